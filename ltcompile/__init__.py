@@ -1,0 +1,45 @@
+"""ltcompile: make a convolutional network smaller and really faster.
+
+    import ltcompile as lt
+
+    model = lt.build_model("vgg16", classes=10)
+    plan = lt.plan(model, example, ratio=0.5)       # which channels go
+    small = lt.cut(model, plan)                     # smaller, dense, equal to lt.mask(model, plan)
+
+    found = lt.find("vgg16", "digits")              # search, with controls and a verdict
+    shrunk = lt.shrink(found.ticket, "small.onnx")  # verified file
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "PruningPlan": "ltcompile.core.plan",
+    "Recipe": "ltcompile.core.recipe",
+    "SearchConfig": "ltcompile.find",
+    "Ticket": "ltcompile.core.ticket",
+    "build_model": "ltcompile.models",
+    "cut": "ltcompile.graph",
+    "embed": "ltcompile.graph",
+    "find": "ltcompile.find",
+    "load_data": "ltcompile.data",
+    "mask": "ltcompile.graph",
+    "plan": "ltcompile.find",
+    "report": "ltcompile.report",
+    "shrink": "ltcompile.shrink",
+    "size": "ltcompile.graph",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is asked for: torch takes seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ltcompile' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

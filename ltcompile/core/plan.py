@@ -1,0 +1,226 @@
+"""Dependency groups and pruning plans: which channels of which layers stay, in the original network's coordinates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ltcompile.errors import BadPlan
+from ltcompile.paths import read_json, write_json
+
+Axis = Literal["out", "in", "each"]
+Index = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one layer that shrinks when its group does.
+
+    `axis` is "out" where the layer produces the channels, "in" where it consumes them, and "each" where it holds one
+    value per channel (batch norm, depthwise convolution). `index[c]` are the positions on that axis which go with the
+    group's channel c: one for a plain layer, 49 behind a 7x7 flatten, shifted behind a concatenation.
+    """
+
+    layer: str
+    axis: Axis
+    index: Index
+
+    def __post_init__(self) -> None:
+        if self.axis not in get_args(Axis):
+            raise BadPlan(f"layer {self.layer!r}: axis {self.axis!r} is none of {', '.join(get_args(Axis))}")
+        positions = [p for row in self.index for p in row]
+        if any(p < 0 for p in positions) or len(set(positions)) != len(positions):
+            raise BadPlan(f"layer {self.layer!r}: positions are negative, or two channels claim the same one")
+
+    def positions(self, channels: tuple[int, ...]) -> list[int]:
+        """The positions on this axis that go with `channels`."""
+        return [p for c in channels for p in self.index[c]]
+
+    def to_json(self) -> dict[str, Any]:
+        start, span = (self.index[0][0], len(self.index[0])) if self.index and self.index[0] else (0, 0)
+        place = (
+            {"start": start, "span": span}
+            if self.index == _block(start, span, len(self.index))
+            else {"index": [list(row) for row in self.index]}
+        )
+        return {"layer": self.layer, "axis": self.axis, **place}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], width: int) -> Member:
+        if "index" in value:
+            index = tuple(tuple(int(p) for p in row) for row in value["index"])
+        else:
+            index = _block(int(value["start"]), int(value["span"]), width)
+        return cls(str(value["layer"]), value["axis"], index)
+
+
+def _block(start: int, span: int, width: int) -> Index:
+    return tuple(tuple(range(start + c * span, start + (c + 1) * span)) for c in range(width))
+
+
+@dataclass(frozen=True)
+class Group:
+    """All the slices that must go together when one channel goes; named after the first layer that produces it.
+
+    `frozen` is empty for a group that can be cut, else the reason why it is left alone.
+    """
+
+    name: str
+    width: int
+    members: tuple[Member, ...]
+    frozen: str = ""
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or not self.members:
+            raise BadPlan(f"group {self.name!r} is empty")
+        for member in self.members:
+            if len(member.index) != self.width:
+                raise BadPlan(f"group {self.name!r}: {member.layer!r} maps {len(member.index)} of {self.width} channels")
+
+    @property
+    def producers(self) -> tuple[Member, ...]:
+        """The layers whose filters make this group's channels."""
+        return tuple(m for m in self.members if m.axis == "out")
+
+    @property
+    def filters_per_channel(self) -> int:
+        """How many filters go when one channel goes: one in a chain, several in a residual stage."""
+        return len(self.producers)
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """What stays of each group of the original network. Plans compose: a plan on a plan is a plan on the original.
+
+    `groups` are the original network's; `kept` names, for every group, the channels that stay, sorted.
+
+    Raises:
+        BadPlan: indices out of range, repeated or unsorted; an emptied or frozen group cut; groups unknown or missing.
+    """
+
+    groups: tuple[Group, ...]
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [g.name for g in self.groups]
+        if len(set(names)) != len(names):
+            raise BadPlan("two groups of the plan have the same name")
+        if extra := sorted(set(self.kept) - set(names)):
+            raise BadPlan(f"the plan keeps channels of {', '.join(extra)}, which the network does not have")
+        kept = {g.name: tuple(self.kept.get(g.name, range(g.width))) for g in self.groups}
+        for group in self.groups:
+            channels = kept[group.name]
+            if not channels:
+                raise BadPlan(f"the plan empties {group.name!r}: at least one channel must stay")
+            if channels[0] < 0 or channels[-1] >= group.width or any(a >= b for a, b in _pairs(channels)):
+                raise BadPlan(f"the plan's channels of {group.name!r} are not rising within 0..{group.width - 1}")
+            if group.frozen and len(channels) < group.width:
+                raise BadPlan(f"the plan cuts {group.name!r}, which is frozen: {group.frozen}")
+        object.__setattr__(self, "kept", kept)
+
+    def __iter__(self) -> Iterator[tuple[Group, tuple[int, ...]]]:
+        return ((group, self.kept[group.name]) for group in self.groups)
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """The groups that are left alone, with the reason why."""
+        return {g.name: g.frozen for g in self.groups if g.frozen}
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Group -> (channels before, channels after)."""
+        return {g.name: (g.width, len(kept)) for g, kept in self}
+
+    @property
+    def filters(self) -> tuple[int, int]:
+        """All filters of the groups, before and after."""
+        before = sum(g.width * g.filters_per_channel for g in self.groups)
+        return before, sum(len(kept) * g.filters_per_channel for g, kept in self)
+
+    @property
+    def is_identity(self) -> bool:
+        return all(before == after for before, after in self.widths.values())
+
+    def removed(self) -> dict[tuple[str, Axis], list[int]]:
+        """(layer, axis) -> the positions that go, sorted: all that a surgeon has to know."""
+        gone: dict[tuple[str, Axis], list[int]] = {}
+        for group, kept in self:
+            channels = tuple(sorted(set(range(group.width)) - set(kept)))
+            for member in group.members if channels else ():
+                gone.setdefault((member.layer, member.axis), []).extend(member.positions(channels))
+        return {key: sorted(positions) for key, positions in gone.items()}
+
+    def remaining(self) -> tuple[Group, ...]:
+        """The groups of the cut network, in its own coordinates: no second tracing is needed."""
+        gone = self.removed()
+        return tuple(
+            replace(g, width=len(kept), members=tuple(_renumber(m, kept, gone.get((m.layer, m.axis), [])) for m in g.members))
+            for g, kept in self
+        )
+
+    def then(self, inner: PruningPlan) -> PruningPlan:
+        """The plan on the original that equals this plan, followed by `inner` on the cut network.
+
+        Raises:
+            BadPlan: `inner` is no plan of this plan's cut network.
+        """
+        if inner.groups != self.remaining():
+            raise BadPlan("the second plan is not a plan of the network that the first one leaves")
+        kept = {g.name: tuple(self.kept[g.name][c] for c in channels) for g, channels in inner}
+        return PruningPlan(self.groups, kept)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        groups = [
+            {"name": g.name, "width": g.width, "frozen": g.frozen, "members": [m.to_json() for m in g.members]}
+            for g in self.groups
+        ]
+        return {"groups": groups, "kept": {name: list(channels) for name, channels in self.kept.items()}}
+
+    @classmethod
+    def from_json(cls, value: Any) -> PruningPlan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            BadPlan: a field is missing, of the wrong type or contradictory.
+        """
+        try:
+            groups = tuple(
+                Group(
+                    str(g["name"]),
+                    int(g["width"]),
+                    tuple(Member.from_json(m, int(g["width"])) for m in g["members"]),
+                    str(g["frozen"]),
+                )
+                for g in value["groups"]
+            )
+            kept = {str(name): tuple(int(c) for c in channels) for name, channels in value["kept"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadPlan(f"the plan has a missing or malformed field: {error!r}") from error
+        return cls(groups, kept)
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        return cls.from_json(read_json(path, "pruning plan"))
+
+
+def _pairs(channels: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    return zip(channels, channels[1:], strict=False)
+
+
+def _renumber(member: Member, kept: tuple[int, ...], gone: list[int]) -> Member:
+    """The member after the positions `gone` have left its axis."""
+    size = 1 + max((p for row in member.index for p in row), default=-1)
+    new_position, lost, next_gone = [0] * size, 0, iter([*gone, math.inf])
+    upcoming = next(next_gone)
+    for position in range(size):
+        if position == upcoming:
+            lost, upcoming = lost + 1, next(next_gone)
+        new_position[position] = position - lost
+    return replace(member, index=tuple(tuple(new_position[p] for p in member.index[c]) for c in kept))

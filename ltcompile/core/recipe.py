@@ -1,0 +1,66 @@
+"""How a network is trained: one dataclass, checked when built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ltcompile.core.records import Record
+from ltcompile.errors import BadSetting
+
+Schedule = Literal["step", "cosine", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Recipe(Record):
+    """SGD with Nesterov momentum. The defaults are VGG-16's on CIFAR-10 in open_lth, with weight decay 5e-4.
+
+    `milestones` are the shares of all epochs at which a step schedule divides the rate by ten; cosine falls to zero.
+    `flip` mirrors half the images; `crop_pixels` pads by so much and crops at random. `precision` "auto" takes bfloat16
+    autocast where the device computes it natively. A seed and a recipe fix the result, to the bit on a CPU.
+    """
+
+    epochs: int = 160
+    batch: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Schedule = "step"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    warmup_epochs: int = 0
+    label_smoothing: float = 0.0
+    flip: bool = True
+    crop_pixels: int = 4
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        checks = {
+            f"epochs must be at least 1, not {self.epochs}": self.epochs >= 1,
+            f"batch must be at least 2 (batch norm needs two images), not {self.batch}": self.batch >= 2,
+            f"lr must be above 0, not {self.lr}": self.lr > 0,
+            f"momentum must be in [0, 1), not {self.momentum}": 0 <= self.momentum < 1,
+            f"weight decay must not be negative: {self.weight_decay}": self.weight_decay >= 0,
+            f"schedule must be one of {', '.join(get_args(Schedule))}, not {self.schedule!r}": self.schedule in get_args(Schedule),
+            f"precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}": self.precision in get_args(Precision),
+            f"label smoothing must be in [0, 1), not {self.label_smoothing}": 0 <= self.label_smoothing < 1,
+            f"warm-up must be between 0 and {self.epochs} epochs, not {self.warmup_epochs}": 0 <= self.warmup_epochs <= self.epochs,
+            f"crop pixels must not be negative: {self.crop_pixels}": self.crop_pixels >= 0,
+        }
+        for message, holds in checks.items():
+            if not holds:
+                raise BadSetting(message)
+
+    def rate_at(self, epoch: float) -> float:
+        """The learning rate at a point in time, in epochs (fractions are steps within one)."""
+        if epoch < self.warmup_epochs:
+            return self.lr * max(epoch, 1e-3) / self.warmup_epochs
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "step":
+            return self.lr * 0.1 ** sum(epoch >= m * self.epochs for m in self.milestones)
+        import math
+
+        done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1)
+        return 0.5 * self.lr * (1 + math.cos(math.pi * min(done, 1.0)))

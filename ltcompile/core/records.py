@@ -1,0 +1,157 @@
+"""What is written down: one row per trained network, one row per timing, the verdict, and where it all came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from ltcompile.errors import BadFile
+
+Arm = Literal["dense", "ticket", "random", "dense_budget"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A row of plain values that goes to JSON and comes back checked."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Raises BadFile where a field is missing or unknown."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        try:
+            if extra := sorted(set(value) - known):
+                raise BadFile(f"{cls.__name__}: unknown field {', '.join(extra)}; written by a newer ltcompile?")
+            return cls(**value)
+        except TypeError as error:
+            raise BadFile(f"{cls.__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Trained(Record):
+    """One network after one training: an arm of a search, at a level (round), under a seed.
+
+    Accuracies are shares of one; `test_accuracy` is None for networks that were never shown the test set.
+    `stop_epoch` is the epoch of minimum validation loss; `val_correct` says which validation images were right, as a
+    hexadecimal bit string, so that verdicts can pair images.
+    """
+
+    seed: int
+    arm: Arm
+    level: int
+    filters: int
+    params: int
+    macs: int
+    epochs: int
+    seconds: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    val_correct: str
+    stop_epoch: int
+    test_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Verdict(Record):
+    """Which level won, by which rule, and how it stands against the controls.
+
+    `level` is None where no ticket won. `flags` are the five conditions of Ma et al. 2021 (None = not tested), each
+    with its reason in `flag_reasons`. Differences are in points of validation accuracy, ticket minus dense.
+    """
+
+    level: int | None
+    rule: str
+    margin_points: float
+    confidence: float
+    differences: dict[str, dict[str, float]]
+    summary: list[str]
+    flags: dict[str, bool | None]
+    flag_reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Measurement(Record):
+    """One row of a benchmark: a subject on a backend at a batch size, beside the dense network in the same run.
+
+    Latencies are milliseconds per batch. `speedup` is dense p50 / this p50 with a bootstrap interval (None for the dense
+    row itself). `max_error` is the largest difference to eager fp32 outputs, relative to their largest magnitude.
+    `peak_bytes` is the memory that loading and running took above what the process held before (None: not told here).
+    """
+
+    subject: str
+    backend: str
+    device: str
+    dtype: str
+    batch: int
+    ms_p20: float
+    ms_p50: float
+    ms_p80: float
+    runs: int
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+    peak_bytes: int | None
+    accuracy: float | None
+    max_error: float
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions of everything that can change a result."""
+    found = {"python": platform.python_version()}
+    for package in ("ltcompile", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "triton"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance() -> dict[str, Any]:
+    """Where a result came from: versions, machine, commit of the source tree if there is one, date, command."""
+    import torch
+
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": versions(),
+        "machine": {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.platform(),
+                    "simd": torch.backends.cpu.get_cpu_capability()},
+        "commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["ltcompile", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("ltcompile") else "Python API",
+    }
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+@functools.cache
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+changes" if dirty else "")

@@ -1,0 +1,179 @@
+"""What every source of images becomes: three splits and a description that travels with tickets and ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.records import Record
+from ltcompile.errors import BadData
+
+
+@dataclass(frozen=True)
+class Description(Record):
+    """What a network has to know of its data: names of the classes, shape (C, H, W) of an image, mean and deviation per channel.
+
+    Networks get (pixels / 255 - mean) / std.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("class_names", "shape", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.class_names) < 2:
+            raise BadData(f"{self.name}: {len(self.class_names)} class is too few to learn from; there must be two at least")
+        if len(self.shape) != 3 or len(self.mean) != self.shape[0] or len(self.std) != self.shape[0] or min(self.std) <= 0:
+            raise BadData(f"{self.name}: mean and std do not fit images of shape {self.shape}")
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+
+class Split(Protocol):
+    """Some images with labels, in memory or on disk."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images (N, C, H, W) and labels (N,), on `device`.
+
+        With a recipe: shuffled by `seed`, augmented, whole batches only. Without: in order, all of them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Train, validation and test images of one source, and how its size changes a network's usual recipe."""
+
+    description: Description
+    train: Split
+    val: Split
+    test: Split
+    flip: bool
+    small: bool = False  # hundreds of images rather than ten thousands
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """`recipe` for this data: no mirrored digits; many small steps where there are few images, the rate scaled with the batch."""
+        from dataclasses import replace
+
+        if not self.small:
+            return replace(recipe, flip=self.flip)
+        batch = min(32, recipe.batch)
+        lr = recipe.lr * batch / recipe.batch  # linear scaling (Goyal et al. 2017)
+        return replace(recipe, flip=self.flip, epochs=5, batch=batch, lr=lr, schedule="cosine", warmup_epochs=1, crop_pixels=3)
+
+    def check(self) -> None:
+        """Raises BadData where a split lacks images or a class."""
+        for name, split in (("train", self.train), ("validation", self.val), ("test", self.test)):
+            missing = set(range(self.description.classes)) - set(split.labels.unique().tolist())
+            if missing:
+                lacking = ", ".join(self.description.class_names[c] for c in sorted(missing)[:5])
+                raise BadData(f"{self.description.name}: the {name} split has no image of class {lacking}")
+
+    @property
+    def example(self) -> Tensor:
+        """Two validation images (2, C, H, W), normalised, on the CPU."""
+        images, _ = next(iter(self.val.batches(2, torch.device("cpu"), None, 0)))
+        return images
+
+
+class TensorSplit:
+    """Images that fit in memory: one uint8 tensor (N, C, H, W) on the device, augmented there batch by batch."""
+
+    def __init__(self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor) -> None:
+        self._images, self._labels = images, labels.long()
+        self._mean, self._std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    @property
+    def labels(self) -> Tensor:
+        return self._labels
+
+    def _normalised(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._on:
+            mean, std = self._mean.to(device), self._std.to(device)
+            images = (self._images.to(device).float() / 255 - mean) / std
+            self._on[device] = images.contiguous(memory_format=torch.channels_last), self._labels.to(device)
+        return self._on[device]
+
+    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = self._normalised(device)
+        if recipe is None:
+            yield from zip(images.split(size), labels.split(size), strict=True)
+            return
+        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same stream for every device
+        order = torch.randperm(len(self), generator=generator).to(device)
+        for rows in order[: len(order) // size * size].split(size):
+            yield augment(images[rows], recipe, generator), labels[rows]
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Each image (N, C, H, W) mirrored by chance and shifted within a padding by the smallest value, both by `recipe`."""
+    n, _, height, width = images.shape
+    if recipe.crop_pixels:
+        pad = recipe.crop_pixels
+        dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
+        rows = (torch.arange(height, device=images.device) + dy[:, None])[:, None, :, None]
+        columns = (torch.arange(width, device=images.device) + dx[:, None])[:, None, None, :]
+        padded = F.pad(images, (pad, pad, pad, pad), value=float(images.min()))
+        everyone = torch.arange(n, device=images.device)[:, None, None, None]
+        channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+        images = padded[everyone, channels, rows, columns]
+    if recipe.flip:
+        mirrored = torch.randint(0, 2, (n,), generator=generator).bool().to(images.device)
+        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def from_tensors(
+    name: str, class_names: list[str], train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, image_size: int,
+    val: tuple[Tensor, Tensor] | None = None, val_share: float, seed: int, flip: bool,
+) -> Dataset:
+    """A data set from uint8 images (N, C, H, W) and labels (N,), resized to `image_size`, split and normalised."""
+    from ltcompile.data._split import stratified
+
+    if val is None:
+        if not 0 < val_share < 1:
+            raise BadData(f"the validation share must be between 0 and 1, not {val_share}")
+        val_rows, train_rows = stratified(train[1], (val_share,), seed)
+        val, train = (train[0][val_rows], train[1][val_rows]), (train[0][train_rows], train[1][train_rows])
+    splits = [(_resize(images, image_size), labels) for images, labels in (train, val, test)]
+    if not len(splits[0][1]):
+        raise BadData(f"{name}: no image is left to train on")
+    mean, std = statistics(splits[0][0])
+    description = Description(name, tuple(class_names), tuple(splits[0][0].shape[1:]), tuple(mean.tolist()), tuple(std.tolist()))
+    parts = [TensorSplit(images, labels, mean, std) for images, labels in splits]
+    return Dataset(description, *parts, flip=flip, small=len(splits[0][1]) < 5000)
+
+
+def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel of pixels scaled to 0..1, rounded so that they travel exactly through JSON."""
+    pixels = images[:: max(1, len(images) // 10_000)].double() / 255
+    mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)
+    return mean.mul(1e4).round().div(1e4).float(), std.mul(1e4).round().div(1e4).float()
+
+
+def _resize(images: Tensor, side: int) -> Tensor:
+    if images.shape[-2:] == (side, side):
+        return images
+    resized = [F.interpolate(part.float(), (side, side), mode="bilinear", antialias=part.shape[-1] > side) for part in images.split(4096)]
+    return torch.cat(resized).round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,34 @@
+"""CIFAR and MNIST in torchvision's own layout on disk, checked there against the published md5 sums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ltcompile.data._dataset import Dataset, from_tensors
+from ltcompile.errors import BadData
+
+
+def load(kind: str, root: Path, image_size: int | None, val_share: float, seed: int, download: bool) -> Dataset:
+    """The torchvision data set class `kind` from `root`; `download` fetches it when it is not there."""
+    import torchvision
+
+    parts = []
+    for train in (True, False):
+        try:
+            part = getattr(torchvision.datasets, kind)(str(root), train=train, download=download)
+        except RuntimeError as error:
+            raise BadData(
+                f"{kind} is missing or corrupt in {root}: pass the folder that holds it in torchvision's layout as --data-root, "
+                "or --download to fetch it"
+            ) from error
+        except (OSError, ValueError, EOFError) as error:
+            raise BadData(f"{kind} in {root} cannot be read: {error}") from error
+        images = torch.as_tensor(part.data)
+        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+        parts.append((images.contiguous(), torch.as_tensor(part.targets)))
+        classes = [str(c) for c in part.classes]
+    side = image_size or parts[0][0].shape[-1]
+    flip = kind != "MNIST"  # a mirrored digit is another sign
+    return from_tensors(kind.lower(), classes, *parts, image_size=side, val_share=val_share, seed=seed, flip=flip)

@@ -1,0 +1,28 @@
+"""scikit-learn's bundled handwritten digits: 1797 real 8x8 images (UCI optdigits' test part), shown at 32x32.
+
+A quarter is the test set, a third of the rest the validation split: with so few images, both must be large to tell anything.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ltcompile.data._dataset import Dataset, from_tensors
+from ltcompile.data._split import stratified
+
+TEST_SHARE, VAL_SHARE = 0.25, 1 / 3
+
+
+def load(root: Path, image_size: int | None, val_share: float, seed: int, download: bool) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.tensor(digits.images / 16 * 255).round().to(torch.uint8)[:, None]
+    labels = torch.tensor(digits.target)
+    test, train = stratified(labels, (TEST_SHARE,), seed)
+    return from_tensors(
+        "digits", [str(d) for d in range(10)], (images[train], labels[train]), (images[test], labels[test]),
+        image_size=image_size or 32, val_share=max(val_share, VAL_SHARE), seed=seed, flip=False,
+    )

@@ -1,0 +1,59 @@
+"""Everything that can go wrong by a user's hand, as one small tree.
+
+Each message says what is wrong, where, and what to do now; the command line prints it and exits with 2.
+"""
+
+from __future__ import annotations
+
+
+class LtcompileError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class UnknownName(LtcompileError):
+    """A model, data set, criterion or backend that does not exist."""
+
+
+class BadData(LtcompileError):
+    """A data set that is missing, corrupt or unfit for training."""
+
+
+class BadPlan(LtcompileError):
+    """A pruning plan that contradicts itself or the network it is applied to."""
+
+
+class BadModel(LtcompileError):
+    """A network that cannot be built, traced or cut."""
+
+
+class BadSetting(LtcompileError):
+    """A setting outside its range, or settings that contradict each other."""
+
+
+class BadFile(LtcompileError):
+    """A file that cannot be read as what it should be, or a place that cannot be written."""
+
+
+class StaleTicket(LtcompileError):
+    """A ticket that does not fit the model, the data or the run that it is used with."""
+
+
+class Unavailable(LtcompileError):
+    """A backend or device that this machine lacks."""
+
+
+class Disagreement(LtcompileError):
+    """Two networks that must compute the same do not."""
+
+
+class TrainingFailed(LtcompileError):
+    """Training left the numbers: the loss is not finite."""
+
+
+def unknown(kind: str, name: str, known: list[str]) -> UnknownName:
+    """The error for a name that is in no registry: near misses first, then all there is."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    return UnknownName(f"there is no {kind} named {name!r}.{hint} Known: {', '.join(known)}")

@@ -1,0 +1,7 @@
+"""The surgeon: find what hangs together in a network, and remove, mask or restore channels of it."""
+
+from ltcompile.graph.count import Size, size
+from ltcompile.graph.surgeon import cut, embed, mask, zeros
+from ltcompile.graph.trace import trace
+
+__all__ = ["Size", "cut", "embed", "mask", "size", "trace", "zeros"]

@@ -1,0 +1,97 @@
+"""ONNX and torch.export files with a dynamic batch, checked before anyone sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile.errors import BadModel, Disagreement
+from ltcompile.paths import atomic
+
+INPUT, OUTPUT = "images", "logits"
+
+
+def export_onnx(model: nn.Module, example: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `model` (eval mode, (N, C, H, W) -> (N, classes)) to `path`, weights inside, any batch size, with `metadata` in the file.
+
+    The file passes onnx.checker, and its filters have the module's shapes.
+
+    Raises:
+        BadModel: torch cannot export it. Disagreement: the file does not hold the module's shapes. BadFile: it cannot be written.
+    """
+    import onnx
+
+    batch = torch.export.Dim("batch", min=1)
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                model.eval(), (_several(example),), dynamo=True, input_names=[INPUT], output_names=[OUTPUT],
+                dynamic_shapes=({0: batch},), verbose=False, external_data=False,
+            )
+        except Exception as error:  # the exporter raises many types; all mean the same to a user
+            raise BadModel(f"torch cannot export this network to ONNX: {str(error).splitlines()[0]}") from error
+    assert program is not None
+    proto = program.model_proto
+    del proto.metadata_props[:]
+    for key, value in (metadata or {}).items():
+        proto.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(proto, full_check=True)
+    _check_shapes(model, proto, path)
+    with atomic(path) as scratch:
+        scratch.write_bytes(proto.SerializeToString())
+
+
+def export_program(model: nn.Module, example: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `model` to `path` as a torch.export program with a dynamic batch. Raises BadModel or BadFile."""
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        program = torch.export.export(model.eval(), (_several(example),), dynamic_shapes=({0: batch},), strict=False)
+    except Exception as error:  # as above
+        raise BadModel(f"torch cannot export this network: {str(error).splitlines()[0]}") from error
+    with atomic(path) as scratch, _quiet():
+        torch.export.save(program, scratch, extra_files=dict(metadata or {}))
+
+
+def run_onnx(path: str | Path, images: Tensor) -> Tensor:
+    """The outputs of an ONNX file for `images`, by ONNX Runtime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+
+
+def _several(example: Tensor) -> Tensor:
+    """A batch of two: torch.export would take a batch of one for a constant."""
+    return example[:1].repeat(2, 1, 1, 1).cpu()
+
+
+def _check_shapes(model: nn.Module, proto: Any, path: str | Path) -> None:
+    """The file must hold as many filters as the module has, not zeros in their place."""
+    expected = sorted(tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Conv2d))
+    found = sorted(tuple(i.dims) for i in proto.graph.initializer if len(i.dims) == 4 and i.dims[0] > 0 and _feeds_conv(proto, i.name))
+    if expected != found:
+        raise Disagreement(f"{path} would hold filters of shapes {found}, the network has {expected}")
+
+
+def _feeds_conv(proto: Any, name: str) -> bool:
+    return any(node.op_type == "Conv" and len(node.input) > 1 and node.input[1] == name for node in proto.graph.node)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters report their progress; our one line says enough."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

@@ -1,0 +1,17 @@
+"""Half precision inside, single precision at the borders, so that callers need not know."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class HalfInside(nn.Module):
+    """`module` in float16 behind float32 inputs and outputs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module.half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.module(x.half())
+        return y.float()

@@ -1,0 +1,45 @@
+"""How good a network is on a split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltcompile.core.recipe import Recipe
+from ltcompile.data import Split
+from ltcompile.train.device import autocast_dtype
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean cross-entropy, share of right answers, and which images were right (N,), as a boolean tensor on the CPU."""
+
+    loss: float
+    accuracy: float
+    correct: Tensor
+
+    @property
+    def correct_hex(self) -> str:
+        """`correct` as hexadecimal digits, the first image in the highest bit."""
+        bits = "".join("1" if c else "0" for c in self.correct.tolist())
+        return f"{int(bits, 2):0{(len(bits) + 3) // 4}x}"
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, recipe: Recipe, device: torch.device) -> Evaluation:
+    """`model` in eval mode over all images of `split`, in the recipe's precision; its mode is restored."""
+    was_training = model.training
+    model.eval()
+    dtype = autocast_dtype(recipe, device)
+    loss, correct = 0.0, []
+    for images, labels in split.batches(256, device, None, 0):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            logits = model(images)
+        loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
+        correct.append((logits.argmax(1) == labels).cpu())
+    model.train(was_training)
+    right = torch.cat(correct)
+    return Evaluation(loss / len(right), right.double().mean().item(), right)

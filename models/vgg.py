@@ -1,0 +1,48 @@
+"""VGG with batch norm for 32x32 images: 3x3 convolutions, five 2x2 pools, one linear layer.
+
+VGG-16 has 14.7 M parameters and 313 M MACs at 3x32x32. Recipe: open_lth (Frankle et al.), lr 0.1 at batch 128, 160 epochs.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ltcompile.core.recipe import Recipe
+
+WIDTHS = {  # "M" is a 2x2 max pool
+    "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "vgg13": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"],
+    "vgg19": [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"],
+}
+NAMES = tuple(WIDTHS)
+LEAST_SIZE = 32
+RECIPE = Recipe(epochs=160, lr=0.1, batch=128, weight_decay=5e-4)
+
+
+class VGG(nn.Module):
+    """Images (N, C, H, W) with H, W >= 32 to logits (N, classes); larger feature maps are averaged."""
+
+    def __init__(self, widths: list[int | str], classes: int, in_channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in widths:
+            if isinstance(width, str):
+                layers.append(nn.MaxPool2d(2))
+                continue
+            layers += [nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            in_channels = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(in_channels, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.pool(self.features(x)).flatten(1))
+        return logits
+
+
+def build(name: str, classes: int, in_channels: int, image_size: int) -> nn.Module:
+    return VGG(WIDTHS[name], classes, in_channels)
