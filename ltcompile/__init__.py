@@ -20,6 +20,7 @@ _HOMES = {
     "Recipe": "ltcompile.core.recipe",
     "SearchConfig": "ltcompile.find",
     "Ticket": "ltcompile.core.ticket",
+    "bench": "ltcompile.compare",
     "build_model": "ltcompile.models",
     "cut": "ltcompile.graph",
     "embed": "ltcompile.graph",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -70,13 +70,11 @@ class Dataset:
 
     def adapt(self, recipe: Recipe) -> Recipe:
         """`recipe` for this data: no mirrored digits; many small steps where there are few images, the rate scaled with the batch."""
-        from dataclasses import replace
-
         if not self.small:
             return replace(recipe, flip=self.flip)
         batch = min(32, recipe.batch)
         lr = recipe.lr * batch / recipe.batch  # linear scaling (Goyal et al. 2017)
-        return replace(recipe, flip=self.flip, epochs=5, batch=batch, lr=lr, schedule="cosine", warmup_epochs=1, crop_pixels=3)
+        return replace(recipe, flip=self.flip, epochs=12, batch=batch, lr=lr, schedule="cosine", warmup_epochs=1, crop_pixels=3)
 
     def check(self) -> None:
         """Raises BadData where a split lacks images or a class."""

@@ -42,7 +42,7 @@ class Listener(Protocol):
 
     def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None: ...
     def epoch(self, seed: int, arm: str, level: int, row: Epoch) -> None: ...
-    def finished(self, row: Trained) -> None: ...
+    def finished(self, row: Trained, from_file: bool) -> None: ...
 
 
 class Silence:
@@ -50,7 +50,7 @@ class Silence:
 
     def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None: ...
     def epoch(self, seed: int, arm: str, level: int, row: Epoch) -> None: ...
-    def finished(self, row: Trained) -> None: ...
+    def finished(self, row: Trained, from_file: bool) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,15 @@ def find(
     config = config or SearchConfig()
     on = pick_device(device)
     if isinstance(data, str):
-        data = load_data(data, data_root, image_size or _least(model, data), download=download)
+        data = load_data(data, data_root, image_size or image_size_for(model, data), download=download)
     search = _Search(model, data, config, recipe or data.adapt(default_recipe(model)), weights, on, listener or Silence())
     name = data.description.name.replace(":", "-").replace("/", "-")
     path = Path(folder) if folder is not None else Path("runs") / f"{model.replace(':', '-')}-{name}-{config.rewind}"
     return search.run(path, resume)
 
 
-def _least(model: str, data: str) -> int | None:
-    """An image size only where the network needs larger images than MNIST's 28 pixels."""
+def image_size_for(model: str, data: str) -> int | None:
+    """The side to show `data` at where its own is too small for `model`; None for the data's own. Raises UnknownName."""
     return least_size(model) if data == "mnist" and least_size(model) > 28 else None
 
 
@@ -212,6 +212,11 @@ class _Search:
         more = _stretched(self.rewinding.recipe(self.recipe), extra)
         whole = PruningPlan(self.groups)
         _, budget = self._unit(seed, "dense_budget", level, lambda: self._trained(seed, "dense-0", whole), whole, more)
+        # It went on from the dense network, whose training is part of its budget.
+        budget = replace(
+            budget, epochs=budget.epochs + lineage[0].epochs, seconds=budget.seconds + lineage[0].seconds,
+            stop_epoch=budget.stop_epoch + lineage[0].epochs,
+        )
         return [random, budget]
 
     def _trained(self, seed: int, unit: str, plan: PruningPlan) -> nn.Module:
@@ -236,7 +241,7 @@ class _Search:
         if saved is not None:
             model.load_state_dict(saved["weights"])
             row = Trained.from_json(saved["row"])
-            self.listener.finished(row)
+            self.listener.finished(row, True)
             return model.to(self.device), row
         state = self.folder.load(partial)
         self.listener.started(seed, arm, level, recipe.epochs - first_epoch, len(state["epochs"]) if state else 0)
@@ -259,7 +264,7 @@ class _Search:
         row = self._row(seed, arm, level, cut(model, plan) if masked else model, epochs)
         self.folder.save(file, {"weights": model.state_dict(), "row": row.to_json(), "epochs": [e.to_json() for e in epochs]})
         partial.unlink(missing_ok=True)
-        self.listener.finished(row)
+        self.listener.finished(row, False)
         return model, row
 
     def _row(self, seed: int, arm: Arm, level: int, model: nn.Module, epochs: list[Epoch]) -> Trained:

@@ -40,7 +40,8 @@ def trace(model: nn.Module, example: Tensor) -> tuple[Group, ...]:
         if reason:
             members = members or (Member(names[raw[0].dep.target.module], "out", tuple((c,) for c in range(width))),)
         groups.append(Group(members[0].layer, width, members, reason))
-    groups = _freeze_overlaps(groups)
+    order = {name: i for i, name in enumerate(dict(model.named_modules()))}
+    groups = _freeze_overlaps(sorted(groups, key=lambda g: order[g.name]))
     if all(g.frozen for g in groups):
         reasons = "; ".join(f"{g.name}: {g.frozen}" for g in groups) or "it has no convolution or linear layer that torch can trace"
         raise BadModel(f"nothing in this network can be cut: {reasons}")

@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both begin with `make env`.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.made-from
+
+.PHONY: env env-dev demo test check bench clean
+
+env: $(STAMP)
+env-dev: $(STAMP)-dev
+
+# Made once, and again whenever pyproject.toml or constraints.txt changes; an environment cut short leaves no stamp.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing ltcompile and what it needs into .venv (two minutes, some GB)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .
+	@touch $@
+
+$(STAMP)-dev: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Real handwritten digits, the full VGG-16: search, cut, export, race, page.
+demo: env
+	@rm -rf runs/demo
+	$(BIN)/ltcompile find --model vgg16 --rewind lr --epochs 5 --rounds 4 --rate 0.45 --align 8 --margin 1 --name demo
+	$(BIN)/ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx
+	$(BIN)/ltcompile bench runs/demo/small.onnx --against dense --backend onnxruntime --backend eager --seconds 2
+	$(BIN)/ltcompile report runs/demo -o runs/demo/report.html
+	@echo "open runs/demo/report.html"
+
+test: env-dev
+	$(BIN)/python -m pytest
+
+check: env-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+bench: env
+	$(BIN)/python bench/masked.py
+	$(BIN)/python bench/stages.py
+
+clean:
+	rm -rf .venv build dist *.egg-info

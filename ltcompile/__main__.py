@@ -1,0 +1,3 @@
+from ltcompile.cli import main
+
+main()

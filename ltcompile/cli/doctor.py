@@ -1,0 +1,52 @@
+"""ltcompile doctor: what this machine has, what will be used, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+EPILOG = "Example:  ltcompile doctor --json"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG)(doctor)
+
+
+def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON.")) -> None:
+    """Tell what this machine has: devices, precisions, backends, versions; what will be used and why."""
+    told = _examine()
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    machine = told["machine"]
+    typer.echo(f"processor  {machine['cpu']}, {machine['threads']} threads, {machine['simd']}")
+    typer.echo(f"GPU        {machine['gpu'] or 'none that torch sees'}")
+    typer.echo(f"training   on {told['training']['device']} in {told['training']['precision']}: {told['training']['why']}")
+    for device, backends in told["backends"].items():
+        typer.secho(f"backends on {device}", bold=True)
+        for name, reason in backends.items():
+            typer.echo(f"  {'works' if reason is None else 'not here':<9} {name:<12} {reason or ''}")
+    typer.secho("versions", bold=True)
+    for package, version in told["versions"].items():
+        typer.echo(f"  {package:<16} {version}")
+
+
+def _examine() -> dict[str, Any]:
+    from ltcompile.backends import DEVICES, available
+    from ltcompile.core.recipe import Recipe
+    from ltcompile.core.records import provenance
+    from ltcompile.train import autocast_dtype, pick_device
+
+    device = pick_device()
+    half = autocast_dtype(Recipe(), device) is not None
+    known = provenance()
+    return {
+        "machine": known["machine"], "versions": known["versions"],
+        "training": {
+            "device": device.type, "precision": "bf16 autocast" if half else "fp32",
+            "why": "it multiplies bfloat16 natively" if half else "it does not multiply bfloat16 natively, and emulation is far slower",
+        },
+        "backends": {name: available(name) for name in DEVICES},
+    }

@@ -1,0 +1,70 @@
+"""Bars for a search: one over all its epochs with the time left, and a line for every finished training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.records import Trained
+from ltcompile.errors import Unavailable
+from ltcompile.find import SearchConfig
+from ltcompile.train import Epoch
+
+HEADER = f"{'seed':>4}  {'arm':<12} {'level':>5}  {'filters':>7} {'params':>11} {'MACs':>13}  {'val acc':>8}  {'seconds':>7}"
+
+
+class Bars:
+    """A search's listener. The bar's total is by training arithmetic: rounds of a smaller network are shorter."""
+
+    def __init__(self, config: SearchConfig, recipe: Recipe, quiet: bool) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), console=self.console, disable=quiet,
+        )
+        trainings = config.seeds * (1 + len(config.shares))
+        self.task = self.bar.add_task("dense", total=trainings * recipe.epochs)
+        self.writer: Any = None
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        self.console.print(HEADER, style="bold", highlight=False)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.stop()
+        if self.writer is not None:
+            self.writer.close()
+
+    def log_to_tensorboard(self, folder: Path) -> None:
+        """Also write scalars to `folder`/tensorboard. Raises Unavailable where TensorBoard is not installed."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise Unavailable("TensorBoard is not installed; run `pip install 'ltcompile[tensorboard]'`") from error
+        self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
+        if arm in ("random", "dense_budget"):  # controls are known only once the level is chosen
+            self.bar.update(self.task, total=(self.bar.tasks[0].total or 0) + epochs)
+        self.bar.update(self.task, description=f"seed {seed} {arm} {level}", advance=done)
+
+    def epoch(self, seed: int, arm: str, level: int, row: Epoch) -> None:
+        text = f"seed {seed} {arm} {level}  val {row.val_accuracy:.2%}  {row.images_per_second:.0f} images/s"
+        self.bar.update(self.task, description=text, advance=1)
+        if self.writer is not None:
+            for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "lr"):
+                self.writer.add_scalar(f"seed{seed}/{arm}-{level}/{name}", getattr(row, name), row.epoch)
+
+    def finished(self, row: Trained, from_file: bool) -> None:
+        if from_file:
+            self.bar.update(self.task, advance=row.epochs if row.arm in ("dense", "ticket") else 0)
+        self.console.print(
+            f"{row.seed:>4}  {row.arm:<12} {row.level:>5}  {row.filters:>7,} {row.params:>11,} {row.macs:>13,}  {row.val_accuracy:>8.2%}  "
+            f"{row.seconds:>7.1f}" + ("  (from its file)" if from_file else ""), highlight=False,
+        )

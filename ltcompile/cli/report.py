@@ -1,0 +1,24 @@
+"""ltcompile report: the page that one can show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+import typer
+
+EPILOG = "Example:  ltcompile report runs/demo -o report.html"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG)(report)
+
+
+def report(
+    run: Path = typer.Argument(..., help="Folder of a run."),
+    output: Optional[Path] = typer.Option(None, "-o", "--output", help="The page to write; RUN/report.html by default."),
+) -> None:
+    """Write one self-contained HTML page, and report.json, on what a run claimed and measured."""
+    from ltcompile.report import report as write
+
+    typer.echo(f"wrote {write(run, output)}")

@@ -1,0 +1,5 @@
+"""One page that tells a run: what was found, what it is worth, and how it was checked."""
+
+from ltcompile.report.page import report
+
+__all__ = ["report"]

@@ -1,0 +1,331 @@
+"""From the files of a run to every figure that the page shows, as one plain dict: the page computes nothing itself."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ltcompile.core.records import Measurement, Trained
+from ltcompile.report import units
+from ltcompile.report.inputs import Bench, Provenance, Run, Search, Shrink, read_run
+
+Figures = dict[str, Any]
+SIZES = ("filters", "params", "macs")
+CONTROLS = {
+    "random": "random re-initialisation of the same architecture",
+    "dense_budget": "the dense network trained with the ticket's whole budget",
+}
+CONCLUSIONS = {  # what follows where a control was not clearly beaten
+    ("random", "missing"): "Without it nothing tells whether the ticket's weights were needed, or only its architecture.",
+    ("random", "as well"): "The ticket's weights were not needed: its architecture alone explains the result.",
+    ("random", "close"): "The ticket is not clearly better than its architecture alone.",
+    ("dense_budget", "missing"): "Without it nothing tells what longer training alone would have brought.",
+    ("dense_budget", "as well"): "Longer training explains any gain over the dense network; the ticket saves size and MACs.",
+    ("dense_budget", "close"): "Most of any gain over the dense network is longer training; the ticket saves size and MACs.",
+}
+CONDITIONS = {  # Ma et al. 2021, arXiv:2107.00166
+    "1": "The sparsity is not trivial, and training is long enough",
+    "2": "The small dense network (same size, no ticket) is clearly worse",
+    "3": "The ticket beats random re-initialisation at any learning rate",
+    "4": "The ticket is about as good as the dense network at the same learning rate",
+    "5": "The ticket is about as good as the dense network with its best recipe",
+}
+MISSING = {
+    "shrink": "file size, and the proof that the cut network computes what the masked one did",
+    "bench": "measured latency and speedup",
+}
+ANSWERS = {True: "yes", False: "no", None: "not tested"}
+Z95 = 1.959964  # normal quantile of a two-sided 95 % interval
+
+
+def collect(folder: Path) -> Figures:
+    """Every figure of the report of the run in `folder`.
+
+    Raises:
+        BadFile: the folder is no run, or one of its files is damaged.
+    """
+    run = read_run(folder)
+    search = run.search
+    missing = [part for part, found in (("shrink", run.shrinks), ("bench", run.bench)) if not found]
+    figures: Figures = {
+        "kind": "report",
+        "format": 1,
+        "name": search.name,
+        "model": asdict(search.model),
+        "data": asdict(search.data),
+        "seeds": search.seeds,
+        "search_seconds": search.seconds,
+        "ticket": asdict(search.ticket),
+        "accuracy": _accuracy(search),
+        "levels": _levels(search),
+        "controls": [_control(search, arm, text) for arm, text in CONTROLS.items()],
+        "points": [_point(search, row) for row in search.rows],
+        "widths": [{**asdict(width), "kept_share": width.after / width.before} for width in search.widths],
+        "shrinks": [_shrink(search, shrink) for shrink in run.shrinks],
+        "bench": _bench(run.bench) if run.bench else None,
+        "missing": [{"part": part, "adds": MISSING[part], "command": _command(part, folder)} for part in missing],
+        "recipe": search.recipe,
+        "config": search.config,
+        "provenance": _provenance(run),
+    }
+    figures["sparsity"] = _sparsity(search, figures["bench"])
+    figures["file"] = _file(run.shrinks)
+    figures["verdict"] = _verdict(search, figures)
+    figures["warnings"] = _warnings(run)
+    return figures
+
+
+def _command(stage: str, folder: Path) -> str:
+    """The command that adds the part that `stage` makes."""
+    small, ticket = (shlex.quote(str(folder / name)) for name in ("small.onnx", "ticket.pt"))
+    return f"ltcompile shrink {ticket} -o {small}" if stage == "shrink" else f"ltcompile bench {small}"
+
+
+# Accuracy
+
+
+def _accuracy(search: Search) -> Figures:
+    """Test and validation accuracy of the dense network and of the ticket's level."""
+    test = {"dense": _tested(search.arm("dense")), "ticket": _tested(search.chosen)}
+    both = sorted(test["dense"].keys() & test["ticket"].keys())
+    return {
+        "test": {arm: _spread(values, search.data.sizes["test"]) for arm, values in test.items()},
+        "test_difference_points": 100 * fmean(test["ticket"][s] - test["dense"][s] for s in both) if both else None,
+        "test_difference_seeds": both,
+        "validation": {
+            "dense": _spread(_validated(search.arm("dense")), search.data.sizes["val"]),
+            "ticket": _spread(_validated(search.chosen), search.data.sizes["val"]),
+        },
+    }
+
+
+def _tested(rows: Sequence[Trained]) -> dict[int, float]:
+    return {row.seed: row.test_accuracy for row in rows if row.test_accuracy is not None}
+
+
+def _validated(rows: Sequence[Trained]) -> dict[int, float]:
+    return {row.seed: row.val_accuracy for row in rows}
+
+
+def _spread(by_seed: dict[int, float], images: int) -> Figures | None:
+    """Mean and spread over seeds; under one seed only the spread over images is known (Wilson's 95 % interval)."""
+    if not by_seed:
+        return None
+    values = list(by_seed.values())
+    low, high = _wilson(fmean(values), images)
+    return {
+        "seeds": sorted(by_seed), "mean": fmean(values), "min": min(values), "max": max(values),
+        "sd": stdev(values) if len(values) > 1 else None,
+        "images": images, "images_low": low, "images_high": high,
+    }
+
+
+def _wilson(share: float, images: int) -> tuple[float, float]:
+    scale = 1 + Z95**2 / images
+    centre = (share + Z95**2 / (2 * images)) / scale
+    half = Z95 * math.sqrt(share * (1 - share) / images + (Z95 / (2 * images)) ** 2) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+# Levels and controls
+
+
+def _point(search: Search, row: Trained) -> Figures:
+    return {
+        "arm": row.arm, "seed": row.seed, "level": row.level, "filters": row.filters, "params": row.params, "macs": row.macs,
+        **_removed(search.dense, row), "val_accuracy": row.val_accuracy, "test_accuracy": row.test_accuracy,
+        "train_accuracy": row.train_accuracy, "epochs": row.epochs, "stop_epoch": row.stop_epoch, "seconds": row.seconds,
+    }
+
+
+def _removed(dense: Trained, row: Trained) -> dict[str, float]:
+    return {f"{what}_removed": 1 - getattr(row, what) / getattr(dense, what) for what in SIZES}
+
+
+def _levels(search: Search) -> list[Figures]:
+    """One row a level, dense first: means over seeds."""
+    rows = [search.arm("dense")]
+    rows += [search.arm("ticket", level) for level in sorted({row.level for row in search.arm("ticket")})]
+    return [_level(search, group) for group in rows]
+
+
+def _level(search: Search, rows: list[Trained]) -> Figures:
+    level = rows[0].level
+    difference = search.verdict.differences.get(str(level))
+    points = [_point(search, row) for row in rows]
+    means = (*SIZES, *(f"{what}_removed" for what in SIZES), "stop_epoch", "epochs", "train_accuracy")
+    return {
+        "level": level,
+        **{name: fmean(point[name] for point in points) for name in means},
+        "validation": _spread(_validated(rows), search.data.sizes["val"]),
+        "test": _spread(_tested(rows), search.data.sizes["test"]),
+        "difference": {"mean": difference["mean"], "low": difference["low"], "n": difference["n"]} if difference else None,
+        "chosen": level == search.ticket.level,
+        "won": level == search.verdict.level,
+    }
+
+
+def _control(search: Search, arm: str, text: str) -> Figures:
+    """A control beside the ticket, on the same seeds where there are any: 'beaten' is by more than the margin."""
+    rows = search.arm(arm, search.ticket.level) if arm == "random" else search.arm(arm)
+    control, ticket = _validated(rows), _validated(search.chosen)
+    paired = sorted(control.keys() & ticket.keys())
+    if not control:
+        return {"arm": arm, "text": text, "outcome": "missing", "difference_points": None, "paired_seeds": [],
+                "validation": None, "test": None, "epochs": None}
+    if paired:
+        control, ticket = {s: control[s] for s in paired}, {s: ticket[s] for s in paired}
+    difference = 100 * (fmean(ticket.values()) - fmean(control.values()))
+    outcome = "as well" if difference <= 0 else "close" if difference <= search.verdict.margin_points else "beaten"
+    return {
+        "arm": arm, "text": text, "outcome": outcome, "difference_points": difference, "paired_seeds": paired,
+        "validation": _spread(control, search.data.sizes["val"]), "test": _spread(_tested(rows), search.data.sizes["test"]),
+        "epochs": fmean(row.epochs for row in rows),
+    }
+
+
+# What became smaller
+
+
+def _sparsity(search: Search, bench: Figures | None) -> list[Figures]:
+    """Sparsity told four ways, always all four; latency is unknown until it was measured."""
+    dense, small = search.dense, search.ticket_row
+    told: list[Figures] = [_shrunk(what, getattr(dense, what), getattr(small, what)) for what in SIZES]
+    best = bench["headline"] if bench else None
+    unknown: Figures = {"what": "latency", "dense": None, "small": None, "removed_share": None, "ratio": None}
+    return [*told, _shrunk("latency", best["dense_ms"], best["ms_p50"]) if best else unknown]
+
+
+def _shrunk(what: str, dense: float, small: float) -> Figures:
+    return {"what": what, "dense": dense, "small": small, "removed_share": 1 - small / dense, "ratio": dense / small}
+
+
+def _shrink(search: Search, shrink: Shrink) -> Figures:
+    told = asdict(shrink)
+    told.pop("provenance")  # told once, with all the others
+    return {**told, "within_tolerance": _agrees(shrink), "of_this_ticket": shrink.ticket_checksum == search.ticket.checksum}
+
+
+def _agrees(shrink: Shrink) -> bool:
+    return max(shrink.equality_error, shrink.onnx_error) <= shrink.tolerance
+
+
+def _file(shrinks: list[Shrink]) -> Figures | None:
+    """The file of the headline: full precision before others, so that like is compared with like."""
+    if not shrinks:
+        return None
+    shrink = min(shrinks, key=lambda s: (s.precision != "fp32", s.output))
+    dense = shrink.dense_bytes
+    return {"output": shrink.output, "precision": shrink.precision, "bytes": shrink.bytes, "dense_bytes": dense,
+            "removed_share": 1 - shrink.bytes / dense if dense else None}
+
+
+# Speed
+
+
+def _bench(bench: Bench) -> Figures:
+    rows = [_timing(bench, row) for row in sorted(bench.rows, key=_place)]
+    return {
+        "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in bench.subjects.items()},
+        "rows": rows,
+        "skipped": bench.skipped,
+        "headline": _headline(rows),
+    }
+
+
+def _place(row: Measurement) -> tuple[str, str, str, int, bool, str]:
+    return row.device, row.backend, row.dtype, row.batch, row.subject != "dense", row.subject
+
+
+def _timing(bench: Bench, row: Measurement) -> Figures:
+    """One timing; `claimed` is the ratio of MACs, `achieved_share` how much of it was measured."""
+    dense = next((r for r in bench.rows if r.subject == "dense" and _place(r)[:4] == _place(row)[:4]), None)
+    claimed = bench.subjects["dense"].macs / bench.subjects[row.subject].macs if row.subject != "dense" else None
+    return {
+        **row.to_json(),
+        "claimed": claimed,
+        "achieved_share": row.speedup / claimed if row.speedup is not None and claimed else None,
+        "dense_ms": dense.ms_p50 if dense else None,
+        "comparable": dense is not None,
+    }
+
+
+def _headline(rows: list[Figures]) -> Figures | None:
+    """Where the small network is fastest at the smallest batch: the speed that a user would get, not the largest ratio."""
+    timed = [row for row in rows if row["comparable"] and row["speedup"] is not None and row["subject"] != "dense"]
+    batch = min((row["batch"] for row in timed), default=0)
+    return min((row for row in timed if row["batch"] == batch), key=lambda row: row["ms_p50"], default=None)
+
+
+# Words
+
+
+def _verdict(search: Search, figures: Figures) -> Figures:
+    verdict = asdict(search.verdict)
+    flags, reasons = verdict.pop("flags"), verdict.pop("flag_reasons")
+    return {
+        **verdict,
+        "won": search.verdict.level is not None,
+        "sentence": _sentence(search, figures["levels"]),
+        "controls": [_control_sentence(search, control) for control in figures["controls"]],
+        "controls_not_beaten": [c["arm"] for c in figures["controls"] if c["outcome"] in ("as well", "close")],
+        "flags": [{"name": name, "condition": CONDITIONS.get(name, name), "answer": ANSWERS[flag], "reason": reasons.get(name, "")}
+                  for name, flag in flags.items()],
+    }
+
+
+def _sentence(search: Search, levels: list[Figures]) -> str:
+    verdict = search.verdict
+    shown = next(level for level in levels if level["chosen"])
+    there = f"{units.percent(_removed(search.dense, search.ticket_row)['macs_removed'])} of the MACs are gone"
+    if difference := shown["difference"]:
+        there += (f", and validation accuracy is {units.apart(difference['mean'])} the dense network's "
+                  f"(at worst {units.apart(difference['low'])} it, at {units.percent(verdict.confidence, 0)} confidence; "
+                  f"{units.apart(-verdict.margin_points)} is allowed)")
+    if verdict.level is not None:
+        elsewhere = "" if shown["won"] else f" at level {verdict.level}"
+        return f"A winning ticket was found{elsewhere}. At level {shown['level']}, {there}."
+    return (f"No winning ticket was found: no level was shown to stay within {verdict.margin_points:g}{units.NBSP}points of the "
+            f"dense network's validation accuracy. At level {shown['level']}, shown for comparison only, {there}.")
+
+
+def _control_sentence(search: Search, control: Figures) -> str:
+    text, outcome = control["text"], control["outcome"]
+    follows = CONCLUSIONS.get((control["arm"], outcome), "")
+    if outcome == "missing":
+        return f"Not tested: {text}. {follows}"
+    close = f"did about as well (within {search.verdict.margin_points:g}{units.NBSP}points)"
+    how = {"as well": "did as well or better", "close": close, "beaten": "did worse"}[outcome]
+    return (f"{text[0].upper()}{text[1:]} {how}: {units.percent(control['validation']['mean'], 2)} validation accuracy; "
+            f"the ticket is {units.apart(control['difference_points'])} it. {follows}").strip()
+
+
+def _warnings(run: Run) -> list[str]:
+    """Files that do not belong together are shown, and said to be."""
+    search, found = run.search, []
+    if search.verdict.level is not None and search.verdict.level != search.ticket.level:
+        found.append(f"The verdict names level {search.verdict.level}, but the saved ticket is of level {search.ticket.level}.")
+    stale = [shrink.output for shrink in run.shrinks if shrink.ticket_checksum != search.ticket.checksum]
+    if stale:
+        found.append(f"{', '.join(stale)} was made from another ticket than this search saved; "
+                     f"run `{_command('shrink', run.folder)}` again.")
+    known = {search.ticket_row.macs, *(shrink.macs for shrink in run.shrinks)}
+    subjects = run.bench.subjects if run.bench else {}
+    timed = {name: subject.macs for name, subject in subjects.items() if name != "dense"}
+    again = f"run `{_command('bench', run.folder)}` again"
+    found += [f"bench.json timed {name} with {units.count(macs)} MACs, which is neither the ticket nor a shrunk file; {again}."
+              for name, macs in timed.items() if macs not in known]
+    found += [f"{s.output} is off by more than its tolerance; do not deploy it." for s in run.shrinks if not _agrees(s)]
+    return found
+
+
+def _provenance(run: Run) -> list[Figures]:
+    stages: list[tuple[str, Provenance]] = [("search", run.search.provenance)]
+    stages += [(f"shrink ({s.output})", s.provenance) for s in sorted(run.shrinks, key=lambda s: (s.provenance.date, s.output))]
+    stages += [("bench", run.bench.provenance)] if run.bench else []
+    return [{"stage": stage, **asdict(provenance)} for stage, provenance in stages]

@@ -1,0 +1,68 @@
+"""Render the figures of a run as one page that needs nothing but a browser, and write them beside it as JSON."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from plotly.offline import get_plotlyjs
+
+from ltcompile.errors import BadFile
+from ltcompile.paths import check_writable, write_json, write_text
+from ltcompile.report import units
+from ltcompile.report.collect import collect
+from ltcompile.report.figures import figures
+from ltcompile.report.inputs import kind
+
+
+def report(run: str | Path, output: str | Path | None = None) -> Path:
+    """Write the report of a run folder: one HTML file that works offline, and its figures as JSON beside it.
+
+    Args:
+        run: the folder that `ltcompile find` made; what shrink and bench left in it is told too.
+        output: the HTML file (default: report.html in `run`); the JSON takes the same stem.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        BadFile: `run` is no run, one of its files is damaged, or the report cannot be written there.
+    """
+    run = Path(run)
+    page = Path(output) if output is not None else run / "report.html"
+    found = collect(run)
+    beside = _beside(page)
+    html = render(found)
+    write_json(beside, found)
+    write_text(page, html)
+    return page
+
+
+def _beside(page: Path) -> Path:
+    """Where the JSON goes: never over a file that is something else, such as the run's own results."""
+    beside = page.with_suffix(".json")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise BadFile(f"cannot write the report to {page}: it is a web page; name it with .html at its end")
+    check_writable(page)
+    check_writable(beside)
+    if beside.exists() and kind(beside) != "report":
+        raise BadFile(f"cannot write the report's figures to {beside}: that name is taken; name the report otherwise")
+    return beside
+
+
+def render(found: dict[str, Any]) -> str:
+    """The page for what `collect` returned; everything in it that came from files is escaped."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(units.FILTERS, plain=_plain)
+    template = environment.from_string(resources.files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
+    return template.render(r=found, figures=figures(found), plotlyjs=get_plotlyjs())
+
+
+def _plain(value: Any) -> str:
+    """A setting as a reader writes it."""
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

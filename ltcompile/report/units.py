@@ -1,0 +1,72 @@
+"""Numbers as people read them: each with its unit, never broken off it at the end of a line."""
+
+from __future__ import annotations
+
+NBSP = "\u00a0"
+
+
+def count(number: float) -> str:
+    """14724042 -> '14.72 M'."""
+    for start, size, unit in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):  # four digits are still read as they are
+        if number >= start:
+            return f"{number / size:.4g}{NBSP}{unit}"
+    return f"{number:.4g}" if number % 1 else f"{number:.0f}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.712 -> '71.2 %'."""
+    return minus(f"{100 * share:.{digits}f}") + f"{NBSP}%"
+
+
+def points(difference: float) -> str:
+    """-0.25 -> '−0.25 points'."""
+    return minus(f"{difference:+.2f}") + f"{NBSP}points"
+
+
+def apart(difference: float) -> str:
+    """-0.25 -> '0.25 points below'."""
+    if abs(difference) < 0.005:
+        return "level with"
+    return f"{abs(difference):.2f}{NBSP}points {'below' if difference < 0 else 'above'}"
+
+
+def minus(text: str) -> str:
+    """A true minus sign, and no sign on a nought."""
+    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def number(value: float) -> str:
+    """Three significant digits, without powers of ten for everyday sizes."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def measured(value: float) -> str:
+    """Three significant digits, noughts at the end kept: they were measured."""
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}".rstrip(".")
+
+
+def ms(milliseconds: float) -> str:
+    return f"{measured(milliseconds)}{NBSP}ms"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.2f}\u00d7"
+
+
+def size(count_of_bytes: float) -> str:
+    """Bytes in KiB or MiB."""
+    unit, label = (2**20, "MiB") if count_of_bytes >= 2**20 else (2**10, "KiB")
+    return f"{measured(count_of_bytes / unit)}{NBSP}{label}"
+
+
+def error(value: float) -> str:
+    return "0" if value == 0 else minus(f"{value:.1e}")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{number(seconds)}{NBSP}s"
+    return f"{seconds / 60:.1f}{NBSP}min" if seconds < 7200 else f"{seconds / 3600:.1f}{NBSP}h"
+
+
+FILTERS = {f.__name__: f for f in (count, percent, points, number, measured, ms, times, size, error, duration)}

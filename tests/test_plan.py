@@ -1,0 +1,101 @@
+"""Plans are data with laws: they compose, survive JSON, and refuse nonsense."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ltcompile.core.plan import Group, Member, PruningPlan
+from ltcompile.errors import BadFile, BadPlan
+
+CHAIN = (
+    Group("a", 6, (Member("a", "out", tuple((c,) for c in range(6))), Member("b", "in", tuple((3 * c, 3 * c + 1, 3 * c + 2) for c in range(6))))),
+    Group("b", 5, (Member("b", "out", tuple((c,) for c in range(5))), Member("c", "in", tuple((c + 2,) for c in range(5))))),
+    Group("c", 3, (Member("c", "out", tuple((c,) for c in range(3))),), "it produces the network's output"),
+)
+
+
+def plans(groups: tuple[Group, ...]) -> st.SearchStrategy[PruningPlan]:
+    some = {g.name: st.sets(st.integers(0, g.width - 1), min_size=1).map(lambda s: tuple(sorted(s))) for g in groups if not g.frozen}
+    return st.fixed_dictionaries(some).map(lambda kept: PruningPlan(groups, kept))
+
+
+@given(plans(CHAIN))
+def test_json_round_trip(plan: PruningPlan) -> None:
+    assert PruningPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_a_plan_on_a_plan_is_a_plan_on_the_original(data: st.DataObject) -> None:
+    first = data.draw(plans(CHAIN))
+    second = data.draw(plans(first.remaining()))
+    third = data.draw(plans(first.then(second).remaining()))
+    assert first.then(second).remaining() == second.remaining()
+    assert first.then(second).then(third) == first.then(second.then(third))
+    assert PruningPlan(CHAIN).then(first) == first == first.then(PruningPlan(first.remaining()))
+
+
+@given(plans(CHAIN))
+def test_remaining_positions_fill_their_axis_without_gaps(plan: PruningPlan) -> None:
+    by_name = {g.name: g for g in plan.remaining()}
+    width = len(plan.kept["a"])
+    assert sorted(by_name["a"].members[1].positions(tuple(range(width)))) == list(range(3 * width))
+    assert by_name["b"].members[1].positions((0,)) == [2], "positions before the group's own stay"
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"a": ()}, "empties"),
+        ({"a": (0, 0)}, "not rising"),
+        ({"a": (1, 0)}, "not rising"),
+        ({"a": (0, 6)}, "not rising"),
+        ({"a": (-1, 2)}, "not rising"),
+        ({"z": (0,)}, "does not have"),
+        ({"c": (0,)}, "frozen"),
+    ],
+)
+def test_nonsense_is_refused(kept: dict[str, tuple[int, ...]], message: str) -> None:
+    with pytest.raises(BadPlan, match=message):
+        PruningPlan(CHAIN, kept)
+
+
+def test_members_must_map_every_channel_once() -> None:
+    with pytest.raises(BadPlan, match="two channels claim"):
+        Member("a", "out", ((0,), (0,)))
+    with pytest.raises(BadPlan, match="maps 1 of 2"):
+        Group("a", 2, (Member("a", "out", ((0,),)),))
+
+
+def test_a_plan_of_another_network_does_not_compose() -> None:
+    first = PruningPlan(CHAIN, {"a": (0, 1)})
+    with pytest.raises(BadPlan, match="not a plan of the network"):
+        first.then(PruningPlan(CHAIN))
+
+
+@pytest.mark.parametrize("broken", [None, [], {}, {"groups": 1, "kept": {}}, {"groups": [{}], "kept": {}}, {"groups": [], "kept": {"a": "x"}}])
+def test_malformed_json_is_a_bad_plan(broken: object) -> None:
+    with pytest.raises(BadPlan):
+        PruningPlan.from_json(broken)
+
+
+def test_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    plan = PruningPlan(CHAIN, {"a": (0, 3)})
+    plan.save(tmp_path / "plan.json")
+    assert PruningPlan.load(tmp_path / "plan.json") == plan
+    (tmp_path / "half.json").write_text((tmp_path / "plan.json").read_text()[:40])
+    for name in ("half.json", "none.json"):
+        with pytest.raises(BadFile):
+            PruningPlan.load(tmp_path / name)
+
+
+def test_filters_count_every_producer() -> None:
+    residual = dataclasses.replace(CHAIN[0], members=(*CHAIN[0].members, Member("a2", "out", CHAIN[0].members[0].index)))
+    assert PruningPlan((residual, *CHAIN[1:]), {"a": (0,)}).filters == (12 + 5 + 3, 2 + 5 + 3)
+    assert torch.tensor(residual.members[1].index).shape == (6, 3)

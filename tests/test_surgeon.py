@@ -1,0 +1,228 @@
+"""The law that matters most: cutting equals masking, for every network and criterion."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import NETWORKS, shaken
+from torch import Tensor, nn
+
+import ltcompile as lt
+from ltcompile import criteria
+from ltcompile.core.plan import PruningPlan
+from ltcompile.errors import BadModel, BadPlan, BadSetting, UnknownName
+from ltcompile.find import choose
+from ltcompile.graph import embed, trace
+from ltcompile.models import names as model_names
+
+
+def close(a: Tensor, b: Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    model(images).square().mean().backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("criterion", criteria.names())
+def test_cutting_equals_masking(network: nn.Module, images: Tensor, criterion: str, scope: str) -> None:
+    before = copy.deepcopy(network.state_dict())
+    plan = lt.plan(network, images, 0.5, scope, criterion, gradients=gradients(network, images))  # type: ignore[arg-type]
+    small, masked = lt.cut(network, plan), lt.mask(network, plan)
+    assert not plan.is_identity
+    close(small(images), masked(images))
+    close(embed(small, plan, network)(images), masked(images))
+    assert lt.size(small, images).macs < lt.size(network, images).macs
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items()), "the input module stays untouched"
+    small.train()(images).sum().backward()
+
+
+def test_registries_are_not_empty() -> None:
+    assert set(criteria.names()) == {"l1", "l2", "linf", "bn", "taylor", "random"}
+    assert {"vgg11", "vgg13", "vgg16", "vgg19", "resnet20", "resnet56", "resnet18", "lenet5", "lenet300", "conv2", "conv4", "conv6"} <= set(
+        model_names()
+    )
+
+
+@pytest.mark.parametrize("name", model_names())
+def test_every_built_in_model_is_cut_right(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = shaken(lt.build_model(name)), torch.randn(2, 3, 32, 32)
+    plan = lt.plan(model, x)
+    close(lt.cut(model, plan)(x), lt.mask(model, plan)(x))
+    assert plan.frozen and all("output" in reason for reason in plan.frozen.values()), "only the classifier is left alone"
+
+
+def test_vgg16_has_its_published_size() -> None:
+    counted = lt.size(lt.build_model("vgg16"), torch.zeros(1, 3, 32, 32))
+    assert counted.params == 14_724_042
+    assert counted.macs == 313_201_664
+
+
+def test_zeroing_the_producers_alone_is_enough_where_zero_stays_zero(images: Tensor) -> None:
+    """The masks of the literature zero filters, biases and batch norm's scale and shift, not what consumes them."""
+    model = shaken(lt.build_model("resnet20", 4, 3, 16))
+    plan = lt.plan(model, images)
+    masked = copy.deepcopy(model)
+    for group, kept in plan:
+        gone = tuple(sorted(set(range(group.width)) - set(kept)))
+        for member in group.members:
+            layer, rows = masked.get_submodule(member.layer), member.positions(gone)
+            for value in (layer.weight, layer.bias) if member.axis != "in" else ():
+                if value is not None:
+                    value.data[rows] = 0
+    close(lt.cut(model, plan)(images), masked(images))
+
+
+def test_the_remaining_groups_are_those_of_a_new_tracing(network: nn.Module, images: Tensor) -> None:
+    plan = lt.plan(network, images)
+    assert trace(lt.cut(network, plan), images) == plan.remaining()
+
+
+def test_cutting_twice_equals_cutting_once(network: nn.Module, images: Tensor) -> None:
+    first = lt.plan(network, images, 0.3)
+    once = lt.cut(network, first)
+    second = lt.plan(once, images, 0.4, "local")
+    close(lt.cut(once, second)(images), lt.cut(network, first.then(second))(images))
+
+
+def test_permuting_channels_changes_nothing(network: nn.Module, images: Tensor) -> None:
+    """Groups name every slice that belongs together: reordering the channels of all groups leaves the function alone."""
+    from ltcompile.graph.layers import storage
+
+    generator = torch.Generator().manual_seed(0)
+    permuted = copy.deepcopy(network)
+    for group in trace(network, images):
+        if group.frozen:
+            continue
+        order = torch.randperm(group.width, generator=generator).tolist()
+        for member in group.members:
+            layer = permuted.get_submodule(member.layer)
+            target, source = (torch.tensor(member.positions(tuple(o))) for o in (range(group.width), order))
+            for name, dim in storage(layer)[member.axis].tensors:
+                if (value := getattr(layer, name, None)) is not None:
+                    value.data.index_copy_(dim, target, value.data.index_select(dim, source))
+    close(permuted(images), network(images))
+
+
+def test_planning_twice_gives_the_same_plan(network: nn.Module, images: Tensor) -> None:
+    assert lt.plan(network, images) == lt.plan(network, images)
+    assert lt.plan(network, images, criterion="random", seed=1) != lt.plan(network, images, criterion="random", seed=2)
+
+
+def test_a_plan_of_another_network_is_refused(images: Tensor) -> None:
+    plan = lt.plan(NETWORKS["lenet5"](), images)
+    with pytest.raises(BadPlan, match="does not have"):
+        lt.cut(NETWORKS["resnet20"](), plan)
+    with pytest.raises(BadPlan, match="was it cut before"):
+        lt.cut(lt.cut(NETWORKS["lenet5"](), plan), plan)
+
+
+class TestFrozen:
+    """What cannot be cut exactly is left alone, and the reason is told."""
+
+    @staticmethod
+    def reasons(model: nn.Module, images: Tensor) -> dict[str, str]:
+        plan = lt.plan(model, images)
+        close(lt.cut(model.eval(), plan)(images), lt.mask(model.eval(), plan)(images))
+        return plan.frozen
+
+    def test_norm_that_mixes_channels(self, images: Tensor) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+        model(images)
+        assert "GroupNorm" in self.reasons(model, images)["0"]
+
+    def test_layer_that_runs_twice(self, images: Tensor) -> None:
+        class Twice(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b, self.c, self.d = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 8, 1), nn.Conv2d(8, 4, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                out: Tensor = self.d(self.c(self.b(self.b(self.a(x))).relu()).relu()).mean((2, 3))
+                return out
+
+        frozen = self.reasons(Twice(), images)
+        assert any("runs 2 times" in reason for reason in frozen.values())
+        assert "c" not in frozen
+
+    def test_grouped_convolution(self, images: Tensor) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+        model(images)
+        frozen = self.reasons(model, images)
+        assert "Conv2d" in frozen["0"] and "2" not in frozen
+
+    def test_one_output_channel_is_no_depthwise_convolution(self, images: Tensor) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 1, 3), nn.Flatten(), nn.LazyLinear(3))
+        model(images)
+        assert "single channel" in self.reasons(model, images)["2"]
+
+    def test_nothing_to_cut_is_an_error(self, images: Tensor) -> None:
+        with pytest.raises(BadModel, match=r"nothing in this network can be cut.*output"):
+            lt.plan(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), images)
+
+    def test_a_network_that_does_not_run(self) -> None:
+        with pytest.raises(BadModel, match="does not run on an input of shape"):
+            lt.plan(NETWORKS["lenet5"](), torch.zeros(1, 5, 16, 16))
+
+
+class TestChoose:
+    """Which channels go."""
+
+    def test_local_takes_the_same_share_of_every_group(self, images: Tensor) -> None:
+        plan = lt.plan(NETWORKS["resnet20"](), images, 0.5, "local")
+        assert all(after == before - before // 2 for name, (before, after) in plan.widths.items() if name not in plan.frozen)
+
+    def test_global_takes_the_share_of_all_filters(self, images: Tensor) -> None:
+        plan = lt.plan(NETWORKS["resnet20"](), images, 0.4)
+        free = [g for g in plan.groups if not g.frozen]
+        before = sum(g.width * g.filters_per_channel for g in free)
+        after = sum(len(plan.kept[g.name]) * g.filters_per_channel for g in free)
+        assert 0.38 < 1 - after / before <= 0.4
+
+    def test_the_least_important_go_and_floors_hold(self, images: Tensor) -> None:
+        groups = trace(NETWORKS["flattening"](), images)
+        scores = {g.name: torch.arange(g.width).double() for g in groups}
+        plan = choose(groups, scores, 0.9, "global", floors={g.name: 3 for g in groups})
+        assert all(kept == tuple(range(g.width - len(kept), g.width)) and len(kept) >= 3 for g, kept in plan if not g.frozen)
+
+    def test_aligned_widths_are_multiples(self, images: Tensor) -> None:
+        plan = lt.plan(NETWORKS["resnet20"](), images, 0.5, align=8)
+        assert all(after % 8 == 0 for name, (_, after) in plan.widths.items() if name not in plan.frozen)
+
+    @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])
+    def test_ratio_outside_its_range(self, images: Tensor, ratio: float) -> None:
+        with pytest.raises(BadSetting, match="between 0 and 1"):
+            lt.plan(NETWORKS["lenet5"](), images, ratio)
+
+    def test_unknown_names_list_what_there_is(self, images: Tensor) -> None:
+        with pytest.raises(UnknownName, match="Did you mean l1"):
+            lt.plan(NETWORKS["lenet5"](), images, criterion="l11")
+        with pytest.raises(UnknownName, match="vgg16"):
+            lt.build_model("vgg17")
+
+    def test_identity_plan_changes_nothing(self, network: nn.Module, images: Tensor) -> None:
+        plan = PruningPlan(trace(network, images))
+        assert torch.equal(lt.cut(network, plan)(images), network(images))
+
+
+def test_criteria_score_by_their_formula(images: Tensor) -> None:
+    torch.manual_seed(0)
+    model = shaken(NETWORKS["resnet20"]())
+    groups = {g.name: g for g in trace(model, images)}
+    group = groups["blocks.0.conv1"]
+    weight, gamma = model.get_submodule(group.name).weight.flatten(1), model.get_submodule("blocks.0.bn1").weight
+    grads = gradients(model, images)
+    expected = {
+        "l1": weight.abs().sum(1), "l2": weight.norm(dim=1), "linf": weight.abs().amax(1), "bn": gamma.abs(),
+        "taylor": (weight * grads[f"{group.name}.weight"].flatten(1)).sum(1).square(),
+    }
+    for name, value in expected.items():
+        found = criteria.score(name, (group,), model, criteria.Evidence(grads))[group.name]
+        torch.testing.assert_close(found / found.sum(), (value / value.sum()).double(), rtol=1e-4, atol=1e-9, msg=name)
