@@ -1,0 +1,9 @@
+"""Measured, not estimated: latency side by side, memory above what was held before, accuracy through the backend."""
+
+from __future__ import annotations
+
+from ltcompile.measure.bench import BenchResult, bench
+from ltcompile.measure.memory import peak_above
+from ltcompile.measure.timing import race, speedup
+
+__all__ = ["BenchResult", "bench", "peak_above", "race", "speedup"]

@@ -1,0 +1,290 @@
+"""The search: cutting equals masking between rounds, resuming equals never stopping, and what rewinding means."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK
+from torch import nn
+
+import ltcompile as lt
+from ltcompile import rewind
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.recipe import Recipe
+from ltcompile.data import Dataset
+from ltcompile.errors import BadFile, BadSetting, StaleTicket, TrainingFailed, UnknownName
+from ltcompile.graph import cut, embed, trace
+from ltcompile.rewind import Sources
+from ltcompile.train import evaluate, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return lt.load_data("digits", image_size=16)
+
+
+def load(folder: Path, unit: str) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(folder / f"{unit}.pt", weights_only=True)["weights"]
+    return weights
+
+
+class TestTraining:
+    def test_the_same_seed_gives_the_same_bits(self, digits: Dataset) -> None:
+        runs = []
+        for _ in range(2):
+            torch.manual_seed(0)
+            model = lt.build_model("lenet5", 10, 1, 16)
+            rows = train(model, digits, QUICK, 3, CPU)
+            runs.append((model.state_dict(), [dataclasses.replace(r, seconds=0, images_per_second=0) for r in rows]))
+        assert runs[0][1] == runs[1][1]
+        assert all(torch.equal(v, runs[1][0][k]) for k, v in runs[0][0].items())
+
+    def test_a_network_learns_real_digits(self, digits: Dataset) -> None:
+        torch.manual_seed(0)
+        model = lt.build_model("lenet300", 10, 1, 16)
+        rows = train(model, digits, dataclasses.replace(QUICK, epochs=6), 0, CPU)
+        assert rows[-1].val_accuracy > 0.85 and rows[-1].train_loss < rows[0].train_loss
+        assert evaluate(model, digits.val, QUICK, CPU).accuracy == rows[-1].val_accuracy
+
+    def test_a_loss_that_is_not_finite_stops(self, digits: Dataset) -> None:
+        with pytest.raises(TrainingFailed, match="smaller --lr"):
+            train(lt.build_model("lenet5", 10, 1, 16), digits, dataclasses.replace(QUICK, lr=1e9), 0, CPU)
+
+    def test_rates(self) -> None:
+        step = Recipe(epochs=100, lr=1.0, milestones=(0.5, 0.75), warmup_epochs=10)
+        assert [step.rate_at(e) for e in (5, 10, 49, 50, 75)] == pytest.approx([0.5, 1, 1, 0.1, 0.01])
+        cosine = dataclasses.replace(step, schedule="cosine")
+        assert [cosine.rate_at(e) for e in (10, 55, 100)] == pytest.approx([1, 0.5, 0])
+
+    @pytest.mark.parametrize(
+        "wrong", [{"epochs": 0}, {"batch": 1}, {"lr": 0}, {"momentum": 1}, {"weight_decay": -1}, {"schedule": "x"}, {"precision": "int8"}, {"warmup_epochs": 999}]
+    )
+    def test_recipes_refuse_nonsense(self, wrong: dict[str, object]) -> None:
+        with pytest.raises(BadSetting):
+            dataclasses.replace(QUICK, **wrong)
+
+
+@pytest.mark.parametrize(("rewinding", "criterion"), [("lr", "l1"), ("weight", "taylor"), ("finetune", "random"), ("reinit", "bn")])
+def test_the_cutting_search_equals_the_masked_one(tmp_path: Path, digits: Dataset, rewinding: str, criterion: str) -> None:
+    """Same masks, accuracies and, to 1e-5, logits after each round. Momentum starts at zero in every round of both."""
+    torch.manual_seed(0)
+    folders = {}
+    config = lt.SearchConfig(rewind=rewinding, criterion=criterion, rounds=2, rate=0.4, controls=False)
+    for masked in (False, True):
+        folders[masked] = tmp_path / f"masked-{masked}" / "seed0"
+        lt.find("resnet20", _few(digits), dataclasses.replace(config, masked=masked), recipe=QUICK, folder=folders[masked].parent)
+    images = digits.example
+    model = lt.build_model("resnet20", 10, 1, 16)
+    for level in (1, 2):
+        plans = [PruningPlan.load(f / f"plan-{level}.json") for f in folders.values()]
+        assert plans[0] == plans[1]
+        small, whole = cut(model, plans[0]), lt.build_model("resnet20", 10, 1, 16)
+        small.load_state_dict(load(folders[False], f"ticket-{level}"))
+        whole.load_state_dict(load(folders[True], f"ticket-{level}"))
+        torch.testing.assert_close(small.eval()(images), whole.eval()(images), rtol=1e-5, atol=1e-5)
+        assert_pruned_stays_pruned(whole, plans[0])
+
+
+def assert_pruned_stays_pruned(whole: nn.Module, plan: PruningPlan) -> None:
+    from ltcompile.graph import zeros
+
+    parameters = dict(whole.named_parameters())
+    assert all(bool((parameters[name][gone] == 0).all()) for name, gone in zeros(whole, plan).items())
+
+
+def _few(digits: Dataset) -> Dataset:
+    """A fifth of the training images: rounding differences have no time to grow."""
+    from ltcompile.data._dataset import TensorSplit
+
+    part = digits.train
+    assert isinstance(part, TensorSplit)
+    few = TensorSplit(part._images[::5], part._labels[::5], part._mean, part._std)
+    return dataclasses.replace(digits, train=few)
+
+
+class Stop(Exception):
+    pass
+
+
+class StopAfter:
+    """A listener that stops the search after so many epochs."""
+
+    def __init__(self, epochs: int) -> None:
+        self.left = epochs
+
+    def started(self, *_: object) -> None: ...
+    def finished(self, *_: object) -> None: ...
+    def epoch(self, *_: object) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Stop
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6, 7, 11])
+def test_resuming_equals_never_stopping(tmp_path: Path, digits: Dataset, epochs: int) -> None:
+    config = lt.SearchConfig(rewind="weight", rewind_epoch=1, rounds=2, rate=0.3, margin_points=50)
+    recipe = dataclasses.replace(QUICK, epochs=3)
+    whole = lt.find("lenet5", digits, config, recipe=recipe, folder=tmp_path / "whole")
+    with pytest.raises(Stop):
+        lt.find("lenet5", digits, config, recipe=recipe, folder=tmp_path / "cut", listener=StopAfter(epochs))
+    resumed = lt.find("lenet5", digits, config, recipe=recipe, folder=tmp_path / "cut", resume=True)
+    assert resumed.ticket.plan == whole.ticket.plan and resumed.verdict == whole.verdict
+    assert all(torch.equal(v, resumed.ticket.weights[k]) for k, v in whole.ticket.weights.items())
+    timeless = [[dataclasses.replace(r, seconds=0) for r in f.rows] for f in (whole, resumed)]
+    assert timeless[0] == timeless[1]
+    lines = [[(r["seed"], r["unit"], r["epoch"]) for r in map(json.loads, (tmp_path / n / "history.jsonl").read_text().splitlines())] for n in ("whole", "cut")]
+    assert sorted(lines[0]) == sorted(lines[1]), "every epoch is logged once"
+
+
+class TestRun:
+    """What one whole search leaves behind."""
+
+    def test_rows(self, run: Path) -> None:
+        rows = json.loads((run / "search.json").read_text())["rows"]
+        arms = {(r["arm"], r["level"]) for r in rows}
+        ticket = lt.Ticket.load(run / "ticket.pt")
+        assert {("dense", 0), ("ticket", 1), ("ticket", 2), ("random", ticket.level), ("dense_budget", ticket.level)} == arms
+        by_level = {r["level"]: r["macs"] for r in rows if r["arm"] in ("dense", "ticket")}
+        assert by_level[0] > by_level[1] > by_level[2], "every round trains a smaller network"
+
+    def test_only_what_the_verdict_needs_has_seen_the_test_set(self, run: Path) -> None:
+        rows = json.loads((run / "search.json").read_text())["rows"]
+        level = lt.Ticket.load(run / "ticket.pt").level
+        assert all((r["test_accuracy"] is not None) == (r["arm"] == "dense" or r["level"] == level) for r in rows)
+
+    def test_controls_have_the_whole_budget(self, run: Path) -> None:
+        ticket = lt.Ticket.load(run / "ticket.pt")
+        for seed in (0, 1):
+            lineage = [r for r in ticket.history if r.seed == seed and r.arm in ("dense", "ticket") and r.level <= ticket.level]
+            arms = {r.arm: r for r in ticket.history if r.seed == seed and r.arm in ("random", "dense_budget")}
+            assert arms["random"].epochs == sum(r.epochs for r in lineage)
+            assert arms["random"].macs == lineage[-1].macs
+            assert arms["dense_budget"].epochs * arms["dense_budget"].macs >= sum(r.epochs * r.macs for r in lineage)
+
+    def test_the_ticket_is_the_seed_that_validates_best(self, run: Path) -> None:
+        ticket = lt.Ticket.load(run / "ticket.pt")
+        at_level = [r for r in ticket.history if r.arm == "ticket" and r.level == ticket.level]
+        assert ticket.row.val_accuracy == max(r.val_accuracy for r in at_level)
+
+    def test_a_run_is_not_overwritten(self, run: Path, digits: Dataset) -> None:
+        with pytest.raises(BadFile, match="--resume"):
+            lt.find("lenet5", digits, folder=run, recipe=QUICK, config=lt.SearchConfig(rounds=2))
+        with pytest.raises(StaleTicket, match=r"other settings.*rounds"):
+            lt.find("lenet5", digits, folder=run, recipe=QUICK, config=lt.SearchConfig(rounds=1), resume=True)
+
+    def test_nothing_to_resume(self, tmp_path: Path, digits: Dataset) -> None:
+        with pytest.raises(BadFile, match="no run to resume"):
+            lt.find("lenet5", digits, folder=tmp_path / "none", recipe=QUICK, config=lt.SearchConfig(rounds=1), resume=True)
+
+
+class TestRewind:
+    """Where weights come from."""
+
+    @staticmethod
+    def sources() -> tuple[Sources, PruningPlan]:
+        nets = []
+        for seed in range(3):
+            torch.manual_seed(seed)
+            nets.append(lt.build_model("lenet5", 4, 3, 16))
+        plan = lt.plan(nets[0], torch.zeros(2, 3, 16, 16))
+        return Sources(nets[0], lambda: nets[1], lambda: nets[2]), plan
+
+    @pytest.mark.parametrize(("name", "source"), [("lr", 0), ("finetune", 0), ("weight", 1), ("reinit", 2)])
+    def test_each_takes_its_source(self, name: str, source: int) -> None:
+        sources, plan = self.sources()
+        origin = [sources.trained, sources.early(), sources.fresh()][source]
+        found = rewind.load(name).restart(sources, plan, plan)
+        assert all(torch.equal(v, cut(origin, plan).state_dict()[k]) for k, v in found.state_dict().items())
+
+    def test_registry(self) -> None:
+        assert set(rewind.names()) == {"lr", "weight", "finetune", "reinit"}
+
+    def test_fine_tuning_is_slow_and_constant(self) -> None:
+        recipe = rewind.load("finetune").recipe(QUICK)
+        assert recipe.schedule == "constant" and recipe.rate_at(0) == pytest.approx(QUICK.lr / 100)
+
+    def test_weight_rewinding_starts_from_the_initial_values(self, tmp_path: Path, digits: Dataset) -> None:
+        config = lt.SearchConfig(rewind="weight", rounds=1, rate=0.3, controls=False)
+        tiny = dataclasses.replace(QUICK, lr=1e-12, weight_decay=0.0, epochs=1)
+        found = lt.find("lenet5", digits, config, recipe=tiny, folder=tmp_path / "run")
+        torch.manual_seed(0)
+        initial = lt.build_model("lenet5", 10, 1, 16)
+        for name, value in cut(initial, found.ticket.plan).state_dict().items():
+            torch.testing.assert_close(found.ticket.weights[name], value, rtol=0, atol=1e-6)
+
+
+class TestSettings:
+    """What cannot work is refused before any training."""
+
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"rate": 0.0}, "between 0 and 1"), ({"rate": 1.0}, "between 0 and 1"), ({"rounds": 0}, "rounds"), ({"seeds": 0}, "seeds"),
+            ({"align": 0}, "multiples"), ({"confidence": 1.0}, "confidence"), ({"scope": "x"}, "scope"), ({"schedule": "x"}, "schedule"),
+            ({"rewind_epoch": 2}, "--rewind weight"), ({"min_share": 1.0}, "least share"), ({"margin_points": -1}, "margin"),
+        ],
+    )
+    def test_out_of_range(self, wrong: dict[str, object], message: str) -> None:
+        with pytest.raises(BadSetting, match=message):
+            lt.SearchConfig(**wrong)  # type: ignore[arg-type]
+
+    def test_unknown_names(self) -> None:
+        with pytest.raises(UnknownName, match="finetune"):
+            lt.SearchConfig(rewind="rewind")
+        with pytest.raises(UnknownName, match="taylor"):
+            lt.SearchConfig(criterion="magnitude")
+
+    @pytest.mark.parametrize("scope", ["local", "global"])
+    def test_rounds_that_would_empty_a_layer(self, tmp_path: Path, digits: Dataset, scope: str) -> None:
+        config = lt.SearchConfig(rounds=20, rate=0.5, scope=scope)  # type: ignore[arg-type]
+        with pytest.raises(BadSetting, match=r"empty.*at most \d+ rounds"):
+            lt.find("lenet5", digits, config, folder=tmp_path / "run", recipe=QUICK)
+        assert not (tmp_path / "run").exists()
+
+    def test_rewind_epoch_beyond_the_schedule(self, digits: Dataset, tmp_path: Path) -> None:
+        with pytest.raises(BadSetting, match="must lie before"):
+            lt.find("lenet5", digits, lt.SearchConfig(rewind="weight", rewind_epoch=2, rounds=1), folder=tmp_path / "r", recipe=QUICK)
+
+
+def test_oneshot_cuts_once_what_the_rounds_would(tmp_path: Path, digits: Dataset) -> None:
+    config = lt.SearchConfig(schedule="oneshot", rounds=3, rate=0.3, controls=False, min_share=0.0)
+    found = lt.find("lenet300", digits, config, recipe=dataclasses.replace(QUICK, epochs=1), folder=tmp_path / "run")
+    assert [r.level for r in found.rows] == [0, 1]
+    free = [g for g in found.ticket.plan.groups if not g.frozen]
+    left = sum(len(found.ticket.plan.kept[g.name]) for g in free) / sum(g.width for g in free)
+    assert left == pytest.approx(0.7**3, abs=0.01)
+
+
+def test_own_factories_and_weights(tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mynets.py").write_text("from torch import nn\ndef make(classes):\n    return nn.Sequential(nn.Conv2d(1, 6, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(216, classes))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    torch.manual_seed(7)
+    trained = lt.build_model("mynets:make", classes=10)
+    torch.save(trained.state_dict(), tmp_path / "weights.pth")
+    found = lt.find(
+        "mynets:make", digits, lt.SearchConfig(rewind="finetune", rounds=1, rate=0.3, controls=False), folder=tmp_path / "run",
+        recipe=dataclasses.replace(QUICK, epochs=1, lr=1e-12), weights=tmp_path / "weights.pth",
+    )
+    for name, value in cut(trained, found.ticket.plan).state_dict().items():
+        torch.testing.assert_close(found.ticket.weights[name], value, rtol=0, atol=1e-6)
+    with pytest.raises(StaleTicket, match="your own code"):
+        lt.shrink(found.ticket, tmp_path / "small.onnx")
+    assert lt.shrink(found.ticket, tmp_path / "small.onnx", model="mynets:make").path.exists()
+    with pytest.raises(BadFile, match="does not fit"):
+        lt.build_model("lenet5", weights=tmp_path / "weights.pth")
+
+
+def test_embedding_a_ticket_gives_the_masked_network(run: Path) -> None:
+    ticket = lt.Ticket.load(run / "ticket.pt")
+    dense = lt.build_model("lenet5", **{k: v for k, v in ticket.model["arguments"].items()})
+    small = cut(dense, ticket.plan)
+    small.load_state_dict(dict(ticket.weights))
+    x = torch.randn(3, 1, 16, 16)
+    torch.testing.assert_close(small.eval()(x), embed(small, ticket.plan, dense).eval()(x), rtol=1e-5, atol=1e-5)
+    assert trace(small, x) == ticket.plan.remaining()
