@@ -18,18 +18,18 @@ from typing import Any
 _HOMES = {
     "PruningPlan": "ltcompile.core.plan",
     "Recipe": "ltcompile.core.recipe",
-    "SearchConfig": "ltcompile.find",
+    "SearchConfig": "ltcompile.finding",
     "Ticket": "ltcompile.core.ticket",
     "bench": "ltcompile.compare",
     "build_model": "ltcompile.models",
     "cut": "ltcompile.graph",
     "embed": "ltcompile.graph",
-    "find": "ltcompile.find",
+    "find": "ltcompile.finding",
     "load_data": "ltcompile.data",
     "mask": "ltcompile.graph",
-    "plan": "ltcompile.find",
-    "report": "ltcompile.report",
-    "shrink": "ltcompile.shrink",
+    "plan": "ltcompile.finding",
+    "report": "ltcompile.reporting",
+    "shrink": "ltcompile.shrinking",
     "size": "ltcompile.graph",
 }
 __all__ = sorted(_HOMES)

@@ -25,7 +25,7 @@ from ltcompile.measure import BenchResult
 from ltcompile.measure import bench as measure
 from ltcompile.models import build_model
 from ltcompile.paths import write_json, write_text
-from ltcompile.shrink import check_ticket_fits, dense_network, small_network
+from ltcompile.shrinking import check_ticket_fits, dense_network, small_network
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from ltcompile.errors import BadFile
-from ltcompile.report import report
+from ltcompile.reporting import report
 
 DENSE = {"filters": 4224, "params": 14_722_000, "macs": 313_478_000}
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.test/x onerror=alert(2)>"
@@ -323,5 +323,5 @@ def test_output_never_replaces_results(tmp_path: Path, output: str) -> None:
 
 
 def test_import_is_light() -> None:
-    code = "import sys, ltcompile.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, ltcompile.reporting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0

@@ -87,7 +87,7 @@ class TestFold:
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
 
     def test_recalibrated_statistics_are_the_data_s(self) -> None:
-        from ltcompile.shrink.shrink import _recalibrate
+        from ltcompile.shrinking.shrink import _recalibrate
 
         data, model = lt.load_data("digits", image_size=16), shaken(lt.build_model("resnet20", 10, 1, 16))
         _recalibrate(model, data)
@@ -139,7 +139,9 @@ class TestRefusals:
         assert not list(tmp_path.iterdir()), "nothing half-written stays"
 
     def test_a_wrong_file_is_noticed(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from ltcompile.shrink import shrink as module
+        import importlib
+
+        module = importlib.import_module("ltcompile.shrinking.shrink")
 
         monkeypatch.setattr(module, "run_onnx", lambda path, probe: run_onnx(path, probe) + 1e-2)
         with pytest.raises(Disagreement, match="differ by"):

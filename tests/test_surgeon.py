@@ -13,7 +13,7 @@ import ltcompile as lt
 from ltcompile import criteria
 from ltcompile.core.plan import PruningPlan
 from ltcompile.errors import BadModel, BadPlan, BadSetting, UnknownName
-from ltcompile.find import choose
+from ltcompile.finding import choose
 from ltcompile.graph import embed, trace
 from ltcompile.models import names as model_names
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from ltcompile.core.records import Trained
-from ltcompile.find.verdict import choose_level, difference, judge
+from ltcompile.finding.verdict import choose_level, difference, judge
 
 IMAGES = 1000
 

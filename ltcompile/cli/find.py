@@ -63,9 +63,9 @@ def find(
     """Search for the smallest winning ticket: train, prune, rewind, repeat; then judge it against controls."""
     from ltcompile.cli.progress import Bars
     from ltcompile.data import load_data
-    from ltcompile.find import SearchConfig
-    from ltcompile.find import find as search
-    from ltcompile.find.search import image_size_for
+    from ltcompile.finding import SearchConfig
+    from ltcompile.finding import find as search
+    from ltcompile.finding.search import image_size_for
     from ltcompile.models import default_recipe
 
     config = SearchConfig(

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
 from ltcompile.errors import Unavailable
-from ltcompile.find import SearchConfig
+from ltcompile.finding import SearchConfig
 from ltcompile.train import Epoch
 
 HEADER = f"{'seed':>4}  {'arm':<12} {'level':>5}  {'filters':>7} {'params':>11} {'MACs':>13}  {'val acc':>8}  {'seconds':>7}"

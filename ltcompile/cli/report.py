@@ -19,6 +19,6 @@ def report(
     output: Optional[Path] = typer.Option(None, "-o", "--output", help="The page to write; RUN/report.html by default."),
 ) -> None:
     """Write one self-contained HTML page, and report.json, on what a run claimed and measured."""
-    from ltcompile.report import report as write
+    from ltcompile.reporting import report as write
 
     typer.echo(f"wrote {write(run, output)}")

@@ -29,7 +29,7 @@ def shrink(
     from ltcompile.core.ticket import Ticket
     from ltcompile.data import load_data
     from ltcompile.paths import check_writable
-    from ltcompile.shrink import shrink as run
+    from ltcompile.shrinking import shrink as run
 
     check_writable(output)
     loaded = Ticket.load(ticket)

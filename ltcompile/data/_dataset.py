@@ -109,7 +109,7 @@ class TensorSplit:
     def _normalised(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._on:
             mean, std = self._mean.to(device), self._std.to(device)
-            images = (self._images.to(device).float() / 255 - mean) / std
+            images = (self._images.to(device).to(torch.get_default_dtype()) / 255 - mean) / std
             self._on[device] = images.contiguous(memory_format=torch.channels_last), self._labels.to(device)
         return self._on[device]
 

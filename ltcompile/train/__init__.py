@@ -1,7 +1,7 @@
 """The one training loop, and evaluation."""
 
-from ltcompile.train.device import autocast_dtype, pick_device
+from ltcompile.train.device import autocast_dtype, memory_format, pick_device
 from ltcompile.train.evaluate import Evaluation, evaluate
 from ltcompile.train.loop import Epoch, Progress, train
 
-__all__ = ["Epoch", "Evaluation", "Progress", "autocast_dtype", "evaluate", "pick_device", "train"]
+__all__ = ["Epoch", "Evaluation", "Progress", "autocast_dtype", "evaluate", "memory_format", "pick_device", "train"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.errors import Unavailable
@@ -37,3 +38,16 @@ def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """channels_last, except on a CPU for networks that oneDNN would corrupt memory with.
+
+    Backward of a strided 1x1 convolution of fewer input channels than a register block (8 with AVX2, 16 with AVX-512) writes past
+    its workspace in that layout (oneDNN issue 6035): it crashes, or gives wrong gradients. Pruning makes such layers.
+    """
+    if device.type != "cpu":
+        return torch.channels_last
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    unsafe = any(set(m.kernel_size) == {1} and max(m.stride) > 1 and m.in_channels < 16 for m in convolutions)
+    return torch.contiguous_format if unsafe else torch.channels_last

@@ -21,7 +21,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record
 from ltcompile.data import Dataset
 from ltcompile.errors import TrainingFailed
-from ltcompile.train.device import autocast_dtype
+from ltcompile.train.device import autocast_dtype, memory_format
 from ltcompile.train.evaluate import evaluate
 
 
@@ -58,7 +58,8 @@ def train(
     Raises:
         TrainingFailed: the loss is not finite.
     """
-    model.to(device, memory_format=torch.channels_last)
+    layout = memory_format(model, device)
+    model.to(device, memory_format=layout)
     optimiser = torch.optim.SGD(
         _decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=device.type == "cuda" or None
     )
@@ -69,7 +70,7 @@ def train(
         done = [Epoch.from_json(row) for row in state["epochs"]]
     forward = torch.compile(model) if device.type == "cuda" else model
     for epoch in range(first_epoch + len(done), recipe.epochs):
-        row = _epoch(model, forward, optimiser, data, recipe, seed, epoch, device, after_step)
+        row = _epoch(model, forward, optimiser, data, recipe, seed, epoch, device, layout, after_step)
         done.append(row)
         if progress is not None:
             saved = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epochs": [e.to_json() for e in done]}
@@ -86,7 +87,7 @@ def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 def _epoch(
     model: nn.Module, forward: Callable[..., Any], optimiser: torch.optim.Optimizer, data: Dataset, recipe: Recipe, seed: int,
-    epoch: int, device: torch.device, after_step: Callable[[nn.Module], None] | None,
+    epoch: int, device: torch.device, layout: torch.memory_format, after_step: Callable[[nn.Module], None] | None,
 ) -> Epoch:
     started = time.perf_counter()
     stream = seed * 1_000_003 + epoch
@@ -102,8 +103,8 @@ def _epoch(
         for group in optimiser.param_groups:
             group["lr"] = rate
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = forward(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+            logits = forward(images.contiguous(memory_format=layout))
+        loss = F.cross_entropy(logits.float() if dtype else logits, labels, label_smoothing=recipe.label_smoothing)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

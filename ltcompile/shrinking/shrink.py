@@ -19,7 +19,7 @@ from ltcompile.errors import BadSetting, Disagreement
 from ltcompile.graph import Size, embed, size
 from ltcompile.lower import HalfInside, export_onnx, export_program, fold_batch_norm, run_onnx
 from ltcompile.paths import atomic, check_writable, write_json
-from ltcompile.shrink.rebuild import check_ticket_fits, dense_network, small_network
+from ltcompile.shrinking.rebuild import check_ticket_fits, dense_network, small_network
 
 EQUALITY_TOLERANCE = 1e-5  # cut against masked, relative to the largest output
 FILE_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}  # file against torch in fp32, likewise

@@ -12,10 +12,10 @@ from plotly.offline import get_plotlyjs
 
 from ltcompile.errors import BadFile
 from ltcompile.paths import check_writable, write_json, write_text
-from ltcompile.report import units
-from ltcompile.report.collect import collect
-from ltcompile.report.figures import figures
-from ltcompile.report.inputs import kind
+from ltcompile.reporting import units
+from ltcompile.reporting.collect import collect
+from ltcompile.reporting.figures import figures
+from ltcompile.reporting.inputs import kind
 
 
 def report(run: str | Path, output: str | Path | None = None) -> Path:

@@ -11,8 +11,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from ltcompile.core.records import Measurement, Trained
-from ltcompile.report import units
-from ltcompile.report.inputs import Bench, Provenance, Run, Search, Shrink, read_run
+from ltcompile.reporting import units
+from ltcompile.reporting.inputs import Bench, Provenance, Run, Search, Shrink, read_run
 
 Figures = dict[str, Any]
 SIZES = ("filters", "params", "macs")

@@ -24,15 +24,15 @@ from ltcompile.core.records import Arm, Trained, Verdict, provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset, load_data
 from ltcompile.errors import BadSetting
-from ltcompile.find.choose import choose
-from ltcompile.find.config import SearchConfig
-from ltcompile.find.run import RunFolder
-from ltcompile.find.verdict import choose_level, closest_level, judge
+from ltcompile.finding.choose import choose
+from ltcompile.finding.config import SearchConfig
+from ltcompile.finding.run import RunFolder
+from ltcompile.finding.verdict import choose_level, closest_level, judge
 from ltcompile.graph import cut, mask, size, trace, zeros
 from ltcompile.graph.surgeon import zero_
 from ltcompile.models import build_model, default_recipe, least_size
 from ltcompile.paths import write_json
-from ltcompile.train import Epoch, evaluate, pick_device, train
+from ltcompile.train import Epoch, evaluate, memory_format, pick_device, train
 
 GRADIENT_BATCHES = 8
 
@@ -173,7 +173,7 @@ class _Search:
         dice = torch.Generator().manual_seed(seed * 1009 + level)
         gradients = self._gradients(model, seed) if criteria.needs_gradients(self.config.criterion) else {}
         small = cut(model, plan) if self.config.masked else model
-        if self.config.masked:
+        if self.config.masked and gradients:
             gradients = _sliced(gradients, model, plan)
         scores = criteria.score(self.config.criterion, remaining, small, criteria.Evidence(gradients, dice))
         floors = self.config.floors(self.groups)
@@ -279,11 +279,12 @@ class _Search:
 
     def _gradients(self, model: nn.Module, seed: int) -> dict[str, Tensor]:
         """Parameter name -> gradient of the mean loss over a few training batches, in eval mode."""
-        model.eval()
+        layout = memory_format(model, self.device)
+        model.eval().to(memory_format=layout)
         model.zero_grad(set_to_none=True)
         batches = self.data.train.batches(min(self.recipe.batch, len(self.data.train)), self.device, self.recipe, seed)
         for _, (images, labels) in zip(range(GRADIENT_BATCHES), batches, strict=False):
-            F.cross_entropy(model(images), labels).backward()
+            F.cross_entropy(model(images.contiguous(memory_format=layout)), labels).backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         model.zero_grad(set_to_none=True)
         return gradients

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ltcompile.report import units
+from ltcompile.reporting import units
 
 # Okabe & Ito's palette, told apart under every common colour blindness and on both light and dark grounds.
 GREY, BLUE, ORANGE, GREEN, PURPLE = "#7f7f7f", "#0f7fc0", "#d55e00", "#009e73", "#cc79a7"

@@ -10,7 +10,7 @@ from ltcompile import criteria, rewind
 from ltcompile.core.plan import Group
 from ltcompile.core.records import Record
 from ltcompile.errors import BadSetting, unknown
-from ltcompile.find.choose import Scope
+from ltcompile.finding.choose import Scope
 
 PruneSchedule = Literal["iterative", "oneshot"]
 

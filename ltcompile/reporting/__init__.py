@@ -1,5 +1,5 @@
 """One page that tells a run: what was found, what it is worth, and how it was checked."""
 
-from ltcompile.report.page import report
+from ltcompile.reporting.page import report
 
 __all__ = ["report"]
