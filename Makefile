@@ -22,9 +22,9 @@ $(STAMP)-dev: $(STAMP)
 # Real handwritten digits, the full VGG-16: search, cut, export, race, page.
 demo: env
 	@rm -rf runs/demo
-	$(BIN)/ltcompile find --model vgg16 --rewind lr --epochs 5 --rounds 4 --rate 0.45 --align 8 --margin 1 --name demo
+	$(BIN)/ltcompile find --model vgg16 --rewind lr --epochs 4 --rounds 4 --rate 0.45 --align 8 --margin 1 --name demo
 	$(BIN)/ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx
-	$(BIN)/ltcompile bench runs/demo/small.onnx --against dense --backend onnxruntime --backend eager --seconds 2
+	$(BIN)/ltcompile bench runs/demo/small.onnx --against dense --backend onnxruntime --backend eager --batch 1 --batch 64 --seconds 1
 	$(BIN)/ltcompile report runs/demo -o runs/demo/report.html
 	@echo "open runs/demo/report.html"
 

@@ -41,7 +41,7 @@ class TestTraining:
         for _ in range(2):
             torch.manual_seed(0)
             model = lt.build_model("lenet5", 10, 1, 16)
-            rows = train(model, digits, QUICK, 3, CPU)
+            rows = train(model, digits, QUICK, 3, CPU).epochs
             runs.append((model.state_dict(), [dataclasses.replace(r, seconds=0, images_per_second=0) for r in rows]))
         assert runs[0][1] == runs[1][1]
         assert all(torch.equal(v, runs[1][0][k]) for k, v in runs[0][0].items())
@@ -49,7 +49,7 @@ class TestTraining:
     def test_a_network_learns_real_digits(self, digits: Dataset) -> None:
         torch.manual_seed(0)
         model = lt.build_model("lenet300", 10, 1, 16)
-        rows = train(model, digits, dataclasses.replace(QUICK, epochs=6), 0, CPU)
+        rows = train(model, digits, dataclasses.replace(QUICK, epochs=6), 0, CPU).epochs
         assert rows[-1].val_accuracy > 0.85 and rows[-1].train_loss < rows[0].train_loss
         assert evaluate(model, digits.val, QUICK, CPU).accuracy == rows[-1].val_accuracy
 

@@ -32,7 +32,7 @@ from ltcompile.graph import cut, mask, size, trace, zeros
 from ltcompile.graph.surgeon import zero_
 from ltcompile.models import build_model, default_recipe, least_size
 from ltcompile.paths import write_json
-from ltcompile.train import Epoch, evaluate, memory_format, pick_device, train
+from ltcompile.train import Epoch, Training, evaluate, memory_format, pick_device, train
 
 GRADIENT_BATCHES = 8
 
@@ -201,22 +201,15 @@ class _Search:
         return model
 
     def _controls(self, seed: int, level: int, rows: list[Trained]) -> list[Trained]:
-        """Both controls have the ticket's whole training budget: the random one its epochs, the dense one its arithmetic."""
+        """Both controls have the ticket's whole training budget in one schedule: the random one its epochs, the dense one its arithmetic."""
         lineage = [r for r in rows if r.seed == seed and r.arm in ("dense", "ticket") and r.level <= level]
         plan = self.folder.plan(seed, level)
         assert plan is not None, "every level has written its plan"
         long = _stretched(self.recipe, sum(r.epochs for r in lineage))
         _, random = self._unit(seed, "random", level, lambda: cut(self._fresh(seed), plan), plan, long)
         dense_macs = lineage[0].macs
-        extra = math.ceil(sum(r.epochs * r.macs for r in lineage[1:]) / dense_macs)
-        more = _stretched(self.rewinding.recipe(self.recipe), extra)
-        whole = PruningPlan(self.groups)
-        _, budget = self._unit(seed, "dense_budget", level, lambda: self._trained(seed, "dense-0", whole), whole, more)
-        # It went on from the dense network, whose training is part of its budget.
-        budget = replace(
-            budget, epochs=budget.epochs + lineage[0].epochs, seconds=budget.seconds + lineage[0].seconds,
-            stop_epoch=budget.stop_epoch + lineage[0].epochs,
-        )
+        longer = _stretched(self.recipe, math.ceil(sum(r.epochs * r.macs for r in lineage) / dense_macs))
+        _, budget = self._unit(seed, "dense_budget", level, lambda: self._initial(seed), PruningPlan(self.groups), longer)
         return [random, budget]
 
     def _trained(self, seed: int, unit: str, plan: PruningPlan) -> nn.Module:
@@ -258,23 +251,22 @@ class _Search:
         dropped = zeros(model.to(self.device), plan) if masked else {}
         after_step = (lambda network: zero_(network, dropped)) if masked else None
         stream = seed * 7919 + level * 31 + len(arm)
-        epochs = train(
+        done = train(
             model, self.data, recipe, stream, self.device, first_epoch=first_epoch, after_step=after_step, progress=progress, state=state
         )
-        row = self._row(seed, arm, level, cut(model, plan) if masked else model, epochs)
-        self.folder.save(file, {"weights": model.state_dict(), "row": row.to_json(), "epochs": [e.to_json() for e in epochs]})
+        row = self._row(seed, arm, level, cut(model, plan) if masked else model, done)
+        self.folder.save(file, {"weights": model.state_dict(), "row": row.to_json(), "epochs": [e.to_json() for e in done.epochs]})
         partial.unlink(missing_ok=True)
         self.listener.finished(row, False)
         return model, row
 
-    def _row(self, seed: int, arm: Arm, level: int, model: nn.Module, epochs: list[Epoch]) -> Trained:
+    def _row(self, seed: int, arm: Arm, level: int, model: nn.Module, done: Training) -> Trained:
         counted = size(model, self.example.to(self.device))
-        val = evaluate(model, self.data.val, self.recipe, self.device)
-        last, stop = epochs[-1], min(epochs, key=lambda e: e.val_loss)
+        last, stop = done.epochs[-1], min(done.epochs, key=lambda e: e.val_loss)
         return Trained(
             seed=seed, arm=arm, level=level, filters=_filters(model, self.groups), params=counted.params, macs=counted.macs,
-            epochs=len(epochs), seconds=sum(e.seconds for e in epochs), train_loss=last.train_loss, train_accuracy=last.train_accuracy,
-            val_loss=val.loss, val_accuracy=val.accuracy, val_correct=val.correct_hex, stop_epoch=stop.epoch + 1,
+            epochs=len(done.epochs), seconds=sum(e.seconds for e in done.epochs), train_loss=last.train_loss, train_accuracy=last.train_accuracy,
+            val_loss=done.val.loss, val_accuracy=done.val.accuracy, val_correct=done.val.correct_hex, stop_epoch=stop.epoch + 1,
         )
 
     def _gradients(self, model: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -2,6 +2,6 @@
 
 from ltcompile.train.device import autocast_dtype, memory_format, pick_device
 from ltcompile.train.evaluate import Evaluation, evaluate
-from ltcompile.train.loop import Epoch, Progress, train
+from ltcompile.train.loop import Epoch, Progress, Training, train
 
-__all__ = ["Epoch", "Evaluation", "Progress", "autocast_dtype", "evaluate", "memory_format", "pick_device", "train"]
+__all__ = ["Epoch", "Evaluation", "Progress", "Training", "autocast_dtype", "evaluate", "memory_format", "pick_device", "train"]

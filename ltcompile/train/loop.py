@@ -22,7 +22,7 @@ from ltcompile.core.records import Record
 from ltcompile.data import Dataset
 from ltcompile.errors import TrainingFailed
 from ltcompile.train.device import autocast_dtype, memory_format
-from ltcompile.train.evaluate import evaluate
+from ltcompile.train.evaluate import Evaluation, evaluate
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,14 @@ class Epoch(Record):
     images_per_second: float
 
 
+@dataclass(frozen=True)
+class Training:
+    """All epochs of one training, and the validation behind the last of them."""
+
+    epochs: list[Epoch]
+    val: Evaluation
+
+
 class Progress(Protocol):
     """Told after every epoch, with a state from which `train` can go on."""
 
@@ -48,12 +56,12 @@ class Progress(Protocol):
 def train(
     model: nn.Module, data: Dataset, recipe: Recipe, seed: int, device: torch.device, *, first_epoch: int = 0,
     after_step: Callable[[nn.Module], None] | None = None, progress: Progress | None = None, state: dict[str, Any] | None = None,
-) -> list[Epoch]:
+) -> Training:
     """Train `model` in place from `first_epoch` of the recipe's schedule to its end; momentum starts at zero.
 
     Args:
         after_step: called on the network after each step (the masked search zeroes its dropped weights again).
-        state: what `progress` was handed before an interruption: training goes on behind its epoch.
+        state: what `progress` was handed before an interruption: training goes on behind its epoch, which is not the last.
 
     Raises:
         TrainingFailed: the loss is not finite.
@@ -70,12 +78,12 @@ def train(
         done = [Epoch.from_json(row) for row in state["epochs"]]
     forward = torch.compile(model) if device.type == "cuda" else model
     for epoch in range(first_epoch + len(done), recipe.epochs):
-        row = _epoch(model, forward, optimiser, data, recipe, seed, epoch, device, layout, after_step)
+        row, val = _epoch(model, forward, optimiser, data, recipe, seed, epoch, device, layout, after_step)
         done.append(row)
         if progress is not None:
             saved = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epochs": [e.to_json() for e in done]}
             progress(row, saved)
-    return done
+    return Training(done, val)
 
 
 def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -88,7 +96,7 @@ def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 def _epoch(
     model: nn.Module, forward: Callable[..., Any], optimiser: torch.optim.Optimizer, data: Dataset, recipe: Recipe, seed: int,
     epoch: int, device: torch.device, layout: torch.memory_format, after_step: Callable[[nn.Module], None] | None,
-) -> Epoch:
+) -> tuple[Epoch, Evaluation]:
     started = time.perf_counter()
     stream = seed * 1_000_003 + epoch
     torch.manual_seed(stream)  # dropout
@@ -118,4 +126,4 @@ def _epoch(
         raise TrainingFailed(f"the loss is {mean_loss} in epoch {epoch + 1} at learning rate {rate:.3g}: try a smaller --lr or more warm-up")
     val = evaluate(model, data.val, recipe, device)
     seconds = time.perf_counter() - started
-    return Epoch(epoch, rate, mean_loss, right.item() / seen, val.loss, val.accuracy, seconds, seen / seconds)
+    return Epoch(epoch, rate, mean_loss, right.item() / seen, val.loss, val.accuracy, seconds, seen / seconds), val

@@ -1,0 +1,20 @@
+"""What the benchmarks share: a line of JSON at the end, and a file of it under bench/results/."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ltcompile.core.records import provenance
+from ltcompile.paths import write_json
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def finish(name: str, result: dict[str, Any]) -> None:
+    """Write bench/results/NAME.json with provenance, and print the result as one line of JSON."""
+    command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    write_json(RESULTS / f"{name}.json", {**result, "provenance": {**provenance(), "command": command}})
+    print(json.dumps(result))

@@ -1,0 +1,73 @@
+"""What the stages cost besides training: `--help`, and shrink of a VGG-16 ticket in time and memory.
+
+    python bench/stages.py        writes bench/results/stages.json
+
+Each is a process of its own, five times; medians are told. Shrink's peak is its highest resident memory less that of a process
+which only imports the same packages.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from _common import finish
+
+import ltcompile as lt
+from ltcompile.core.records import Trained, Verdict
+
+RUNS = 5
+IMPORTS = "import torch, onnx, onnxruntime, onnxscript, torch_pruning, ltcompile.shrinking, torch.onnx._internal.exporter._core"
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+
+
+def main() -> None:
+    help_s = statistics.median(_seconds([str(Path(sys.executable).with_name("ltcompile")), "--help"])[0] for _ in range(RUNS))
+    with tempfile.TemporaryDirectory() as scratch:
+        ticket, dense_bytes = _ticket(Path(scratch))
+        shrink = f"{IMPORTS}\nimport ltcompile as lt, json\ns = lt.shrink({str(ticket)!r}, {str(ticket.with_name('small.onnx'))!r})\n"
+        runs = [_seconds([sys.executable, "-c", shrink + PEAK]) for _ in range(RUNS)]
+        imports = [_seconds([sys.executable, "-c", IMPORTS + "\n" + PEAK]) for _ in range(RUNS)]
+        record = json.loads(ticket.with_name("small.json").read_text())
+    peak = statistics.median(int(out) for _, out in runs) - statistics.median(int(out) for _, out in imports)
+    result = {
+        "bench": "stages", "help_s": help_s, "shrink_process_s": statistics.median(s for s, _ in runs), "shrink_call_s": record["seconds"],
+        "shrink_peak_bytes_above_imports": peak, "dense_bytes": dense_bytes, "peak_over_dense": peak / dense_bytes,
+        "equality_error": record["equality_error"], "onnx_error": record["onnx_error"],
+    }
+    for name, value in result.items():
+        print(f"{name:<34} {value}")
+    finish("stages", result)
+
+
+def _seconds(command: list[str]) -> tuple[float, str]:
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return time.perf_counter() - started, (done.stdout.strip().splitlines() or [""])[-1]
+
+
+def _ticket(folder: Path) -> tuple[Path, int]:
+    """A ticket of an untrained VGG-16 at half its filters: shrink does not care for accuracy."""
+    torch.manual_seed(0)
+    model, example = lt.build_model("vgg16"), torch.randn(2, 3, 32, 32)
+    plan = lt.plan(model, example)
+    small = lt.cut(model, plan)
+    counted = lt.size(small, example)
+    row = Trained(0, "ticket", 1, plan.filters[1], counted.params, counted.macs, 1, 0.0, 0.0, 0.0, 0.0, 0.0, "0", 1)
+    ticket = lt.Ticket(
+        model={"name": "vgg16", "arguments": {"classes": 10, "in_channels": 3, "image_size": 32}}, plan=plan, weights=small.state_dict(),
+        initial_seed=0, recipe=lt.Recipe(), config={}, history=(row,), verdict=Verdict(None, "none", 0.5, 0.95, {}, [], {}, {}), level=1,
+        seed=0, data={"name": "none", "class_names": [str(c) for c in range(10)], "shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3},
+    )
+    ticket.save(folder / "ticket.pt")
+    return folder / "ticket.pt", sum(p.numel() * 4 for p in model.parameters())
+
+
+if __name__ == "__main__":
+    main()

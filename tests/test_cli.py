@@ -1,0 +1,181 @@
+"""The command line as a user meets it: whole runs, and bad input that ends in a message and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+import ltcompile as lt
+
+LTCOMPILE = [sys.executable, "-m", "ltcompile"]
+
+
+def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*LTCOMPILE, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+def refused(*arguments: object, says: str, cwd: Path | None = None) -> None:
+    done = call(*arguments, cwd=cwd)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert says in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+QUICK = ("--model", "lenet5", "--epochs", 4, "--rounds", 2, "--rate", 0.3, "--margin", 5)
+
+
+def test_help_loads_no_heavy_package() -> None:
+    code = "import sys\nfrom ltcompile.cli import app\nprint([m for m in ('torch','numpy','onnx','sklearn','plotly','jinja2') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["find", "shrink", "bench", "report", "show", "doctor"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    done = call(command, "--help")
+    assert done.returncode == 0 and "Example" in done.stdout and f"ltcompile {command}" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder after find and shrink."""
+    cwd = tmp_path_factory.mktemp("work")
+    done = call("find", *QUICK, "--name", "t", "--json", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["ticket"] == "runs/t/ticket.pt" and told["verdict"]["rule"] and len(told["rows"]) == 5
+    done = call("shrink", "runs/t/ticket.pt", "-o", "runs/t/small.onnx", cwd=cwd)
+    assert done.returncode == 0 and "cut = masked" in done.stdout, done.stderr
+    return cwd
+
+
+def test_show(folder: Path) -> None:
+    assert "lenet5 on digits" in call("show", folder / "runs/t/ticket.pt").stdout
+    told = json.loads(call("show", folder / "runs/t/ticket.pt", "--json").stdout)
+    assert told["checksum"] == lt.Ticket.load(folder / "runs/t/ticket.pt").checksum and "weights" not in told
+
+
+@pytest.mark.parametrize("target", ["ticket.pt", "small.onnx"])
+def test_bench(folder: Path, target: str) -> None:
+    run = folder / "runs/t"
+    done = call("bench", run / target, "--backend", "onnxruntime", "--backend", "eager", "--batch", 1, "--batch", 3, "--seconds", 0.5, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert {(r["subject"], r["backend"], r["batch"]) for r in rows} == {
+        (s, b, n) for s in ("dense", "small") for b in ("onnxruntime", "eager") for n in (1, 3)
+    }
+    ticket = lt.Ticket.load(run / "ticket.pt")
+    dense = next(r for r in ticket.history if r.arm == "dense")
+    for row in rows:
+        expected = dense if row["subject"] == "dense" else ticket.row
+        assert row["accuracy"] == pytest.approx(expected.test_accuracy, abs=0.005), "the file answers as the network did"
+        assert (row["speedup"] is None) == (row["subject"] == "dense") and row["max_error"] < 1e-3
+    written = json.loads((run / "bench.json").read_text())
+    assert written["rows"] == rows and written["images"] == "test set" and (run / "bench.csv").read_text().count("\n") == len(rows) + 1
+
+
+def test_bench_without_the_run_folder(folder: Path, tmp_path: Path) -> None:
+    """A file that has left its run: its dense network is rebuilt from what the file tells, and has a speed but no accuracy."""
+    (tmp_path / "small.onnx").write_bytes((folder / "runs/t/small.onnx").read_bytes())
+    done = call("bench", tmp_path / "small.onnx", "--backend", "onnxruntime", "--batch", 1, "--seconds", 0.5, "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {r["subject"]: r for r in json.loads(done.stdout)["rows"]}
+    assert rows["dense"]["accuracy"] is None and rows["small"]["accuracy"] > 0.5
+
+
+def test_report(folder: Path) -> None:
+    done = call("report", folder / "runs/t", "-o", folder / "page.html")
+    assert done.returncode == 0, done.stderr
+    assert "lenet5" in (folder / "page.html").read_text() and json.loads((folder / "page.json").read_text())
+
+
+def test_doctor() -> None:
+    told = json.loads(call("doctor", "--json").stdout)
+    assert told["backends"]["cpu"]["eager"] is None and told["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert "works" in call("doctor").stdout
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:
+    arguments = [*LTCOMPILE, "find", *map(str, QUICK), "--epochs", "60", "--name", "t"]
+    process = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log = tmp_path / "runs/t/history.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130 and "--resume" in stderr and "Traceback" not in stderr
+    there = log.read_text().splitlines()
+    refused("find", *QUICK, "--name", "t", "--resume", says="other settings", cwd=tmp_path)
+    done = call("find", *QUICK, "--epochs", 60, "--name", "t", "--resume", cwd=tmp_path)
+    assert done.returncode == 0 and log.read_text().splitlines()[: len(there) - 1] == there[:-1]
+
+
+class TestBadInput:
+    """Each with what, where and what to do now; exit code 2; no traceback."""
+
+    def test_unknown_names(self, tmp_path: Path) -> None:
+        refused("find", "--model", "vgg61", says="Did you mean vgg16", cwd=tmp_path)
+        refused("find", "--model", "torchvision:resnet51", says="Did you mean", cwd=tmp_path)
+        refused("find", "--model", "no.such.module:make", says="PYTHONPATH", cwd=tmp_path)
+        refused("find", "--data", "imagenet", says="Known: cifar10", cwd=tmp_path)
+        refused("find", "--criterion", "l3", says="Did you mean", cwd=tmp_path)
+        refused("find", "--rewind", "back", says="finetune", cwd=tmp_path)
+        assert not (tmp_path / "runs").exists()
+
+    def test_settings(self, tmp_path: Path) -> None:
+        refused("find", "--rate", "1.5", says="between 0 and 1", cwd=tmp_path)
+        refused("find", "--model", "lenet5", "--rounds", "30", "--rate", "0.5", says="empty a layer", cwd=tmp_path)
+        refused("find", "--rounds", "many", says="not a valid int", cwd=tmp_path)
+        refused("find", "--device", "tpu", says="cpu or cuda", cwd=tmp_path)
+        refused("find", "--data", "cifar10", says="--download", cwd=tmp_path)
+        refused("find", "--epochs", "0", says="epochs must be", cwd=tmp_path)
+
+    def test_tickets(self, folder: Path, tmp_path: Path) -> None:
+        whole = (folder / "runs/t/ticket.pt").read_bytes()
+        (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])
+        (tmp_path / "text.pt").write_text("hello")
+        for bad in ("half.pt", "text.pt", "none.pt"):
+            for command in ("shrink", "show", "bench"):
+                refused(command, tmp_path / bad, says="ticket")
+        refused("shrink", folder / "runs/t/ticket.pt", "--model", "vgg16", says="not for 'vgg16'")
+
+    def test_other_classes(self, folder: Path, tmp_path: Path) -> None:
+        from test_data import write_folder
+
+        data = f"imagefolder:{write_folder(tmp_path / 'images')}"
+        refused("bench", folder / "runs/t/ticket.pt", "--data", data, says="classes")
+        refused("shrink", folder / "runs/t/ticket.pt", "-o", tmp_path / "s.onnx", "--recalibrate", "--data", data, says="classes")
+
+    def test_places_that_cannot_be_written(self, folder: Path) -> None:
+        for place in ("/proc/none/small.onnx", folder):
+            refused("shrink", folder / "runs/t/ticket.pt", "-o", place, says="cannot write")
+        refused("report", folder / "runs/t", "-o", "/proc/none/page.html", says="cannot write")
+
+    def test_onnx_files_that_are_not_ours(self, tmp_path: Path) -> None:
+        graph = onnx.helper.make_graph([], "empty", [], [])
+        onnx.save(onnx.helper.make_model(graph), str(tmp_path / "other.onnx"))
+        (tmp_path / "broken.onnx").write_bytes(b"no protobuf at all")
+        refused("bench", tmp_path / "other.onnx", says="was not made by")
+        refused("bench", tmp_path / "broken.onnx", says="cannot be read as ONNX")
+        refused("bench", tmp_path / "none.onnx", says="there is no file")
+
+    def test_backends_and_runs(self, folder: Path, tmp_path: Path) -> None:
+        refused("bench", folder / "runs/t/ticket.pt", "--backend", "onnx", says="onnxruntime")
+        refused("bench", folder / "runs/t/ticket.pt", "--against", "sparse", says="dense")
+        refused("report", tmp_path, says="ltcompile find")
+
+    def test_a_bug_is_told_as_one(self, tmp_path: Path) -> None:
+        (tmp_path / "buggy.py").write_text("def make():\n    raise ZeroDivisionError('oops')\n")
+        done = subprocess.run([*LTCOMPILE, "find", "--model", "buggy:make"], capture_output=True, text=True, cwd=tmp_path, check=False,
+                              env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        assert done.returncode in (1, 2) and "ZeroDivisionError" in done.stderr and "Traceback" not in done.stderr
