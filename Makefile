@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Both begin with `make env`.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 STAMP := .venv/.made-from
 
 .PHONY: env env-dev demo test check bench clean
@@ -9,14 +10,17 @@ env: $(STAMP)
 env-dev: $(STAMP)-dev
 
 # Made once, and again whenever pyproject.toml or constraints.txt changes; an environment cut short leaves no stamp.
+# Unpacking gigabytes is what takes the time, so two pips unpack the largest wheels side by side.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing ltcompile and what it needs into .venv (two minutes, some GB)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then $(PIP) --no-deps $$(grep -E '^(nvidia|cuda)-' constraints.txt) & \
+	  $(PIP) --no-deps $$(grep -E '^(torch|triton|onnxruntime-gpu|scipy)==' constraints.txt); wait; fi
+	@$(PIP) -c constraints.txt -e .
 	@touch $@
 
 $(STAMP)-dev: $(STAMP)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	@$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # Real handwritten digits, the full VGG-16: search, cut, export, race, page.

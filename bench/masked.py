@@ -50,14 +50,27 @@ def main() -> None:
     for level in range(1, asked.rounds + 1):
         cut, masked = found["cut"].rows[level], found["masked"].rows[level]
         same = _shared(plans["cut"][level - 1], plans["masked"][level - 1])
-        print(f"{level:>5} {cut.macs:>12,} {cut.seconds:>8.2f} {masked.seconds:>9.2f} {cut.val_accuracy:>8.2%} {masked.val_accuracy:>10.2%} {same:>12.1%}")
+        print(
+            f"{level:>5} {cut.macs:>12,} {cut.seconds:>8.2f} {masked.seconds:>9.2f} {cut.val_accuracy:>8.2%} {masked.val_accuracy:>10.2%} {same:>12.1%}"
+        )
     wall = {name: e[-1] - e[0] for name, e in ends.items()}
-    finish("masked", {
-        "bench": "masked", "rounds": asked.rounds, "rate": 0.2, "epochs": asked.epochs, "model": "vgg16", "data": "digits",
-        "cut_wall_s": wall["cut"], "masked_wall_s": wall["masked"], "times_faster": wall["masked"] / wall["cut"],
-        "first_plan_same": plans["cut"][0] == plans["masked"][0],
-        "cut_val_accuracy": [r.val_accuracy for r in found["cut"].rows], "masked_val_accuracy": [r.val_accuracy for r in found["masked"].rows],
-    })
+    finish(
+        "masked",
+        {
+            "bench": "masked",
+            "rounds": asked.rounds,
+            "rate": 0.2,
+            "epochs": asked.epochs,
+            "model": "vgg16",
+            "data": "digits",
+            "cut_wall_s": wall["cut"],
+            "masked_wall_s": wall["masked"],
+            "times_faster": wall["masked"] / wall["cut"],
+            "first_plan_same": plans["cut"][0] == plans["masked"][0],
+            "cut_val_accuracy": [r.val_accuracy for r in found["cut"].rows],
+            "masked_val_accuracy": [r.val_accuracy for r in found["masked"].rows],
+        },
+    )
 
 
 def _shared(a: lt.PruningPlan, b: lt.PruningPlan) -> float:

@@ -37,9 +37,15 @@ def main() -> None:
         record = json.loads(ticket.with_name("small.json").read_text())
     peak = statistics.median(int(out) for _, out in runs) - statistics.median(int(out) for _, out in imports)
     result = {
-        "bench": "stages", "help_s": help_s, "shrink_process_s": statistics.median(s for s, _ in runs), "shrink_call_s": record["seconds"],
-        "shrink_peak_bytes_above_imports": peak, "dense_bytes": dense_bytes, "peak_over_dense": peak / dense_bytes,
-        "equality_error": record["equality_error"], "onnx_error": record["onnx_error"],
+        "bench": "stages",
+        "help_s": help_s,
+        "shrink_process_s": statistics.median(s for s, _ in runs),
+        "shrink_call_s": record["seconds"],
+        "shrink_peak_bytes_above_imports": peak,
+        "dense_bytes": dense_bytes,
+        "peak_over_dense": peak / dense_bytes,
+        "equality_error": record["equality_error"],
+        "onnx_error": record["onnx_error"],
     }
     for name, value in result.items():
         print(f"{name:<34} {value}")
@@ -61,9 +67,17 @@ def _ticket(folder: Path) -> tuple[Path, int]:
     counted = lt.size(small, example)
     row = Trained(0, "ticket", 1, plan.filters[1], counted.params, counted.macs, 1, 0.0, 0.0, 0.0, 0.0, 0.0, "0", 1)
     ticket = lt.Ticket(
-        model={"name": "vgg16", "arguments": {"classes": 10, "in_channels": 3, "image_size": 32}}, plan=plan, weights=small.state_dict(),
-        initial_seed=0, recipe=lt.Recipe(), config={}, history=(row,), verdict=Verdict(None, "none", 0.5, 0.95, {}, [], {}, {}), level=1,
-        seed=0, data={"name": "none", "class_names": [str(c) for c in range(10)], "shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3},
+        model={"name": "vgg16", "arguments": {"classes": 10, "in_channels": 3, "image_size": 32}},
+        plan=plan,
+        weights=small.state_dict(),
+        initial_seed=0,
+        recipe=lt.Recipe(),
+        config={},
+        history=(row,),
+        verdict=Verdict(None, "none", 0.5, 0.95, {}, [], {}, {}),
+        level=1,
+        seed=0,
+        data={"name": "none", "class_names": [str(c) for c in range(10)], "shape": [3, 32, 32], "mean": [0.5] * 3, "std": [0.25] * 3},
     )
     ticket.save(folder / "ticket.pt")
     return folder / "ticket.pt", sum(p.numel() * 4 for p in model.parameters())

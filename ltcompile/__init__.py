@@ -1,13 +1,13 @@
 """ltcompile: make a convolutional network smaller and really faster.
 
-    import ltcompile as lt
+import ltcompile as lt
 
-    model = lt.build_model("vgg16", classes=10)
-    plan = lt.plan(model, example, ratio=0.5)       # which channels go
-    small = lt.cut(model, plan)                     # smaller, dense, equal to lt.mask(model, plan)
+model = lt.build_model("vgg16", classes=10)
+plan = lt.plan(model, example, ratio=0.5)       # which channels go
+small = lt.cut(model, plan)                     # smaller, dense, equal to lt.mask(model, plan)
 
-    found = lt.find("vgg16", "digits")              # search, with controls and a verdict
-    shrunk = lt.shrink(found.ticket, "small.onnx")  # verified file
+found = lt.find("vgg16", "digits")              # search, with controls and a verdict
+shrunk = lt.shrink(found.ticket, "small.onnx")  # verified file
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _HOMES = {
     "shrink": "ltcompile.shrinking",
     "size": "ltcompile.graph",
 }
-__all__ = sorted(_HOMES)
+__all__ = [*sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -44,9 +44,17 @@ class _Target:
 
 
 def bench(
-    target: str | Path, *, backends: Sequence[str] | None = None, devices: Sequence[str] | None = None,
-    batches: Sequence[int] = (1, 8, 64), data: str | None = None, data_root: str | Path = "data", model: str | None = None,
-    seconds_per_row: float = 2.0, output: str | Path | None = None, on_row: Callable[[Measurement], None] | None = None,
+    target: str | Path,
+    *,
+    backends: Sequence[str] | None = None,
+    devices: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 8, 64),
+    data: str | None = None,
+    data_root: str | Path = "data",
+    model: str | None = None,
+    seconds_per_row: float = 2.0,
+    output: str | Path | None = None,
+    on_row: Callable[[Measurement], None] | None = None,
 ) -> BenchResult:
     """Measure a ticket or an ONNX file of `shrink` against its dense network, in one run, and write bench.json and bench.csv.
 
@@ -68,9 +76,13 @@ def bench(
     path = Path(output) if output else known.folder / "bench.json"
     rows = [_untrained_blank(row, trained) for row in result.rows]
     value = {
-        "kind": "bench", "format": 1, "target": Path(target).name,
-        "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()}, **BenchResult(rows, result.skipped,
-        result.details).to_json(), "images": "test set" if labels is not None else "seeded noise", "provenance": provenance(),
+        "kind": "bench",
+        "format": 1,
+        "target": Path(target).name,
+        "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
+        **BenchResult(rows, result.skipped, result.details).to_json(),
+        "images": "test set" if labels is not None else "seeded noise",
+        "provenance": provenance(),
     }
     write_json(path, value)
     write_text(path.with_suffix(".csv"), BenchResult(rows).to_csv())
@@ -93,8 +105,17 @@ def _open(path: Path) -> _Target:
 
 def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None) -> _Target:
     data = ticket.data
-    return _Target(folder, ticket, onnx, dict(ticket.model), data["name"], tuple(data["shape"]), list(data["class_names"]),
-                   list(data["mean"]), list(data["std"]))
+    return _Target(
+        folder,
+        ticket,
+        onnx,
+        dict(ticket.model),
+        data["name"],
+        tuple(data["shape"]),
+        list(data["class_names"]),
+        list(data["mean"]),
+        list(data["std"]),
+    )
 
 
 def _open_onnx(path: Path) -> _Target:
@@ -109,7 +130,9 @@ def _open_onnx(path: Path) -> _Target:
         raise BadFile(f"{path} cannot be read as ONNX: {error}") from error
     told = {p.key: p.value for p in proto.metadata_props}
     if told.get("producer") != "ltcompile":
-        raise BadFile(f"{path} was not made by `ltcompile shrink`, so its dense network is unknown; shrink a ticket, or bench the ticket itself")
+        raise BadFile(
+            f"{path} was not made by `ltcompile shrink`, so its dense network is unknown; shrink a ticket, or bench the ticket itself"
+        )
     beside = path.parent / "ticket.pt"
     if beside.is_file() and (ticket := Ticket.load(beside)).checksum == told.get("ticket_checksum"):
         return _of_ticket(ticket, path.parent, path)
@@ -141,7 +164,10 @@ def _images(known: _Target, data: str | None, data_root: str | Path) -> tuple[np
             "pass the data that the ticket was found on"
         )
     batches = list(dataset.test.batches(256, torch.device("cpu"), None, 0))
-    theirs, ours = (torch.tensor(v).view(-1, 1, 1) for v in (there.mean, there.std)), (torch.tensor(v).view(-1, 1, 1) for v in (known.mean, known.std))
+    theirs, ours = (
+        (torch.tensor(v).view(-1, 1, 1) for v in (there.mean, there.std)),
+        (torch.tensor(v).view(-1, 1, 1) for v in (known.mean, known.std)),
+    )
     (mean, std), (our_mean, our_std) = theirs, ours
     images = torch.cat([(x * std + mean - our_mean) / our_std for x, _ in batches])
     return images.contiguous().numpy(), torch.cat([y for _, y in batches]).numpy()

@@ -59,7 +59,7 @@ def names() -> list[str]:
 
 def is_own_code(name: str) -> bool:
     """Whether building the network runs code of the user's (`package.module:factory`)."""
-    return ":" in name and name.split(":")[0] not in ("torchvision", "timm")
+    return ":" in name and name.split(":", maxsplit=1)[0] not in ("torchvision", "timm")
 
 
 def _maker(name: str) -> Callable[[int, int, int], nn.Module]:
@@ -123,7 +123,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state) if isinstance(state, dict) else state
-        missing, unexpected = model.load_state_dict(state, strict=False)
+        missing, unexpected = model.load_state_dict(dict(state), strict=False)
     except FileNotFoundError as error:
         raise BadFile(f"there are no weights at {path}") from error
     except Exception as error:  # torch and safetensors raise a dozen types for a broken file

@@ -19,7 +19,13 @@ def build(name: str, classes: int, in_channels: int, image_size: int) -> nn.Modu
     """Images (N, C, image_size, image_size) to logits (N, classes)."""
     layers: list[nn.Module] = []
     for width in PAIRS[name]:
-        layers += [nn.Conv2d(in_channels, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+        layers += [
+            nn.Conv2d(in_channels, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
         in_channels, image_size = width, image_size // 2
     head = [nn.Linear(in_channels * image_size**2, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, classes)]
     return nn.Sequential(*layers, nn.Flatten(), *head)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.recipe import Recipe
 
-WIDTHS = {  # "M" is a 2x2 max pool
+WIDTHS: dict[str, list[int | str]] = {  # "M" is a 2x2 max pool
     "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
     "vgg13": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
     "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"],

@@ -72,7 +72,10 @@ def flattening() -> nn.Module:
 
 
 NETWORKS = {
-    **{name: lambda name=name: lt.build_model(name, classes=4, in_channels=3, image_size=16) for name in ("lenet5", "lenet300", "conv2", "resnet20")},
+    **{
+        name: lambda name=name: lt.build_model(name, classes=4, in_channels=3, image_size=16)
+        for name in ("lenet5", "lenet300", "conv2", "resnet20")
+    },
     "branches": Branches,
     "depthwise": Depthwise,
     "transposed": Transposed,

@@ -67,7 +67,9 @@ def test_show(folder: Path) -> None:
 @pytest.mark.parametrize("target", ["ticket.pt", "small.onnx"])
 def test_bench(folder: Path, target: str) -> None:
     run = folder / "runs/t"
-    done = call("bench", run / target, "--backend", "onnxruntime", "--backend", "eager", "--batch", 1, "--batch", 3, "--seconds", 0.5, "--json")
+    done = call(
+        "bench", run / target, "--backend", "onnxruntime", "--backend", "eager", "--batch", 1, "--batch", 3, "--seconds", 0.5, "--json"
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert {(r["subject"], r["backend"], r["batch"]) for r in rows} == {
@@ -176,6 +178,12 @@ class TestBadInput:
 
     def test_a_bug_is_told_as_one(self, tmp_path: Path) -> None:
         (tmp_path / "buggy.py").write_text("def make():\n    raise ZeroDivisionError('oops')\n")
-        done = subprocess.run([*LTCOMPILE, "find", "--model", "buggy:make"], capture_output=True, text=True, cwd=tmp_path, check=False,
-                              env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        done = subprocess.run(
+            [*LTCOMPILE, "find", "--model", "buggy:make"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        )
         assert done.returncode in (1, 2) and "ZeroDivisionError" in done.stderr and "Traceback" not in done.stderr

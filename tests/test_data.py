@@ -140,7 +140,7 @@ class TestBroken:
         mnist_files(tmp_path)
         file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
         file.write_bytes(file.read_bytes()[:100])
-        with pytest.raises(BadData, match="cannot be read|missing or corrupt"):
+        with pytest.raises(BadData, match=r"cannot be read|missing or corrupt"):
             lt.load_data("mnist", tmp_path)
 
     def test_single_class(self, tmp_path: Path) -> None:

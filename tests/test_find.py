@@ -70,7 +70,17 @@ class TestTraining:
         assert [cosine.rate_at(e) for e in (10, 55, 100)] == pytest.approx([1, 0.5, 0])
 
     @pytest.mark.parametrize(
-        "wrong", [{"epochs": 0}, {"batch": 1}, {"lr": 0}, {"momentum": 1}, {"weight_decay": -1}, {"schedule": "x"}, {"precision": "int8"}, {"warmup_epochs": 999}]
+        "wrong",
+        [
+            {"epochs": 0},
+            {"batch": 1},
+            {"lr": 0},
+            {"momentum": 1},
+            {"weight_decay": -1},
+            {"schedule": "x"},
+            {"precision": "int8"},
+            {"warmup_epochs": 999},
+        ],
     )
     def test_recipes_refuse_nonsense(self, wrong: dict[str, object]) -> None:
         with pytest.raises(BadSetting):
@@ -105,7 +115,12 @@ class TestCuttingEqualsMasking:
         runs = {masked: folder / f"masked-{masked}" for masked in (False, True)}
         found = [lt.find(network, data, dataclasses.replace(config, masked=m), recipe=QUICK, folder=f) for m, f in runs.items()]
         for row, reference in zip(*(f.rows for f in found), strict=True):
-            assert (row.params, row.macs, row.filters, row.val_correct) == (reference.params, reference.macs, reference.filters, reference.val_correct)
+            assert (row.params, row.macs, row.filters, row.val_correct) == (
+                reference.params,
+                reference.macs,
+                reference.filters,
+                reference.val_correct,
+            )
         for level in (1, 2):
             plan, reference_plan = (PruningPlan.load(f / f"seed0/plan-{level}.json") for f in runs.values())
             assert plan == reference_plan
@@ -163,7 +178,10 @@ def test_resuming_equals_never_stopping(tmp_path: Path, digits: Dataset, epochs:
     assert all(torch.equal(v, resumed.ticket.weights[k]) for k, v in whole.ticket.weights.items())
     timeless = [[dataclasses.replace(r, seconds=0) for r in f.rows] for f in (whole, resumed)]
     assert timeless[0] == timeless[1]
-    lines = [[(r["seed"], r["unit"], r["epoch"]) for r in map(json.loads, (tmp_path / n / "history.jsonl").read_text().splitlines())] for n in ("whole", "cut")]
+    lines = [
+        [(r["seed"], r["unit"], r["epoch"]) for r in map(json.loads, (tmp_path / n / "history.jsonl").read_text().splitlines())]
+        for n in ("whole", "cut")
+    ]
     assert sorted(lines[0]) == sorted(lines[1]), "every epoch is logged once"
 
 
@@ -250,9 +268,17 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
-            ({"rate": 0.0}, "between 0 and 1"), ({"rate": 1.0}, "between 0 and 1"), ({"rounds": 0}, "rounds"), ({"seeds": 0}, "seeds"),
-            ({"align": 0}, "multiples"), ({"confidence": 1.0}, "confidence"), ({"scope": "x"}, "scope"), ({"schedule": "x"}, "schedule"),
-            ({"rewind_epoch": 2}, "--rewind weight"), ({"min_share": 1.0}, "least share"), ({"margin_points": -1}, "margin"),
+            ({"rate": 0.0}, "between 0 and 1"),
+            ({"rate": 1.0}, "between 0 and 1"),
+            ({"rounds": 0}, "rounds"),
+            ({"seeds": 0}, "seeds"),
+            ({"align": 0}, "multiples"),
+            ({"confidence": 1.0}, "confidence"),
+            ({"scope": "x"}, "scope"),
+            ({"schedule": "x"}, "schedule"),
+            ({"rewind_epoch": 2}, "--rewind weight"),
+            ({"min_share": 1.0}, "least share"),
+            ({"margin_points": -1}, "margin"),
         ],
     )
     def test_out_of_range(self, wrong: dict[str, object], message: str) -> None:
@@ -287,14 +313,20 @@ def test_oneshot_cuts_once_what_the_rounds_would(tmp_path: Path, digits: Dataset
 
 
 def test_own_factories_and_weights(tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mynets.py").write_text("from torch import nn\ndef make(classes):\n    return nn.Sequential(nn.Conv2d(1, 6, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(216, classes))\n")
+    (tmp_path / "mynets.py").write_text(
+        "from torch import nn\ndef make(classes):\n    return nn.Sequential(nn.Conv2d(1, 6, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(216, classes))\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     torch.manual_seed(7)
     trained = lt.build_model("mynets:make", classes=10)
     torch.save(trained.state_dict(), tmp_path / "weights.pth")
     found = lt.find(
-        "mynets:make", digits, lt.SearchConfig(rewind="finetune", rounds=1, rate=0.3, controls=False), folder=tmp_path / "run",
-        recipe=dataclasses.replace(QUICK, epochs=1, lr=1e-12), weights=tmp_path / "weights.pth",
+        "mynets:make",
+        digits,
+        lt.SearchConfig(rewind="finetune", rounds=1, rate=0.3, controls=False),
+        folder=tmp_path / "run",
+        recipe=dataclasses.replace(QUICK, epochs=1, lr=1e-12),
+        weights=tmp_path / "weights.pth",
     )
     for name, value in cut(trained, found.ticket.plan).state_dict().items():
         torch.testing.assert_close(found.ticket.weights[name], value, rtol=0, atol=1e-6)

@@ -50,7 +50,7 @@ class World:
 def test_race_takes_turns() -> None:
     world = World()
     times = world.race({"a": 0.001, "b": 0.002, "c": 0.004})
-    turns = [name for name, _ in itertools.groupby(world.order[world.order.index("c"):])]
+    turns = [name for name, _ in itertools.groupby(world.order[world.order.index("c") :])]
     forth_and_back = list("abc" + "cba") * (timing.BLOCKS // 2 + 1)
     expected = [name for name, _ in itertools.groupby(["c", *forth_and_back[: 3 * timing.BLOCKS]])]
     assert turns == expected

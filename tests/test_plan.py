@@ -14,7 +14,11 @@ from ltcompile.core.plan import Group, Member, PruningPlan
 from ltcompile.errors import BadFile, BadPlan
 
 CHAIN = (
-    Group("a", 6, (Member("a", "out", tuple((c,) for c in range(6))), Member("b", "in", tuple((3 * c, 3 * c + 1, 3 * c + 2) for c in range(6))))),
+    Group(
+        "a",
+        6,
+        (Member("a", "out", tuple((c,) for c in range(6))), Member("b", "in", tuple((3 * c, 3 * c + 1, 3 * c + 2) for c in range(6)))),
+    ),
     Group("b", 5, (Member("b", "out", tuple((c,) for c in range(5))), Member("c", "in", tuple((c + 2,) for c in range(5))))),
     Group("c", 3, (Member("c", "out", tuple((c,) for c in range(3))),), "it produces the network's output"),
 )
@@ -79,7 +83,9 @@ def test_a_plan_of_another_network_does_not_compose() -> None:
         first.then(PruningPlan(CHAIN))
 
 
-@pytest.mark.parametrize("broken", [None, [], {}, {"groups": 1, "kept": {}}, {"groups": [{}], "kept": {}}, {"groups": [], "kept": {"a": "x"}}])
+@pytest.mark.parametrize(
+    "broken", [None, [], {}, {"groups": 1, "kept": {}}, {"groups": [{}], "kept": {}}, {"groups": [], "kept": {"a": "x"}}]
+)
 def test_malformed_json_is_a_bad_plan(broken: object) -> None:
     with pytest.raises(BadPlan):
         PruningPlan.from_json(broken)

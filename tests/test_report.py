@@ -22,59 +22,139 @@ Run = dict[str, Any]
 
 
 def provenance(command: str) -> dict[str, Any]:
-    return {"versions": {"python": "3.11.7", "torch": "2.13.0"}, "commit": "0123456789ab", "date": "2026-01-02T03:04:05+00:00",
-            "machine": {"cpu": "a CPU", "threads": 2, "gpu": None, "system": "Linux", "simd": "AVX2"}, "command": command}
+    return {
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "commit": "0123456789ab",
+        "date": "2026-01-02T03:04:05+00:00",
+        "machine": {"cpu": "a CPU", "threads": 2, "gpu": None, "system": "Linux", "simd": "AVX2"},
+        "command": command,
+    }
 
 
 def trained(arm: str, level: int, seed: int, accuracy: float, test: float | None = None) -> dict[str, Any]:
     keep = 1.0 if arm.startswith("dense") else 0.8**level
     sizes = {what: int(DENSE[what] * keep**power) for what, power in (("filters", 1), ("params", 2), ("macs", 1.6))}
-    return {"seed": seed, "arm": arm, "level": level, **sizes, "epochs": 60, "seconds": 30.5,
-            "train_loss": 0.01, "train_accuracy": 1.0,
-            "val_loss": 0.1, "val_accuracy": accuracy, "val_correct": "ff", "stop_epoch": 41, "test_accuracy": test}
+    return {
+        "seed": seed,
+        "arm": arm,
+        "level": level,
+        **sizes,
+        "epochs": 60,
+        "seconds": 30.5,
+        "train_loss": 0.01,
+        "train_accuracy": 1.0,
+        "val_loss": 0.1,
+        "val_accuracy": accuracy,
+        "val_correct": "ff",
+        "stop_epoch": 41,
+        "test_accuracy": test,
+    }
 
 
 def timing(subject: str, batch: int, ms: float, speedup: float | None = None, **other: Any) -> dict[str, Any]:
     low, high = (None, None) if speedup is None else (speedup * 0.95, speedup * 1.05)
-    return {"subject": subject, "backend": "onnxruntime", "device": "cpu", "dtype": "fp32", "batch": batch, "ms_p20": ms * 0.9,
-            "ms_p50": ms, "ms_p80": ms * 1.2, "runs": 200, "speedup": speedup, "speedup_low": low, "speedup_high": high,
-            "peak_bytes": 33 << 20, "accuracy": 0.975, "max_error": 1e-6, **other}
+    return {
+        "subject": subject,
+        "backend": "onnxruntime",
+        "device": "cpu",
+        "dtype": "fp32",
+        "batch": batch,
+        "ms_p20": ms * 0.9,
+        "ms_p50": ms,
+        "ms_p80": ms * 1.2,
+        "runs": 200,
+        "speedup": speedup,
+        "speedup_low": low,
+        "speedup_high": high,
+        "peak_bytes": 33 << 20,
+        "accuracy": 0.975,
+        "max_error": 1e-6,
+        **other,
+    }
 
 
 def example() -> Run:
     """A run folder as file name -> content: two seeds, four levels, both controls, one small file, one benchmark."""
     rows = [trained("dense", 0, seed, 0.975 + 0.01 * seed, 0.97) for seed in (0, 1)]
-    rows += [trained("ticket", level, seed, 0.98 - 0.004 * level + 0.002 * seed, 0.975 if level == 3 else None)
-             for level in (1, 2, 3, 4) for seed in (0, 1)]
+    rows += [
+        trained("ticket", level, seed, 0.98 - 0.004 * level + 0.002 * seed, 0.975 if level == 3 else None)
+        for level in (1, 2, 3, 4)
+        for seed in (0, 1)
+    ]
     rows += [trained("random", 3, seed, 0.95, 0.95) for seed in (0, 1)]
     rows += [trained("dense_budget", 0, seed, 0.979, 0.97) for seed in (0, 1)]
     small = {name: rows[6][name] for name in ("params", "macs")}
     flags = {"1": True, "2": False, "3": True, "4": True, "5": None}
     search = {
-        "kind": "search", "format": 1, "name": "vgg16-digits-lr", "model": {"name": "vgg16", "arguments": {"classes": 10}},
-        "data": {"name": "digits", "class_names": ["zero", "one"], "shape": [1, 32, 32], "mean": [0.3], "std": [0.4],
-                 "sizes": {"train": 1077, "val": 360, "test": 360}},
-        "config": {"rewind": "lr", "rounds": 4, "align": None}, "recipe": {"epochs": 60, "milestones": [30, 45]}, "seeds": [0, 1],
-        "rows": rows, "widths": [{"layer": "features.0", "before": 64, "after": 64, "frozen": "feeds a reshape"},
-                                 {"layer": "features.3", "before": 64, "after": 24, "frozen": ""}],
-        "verdict": {"level": 3, "rule": "the lower bound stays above minus the margin", "margin_points": 0.5, "confidence": 0.95,
-                    "differences": {str(i): {"mean": 0.2 - 0.1 * i, "low": -0.1 * i, "n": 720} for i in (1, 2, 3, 4)},
-                    "summary": ["Level 3 is the deepest."], "flags": flags,
-                    "flag_reasons": {"5": "no other recipe"}},
-        "ticket": {"seed": 0, "level": 3, "won": True, "checksum": "abc"}, "seconds": 123.4,
+        "kind": "search",
+        "format": 1,
+        "name": "vgg16-digits-lr",
+        "model": {"name": "vgg16", "arguments": {"classes": 10}},
+        "data": {
+            "name": "digits",
+            "class_names": ["zero", "one"],
+            "shape": [1, 32, 32],
+            "mean": [0.3],
+            "std": [0.4],
+            "sizes": {"train": 1077, "val": 360, "test": 360},
+        },
+        "config": {"rewind": "lr", "rounds": 4, "align": None},
+        "recipe": {"epochs": 60, "milestones": [30, 45]},
+        "seeds": [0, 1],
+        "rows": rows,
+        "widths": [
+            {"layer": "features.0", "before": 64, "after": 64, "frozen": "feeds a reshape"},
+            {"layer": "features.3", "before": 64, "after": 24, "frozen": ""},
+        ],
+        "verdict": {
+            "level": 3,
+            "rule": "the lower bound stays above minus the margin",
+            "margin_points": 0.5,
+            "confidence": 0.95,
+            "differences": {str(i): {"mean": 0.2 - 0.1 * i, "low": -0.1 * i, "n": 720} for i in (1, 2, 3, 4)},
+            "summary": ["Level 3 is the deepest."],
+            "flags": flags,
+            "flag_reasons": {"5": "no other recipe"},
+        },
+        "ticket": {"seed": 0, "level": 3, "won": True, "checksum": "abc"},
+        "seconds": 123.4,
         "provenance": provenance("ltcompile find x"),
     }
-    shrink = {"kind": "shrink", "format": 1, "output": "small.onnx", "precision": "fp32",
-              "bytes": 2 << 20, "dense_bytes": 8 << 20, **small, "dense_params": DENSE["params"], "dense_macs": DENSE["macs"],
-              "equality_error": 1e-7, "onnx_error": 2e-6,
-              "tolerance": 1e-4, "recalibrated": False, "folded_batch_norms": 13, "seconds": 9.1, "ticket_checksum": "abc",
-              "provenance": provenance("ltcompile shrink x")}
-    bench = {"kind": "bench", "format": 1, "subjects": {"dense": {k: DENSE[k] for k in small}, "small": small},
-             "rows": [timing("dense", 1, 6.0), timing("small", 1, 3.0, 2.0),
-                      timing("dense", 32, 90.0), timing("small", 32, 30.0, 3.0),
-                      timing("dense", 1, 9.0, backend="eager"), timing("small", 1, 3.6, 2.5, backend="eager"),
-                      timing("small", 1, 1.0, 6.0, dtype="int8")],
-             "skipped": {"openvino": "not installed"}, "provenance": provenance("ltcompile bench x")}
+    shrink = {
+        "kind": "shrink",
+        "format": 1,
+        "output": "small.onnx",
+        "precision": "fp32",
+        "bytes": 2 << 20,
+        "dense_bytes": 8 << 20,
+        **small,
+        "dense_params": DENSE["params"],
+        "dense_macs": DENSE["macs"],
+        "equality_error": 1e-7,
+        "onnx_error": 2e-6,
+        "tolerance": 1e-4,
+        "recalibrated": False,
+        "folded_batch_norms": 13,
+        "seconds": 9.1,
+        "ticket_checksum": "abc",
+        "provenance": provenance("ltcompile shrink x"),
+    }
+    bench = {
+        "kind": "bench",
+        "format": 1,
+        "subjects": {"dense": {k: DENSE[k] for k in small}, "small": small},
+        "rows": [
+            timing("dense", 1, 6.0),
+            timing("small", 1, 3.0, 2.0),
+            timing("dense", 32, 90.0),
+            timing("small", 32, 30.0, 3.0),
+            timing("dense", 1, 9.0, backend="eager"),
+            timing("small", 1, 3.6, 2.5, backend="eager"),
+            timing("small", 1, 1.0, 6.0, dtype="int8"),
+        ],
+        "skipped": {"openvino": "not installed"},
+        "provenance": provenance("ltcompile bench x"),
+    }
     return {"search.json": search, "small.json": shrink, "bench.json": bench}
 
 
@@ -147,9 +227,16 @@ def test_sections_and_words(tmp_path: Path) -> None:
     ids = {attrs.get("id") for _, attrs in page.tags}
     links = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
     assert links == {f"#{name}" for name in ids if f"#{name}" in links} and len(links) == 10
-    for words in ("A winning ticket was found.", "Random re-initialisation of the same architecture did worse",
-                  "not tested", "2.00\u00d7", "ltcompile bench x", "feeds a reshape", "8.00 MiB",
-                  "one standard deviation, in points, over 2 seeds"):
+    for words in (
+        "A winning ticket was found.",
+        "Random re-initialisation of the same architecture did worse",
+        "not tested",
+        "2.00\u00d7",
+        "ltcompile bench x",
+        "feeds a reshape",
+        "8.00 MiB",
+        "one standard deviation, in points, over 2 seeds",
+    ):
         assert words in page.text
     assert sum("data-figure" in attrs for _, attrs in page.tags) == 4
 
@@ -183,8 +270,7 @@ def test_no_winner_is_said(tmp_path: Path) -> None:
     assert "No winning ticket was found" in Page(html).text and "A winning ticket was found" not in html
 
 
-@pytest.mark.parametrize(
-    ("accuracy", "words"), [(0.98, "did as well or better"), (0.967, "did about as well"), (0.95, "did worse")])
+@pytest.mark.parametrize(("accuracy", "words"), [(0.98, "did as well or better"), (0.967, "did about as well"), (0.95, "did worse")])
 def test_a_control_that_did_as_well_is_said(tmp_path: Path, accuracy: float, words: str) -> None:
     run = example()
     for row in run["search.json"]["rows"]:
@@ -260,21 +346,50 @@ def test_the_page_fetches_nothing(tmp_path: Path) -> None:
 
 
 BAD: list[tuple[str, Any]] = [
-    ("search.json", []), ("search.json", {}), ("search.json/kind", "bench"), ("search.json/format", 2),
-    ("search.json/rows", []), ("search.json/rows", None), ("search.json/rows/0", 3), ("search.json/rows/0", {}),
-    ("search.json/rows/0/macs", 0), ("search.json/rows/0/macs", "many"), ("search.json/rows/0/macs", 10**400),
-    ("search.json/rows/0/new", 1), ("search.json/rows/2/arm", "fine-tuned"), ("search.json/rows/2/arm", [1]),
-    ("search.json/rows/2/val_accuracy", float("nan")), ("search.json/rows/2/val_accuracy", 97.5),
-    ("search.json/rows/2/seed", True), ("search.json/ticket", None), ("search.json/ticket/level", 9),
-    ("search.json/ticket/seed", 9), ("search.json/verdict/differences", {"two": {"mean": 0, "low": 0, "n": 1}}),
-    ("search.json/verdict/differences", {"2": {"mean": 0}}), ("search.json/verdict/flags", {"x": "perhaps"}),
-    ("search.json/verdict/summary", "won"), ("search.json/verdict/confidence", 95), ("search.json/data/sizes", {}),
-    ("search.json/data/class_names", ["\ud800"]), ("search.json/config", {"rate": float("inf")}),
-    ("search.json/widths/0/before", 0), ("search.json/provenance", {}), ("search.json/model/name", None),
-    ("small.json/bytes", 0), ("small.json/dense_bytes", "none"), ("small.json/tolerance", None),
-    ("bench.json", 7), ("bench.json/kind", "benchmark"), ("bench.json/subjects", {}), ("bench.json/rows/0/ms_p50", 0),
-    ("bench.json/rows/0/ms_p50", 1e9), ("bench.json/rows/1/speedup_low", None), ("bench.json/rows/1/speedup", -1),
-    ("bench.json/rows/1/batch", 1.5), ("bench.json/skipped", ["openvino"]), ("bench.json/provenance/versions", {"a": 1}),
+    ("search.json", []),
+    ("search.json", {}),
+    ("search.json/kind", "bench"),
+    ("search.json/format", 2),
+    ("search.json/rows", []),
+    ("search.json/rows", None),
+    ("search.json/rows/0", 3),
+    ("search.json/rows/0", {}),
+    ("search.json/rows/0/macs", 0),
+    ("search.json/rows/0/macs", "many"),
+    ("search.json/rows/0/macs", 10**400),
+    ("search.json/rows/0/new", 1),
+    ("search.json/rows/2/arm", "fine-tuned"),
+    ("search.json/rows/2/arm", [1]),
+    ("search.json/rows/2/val_accuracy", float("nan")),
+    ("search.json/rows/2/val_accuracy", 97.5),
+    ("search.json/rows/2/seed", True),
+    ("search.json/ticket", None),
+    ("search.json/ticket/level", 9),
+    ("search.json/ticket/seed", 9),
+    ("search.json/verdict/differences", {"two": {"mean": 0, "low": 0, "n": 1}}),
+    ("search.json/verdict/differences", {"2": {"mean": 0}}),
+    ("search.json/verdict/flags", {"x": "perhaps"}),
+    ("search.json/verdict/summary", "won"),
+    ("search.json/verdict/confidence", 95),
+    ("search.json/data/sizes", {}),
+    ("search.json/data/class_names", ["\ud800"]),
+    ("search.json/config", {"rate": float("inf")}),
+    ("search.json/widths/0/before", 0),
+    ("search.json/provenance", {}),
+    ("search.json/model/name", None),
+    ("small.json/bytes", 0),
+    ("small.json/dense_bytes", "none"),
+    ("small.json/tolerance", None),
+    ("bench.json", 7),
+    ("bench.json/kind", "benchmark"),
+    ("bench.json/subjects", {}),
+    ("bench.json/rows/0/ms_p50", 0),
+    ("bench.json/rows/0/ms_p50", 1e9),
+    ("bench.json/rows/1/speedup_low", None),
+    ("bench.json/rows/1/speedup", -1),
+    ("bench.json/rows/1/batch", 1.5),
+    ("bench.json/skipped", ["openvino"]),
+    ("bench.json/provenance/versions", {"a": 1}),
 ]
 
 

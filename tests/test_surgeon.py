@@ -134,7 +134,9 @@ class TestFrozen:
         return plan.frozen
 
     def test_norm_that_mixes_channels(self, images: Tensor) -> None:
-        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(3)
+        )
         model(images)
         assert "GroupNorm" in self.reasons(model, images)["0"]
 
@@ -153,7 +155,9 @@ class TestFrozen:
         assert "c" not in frozen
 
     def test_grouped_convolution(self, images: Tensor) -> None:
-        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.LazyLinear(3))
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.LazyLinear(3)
+        )
         model(images)
         frozen = self.reasons(model, images)
         assert "Conv2d" in frozen["0"] and "2" not in frozen
@@ -220,7 +224,10 @@ def test_criteria_score_by_their_formula(images: Tensor) -> None:
     weight, gamma = model.get_submodule(group.name).weight.flatten(1), model.get_submodule("blocks.0.bn1").weight
     grads = gradients(model, images)
     expected = {
-        "l1": weight.abs().sum(1), "l2": weight.norm(dim=1), "linf": weight.abs().amax(1), "bn": gamma.abs(),
+        "l1": weight.abs().sum(1),
+        "l2": weight.norm(dim=1),
+        "linf": weight.abs().amax(1),
+        "bn": gamma.abs(),
         "taylor": (weight * grads[f"{group.name}.weight"].flatten(1)).sum(1).square(),
     }
     for name, value in expected.items():

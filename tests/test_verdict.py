@@ -25,7 +25,10 @@ def search(ticket_accuracies: dict[int, list[float]], dense: list[float], **cont
 
 
 def test_seeds_are_samples_from_three_on() -> None:
-    tickets, dense = [row(s, "ticket", 1, a) for s, a in enumerate((0.91, 0.92, 0.90))], [row(s, "dense", 0, a) for s, a in enumerate((0.90,) * 3)]
+    tickets, dense = (
+        [row(s, "ticket", 1, a) for s, a in enumerate((0.91, 0.92, 0.90))],
+        [row(s, "dense", 0, a) for s, a in enumerate((0.90,) * 3)],
+    )
     found = difference(tickets, dense, 0.95)
     gaps = np.array([1.0, 2.0, 0.0])
     assert found["n"] == 3 and found["mean"] == pytest.approx(1.0)

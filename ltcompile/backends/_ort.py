@@ -51,11 +51,14 @@ def open_session(file: Path, providers: Providers, batch: int | None = None) -> 
     try:
         session = onnxruntime.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
     except Exception as error:
-        raise Unavailable(f"ONNX Runtime's {wanted} cannot run {file}: {first_line(error)}; its log above "
-                          "may say more, or use another backend") from error
+        raise Unavailable(
+            f"ONNX Runtime's {wanted} cannot run {file}: {first_line(error)}; its log above may say more, or use another backend"
+        ) from error
     if (got := session.get_providers()[0]) != wanted:
-        raise Unavailable(f"ONNX Runtime fell back from {wanted} to {got} for {file}: its libraries did not load (its log "
-                          "above says why); install the CUDA and cuDNN versions that this onnxruntime was built for")
+        raise Unavailable(
+            f"ONNX Runtime fell back from {wanted} to {got} for {file}: its libraries did not load (its log "
+            "above says why); install the CUDA and cuDNN versions that this onnxruntime was built for"
+        )
     return session
 
 
@@ -97,8 +100,10 @@ class _Replay:
 
         source, target = session.get_inputs()[0], session.get_outputs()[0]
         if not all(isinstance(size, int) for size in [*source.shape, *target.shape]):
-            raise Unavailable(f"CUDA graphs need fixed shapes, and {source.name} {source.shape} -> {target.name} {target.shape} "
-                              "has others than the batch; export the network with only its first dimension dynamic")
+            raise Unavailable(
+                f"CUDA graphs need fixed shapes, and {source.name} {source.shape} -> {target.name} {target.shape} "
+                "has others than the batch; export the network with only its first dimension dynamic"
+            )
         self._session, self._binding = session, session.io_binding()
         self._x = OrtValue.ortvalue_from_shape_and_type(source.shape, np.float32, device)
         self._y = OrtValue.ortvalue_from_shape_and_type(target.shape, np.float32, device)

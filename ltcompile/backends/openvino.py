@@ -50,6 +50,6 @@ def compile(subject: Subject, device: str) -> Artifact:
     def bind(images: Array) -> Bound:
         request = compiled(images.shape).create_infer_request()
         request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(images)))
-        return Bound(request.infer, lambda: request.get_output_tensor().data.copy())
+        return Bound(request.infer, lambda: np.array(request.get_output_tensor().data))
 
     return Artifact("openvino", device, "float32", {**SETTINGS, "threads": "default"}, bind)

@@ -10,7 +10,11 @@ from ltcompile.cli import bench, doctor, find, report, show, shrink
 from ltcompile.errors import LtcompileError
 
 app = typer.Typer(
-    name="ltcompile", no_args_is_help=True, add_completion=True, rich_markup_mode="rich", pretty_exceptions_enable=False,
+    name="ltcompile",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Find a winning ticket, cut the network for real, and measure what it gained.",
     epilog="Example:  ltcompile find --model vgg16 --rewind lr --name demo  ·  ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx  ·  "
@@ -48,6 +52,7 @@ def main() -> None:
             raise
         typer.secho(
             f"this is a bug in ltcompile: {type(error).__name__}: {error}\nplease report it with the output of the same command and --debug",
-            fg="red", err=True,
+            fg="red",
+            err=True,
         )
         sys.exit(1)

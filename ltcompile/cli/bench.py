@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Optional
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -22,14 +22,14 @@ def register(app: typer.Typer) -> None:
 def bench(
     target: Path = typer.Argument(..., help="A file of `ltcompile shrink` (.onnx), or a ticket.pt."),
     against: str = typer.Option("dense", help="What to race it against: the dense network that it was cut from."),
-    backend: Optional[list[str]] = typer.Option(None, help="eager, compile, onnxruntime, tensorrt, openvino; all that work by default."),
-    device: Optional[list[str]] = typer.Option(None, help="cpu, cuda; all that work by default."),
+    backend: list[str] | None = typer.Option(None, help="eager, compile, onnxruntime, tensorrt, openvino; all that work by default."),
+    device: list[str] | None = typer.Option(None, help="cpu, cuda; all that work by default."),
     batch: list[int] = typer.Option([1, 8, 64], help="Batch sizes; repeat for several."),
-    data: Optional[str] = typer.Option(None, help="Test images; the ticket's own data by default."),
+    data: str | None = typer.Option(None, help="Test images; the ticket's own data by default."),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
-    model: Optional[str] = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
+    model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
     seconds: float = typer.Option(2.0, help="Time to spend on each row."),
-    output: Optional[Path] = typer.Option(None, "-o", "--output", help="Where to write; bench.json beside the target by default."),
+    output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; bench.json beside the target by default."),
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON."),
 ) -> None:
     """Measure the small network against the dense one: outputs checked first, then interleaved timings."""
@@ -41,8 +41,16 @@ def bench(
     if not as_json:
         typer.secho(HEADER, bold=True)
     result = run(
-        target, backends=backend or None, devices=device or None, batches=batch, data=data, data_root=data_root, model=model,
-        seconds_per_row=seconds, output=output, on_row=None if as_json else _print_row,
+        target,
+        backends=backend or None,
+        devices=device or None,
+        batches=batch,
+        data=data,
+        data_root=data_root,
+        model=model,
+        seconds_per_row=seconds,
+        output=output,
+        on_row=None if as_json else _print_row,
     )
     if as_json:
         typer.echo(json.dumps(result.to_json()))
@@ -55,5 +63,7 @@ def bench(
 def _print_row(row: Measurement) -> None:
     speedup = "" if row.speedup is None else f"{row.speedup:6.2f}x ({row.speedup_low:.2f}-{row.speedup_high:.2f})"
     accuracy = "" if row.accuracy is None else f"{row.accuracy:8.2%}"
-    typer.echo(f"{row.backend:<12} {row.device:<5} {row.batch:>5}  {row.subject:<6} {row.ms_p20:>9.3f} {row.ms_p50:>9.3f} {row.ms_p80:>9.3f}  "
-               f"{speedup:<22} {accuracy:>8}")
+    typer.echo(
+        f"{row.backend:<12} {row.device:<5} {row.batch:>5}  {row.subject:<6} {row.ms_p20:>9.3f} {row.ms_p50:>9.3f} {row.ms_p80:>9.3f}  "
+        f"{speedup:<22} {accuracy:>8}"
+    )

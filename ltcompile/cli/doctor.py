@@ -43,9 +43,11 @@ def _examine() -> dict[str, Any]:
     half = autocast_dtype(Recipe(), device) is not None
     known = provenance()
     return {
-        "machine": known["machine"], "versions": known["versions"],
+        "machine": known["machine"],
+        "versions": known["versions"],
         "training": {
-            "device": device.type, "precision": "bf16 autocast" if half else "fp32",
+            "device": device.type,
+            "precision": "bf16 autocast" if half else "fp32",
             "why": "it multiplies bfloat16 natively" if half else "it does not multiply bfloat16 natively, and emulation is far slower",
         },
         "backends": {name: available(name) for name in DEVICES},

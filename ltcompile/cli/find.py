@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -29,13 +29,15 @@ def find(
     data: str = typer.Option("digits", help="digits (embedded), cifar10, cifar100, mnist or imagefolder:PATH."),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there."),
-    image_size: Optional[int] = typer.Option(None, help="Side of the images in pixels; the data's own by default."),
-    weights: Optional[Path] = typer.Option(None, help="Trained weights to start from (.safetensors or torch.save)."),
-    name: Optional[str] = typer.Option(None, help="Name of the run; its folder is runs/NAME."),
+    image_size: int | None = typer.Option(None, help="Side of the images in pixels; the data's own by default."),
+    weights: Path | None = typer.Option(None, help="Trained weights to start from (.safetensors or torch.save)."),
+    name: str | None = typer.Option(None, help="Name of the run; its folder is runs/NAME."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run behind its last finished epoch."),
     rewind: str = typer.Option("lr", help="lr, weight, finetune or reinit.", rich_help_panel=PRUNING),
     rewind_epoch: int = typer.Option(0, help="Weight rewinding goes back to this epoch; 0 is the initial values.", rich_help_panel=PRUNING),
-    scope: str = typer.Option("global", help="Rank filters over the whole network (global) or layer by layer (local).", rich_help_panel=PRUNING),
+    scope: str = typer.Option(
+        "global", help="Rank filters over the whole network (global) or layer by layer (local).", rich_help_panel=PRUNING
+    ),
     schedule: str = typer.Option("iterative", help="iterative rounds, or all at once: oneshot.", rich_help_panel=PRUNING),
     criterion: str = typer.Option("l1", help="l1, l2, linf, bn, taylor or random.", rich_help_panel=PRUNING),
     rounds: int = typer.Option(8, help="Rounds of train, prune, rewind.", rich_help_panel=PRUNING),
@@ -43,15 +45,15 @@ def find(
     align: int = typer.Option(1, help="Widths become multiples of this; 8 or 16 suit most hardware.", rich_help_panel=PRUNING),
     min_share: float = typer.Option(0.05, help="Least share of its filters that a layer keeps.", rich_help_panel=PRUNING),
     masked: bool = typer.Option(False, "--masked", help="The classical search with masks: slow, for comparison.", rich_help_panel=PRUNING),
-    epochs: Optional[int] = typer.Option(None, help="Epochs of each training.  [default: the model's recipe]", rich_help_panel=TRAINING),
-    batch: Optional[int] = typer.Option(None, help="Images per step.", rich_help_panel=TRAINING),
-    lr: Optional[float] = typer.Option(None, help="Learning rate.", rich_help_panel=TRAINING),
-    weight_decay: Optional[float] = typer.Option(None, help="Weight decay.", rich_help_panel=TRAINING),
-    lr_schedule: Optional[str] = typer.Option(None, help="step, cosine or constant.", rich_help_panel=TRAINING),
-    warmup_epochs: Optional[int] = typer.Option(None, help="Epochs of linear warm-up.", rich_help_panel=TRAINING),
-    label_smoothing: Optional[float] = typer.Option(None, help="Label smoothing.", rich_help_panel=TRAINING),
-    precision: Optional[str] = typer.Option(None, help="auto, fp32 or bf16.", rich_help_panel=TRAINING),
-    device: Optional[str] = typer.Option(None, help="cpu or cuda; a GPU by default where there is one.", rich_help_panel=TRAINING),
+    epochs: int | None = typer.Option(None, help="Epochs of each training.  [default: the model's recipe]", rich_help_panel=TRAINING),
+    batch: int | None = typer.Option(None, help="Images per step.", rich_help_panel=TRAINING),
+    lr: float | None = typer.Option(None, help="Learning rate.", rich_help_panel=TRAINING),
+    weight_decay: float | None = typer.Option(None, help="Weight decay.", rich_help_panel=TRAINING),
+    lr_schedule: str | None = typer.Option(None, help="step, cosine or constant.", rich_help_panel=TRAINING),
+    warmup_epochs: int | None = typer.Option(None, help="Epochs of linear warm-up.", rich_help_panel=TRAINING),
+    label_smoothing: float | None = typer.Option(None, help="Label smoothing.", rich_help_panel=TRAINING),
+    precision: str | None = typer.Option(None, help="auto, fp32 or bf16.", rich_help_panel=TRAINING),
+    device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one.", rich_help_panel=TRAINING),
     seeds: int = typer.Option(1, help="Independent searches; three or more judge the spread between trainings.", rich_help_panel=JUDGING),
     seed: int = typer.Option(0, help="The first seed.", rich_help_panel=JUDGING),
     controls: bool = typer.Option(True, help="Train the control arms at the chosen level.", rich_help_panel=JUDGING),
@@ -69,14 +71,33 @@ def find(
     from ltcompile.models import default_recipe
 
     config = SearchConfig(
-        rewind=rewind, rewind_epoch=rewind_epoch, scope=scope, schedule=schedule, criterion=criterion, rounds=rounds, rate=rate,  # type: ignore[arg-type]
-        align=align, min_share=min_share, seed=seed, seeds=seeds, controls=controls, masked=masked, margin_points=margin, confidence=confidence,
+        rewind=rewind,
+        rewind_epoch=rewind_epoch,
+        scope=scope,  # type: ignore[arg-type]  # checked by SearchConfig
+        schedule=schedule,  # type: ignore[arg-type]
+        criterion=criterion,
+        rounds=rounds,
+        rate=rate,
+        align=align,
+        min_share=min_share,
+        seed=seed,
+        seeds=seeds,
+        controls=controls,
+        masked=masked,
+        margin_points=margin,
+        confidence=confidence,
     )
     usual = default_recipe(model)
     dataset = load_data(data, data_root, image_size or image_size_for(model, data), download=download)
     asked = {
-        "epochs": epochs, "batch": batch, "lr": lr, "weight_decay": weight_decay, "schedule": lr_schedule, "warmup_epochs": warmup_epochs,
-        "label_smoothing": label_smoothing, "precision": precision,
+        "epochs": epochs,
+        "batch": batch,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "schedule": lr_schedule,
+        "warmup_epochs": warmup_epochs,
+        "label_smoothing": label_smoothing,
+        "precision": precision,
     }
     recipe = _changed(dataset.adapt(usual), asked)
     folder = Path("runs") / name if name else None
@@ -84,13 +105,19 @@ def find(
         if tensorboard:
             bars.log_to_tensorboard(folder or Path("runs"))
         try:
-            found = search(model, dataset, config, recipe=recipe, weights=weights, folder=folder, device=device, resume=resume, listener=bars)
+            found = search(
+                model, dataset, config, recipe=recipe, weights=weights, folder=folder, device=device, resume=resume, listener=bars
+            )
         except KeyboardInterrupt:
             again = shlex.join(["ltcompile", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
             typer.secho(f"\nstopped; every finished epoch is kept. To go on:  {again}", fg="yellow", err=True)
             raise typer.Exit(130) from None
     if as_json:
-        typer.echo(json.dumps({"ticket": str(found.folder / "ticket.pt"), "verdict": found.verdict.to_json(), "rows": [r.to_json() for r in found.rows]}))
+        typer.echo(
+            json.dumps(
+                {"ticket": str(found.folder / "ticket.pt"), "verdict": found.verdict.to_json(), "rows": [r.to_json() for r in found.rows]}
+            )
+        )
         return
     for line in found.verdict.summary:
         typer.echo(line)

@@ -24,8 +24,15 @@ class Bars:
     def __init__(self, config: SearchConfig, recipe: Recipe, quiet: bool) -> None:
         self.console = Console(stderr=True, quiet=quiet)
         self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(), console=self.console, disable=quiet,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("epochs"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet,
         )
         trainings = config.seeds * (1 + len(config.shares))
         self.task = self.bar.add_task("dense", total=trainings * recipe.epochs)
@@ -66,5 +73,6 @@ class Bars:
             self.bar.update(self.task, advance=row.epochs if row.arm in ("dense", "ticket") else 0)
         self.console.print(
             f"{row.seed:>4}  {row.arm:<12} {row.level:>5}  {row.filters:>7,} {row.params:>11,} {row.macs:>13,}  {row.val_accuracy:>8.2%}  "
-            f"{row.seconds:>7.1f}" + ("  (from its file)" if from_file else ""), highlight=False,
+            f"{row.seconds:>7.1f}" + ("  (from its file)" if from_file else ""),
+            highlight=False,
         )

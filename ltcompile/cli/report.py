@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
 
 import typer
 
@@ -16,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     run: Path = typer.Argument(..., help="Folder of a run."),
-    output: Optional[Path] = typer.Option(None, "-o", "--output", help="The page to write; RUN/report.html by default."),
+    output: Path | None = typer.Option(None, "-o", "--output", help="The page to write; RUN/report.html by default."),
 ) -> None:
     """Write one self-contained HTML page, and report.json, on what a run claimed and measured."""
     from ltcompile.reporting import report as write

@@ -29,9 +29,15 @@ def show(
         typer.echo(json.dumps(loaded.to_json()))
         return
     row, dense = loaded.row, next(r for r in loaded.history if r.arm == "dense" and r.seed == loaded.seed)
-    typer.echo(f"{loaded.model['name']} on {loaded.data['name']} ({len(loaded.data['class_names'])} classes, images {tuple(loaded.data['shape'])}), "
-               f"level {loaded.level}, seed {loaded.seed}")
-    for what, before, after in (("filters", dense.filters, row.filters), ("params", dense.params, row.params), ("MACs", dense.macs, row.macs)):
+    typer.echo(
+        f"{loaded.model['name']} on {loaded.data['name']} ({len(loaded.data['class_names'])} classes, images {tuple(loaded.data['shape'])}), "
+        f"level {loaded.level}, seed {loaded.seed}"
+    )
+    for what, before, after in (
+        ("filters", dense.filters, row.filters),
+        ("params", dense.params, row.params),
+        ("MACs", dense.macs, row.macs),
+    ):
         typer.echo(f"{what:<8} {before:>13,} → {after:>11,}  ({1 - after / before:.1%} removed)")
     test = "" if row.test_accuracy is None else f", test {row.test_accuracy:.2%}"
     typer.echo(f"accuracy validation {row.val_accuracy:.2%}{test} (dense: validation {dense.val_accuracy:.2%})")
@@ -41,4 +47,6 @@ def show(
     Console().print(table)
     for line in loaded.verdict.summary:
         typer.echo(line)
-    typer.echo(f"rule: {loaded.verdict.rule}\nmade: {loaded.provenance.get('date')} by {loaded.provenance.get('command')}\nchecksum: {loaded.checksum}")
+    typer.echo(
+        f"rule: {loaded.verdict.rule}\nmade: {loaded.provenance.get('date')} by {loaded.provenance.get('command')}\nchecksum: {loaded.checksum}"
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Optional
 
 import typer
 
@@ -20,9 +19,9 @@ def shrink(
     output: Path = typer.Option(Path("small.onnx"), "-o", "--output", help="File to write: .onnx, .pt2 (torch.export) or .safetensors."),
     precision: str = typer.Option("fp32", help="fp32 or fp16 (inside; inputs and outputs stay fp32)."),
     recalibrate: bool = typer.Option(False, "--recalibrate", help="Take batch norm's statistics anew from the training images."),
-    data: Optional[str] = typer.Option(None, help="Data for --recalibrate; the ticket's own by default."),
+    data: str | None = typer.Option(None, help="Data for --recalibrate; the ticket's own by default."),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
-    model: Optional[str] = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
+    model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
     as_json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
 ) -> None:
     """Make a ticket's network physically small, prove it equal to the masked one, and export it."""
@@ -39,8 +38,12 @@ def shrink(
     if as_json:
         typer.echo(json.dumps(dict(record)))
         return
-    typer.echo(f"params {record['dense_params']:,} → {record['params']:,}   MACs {record['dense_macs']:,} → {record['macs']:,} "
-               f"({record['dense_macs'] / record['macs']:.1f}x fewer)")
-    typer.echo(f"cut = masked to {record['equality_error']:.1e}, file = torch to {record['onnx_error']:.1e} (allowed {record['tolerance']:.0e}), "
-               f"{record['folded_batch_norms']} batch norms folded")
+    typer.echo(
+        f"params {record['dense_params']:,} → {record['params']:,}   MACs {record['dense_macs']:,} → {record['macs']:,} "
+        f"({record['dense_macs'] / record['macs']:.1f}x fewer)"
+    )
+    typer.echo(
+        f"cut = masked to {record['equality_error']:.1e}, file = torch to {record['onnx_error']:.1e} (allowed {record['tolerance']:.0e}), "
+        f"{record['folded_batch_norms']} batch norms folded"
+    )
     typer.echo(f"wrote {done.path} ({record['bytes'] / 1e6:.2f} MB) in {record['seconds']:.1f} s; next: ltcompile bench {done.path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -115,7 +116,7 @@ class PruningPlan:
             channels = kept[group.name]
             if not channels:
                 raise BadPlan(f"the plan empties {group.name!r}: at least one channel must stay")
-            if channels[0] < 0 or channels[-1] >= group.width or any(a >= b for a, b in _pairs(channels)):
+            if channels[0] < 0 or channels[-1] >= group.width or any(a >= b for a, b in itertools.pairwise(channels)):
                 raise BadPlan(f"the plan's channels of {group.name!r} are not rising within 0..{group.width - 1}")
             if group.frozen and len(channels) < group.width:
                 raise BadPlan(f"the plan cuts {group.name!r}, which is frozen: {group.frozen}")
@@ -174,10 +175,7 @@ class PruningPlan:
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        groups = [
-            {"name": g.name, "width": g.width, "frozen": g.frozen, "members": [m.to_json() for m in g.members]}
-            for g in self.groups
-        ]
+        groups = [{"name": g.name, "width": g.width, "frozen": g.frozen, "members": [m.to_json() for m in g.members]} for g in self.groups]
         return {"groups": groups, "kept": {name: list(channels) for name, channels in self.kept.items()}}
 
     @classmethod
@@ -208,10 +206,6 @@ class PruningPlan:
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
         return cls.from_json(read_json(path, "pruning plan"))
-
-
-def _pairs(channels: tuple[int, ...]) -> Iterator[tuple[int, int]]:
-    return zip(channels, channels[1:], strict=False)
 
 
 def _renumber(member: Member, kept: tuple[int, ...], gone: list[int]) -> Member:

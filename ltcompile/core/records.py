@@ -128,8 +128,13 @@ def provenance() -> dict[str, Any]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "versions": versions(),
-        "machine": {"cpu": cpu, "threads": torch.get_num_threads(), "gpu": gpu, "system": platform.platform(),
-                    "simd": torch.backends.cpu.get_cpu_capability()},
+        "machine": {
+            "cpu": cpu,
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+            "system": platform.platform(),
+            "simd": torch.backends.cpu.get_cpu_capability(),
+        },
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["ltcompile", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("ltcompile") else "Python API",

@@ -67,9 +67,17 @@ class Ticket:
 
     def _header(self) -> str:
         value = {
-            "model": dict(self.model), "plan": self.plan.to_json(), "initial_seed": self.initial_seed, "recipe": self.recipe.to_json(),
-            "data": dict(self.data), "config": dict(self.config), "history": [r.to_json() for r in self.history],
-            "verdict": self.verdict.to_json(), "level": self.level, "seed": self.seed, "provenance": dict(self.provenance),
+            "model": dict(self.model),
+            "plan": self.plan.to_json(),
+            "initial_seed": self.initial_seed,
+            "recipe": self.recipe.to_json(),
+            "data": dict(self.data),
+            "config": dict(self.config),
+            "history": [r.to_json() for r in self.history],
+            "verdict": self.verdict.to_json(),
+            "level": self.level,
+            "seed": self.seed,
+            "provenance": dict(self.provenance),
         }
         return json.dumps(value, sort_keys=True, allow_nan=False)
 
@@ -83,7 +91,10 @@ class Ticket:
         import torch
 
         value = {
-            "kind": KIND, "format": FORMAT, "header": self._header(), "checksum": self.checksum,
+            "kind": KIND,
+            "format": FORMAT,
+            "header": self._header(),
+            "checksum": self.checksum,
             "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()},
         }
         with atomic(path) as scratch:

@@ -143,8 +143,16 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
 
 
 def from_tensors(
-    name: str, class_names: list[str], train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], *, image_size: int,
-    val: tuple[Tensor, Tensor] | None = None, val_share: float, seed: int, flip: bool,
+    name: str,
+    class_names: list[str],
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    *,
+    image_size: int,
+    val: tuple[Tensor, Tensor] | None = None,
+    val_share: float,
+    seed: int,
+    flip: bool,
 ) -> Dataset:
     """A data set from uint8 images (N, C, H, W) and labels (N,), resized to `image_size`, split and normalised."""
     from ltcompile.data._split import stratified
@@ -158,9 +166,10 @@ def from_tensors(
     if not len(splits[0][1]):
         raise BadData(f"{name}: no image is left to train on")
     mean, std = statistics(splits[0][0])
-    description = Description(name, tuple(class_names), tuple(splits[0][0].shape[1:]), tuple(mean.tolist()), tuple(std.tolist()))
+    channels = splits[0][0].shape[1]
+    description = Description(name, tuple(class_names), (channels, image_size, image_size), tuple(mean.tolist()), tuple(std.tolist()))
     parts = [TensorSplit(images, labels, mean, std) for images, labels in splits]
-    return Dataset(description, *parts, flip=flip, small=len(splits[0][1]) < 5000)
+    return Dataset(description, parts[0], parts[1], parts[2], flip=flip, small=len(splits[0][1]) < 5000)
 
 
 def statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,12 @@ def load(root: Path, image_size: int | None, val_share: float, seed: int, downlo
     labels = torch.tensor(digits.target)
     test, train = stratified(labels, (TEST_SHARE,), seed)
     return from_tensors(
-        "digits", [str(d) for d in range(10)], (images[train], labels[train]), (images[test], labels[test]),
-        image_size=image_size or 32, val_share=max(val_share, VAL_SHARE), seed=seed, flip=False,
+        "digits",
+        [str(d) for d in range(10)],
+        (images[train], labels[train]),
+        (images[test], labels[test]),
+        image_size=image_size or 32,
+        val_share=max(val_share, VAL_SHARE),
+        seed=seed,
+        flip=False,
     )

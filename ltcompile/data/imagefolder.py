@@ -85,7 +85,8 @@ def _decode(path: Path, side: int) -> Tensor:
 
     try:
         with Image.open(path) as image:
-            return pil_to_tensor(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
+            pixels: Tensor = pil_to_tensor(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
+            return pixels
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadData(f"{path} is no readable image ({error}); mend or remove it") from error
 
@@ -123,11 +124,16 @@ class StreamedSplit:
     def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         loader: Any = torch.utils.data.DataLoader(
-            self._files, size, shuffle=recipe is not None, drop_last=recipe is not None, generator=generator,
-            num_workers=os.cpu_count() or 1, pin_memory=device.type == "cuda",
+            self._files,
+            size,
+            shuffle=recipe is not None,
+            drop_last=recipe is not None,
+            generator=generator,
+            num_workers=os.cpu_count() or 1,
+            pin_memory=device.type == "cuda",
         )
-        for images, labels in loader:
-            images = (images.to(device).float() / 255 - self._mean.to(device)) / self._std.to(device)
+        for pixels, labels in loader:
+            images = (pixels.to(device).float() / 255 - self._mean.to(device)) / self._std.to(device)
             yield (augment(images, recipe, generator) if recipe else images), labels.to(device)
 
 
@@ -138,4 +144,4 @@ def _streamed(name: str, classes: list[str], train: Files, val: Files, test: Fil
     mean, std = statistics(_decode_all(_take(train, sample)[0], side))
     description = Description(name, tuple(classes), (3, side, side), tuple(mean.tolist()), tuple(std.tolist()))
     parts = [StreamedSplit(files, side, mean, std) for files in (train, val, test)]
-    return Dataset(description, *parts, flip=True)
+    return Dataset(description, parts[0], parts[1], parts[2], flip=True)

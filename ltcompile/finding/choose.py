@@ -17,8 +17,14 @@ Scope = Literal["global", "local"]
 
 
 def plan(
-    model: nn.Module, example: Tensor, ratio: float = 0.5, scope: Scope = "global", criterion: str = "l1", align: int = 1,
-    gradients: Mapping[str, Tensor] | None = None, seed: int = 0,
+    model: nn.Module,
+    example: Tensor,
+    ratio: float = 0.5,
+    scope: Scope = "global",
+    criterion: str = "l1",
+    align: int = 1,
+    gradients: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
 ) -> PruningPlan:
     """A plan that drops the share `ratio` of the filters of `model`, least important first; the model stays as it is.
 
@@ -42,8 +48,13 @@ def plan(
 
 
 def choose(
-    groups: tuple[Group, ...], scores: Mapping[str, Tensor], share: float, scope: Scope, *,
-    floors: Mapping[str, int] | None = None, align: int = 1,
+    groups: tuple[Group, ...],
+    scores: Mapping[str, Tensor],
+    share: float,
+    scope: Scope,
+    *,
+    floors: Mapping[str, int] | None = None,
+    align: int = 1,
 ) -> PruningPlan:
     """Drop the share `share` of the filters of `groups` with the lowest `scores` (C,), ties by position.
 

@@ -1,10 +1,10 @@
 """A run folder: every finished training as one file, the one under way as a checkpoint, and a log of epochs.
 
-    config.json            what was asked for; a resumed run must ask for the same
-    history.jsonl          a line per epoch of every arm
-    seed0/ticket-3.pt      weights, row and epochs of a finished training (arm-level)
-    seed0/ticket-3.partial.pt, seed0/plan-3.json, seed0/early.pt
-    search.json, ticket.pt the result
+config.json            what was asked for; a resumed run must ask for the same
+history.jsonl          a line per epoch of every arm
+seed0/ticket-3.pt      weights, row and epochs of a finished training (arm-level)
+seed0/ticket-3.partial.pt, seed0/plan-3.json, seed0/early.pt
+search.json, ticket.pt the result
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ chosen level, and one look at the test set. Every training is a unit with a file
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -64,9 +65,19 @@ class Found:
 
 
 def find(
-    model: str = "vgg16", data: str | Dataset = "digits", config: SearchConfig | None = None, *, recipe: Recipe | None = None,
-    data_root: str | Path = "data", image_size: int | None = None, download: bool = False, weights: str | Path | None = None,
-    folder: str | Path | None = None, device: str | None = None, resume: bool = False, listener: Listener | None = None,
+    model: str = "vgg16",
+    data: str | Dataset = "digits",
+    config: SearchConfig | None = None,
+    *,
+    recipe: Recipe | None = None,
+    data_root: str | Path = "data",
+    image_size: int | None = None,
+    download: bool = False,
+    weights: str | Path | None = None,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    listener: Listener | None = None,
 ) -> Found:
     """Search for the smallest winning ticket of `model` on `data`, and write it to `folder`/ticket.pt.
 
@@ -96,7 +107,13 @@ def image_size_for(model: str, data: str) -> int | None:
 
 class _Search:
     def __init__(
-        self, name: str, data: Dataset, config: SearchConfig, recipe: Recipe, weights: str | Path | None, device: torch.device,
+        self,
+        name: str,
+        data: Dataset,
+        config: SearchConfig,
+        recipe: Recipe,
+        weights: str | Path | None,
+        device: torch.device,
         listener: Listener,
     ) -> None:
         channels, side, _ = data.description.shape
@@ -146,8 +163,12 @@ class _Search:
 
     def _asked(self) -> dict[str, Any]:
         return {
-            "model": self.name, "arguments": self.arguments, "data": self.data.description.name, "config": self.config.to_json(),
-            "recipe": self.recipe.to_json(), "weights": str(self.weights) if self.weights else None,
+            "model": self.name,
+            "arguments": self.arguments,
+            "data": self.data.description.name,
+            "config": self.config.to_json(),
+            "recipe": self.recipe.to_json(),
+            "weights": str(self.weights) if self.weights else None,
         }
 
     # One seed
@@ -264,9 +285,20 @@ class _Search:
         counted = size(model, self.example.to(self.device))
         last, stop = done.epochs[-1], min(done.epochs, key=lambda e: e.val_loss)
         return Trained(
-            seed=seed, arm=arm, level=level, filters=_filters(model, self.groups), params=counted.params, macs=counted.macs,
-            epochs=len(done.epochs), seconds=sum(e.seconds for e in done.epochs), train_loss=last.train_loss, train_accuracy=last.train_accuracy,
-            val_loss=done.val.loss, val_accuracy=done.val.accuracy, val_correct=done.val.correct_hex, stop_epoch=stop.epoch + 1,
+            seed=seed,
+            arm=arm,
+            level=level,
+            filters=_filters(model, self.groups),
+            params=counted.params,
+            macs=counted.macs,
+            epochs=len(done.epochs),
+            seconds=sum(e.seconds for e in done.epochs),
+            train_loss=last.train_loss,
+            train_accuracy=last.train_accuracy,
+            val_loss=done.val.loss,
+            val_accuracy=done.val.accuracy,
+            val_correct=done.val.correct_hex,
+            stop_epoch=stop.epoch + 1,
         )
 
     def _gradients(self, model: nn.Module, seed: int) -> dict[str, Tensor]:
@@ -287,7 +319,7 @@ class _Search:
         """`row` with its accuracy on the test set, which nothing has looked at before."""
         plan = self.folder.plan(row.seed, row.level) if row.arm in ("ticket", "random") else PruningPlan(self.groups)
         assert plan is not None
-        model = self._trained(row.seed, f"{row.arm}-{row.level}", plan).to(self.device, memory_format=torch.channels_last)
+        model = self._trained(row.seed, f"{row.arm}-{row.level}", plan).to(self.device)
         return replace(row, test_accuracy=evaluate(model, self.data.test, self.recipe, self.device).accuracy)
 
     def _ticket(self, rows: list[Trained], verdict: Verdict, level: int) -> Ticket:
@@ -298,9 +330,18 @@ class _Search:
         model = self._trained(best.seed, f"ticket-{level}", plan)
         small = cut(model, plan) if self.config.masked else model
         return Ticket(
-            model={"name": self.name, "arguments": self.arguments}, plan=plan, weights=small.state_dict(), initial_seed=best.seed,
-            recipe=self.recipe, data=self.data.description.to_json(), config=self.config.to_json(), history=tuple(rows), verdict=verdict,
-            level=level, seed=best.seed, provenance=provenance(),
+            model={"name": self.name, "arguments": self.arguments},
+            plan=plan,
+            weights=small.state_dict(),
+            initial_seed=best.seed,
+            recipe=self.recipe,
+            data=self.data.description.to_json(),
+            config=self.config.to_json(),
+            history=tuple(rows),
+            verdict=verdict,
+            level=level,
+            seed=best.seed,
+            provenance=provenance(),
         )
 
     def _write(self, path: Path, ticket: Ticket, seconds: float) -> None:
@@ -309,15 +350,30 @@ class _Search:
             for name, (before, after) in ticket.plan.widths.items()
         ]
         sizes = {"train": len(self.data.train), "val": len(self.data.val), "test": len(self.data.test)}
-        write_json(path / "search.json", {
-            "kind": "search", "format": 1, "name": path.name, "model": dict(ticket.model), "data": {**ticket.data, "sizes": sizes},
-            "config": self.config.to_json(), "recipe": self.recipe.to_json(), "seeds": list(self.config.all_seeds),
-            "rows": [r.to_json() for r in ticket.history], "widths": widths, "verdict": ticket.verdict.to_json(),
-            "ticket": {
-                "seed": ticket.seed, "level": ticket.level, "won": ticket.verdict.level is not None, "checksum": ticket.checksum,
+        write_json(
+            path / "search.json",
+            {
+                "kind": "search",
+                "format": 1,
+                "name": path.name,
+                "model": dict(ticket.model),
+                "data": {**ticket.data, "sizes": sizes},
+                "config": self.config.to_json(),
+                "recipe": self.recipe.to_json(),
+                "seeds": list(self.config.all_seeds),
+                "rows": [r.to_json() for r in ticket.history],
+                "widths": widths,
+                "verdict": ticket.verdict.to_json(),
+                "ticket": {
+                    "seed": ticket.seed,
+                    "level": ticket.level,
+                    "won": ticket.verdict.level is not None,
+                    "checksum": ticket.checksum,
+                },
+                "seconds": seconds,
+                "provenance": dict(ticket.provenance),
             },
-            "seconds": seconds, "provenance": dict(ticket.provenance),
-        })
+        )
 
 
 def _stretched(recipe: Recipe, epochs: int) -> Recipe:
@@ -333,13 +389,11 @@ def _filters(model: nn.Module, groups: tuple[Group, ...]) -> int:
 
 
 def _width(layer: nn.Module) -> int:
-    return int(getattr(layer, "out_channels", None) or getattr(layer, "out_features", 0))
+    return int(getattr(layer, "out_channels", 0) or getattr(layer, "out_features", 0))
 
 
 def _sliced(gradients: dict[str, Tensor], model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """Gradients of the masked network in the cut one's coordinates."""
-    import copy
-
     holder = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in holder.named_parameters():

@@ -82,7 +82,12 @@ def _mean(rows: Sequence[Trained]) -> float:
 
 
 def _summary(
-    rows: Sequence[Trained], level: int | None, shown: int, differences: dict[int, dict[str, float]], margin: float, rewinding: str,
+    rows: Sequence[Trained],
+    level: int | None,
+    shown: int,
+    differences: dict[int, dict[str, float]],
+    margin: float,
+    rewinding: str,
     flags: dict[str, bool | None],
 ) -> list[str]:
     dense, ticket = _arm(rows, "dense", 0), _arm(rows, "ticket", shown)
@@ -90,7 +95,9 @@ def _summary(
     delta = differences[shown]
     told = f"{removed:.1%} of the MACs removed, {delta['mean']:+.2f} points of validation accuracy (lower bound {delta['low']:+.2f})"
     if level is None:
-        lines = [f"No ticket won: none is within {margin:g} points of the dense network at this confidence. The closest is level {shown}: {told}."]
+        lines = [
+            f"No ticket won: none is within {margin:g} points of the dense network at this confidence. The closest is level {shown}: {told}."
+        ]
     else:
         lines = [f"Level {level} won ({rewinding} rewinding): {told}."]
     random, budget = _arm(rows, "random", shown), _arm(rows, "dense_budget", shown)
@@ -99,11 +106,15 @@ def _summary(
         if flags["2"]:
             lines.append(f"It beats its own architecture from random weights by {gap:.2f} points.")
         else:
-            lines.append(f"The control did as well: the same architecture from random weights is {abs(gap):.2f} points "
-                         f"{'behind' if gap >= 0 else 'ahead'}, so the architecture matters here, not the ticket's weights.")
+            lines.append(
+                f"The control did as well: the same architecture from random weights is {abs(gap):.2f} points "
+                f"{'behind' if gap >= 0 else 'ahead'}, so the architecture matters here, not the ticket's weights."
+            )
     if budget:
         gap = _mean(ticket) - _mean(budget)
-        lines.append(f"The dense network with the ticket's whole training budget is {abs(gap):.2f} points {'behind' if gap >= 0 else 'ahead'}.")
+        lines.append(
+            f"The dense network with the ticket's whole training budget is {abs(gap):.2f} points {'behind' if gap >= 0 else 'ahead'}."
+        )
     return lines
 
 
@@ -115,7 +126,10 @@ def _flags(rows: Sequence[Trained], level: int, margin: float) -> tuple[dict[str
     to_dense = _mean(ticket) - _mean(dense)
     flags: dict[str, bool | None] = {"1": None, "2": None, "3": None, "4": to_dense >= -margin, "5": None}
     reasons = {
-        "1": "needs the control arms", "2": "needs the control arms", "3": "needs the control arms", "5": "needs the control arms",
+        "1": "needs the control arms",
+        "2": "needs the control arms",
+        "3": "needs the control arms",
+        "5": "needs the control arms",
         "4": f"ticket {to_dense:+.2f} points against the dense network at the same learning rate",
     }
     if budget:

@@ -69,9 +69,10 @@ def zero_(model: nn.Module, dropped: dict[str, Tensor]) -> None:
     """Zero the dropped values in place, and their gradients if there are any."""
     parameters = dict(model.named_parameters())
     for name, gone in dropped.items():
-        parameters[name].masked_fill_(gone, 0)
-        if parameters[name].grad is not None:
-            parameters[name].grad.masked_fill_(gone, 0)
+        parameter = parameters[name]
+        parameter.masked_fill_(gone, 0)
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(gone, 0)
 
 
 @torch.no_grad()

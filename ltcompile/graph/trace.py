@@ -124,11 +124,9 @@ def _why_not(
             return f"{member.layer!r} shares its weights with another layer"
         if nn.utils.parametrize.is_parametrized(layer):
             return f"{member.layer!r} is reparametrised"
-        if len(member.index) != len({row for row in member.index}):
-            return f"its channels are tied to each other in {member.layer!r}"
     if len({m.layer + m.axis for m in members}) != len(members):
         return "one layer meets its channels twice"
-    if raw[0].dep.target.module and len(members[0].index) < 2:
+    if len(members[0].index) < 2:
         return "it has a single channel"
     return ""
 

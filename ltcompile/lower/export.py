@@ -33,8 +33,14 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | Path, metadata: M
     with _quiet():
         try:
             program = torch.onnx.export(
-                model.eval(), (_several(example),), dynamo=True, input_names=[INPUT], output_names=[OUTPUT],
-                dynamic_shapes=({0: batch},), verbose=False, external_data=False,
+                model.eval(),
+                (_several(example),),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: batch},),
+                verbose=False,
+                external_data=False,
             )
         except Exception as error:  # the exporter raises many types; all mean the same to a user
             raise BadModel(f"torch cannot export this network to ONNX: {str(error).splitlines()[0]}") from error

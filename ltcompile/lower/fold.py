@@ -9,7 +9,7 @@ assumption on the network's form is made.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ def fold_batch_norm(model: Module, example: Tensor) -> tuple[Module, dict[str, s
             told[norm_name] = refusal
             continue
         layer, norm = folded.get_submodule(layer_name), folded.get_submodule(norm_name)
-        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        _set(folded, layer_name, fuse(layer, norm))  # type: ignore[arg-type]
+        fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        _set(folded, layer_name, fuse(layer, norm))
         _set(folded, norm_name, nn.Identity())
         told[norm_name] = f"folded into {layer_name}"
     return folded, told
@@ -55,7 +55,7 @@ def _pairs(model: nn.Module, example: Tensor) -> dict[str, tuple[str, str]]:
         source = node.all_input_nodes[0]
         feeder = _module_path(source)
         layer = _get(model, feeder) if feeder else None
-        norm = _get(model, path)
+        norm = model.get_submodule(path)
         if path in pairs or runs.get(path, 0) > 1:
             pairs[path] = ("", "it runs more than once")
         elif not isinstance(layer, _FOLDABLE):

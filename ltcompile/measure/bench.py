@@ -128,9 +128,7 @@ def _check(
         raise BadData(f"{len(images)} images need labels ({len(images)},), not {labels.shape}")
 
 
-def _working(
-    backends: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]
-) -> list[tuple[str, str]]:
+def _working(backends: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]) -> list[tuple[str, str]]:
     """The (backend, device) pairs that work; the reasons of the others go to `skipped`."""
     reasons = {(b, d): reason for d in devices or DEVICES for b, reason in _reasons(backends, d).items()}
     for wanted in [*(backends or []), *(devices or [])]:
@@ -195,8 +193,9 @@ def _agree(job: _Job, subject: Subject, artifact: Artifact, logits: Array) -> fl
     error = float(np.abs(logits - expected).max() / max(float(np.abs(expected).max()), 1e-30))
     allowed = job.tolerance * (TF32_SLACK if artifact.dtype == "tf32" else 1)
     if not error <= allowed:  # NaN too
-        raise Disagreement(f"{where}: error {error:.2e} of the largest logit, allowed {allowed:.0e}; export the network again, "
-                           "or leave this backend out")
+        raise Disagreement(
+            f"{where}: error {error:.2e} of the largest logit, allowed {allowed:.0e}; export the network again, or leave this backend out"
+        )
     return error
 
 
@@ -212,9 +211,21 @@ def _row(name: str, one: _Loaded, batch: int, ms: Times, reference_ms: Times | N
     p20, p50, p80 = (float(q) for q in np.quantile(ms, [0.2, 0.5, 0.8]))
     ratio, low, high = speedup(reference_ms, ms) if reference_ms is not None else (None, None, None)
     return Measurement(
-        subject=name, backend=one.artifact.backend, device=one.artifact.device, dtype=one.artifact.dtype, batch=batch,
-        ms_p20=p20, ms_p50=p50, ms_p80=p80, runs=ms.size, speedup=ratio, speedup_low=low, speedup_high=high,
-        peak_bytes=one.peak_bytes[batch], accuracy=one.accuracy, max_error=one.max_error[batch],
+        subject=name,
+        backend=one.artifact.backend,
+        device=one.artifact.device,
+        dtype=one.artifact.dtype,
+        batch=batch,
+        ms_p20=p20,
+        ms_p50=p50,
+        ms_p80=p80,
+        runs=ms.size,
+        speedup=ratio,
+        speedup_low=low,
+        speedup_high=high,
+        peak_bytes=one.peak_bytes[batch],
+        accuracy=one.accuracy,
+        max_error=one.max_error[batch],
     )
 
 

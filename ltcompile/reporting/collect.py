@@ -119,9 +119,14 @@ def _spread(by_seed: dict[int, float], images: int) -> Figures | None:
     values = list(by_seed.values())
     low, high = _wilson(fmean(values), images)
     return {
-        "seeds": sorted(by_seed), "mean": fmean(values), "min": min(values), "max": max(values),
+        "seeds": sorted(by_seed),
+        "mean": fmean(values),
+        "min": min(values),
+        "max": max(values),
         "sd": stdev(values) if len(values) > 1 else None,
-        "images": images, "images_low": low, "images_high": high,
+        "images": images,
+        "images_low": low,
+        "images_high": high,
     }
 
 
@@ -137,9 +142,19 @@ def _wilson(share: float, images: int) -> tuple[float, float]:
 
 def _point(search: Search, row: Trained) -> Figures:
     return {
-        "arm": row.arm, "seed": row.seed, "level": row.level, "filters": row.filters, "params": row.params, "macs": row.macs,
-        **_removed(search.dense, row), "val_accuracy": row.val_accuracy, "test_accuracy": row.test_accuracy,
-        "train_accuracy": row.train_accuracy, "epochs": row.epochs, "stop_epoch": row.stop_epoch, "seconds": row.seconds,
+        "arm": row.arm,
+        "seed": row.seed,
+        "level": row.level,
+        "filters": row.filters,
+        "params": row.params,
+        "macs": row.macs,
+        **_removed(search.dense, row),
+        "val_accuracy": row.val_accuracy,
+        "test_accuracy": row.test_accuracy,
+        "train_accuracy": row.train_accuracy,
+        "epochs": row.epochs,
+        "stop_epoch": row.stop_epoch,
+        "seconds": row.seconds,
     }
 
 
@@ -176,15 +191,28 @@ def _control(search: Search, arm: str, text: str) -> Figures:
     control, ticket = _validated(rows), _validated(search.chosen)
     paired = sorted(control.keys() & ticket.keys())
     if not control:
-        return {"arm": arm, "text": text, "outcome": "missing", "difference_points": None, "paired_seeds": [],
-                "validation": None, "test": None, "epochs": None}
+        return {
+            "arm": arm,
+            "text": text,
+            "outcome": "missing",
+            "difference_points": None,
+            "paired_seeds": [],
+            "validation": None,
+            "test": None,
+            "epochs": None,
+        }
     if paired:
         control, ticket = {s: control[s] for s in paired}, {s: ticket[s] for s in paired}
     difference = 100 * (fmean(ticket.values()) - fmean(control.values()))
     outcome = "as well" if difference <= 0 else "close" if difference <= search.verdict.margin_points else "beaten"
     return {
-        "arm": arm, "text": text, "outcome": outcome, "difference_points": difference, "paired_seeds": paired,
-        "validation": _spread(control, search.data.sizes["val"]), "test": _spread(_tested(rows), search.data.sizes["test"]),
+        "arm": arm,
+        "text": text,
+        "outcome": outcome,
+        "difference_points": difference,
+        "paired_seeds": paired,
+        "validation": _spread(control, search.data.sizes["val"]),
+        "test": _spread(_tested(rows), search.data.sizes["test"]),
         "epochs": fmean(row.epochs for row in rows),
     }
 
@@ -221,8 +249,13 @@ def _file(shrinks: list[Shrink]) -> Figures | None:
         return None
     shrink = min(shrinks, key=lambda s: (s.precision != "fp32", s.output))
     dense = shrink.dense_bytes
-    return {"output": shrink.output, "precision": shrink.precision, "bytes": shrink.bytes, "dense_bytes": dense,
-            "removed_share": 1 - shrink.bytes / dense if dense else None}
+    return {
+        "output": shrink.output,
+        "precision": shrink.precision,
+        "bytes": shrink.bytes,
+        "dense_bytes": dense,
+        "removed_share": 1 - shrink.bytes / dense if dense else None,
+    }
 
 
 # Speed
@@ -274,8 +307,10 @@ def _verdict(search: Search, figures: Figures) -> Figures:
         "sentence": _sentence(search, figures["levels"]),
         "controls": [_control_sentence(search, control) for control in figures["controls"]],
         "controls_not_beaten": [c["arm"] for c in figures["controls"] if c["outcome"] in ("as well", "close")],
-        "flags": [{"name": name, "condition": CONDITIONS.get(name, name), "answer": ANSWERS[flag], "reason": reasons.get(name, "")}
-                  for name, flag in flags.items()],
+        "flags": [
+            {"name": name, "condition": CONDITIONS.get(name, name), "answer": ANSWERS[flag], "reason": reasons.get(name, "")}
+            for name, flag in flags.items()
+        ],
     }
 
 
@@ -284,14 +319,18 @@ def _sentence(search: Search, levels: list[Figures]) -> str:
     shown = next(level for level in levels if level["chosen"])
     there = f"{units.percent(_removed(search.dense, search.ticket_row)['macs_removed'])} of the MACs are gone"
     if difference := shown["difference"]:
-        there += (f", and validation accuracy is {units.apart(difference['mean'])} the dense network's "
-                  f"(at worst {units.apart(difference['low'])} it, at {units.percent(verdict.confidence, 0)} confidence; "
-                  f"{units.apart(-verdict.margin_points)} is allowed)")
+        there += (
+            f", and validation accuracy is {units.apart(difference['mean'])} the dense network's "
+            f"(at worst {units.apart(difference['low'])} it, at {units.percent(verdict.confidence, 0)} confidence; "
+            f"{units.apart(-verdict.margin_points)} is allowed)"
+        )
     if verdict.level is not None:
         elsewhere = "" if shown["won"] else f" at level {verdict.level}"
         return f"A winning ticket was found{elsewhere}. At level {shown['level']}, {there}."
-    return (f"No winning ticket was found: no level was shown to stay within {verdict.margin_points:g}{units.NBSP}points of the "
-            f"dense network's validation accuracy. At level {shown['level']}, shown for comparison only, {there}.")
+    return (
+        f"No winning ticket was found: no level was shown to stay within {verdict.margin_points:g}{units.NBSP}points of the "
+        f"dense network's validation accuracy. At level {shown['level']}, shown for comparison only, {there}."
+    )
 
 
 def _control_sentence(search: Search, control: Figures) -> str:
@@ -301,8 +340,10 @@ def _control_sentence(search: Search, control: Figures) -> str:
         return f"Not tested: {text}. {follows}"
     close = f"did about as well (within {search.verdict.margin_points:g}{units.NBSP}points)"
     how = {"as well": "did as well or better", "close": close, "beaten": "did worse"}[outcome]
-    return (f"{text[0].upper()}{text[1:]} {how}: {units.percent(control['validation']['mean'], 2)} validation accuracy; "
-            f"the ticket is {units.apart(control['difference_points'])} it. {follows}").strip()
+    return (
+        f"{text[0].upper()}{text[1:]} {how}: {units.percent(control['validation']['mean'], 2)} validation accuracy; "
+        f"the ticket is {units.apart(control['difference_points'])} it. {follows}"
+    ).strip()
 
 
 def _warnings(run: Run) -> list[str]:
@@ -312,14 +353,18 @@ def _warnings(run: Run) -> list[str]:
         found.append(f"The verdict names level {search.verdict.level}, but the saved ticket is of level {search.ticket.level}.")
     stale = [shrink.output for shrink in run.shrinks if shrink.ticket_checksum != search.ticket.checksum]
     if stale:
-        found.append(f"{', '.join(stale)} was made from another ticket than this search saved; "
-                     f"run `{_command('shrink', run.folder)}` again.")
+        found.append(
+            f"{', '.join(stale)} was made from another ticket than this search saved; run `{_command('shrink', run.folder)}` again."
+        )
     known = {search.ticket_row.macs, *(shrink.macs for shrink in run.shrinks)}
     subjects = run.bench.subjects if run.bench else {}
     timed = {name: subject.macs for name, subject in subjects.items() if name != "dense"}
     again = f"run `{_command('bench', run.folder)}` again"
-    found += [f"bench.json timed {name} with {units.count(macs)} MACs, which is neither the ticket nor a shrunk file; {again}."
-              for name, macs in timed.items() if macs not in known]
+    found += [
+        f"bench.json timed {name} with {units.count(macs)} MACs, which is neither the ticket nor a shrunk file; {again}."
+        for name, macs in timed.items()
+        if macs not in known
+    ]
     found += [f"{s.output} is off by more than its tolerance; do not deploy it." for s in run.shrinks if not _agrees(s)]
     return found
 

@@ -44,10 +44,17 @@ def _figure(height: int, top: int, **layout: Any) -> go.Figure:
     """An empty figure; `top` pixels of its height are for the legend, which wraps on narrow screens."""
     figure = go.Figure()
     figure.update_layout(
-        template="none", height=height + top, margin={"l": 8, "r": 12, "t": top, "b": 8},
-        font={"family": "system-ui, sans-serif", "size": 13}, hovermode="closest", dragmode=False,
+        template="none",
+        height=height + top,
+        margin={"l": 8, "r": 12, "t": top, "b": 8},
+        font={"family": "system-ui, sans-serif", "size": 13},
+        hovermode="closest",
+        dragmode=False,
         legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "xref": "container", "x": 0.01},
-        paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", **layout)
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        **layout,
+    )
     figure.update_layout(xaxis_title_font_size=13, yaxis_title_font_size=13, legend_font_size=12)
     figure.update_xaxes(automargin=True, fixedrange=True, showline=True, ticks="outside")
     figure.update_yaxes(automargin=True, fixedrange=True, zeroline=False)
@@ -72,11 +79,21 @@ def _dense_band(figure: go.Figure, report: dict[str, Any]) -> None:
     """The dense network's mean, and below it the margin inside which a ticket counts as about as good."""
     dense, margin = 100 * report["levels"][0]["validation"]["mean"], report["verdict"]["margin_points"]
     right = 100 * max(point["macs_removed"] for point in report["points"]) + 4
-    figure.add_trace(go.Scatter(
-        x=[-4, right, right, -4], y=[dense, dense, dense - margin, dense - margin], mode="lines", line={"width": 0},
-        fill="toself", fillcolor="rgba(127,127,127,0.22)", name=f"{margin:g} points below", hoverinfo="skip"))
-    figure.add_trace(go.Scatter(x=[-4, right], y=[dense, dense], mode="lines", line={"color": GREY, "width": 2}, name="dense",
-                                hoverinfo="skip"))
+    figure.add_trace(
+        go.Scatter(
+            x=[-4, right, right, -4],
+            y=[dense, dense, dense - margin, dense - margin],
+            mode="lines",
+            line={"width": 0},
+            fill="toself",
+            fillcolor="rgba(127,127,127,0.22)",
+            name=f"{margin:g} points below",
+            hoverinfo="skip",
+        )
+    )
+    figure.add_trace(
+        go.Scatter(x=[-4, right], y=[dense, dense], mode="lines", line={"color": GREY, "width": 2}, name="dense", hoverinfo="skip")
+    )
     figure.add_trace(_seeds(report, "dense", "dense", "square-open", GREY))
     figure.update_xaxes(range=[-4, right], zeroline=False)
 
@@ -84,53 +101,91 @@ def _dense_band(figure: go.Figure, report: dict[str, Any]) -> None:
 def _mean_line(levels: list[dict[str, Any]]) -> go.Scatter:
     spreads = [level["validation"] for level in levels]
     return go.Scatter(
-        x=[100 * level["macs_removed"] for level in levels], y=[100 * spread["mean"] for spread in spreads], name="ticket",
-        mode="lines+markers", line={"color": BLUE, "width": 2}, marker={"size": 8},
-        error_y={"array": [100 * (s["max"] - s["mean"]) for s in spreads], "color": BLUE, "thickness": 1, "width": 4,
-                 "arrayminus": [100 * (s["mean"] - s["min"]) for s in spreads]},
-        hovertext=[_level_text(level) for level in levels], hoverinfo="text")
+        x=[100 * level["macs_removed"] for level in levels],
+        y=[100 * spread["mean"] for spread in spreads],
+        name="ticket",
+        mode="lines+markers",
+        line={"color": BLUE, "width": 2},
+        marker={"size": 8},
+        error_y={
+            "array": [100 * (s["max"] - s["mean"]) for s in spreads],
+            "color": BLUE,
+            "thickness": 1,
+            "width": 4,
+            "arrayminus": [100 * (s["mean"] - s["min"]) for s in spreads],
+        },
+        hovertext=[_level_text(level) for level in levels],
+        hoverinfo="text",
+    )
 
 
 def _level_text(level: dict[str, Any]) -> str:
     spread = level["validation"]
-    return "<br>".join([
-        f"<b>level {level['level']}</b>: {units.percent(spread['mean'], 2)} validation accuracy",
-        f"{units.count(level['filters'])} filters ({units.percent(level['filters_removed'])} removed)",
-        f"{units.count(level['params'])} parameters ({units.percent(level['params_removed'])} removed)",
-        f"{units.count(level['macs'])} MACs ({units.percent(level['macs_removed'])} removed)",
-        f"seeds {', '.join(map(str, spread['seeds']))}",
-    ])
+    return "<br>".join(
+        [
+            f"<b>level {level['level']}</b>: {units.percent(spread['mean'], 2)} validation accuracy",
+            f"{units.count(level['filters'])} filters ({units.percent(level['filters_removed'])} removed)",
+            f"{units.count(level['params'])} parameters ({units.percent(level['params_removed'])} removed)",
+            f"{units.count(level['macs'])} MACs ({units.percent(level['macs_removed'])} removed)",
+            f"seeds {', '.join(map(str, spread['seeds']))}",
+        ]
+    )
 
 
 def _seeds(report: dict[str, Any], arm: str, name: str, symbol: str, colour: str, *, size: int = 7) -> go.Scatter:
     points = [point for point in report["points"] if point["arm"] == arm]
     return go.Scatter(
-        x=[100 * point["macs_removed"] for point in points], y=[100 * point["val_accuracy"] for point in points],
-        mode="markers", name=name, showlegend=arm in ARMS, opacity=0.85, hoverinfo="text",
+        x=[100 * point["macs_removed"] for point in points],
+        y=[100 * point["val_accuracy"] for point in points],
+        mode="markers",
+        name=name,
+        showlegend=arm in ARMS,
+        opacity=0.85,
+        hoverinfo="text",
         marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 1.4, "color": colour}},
-        hovertext=[f"<b>{name}</b>, level {p['level']}, seed {p['seed']}<br>"
-                   f"{units.percent(p['val_accuracy'], 2)} validation accuracy<br>"
-                   f"{units.count(p['filters'])} filters, {units.count(p['params'])} parameters, {units.count(p['macs'])} MACs"
-                   for p in points])
+        hovertext=[
+            f"<b>{name}</b>, level {p['level']}, seed {p['seed']}<br>"
+            f"{units.percent(p['val_accuracy'], 2)} validation accuracy<br>"
+            f"{units.count(p['filters'])} filters, {units.count(p['params'])} parameters, {units.count(p['macs'])} MACs"
+            for p in points
+        ],
+    )
 
 
 def _ring(level: dict[str, Any]) -> go.Scatter:
     name = "winning ticket" if level["won"] else "ticket shown"
     return go.Scatter(
-        x=[100 * level["macs_removed"]], y=[100 * level["validation"]["mean"]], mode="markers", name=name, hoverinfo="text",
+        x=[100 * level["macs_removed"]],
+        y=[100 * level["validation"]["mean"]],
+        mode="markers",
+        name=name,
+        hoverinfo="text",
         hovertext=[_level_text(level)],
-        marker={"symbol": "circle-open", "size": 20, "color": GREEN, "line": {"width": 3, "color": GREEN}})
+        marker={"symbol": "circle-open", "size": 20, "color": GREEN, "line": {"width": 3, "color": GREEN}},
+    )
 
 
 def _widths(widths: list[dict[str, Any]]) -> go.Figure:
     row = 22 if len(widths) <= 30 else 13
     figure = _figure(50 + row * len(widths), 34, xaxis_title="filters", barmode="overlay", bargap=0.25)
     layers = [safe(width["layer"]) for width in widths]
-    hover = [f"<b>{layer}</b>: {w['before']} → {w['after']} filters ({units.percent(w['kept_share'], 0)} kept)"
-             + (f"<br>left alone: {safe(w['frozen'])}" if w["frozen"] else "") for layer, w in zip(layers, widths, strict=True)]
+    hover = [
+        f"<b>{layer}</b>: {w['before']} → {w['after']} filters ({units.percent(w['kept_share'], 0)} kept)"
+        + (f"<br>left alone: {safe(w['frozen'])}" if w["frozen"] else "")
+        for layer, w in zip(layers, widths, strict=True)
+    ]
     for key, colour in (("before", "rgba(127,127,127,0.38)"), ("after", BLUE)):
-        figure.add_trace(go.Bar(y=layers, x=[w[key] for w in widths], orientation="h", name=key, hovertext=hover,
-                                hoverinfo="text", marker={"color": colour, "line": {"width": 0}}))
+        figure.add_trace(
+            go.Bar(
+                y=layers,
+                x=[w[key] for w in widths],
+                orientation="h",
+                name=key,
+                hovertext=hover,
+                hoverinfo="text",
+                marker={"color": colour, "line": {"width": 0}},
+            )
+        )
     figure.update_yaxes(type="category", autorange="reversed", dtick=1, tickfont={"size": 12 if row > 13 else 9})
     return figure
 
@@ -159,20 +214,44 @@ def _claimed(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
     names = [f"{safe(row['subject'])}: {label(row)}" if many else label(row) for row in rows]
     figure = _rows_figure(names, "speedup (\u00d7)")
     for name, row in zip(names, rows, strict=True):
-        figure.add_trace(go.Scatter(x=[row["speedup"], row["claimed"]], y=[name, name], mode="lines", showlegend=False,
-                                    hoverinfo="skip", line={"color": GREY, "width": 1, "dash": "dot"}))
-    figure.add_trace(go.Scatter(
-        x=[row["claimed"] for row in rows], y=names, mode="markers", name="claimed (ratio of MACs)", hoverinfo="text",
-        marker={"symbol": "diamond-open", "size": 11, "color": ORANGE, "line": {"width": 2, "color": ORANGE}},
-        hovertext=[f"<b>{name}</b><br>claimed {units.times(row['claimed'])}" for name, row in zip(names, rows, strict=True)]))
-    figure.add_trace(go.Scatter(
-        x=[row["speedup"] for row in rows], y=names, mode="markers", name="measured, with its interval", hoverinfo="text",
-        marker={"symbol": "circle", "size": 10, "color": BLUE},
-        error_x=_interval(rows, "speedup", "speedup_low", "speedup_high", BLUE),
-        hovertext=[f"<b>{name}</b><br>measured {units.times(row['speedup'])} "
-                   f"({units.times(row['speedup_low'])} to {units.times(row['speedup_high'])})<br>"
-                   f"{units.percent(row['achieved_share'], 0)} of the claimed {units.times(row['claimed'])}"
-                   for name, row in zip(names, rows, strict=True)]))
+        figure.add_trace(
+            go.Scatter(
+                x=[row["speedup"], row["claimed"]],
+                y=[name, name],
+                mode="lines",
+                showlegend=False,
+                hoverinfo="skip",
+                line={"color": GREY, "width": 1, "dash": "dot"},
+            )
+        )
+    figure.add_trace(
+        go.Scatter(
+            x=[row["claimed"] for row in rows],
+            y=names,
+            mode="markers",
+            name="claimed (ratio of MACs)",
+            hoverinfo="text",
+            marker={"symbol": "diamond-open", "size": 11, "color": ORANGE, "line": {"width": 2, "color": ORANGE}},
+            hovertext=[f"<b>{name}</b><br>claimed {units.times(row['claimed'])}" for name, row in zip(names, rows, strict=True)],
+        )
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=[row["speedup"] for row in rows],
+            y=names,
+            mode="markers",
+            name="measured, with its interval",
+            hoverinfo="text",
+            marker={"symbol": "circle", "size": 10, "color": BLUE},
+            error_x=_interval(rows, "speedup", "speedup_low", "speedup_high", BLUE),
+            hovertext=[
+                f"<b>{name}</b><br>measured {units.times(row['speedup'])} "
+                f"({units.times(row['speedup_low'])} to {units.times(row['speedup_high'])})<br>"
+                f"{units.percent(row['achieved_share'], 0)} of the claimed {units.times(row['claimed'])}"
+                for name, row in zip(names, rows, strict=True)
+            ],
+        )
+    )
     figure.add_vline(x=1, line={"color": GREY, "width": 1})
     figure.update_xaxes(rangemode="tozero")
     return figure
@@ -180,8 +259,13 @@ def _claimed(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
 
 def _interval(rows: list[dict[str, Any]], middle: str, low: str, high: str, colour: str) -> dict[str, Any]:
     """Error bars; a bootstrap bound may lie on the wrong side of its value by a hair, a bar may not."""
-    return {"array": [max(0.0, row[high] - row[middle]) for row in rows],
-            "arrayminus": [max(0.0, row[middle] - row[low]) for row in rows], "color": colour, "thickness": 1.6, "width": 5}
+    return {
+        "array": [max(0.0, row[high] - row[middle]) for row in rows],
+        "arrayminus": [max(0.0, row[middle] - row[low]) for row in rows],
+        "color": colour,
+        "thickness": 1.6,
+        "width": 5,
+    }
 
 
 def _latency(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
@@ -191,12 +275,22 @@ def _latency(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
     for subject in subjects:
         colour, symbol = (GREY, "square") if subject == "dense" else next(looks)
         timed = [row for row in rows if row["subject"] == subject]
-        figure.add_trace(go.Scatter(
-            x=[row["ms_p50"] for row in timed], y=[label(row) for row in timed], mode="markers", name=safe(subject),
-            marker={"symbol": symbol, "size": 10, "color": colour}, hoverinfo="text",
-            error_x=_interval(timed, "ms_p50", "ms_p20", "ms_p80", colour),
-            hovertext=[f"<b>{safe(subject)}</b>, {label(row)}<br>p50 {units.ms(row['ms_p50'])} per batch "
-                       f"(p20 {units.ms(row['ms_p20'])}, p80 {units.ms(row['ms_p80'])}; {row['runs']} runs)" for row in timed]))
+        figure.add_trace(
+            go.Scatter(
+                x=[row["ms_p50"] for row in timed],
+                y=[label(row) for row in timed],
+                mode="markers",
+                name=safe(subject),
+                marker={"symbol": symbol, "size": 10, "color": colour},
+                hoverinfo="text",
+                error_x=_interval(timed, "ms_p50", "ms_p20", "ms_p80", colour),
+                hovertext=[
+                    f"<b>{safe(subject)}</b>, {label(row)}<br>p50 {units.ms(row['ms_p50'])} per batch "
+                    f"(p20 {units.ms(row['ms_p20'])}, p80 {units.ms(row['ms_p80'])}; {row['runs']} runs)"
+                    for row in timed
+                ],
+            )
+        )
     figure.update_xaxes(type="log", dtick="D2" if _decades(rows) < 2 else 1)
     return figure
 

@@ -268,8 +268,15 @@ def _sane_search(search: Search) -> None:
 
 
 def _sane_shrink(shrink: Shrink) -> None:
-    _positive("it", bytes=shrink.bytes, dense_bytes=1 if shrink.dense_bytes is None else shrink.dense_bytes, params=shrink.params,
-              dense_params=shrink.dense_params, macs=shrink.macs, dense_macs=shrink.dense_macs)
+    _positive(
+        "it",
+        bytes=shrink.bytes,
+        dense_bytes=1 if shrink.dense_bytes is None else shrink.dense_bytes,
+        params=shrink.params,
+        dense_params=shrink.dense_params,
+        macs=shrink.macs,
+        dense_macs=shrink.dense_macs,
+    )
 
 
 def _sane_bench(bench: Bench) -> None:

@@ -19,7 +19,9 @@ def check_ticket_fits(ticket: Ticket, model: str | None = None, classes: int | N
     if is_own_code(name) and model is None:
         raise StaleTicket(f"the ticket needs your own code {name!r}; to run it, say so with --model {name}")
     if classes is not None and classes != there:
-        raise StaleTicket(f"the ticket has {there} classes, this data has {classes}; use the ticket's data, {ticket.data['name']}, or search again")
+        raise StaleTicket(
+            f"the ticket has {there} classes, this data has {classes}; use the ticket's data, {ticket.data['name']}, or search again"
+        )
 
 
 def dense_network(ticket: Ticket) -> nn.Module:

@@ -37,7 +37,11 @@ class Shrunk:
 
 
 def shrink(
-    ticket: Ticket | str | Path, output: str | Path, *, precision: Precision = "fp32", model: str | None = None,
+    ticket: Ticket | str | Path,
+    output: str | Path,
+    *,
+    precision: Precision = "fp32",
+    model: str | None = None,
     recalibrate: Dataset | None = None,
 ) -> Shrunk:
     """Make the ticket's network physically small and write it to `output` (.onnx, .pt2 or .safetensors).
@@ -77,12 +81,22 @@ def shrink(
         folded = folded.float()
     file_error = _check_within(f"{output} and torch", _reread(output, folded, probe, precision), reference, FILE_TOLERANCE[precision])
     record = {
-        "kind": "shrink", "format": 1, "output": output.name, "precision": precision, "bytes": output.stat().st_size,
-        "dense_bytes": _dense_bytes(dense_size, precision), **_sizes(small_size, dense_size), "equality_error": equality_error,
-        "onnx_error": file_error, "tolerance": FILE_TOLERANCE[precision], "recalibrated": recalibrate is not None,
+        "kind": "shrink",
+        "format": 1,
+        "output": output.name,
+        "precision": precision,
+        "bytes": output.stat().st_size,
+        "dense_bytes": _dense_bytes(dense_size, precision),
+        **_sizes(small_size, dense_size),
+        "equality_error": equality_error,
+        "onnx_error": file_error,
+        "tolerance": FILE_TOLERANCE[precision],
+        "recalibrated": recalibrate is not None,
         "folded_batch_norms": sum(t.startswith("folded") for t in told.values()),
         "not_folded": {name: why for name, why in told.items() if not why.startswith("folded")},
-        "seconds": time.perf_counter() - began, "ticket_checksum": ticket.checksum, "provenance": provenance(),
+        "seconds": time.perf_counter() - began,
+        "ticket_checksum": ticket.checksum,
+        "provenance": provenance(),
     }
     write_json(output.with_suffix(".json"), record)
     return Shrunk(folded, output, record)
@@ -117,7 +131,9 @@ def _check_equal(small: nn.Module, ticket: Ticket, dense: nn.Module, probe: Tens
 def _check_within(what: str, found: Tensor, expected: Tensor, tolerance: float) -> float:
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not error <= tolerance:
-        raise Disagreement(f"{what} differ by {error:.2e} of the largest output, more than {tolerance:.0e}; please report this with the ticket")
+        raise Disagreement(
+            f"{what} differ by {error:.2e} of the largest output, more than {tolerance:.0e}; please report this with the ticket"
+        )
     return error
 
 
@@ -139,10 +155,15 @@ def _metadata(ticket: Ticket, precision: str) -> dict[str, str]:
     row = ticket.row
     accuracy = row.test_accuracy if row.test_accuracy is not None else row.val_accuracy
     return {
-        "producer": "ltcompile", "ticket_checksum": ticket.checksum, "model": json.dumps(dict(ticket.model)),
-        "data": str(ticket.data["name"]), "class_names": json.dumps(list(ticket.data["class_names"])),
-        "mean": json.dumps(list(ticket.data["mean"])), "std": json.dumps(list(ticket.data["std"])),
-        "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey", "precision": precision,
+        "producer": "ltcompile",
+        "ticket_checksum": ticket.checksum,
+        "model": json.dumps(dict(ticket.model)),
+        "data": str(ticket.data["name"]),
+        "class_names": json.dumps(list(ticket.data["class_names"])),
+        "mean": json.dumps(list(ticket.data["mean"])),
+        "std": json.dumps(list(ticket.data["std"])),
+        "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey",
+        "precision": precision,
         "accuracy": json.dumps({"value": accuracy, "split": "test" if row.test_accuracy is not None else "validation"}),
     }
 

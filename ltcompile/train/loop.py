@@ -50,12 +50,20 @@ class Training:
 class Progress(Protocol):
     """Told after every epoch, with a state from which `train` can go on."""
 
-    def __call__(self, epoch: Epoch, state: dict[str, Any]) -> None: ...
+    def __call__(self, epoch: Epoch, state: dict[str, Any], /) -> None: ...
 
 
 def train(
-    model: nn.Module, data: Dataset, recipe: Recipe, seed: int, device: torch.device, *, first_epoch: int = 0,
-    after_step: Callable[[nn.Module], None] | None = None, progress: Progress | None = None, state: dict[str, Any] | None = None,
+    model: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    *,
+    first_epoch: int = 0,
+    after_step: Callable[[nn.Module], None] | None = None,
+    progress: Progress | None = None,
+    state: dict[str, Any] | None = None,
 ) -> Training:
     """Train `model` in place from `first_epoch` of the recipe's schedule to its end; momentum starts at zero.
 
@@ -67,9 +75,9 @@ def train(
         TrainingFailed: the loss is not finite.
     """
     layout = memory_format(model, device)
-    model.to(device, memory_format=layout)
+    model.to(device).to(memory_format=layout)
     optimiser = torch.optim.SGD(
-        _decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=device.type == "cuda" or None
+        _decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
     )
     done: list[Epoch] = []
     if state is not None:
@@ -94,8 +102,16 @@ def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def _epoch(
-    model: nn.Module, forward: Callable[..., Any], optimiser: torch.optim.Optimizer, data: Dataset, recipe: Recipe, seed: int,
-    epoch: int, device: torch.device, layout: torch.memory_format, after_step: Callable[[nn.Module], None] | None,
+    model: nn.Module,
+    forward: Callable[..., Any],
+    optimiser: torch.optim.Optimizer,
+    data: Dataset,
+    recipe: Recipe,
+    seed: int,
+    epoch: int,
+    device: torch.device,
+    layout: torch.memory_format,
+    after_step: Callable[[nn.Module], None] | None,
 ) -> tuple[Epoch, Evaluation]:
     started = time.perf_counter()
     stream = seed * 1_000_003 + epoch
@@ -123,7 +139,9 @@ def _epoch(
         seen += len(labels)
     mean_loss = loss_sum.item() / seen
     if not math.isfinite(mean_loss):
-        raise TrainingFailed(f"the loss is {mean_loss} in epoch {epoch + 1} at learning rate {rate:.3g}: try a smaller --lr or more warm-up")
+        raise TrainingFailed(
+            f"the loss is {mean_loss} in epoch {epoch + 1} at learning rate {rate:.3g}: try a smaller --lr or more warm-up"
+        )
     val = evaluate(model, data.val, recipe, device)
     seconds = time.perf_counter() - started
     return Epoch(epoch, rate, mean_loss, right.item() / seen, val.loss, val.accuracy, seconds, seen / seconds), val
