@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,15 @@ from torch import nn
 
 from ltcompile.backends import Subject
 from ltcompile.core.records import Measurement, provenance
-from ltcompile.core.ticket import Ticket
+from ltcompile.core.ticket import Ticket, check_model
 from ltcompile.data import Dataset, load_data
 from ltcompile.data import names as data_names
 from ltcompile.errors import BadFile, LtcompileError, StaleTicket
 from ltcompile.graph import Size, size
 from ltcompile.lower import export_onnx, fold_batch_norm
-from ltcompile.measure import BenchResult
+from ltcompile.measure import BenchResult, busy_share
 from ltcompile.measure import bench as measure
-from ltcompile.models import build_model
+from ltcompile.models import build_model, is_own_code
 from ltcompile.paths import write_json, write_text
 from ltcompile.shrinking import check_ticket_fits, dense_network, small_network
 
@@ -41,6 +41,7 @@ class _Target:
     class_names: list[str]
     mean: list[float]
     std: list[float]
+    as_trained: bool = True  # False for a file that shrink changed on purpose: half precision, or new batch-norm statistics
 
 
 def bench(
@@ -68,10 +69,16 @@ def bench(
     if known.ticket is not None:
         check_ticket_fits(known.ticket, model)
     images, labels = _images(known, data, data_root)
+    busy = busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         subjects, sizes, trained = _subjects(known, Path(scratch), model)
+
+        def told(row: Measurement) -> None:
+            if on_row is not None:
+                on_row(_untrained_blank(row, trained))
+
         result = measure(
-            subjects, images, labels, backends=backends, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row
+            subjects, images, labels, backends=backends, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=told
         )
     path = Path(output) if output else known.folder / "bench.json"
     rows = [_untrained_blank(row, trained) for row in result.rows]
@@ -82,6 +89,7 @@ def bench(
         "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
         **BenchResult(rows, result.skipped, result.details).to_json(),
         "images": "test set" if labels is not None else "seeded noise",
+        "busy_share": busy,
         "provenance": provenance(),
     }
     write_json(path, value)
@@ -91,19 +99,16 @@ def bench(
 
 def _untrained_blank(row: Measurement, dense_is_trained: bool) -> Measurement:
     """An untrained dense network has a speed, but no accuracy worth telling."""
-    from dataclasses import replace
-
     return row if dense_is_trained or row.subject != "dense" else replace(row, accuracy=None)
 
 
 def _open(path: Path) -> _Target:
     if path.suffix == ".onnx":
         return _open_onnx(path)
-    ticket = Ticket.load(path)
-    return _of_ticket(ticket, path.parent, None)
+    return _of_ticket(Ticket.load(path), path.parent)
 
 
-def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None) -> _Target:
+def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None = None, as_trained: bool = True) -> _Target:
     data = ticket.data
     return _Target(
         folder,
@@ -115,6 +120,7 @@ def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None) -> _Target:
         list(data["class_names"]),
         list(data["mean"]),
         list(data["std"]),
+        as_trained,
     )
 
 
@@ -135,10 +141,11 @@ def _open_onnx(path: Path) -> _Target:
         )
     beside = path.parent / "ticket.pt"
     if beside.is_file() and (ticket := Ticket.load(beside)).checksum == told.get("ticket_checksum"):
-        return _of_ticket(ticket, path.parent, path)
+        return _of_ticket(ticket, path.parent, path, told.get("precision") == "fp32" and told.get("recalibrated") == "false")
     try:
         dims = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim][1:]
         fields = [json.loads(told[k]) for k in ("model", "class_names", "mean", "std")]
+        check_model(fields[0])
         return _Target(path.parent, None, path, fields[0], told["data"], (dims[0], dims[1], dims[2]), *fields[1:])
     except (KeyError, IndexError, ValueError) as error:
         raise BadFile(f"{path} lacks what `ltcompile shrink` writes into its files ({error!r}); shrink the ticket again") from error
@@ -164,12 +171,9 @@ def _images(known: _Target, data: str | None, data_root: str | Path) -> tuple[np
             "pass the data that the ticket was found on"
         )
     batches = list(dataset.test.batches(256, torch.device("cpu"), None, 0))
-    theirs, ours = (
-        (torch.tensor(v).view(-1, 1, 1) for v in (there.mean, there.std)),
-        (torch.tensor(v).view(-1, 1, 1) for v in (known.mean, known.std)),
-    )
-    (mean, std), (our_mean, our_std) = theirs, ours
-    images = torch.cat([(x * std + mean - our_mean) / our_std for x, _ in batches])
+    # The network wants the normalisation that it was trained with, whatever this copy of the data has.
+    mean, std, own_mean, own_std = (torch.tensor(v).view(-1, 1, 1) for v in (there.mean, there.std, known.mean, known.std))
+    images = torch.cat([(x * std + mean - own_mean) / own_std for x, _ in batches])
     return images.contiguous().numpy(), torch.cat([y for _, y in batches]).numpy()
 
 
@@ -181,8 +185,9 @@ def _subjects(known: _Target, scratch: Path, model: str | None) -> tuple[list[Su
         small = small_network(known.ticket, dense)
         trained = _load_dense(dense, known.folder / f"seed{known.ticket.seed}" / "dense-0.pt")
         sizes = {"dense": size(dense, example), "small": size(small, example)}
-        return [_subject("dense", dense, example, scratch), _subject("small", small, example, scratch, known.onnx)], sizes, trained
-    if ":" in known.model["name"] and not known.model["name"].startswith(("torchvision:", "timm:")) and model != known.model["name"]:
+        subject = _subject("small", small, example, scratch, known.onnx) if known.as_trained else Subject("small", None, known.onnx)
+        return [_subject("dense", dense, example, scratch), subject], sizes, trained
+    if is_own_code(known.model["name"]) and model != known.model["name"]:
         raise StaleTicket(f"the dense network is your own code; to run it, say so with --model {known.model['name']}")
     assert known.onnx is not None
     dense = build_model(known.model["name"], **known.model["arguments"]).eval()

@@ -108,7 +108,10 @@ def _own(name: str, module: str, factory: str) -> Callable[[int, int, int], nn.M
     def call(classes: int, in_channels: int, image_size: int) -> nn.Module:
         offered: dict[str, Any] = {"classes": classes, "in_channels": in_channels, "image_size": image_size}
         wanted = inspect.signature(make).parameters
-        model = make(**{k: v for k, v in offered.items() if k in wanted})
+        try:
+            model = make(**{k: v for k, v in offered.items() if k in wanted})
+        except Exception as error:  # the user's own code may raise anything
+            raise BadModel(f"{name!r} failed with {type(error).__name__}: {error}") from error
         if not isinstance(model, nn.Module):
             raise BadModel(f"{name!r} gave a {type(model).__name__}, not a torch.nn.Module")
         return model

@@ -141,6 +141,8 @@ def example() -> Run:
     }
     bench = {
         "kind": "bench",
+        "images": "test set",
+        "busy_share": 0.02,
         "format": 1,
         "subjects": {"dense": {k: DENSE[k] for k in small}, "small": small},
         "rows": [

@@ -80,6 +80,8 @@ def resigned(change):  # type: ignore[no-untyped-def]
         lambda h, w: h["history"][0].update(evil=1),
         lambda h, w: h.update(surplus=1),
         lambda h, w: h["model"].update(name=7),
+        lambda h, w: h["model"]["arguments"].update(classes=10**9),
+        lambda h, w: h["model"]["arguments"].update(weights="/etc/passwd"),
         lambda h, w: h["data"].update(shape=[1]),
         lambda h, w: w[next(iter(w))].fill_(float("nan")),
     ],

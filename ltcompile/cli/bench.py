@@ -15,6 +15,9 @@ EPILOG = "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile b
 HEADER = f"{'backend':<12} {'device':<5} {'batch':>5}  {'network':<6} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9}  {'speedup (95 %)':<22} {'accuracy':>8}"
 
 
+BUSY = 0.3
+
+
 def register(app: typer.Typer) -> None:
     app.command(epilog=EPILOG)(bench)
 
@@ -35,9 +38,12 @@ def bench(
     """Measure the small network against the dense one: outputs checked first, then interleaved timings."""
     from ltcompile.compare import bench as run
     from ltcompile.errors import BadSetting
+    from ltcompile.measure import busy_share
 
     if against != "dense":
         raise BadSetting(f"--against knows dense, not {against!r}")
+    if (busy := busy_share() or 0.0) > BUSY:
+        typer.secho(f"other work takes {busy:.0%} of this machine: intervals will be wide; quote no timing of now", fg="yellow", err=True)
     if not as_json:
         typer.secho(HEADER, bold=True)
     result = run(
@@ -55,8 +61,9 @@ def bench(
     if as_json:
         typer.echo(json.dumps(result.to_json()))
         return
-    for name, reason in result.skipped.items():
-        typer.echo(f"skipped {name}: {reason}")
+    for reason in dict.fromkeys(result.skipped.values()):
+        names = ", ".join(name for name, why in result.skipped.items() if why == reason)
+        typer.echo(f"skipped {names}: {reason}")
     typer.echo(f"wrote {output or target.parent / 'bench.json'}; next: ltcompile report {target.parent}")
 
 

@@ -50,8 +50,7 @@ class Ticket:
         for name, value in self.weights.items():
             if not isinstance(value, torch.Tensor) or (value.is_floating_point() and not bool(torch.isfinite(value).all())):
                 raise BadFile(f"the ticket's weight {name!r} is no tensor of finite numbers")
-        if not isinstance(self.model.get("name"), str) or not isinstance(self.model.get("arguments"), Mapping):
-            raise BadFile("the ticket does not say which model it belongs to")
+        check_model(self.model)
         if not isinstance(self.data.get("class_names"), list | tuple) or len(self.data.get("shape", ())) != 3:
             raise BadFile("the ticket does not describe its data")
 
@@ -126,6 +125,17 @@ class Ticket:
             raise BadFile(f"{path} is no valid ticket: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise BadFile(f"{path} is no valid ticket: {error!r}") from error
+
+
+def check_model(model: Any) -> None:
+    """Raises BadFile unless `model` is a name with arguments in their ranges: it comes from a file and decides what is built."""
+    ranges = {"classes": (2, 1_000_000), "in_channels": (1, 1024), "image_size": (1, 4096)}
+    arguments = model.get("arguments") if isinstance(model, Mapping) else None
+    if not isinstance(arguments, Mapping) or not isinstance(model.get("name"), str) or set(arguments) != set(ranges):
+        raise BadFile("it does not say which model it belongs to")
+    for name, (low, high) in ranges.items():
+        if type(arguments[name]) is not int or not low <= arguments[name] <= high:
+            raise BadFile(f"its model's {name} is {arguments[name]!r}, not within {low}..{high}")
 
 
 def _read(path: Path) -> Any:

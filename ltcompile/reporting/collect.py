@@ -266,7 +266,12 @@ def _bench(bench: Bench) -> Figures:
     return {
         "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in bench.subjects.items()},
         "rows": rows,
-        "skipped": bench.skipped,
+        "skipped": [
+            {"names": [name for name, why in bench.skipped.items() if why == reason], "reason": reason}
+            for reason in dict.fromkeys(bench.skipped.values())
+        ],
+        "images": bench.images,
+        "busy_share": bench.busy_share,
         "headline": _headline(rows),
     }
 

@@ -122,6 +122,8 @@ class Bench:
     subjects: dict[str, Subject]
     rows: list[Measurement]
     skipped: dict[str, str]
+    images: str
+    busy_share: float | None
     provenance: Provenance
 
 

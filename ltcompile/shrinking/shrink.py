@@ -76,7 +76,9 @@ def shrink(
     folded, told = fold_batch_norm(small, probe)
     reference = _logits(folded, probe)
     _check_within("the folded network and the cut one", reference, _logits(small, probe), EQUALITY_TOLERANCE)
-    _WRITERS[output.suffix](HalfInside(folded) if precision == "fp16" else folded, probe, output, _metadata(ticket, precision))
+    _WRITERS[output.suffix](
+        HalfInside(folded) if precision == "fp16" else folded, probe, output, _metadata(ticket, precision, recalibrate is not None)
+    )
     if precision == "fp16":
         folded = folded.float()
     file_error = _check_within(f"{output} and torch", _reread(output, folded, probe, precision), reference, FILE_TOLERANCE[precision])
@@ -150,7 +152,7 @@ def _recalibrate(model: nn.Module, data: Dataset) -> None:
     model.eval()
 
 
-def _metadata(ticket: Ticket, precision: str) -> dict[str, str]:
+def _metadata(ticket: Ticket, precision: str, recalibrated: bool) -> dict[str, str]:
     """What travels inside the file: all that a deployment has to know."""
     row = ticket.row
     accuracy = row.test_accuracy if row.test_accuracy is not None else row.val_accuracy
@@ -164,6 +166,7 @@ def _metadata(ticket: Ticket, precision: str) -> dict[str, str]:
         "std": json.dumps(list(ticket.data["std"])),
         "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey",
         "precision": precision,
+        "recalibrated": json.dumps(recalibrated),
         "accuracy": json.dumps({"value": accuracy, "split": "test" if row.test_accuracy is not None else "validation"}),
     }
 

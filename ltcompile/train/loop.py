@@ -76,9 +76,7 @@ def train(
     """
     layout = memory_format(model, device)
     model.to(device).to(memory_format=layout)
-    optimiser = torch.optim.SGD(
-        _decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
-    )
+    optimiser = torch.optim.SGD(_decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
     done: list[Epoch] = []
     if state is not None:
         model.load_state_dict(state["model"])

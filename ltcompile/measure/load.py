@@ -1,0 +1,28 @@
+"""Is anything else running? Timings beside other work are not worth quoting."""
+
+from __future__ import annotations
+
+import time
+
+SAMPLE_S = 0.5
+
+
+def busy_share() -> float | None:
+    """The share of all processors' time that was used while this process slept half a second; None where it is not told."""
+    before = _ticks()
+    time.sleep(SAMPLE_S)
+    after = _ticks()
+    if before is None or after is None:
+        return None
+    idle, total = (b - a for a, b in zip(before, after, strict=True))
+    return 1 - idle / total if total else 0.0
+
+
+def _ticks() -> tuple[int, int] | None:
+    """(idle, all) clock ticks since boot, by Linux."""
+    try:
+        with open("/proc/stat") as file:
+            ticks = [int(t) for t in file.readline().split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    return ticks[3] + ticks[4], sum(ticks)
