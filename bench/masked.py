@@ -16,7 +16,7 @@ from pathlib import Path
 from _common import finish
 
 import ltcompile as lt
-from ltcompile.finding.search import Silence
+from ltcompile.finding.listener import Silence
 from ltcompile.models import default_recipe
 
 

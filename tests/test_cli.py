@@ -58,6 +58,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cwd
 
 
+def test_tensorboard_logs_on_request(tmp_path: Path) -> None:
+    command = ("find", "--model", "lenet5", "--epochs", 1, "--rounds", 1, "--no-controls", "--name", "t", "--tensorboard")
+    done = call(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs/t/tensorboard").glob("events*"))
+    assert (tmp_path / "runs/t/ticket.pt").exists(), "a log folder made first is not taken for a run"
+
+
 def test_show(folder: Path) -> None:
     assert "lenet5 on digits" in call("show", folder / "runs/t/ticket.pt").stdout
     told = json.loads(call("show", folder / "runs/t/ticket.pt", "--json").stdout)
@@ -140,7 +148,7 @@ class TestBadInput:
         refused("find", "--model", "torchvision:resnet51", says="Did you mean", cwd=tmp_path)
         refused("find", "--model", "no.such.module:make", says="PYTHONPATH", cwd=tmp_path)
         refused("find", "--data", "imagenet", says="Known: cifar10", cwd=tmp_path)
-        refused("find", "--criterion", "l3", says="Did you mean", cwd=tmp_path)
+        refused("find", "--criterion", "l3", says="Known: bn, l1, l2", cwd=tmp_path)
         refused("find", "--rewind", "back", says="finetune", cwd=tmp_path)
         assert not (tmp_path / "runs").exists()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
 
 import pytest
 import torch
@@ -57,6 +59,29 @@ def test_every_built_in_model_is_cut_right(name: str) -> None:
     plan = lt.plan(model, x)
     close(lt.cut(model, plan)(x), lt.mask(model, plan)(x))
     assert plan.frozen and all("output" in reason for reason in plan.frozen.values()), "only the classifier is left alone"
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:vgg11"])
+def test_networks_from_torchvision_are_cut_right(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = shaken(lt.build_model(name, classes=5)), torch.randn(2, 3, 64, 64)
+    plan = lt.plan(model, x)
+    close(lt.cut(model, plan)(x), lt.mask(model, plan)(x))
+    assert list(plan.frozen.values()) == ["it produces the network's output"]
+
+
+def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(BadModel, match=r"pip install 'ltcompile\[timm\]'"):
+        lt.build_model("timm:resnet18")
+    timm = types.ModuleType("timm")
+    timm.is_model = lambda name: name == "tiny"  # type: ignore[attr-defined]
+    timm.list_models = lambda pattern: ["tiny"]  # type: ignore[attr-defined]
+    timm.create_model = lambda name, num_classes, in_chans: nn.Linear(in_chans, num_classes)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    assert lt.build_model("timm:tiny", classes=7, in_channels=2).out_features == 7
+    with pytest.raises(UnknownName, match="Did you mean tiny"):
+        lt.build_model("timm:tinny")
 
 
 def test_vgg16_has_its_published_size() -> None:

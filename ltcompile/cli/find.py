@@ -67,7 +67,7 @@ def find(
     from ltcompile.data import load_data
     from ltcompile.finding import SearchConfig
     from ltcompile.finding import find as search
-    from ltcompile.finding.search import image_size_for
+    from ltcompile.finding.search import default_folder, image_size_for
     from ltcompile.models import default_recipe
 
     config = SearchConfig(
@@ -100,10 +100,10 @@ def find(
         "precision": precision,
     }
     recipe = _changed(dataset.adapt(usual), asked)
-    folder = Path("runs") / name if name else None
+    folder = Path("runs") / name if name else default_folder(model, dataset, config)
     with Bars(config, recipe, quiet=as_json) as bars:
         if tensorboard:
-            bars.log_to_tensorboard(folder or Path("runs"))
+            bars.log_to_tensorboard(folder)
         try:
             found = search(
                 model, dataset, config, recipe=recipe, weights=weights, folder=folder, device=device, resume=resume, listener=bars

@@ -19,7 +19,7 @@ HEADER = f"{'seed':>4}  {'arm':<12} {'level':>5}  {'filters':>7} {'params':>11} 
 
 
 class Bars:
-    """A search's listener. The bar's total is by training arithmetic: rounds of a smaller network are shorter."""
+    """A search's listener. The bar counts epochs; later rounds have shorter ones, so the time left is an upper estimate."""
 
     def __init__(self, config: SearchConfig, recipe: Recipe, quiet: bool) -> None:
         self.console = Console(stderr=True, quiet=quiet)
@@ -34,8 +34,8 @@ class Bars:
             console=self.console,
             disable=quiet,
         )
-        trainings = config.seeds * (1 + len(config.shares))
-        self.task = self.bar.add_task("dense", total=trainings * recipe.epochs)
+        ticket_epochs = len(config.shares) * (recipe.epochs - config.rewind_epoch)
+        self.task = self.bar.add_task("dense", total=config.seeds * (recipe.epochs + ticket_epochs))
         self.writer: Any = None
 
     def __enter__(self) -> Self:

@@ -6,17 +6,15 @@ chosen level, and one look at the test set. Every training is a unit with a file
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from ltcompile import criteria, rewind
 from ltcompile.core.plan import Group, PruningPlan
@@ -27,31 +25,15 @@ from ltcompile.data import Dataset, load_data
 from ltcompile.errors import BadSetting
 from ltcompile.finding.choose import choose
 from ltcompile.finding.config import SearchConfig
+from ltcompile.finding.evidence import loss_gradients, sliced
+from ltcompile.finding.listener import Listener, Silence
 from ltcompile.finding.run import RunFolder
 from ltcompile.finding.verdict import choose_level, closest_level, judge
 from ltcompile.graph import cut, mask, size, trace, zeros
 from ltcompile.graph.surgeon import zero_
 from ltcompile.models import build_model, default_recipe, least_size
 from ltcompile.paths import write_json
-from ltcompile.train import Epoch, Training, evaluate, memory_format, pick_device, train
-
-GRADIENT_BATCHES = 8
-
-
-class Listener(Protocol):
-    """Told how a search goes on; the command line draws bars with it."""
-
-    def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None: ...
-    def epoch(self, seed: int, arm: str, level: int, row: Epoch) -> None: ...
-    def finished(self, row: Trained, from_file: bool) -> None: ...
-
-
-class Silence:
-    """A listener that does nothing."""
-
-    def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None: ...
-    def epoch(self, seed: int, arm: str, level: int, row: Epoch) -> None: ...
-    def finished(self, row: Trained, from_file: bool) -> None: ...
+from ltcompile.train import Epoch, Training, evaluate, pick_device, train
 
 
 @dataclass(frozen=True)
@@ -95,9 +77,12 @@ def find(
     if isinstance(data, str):
         data = load_data(data, data_root, image_size or image_size_for(model, data), download=download)
     search = _Search(model, data, config, recipe or data.adapt(default_recipe(model)), weights, on, listener or Silence())
-    name = data.description.name.replace(":", "-").replace("/", "-")
-    path = Path(folder) if folder is not None else Path("runs") / f"{model.replace(':', '-')}-{name}-{config.rewind}"
-    return search.run(path, resume)
+    return search.run(Path(folder) if folder is not None else default_folder(model, data, config), resume)
+
+
+def default_folder(model: str, data: Dataset, config: SearchConfig) -> Path:
+    """runs/MODEL-DATA-REWIND."""
+    return Path("runs") / "-".join((model, data.description.name, config.rewind)).replace(":", "-").replace("/", "-")
 
 
 def image_size_for(model: str, data: str) -> int | None:
@@ -192,10 +177,14 @@ class _Search:
             inner = {name: tuple(plan.kept[name].index(c) for c in kept) for name, kept in whole.kept.items()}
             return PruningPlan(remaining, inner), whole
         dice = torch.Generator().manual_seed(seed * 1009 + level)
-        gradients = self._gradients(model, seed) if criteria.needs_gradients(self.config.criterion) else {}
+        gradients = (
+            loss_gradients(model, self.data.train, self.recipe, seed, self.device)
+            if criteria.needs_gradients(self.config.criterion)
+            else {}
+        )
         small = cut(model, plan) if self.config.masked else model
         if self.config.masked and gradients:
-            gradients = _sliced(gradients, model, plan)
+            gradients = sliced(gradients, model, plan)
         scores = criteria.score(self.config.criterion, remaining, small, criteria.Evidence(gradients, dice))
         floors = self.config.floors(self.groups)
         cut_now = choose(remaining, scores, share, self.config.scope, floors=floors, align=self.config.align)
@@ -301,18 +290,6 @@ class _Search:
             stop_epoch=stop.epoch + 1,
         )
 
-    def _gradients(self, model: nn.Module, seed: int) -> dict[str, Tensor]:
-        """Parameter name -> gradient of the mean loss over a few training batches, in eval mode."""
-        layout = memory_format(model, self.device)
-        model.eval().to(memory_format=layout)
-        model.zero_grad(set_to_none=True)
-        batches = self.data.train.batches(min(self.recipe.batch, len(self.data.train)), self.device, self.recipe, seed)
-        for _, (images, labels) in zip(range(GRADIENT_BATCHES), batches, strict=False):
-            F.cross_entropy(model(images.contiguous(memory_format=layout)), labels).backward()
-        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-        model.zero_grad(set_to_none=True)
-        return gradients
-
     # The end
 
     def _tested(self, row: Trained) -> Trained:
@@ -390,12 +367,3 @@ def _filters(model: nn.Module, groups: tuple[Group, ...]) -> int:
 
 def _width(layer: nn.Module) -> int:
     return int(getattr(layer, "out_channels", 0) or getattr(layer, "out_features", 0))
-
-
-def _sliced(gradients: dict[str, Tensor], model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
-    """Gradients of the masked network in the cut one's coordinates."""
-    holder = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, parameter in holder.named_parameters():
-            parameter.copy_(gradients[name])
-    return dict(cut(holder, plan).named_parameters())
