@@ -19,7 +19,7 @@ BUSY = 0.3
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG)(bench)
+    app.command(epilog=EPILOG, short_help="Race the small network against the dense.")(bench)
 
 
 def bench(

@@ -11,7 +11,7 @@ EPILOG = "Example:  ltcompile doctor --json"
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG)(doctor)
+    app.command(epilog=EPILOG, short_help="Tell what this machine has.")(doctor)
 
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON.")) -> None:

@@ -21,7 +21,7 @@ TRAINING, PRUNING, JUDGING = "Training", "Pruning", "Judging"
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG)(find)
+    app.command(epilog=EPILOG, short_help="Search for the smallest winning ticket.")(find)
 
 
 def find(

@@ -10,7 +10,7 @@ EPILOG = "Example:  ltcompile report runs/demo -o report.html"
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG)(report)
+    app.command(epilog=EPILOG, short_help="Write the page on a run.")(report)
 
 
 def report(

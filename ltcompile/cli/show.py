@@ -11,7 +11,7 @@ EPILOG = "Examples:  ltcompile show ticket.pt  ·  ltcompile show ticket.pt --js
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG)(show)
+    app.command(epilog=EPILOG, short_help="Print what a ticket holds.")(show)
 
 
 def show(

@@ -11,7 +11,7 @@ EPILOG = "Examples:  ltcompile shrink ticket.pt -o small.onnx  ·  ltcompile shr
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG)(shrink)
+    app.command(epilog=EPILOG, short_help="Cut a ticket's network for real; export it.")(shrink)
 
 
 def shrink(
