@@ -1,5 +1,5 @@
 # docker build -t ltcompile .
-# docker run --rm --gpus all -v "$PWD/runs:/work/runs" ltcompile find --model vgg16 --rewind lr
+# docker run --rm --gpus all -v "$PWD/runs:/srv/runs" ltcompile find --model vgg16 --rewind lr
 FROM nvidia/cuda:13.0.1-cudnn-runtime-ubuntu24.04
 
 RUN apt-get update \
@@ -13,10 +13,10 @@ COPY models models
 COPY ltcompile ltcompile
 RUN python3 -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt . \
- && mkdir -p /work/runs && chown -R ltcompile /work
+ && mkdir -p /srv/runs && chown -R ltcompile /srv
 
 USER ltcompile
-WORKDIR /work
+WORKDIR /srv
 HEALTHCHECK --interval=5m --timeout=60s CMD ["/opt/venv/bin/ltcompile", "doctor"]
 ENTRYPOINT ["/opt/venv/bin/ltcompile"]
 CMD ["--help"]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import ltcompile as lt
 from ltcompile.core.recipe import Recipe
 
-torch.set_num_threads(1)  # tests run side by side: threads of two processes would wait for each other
+torch.set_num_threads(1)  # the command-line tests start processes of their own, whose threads would wait for these
 
 
 class Branches(nn.Module):

@@ -20,7 +20,7 @@ from ltcompile.data import Dataset
 from ltcompile.errors import BadFile, BadSetting, StaleTicket, TrainingFailed, UnknownName
 from ltcompile.graph import cut, embed, trace
 from ltcompile.rewind import Sources
-from ltcompile.train import evaluate, memory_format, train
+from ltcompile.train import evaluate, lay_out, memory_format, train
 
 CPU = torch.device("cpu")
 
@@ -62,6 +62,10 @@ class TestTraining:
         model = lt.cut(lt.build_model("resnet20"), lt.plan(lt.build_model("resnet20"), torch.zeros(2, 3, 32, 32), 0.7, "local"))
         assert memory_format(model, CPU) == torch.contiguous_format
         assert memory_format(lt.build_model("vgg16"), CPU) == torch.channels_last
+        was_channels_last = model.to(memory_format=torch.channels_last)
+        lay_out(was_channels_last, CPU)
+        filters = [m.weight for m in was_channels_last.modules() if isinstance(m, nn.Conv2d)]
+        assert all(w.stride() == torch.empty(w.shape).stride() for w in filters), "strides alone can ask for the layout"
 
     def test_rates(self) -> None:
         step = Recipe(epochs=100, lr=1.0, milestones=(0.5, 0.75), warmup_epochs=10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -137,7 +138,7 @@ def provenance() -> dict[str, Any]:
         },
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["ltcompile", *sys.argv[1:]]) if Path(sys.argv[0]).name.startswith("ltcompile") else "Python API",
+        "command": shlex.join(["ltcompile", *sys.argv[1:]]) if "ltcompile" in Path(sys.argv[0]).parts[-2:] else "Python API",
     }
 
 

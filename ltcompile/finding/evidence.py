@@ -12,15 +12,14 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Split
 from ltcompile.graph import cut
-from ltcompile.train import memory_format
+from ltcompile.train import lay_out
 
 BATCHES = 8
 
 
 def loss_gradients(model: nn.Module, split: Split, recipe: Recipe, seed: int, device: torch.device) -> dict[str, Tensor]:
     """Parameter name -> gradient of the summed mean losses of a few training batches, in eval mode."""
-    layout = memory_format(model, device)
-    model.eval().to(memory_format=layout)
+    layout = lay_out(model.eval(), device)
     model.zero_grad(set_to_none=True)
     batches = split.batches(min(recipe.batch, len(split)), device, recipe, seed)
     for _, (images, labels) in zip(range(BATCHES), batches, strict=False):

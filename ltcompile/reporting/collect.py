@@ -333,7 +333,7 @@ def _sentence(search: Search, levels: list[Figures]) -> str:
         elsewhere = "" if shown["won"] else f" at level {verdict.level}"
         return f"A winning ticket was found{elsewhere}. At level {shown['level']}, {there}."
     return (
-        f"No winning ticket was found: no level was shown to stay within {verdict.margin_points:g}{units.NBSP}points of the "
+        f"No winning ticket was found: no level was shown to stay within {verdict.margin_points:.2f}{units.NBSP}points of the "
         f"dense network's validation accuracy. At level {shown['level']}, shown for comparison only, {there}."
     )
 
@@ -343,7 +343,7 @@ def _control_sentence(search: Search, control: Figures) -> str:
     follows = CONCLUSIONS.get((control["arm"], outcome), "")
     if outcome == "missing":
         return f"Not tested: {text}. {follows}"
-    close = f"did about as well (within {search.verdict.margin_points:g}{units.NBSP}points)"
+    close = f"did about as well (within {search.verdict.margin_points:.2f}{units.NBSP}points)"
     how = {"as well": "did as well or better", "close": close, "beaten": "did worse"}[outcome]
     return (
         f"{text[0].upper()}{text[1:]} {how}: {units.percent(control['validation']['mean'], 2)} validation accuracy; "

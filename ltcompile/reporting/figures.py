@@ -87,7 +87,7 @@ def _dense_band(figure: go.Figure, report: dict[str, Any]) -> None:
             line={"width": 0},
             fill="toself",
             fillcolor="rgba(127,127,127,0.22)",
-            name=f"{margin:g} points below",
+            name=f"{margin:.2f} points below",
             hoverinfo="skip",
         )
     )

@@ -1,7 +1,7 @@
 """The one training loop, and evaluation."""
 
-from ltcompile.train.device import autocast_dtype, memory_format, pick_device
+from ltcompile.train.device import autocast_dtype, lay_out, memory_format, pick_device
 from ltcompile.train.evaluate import Evaluation, evaluate
 from ltcompile.train.loop import Epoch, Progress, Training, train
 
-__all__ = ["Epoch", "Evaluation", "Progress", "Training", "autocast_dtype", "evaluate", "memory_format", "pick_device", "train"]
+__all__ = ["Epoch", "Evaluation", "Progress", "Training", "autocast_dtype", "evaluate", "lay_out", "memory_format", "pick_device", "train"]

@@ -40,6 +40,19 @@ def _multiplies_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+@torch.no_grad()
+def lay_out(model: nn.Module, device: torch.device) -> torch.memory_format:
+    """Move `model` to `device`, in place, in the layout that suits it; the layout, for its inputs."""
+    layout = memory_format(model, device)
+    model.to(device)
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            # `to` would leave a 1x1 filter that was channels_last as it is, for its values lie the same, and its strides would
+            # still make the convolution run in that layout.
+            parameter.data = parameter.data.clone(memory_format=layout)
+    return layout
+
+
 def memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
     """channels_last, except on a CPU for networks that oneDNN would corrupt memory with.
 

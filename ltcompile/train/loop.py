@@ -21,7 +21,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record
 from ltcompile.data import Dataset
 from ltcompile.errors import TrainingFailed
-from ltcompile.train.device import autocast_dtype, memory_format
+from ltcompile.train.device import autocast_dtype, lay_out
 from ltcompile.train.evaluate import Evaluation, evaluate
 
 
@@ -74,8 +74,7 @@ def train(
     Raises:
         TrainingFailed: the loss is not finite.
     """
-    layout = memory_format(model, device)
-    model.to(device).to(memory_format=layout)
+    layout = lay_out(model, device)
     optimiser = torch.optim.SGD(_decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
     done: list[Epoch] = []
     if state is not None:
