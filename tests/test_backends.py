@@ -109,6 +109,27 @@ def test_a_backend_that_cannot_run_says_what_to_do(name: str, device: str, subje
         backends.compile(name, subjects[0], device)
 
 
+def test_signals_do_no_harm_after_openvino(subjects: list[Subject]) -> None:
+    """Ctrl-C after two networks came and went: a process with two cores would be left without a signal stack, and die."""
+    need("openvino", "cpu")
+    script = f"""
+import faulthandler, signal, numpy
+from pathlib import Path
+from ltcompile import backends
+faulthandler.enable()
+for _ in range(2):
+    pair = [backends.compile("openvino", backends.Subject(name, onnx=Path(name)), "cpu") for name in {[str(s.onnx) for s in subjects]}]
+    [artifact.run(numpy.zeros((1, 3, 8, 8), numpy.float32)) for artifact in pair]
+    del pair[0], pair
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
 def test_unknown_names() -> None:
     with pytest.raises(UnknownName, match="onnxruntime"):
         backends.unavailable("onnxruntim", "cpu")

@@ -27,6 +27,16 @@ def unavailable(device: str) -> str | None:
     return None
 
 
+@functools.cache
+def _core() -> Any:
+    """The process's only core. Each one swaps the main thread's signal stack for its own (OpenVINO pull request 11894); when two are
+    dropped in the order they were made, the thread is left with an unmapped one, and the next signal kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def compile(subject: Subject, device: str) -> Artifact:
     """The ONNX file in OpenVINO; each input shape is compiled when it is first bound.
 
@@ -36,7 +46,7 @@ def compile(subject: Subject, device: str) -> Artifact:
     import openvino
 
     file = subject.need_onnx("openvino")
-    core = openvino.Core()
+    core = _core()
 
     @functools.cache
     def compiled(shape: tuple[int, ...]) -> Any:
