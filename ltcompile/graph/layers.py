@@ -45,3 +45,8 @@ def storage(layer: nn.Module) -> dict[Axis, Storage]:
     if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
         return {"each": Storage((("weight", 0),), ("num_parameters",))}
     return {}
+
+
+def place(layer: nn.Module, axis: Axis) -> Storage:
+    """Where the channels of `axis` of `layer` are stored: see `Member` for the axes. Raises KeyError where there is no such axis."""
+    return storage(layer)[axis]
