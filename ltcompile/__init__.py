@@ -16,6 +16,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Limits": "ltcompile.finding",
     "PruningPlan": "ltcompile.core.plan",
     "Recipe": "ltcompile.core.recipe",
     "SearchConfig": "ltcompile.finding",

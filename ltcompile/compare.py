@@ -16,7 +16,7 @@ from torch import nn
 from ltcompile.backends import Subject
 from ltcompile.core.records import Measurement, provenance
 from ltcompile.core.ticket import Ticket, check_model
-from ltcompile.data import Dataset, load_data
+from ltcompile.data import Dataset, load_like
 from ltcompile.data import names as data_names
 from ltcompile.errors import BadFile, LtcompileError, StaleTicket
 from ltcompile.graph import Size, size
@@ -36,11 +36,7 @@ class _Target:
     ticket: Ticket | None
     onnx: Path | None
     model: dict[str, Any]
-    data: str
-    shape: tuple[int, int, int]
-    class_names: list[str]
-    mean: list[float]
-    std: list[float]
+    data: dict[str, Any]  # what the ticket tells of it
     as_trained: bool = True  # False for a file that shrink changed on purpose: half precision, or new batch-norm statistics
 
 
@@ -109,19 +105,7 @@ def _open(path: Path) -> _Target:
 
 
 def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None = None, as_trained: bool = True) -> _Target:
-    data = ticket.data
-    return _Target(
-        folder,
-        ticket,
-        onnx,
-        dict(ticket.model),
-        data["name"],
-        tuple(data["shape"]),
-        list(data["class_names"]),
-        list(data["mean"]),
-        list(data["std"]),
-        as_trained,
-    )
+    return _Target(folder, ticket, onnx, dict(ticket.model), dict(ticket.data), as_trained)
 
 
 def _open_onnx(path: Path) -> _Target:
@@ -144,42 +128,42 @@ def _open_onnx(path: Path) -> _Target:
         return _of_ticket(ticket, path.parent, path, told.get("precision") == "fp32" and told.get("recalibrated") == "false")
     try:
         dims = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim][1:]
-        fields = [json.loads(told[k]) for k in ("model", "class_names", "mean", "std")]
-        check_model(fields[0])
-        return _Target(path.parent, None, path, fields[0], told["data"], (dims[0], dims[1], dims[2]), *fields[1:])
+        data = {key: json.loads(told[key]) for key in ("class_names", "mean", "std")}
+        data |= {"name": told["data"], "shape": dims[:3], "interpolation": told["interpolation"]}
+        model = json.loads(told["model"])
+        check_model(model)
+        return _Target(path.parent, None, path, model, data)
     except (KeyError, IndexError, ValueError) as error:
         raise BadFile(f"{path} lacks what `ltcompile shrink` writes into its files ({error!r}); shrink the ticket again") from error
 
 
 def _images(known: _Target, data: str | None, data_root: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Test images (N, C, H, W) and labels (N,); without the data, seeded noise and no labels."""
-    name = data or known.data
+    name = data or known.data["name"]
+    shape, class_names = tuple(known.data["shape"]), list(known.data["class_names"])
     dataset: Dataset | None = None
     if data is not None or name in data_names():
         try:
-            dataset = load_data(name, data_root, known.shape[-1])
+            dataset = load_like(known.data, name, data_root)
         except LtcompileError:
             if data is not None:
                 raise
     if dataset is None:
-        noise = torch.randn(64, *known.shape, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
         return noise.numpy(), None
     there = dataset.description
-    if list(there.class_names) != known.class_names or there.shape != known.shape:
+    if list(there.class_names) != class_names or there.shape != shape:
         raise StaleTicket(
-            f"the network has {len(known.class_names)} classes and images {known.shape}, {name} has {there.classes} and {there.shape}; "
+            f"the network has {len(class_names)} classes and images {shape}, {name} has {there.classes} and {there.shape}; "
             "pass the data that the ticket was found on"
         )
     batches = list(dataset.test.batches(256, torch.device("cpu"), None, 0))
-    # The network wants the normalisation that it was trained with, whatever this copy of the data has.
-    mean, std, own_mean, own_std = (torch.tensor(v).view(-1, 1, 1) for v in (there.mean, there.std, known.mean, known.std))
-    images = torch.cat([(x * std + mean - own_mean) / own_std for x, _ in batches])
-    return images.contiguous().numpy(), torch.cat([y for _, y in batches]).numpy()
+    return torch.cat([x for x, _ in batches]).contiguous().numpy(), torch.cat([y for _, y in batches]).numpy()
 
 
 def _subjects(known: _Target, scratch: Path, model: str | None) -> tuple[list[Subject], dict[str, Size], bool]:
     """Dense and small, both folded and exported in the same way; their sizes; whether the dense weights are trained ones."""
-    example = torch.zeros(2, *known.shape)
+    example = torch.zeros(2, *known.data["shape"])
     if known.ticket is not None:
         dense = dense_network(known.ticket)
         small = small_network(known.ticket, dense)

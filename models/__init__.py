@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltcompile import registry
-from ltcompile.errors import BadFile, BadModel, unknown
+from ltcompile.errors import BadModel, unknown
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ltcompile.core.preprocessing import Preprocessing
     from ltcompile.core.recipe import Recipe
 
 
@@ -26,15 +27,34 @@ def build_model(name: str, classes: int = 10, in_channels: int = 3, image_size: 
     Args:
         name: a built-in name, `torchvision:NAME`, `timm:NAME`, or `package.module:factory` of one's own; a factory is
             called with those of classes, in_channels and image_size that it takes.
-        weights: a state dict, as .safetensors or a file of torch.save; read without executing anything.
+        weights: a state dict, as .safetensors or a file of torch.save; read without executing anything. Where they are for
+            another number of classes, the final layer stays fresh, and a `Notice` says so.
 
     Raises:
         UnknownName: no such network. BadModel: it cannot be built so. BadFile: the weights do not fit.
     """
     model = _maker(name)(classes, in_channels, image_size)
     if weights is not None:
-        _load_weights(model, Path(weights))
+        from ltcompile.models._weights import load_weights
+
+        load_weights(model, Path(weights), classes, in_channels)
     return model
+
+
+def preprocessing(name: str) -> Preprocessing | None:
+    """How images are prepared for the published weights of a `torchvision:` or `timm:` network; None for all others.
+
+    Raises:
+        UnknownName: no such network. BadModel: timm is not installed.
+    """
+    from ltcompile.models import _published
+
+    source, _, inner = name.partition(":")
+    tellers = {"torchvision": _published.torchvision_preprocessing, "timm": _published.timm_preprocessing}
+    if source not in tellers or not inner:
+        return None
+    _maker(name)  # raises where there is no such network
+    return tellers[source](inner)
 
 
 def default_recipe(name: str) -> Recipe:
@@ -77,11 +97,13 @@ def _torchvision(inner: str) -> Callable[[int, int, int], nn.Module]:
     known = torchvision.models.list_models(module=torchvision.models)
     if inner not in known:
         raise unknown("torchvision model", inner, known)
+    # Their auxiliary heads give a training other outputs than an evaluation, and hang on layers that are cut.
+    extra = {"aux_logits": False, "init_weights": True} if inner in ("googlenet", "inception_v3") else {}
 
     def make(classes: int, in_channels: int, image_size: int) -> nn.Module:
         if in_channels != 3:
             raise BadModel(f"torchvision:{inner} takes 3 colour channels, the data has {in_channels}; choose another model or data set")
-        model: nn.Module = torchvision.models.get_model(inner, weights=None, num_classes=classes)
+        model: nn.Module = torchvision.models.get_model(inner, weights=None, num_classes=classes, **extra)
         return model
 
     return make
@@ -117,19 +139,3 @@ def _own(name: str, module: str, factory: str) -> Callable[[int, int, int], nn.M
         return model
 
     return call
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        state = state.get("state_dict", state) if isinstance(state, dict) else state
-        missing, unexpected = model.load_state_dict(dict(state), strict=False)
-    except FileNotFoundError as error:
-        raise BadFile(f"there are no weights at {path}") from error
-    except Exception as error:  # torch and safetensors raise a dozen types for a broken file
-        raise BadFile(f"{path} holds no weights that fit this network: {error}") from error
-    if missing or unexpected:
-        raise BadFile(f"{path} does not fit this network: missing {missing[:5]}, unexpected {unexpected[:5]}")

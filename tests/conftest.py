@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import MICRO
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,6 +81,7 @@ NETWORKS = {
     "depthwise": Depthwise,
     "transposed": Transposed,
     "flattening": flattening,
+    **MICRO,
 }
 
 

@@ -102,7 +102,7 @@ def test_bench_without_the_run_folder(folder: Path, tmp_path: Path) -> None:
     assert rows["dense"]["accuracy"] is None and rows["small"]["accuracy"] > 0.5
 
 
-@pytest.mark.parametrize("option", [("--precision", "fp16"), ("--recalibrate",)])
+@pytest.mark.parametrize("option", [("--precision", "fp16"), ("--calibrate", "digits")])
 def test_files_that_shrink_changed_on_purpose_are_their_own_reference(folder: Path, option: tuple[str, ...]) -> None:
     run = folder / "runs/t"
     assert call("shrink", run / "ticket.pt", "-o", run / "other.onnx", *option).returncode == 0
@@ -148,7 +148,7 @@ class TestBadInput:
         refused("find", "--model", "torchvision:resnet51", says="Did you mean", cwd=tmp_path)
         refused("find", "--model", "no.such.module:make", says="PYTHONPATH", cwd=tmp_path)
         refused("find", "--data", "imagenet", says="Known: cifar10", cwd=tmp_path)
-        refused("find", "--criterion", "l3", says="Known: bn, l1, l2", cwd=tmp_path)
+        refused("find", "--criterion", "l3", says="Known: activation, apoz, bn", cwd=tmp_path)
         refused("find", "--rewind", "back", says="finetune", cwd=tmp_path)
         assert not (tmp_path / "runs").exists()
 
@@ -173,8 +173,8 @@ class TestBadInput:
         from test_data import write_folder
 
         data = f"imagefolder:{write_folder(tmp_path / 'images')}"
-        refused("bench", folder / "runs/t/ticket.pt", "--data", data, says="classes")
-        refused("shrink", folder / "runs/t/ticket.pt", "-o", tmp_path / "s.onnx", "--recalibrate", "--data", data, says="classes")
+        refused("bench", folder / "runs/t/ticket.pt", "--data", data, says="channels")
+        refused("shrink", folder / "runs/t/ticket.pt", "-o", tmp_path / "s.onnx", "--calibrate", data, says="channels")
 
     def test_places_that_cannot_be_written(self, folder: Path) -> None:
         for place in ("/proc/none/small.onnx", folder):

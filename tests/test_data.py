@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 import ltcompile as lt
+from ltcompile.core.notice import Notice
+from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import imagefolder, names
 from ltcompile.data._dataset import Description, augment
@@ -104,6 +106,21 @@ def test_large_folders_stream_the_same_images(tmp_path: Path, monkeypatch: pytes
     assert len(list(streamed.train.batches(8, CPU, Recipe(batch=8), 0))) == len(streamed.train) // 8
 
 
+def test_images_keep_their_proportions(tmp_path: Path) -> None:
+    """The middle third of a wide image is what a network sees of it, whichever way it comes."""
+    for c, colour in enumerate(((255, 0, 0), (0, 0, 255))):
+        (tmp_path / f"class{c}").mkdir()
+        pixels = np.zeros((10, 30, 3), dtype=np.uint8)
+        pixels[:, 10:20] = colour
+        for i in range(6):
+            turned = pixels.transpose(1, 0, 2) if i % 2 else pixels
+            Image.fromarray(turned).save(tmp_path / f"class{c}" / f"{i}.png")
+    data = lt.load_data(f"imagefolder:{tmp_path}", preprocessing=Preprocessing(10, (0.0,) * 3, (1.0,) * 3))
+    for x, y in data.train.batches(64, CPU, None, 0):
+        expected = torch.tensor([[1.0, 0, 0], [0, 0, 1]])[y][:, :, None, None].expand_as(x)
+        torch.testing.assert_close(x, expected)
+
+
 def mnist_files(root: Path, images: int = 40) -> None:
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -152,10 +169,37 @@ class TestBroken:
         with pytest.raises(BadData, match=r"class9 holds no image"):
             lt.load_data(f"imagefolder:{tmp_path}")
 
-    def test_unreadable_image(self, tmp_path: Path) -> None:
-        (write_folder(tmp_path) / "class1" / "3.png").write_bytes(b"\x89PNG no more")
-        with pytest.raises(BadData, match=r"3\.png is no readable image"):
+    @pytest.mark.parametrize("broken", [1, 7])
+    def test_unreadable_images_are_skipped_or_refused(self, tmp_path: Path, broken: int) -> None:
+        write_folder(tmp_path, each=30)
+        for i in range(broken):
+            (tmp_path / "class1" / f"{i}.png").write_bytes(b"\x89PNG no more")
+        with pytest.warns(Notice, match=rf"{broken} of 90 images in .* cannot be read: class1/\d\.png.*skipped") as said:
+            data = lt.load_data(f"imagefolder:{tmp_path}", val_share=0.25)
+        assert len(said) == 1 and str(said[0].message).count(".png") == min(broken, 5)
+        assert len(data.train) + len(data.val) + len(data.test) == 90 - broken
+        for split in (data.train, data.val, data.test):
+            x = torch.cat([x for x, _ in split.batches(64, CPU, None, 0)])
+            assert len(x) == len(split.labels) == len(split)
+        with pytest.raises(BadData, match=rf"{broken} of 90 images .* leave --strict out"):
+            lt.load_data(f"imagefolder:{tmp_path}", val_share=0.25, strict=True)
+
+    @pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")
+    def test_a_class_whose_images_are_all_unreadable(self, tmp_path: Path) -> None:
+        write_folder(tmp_path)
+        for file in (tmp_path / "class2").iterdir():
+            file.write_bytes(b"no image")
+        with pytest.raises(BadData, match="no image of class class2"):
             lt.load_data(f"imagefolder:{tmp_path}")
+
+    def test_unreadable_image_in_a_streamed_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(imagefolder, "IN_MEMORY_BYTES", 10)
+        (write_folder(tmp_path) / "class1" / "3.png").write_bytes(b"\x89PNG no more")
+        plain = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)  # no statistics, for which a sample would be read at once
+        data = lt.load_data(f"imagefolder:{tmp_path}", preprocessing=plain)
+        with pytest.raises(BadData, match=r"3\.png is no readable image"):
+            for split in (data.train, data.val, data.test):
+                list(split.batches(4, CPU, None, 0))
 
     def test_other_classes_in_test(self, tmp_path: Path) -> None:
         write_folder(tmp_path / "train")

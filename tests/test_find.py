@@ -254,7 +254,10 @@ class TestRewind:
 
     def test_fine_tuning_is_slow_and_constant(self) -> None:
         recipe = rewind.load("finetune").recipe(QUICK)
-        assert recipe.schedule == "constant" and recipe.rate_at(0) == pytest.approx(QUICK.lr / 100)
+        assert recipe.schedule == "constant" and recipe.rate_at(0) == 0.001
+        usual = dataclasses.replace(QUICK, lr=0.2)
+        assert rewind.load("finetune").recipe(usual).lr == pytest.approx(0.002)
+        assert usual.fine_tuning().lr == 0.01 and rewind.load("finetune").recipe(usual.fine_tuning()).lr == 0.001
 
     def test_weight_rewinding_starts_from_the_initial_values(self, tmp_path: Path, digits: Dataset) -> None:
         config = lt.SearchConfig(rewind="weight", rounds=1, rate=0.3, controls=False)

@@ -70,6 +70,21 @@ def test_nonsense_is_refused(kept: dict[str, tuple[int, ...]], message: str) -> 
         PruningPlan(CHAIN, kept)
 
 
+TIED = tuple(dataclasses.replace(g, tied="heads") for g in (*CHAIN[:1], dataclasses.replace(CHAIN[2], frozen="")))
+
+
+@given(st.integers(1, 6), st.integers(1, 3))
+def test_tied_groups_keep_the_same_share(a: int, b: int) -> None:
+    kept = {"a": tuple(range(a)), "c": tuple(range(b))}
+    if a != 2 * b:
+        with pytest.raises(BadPlan, match="tied to the same share"):
+            PruningPlan(TIED, kept)
+        return
+    plan = PruningPlan(TIED, kept)
+    assert PruningPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert [g.tied for g in plan.remaining()] == ["heads", "heads"]
+
+
 def test_members_must_map_every_channel_once() -> None:
     with pytest.raises(BadPlan, match="two channels claim"):
         Member("a", "out", ((0,), (0,)))

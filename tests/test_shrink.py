@@ -68,7 +68,7 @@ def test_half_precision_is_smaller(run: Path, shrunk: Path, tmp_path: Path) -> N
 
 def test_recalibration_needs_the_tickets_classes(run: Path, tmp_path: Path) -> None:
     digits = lt.load_data("digits", image_size=16)
-    assert lt.shrink(run / "ticket.pt", tmp_path / "r.onnx", recalibrate=digits).record["recalibrated"]
+    assert lt.shrink(run / "ticket.pt", tmp_path / "r.onnx", calibrate=digits).record["recalibrated"]
 
 
 class TestFold:
@@ -87,10 +87,10 @@ class TestFold:
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
 
     def test_recalibrated_statistics_are_the_data_s(self) -> None:
-        from ltcompile.shrinking.shrink import _recalibrate
+        from ltcompile.shrinking.shrink import _take_statistics
 
         data, model = lt.load_data("digits", image_size=16), shaken(lt.build_model("resnet20", 10, 1, 16))
-        _recalibrate(model, data)
+        _take_statistics(model, data)
         x = torch.cat([x for x, _ in data.train.batches(256, torch.device("cpu"), None, 0)])
         stem = model.get_submodule("conv")(x)
         torch.testing.assert_close(model.get_submodule("bn").running_mean, stem.mean((0, 2, 3)), rtol=1e-2, atol=1e-2)

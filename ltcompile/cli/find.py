@@ -6,18 +6,22 @@ import dataclasses
 import json
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from ltcompile.cli._options import ALIGN, GROUP_REDUCTION, KEEP, LAYER_RATIO, MIN_CHANNELS, MIN_SHARE, ONLY, PRUNING, limits
 
 if TYPE_CHECKING:
     from ltcompile.core.recipe import Recipe
 
 EPILOG = """Examples:  ltcompile find --model vgg16 --rewind lr  ·
 ltcompile find --model vgg16 --data cifar10 --data-root DIR --rewind weight --scope local --criterion l2 --rounds 8 --rate 0.2
---epochs 160 --seeds 3  ·  ltcompile find --model mypackage.nets:make --data imagefolder:photos --image-size 64"""
-TRAINING, PRUNING, JUDGING = "Training", "Pruning", "Judging"
+--epochs 160 --seeds 3  ·  ltcompile find --model resnet20 --target-macs 0.3 --max-drop 1 --keep blocks.0  ·
+ltcompile find --model mypackage.nets:make --data imagefolder:photos --image-size 64"""
+TRAINING, JUDGING = "Training", "Judging"
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +33,13 @@ def find(
     data: str = typer.Option("digits", help="digits (embedded), cifar10, cifar100, mnist or imagefolder:PATH."),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there."),
-    image_size: int | None = typer.Option(None, help="Side of the images in pixels; the data's own by default."),
-    weights: Path | None = typer.Option(None, help="Trained weights to start from (.safetensors or torch.save)."),
+    image_size: int | None = typer.Option(
+        None, help="Side of the images in pixels; by default what published --weights want, or else the data's own."
+    ),
+    weights: Path | None = typer.Option(
+        None, help="Trained weights to start from (.safetensors or torch.save); a head for other classes is swapped for a fresh one."
+    ),
+    strict: bool = typer.Option(False, "--strict", help="Refuse unreadable images in an imagefolder instead of skipping them."),
     name: str | None = typer.Option(None, help="Name of the run; its folder is runs/NAME."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run behind its last finished epoch."),
     rewind: str = typer.Option("lr", help="lr, weight, finetune or reinit.", rich_help_panel=PRUNING),
@@ -40,55 +49,82 @@ def find(
     ),
     schedule: str = typer.Option("iterative", help="iterative rounds, or all at once: oneshot.", rich_help_panel=PRUNING),
     criterion: str = typer.Option("l1", help="l1, l2, linf, bn, taylor or random.", rich_help_panel=PRUNING),
+    group_reduction: str = GROUP_REDUCTION,
     rounds: int = typer.Option(8, help="Rounds of train, prune, rewind.", rich_help_panel=PRUNING),
-    rate: float = typer.Option(0.2, help="Share of the surviving filters cut in each round.", rich_help_panel=PRUNING),
-    align: int = typer.Option(1, help="Widths become multiples of this; 8 or 16 suit most hardware.", rich_help_panel=PRUNING),
-    min_share: float = typer.Option(0.05, help="Least share of its filters that a layer keeps.", rich_help_panel=PRUNING),
+    rate: float | None = typer.Option(
+        None, help="Share of the surviving filters cut in each round.  [default: 0.2, unless there is a target]", rich_help_panel=PRUNING
+    ),
+    target_macs: float | None = typer.Option(
+        None, help="Instead of a rate: the share of the dense network's MACs that the last round leaves.", rich_help_panel=PRUNING
+    ),
+    target_params: float | None = typer.Option(None, help="The same with parameters.", rich_help_panel=PRUNING),
     masked: bool = typer.Option(False, "--masked", help="The classical search with masks: slow, for comparison.", rich_help_panel=PRUNING),
+    keep: list[str] = KEEP,
+    only: list[str] = ONLY,
+    layer_ratio: list[str] = LAYER_RATIO,
+    min_share: float = MIN_SHARE,
+    min_channels: int = MIN_CHANNELS,
+    align: int = ALIGN,
     epochs: int | None = typer.Option(None, help="Epochs of each training.  [default: the model's recipe]", rich_help_panel=TRAINING),
     batch: int | None = typer.Option(None, help="Images per step.", rich_help_panel=TRAINING),
-    lr: float | None = typer.Option(None, help="Learning rate.", rich_help_panel=TRAINING),
+    lr: float | None = typer.Option(
+        None,
+        help="Learning rate; with --weights at most 0.01 (at batch 128) by default, and one epoch of warm-up.",
+        rich_help_panel=TRAINING,
+    ),
     weight_decay: float | None = typer.Option(None, help="Weight decay.", rich_help_panel=TRAINING),
     lr_schedule: str | None = typer.Option(None, help="step, cosine or constant.", rich_help_panel=TRAINING),
     warmup_epochs: int | None = typer.Option(None, help="Epochs of linear warm-up.", rich_help_panel=TRAINING),
     label_smoothing: float | None = typer.Option(None, help="Label smoothing.", rich_help_panel=TRAINING),
+    distill: float | None = typer.Option(
+        None,
+        help="Share of the loss, 0 to 1, that the dense network's answers give to tickets and the random control.  [default: 0]",
+        rich_help_panel=TRAINING,
+    ),
     precision: str | None = typer.Option(None, help="auto, fp32 or bf16.", rich_help_panel=TRAINING),
     device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one.", rich_help_panel=TRAINING),
     seeds: int = typer.Option(1, help="Independent searches; three or more judge the spread between trainings.", rich_help_panel=JUDGING),
     seed: int = typer.Option(0, help="The first seed.", rich_help_panel=JUDGING),
     controls: bool = typer.Option(True, help="Train the control arms at the chosen level.", rich_help_panel=JUDGING),
-    margin: float = typer.Option(0.5, help="Points of validation accuracy that a ticket may be worse.", rich_help_panel=JUDGING),
+    margin: float = typer.Option(
+        0.5,
+        "--margin",
+        "--max-drop",
+        help="Points of validation accuracy that a ticket may be worse; the smallest that is not wins.",
+        rich_help_panel=JUDGING,
+    ),
     confidence: float = typer.Option(0.95, help="Confidence of that statement.", rich_help_panel=JUDGING),
     tensorboard: bool = typer.Option(False, "--tensorboard", help="Write TensorBoard logs into the run folder."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Search for the smallest winning ticket: train, prune, rewind, repeat; then judge it against controls."""
     from ltcompile.cli.progress import Bars
-    from ltcompile.data import load_data
     from ltcompile.finding import SearchConfig
     from ltcompile.finding import find as search
-    from ltcompile.finding.search import default_folder, image_size_for
-    from ltcompile.models import default_recipe
+    from ltcompile.finding.search import data_for, default_folder, recipe_for
 
+    warnings.formatwarning = _plainly
     config = SearchConfig(
         rewind=rewind,
         rewind_epoch=rewind_epoch,
         scope=scope,  # type: ignore[arg-type]  # checked by SearchConfig
         schedule=schedule,  # type: ignore[arg-type]
         criterion=criterion,
+        group_reduction=group_reduction,  # type: ignore[arg-type]
         rounds=rounds,
         rate=rate,
+        target_macs=target_macs,
+        target_params=target_params,
         align=align,
-        min_share=min_share,
         seed=seed,
         seeds=seeds,
         controls=controls,
         masked=masked,
         margin_points=margin,
         confidence=confidence,
+        **limits(keep, only, layer_ratio, min_share, min_channels),
     )
-    usual = default_recipe(model)
-    dataset = load_data(data, data_root, image_size or image_size_for(model, data), download=download)
+    dataset = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
     asked = {
         "epochs": epochs,
         "batch": batch,
@@ -97,9 +133,10 @@ def find(
         "schedule": lr_schedule,
         "warmup_epochs": warmup_epochs,
         "label_smoothing": label_smoothing,
+        "distill": distill,
         "precision": precision,
     }
-    recipe = _changed(dataset.adapt(usual), asked)
+    recipe = _changed(recipe_for(model, dataset, weights), asked)
     folder = Path("runs") / name if name else default_folder(model, dataset, config)
     with Bars(config, recipe, quiet=as_json) as bars:
         if tensorboard:
@@ -122,6 +159,13 @@ def find(
     for line in found.verdict.summary:
         typer.echo(line)
     typer.echo(f"wrote {found.folder / 'ticket.pt'}; next: ltcompile shrink {found.folder / 'ticket.pt'} -o {found.folder / 'small.onnx'}")
+
+
+def _plainly(message: Warning | str, category: type[Warning], *where: Any, usual: Any = warnings.formatwarning, **line: Any) -> str:
+    """A notice as its text alone, other warnings as ever."""
+    from ltcompile.core.notice import Notice
+
+    return f"note: {message}\n" if issubclass(category, Notice) else str(usual(message, category, *where, **line))
 
 
 def _changed(recipe: Recipe, asked: dict[str, Any]) -> Recipe:

@@ -18,22 +18,23 @@ def shrink(
     ticket: Path = typer.Argument(..., help="ticket.pt of a search."),
     output: Path = typer.Option(Path("small.onnx"), "-o", "--output", help="File to write: .onnx, .pt2 (torch.export) or .safetensors."),
     precision: str = typer.Option("fp32", help="fp32 or fp16 (inside; inputs and outputs stay fp32)."),
-    recalibrate: bool = typer.Option(False, "--recalibrate", help="Take batch norm's statistics anew from the training images."),
-    data: str | None = typer.Option(None, help="Data for --recalibrate; the ticket's own by default."),
+    calibrate: str | None = typer.Option(
+        None, metavar="DATA", help="Take batch norm's statistics anew from the training images of digits, imagefolder:PATH, ..."
+    ),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
     as_json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
 ) -> None:
     """Make a ticket's network physically small, prove it equal to the masked one, and export it."""
     from ltcompile.core.ticket import Ticket
-    from ltcompile.data import load_data
+    from ltcompile.data import load_like
     from ltcompile.paths import check_writable
     from ltcompile.shrinking import shrink as run
 
     check_writable(output)
     loaded = Ticket.load(ticket)
-    dataset = load_data(data or loaded.data["name"], data_root, loaded.data["shape"][-1]) if recalibrate else None
-    done = run(loaded, output, precision=precision, model=model, recalibrate=dataset)  # type: ignore[arg-type]
+    dataset = load_like(loaded.data, calibrate, data_root) if calibrate else None
+    done = run(loaded, output, precision=precision, model=model, calibrate=dataset)  # type: ignore[arg-type]
     record = done.record
     if as_json:
         typer.echo(json.dumps(dict(record)))

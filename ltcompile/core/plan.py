@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from ltcompile.errors import BadPlan
 from ltcompile.paths import read_json, write_json
 
-Axis = Literal["out", "in", "each"]
+Axis = str
 Index = tuple[tuple[int, ...], ...]
 
 
@@ -20,9 +22,10 @@ Index = tuple[tuple[int, ...], ...]
 class Member:
     """One axis of one layer that shrinks when its group does.
 
-    `axis` is "out" where the layer produces the channels, "in" where it consumes them, and "each" where it holds one
-    value per channel (batch norm, depthwise convolution). `index[c]` are the positions on that axis which go with the
-    group's channel c: one for a plain layer, 49 behind a 7x7 flatten, shifted behind a concatenation.
+    `axis` is "out" where the layer produces the channels, "in" where it consumes them, "each" where it holds one value per
+    channel (batch norm, depthwise convolution), "NAME.DIM" for a dimension of a bare parameter or buffer, and "=NAME" for an
+    integer attribute that counts them ("=NAME[i]" for one in a list). `index[c]` are the positions on that axis which go with
+    the group's channel c: one for a plain layer, 64 for a head of attention, shifted behind a concatenation.
     """
 
     layer: str
@@ -30,8 +33,8 @@ class Member:
     index: Index
 
     def __post_init__(self) -> None:
-        if self.axis not in get_args(Axis):
-            raise BadPlan(f"layer {self.layer!r}: axis {self.axis!r} is none of {', '.join(get_args(Axis))}")
+        if not re.fullmatch(r"out|in|each|\w+\.\d+|=\w+(\[\d+\])?", self.axis):
+            raise BadPlan(f"layer {self.layer!r}: axis {self.axis!r} is none of out, in, each, NAME.DIM and =NAME")
         positions = [p for row in self.index for p in row]
         if any(p < 0 for p in positions) or len(set(positions)) != len(positions):
             raise BadPlan(f"layer {self.layer!r}: positions are negative, or two channels claim the same one")
@@ -66,13 +69,15 @@ def _block(start: int, span: int, width: int) -> Index:
 class Group:
     """All the slices that must go together when one channel goes; named after the first layer that produces it.
 
-    `frozen` is empty for a group that can be cut, else the reason why it is left alone.
+    `frozen` is empty for a group that can be cut, else the reason why it is left alone. Groups with the same `tied`, if it
+    is not empty, keep the same share of their channels: a width of attention is its heads times their size.
     """
 
     name: str
     width: int
     members: tuple[Member, ...]
     frozen: str = ""
+    tied: str = ""
 
     def __post_init__(self) -> None:
         if self.width < 1 or not self.members:
@@ -88,8 +93,8 @@ class Group:
 
     @property
     def filters_per_channel(self) -> int:
-        """How many filters go when one channel goes: one in a chain, several in a residual stage."""
-        return len(self.producers)
+        """How many filters go when one channel goes: one in a chain, several in a residual stage or a head of attention."""
+        return sum(len(m.index[0]) for m in self.producers)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,8 @@ class PruningPlan:
     `groups` are the original network's; `kept` names, for every group, the channels that stay, sorted.
 
     Raises:
-        BadPlan: indices out of range, repeated or unsorted; an emptied or frozen group cut; groups unknown or missing.
+        BadPlan: indices out of range, repeated or unsorted; an emptied or frozen group cut; groups unknown or missing; tied groups
+            cut by different shares.
     """
 
     groups: tuple[Group, ...]
@@ -120,6 +126,12 @@ class PruningPlan:
                 raise BadPlan(f"the plan's channels of {group.name!r} are not rising within 0..{group.width - 1}")
             if group.frozen and len(channels) < group.width:
                 raise BadPlan(f"the plan cuts {group.name!r}, which is frozen: {group.frozen}")
+        shares: dict[str, tuple[str, Fraction]] = {}
+        for group in self.groups:
+            share = Fraction(len(kept[group.name]), group.width)
+            first, expected = shares.setdefault(group.tied, (group.name, share)) if group.tied else (group.name, share)
+            if share != expected:
+                raise BadPlan(f"the plan keeps {share} of {group.name!r} and {expected} of {first!r}, which are tied to the same share")
         object.__setattr__(self, "kept", kept)
 
     def __iter__(self) -> Iterator[tuple[Group, tuple[int, ...]]]:
@@ -168,14 +180,19 @@ class PruningPlan:
         Raises:
             BadPlan: `inner` is no plan of this plan's cut network.
         """
-        if inner.groups != self.remaining():
+        theirs = {(g.members, bool(g.frozen)): g.name for g in inner.groups}  # names may tell places, which have moved
+        ours = {(g.members, bool(g.frozen)): g.name for g in self.remaining()}
+        if theirs.keys() != ours.keys():
             raise BadPlan("the second plan is not a plan of the network that the first one leaves")
-        kept = {g.name: tuple(self.kept[g.name][c] for c in channels) for g, channels in inner}
+        kept = {name: tuple(self.kept[name][c] for c in inner.kept[theirs[key]]) for key, name in ours.items()}
         return PruningPlan(self.groups, kept)
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for JSON."""
-        groups = [{"name": g.name, "width": g.width, "frozen": g.frozen, "members": [m.to_json() for m in g.members]} for g in self.groups]
+        groups = [
+            {"name": g.name, "width": g.width, "frozen": g.frozen, "tied": g.tied, "members": [m.to_json() for m in g.members]}
+            for g in self.groups
+        ]
         return {"groups": groups, "kept": {name: list(channels) for name, channels in self.kept.items()}}
 
     @classmethod
@@ -192,6 +209,7 @@ class PruningPlan:
                     int(g["width"]),
                     tuple(Member.from_json(m, int(g["width"])) for m in g["members"]),
                     str(g["frozen"]),
+                    str(g.get("tied", "")),
                 )
                 for g in value["groups"]
             )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from ltcompile.core.records import Record
 from ltcompile.errors import BadSetting
@@ -18,7 +18,8 @@ class Recipe(Record):
 
     `milestones` are the shares of all epochs at which a step schedule divides the rate by ten; cosine falls to zero.
     `flip` mirrors half the images; `crop_pixels` pads by so much and crops at random. `precision` "auto" takes bfloat16
-    autocast where the device computes it natively. A seed and a recipe fix the result, to the bit on a CPU.
+    autocast where the device computes it natively. `distill` is the share of the loss that a teacher gives, where there is one
+    (Hinton et al. 2015, arXiv:1503.02531). A seed and a recipe fix the result, to the bit on a CPU.
     """
 
     epochs: int = 160
@@ -33,6 +34,7 @@ class Recipe(Record):
     flip: bool = True
     crop_pixels: int = 4
     precision: Precision = "auto"
+    distill: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -46,11 +48,21 @@ class Recipe(Record):
             f"precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}": self.precision in get_args(Precision),
             f"label smoothing must be in [0, 1), not {self.label_smoothing}": 0 <= self.label_smoothing < 1,
             f"warm-up must be between 0 and {self.epochs} epochs, not {self.warmup_epochs}": 0 <= self.warmup_epochs <= self.epochs,
+            f"distillation takes a share of the loss in [0, 1], not {self.distill}": 0 <= self.distill <= 1,
             f"crop pixels must not be negative: {self.crop_pixels}": self.crop_pixels >= 0,
         }
         for message, holds in checks.items():
             if not holds:
                 raise BadSetting(message)
+
+    def to_json(self) -> dict[str, Any]:
+        """Without `distill` where it is off: the checksums of tickets and the settings of runs older than it stay what they were."""
+        value = super().to_json()
+        return value if self.distill else {k: v for k, v in value.items() if k != "distill"}
+
+    def fine_tuning(self) -> Recipe:
+        """The recipe for weights that are trained already: at most a rate of 0.01, warmed up for an epoch while a fresh head settles."""
+        return replace(self, lr=min(self.lr, 0.01), warmup_epochs=min(1, self.epochs - 1))
 
     def rate_at(self, epoch: float) -> float:
         """The learning rate at a point in time, in epochs (fractions are steps within one)."""

@@ -1,26 +1,39 @@
 """How much a channel matters, one criterion a file.
 
-A file offers `score(group, model, evidence) -> Tensor (C,)`, higher is kept; `COMPARABLE`, whether raw scores may be ranked
-across groups (else a global ranking divides them by their group's mean); and `NEEDS_GRADIENTS`.
+A file offers `score(channels, evidence) -> Tensor (C,)`, higher is kept; `COMPARABLE`, whether raw scores may be ranked across
+groups (else they are divided by their group's mean); and `NEEDS`, the fields of `Evidence` that it looks at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from ltcompile import registry
 from ltcompile.core.plan import Group
+from ltcompile.criteria._channels import Channels, Reduction
+from ltcompile.errors import BadSetting
+
+__all__ = ["Channels", "Evidence", "Reduction", "names", "needs", "score"]
 
 
 @dataclass
 class Evidence:
-    """What a criterion may look at beside the weights: gradients of the training loss by parameter name, and a seeded dice."""
+    """What a criterion may look at beside the weights; `ltcompile.finding.evidence.gather` collects it.
+
+    `gradients` and `curvature` (the diagonal of the Hessian) are of the training loss, by parameter name. `activations` (mean
+    magnitude) and `nonzeros` (share above zero) are means over images and places of what a layer reads (axis "in", (C_in,)) and
+    of what it makes ("out" and "each", (C_out,)), by (layer, axis). `dice` is seeded.
+    """
 
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    curvature: Mapping[str, Tensor] = field(default_factory=dict)
+    activations: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    nonzeros: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     dice: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
 
@@ -29,16 +42,31 @@ def names() -> list[str]:
     return list(registry.modules(__name__))
 
 
-def needs_gradients(name: str) -> bool:
-    """Whether the criterion looks at gradients. Raises UnknownName."""
-    return bool(registry.load(__name__, "criterion", name).NEEDS_GRADIENTS)
+def needs(name: str) -> tuple[str, ...]:
+    """The fields of `Evidence` without which the criterion cannot score. Raises UnknownName."""
+    return tuple(registry.load(__name__, "criterion", name).NEEDS)
 
 
 @torch.no_grad()
-def score(name: str, groups: tuple[Group, ...], model: nn.Module, evidence: Evidence) -> dict[str, Tensor]:
-    """Group -> scores (C,) on the CPU in float64, for every group that may be cut. Raises UnknownName."""
+def score(
+    name: str, groups: tuple[Group, ...], model: nn.Module, evidence: Evidence, reduction: Reduction = "producers"
+) -> dict[str, Tensor]:
+    """Group -> scores (C,) on the CPU in float64, for every group that may be cut.
+
+    Args:
+        reduction: which weights speak for a channel: "producers", the filters that make it; "all", every slice that goes with it,
+            those of its norms and consumers too (Fang et al. 2023, arXiv:2301.12900). Either way a score is the mean over them.
+
+    Raises:
+        UnknownName: no such criterion. BadSetting: no such reduction, or evidence that the criterion needs is missing.
+    """
     criterion = registry.load(__name__, "criterion", name)
-    scores = {g.name: criterion.score(g, model, evidence).double().cpu() for g in groups if not g.frozen}
+    if reduction not in get_args(Reduction):
+        raise BadSetting(f"the reduction must be one of {', '.join(get_args(Reduction))}, not {reduction!r}")
+    for kind in criterion.NEEDS:
+        if not getattr(evidence, kind):
+            raise BadSetting(f"criterion {name!r} needs {kind} of the network, and got none: see ltcompile.finding.evidence.gather")
+    scores = {g.name: criterion.score(Channels(g, model, reduction), evidence).double().cpu() for g in groups if not g.frozen}
     if criterion.COMPARABLE:
         return scores
-    return {name: s / s.abs().mean().clamp_min(1e-30) for name, s in scores.items()}
+    return {group: s / s.abs().mean().clamp_min(1e-30) for group, s in scores.items()}

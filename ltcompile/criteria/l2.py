@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ltcompile.core.plan import Group
-from ltcompile.criteria import Evidence
-from ltcompile.criteria._filters import norm
+from ltcompile.criteria import Channels, Evidence
 
 COMPARABLE = False
-NEEDS_GRADIENTS = False
+NEEDS: tuple[str, ...] = ()
 
 
-def score(group: Group, model: nn.Module, evidence: Evidence) -> Tensor:
-    return norm(group, model, 2)
+def score(channels: Channels, evidence: Evidence) -> Tensor:
+    return channels.mean(lambda s: s.values.norm(p=2, dim=1))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ltcompile.core.plan import Group
-from ltcompile.criteria import Evidence
+from ltcompile.criteria import Channels, Evidence
 
 COMPARABLE = True
-NEEDS_GRADIENTS = False
+NEEDS: tuple[str, ...] = ()
 
 
-def score(group: Group, model: nn.Module, evidence: Evidence) -> Tensor:
-    return torch.rand(group.width, generator=evidence.dice, dtype=torch.float64)
+def score(channels: Channels, evidence: Evidence) -> Tensor:
+    return torch.rand(channels.width, generator=evidence.dice, dtype=torch.float64)

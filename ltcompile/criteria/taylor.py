@@ -3,19 +3,13 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ltcompile.core.plan import Group
-from ltcompile.criteria import Evidence
-from ltcompile.criteria._filters import filters, per_producer
+from ltcompile.criteria import Channels, Evidence
 
 COMPARABLE = True
-NEEDS_GRADIENTS = True
+NEEDS: tuple[str, ...] = ("gradients",)
 
 
-def score(group: Group, model: nn.Module, evidence: Evidence) -> Tensor:
-    def change(name: str, layer: nn.Module, rows: Tensor) -> Tensor:
-        gradient = evidence.gradients[f"{name}.weight"]
-        return (filters(layer, rows) * filters(layer, rows, gradient)).double().sum(1).square()
-
-    return per_producer(group, model, change)
+def score(channels: Channels, evidence: Evidence) -> Tensor:
+    return channels.mean(lambda s: (s.values * s.of(evidence.gradients)).sum(1).square())

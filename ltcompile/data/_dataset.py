@@ -10,16 +10,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltcompile.core.preprocessing import Interpolation, Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record
 from ltcompile.errors import BadData
+
+IN_MEMORY_BYTES = 1 << 30  # of pixels, as uint8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked of a data set; without an image size, the preprocessing's counts, and without that the data's own."""
+
+    image_size: int | None
+    val_share: float
+    seed: int
+    download: bool = False
+    strict: bool = False
+    preprocessing: Preprocessing | None = None
+
+    def side(self, own: int) -> int:
+        """The side of the images in pixels, where `own` is the data's."""
+        return self.image_size or (self.preprocessing.image_size if self.preprocessing else own)
+
+    @property
+    def interpolation(self) -> Interpolation:
+        return self.preprocessing.interpolation if self.preprocessing else "bilinear"
 
 
 @dataclass(frozen=True)
 class Description(Record):
     """What a network has to know of its data: names of the classes, shape (C, H, W) of an image, mean and deviation per channel.
 
-    Networks get (pixels / 255 - mean) / std.
+    Networks get (pixels / 255 - mean) / std of images that were resized by `interpolation`.
     """
 
     name: str
@@ -27,6 +50,7 @@ class Description(Record):
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         for name in ("class_names", "shape", "mean", "std"):
@@ -147,29 +171,54 @@ def from_tensors(
     class_names: list[str],
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
+    wanted: Wanted,
     *,
     image_size: int,
     val: tuple[Tensor, Tensor] | None = None,
-    val_share: float,
-    seed: int,
     flip: bool,
 ) -> Dataset:
     """A data set from uint8 images (N, C, H, W) and labels (N,), resized to `image_size`, split and normalised."""
     from ltcompile.data._split import stratified
 
     if val is None:
-        if not 0 < val_share < 1:
-            raise BadData(f"the validation share must be between 0 and 1, not {val_share}")
-        val_rows, train_rows = stratified(train[1], (val_share,), seed)
+        if not 0 < wanted.val_share < 1:
+            raise BadData(f"the validation share must be between 0 and 1, not {wanted.val_share}")
+        val_rows, train_rows = stratified(train[1], (wanted.val_share,), wanted.seed)
         val, train = (train[0][val_rows], train[1][val_rows]), (train[0][train_rows], train[1][train_rows])
-    splits = [(_resize(images, image_size), labels) for images, labels in (train, val, test)]
+    parts = (train, val, test)
+    if wanted.image_size is None:
+        _check_memory(name, sum(len(labels) for _, labels in parts), train[0].shape[1], image_size)
+    splits = [(_resize(images, image_size, wanted.interpolation), labels) for images, labels in parts]
     if not len(splits[0][1]):
         raise BadData(f"{name}: no image is left to train on")
-    mean, std = statistics(splits[0][0])
-    channels = splits[0][0].shape[1]
-    description = Description(name, tuple(class_names), (channels, image_size, image_size), tuple(mean.tolist()), tuple(std.tolist()))
-    parts = [TensorSplit(images, labels, mean, std) for images, labels in splits]
-    return Dataset(description, parts[0], parts[1], parts[2], flip=flip, small=len(splits[0][1]) < 5000)
+    channels = train[0].shape[1]
+    mean, std = prescribed(name, channels, wanted.preprocessing) or statistics(splits[0][0])
+    description = describe(name, class_names, (channels, image_size, image_size), mean, std, wanted)
+    tensors = [TensorSplit(images, labels, mean, std) for images, labels in splits]
+    return Dataset(description, tensors[0], tensors[1], tensors[2], flip=flip, small=len(splits[0][1]) < 5000)
+
+
+def describe(name: str, class_names: list[str], shape: tuple[int, int, int], mean: Tensor, std: Tensor, wanted: Wanted) -> Description:
+    """The description of images that were prepared as wanted."""
+    return Description(name, tuple(class_names), shape, tuple(mean.tolist()), tuple(std.tolist()), wanted.interpolation)
+
+
+def prescribed(name: str, channels: int, preprocessing: Preprocessing | None) -> tuple[Tensor, Tensor] | None:
+    """The preprocessing's mean and deviation per channel; None where the images' own count. Raises BadData."""
+    if preprocessing is None:
+        return None
+    if len(preprocessing.mean) != channels:
+        raise BadData(f"the weights are for images of {len(preprocessing.mean)} channels, {name} has {channels}; choose other data")
+    return torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+
+
+def _check_memory(name: str, count: int, channels: int, side: int) -> None:
+    """Raises BadData where a size that nobody asked for, but the weights', would fill the memory."""
+    if count * channels * side * side > IN_MEMORY_BYTES:
+        raise BadData(
+            f"{count} images of {name} at the {side} pixels of the weights take {count * channels * side * side / 2**30:.1f} GiB of memory, "
+            f"and four times as much in training; pass a smaller --image-size (up to {int((IN_MEMORY_BYTES / count / channels) ** 0.5)} is light)"
+        )
 
 
 def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,8 +228,8 @@ def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.mul(1e4).round().div(1e4).float(), std.mul(1e4).round().div(1e4).float()
 
 
-def _resize(images: Tensor, side: int) -> Tensor:
+def _resize(images: Tensor, side: int, mode: Interpolation) -> Tensor:
     if images.shape[-2:] == (side, side):
         return images
-    resized = [F.interpolate(part.float(), (side, side), mode="bilinear", antialias=part.shape[-1] > side) for part in images.split(4096)]
+    resized = [F.interpolate(part.float(), (side, side), mode=mode, antialias=part.shape[-1] > side) for part in images.split(4096)]
     return torch.cat(resized).round().clamp(0, 255).to(torch.uint8)

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from ltcompile.data._dataset import Dataset, from_tensors
+from ltcompile.data._dataset import Dataset, Wanted, from_tensors
 from ltcompile.errors import BadData
 
 
-def load(kind: str, root: Path, image_size: int | None, val_share: float, seed: int, download: bool) -> Dataset:
-    """The torchvision data set class `kind` from `root`; `download` fetches it when it is not there."""
+def load(kind: str, root: Path, wanted: Wanted) -> Dataset:
+    """The torchvision data set class `kind` from `root`; `wanted.download` fetches it when it is not there."""
     import torchvision
 
     parts = []
     for train in (True, False):
         try:
-            part = getattr(torchvision.datasets, kind)(str(root), train=train, download=download)
+            part = getattr(torchvision.datasets, kind)(str(root), train=train, download=wanted.download)
         except RuntimeError as error:
             raise BadData(
                 f"{kind} is missing or corrupt in {root}: pass the folder that holds it in torchvision's layout as --data-root, "
@@ -29,6 +29,6 @@ def load(kind: str, root: Path, image_size: int | None, val_share: float, seed: 
         images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
         parts.append((images.contiguous(), torch.as_tensor(part.targets)))
         classes = [str(c) for c in part.classes]
-    side = image_size or parts[0][0].shape[-1]
     flip = kind != "MNIST"  # a mirrored digit is another sign
-    return from_tensors(kind.lower(), classes, *parts, image_size=side, val_share=val_share, seed=seed, flip=flip)
+    side = wanted.side(parts[0][0].shape[-1])
+    return from_tensors(kind.lower(), classes, parts[0], parts[1], wanted, image_size=side, flip=flip)

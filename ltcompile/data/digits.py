@@ -5,30 +5,30 @@ A quarter is the test set, a third of the rest the validation split: with so few
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ltcompile.data._dataset import Dataset, from_tensors
+from ltcompile.data._dataset import Dataset, Wanted, from_tensors
 from ltcompile.data._split import stratified
 
 TEST_SHARE, VAL_SHARE = 0.25, 1 / 3
 
 
-def load(root: Path, image_size: int | None, val_share: float, seed: int, download: bool) -> Dataset:
+def load(root: Path, wanted: Wanted) -> Dataset:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.tensor(digits.images / 16 * 255).round().to(torch.uint8)[:, None]
     labels = torch.tensor(digits.target)
-    test, train = stratified(labels, (TEST_SHARE,), seed)
+    test, train = stratified(labels, (TEST_SHARE,), wanted.seed)
     return from_tensors(
         "digits",
         [str(d) for d in range(10)],
         (images[train], labels[train]),
         (images[test], labels[test]),
-        image_size=image_size or 32,
-        val_share=max(val_share, VAL_SHARE),
-        seed=seed,
+        replace(wanted, val_share=max(wanted.val_share, VAL_SHARE)),
+        image_size=wanted.side(32),
         flip=False,
     )

@@ -1,12 +1,14 @@
 """One's own images: PATH/train, PATH/val, PATH/test with a folder per class, or one folder per class, split by seed.
 
-Images are resized to a square. Up to `IN_MEMORY_BYTES` they live in memory as one tensor; larger folders are streamed by
-torchvision and a DataLoader, decoded again every epoch.
+The shorter side of an image is resized to the image size, and the middle square taken, so nothing is distorted. Up to
+`IN_MEMORY_BYTES` images live in memory as one tensor, and unreadable ones are skipped with a notice, or refused if `strict`; larger
+folders are streamed by torchvision and a DataLoader, decoded again every epoch, and an unreadable image is an error when its turn comes.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltcompile.core.notice import notify
+from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.recipe import Recipe
-from ltcompile.data._dataset import Dataset, Description, augment, from_tensors
+from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, Wanted, augment, describe, from_tensors, prescribed, statistics
 from ltcompile.data._split import stratified
 from ltcompile.errors import BadData
 
-IN_MEMORY_BYTES = 1 << 30
 TEST_SHARE = 0.2
 DEFAULT_SIZE = 32
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -28,17 +31,36 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".
 Files = tuple[list[Path], Tensor]  # paths and labels (N,)
 
 
-def load(root: Path, image_size: int | None, val_share: float, seed: int, download: bool) -> Dataset:
+def load(root: Path, wanted: Wanted) -> Dataset:
     if not root.is_dir():
         raise BadData(f"there is no folder {root}")
-    side = image_size or DEFAULT_SIZE
-    classes, train, val, test = _parts(root, val_share, seed)
+    side = wanted.side(DEFAULT_SIZE)
+    classes, *parts = _parts(root, wanted.val_share, wanted.seed)
     name = f"imagefolder:{root.name}"
-    total = sum(len(paths) for paths, _ in (train, val, test))
-    if total * 3 * side * side > IN_MEMORY_BYTES:
-        return _streamed(name, classes, train, val, test, side)
-    decoded = [(_decode_all(paths, side), labels) for paths, labels in (train, val, test)]
-    return from_tensors(name, classes, decoded[0], decoded[2], val=decoded[1], image_size=side, val_share=val_share, seed=seed, flip=True)
+    if sum(len(paths) for paths, _ in parts) * 3 * side * side > IN_MEMORY_BYTES:
+        return _streamed(name, classes, parts, side, wanted)
+    train, val, test = _readable(root, parts, side, wanted)
+    return from_tensors(name, classes, train, test, wanted, val=val, image_size=side, flip=True)
+
+
+def _readable(root: Path, parts: list[Files], side: int, wanted: Wanted) -> list[tuple[Tensor, Tensor]]:
+    """Pixels (N, 3, side, side) and labels (N,) of every part, without the images that cannot be read. Raises BadData if strict."""
+    read: list[tuple[Tensor, Tensor]] = []
+    broken: list[Path] = []
+    for paths, labels in parts:
+        pixels = _decode_all(paths, side, wanted.interpolation)
+        broken += [path for path, p in zip(paths, pixels, strict=True) if isinstance(p, BadData)]
+        good = [p for p in pixels if isinstance(p, Tensor)]
+        kept = torch.tensor([isinstance(p, Tensor) for p in pixels], dtype=torch.bool)
+        read.append((torch.stack(good) if good else torch.empty(0, 3, side, side, dtype=torch.uint8), labels[kept]))
+    if broken:
+        count = sum(len(paths) for paths, _ in parts)
+        names = ", ".join(str(path.relative_to(root)) for path in broken[:5])
+        told = f"{len(broken)} of {count} images in {root} cannot be read: {names}{', ...' if len(broken) > 5 else ''}"
+        if wanted.strict:
+            raise BadData(f"{told}; mend or remove them, or leave --strict out to skip them")
+        notify(f"{told}; skipped")
+    return read
 
 
 def _parts(root: Path, val_share: float, seed: int) -> tuple[list[str], Files, Files, Files]:
@@ -79,39 +101,48 @@ def _take(files: Files, rows: Tensor) -> Files:
     return [files[0][i] for i in rows.tolist()], files[1][rows]
 
 
-def _decode(path: Path, side: int) -> Tensor:
-    from PIL import Image
+def _decode(path: Path, side: int, interpolation: Interpolation) -> Tensor:
+    """The middle square of an image as uint8 (3, side, side). Raises BadData."""
+    from PIL import Image, ImageOps
     from torchvision.transforms.functional import pil_to_tensor
 
     try:
         with Image.open(path) as image:
-            pixels: Tensor = pil_to_tensor(image.convert("RGB").resize((side, side), Image.Resampling.BILINEAR))
+            pixels: Tensor = pil_to_tensor(ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling[interpolation.upper()]))
             return pixels
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise BadData(f"{path} is no readable image ({error}); mend or remove it") from error
 
 
-def _decode_all(paths: list[Path], side: int) -> Tensor:
+def _decode_all(paths: list[Path], side: int, interpolation: Interpolation) -> list[Tensor | BadData]:
+    """Every image, or why it is none."""
+
+    def attempt(path: Path) -> Tensor | BadData:
+        try:
+            return _decode(path, side, interpolation)
+        except BadData as error:
+            return error
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return torch.stack(list(pool.map(lambda path: _decode(path, side), paths)))
+        return list(pool.map(attempt, paths))
 
 
 class _Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    def __init__(self, files: Files, side: int) -> None:
-        self.files, self.side = files, side
+    def __init__(self, files: Files, side: int, interpolation: Interpolation) -> None:
+        self.files, self.side, self.interpolation = files, side, interpolation
 
     def __len__(self) -> int:
         return len(self.files[0])
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return _decode(self.files[0][i], self.side), int(self.files[1][i])
+        return _decode(self.files[0][i], self.side, self.interpolation), int(self.files[1][i])
 
 
 class StreamedSplit:
     """Images that do not fit in memory: decoded by worker processes, augmented on the device."""
 
-    def __init__(self, files: Files, side: int, mean: Tensor, std: Tensor) -> None:
-        self._files, self._labels = _Files(files, side), files[1]
+    def __init__(self, files: Files, side: int, interpolation: Interpolation, mean: Tensor, std: Tensor) -> None:
+        self._files, self._labels = _Files(files, side, interpolation), files[1]
         self._mean, self._std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
     def __len__(self) -> int:
@@ -137,11 +168,17 @@ class StreamedSplit:
             yield (augment(images, recipe, generator) if recipe else images), labels.to(device)
 
 
-def _streamed(name: str, classes: list[str], train: Files, val: Files, test: Files, side: int) -> Dataset:
-    from ltcompile.data._dataset import statistics
+def _streamed(name: str, classes: list[str], parts: list[Files], side: int, wanted: Wanted) -> Dataset:
+    mean, std = prescribed(name, 3, wanted.preprocessing) or statistics(_sample(parts[0][0], side, wanted.interpolation))
+    description = describe(name, classes, (3, side, side), mean, std, wanted)
+    train, val, test = (StreamedSplit(files, side, wanted.interpolation, mean, std) for files in parts)
+    return Dataset(description, train, val, test, flip=True)
 
-    sample = torch.linspace(0, len(train[0]) - 1, min(2000, len(train[0]))).long()
-    mean, std = statistics(_decode_all(_take(train, sample)[0], side))
-    description = Description(name, tuple(classes), (3, side, side), tuple(mean.tolist()), tuple(std.tolist()))
-    parts = [StreamedSplit(files, side, mean, std) for files in (train, val, test)]
-    return Dataset(description, parts[0], parts[1], parts[2], flip=True)
+
+def _sample(paths: list[Path], side: int, interpolation: Interpolation) -> Tensor:
+    """At most 2000 images (N, 3, side, side), evenly spread. Raises BadData."""
+    rows = torch.linspace(0, len(paths) - 1, min(2000, len(paths))).long().tolist()
+    pixels = _decode_all([paths[i] for i in rows], side, interpolation)
+    if unreadable := [p for p in pixels if isinstance(p, BadData)]:
+        raise unreadable[0]
+    return torch.stack([p for p in pixels if isinstance(p, Tensor)])

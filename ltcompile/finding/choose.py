@@ -1,50 +1,21 @@
-"""From scores to a plan: which channels go, per group (local) or ranked over the whole network (global)."""
+"""From scores to a plan: which channels go, per layer (local) or ranked over the whole network (global)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from torch import Tensor
 
-from ltcompile import criteria
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import BadSetting
-from ltcompile.graph import trace
+from ltcompile.finding.bundle import Bundle, bundles, filters_per_channel
 
 Scope = Literal["global", "local"]
-
-
-def plan(
-    model: nn.Module,
-    example: Tensor,
-    ratio: float = 0.5,
-    scope: Scope = "global",
-    criterion: str = "l1",
-    align: int = 1,
-    gradients: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
-) -> PruningPlan:
-    """A plan that drops the share `ratio` of the filters of `model`, least important first; the model stays as it is.
-
-    Args:
-        example: an input of the network (N, C, H, W), to trace it.
-        scope: "global" ranks all filters together, "local" takes the same share from every group.
-        criterion: l1, l2, linf, bn, taylor or random.
-        align: kept widths are multiples of it where the group is that wide.
-        gradients: parameter name -> gradient of the loss; needed by taylor.
-
-    Raises:
-        BadSetting: ratio outside (0, 1), or taylor without gradients. BadModel: it cannot be traced or cut.
-    """
-    if not 0 < ratio < 1:
-        raise BadSetting(f"the ratio of filters to drop must be between 0 and 1, not {ratio}")
-    if criteria.needs_gradients(criterion) and gradients is None:
-        raise BadSetting(f"criterion {criterion!r} needs gradients of the loss: pass gradients={{parameter name: gradient}}")
-    groups = trace(model, example)
-    evidence = criteria.Evidence(gradients or {}, torch.Generator().manual_seed(seed))
-    return choose(groups, criteria.score(criterion, groups, model, evidence), ratio, scope, align=align)
+Steps = tuple[int, ...]
+_ROUNDING = 1e-9  # a share of 0.29 of 100 filters is 29 of them, and not 28.999999999999996
 
 
 def choose(
@@ -54,47 +25,108 @@ def choose(
     scope: Scope,
     *,
     floors: Mapping[str, int] | None = None,
+    kept: Mapping[str, int] | None = None,
     align: int = 1,
 ) -> PruningPlan:
-    """Drop the share `share` of the filters of `groups` with the lowest `scores` (C,), ties by position.
+    """Drop the share `share` of the filters of `groups`, lowest `scores` first: see `Ranking`."""
+    ranking = Ranking(groups, scores, scope, floors=floors, kept=kept, align=align)
+    return ranking.plan(ranking.steps(share))
 
-    No group falls below its floor (1 by default); with `align`, kept widths are then rounded to the nearest multiple.
+
+class Ranking:
+    """The channels that may go, in the order in which they go; ranked once, so that one may ask for many shares.
+
+    A larger share drops the same channels and more. "local" takes the same share from every bundle of groups; "global" the
+    lowest-ranked steps of all of them, as long as they make up no more than that share of all filters. A step of tied groups is ranked
+    by the mean score of its filters.
+
+    Args:
+        scores: group -> (C,), higher is kept; of equal ones, the first are.
+        floors: group -> the channels that it keeps at least, one by default.
+        kept: group -> the channels that it keeps, whatever the share; such groups take no part in the ranking.
+        align: what is left is rounded to the nearest multiple of so many filters. A layer narrower than that is left alone; tied
+            groups of which no cut is aligned are cut nevertheless.
+
+    Raises:
+        BadSetting: no such scope.
     """
-    if scope not in get_args(Scope):
-        raise BadSetting(f"scope must be one of {', '.join(get_args(Scope))}, not {scope!r}")
-    least = {g.name: min(g.width, (floors or {}).get(g.name, 1)) for g in groups}
-    free = [g for g in groups if not g.frozen]
-    counts = (_local if scope == "local" else _global)(free, scores, share, least)
-    kept = {}
-    for group in free:
-        count = _align(counts[group.name], group.width, least[group.name], align)
-        best = torch.argsort(scores[group.name], descending=True, stable=True)[:count]
-        kept[group.name] = tuple(sorted(best.tolist()))
-    return PruningPlan(groups, kept)
+
+    def __init__(
+        self,
+        groups: tuple[Group, ...],
+        scores: Mapping[str, Tensor],
+        scope: Scope,
+        *,
+        floors: Mapping[str, int] | None = None,
+        kept: Mapping[str, int] | None = None,
+        align: int = 1,
+    ) -> None:
+        if scope not in get_args(Scope):
+            raise BadSetting(f"scope must be one of {', '.join(get_args(Scope))}, not {scope!r}")
+        self.groups, self._scope, self._align = groups, scope, align
+        free = [b for b in bundles(groups) if not b.frozen]
+        asked, least = kept or {}, floors or {}
+        self._given = [b for b in free if all(g.name in asked for g in b.groups)]
+        self._ranked = [b for b in free if any(g.name not in asked for g in b.groups)]
+        self._bundles = self._given + self._ranked
+        self._least = [b.steps_for(least) for b in self._bundles]
+        self._given_steps = [b.steps_for(asked) for b in self._given]
+        self._best_first = {g.name: _best_first(scores[g.name]) for b in self._bundles for g in b.groups}
+        self._rank(scores)
+
+    def steps(self, share: float) -> Steps:
+        """How many steps each bundle keeps when the share `share` of the filters goes."""
+        counts = [*self._given_steps, *(self._global(share) if self._scope == "global" else self._local(share))]
+        return tuple(_aligned(*given, self._align) for given in zip(counts, self._bundles, self._least, strict=True))
+
+    def plan(self, steps: Steps) -> PruningPlan:
+        """The plan that keeps so many steps of each bundle."""
+        kept = {}
+        for bundle, count in zip(self._bundles, steps, strict=True):
+            for group in bundle.groups:
+                best = self._best_first[group.name][: bundle.channels(group, count)]
+                kept[group.name] = tuple(np.sort(best).tolist())
+        return PruningPlan(self.groups, kept)
+
+    def _rank(self, scores: Mapping[str, Tensor]) -> None:
+        """Line up the steps above the floors: whose each is, and the filters that go with it and all before it."""
+        least = self._least[len(self._given) :]
+        values = [self._step_scores(b, scores)[floor:] for b, floor in zip(self._ranked, least, strict=True)]
+        owners = np.repeat(np.arange(len(values)), [len(v) for v in values])
+        order = np.argsort(np.concatenate([np.empty(0), *values]), kind="stable")
+        self._owners = owners[order]
+        self._gone = np.cumsum(np.array([b.filters_per_step for b in self._ranked])[self._owners]) if len(order) else np.empty(0)
+        self._filters = sum(b.steps * b.filters_per_step for b in self._ranked)
+
+    def _step_scores(self, bundle: Bundle, scores: Mapping[str, Tensor]) -> np.ndarray:
+        """The mean score of the filters of each step (steps,), best first."""
+        total = np.zeros(bundle.steps)
+        for group in bundle.groups:
+            sorted_scores = scores[group.name].double().numpy()[self._best_first[group.name]]
+            weight = filters_per_channel(group) / bundle.filters_per_step
+            total += weight * sorted_scores.reshape(bundle.steps, -1).sum(1)
+        return total
+
+    def _global(self, share: float) -> list[int]:
+        count = np.searchsorted(self._gone, share * self._filters + _ROUNDING, side="right")
+        gone = np.bincount(self._owners[:count], minlength=len(self._ranked))
+        return [b.steps - int(n) for b, n in zip(self._ranked, gone, strict=True)]
+
+    def _local(self, share: float) -> list[int]:
+        return [b.steps - math.floor(share * b.steps + _ROUNDING) for b in self._ranked]
 
 
-def _local(groups: list[Group], scores: Mapping[str, Tensor], share: float, least: Mapping[str, int]) -> dict[str, int]:
-    return {g.name: max(least[g.name], g.width - int(share * g.width)) for g in groups}
+def _best_first(scores: Tensor) -> np.ndarray:
+    """The channels by falling score, equal ones in their order."""
+    return np.argsort(-scores.double().numpy(), kind="stable")
 
 
-def _global(groups: list[Group], scores: Mapping[str, Tensor], share: float, least: Mapping[str, int]) -> dict[str, int]:
-    """How many channels each group keeps when the lowest-scoring filters of the whole network go."""
-    counts = {g.name: g.width for g in groups}
-    owners = [i for i, g in enumerate(groups) for _ in range(g.width)]
-    ranked = torch.argsort(torch.cat([scores[g.name] for g in groups]), stable=True).tolist()
-    quota = share * sum(g.width * g.filters_per_channel for g in groups)
-    for position in ranked:
-        group = groups[owners[position]]
-        if group.filters_per_channel > quota:
-            break
-        if counts[group.name] > least[group.name]:
-            counts[group.name] -= 1
-            quota -= group.filters_per_channel
-    return counts
-
-
-def _align(count: int, width: int, floor: int, multiple: int) -> int:
-    nearest = max(1, int(count / multiple + 0.5)) * multiple
-    while nearest < floor:
+def _aligned(count: int, bundle: Bundle, least: int, align: int) -> int:
+    """`count` steps, raised to the floor, and rounded to the nearest multiple that aligns them."""
+    count, multiple = max(count, least), bundle.aligned_steps(align)
+    if multiple > bundle.steps:
+        return count if len(bundle.groups) > 1 else bundle.steps
+    nearest = max(1, math.floor(count / multiple + 0.5)) * multiple
+    while nearest < least:
         nearest += multiple
-    return min(nearest, width)
+    return min(nearest, bundle.steps)

@@ -8,20 +8,25 @@ from typing import Literal, get_args
 
 from ltcompile import criteria, rewind
 from ltcompile.core.plan import Group
-from ltcompile.core.records import Record
+from ltcompile.criteria import Reduction
 from ltcompile.errors import BadSetting, unknown
+from ltcompile.finding.bundle import bundles
 from ltcompile.finding.choose import Scope
+from ltcompile.finding.limits import Limits
+from ltcompile.finding.target import Target
 
 PruneSchedule = Literal["iterative", "oneshot"]
+RATE = 0.2
 
 
 @dataclass(frozen=True)
-class SearchConfig(Record):
-    """Rounds of train, score, prune, rewind.
+class SearchConfig(Limits):
+    """Rounds of train, score, prune, rewind, within limits.
 
-    A ticket is "not inferior" if the lower bound of (its validation accuracy - the dense network's) lies above
-    -`margin_points`; `min_share` of its filters is the least that a layer keeps. `masked` runs the classical search that only
-    zeroes what a round drops: slow, the reference for the real one.
+    Every round cuts the share `rate` of the surviving filters, 0.2 by default; or the last one leaves `target_macs` or `target_params`
+    of the dense network, as a share, and the rounds before it lie on the way. A ticket is "not inferior" if the lower bound of (its
+    validation accuracy - the dense network's) lies above -`margin_points`. `masked` runs the classical search that only zeroes what a
+    round drops: slow, the reference for the real one.
     """
 
     rewind: str = "lr"
@@ -29,10 +34,12 @@ class SearchConfig(Record):
     scope: Scope = "global"
     schedule: PruneSchedule = "iterative"
     criterion: str = "l1"
+    group_reduction: Reduction = "producers"
     rounds: int = 8
-    rate: float = 0.2
+    rate: float | None = None
+    target_macs: float | None = None
+    target_params: float | None = None
     align: int = 1
-    min_share: float = 0.05
     seed: int = 0
     seeds: int = 1
     controls: bool = True
@@ -41,21 +48,27 @@ class SearchConfig(Record):
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target is not None and self.rate is not None:
+            raise BadSetting("give a rate of filters to cut in each round or a target for what is left, not both")
+        if self.target is None and self.rate is None:
+            object.__setattr__(self, "rate", RATE)
         for kind, name, known in (("rewinding", self.rewind, rewind.names()), ("criterion", self.criterion, criteria.names())):
             if name not in known:
                 raise unknown(kind, name, known)
         checks = {
-            f"the rate is the share cut in each round, between 0 and 1, not {self.rate}": 0 < self.rate < 1,
+            f"the rate is the share cut in each round, between 0 and 1, not {self.rate}": self.rate is None or 0 < self.rate < 1,
             f"rounds must be at least 1, not {self.rounds}": self.rounds >= 1,
             f"seeds must be at least 1, not {self.seeds}": self.seeds >= 1,
             f"the first seed must not be negative: {self.seed}": self.seed >= 0,
             f"the rewind epoch must not be negative: {self.rewind_epoch}": self.rewind_epoch >= 0,
             f"--rewind-epoch belongs to --rewind weight, not to {self.rewind}": self.rewind == "weight" or self.rewind_epoch == 0,
             f"widths must be multiples of at least 1, not {self.align}": self.align >= 1,
-            f"the least share of a layer must be in [0, 1), not {self.min_share}": 0 <= self.min_share < 1,
             f"the confidence must be between 0.5 and 1, not {self.confidence}": 0.5 < self.confidence < 1,
             f"the margin must not be negative: {self.margin_points}": self.margin_points >= 0,
             f"scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}": self.scope in get_args(Scope),
+            f"the reduction must be one of {', '.join(get_args(Reduction))}, not {self.group_reduction!r}": self.group_reduction
+            in get_args(Reduction),
             f"schedule must be one of {', '.join(get_args(PruneSchedule))}, not {self.schedule!r}": self.schedule
             in get_args(PruneSchedule),
         }
@@ -64,37 +77,51 @@ class SearchConfig(Record):
                 raise BadSetting(message)
 
     @property
+    def target(self) -> Target | None:
+        """What the last level may leave, where that is asked for instead of a rate."""
+        return Target.asked(self.target_macs, self.target_params)
+
+    @property
     def shares(self) -> list[float]:
-        """The share of the surviving filters that each level drops: one entry a level."""
+        """One entry a level: the share of the surviving filters that it drops; with a target, the share of the dense network that it leaves.
+
+        The levels on the way to a target leave the same share of each other.
+        """
+        if self.target is not None:
+            return [self.target.share ** (level / self.levels) for level in range(1, self.levels + 1)]
+        assert self.rate is not None, "without a target there is a rate"
         return [self.rate] * self.rounds if self.schedule == "iterative" else [1 - (1 - self.rate) ** self.rounds]
+
+    @property
+    def levels(self) -> int:
+        """How often the network is cut."""
+        return self.rounds if self.schedule == "iterative" else 1
 
     @property
     def all_seeds(self) -> range:
         return range(self.seed, self.seed + self.seeds)
 
-    def floors(self, groups: tuple[Group, ...]) -> dict[str, int]:
-        """Group -> the channels that it keeps at least."""
-        return {g.name: max(1, math.ceil(self.min_share * g.width)) for g in groups}
-
     def check_fits(self, groups: tuple[Group, ...]) -> None:
-        """Raises BadSetting where the rounds would empty a layer, or leave less than all the floors together."""
-        left = (1 - self.rate) ** self.rounds
-        free = [g for g in groups if not g.frozen]
-        floors = self.floors(groups)
+        """Raises BadSetting where rounds at a rate would empty a layer, or leave less than all the floors together."""
+        if self.rate is None:
+            return
+        left, own, floors = (1 - self.rate) ** self.rounds, self.kept(groups), self.floors(groups)
+        ranked = [b for b in bundles(groups) if not b.frozen and b.name not in own]
         if self.scope == "local":
-            thin = min(free, key=lambda g: g.width)
-            if thin.width * left < 1:
-                most = int(math.log(1 / thin.width) / math.log(1 - self.rate))
+            thin = min((b for b in ranked if len(b.groups) == 1), key=lambda b: b.steps, default=None)
+            if thin is not None and thin.steps * left < 1:
+                most = int(math.log(1 / thin.steps) / math.log(1 - self.rate))
                 raise BadSetting(
-                    f"{self.rounds} rounds at rate {self.rate} would empty {thin.name!r} ({thin.width} filters); "
+                    f"{self.rounds} rounds at rate {self.rate} would empty {thin.name!r} ({thin.steps} filters); "
                     f"at most {most} rounds do not, or prune with --scope global"
                 )
             return
-        total = sum(g.width * g.filters_per_channel for g in free)
-        least = sum(floors[g.name] * g.filters_per_channel for g in free)
+        total = sum(b.steps * b.filters_per_step for b in ranked)
+        least = sum(b.steps_for(floors) * b.filters_per_step for b in ranked)
         if total * left < least:
             most = int(math.log(least / total) / math.log(1 - self.rate))
             raise BadSetting(
                 f"{self.rounds} rounds at rate {self.rate} would leave {total * left:.0f} of {total} filters, fewer than the floors of all "
-                f"layers together ({least}) and so empty a layer; at most {most} rounds, or a smaller --min-share than {self.min_share}"
+                f"layers together ({least}) and so empty a layer; at most {most} rounds, or smaller floors than --min-share {self.min_share} "
+                f"and --min-channels {self.min_channels}"
             )

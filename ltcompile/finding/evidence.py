@@ -1,38 +1,111 @@
-"""What gradient criteria look at: the training loss, differentiated before a round's cut."""
+"""What criteria look at beside weights, from a few training batches before a round's cut: gradients, curvature, activations."""
 
 from __future__ import annotations
 
-import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ltcompile.core.plan import PruningPlan
+from ltcompile import criteria
 from ltcompile.core.recipe import Recipe
+from ltcompile.criteria import Evidence
 from ltcompile.data import Split
-from ltcompile.graph import cut
 from ltcompile.train import lay_out
 
 BATCHES = 8
+PROBES = 4  # Hutchinson's random vectors for each batch
+
+Batches = Iterator[tuple[Tensor, Tensor]]
 
 
-def loss_gradients(model: nn.Module, split: Split, recipe: Recipe, seed: int, device: torch.device) -> dict[str, Tensor]:
-    """Parameter name -> gradient of the summed mean losses of a few training batches, in eval mode."""
+def gather(
+    criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed: int, device: torch.device, dice: torch.Generator
+) -> Evidence:
+    """What `criterion` needs to score `model`, in eval mode, and no more. `seed` picks the batches of `split`.
+
+    Raises UnknownName.
+    """
+    collect: dict[str, Callable[[Batches], object]] = {
+        "gradients": partial(loss_gradients, model),
+        "curvature": partial(loss_curvature, model, seed=seed),
+        "activations": partial(channel_means, model, measure=torch.abs),
+        "nonzeros": partial(channel_means, model, measure=_positive),
+    }
     layout = lay_out(model.eval(), device)
+    evidence = Evidence(dice=dice)
+    for kind in criteria.needs(criterion):
+        batches = islice(split.batches(min(recipe.batch, len(split)), device, recipe, seed), BATCHES)
+        setattr(evidence, kind, collect[kind]((images.contiguous(memory_format=layout), labels) for images, labels in batches))
+    return evidence
+
+
+def loss_gradients(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
+    """Parameter name -> gradient of the summed mean losses of the batches; zeros where the loss does not depend on it."""
     model.zero_grad(set_to_none=True)
-    batches = split.batches(min(recipe.batch, len(split)), device, recipe, seed)
-    for _, (images, labels) in zip(range(BATCHES), batches, strict=False):
-        F.cross_entropy(model(images.contiguous(memory_format=layout)), labels).backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    for images, labels in batches:
+        F.cross_entropy(model(images), labels).backward()
+    trained = ((name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad)
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained}
     model.zero_grad(set_to_none=True)
     return gradients
 
 
-def sliced(gradients: dict[str, Tensor], model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
-    """Gradients of the masked network in the cut one's coordinates."""
-    holder = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, parameter in holder.named_parameters():
-            parameter.copy_(gradients[name])
-    return dict(cut(holder, plan).named_parameters())
+def loss_curvature(model: nn.Module, batches: Batches, seed: int) -> dict[str, Tensor]:
+    """Parameter name -> diagonal of the Hessian of the summed mean losses of the batches.
+
+    Estimated as the mean of v * Hv over random signs v (Hutchinson 1990; Bekas et al. 2007, doi:10.1016/j.apnum.2007.01.003).
+    """
+    parameters = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    values = list(parameters.values())
+    diagonal = [torch.zeros_like(p) for p in values]
+    signs = torch.Generator().manual_seed(seed)  # on the CPU: the same stream for every device
+    for images, labels in batches:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attentions cannot be differentiated twice
+            loss = F.cross_entropy(model(images), labels)
+            gradients = torch.autograd.grad(loss, values, create_graph=True, materialize_grads=True)
+            for _ in range(PROBES):
+                probe = [_signs(p, signs) for p in values]
+                products = torch.autograd.grad(gradients, values, probe, retain_graph=True, materialize_grads=True)
+                torch._foreach_addcmul_(diagonal, probe, products, 1 / PROBES)
+    return dict(zip(parameters, diagonal, strict=True))
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, like.shape, generator=generator).to(like).mul_(2).sub_(1)
+
+
+@torch.no_grad()
+def channel_means(model: nn.Module, batches: Batches, measure: Callable[[Tensor], Tensor]) -> dict[tuple[str, str], Tensor]:
+    """(layer, axis) -> mean of `measure` over images and places, (C,): of what the layer reads ("in"), and makes ("out", "each").
+
+    Of convolutions, linear layers and the norms with channels in dimension 1; each under every name that a member's axis may have.
+    """
+    means: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+
+    def record(name: str, layer: nn.Module, read: tuple[Tensor, ...], made: Tensor) -> None:
+        channel_dim = -1 if isinstance(layer, nn.Linear) else 1
+        for axes, values in ((("in",), read[0]), (("out", "each"), made)):
+            found = measure(values).movedim(channel_dim, 0).flatten(1).double().mean(1)
+            for axis in axes:
+                means[name, axis].append(found)
+
+    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase)
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
+    hooks = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
+    try:
+        for images, _ in batches:
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {key: torch.stack(parts).mean(0) for key, parts in means.items()}
+
+
+def _positive(values: Tensor) -> Tensor:
+    return (values > 0).to(values.dtype)

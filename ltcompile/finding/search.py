@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ltcompile import criteria, rewind
 from ltcompile.core.plan import Group, PruningPlan
@@ -23,15 +23,16 @@ from ltcompile.core.records import Arm, Trained, Verdict, provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset, load_data
 from ltcompile.errors import BadSetting
-from ltcompile.finding.choose import choose
+from ltcompile.finding.choose import Ranking
 from ltcompile.finding.config import SearchConfig
-from ltcompile.finding.evidence import loss_gradients, sliced
+from ltcompile.finding.evidence import gather
 from ltcompile.finding.listener import Listener, Silence
 from ltcompile.finding.run import RunFolder
+from ltcompile.finding.target import Meter, check_reachable, meet
 from ltcompile.finding.verdict import choose_level, closest_level, judge
 from ltcompile.graph import cut, mask, size, trace, zeros
 from ltcompile.graph.surgeon import zero_
-from ltcompile.models import build_model, default_recipe, least_size
+from ltcompile.models import build_model, default_recipe, least_size, preprocessing
 from ltcompile.paths import write_json
 from ltcompile.train import Epoch, Training, evaluate, pick_device, train
 
@@ -59,15 +60,18 @@ def find(
     folder: str | Path | None = None,
     device: str | None = None,
     resume: bool = False,
+    strict: bool = False,
     listener: Listener | None = None,
 ) -> Found:
     """Search for the smallest winning ticket of `model` on `data`, and write it to `folder`/ticket.pt.
 
     Args:
-        recipe: how every arm is trained; by default the model's usual recipe, adapted to the data.
-        weights: trained weights to start from instead of fresh ones.
+        recipe: how every arm is trained; by default the model's usual recipe, adapted to the data and to given weights.
+        weights: trained weights to start from instead of fresh ones. For a `torchvision:` or `timm:` model, images are then prepared
+            as for its published ones.
         folder: the run folder, by default runs/MODEL-DATA-REWIND.
         resume: go on with the run in `folder` behind its last finished epoch.
+        strict: refuse a folder with unreadable images instead of skipping them.
 
     Raises:
         LtcompileError: one of its kinds, for a name, setting, data set or file that does not fit.
@@ -75,8 +79,8 @@ def find(
     config = config or SearchConfig()
     on = pick_device(device)
     if isinstance(data, str):
-        data = load_data(data, data_root, image_size or image_size_for(model, data), download=download)
-    search = _Search(model, data, config, recipe or data.adapt(default_recipe(model)), weights, on, listener or Silence())
+        data = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
+    search = _Search(model, data, config, recipe or recipe_for(model, data, weights), weights, on, listener or Silence())
     return search.run(Path(folder) if folder is not None else default_folder(model, data, config), resume)
 
 
@@ -85,9 +89,26 @@ def default_folder(model: str, data: Dataset, config: SearchConfig) -> Path:
     return Path("runs") / "-".join((model, data.description.name, config.rewind)).replace(":", "-").replace("/", "-")
 
 
-def image_size_for(model: str, data: str) -> int | None:
-    """The side to show `data` at where its own is too small for `model`; None for the data's own. Raises UnknownName."""
-    return least_size(model) if data == "mnist" and least_size(model) > 28 else None
+def data_for(
+    model: str,
+    data: str,
+    data_root: str | Path = "data",
+    image_size: int | None = None,
+    *,
+    weights: str | Path | None = None,
+    download: bool = False,
+    strict: bool = False,
+) -> Dataset:
+    """The data set as `model` has to see it: large enough, and with `weights` prepared as for its published ones. Raises as `find`."""
+    side = image_size or (least_size(model) if data == "mnist" and least_size(model) > 28 else None)
+    prepared = preprocessing(model) if weights else None
+    return load_data(data, data_root, side, download=download, preprocessing=prepared, strict=strict)
+
+
+def recipe_for(model: str, data: Dataset, weights: str | Path | None = None) -> Recipe:
+    """The model's usual recipe, at a fine-tuning rate where there are trained `weights`, adapted to the data. Raises UnknownName."""
+    usual = default_recipe(model)
+    return data.adapt(usual.fine_tuning() if weights else usual)
 
 
 class _Search:
@@ -109,8 +130,14 @@ class _Search:
         if config.rewind_epoch >= recipe.epochs:
             raise BadSetting(f"--rewind-epoch {config.rewind_epoch} must lie before the last of {recipe.epochs} epochs")
         self.example = data.example
-        self.groups = trace(self._initial(config.seed), self.example)
+        model = self._initial(config.seed)
+        self.groups = config.freeze(trace(model, self.example))
         config.check_fits(self.groups)
+        meter = Meter(model, self.example)
+        self.dense_size = meter.dense
+        if config.target is not None:
+            no_scores = {g.name: torch.zeros(g.width) for g in self.groups}
+            check_reachable(config.target, self._ranking(self.groups, no_scores, config.levels), meter, config, config.align)
 
     # Weights that exist only as a seed
 
@@ -177,20 +204,26 @@ class _Search:
             inner = {name: tuple(plan.kept[name].index(c) for c in kept) for name, kept in whole.kept.items()}
             return PruningPlan(remaining, inner), whole
         dice = torch.Generator().manual_seed(seed * 1009 + level)
-        gradients = (
-            loss_gradients(model, self.data.train, self.recipe, seed, self.device)
-            if criteria.needs_gradients(self.config.criterion)
-            else {}
-        )
         small = cut(model, plan) if self.config.masked else model
-        if self.config.masked and gradients:
-            gradients = sliced(gradients, model, plan)
-        scores = criteria.score(self.config.criterion, remaining, small, criteria.Evidence(gradients, dice))
-        floors = self.config.floors(self.groups)
-        cut_now = choose(remaining, scores, share, self.config.scope, floors=floors, align=self.config.align)
+        evidence = gather(self.config.criterion, small, self.data.train, self.recipe, seed, self.device, dice)
+        scores = criteria.score(self.config.criterion, remaining, small, evidence, self.config.group_reduction)
+        cut_now = self._choose(self._ranking(remaining, scores, level), small, share)
         whole = plan.then(cut_now)
         self.folder.save_plan(seed, level, whole)
         return cut_now, whole
+
+    def _ranking(self, groups: tuple[Group, ...], scores: Mapping[str, Tensor], level: int) -> Ranking:
+        """What may go of `groups`, the original network's or what an earlier level left of them, at `level`."""
+        floors, kept = self.config.floors(self.groups), self.config.kept(self.groups, level / self.config.levels)
+        return Ranking(groups, scores, self.config.scope, floors=floors, kept=kept, align=self.config.align)
+
+    def _choose(self, ranking: Ranking, small: nn.Module, share: float) -> PruningPlan:
+        """The cut of `small` by an entry of the config's shares. On the way to a target, a level goes as far as it can."""
+        target = self.config.target
+        if target is None:
+            return ranking.plan(ranking.steps(share))
+        meter = Meter(small, self.example)
+        return meet(ranking, lambda found: target.of(meter.left(found)), share * target.of(self.dense_size))
 
     def _level(self, seed: int, level: int, trained: nn.Module, plan: PruningPlan, inner: PruningPlan) -> tuple[nn.Module, Trained]:
         recipe, first = self.rewinding.recipe(self.recipe), self.rewinding.first_epoch(self.config.rewind_epoch)
@@ -232,6 +265,11 @@ class _Search:
         model.load_state_dict(saved["weights"])
         return model
 
+    def _teacher(self, seed: int, arm: Arm, recipe: Recipe) -> nn.Module | None:
+        """The seed's dense network, for tickets and, in fairness, the random control; None where nothing is distilled."""
+        taught = recipe.distill > 0 and arm in ("ticket", "random")
+        return self._trained(seed, "dense-0", PruningPlan(self.groups)) if taught else None
+
     # One training
 
     def _unit(
@@ -262,7 +300,16 @@ class _Search:
         after_step = (lambda network: zero_(network, dropped)) if masked else None
         stream = seed * 7919 + level * 31 + len(arm)
         done = train(
-            model, self.data, recipe, stream, self.device, first_epoch=first_epoch, after_step=after_step, progress=progress, state=state
+            model,
+            self.data,
+            recipe,
+            stream,
+            self.device,
+            first_epoch=first_epoch,
+            after_step=after_step,
+            progress=progress,
+            state=state,
+            teacher=self._teacher(seed, arm, recipe),
         )
         row = self._row(seed, arm, level, cut(model, plan) if masked else model, done)
         self.folder.save(file, {"weights": model.state_dict(), "row": row.to_json(), "epochs": [e.to_json() for e in done.epochs]})

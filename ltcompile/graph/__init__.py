@@ -1,7 +1,8 @@
 """The surgeon: find what hangs together in a network, and remove, mask or restore channels of it."""
 
 from ltcompile.graph.count import Size, size
+from ltcompile.graph.probe import Example, on_meta
 from ltcompile.graph.surgeon import cut, embed, mask, zeros
 from ltcompile.graph.trace import trace
 
-__all__ = ["Size", "cut", "embed", "mask", "size", "trace", "zeros"]
+__all__ = ["Example", "Size", "cut", "embed", "mask", "on_meta", "size", "trace", "zeros"]

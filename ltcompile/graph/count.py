@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from ltcompile.graph.probe import Example, make_probe, run
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,14 @@ class Size:
     macs: int
 
 
-def size(model: nn.Module, example: Tensor) -> Size:
-    """The size of `model` on the first image of `example` (N, C, H, W). One MAC is two of PyTorch's counted flops."""
-    was_training = model.training
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(example[:1])
-    model.train(was_training)
+def size(model: nn.Module, example: Example) -> Size:
+    """The size of `model` on the first image of `example` (N, C, H, W), or of each of several inputs. One MAC is two counted flops.
+
+    Raises:
+        BadModel: the network does not run on `example`.
+    """
+    first = tuple(x[:1] for x in example) if isinstance(example, tuple) else example[:1]
+    probe, inputs = make_probe(model, first)  # its attention is made of products that the counter knows
+    with FlopCounterMode(display=False) as counter:
+        run(probe, inputs)
     return Size(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,36 +13,35 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _INSTANCE_NORM = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_AFFINE = (("weight", 0), ("bias", 0))
 
 
 @dataclass(frozen=True)
 class Storage:
-    """The tensors (name, dimension) and the integer attributes that shrink with one axis of a layer."""
+    """The tensors (name, dimension) that shrink with one axis of a layer, and the attributes that shrink in proportion."""
 
     tensors: tuple[tuple[str, int], ...]
     attributes: tuple[str, ...]
 
 
-def is_depthwise(layer: nn.Module) -> bool:
-    """One filter per input channel. A convolution from one channel to one is an ordinary one."""
-    return isinstance(layer, _CONV) and layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels
-
-
 def storage(layer: nn.Module) -> dict[Axis, Storage]:
-    """Axis -> where its channels are stored; empty for a layer that the surgeon cannot cut."""
+    """Axis -> where its channels are stored; empty for a layer type that stores none."""
+    if isinstance(layer, _CONV) and layer.groups > 1:  # whole groups go
+        return {"each": Storage(_AFFINE, ("in_channels", "out_channels", "groups"))}
     if isinstance(layer, _CONV):
-        if is_depthwise(layer):
-            return {"each": Storage((("weight", 0), ("bias", 0)), ("in_channels", "out_channels", "groups"))}
-        if layer.groups > 1:
-            return {}
-        return {"out": Storage((("weight", 0), ("bias", 0)), ("out_channels",)), "in": Storage((("weight", 1),), ("in_channels",))}
-    if isinstance(layer, _CONV_TRANSPOSED) and layer.groups == 1:
+        return {"out": Storage(_AFFINE, ("out_channels",)), "in": Storage((("weight", 1),), ("in_channels",))}
+    if isinstance(layer, _CONV_TRANSPOSED) and layer.groups > 1:
+        return {"each": Storage(_AFFINE, ("in_channels", "out_channels", "groups"))}
+    if isinstance(layer, _CONV_TRANSPOSED):
         return {"out": Storage((("weight", 1), ("bias", 0)), ("out_channels",)), "in": Storage((("weight", 0),), ("in_channels",))}
-    if type(layer) is nn.Linear:
-        return {"out": Storage((("weight", 0), ("bias", 0)), ("out_features",)), "in": Storage((("weight", 1),), ("in_features",))}
+    if isinstance(layer, nn.Linear):
+        return {"out": Storage(_AFFINE, ("out_features",)), "in": Storage((("weight", 1),), ("in_features",))}
     if isinstance(layer, _BATCH_NORM + _INSTANCE_NORM):
-        tensors = (("weight", 0), ("bias", 0), ("running_mean", 0), ("running_var", 0))
-        return {"each": Storage(tensors, ("num_features",))}
+        return {"each": Storage((*_AFFINE, ("running_mean", 0), ("running_var", 0)), ("num_features",))}
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and len(layer.normalized_shape) == 1:
+        return {"each": Storage(_AFFINE, ("normalized_shape",))}
+    if isinstance(layer, nn.GroupNorm):
+        return {"each": Storage(_AFFINE, ("num_channels", "num_groups") if layer.num_groups > 1 else ("num_channels",))}
     if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
         return {"each": Storage((("weight", 0),), ("num_parameters",))}
     return {}
@@ -49,4 +49,45 @@ def storage(layer: nn.Module) -> dict[Axis, Storage]:
 
 def place(layer: nn.Module, axis: Axis) -> Storage:
     """Where the channels of `axis` of `layer` are stored: see `Member` for the axes. Raises KeyError where there is no such axis."""
+    if axis.startswith("="):
+        return Storage((), (axis[1:],))
+    if "." in axis:
+        name, dim = axis.split(".")
+        return Storage(((name, int(dim)),), ())
     return storage(layer)[axis]
+
+
+def width(layer: nn.Module, axis: Axis) -> int:
+    """How many positions `axis` of `layer` has. Raises KeyError, AttributeError or IndexError where there is no such axis."""
+    where = place(layer, axis)
+    for name, dim in where.tensors:
+        if (value := getattr(layer, name)) is not None:
+            return int(value.shape[dim])
+    return int(_read(layer, where.attributes[0]))
+
+
+def shrink_attributes(layer: nn.Module, where: Storage, before: int, after: int) -> None:
+    """Scale the attributes that count an axis from `before` positions to `after`."""
+    for attribute in where.attributes:
+        value = _read(layer, attribute)
+        if isinstance(value, tuple) and "[" not in attribute:  # normalized_shape
+            setattr(layer, attribute, (*value[:-1], value[-1] * after // before))
+        else:
+            _write(layer, attribute, value * after // before)
+
+
+def _read(layer: nn.Module, attribute: str) -> int:
+    name, _, item = attribute.partition("[")
+    value = getattr(layer, name)
+    found: int = value[int(item[:-1])] if item else value
+    return found
+
+
+def _write(layer: nn.Module, attribute: str, value: int) -> None:
+    name, _, item = attribute.partition("[")
+    if not item:
+        setattr(layer, name, value)
+        return
+    values = list(getattr(layer, name))
+    values[int(re.sub(r"\D", "", item))] = value
+    setattr(layer, name, type(getattr(layer, name))(values))

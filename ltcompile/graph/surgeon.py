@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from ltcompile.core.plan import Axis, PruningPlan
 from ltcompile.errors import BadPlan
-from ltcompile.graph.layers import Storage, storage
+from ltcompile.graph.attention import replace_attention
+from ltcompile.graph.layers import place, shrink_attributes, width
+from ltcompile.graph.statistics import leave_out, mixes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -22,16 +24,21 @@ Module = TypeVar("Module", bound=nn.Module)
 def cut(model: Module, plan: PruningPlan) -> Module:
     """A copy of `model` without the channels that `plan` drops: dense, smaller, and equal to `mask(model, plan)`.
 
+    Attention of torch's own is exchanged for `Attention` where the plan cuts it, with the same parameter names.
+
     Raises:
         BadPlan: the plan does not fit the network; the message names the layer.
     """
+    slices = _slices(model, plan)
     small = copy.deepcopy(model)
-    for name, _, place, kept in _slices(small, plan):
+    replace_attention(small, {name for name, *_ in slices} | {name.rpartition(".")[0] for name, *_ in slices})
+    done: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for name, axis, kept in slices:
         layer = small.get_submodule(name)
-        for tensor_name, dim in place.tensors:
-            _select(layer, tensor_name, dim, kept)
-        for attribute in place.attributes:
-            setattr(layer, attribute, len(kept))
+        where, before = place(layer, axis), width(layer, axis)
+        shrink_attributes(layer, where, before, len(kept))
+        for tensor_name, dim in where.tensors:
+            _select(layer, tensor_name, dim, kept, done)
     return small
 
 
@@ -39,20 +46,34 @@ def mask(model: Module, plan: PruningPlan) -> Module:
     """A copy of `model` whose dropped channels are zero in every layer of their group, so that nothing flows on.
 
     Weights, biases, batch-norm scales and shifts go to zero where channels are made, and so do the slices that consume
-    them: an activation with f(0) != 0 leaks nothing either. Raises BadPlan as `cut` does.
+    them: an activation with f(0) != 0 leaks nothing either. Norms that mix channels leave the dropped ones out of their
+    statistics. Raises BadPlan as `cut` does.
     """
     masked = copy.deepcopy(model)
     zero_(masked, zeros(masked, plan))
+    if mixing := _mixing(masked, plan):
+        leave_out(masked, mixing)
     return masked
+
+
+def _mixing(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
+    """Weight or bias of each norm that mixes channels and that `plan` cuts -> the channels that it keeps."""
+    found = {}
+    for name, axis, kept in _slices(model, plan):
+        layer = model.get_submodule(name)
+        if axis == "each" and mixes(layer):
+            affine = next(n for n in ("weight", "bias") if getattr(layer, n, None) is not None)
+            found[_full(name, affine)] = kept
+    return found
 
 
 def zeros(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """Parameter name -> boolean tensor of its shape, true where `plan` drops the value. Untouched parameters are left out."""
     dropped: dict[str, Tensor] = {}
-    parameters = dict(model.named_parameters())
-    for name, _, place, kept in _slices(model, plan):
-        for tensor_name, dim in place.tensors:
-            full = f"{name}.{tensor_name}" if name else tensor_name
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, axis, kept in _slices(model, plan):
+        for tensor_name, dim in place(model.get_submodule(name), axis).tensors:
+            full = _full(name, tensor_name)
             if full not in parameters:
                 continue
             value = parameters[full]
@@ -67,7 +88,7 @@ def zeros(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
 @torch.no_grad()
 def zero_(model: nn.Module, dropped: dict[str, Tensor]) -> None:
     """Zero the dropped values in place, and their gradients if there are any."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, gone in dropped.items():
         parameter = parameters[name]
         parameter.masked_fill_(gone, 0)
@@ -83,11 +104,11 @@ def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
     """
     masked = mask(model, plan)
     kept_at: dict[str, dict[int, Tensor]] = {}
-    for name, _, place, kept in _slices(masked, plan):
-        for tensor_name, dim in place.tensors:
-            kept_at.setdefault(f"{name}.{tensor_name}" if name else tensor_name, {})[dim] = kept
-    source = small.state_dict()
-    for full, target in masked.state_dict().items():
+    for name, axis, kept in _slices(masked, plan):
+        for tensor_name, dim in place(masked.get_submodule(name), axis).tensors:
+            kept_at.setdefault(_full(name, tensor_name), {})[dim] = kept
+    source, persistent = small.state_dict(), masked.state_dict().keys()
+    for full, target in [(n, t) for n, t in [*masked.named_parameters(), *masked.named_buffers()] if n in persistent]:
         value = source.get(full)
         places = kept_at.get(full, {})
         expected = tuple(len(places[d]) if d in places else n for d, n in enumerate(target.shape))
@@ -101,27 +122,36 @@ def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
     return masked
 
 
-def _slices(model: nn.Module, plan: PruningPlan) -> list[tuple[str, Axis, Storage, Tensor]]:
-    """(layer, axis, its storage, kept positions) for everything that the plan makes smaller."""
+def _full(layer: str, name: str) -> str:
+    return f"{layer}.{name}" if layer else name
+
+
+def _slices(model: nn.Module, plan: PruningPlan) -> list[tuple[str, Axis, Tensor]]:
+    """(layer, axis, kept positions) for everything that the plan makes smaller."""
     slices = []
     for (name, axis), gone in plan.removed().items():
         try:
-            place = storage(model.get_submodule(name))[axis]
-        except (AttributeError, KeyError) as error:
+            layer = model.get_submodule(name)
+            size = width(layer, axis)
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise BadPlan(f"the plan cuts axis {axis!r} of {name!r}, which this network does not have") from error
-        width = getattr(model.get_submodule(name), place.attributes[0])
-        if gone[-1] >= width or len(gone) >= width:
-            raise BadPlan(f"the plan drops channels up to {gone[-1]} of {name!r}, which has {width}: was it cut before?")
-        keep = torch.ones(width, dtype=torch.bool)
+        if gone[-1] >= size or len(gone) >= size:
+            raise BadPlan(f"the plan drops channels up to {gone[-1]} of {name!r}, which has {size}: was it cut before?")
+        keep = torch.ones(size, dtype=torch.bool)
         keep[gone] = False
-        slices.append((name, axis, place, keep.nonzero().flatten()))
+        slices.append((name, axis, keep.nonzero().flatten()))
     return slices
 
 
-def _select(layer: nn.Module, name: str, dim: int, kept: Tensor) -> None:
-    """Keep only the `kept` slices of a parameter or buffer, if the layer has it."""
+def _select(layer: nn.Module, name: str, dim: int, kept: Tensor, done: dict[tuple[int, int], tuple[Tensor, Tensor]]) -> None:
+    """Keep only the `kept` slices of a parameter or buffer, if the layer has it; what layers share is cut once and stays shared.
+
+    `done` maps (id of a tensor, dimension) to that tensor, which keeps the id its own, and what was made of it.
+    """
     value = getattr(layer, name, None)
     if value is None:
         return
-    new = value.detach().index_select(dim, kept.to(value.device))
-    setattr(layer, name, nn.Parameter(new, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else new)
+    if (id(value), dim) not in done:
+        new = value.detach().index_select(dim, kept.to(value.device))
+        done[id(value), dim] = value, nn.Parameter(new, value.requires_grad) if isinstance(value, nn.Parameter) else new
+    setattr(layer, name, done[id(value), dim][1])

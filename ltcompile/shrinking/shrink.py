@@ -42,7 +42,7 @@ def shrink(
     *,
     precision: Precision = "fp32",
     model: str | None = None,
-    recalibrate: Dataset | None = None,
+    calibrate: Dataset | None = None,
 ) -> Shrunk:
     """Make the ticket's network physically small and write it to `output` (.onnx, .pt2 or .safetensors).
 
@@ -51,7 +51,7 @@ def shrink(
     Args:
         precision: "fp16" computes in half precision behind fp32 inputs and outputs.
         model: names one's own `package.module:factory` again where the ticket needs it.
-        recalibrate: take batch norm's running statistics anew from this data's training images.
+        calibrate: take batch norm's running statistics anew from this data's training images.
 
     Raises:
         Disagreement: the networks differ by more than the tolerance. BadFile, StaleTicket, BadSetting: as they say.
@@ -64,11 +64,11 @@ def shrink(
         raise BadSetting(f"precision must be one of {', '.join(FILE_TOLERANCE)}, not {precision!r}")
     if not isinstance(ticket, Ticket):
         ticket = Ticket.load(ticket)
-    check_ticket_fits(ticket, model, recalibrate.description.classes if recalibrate else None)
+    check_ticket_fits(ticket, model, calibrate.description.classes if calibrate else None)
     dense = dense_network(ticket)
     small = small_network(ticket, dense)
-    if recalibrate is not None:
-        _recalibrate(small, recalibrate)
+    if calibrate is not None:
+        _take_statistics(small, calibrate)
     probe = _probe(ticket)
     dense_size, small_size = size(dense, probe), size(small, probe)
     equality_error = _check_equal(small, ticket, dense, probe)
@@ -77,7 +77,7 @@ def shrink(
     reference = _logits(folded, probe)
     _check_within("the folded network and the cut one", reference, _logits(small, probe), EQUALITY_TOLERANCE)
     _WRITERS[output.suffix](
-        HalfInside(folded) if precision == "fp16" else folded, probe, output, _metadata(ticket, precision, recalibrate is not None)
+        HalfInside(folded) if precision == "fp16" else folded, probe, output, _metadata(ticket, precision, calibrate is not None)
     )
     if precision == "fp16":
         folded = folded.float()
@@ -93,7 +93,7 @@ def shrink(
         "equality_error": equality_error,
         "onnx_error": file_error,
         "tolerance": FILE_TOLERANCE[precision],
-        "recalibrated": recalibrate is not None,
+        "recalibrated": calibrate is not None,
         "folded_batch_norms": sum(t.startswith("folded") for t in told.values()),
         "not_folded": {name: why for name, why in told.items() if not why.startswith("folded")},
         "seconds": time.perf_counter() - began,
@@ -140,7 +140,7 @@ def _check_within(what: str, found: Tensor, expected: Tensor, tolerance: float) 
 
 
 @torch.no_grad()
-def _recalibrate(model: nn.Module, data: Dataset) -> None:
+def _take_statistics(model: nn.Module, data: Dataset) -> None:
     """Batch norm's running mean and variance as plain averages over one pass of the training images."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
@@ -164,6 +164,7 @@ def _metadata(ticket: Ticket, precision: str, recalibrated: bool) -> dict[str, s
         "class_names": json.dumps(list(ticket.data["class_names"])),
         "mean": json.dumps(list(ticket.data["mean"])),
         "std": json.dumps(list(ticket.data["std"])),
+        "interpolation": str(ticket.data.get("interpolation", "bilinear")),  # tickets before it knew no other
         "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey",
         "precision": precision,
         "recalibrated": json.dumps(recalibrated),

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record
@@ -23,6 +22,7 @@ from ltcompile.data import Dataset
 from ltcompile.errors import TrainingFailed
 from ltcompile.train.device import autocast_dtype, lay_out
 from ltcompile.train.evaluate import Evaluation, evaluate
+from ltcompile.train.loss import loss_of
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,14 @@ def train(
     after_step: Callable[[nn.Module], None] | None = None,
     progress: Progress | None = None,
     state: dict[str, Any] | None = None,
+    teacher: nn.Module | None = None,
 ) -> Training:
     """Train `model` in place from `first_epoch` of the recipe's schedule to its end; momentum starts at zero.
 
     Args:
         after_step: called on the network after each step (the masked search zeroes its dropped weights again).
         state: what `progress` was handed before an interruption: training goes on behind its epoch, which is not the last.
+        teacher: a trained network, put into eval mode and on `device`, whose answers are `recipe.distill` of the loss.
 
     Raises:
         TrainingFailed: the loss is not finite.
@@ -81,9 +83,10 @@ def train(
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         done = [Epoch.from_json(row) for row in state["epochs"]]
+    taught = _taught(teacher, device)
     forward = torch.compile(model) if device.type == "cuda" else model
     for epoch in range(first_epoch + len(done), recipe.epochs):
-        row, val = _epoch(model, forward, optimiser, data, recipe, seed, epoch, device, layout, after_step)
+        row, val = _epoch(model, forward, taught, optimiser, data, recipe, seed, epoch, device, layout, after_step)
         done.append(row)
         if progress is not None:
             saved = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epochs": [e.to_json() for e in done]}
@@ -98,9 +101,24 @@ def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
+def _taught(teacher: nn.Module | None, device: torch.device) -> Callable[[Tensor], Tensor | None]:
+    """Images (N, C, H, W) -> the teacher's logits (N, classes); None without one."""
+    if teacher is None:
+        return lambda images: None
+    layout = lay_out(teacher.eval(), device)
+
+    @torch.no_grad()
+    def answer(images: Tensor) -> Tensor:
+        logits: Tensor = teacher(images.contiguous(memory_format=layout))
+        return logits.float() if logits.dtype == torch.bfloat16 else logits
+
+    return answer
+
+
 def _epoch(
     model: nn.Module,
     forward: Callable[..., Any],
+    taught: Callable[[Tensor], Tensor | None],
     optimiser: torch.optim.Optimizer,
     data: Dataset,
     recipe: Recipe,
@@ -124,8 +142,8 @@ def _epoch(
         for group in optimiser.param_groups:
             group["lr"] = rate
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = forward(images.contiguous(memory_format=layout))
-        loss = F.cross_entropy(logits.float() if dtype else logits, labels, label_smoothing=recipe.label_smoothing)
+            logits, target = forward(images.contiguous(memory_format=layout)), taught(images)
+        loss = loss_of(logits.float() if dtype else logits, labels, recipe, target)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

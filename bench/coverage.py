@@ -1,0 +1,264 @@
+"""Every classifier of torchvision, and a family each of timm: planned, cut, compared, exported; beside Torch-Pruning's planning.
+
+python bench/coverage.py                # all 80 of torchvision
+python bench/coverage.py --timm         # the families of timm
+python bench/coverage.py resnet50 vit_b_16
+
+Each network runs in a process of its own, so that its peak memory is its own. Rows are kept in bench/results/coverage.json as they
+come; a network that has one is not run again unless it is named. The table is bench/results/coverage.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+ROWS = RESULTS / "coverage.json"
+LIMIT_S = {"ours": 600, "torch-pruning": 180}
+HEAD = (
+    *("network", "groups", "params left", "MACs left", "cut against mask", "ONNX Runtime", "plan s", "Torch-Pruning s"),
+    *("surgery / weights", "left alone"),
+)
+EXTRA_INPUT = {"inception_v3": 299}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--timm", action="store_true")
+    parser.add_argument("--one", choices=list(LIMIT_S), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps({"ours": ours, "torch-pruning": theirs}[asked.one](asked.names[0])))
+        return
+    rows = json.loads(ROWS.read_text())["rows"] if ROWS.exists() else {}
+    for name in asked.names or (timm_names() if asked.timm else torchvision_names()):
+        if name in rows and name not in asked.names:
+            continue
+        rows[name] = {who: _apart(who, name) for who in LIMIT_S}
+        print(_line(name, rows[name]), flush=True)
+        _write(rows)
+    print(json.dumps(_summary(rows)))
+
+
+def torchvision_names() -> list[str]:
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)  # type: ignore[no-any-return]
+
+
+def timm_names() -> list[str]:
+    """The smallest network, by the length of its name, of each of timm's families."""
+    import timm
+
+    families: dict[str, list[str]] = {}
+    for name in timm.list_models():
+        families.setdefault(timm.models.model_entrypoint(name).__module__, []).append(name)
+    small = ("tiny", "nano", "atto", "pico", "small", "xxs", "18", "26", "_050", "_b0", "_s0", "_s", "test")
+    return [f"timm:{min(names, key=lambda n: (not any(s in n for s in small), len(n), n))}" for names in families.values()]
+
+
+def _apart(who: str, name: str) -> dict[str, Any]:
+    """The row that a process of its own gives."""
+    command = [sys.executable, __file__, "--one", who, name]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S[who], check=False)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {LIMIT_S[who]} s"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]}
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
+
+
+def _network(name: str) -> tuple[Any, Any]:
+    """The network with random weights and statistics, in eval mode, and two images."""
+    import torch
+
+    torch.manual_seed(0)
+    if name.startswith("timm:"):
+        import timm
+
+        model = timm.create_model(name.removeprefix("timm:"), num_classes=10)
+        side = model.default_cfg["input_size"][-1]
+    else:
+        import torchvision
+
+        fast = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+        model, side = torchvision.models.get_model(name, weights=None, num_classes=10, **fast), EXTRA_INPUT.get(name, 224)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # nothing is zero or one by luck, so that an error shows
+        for key, value in [*model.named_parameters(), *model.named_buffers()]:
+            if value.is_floating_point() and (value.dim() < 2 or value.abs().max() == value.abs().min()):
+                low = 0.5 if any(k in key for k in ("weight", "var", "gamma", "scale")) else -0.2
+                value.copy_(low + (1 if low > 0 else 0.4) * torch.rand(value.shape, generator=generator))
+    return model.eval(), torch.randn(2, 3, side, side, generator=generator)
+
+
+def ours(name: str) -> dict[str, Any]:
+    """Plan (global and local), cut, compare with the mask, train one step, export, compare with ONNX Runtime."""
+    import torch
+
+    import ltcompile as lt
+
+    warnings.simplefilter("ignore")
+    model, x = _network(name)
+    weights_mib = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
+    before_mib = _peak_mib()
+    seconds = _time_s(lambda: lt.plan(model, x))
+    plans = {scope: lt.plan(model, x, 0.5, scope) for scope in ("local", "global")}  # type: ignore[arg-type]
+    lt.cut(model, plans["global"])
+    surgery_mib = _peak_mib() - before_mib
+    errors = {}
+    for scope, plan in plans.items():
+        small = lt.cut(model, plan)
+        with torch.no_grad():
+            made, expected = small(x), lt.mask(model, plan)(x)
+        errors[scope] = _error(made, expected)
+    dense, left = lt.size(model, x), lt.size(small, x)
+    reasons = Counter(r for r in plan.frozen.values() if "output" not in r)
+    row = {
+        "groups": len(plan.groups),
+        "left_alone": dict(reasons),
+        "params_left": left.params / dense.params,
+        "macs_left": left.macs / dense.macs,
+        "error": errors,
+        "plan_seconds": seconds,
+        "weights_mib": weights_mib,
+        "surgery_mib": surgery_mib,
+    }
+    row |= _exported(small, x)
+    logits = small.train()(x)
+    (logits if isinstance(logits, torch.Tensor) else logits[0]).sum().backward()
+    return row
+
+
+def _exported(small: Any, x: Any) -> dict[str, Any]:
+    import torch
+
+    from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
+
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        folded, _ = fold_batch_norm(small, x)
+        expected = folded(x)
+        path = Path(folder) / "small.onnx"
+        try:
+            export_onnx(folded, x, path)
+        except Exception as error:
+            return {"onnx_failed": str(error).splitlines()[0][:300]}
+        return {"onnx_error": _error(run_onnx(path, x), expected)}
+
+
+def theirs(name: str) -> dict[str, Any]:
+    """Torch-Pruning's dependency graph and global plan at the same ratio, without cutting; classifiers left alone as it asks."""
+    import torch
+    import torch_pruning
+
+    warnings.simplefilter("ignore")
+    model, x = _network(name)
+    ignored = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 10]
+    before_mib = _peak_mib()
+
+    def plan() -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            pruner = torch_pruning.pruner.BasePruner(
+                model,
+                x,
+                importance=torch_pruning.importance.GroupMagnitudeImportance(p=1),
+                global_pruning=True,
+                pruning_ratio=0.5,
+                ignored_layers=ignored,
+            )
+            cut = sum(1 for _ in pruner.step(interactive=True))
+        assert cut, "no group was found"
+
+    return {"plan_seconds": _time_s(plan), "surgery_mib": _peak_mib() - before_mib}
+
+
+def _time_s(action: Callable[[], object]) -> float:
+    """The median of three runs, or the only one where it takes more than 10 s."""
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < 10:
+        began = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def _error(made: Any, expected: Any) -> float:
+    """The largest difference, relative to the largest output."""
+    error = float((made - expected).abs().max() / expected.abs().max())
+    if not math.isfinite(error):
+        raise ValueError("the outputs are not finite")
+    return error
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _line(name: str, row: dict[str, Any]) -> str:
+    mine, other = row["ours"], row["torch-pruning"]
+    if "failed" in mine:
+        return f"| {name} | failed: {mine['failed']} |"
+    left = "; ".join(f"{count}x {reason}" for reason, count in mine["left_alone"].items()) or "-"
+    onnx = f"{mine['onnx_error']:.0e}" if "onnx_error" in mine else f"failed: {mine['onnx_failed'][:60]}"
+    peer = f"fails: {other['failed'][:60]}" if "failed" in other else f"{other['plan_seconds']:.1f}"
+    cells = [
+        name,
+        str(mine["groups"]),
+        f"{mine['params_left']:.2f}",
+        f"{mine['macs_left']:.2f}",
+        f"{max(mine['error'].values()):.0e}",
+        onnx,
+        f"{mine['plan_seconds']:.1f}",
+        peer,
+        f"{mine['surgery_mib'] / mine['weights_mib']:.1f}",
+        left,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _summary(rows: dict[str, Any]) -> dict[str, Any]:
+    mine = [r["ours"] for r in rows.values()]
+    worked = [r for r in mine if "failed" not in r]
+    both = [r for r in rows.values() if "failed" not in r["ours"] and "failed" not in r["torch-pruning"]]
+    ratios = [r["ours"]["plan_seconds"] / r["torch-pruning"]["plan_seconds"] for r in both]
+    return {
+        "networks": len(rows),
+        "cut": len(worked),
+        "equal_to_1e-5": sum(max(r["error"].values()) <= 1e-5 for r in worked),
+        "onnx_equal_to_1e-4": sum(r.get("onnx_error", 1) <= 1e-4 for r in worked),
+        "torch_pruning_plans": sum("failed" not in r["torch-pruning"] for r in rows.values()),
+        "plan_time_ratio_median": statistics.median(ratios) if ratios else None,
+        "plan_seconds_max": max((r["plan_seconds"] for r in worked), default=None),
+    }
+
+
+def _write(rows: dict[str, Any]) -> None:
+    from ltcompile.core.records import provenance
+    from ltcompile.paths import write_json
+
+    write_json(ROWS, {"rows": rows, "summary": _summary(rows), "provenance": {**provenance(), "command": "python bench/coverage.py"}})
+    lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *(_line(name, row) for name, row in rows.items())]
+    summary = "\n".join(f"- {key}: {value if not isinstance(value, float) else round(value, 3)}" for key, value in _summary(rows).items())
+    text = f"# Coverage\n\nAt ratio 0.5; made by `python bench/coverage.py` (and `--timm`).\n\n{summary}\n\n" + "\n".join(lines) + "\n"
+    (RESULTS / "coverage.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

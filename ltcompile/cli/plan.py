@@ -1,0 +1,123 @@
+"""ltcompile plan: what a cut would take from a network, without any training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ltcompile.cli._options import ALIGN, GROUP_REDUCTION, KEEP, LAYER_RATIO, MIN_CHANNELS, MIN_SHARE, ONLY, PRUNING, limits
+
+if TYPE_CHECKING:
+    from ltcompile.core.plan import PruningPlan
+    from ltcompile.finding import Limits
+    from ltcompile.graph import Size
+
+EPILOG = """Examples:  ltcompile plan --model vgg16 --ratio 0.5  ·  ltcompile plan --model torchvision:resnet50 --classes 1000 --target-macs 0.5
+--align 8 --weights resnet50.pth -o plan.json  ·  ltcompile plan --model resnet20 --target-params 0.3 --keep conv --layer-ratio '.*conv1=0.6'"""
+SIDE, FOREIGN_SIDE = 32, 224
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG, short_help="Tell what a cut would take, without training.")(plan)
+
+
+def plan(
+    model: str = typer.Option("vgg16", help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own."),
+    weights: Path | None = typer.Option(None, help="Trained weights (.safetensors or torch.save); fresh ones say little of importance."),
+    classes: int = typer.Option(10, help="Classes that the network tells apart."),
+    in_channels: int = typer.Option(3, help="Colours of its images."),
+    image_size: int | None = typer.Option(None, help="Side of its images in pixels.  [default: 32, 224 for networks from elsewhere]"),
+    ratio: float | None = typer.Option(
+        None, help="Share of the filters to drop.  [default: 0.5, unless there is a target]", rich_help_panel=PRUNING
+    ),
+    target_macs: float | None = typer.Option(
+        None, help="Instead of a ratio: the share of the dense network's MACs that may stay.", rich_help_panel=PRUNING
+    ),
+    target_params: float | None = typer.Option(None, help="The same with parameters.", rich_help_panel=PRUNING),
+    scope: str = typer.Option(
+        "global", help="Rank filters over the whole network (global) or layer by layer (local).", rich_help_panel=PRUNING
+    ),
+    criterion: str = typer.Option("l1", help="What tells important filters: one that needs no data.", rich_help_panel=PRUNING),
+    group_reduction: str = GROUP_REDUCTION,
+    keep: list[str] = KEEP,
+    only: list[str] = ONLY,
+    layer_ratio: list[str] = LAYER_RATIO,
+    min_share: float = MIN_SHARE,
+    min_channels: int = MIN_CHANNELS,
+    align: int = ALIGN,
+    seed: int = typer.Option(0, help="Gives fresh weights and the random criterion."),
+    output: Path | None = typer.Option(None, "-o", "--output", help="Where to write the plan as JSON, for PruningPlan.load."),
+    as_json: bool = typer.Option(False, "--json", help="Print the widths and sizes as JSON."),
+) -> None:
+    """Choose the channels to cut and print what is left of every layer and of the whole. Nothing is trained or run."""
+    import torch
+
+    from ltcompile.finding import Limits
+    from ltcompile.finding import plan as choose
+    from ltcompile.finding.target import Meter
+    from ltcompile.models import build_model, least_size
+    from ltcompile.paths import check_writable
+
+    asked = Limits(**limits(keep, only, layer_ratio, min_share, min_channels))
+    if output is not None:
+        check_writable(output)
+    side = image_size or (FOREIGN_SIDE if ":" in model else max(SIDE, least_size(model)))
+    torch.manual_seed(seed)
+    network = build_model(model, classes, in_channels, side, weights)
+    example = torch.zeros(2, in_channels, side, side)
+    found = choose(
+        network,
+        example,
+        ratio,
+        scope,  # type: ignore[arg-type]  # checked there
+        criterion,
+        align,
+        seed=seed,
+        target_macs=target_macs,
+        target_params=target_params,
+        limits=asked,
+        group_reduction=group_reduction,  # type: ignore[arg-type]
+    )
+    meter = Meter(network, example)
+    before, after = meter.dense, meter.left(found)
+    if output is not None:
+        found.save(output)
+    rows = _rows(found, asked)
+    if as_json:
+        typer.echo(json.dumps({"model": model, "groups": rows, "params": [before.params, after.params], "macs": [before.macs, after.macs]}))
+        return
+    _print(rows, before, after)
+    if output is not None:
+        typer.echo(f"wrote {output}")
+
+
+def _rows(found: PruningPlan, asked: Limits) -> list[dict[str, Any]]:
+    """A row a group: its layers (those that make its channels first), its width before and after, and why it is left alone."""
+    rows = []
+    floors = asked.floors(found.groups)
+    for group, kept in found:
+        layers = dict.fromkeys([*(m.layer for m in group.producers), *(m.layer for m in group.members if m.axis != "in")])
+        reason = group.frozen
+        if not reason and len(kept) == group.width:
+            reason = "it is no wider than its floor" if floors[group.name] == group.width else "its channels rank above the cut"
+        rows.append({"name": group.name, "layers": list(layers), "before": group.width, "after": len(kept), "left_alone": reason})
+    return rows
+
+
+def _print(rows: list[dict[str, Any]], before: Size, after: Size) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "cut with it", "before", "after", "kept", "left alone because")
+    for row in rows:
+        others = [name for name in row["layers"] if name != row["name"]]
+        told = ", ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
+        table.add_row(row["name"], told, str(row["before"]), str(row["after"]), f"{row['after'] / row['before']:.0%}", row["left_alone"])
+    Console().print(table)
+    typer.echo(
+        f"params {before.params:,} → {after.params:,} ({before.params / after.params:.2f}x fewer)   "
+        f"MACs {before.macs:,} → {after.macs:,} ({before.macs / after.macs:.2f}x fewer)"
+    )

@@ -1,0 +1,35 @@
+"""How images are made ready for a network: what its weights were trained on, and what therefore has to travel with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ltcompile.core.records import Record
+from ltcompile.errors import BadSetting
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+@dataclass(frozen=True)
+class Preprocessing(Record):
+    """The side of the square images in pixels, mean and deviation per channel of pixels scaled to 0..1, and how images are resized.
+
+    Raises:
+        BadSetting: a field outside its range.
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation = "bilinear"
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
+            raise BadSetting(f"there must be as many deviations above 0 as means, not {self.std} for {self.mean}")
+        if self.image_size < 1:
+            raise BadSetting(f"images must have at least one pixel, not {self.image_size}")
+        if self.interpolation not in get_args(Interpolation):
+            raise BadSetting(f"the interpolation must be one of {', '.join(get_args(Interpolation))}, not {self.interpolation!r}")

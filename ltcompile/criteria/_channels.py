@@ -1,0 +1,114 @@
+"""A group as a criterion sees it: rows of values, one row a channel, whichever layers and axes they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltcompile.core.plan import Group, Member
+from ltcompile.errors import BadSetting
+from ltcompile.graph.layers import place
+
+Reduction = Literal["producers", "all"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The values of one parameter that go with a group's channels. `index` (C, m) are the positions on its dimension `dim`.
+
+    The m positions of a channel are one row: a score is that of all that goes at once, be it a filter or an attention head.
+    """
+
+    name: str
+    parameter: Tensor
+    dim: int
+    index: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """The weights, in float64: (C, n)."""
+        return self._rows(self.parameter)
+
+    def of(self, told: Mapping[str, Tensor]) -> Tensor:
+        """The same values of another tensor of the parameter's shape, such as its gradient: (C, n). Raises BadSetting."""
+        if self.name not in told:
+            raise BadSetting(f"the evidence tells nothing of {self.name!r}: is it left out of training (requires_grad)?")
+        return self._rows(told[self.name])
+
+    def _rows(self, tensor: Tensor) -> Tensor:
+        rows = tensor.index_select(self.dim, self.index.flatten().to(tensor.device)).movedim(self.dim, 0)
+        return rows.reshape(len(self.index), -1).double()
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of one group of a network, and the weights that `reduction` lets speak for them."""
+
+    group: Group
+    model: nn.Module
+    reduction: Reduction = "producers"
+
+    @property
+    def width(self) -> int:
+        """C."""
+        return self.group.width
+
+    @cached_property
+    def norms(self) -> tuple[Member, ...]:
+        """The group's batch norms."""
+        return tuple(m for m in self.group.members if isinstance(self.layer(m), nn.modules.batchnorm._BatchNorm))
+
+    @property
+    def readers(self) -> tuple[Member, ...]:
+        """The layers that consume the channels."""
+        return tuple(m for m in self.group.members if m.axis == "in")
+
+    @cached_property
+    def slices(self) -> list[Slice]:
+        """What a criterion of weights looks at. A group that no filter makes is told by all its members.
+
+        Biases are left out, as they say where a channel's values lie rather than how much they vary, unless there is nothing else.
+        """
+        members = self.group.members if self.reduction == "all" else self.group.producers or self.group.members
+        found = [piece for member in members for piece in self._slices(member)]
+        return [s for s in found if not s.name.endswith("bias")] or found
+
+    def mean(self, measure: Callable[[Slice], Tensor]) -> Tensor:
+        """The mean over the slices of `measure`, which is (C,): like the cost of a cut in `choose`, it is one of a filter."""
+        scores = [measure(piece) for piece in self.slices]
+        return torch.stack(scores).mean(0) if scores else torch.ones(self.width)  # nothing tells the channels apart
+
+    def told(self, found: Mapping[tuple[str, str], Tensor], *choices: Iterable[Member]) -> Tensor:
+        """The mean over members of what `found` (by layer and axis) tells of their channels, as the mean over their positions.
+
+        The first of `choices` that it tells anything of counts; without any, the length of a slice over the group's largest.
+        """
+        for members in choices:
+            known = [(m, found[m.layer, m.axis]) for m in members if (m.layer, m.axis) in found]
+            if known:
+                return torch.stack([tensor[_index(m).to(tensor.device)].mean(1) for m, tensor in known]).mean(0)
+        lengths = self.mean(lambda s: s.values.norm(dim=1))
+        return lengths / lengths.max().clamp_min(1e-30)
+
+    def layer(self, member: Member) -> nn.Module:
+        return self.model.get_submodule(member.layer)
+
+    def _slices(self, member: Member) -> list[Slice]:
+        index, layer = _index(member), self.layer(member)
+        slices: list[Slice] = []
+        for name, dim in place(layer, member.axis).tensors:
+            value = getattr(layer, name, None)
+            if isinstance(value, nn.Parameter):  # no running statistics
+                slices.append(Slice(f"{member.layer}.{name}".lstrip("."), value, dim, index))
+        return slices
+
+
+def _index(member: Member) -> Tensor:
+    """The member's positions (C, m)."""
+    return torch.from_numpy(np.asarray(member.index, dtype=np.int64))

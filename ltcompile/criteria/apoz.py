@@ -1,0 +1,18 @@
+"""score[c] = 1 - APoZ, the share of values of relu(channel) that are not zero, over training images and places (Hu et al. 2016,
+arXiv:1607.03250).
+
+Of the outputs of the batch norms of the channel where it has some, as ReLU comes behind them, else of the layers that make it. Not where
+it is consumed: the mean over a whole image, in front of a classifier, is almost never zero."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ltcompile.criteria import Channels, Evidence
+
+COMPARABLE = True  # a share means the same in every layer
+NEEDS: tuple[str, ...] = ("nonzeros",)
+
+
+def score(channels: Channels, evidence: Evidence) -> Tensor:
+    return channels.told(evidence.nonzeros, channels.norms, channels.group.producers, channels.group.members)

@@ -1,0 +1,17 @@
+"""score[c] = 1/2 * sum over the filter of weight^2 * h, the second-order change of the loss without the filter at a minimum.
+
+h is the diagonal of the Hessian (LeCun et al. 1989, "Optimal brain damage"), here of Hutchinson estimates, whole filters at a time as
+in Yu et al. 2021 (arXiv:2101.08940). Below zero where the loss is predicted to fall."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ltcompile.criteria import Channels, Evidence
+
+COMPARABLE = True  # a change of the same loss, whichever layer causes it
+NEEDS: tuple[str, ...] = ("curvature",)
+
+
+def score(channels: Channels, evidence: Evidence) -> Tensor:
+    return channels.mean(lambda s: (s.values.square() * s.of(evidence.curvature)).sum(1) / 2)

@@ -1,0 +1,67 @@
+"""Bundles: the groups that are cut in step. An untied group is a bundle of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ltcompile.core.plan import Group, Member
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Groups that keep the same share of their channels. One step takes width / `steps` channels from each of them."""
+
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def steps(self) -> int:
+        """The equal parts that every width falls into: the width itself in an untied group, the heads of a plain transformer."""
+        return math.gcd(*(g.width for g in self.groups))
+
+    @cached_property
+    def filters_per_step(self) -> int:
+        """How many filters go with one step."""
+        return sum(self.channels(g, 1) * filters_per_channel(g) for g in self.groups)
+
+    @property
+    def frozen(self) -> bool:
+        return any(g.frozen for g in self.groups)
+
+    @property
+    def name(self) -> str:
+        return self.groups[0].name
+
+    def channels(self, group: Group, steps: int) -> int:
+        """The channels of `group` in so many steps."""
+        return group.width // self.steps * steps
+
+    def steps_for(self, channels: Mapping[str, int]) -> int:
+        """The fewest steps, of at least one, that keep so many channels of every group (by name; one where it is not named)."""
+        needed = (min(g.width, channels.get(g.name, 1)) for g in self.groups)
+        return max(1, *(-(-least * self.steps // g.width) for least, g in zip(needed, self.groups, strict=True)))
+
+    def aligned_steps(self, align: int) -> int:
+        """The number of steps whose multiples give every layer a multiple of `align` filters."""
+        filters = (self.channels(g, len(m.index[0])) for g in self.groups for m in makers(g))
+        return math.lcm(*(align // math.gcd(align, count) for count in filters))
+
+
+def bundles(groups: Iterable[Group]) -> list[Bundle]:
+    """`groups` in bundles, in the order of their first ones."""
+    together: dict[tuple[str, str], list[Group]] = {}
+    for group in groups:
+        together.setdefault(("tied", group.tied) if group.tied else ("alone", group.name), []).append(group)
+    return [Bundle(tuple(members)) for members in together.values()]
+
+
+def makers(group: Group) -> tuple[Member, ...]:
+    """The layers that make the group's channels; without one, the first that holds them, as the bare weights of attention do."""
+    return group.producers or group.members[:1]
+
+
+def filters_per_channel(group: Group) -> int:
+    """How many filters go when one channel goes: at least one."""
+    return sum(len(m.index[0]) for m in makers(group))

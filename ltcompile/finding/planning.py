@@ -1,0 +1,66 @@
+"""A plan for a network without any search."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ltcompile import criteria
+from ltcompile.core.plan import PruningPlan
+from ltcompile.criteria import Evidence, Reduction
+from ltcompile.errors import BadSetting
+from ltcompile.finding.choose import Ranking, Scope
+from ltcompile.finding.limits import Limits
+from ltcompile.finding.target import Meter, Target, check_reachable, meet
+from ltcompile.graph import Example, trace
+
+
+def plan(
+    model: nn.Module,
+    example: Example,
+    ratio: float | None = None,
+    scope: Scope = "global",
+    criterion: str = "l1",
+    align: int = 1,
+    seed: int = 0,
+    *,
+    evidence: Evidence | None = None,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    limits: Limits | None = None,
+    group_reduction: Reduction = "producers",
+) -> PruningPlan:
+    """A plan that drops the least important filters of `model`, which stays as it is.
+
+    Args:
+        example: an input of the network (N, C, H, W), or several, to trace it.
+        ratio: the share of the filters to drop; 0.5 where there is no target.
+        scope: "global" ranks all filters together, "local" takes the same share from every group.
+        criterion: what tells important filters; see `criteria.names()`.
+        align: kept widths are multiples of it where the group is that wide.
+        seed: for criterion "random".
+        evidence: what the criterion looks at beside weights; `ltcompile.finding.evidence.gather` collects it.
+        target_macs, target_params: instead of a ratio, the share of the dense network's MACs or parameters that may stay. The plan is
+            the smallest cut that meets it.
+        limits: what may be cut, and how far; by default every layer keeps 5 % of its channels.
+        group_reduction: which weights speak for a channel, "producers" or "all"; see `criteria.score`.
+
+    Raises:
+        BadSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
+            fits no layer, or no evidence for the criterion. BadModel: the network cannot be traced or cut.
+    """
+    target, limits = Target.asked(target_macs, target_params), limits or Limits()
+    if target is not None and ratio is not None:
+        raise BadSetting("give a ratio of filters to drop or a target for what is left, not both")
+    ratio = 0.5 if ratio is None else ratio
+    if not 0 < ratio < 1:
+        raise BadSetting(f"the ratio of filters to drop must be between 0 and 1, not {ratio}")
+    groups = limits.freeze(trace(model, example))
+    evidence = evidence or Evidence(dice=torch.Generator().manual_seed(seed))
+    scores = criteria.score(criterion, groups, model, evidence, group_reduction)
+    ranking = Ranking(groups, scores, scope, floors=limits.floors(groups), kept=limits.kept(groups), align=align)
+    if target is None:
+        return ranking.plan(ranking.steps(ratio))
+    meter = Meter(model, example)
+    check_reachable(target, ranking, meter, limits, align)
+    return meet(ranking, lambda found: target.of(meter.left(found)), target.share * target.of(meter.dense))

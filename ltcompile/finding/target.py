@@ -1,0 +1,130 @@
+"""Targets: the smallest cut that leaves a given share of the MACs or parameters, found by counting and without training."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ltcompile.core.plan import PruningPlan
+from ltcompile.errors import BadSetting
+from ltcompile.finding.choose import Ranking, Steps
+from ltcompile.finding.limits import Limits
+from ltcompile.graph import Example, Size, cut, on_meta, size
+
+Measure = Literal["macs", "params"]
+_NAMED = 3  # frozen groups that a refusal names
+
+
+@dataclass(frozen=True)
+class Target:
+    """The share of the dense network's MACs or parameters that may stay. Raises BadSetting where it is not between 0 and 1."""
+
+    measure: Measure
+    share: float
+
+    def __post_init__(self) -> None:
+        if self.measure not in get_args(Measure) or not 0 < self.share < 1:
+            raise BadSetting(f"target_{self.measure} is the share that may stay, between 0 and 1, not {self.share}")
+
+    @classmethod
+    def asked(cls, macs: float | None, params: float | None) -> Target | None:
+        """The target, if there is one. Raises BadSetting where there are two."""
+        if macs is not None and params is not None:
+            raise BadSetting("a cut has one target: leave target_macs or target_params out")
+        if macs is not None:
+            return cls("macs", macs)
+        return None if params is None else cls("params", params)
+
+    @property
+    def unit(self) -> str:
+        return "MACs" if self.measure == "macs" else "parameters"
+
+    def of(self, counted: Size) -> int:
+        """What it looks at in `counted`."""
+        return counted.macs if self.measure == "macs" else counted.params
+
+
+class Meter:
+    """Counts what plans leave of a network, on a copy without weights, where nothing is computed."""
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        self._model, self._example = on_meta(model), _to(example, "meta")
+        try:
+            self.dense = size(self._model, self._example)
+        except Exception:  # it mixes in tensors that it makes itself: count while it computes
+            self._model, self._example = copy.deepcopy(model).cpu(), _to(example, "cpu")
+            self.dense = size(self._model, self._example)
+
+    def left(self, plan: PruningPlan) -> Size:
+        """The size of the network that `plan` leaves."""
+        return size(cut(self._model, plan), self._example)
+
+    def by_layer(self, plan: PruningPlan, measure: Measure) -> Counter[str]:
+        """Layer -> its MACs or parameters in the network that `plan` leaves."""
+        small = cut(self._model, plan).eval()
+        if measure == "params":
+            return Counter({name: sum(p.numel() for p in layer.parameters(recurse=False)) for name, layer in small.named_modules()})
+        images = self._example if isinstance(self._example, tuple) else (self._example,)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            small(*(value[:1] for value in images))
+        root = f"{type(small).__name__}."
+        return Counter({name.removeprefix(root): sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()})
+
+
+def meet(ranking: Ranking, measured: Callable[[PruningPlan], int], most: float) -> PruningPlan:
+    """The smallest cut of `ranking` of which `measured` is at most `most`, by bisection; the largest cut where none is.
+
+    Larger shares drop the same channels and more, so what is left falls as the share rises.
+    """
+    known: dict[Steps, bool] = {}
+
+    def fits(steps: Steps) -> bool:
+        if steps not in known:
+            known[steps] = measured(ranking.plan(steps)) <= most
+        return known[steps]
+
+    low, high = 0.0, 1.0
+    if fits(ranking.steps(low)):
+        return ranking.plan(ranking.steps(low))
+    while high - low > 1e-7 and ranking.steps(low) != ranking.steps(high):
+        middle = (low + high) / 2
+        if fits(ranking.steps(middle)):
+            high = middle
+        else:
+            low = middle
+    return ranking.plan(ranking.steps(high))
+
+
+def check_reachable(target: Target, ranking: Ranking, meter: Meter, limits: Limits, align: int) -> None:
+    """Raises BadSetting where even the largest cut of `ranking` leaves more than `target`; it says how much, and what forbids more."""
+    largest = ranking.plan(ranking.steps(1.0))
+    least, dense = target.of(meter.left(largest)), target.of(meter.dense)
+    if least <= target.share * dense:
+        return
+    costs = meter.by_layer(largest, target.measure)
+    frozen = Counter({g.name: sum(costs[m.layer] for m in g.producers) for g in largest.groups if g.frozen})
+    told = [
+        f"{name!r} ({cost / least:.0%} of that) is left alone: {largest.frozen[name]}"
+        for name, cost in frozen.most_common(_NAMED)
+        if cost > 0.01 * least
+    ]
+    floors = f"every other layer keeps at least {limits.min_share:.0%} of its channels (min_share) and {limits.min_channels} (min_channels)"
+    if align > 1:
+        floors += f", and a multiple of {align}"
+    if limits.ratios:
+        floors += ", or what a ratio of its own leaves"
+    raise BadSetting(
+        f"target_{target.measure} {target.share:g} cannot be met: the largest cut that is allowed leaves {least / dense:.3g} of the "
+        f"{target.unit}. {'; '.join([*told, floors])}"
+    )
+
+
+def _to(example: Example, device: str) -> Example:
+    return tuple(value.to(device) for value in example) if isinstance(example, tuple) else example.to(device)

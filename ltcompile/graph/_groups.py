@@ -1,0 +1,197 @@
+"""From labels to groups: channels with the same slices belong to one group; what must stay is left alone with its reason."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import nn
+
+from ltcompile.core.plan import Group, Member
+from ltcompile.graph._ints import Source
+from ltcompile.graph._labels import Atoms, Labels
+from ltcompile.graph.layers import storage
+
+Owners = dict[str, list[tuple[str, str]]]  # tensor -> (layer, name in the layer), more than one where it is shared
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One axis of one layer, and the channel of each of its positions (-1: none)."""
+
+    layer: str
+    axis: str
+    channels: Atoms
+
+
+def groups_of(labels: Labels, model: nn.Module, owners: Owners) -> list[Group]:
+    """All groups of `model` in the order of its layers, the frozen ones with their reasons."""
+    component = _components(labels)
+    places = list(_places(labels, component, model, owners))
+    ties = [[component[atoms] for atoms in tie] for tie in labels.ties]
+    reasons = _reasons(labels, component)
+    sets = _alike([p.channels for p in places] + [width for tie in ties for width in tie], reasons)
+    sets = [([p for p in at if p < len(places)], channels) for at, channels in sets]
+    firsts, stuck = _ties(ties, [channels for _, channels in sets])
+    for i in stuck:
+        reasons.update(dict.fromkeys(sets[i][1].tolist(), "its width must keep its ratio to one that cannot be cut"))
+    found = {i: _group(channels, [places[p] for p in at]) for i, (at, channels) in enumerate(sets) if at and i not in stuck}
+    free = [replace(g, tied=found[firsts[i]].name) if firsts.get(i) in found else g for i, g in found.items()]
+    order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    return sorted([*free, *_frozen(places, reasons, model)], key=lambda g: (order[g.members[0].layer], g.name))
+
+
+def _components(labels: Labels) -> Atoms:
+    """Atom -> its channel (n,)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    pairs = [(np.broadcast_to(a, b.shape).ravel(), np.broadcast_to(b, a.shape).ravel()) for a, b in labels.joins]
+    rows = np.concatenate([a for a, _ in pairs]) if pairs else np.empty(0, np.int64)
+    columns = np.concatenate([b for _, b in pairs]) if pairs else np.empty(0, np.int64)
+    graph = coo_array((np.ones(len(rows), np.bool_), (rows, columns)), shape=(labels.count, labels.count))
+    component: Atoms = connected_components(graph, directed=False)[1].astype(np.int64)
+    return component
+
+
+def _places(labels: Labels, component: Atoms, model: nn.Module, owners: Owners) -> Iterator[_Place]:
+    """Every axis that holds channels: of layers by their own names, of bare tensors by dimension, of attributes."""
+    seen = set()
+    axes = {
+        layer: {place: axis for axis, s in storage(model.get_submodule(layer)).items() for place in s.tensors} for layer, _ in _flat(owners)
+    }
+    for slot in labels.slots:
+        if slot.tensor not in labels.used:
+            continue
+        for layer, name in owners[slot.tensor]:
+            axis = axes[layer].get((name, slot.dim), f"{name}.{slot.dim}")
+            if (layer, axis) not in seen:
+                seen.add((layer, axis))
+                yield _Place(layer, axis, component[slot.atoms])
+    for source, atoms in labels.attributes.items():
+        yield _Place(source.layer, _attribute_axis(source), component[atoms])
+
+
+def _flat(owners: Owners) -> list[tuple[str, str]]:
+    return [owner for each in owners.values() for owner in each]
+
+
+def _attribute_axis(source: Source) -> str:
+    return f"={source.name}" if source.item is None else f"={source.name}[{source.item}]"
+
+
+def _reasons(labels: Labels, component: Atoms) -> dict[int, str]:
+    """Channel -> why it must stay: the first reason told."""
+    reasons: dict[int, str] = {}
+    fixed = [(labels.attributes[s], why) for s, why in labels.fixed_attributes.items() if s in labels.attributes]
+    unused = [(slot.atoms, "it does not run") for slot in labels.slots if slot.tensor not in labels.used]
+    for atoms, reason in [*labels.pins, *fixed, *unused]:
+        for channel in np.unique(component[atoms]).tolist():
+            reasons.setdefault(channel, reason)
+    return reasons
+
+
+def _alike(places: list[Atoms], reasons: dict[int, str]) -> list[tuple[list[int], Atoms]]:
+    """Channels that lie in the same places, equally often: (the places' numbers, the channels in the order of the first place)."""
+    if not places:
+        return []
+    channels = np.concatenate(places)
+    place = np.repeat(np.arange(len(places)), [len(p) for p in places])
+    weight = np.random.default_rng(0).integers(1, 2**62, len(places), dtype=np.uint64)  # a sum of these tells sets of places apart
+    signature = np.zeros(int(channels.max()) + 1, np.uint64)
+    np.add.at(signature, channels, weight[place])
+    first = np.full(len(signature), -1, np.int64)
+    first[channels[::-1]] = np.arange(len(channels))[::-1]  # where each channel is met first
+    free = first >= 0
+    free[[c for c in reasons if c < len(free)]] = False
+    alive = np.flatnonzero(free)
+    alive = alive[np.argsort(first[alive], kind="stable")]
+    which = np.unique(signature[alive], return_inverse=True)[1]
+    by_place = np.argsort(channels, kind="stable")
+    held_by, low = place[by_place], np.searchsorted(channels[by_place], np.arange(len(signature) + 1))
+    order = np.argsort(which, kind="stable")
+    sets = [members for members in np.split(alive[order], np.flatnonzero(np.diff(which[order])) + 1) if len(members)]
+    sets.sort(key=lambda members: int(first[members[0]]))
+    return [(np.unique(held_by[low[m[0]] : low[m[0] + 1]]).tolist(), m) for m in sets]
+
+
+def _group(channels: Atoms, places: list[_Place]) -> Group:
+    members = [Member(p.layer, p.axis, _index(p.channels, channels)) for p in places]
+    members.sort(key=lambda m: m.axis != "out")  # producers first; otherwise in the order of the layers
+    return Group(_name(members[0], places), len(channels), tuple(members))
+
+
+def _index(held: Atoms, channels: Atoms) -> tuple[tuple[int, ...], ...]:
+    """The positions of each of `channels` in `held`."""
+    order = np.argsort(held, kind="stable")
+    low = np.searchsorted(held[order], channels)
+    count = int(np.searchsorted(held[order], channels[:1], side="right")[0] - low[0])
+    return tuple(map(tuple, order[low[:, None] + np.arange(count)].tolist()))
+
+
+def _name(member: Member, places: list[_Place]) -> str:
+    """The first layer, and which of its places where the group has not all of them."""
+    size = next(len(p.channels) for p in places if (p.layer, p.axis) == (member.layer, member.axis))
+    positions = sorted(q for row in member.index for q in row)
+    axis = "" if member.axis == "out" else member.axis if member.axis[0] == "=" else f".{member.axis}"
+    name = f"{member.layer}{axis}".lstrip(".")
+    return name if len(positions) == size else f"{name}[{_ranges(positions)}]"
+
+
+def _ranges(positions: list[int]) -> str:
+    """0:5,7:9 - at most three runs, for people."""
+    runs: list[list[int]] = []
+    for p in positions:
+        if runs and p == runs[-1][1]:
+            runs[-1][1] = p + 1
+        else:
+            runs.append([p, p + 1])
+    return ",".join(f"{a}:{b}" for a, b in runs[:3]) + (f",+{len(runs) - 3}" if len(runs) > 3 else "")
+
+
+def _ties(ties: list[list[Atoms]], sets: list[Atoms]) -> tuple[dict[int, int], set[int]]:
+    """Set -> the first set that it must keep its ratio to; and the sets that must stay, since one of theirs must."""
+    owner = {c: i for i, channels in enumerate(sets) for c in channels.tolist()}
+    parent, stuck = list(range(len(sets))), set()
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for tie in ties:
+        involved = {owner.get(c, -1) for width in tie for c in np.unique(width).tolist()}
+        if len(involved) < 2:
+            continue
+        known = sorted(involved - {-1})
+        for i in known[1:]:
+            low, high = sorted((root(known[0]), root(i)))
+            parent[high] = low
+        if -1 in involved:
+            stuck.add(known[0])
+    stuck = {root(i) for i in stuck}
+    roots = [root(i) for i in range(len(sets))]
+    sizes = Counter(roots)
+    return {i: r for i, r in enumerate(roots) if sizes[r] > 1}, {i for i, r in enumerate(roots) if r in stuck}
+
+
+def _frozen(places: list[_Place], reasons: dict[int, str], model: nn.Module) -> list[Group]:
+    """The filters that must stay, by layer and reason."""
+    groups = []
+    for place in places:
+        if place.axis != "out":
+            continue
+        by_reason: dict[str, list[int]] = defaultdict(list)
+        for position, channel in enumerate(place.channels.tolist()):
+            if channel in reasons:
+                by_reason[reasons[channel]].append(position)
+        for reason, positions in by_reason.items():
+            member = Member(place.layer, "out", tuple((p,) for p in positions))
+            groups.append(Group(_name(member, [place]), len(positions), (member,), reason))
+    held = {(p.layer, p.axis) for p in places}
+    for name, layer in model.named_modules():
+        if "out" in storage(layer) and (name, "out") not in held and layer.weight.shape[storage(layer)["out"].tensors[0][1]] == 1:
+            groups.append(Group(name, 1, (Member(name, "out", ((0,),)),), "it has a single channel"))
+    return groups

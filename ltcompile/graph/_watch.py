@@ -1,0 +1,134 @@
+"""Run a network and label every tensor on the way.
+
+Two of torch's modes work together: one sees the calls that the network's code makes, with the sources of their sizes; the other
+sees the operations that they come down to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ltcompile.graph._ints import Int
+from ltcompile.graph._labels import Labels
+from ltcompile.graph.rules import Call, Requests, apply, describe
+
+_SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
+
+
+class Calls(TorchFunctionMode):
+    """Sizes that are read become Ints; sizes that are asked for are kept for the operations below."""
+
+    def __init__(self, labels: Labels, requests: Requests) -> None:
+        super().__init__()
+        self.labels, self.requests = labels, requests
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func == _SHAPE or func is Tensor.size:
+            return self._size(func, args, kwargs)
+        if func is Tensor.numel:
+            return self._count(args[0])
+        if func in (F.rms_norm, torch.rms_norm):
+            return self._whole("aten.rms_norm", func, args, kwargs)
+        ask = _ASKING.get(func)
+        if ask is None:
+            return func(*args, **kwargs)
+        before = vars(self.requests).copy()
+        try:
+            ask(self, args, kwargs)
+            return func(*args, **kwargs)
+        finally:
+            vars(self.requests).update(before)
+
+    def _size(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        value = func(*args, **kwargs)
+        tensor, dims = args[0], self.labels[args[0]]
+        if isinstance(value, int):
+            which = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            return _int(value, dims[which])
+        return torch.Size([_int(n, dims[i]) for i, n in enumerate(value)]) if tensor.dim() else value
+
+    def _whole(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Label a call as one operation, although it comes down to several."""
+        self.requests.paused = True
+        try:
+            out = func(*args, **kwargs)
+        finally:
+            self.requests.paused = False
+        values = dict(zip(("input", "normalized_shape", "weight"), args, strict=False)) | kwargs
+        apply(Call(name, values, out, self.labels, self.requests), False)
+        return out
+
+    def _count(self, tensor: Tensor) -> int:
+        return Int(tensor.numel(), None, tuple(d for d in self.labels[tensor] if d is not None))
+
+    def _asks_sizes(self, args: Any, kwargs: Any) -> None:
+        sizes = args[1:] or tuple(kwargs.get("shape", kwargs.get("size", ())))
+        self.requests.sizes = list(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes)
+        if any(not isinstance(s, int) for s in self.requests.sizes):
+            self.requests.sizes = []
+
+    def _asks_unflatten(self, args: Any, kwargs: Any) -> None:
+        x, dim, sizes = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0), kwargs.get("sizes", args[2] if len(args) > 2 else ())
+        at = dim % x.dim()
+        known = [_int(n, self.labels[x][i]) for i, n in enumerate(x.shape)]
+        self.requests.sizes = [*known[:at], *sizes, *known[at + 1 :]]
+
+    def _asks_parts(self, args: Any, kwargs: Any) -> None:
+        self.requests.parts = (
+            args[1] if len(args) > 1 else kwargs.get("split_size", kwargs.get("split_size_or_sections", kwargs.get("split_sizes")))
+        )
+        self.requests.chunks = False
+
+    def _asks_chunks(self, args: Any, kwargs: Any) -> None:
+        self.requests.chunks = True
+
+    def _asks_bounds(self, args: Any, kwargs: Any) -> None:
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        self.requests.bounds = [(i.start, i.stop) for i in index if isinstance(i, slice) and (i.start is not None or i.stop is not None)]
+
+
+_ASKING: dict[Any, Callable[[Calls, Any, Any], None]] = {
+    Tensor.view: Calls._asks_sizes,
+    Tensor.reshape: Calls._asks_sizes,
+    torch.reshape: Calls._asks_sizes,
+    Tensor.unflatten: Calls._asks_unflatten,
+    torch.unflatten: Calls._asks_unflatten,
+    Tensor.split: Calls._asks_parts,
+    torch.split: Calls._asks_parts,
+    Tensor.split_with_sizes: Calls._asks_parts,
+    torch.split_with_sizes: Calls._asks_parts,
+    Tensor.chunk: Calls._asks_chunks,
+    torch.chunk: Calls._asks_chunks,
+    Tensor.__getitem__: Calls._asks_bounds,
+    Tensor.__setitem__: Calls._asks_bounds,
+}
+
+
+def _int(value: int, atoms: Any) -> int:
+    return int(value) if atoms is None else Int(value, None, (atoms,))
+
+
+class Operations(TorchDispatchMode):
+    """Labels what every operation gives by what it was given."""
+
+    def __init__(self, labels: Labels, requests: Requests) -> None:
+        super().__init__()
+        self.labels, self.requests = labels, requests
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if self.requests.paused:
+            return out
+        values = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
+        name, pointwise = describe(func)
+        apply(Call(name, values, out, self.labels, self.requests), pointwise)
+        return out

@@ -1,0 +1,92 @@
+"""Multi-head attention whose inner width may differ from the width that it reads and writes.
+
+torch's own module computes its head size from the width of its input, so it cannot lose heads alone. The surgeon puts this one,
+with the same parameters under the same names, in its place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Drop-in for nn.MultiheadAttention (same embedding for keys and values, no added bias or zero tokens)."""
+
+    def __init__(self, whole: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.in_proj_weight, self.in_proj_bias, self.out_proj = whole.in_proj_weight, whole.in_proj_bias, whole.out_proj
+        self.num_heads, self.head_dim = whole.num_heads, whole.head_dim
+        self.dropout, self.batch_first = whole.dropout, whole.batch_first
+        self.train(whole.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As nn.MultiheadAttention.forward: (N, L, E) if batch_first, else (L, N, E); the second value is the attention."""
+        inputs = query, key, value
+        weights = self.in_proj_weight.unflatten(0, (3, -1)).unbind(0)  # each (heads * head_dim, E)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.unflatten(0, (3, -1)).unbind(0)
+        q, k, v = (
+            F.linear(x if self.batch_first else x.transpose(0, 1), w, b).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+            for x, w, b in zip(inputs, weights, biases, strict=True)
+        )  # (N, heads, L, head_dim)
+        allowed = _added(attn_mask, key_padding_mask, q)
+        dropout = self.dropout if self.training else 0.0
+        attention = None
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
+            attention = (scores if allowed is None else scores + allowed).softmax(-1)
+            x = F.dropout(attention, dropout, self.training) @ v
+            attention = attention.mean(1) if average_attn_weights else attention
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, allowed, dropout)
+        x = self.out_proj(x.transpose(1, 2).flatten(2))
+        return (x if self.batch_first else x.transpose(0, 1)), attention
+
+
+def _added(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
+    """Both masks as one tensor to add to the scores (N, heads, L, S): minus infinity where nobody may look."""
+    added = None
+    if attn_mask is not None:
+        added = _floats(attn_mask, q)
+        if added.dim() == 3:  # (N * heads, L, S)
+            added = added.unflatten(0, (q.shape[0], -1))
+    if key_padding_mask is not None:
+        padding = _floats(key_padding_mask, q)[:, None, None, :]
+        added = padding if added is None else added + padding
+    return added
+
+
+def _floats(mask: Tensor, q: Tensor) -> Tensor:
+    return torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask, float("-inf")) if mask.dtype == torch.bool else mask.to(q.dtype)
+
+
+def is_replaceable(module: nn.Module) -> bool:
+    """Whether `Attention` computes what `module` does."""
+    return (
+        type(module) is nn.MultiheadAttention
+        and module._qkv_same_embed_dim
+        and module.bias_k is None
+        and module.bias_v is None
+        and not module.add_zero_attn
+    )
+
+
+def replace_attention(model: nn.Module, paths: set[str] | None = None) -> None:
+    """Put `Attention` in the place of torch's module, in place, everywhere or at `paths`; one module at two paths stays one."""
+    made: dict[nn.Module, Attention] = {}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if path and is_replaceable(module) and (paths is None or path in paths):
+            assert isinstance(module, nn.MultiheadAttention)
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, made.setdefault(module, Attention(module)))

@@ -1,0 +1,41 @@
+"""What looks at all of a dimension at once, and tensors made from nothing."""
+
+from __future__ import annotations
+
+from ltcompile.graph._labels import Dims
+from ltcompile.graph.rules._call import Call, aten, rule, tensors_in
+
+
+def _reducing(call: Call) -> tuple[Dims, ...]:
+    """A sum, mean, maximum or the like: dimensions that are looked at must stay, for what is dropped would have counted."""
+    x = tensors_in(call.values.values())[0]
+    dims = list(call.labels[x])
+    named = call.values.get("dim")
+    at = (
+        range(x.dim())
+        if named is None or named == []
+        else [int(d) % x.dim() for d in (named if isinstance(named, (list, tuple)) else [named])]
+    )
+    for i in at:
+        call.labels.pin(dims[i], f"{call.name} looks at all of them at once")
+    outputs = tensors_in(call.out)
+    if outputs and outputs[0].dim() == x.dim():
+        kept: Dims = [None if i in at and outputs[0].shape[i] != x.shape[i] else atoms for i, atoms in enumerate(dims)]
+    else:
+        kept = [atoms for i, atoms in enumerate(dims) if i not in at]
+    return tuple(list(kept) for _ in outputs)
+
+
+rule(
+    *aten("""mean sum amax amin max min var std var_mean std_mean argmax argmin any all prod logsumexp linalg_vector_norm norm _softmax 
+  softmax _log_softmax _safe_softmax cumsum topk sort _linalg_det""")
+)(_reducing)
+
+
+@rule(
+    *aten("""zeros ones empty full arange linspace rand randn scalar_tensor new_zeros new_ones new_empty new_full randperm 
+  empty_strided eye tril_indices triu_indices _local_scalar_dense""")
+)
+def _made(call: Call) -> None:
+    """A tensor made from nothing has no channels."""
+    return None

@@ -1,0 +1,388 @@
+"""Every criterion against a value worked out by hand or by brute force, on plain and on odd groups."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from conftest import NETWORKS, QUICK, shaken
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ltcompile as lt
+from ltcompile import criteria
+from ltcompile.core.plan import Group, Member
+from ltcompile.core.recipe import Recipe
+from ltcompile.criteria import Evidence
+from ltcompile.errors import BadSetting, UnknownName
+from ltcompile.finding import choose
+from ltcompile.finding.evidence import channel_means, gather, loss_curvature, loss_gradients
+from ltcompile.graph import trace
+
+CPU = torch.device("cpu")
+
+
+class Few:
+    """A split of so many random images."""
+
+    def __init__(self, count: int = 40, shape: tuple[int, ...] = (3, 16, 16), classes: int = 4) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.images, self.labels = torch.randn(count, *shape, generator=generator), torch.arange(count) % classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.images.split(size), self.labels.split(size), strict=True)
+
+
+def rows(count: int, span: int = 1, start: int = 0) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(range(start + c * span, start + (c + 1) * span)) for c in range(count))
+
+
+def linear(weight: list[list[float]]) -> nn.Linear:
+    layer = nn.Linear(len(weight[0]), len(weight))
+    layer.weight.data = torch.tensor(weight)
+    return layer
+
+
+def score(name: str, model: nn.Module, group: Group, evidence: Evidence | None = None, reduction: str = "producers") -> Tensor:
+    """Raw scores, before the package divides those of criteria that do not compare across groups."""
+    criterion = importlib.import_module(f"ltcompile.criteria.{name}")
+    found: Tensor = criterion.score(criteria.Channels(group, model, reduction), evidence or Evidence()).detach()  # type: ignore[arg-type]
+    assert found.shape == (group.width,)
+    return found
+
+
+def close(found: Tensor, expected: Tensor | list[float], tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(found.double(), torch.as_tensor(expected).double(), rtol=tolerance, atol=tolerance)
+
+
+PAIR = nn.Sequential(linear([[3.0, -4.0], [0.0, 1.0], [2.0, 2.0]]), nn.BatchNorm1d(3), linear([[1.0, 2.0, -3.0], [0.0, 5.0, 4.0]]))
+PAIR[1].weight.data = torch.tensor([0.5, -3.0, 1.0])
+GROUP = Group("0", 3, (Member("0", "out", rows(3)), Member("1", "each", rows(3)), Member("2", "in", rows(3))))
+# Where the gradient of each weight is 2, and its curvature 10.
+KNOWN = {f"{layer}.weight": torch.full_like(PAIR[layer].weight, 2.0) for layer in (0, 1, 2)}
+BENT = Evidence(gradients=KNOWN, curvature={name: 5 * g for name, g in KNOWN.items()})
+
+
+class TestFormulas:
+    """The filters are (3, -4), (0, 1), (2, 2)."""
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("l1", [7, 1, 4]),
+            ("l2", [5, 1, 8**0.5]),
+            ("linf", [4, 1, 2]),
+            ("bn", [0.5, 3, 1]),
+            ("fpgm", [34**0.5 + 37**0.5, 34**0.5 + 5**0.5, 37**0.5 + 5**0.5]),
+            ("lamp", [25 / 25, 1 / (25 + 1 + 8), 8 / (25 + 8)]),
+            ("taylor", [(2 * -1) ** 2, (2 * 1) ** 2, (2 * 4) ** 2]),
+            ("hessian", [10 / 2 * 25, 10 / 2 * 1, 10 / 2 * 8]),
+        ],
+    )
+    def test_by_hand(self, name: str, expected: list[float]) -> None:
+        close(score(name, PAIR, GROUP, BENT), expected)
+
+    @pytest.mark.parametrize(
+        ("name", "filters", "scales", "readers"),
+        [
+            ("l1", [7, 1, 4], [0.5, 3, 1], [1, 7, 7]),
+            ("l2", [5, 1, 8**0.5], [0.5, 3, 1], [1, 29**0.5, 5]),
+            ("linf", [4, 1, 2], [0.5, 3, 1], [1, 5, 4]),
+            ("taylor", [4, 4, 64], [1, 36, 4], [4, 196, 4]),
+            ("hessian", [125, 5, 40], [1.25, 45, 5], [5, 145, 125]),
+        ],
+    )
+    def test_all_slices_are_averaged(self, name: str, filters: list[float], scales: list[float], readers: list[float]) -> None:
+        expected = torch.tensor([filters, scales, readers], dtype=torch.float64).mean(0)
+        close(score(name, PAIR, GROUP, BENT, "all"), expected)
+
+    def test_lamp_of_all_slices_divides_the_mean_squares(self) -> None:
+        squares = [25 + 0.25 + 1, 1 + 9 + 29, 8 + 1 + 25]
+        close(score("lamp", PAIR, GROUP, BENT, "all"), [squares[0] / sum(squares), 1, squares[2] / (squares[1] + squares[2])])
+
+    def test_lamp_of_equals_is_equal(self) -> None:
+        group = Group("0", 4, (Member("0", "out", rows(4)),))
+        close(score("lamp", nn.Sequential(linear([[1.0], [2.0], [-1.0], [0.0]])), group), [1 / 6, 1, 1 / 6, 0])
+
+    def test_fpgm_in_parts_is_fpgm_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ltcompile.criteria import fpgm
+
+        whole = score("fpgm", PAIR, GROUP)
+        monkeypatch.setattr(fpgm, "CHUNK", 2)
+        close(score("fpgm", PAIR, GROUP), whole)
+
+    def test_random_is_uniform_and_seeded(self) -> None:
+        wide = Group("0", 2000, (Member("0", "out", rows(2000)), Member("1", "out", rows(2000))))
+        model = nn.Sequential(nn.Linear(1, 2000), nn.Linear(1, 2000))
+        found = score("random", model, wide, reduction="all")
+        assert torch.equal(found, score("random", model, wide))
+        close(torch.stack([found.min(), found.mean(), found.max(), found.var()]), [0, 1 / 2, 1, 1 / 12], 0.02)
+
+    def test_bn_without_one_is_relative_length(self) -> None:
+        close(score("bn", PAIR, Group("0", 3, GROUP.members[:1])), [1, 1 / 5, 8**0.5 / 5])
+
+    def test_criteria_that_do_not_compare_are_divided_by_the_groups_mean(self) -> None:
+        for name in criteria.names():
+            if not criteria.needs(name) and name != "random":
+                raw, found = score(name, PAIR, GROUP), criteria.score(name, (GROUP,), PAIR, Evidence())["0"]
+                close(found / found.mean(), raw / raw.mean())
+                assert name in ("bn", "lamp") or found.mean() == pytest.approx(1)
+
+
+class TestSlices:
+    """Which values go with a channel."""
+
+    def test_a_block_of_positions_is_one_slice(self) -> None:
+        torch.manual_seed(0)
+        layer = nn.Linear(5, 12)
+        group = Group("0", 3, (Member("0", "out", ((0, 1, 2, 3), (8, 9, 10, 11), (4, 5, 6, 7))),))
+        blocks = layer.weight.detach().double().view(3, 20)[[0, 2, 1]]
+        gradient = torch.randn(12, 5)
+        known = Evidence(gradients={"0.weight": gradient}, curvature={"0.weight": gradient})
+        products = (blocks.float() * gradient.view(3, 20)[[0, 2, 1]]).sum(1)
+        expected = {"l1": blocks.abs().sum(1), "l2": blocks.norm(dim=1), "linf": blocks.abs().amax(1), "taylor": products.square()}
+        expected |= {"fpgm": torch.stack([(blocks - b).norm(dim=1) for b in blocks]).sum(0)}
+        expected |= {"hessian": (blocks.square() * gradient.view(3, 20)[[0, 2, 1]]).sum(1) / 2}
+        for name, value in expected.items():
+            close(score(name, nn.Sequential(layer), group, known), value, 1e-5)
+
+    def test_a_channel_behind_a_flatten(self) -> None:
+        group = Group("0", 2, (Member("0", "out", rows(2)), Member("1", "in", rows(2, 3))))
+        model = nn.Sequential(linear([[1.0], [2.0]]), linear([[1.0, 1, 1, 3, 3, 3], [0.0, 0, 1, 0, 0, 0]]))
+        close(score("l1", model, group, reduction="all"), [(1 + 4) / 2, (2 + 9) / 2])
+        read = Evidence(activations={("1", "in"): torch.tensor([1.0, 2, 6, 0, 0, 3])})
+        close(score("activation", model, group, read), [3, 1])
+
+    @pytest.mark.parametrize("kind", [nn.ConvTranspose2d, nn.Conv2d, nn.Conv1d, nn.ConvTranspose3d])
+    def test_the_dimension_of_the_filters_is_the_layers_own(self, kind: type[nn.Module]) -> None:
+        layer = kind(3, 4, 2)
+        group = Group("0", 4, (Member("0", "out", rows(4)),))
+        dim = 1 if "Transpose" in kind.__name__ else 0
+        weight = layer.get_parameter("weight").detach().transpose(0, dim).flatten(1)
+        close(score("l1", nn.Sequential(layer), group), weight.abs().sum(1))
+
+    def test_biases_and_running_statistics_say_nothing(self) -> None:
+        before = score("l1", PAIR, GROUP, reduction="all")
+        other = copy.deepcopy(PAIR)
+        other[0].bias.data += 7
+        other[1].bias.data += 7
+        other[1].running_var += 7
+        close(score("l1", other, GROUP, reduction="all"), before)
+
+    def test_producers_are_averaged(self) -> None:
+        model = nn.Sequential(linear([[1.0], [7.0]]), linear([[3.0, -4.0], [0.0, 1.0]]))
+        group = Group("0", 2, (Member("0", "out", rows(2)), Member("1", "out", rows(2))))
+        close(score("l2", model, group), [3, 4])
+        close(score("lamp", model, group), [13 / (13 + 25), 1.0])
+
+    def test_a_group_without_filters_is_told_by_its_members(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 3, 2, groups=3, bias=False))
+        model[0].weight.data = torch.arange(12.0).view(3, 1, 2, 2)
+        group = Group("0", 3, (Member("0", "each", rows(3)),))
+        for reduction in ("producers", "all"):
+            close(score("l1", model, group, reduction=reduction), [6, 22, 38])
+        for name in criteria.names():
+            known = {"0.weight": torch.ones(3, 1, 2, 2)}
+            assert score(name, model, group, Evidence(gradients=known, curvature=known)).isfinite().all()
+
+    def test_bare_parameters_speak_and_attributes_do_not(self) -> None:
+        class Bare(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table = nn.Parameter(torch.tensor([[[1.0, -2, 3, 4, 0, -6]]]))
+                self.heads = 3
+
+        for model, layer in ((Bare(), ""), (nn.Sequential(Bare()), "0")):
+            heads, counted = Member(layer, "table.2", rows(3, 2)), Member(layer, "=heads", rows(3))
+            known = {f"{layer}.table".lstrip("."): torch.ones(1, 1, 6)}
+            group = Group("table", 3, (heads, counted))
+            close(score("l1", model, group), [3, 7, 6])
+            close(score("taylor", model, group, Evidence(gradients=known), "all"), [1, 49, 36])
+            for name in criteria.names():
+                assert score(name, model, group, Evidence(gradients=known, curvature=known)).isfinite().all()
+            close(score("l2", model, Group("heads", 3, (counted,))), [1, 1, 1])
+
+    def test_a_weight_that_the_evidence_leaves_out(self) -> None:
+        with pytest.raises(BadSetting, match=r"'0\.weight'.*requires_grad"):
+            criteria.score("taylor", (GROUP,), PAIR, Evidence(gradients={"2.weight": KNOWN["2.weight"]}))
+
+
+class TestActivations:
+    """What flows, seen from where it is consumed or made."""
+
+    def test_behind_the_nonlinearity(self) -> None:
+        read = Evidence(activations={("0", "out"): torch.tensor([9.0, 9, 9]), ("2", "in"): torch.tensor([1.0, 4, 0])})
+        close(score("activation", PAIR, GROUP, read), [1, 4, 0])
+
+    def test_where_nothing_consumes_it(self) -> None:
+        made = Evidence(activations={("0", "out"): torch.tensor([1.0, 4, 2])})
+        close(score("activation", PAIR, Group("0", 3, GROUP.members[:1]), made), [1, 4, 2])
+
+    def test_apoz_looks_behind_the_batch_norm(self) -> None:
+        shares = {("0", "out"): torch.tensor([0.5, 0.5, 0.5]), ("1", "each"): torch.tensor([0.1, 0.9, 0.4]), ("2", "in"): torch.ones(3)}
+        close(score("apoz", PAIR, GROUP, Evidence(nonzeros=shares)), [0.1, 0.9, 0.4])
+        close(score("apoz", PAIR, Group("0", 3, GROUP.members[::2]), Evidence(nonzeros=shares)), [0.5, 0.5, 0.5])
+
+    def test_without_any_statistics_lengths_decide(self) -> None:
+        for name in ("activation", "apoz"):
+            close(score(name, PAIR, GROUP), [1, 1 / 5, 8**0.5 / 5])
+
+    def test_statistics_are_those_of_the_tensors(self) -> None:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4)).eval()
+        x = torch.randn(6, 3, 6, 6)
+        batches = [(part, torch.zeros(3)) for part in x.split(3)]
+        made, relu, logits = net[:2](x), net[:4](x), net(x)
+        found = channel_means(net, iter(batches), torch.abs)
+        close(found["0", "in"], x.abs().mean((0, 2, 3)))
+        close(found["1", "each"], made.abs().mean((0, 2, 3)).detach())
+        close(found["4", "in"], relu.mean(0).detach())
+        close(found["4", "out"], logits.abs().mean(0).detach())
+        assert not any(m._forward_hooks for m in net.modules())
+
+    def test_apoz_counts_zeros_behind_relu(self) -> None:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.Flatten(), nn.LazyLinear(4))
+        split = Few()
+        net(split.images)
+        group = trace(shaken(net), split.images)[0]
+        evidence = gather("apoz", net, split, QUICK, 0, CPU, torch.Generator())  # type: ignore[arg-type]
+        with torch.no_grad():
+            expected = torch.stack([(net[:3](part) > 0).double().mean((0, 2, 3)) for part in split.images.split(32)]).mean(0)
+        close(score("apoz", net, group, evidence), expected)
+
+
+class TestCurvature:
+    @pytest.mark.parametrize("probes", [1, 7])
+    def test_it_is_exact_where_the_hessian_is_diagonal(self, probes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of a single weight w, with logits (w x, 0): h is the mean of x^2 p (1 - p), whatever the signs."""
+        from ltcompile.finding import evidence
+
+        monkeypatch.setattr(evidence, "PROBES", probes)
+
+        class One(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.tensor(0.7))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return torch.stack([self.weight * x, torch.zeros_like(x)], 1)
+
+        x = torch.tensor([1.0, -2.0, 3.0])
+        p = torch.sigmoid(0.7 * x)
+        found = loss_curvature(One(), iter([(x, torch.zeros(3, dtype=torch.long))]), 0)
+        close(found["weight"], (x.square() * p * (1 - p)).mean())
+
+    def test_signs_without_correlation_give_the_diagonal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The mean of v v' is the identity over the rows of a Hadamard matrix as it is over all signs, so no chance is left."""
+        from ltcompile.finding import evidence
+
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+        x, labels = torch.randn(8, 3).double(), torch.arange(8) % 3
+        hadamard = torch.ones(1, 1).double()
+        while len(hadamard) < sum(p.numel() for p in net.parameters()):
+            hadamard = torch.cat([torch.cat([hadamard, hadamard], 1), torch.cat([hadamard, -hadamard], 1)])
+        sizes = [p.numel() for p in net.parameters()]
+        parts = iter([part for row in hadamard for part in row[: sum(sizes)].split(sizes)])
+        monkeypatch.setattr(evidence, "_signs", lambda like, _: next(parts).view_as(like))
+        monkeypatch.setattr(evidence, "PROBES", len(hadamard))
+
+        def loss(weight: Tensor) -> Tensor:
+            out: Tensor = torch.func.functional_call(net, {"0.weight": weight.view(4, 3)}, x)
+            return F.cross_entropy(out, labels)
+
+        exact = torch.autograd.functional.hessian(loss, net[0].weight.detach().flatten()).diagonal().view(4, 3)
+        close(loss_curvature(net, iter([(x, labels)]), 0)["0.weight"], exact, 1e-9)
+        assert all(p.grad is None for p in net.parameters())
+
+    def test_signs_are_signs(self) -> None:
+        from ltcompile.finding.evidence import _signs
+
+        drawn = _signs(torch.empty(100, 100), torch.Generator().manual_seed(0))
+        assert set(drawn.unique().tolist()) == {-1.0, 1.0} and abs(drawn.mean()) < 0.05
+
+    def test_batches_add_up_as_gradients_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ltcompile.finding import evidence
+
+        monkeypatch.setattr(evidence, "_signs", lambda like, _: torch.ones_like(like))  # the row sums of the Hessian, without chance
+        net, split = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), Few(8, (3,), 2)
+        batch = (split.images, split.labels)
+        for collect in (lambda *b: loss_gradients(net, iter(b)), lambda *b: loss_curvature(net, iter(b), 0)):
+            once, twice = collect(batch), collect(batch, batch)
+            assert set(once) == {name for name, _ in net.named_parameters()}
+            close(twice["0.weight"], 2 * once["0.weight"])
+
+    def test_attention_is_differentiated_twice(self) -> None:
+        class Attends(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.qkv = nn.Linear(8, 24)
+
+            def forward(self, x: Tensor) -> Tensor:
+                q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+                return F.scaled_dot_product_attention(q, k, v).mean((1, 2))
+
+        found = loss_curvature(Attends(), iter([(torch.randn(2, 5, 8), torch.tensor([0, 1]))]), 0)
+        assert found["qkv.weight"].abs().sum() > 0
+
+
+class TestGather:
+    @pytest.mark.parametrize("criterion", criteria.names())
+    def test_it_gathers_what_is_needed_and_no_more(self, criterion: str, network: nn.Module) -> None:
+        evidence = gather(criterion, network, Few(), QUICK, 0, CPU, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        kinds = {kind for kind in ("gradients", "curvature", "activations", "nonzeros") if getattr(evidence, kind)}
+        assert kinds == set(criteria.needs(criterion))
+        assert all(p.grad is None for p in network.parameters())
+
+    @pytest.mark.parametrize("reduction", ["producers", "all"])
+    @pytest.mark.parametrize("criterion", criteria.names())
+    def test_every_network_is_scored_and_cut(self, criterion: str, network: nn.Module, images: Tensor, reduction: str) -> None:
+        groups = trace(network, images)
+        evidence = gather(criterion, network, Few(), QUICK, 0, CPU, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        scores = criteria.score(criterion, groups, network, evidence, reduction)  # type: ignore[arg-type]
+        for group in groups:
+            if not group.frozen:
+                found = scores[group.name]
+                assert found.shape == (group.width,) and found.dtype == torch.float64 and found.isfinite().all()
+                assert found.unique().numel() > 1, "the channels are told apart"
+        plan = choose(groups, scores, 0.5, "global")
+        torch.testing.assert_close(lt.cut(network, plan)(images), lt.mask(network, plan)(images), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("criterion", ["l2", "linf", "fpgm", "lamp", "bn", "taylor", "activation", "apoz"])
+    def test_scores_follow_their_channels(self, criterion: str) -> None:
+        """Reordering the channels of a group reorders its scores, and nothing else."""
+        torch.manual_seed(0)
+        net, split = shaken(NETWORKS["branches"]()), Few()
+        group = next(g for g in trace(net, split.images) if g.name == "b")
+        order = torch.randperm(group.width, generator=torch.Generator().manual_seed(1)).tolist()
+        moved = Group("b", group.width, tuple(Member(m.layer, m.axis, tuple(m.index[c] for c in order)) for m in group.members))
+        for reduction in ("producers", "all"):
+            evidence = gather(criterion, net, split, QUICK, 0, CPU, torch.Generator())  # type: ignore[arg-type]
+            close(score(criterion, net, moved, evidence, reduction), score(criterion, net, group, evidence, reduction)[order], 1e-9)
+
+
+class TestRefusals:
+    def test_unknown_reduction(self) -> None:
+        with pytest.raises(BadSetting, match=r"producers, all, not 'some'"):
+            criteria.score("l1", (GROUP,), PAIR, Evidence(), "some")  # type: ignore[arg-type]
+
+    def test_unknown_criterion(self) -> None:
+        for call in (criteria.needs, lambda name: criteria.score(name, (GROUP,), PAIR, Evidence())):  # type: ignore[misc]
+            with pytest.raises(UnknownName, match="fpgm"):
+                call("fpg")
+
+    @pytest.mark.parametrize("criterion", [c for c in criteria.names() if criteria.needs(c)])
+    def test_missing_evidence(self, criterion: str) -> None:
+        with pytest.raises(BadSetting, match=f"{criterion!r} needs {criteria.needs(criterion)[0]}"):
+            criteria.score(criterion, (GROUP,), PAIR, Evidence())
+
+    def test_frozen_groups_have_no_scores(self) -> None:
+        frozen = Group("0", 3, GROUP.members, "it produces the network's output")
+        assert criteria.score("l1", (frozen,), PAIR, Evidence()) == {}
