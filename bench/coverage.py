@@ -29,6 +29,21 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "coverage.json"
 LIMIT_S = {"ours": 600, "torch-pruning": 180}
+# A small network of each family in timm.
+FAMILIES = """
+test_vit gernet_s beit_base_patch16_224 halonet26t caformer_s18 cait_s24_224 coat_tiny test_maxvit convit_tiny
+convmixer_768_32 convnext_atto cpubone_s0 crossvit_18_240 cs3darknet_s csatv2 cspnext_s davit_tiny deepseek_vit_412m
+deit_tiny_patch16_224 densenet264d dla34 test_nfnet dpn68 ese_vovnet19b_slim resnet18 edgenext_small efficientformer_l1
+efficientformerv2_s0 mixnet_s efficientvim_m1 efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fasternet_s
+fastvit_s12 lcnet_050 focalnet_base_srf gcvit_tiny gemma4_vit_167m ghostnet_050 gmlp_s16_224 hardcorenas_a hgnet_tiny
+hiera_tiny_224 hieradet_small hrnet_w18 iformer_s inception_next_atto inception_resnet_v2 inception_v3 inception_v4
+lcnetv2_small legacy_senet154 legacy_xception levit_384_s8 lowformer_b0 mambaout_tiny mobilenetv5_300m mobilevit_s
+mvitv2_tiny naflexvit_base_patch16_siglip nasnetalarge nest_tiny nextvit_small pit_s_224 pnasnet5large pvt_v2_b0
+qwen3_vit_88m rdnet_tiny regnety_040_sgn repghostnet_050 repvit_m1 res2net50_26w_4s resnest26d resnetv2_18 rexnet_100
+samvit_base_patch16 selecsls42 sequencer2d_s shvit_s1 skresnet18 starnet_s1 swiftformer_s swin_s3_base_224
+swinv2_tiny_window8_256 swinv2_cr_tiny_224 test_vit_relpos tiny_vit_5m_224 tnt_s_patch16_224 tresnet_l twins_svt_base
+vgg11 visformer_tiny vit_base_r26_s32_224 vitamin_small_224 volo_d1_224 xception41 xcit_nano_12_p8_224
+"""
 HEAD = (
     *("network", "groups", "params left", "MACs left", "cut against mask", "ONNX Runtime", "plan s", "Torch-Pruning s"),
     *("surgery / weights", "left alone"),
@@ -46,7 +61,7 @@ def main() -> None:
         print(json.dumps({"ours": ours, "torch-pruning": theirs}[asked.one](asked.names[0])))
         return
     rows = json.loads(ROWS.read_text())["rows"] if ROWS.exists() else {}
-    for name in asked.names or (timm_names() if asked.timm else torchvision_names()):
+    for name in asked.names or ([f"timm:{name}" for name in FAMILIES.split()] if asked.timm else torchvision_names()):
         if name in rows and name not in asked.names:
             continue
         rows[name] = {who: _apart(who, name) for who in LIMIT_S}
@@ -59,17 +74,6 @@ def torchvision_names() -> list[str]:
     import torchvision
 
     return torchvision.models.list_models(module=torchvision.models)  # type: ignore[no-any-return]
-
-
-def timm_names() -> list[str]:
-    """The smallest network, by the length of its name, of each of timm's families."""
-    import timm
-
-    families: dict[str, list[str]] = {}
-    for name in timm.list_models():
-        families.setdefault(timm.models.model_entrypoint(name).__module__, []).append(name)
-    small = ("tiny", "nano", "atto", "pico", "small", "xxs", "18", "26", "_050", "_b0", "_s0", "_s", "test")
-    return [f"timm:{min(names, key=lambda n: (not any(s in n for s in small), len(n), n))}" for names in families.values()]
 
 
 def _apart(who: str, name: str) -> dict[str, Any]:

@@ -243,6 +243,49 @@ def test_networks_from_torchvision(name: str) -> None:
     assert float((made - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
+def _axis(layer: nn.Module, handler: str) -> str:
+    """Torch-Pruning's word for it in ours."""
+    if isinstance(layer, nn.BatchNorm2d) or getattr(layer, "groups", 1) > 1:
+        return "each"
+    return "in" if "prune_in" in handler else "out"
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg16", "resnet20", "torchvision:mobilenet_v2", "torchvision:densenet121", "torchvision:efficientnet_b0"]
+)
+def test_groups_are_those_of_torch_pruning(name: str) -> None:
+    """An independent oracle, where it can trace the network."""
+    import torch_pruning
+
+    model, x = lt.build_model(name, classes=4).eval(), torch.randn(1, 3, 64, 64)
+    names = {module: path for path, module in model.named_modules()}
+    graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=x)
+    theirs = set()
+    for group in graph.get_all_groups(root_module_types=(nn.Conv2d, nn.Linear)):
+        members = {(d.target.module, d.handler.__name__) for d, _ in group if d.target.module in names}
+        theirs.add(frozenset((names[layer], _axis(layer, handler)) for layer, handler in members))
+    assert {frozenset((m.layer, m.axis) for m in g.members) for g in trace(model, x)} == theirs
+
+
+FAMILIES = [
+    *("timm:test_vit", "timm:test_maxvit", "timm:cait_xxs24_224", "timm:crossvit_tiny_240", "timm:efficientvit_b0", "timm:fastvit_t8"),
+    *("timm:ghostnet_050", "timm:levit_128s", "timm:mixnet_s", "timm:mobilevit_xxs", "timm:pvt_v2_b0", "timm:repvit_m1", "timm:starnet_s1"),
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_from_timm(name: str) -> None:
+    """A quick sample of bench/coverage.py's families."""
+    torch.manual_seed(0)
+    model = shaken(lt.build_model(name, classes=4))
+    x = torch.randn(1, *model.default_cfg["input_size"])
+    plan = random_plan(trace(model, x), 0)
+    assert sum(map(bool, plan.frozen.values())) < len(plan.groups) / 2
+    with torch.inference_mode():
+        made, expected = lt.cut(model, plan)(x), lt.mask(model, plan)(x)
+    assert float((made - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["vit", "heads"])
 def test_transformers_to_onnx(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)

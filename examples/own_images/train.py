@@ -1,0 +1,32 @@
+"""The network that you arrive with, trained by plain PyTorch and without ltcompile: python train.py photos resnet18.pth [EPOCHS]"""
+
+import sys
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.models import resnet18
+
+folder, output, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 6
+torch.manual_seed(0)
+prepare = transforms.Compose(
+    [transforms.Resize(64), transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+)
+images = ImageFolder(folder, prepare)
+batches = DataLoader(images, batch_size=64, shuffle=True, drop_last=True)
+model = resnet18(num_classes=len(images.classes))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=epochs * len(batches))
+for epoch in range(epochs):
+    total = 0.0
+    for x, labels in batches:
+        loss = F.cross_entropy(model(x), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.item()
+    print(f"epoch {epoch + 1}/{epochs}: loss {total / len(batches):.3f}", flush=True)
+torch.save(model.state_dict(), output)
