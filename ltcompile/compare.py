@@ -17,7 +17,6 @@ from ltcompile.backends import Subject
 from ltcompile.core.records import Measurement, provenance
 from ltcompile.core.ticket import Ticket, check_model
 from ltcompile.data import Dataset, load_like
-from ltcompile.data import names as data_names
 from ltcompile.errors import BadFile, LtcompileError, StaleTicket
 from ltcompile.graph import Size, size
 from ltcompile.lower import export_onnx, fold_batch_norm
@@ -142,12 +141,11 @@ def _images(known: _Target, data: str | None, data_root: str | Path) -> tuple[np
     name = data or known.data["name"]
     shape, class_names = tuple(known.data["shape"]), list(known.data["class_names"])
     dataset: Dataset | None = None
-    if data is not None or name in data_names():
-        try:
-            dataset = load_like(known.data, name, data_root)
-        except LtcompileError:
-            if data is not None:
-                raise
+    try:
+        dataset = load_like(known.data, name, data_root)
+    except LtcompileError:
+        if data is not None:
+            raise
     if dataset is None:
         noise = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
         return noise.numpy(), None

@@ -12,9 +12,9 @@ from torchvision.models import resnet18
 folder, output, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 6
 torch.manual_seed(0)
 prepare = transforms.Compose(
-    [transforms.Resize(64), transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+    [transforms.Resize(32), transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
 )
-images = ImageFolder(folder, prepare)
+images = ImageFolder(f"{folder}/train", prepare)
 batches = DataLoader(images, batch_size=64, shuffle=True, drop_last=True)
 model = resnet18(num_classes=len(images.classes))
 optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ltcompile.graph.probe import Example, make_probe, run
+from ltcompile.graph.probe import Example, Inputs, on_probe, run
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,11 @@ def size(model: nn.Module, example: Example) -> Size:
         BadModel: the network does not run on `example`.
     """
     first = tuple(x[:1] for x in example) if isinstance(example, tuple) else example[:1]
-    probe, inputs = make_probe(model, first)  # its attention is made of products that the counter knows
-    with FlopCounterMode(display=False) as counter:
-        run(probe, inputs)
-    return Size(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+    flops = on_probe(model, first, _flops)  # its attention is made of products that the counter knows
+    return Size(sum(p.numel() for p in model.parameters()), flops // 2)
+
+
+def _flops(probe: nn.Module, inputs: Inputs) -> int:
+    counter = FlopCounterMode(display=False)
+    run(probe, inputs, counter)
+    return counter.get_total_flops()

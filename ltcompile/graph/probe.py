@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ltcompile.errors import BadModel
+from ltcompile.graph._shapes import Shapes
 from ltcompile.graph.attention import replace_attention
 
 Module = TypeVar("Module", bound=nn.Module)
+Found = TypeVar("Found")
 Example = Tensor | tuple[Tensor, ...]
+Inputs = tuple[Tensor, ...]
 
 
 def on_meta(model: Module) -> Module:
@@ -26,31 +30,31 @@ def on_meta(model: Module) -> Module:
     )
 
 
-def make_probe(model: nn.Module, example: Example) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A copy of `model` to run in eval mode, and its inputs: on the meta device, or real where its code wants values.
+def on_probe(model: nn.Module, example: Example, look: Callable[[nn.Module, Inputs], Found]) -> Found:
+    """What `look` finds by running a copy of `model` in eval mode: on the meta device, or on real values where its code wants them.
 
-    Raises:
-        BadModel: the network does not run on `example`.
+    The copy's attention is of plain products. Raises BadModel where the network does not run on `example`.
     """
     inputs = example if isinstance(example, tuple) else (example,)
     try:
-        probe, empty = on_meta(model), tuple(torch.empty_like(x, device="meta") for x in inputs)
-        run(probe.eval(), empty)
-        probe = on_meta(model).eval()
+        return look(_copied(on_meta(model)), tuple(torch.empty_like(x, device="meta") for x in inputs))
     except Exception:  # values are asked for, or the network does not run at all: the real one tells
-        probe, empty = copy.deepcopy(model), inputs
         try:
-            run(probe.eval(), empty)
+            run(copy.deepcopy(model).eval(), inputs)
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise BadModel(f"the network does not run on an input of shape {shapes}: {type(error).__name__}: {error}") from error
+    return look(_copied(copy.deepcopy(model)), inputs)
+
+
+def _copied(probe: nn.Module) -> nn.Module:
     replace_attention(probe)
-    return probe, empty
+    return probe.eval()
 
 
 @torch.no_grad()
-def run(model: nn.Module, inputs: Sequence[Tensor]) -> object:
-    """What `model` gives, without gradients and warnings."""
-    with warnings.catch_warnings():
+def run(model: nn.Module, inputs: Sequence[Tensor], watching: AbstractContextManager[object] | None = None) -> object:
+    """What `model` gives, without gradients and warnings, while `watching` sees the operations."""
+    with warnings.catch_warnings(), Shapes(), watching or nullcontext():
         warnings.simplefilter("ignore")
         return model(*inputs)

@@ -20,7 +20,7 @@ from ltcompile.graph._groups import Owners, groups_of
 from ltcompile.graph._ints import attributes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
-from ltcompile.graph.probe import Example, make_probe, run
+from ltcompile.graph.probe import Example, Inputs, on_probe, run
 from ltcompile.graph.rules import Requests, tensors_in
 from ltcompile.graph.surgeon import cut
 
@@ -31,16 +31,19 @@ def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
     Raises:
         BadModel: the network does not run on `example`, or nothing in it can be cut (with the reason of each group).
     """
-    probe, inputs = make_probe(model, example)
-    groups = tuple(groups_of(_watched(probe, inputs), probe, _owners(probe)))
-    groups = _thatrun(probe, inputs, groups)
+    groups = on_probe(model, example, _found)
     if all(g.frozen for g in groups):
         reasons = "; ".join(f"{g.name}: {g.frozen}" for g in groups[:8]) or "it has no convolution or linear layer that torch can trace"
         raise BadModel(f"nothing in this network can be cut: {reasons}")
     return groups
 
 
-def _watched(probe: nn.Module, inputs: tuple[Tensor, ...]) -> Labels:
+def _found(probe: nn.Module, inputs: Inputs) -> tuple[Group, ...]:
+    groups = tuple(groups_of(_watched(probe, inputs), probe, _owners(probe)))
+    return _that_run(probe, inputs, groups)
+
+
+def _watched(probe: nn.Module, inputs: Inputs) -> Labels:
     """The labels after a run in eval mode and one in training mode, which may pass through more (auxiliary heads)."""
     labels = Labels()
     for name, tensor in [*probe.named_parameters(), *probe.named_buffers()]:
@@ -56,10 +59,10 @@ def _watched(probe: nn.Module, inputs: tuple[Tensor, ...]) -> Labels:
     return labels
 
 
-def _watch(labels: Labels, probe: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _watch(labels: Labels, probe: nn.Module, inputs: Inputs) -> None:
     requests = Requests()
-    with Calls(labels, requests), Operations(labels, requests):
-        output = run(probe, inputs)
+    with Calls(labels, requests):
+        output = run(probe, inputs, Operations(labels, requests))
     labels.pin_all(tensors_in(_values(output)), "it produces the network's output")
 
 
@@ -81,7 +84,7 @@ def _owners(model: nn.Module) -> Owners:
     return owners
 
 
-def _thatrun(probe: nn.Module, inputs: tuple[Tensor, ...], groups: tuple[Group, ...]) -> tuple[Group, ...]:
+def _that_run(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """`groups`, with those frozen without a channel of which the network does not run: its code counts on them elsewhere."""
     ties: dict[str, set[str]] = {}
     for group in groups:
@@ -91,7 +94,7 @@ def _thatrun(probe: nn.Module, inputs: tuple[Tensor, ...], groups: tuple[Group, 
     return tuple(replace(g, frozen=broken[g.name], tied="") if g.name in broken else g for g in groups)
 
 
-def _broken(probe: nn.Module, inputs: tuple[Tensor, ...], groups: tuple[Group, ...], bundles: list[set[str]]) -> Iterable[tuple[str, str]]:
+def _broken(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...], bundles: list[set[str]]) -> Iterable[tuple[str, str]]:
     """(group, reason) of the bundles that break the network: halves are tried where the whole fails."""
     error = _error_without(probe, inputs, groups, set().union(*bundles)) if bundles else None
     if error is None:
@@ -104,7 +107,7 @@ def _broken(probe: nn.Module, inputs: tuple[Tensor, ...], groups: tuple[Group, .
     yield from _broken(probe, inputs, groups, bundles[middle:])
 
 
-def _error_without(probe: nn.Module, inputs: tuple[Tensor, ...], groups: tuple[Group, ...], names: set[str]) -> str | None:
+def _error_without(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...], names: set[str]) -> str | None:
     """What happens when the groups `names` lose half of their channels; None if the network runs."""
     kept = {g.name: tuple(range(_half(g, groups))) for g in groups if g.name in names}
     try:

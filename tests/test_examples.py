@@ -1,0 +1,38 @@
+"""The tutorials run as they are written, with fewer images and epochs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SHORTER = {
+    "photos\n": "photos 300\n",
+    "resnet18.pth 6": "resnet18.pth 1",
+    "--rounds 2": "--rounds 1",
+    "--epochs 4": "--epochs 1",
+    "--batch 16 --seconds 1": "--seconds 0.5",
+}
+
+
+def test_own_images(tmp_path: Path) -> None:
+    folder = EXAMPLES / "own_images"
+    script = "".join(re.findall(r"```sh\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL))
+    for written, shorter in SHORTER.items():
+        assert written in script, f"{written!r} is no longer in the tutorial"
+        script = script.replace(written, shorter, 1)
+    script = re.sub(r"python (\w+\.py)", rf"{sys.executable} {folder}/\1", script)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = tmp_path / "runs/photos"
+    search, shrunk = (json.loads((run / name).read_text()) for name in ("search.json", "small.json"))
+    assert search["data"]["sizes"] == {"train": 180, "val": 60, "test": 60} and search["data"]["mean"][0] == 0.485
+    assert shrunk["macs"] < 0.2 * shrunk["dense_macs"] and shrunk["equality_error"] < 1e-5
+    assert "resnet18" in (run / "report.html").read_text()
