@@ -60,14 +60,17 @@ def main() -> None:
     if asked.one:
         print(json.dumps({"ours": ours, "torch-pruning": theirs}[asked.one](asked.names[0])))
         return
-    rows = json.loads(ROWS.read_text())["rows"] if ROWS.exists() else {}
     for name in asked.names or ([f"timm:{name}" for name in FAMILIES.split()] if asked.timm else torchvision_names()):
-        if name in rows and name not in asked.names:
+        if name in _rows() and name not in asked.names:
             continue
-        rows[name] = {who: _apart(who, name) for who in LIMIT_S}
-        print(_line(name, rows[name]), flush=True)
-        _write(rows)
-    print(json.dumps(_summary(rows)))
+        row = {who: _apart(who, name) for who in LIMIT_S}
+        print(_line(name, row), flush=True)
+        _write(_rows() | {name: row})  # read anew: torchvision's and timm's may run side by side
+    print(json.dumps(_summary(_rows())))
+
+
+def _rows() -> dict[str, Any]:
+    return json.loads(ROWS.read_text())["rows"] if ROWS.exists() else {}
 
 
 def torchvision_names() -> list[str]:
