@@ -183,7 +183,7 @@ class TestLimits:
         assert plan.widths["blocks.6.conv2"] == (64, 48) and plan.widths["blocks.2.conv1"] == (16, 8)
 
     def test_floors(self, resnet: nn.Module, images: Tensor) -> None:
-        plan = lt.plan(resnet, images, 0.95, limits=Limits(min_share=0.25, min_channels=10))
+        plan = lt.plan(resnet, images, 0.95, limits=Limits(max_layer_ratio=0.75, min_channels=10))
         assert {after for before, after in plan.widths.values() if before == 16} == {10}
         assert {after for before, after in plan.widths.values() if before == 64} == {16}
 
@@ -213,8 +213,8 @@ class TestLimits:
             ({"keep": ("conv(",)}, "no regular expression"),
             ({"keep": "conv"}, "several patterns"),
             ({"ratios": {"conv": 1.0}}, "ratio of 'conv'"),
-            ({"ratios": {"conv": 0.97}}, "min_share is 0.05"),
-            ({"min_share": -0.1}, "least share"),
+            ({"ratios": {"conv": 0.97}}, "max_layer_ratio"),
+            ({"max_layer_ratio": 1.1}, "largest ratio"),
             ({"min_channels": 0}, "at least 1 channel"),
         ],
     )
@@ -271,7 +271,7 @@ class TestTargets:
     def test_out_of_reach(self, images: Tensor) -> None:
         network = NETWORKS["resnet20"]()
         with pytest.raises(BadSetting, match=r"target_macs 0.1 cannot be met.*leaves 0\.\d+ of the MACs.*'conv'.*to be kept.*min_channels"):
-            lt.plan(network, images, target_macs=0.1, limits=Limits(keep=("conv",), min_share=0.5))
+            lt.plan(network, images, target_macs=0.1, limits=Limits(keep=("conv",), max_layer_ratio=0.5))
 
     def test_one_goal_at_a_time(self, images: Tensor) -> None:
         network = NETWORKS["lenet5"]()

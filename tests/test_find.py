@@ -284,7 +284,7 @@ class TestSettings:
             ({"scope": "x"}, "scope"),
             ({"schedule": "x"}, "schedule"),
             ({"rewind_epoch": 2}, "--rewind weight"),
-            ({"min_share": 1.0}, "least share"),
+            ({"max_layer_ratio": 0.0}, "largest ratio"),
             ({"margin_points": -1}, "margin"),
         ],
     )
@@ -311,7 +311,7 @@ class TestSettings:
 
 
 def test_oneshot_cuts_once_what_the_rounds_would(tmp_path: Path, digits: Dataset) -> None:
-    config = lt.SearchConfig(schedule="oneshot", rounds=3, rate=0.3, controls=False, min_share=0.0)
+    config = lt.SearchConfig(schedule="oneshot", rounds=3, rate=0.3, controls=False, max_layer_ratio=1.0)
     found = lt.find("lenet300", digits, config, recipe=dataclasses.replace(QUICK, epochs=1), folder=tmp_path / "run")
     assert [r.level for r in found.rows] == [0, 1]
     free = [g for g in found.ticket.plan.groups if not g.frozen]

@@ -19,9 +19,7 @@ ONLY: Any = typer.Option([], metavar="PATTERN", help="Cut no layers but these. R
 LAYER_RATIO: Any = typer.Option(
     [], metavar="PATTERN=SHARE", help="Cut this share of these layers, whatever becomes of the others. Repeatable.", rich_help_panel=LIMITS
 )
-MIN_SHARE: Any = typer.Option(
-    0.05, help="Least share of its channels that a layer keeps: 1 - the most it may lose.", rich_help_panel=LIMITS
-)
+MAX_LAYER_RATIO: Any = typer.Option(0.95, help="The largest share of its channels that any layer may lose.", rich_help_panel=LIMITS)
 MIN_CHANNELS: Any = typer.Option(1, help="Least number of channels that a layer keeps.", rich_help_panel=LIMITS)
 ALIGN: Any = typer.Option(1, help="Widths become multiples of this; 8 or 16 suit most hardware.", rich_help_panel=LIMITS)
 GROUP_REDUCTION: Any = typer.Option(
@@ -31,13 +29,13 @@ GROUP_REDUCTION: Any = typer.Option(
 )
 
 
-def limits(keep: list[str], only: list[str], layer_ratio: list[str], min_share: float, min_channels: int) -> dict[str, Any]:
+def limits(keep: list[str], only: list[str], layer_ratio: list[str], max_layer_ratio: float, min_channels: int) -> dict[str, Any]:
     """The fields of `Limits` as they were asked for. Raises BadSetting where a ratio is none."""
     return {
         "keep": tuple(keep),
         "only": tuple(only),
         "ratios": dict(_ratio(asked) for asked in layer_ratio),
-        "min_share": min_share,
+        "max_layer_ratio": max_layer_ratio,
         "min_channels": min_channels,
     }
 

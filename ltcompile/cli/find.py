@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ltcompile.cli._options import ALIGN, GROUP_REDUCTION, KEEP, LAYER_RATIO, MIN_CHANNELS, MIN_SHARE, ONLY, PRUNING, limits
+from ltcompile.cli._options import ALIGN, GROUP_REDUCTION, KEEP, LAYER_RATIO, MAX_LAYER_RATIO, MIN_CHANNELS, ONLY, PRUNING, limits
 
 if TYPE_CHECKING:
     from ltcompile.core.recipe import Recipe
@@ -48,7 +48,9 @@ def find(
         "global", help="Rank filters over the whole network (global) or layer by layer (local).", rich_help_panel=PRUNING
     ),
     schedule: str = typer.Option("iterative", help="iterative rounds, or all at once: oneshot.", rich_help_panel=PRUNING),
-    criterion: str = typer.Option("l1", help="l1, l2, linf, bn, taylor or random.", rich_help_panel=PRUNING),
+    criterion: str = typer.Option(
+        "l1", help="l1, l2, linf, bn, fpgm, lamp, taylor, hessian, activation, apoz or random.", rich_help_panel=PRUNING
+    ),
     group_reduction: str = GROUP_REDUCTION,
     rounds: int = typer.Option(8, help="Rounds of train, prune, rewind.", rich_help_panel=PRUNING),
     rate: float | None = typer.Option(
@@ -62,7 +64,7 @@ def find(
     keep: list[str] = KEEP,
     only: list[str] = ONLY,
     layer_ratio: list[str] = LAYER_RATIO,
-    min_share: float = MIN_SHARE,
+    max_layer_ratio: float = MAX_LAYER_RATIO,
     min_channels: int = MIN_CHANNELS,
     align: int = ALIGN,
     epochs: int | None = typer.Option(None, help="Epochs of each training.  [default: the model's recipe]", rich_help_panel=TRAINING),
@@ -122,7 +124,7 @@ def find(
         masked=masked,
         margin_points=margin,
         confidence=confidence,
-        **limits(keep, only, layer_ratio, min_share, min_channels),
+        **limits(keep, only, layer_ratio, max_layer_ratio, min_channels),
     )
     dataset = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
     asked = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ltcompile.cli._options import ALIGN, GROUP_REDUCTION, KEEP, LAYER_RATIO, MIN_CHANNELS, MIN_SHARE, ONLY, PRUNING, limits
+from ltcompile.cli._options import ALIGN, GROUP_REDUCTION, KEEP, LAYER_RATIO, MAX_LAYER_RATIO, MIN_CHANNELS, ONLY, PRUNING, limits
 
 if TYPE_CHECKING:
     from ltcompile.core.plan import PruningPlan
@@ -40,12 +40,12 @@ def plan(
     scope: str = typer.Option(
         "global", help="Rank filters over the whole network (global) or layer by layer (local).", rich_help_panel=PRUNING
     ),
-    criterion: str = typer.Option("l1", help="What tells important filters: one that needs no data.", rich_help_panel=PRUNING),
+    criterion: str = typer.Option("l1", help="l1, l2, linf, bn, fpgm, lamp or random: those that need no data.", rich_help_panel=PRUNING),
     group_reduction: str = GROUP_REDUCTION,
     keep: list[str] = KEEP,
     only: list[str] = ONLY,
     layer_ratio: list[str] = LAYER_RATIO,
-    min_share: float = MIN_SHARE,
+    max_layer_ratio: float = MAX_LAYER_RATIO,
     min_channels: int = MIN_CHANNELS,
     align: int = ALIGN,
     seed: int = typer.Option(0, help="Gives fresh weights and the random criterion."),
@@ -61,7 +61,7 @@ def plan(
     from ltcompile.models import build_model, least_size
     from ltcompile.paths import check_writable
 
-    asked = Limits(**limits(keep, only, layer_ratio, min_share, min_channels))
+    asked = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
     if output is not None:
         check_writable(output)
     side = image_size or (FOREIGN_SIDE if ":" in model else max(SIDE, least_size(model)))

@@ -122,6 +122,6 @@ class SearchConfig(Limits):
             most = int(math.log(least / total) / math.log(1 - self.rate))
             raise BadSetting(
                 f"{self.rounds} rounds at rate {self.rate} would leave {total * left:.0f} of {total} filters, fewer than the floors of all "
-                f"layers together ({least}) and so empty a layer; at most {most} rounds, or smaller floors than --min-share {self.min_share} "
+                f"layers together ({least}) and so empty a layer; at most {most} rounds, or lower floors: --max-layer-ratio {self.max_layer_ratio} "
                 f"and --min-channels {self.min_channels}"
             )

@@ -23,8 +23,8 @@ class Limits(Record):
     strictest among them.
 
     `keep`: these layers are not cut. `only`: no others are. `ratios`: pattern -> the share of its channels that a layer loses in the
-    end, whatever the scope ranks elsewhere; the smallest where several match. `min_share`, `min_channels`: the least share and the
-    least number of its channels that a layer keeps.
+    end, whatever the scope ranks elsewhere; the smallest where several match. `max_layer_ratio`: the largest share of its
+    channels that any layer may lose; `min_channels`: the least number that it keeps.
 
     Raises:
         BadSetting: a value outside its range, or a pattern that is no regular expression.
@@ -33,18 +33,18 @@ class Limits(Record):
     keep: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     ratios: Mapping[str, float] = field(default_factory=dict)
-    min_share: float = 0.05
+    max_layer_ratio: float = 0.95
     min_channels: int = 1
 
     def __post_init__(self) -> None:
         checks = {
-            f"the least share of a layer must be in [0, 1), not {self.min_share}": 0 <= self.min_share < 1,
+            f"the largest ratio of a layer must be in (0, 1], not {self.max_layer_ratio}": 0 < self.max_layer_ratio <= 1,
             f"a layer keeps at least 1 channel, not {self.min_channels}": self.min_channels >= 1,
             "keep and only take several patterns: write ('layer1',)": not isinstance(self.keep, str) and not isinstance(self.only, str),
         }
         checks |= {
-            f"the ratio of {pattern!r} must be in [0, {1 - self.min_share:g}] (min_share is {self.min_share}), not {ratio}": (
-                0 <= ratio <= 1 - self.min_share and ratio < 1
+            f"the ratio of {pattern!r} must be in [0, {self.max_layer_ratio:g}] (max_layer_ratio) and below 1, not {ratio}": (
+                0 <= ratio <= self.max_layer_ratio and ratio < 1
             )
             for pattern, ratio in self.ratios.items()
         }
@@ -77,7 +77,7 @@ class Limits(Record):
 
     def floors(self, groups: tuple[Group, ...]) -> dict[str, int]:
         """Group -> the channels that it keeps at least."""
-        return {g.name: min(g.width, max(self.min_channels, math.ceil(self.min_share * g.width - 1e-9))) for g in groups}
+        return {g.name: min(g.width, max(self.min_channels, math.ceil((1 - self.max_layer_ratio) * g.width - 1e-9))) for g in groups}
 
     def kept(self, groups: tuple[Group, ...], progress: float = 1.0) -> dict[str, int]:
         """Group -> the channels that it keeps by a ratio of its own, after the part `progress` of the way there; others are left out."""

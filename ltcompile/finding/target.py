@@ -115,7 +115,10 @@ def check_reachable(target: Target, ranking: Ranking, meter: Meter, limits: Limi
         for name, cost in frozen.most_common(_NAMED)
         if cost > 0.01 * least
     ]
-    floors = f"every other layer keeps at least {limits.min_share:.0%} of its channels (min_share) and {limits.min_channels} (min_channels)"
+    least_share = 1 - limits.max_layer_ratio
+    floors = (
+        f"every other layer keeps at least {least_share:.0%} of its channels (max_layer_ratio) and {limits.min_channels} (min_channels)"
+    )
     if align > 1:
         floors += f", and a multiple of {align}"
     if limits.ratios:
