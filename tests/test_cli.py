@@ -39,7 +39,7 @@ def test_help_loads_no_heavy_package() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("command", ["find", "shrink", "bench", "report", "show", "doctor"])
+@pytest.mark.parametrize("command", ["find", "plan", "shrink", "lower", "bench", "report", "show", "inspect", "doctor"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = call(command, "--help")
     assert done.returncode == 0 and "Example" in done.stdout and f"ltcompile {command}" in done.stdout
@@ -110,6 +110,13 @@ def test_files_that_shrink_changed_on_purpose_are_their_own_reference(folder: Pa
         "bench", run / "other.onnx", "--backend", "onnxruntime", "--batch", 1, "--seconds", 0.5, "-o", folder / "other.json", "--json"
     )
     assert done.returncode == 0 and json.loads(done.stdout)["rows"][1]["accuracy"] > 0.5, done.stderr
+
+
+def test_lower(folder: Path) -> None:
+    told = json.loads(call("lower", folder / "runs/t/ticket.pt", "--json").stdout)
+    assert told["left"] < len(told["nodes"]) and max(told["errors"].values()) < 1e-5
+    done = call("lower", folder / "runs/t/ticket.pt", "--explain")
+    assert done.returncode == 0 and "what became of it" in done.stdout and "fused conv2d" in done.stdout, done.stderr
 
 
 def test_report(folder: Path) -> None:

@@ -237,7 +237,7 @@ class TestFrozen:
             lt.plan(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), images)
 
     def test_a_network_that_does_not_run(self) -> None:
-        with pytest.raises(BadModel, match="does not run on an input of shape"):
+        with pytest.raises(BadModel, match=r"does not run on an input of shape \(1, 5, 16, 16\): in '0' \(Conv2d\): RuntimeError"):
             lt.plan(NETWORKS["lenet5"](), torch.zeros(1, 5, 16, 16))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -39,12 +40,21 @@ def on_probe(model: nn.Module, example: Example, look: Callable[[nn.Module, Inpu
     try:
         return look(_copied(on_meta(model)), tuple(torch.empty_like(x, device="meta") for x in inputs))
     except Exception:  # values are asked for, or the network does not run at all: the real one tells
+        real = copy.deepcopy(model).eval()
         try:
-            run(copy.deepcopy(model).eval(), inputs)
+            run(real, inputs)
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-            raise BadModel(f"the network does not run on an input of shape {shapes}: {type(error).__name__}: {error}") from error
+            told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            raise BadModel(f"the network does not run on an input of shape {shapes}: {_where(real, error)}{told}") from error
     return look(_copied(copy.deepcopy(model)), inputs)
+
+
+def _where(model: nn.Module, error: Exception) -> str:
+    """The innermost of `model`'s modules that `error` passed through."""
+    names = {id(module): f"in {name!r} ({type(module).__name__}): " for name, module in model.named_modules() if name}
+    frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return next(reversed([names[id(owner)] for owner in frames if id(owner) in names]), "")
 
 
 def _copied(probe: nn.Module) -> nn.Module:

@@ -44,13 +44,15 @@ def _found(probe: nn.Module, inputs: Inputs) -> tuple[Group, ...]:
 
 
 def _watched(probe: nn.Module, inputs: Inputs) -> Labels:
-    """The labels after a run in eval mode and one in training mode, which may pass through more (auxiliary heads)."""
+    """The labels after a run in eval mode and, where that leaves parameters unused, one in training mode: auxiliary heads run there."""
     labels = Labels()
     for name, tensor in [*probe.named_parameters(), *probe.named_buffers()]:
         if tensor.is_floating_point():
             labels.register(name, tensor)
     with attributes_followed(probe):
         _watch(labels, probe.eval(), inputs)
+        if labels.used.issuperset(name for name, _ in probe.named_parameters()):
+            return labels
         two = tuple(torch.cat([x, x]) if len(x) == 1 else x for x in inputs)  # batch norm trains on no single value
         # A network that cannot train on such a batch has told all it can in eval mode.
         with contextlib.suppress(Exception):

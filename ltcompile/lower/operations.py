@@ -1,0 +1,101 @@
+"""What a program may call: operations of aten by an explicit list, and fused ones of our own, with their meaning in PyTorch.
+
+The list is closed, so that a program from a file can only compute.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+}
+
+_LIST = """
+_native_batch_norm_legit_no_training.default _to_copy.default _unsafe_view.default abs.default adaptive_avg_pool1d.default
+adaptive_avg_pool2d.default adaptive_max_pool2d.default add.Scalar add.Tensor addmm.default alias.default amax.default
+avg_pool1d.default avg_pool2d.default bmm.default cat.default celu.default channel_shuffle.default chunk.default clamp.default
+clamp_min.default clone.default constant_pad_nd.default conv1d.default conv2d.default conv2d.padding conv_transpose1d.default
+conv_transpose2d.input cos.default div.Scalar div.Tensor dropout.default einsum.default elu.default embedding.default erf.default
+exp.default expand.default flatten.using_ints gelu.default glu.default group_norm.default hardsigmoid.default hardswish.default
+hardtanh.default index.Tensor instance_norm.default layer_norm.default leaky_relu.default linalg_vector_norm.default linear.default
+log.default log_sigmoid.default log_softmax.int masked_fill.Scalar matmul.default max_pool1d.default max_pool2d.default maximum.default
+mean.dim minimum.default mish.default mm.default mul.Scalar mul.Tensor narrow.default neg.default pad.default permute.default
+pixel_shuffle.default pixel_unshuffle.default pow.Tensor_Scalar prelu.default relu.default relu6.default repeat.default
+repeat_interleave.self_int reshape.default rms_norm.default roll.default rsqrt.default rsub.Scalar scaled_dot_product_attention.default
+select.int select_scatter.default selu.default sigmoid.default silu.default sin.default slice.Tensor slice_scatter.default softmax.int
+softplus.default split.Tensor split_with_sizes.default sqrt.default squeeze.default squeeze.dim squeeze.dims stack.default
+std.correction sub.Scalar sub.Tensor sum.dim_IntList tanh.default transpose.int unbind.int unflatten.int unsqueeze.default
+upsample_bicubic2d.vec upsample_bilinear2d.vec upsample_nearest2d.vec var.correction var_mean.correction view.default
+"""
+_ATEN = frozenset(_LIST.split())
+
+
+_WORDS = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool),
+    *(torch.contiguous_format, torch.preserve_format, torch.channels_last),
+)
+WORDS = {str(word): word for word in _WORDS}  # what arguments may name
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *,
+    stride: list[int],
+    padding: list[int],
+    groups: int,
+    activation: str,
+    pool: bool,
+) -> Tensor:
+    """pool(act(conv(x, weight) + bias + residual)): (N, C, H, W) -> (N, K, P, Q), halved by the 2x2 max pool where there is one."""
+    y = F.conv2d(x, weight, bias, stride, padding, 1, groups)
+    y = ACTIVATIONS[activation](y if residual is None else y + residual)
+    return F.max_pool2d(y, 2) if pool else y
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
+    """act(x weight^T + bias): (..., C) -> (..., K)."""
+    return ACTIVATIONS[activation](F.linear(x, weight, bias))
+
+
+def pooled_head(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
+    """act(mean over all places of x, times weight^T, + bias): (N, C, H, W) -> (N, K)."""
+    return linear(x.mean((2, 3)), weight, bias, activation=activation)
+
+
+_OURS: dict[str, Callable[..., Tensor]] = {"conv2d": conv2d, "linear": linear, "pooled_head": pooled_head}
+
+
+def find(target: str) -> Callable[..., Any]:
+    """What `target` calls: "aten.NAME.OVERLOAD", "fused.NAME" or "getitem". Raises KeyError for anything else."""
+    if target == "getitem":
+        return operator.getitem
+    family, _, name = target.partition(".")
+    if family == "fused":
+        return _OURS[name]
+    if family != "aten" or name not in _ATEN:
+        raise KeyError(target)
+    packet, _, overload = name.partition(".")
+    found: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
+    return found
+
+
+def name_of(called: Any) -> str | None:
+    """The target of what a torch.fx node calls, or None where programs do not have it."""
+    if called is operator.getitem:
+        return "getitem"
+    name = str(called).removeprefix("aten.")
+    return f"aten.{name}" if name in _ATEN else None
