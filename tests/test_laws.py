@@ -9,7 +9,7 @@ import torch
 from conftest import shaken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import Heads, Vision, conv, shared_layer
+from networks import Auxiliary, Heads, Vision, conv, shared_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -286,10 +286,10 @@ def test_networks_from_timm(name: str) -> None:
     assert float((made - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["vit", "heads"])
-def test_transformers_to_onnx(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("network", [Vision, Heads, Auxiliary])
+def test_files_of_networks_with_attention_or_a_second_head(network: type[nn.Module], tmp_path) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
-    model, x = (Vision() if name == "vit" else Heads()).eval(), torch.randn(3, 3, 16, 16)
+    model, x = network().eval(), torch.randn(3, 3, 16, 16)
     small, _ = fold_batch_norm(lt.cut(model, lt.plan(model, x)), x)
     export_onnx(small, x, tmp_path / "small.onnx")
     close(run_onnx(tmp_path / "small.onnx", x), small(x), 1e-4)

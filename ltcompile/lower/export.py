@@ -50,7 +50,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | Path, metadata: M
     for key, value in (metadata or {}).items():
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto, full_check=True)
-    _check_shapes(model, proto, path)
+    _check_shapes(_filters(model, example), proto, path)
     with atomic(path) as scratch:
         scratch.write_bytes(proto.SerializeToString())
 
@@ -79,9 +79,23 @@ def _several(example: Tensor) -> Tensor:
     return example[:1].repeat(2, 1, 1, 1).cpu()
 
 
-def _check_shapes(model: nn.Module, proto: Any, path: str | Path) -> None:
-    """The file must hold as many filters as the module has, not zeros in their place."""
-    expected = sorted(tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Conv2d))
+@torch.no_grad()
+def _filters(model: nn.Module, example: Tensor) -> list[tuple[int, ...]]:
+    """The shapes of the filters of all convolutions that run: auxiliary heads do so in training alone."""
+    ran: dict[nn.Module, tuple[int, ...]] = {}
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [m.register_forward_hook(lambda layer, *_: ran.update({layer: tuple(layer.weight.shape)})) for m in convolutions]
+    try:
+        model(_several(example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(ran.values())
+
+
+def _check_shapes(filters: list[tuple[int, ...]], proto: Any, path: str | Path) -> None:
+    """The file must hold as many filters as the network runs, not zeros in their place."""
+    expected = sorted(filters)
     found = sorted(tuple(i.dims) for i in proto.graph.initializer if len(i.dims) == 4 and i.dims[0] > 0 and _feeds_conv(proto, i.name))
     if expected != found:
         raise Disagreement(f"{path} would hold filters of shapes {found}, the network has {expected}")
