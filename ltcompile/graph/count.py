@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ltcompile.graph.probe import Example, Inputs, on_probe, run
+from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def size(model: nn.Module, example: Example) -> Size:
     return Size(sum(p.numel() for p in model.parameters()), flops // 2)
 
 
-def _flops(probe: nn.Module, inputs: Inputs) -> int:
+def _flops(probe: Probes, inputs: Inputs) -> int:
     counter = FlopCounterMode(display=False)
-    run(probe, inputs, counter)
+    run(probe(), inputs, counter)
     return counter.get_total_flops()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.errors import BadModel
+from ltcompile.graph._copy import copied
 from ltcompile.graph._shapes import Shapes
 from ltcompile.graph.attention import replace_attention
 
@@ -20,34 +20,36 @@ Module = TypeVar("Module", bound=nn.Module)
 Found = TypeVar("Found")
 Example = Tensor | tuple[Tensor, ...]
 Inputs = tuple[Tensor, ...]
+Probes = Callable[[], nn.Module]
 
 
 def on_meta(model: Module) -> Module:
     """A copy of `model` whose tensors have shapes and no values; the weights are not copied."""
     tensors = [*model.parameters(), *model.buffers()]
     empty = {id(t): torch.empty_like(t, device="meta") for t in tensors}
-    return copy.deepcopy(
+    return copied(
         model, {i: nn.Parameter(e) if isinstance(t, nn.Parameter) else e for t, (i, e) in zip(tensors, empty.items(), strict=True)}
     )
 
 
-def on_probe(model: nn.Module, example: Example, look: Callable[[nn.Module, Inputs], Found]) -> Found:
-    """What `look` finds by running a copy of `model` in eval mode: on the meta device, or on real values where its code wants them.
+def on_probe(model: nn.Module, example: Example, look: Callable[[Probes, Inputs], Found]) -> Found:
+    """What `look` finds by running copies of `model` in eval mode: on the meta device, or on real values where its code wants them.
 
-    The copy's attention is of plain products. Raises BadModel where the network does not run on `example`.
+    `look` asks for as many copies as it needs; their attention is of plain products. Raises BadModel where the network does not run
+    on `example`.
     """
     inputs = example if isinstance(example, tuple) else (example,)
     try:
-        return look(_copied(on_meta(model)), tuple(torch.empty_like(x, device="meta") for x in inputs))
+        return look(lambda: _prepared(on_meta(model)), tuple(torch.empty_like(x, device="meta") for x in inputs))
     except Exception:  # values are asked for, or the network does not run at all: the real one tells
-        real = copy.deepcopy(model).eval()
+        real = copied(model).eval()
         try:
             run(real, inputs)
         except Exception as error:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             raise BadModel(f"the network does not run on an input of shape {shapes}: {_where(real, error)}{told}") from error
-    return look(_copied(copy.deepcopy(model)), inputs)
+    return look(lambda: _prepared(copied(model)), inputs)
 
 
 def _where(model: nn.Module, error: Exception) -> str:
@@ -57,7 +59,7 @@ def _where(model: nn.Module, error: Exception) -> str:
     return next(reversed([names[id(owner)] for owner in frames if id(owner) in names]), "")
 
 
-def _copied(probe: nn.Module) -> nn.Module:
+def _prepared(probe: nn.Module) -> nn.Module:
     replace_attention(probe)
     return probe.eval()
 

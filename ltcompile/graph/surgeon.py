@@ -6,7 +6,6 @@ weight rewinding, of fresh weights the random control. No tracing happens here: 
 
 from __future__ import annotations
 
-import copy
 from typing import TypeVar
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.plan import Axis, PruningPlan
 from ltcompile.errors import BadPlan
+from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.layers import place, shrink_attributes, width
 from ltcompile.graph.statistics import leave_out, mixes
@@ -29,8 +29,12 @@ def cut(model: Module, plan: PruningPlan) -> Module:
     Raises:
         BadPlan: the plan does not fit the network; the message names the layer.
     """
-    slices = _slices(model, plan)
-    small = copy.deepcopy(model)
+    return cut_(copied(model), plan)
+
+
+def cut_(small: Module, plan: PruningPlan) -> Module:
+    """`cut` in place: `small` itself, smaller. Raises BadPlan before anything is changed."""
+    slices = _slices(small, plan)
     replace_attention(small, {name for name, *_ in slices} | {name.rpartition(".")[0] for name, *_ in slices})
     done: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for name, axis, kept in slices:
@@ -49,7 +53,7 @@ def mask(model: Module, plan: PruningPlan) -> Module:
     them: an activation with f(0) != 0 leaks nothing either. Norms that mix channels leave the dropped ones out of their
     statistics. Raises BadPlan as `cut` does.
     """
-    masked = copy.deepcopy(model)
+    masked = copied(model)
     zero_(masked, zeros(masked, plan))
     if mixing := _mixing(masked, plan):
         leave_out(masked, mixing)

@@ -20,9 +20,9 @@ from ltcompile.graph._groups import Owners, groups_of
 from ltcompile.graph._ints import attributes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
-from ltcompile.graph.probe import Example, Inputs, on_probe, run
+from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
 from ltcompile.graph.rules import Requests, tensors_in
-from ltcompile.graph.surgeon import cut
+from ltcompile.graph.surgeon import cut_
 
 
 def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
@@ -38,9 +38,10 @@ def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
     return groups
 
 
-def _found(probe: nn.Module, inputs: Inputs) -> tuple[Group, ...]:
+def _found(probes: Probes, inputs: Inputs) -> tuple[Group, ...]:
+    probe = probes()
     groups = tuple(groups_of(_watched(probe, inputs), probe, _owners(probe)))
-    return _that_run(probe, inputs, groups)
+    return _that_run(probe, probes, inputs, groups)
 
 
 def _watched(probe: nn.Module, inputs: Inputs) -> Labels:
@@ -86,34 +87,37 @@ def _owners(model: nn.Module) -> Owners:
     return owners
 
 
-def _that_run(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+def _that_run(probe: nn.Module, probes: Probes, inputs: Inputs, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """`groups`, with those frozen without a channel of which the network does not run: its code counts on them elsewhere."""
     ties: dict[str, set[str]] = {}
     for group in groups:
         if not group.frozen and group.width > 1:
             ties.setdefault(group.tied or group.name, set()).add(group.name)
-    broken = dict(_broken(probe, inputs, groups, list(ties.values())))
+    bundles = list(ties.values())
+    if not bundles or _error_without(probe, inputs, groups, set().union(*bundles)) is None:  # which cuts the probe: others from here on
+        return groups
+    broken = dict(_broken(probes, inputs, groups, bundles))
     return tuple(replace(g, frozen=broken[g.name], tied="") if g.name in broken else g for g in groups)
 
 
-def _broken(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...], bundles: list[set[str]]) -> Iterable[tuple[str, str]]:
+def _broken(probes: Probes, inputs: Inputs, groups: tuple[Group, ...], bundles: list[set[str]]) -> Iterable[tuple[str, str]]:
     """(group, reason) of the bundles that break the network: halves are tried where the whole fails."""
-    error = _error_without(probe, inputs, groups, set().union(*bundles)) if bundles else None
+    error = _error_without(probes(), inputs, groups, set().union(*bundles)) if bundles else None
     if error is None:
         return
     if len(bundles) == 1:
         yield from ((name, f"the network does not run with fewer of it: {error}") for name in bundles[0])
         return
     middle = len(bundles) // 2
-    yield from _broken(probe, inputs, groups, bundles[:middle])
-    yield from _broken(probe, inputs, groups, bundles[middle:])
+    yield from _broken(probes, inputs, groups, bundles[:middle])
+    yield from _broken(probes, inputs, groups, bundles[middle:])
 
 
 def _error_without(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...], names: set[str]) -> str | None:
-    """What happens when the groups `names` lose half of their channels; None if the network runs."""
+    """What happens when the groups `names` of `probe` lose half of their channels, in place; None if the network runs."""
     kept = {g.name: tuple(range(_half(g, groups))) for g in groups if g.name in names}
     try:
-        run(cut(probe, PruningPlan(groups, kept)), inputs)
+        run(cut_(probe, PruningPlan(groups, kept)), inputs)
     except BadPlan as error:
         raise AssertionError("the tracing made groups that the surgeon cannot cut") from error
     except Exception as error:
