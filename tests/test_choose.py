@@ -18,7 +18,7 @@ import ltcompile as lt
 from ltcompile.core.plan import Group, Member, PruningPlan
 from ltcompile.errors import BadSetting
 from ltcompile.finding import Limits, choose
-from ltcompile.finding.bundle import Bundle, bundles, filters_per_channel
+from ltcompile.finding.bundle import Bundle, bundles
 from ltcompile.finding.choose import Ranking
 from ltcompile.finding.target import Meter
 from ltcompile.graph import trace
@@ -51,7 +51,7 @@ def free(groups: tuple[Group, ...]) -> list[Bundle]:
 
 
 def filters(plan: PruningPlan) -> int:
-    return sum(len(kept) * filters_per_channel(g) for g, kept in plan if not g.frozen)
+    return sum(len(kept) * g.filters_per_channel for g, kept in plan if not g.frozen)
 
 
 shares = st.floats(0, 1)

@@ -146,9 +146,9 @@ class TestSlices:
         gradient = torch.randn(12, 5)
         known = Evidence(gradients={"0.weight": gradient}, curvature={"0.weight": gradient})
         products = (blocks.float() * gradient.view(3, 20)[[0, 2, 1]]).sum(1)
-        expected = {"l1": blocks.abs().sum(1), "l2": blocks.norm(dim=1), "linf": blocks.abs().amax(1), "taylor": products.square()}
+        expected = {"l1": blocks.abs().sum(1), "l2": blocks.norm(dim=1), "linf": blocks.abs().amax(1), "taylor": products.square() / 4}
         expected |= {"fpgm": torch.stack([(blocks - b).norm(dim=1) for b in blocks]).sum(0)}
-        expected |= {"hessian": (blocks.square() * gradient.view(3, 20)[[0, 2, 1]]).sum(1) / 2}
+        expected |= {"hessian": (blocks.square() * gradient.view(3, 20)[[0, 2, 1]]).sum(1) / 8}  # of four filters each
         for name, value in expected.items():
             close(score(name, nn.Sequential(layer), group, known), value, 1e-5)
 
@@ -203,7 +203,7 @@ class TestSlices:
             known = {f"{layer}.table".lstrip("."): torch.ones(1, 1, 6)}
             group = Group("table", 3, (heads, counted))
             close(score("l1", model, group), [3, 7, 6])
-            close(score("taylor", model, group, Evidence(gradients=known), "all"), [1, 49, 36])
+            close(score("taylor", model, group, Evidence(gradients=known), "all"), [1 / 2, 49 / 2, 36 / 2])
             for name in criteria.names():
                 assert score(name, model, group, Evidence(gradients=known, curvature=known)).isfinite().all()
             close(score("l2", model, Group("heads", 3, (counted,))), [1, 1, 1])

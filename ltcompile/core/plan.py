@@ -92,9 +92,14 @@ class Group:
         return tuple(m for m in self.members if m.axis == "out")
 
     @property
+    def makers(self) -> tuple[Member, ...]:
+        """The layers that make the group's channels; without one, the first that holds them, as the bare weights of attention do."""
+        return self.producers or self.members[:1]
+
+    @property
     def filters_per_channel(self) -> int:
         """How many filters go when one channel goes: one in a chain, several in a residual stage or a head of attention."""
-        return sum(len(m.index[0]) for m in self.producers)
+        return sum(len(m.index[0]) for m in self.makers)
 
 
 @dataclass(frozen=True)

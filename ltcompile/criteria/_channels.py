@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -16,6 +16,7 @@ from ltcompile.errors import BadSetting
 from ltcompile.graph.layers import place
 
 Reduction = Literal["producers", "all"]
+PART = 2**17  # values that are looked at together
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Slice:
             raise BadSetting(f"the evidence tells nothing of {self.name!r}: is it left out of training (requires_grad)?")
         return self._rows(told[self.name])
 
+    def parts(self) -> Iterator[Slice]:
+        """The same in parts of some channels each, small enough for a processor's cache."""
+        width = self.parameter.numel() // self.parameter.shape[self.dim] * self.index.shape[1]
+        for index in self.index.split(max(1, PART // width)):
+            yield Slice(self.name, self.parameter, self.dim, index)
+
     def _rows(self, tensor: Tensor) -> Tensor:
         rows = tensor.index_select(self.dim, self.index.flatten().to(tensor.device)).movedim(self.dim, 0)
         return rows.reshape(len(self.index), -1).double()
@@ -58,6 +65,14 @@ class Channels:
     def width(self) -> int:
         """C."""
         return self.group.width
+
+    @property
+    def block(self) -> float:
+        """The filters of a layer that go with one channel, on average over the layers that make them: those of a head in attention.
+
+        What is lost with a channel, over these, is what is lost with a filter, as the ranking of whole networks weighs it.
+        """
+        return self.group.filters_per_channel / len(self.group.makers)
 
     @cached_property
     def norms(self) -> tuple[Member, ...]:
@@ -80,9 +95,12 @@ class Channels:
         return [s for s in found if not s.name.endswith("bias")] or found
 
     def mean(self, measure: Callable[[Slice], Tensor]) -> Tensor:
-        """The mean over the slices of `measure`, which is (C,): like the cost of a cut in `choose`, it is one of a filter."""
-        scores = [measure(piece) for piece in self.slices]
-        return torch.stack(scores).mean(0) if scores else torch.ones(self.width)  # nothing tells the channels apart
+        """The mean over the slices of `measure`, which tells of each channel by itself: (C,)."""
+        return self.average([torch.cat([measure(part) for part in piece.parts()]) for piece in self.slices])
+
+    def average(self, scores: list[Tensor]) -> Tensor:
+        """The mean over `scores`, one (C,) for each slice; ones without any, for nothing tells the channels apart."""
+        return torch.stack(scores).mean(0) if scores else torch.ones(self.width)
 
     def told(self, found: Mapping[tuple[str, str], Tensor], *choices: Iterable[Member]) -> Tensor:
         """The mean over members of what `found` (by layer and axis) tells of their channels, as the mean over their positions.

@@ -14,7 +14,7 @@ CHUNK = 1024  # rows of the table of distances that are in memory at once
 
 
 def score(channels: Channels, evidence: Evidence) -> Tensor:
-    return channels.mean(lambda s: _distances(s.values))
+    return channels.average([_distances(s.values) for s in channels.slices])
 
 
 def _distances(rows: Tensor) -> Tensor:

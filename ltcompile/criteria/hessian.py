@@ -1,7 +1,7 @@
 """score[c] = 1/2 * sum over the filter of weight^2 * h, the second-order change of the loss without the filter at a minimum.
 
 h is the diagonal of the Hessian (LeCun et al. 1989, "Optimal brain damage"), here of Hutchinson estimates, whole filters at a time as
-in Yu et al. 2021 (arXiv:2101.08940). Below zero where the loss is predicted to fall."""
+in Yu et al. 2021 (arXiv:2101.08940). Below zero where the loss is predicted to fall. Of channels of several filters, for each of these."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ NEEDS: tuple[str, ...] = ("curvature",)
 
 
 def score(channels: Channels, evidence: Evidence) -> Tensor:
-    return channels.mean(lambda s: (s.values.square() * s.of(evidence.curvature)).sum(1) / 2)
+    return channels.mean(lambda s: (s.values.square() * s.of(evidence.curvature)).sum(1) / 2) / channels.block

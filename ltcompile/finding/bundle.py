@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ltcompile.core.plan import Group, Member
+from ltcompile.core.plan import Group
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Bundle:
     @cached_property
     def filters_per_step(self) -> int:
         """How many filters go with one step."""
-        return sum(self.channels(g, 1) * filters_per_channel(g) for g in self.groups)
+        return sum(self.channels(g, 1) * g.filters_per_channel for g in self.groups)
 
     @property
     def frozen(self) -> bool:
@@ -45,7 +45,7 @@ class Bundle:
 
     def aligned_steps(self, align: int) -> int:
         """The number of steps whose multiples give every layer a multiple of `align` filters."""
-        filters = (self.channels(g, len(m.index[0])) for g in self.groups for m in makers(g))
+        filters = (self.channels(g, len(m.index[0])) for g in self.groups for m in g.makers)
         return math.lcm(*(align // math.gcd(align, count) for count in filters))
 
 
@@ -55,13 +55,3 @@ def bundles(groups: Iterable[Group]) -> list[Bundle]:
     for group in groups:
         together.setdefault(("tied", group.tied) if group.tied else ("alone", group.name), []).append(group)
     return [Bundle(tuple(members)) for members in together.values()]
-
-
-def makers(group: Group) -> tuple[Member, ...]:
-    """The layers that make the group's channels; without one, the first that holds them, as the bare weights of attention do."""
-    return group.producers or group.members[:1]
-
-
-def filters_per_channel(group: Group) -> int:
-    """How many filters go when one channel goes: at least one."""
-    return sum(len(m.index[0]) for m in makers(group))

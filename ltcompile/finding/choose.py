@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import BadSetting
-from ltcompile.finding.bundle import Bundle, bundles, filters_per_channel
+from ltcompile.finding.bundle import Bundle, bundles
 
 Scope = Literal["global", "local"]
 Steps = tuple[int, ...]
@@ -103,7 +103,7 @@ class Ranking:
         total = np.zeros(bundle.steps)
         for group in bundle.groups:
             sorted_scores = scores[group.name].double().numpy()[self._best_first[group.name]]
-            weight = filters_per_channel(group) / bundle.filters_per_step
+            weight = group.filters_per_channel / bundle.filters_per_step
             total += weight * sorted_scores.reshape(bundle.steps, -1).sum(1)
         return total
 
