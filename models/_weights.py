@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def _read(path: Path) -> Any:
         return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise BadFile(f"there are no weights at {path}") from error
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise BadFile(f"{path} holds more than tensors, or is damaged; write it with torch.save(model.state_dict(), ...)") from error
     except Exception as error:  # torch and safetensors raise a dozen types for a broken file
         raise BadFile(f"{path} cannot be read as weights: {error}") from error
