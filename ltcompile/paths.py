@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ltcompile.errors import BadFile
 
@@ -68,6 +69,60 @@ def _probe(path: Path) -> Iterator[None]:
             yield
     except OSError as error:
         raise BadFile(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Inside it, no other process is: `folder`/lock names the one that is. A process that died holds nothing, however it died.
+
+    Raises:
+        BadFile: another process is at work there, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _lock(path)
+    except OSError as error:
+        raise BadFile(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+    with file:
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _lock(path: Path) -> TextIO:
+    """The lock file, opened and locked by the kernel, which lets go of it when the process ends."""
+    import fcntl
+
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        file.seek(0)
+        told = file.read()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise BadFile(f"{path.parent} is in use by {_owner(told)}; wait until it is done, stop it, or choose another place") from None
+        if told and _owner(told, "host") != socket.gethostname():  # whose locks this kernel may not know
+            file.close()
+            raise BadFile(f"{path.parent} is in use by {_owner(told)}; if that has ended, remove {path}")
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # its owner has just removed it
+
+
+def _owner(told: str, what: str = "") -> str:
+    """What a lock file tells of its owner."""
+    try:
+        owner = json.loads(told)
+        return str(owner[what]) if what else f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -106,6 +107,7 @@ def find(
     from ltcompile.finding.search import data_for, default_folder, recipe_for
 
     warnings.formatwarning = _plainly
+    stopped = _stopped_once()
     config = SearchConfig(
         rewind=rewind,
         rewind_epoch=rewind_epoch,
@@ -150,7 +152,7 @@ def find(
         except KeyboardInterrupt:
             again = shlex.join(["ltcompile", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
             typer.secho(f"\nstopped; every finished epoch is kept. To go on:  {again}", fg="yellow", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(128 + stopped.get("signal", signal.SIGINT)) from None
     if as_json:
         typer.echo(
             json.dumps(
@@ -161,6 +163,21 @@ def find(
     for line in found.verdict.summary:
         typer.echo(line)
     typer.echo(f"wrote {found.folder / 'ticket.pt'}; next: ltcompile shrink {found.folder / 'ticket.pt'} -o {found.folder / 'small.onnx'}")
+
+
+def _stopped_once() -> dict[str, int]:
+    """Let the first SIGINT or SIGTERM end the search in order, and a second one at once; the dictionary will tell the signal."""
+    told: dict[str, int] = {}
+
+    def stop(number: int, _: object) -> None:
+        told["signal"] = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+    return told
 
 
 def _plainly(message: Warning | str, category: type[Warning], *where: Any, usual: Any = warnings.formatwarning, **line: Any) -> str:

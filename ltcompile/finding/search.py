@@ -33,7 +33,7 @@ from ltcompile.finding.verdict import choose_level, closest_level, judge
 from ltcompile.graph import cut, mask, size, trace, zeros
 from ltcompile.graph.surgeon import zero_
 from ltcompile.models import build_model, default_recipe, least_size, preprocessing
-from ltcompile.paths import write_json
+from ltcompile.paths import locked, write_json
 from ltcompile.train import Epoch, Training, evaluate, pick_device, train
 
 
@@ -156,6 +156,10 @@ class _Search:
     # The whole search
 
     def run(self, path: Path, resume: bool) -> Found:
+        with locked(path):
+            return self._run(path, resume)
+
+    def _run(self, path: Path, resume: bool) -> Found:
         began = time.perf_counter()
         self.folder = RunFolder(path, self._asked(), resume)
         rows: list[Trained] = []
