@@ -133,19 +133,21 @@ def test_doctor() -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_resumes(tmp_path: Path, sent: signal.Signals) -> None:
-    arguments = [*LTCOMPILE, "find", *map(str, QUICK), "--epochs", "20", "--rounds", "1", "--no-controls", "--name", "t"]
+    arguments = [*LTCOMPILE, "find", *map(str, QUICK), "--epochs", "12", "--rounds", "1", "--no-controls", "--name", "t"]
     process = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     log = tmp_path / "runs/t/history.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)  # it would be done before the other one has begun
     refused("find", *QUICK, "--name", "t", "--resume", says=f"in use by process {process.pid}", cwd=tmp_path)
     process.send_signal(sent)
+    process.send_signal(signal.SIGCONT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 128 + sent and "--resume" in stderr and "Traceback" not in stderr
     there = log.read_text().splitlines()
     refused("find", *QUICK, "--name", "t", "--resume", says="other settings", cwd=tmp_path)
-    done = call("find", *QUICK, "--epochs", 20, "--rounds", 1, "--no-controls", "--name", "t", "--resume", cwd=tmp_path)
+    done = call("find", *QUICK, "--epochs", 12, "--rounds", 1, "--no-controls", "--name", "t", "--resume", cwd=tmp_path)
     assert done.returncode == 0 and log.read_text().splitlines()[: len(there) - 1] == there[:-1]
 
 
