@@ -1,0 +1,216 @@
+# mypy: disable-error-code="import-untyped,untyped-decorator"
+"""The implicit matrix product behind convolutions and linear layers, dense and grouped.
+
+    y[n, p, q, k] = act(b[k] + residual[n, p, q, k] + sum over (r, s, c) of x[n, p u + r - P, q v + s - Q, c] w[(r, s, c), k])
+
+M is the pixels (n, p, q), N the output channels, K the flattened (r, s, c): c runs over the padded stride, so that no step of K is
+wasted on a tap's rest and every load is 16 bytes. With pooling M is ordered (n, p/2, q/2, 2, 2): the four pixels of a window lie side
+by side in one program, which takes their maximum before it writes. A group's channels are a window into the stride (see `grouped`).
+
+Shared, because `conv2d`, `linear` and `grouped` differ in their shapes alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ltcompile.errors import BadSetting
+from ltcompile.kernels._config import Config, cdiv, gemm_default
+from ltcompile.kernels._epilogue import check, constants, finish, positions
+from ltcompile.kernels._launch import Call, interpreted
+from ltcompile.kernels._layout import pad_last, padded
+
+
+@triton.jit
+def _read(at: tl.tensor, mask: tl.tensor, MASKED: tl.constexpr) -> tl.tensor:
+    if MASKED:
+        return tl.load(at, mask=mask, other=0.0)
+    else:
+        return tl.load(at)
+
+
+@triton.jit
+def _gemm(  # noqa: PLR0915  (a Triton kernel is one function)
+    x: tl.tensor,  # (N, H, W, IN_STRIDE)
+    w: tl.tensor,  # dense (R S WINDOW, STRIDE), grouped (tiles of N, R S WINDOW, BN)
+    bias: tl.tensor,  # (STRIDE,) float32
+    residual: tl.tensor,  # (N, OH, OW, STRIDE)
+    y: tl.tensor,  # (N, OH, OW, STRIDE), halved with POOL
+    partial: tl.tensor,  # (tiles, SPLIT_K, BM, BN) float32
+    arrived: tl.tensor,  # (tiles,) int32, zeros; left as zeros
+    M: tl.tensor,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    OH: tl.constexpr,
+    OW: tl.constexpr,
+    IN_STRIDE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    GROUP_IN: tl.constexpr,
+    GROUP_OUT: tl.constexpr,  # 0: dense
+    CHANNELS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    R: tl.constexpr,
+    S: tl.constexpr,
+    STEP_H: tl.constexpr,
+    STEP_W: tl.constexpr,
+    PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr,
+    ACT: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    POOL: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    SPLIT_K: tl.constexpr,
+    SWAPPED: tl.constexpr,
+    UPCAST: tl.constexpr,
+) -> None:
+    DEPTH: tl.constexpr = R * S * WINDOW
+    STEPS: tl.constexpr = (DEPTH + BK * SPLIT_K - 1) // (BK * SPLIT_K)
+    TILES_N: tl.constexpr = (STRIDE + BN - 1) // BN
+    W_STRIDE: tl.constexpr = BN if GROUP_OUT > 0 else STRIDE
+    PADDED: tl.constexpr = PAD_H > 0 or PAD_W > 0
+    RAGGED_K: tl.constexpr = DEPTH % (BK * SPLIT_K) != 0
+    RAGGED_N: tl.constexpr = GROUP_OUT == 0 and STRIDE % BN != 0
+    pid = tl.program_id(0)
+    split = tl.program_id(1)
+    pid_n = pid % TILES_N  # neighbours share the pixels, which are the larger operand
+    pid_m = pid // TILES_N
+
+    n, p, q = positions(pid_m * BM + tl.arange(0, BM), M, OH, OW, POOL)
+    pixel = (n * OH + p) * OW + q
+    top = p * STEP_H - PAD_H
+    left = q * STEP_W - PAD_W
+    corner = ((n * H + top) * W + left) * IN_STRIDE
+    column = pid_n * BN + tl.arange(0, BN)
+    w_column = column
+    if GROUP_OUT > 0:
+        first = pid_n * BN // GROUP_OUT * GROUP_IN // 8 * 8
+        corner += tl.multiple_of(tl.minimum(first, IN_STRIDE - WINDOW), 8)
+        w_column = pid_n * (DEPTH * BN) + tl.arange(0, BN)
+
+    if SWAPPED:
+        acc = tl.zeros((BN, BM), tl.float32)
+    else:
+        acc = tl.zeros((BM, BN), tl.float32)
+    for step in range(STEPS):
+        k = (split * STEPS + step) * BK + tl.arange(0, BK)
+        c = k % WINDOW
+        tap = k // WINDOW
+        r = tap // S
+        s = tap % S
+        deep = k < DEPTH
+        row = top[:, None] + r[None, :]
+        col = left[:, None] + s[None, :]
+        taken = deep[None, :] & (row >= 0) & (row < H) & (col >= 0) & (col < W)
+        a = _read(x + corner[:, None] + ((r * W + s) * IN_STRIDE + c)[None, :], taken, PADDED or RAGGED_K)
+        wanted = deep[:, None] & (column < STRIDE)[None, :]
+        b = _read(w + k[:, None] * W_STRIDE + w_column[None, :], wanted, RAGGED_K or RAGGED_N)
+        if UPCAST:  # the interpreter multiplies bit patterns of bfloat16
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
+        if SWAPPED:
+            acc = tl.dot(tl.trans(b), tl.trans(a), acc, input_precision="tf32x3")
+        else:
+            acc = tl.dot(a, b, acc, input_precision="tf32x3")
+    if SWAPPED:
+        acc = tl.trans(acc)
+
+    if SPLIT_K == 1:
+        finish(acc, bias, residual, y, pixel, pid_m, column, M, CHANNELS, STRIDE, ACT, HAS_RESIDUAL, POOL, BM, BN)
+    else:
+        block = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
+        shares = partial + pid * (SPLIT_K * BM * BN) + block
+        tl.store(shares + split * (BM * BN), acc)
+        tl.debug_barrier()  # all of this program's share is written before its arrival is told
+        if tl.atomic_add(arrived + pid, 1, sem="acq_rel") == SPLIT_K - 1:
+            total = tl.zeros((BM, BN), tl.float32)
+            for other in range(SPLIT_K):  # always in this order: the same bits in every run
+                total += tl.load(shares + other * (BM * BN), cache_modifier=".cg")
+            tl.store(arrived + pid, 0)  # ready for the next launch
+            finish(total, bias, residual, y, pixel, pid_m, column, M, CHANNELS, STRIDE, ACT, HAS_RESIDUAL, POOL, BM, BN)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the compiler knows of one layer."""
+
+    kernel: tuple[int, int]
+    step: tuple[int, int]
+    padding: tuple[int, int]
+    out: tuple[int, int]  # (OH, OW) before pooling
+    channels: int
+    window: int  # channels that one program reads of a pixel: all, or those of its groups
+    group: tuple[int, int] = (0, 0)  # channels (in, out) of a group
+    activation: str = "none"
+    pool: bool = False
+    block_n: int | None = None  # where the packing fixed it
+
+
+def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, in_stride: int | None) -> tuple[Tensor, Tensor]:
+    """(K, C, R, S), (K,) -> (R S Cs, Ks), (Ks,) float32. Raises BadSetting where the stride is below the channels."""
+    out_channels, channels = weight.shape[:2]
+    in_stride = in_stride or padded(channels, dtype)
+    if in_stride < channels:
+        raise BadSetting(f"an input of channel stride {in_stride} cannot hold the {channels} channels of the weight")
+    stride = padded(out_channels, dtype)
+    w = pad_last(pad_last(weight.permute(2, 3, 0, 1), in_stride).transpose(2, 3), stride)  # (R, S, Cs, Ks)
+    return w.reshape(-1, stride).to(dtype).contiguous(), pack_bias(bias, weight, stride)
+
+
+def pack_bias(bias: Tensor | None, weight: Tensor, stride: int) -> Tensor:
+    """(K,) -> (stride,) float32, zeros where there is none."""
+    return pad_last(weight.new_zeros(weight.shape[0]) if bias is None else bias, stride).float().contiguous()
+
+
+def prepare(x: Tensor, w: Tensor, bias: Tensor, residual: Tensor | None, y: Tensor, shape: Shape, config: Config | None) -> Call:
+    """The call that fills y (N, OH, OW, stride) from x (N, H, W, Cs).
+
+    Raises:
+        BadSetting: shapes, types or the configuration do not fit together.
+    """
+    stride, depth = bias.shape[0], shape.kernel[0] * shape.kernel[1] * shape.window
+    rows = check(x, w, bias, residual, y, shape.out, shape.activation, shape.pool)
+    config = config or gemm_default(rows, stride, depth, x.element_size(), shape.block_n)
+    if shape.block_n not in (None, config.block_n):
+        raise BadSetting(f"these weights were packed for block_n={shape.block_n}, the configuration has {config.block_n}; pack them again")
+    if config.block_k < 16 or (shape.pool and config.block_m < 4):
+        raise BadSetting(f"{config}: block_k is at least 16, and block_m at least 4 where a pooling window must fit")
+    tiles = cdiv(rows, config.block_m) * cdiv(stride, config.block_n)
+    shared = tiles if config.split_k > 1 else 0
+    return Call(
+        kernel=_gemm,
+        grid=(tiles, config.split_k),
+        tensors={
+            "x": x,
+            "w": w,
+            "bias": bias,
+            "residual": x if residual is None else residual,
+            "y": y,
+            "partial": x.new_empty(max(1, shared * config.split_k * config.block_m * config.block_n), dtype=torch.float32),
+            "arrived": x.new_zeros(max(1, shared), dtype=torch.int32),
+        },
+        numbers={"M": rows},
+        constants={
+            **constants(
+                x, stride, shape.channels, shape.kernel, shape.step, shape.padding, shape.out, shape.activation, residual, shape.pool
+            ),
+            "IN_STRIDE": x.shape[-1],
+            "WINDOW": shape.window,
+            "GROUP_IN": shape.group[0],
+            "GROUP_OUT": shape.group[1],
+            "BM": config.block_m,
+            "BN": config.block_n,
+            "BK": config.block_k,
+            "SPLIT_K": config.split_k,
+            "SWAPPED": config.swapped,
+            "UPCAST": interpreted(_gemm) and x.dtype == torch.bfloat16,
+        },
+        warps=config.warps,
+        stages=config.stages,
+    )
