@@ -10,6 +10,7 @@ RUN apt-get update \
 WORKDIR /opt/ltcompile
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY models models
+COPY kernels kernels
 COPY ltcompile ltcompile
 RUN python3 -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir -c constraints.txt . \

@@ -109,7 +109,6 @@ class TestWeights:
         assert lt.cut(model, plan).train()(torch.randn(2, 3, 64, 64)).shape == (2, 4)
 
     def test_heads_of_timm(self, tmp_path: Path) -> None:
-        pytest.importorskip("timm")
         state = lt.build_model("timm:mobilenetv3_small_050", classes=5).state_dict()
         with pytest.warns(Notice, match=r"head swapped: 5 -> 3 classes \(classifier.bias, classifier.weight fresh"):
             lt.build_model("timm:mobilenetv3_small_050", classes=3, weights=written(tmp_path, state))
@@ -178,7 +177,6 @@ class TestPreprocessing:
         torch.testing.assert_close((pixels - own_mean) / own_std, inside._transform_input((pixels - mean) / std))
 
     def test_from_timm(self) -> None:
-        pytest.importorskip("timm")
         assert preprocessing("timm:resnet18") == Preprocessing(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
 
     def test_timm_is_optional(self, monkeypatch: pytest.MonkeyPatch) -> None:
