@@ -157,6 +157,14 @@ class TestProgram:
         with pytest.raises(BadModel, match=r"inner uses aten.sort"):
             capture(Sorting(), torch.randn(2, 3, 4, 4))
 
+    def test_what_torch_cannot_trace(self) -> None:
+        class Branching(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x + 1 if x.sum() > 0 else x
+
+        with pytest.raises(BadModel, match="torch cannot export this network"):
+            lower(Branching(), torch.randn(2, 3, 4, 4))
+
     def test_one_input_and_one_output(self) -> None:
         class Two(nn.Module):
             def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

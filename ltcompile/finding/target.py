@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltcompile.core.plan import PruningPlan
-from ltcompile.errors import BadSetting
+from ltcompile.errors import BadModel, BadSetting
 from ltcompile.finding.choose import Ranking, Steps
 from ltcompile.finding.limits import Limits
 from ltcompile.graph import Example, Size, cut, on_meta, size
@@ -58,7 +58,7 @@ class Meter:
         self._model, self._example = on_meta(model), _to(example, "meta")
         try:
             self.dense = size(self._model, self._example)
-        except Exception:  # it mixes in tensors that it makes itself: count while it computes
+        except BadModel:  # it mixes in tensors that it makes itself: count while it computes
             self._model, self._example = copy.deepcopy(model).cpu(), _to(example, "cpu")
             self.dense = size(self._model, self._example)
 

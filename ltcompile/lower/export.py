@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.errors import BadModel, Disagreement
+from ltcompile.lower.trace import exported
 from ltcompile.paths import atomic
 
 INPUT, OUTPUT = "images", "logits"
@@ -58,10 +59,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | Path, metadata: M
 def export_program(model: nn.Module, example: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write `model` to `path` as a torch.export program with a dynamic batch. Raises BadModel or BadFile."""
     batch = torch.export.Dim("batch", min=1)
-    try:
-        program = torch.export.export(model.eval(), (_several(example),), dynamic_shapes=({0: batch},), strict=False)
-    except Exception as error:  # as above
-        raise BadModel(f"torch cannot export this network: {str(error).splitlines()[0]}") from error
+    program = exported(model, _several(example), ({0: batch},))
     with atomic(path) as scratch, _quiet():
         torch.export.save(program, scratch, extra_files=dict(metadata or {}))
 

@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from ltcompile.lower.trace import exported
+
 Module = TypeVar("Module", bound=nn.Module)
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fold_batch_norm(model: Module, example: Tensor) -> tuple[Module, dict[str, str]]:
-    """A copy of `model` in eval mode with its batch norms folded, and for each batch norm "folded into X" or why not."""
+    """A copy of `model` in eval mode with its batch norms folded, and for each batch norm "folded into X" or why not.
+
+    Raises BadModel where torch.export cannot trace it.
+    """
     folded = copy.deepcopy(model).eval()
     told = {}
     for name, module in list(folded.named_modules()):
@@ -42,7 +47,7 @@ def fold_batch_norm(model: Module, example: Tensor) -> tuple[Module, dict[str, s
 
 def _pairs(model: nn.Module, example: Tensor) -> dict[str, tuple[str, str]]:
     """Batch norm -> (the layer that feeds it, why it may not be folded or "")."""
-    graph = torch.export.export(model, (example,), strict=False).graph
+    graph = exported(model, example).graph
     runs: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_function" and (path := _module_path(node)):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ltcompile.errors import BadModel
 from ltcompile.lower import operations
+from ltcompile.lower.trace import exported
 
 
 @dataclass(frozen=True)
@@ -94,19 +95,16 @@ def capture(model: nn.Module, example: Tensor) -> Program:
     Raises:
         BadModel: torch.export cannot trace it, it has several outputs, or it uses an operation that programs do not have.
     """
-    try:
-        exported = torch.export.export(model.eval(), (example,), strict=False).run_decompositions({})
-    except Exception as error:  # the exporter raises many types; all mean the same to a user
-        raise BadModel(f"torch cannot export this network: {str(error).splitlines()[0]}") from error
-    signature = exported.graph_signature
-    stored = {**exported.state_dict, **exported.constants}
+    traced = exported(model, example).run_decompositions({})
+    signature = traced.graph_signature
+    stored = {**traced.state_dict, **traced.constants}
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
         raise BadModel(
             f"only networks with one input and one output are lowered, not {len(signature.user_inputs)} and {len(signature.user_outputs)}"
         )
     known = {name: stored[target].detach() for name, target in targets.items()}
-    nodes = tuple(_node(node) for node in exported.graph.nodes if node.op == "call_function" and not _computed(node, known))
+    nodes = tuple(_node(node) for node in traced.graph.nodes if node.op == "call_function" and not _computed(node, known))
     constants = {name: known[name] for node in nodes for name in node.reads if name in known}
     return Program(str(signature.user_inputs[0]), nodes, str(signature.user_outputs[0]), constants)
 
