@@ -65,7 +65,9 @@ def score(
         raise BadSetting(f"the reduction must be one of {', '.join(get_args(Reduction))}, not {reduction!r}")
     for kind in criterion.NEEDS:
         if not getattr(evidence, kind):
-            raise BadSetting(f"criterion {name!r} needs {kind} of the network, and got none: see ltcompile.finding.evidence.gather")
+            raise BadSetting(
+                f"criterion {name!r} needs {kind} of the network, and got none: `ltcompile find` gathers it, and in Python ltcompile.finding.evidence.gather"
+            )
     scores = {g.name: criterion.score(Channels(g, model, reduction), evidence).double().cpu() for g in groups if not g.frozen}
     if criterion.COMPARABLE:
         return scores
