@@ -66,7 +66,7 @@ def score(
     for kind in criterion.NEEDS:
         if not getattr(evidence, kind):
             raise BadSetting(
-                f"criterion {name!r} needs {kind} of the network, and got none: `ltcompile find` gathers it, and in Python ltcompile.finding.evidence.gather"
+                f"criterion {name!r} needs {kind}, and got none: `ltcompile find` gathers them, and in Python ltcompile.finding.evidence.gather"
             )
     scores = {g.name: criterion.score(Channels(g, model, reduction), evidence).double().cpu() for g in groups if not g.frozen}
     if criterion.COMPARABLE:
