@@ -9,6 +9,9 @@ A file `x.py` offers the operator `x`, usable in any network, and what it is mad
     prepare(y, ..., config=...)  -> Call: checked, configured, ready for `launch` (again and again) or `compile_ahead`
     CASES, TOL, sample(...)      what the tests walk over; a case's `lanes` are the output channels that are not padding
 
+Two ways past the time between launches, for calls that follow each other in a stream: `dependent(call)` starts while the one before it
+ends, and `fuse(calls)` is all of them in one launch.
+
 Importing this package imports neither torch nor Triton; `load` does.
 """
 
@@ -23,16 +26,35 @@ from ltcompile import registry
 if TYPE_CHECKING:
     from ltcompile.kernels._config import Config
     from ltcompile.kernels._epilogue import ACTIVATIONS
-    from ltcompile.kernels._launch import Call, Compiled, compile_ahead, launch
+    from ltcompile.kernels._launch import Call, Compiled, compile_ahead, dependent, interpreted, launch
     from ltcompile.kernels._layout import nchw, nhwc, padded
+    from ltcompile.kernels.persistent import fuse
 
-__all__ = ["ACTIVATIONS", "Call", "Compiled", "Config", "compile_ahead", "launch", "load", "names", "nchw", "nhwc", "padded"]
+__all__ = [
+    "ACTIVATIONS",
+    "Call",
+    "Compiled",
+    "Config",
+    "compile_ahead",
+    "dependent",
+    "fuse",
+    "interpreted",
+    "launch",
+    "load",
+    "names",
+    "nchw",
+    "nhwc",
+    "padded",
+]
 _HOMES = {
     "ACTIVATIONS": "_epilogue",
     "Call": "_launch",
     "Compiled": "_launch",
     "Config": "_config",
     "compile_ahead": "_launch",
+    "dependent": "_launch",
+    "fuse": "persistent",
+    "interpreted": "_launch",
     "launch": "_launch",
     "nchw": "_layout",
     "nhwc": "_layout",

@@ -8,6 +8,7 @@ from itertools import product
 from ltcompile.errors import BadSetting
 
 PROGRAMS = 132  # enough to keep a large GPU busy: the multiprocessors of an H100
+PERSISTENT_WARPS = 4  # of every layer in a persistent kernel, which has one number for all
 _SHARED_BYTES = 160 * 1024  # what an sm_80 program can have; sm_90 has 227 KB
 
 
@@ -44,11 +45,11 @@ def power_of_two(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
-def gemm_default(pixels: int, channels: int, depth: int, itemsize: int, block_n: int | None = None) -> Config:
+def gemm_default(pixels: int, channels: int, depth: int, itemsize: int, block_n: int | None = None, warps: int | None = None) -> Config:
     """The configuration that a matrix product (pixels, depth) x (depth, channels) gets when nobody has measured.
 
     Large tiles where they fill the GPU; up to 32 pixels the operands are swapped; a long sum over few tiles is split.
-    `block_n` where it is not free.
+    `block_n` and `warps` (4 or 8) where they are not free.
     """
     half = itemsize == 2
     block_k = 64 if half else 32
@@ -57,7 +58,7 @@ def gemm_default(pixels: int, channels: int, depth: int, itemsize: int, block_n:
         block_m, block_n, warps, swapped = (16 if pixels <= 16 else 32), 64, 4, True
     else:
         tiles = [(128, 128, 8), (128, 64, 4), (64, 64, 4)] if half else [(64, 64, 4), (64, 32, 4)]
-        fitted = [(m, block_n or min(n, columns), warps) for m, n, warps in tiles]
+        fitted = [(m, block_n or min(n, columns), w) for m, n, w in tiles if warps in (None, w)]
         full = [tile for tile in fitted if cdiv(pixels, tile[0]) * cdiv(channels, tile[1]) >= PROGRAMS]
         (block_m, block_n, warps), swapped = full[0] if full else fitted[-1], False
     split_k, there, steps = 1, cdiv(pixels, block_m) * cdiv(channels, block_n), cdiv(depth, block_k)
@@ -98,13 +99,16 @@ def _worth(config: Config, pixels: int, channels: int, depth: int, itemsize: int
     return fits and useful and shared
 
 
-def window_default(pixels: int, channels: int) -> Config:
-    """The configuration of a kernel that slides a window over each channel by itself: 16 bytes a load, 8 to 16 sums a thread."""
+def window_default(pixels: int, channels: int, warps: int | None = None) -> Config:
+    """The configuration of a kernel that slides a window over each channel by itself: 16 bytes a load, 8 to 16 sums a thread.
+
+    `warps` (1, 2 or 4) where they are not free.
+    """
     block_n = min(64, max(8, power_of_two(channels)))
     block_m = 2048 // block_n
-    while block_m * block_n > 256 and cdiv(pixels, block_m) * cdiv(channels, block_n) < PROGRAMS:
+    while block_m * block_n > 256 * (warps or 1) and cdiv(pixels, block_m) * cdiv(channels, block_n) < PROGRAMS:
         block_m //= 2
-    return Config(block_m, block_n, warps=max(1, min(4, block_m * block_n // 256)))
+    return Config(block_m, block_n, warps=warps or max(1, min(4, block_m * block_n // 256)))
 
 
 def window_space(pixels: int, channels: int) -> list[Config]:
@@ -140,5 +144,26 @@ def head_space(images: int, classes: int, channels: int) -> list[Config]:
         and config.block_k <= max(32, power_of_two(channels))
         and config.block_n * config.block_k <= 8192
         and config.block_m * config.block_n <= 2048
+    ]
+    return [default, *(config for config in fitting if config != default)]
+
+
+def persistent_default(pixels: int, channels: int, depth: int, itemsize: int, block_n: int | None = None) -> Config:
+    """The configuration of a matrix product among the layers of a persistent kernel: as by itself, in the warps that all have."""
+    return gemm_default(pixels, channels, depth, itemsize, block_n, PERSISTENT_WARPS)
+
+
+def persistent_space(pixels: int, channels: int, depth: int, itemsize: int, block_n: int | None = None) -> list[Config]:
+    """The configurations worth timing there, the default first: those that have work for about as many programs. Few, as chains compile long."""
+    default = persistent_default(pixels, channels, depth, itemsize, block_n)
+
+    def items(config: Config) -> int:
+        return cdiv(pixels, config.block_m) * cdiv(channels, config.block_n) * config.split_k
+
+    fitting = [
+        config
+        for config in gemm_space(pixels, channels, depth, itemsize, block_n)
+        if (config.warps, config.block_k, config.stages) == (default.warps, default.block_k, default.stages)
+        and items(default) <= 2 * items(config) <= 4 * items(default)
     ]
     return [default, *(config for config in fitting if config != default)]

@@ -78,6 +78,16 @@ def positions(m: tl.tensor, M: tl.tensor, OH: tl.constexpr, OW: tl.constexpr, PO
 
 
 @triton.jit
+def follow() -> None:
+    """Let the next kernel start, and wait for the one before: everything that it wrote is seen, and everything before it has ended too.
+
+    Behind the arithmetic of addresses, in front of the first read. Never in a pipelined loop, whose reads start ahead of its body.
+    """
+    tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
 def finish(
     acc: tl.tensor,  # (BM, BN) float32
     bias: tl.tensor,  # (STRIDE,) float32

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ltcompile.errors import BadSetting
 from ltcompile.kernels._config import Config, cdiv, gemm_default
-from ltcompile.kernels._epilogue import check, constants, finish, positions
+from ltcompile.kernels._epilogue import check, constants, finish, follow, positions
 from ltcompile.kernels._launch import Call, interpreted
 from ltcompile.kernels._layout import pad_last, padded
 
@@ -35,7 +35,7 @@ def _read(at: tl.tensor, mask: tl.tensor, MASKED: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def _gemm(  # noqa: PLR0915  (a Triton kernel is one function)
+def _gemm(  # noqa: PLR0912, PLR0915  (a Triton kernel is one function)
     x: tl.tensor,  # (N, H, W, IN_STRIDE)
     w: tl.tensor,  # dense (R S WINDOW, STRIDE), grouped (tiles of N, R S WINDOW, BN)
     bias: tl.tensor,  # (STRIDE,) float32
@@ -43,6 +43,7 @@ def _gemm(  # noqa: PLR0915  (a Triton kernel is one function)
     y: tl.tensor,  # (N, OH, OW, STRIDE), halved with POOL
     partial: tl.tensor,  # (tiles, SPLIT_K, BM, BN) float32
     arrived: tl.tensor,  # (tiles,) int32, zeros; left as zeros
+    first: tl.tensor,  # the item of program 0
     M: tl.tensor,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -68,7 +69,9 @@ def _gemm(  # noqa: PLR0915  (a Triton kernel is one function)
     BK: tl.constexpr,
     SPLIT_K: tl.constexpr,
     SWAPPED: tl.constexpr,
+    STAGES: tl.constexpr,
     UPCAST: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     DEPTH: tl.constexpr = R * S * WINDOW
     STEPS: tl.constexpr = (DEPTH + BK * SPLIT_K - 1) // (BK * SPLIT_K)
@@ -77,8 +80,9 @@ def _gemm(  # noqa: PLR0915  (a Triton kernel is one function)
     PADDED: tl.constexpr = PAD_H > 0 or PAD_W > 0
     RAGGED_K: tl.constexpr = DEPTH % (BK * SPLIT_K) != 0
     RAGGED_N: tl.constexpr = GROUP_OUT == 0 and STRIDE % BN != 0
-    pid = tl.program_id(0)
-    split = tl.program_id(1)
+    item = first + tl.program_id(0)
+    pid = item // SPLIT_K
+    split = item % SPLIT_K
     pid_n = pid % TILES_N  # neighbours share the pixels, which are the larger operand
     pid_m = pid // TILES_N
 
@@ -90,15 +94,17 @@ def _gemm(  # noqa: PLR0915  (a Triton kernel is one function)
     column = pid_n * BN + tl.arange(0, BN)
     w_column = column
     if GROUP_OUT > 0:
-        first = pid_n * BN // GROUP_OUT * GROUP_IN // 8 * 8
-        corner += tl.multiple_of(tl.minimum(first, IN_STRIDE - WINDOW), 8)
+        start = pid_n * BN // GROUP_OUT * GROUP_IN // 8 * 8
+        corner += tl.multiple_of(tl.minimum(start, IN_STRIDE - WINDOW), 8)
         w_column = pid_n * (DEPTH * BN) + tl.arange(0, BN)
 
+    if DEPENDENT:
+        follow()
     if SWAPPED:
         acc = tl.zeros((BN, BM), tl.float32)
     else:
         acc = tl.zeros((BM, BN), tl.float32)
-    for step in range(STEPS):
+    for step in tl.range(STEPS, num_stages=STAGES):
         k = (split * STEPS + step) * BK + tl.arange(0, BK)
         c = k % WINDOW
         tap = k // WINDOW
@@ -185,7 +191,7 @@ def prepare(x: Tensor, w: Tensor, bias: Tensor, residual: Tensor | None, y: Tens
     shared = tiles if config.split_k > 1 else 0
     return Call(
         kernel=_gemm,
-        grid=(tiles, config.split_k),
+        programs=tiles * config.split_k,
         tensors={
             "x": x,
             "w": w,
@@ -195,7 +201,7 @@ def prepare(x: Tensor, w: Tensor, bias: Tensor, residual: Tensor | None, y: Tens
             "partial": x.new_empty(max(1, shared * config.split_k * config.block_m * config.block_n), dtype=torch.float32),
             "arrived": x.new_zeros(max(1, shared), dtype=torch.int32),
         },
-        numbers={"M": rows},
+        numbers={"first": 0, "M": rows},
         constants={
             **constants(
                 x, stride, shape.channels, shape.kernel, shape.step, shape.padding, shape.out, shape.activation, residual, shape.pool
@@ -209,7 +215,9 @@ def prepare(x: Tensor, w: Tensor, bias: Tensor, residual: Tensor | None, y: Tens
             "BK": config.block_k,
             "SPLIT_K": config.split_k,
             "SWAPPED": config.swapped,
+            "STAGES": config.stages,
             "UPCAST": interpreted(_gemm) and x.dtype == torch.bfloat16,
+            "DEPENDENT": False,
         },
         warps=config.warps,
         stages=config.stages,

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,45 @@ _POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*b
 
 @dataclass(frozen=True)
 class Call:
-    """A kernel with everything it is called with. Tensors stay alive and in place, so a Call can be captured and replayed."""
+    """A kernel with everything it is called with. Tensors stay alive and in place, so a Call can be captured and replayed.
+
+    A tensor or constant may be a tuple, also of tuples, where the kernel takes one.
+    """
 
     kernel: Any
-    grid: tuple[int, int]
-    tensors: dict[str, Tensor]
+    programs: int
+    tensors: dict[str, Any]
     numbers: dict[str, int]  # known when it runs
-    constants: dict[str, int | bool | str]  # known when it is compiled
+    constants: dict[str, Any]  # known when it is compiled
     warps: int
     stages: int
+    cooperative: bool = False  # all programs run at once and may wait for one another; a GPU refuses more than it can hold
 
     def __post_init__(self) -> None:
-        for name, tensor in self.tensors.items():
+        for name, tensor in self._given_tensors():
             if not tensor.is_contiguous():
                 raise BadSetting(f"{name} is not contiguous (strides {tensor.stride()}); call .contiguous() on it")
             if tensor.numel() >= 2**31:
                 raise BadSetting(f"{name} has {tensor.numel()} elements, positions are 32-bit; split the batch")
+
+    @property
+    def dependent(self) -> bool:
+        """Whether it starts before the kernel in front of it has ended; see `dependent`."""
+        return bool(self.constants.get("DEPENDENT"))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the kernel takes, by name."""
+        return {**self.tensors, **self.numbers, **self.constants}
+
+    @property
+    def options(self) -> dict[str, int | bool]:
+        """What Triton takes beside that."""
+        rare = {"launch_pdl": self.dependent, "launch_cooperative_grid": self.cooperative}
+        return {"num_warps": self.warps, "num_stages": self.stages} | {name: True for name, wanted in rare.items() if wanted}
+
+    def _given_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, tensor) for name, given in self.tensors.items() for _, tensor in _leaves(given))
 
 
 @dataclass(frozen=True)
@@ -55,6 +78,34 @@ def interpreted(kernel: Any) -> bool:
     return not isinstance(kernel, triton.JITFunction)
 
 
+def dependent(call: Call) -> Call:
+    """`call`, ready to start while the kernel in front of it in the stream ends (programmatic dependent launch).
+
+    It computes addresses ahead and waits before it reads or writes anything. Every program of every such kernel waits, so that the end of
+    one is the end of all before it: in one stream, dependent and other kernels may reuse buffers as if none had started early.
+
+    Raises:
+        BadSetting: the kernel has no such form, or Triton's interpreter runs it, which knows no other kernel.
+        Unavailable: the tensors are on a GPU that cannot (compute capability below 9.0).
+    """
+    if interpreted(call.kernel) or "DEPENDENT" not in call.constants:
+        why = "Triton's interpreter runs it" if interpreted(call.kernel) else "it has no such form"
+        raise BadSetting(f"{call.kernel.__name__} cannot start before the kernel in front of it has ended: {why}; launch it as it is")
+    made = replace(call, constants=call.constants | {"DEPENDENT": True})
+    home = next(tensor.device for _, tensor in call._given_tensors())
+    if home.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(home)
+        _check_dependent(made, 10 * major + minor)
+    return made
+
+
+def _check_dependent(call: Call, capability: int) -> None:
+    if call.dependent and capability < 90:
+        raise Unavailable(
+            f"a GPU of compute capability {capability / 10} starts no kernel before the last has ended; launch it without `dependent`"
+        )
+
+
 def launch(call: Call, wrap: Callable[[Any], Any] | None = None) -> None:
     """Run the kernel; its outputs are written when the current stream gets there.
 
@@ -67,14 +118,14 @@ def launch(call: Call, wrap: Callable[[Any], Any] | None = None) -> None:
     if interpreted(call.kernel):
         kernel = call.kernel
     else:
-        homes = {tensor.device.type for tensor in call.tensors.values()}
+        homes = {tensor.device.type for _, tensor in call._given_tensors()}
         if homes != {"cuda"}:
             raise Unavailable(
                 f"a Triton kernel needs its tensors on a CUDA device, they are on {', '.join(sorted(homes))}; "
                 "move them, or call the operator, which also runs on a CPU"
             )
         kernel = wrap(call.kernel) if wrap else call.kernel
-    kernel[call.grid](**call.tensors, **call.numbers, **call.constants, num_warps=call.warps, num_stages=call.stages)
+    kernel[(call.programs,)](**call.arguments, **call.options)
 
 
 def compile_ahead(call: Call, capability: int) -> Compiled:
@@ -84,25 +135,46 @@ def compile_ahead(call: Call, capability: int) -> Compiled:
         capability: 80, 90 or 100, ...: the compute capability, times ten.
 
     Raises:
-        Unavailable: kernels are interpreted in this process, or this Triton has no NVIDIA tools.
+        Unavailable: kernels are interpreted in this process, this Triton has no NVIDIA tools, or the call is dependent and such a GPU
+            knows no dependence.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     if interpreted(call.kernel):
         raise Unavailable("kernels are interpreted in this process; unset TRITON_INTERPRET and start again")
-    names = call.kernel.arg_names
-    aligned: Any = {(names.index(name),): [["tt.divisibility", 16]] for name in call.tensors}  # as torch allocates
-    aligned |= {(names.index(name),): [["tt.divisibility", 16]] for name, value in call.numbers.items() if value % 16 == 0}
-    given = {name: _POINTERS[tensor.dtype] for name, tensor in call.tensors.items()} | dict.fromkeys(call.numbers, "i32")
-    signature = {name: given.get(name, "constexpr") for name in names}
+    _check_dependent(call, capability)
+    names, arguments = call.kernel.arg_names, call.arguments
+    leaves = {(names.index(name), *path): leaf for name, value in arguments.items() for path, leaf in _leaves(value)}
+    numbers = {(names.index(name),) for name in call.numbers}
+    constants = {path: leaf for path, leaf in leaves.items() if path not in numbers and not isinstance(leaf, Tensor)}
+    # as torch allocates, and as Triton tells of the numbers that it is launched with
+    wide = [path for path, leaf in leaves.items() if isinstance(leaf, Tensor) or (path in numbers and leaf % 16 == 0)]
+    aligned: Any = {path: [["tt.divisibility", 16]] for path in wide}
+    signature = {name: "i32" if name in call.numbers else _signature(arguments[name]) for name in names}
     made = triton.compile(
-        ASTSource(call.kernel, signature, call.constants, aligned),
+        ASTSource(call.kernel, signature, constants, aligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": call.warps, "num_stages": call.stages},
+        options=call.options,
     )
     used = _usage(made.asm["cubin"])
     return Compiled(made.asm["ptx"], made.metadata.shared, used["REG"], used["STACK"] + used["LOCAL"])
+
+
+def _leaves(value: Any, *path: int) -> Iterator[tuple[tuple[int, ...], Any]]:
+    """What `value` holds, through tuples of tuples, and where."""
+    if isinstance(value, tuple):
+        for at, part in enumerate(value):
+            yield from _leaves(part, *path, at)
+    else:
+        yield path, value
+
+
+def _signature(value: Any) -> Any:
+    """The type of an argument in Triton's words: of a tuple, a tuple."""
+    if isinstance(value, tuple):
+        return tuple(_signature(part) for part in value)
+    return _POINTERS[value.dtype] if isinstance(value, Tensor) else "constexpr"
 
 
 def _usage(cubin: bytes) -> dict[str, int]:

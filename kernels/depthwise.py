@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ltcompile.errors import BadSetting
 from ltcompile.kernels import _gemm
 from ltcompile.kernels._config import Config, cdiv, window_default
-from ltcompile.kernels._epilogue import ACTIVATIONS, check, constants, finish, positions
+from ltcompile.kernels._epilogue import ACTIVATIONS, check, constants, finish, follow, positions
 from ltcompile.kernels._launch import Call, launch
 from ltcompile.kernels._layout import accumulator, nhwc, out_sizes, pad_last, padded
 
@@ -137,6 +137,7 @@ def _depthwise(
     bias: tl.tensor,  # (STRIDE,) float32
     residual: tl.tensor,  # (N, OH, OW, STRIDE)
     y: tl.tensor,  # (N, OH, OW, STRIDE), halved with POOL
+    first: tl.tensor,  # the item of program 0
     M: tl.tensor,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -155,11 +156,15 @@ def _depthwise(
     POOL: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     TILES_N: tl.constexpr = (STRIDE + BN - 1) // BN
-    pid_m = tl.program_id(0) // TILES_N
-    column = tl.program_id(0) % TILES_N * BN + tl.arange(0, BN)
+    item = first + tl.program_id(0)
+    pid_m = item // TILES_N
+    column = item % TILES_N * BN + tl.arange(0, BN)
     n, p, q = positions(pid_m * BM + tl.arange(0, BM), M, OH, OW, POOL)
+    if DEPENDENT:
+        follow()
     acc = tl.zeros((BM, BN), tl.float32)
     for r in range(R):  # not unrolled here: large windows would hold every tap at once
         for s in tl.static_range(S):
@@ -204,13 +209,14 @@ def prepare(
         raise BadSetting(f"{config}: block_m is at least 4, so that a pooling window fits")
     return Call(
         kernel=_depthwise,
-        grid=(cdiv(rows, config.block_m) * cdiv(x.shape[-1], config.block_n), 1),
+        programs=cdiv(rows, config.block_m) * cdiv(x.shape[-1], config.block_n),
         tensors={"x": x, "w": w, "bias": bias, "residual": x if residual is None else residual, "y": y},
-        numbers={"M": rows},
+        numbers={"first": 0, "M": rows},
         constants={
             **constants(x, x.shape[-1], channels, kernel, stride, padding, out, activation, residual, pool),
             "BM": config.block_m,
             "BN": config.block_n,
+            "DEPENDENT": False,
         },
         warps=config.warps,
         stages=config.stages,

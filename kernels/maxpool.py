@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ltcompile.errors import BadSetting
 from ltcompile.kernels._config import Config, cdiv, window_default
-from ltcompile.kernels._epilogue import larger, positions
+from ltcompile.kernels._epilogue import follow, larger, positions
 from ltcompile.kernels._launch import Call, launch
 from ltcompile.kernels._layout import TYPES, nhwc, out_sizes
 
@@ -72,6 +72,7 @@ def reference(x: Tensor, kernel: list[int], stride: list[int], padding: list[int
 def _maxpool(
     x: tl.tensor,  # (N, H, W, STRIDE)
     y: tl.tensor,  # (N, OH, OW, STRIDE)
+    first: tl.tensor,  # the item of program 0
     M: tl.tensor,
     H: tl.constexpr,
     W: tl.constexpr,
@@ -86,19 +87,24 @@ def _maxpool(
     PAD_W: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     TILES_N: tl.constexpr = (STRIDE + BN - 1) // BN
-    m = tl.program_id(0) // TILES_N * BM + tl.arange(0, BM)
-    column = tl.program_id(0) % TILES_N * BN + tl.arange(0, BN)
+    item = first + tl.program_id(0)
+    m = item // TILES_N * BM + tl.arange(0, BM)
+    column = item % TILES_N * BN + tl.arange(0, BN)
     n, p, q = positions(m, M, OH, OW, False)
+    if DEPENDENT:
+        follow()
     best = tl.full((BM, BN), float("-inf"), tl.float32)
-    for tap in tl.static_range(R * S):
-        row = p * STEP_H - PAD_H + tap // S
-        col = q * STEP_W - PAD_W + tap % S
-        inside = (row >= 0) & (row < H) & (col >= 0) & (col < W)
-        at = x + (((n * H + row) * W + col) * STRIDE)[:, None] + column[None, :]
-        mask = inside[:, None] & (column < STRIDE)[None, :]
-        best = larger(best, tl.load(at, mask=mask, other=float("-inf")).to(tl.float32))
+    for r in tl.static_range(R):
+        for s in tl.static_range(S):
+            row = p * STEP_H - PAD_H + r
+            col = q * STEP_W - PAD_W + s
+            inside = (row >= 0) & (row < H) & (col >= 0) & (col < W)
+            at = x + (((n * H + row) * W + col) * STRIDE)[:, None] + column[None, :]
+            mask = inside[:, None] & (column < STRIDE)[None, :]
+            best = larger(best, tl.load(at, mask=mask, other=float("-inf")).to(tl.float32))
     tl.store(y + m[:, None] * STRIDE + column[None, :], best.to(y.dtype.element_ty), mask=(m < M)[:, None] & (column < STRIDE)[None, :])
 
 
@@ -118,9 +124,9 @@ def prepare(y: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding:
     config = config or window_default(rows, channels)
     return Call(
         kernel=_maxpool,
-        grid=(cdiv(rows, config.block_m) * cdiv(channels, config.block_n), 1),
+        programs=cdiv(rows, config.block_m) * cdiv(channels, config.block_n),
         tensors={"x": x, "y": y},
-        numbers={"M": rows},
+        numbers={"first": 0, "M": rows},
         constants={
             "H": height,
             "W": width,
@@ -135,6 +141,7 @@ def prepare(y: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding:
             "PAD_W": padding[1],
             "BM": config.block_m,
             "BN": config.block_n,
+            "DEPENDENT": False,
         },
         warps=config.warps,
         stages=config.stages,

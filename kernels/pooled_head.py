@@ -18,7 +18,7 @@ from torch.library import triton_op, wrap_triton
 from ltcompile.errors import BadSetting
 from ltcompile.kernels import _gemm
 from ltcompile.kernels._config import Config, cdiv, head_default, power_of_two
-from ltcompile.kernels._epilogue import check
+from ltcompile.kernels._epilogue import check, follow
 from ltcompile.kernels._launch import Call, interpreted, launch
 from ltcompile.kernels._layout import accumulator, nhwc
 
@@ -78,6 +78,7 @@ def _pooled_head(
     w: tl.tensor,  # (IN_STRIDE, STRIDE)
     bias: tl.tensor,  # (STRIDE,) float32
     y: tl.tensor,  # (N, STRIDE)
+    first: tl.tensor,  # the item of program 0
     N: tl.tensor,
     PIXELS: tl.constexpr,
     IN_STRIDE: tl.constexpr,
@@ -87,11 +88,15 @@ def _pooled_head(
     BK: tl.constexpr,
     BP: tl.constexpr,  # pixels that are read at once
     UPCAST: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ) -> None:
     TILES_N: tl.constexpr = (STRIDE + BN - 1) // BN
-    image = tl.program_id(0) // TILES_N * BM + tl.arange(0, BM)
-    column = tl.program_id(0) % TILES_N * BN + tl.arange(0, BN)
+    item = first + tl.program_id(0)
+    image = item // TILES_N * BM + tl.arange(0, BM)
+    column = item % TILES_N * BN + tl.arange(0, BN)
     start = tl.where(image < N, image, 0) * (PIXELS * IN_STRIDE)
+    if DEPENDENT:
+        follow()
     acc = tl.zeros((BM, BN), tl.float32)
     for first_channel in range(0, IN_STRIDE, BK):
         c = first_channel + tl.arange(0, BK)
@@ -131,9 +136,9 @@ def prepare(y: Tensor, x: Tensor, w: Tensor, bias: Tensor, config: Config | None
         raise BadSetting(f"{config}: block_k is at least 16, block_m 1 or at least 16")
     return Call(
         kernel=_pooled_head,
-        grid=(cdiv(images, config.block_m) * cdiv(stride, config.block_n), 1),
+        programs=cdiv(images, config.block_m) * cdiv(stride, config.block_n),
         tensors={"x": x, "w": w, "bias": bias, "y": y},
-        numbers={"N": images},
+        numbers={"first": 0, "N": images},
         constants={
             "PIXELS": height * width,
             "IN_STRIDE": in_stride,
@@ -143,6 +148,7 @@ def prepare(y: Tensor, x: Tensor, w: Tensor, bias: Tensor, config: Config | None
             "BK": config.block_k,
             "BP": min(power_of_two(height * width), max(1, _READ // (config.block_m * config.block_k))),
             "UPCAST": interpreted(_pooled_head) and x.dtype == torch.bfloat16,
+            "DEPENDENT": False,
         },
         warps=config.warps,
         stages=config.stages,

@@ -43,7 +43,12 @@ def call(name: str, arguments: dict[str, Any]) -> Tensor:
 
 
 def to(arguments: dict[str, Any], **how: Any) -> dict[str, Any]:
-    return {key: value.to(**how) if isinstance(value, Tensor) else value for key, value in arguments.items()}
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(part) for part in value]
+        return value.to(**how) if isinstance(value, Tensor) else value
+
+    return {key: moved(value) for key, value in arguments.items()}
 
 
 def check(name: str, index: int, dtype: torch.dtype, device: str) -> None:
@@ -55,7 +60,7 @@ def check(name: str, index: int, dtype: torch.dtype, device: str) -> None:
     expected = module.reference(**to(arguments, dtype=torch.float64))
     y = module.empty(**arguments)
     prepared = module.prepare(y, **arguments, config=case.config)
-    for _ in range(2 if "arrived" in prepared.tensors and prepared.grid[1] > 1 else 1):  # a split sum leaves its counters as they were
+    for _ in range(2 if prepared.constants.get("SPLIT_K", 1) > 1 else 1):  # a split sum leaves its counters as they were
         y.fill_(float("nan"))
         if "partial" in prepared.tensors:
             prepared.tensors["partial"].fill_(float("nan"))
@@ -241,12 +246,37 @@ def copies(ptx: str) -> list[int]:
     return [int(size, 0) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x[0-9a-f]+|\d+)", ptx)]
 
 
+@pytest.mark.parametrize(("index", "capability"), [(5, 90), (12, 90), (13, 90), (15, 90), (5, 100), (14, 100)])
+def test_dependent_calls_wait_before_they_read(index: int, capability: int) -> None:
+    name, case = LAYERS[index]
+    module = kernels.load(name)
+    arguments = module.sample(case, torch.float16, "meta")
+    prepared = kernels.dependent(module.prepare(module.empty(**arguments), **arguments))
+    assert prepared.dependent
+    made = kernels.compile_ahead(prepared, capability)
+    before, wait, after = made.ptx.partition("griddepcontrol.wait")
+    assert "griddepcontrol.launch_dependents" in before
+    assert wait
+    assert wait not in after
+    assert not re.search(r"\bbra\b|\b(?:ld|st|atom)\.global|\bcp\.async", before)
+    assert re.search(r"\bst\.global", after)
+    assert made.stack_bytes == 0
+
+
+def test_dependent_calls_are_refused_where_there_is_no_dependence() -> None:
+    arguments = arguments_of()
+    prepared = conv2d.prepare(conv2d.empty(**arguments), **arguments)
+    with pytest.raises(Unavailable, match=r"compute capability 8\.0"):
+        kernels.compile_ahead(kernels.dependent(prepared), 80)
+
+
 @pytest.mark.parametrize("capability", MATRIX)
 @pytest.mark.parametrize(("name", "case"), LAYERS, ids=str)
 def test_defaults_compile_without_spills_and_with_wide_loads(name: str, case: Any, capability: int) -> None:
     prepared, made = compiled(name, case, torch.float16, capability)
     assert made.stack_bytes == 0
     assert made.shared_bytes <= 160 * 1024
+    assert "griddepcontrol" not in made.ptx
     assert not re.findall(r"ld\.global\S*\.[bu](?:8|16)\b", made.ptx)  # nothing is read a lane at a time
     if name in ("conv2d", "linear", "grouped"):
         assert MATRIX[capability] in made.ptx
@@ -338,7 +368,7 @@ def test_operator_exports_for_any_batch_and_compiles(name: str) -> None:
     torch.testing.assert_close(torch.compile(network, backend="aot_eager", fullgraph=True)(x), network(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "persistent"])  # which leaves a compiler nothing to fuse
 def test_compilers_see_the_kernel_and_what_it_writes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CUDA device the operator becomes its Triton kernel, of which torch knows that it writes the output and its own scratch."""
     import triton
@@ -369,7 +399,7 @@ def test_compilers_see_the_kernel_and_what_it_writes(name: str, monkeypatch: pyt
 
 
 def test_registry_offers_complete_kernels() -> None:
-    assert {"conv2d", "depthwise", "grouped", "linear", "maxpool", "pooled_head"} <= set(NAMES)
+    assert {"conv2d", "depthwise", "grouped", "linear", "maxpool", "persistent", "pooled_head"} <= set(NAMES)
     for name in NAMES:
         module = kernels.load(name)
         assert module.CASES
