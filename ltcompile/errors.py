@@ -38,6 +38,10 @@ class StaleTicket(LtcompileError):
     """A ticket that does not fit the model, the data or the run that it is used with."""
 
 
+class StaleEngine(LtcompileError):
+    """An engine that was tuned on another machine or with other versions."""
+
+
 class Unavailable(LtcompileError):
     """A backend or device that this machine lacks."""
 
@@ -47,7 +51,7 @@ class Disagreement(LtcompileError):
 
 
 class TrainingFailed(LtcompileError):
-    """Training left the numbers: the loss is not finite."""
+    """Training cannot go on: a loss is not finite, or memory does not hold the network."""
 
 
 def unknown(kind: str, name: str, known: list[str]) -> UnknownName:

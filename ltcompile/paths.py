@@ -1,44 +1,81 @@
-"""Write files atomically, and read them back with errors that say what to do."""
+"""Write files whole or not at all, hold folders, and read files back, with errors that say what to do."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
+import io
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from ltcompile.errors import BadFile
 
+MOST_JSON_BYTES = 1 << 26  # ours have a hundredth of that, and each byte may take twenty in memory
 
-@contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """A scratch file beside `path`, moved over it on success and removed on failure: nobody sees half a file.
+# Open lock files. A forked child, such as a loader of images, closes its copies: it may outlive a parent that is killed.
+_held: set[IO[bytes]] = set()
+os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
+
+
+def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
+    """Replace `path` by `data`, atomically: whatever ends this process, nobody sees half a file.
 
     Raises:
-        BadFile: the folder cannot be made or written.
+        BadFile: the folder cannot be made or written, or the disk is full; `path` is as it was.
     """
     path = Path(path)
-    try:
+    with writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-    except OSError as error:
-        raise BadFile(f"cannot write {path}: {error.strerror}; choose another place") from error
-    scratch = Path(name)
-    try:
-        yield scratch
-        with scratch.open("rb") as written:
-            os.fsync(written.fileno())
-        scratch.chmod(0o666 & ~_umask())
-        os.replace(scratch, path)
-    except OSError as error:
-        raise BadFile(f"cannot write {path}: {error.strerror or error}; the old file, if any, is untouched") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+        with _scratch(path) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_umask())
+            os.replace(file.name, path)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace `path` by `text`, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON, as `write_bytes` does."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def write_torch(path: str | Path, value: Any) -> None:
+    """Replace `path` by what torch.save makes of `value`, as `write_bytes` does.
+
+    Through memory: on a full disk torch's own writers raise a RuntimeError, or abort the process.
+    """
+    import torch
+
+    torch.save(value, buffer := io.BytesIO())
+    write_bytes(path, buffer.getbuffer())
+
+
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[IO[bytes]]:
+    """A file beside `path`, gone afterwards unless it was moved. What writers of `path` left when they were killed goes first."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+        with contextlib.suppress(OSError), left.open("r+b") as orphan:
+            if _hold(orphan):
+                left.unlink()
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as file:
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: nothing there is taken for an orphan
+                _hold(file)
+            yield file
+        finally:
+            Path(file.name).unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -56,19 +93,48 @@ def check_writable(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         raise BadFile(f"cannot write {path}: it is a folder; name a file inside it")
-    with contextlib.suppress(FileNotFoundError), _probe(path):
-        pass
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _scratch(path):
+            pass
     return path
 
 
+def check_room(folder: str | Path, needed: int, what: str) -> None:
+    """Fail now rather than after the work: the disk of `folder` has `needed` bytes for `what`. Raises BadFile."""
+    disk = shutil.disk_usage(folder)
+    if disk.total > 0 and disk.free < needed:  # some file systems tell nothing but zeros
+        raise BadFile(
+            f"{what} will take about {needed:,} bytes, and {disk.free:,} are free in {folder}; make room there, or choose another place"
+        )
+
+
 @contextlib.contextmanager
-def _probe(path: Path) -> Iterator[None]:
+def writing(path: Path, needed: int = 0) -> Iterator[None]:
+    """What the system has against writing `needed` bytes to `path`, as a BadFile that says what to do now."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
-            yield
+        yield
     except OSError as error:
-        raise BadFile(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+        raise BadFile(f"cannot write {path}: {_told(error, path, needed)}") from error
+
+
+def _told(error: OSError, path: Path, needed: int) -> str:
+    """The reason, and the way out of it."""
+    reason = error.strerror or str(error)
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            free = shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free
+            return (
+                f"{reason}: {needed:,} bytes were to be written, and {free:,} are free. The old file, if any, is untouched; "
+                "make room there, and run the same command again (a search with --resume)"
+            )
+        case errno.EIO:
+            return f"{reason}: the disk may be failing. The old file, if any, is untouched; copy what is there to another disk, and go on from it"
+        case errno.EEXIST | errno.ENOTDIR:
+            blocking = next((p for p in path.parents if p.is_file()), path.parent)
+            return f"{blocking} is no folder; move it away, or choose another place"
+        case _:
+            return f"{reason}; choose another place"
 
 
 @contextlib.contextmanager
@@ -80,43 +146,62 @@ def locked(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder)
     path = folder / "lock"
-    try:
+    with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         file = _lock(path)
-    except OSError as error:
-        raise BadFile(f"cannot write {path}: {error.strerror or error}; choose another place") from error
     with file:
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        file.flush()
+        _held.add(file)
         try:
+            owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
+            with writing(path, len(owner)):
+                file.truncate(0)
+                file.write(owner)
             yield
         finally:
-            path.unlink(missing_ok=True)
+            _held.discard(file)
+            if _lies_at(file, path):
+                with contextlib.suppress(OSError):  # one that stays is stale, and says nothing to the next process
+                    path.unlink()
 
 
-def _lock(path: Path) -> TextIO:
+def _lock(path: Path) -> IO[bytes]:
     """The lock file, opened and locked by the kernel, which lets go of it when the process ends."""
-    import fcntl
-
     while True:
-        file = path.open("a+", encoding="utf-8")
+        file = path.open("a+b", buffering=0)  # nothing is left to be written when it is closed
         file.seek(0)
         told = file.read()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _hold(file):
             file.close()
-            raise BadFile(f"{path.parent} is in use by {_owner(told)}; wait until it is done, stop it, or choose another place") from None
-        if told and _owner(told, "host") != socket.gethostname():  # whose locks this kernel may not know
+            raise BadFile(f"{path.parent} is in use by {_owner(told)}; wait until it is done, stop it, or choose another place")
+        if not _lies_at(file, path):
+            file.close()  # its owner has just removed it
+        elif told and _owner(told, "host") != socket.gethostname():  # whose locks this kernel may not know
             file.close()
             raise BadFile(f"{path.parent} is in use by {_owner(told)}; if that has ended, remove {path}")
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        else:
             return file
-        file.close()  # its owner has just removed it
 
 
-def _owner(told: str, what: str = "") -> str:
+def _hold(file: IO[Any]) -> bool:
+    """Lock an open file until it is closed, or its process ends however it ends; False where another process has."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lies_at(file: IO[Any], path: Path) -> bool:
+    """Whether `path` is the open `file` still: neither removed nor, in a forked child, closed."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (OSError, ValueError):
+        return False
+
+
+def _owner(told: bytes, what: str = "") -> str:
     """What a lock file tells of its owner."""
     try:
         owner = json.loads(told)
@@ -125,26 +210,18 @@ def _owner(told: str, what: str = "") -> str:
         return "another process"
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Replace `path` by `text`, atomically."""
-    with atomic(path) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
 def read_json(path: str | Path, what: str) -> Any:
     """The JSON in `path`, which should be `what`.
 
     Raises:
         BadFile: missing, unreadable or no JSON.
     """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        if (size := path.stat().st_size) > MOST_JSON_BYTES or not path.is_file():
+            raise BadFile(f"{path} is no {what}, but a folder, a device or {size:,} bytes of something else; name another file")
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise BadFile(f"there is no {what} at {path}") from error
+        raise BadFile(f"there is no {what} at {path}; check its name") from error
     except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{path} is no {what}: {error}") from error

@@ -6,15 +6,15 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ltcompile.core.notice import notify
+from ltcompile.core.tensors import check_finite, check_held, check_is_file, read_torch
 from ltcompile.errors import BadFile
 
+WHAT = "file of weights"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "weights")
 PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")  # of DataParallel and torch.compile
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads of GoogLeNet and Inception that serve their first training alone
@@ -27,11 +27,16 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
     A final layer for another number of classes keeps its fresh values, which is said in a notice.
 
     Raises:
-        BadFile: the file cannot be read, or does not fit elsewhere.
+        BadFile: the file cannot be read, holds other numbers than weights, or does not fit elsewhere.
     """
     own = model.state_dict()
     there = _named_as(own, _tensors(_read(path), path))
-    wrong = {name for name in own.keys() & there.keys() if own[name].shape != there[name].shape}
+    try:
+        check_held(there, path.stat().st_size)
+        check_finite(there)
+    except BadFile as error:
+        raise BadFile(f"{path} holds no weights to start from: {error}") from error
+    wrong = {name for name in own.keys() & there.keys() if _kind(own[name]) != _kind(there[name])}
     head, old_classes = _head(own, there, wrong, classes)
     missing = [name for name in own if name not in there and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in there if name not in own]
@@ -45,25 +50,30 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
 
 
 def _read(path: Path) -> Any:
+    if path.suffix != ".safetensors":
+        return read_torch(path, WHAT, "write it with torch.save(model.state_dict(), ...)")
     from safetensors.torch import load_file
 
+    check_is_file(path, WHAT)
     try:
-        return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise BadFile(f"there are no weights at {path}") from error
-    except UnpicklingError as error:
-        raise BadFile(f"{path} holds more than tensors, or is damaged; write it with torch.save(model.state_dict(), ...)") from error
-    except Exception as error:  # torch and safetensors raise a dozen types for a broken file
-        raise BadFile(f"{path} cannot be read as weights: {error}") from error
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own types, and torch's for dtypes that it lacks
+        raise BadFile(f"{path} cannot be read as {WHAT}: {error}; take a fresh copy") from error
 
 
 def _tensors(value: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what a file holds: itself, or under one of the names that training scripts give it."""
-    while isinstance(value, Mapping) and (inner := [value[w] for w in WRAPPERS if isinstance(value.get(w), Mapping)]):
-        value = inner[0]
-    if not isinstance(value, Mapping) or not value or not all(isinstance(v, Tensor) for v in value.values()):
+    for _ in WRAPPERS:  # they may be nested, and a file may hold itself
+        if isinstance(value, Mapping) and (inner := [value[w] for w in WRAPPERS if isinstance(value.get(w), Mapping)]):
+            value = inner[0]
+    if not isinstance(value, Mapping) or not value or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
         raise BadFile(f"{path} holds no state dict: names with tensors, or that under {', '.join(map(repr, WRAPPERS))}")
     return dict(value)
+
+
+def _kind(tensor: Tensor) -> tuple[tuple[int, ...], str]:
+    """The shape, and whether the numbers are whole: any floats may become others."""
+    return tuple(tensor.shape), "floats" if tensor.is_floating_point() else "whole numbers"
 
 
 def _named_as(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -102,7 +112,13 @@ def _told(
     wrong: set[str],
     in_channels: int,
 ) -> str:
-    shapes = [f"{name} {tuple(there[name].shape)} instead of {tuple(own[name].shape)}" for name in own if name in wrong]
+    kinds = [
+        (name, found, expected)
+        for name in own
+        if name in wrong
+        for found, expected in zip(_kind(there[name]), _kind(own[name]), strict=True)
+    ]
+    shapes = [f"{name} {found} instead of {expected}" for name, found, expected in kinds if found != expected]
     parts = [
         f"{kind} {_some(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)) if names
     ]

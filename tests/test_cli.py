@@ -8,35 +8,54 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import onnx
 import pytest
 import torch
+from commands import SERVER, Command, call, fork, refused
 
 import ltcompile as lt
 
-LTCOMPILE = [sys.executable, "-m", "ltcompile"]
-
-
-def call(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*LTCOMPILE, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment, check=False)
-
-
-def refused(*arguments: object, says: str, cwd: Path | None = None) -> None:
-    done = call(*arguments, cwd=cwd)
-    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-    assert says in " ".join(done.stderr.split()), done.stderr
-    assert "Traceback" not in done.stderr
-
-
+SCRIPT = Path(sys.executable).with_name("ltcompile")
 QUICK = ("--model", "lenet5", "--epochs", 4, "--rounds", 2, "--rate", 0.3, "--margin", 5)
+LONG = ("find", *QUICK, "--epochs", 12, "--rounds", 1, "--no-controls", "--name", "t")
+
+
+def wait_for_epochs(log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 3) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def test_help_loads_no_heavy_package() -> None:
     code = "import sys\nfrom ltcompile.cli import app\nprint([m for m in ('torch','numpy','onnx','sklearn','plotly','jinja2') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_console_script(tmp_path: Path) -> None:
+    """A process as a user starts it: help and mistakes at once, a search until Ctrl-C."""
+    told = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    assert "Search for the smallest winning ticket" in told.stdout
+    assert subprocess.run([SCRIPT, "fnid"], capture_output=True, check=False).returncode == 2
+    process = subprocess.Popen([SCRIPT, *map(str, LONG)], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    wait_for_epochs(tmp_path / "runs/t/history.jsonl")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT and "--resume" in stderr and "Traceback" not in stderr
+
+
+def tell(told: Connection) -> None:
+    told.send((len(os.listdir("/proc/self/task")), torch.cuda._is_in_bad_fork(), {"torch", "onnxruntime", "openvino"} & set(sys.modules)))
+
+
+def test_commands_are_forked_with_nothing_that_a_fork_breaks() -> None:
+    """No second thread, no CUDA, no backend that has begun; but what takes seconds to import."""
+    here, there = SERVER.Pipe(duplex=False)
+    process = fork(tell, there)
+    assert here.recv() == (1, False, {"torch"})
+    process.join()
 
 
 @pytest.mark.parametrize("command", ["find", "plan", "shrink", "lower", "bench", "report", "show", "inspect", "doctor"])
@@ -133,21 +152,17 @@ def test_doctor() -> None:
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_resumes(tmp_path: Path, sent: signal.Signals) -> None:
-    arguments = [*LTCOMPILE, "find", *map(str, QUICK), "--epochs", "12", "--rounds", "1", "--no-controls", "--name", "t"]
-    process = subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    log = tmp_path / "runs/t/history.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") >= 3) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGSTOP)  # it would be done before the other one has begun
-    refused("find", *QUICK, "--name", "t", "--resume", says=f"in use by process {process.pid}", cwd=tmp_path)
-    process.send_signal(sent)
-    process.send_signal(signal.SIGCONT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 128 + sent and "--resume" in stderr and "Traceback" not in stderr
+    log, command = tmp_path / "runs/t/history.jsonl", Command(*LONG, cwd=tmp_path)
+    wait_for_epochs(log)
+    command.send(signal.SIGSTOP)  # it would be done before the other one has begun
+    refused("find", *QUICK, "--name", "t", "--resume", says=f"in use by process {command.pid}", cwd=tmp_path)
+    command.send(sent)
+    command.send(signal.SIGCONT)
+    stopped = command.wait(60)
+    assert stopped.returncode == 128 + sent and "--resume" in stopped.stderr and "Traceback" not in stopped.stderr
     there = log.read_text().splitlines()
     refused("find", *QUICK, "--name", "t", "--resume", says="other settings", cwd=tmp_path)
-    done = call("find", *QUICK, "--epochs", 12, "--rounds", 1, "--no-controls", "--name", "t", "--resume", cwd=tmp_path)
+    done = call(*LONG, "--resume", cwd=tmp_path)
     assert done.returncode == 0 and log.read_text().splitlines()[: len(there) - 1] == there[:-1]
 
 
@@ -198,7 +213,7 @@ class TestBadInput:
         (tmp_path / "broken.onnx").write_bytes(b"no protobuf at all")
         refused("bench", tmp_path / "other.onnx", says="was not made by")
         refused("bench", tmp_path / "broken.onnx", says="cannot be read as ONNX")
-        refused("bench", tmp_path / "none.onnx", says="there is no file")
+        refused("bench", tmp_path / "none.onnx", says="there is no ONNX file")
 
     def test_backends_and_runs(self, folder: Path, tmp_path: Path) -> None:
         refused("bench", folder / "runs/t/ticket.pt", "--backend", "onnx", says="onnxruntime")
@@ -207,9 +222,7 @@ class TestBadInput:
 
     def test_a_factory_that_fails(self, tmp_path: Path) -> None:
         (tmp_path / "buggy.py").write_text("def make():\n    raise ZeroDivisionError('oops')\n")
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-        command = [*LTCOMPILE, "find", "--model", "buggy:make"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, env=environment)
+        done = call("find", "--model", "buggy:make", cwd=tmp_path, PYTHONPATH=str(tmp_path))
         assert done.returncode == 2 and "ZeroDivisionError: oops" in done.stderr and "Traceback" not in done.stderr
 
 

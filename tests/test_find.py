@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -10,17 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import QUICK
-from torch import nn
+from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile import rewind
+from ltcompile.core.notice import Notice, notify
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
+from ltcompile.data._dataset import TensorSplit
 from ltcompile.errors import BadFile, BadSetting, StaleTicket, TrainingFailed, UnknownName
+from ltcompile.finding.evidence import gather
+from ltcompile.finding.health import dead, spikes
 from ltcompile.graph import cut, embed, trace
 from ltcompile.rewind import Sources
-from ltcompile.train import evaluate, lay_out, memory_format, train
+from ltcompile.train import Epoch, evaluate, lay_out, memory_format, train
+from ltcompile.train.loss import loss_of
 
 CPU = torch.device("cpu")
 
@@ -54,8 +61,31 @@ class TestTraining:
         assert evaluate(model, digits.val, QUICK, CPU).accuracy == rows[-1].val_accuracy
 
     def test_a_loss_that_is_not_finite_stops(self, digits: Dataset) -> None:
-        with pytest.raises(TrainingFailed, match="smaller --lr"):
+        where = r"the loss is (nan|inf) in epoch 1, batch \d+ of \d+, at learning rate \S+e\+08; try a smaller --lr, such as 1e\+08"
+        with pytest.raises(TrainingFailed, match=where):
             train(lt.build_model("lenet5", 10, 1, 16), digits, dataclasses.replace(QUICK, lr=1e9), 0, CPU)
+
+    def test_the_first_bad_batch_is_named(self, digits: Dataset) -> None:
+        network = lt.build_model("lenet300", 10, 1, 16)
+        steps = iter(range(1000))
+
+        def spoil(model: nn.Module) -> None:
+            if next(steps) == 40:  # 33 steps an epoch
+                next(model.parameters()).data.fill_(float("nan"))
+
+        with pytest.raises(TrainingFailed, match="the loss is nan in epoch 2, batch 9 of 33, at learning rate"):
+            train(network, digits, dataclasses.replace(QUICK, batch=27), 0, CPU, after_step=spoil)
+
+    def test_a_validation_loss_that_is_not_finite_stops(self, digits: Dataset) -> None:
+        network = lt.build_model("lenet300", 10, 1, 16)
+        steps = iter(range(1000))
+
+        def spoil(model: nn.Module) -> None:
+            if next(steps) == 32:
+                next(model.parameters()).data.fill_(float("inf"))
+
+        with pytest.raises(TrainingFailed, match="the validation loss is nan after epoch 1, at learning rate"):
+            train(network, digits, dataclasses.replace(QUICK, batch=27), 0, CPU, after_step=spoil)
 
     def test_gradients_of_narrow_strided_shortcuts_are_right(self) -> None:
         """oneDNN corrupts memory for these in channels_last (its issue 6035); the loop must not take that layout."""
@@ -111,7 +141,7 @@ class TestCuttingEqualsMasking:
 
     @pytest.mark.parametrize(("rewinding", "criterion"), [("lr", "bn"), ("weight", "taylor")])
     def test_with_batch_norm_and_shortcuts(self, tmp_path: Path, double: None, rewinding: str, criterion: str) -> None:
-        self.compare("resnet20", _few(lt.load_data("digits", image_size=16)), tmp_path, rewind=rewinding, criterion=criterion)
+        self.compare("resnet20", _few(lt.load_data("digits", image_size=16), 180), tmp_path, rewind=rewinding, criterion=criterion)
 
     @staticmethod
     def compare(network: str, data: Dataset, folder: Path, **settings: str) -> None:
@@ -135,6 +165,130 @@ class TestCuttingEqualsMasking:
             assert_pruned_stays_pruned(whole, plan)
 
 
+class Tight(nn.Module):
+    """A network on a GPU whose memory holds so many images."""
+
+    def __init__(self, network: nn.Module, images: int) -> None:
+        super().__init__()
+        self.network, self.images, self.seen = network, images, list[int]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.images:
+            raise torch.OutOfMemoryError(f"{len(x)} images")
+        if self.training:
+            self.seen.append(len(x))
+        out: Tensor = self.network(x)
+        return out
+
+
+class TestMemory:
+    """What does not fit is computed in parts, and said to be."""
+
+    @pytest.mark.parametrize("images", [2, 5, 16, 29])
+    def test_parts_add_up_to_the_whole_batch(self, digits: Dataset, images: int) -> None:
+        """One step without momentum at rate 1 moves the weights by the gradient."""
+        data = _few(digits, 30)
+        recipe = Recipe(epochs=1, batch=30, lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant", flip=False, precision="fp32")
+        moved = []
+        for held in (30, images):
+            torch.manual_seed(0)
+            network = Tight(lt.build_model("lenet300", 10, 1, 16), held)
+            with contextlib.nullcontext() if held == 30 else pytest.warns(Notice, match="a batch of 30 images does not fit"):
+                assert (train(network, data, recipe, 0, CPU).parts > 1) == (held < 30)
+            moved.append(network.state_dict())
+            assert sum(network.seen) == 30 and max(network.seen) <= held
+            notify.cache_clear()
+        for name, value in moved[0].items():
+            torch.testing.assert_close(moved[1][name], value, rtol=0, atol=1e-6)
+
+    def test_batch_norm_is_said_to_see_fewer(self, digits: Dataset) -> None:
+        network = Tight(lt.build_model("resnet20", 10, 1, 16), 20)
+        notify.cache_clear()
+        with pytest.warns(Notice, match="a batch of 28 images .* in 2 parts of 14; .* but batch norm sees 14 images at a time"):
+            train(network, _few(digits, 28), dataclasses.replace(QUICK, epochs=1, batch=28), 0, CPU)
+
+    def test_two_images_must_fit(self, digits: Dataset) -> None:
+        with pytest.raises(TrainingFailed, match="out of memory with 2 images at a time"):
+            train(Tight(lt.build_model("lenet300", 10, 1, 16), 1), _few(digits, 30), QUICK, 0, CPU)
+
+    def test_validation_and_evidence_come_in_parts_too(self, digits: Dataset) -> None:
+        network = Tight(lt.build_model("lenet300", 10, 1, 16), 11)
+        found = [evaluate(model, digits.val, QUICK, CPU) for model in (network, network.network)]
+        assert found[0].loss == pytest.approx(found[1].loss) and torch.equal(found[0].correct, found[1].correct)
+        tight, roomy = (
+            gather("taylor", model, digits.train, QUICK, 0, CPU, torch.Generator()).gradients for model in (network, network.network)
+        )
+        for name, gradient in roomy.items():  # four parts of 8: means of fewer images, summed
+            torch.testing.assert_close(tight[f"network.{name}"], 4 * gradient, rtol=1e-4, atol=1e-5)
+
+    def test_resuming_keeps_the_parts(self, digits: Dataset) -> None:
+        states: list[dict[str, object]] = []
+        first, second = (Tight(lt.build_model("lenet300", 10, 1, 16), 17) for _ in range(2))
+        train(first, _few(digits, 64), QUICK, 0, CPU, progress=lambda epoch, state: states.append(copy.deepcopy(state)))
+        assert train(second, _few(digits, 64), QUICK, 0, CPU, state=states[0]).parts == 2
+        assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+class TestHealth:
+    """What a training that came to its end has to tell."""
+
+    @pytest.mark.parametrize("name", ["lenet300", "lenet5", "resnet20"])
+    def test_dead_channels_are_counted_where_they_are_read(self, digits: Dataset, name: str) -> None:
+        torch.manual_seed(0)
+        network = lt.build_model(name, 10, 1, 16)
+        groups = trace(network, digits.example)
+        group = next(g for g in groups if not g.frozen and len(g.producers) == 1)
+        layer = network.get_submodule(next((m.layer for m in group.members if m.axis == "each"), group.name))  # the norm, if there is one
+        assert isinstance(layer.weight, Tensor) and isinstance(layer.bias, Tensor)
+        with torch.no_grad():
+            layer.weight.zero_()
+            layer.bias.fill_(1.0)
+        assert all(told["layer"] != group.name for told in dead(network, groups, digits.val, CPU))
+        with torch.no_grad():
+            layer.bias[2:] = -1.0
+        assert {"layer": group.name, "channels": group.width - 2, "of": group.width} in dead(network, groups, digits.val, CPU)
+
+    def test_spikes(self) -> None:
+        def epochs(*losses: float) -> list[Epoch]:
+            return [Epoch(i, 0.1, loss, 0.5, 1.0, 0.5, 1.0, 1.0) for i, loss in enumerate(losses)]
+
+        assert spikes(epochs(2.0, 1.0, 2.5, 0.5, 1.1)) == [
+            {"epoch": 3, "loss": 2.5, "lowest": 1.0},
+            {"epoch": 5, "loss": 1.1, "lowest": 0.5},
+        ]
+        assert spikes(epochs(2.0, 1.9, 1.8, 2.2)) == spikes(epochs(2.0, 0.01, 0.001, 0.1)) == []
+
+    def test_a_search_tells_of_it(self, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is odd survives an interruption, and reaches the report."""
+        monkeypatch.setattr("ltcompile.finding.units.health", lambda *_: {"dead": [{"layer": "1", "channels": 9, "of": 9}], **ODD})
+        config, recipe = lt.SearchConfig(rounds=1, rate=0.3, controls=False), dataclasses.replace(QUICK, epochs=1)
+        with pytest.raises(Stop):
+            lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path / "run", listener=StopAfter(2))
+        lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path / "run", resume=True)
+        told = json.loads((tmp_path / "run/search.json").read_text())["health"]
+        assert [(row["arm"], row["level"], row["spikes"], row["parts"]) for row in told] == [
+            ("dense", 0, *ODD.values()),
+            ("ticket", 1, *ODD.values()),
+        ]
+        page = lt.report(tmp_path / "run").read_text()
+        assert "the training loss jumped from 0.1 to 3 in epoch 2; memory did not hold a batch" in page
+        assert "1 is dead in dense 0 of seed 0: all of its 9 channels are zero on validation images" in page
+
+    def test_a_failed_training_says_what_is_kept(self, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        config, recipe = lt.SearchConfig(rounds=1, rate=0.3, controls=False), dataclasses.replace(QUICK, epochs=3, lr=1e30)
+        with pytest.raises(TrainingFailed, match=r"dense-0 of seed 0: the loss is .*--lr.* it had no good epoch yet"):
+            lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path / "wild")
+        recipe, run, batches = dataclasses.replace(recipe, lr=0.01), tmp_path / "run", iter(range(1000))
+        with monkeypatch.context() as patch:
+            patch.setattr("ltcompile.train.loop.loss_of", lambda *of: loss_of(*of) * (1.0 if next(batches) < 40 else float("nan")))
+            with pytest.raises(TrainingFailed, match=r"in epoch 2, .* the state after its last good epoch is in .*dense-0.partial.pt"):
+                lt.find("lenet300", digits, config, recipe=recipe, folder=run)
+        assert len(lt.find("lenet300", digits, config, recipe=recipe, folder=run, resume=True).rows) == 2
+
+
+ODD: dict[str, object] = {"spikes": [{"epoch": 2, "loss": 3.0, "lowest": 0.1}], "parts": 2}
+
+
 def assert_pruned_stays_pruned(whole: nn.Module, plan: PruningPlan) -> None:
     from ltcompile.graph import zeros
 
@@ -142,14 +296,12 @@ def assert_pruned_stays_pruned(whole: nn.Module, plan: PruningPlan) -> None:
     assert all(bool((parameters[name][gone] == 0).all()) for name, gone in zeros(whole, plan).items())
 
 
-def _few(digits: Dataset) -> Dataset:
-    """A fifth of the training images: rounding differences have no time to grow."""
-    from ltcompile.data._dataset import TensorSplit
-
+def _few(digits: Dataset, images: int) -> Dataset:
+    """With so many training images."""
     part = digits.train
     assert isinstance(part, TensorSplit)
-    few = TensorSplit(part._images[::5], part._labels[::5], part._mean, part._std)
-    return dataclasses.replace(digits, train=few)
+    rows = torch.linspace(0, len(part) - 1, images).long()
+    return dataclasses.replace(digits, train=TensorSplit(part._images[rows], part._labels[rows], part._mean, part._std))
 
 
 class Stop(Exception):

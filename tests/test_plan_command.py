@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from commands import call
 from onnx import TensorProto, helper
-from test_cli import call
 from torch import nn
 
 import ltcompile as lt
@@ -85,7 +85,7 @@ class TestPlan:
         refused(run, *lenet, "--group-reduction", "some", says="producers, all")
         refused(run, *lenet, "--criterion", "taylor", says="needs gradients")
         refused(run, *lenet, "-o", "/proc/none/plan.json", says="cannot write")
-        refused(run, *lenet, "--weights", tmp_path / "none.pth", says="no weights at")
+        refused(run, *lenet, "--weights", tmp_path / "none.pth", says="no file of weights at")
 
 
 @pytest.fixture(scope="module")
@@ -183,11 +183,11 @@ class TestInspect:
         (tmp_path / "text.onnx").write_bytes(b"no protobuf at all")
         (tmp_path / "empty.onnx").write_bytes(b"")
         (tmp_path / "half.onnx").write_bytes(exported.read_bytes()[:200])
-        refused(run, "inspect", tmp_path / "none.onnx", says="there is no file")
+        refused(run, "inspect", tmp_path / "none.onnx", says="there is no ONNX file")
         refused(run, "inspect", tmp_path / "text.onnx", says="cannot be read as ONNX")
-        refused(run, "inspect", tmp_path / "empty.onnx", says="no ONNX file")
+        refused(run, "inspect", tmp_path / "empty.onnx", says="is empty, and no ONNX file")
         refused(run, "inspect", tmp_path / "half.onnx", says="cannot be read as ONNX")
-        refused(run, "inspect", tmp_path, says="there is no file")
+        refused(run, "inspect", tmp_path, says="is a folder")
 
 
 @pytest.mark.parametrize("command", ["plan", "inspect"])

@@ -146,7 +146,7 @@ class TestWeights:
             lt.build_model("lenet5", weights=written(tmp_path, value))
 
     def test_broken_files(self, tmp_path: Path, trained: State) -> None:
-        with pytest.raises(BadFile, match="no weights at"):
+        with pytest.raises(BadFile, match="no file of weights at"):
             lt.build_model("lenet5", weights=tmp_path / "none.pth")
         with pytest.raises(BadFile, match=r"torch\.save\(model\.state_dict"):
             lt.build_model("lenet5", weights=written(tmp_path, nn.Linear(2, 2)))

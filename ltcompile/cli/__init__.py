@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
@@ -9,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from ltcompile.cli import bench, doctor, find, inspect, lower, plan, report, show, shrink
+from ltcompile.cli._terminal import printable
 from ltcompile.errors import LtcompileError
 
 
@@ -37,7 +39,10 @@ for module in (find, plan, shrink, lower, bench, report, show, inspect, doctor):
 
 
 @app.callback(invoke_without_command=True)
-def _options(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+def _options(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+    debug: bool = typer.Option(False, "--debug", help="Print the traceback of an error; may stand behind any command."),
+) -> None:
     if version:
         from importlib.metadata import version as installed
 
@@ -47,24 +52,27 @@ def _options(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main() -> None:
     """Run the command line: exit code 0, 2 for an error that the user can mend, 1 for ours, 130 after Ctrl-C."""
-    debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to stop
     try:
-        app(args=arguments)
-    except LtcompileError as error:
-        if debug:
-            raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
+        app(args=[a for a in sys.argv[1:] if a != "--debug"])
     except KeyboardInterrupt:
         typer.secho("stopped", fg="yellow", err=True)
         sys.exit(130)
     except Exception as error:
-        if debug:
+        if "--debug" in sys.argv:
             raise
-        typer.secho(
-            f"this is a bug in ltcompile: {type(error).__name__}: {error}\nplease report it with the output of the same command and --debug",
-            fg="red",
-            err=True,
-        )
-        sys.exit(1)
+        told, code = _told(error)
+        typer.secho(printable(told), fg="red", err=True)
+        sys.exit(code)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, LtcompileError):
+        return f"error: {error}", 2
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"error: {error.filename}: {error.strerror}; check that it is there, and that you may use it", 2
+    bug = f"this is a bug in ltcompile: {type(error).__name__}: {error}"
+    return f"{bug}\nplease report it with the output of the same command and --debug", 1

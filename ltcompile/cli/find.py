@@ -150,8 +150,7 @@ def find(
                 model, dataset, config, recipe=recipe, weights=weights, folder=folder, device=device, resume=resume, listener=bars
             )
         except KeyboardInterrupt:
-            again = shlex.join(["ltcompile", *(a for a in sys.argv[1:] if a != "--resume"), "--resume"])
-            typer.secho(f"\nstopped; every finished epoch is kept. To go on:  {again}", fg="yellow", err=True)
+            typer.secho(f"\nstopped; {_how_to_go_on(folder)}", fg="yellow", err=True)
             raise typer.Exit(128 + stopped.get("signal", signal.SIGINT)) from None
     if as_json:
         typer.echo(
@@ -163,6 +162,13 @@ def find(
     for line in found.verdict.summary:
         typer.echo(line)
     typer.echo(f"wrote {found.folder / 'ticket.pt'}; next: ltcompile shrink {found.folder / 'ticket.pt'} -o {found.folder / 'small.onnx'}")
+
+
+def _how_to_go_on(folder: Path) -> str:
+    command = ["ltcompile", *(a for a in sys.argv[1:] if a != "--resume")]
+    if (folder / "config.json").exists():
+        return f"every finished epoch is kept. To go on:  {shlex.join([*command, '--resume'])}"
+    return f"nothing had begun. To begin:  {shlex.join(command)}"
 
 
 def _stopped_once() -> dict[str, int]:

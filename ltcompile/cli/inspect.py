@@ -10,6 +10,10 @@ from typing import Any
 
 import typer
 
+from ltcompile.cli._terminal import printable, show_table
+from ltcompile.core.fields import LARGEST
+from ltcompile.core.onnx_file import MOST_DIMENSIONS
+
 EPILOG = "Examples:  ltcompile inspect small.onnx  ·  ltcompile inspect network.onnx --json"
 MULTIPLE = 8  # what tensor cores and vector units like widths to be
 CONVOLUTIONS, TRANSPOSED = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}, {"ConvTranspose": 1}
@@ -58,20 +62,16 @@ def _load(path: Path) -> Any:
     """The file with all shapes that can be inferred for one image. Raises BadFile."""
     import onnx
 
+    from ltcompile.core.onnx_file import read_onnx
     from ltcompile.errors import BadFile
 
-    if not path.is_file():
-        raise BadFile(f"there is no file {path}")
+    model = read_onnx(path)
     try:
-        proto = onnx.load(str(path), load_external_data=False)
-        if not proto.ir_version or not proto.HasField("graph"):
-            raise BadFile(f"{path} is no ONNX file; `ltcompile show` prints a ticket")
-        _one_image(proto.graph)
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except BadFile:
-        raise
-    except Exception as error:  # protobuf and onnx raise their own types
-        raise BadFile(f"{path} cannot be read as ONNX: {str(error).splitlines()[0] if str(error) else error!r}") from error
+        _one_image(model.graph)
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:  # onnx raises its own types
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadFile(f"{path} is no valid ONNX, as its shapes contradict each other: {told}; export it anew") from error
 
 
 def _one_image(graph: Any) -> None:
@@ -130,14 +130,17 @@ class _Graph:
 
     def _held(self, node: Any) -> dict[str, int]:
         """The weights that the node takes, itself or through nodes that only prepare them: name -> count. Scalars and sizes are none."""
-        held = {}
-        for name in node.input:
+        held, seen, waiting = {}, set(), list(node.input)
+        while waiting:
+            if (name := waiting.pop()) in seen:
+                continue
+            seen.add(name)
             if name in self.weights:
                 value = self.weights[name]
                 if value.dims and value.data_type not in _SIZES:
                     held[name] = math.prod(value.dims)
             elif self.constant.get(name) and name in self.makers:
-                held |= self._held(self.makers[name])
+                waiting += self.makers[name].input
         return held
 
     def _cost(self, node: Any) -> tuple[int | None, int | str | None, int | str | None]:
@@ -159,7 +162,7 @@ class _Graph:
         transposed = node.op_type in TRANSPOSED
         width_in, width_out = (filters[0], _times(filters[1], groups)) if transposed else (_times(filters[1], groups), filters[0])
         # A filter is applied once for each place of what is made, or of what is read where it spreads.
-        places = self._of(node, 0) if transposed else self.shapes.get(node.output[0], [])
+        places = self._of(node, 0) if transposed else self._made(node)
         return self._macs([*places[:1], *places[2:], *filters]) if len(places) == len(filters) else None, width_in, width_out
 
     def _product(self, node: Any) -> tuple[int | None, int | str | None, int | str | None]:
@@ -169,7 +172,7 @@ class _Graph:
         flipped = {a.name: bool(a.i) for a in node.attribute if a.name in ("transA", "transB")}
         left = left[::-1] if flipped.get("transA") else left
         right = right[::-1] if flipped.get("transB") else right
-        made = self.shapes.get(node.output[0], [])
+        made = self._made(node)
         macs = self._macs([*made, left[-1]]) if made else None
         if self._is_constant(node.input[PRODUCTS[node.op_type]]):
             return macs, right[-2] if len(right) > 1 else right[0], right[-1]
@@ -180,39 +183,44 @@ class _Graph:
     def _of(self, node: Any, position: int) -> Shape:
         return self.shapes.get(node.input[position], []) if position < len(node.input) else []
 
+    def _made(self, node: Any) -> Shape:
+        return self.shapes.get(node.output[0], []) if node.output else []
+
     def _macs(self, dims: Shape) -> int | None:
-        """The product of `dims` for one image; None where one of them is unknown."""
+        """The product of `dims` for one image; None where one of them is unknown, or their product is nonsense."""
         known = [n for n in dims if isinstance(n, int)]
-        return math.prod(known) // self.batch if len(known) == len(dims) else None
+        if len(known) < len(dims) or len(dims) > MOST_DIMENSIONS:
+            return None
+        macs = math.prod(known) // self.batch
+        return macs if 0 <= macs <= LARGEST else None
 
 
 _SIZES = {6, 7, 12, 13}  # TensorProto's int32, int64, uint32, uint64: shapes, axes and indices
 
 
 def _shape(value: Any) -> Shape:
-    return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
+    return [d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
 
 
 def _times(size: int | str, groups: int) -> int | str:
     return size * groups if isinstance(size, int) else size
 
 
-def _print(told: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    widths = ("" if row[side] is None else str(row[side]) for side in ("in", "out"))
+    macs = "unknown" if row["macs"] is None else f"{row['macs']:,}"
+    return row["name"], row["op"], *widths, "odd" if row["odd"] else "", f"{row['params']:,}", macs
 
+
+def _print(told: dict[str, Any]) -> None:
     opsets = ", ".join(f"{domain} {version}" for domain, version in told["opset"].items())
-    typer.echo(f"{told['file']}: opset {opsets}; made by {told['producer'] or 'an unknown producer'}; {told['operations']} operations")
-    table = Table("layer", "operation", "in", "out", "", "params", "MACs")
-    for row in told["nodes"]:
-        widths = ("" if row[side] is None else str(row[side]) for side in ("in", "out"))
-        macs = "unknown" if row["macs"] is None else f"{row['macs']:,}"
-        table.add_row(row["name"], row["op"], *widths, "odd" if row["odd"] else "", f"{row['params']:,}", macs)
-    Console().print(table)
+    maker = printable(told["producer"]) or "an unknown producer"
+    typer.echo(f"{told['file']}: opset {printable(opsets)}; made by {maker}; {told['operations']} operations")
+    show_table(("layer", "operation", "in", "out", "", "params", "MACs"), map(_cells, told["nodes"]))
     typer.echo(f"params {told['params']:,}   MACs {told['macs']:,} for one image")
     if told["macs_unknown"]:
-        typer.echo(f"not counted, as their sizes or formulas are unknown: {', '.join(told['macs_unknown'])}")
+        typer.echo(f"not counted, as their sizes or formulas are unknown: {printable(', '.join(told['macs_unknown']))}")
     if any(row["odd"] for row in told["nodes"]):
         typer.echo(f"odd: a width is no multiple of {MULTIPLE}, which hardware pads; see --align")
     for key, value in told["metadata"].items():
-        typer.echo(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}")
+        typer.echo(printable(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}"))

@@ -107,16 +107,16 @@ def _rows(found: PruningPlan, asked: Limits) -> list[dict[str, Any]]:
     return rows
 
 
-def _print(rows: list[dict[str, Any]], before: Size, after: Size) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    others = [name for name in row["layers"] if name != row["name"]]
+    told = ", ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
+    return row["name"], told, row["before"], row["after"], f"{row['after'] / row['before']:.0%}", row["left_alone"]
 
-    table = Table("layer", "cut with it", "before", "after", "kept", "left alone because")
-    for row in rows:
-        others = [name for name in row["layers"] if name != row["name"]]
-        told = ", ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
-        table.add_row(row["name"], told, str(row["before"]), str(row["after"]), f"{row['after'] / row['before']:.0%}", row["left_alone"])
-    Console().print(table)
+
+def _print(rows: list[dict[str, Any]], before: Size, after: Size) -> None:
+    from ltcompile.cli._terminal import show_table
+
+    show_table(("layer", "cut with it", "before", "after", "kept", "left alone because"), map(_cells, rows))
     typer.echo(
         f"params {before.params:,} → {after.params:,} ({before.params / after.params:.2f}x fewer)   "
         f"MACs {before.macs:,} → {after.macs:,} ({before.macs / after.macs:.2f}x fewer)"

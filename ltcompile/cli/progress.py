@@ -13,6 +13,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
 from ltcompile.errors import Unavailable
 from ltcompile.finding import SearchConfig
+from ltcompile.paths import writing
 from ltcompile.train import Epoch
 
 HEADER = f"{'seed':>4}  {'arm':<12} {'level':>5}  {'filters':>7} {'params':>11} {'MACs':>13}  {'val acc':>8}  {'seconds':>7}"
@@ -49,12 +50,13 @@ class Bars:
             self.writer.close()
 
     def log_to_tensorboard(self, folder: Path) -> None:
-        """Also write scalars to `folder`/tensorboard. Raises Unavailable where TensorBoard is not installed."""
+        """Also write scalars to `folder`/tensorboard. Raises Unavailable where TensorBoard is not installed, BadFile as it says."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise Unavailable("TensorBoard is not installed; run `pip install 'ltcompile[tensorboard]'`") from error
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        with writing(folder / "tensorboard"):
+            self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
         if arm in ("random", "dense_budget"):  # controls are known only once the level is chosen

@@ -19,16 +19,14 @@ def show(
     as_json: bool = typer.Option(False, "--json", help="Everything but the weights, as JSON."),
 ) -> None:
     """Print what a ticket holds: model, data, widths, accuracy, verdict, provenance. Nothing in it is executed."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from ltcompile.cli._terminal import show_table
     from ltcompile.core.ticket import Ticket
 
     loaded = Ticket.load(ticket)
     if as_json:
         typer.echo(json.dumps(loaded.to_json()))
         return
-    row, dense = loaded.row, next(r for r in loaded.history if r.arm == "dense" and r.seed == loaded.seed)
+    row, dense = loaded.row, loaded.dense_row
     typer.echo(
         f"{loaded.model['name']} on {loaded.data['name']} ({len(loaded.data['class_names'])} classes, images {tuple(loaded.data['shape'])}), "
         f"level {loaded.level}, seed {loaded.seed}"
@@ -41,10 +39,10 @@ def show(
         typer.echo(f"{what:<8} {before:>13,} → {after:>11,}  ({1 - after / before:.1%} removed)")
     test = "" if row.test_accuracy is None else f", test {row.test_accuracy:.2%}"
     typer.echo(f"accuracy validation {row.val_accuracy:.2%}{test} (dense: validation {dense.val_accuracy:.2%})")
-    table = Table("layer", "before", "after", "left alone because")
-    for name, (before, after) in loaded.plan.widths.items():
-        table.add_row(name, str(before), str(after), loaded.plan.frozen.get(name, ""))
-    Console().print(table)
+    show_table(
+        ("layer", "before", "after", "left alone because"),
+        ((name, *widths, loaded.plan.frozen.get(name, "")) for name, widths in loaded.plan.widths.items()),
+    )
     for line in loaded.verdict.summary:
         typer.echo(line)
     typer.echo(

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ltcompile.errors import BadPlan
+from ltcompile.core.fields import Misfit, shaped
+from ltcompile.errors import BadFile, BadPlan
 from ltcompile.paths import read_json, write_json
 
+MOST_POSITIONS = 1 << 22  # of a layer, and of all blocks together, in a file: a few bytes could claim more than memory holds
 Axis = str
 Index = tuple[tuple[int, ...], ...]
 
@@ -35,8 +37,8 @@ class Member:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"out|in|each|\w+\.\d+|=\w+(\[\d+\])?", self.axis):
             raise BadPlan(f"layer {self.layer!r}: axis {self.axis!r} is none of out, in, each, NAME.DIM and =NAME")
-        positions = [p for row in self.index for p in row]
-        if any(p < 0 for p in positions) or len(set(positions)) != len(positions):
+        positions = list(itertools.chain.from_iterable(self.index))
+        if min(positions, default=0) < 0 or len(set(positions)) != len(positions):
             raise BadPlan(f"layer {self.layer!r}: positions are negative, or two channels claim the same one")
 
     def positions(self, channels: tuple[int, ...]) -> list[int]:
@@ -55,10 +57,18 @@ class Member:
     @classmethod
     def from_json(cls, value: Mapping[str, Any], width: int) -> Member:
         if "index" in value:
-            index = tuple(tuple(int(p) for p in row) for row in value["index"])
+            index = tuple(_whole(row) for row in value["index"])
         else:
-            index = _block(int(value["start"]), int(value["span"]), width)
-        return cls(str(value["layer"]), value["axis"], index)
+            index = _block(value["start"], value["span"], width)
+        return cls(shaped(value["layer"], str, "layer"), shaped(value["axis"], str, "axis"), index)
+
+
+def _whole(values: Iterable[Any]) -> tuple[int, ...]:
+    """Channels or positions from JSON. Raises Misfit for what only looks like them, and for what is beyond any layer."""
+    numbers = tuple(values)
+    if not all(type(number) is int and 0 <= number < MOST_POSITIONS for number in numbers):
+        raise Misfit(f"a channel or position is no whole number within 0..{MOST_POSITIONS - 1}")
+    return numbers
 
 
 def _block(start: int, span: int, width: int) -> Index:
@@ -208,19 +218,13 @@ class PruningPlan:
             BadPlan: a field is missing, of the wrong type or contradictory.
         """
         try:
-            groups = tuple(
-                Group(
-                    str(g["name"]),
-                    int(g["width"]),
-                    tuple(Member.from_json(m, int(g["width"])) for m in g["members"]),
-                    str(g["frozen"]),
-                    str(g.get("tied", "")),
-                )
-                for g in value["groups"]
-            )
-            kept = {str(name): tuple(int(c) for c in channels) for name, channels in value["kept"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BadPlan(f"the plan has a missing or malformed field: {error!r}") from error
+            if (claimed := sum(_claim(group) for group in value["groups"])) > MOST_POSITIONS:
+                raise BadPlan(f"the plan claims {claimed:,} positions, more than the {MOST_POSITIONS:,} that are read")
+            groups = tuple(_group(group) for group in value["groups"])
+            kept = {shaped(name, str, "kept"): _whole(channels) for name, channels in value["kept"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            told = str(error) if isinstance(error, Misfit) else repr(error)
+            raise BadPlan(f"the plan has a missing or malformed field: {told}") from error
         return cls(groups, kept)
 
     def save(self, path: str | Path) -> None:
@@ -228,7 +232,23 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
-        return cls.from_json(read_json(path, "pruning plan"))
+        """Raises BadFile where there is no valid plan."""
+        try:
+            return cls.from_json(read_json(path, "pruning plan"))
+        except BadPlan as error:
+            raise BadFile(f"{path} is no valid pruning plan: {error}; write it again with `ltcompile plan`") from error
+
+
+def _claim(group: Mapping[str, Any]) -> int:
+    """How many positions a group in a file claims by blocks. Raises Misfit where a number is none of a layer."""
+    (width,) = _whole([group["width"]])
+    return sum(width * _whole([member["start"], member["span"]])[1] for member in group["members"] if "index" not in member)
+
+
+def _group(value: Mapping[str, Any]) -> Group:
+    members = tuple(Member.from_json(member, value["width"]) for member in value["members"])
+    name, frozen, tied = (shaped(text, str) for text in (value["name"], value["frozen"], value.get("tied", "")))
+    return Group(name, value["width"], members, frozen, tied)
 
 
 def _renumber(member: Member, kept: tuple[int, ...], gone: list[int]) -> Member:

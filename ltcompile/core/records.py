@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from ltcompile.core.fields import Misfit, table
 from ltcompile.errors import BadFile
 
 Arm = Literal["dense", "ticket", "random", "dense_budget"]
@@ -29,13 +30,13 @@ class Record:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Raises BadFile where a field is missing or unknown."""
+        """Raises BadFile where a field is missing, unknown or of another type."""
         known = {f.name for f in dataclasses.fields(cls)}
         try:
-            if extra := sorted(set(value) - known):
-                raise BadFile(f"{cls.__name__}: unknown field {', '.join(extra)}; written by a newer ltcompile?")
-            return cls(**value)
-        except TypeError as error:
+            if isinstance(value, Mapping) and (extra := sorted(map(str, set(value) - known))):
+                raise Misfit(f"unknown field {', '.join(extra)}; written by a newer ltcompile?")
+            return table(value, cls)
+        except Misfit as error:
             raise BadFile(f"{cls.__name__}: {error}") from error
 
 
@@ -125,12 +126,11 @@ def provenance() -> dict[str, Any]:
     """Where a result came from: versions, machine, commit of the source tree if there is one, date, command."""
     import torch
 
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "versions": versions(),
         "machine": {
-            "cpu": cpu,
+            "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
             "gpu": gpu,
             "system": platform.platform(),
@@ -140,6 +140,11 @@ def provenance() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["ltcompile", *sys.argv[1:]]) if "ltcompile" in Path(sys.argv[0]).parts[-2:] else "Python API",
     }
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
+    return next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
 
 
 def _lines(path: str) -> list[str]:

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltcompile.core.description import Description
+from ltcompile.core.fields import Misfit, shaped, short
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
+from ltcompile.core.tensors import check_finite, check_held, read_torch
 from ltcompile.errors import BadFile, LtcompileError, StaleTicket
-from ltcompile.paths import atomic
+from ltcompile.paths import write_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
 KIND = "ltcompile ticket"
+MOST_PIXELS = 1 << 24  # of an image, of which a file is checked on sixteen
 
 
 @dataclass(frozen=True)
@@ -45,14 +49,10 @@ class Ticket:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        import torch
-
-        for name, value in self.weights.items():
-            if not isinstance(value, torch.Tensor) or (value.is_floating_point() and not bool(torch.isfinite(value).all())):
-                raise BadFile(f"the ticket's weight {name!r} is no tensor of finite numbers")
-        check_model(self.model)
-        if not isinstance(self.data.get("class_names"), list | tuple) or len(self.data.get("shape", ())) != 3:
-            raise BadFile("the ticket does not describe its data")
+        """Raises BadFile or BadData where the parts contradict each other."""
+        check_finite(self.weights)
+        check_model(self.model, self.data)
+        self._trained("ticket", self.level)
 
     @property
     def checksum(self) -> str:
@@ -62,7 +62,18 @@ class Ticket:
     @property
     def row(self) -> Trained:
         """The row of the history that this ticket is."""
-        return next(r for r in self.history if (r.arm, r.level, r.seed) == ("ticket", self.level, self.seed))
+        return self._trained("ticket", self.level)
+
+    @property
+    def dense_row(self) -> Trained:
+        """The row of the dense network that this ticket began as."""
+        return self._trained("dense", 0)
+
+    def _trained(self, arm: str, level: int) -> Trained:
+        for row in self.history:
+            if (row.arm, row.level, row.seed) == (arm, level, self.seed):
+                return row
+        raise BadFile(f"the ticket's history tells nothing of the {arm} network of level {level} and seed {self.seed}")
 
     def _header(self) -> str:
         value = {
@@ -87,8 +98,6 @@ class Ticket:
 
     def save(self, path: str | Path) -> None:
         """Write the ticket, atomically. Raises BadFile where the place cannot be written."""
-        import torch
-
         value = {
             "kind": KIND,
             "format": FORMAT,
@@ -96,8 +105,7 @@ class Ticket:
             "checksum": self.checksum,
             "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()},
         }
-        with atomic(path) as scratch:
-            torch.save(value, scratch)
+        write_torch(path, value)
 
     @classmethod
     def load(cls, path: str | Path) -> Ticket:
@@ -106,60 +114,69 @@ class Ticket:
         Raises:
             BadFile: missing, truncated, tampered with, or no ticket. StaleTicket: of another format version.
         """
-        value = _read(Path(path))
+        path = Path(path)
+        value = read_torch(path, "ticket")
         if not isinstance(value, dict) or value.get("kind") != KIND:
             raise BadFile(f"{path} is no ltcompile ticket; `ltcompile find` writes one")
-        if value.get("format") != FORMAT:
-            raise StaleTicket(f"{path} has ticket format {value.get('format')!r}, this ltcompile reads {FORMAT}; update ltcompile")
-        header, weights = value.get("header"), value.get("weights")
-        if not isinstance(header, str) or not isinstance(weights, dict) or _checksum(header, weights) != value.get("checksum"):
-            raise BadFile(f"{path} is damaged or was changed: its checksum does not fit; take a fresh copy")
+        if (told := short(value.get("format"))) != str(FORMAT):
+            raise StaleTicket(f"{path} has ticket format {told}, this ltcompile reads {FORMAT}; update ltcompile")
         try:
-            fields = json.loads(header)
-            fields["plan"] = PruningPlan.from_json(fields["plan"])
-            fields["recipe"] = Recipe.from_json(fields["recipe"])
-            fields["history"] = tuple(Trained.from_json(r) for r in fields["history"])
-            fields["verdict"] = Verdict.from_json(fields["verdict"])
-            return cls(weights=weights, **fields)
+            header, weights = value["header"], value["weights"]
+            check_held(weights, path.stat().st_size)
+            if _checksum(header, weights) != value["checksum"]:
+                raise BadFile("it is damaged or was changed, as its checksum does not fit; take a fresh copy")
+            return cls(weights=weights, **_fields(json.loads(header)))
         except LtcompileError as error:
             raise BadFile(f"{path} is no valid ticket: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise BadFile(f"{path} is no valid ticket: {error!r}") from error
+            raise BadFile(f"{path} is no valid ticket: {error!r}; take a fresh copy") from error
 
 
-def check_model(model: Any) -> None:
-    """Raises BadFile unless `model` is a name with arguments in their ranges: it comes from a file and decides what is built."""
-    ranges = {"classes": (2, 1_000_000), "in_channels": (1, 1024), "image_size": (1, 4096)}
+_FIELDS: dict[str, Any] = {
+    "model": dict[str, Any],
+    "plan": PruningPlan,
+    "initial_seed": int,
+    "recipe": Recipe,
+    "data": dict[str, Any],
+    "config": dict[str, Any],
+    "history": tuple[Trained, ...],
+    "verdict": Verdict,
+    "level": int,
+    "seed": int,
+    "provenance": dict[str, Any],
+}
+
+
+def _fields(header: dict[str, Any]) -> dict[str, Any]:
+    """All but the weights, each as its type. Raises Misfit where one is missing, unknown or of another type."""
+    if header.keys() != _FIELDS.keys():
+        raise Misfit(f"it lacks or does not know {', '.join(sorted(header.keys() ^ _FIELDS.keys()))}")
+    return {name: shaped(header[name], hint, name) for name, hint in _FIELDS.items()}
+
+
+def check_model(model: Any, data: Any) -> None:
+    """Raises BadFile or BadData unless `model` is a name with arguments that fit a description of `data`.
+
+    Both come from a file, and decide what is built.
+    """
     arguments = model.get("arguments") if isinstance(model, Mapping) else None
-    if not isinstance(arguments, Mapping) or not isinstance(model.get("name"), str) or set(arguments) != set(ranges):
-        raise BadFile("it does not say which model it belongs to")
-    for name, (low, high) in ranges.items():
-        if type(arguments[name]) is not int or not low <= arguments[name] <= high:
-            raise BadFile(f"its model's {name} is {arguments[name]!r}, not within {low}..{high}")
+    if not isinstance(arguments, Mapping) or not isinstance(model.get("name"), str) or not isinstance(data, Mapping):
+        raise BadFile("it does not say which model and data it belongs to")
+    told = Description.from_json(data)
+    channels, height, width = told.shape
+    if math.prod(told.shape) > MOST_PIXELS:
+        raise BadFile(f"its images of {short(told.shape)} have more than {MOST_PIXELS:,} values")
+    expected = {"classes": told.classes, "in_channels": channels, "image_size": height}
+    if dict(arguments) != expected or height != width:
+        raise BadFile(f"its model is built with {short(dict(arguments))}, and its data asks for {expected}")
 
 
-def _read(path: Path) -> Any:
-    import torch
-
-    if not path.is_file():
-        raise BadFile(f"there is no ticket at {path}")
-    if not zipfile.is_zipfile(path):
-        raise BadFile(f"{path} is no ltcompile ticket, or only the beginning of one; take a fresh copy")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen types for a broken archive
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadFile(f"{path} cannot be read as a ticket: {first}") from error
-
-
-def _checksum(header: str, weights: Mapping[str, Any]) -> str:
+def _checksum(header: str, weights: Mapping[str, Tensor]) -> str:
     import torch
 
     digest = hashlib.sha256(header.encode())
-    for name in sorted(weights, key=str):
+    for name in sorted(weights):
         tensor = weights[name]
-        if not isinstance(tensor, torch.Tensor):
-            return "no tensor"
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

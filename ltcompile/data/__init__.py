@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ltcompile import registry
+from ltcompile.core.description import Description
 from ltcompile.core.preprocessing import Preprocessing
-from ltcompile.data._dataset import Dataset, Description, Split, Wanted
+from ltcompile.data._dataset import Dataset, Split, Wanted
 from ltcompile.errors import BadData
 
 __all__ = ["Dataset", "Description", "Split", "load_data", "load_like", "names"]

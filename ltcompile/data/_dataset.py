@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltcompile.core.description import Description
 from ltcompile.core.preprocessing import Interpolation, Preprocessing
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.records import Record
 from ltcompile.errors import BadData
 
 IN_MEMORY_BYTES = 1 << 30  # of pixels, as uint8
@@ -36,33 +36,6 @@ class Wanted:
     @property
     def interpolation(self) -> Interpolation:
         return self.preprocessing.interpolation if self.preprocessing else "bilinear"
-
-
-@dataclass(frozen=True)
-class Description(Record):
-    """What a network has to know of its data: names of the classes, shape (C, H, W) of an image, mean and deviation per channel.
-
-    Networks get (pixels / 255 - mean) / std of images that were resized by `interpolation`.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: Interpolation = "bilinear"
-
-    def __post_init__(self) -> None:
-        for name in ("class_names", "shape", "mean", "std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.class_names) < 2:
-            raise BadData(f"{self.name}: {len(self.class_names)} class is too few to learn from; there must be two at least")
-        if len(self.shape) != 3 or len(self.mean) != self.shape[0] or len(self.std) != self.shape[0] or min(self.std) <= 0:
-            raise BadData(f"{self.name}: mean and std do not fit images of shape {self.shape}")
-
-    @property
-    def classes(self) -> int:
-        return len(self.class_names)
 
 
 class Split(Protocol):

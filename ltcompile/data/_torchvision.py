@@ -23,12 +23,14 @@ def load(kind: str, root: Path, wanted: Wanted) -> Dataset:
                 f"{kind} is missing or corrupt in {root}: pass the folder that holds it in torchvision's layout as --data-root, "
                 "or --download to fetch it"
             ) from error
-        except (OSError, ValueError, EOFError) as error:
-            raise BadData(f"{kind} in {root} cannot be read: {error}") from error
-        images = torch.as_tensor(part.data)
-        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-        parts.append((images.contiguous(), torch.as_tensor(part.targets)))
+        except Exception as error:  # it asserts, indexes and looks up what the files tell
+            raise BadData(f"{kind} in {root} cannot be read: {error!r}; remove it, and fetch it again with --download") from error
+        images, labels = torch.as_tensor(part.data), torch.as_tensor(part.targets)
         classes = [str(c) for c in part.classes]
+        if len(images) != len(labels) or not set(labels.unique().tolist()) <= set(range(len(classes))):
+            raise BadData(f"{kind} in {root} has {len(images)} images and {len(labels)} labels, or labels of no class; fetch it again")
+        images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+        parts.append((images.contiguous(), labels))
     flip = kind != "MNIST"  # a mirrored digit is another sign
     side = wanted.side(parts[0][0].shape[-1])
     return from_tensors(kind.lower(), classes, parts[0], parts[1], wanted, image_size=side, flip=flip)

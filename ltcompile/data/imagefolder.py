@@ -8,7 +8,6 @@ folders are streamed by torchvision and a DataLoader, decoded again every epoch,
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ from ltcompile.errors import BadData
 
 TEST_SHARE = 0.2
 DEFAULT_SIZE = 32
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # whatever a file is called: PIL would hand PostScript to another program
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 Files = tuple[list[Path], Tensor]  # paths and labels (N,)
@@ -33,7 +33,7 @@ Files = tuple[list[Path], Tensor]  # paths and labels (N,)
 
 def load(root: Path, wanted: Wanted) -> Dataset:
     if not root.is_dir():
-        raise BadData(f"there is no folder {root}")
+        raise BadData(f"there is no folder {root}; write imagefolder:PATH with the folder of your images")
     side = wanted.side(DEFAULT_SIZE)
     classes, *parts = _parts(root, wanted.val_share, wanted.seed)
     name = f"imagefolder:{root.name}"
@@ -84,12 +84,13 @@ def _parts(root: Path, val_share: float, seed: int) -> tuple[list[str], Files, F
 def _list(folder: Path, classes: list[str] | None = None) -> tuple[list[str], Files]:
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(found) < 2:
-        raise BadData(f"{folder} has {len(found)} class folder{'s' * (len(found) != 1)} ({', '.join(found)}); two at least are needed")
+        told = f" ({found[0]})" if found else ""
+        raise BadData(f"{folder} has {len(found)} class folders{told}; two at least are needed: make one for each class, with its images")
     if classes is not None and found != classes:
         raise BadData(f"{folder} has the classes {', '.join(found)}, the training folder {', '.join(classes)}")
     paths, labels = [], []
     for label, name in enumerate(found):
-        files = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in SUFFIXES)
+        files = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
         if not files:
             raise BadData(f"{folder / name} holds no image ({', '.join(sorted(SUFFIXES))})")
         paths += files
@@ -107,10 +108,10 @@ def _decode(path: Path, side: int, interpolation: Interpolation) -> Tensor:
     from torchvision.transforms.functional import pil_to_tensor
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             pixels: Tensor = pil_to_tensor(ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling[interpolation.upper()]))
             return pixels
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except Exception as error:  # PIL's readers raise anything
         raise BadData(f"{path} is no readable image ({error}); mend or remove it") from error
 
 

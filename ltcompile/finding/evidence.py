@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice
 
@@ -16,12 +16,12 @@ from ltcompile import criteria
 from ltcompile.core.recipe import Recipe
 from ltcompile.criteria import Evidence
 from ltcompile.data import Split
-from ltcompile.train import lay_out
+from ltcompile.train import fitting, lay_out
 
 BATCHES = 8
 PROBES = 4  # Hutchinson's random vectors for each batch
 
-Batches = Iterator[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def gather(
@@ -38,10 +38,20 @@ def gather(
         "nonzeros": partial(channel_means, model, measure=_positive),
     }
     layout = lay_out(model.eval(), device)
+    batch = min(recipe.batch, len(split))
+
+    def batches(parts: int) -> Batches:
+        for images, labels in islice(split.batches(batch, device, recipe, seed), BATCHES):
+            pieces = images.contiguous(memory_format=layout).tensor_split(parts)
+            yield from zip(pieces, labels.tensor_split(parts), strict=True)
+
+    def collected(kind: str, parts: int) -> object:
+        return collect[kind](batches(parts))
+
     evidence = Evidence(dice=dice)
     for kind in criteria.needs(criterion):
-        batches = islice(split.batches(min(recipe.batch, len(split)), device, recipe, seed), BATCHES)
-        setattr(evidence, kind, collect[kind]((images.contiguous(memory_format=layout), labels) for images, labels in batches))
+        found, _ = fitting(partial(collected, kind), batch)  # in parts, sums over batches grow by one factor for all channels
+        setattr(evidence, kind, found)
     return evidence
 
 

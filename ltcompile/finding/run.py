@@ -2,7 +2,7 @@
 
 config.json            what was asked for; a resumed run must ask for the same
 history.jsonl          a line per epoch of every arm
-seed0/ticket-3.pt      weights, row and epochs of a finished training (arm-level)
+seed0/ticket-3.pt      weights, row, epochs and health of a finished training (arm-level)
 seed0/ticket-3.partial.pt, seed0/plan-3.json, seed0/early.pt
 search.json, ticket.pt the result
 """
@@ -13,32 +13,33 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.tensors import read_torch
 from ltcompile.errors import BadFile, StaleTicket
-from ltcompile.paths import atomic, read_json, write_json, write_text
+from ltcompile.paths import read_json, write_json, write_text, write_torch, writing
 
 
 class RunFolder:
-    """The files of one search. All writes are atomic; reads execute nothing."""
+    """The files of one search. All writes but the log's are atomic; reads execute nothing."""
 
-    def __init__(self, path: Path, config: dict[str, Any], resume: bool) -> None:
-        """Raises BadFile where the folder holds a run and `resume` is false, or none to resume; StaleTicket where settings differ."""
+    def __init__(self, path: Path, asked: dict[str, Any], resume: bool) -> None:
+        """Raises BadFile where the folder holds a run and `resume` is false; StaleTicket where its settings differ.
+
+        A folder whose run was stopped before it wrote its settings down holds none yet: it begins.
+        """
         self.path = path
-        asked = json.loads(json.dumps(config))
-        file = path / "config.json"
-        if resume:
-            there = read_json(file, "run to resume")
-            differing = [k for k in sorted(set(asked) | set(there)) if asked.get(k) != there.get(k)]
-            if differing:
-                told = "; ".join(f"{k}: {there.get(k)!r} there, {asked.get(k)!r} asked for" for k in differing)
-                raise StaleTicket(f"{path} was started with other settings ({told}); resume with the same, or start a new run with --name")
-        elif file.exists():
+        asked = json.loads(json.dumps(asked))
+        if not self._settings.exists():
+            write_json(self._settings, asked)
+        elif not resume:
             raise BadFile(f"{path} holds a run already; go on with --resume, or choose another --name")
-        else:
-            write_json(file, asked)
-        self._rewrite_history()
+        elif told := _differences(read_json(self._settings, "run to resume"), asked):
+            raise StaleTicket(f"{path} was started with other settings ({told}); resume with the same, or start a new run with --name")
+        self._tidy()
+
+    @property
+    def _settings(self) -> Path:
+        return self.path / "config.json"
 
     def unit(self, seed: int, unit: str) -> Path:
         return self.path / f"seed{seed}" / f"{unit}.pt"
@@ -46,41 +47,61 @@ class RunFolder:
     def partial(self, seed: int, unit: str) -> Path:
         return self.path / f"seed{seed}" / f"{unit}.partial.pt"
 
-    def save(self, path: Path, value: dict[str, Any]) -> None:
-        with atomic(path) as scratch:
-            torch.save(value, scratch)
-
-    def load(self, path: Path) -> dict[str, Any] | None:
-        """What `save` wrote, or None if there is nothing. Raises BadFile where it is damaged."""
-        if not path.exists():
-            return None
-        try:
-            value = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises a dozen types for a broken archive
-            raise BadFile(f"{path} is damaged; remove it, and --resume repeats that training") from error
-        if not isinstance(value, dict):
-            raise BadFile(f"{path} is not of this project; remove it, and --resume repeats that training")
-        return value
-
-    def plan(self, seed: int, level: int) -> PruningPlan | None:
-        path = self._plan_path(seed, level)
-        return PruningPlan.load(path) if path.exists() else None
-
-    def save_plan(self, seed: int, level: int, plan: PruningPlan) -> None:
-        plan.save(self._plan_path(seed, level))
-
-    def _plan_path(self, seed: int, level: int) -> Path:
+    def plan(self, seed: int, level: int) -> Path:
         return self.path / f"seed{seed}" / f"plan-{level}.json"
 
-    def log(self, row: dict[str, Any]) -> None:
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def save(self, path: Path, value: dict[str, Any]) -> None:
+        """Write tensors and plain values to a file of the run. Raises BadFile where it cannot be written."""
+        self.check_there()
+        write_torch(path, value)
 
-    def _rewrite_history(self) -> None:
-        """One line per epoch that is in a file: an epoch after the last checkpoint will be run, and logged, again."""
+    def save_plan(self, seed: int, level: int, plan: PruningPlan) -> None:
+        self.check_there()
+        plan.save(self.plan(seed, level))
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """What `save` wrote. Raises BadFile where it is missing or damaged."""
+        mend = "--resume repeats that training"
+        if not path.exists():
+            raise BadFile(f"{path} is gone; {mend}")
+        value = read_torch(path, "training of a run", f"remove it, and {mend}")
+        if not isinstance(value, dict):
+            raise BadFile(f"{path} is no training of a run; remove it, and {mend}")
+        return value
+
+    def load_plan(self, seed: int, level: int) -> PruningPlan:
+        """Raises BadFile where it is missing or damaged."""
+        return PruningPlan.load(self.plan(seed, level))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a line to the history."""
+        file = self.path / "history.jsonl"
+        line = json.dumps(row) + "\n"
+        with writing(file, len(line)), file.open("a", encoding="utf-8") as history:
+            history.write(line)
+
+    def check_there(self) -> None:
+        """Raises BadFile where the folder was removed while the search ran: what it had trained went with it."""
+        if not self._settings.exists():
+            raise BadFile(f"{self.path} was removed or moved while the search ran; put it back and go on with --resume, or begin anew")
+
+    def _tidy(self) -> None:
+        """Remove checkpoints of finished trainings; make the history tell every epoch that is in a file once.
+
+        An epoch after the last checkpoint will be run, and logged, again.
+        """
         lines = []
         for file in sorted(self.path.glob("seed*/*.pt")):
             unit = file.name.removesuffix(".pt").removesuffix(".partial")
-            value = self.load(file) or {}
-            lines += [json.dumps({"seed": int(file.parent.name[4:]), "unit": unit, **row}) for row in value.get("epochs", [])]
+            seed = int(file.parent.name[4:])
+            if file == self.partial(seed, unit) and self.unit(seed, unit).exists():
+                file.unlink()
+                continue
+            lines += [json.dumps({"seed": seed, "unit": unit, **row}) for row in self.load(file).get("epochs", [])]
         write_text(self.path / "history.jsonl", "".join(line + "\n" for line in lines))
+
+
+def _differences(there: dict[str, Any], asked: dict[str, Any]) -> str:
+    """In which settings two runs differ, in words; empty where in none."""
+    differing = [k for k in sorted(set(asked) | set(there)) if asked.get(k) != there.get(k)]
+    return "; ".join(f"{k}: {there.get(k)!r} there, {asked.get(k)!r} asked for" for k in differing)

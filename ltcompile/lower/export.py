@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltcompile.errors import BadModel, Disagreement
 from ltcompile.lower.trace import exported
-from ltcompile.paths import atomic
+from ltcompile.paths import write_bytes
 
 INPUT, OUTPUT = "images", "logits"
 
@@ -31,7 +31,7 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | Path, metadata: M
     import onnx
 
     batch = torch.export.Dim("batch", min=1)
-    with _quiet():
+    with quiet():
         try:
             program = torch.onnx.export(
                 model.eval(),
@@ -52,16 +52,16 @@ def export_onnx(model: nn.Module, example: Tensor, path: str | Path, metadata: M
         proto.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(proto, full_check=True)
     _check_shapes(_filters(model, example), proto, path)
-    with atomic(path) as scratch:
-        scratch.write_bytes(proto.SerializeToString())
+    write_bytes(path, proto.SerializeToString())
 
 
 def export_program(model: nn.Module, example: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write `model` to `path` as a torch.export program with a dynamic batch. Raises BadModel or BadFile."""
     batch = torch.export.Dim("batch", min=1)
     program = exported(model, _several(example), ({0: batch},))
-    with atomic(path) as scratch, _quiet():
-        torch.export.save(program, scratch, extra_files=dict(metadata or {}))
+    with quiet():
+        torch.export.save(program, buffer := io.BytesIO(), extra_files=dict(metadata or {}))
+    write_bytes(path, buffer.getbuffer())
 
 
 def run_onnx(path: str | Path, images: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def _feeds_conv(proto: Any, name: str) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The exporters report their progress; our one line says enough."""
     logging.disable(logging.WARNING)
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ltcompile.core.records import Measurement, Trained
 from ltcompile.reporting import units
-from ltcompile.reporting.inputs import Bench, Provenance, Run, Search, Shrink, read_run
+from ltcompile.reporting.inputs import Ailing, Bench, Provenance, Run, Search, Shrink, read_run
 
 Figures = dict[str, Any]
 SIZES = ("filters", "params", "macs")
@@ -69,6 +69,7 @@ def collect(folder: Path) -> Figures:
         "shrinks": [_shrink(search, shrink) for shrink in run.shrinks],
         "bench": _bench(run.bench) if run.bench else None,
         "missing": [{"part": part, "adds": MISSING[part], "command": _command(part, folder)} for part in missing],
+        "ailing": None if search.health is None else [_ailing(training) for training in search.health],
         "recipe": search.recipe,
         "config": search.config,
         "provenance": _provenance(run),
@@ -351,6 +352,19 @@ def _control_sentence(search: Search, control: Figures) -> str:
     ).strip()
 
 
+def _ailing(training: Ailing) -> str:
+    """What was odd about a training."""
+    told = [f"{d.channels} of {d.of} channels of {d.layer} are dead" for d in training.dead]
+    told += [f"the training loss jumped from {s.lowest:.3g} to {s.loss:.3g} in epoch {s.epoch}" for s in training.spikes]
+    if training.parts > 1:
+        told.append(f"memory did not hold a batch: it was computed in {training.parts} parts, and batch norm saw one at a time")
+    return f"{_name(training)}: {'; '.join(told)}."
+
+
+def _name(training: Ailing) -> str:
+    return f"{training.arm.replace('_', ' ')} {training.level} of seed {training.seed}"
+
+
 def _warnings(run: Run) -> list[str]:
     """Files that do not belong together are shown, and said to be."""
     search, found = run.search, []
@@ -371,6 +385,12 @@ def _warnings(run: Run) -> list[str]:
         if macs not in known
     ]
     found += [f"{s.output} is off by more than its tolerance; do not deploy it." for s in run.shrinks if not _agrees(s)]
+    found += [
+        f"{d.layer} is dead in {_name(training)}: all of its {d.of} channels are zero on validation images."
+        for training in search.health or []
+        for d in training.dead
+        if d.channels == d.of
+    ]
     return found
 
 

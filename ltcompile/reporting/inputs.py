@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from ltcompile.core.records import Measurement, Record, Trained, Verdict
+from ltcompile.core.fields import Misfit, shaped, short
+from ltcompile.core.records import Arm, Measurement, Trained, Verdict
 from ltcompile.errors import BadFile
 from ltcompile.paths import read_json
 
 T = TypeVar("T")
 FORMAT = 1
 MAKERS = {"search": "ltcompile find", "shrink": "ltcompile shrink", "bench": "ltcompile bench"}
-LARGEST = 1e18  # beyond it a number is damage, and would overflow the arithmetic that follows
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,32 @@ class TicketNote:
 
 
 @dataclass(frozen=True)
+class Dead:
+    layer: str
+    channels: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Spike:
+    epoch: int
+    loss: float
+    lowest: float
+
+
+@dataclass(frozen=True)
+class Ailing:
+    """A training that came to its end, and not well."""
+
+    seed: int
+    arm: Arm
+    level: int
+    dead: list[Dead]
+    spikes: list[Spike]
+    parts: int
+
+
+@dataclass(frozen=True)
 class Search:
     name: str
     model: Model
@@ -73,6 +96,7 @@ class Search:
     ticket: TicketNote
     seconds: float
     provenance: Provenance
+    health: list[Ailing] | None = None  # searches that were made before it tell nothing
 
     def arm(self, arm: str, level: int | None = None) -> list[Trained]:
         return [row for row in self.rows if row.arm == arm and level in (None, row.level)]
@@ -135,10 +159,6 @@ class Run:
     bench: Bench | None
 
 
-class Misfit(ValueError):
-    """A value that is not what its field holds."""
-
-
 def read_run(folder: Path) -> Run:
     """All that a run folder tells.
 
@@ -151,10 +171,10 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise BadFile(f"{folder} is no run folder: it has no search.json; make it with `ltcompile find`")
     search = _load(path, Search, "search", _sane_search)
-    others = [p for p in sorted(folder.glob("[!.]*.json")) if p.name not in ("search.json", "bench.json")]
+    others = [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and p.name not in ("search.json", "bench.json")]
     shrinks = [_load(p, Shrink, "shrink", _sane_shrink) for p in others if kind(p) == "shrink"]
     bench = folder / "bench.json"
-    return Run(folder, search, shrinks, _load(bench, Bench, "bench", _sane_bench) if bench.exists() else None)
+    return Run(folder, search, shrinks, _load(bench, Bench, "bench", _sane_bench) if bench.is_file() else None)
 
 
 def kind(path: Path) -> Any:
@@ -163,92 +183,18 @@ def kind(path: Path) -> Any:
     return value.get("kind") if isinstance(value, Mapping) else None
 
 
-def _load(path: Path, shape: type[T], kind: str, sane: typing.Callable[[T], None]) -> T:
+def _load(path: Path, shape: type[T], kind: str, sane: Callable[[T], None]) -> T:
     value = read_json(path, f"result of `{MAKERS[kind]}` (run that again)")
     try:
         if not isinstance(value, Mapping) or value.get("kind") != kind:
             raise Misfit(f'it does not say "kind": "{kind}"')
         if value.get("format") != FORMAT:
-            raise Misfit(f"its format is {_short(value.get('format'))}, this ltcompile reads format {FORMAT}")
-        result: T = shaped(value, shape, "")
+            raise Misfit(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
+        result: T = shaped(value, shape)
         sane(result)
         return result
     except (Misfit, RecursionError) as error:
         raise BadFile(f"{path} cannot be read as a result of `{MAKERS[kind]}`: {error}; run that again") from error
-
-
-def shaped(value: Any, hint: Any, where: str) -> Any:
-    """`value` (from JSON) as the type `hint`; raises Misfit with the place of the first thing that does not fit."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or dataclasses.is_dataclass(hint):
-        return _plain(value, where) if hint is Any else _record(value, hint, where)
-    if origin in (typing.Union, UnionType):
-        return None if value is None else shaped(value, args[0], where)
-    if origin is Literal:
-        return value if isinstance(value, str) and value in args else _misfit(value, f"one of {', '.join(args)}", where)
-    if origin is list:
-        items = value if isinstance(value, list) else _misfit(value, "a list", where)
-        return [shaped(item, args[0], f"{where}[{i}]") for i, item in enumerate(items)]
-    if origin is dict:
-        pairs = value if isinstance(value, dict) else _misfit(value, "a table", where)
-        return {_text(key, where): shaped(item, args[1], f"{where}.{key}") for key, item in pairs.items()}
-    return _scalar(value, hint, where)
-
-
-def _record(value: Any, shape: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        _misfit(value, "a table", where)
-    hints = typing.get_type_hints(shape)
-    needed = {field.name for field in dataclasses.fields(shape) if field.default is dataclasses.MISSING}
-    if missing := sorted(needed - set(value)):
-        raise Misfit(f"{where or 'it'} lacks {', '.join(missing)}")
-    fields = {name: shaped(value[name], hint, f"{where}.{name}".lstrip(".")) for name, hint in hints.items() if name in value}
-    if issubclass(shape, Record):  # rows refuse fields that they do not know
-        try:
-            return shape.from_json({**value, **fields})
-        except BadFile as error:
-            raise Misfit(f"{where}: {error}") from error
-    return shape(**fields)
-
-
-def _scalar(value: Any, hint: type, where: str) -> Any:
-    if hint is str:
-        return _text(value, where)
-    if hint is bool:
-        return value if isinstance(value, bool) else _misfit(value, "true or false", where)
-    if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
-        _misfit(value, "a whole number" if hint is int else "a number", where)
-    return value if abs(value) <= LARGEST else _misfit(value, "a number of sensible size", where)  # NaN fails this too
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        _misfit(value, "text", where)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        _misfit(ascii(value), "text that can be written", where)
-    return str(value)
-
-
-def _plain(value: Any, where: str) -> Any:
-    """Free-form settings: any JSON that can be written down again."""
-    if isinstance(value, dict):
-        return {_text(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if value is None or isinstance(value, bool):
-        return value
-    return _scalar(value, str if isinstance(value, str) else float, where)
-
-
-def _misfit(value: Any, wanted: str, where: str) -> typing.NoReturn:
-    raise Misfit(f"{where or 'it'} is {_short(value)}, not {wanted}")
-
-
-def _short(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def _sane_search(search: Search) -> None:
@@ -265,7 +211,7 @@ def _sane_search(search: Search) -> None:
     _shares("verdict", confidence=search.verdict.confidence)
     for level, difference in search.verdict.differences.items():
         if not (level.isdecimal() and len(level) < 9) or not {"mean", "low", "n"} <= set(difference):
-            raise Misfit(f"verdict.differences[{_short(level)}] is no level with mean, low and n")
+            raise Misfit(f"verdict.differences[{short(level)}] is no level with mean, low and n")
     _positive("data.sizes", **{name: search.data.sizes.get(name, 0) for name in ("train", "val", "test")})
 
 
@@ -297,7 +243,7 @@ def _sane_bench(bench: Bench) -> None:
 def _sane_speedup(where: str, interval: tuple[float | None, ...]) -> None:
     known = [value for value in interval if value is not None]
     if len(known) not in (0, 3) or (known and known[0] > known[2]):
-        raise Misfit(f"{where} has the speedup {_short(interval)}, not a low bound, a value and a high bound")
+        raise Misfit(f"{where} has the speedup {short(interval)}, not a low bound, a value and a high bound")
     for value in known:
         _positive(where, speedup=value)
 
@@ -305,10 +251,10 @@ def _sane_speedup(where: str, interval: tuple[float | None, ...]) -> None:
 def _positive(where: str, **values: float) -> None:
     for name, value in values.items():
         if value <= 0:
-            raise Misfit(f"{where}: {name} is {_short(value)}, not above 0")
+            raise Misfit(f"{where}: {name} is {short(value)}, not above 0")
 
 
 def _shares(where: str, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 <= value <= 1:
-            raise Misfit(f"{where}: {name} is {_short(value)}, not a share between 0 and 1")
+            raise Misfit(f"{where}: {name} is {short(value)}, not a share between 0 and 1")

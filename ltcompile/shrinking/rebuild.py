@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,20 +30,62 @@ def check_ticket_fits(ticket: Ticket, model: str | None = None, classes: int | N
 
 def dense_network(ticket: Ticket) -> nn.Module:
     """The network that the ticket was cut from, with its first weights. Raises StaleTicket where it cannot be built."""
-    torch.manual_seed(ticket.initial_seed)
+    return named_network(ticket.model, ticket.initial_seed)
+
+
+def named_network(model: Mapping[str, Any], seed: int = 0) -> nn.Module:
+    """The network that a file names, fresh from `seed`, in eval mode. Raises StaleTicket where it cannot be built here."""
     try:
-        return build_model(ticket.model["name"], **ticket.model["arguments"]).eval()
+        _check_room(model)
+        torch.manual_seed(seed)
+        return build_model(model["name"], **model["arguments"]).eval()
     except LtcompileError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
-        raise StaleTicket(f"the ticket's network cannot be built: {error}") from error
+        raise StaleTicket(f"the dense network {model['name']!r} cannot be built: {_line(error)}; search again") from error
+
+
+def _check_room(model: Mapping[str, Any]) -> None:
+    """Raises StaleTicket where a few bytes of a file name a network that would fill the memory."""
+    free = _free_bytes()
+    if free is None or is_own_code(model["name"]):
+        return
+    try:
+        with torch.device("meta"):
+            network = build_model(model["name"], **model["arguments"])
+    except (RuntimeError, TypeError, ValueError):  # some compute with tensors while they are built
+        return
+    needed = sum(value.nbytes for value in (*network.parameters(), *network.buffers()))
+    if needed > free:
+        raise StaleTicket(
+            f"the dense network {model['name']!r} takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free here; "
+            "use a machine with more, if you trust this file"
+        )
+
+
+def _free_bytes() -> int | None:
+    """The memory that the system could still give, where it tells."""
+    try:
+        told = Path("/proc/meminfo").read_text()
+        return 1024 * next(int(line.split()[1]) for line in told.splitlines() if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
 
 
 def small_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
-    """The ticket's network with its weights, in eval mode. Raises StaleTicket where they do not fit."""
+    """The ticket's network with its weights, in eval mode. Raises StaleTicket where they do not fit, or leave nothing that runs."""
     try:
         small = cut(dense, ticket.plan)
         small.load_state_dict(dict(ticket.weights))
-    except (LtcompileError, RuntimeError) as error:
-        raise StaleTicket(f"the ticket does not fit {ticket.model['name']!r}: {error}") from error
-    return small.eval()
+        with torch.no_grad():
+            logits = small.eval()(torch.zeros(1, *ticket.data["shape"]))
+    except Exception as error:  # layers whose widths do not meet raise anything
+        raise StaleTicket(f"the ticket does not fit {ticket.model['name']!r}: {_line(error)}; search again") from error
+    if tuple(logits.shape) != (1, len(ticket.data["class_names"])):
+        raise StaleTicket(f"the ticket's network gives {tuple(logits.shape)[1:]}, not a number for each class; search again")
+    return small
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -18,7 +18,7 @@ from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting, Disagreement
 from ltcompile.graph import Size, embed, size
 from ltcompile.lower import HalfInside, export_onnx, export_program, fold_batch_norm, run_onnx
-from ltcompile.paths import atomic, check_writable, write_json
+from ltcompile.paths import check_writable, write_bytes, write_json
 from ltcompile.shrinking.rebuild import check_ticket_fits, dense_network, small_network
 
 EQUALITY_TOLERANCE = 1e-5  # cut against masked, relative to the largest output
@@ -174,10 +174,9 @@ def _metadata(ticket: Ticket, precision: str, recalibrated: bool) -> dict[str, s
 
 def _write_safetensors(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str]) -> None:
     """Weights of the folded network; `path`.json beside it says the rest."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    with atomic(path) as scratch:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, scratch, dict(metadata))
+    write_bytes(path, save({name: value.contiguous() for name, value in model.state_dict().items()}, dict(metadata)))
 
 
 _WRITERS = {".onnx": export_onnx, ".pt2": export_program, ".safetensors": _write_safetensors}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Split
 from ltcompile.train.device import autocast_dtype
+from ltcompile.train.memory import fitting
+
+BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,14 @@ def evaluate(model: nn.Module, split: Split, recipe: Recipe, device: torch.devic
     was_training = model.training
     model.eval()
     dtype = autocast_dtype(recipe, device)
-    loss, correct = 0.0, []
-    for images, labels in split.batches(256, device, None, 0):
+    loss, correct, parts = 0.0, [], 1
+
+    def logits_of(images: Tensor, parts: int) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits = model(images)
+            return torch.cat([model(part) for part in images.chunk(parts)])
+
+    for images, labels in split.batches(BATCH, device, None, 0):
+        logits, parts = fitting(partial(logits_of, images), len(images), parts)
         loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
         correct.append((logits.argmax(1) == labels).cpu())
     model.train(was_training)

@@ -11,11 +11,13 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.notice import notify
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record
 from ltcompile.data import Dataset
@@ -23,6 +25,9 @@ from ltcompile.errors import TrainingFailed
 from ltcompile.train.device import autocast_dtype, lay_out
 from ltcompile.train.evaluate import Evaluation, evaluate
 from ltcompile.train.loss import loss_of
+from ltcompile.train.memory import fitting
+
+LOOK_STEPS = 50  # how often losses are looked at: each look waits for the GPU
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,11 @@ class Epoch(Record):
 
 @dataclass(frozen=True)
 class Training:
-    """All epochs of one training, and the validation behind the last of them."""
+    """All epochs of one training, the validation behind the last of them, and in how many parts its batches had to be computed."""
 
     epochs: list[Epoch]
     val: Evaluation
+    parts: int
 
 
 class Progress(Protocol):
@@ -68,30 +74,121 @@ def train(
 ) -> Training:
     """Train `model` in place from `first_epoch` of the recipe's schedule to its end; momentum starts at zero.
 
+    A batch that does not fit into the GPU's memory is computed in parts whose gradients add up to the batch's.
+
     Args:
         after_step: called on the network after each step (the masked search zeroes its dropped weights again).
         state: what `progress` was handed before an interruption: training goes on behind its epoch, which is not the last.
         teacher: a trained network, put into eval mode and on `device`, whose answers are `recipe.distill` of the loss.
 
     Raises:
-        TrainingFailed: the loss is not finite.
+        TrainingFailed: a loss is not finite, or not even two images fit into memory.
     """
-    layout = lay_out(model, device)
-    optimiser = torch.optim.SGD(_decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
-    done: list[Epoch] = []
-    if state is not None:
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        done = [Epoch.from_json(row) for row in state["epochs"]]
-    taught = _taught(teacher, device)
-    forward = torch.compile(model) if device.type == "cuda" else model
+    loop = _Loop(model, data, recipe, seed, device, after_step, teacher)
+    done = loop.go_on(state) if state is not None else []
     for epoch in range(first_epoch + len(done), recipe.epochs):
-        row, val = _epoch(model, forward, taught, optimiser, data, recipe, seed, epoch, device, layout, after_step)
+        row, val = loop.epoch(epoch)
         done.append(row)
         if progress is not None:
-            saved = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "epochs": [e.to_json() for e in done]}
-            progress(row, saved)
-    return Training(done, val)
+            progress(row, loop.state(done))
+    return Training(done, val, loop.parts)
+
+
+class _Loop:
+    """One training under way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Dataset,
+        recipe: Recipe,
+        seed: int,
+        device: torch.device,
+        after_step: Callable[[nn.Module], None] | None,
+        teacher: nn.Module | None,
+    ) -> None:
+        self.model, self.data, self.recipe, self.seed, self.device, self.after_step = model, data, recipe, seed, device, after_step
+        self.layout, self.dtype = lay_out(model, device), autocast_dtype(recipe, device)
+        self.optimiser = torch.optim.SGD(
+            _decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
+        )
+        self.taught = _taught(teacher, device)
+        self.forward = torch.compile(model) if device.type == "cuda" else model
+        self.parts = 1
+
+    def state(self, done: list[Epoch]) -> dict[str, Any]:
+        """All that the epochs to come depend on. Momentum is the optimiser's; the rate and all chance are functions of the epoch."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "epochs": [epoch.to_json() for epoch in done],
+            "parts": self.parts,
+        }
+
+    def go_on(self, state: dict[str, Any]) -> list[Epoch]:
+        """Take up a `state`; the epochs behind it."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.parts = state.get("parts", 1)  # runs that began before it knew of none
+        return [Epoch.from_json(row) for row in state["epochs"]]
+
+    def epoch(self, epoch: int) -> tuple[Epoch, Evaluation]:
+        """Train for one epoch, and validate."""
+        started = time.perf_counter()
+        stream = self.seed * 1_000_003 + epoch
+        torch.manual_seed(stream)  # dropout
+        self.model.train()
+        size = min(self.recipe.batch, len(self.data.train))
+        steps = len(self.data.train) // size
+        losses, right = torch.zeros(steps, device=self.device), torch.zeros((), device=self.device)
+        rates = [self.recipe.rate_at(epoch + step / steps) for step in range(steps)]
+        for step, (images, labels) in enumerate(self.data.train.batches(size, self.device, self.recipe, stream)):
+            losses[step], hits = self._step(images, labels, rates[step])
+            right += hits
+            if (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
+                self._check_finite(losses[: step + 1], epoch, rates)
+        val = evaluate(self.model, self.data.val, self.recipe, self.device)
+        if not math.isfinite(val.loss):
+            raise self._diverged(f"the validation loss is {val.loss} after epoch {epoch + 1}, at learning rate {rates[-1]:.3g}")
+        seconds, seen = time.perf_counter() - started, steps * size
+        return Epoch(epoch, rates[-1], losses.mean().item(), right.item() / seen, val.loss, val.accuracy, seconds, seen / seconds), val
+
+    def _step(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """One step of the optimiser; the batch's mean loss before it, and how many answers were right."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        found, parts = fitting(partial(self._gradients, images, labels), len(images), self.parts)
+        if parts > self.parts:
+            self.parts = parts
+            notify(_told(self.model, len(images), parts))
+        self.optimiser.step()
+        if self.after_step is not None:
+            self.after_step(self.model)
+        return found
+
+    def _gradients(self, images: Tensor, labels: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+        """Leave the gradient of the batch's mean loss in the parameters; that loss, and how many answers were right."""
+        self.optimiser.zero_grad(set_to_none=True)
+        losses, hits = [], []
+        for few, theirs in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+                logits, target = self.forward(few.contiguous(memory_format=self.layout)), self.taught(few)
+            loss = loss_of(logits.float() if self.dtype else logits, theirs, self.recipe, target) * (len(few) / len(images))
+            loss.backward()
+            losses.append(loss.detach())
+            hits.append((logits.detach().argmax(1) == theirs).sum())
+        return torch.stack(losses).sum(), torch.stack(hits).sum()
+
+    def _check_finite(self, losses: Tensor, epoch: int, rates: list[float]) -> None:
+        """Raises TrainingFailed at the first of an epoch's `losses`, one a batch, that is not finite."""
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            place = f"in epoch {epoch + 1}, batch {bad[0] + 1} of {len(rates)}, at learning rate {rates[bad[0]]:.3g}"
+            raise self._diverged(f"the loss is {losses[bad[0]].item()} {place}")
+
+    def _diverged(self, what: str) -> TrainingFailed:
+        rounded = "" if self.dtype is None else ", or --precision fp32"
+        return TrainingFailed(f"{what}; try a smaller --lr, such as {self.recipe.lr / 10:.1g}, or more --warmup-epochs{rounded}")
 
 
 def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -115,48 +212,11 @@ def _taught(teacher: nn.Module | None, device: torch.device) -> Callable[[Tensor
     return answer
 
 
-def _epoch(
-    model: nn.Module,
-    forward: Callable[..., Any],
-    taught: Callable[[Tensor], Tensor | None],
-    optimiser: torch.optim.Optimizer,
-    data: Dataset,
-    recipe: Recipe,
-    seed: int,
-    epoch: int,
-    device: torch.device,
-    layout: torch.memory_format,
-    after_step: Callable[[nn.Module], None] | None,
-) -> tuple[Epoch, Evaluation]:
-    started = time.perf_counter()
-    stream = seed * 1_000_003 + epoch
-    torch.manual_seed(stream)  # dropout
-    model.train()
-    dtype = autocast_dtype(recipe, device)
-    size = min(recipe.batch, len(data.train))
-    steps = len(data.train) // size
-    loss_sum, right, seen = torch.zeros((), device=device), torch.zeros((), device=device), 0
-    rate = recipe.lr
-    for step, (images, labels) in enumerate(data.train.batches(size, device, recipe, stream)):
-        rate = recipe.rate_at(epoch + step / steps)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            logits, target = forward(images.contiguous(memory_format=layout)), taught(images)
-        loss = loss_of(logits.float() if dtype else logits, labels, recipe, target)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        optimiser.step()
-        if after_step is not None:
-            after_step(model)
-        loss_sum += loss.detach() * len(labels)
-        right += (logits.detach().argmax(1) == labels).sum()
-        seen += len(labels)
-    mean_loss = loss_sum.item() / seen
-    if not math.isfinite(mean_loss):
-        raise TrainingFailed(
-            f"the loss is {mean_loss} in epoch {epoch + 1} at learning rate {rate:.3g}: try a smaller --lr or more warm-up"
-        )
-    val = evaluate(model, data.val, recipe, device)
-    seconds = time.perf_counter() - started
-    return Epoch(epoch, rate, mean_loss, right.item() / seen, val.loss, val.accuracy, seconds, seen / seconds), val
+def _told(model: nn.Module, images: int, parts: int) -> str:
+    """What a user has to know of batches in parts."""
+    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    but = f", but batch norm sees {images // parts} images at a time" if normed else ""
+    return (
+        f"a batch of {images} images does not fit into memory: it is computed in {parts} parts of {images // parts}; "
+        f"their gradients add up to the same step{but}"
+    )

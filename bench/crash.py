@@ -1,0 +1,394 @@
+"""Kill a search at any moment, resume it, and compare it with one that was never stopped.
+
+    OMP_NUM_THREADS=1 python bench/crash.py [--kills 500]        writes bench/results/crash.json and crash.md
+
+A process with everything imported forks a child that searches, shrinks the ticket and writes the report, for a small network with batch
+norm and dropout. SIGKILL comes at a random time, or at a given moment of a given write: when half of a file is written, before it is
+renamed and behind that. Then every file under a final name must be whole. The run is resumed, killed again or not, until it ends: with
+the ticket, history, verdict and small network of the undisturbed run, to the bit, and no other file. No epoch that was kept may be
+trained again, and no kill may cost more than one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from _common import RESULTS, finish
+from safetensors.torch import load_file
+from torch import nn
+
+import ltcompile as lt
+from ltcompile import paths
+from ltcompile.data import Dataset
+from ltcompile.data._dataset import TensorSplit
+from ltcompile.finding import rounds, search
+from ltcompile.finding.listener import Silence
+from ltcompile.rewind import weight
+from ltcompile.train import loop
+
+POINTS = ("half written", "before its rename", "behind its rename")
+SEARCHING = "searching, none of these"
+PHASES = ("training", "writing a file", "pruning", "rewinding", "judging", SEARCHING, "shrinking", "reporting")
+MOST = 4  # kills of one run
+LONGEST_S = 60  # an attempt that takes longer hangs
+CONFIG = lt.SearchConfig(rewind="weight", rewind_epoch=1, criterion="taylor", rounds=2, rate=0.3, margin_points=50)
+RECIPE = lt.Recipe(epochs=2, batch=32, lr=0.02, schedule="cosine", flip=False, crop_pixels=1, precision="fp32", distill=0.5)
+
+
+def network(classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Statistics of batch norm and the chance of dropout are restored too, or the bits differ."""
+    pixels = (image_size - 2) ** 2
+    return nn.Sequential(
+        *(nn.Conv2d(in_channels, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(8 * pixels, 24), nn.ReLU(), nn.Dropout(0.2), nn.Linear(24, classes)),
+    )
+
+
+def few_digits() -> Dataset:
+    """An eighth of the embedded digits, at 8x8 pixels."""
+    digits = lt.load_data("digits", image_size=8)
+    parts = {name: getattr(digits, name) for name in ("train", "val", "test")}
+    return dataclasses.replace(digits, **{n: TensorSplit(p._images[::8], p._labels[::8], p._mean, p._std) for n, p in parts.items()})
+
+
+# The child
+
+
+class Teller(Silence):
+    """Tells the parent, through a pipe that outlives this process, what runs here, and which epochs are begun and kept."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe, self.phase, self.unit = pipe, "", ""
+
+    def say(self, kind: str, what: str) -> None:
+        os.write(self.pipe, f"{kind} {what}\n".encode())
+
+    @contextlib.contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        before, self.phase = self.phase, phase
+        self.say("phase", phase)
+        yield
+        self.phase = before
+        self.say("phase", before)
+
+    def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
+        self.unit = f"{arm}-{level}"
+
+    def epoch(self, seed: int, arm: str, level: int, row: loop.Epoch) -> None:
+        self.say("kept", f"{self.unit} {row.epoch}")
+
+
+def work(folder: Path, data: Dataset, teller: Teller) -> None:
+    """All that a child does: search, or go on with it; shrink; report."""
+    with teller.during(SEARCHING):
+        found = lt.find("crash:network", data, CONFIG, recipe=RECIPE, folder=folder, resume=folder.exists(), listener=teller)
+    with teller.during("shrinking"):
+        lt.shrink(found.ticket, folder / "small.safetensors", model="crash:network")
+    with teller.during("reporting"):
+        lt.report(folder)
+
+
+def instrument(teller: Teller) -> None:
+    """Let the parts of this process tell when they run."""
+    for owner, name, phase in (
+        (rounds.Rounds, "_prune", "pruning"),
+        (weight, "restart", "rewinding"),
+        (search, "judge", "judging"),
+        (search, "_tested", "judging"),
+    ):
+        setattr(owner, name, _telling(getattr(owner, name), phase, teller))
+    epoch, scratch, replace = loop._Loop.epoch, paths._scratch, os.replace
+
+    def begun(self: loop._Loop, number: int) -> Any:
+        with teller.during("training"):
+            teller.say("begun", f"{teller.unit} {number}")
+            return epoch(self, number)
+
+    @contextlib.contextmanager
+    def writing(path: Path) -> Iterator[Any]:
+        with teller.during("writing a file"), scratch(path) as file:
+            yield file
+
+    def replaced(source: str, path: Path) -> None:
+        replace(source, path)
+        teller.say("wrote", path.name)
+
+    loop._Loop.epoch, paths._scratch, os.replace = begun, writing, replaced  # type: ignore[method-assign,assignment]
+
+
+def _telling(function: Callable[..., Any], phase: str, teller: Teller) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        with teller.during(phase):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point of a process's nth write."""
+
+    point: str
+    nth: int
+
+    def arrange(self) -> None:
+        """Let this process kill itself then."""
+        fsync, replace, written = os.fsync, os.replace, 0
+
+        def half(handle: int) -> None:
+            nonlocal written
+            written += 1
+            if self == Moment(POINTS[0], written):
+                os.ftruncate(handle, os.fstat(handle).st_size // 2)
+                _die()
+            fsync(handle)
+
+        def around(scratch: str, path: Path) -> None:
+            if self == Moment(POINTS[1], written):
+                _die()
+            replace(scratch, path)
+            if self == Moment(POINTS[2], written):
+                _die()
+
+        os.fsync, os.replace = half, around  # type: ignore[assignment]
+
+
+def _die() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+# The parent
+
+
+@dataclass
+class Attempt:
+    """What became of one child."""
+
+    killed: bool
+    phase: str
+    begun: list[str]
+    kept: list[str]
+    writes: int
+    seconds: float
+    problem: str = ""
+
+    @classmethod
+    def make(cls, folder: Path, data: Dataset, moment: Moment | None = None, after_s: float = LONGEST_S) -> Attempt:
+        """Fork a child and let it work, until it is done or killed: at `moment`, or else after some seconds."""
+        reader, writer = os.pipe()
+        began = time.perf_counter()
+        child = os.fork()
+        if child == 0:
+            _be_child(folder, data, moment, writer)
+        os.close(writer)
+        status = _wait(child, began + after_s)
+        with os.fdopen(reader) as pipe:
+            events = [line.split(" ", 1) for line in pipe.read().splitlines()]
+        told = {kind: [words for what, words in events if what == kind] for kind in ("phase", "begun", "kept", "wrote")}
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        problem = "it hung" if killed and after_s == LONGEST_S and moment is None else ""
+        if not killed and status:
+            problem = f"it ended with status {status}"
+        phase = moment.point if moment and killed else next(filter(None, reversed(told["phase"])), SEARCHING)
+        return cls(killed, phase, told["begun"], told["kept"], len(told["wrote"]), time.perf_counter() - began, problem)
+
+
+def _be_child(folder: Path, data: Dataset, moment: Moment | None, pipe: int) -> NoReturn:
+    status = 1
+    try:
+        teller = Teller(pipe)
+        instrument(teller)
+        if moment is not None:
+            moment.arrange()
+        work(folder, data, teller)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _wait(child: int, deadline: float) -> int:
+    """The exit status of `child`, which is killed at the deadline."""
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if time.perf_counter() >= deadline:
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1]
+        time.sleep(0.0005)
+
+
+@dataclass
+class Trial:
+    """One run, killed some times and resumed until it ended."""
+
+    kills: list[str] = field(default_factory=list)  # the phase of each
+    repeated: list[int] = field(default_factory=list)  # epochs that each cost
+    leftovers: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    undisturbed_s: float = math.inf  # where the kill came too late
+
+    @classmethod
+    def make(
+        cls, folder: Path, data: Dataset, expected: Outcome, first: Moment | None, dice: random.Random, usual_s: float, most: int
+    ) -> Trial:
+        """Kill a run in `folder` at the `first` moment, or a random one, and up to `most` times in all; then compare it."""
+        trial, attempts = cls(), list[Attempt]()
+        while not attempts or (attempts[-1].killed and not attempts[-1].problem):
+            killing = len(attempts) < most and (not attempts or dice.random() < 0.75)
+            moment = first if killing and not attempts else None
+            after_s = dice.uniform(0, usual_s) if killing and moment is None else LONGEST_S
+            attempts.append(Attempt.make(folder, data, moment, after_s))
+            trial.problems += broken(folder)
+        if told := [attempt.problem for attempt in attempts if attempt.problem]:
+            trial.problems += told
+            return trial
+        if len(attempts) == 1:
+            trial.undisturbed_s = attempts[0].seconds
+        trial.kills = [attempt.phase for attempt in attempts[:-1]]
+        for i, attempt in enumerate(attempts[:-1]):
+            later = {epoch for other in attempts[i + 1 :] for epoch in other.begun}
+            trial.repeated.append(len(later & set(attempt.begun)))
+            trial.problems += [f"{epoch} was kept and trained again" for epoch in sorted(later & set(attempt.kept))]
+        found = Outcome.of(folder)
+        trial.problems += found.differences(expected)
+        trial.leftovers = sorted(found.files - expected.files)
+        return trial
+
+
+def broken(folder: Path) -> list[str]:
+    """The files under final names that are not whole."""
+    readers: dict[str, Callable[[Path], object]] = {
+        ".pt": lambda file: torch.load(file, weights_only=True),
+        ".json": lambda file: json.loads(file.read_text()),
+        ".jsonl": lambda file: [json.loads(line) for line in file.read_text().splitlines()],
+        ".safetensors": load_file,
+        ".html": lambda file: file.read_text().rstrip().index("</html>"),
+    }
+    found = []
+    for file in (f for f in folder.rglob("*") if f.suffix in readers and not f.name.startswith(".")):
+        try:
+            readers[file.suffix](file)
+        except Exception as error:
+            found.append(f"{file.name} is not whole: {error!r}")
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a finished run tells, but for times."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+    files: set[str]
+
+    @classmethod
+    def of(cls, folder: Path) -> Outcome:
+        ticket = lt.Ticket.load(folder / "ticket.pt")
+        epochs = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        values = {
+            "plan": ticket.plan.to_json(),
+            "verdict": ticket.verdict.to_json(),
+            "history": [_timeless(row.to_json()) for row in ticket.history],
+            "epochs": sorted((_timeless(epoch) for epoch in epochs), key=lambda e: (e["unit"], e["epoch"])),
+            "level": ticket.level,
+        }
+        small = load_file(folder / "small.safetensors")
+        tensors = {**ticket.weights, **{f"small {name}": value for name, value in small.items()}}
+        return cls(tensors, values, {str(file.relative_to(folder)) for file in folder.rglob("*")})
+
+    def differences(self, other: Outcome) -> list[str]:
+        """What is not the same to the bit."""
+        found = [f"{what} differs" for what, value in self.values.items() if value != other.values[what]]
+        if self.tensors.keys() != other.tensors.keys():
+            return [*found, "other tensors"]
+        found += [f"{name} differs" for name, value in self.tensors.items() if not torch.equal(value, other.tensors[name])]
+        return found + [f"{name} is missing" for name in sorted(other.files - self.files)]
+
+
+def _timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("seconds", "images_per_second")}
+
+
+def measure(kills: int) -> dict[str, Any]:
+    """So many kills, two of five at given moments of given writes; how their runs came out."""
+    torch.set_num_threads(1)  # what threads hold when a process forks stays held in the child
+    data, dice, trials = few_digits(), random.Random(0), list[Trial]()
+    with tempfile.TemporaryDirectory() as scratch:
+        with open(os.devnull, "wb") as nobody:
+            work(Path(scratch) / "warm", data, Teller(nobody.fileno()))  # imports, and all that is done once in a process
+        whole = [Attempt.make(Path(scratch) / f"whole-{i}", data) for i in range(3)]
+        expected, usual_s = Outcome.of(Path(scratch) / "whole-0"), statistics.median(attempt.seconds for attempt in whole)
+        moments = [Moment(point, nth) for nth in range(1, whole[0].writes + 1) for point in POINTS]
+        chosen = dice.sample(moments, min(len(moments), kills * 2 // 5))
+        began = time.perf_counter()
+        while (done := sum(len(trial.kills) for trial in trials)) < kills:
+            folder = Path(scratch) / f"run-{len(trials)}"
+            most = min(MOST, kills - done)
+            trials.append(Trial.make(folder, data, expected, chosen.pop() if chosen else None, dice, usual_s, most))
+            if trials[-1].problems and not trials[-1].kills:
+                break  # it does not end: no later one will
+            usual_s = min(usual_s, trials[-1].undisturbed_s)  # the machine may have been busier before
+            shutil.rmtree(folder)
+    return {
+        "bench": "crash",
+        "kills": sum(len(trial.kills) for trial in trials),
+        "runs": len(trials),
+        "writes_of_a_run": whole[0].writes,
+        "epochs_of_a_run": len(whole[0].kept),
+        "seconds_of_a_run": usual_s,
+        "seconds": time.perf_counter() - began,
+        "phases": {phase: _summary(trials, phase) for phase in (*PHASES, *POINTS) if any(phase in trial.kills for trial in trials)},
+        "problems": [problem for trial in trials for problem in trial.problems],
+    }
+
+
+def _summary(trials: list[Trial], phase: str) -> dict[str, int]:
+    hit = [trial for trial in trials if phase in trial.kills]
+    costs = [cost for trial in hit for where, cost in zip(trial.kills, trial.repeated, strict=True) if where == phase]
+    return {
+        "kills": len(costs),
+        "resumed_equal": sum(trial.kills.count(phase) for trial in hit if not trial.problems),
+        "epochs_repeated_at_most": max(costs),
+        "leftovers": sum(len(trial.leftovers) for trial in hit),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = ["| killed while | kills | resumed equal | epochs repeated at most | leftovers |", "| --- | --- | --- | --- | --- |"]
+    lines += [f"| {phase} | {' | '.join(map(str, row.values()))} |" for phase, row in result["phases"].items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--kills", type=int, default=500)
+    result = measure(arguments.parse_args().kills)
+    told = f"{result['kills']} kills of {result['runs']} runs, {len(result['problems'])} problems; a run takes {result['seconds_of_a_run']:.2f} s"
+    paths.write_text(RESULTS / "crash.md", f"# Killed and resumed\n\nMade by `python bench/crash.py`: {told}.\n\n{table(result)}\n")
+    print(table(result))
+    finish("crash", result)
+
+
+if __name__ == "__main__":
+    main()

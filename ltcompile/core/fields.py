@@ -1,0 +1,117 @@
+"""Values from JSON as typed fields: what does not fit is named here, with its place, and never met later as a traceback."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from types import UnionType
+from typing import Any, Literal, TypeVar
+
+from ltcompile.errors import LtcompileError
+
+T = TypeVar("T")
+UNWRITABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+)  # what a terminal would obey (but tab and newline), or cannot be encoded
+LARGEST = 1e18  # beyond it a number is damage, and would overflow the arithmetic that follows
+
+
+class Misfit(ValueError):
+    """A value that is not what its field holds."""
+
+
+def shaped(value: Any, hint: Any, where: str = "") -> Any:
+    """`value` (from JSON) as the type `hint`; raises Misfit with the place of the first thing that does not fit.
+
+    Dataclasses with a `from_json` read themselves. Lists become tuples where the hint says so.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _plain(value, where)
+    if dataclasses.is_dataclass(hint):
+        return _noun(value, hint, where)
+    if origin in (typing.Union, UnionType):
+        return None if value is None else shaped(value, args[0], where)
+    if origin is Literal:
+        return value if isinstance(value, str) and value in args else misfit(value, f"one of {', '.join(args)}", where)
+    if origin is list:
+        items = value if isinstance(value, list) else misfit(value, "a list", where)
+        return [shaped(item, args[0], f"{where}[{i}]") for i, item in enumerate(items)]
+    if origin is tuple:
+        return _tuple(value, args, where)
+    if origin in (dict, Mapping):
+        pairs = value if isinstance(value, Mapping) else misfit(value, "a table", where)
+        return {_text(key, where): shaped(item, args[1], f"{where}.{key}") for key, item in pairs.items()}
+    return _scalar(value, hint, where)
+
+
+def table(value: Any, shape: type[T], where: str = "") -> T:
+    """The dataclass `shape` from a table of its fields; others are left out. Raises Misfit."""
+    if not isinstance(value, Mapping):
+        misfit(value, "a table", where)
+    fields = dataclasses.fields(shape)  # type: ignore[arg-type]  # it is a dataclass
+    needed = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+    if missing := sorted(needed - set(value)):
+        raise Misfit(f"{where or 'it'} lacks {', '.join(missing)}")
+    hints = typing.get_type_hints(shape)
+    return shape(**{f.name: shaped(value[f.name], hints[f.name], f"{where}.{f.name}".lstrip(".")) for f in fields if f.name in value})
+
+
+def _noun(value: Any, shape: Any, where: str) -> Any:
+    if not hasattr(shape, "from_json"):
+        return table(value, shape, where)
+    try:
+        return shape.from_json(value if isinstance(value, Mapping) else misfit(value, "a table", where))
+    except LtcompileError as error:
+        raise Misfit(f"{where}: {error}".removeprefix(": ")) from error
+
+
+def _tuple(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        misfit(value, "a list", where)
+    hints = args[:1] * len(value) if args[-1] is Ellipsis else args
+    if len(hints) != len(value):
+        misfit(list(value), f"a list of {len(hints)}", where)
+    return tuple(shaped(item, hint, f"{where}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True)))
+
+
+def _scalar(value: Any, hint: type, where: str) -> Any:
+    if hint is str:
+        return _text(value, where)
+    if hint is bool:
+        return value if isinstance(value, bool) else misfit(value, "true or false", where)
+    if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
+        misfit(value, "a whole number" if hint is int else "a number", where)
+    return value if abs(value) <= LARGEST else misfit(value, "a number of sensible size", where)  # NaN fails this too
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        misfit(value, "text", where)
+    if UNWRITABLE.search(value):
+        misfit(value, "text without control characters and halves of characters", where)
+    return str(value)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Free-form settings: any JSON that can be written down again."""
+    if isinstance(value, Mapping):
+        return {_text(key, where): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if value is None or isinstance(value, bool):
+        return value
+    return _scalar(value, str if isinstance(value, str) else float, where)
+
+
+def misfit(value: Any, wanted: str, where: str) -> typing.NoReturn:
+    """Raises Misfit: `where` holds `value`, and not what is `wanted`."""
+    raise Misfit(f"{where or 'it'} is {short(value)}, not {wanted}")
+
+
+def short(value: Any) -> str:
+    """A value as a message can hold it, whatever it is."""
+    text = ascii(value)
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,78 @@
+"""What a search was asked, and the dense network that it starts from; checked before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile import rewind
+from ltcompile.core.plan import Group, PruningPlan
+from ltcompile.core.recipe import Recipe
+from ltcompile.data import Dataset
+from ltcompile.errors import BadSetting
+from ltcompile.finding.choose import Ranking
+from ltcompile.finding.config import SearchConfig
+from ltcompile.finding.target import Meter, check_reachable
+from ltcompile.graph import trace
+from ltcompile.models import build_model
+
+
+class Asked:
+    """A model on data, the config of the search, the recipe of every training, and the device."""
+
+    def __init__(
+        self, name: str, data: Dataset, config: SearchConfig, recipe: Recipe, weights: str | Path | None, device: torch.device
+    ) -> None:
+        """Raises BadSetting where settings do not fit each other or the network; BadModel where it cannot be built or cut."""
+        channels, side, _ = data.description.shape
+        self.name, self.arguments = name, {"classes": data.description.classes, "in_channels": channels, "image_size": side}
+        self.data, self.config, self.recipe, self.weights, self.device = data, config, recipe, weights, device
+        self.rewinding = rewind.load(config.rewind)
+        if config.rewind_epoch >= recipe.epochs:
+            raise BadSetting(f"--rewind-epoch {config.rewind_epoch} must lie before the last of {recipe.epochs} epochs")
+        self.example = data.example
+        dense = self.initial(config.seed)
+        self.groups = config.freeze(trace(dense, self.example))
+        config.check_fits(self.groups)
+        meter = Meter(dense, self.example)
+        self.dense_size, self.dense_bytes = meter.dense, sum(value.nbytes for value in dense.state_dict().values())
+        if config.target is not None:
+            no_scores = {g.name: torch.zeros(g.width) for g in self.groups}
+            check_reachable(config.target, self.ranking(self.groups, no_scores, config.levels), meter, config, config.align)
+
+    def initial(self, seed: int) -> nn.Module:
+        """The network before any training: from the seed, or from the given weights."""
+        return self._build(seed, self.weights)
+
+    def fresh(self, seed: int) -> nn.Module:
+        """Other first weights than `initial`'s, for the random control."""
+        return self._build(seed + 500_000_009, None)
+
+    def _build(self, seed: int, weights: str | Path | None) -> nn.Module:
+        torch.manual_seed(seed)
+        return build_model(self.name, **self.arguments, weights=weights)
+
+    @property
+    def whole(self) -> PruningPlan:
+        """The plan that keeps everything."""
+        return PruningPlan(self.groups)
+
+    def ranking(self, groups: tuple[Group, ...], scores: Mapping[str, Tensor], level: int) -> Ranking:
+        """What may go of `groups`, the original network's or what an earlier level left of them, at `level`."""
+        floors, kept = self.config.floors(self.groups), self.config.kept(self.groups, level / self.config.levels)
+        return Ranking(groups, scores, self.config.scope, floors=floors, kept=kept, align=self.config.align)
+
+    def to_json(self) -> dict[str, Any]:
+        """What a resumed run must ask for again."""
+        return {
+            "model": self.name,
+            "arguments": self.arguments,
+            "data": self.data.description.name,
+            "config": self.config.to_json(),
+            "recipe": self.recipe.to_json(),
+            "weights": str(self.weights) if self.weights else None,
+        }

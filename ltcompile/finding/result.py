@@ -1,0 +1,68 @@
+"""What a search leaves: the ticket, and search.json, from which the report is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltcompile.core.records import Trained, Verdict, provenance
+from ltcompile.core.ticket import Ticket
+from ltcompile.finding.asked import Asked
+from ltcompile.finding.units import Unit, Units
+from ltcompile.graph import cut
+from ltcompile.paths import write_json
+
+
+def ticket_of(asked: Asked, units: Units, rows: list[Trained], verdict: Verdict, level: int) -> Ticket:
+    """The chosen level's ticket of the seed with the best validation accuracy."""
+    best = max((r for r in rows if r.arm == "ticket" and r.level == level), key=lambda r: (r.val_accuracy, -r.seed))
+    unit = Unit(best.seed, "ticket", level)
+    plan, model = units.plan(unit), units.trained(unit)
+    small = cut(model, plan) if asked.config.masked else model
+    return Ticket(
+        model={"name": asked.name, "arguments": asked.arguments},
+        plan=plan,
+        weights=small.state_dict(),
+        initial_seed=best.seed,
+        recipe=asked.recipe,
+        data=asked.data.description.to_json(),
+        config=asked.config.to_json(),
+        history=tuple(rows),
+        verdict=verdict,
+        level=level,
+        seed=best.seed,
+        provenance=provenance(),
+    )
+
+
+def write_search(path: Path, asked: Asked, units: Units, ticket: Ticket, seconds: float) -> None:
+    """Write PATH/search.json. Raises BadFile."""
+    widths = [
+        {"layer": name, "before": before, "after": after, "frozen": ticket.plan.frozen.get(name, "")}
+        for name, (before, after) in ticket.plan.widths.items()
+    ]
+    sizes = {"train": len(asked.data.train), "val": len(asked.data.val), "test": len(asked.data.test)}
+    write_json(
+        path / "search.json",
+        {
+            "kind": "search",
+            "format": 1,
+            "name": path.name,
+            "model": dict(ticket.model),
+            "data": {**ticket.data, "sizes": sizes},
+            "config": asked.config.to_json(),
+            "recipe": asked.recipe.to_json(),
+            "seeds": list(asked.config.all_seeds),
+            "rows": [r.to_json() for r in ticket.history],
+            "health": units.ailing,
+            "widths": widths,
+            "verdict": ticket.verdict.to_json(),
+            "ticket": {
+                "seed": ticket.seed,
+                "level": ticket.level,
+                "won": ticket.verdict.level is not None,
+                "checksum": ticket.checksum,
+            },
+            "seconds": seconds,
+            "provenance": dict(ticket.provenance),
+        },
+    )

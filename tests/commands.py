@@ -1,0 +1,95 @@
+"""The command line as a user meets it, without the seconds that its imports take: commands are forks of a process that has done them.
+
+A fork has a pid, signals, a folder, an environment and outputs of its own, as a process has that was started anew.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from unittest import mock
+
+PATIENCE_S = 500
+REFUSAL_S = 60
+REFUSAL_BYTES = None if Path("/dev/nvidiactl").exists() else 3 << 30  # CUDA reserves more than it takes
+SERVER = multiprocessing.get_context("forkserver")
+
+
+def fork(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """`target` under way in a fork of the process that has imported everything; there is one for each that runs tests."""
+    SERVER.set_forkserver_preload(["preload", "commands"])
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.path.dirname(__file__)):
+        multiprocessing.forkserver.ensure_running()
+    process = SERVER.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+class Command:
+    """`ltcompile ARGUMENTS`, under way."""
+
+    def __init__(self, *arguments: object, cwd: Path | None = None, memory_bytes: int | None = None, **environment: str) -> None:
+        self._arguments = ["ltcompile", *map(str, arguments)]
+        self._scratch = tempfile.TemporaryDirectory()
+        self._outputs = [Path(self._scratch.name) / name for name in ("stdout", "stderr")]
+        around = {**os.environ, "COLUMNS": "160", **environment}
+        self._process = fork(_run, self._arguments, cwd or Path.cwd(), around, self._outputs, memory_bytes)
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def send(self, sent: signal.Signals) -> None:
+        os.kill(self.pid, sent)
+
+    def wait(self, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
+        """Its exit code (minus the signal that ended it), output and errors; it is killed when its time is up."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            self._process.kill()
+            self._process.join()
+            raise subprocess.TimeoutExpired(self._arguments, timeout)
+        stdout, stderr = (path.read_text(encoding="utf-8") for path in self._outputs)
+        return subprocess.CompletedProcess(self._arguments, self._process.exitcode, stdout, stderr)
+
+
+def call(
+    *arguments: object, cwd: Path | None = None, memory_bytes: int | None = None, timeout: float = PATIENCE_S, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`ltcompile ARGUMENTS` from beginning to end, with so much memory besides what its imports take."""
+    return Command(*arguments, cwd=cwd, memory_bytes=memory_bytes, **environment).wait(timeout)
+
+
+def refused(*arguments: object, says: str, cwd: Path | None = None, **environment: str) -> None:
+    """The command ends in a message and exit code 2, without a traceback, in bounded time and memory."""
+    done = call(*arguments, cwd=cwd, memory_bytes=REFUSAL_BYTES, timeout=REFUSAL_S, **environment)
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert says in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _run(arguments: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path], memory_bytes: int | None) -> None:
+    """In the fork: become the command."""
+    if memory_bytes is not None:
+        held = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
+        resource.setrlimit(resource.RLIMIT_DATA, (held + memory_bytes,) * 2)
+    for descriptor, path in enumerate(outputs, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
+    sys.argv = arguments
+    from ltcompile.cli import main
+
+    main()

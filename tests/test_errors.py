@@ -1,0 +1,220 @@
+"""Errors that one can act on: whatever is wrong with a command's words or files, it says what, where and what to do, and ends with 2.
+
+The commands and their options are taken from the command line itself, so that a new one is tested as soon as it is there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from commands import call
+from onnx import helper
+from PIL import Image
+from readers import READERS
+
+from ltcompile.cli import app, main
+from ltcompile.errors import LtcompileError
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+OPTIONS = [(name, option) for name, command in COMMANDS.items() for option in command.params if option.param_type_name == "option"]
+TARGETS = [(name, p) for name, command in COMMANDS.items() for p in command.params if p.param_type_name == "argument"]
+WAYS_OUT = re.compile(
+    r"\b(try|run|take|name|choose|write|make|pass|use|see|check|must|leave|wait|search|export|move|install|fetch|say|give|shrink|"
+    r"update|should be|requires|writes one|did you mean|known:|again|instead)\b",
+    re.IGNORECASE,
+)
+
+
+def refused(*arguments: object, names: object, cwd: Path) -> str:
+    """The command ends with 2, without a traceback, naming `names`, and with a way out. What it said."""
+    done = call(*arguments, cwd=cwd, timeout=60)
+    told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
+    assert done.returncode == 2, (arguments, done.returncode, done.stdout, done.stderr)
+    assert "Traceback" not in done.stderr and "this is a bug" not in told
+    assert str(names) in told, (arguments, told)
+    assert WAYS_OUT.search(told), (arguments, told)
+    return told
+
+
+def test_there_are_commands() -> None:
+    assert {"find", "plan", "shrink", "lower", "bench", "report", "show", "inspect", "doctor"} <= set(COMMANDS)
+
+
+@pytest.fixture
+def misused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """`refused` in this process: what is wrong with the words themselves is known before anything is imported."""
+
+    def check(*words: str, names: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["ltcompile", *words])
+        monkeypatch.setenv("COLUMNS", "160")
+        with pytest.raises(SystemExit) as stop:
+            main()
+        told = capsys.readouterr().err
+        assert stop.value.code == 2 and names.lower() in told.lower() and WAYS_OUT.search(told), told
+
+    return check
+
+
+def words(command: str) -> list[str]:
+    """The command with a target, where it takes one."""
+    return [command, *("x" for name, _ in TARGETS if name == command)]
+
+
+def test_unknown_commands(misused: Callable[..., None]) -> None:
+    misused("shrimp", names="shrimp")
+    misused("--fast", names="--fast")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_unknown_flags_and_surplus_words(misused: Callable[..., None], command: str) -> None:
+    misused(command, "--no-such-flag", names="--no-such-flag")
+    misused(*words(command), "surplus", names="surplus")
+
+
+@pytest.mark.parametrize(("command", "target"), TARGETS, ids=[name for name, _ in TARGETS])
+def test_missing_targets(misused: Callable[..., None], command: str, target: Any) -> None:
+    misused(command, names=target.name)
+
+
+def flag(option: Any) -> str:
+    return str(max(option.opts, key=len))
+
+
+@pytest.mark.parametrize(("command", "option"), OPTIONS, ids=[f"{name} {flag(option)}" for name, option in OPTIONS])
+def test_wrong_values(misused: Callable[..., None], command: str, option: Any) -> None:
+    """Numbers that are none; options without their value; values for what takes none."""
+    hint = str(inspect.unwrap(COMMANDS[command].callback).__annotations__[option.name])
+    if option.is_flag:
+        misused(*words(command), f"{flag(option)}=maybe", names=flag(option))
+        return
+    misused(*words(command), flag(option), names=flag(option))
+    if re.search(r"\b(int|float)\b", hint):
+        misused(*words(command), flag(option), "many", names=flag(option))
+
+
+def test_some_values_are_numbers() -> None:
+    assert sum("int" in str(inspect.unwrap(c.callback).__annotations__.values()) for c in COMMANDS.values()) > 3
+
+
+def of_the_future(value: dict[str, Any]) -> dict[str, Any]:
+    return {**value, "format": 2, "new": 1}
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files that no command wants."""
+    folder = tmp_path_factory.mktemp("wrong")
+    (folder / "folder").mkdir()
+    (folder / "empty").touch()
+    (folder / "text").write_text("hello, world\n")
+    Image.new("RGB", (8, 8)).save(folder / "picture.png")
+    (folder / "picture.png").rename(folder / "picture")
+    (folder / "ticket").write_bytes(READERS["ticket"].whole())
+    torch.save(of_the_future(torch.load(folder / "ticket", weights_only=True)), folder / "ticket-of-the-future")
+    (folder / "ticket").write_bytes((folder / "ticket").read_bytes()[:-50])
+    (folder / "ticket").rename(folder / "half-a-ticket")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], [])
+    (folder / "onnx-of-others").write_bytes(helper.make_model(graph).SerializeToString())
+    (folder / "weights").write_bytes(READERS["weights"].whole())
+    (folder / "results").write_text('{"kind": "search", "format": 1}')
+    (folder / "dangling").symlink_to(folder / "nowhere")
+    return folder
+
+
+KINDS = (
+    *("folder", "empty", "text", "picture", "half-a-ticket", "ticket-of-the-future", "onnx-of-others", "weights", "results"),
+    *("dangling", "missing"),
+)
+
+
+def targets() -> Iterator[tuple[str, str, str]]:
+    """Command, kind of wrong file and a suffix that it may be taken for."""
+    for command, target in TARGETS:
+        for kind in KINDS:
+            for suffix in ("", ".onnx") if target.name == "target" else ("",):
+                if (command, kind) != ("inspect", "onnx-of-others"):  # it takes them
+                    yield command, kind, suffix
+
+
+@pytest.mark.parametrize(("command", "kind", "suffix"), targets())
+def test_wrong_files(tmp_path: Path, wrong: Path, command: str, kind: str, suffix: str) -> None:
+    path = tmp_path / f"{kind}{suffix}"
+    path.symlink_to(wrong / kind)
+    refused(command, path, names=path, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_weights(tmp_path: Path, wrong: Path, kind: str) -> None:
+    for suffix in (".pth", ".safetensors"):
+        path = tmp_path / f"{kind}{suffix}"
+        path.symlink_to(wrong / kind)
+        refused("plan", "--model", "lenet5", "--weights", path, names=path, cwd=tmp_path)
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, wrong: Path) -> None:
+    for place in (wrong / "folder", wrong / "text/plan.json", "/proc/none/plan.json"):
+        refused("plan", "--model", "lenet5", "-o", place, names=place, cwd=tmp_path)
+
+
+def test_wrong_data(tmp_path: Path, wrong: Path) -> None:
+    for data in ("folder", "text", "empty", "missing"):
+        refused("find", "--data", f"imagefolder:{wrong / data}", names=wrong / data, cwd=tmp_path)
+        refused("find", "--data", "mnist", "--data-root", wrong / data, names=wrong / data, cwd=tmp_path)
+
+
+def test_a_run_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "runs/t").mkdir(parents=True)
+    for content in ("", "[]", "{", "null", "7"):
+        (tmp_path / "runs/t/config.json").write_text(content)
+        refused("find", "--model", "lenet5", "--name", "t", "--resume", names="runs/t", cwd=tmp_path)
+
+
+def raised(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, *flags: str) -> tuple[Any, str]:
+    """Exit code and message where a command raises `error`."""
+    from ltcompile.cli import doctor
+
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(doctor, "_examine", fail)
+    monkeypatch.setattr(sys, "argv", ["ltcompile", "doctor", *flags])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code, capsys.readouterr().err
+
+
+class TestExitCodes:
+    """Whose fault it is."""
+
+    @pytest.mark.parametrize("kind", LtcompileError.__subclasses__())
+    def test_of_our_errors(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[LtcompileError]) -> None:
+        code, told = raised(monkeypatch, capsys, kind("what; what to do"))
+        assert (code, told) == (2, "error: what; what to do\n")
+
+    def test_of_files_that_the_system_withholds(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        code, told = raised(monkeypatch, capsys, PermissionError(13, "Permission denied", "secret.pt"))
+        assert code == 2 and "secret.pt: Permission denied; check" in told
+
+    def test_of_bugs(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        code, told = raised(monkeypatch, capsys, AssertionError("impossible"))
+        assert code == 1 and "this is a bug in ltcompile: AssertionError: impossible" in told and "--debug" in told
+
+    def test_of_ctrl_c(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        code, told = raised(monkeypatch, capsys, KeyboardInterrupt())
+        assert code == 130 and "Traceback" not in told
+
+    @pytest.mark.parametrize("error", [AssertionError("impossible"), LtcompileError("what")])
+    def test_debug_shows_the_traceback(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+        with pytest.raises(type(error)):
+            raised(monkeypatch, capsys, error, "--debug")
+
+    def test_debug_is_in_the_help(self, tmp_path: Path) -> None:
+        assert "--debug" in call("--help", cwd=tmp_path).stdout
