@@ -28,12 +28,12 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "coverage.json"
-LIMIT_S = {"ours": 600, "torch-pruning": 180}
+LIMIT_S = {"ours": 1800, "torch-pruning": 60}
 # A small network of each family in timm.
 FAMILIES = """
 test_vit gernet_s beit_base_patch16_224 halonet26t caformer_s18 cait_s24_224 coat_tiny test_maxvit convit_tiny
 convmixer_768_32 convnext_atto cpubone_s0 crossvit_18_240 cs3darknet_s csatv2 cspnext_s davit_tiny deepseek_vit_412m
-deit_tiny_patch16_224 densenet264d dla34 test_nfnet dpn68 ese_vovnet19b_slim resnet18 edgenext_small efficientformer_l1
+deit_tiny_patch16_224 densenet121 dla34 test_nfnet dpn68 ese_vovnet19b_slim resnet18 edgenext_small efficientformer_l1
 efficientformerv2_s0 mixnet_s efficientvim_m1 efficientvit_b0 efficientvit_m0 eva02_tiny_patch14_224 fasternet_s
 fastvit_s12 lcnet_050 focalnet_base_srf gcvit_tiny gemma4_vit_167m ghostnet_050 gmlp_s16_224 hardcorenas_a hgnet_tiny
 hiera_tiny_224 hieradet_small hrnet_w18 iformer_s inception_next_atto inception_resnet_v2 inception_v3 inception_v4

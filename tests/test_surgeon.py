@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import types
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -89,6 +90,21 @@ def test_vgg16_has_its_published_size() -> None:
     counted = lt.size(lt.build_model("vgg16"), torch.zeros(1, 3, 32, 32))
     assert counted.params == 14_724_042
     assert counted.macs == 313_201_664
+
+
+def test_views_of_parameters_are_counted_through() -> None:
+    class Token(nn.Module):
+        """A class token that a layer takes, as CaiT's."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.head = nn.Parameter(torch.randn(1, 6)), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.head(self.token.expand(len(x), -1)) + x.mean()
+            return out
+
+    assert asdict(lt.size(Token(), torch.zeros(2, 3, 4, 4))) == {"params": 6 + 28, "macs": 24}
 
 
 def test_zeroing_the_producers_alone_is_enough_where_zero_stays_zero(images: Tensor) -> None:

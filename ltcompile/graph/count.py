@@ -31,5 +31,5 @@ def size(model: nn.Module, example: Example) -> Size:
 
 def _flops(probe: Probes, inputs: Inputs) -> int:
     counter = FlopCounterMode(display=False)
-    run(probe(), inputs, counter)
+    run(probe().requires_grad_(False), inputs, counter)  # its hooks stumble over views of parameters that want gradients
     return counter.get_total_flops()

@@ -137,7 +137,7 @@ def _slices(model: nn.Module, plan: PruningPlan) -> list[tuple[str, Axis, Tensor
         try:
             layer = model.get_submodule(name)
             size = width(layer, axis)
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:  # an attribute may be anything
             raise BadPlan(f"the plan cuts axis {axis!r} of {name!r}, which this network does not have") from error
         if gone[-1] >= size or len(gone) >= size:
             raise BadPlan(f"the plan drops channels up to {gone[-1]} of {name!r}, which has {size}: was it cut before?")
