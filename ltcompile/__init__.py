@@ -8,6 +8,9 @@ small = lt.cut(model, plan)                     # smaller, dense, equal to lt.ma
 
 found = lt.find("vgg16", "digits")              # search, with controls and a verdict
 shrunk = lt.shrink(found.ticket, "small.onnx")  # verified file
+
+engine = lt.compile(small, images, device="cpu")  # the fastest that this machine has
+engine.save("small.engine")                       # lt.load_engine brings it back without the model's code
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ _HOMES = {
     "Ticket": "ltcompile.core.ticket",
     "bench": "ltcompile.compare",
     "build_model": "ltcompile.models",
+    "compile": "ltcompile.engine",
     "cut": "ltcompile.graph",
     "embed": "ltcompile.graph",
     "find": "ltcompile.finding",
     "load_data": "ltcompile.data",
+    "load_engine": "ltcompile.engine",
     "mask": "ltcompile.graph",
     "plan": "ltcompile.finding",
     "report": "ltcompile.reporting",

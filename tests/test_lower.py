@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -175,7 +176,7 @@ class TestProgram:
 
     def test_a_wrong_pass_is_caught(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def wrong(program: Program) -> tuple[Program, dict[str, str]]:
-            return Program(program.input, program.nodes, program.output, {k: v * 1.01 for k, v in program.constants.items()}), {}
+            return replace(program, constants={k: v * 1.01 for k, v in program.constants.items()}), {}
 
         monkeypatch.setitem(PASSES, "wrong", wrong)
         with pytest.raises(Disagreement, match="wrong changed the outputs"):

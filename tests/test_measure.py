@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from ltcompile import registry
+from ltcompile import registry, timing
 from ltcompile.backends import Subject
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable, UnknownName
-from ltcompile.measure import bench, peak_above, race, speedup, timing
+from ltcompile.measure import bench, peak_above, race, speedup
 
 bench_module = importlib.import_module("ltcompile.measure.bench")
 CLASSES = 5

@@ -10,6 +10,7 @@ import numpy as np
 from ltcompile.backends import _devices
 from ltcompile.backends._base import Array, Artifact, Bound, Subject, first_line
 from ltcompile.errors import Unavailable
+from ltcompile.runtimes import openvino_core
 
 SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 
@@ -27,16 +28,6 @@ def unavailable(device: str) -> str | None:
     return None
 
 
-@functools.cache
-def _core() -> Any:
-    """The process's only core. Each one swaps the main thread's signal stack for its own (OpenVINO pull request 11894); when two are
-    dropped in the order they were made, the thread is left with an unmapped one, and the next signal kills the process.
-    """
-    import openvino
-
-    return openvino.Core()
-
-
 def compile(subject: Subject, device: str) -> Artifact:
     """The ONNX file in OpenVINO; each input shape is compiled when it is first bound.
 
@@ -46,7 +37,7 @@ def compile(subject: Subject, device: str) -> Artifact:
     import openvino
 
     file = subject.need_onnx("openvino")
-    core = _core()
+    core = openvino_core()
 
     @functools.cache
     def compiled(shape: tuple[int, ...]) -> Any:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from ltcompile.lower.lower import Lowered
+    from ltcompile.lower.lower import Lowered, Placed
 
-EPILOG = "Examples:  ltcompile lower ticket.pt  ·  ltcompile lower ticket.pt --explain  ·  ltcompile lower ticket.pt --batch 64 --json"
+EPILOG = "Examples:  ltcompile lower ticket.pt  ·  ltcompile lower ticket.pt --explain --precision fp16  ·  ltcompile lower ticket.pt --batch 64 --json"
 
 
 def register(app: typer.Typer) -> None:
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
 def lower(
     ticket: Path = typer.Argument(..., help="ticket.pt of a search."),
     batch: int = typer.Option(1, min=1, help="Images in a batch."),
+    precision: str = typer.Option("fp32", help="What our kernels would compute in: fp32, fp16 or bf16."),
     explain: bool = typer.Option(False, "--explain", help="Print what became of every operation, and why."),
     model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
     as_json: bool = typer.Option(False, "--json", help="Print the operations, what became of them and the errors as JSON."),
@@ -30,20 +31,33 @@ def lower(
     import torch
 
     from ltcompile.core.ticket import Ticket
+    from ltcompile.errors import BadSetting
     from ltcompile.lower.lower import lower as run
+    from ltcompile.lower.lower import place
+    from ltcompile.lower.passes.precision import DTYPES
     from ltcompile.shrinking import check_ticket_fits, dense_network, small_network
 
+    if precision not in DTYPES:
+        raise BadSetting(f"--precision is one of {', '.join(DTYPES)}, not {precision!r}")
     loaded = Ticket.load(ticket)
     check_ticket_fits(loaded, model)
     example = torch.randn(batch, *loaded.data["shape"], generator=torch.Generator().manual_seed(0))
     done = run(small_network(loaded, dense_network(loaded)), example)
+    placed = place(done.program, example, precision)
     rows: list[dict[str, Any]] = [
-        {"node": n.name, "layer": n.layer, "operation": n.target, "shape": list(n.shape), "became": done.told[n.name]}
+        {"node": n.name, "layer": n.layer, "operation": n.target, "shape": list(n.shape), "became": _became(n.name, done, placed)}
         for n in done.captured
     ]
     if as_json:
         typer.echo(
-            json.dumps({"nodes": rows, "left": len(done.program.nodes), "batch_norms": dict(done.batch_norms), "errors": done.errors})
+            json.dumps(
+                {
+                    "nodes": rows,
+                    "left": len(done.program.nodes),
+                    "batch_norms": dict(done.batch_norms),
+                    "errors": {**done.errors, "place": placed.error},
+                }
+            )
         )
         return
     if explain:
@@ -53,19 +67,23 @@ def lower(
         f"{len(rows)} operations → {len(done.program.nodes)}: {', '.join(f'{count} {target}' for target, count in left.most_common())}"
     )
     typer.echo(f"every step agrees with the network to {max(done.errors.values()):.1e} of the largest output")
+    ours = sum(node.target.startswith("kernel.") for node in placed.program.nodes)
+    typer.echo(
+        f"on a GPU in {precision}: {ours} of our kernels, {len(placed.program.nodes) - ours} other operations; "
+        f"agrees with fp32 to {placed.error:.1e}"
+    )
+
+
+def _became(name: str, done: Lowered, placed: Placed) -> str:
+    """What the passes did with an operation, and where it would run on a GPU if it is still there."""
+    where = placed.told.get(name)
+    return done.told[name] if where is None else f"{done.told[name]}; on a GPU: {where}"
 
 
 def _print(rows: list[dict[str, Any]], done: Lowered) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from ltcompile.cli._terminal import show_table
 
-    norms = Table("batch norm", "what became of it")
-    for name, told in done.batch_norms.items():
-        norms.add_row(name, told)
-    table = Table("layer", "operation", "output", "what became of it")
-    for row in rows:
-        table.add_row(str(row["layer"]), str(row["operation"]), str(row["shape"]), str(row["became"]))
-    console = Console()
     if done.batch_norms:
-        console.print(norms)
-    console.print(table)
+        show_table(("batch norm", "what became of it"), done.batch_norms.items())
+    keys = ("layer", "operation", "shape", "became")
+    show_table(("layer", "operation", "output", "what became of it"), ([row[key] for key in keys] for row in rows))

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ltcompile.errors import Disagreement
+from ltcompile.errors import BadSetting, Disagreement
 from ltcompile.lower.fold import fold_batch_norm
-from ltcompile.lower.passes import PASSES
+from ltcompile.lower.passes import PASSES, layout
+from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.program import Node, Program, capture
 
 TOLERANCE = 1e-5  # of the largest output
@@ -47,10 +48,32 @@ def lower(model: nn.Module, example: Tensor) -> Lowered:
     return Lowered(program, captured, told, batch_norms, errors)
 
 
-def _checked(step: str, found: Tensor, expected: Tensor) -> float:
+@dataclass(frozen=True)
+class Placed:
+    """A program on our kernels in some precision; what became of each node of the one before; the error against that one."""
+
+    program: Program
+    told: Mapping[str, str]
+    error: float
+
+
+def place(program: Program, example: Tensor, precision: str) -> Placed:
+    """A lowered program in `precision` ("fp32", "fp16", "bf16") and in the kernels' layout.
+
+    Raises:
+        BadSetting: its constants do not fit into the precision. Disagreement: the outputs are too far from fp32's.
+    """
+    if reason := precisions.refusal(program, precision):
+        raise BadSetting(f"{precision} does not fit this network: {reason}; use another precision")
+    placed, told = layout.rewrite(precisions.rewrite(program, precision))
+    error = _checked(f"{precision} in the kernels' layout", placed.run(example), program.run(example), precisions.TOLERANCES[precision])
+    return Placed(placed, told, error)
+
+
+def _checked(step: str, found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> float:
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not error <= TOLERANCE:
+    if not error <= tolerance:
         raise Disagreement(
-            f"{step} changed the outputs by {error:.2e} of the largest, more than {TOLERANCE:.0e}; please report this network"
+            f"{step} changed the outputs by {error:.2e} of the largest, more than {tolerance:.0e}; please report this network"
         )
     return error

@@ -1,4 +1,5 @@
-"""What a program may call: operations of aten by an explicit list, and fused ones of our own, with their meaning in PyTorch.
+"""What a program may call: operations of aten by an explicit list, fused ones of our own with their meaning in PyTorch, our kernels,
+and the ways into and out of the kernels' layout.
 
 The list is closed, so that a program from a file can only compute.
 """
@@ -13,12 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ltcompile import kernels
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": F.relu,
     "relu6": F.relu6,
     "silu": F.silu,
     "hardswish": F.hardswish,
+    "gelu": F.gelu,
+    "sigmoid": F.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
 }
 
 _LIST = """
@@ -76,18 +82,41 @@ def pooled_head(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: s
     return linear(x.mean((2, 3)), weight, bias, activation=activation)
 
 
-_OURS: dict[str, Callable[..., Tensor]] = {"conv2d": conv2d, "linear": linear, "pooled_head": pooled_head}
+def enter(x: Tensor, stride: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Into the kernels' layout: (N, C, H, W) -> (N, H, W, stride), or (N, C) -> (N, stride), zeros behind the channels; cast to `dtype`."""
+    y = (x.permute(0, 2, 3, 1) if x.dim() == 4 else x).to(dtype or x.dtype)
+    return F.pad(y, (0, stride - y.shape[-1])).contiguous()
+
+
+def leave(x: Tensor, channels: int) -> Tensor:
+    """And back, as a view: (N, H, W, stride) -> (N, channels, H, W), or (N, stride) -> (N, channels)."""
+    y = x[..., :channels]
+    return y.permute(0, 3, 1, 2) if x.dim() == 4 else y
+
+
+_FUSED: dict[str, Callable[..., Tensor]] = {"conv2d": conv2d, "linear": linear, "pooled_head": pooled_head}
+_LAYOUT: dict[str, Callable[..., Tensor]] = {"enter": enter, "leave": leave}
+KERNELS = ("conv2d", "depthwise", "grouped", "linear", "maxpool", "pooled_head")
+
+
+def known(target: str) -> bool:
+    """Whether programs may call `target`; nothing is imported to find out."""
+    family, _, name = target.partition(".")
+    names = {"aten": _ATEN, "fused": _FUSED, "layout": _LAYOUT, "kernel": KERNELS}
+    return target == "getitem" or name in names.get(family, ())
 
 
 def find(target: str) -> Callable[..., Any]:
-    """What `target` calls: "aten.NAME.OVERLOAD", "fused.NAME" or "getitem". Raises KeyError for anything else."""
+    """What `target` calls: "aten.NAME.OVERLOAD", "fused.NAME", "kernel.NAME", "layout.NAME" or "getitem"; KeyError for anything else."""
+    if not known(target):
+        raise KeyError(target)
     if target == "getitem":
         return operator.getitem
     family, _, name = target.partition(".")
-    if family == "fused":
-        return _OURS[name]
-    if family != "aten" or name not in _ATEN:
-        raise KeyError(target)
+    if family in ("fused", "layout"):
+        return (_FUSED | _LAYOUT)[name]
+    if family == "kernel":
+        return getattr(kernels.load(name), name)  # type: ignore[no-any-return]
     packet, _, overload = name.partition(".")
     found: Callable[..., Any] = getattr(getattr(torch.ops.aten, packet), overload)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -41,6 +41,18 @@ class Node:
         """The names that it reads."""
         return tuple(_names([*self.args, *self.kwargs.values()]))
 
+    def run(self, values: Mapping[str, Any]) -> Any:
+        """What it gives, by PyTorch, on tensors by name."""
+        return operations.find(self.target)(*filled(list(self.args), values), **filled(dict(self.kwargs), values))
+
+    def with_reads(self, names: Mapping[str, str]) -> Node:
+        """The node, reading `names[n]` for n."""
+
+        def renamed(value: Any) -> Any:
+            return Value(names.get(value.name, value.name)) if isinstance(value, Value) else value
+
+        return replace(self, args=tuple(mapped(a, renamed) for a in self.args), kwargs=mapped(dict(self.kwargs), renamed))
+
 
 @dataclass(frozen=True)
 class Program:
@@ -50,6 +62,7 @@ class Program:
     nodes: tuple[Node, ...]
     output: str
     constants: Mapping[str, Tensor]
+    input_shape: tuple[int, ...]
 
     @cached_property
     def users(self) -> dict[str, list[Node]]:
@@ -80,12 +93,27 @@ class Program:
         """The output for `images`, by PyTorch, one operation after the other: what the program means."""
         values: dict[str, Any] = {self.input: images, **self.constants}
         for node in self.nodes:
-            args, kwargs = _filled(list(node.args), values), _filled(dict(node.kwargs), values)
-            values[node.name] = operations.find(node.target)(*args, **kwargs)
+            values[node.name] = node.run(values)
         out: Tensor = values[self.output]
         return out
 
+    def module(self) -> nn.Module:
+        """The program as a module that torch.compile takes: constants are buffers, names are its own."""
+        graph = torch.fx.Graph()
+        made: dict[str, torch.fx.Node] = {self.input: graph.placeholder("images")}
+        root = nn.Module()
+        for at, (name, constant) in enumerate(self.constants.items()):
+            root.register_buffer(f"constant{at}", constant)
+            made[name] = graph.get_attr(f"constant{at}")
+        for node in self.nodes:
+            args, kwargs = filled(list(node.args), made), filled(dict(node.kwargs), made)
+            made[node.name] = graph.call_function(operations.find(node.target), tuple(args), kwargs)
+        graph.output(made[self.output])
+        return torch.fx.GraphModule(root, graph)
 
+
+# A view needs the strides that exporting saw, and layouts change them.
+_RESHAPES = dict.fromkeys(("aten.view.default", "aten._unsafe_view.default", "aten.flatten.using_ints"), "aten.reshape.default")
 _FILLED = {"aten.new_zeros.default": 0, "aten.zeros_like.default": 0, "aten.new_ones.default": 1, "aten.ones_like.default": 1}
 
 
@@ -106,7 +134,7 @@ def capture(model: nn.Module, example: Tensor) -> Program:
     known = {name: stored[target].detach() for name, target in targets.items()}
     nodes = tuple(_node(node) for node in traced.graph.nodes if node.op == "call_function" and not _computed(node, known))
     constants = {name: known[name] for node in nodes for name in node.reads if name in known}
-    return Program(str(signature.user_inputs[0]), nodes, str(signature.user_outputs[0]), constants)
+    return Program(str(signature.user_inputs[0]), nodes, str(signature.user_outputs[0]), constants, tuple(example.shape))
 
 
 @torch.no_grad()
@@ -130,9 +158,13 @@ def _node(node: torch.fx.Node) -> Node:
     if target is None:
         raise BadModel(f"{layer or 'the network'} uses {node.target}, which programs do not have")
     value = node.meta.get("val")
+    target = _RESHAPES.get(target, target)
     shape = tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
     kwargs = {k: _plain(v) for k, v in node.kwargs.items() if k not in ("device", "layout", "pin_memory")}  # whoever runs it decides
-    return Node(node.name, target, tuple(_plain(a) for a in node.args), kwargs, shape, layer)
+    args = tuple(_plain(a) for a in node.args)
+    if target == "aten.reshape.default":
+        args = (args[0], list(shape))
+    return Node(node.name, target, args, kwargs, shape, layer)
 
 
 def _layer(node: torch.fx.Node) -> str:
@@ -161,12 +193,21 @@ def _names(value: Any) -> Iterator[str]:
             yield from _names(v)
 
 
-def _filled(value: Any, values: Mapping[str, Any]) -> Any:
-    """`value` with tensors in the places of Values."""
-    if isinstance(value, Value):
-        return values[value.name]
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """An argument, with `change` made to everything in it that is no list or dictionary."""
     if isinstance(value, dict):
-        return {k: _filled(v, values) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_filled(v, values) for v in value]
-    return operations.WORDS.get(value, value) if isinstance(value, str) else value
+        return {k: mapped(v, change) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [mapped(v, change) for v in value]
+    return change(value)
+
+
+def filled(value: Any, values: Mapping[str, Any]) -> Any:
+    """An argument as PyTorch takes it: what the Values name in their places, and types for their names."""
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, Value):
+            return values[value.name]
+        return operations.WORDS.get(value, value) if isinstance(value, str) else value
+
+    return mapped(value, fill)

@@ -5,6 +5,6 @@ from __future__ import annotations
 from ltcompile.measure.bench import BenchResult, bench
 from ltcompile.measure.load import busy_share
 from ltcompile.measure.memory import peak_above
-from ltcompile.measure.timing import race, speedup
+from ltcompile.timing import race, speedup
 
 __all__ = ["BenchResult", "bench", "busy_share", "peak_above", "race", "speedup"]

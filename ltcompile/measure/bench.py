@@ -20,7 +20,7 @@ from ltcompile.backends import compile as compile_for
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable
 from ltcompile.measure.memory import watch
-from ltcompile.measure.timing import Times, race, speedup
+from ltcompile.timing import Times, race, speedup
 
 CHUNK = 64  # images at once where nothing is timed
 TF32_SLACK = 10.0  # TF32 keeps 10 bits: about 3e-4 a layer, 1e-3 after a dozen

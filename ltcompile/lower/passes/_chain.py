@@ -1,6 +1,8 @@
-"""What follows a convolution or linear layer and can be done on its way out."""
+"""What passes share: reading arguments, and what follows a layer and can be done on its way out."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from ltcompile.lower.program import Node, Program
 
@@ -9,6 +11,8 @@ _ACTIVATIONS = {
     "aten.relu6.default": "relu6",
     "aten.silu.default": "silu",
     "aten.hardswish.default": "hardswish",
+    "aten.sigmoid.default": "sigmoid",
+    "aten.hardsigmoid.default": "hardsigmoid",
 }
 
 
@@ -18,6 +22,8 @@ def activation_of(node: Node | None) -> str | None:
         return None
     if node.target == "aten.hardtanh.default" and list(node.args[1:]) == [0.0, 6.0]:
         return "relu6"
+    if node.target == "aten.gelu.default" and node.kwargs.get("approximate", "none") == "none":
+        return "gelu"
     return _ACTIVATIONS.get(node.target)
 
 
@@ -36,3 +42,14 @@ def why_not(program: Program, node: Node) -> str:
     if len(users) != 1:
         return f"its output is used by {len(users)} operations"
     return f"no epilogue does {users[0].target}"
+
+
+def argument(node: Node, at: int, default: Any) -> Any:
+    """The argument at a position, which exporting leaves out where it is the default."""
+    return node.args[at] if len(node.args) > at else default
+
+
+def pair(value: Any) -> list[int]:
+    """One number or a list of one stands for both sides."""
+    values = value if isinstance(value, list) else [value]
+    return values * 2 if len(values) == 1 else values

@@ -9,9 +9,7 @@ residual is there in time.
 
 from __future__ import annotations
 
-from typing import Any
-
-from ltcompile.lower.passes._chain import activation_of, describe, why_not
+from ltcompile.lower.passes._chain import activation_of, argument, describe, pair, why_not
 from ltcompile.lower.program import Node, Program, Value
 
 
@@ -35,7 +33,7 @@ def refusal(node: Node) -> str:
     """Why this convolution may not be fused, or ""."""
     if node.target != "aten.conv2d.default":
         return "its padding is not in numbers"
-    dilation = _argument(node, 5, [1, 1])
+    dilation = argument(node, 5, [1, 1])
     return "" if list(dilation) in ([1, 1], [1]) else f"it has dilation {dilation}"
 
 
@@ -52,14 +50,14 @@ def _fused(program: Program, conv: Node) -> tuple[tuple[Node, ...], Node, list[s
     if following is not None and _is_pool(following, program.by_name[chain[-1].name]):
         chain, pool, parts = [*chain, following], True, [*parts, "2x2 max pool"]
     settings = {
-        "stride": _pair(_argument(conv, 3, [1, 1])),
-        "padding": _pair(_argument(conv, 4, [0, 0])),
-        "groups": _argument(conv, 6, 1),
+        "stride": pair(argument(conv, 3, [1, 1])),
+        "padding": pair(argument(conv, 4, [0, 0])),
+        "groups": argument(conv, 6, 1),
         "activation": activation,
         "pool": pool,
     }
     last = chain[-1]
-    args = (conv.args[0], conv.args[1], _argument(conv, 2, None), residual)
+    args = (conv.args[0], conv.args[1], argument(conv, 2, None), residual)
     return tuple(chain), Node(last.name, "fused.conv2d", args, settings, last.shape, conv.layer), parts
 
 
@@ -77,16 +75,6 @@ def _residual(program: Program, conv: Node, add: Node) -> str | None:
 def _is_pool(node: Node, before: Node) -> bool:
     if node.target != "aten.max_pool2d.default" or any(side % 2 for side in before.shape[2:]):
         return False
-    kernel, stride = _pair(node.args[1]), _pair(_argument(node, 2, []) or node.args[1])
-    plain = _pair(_argument(node, 3, [0, 0])) == [0, 0] and _pair(_argument(node, 4, [1, 1])) == [1, 1] and not _argument(node, 5, False)
+    kernel, stride = pair(node.args[1]), pair(argument(node, 2, []) or node.args[1])
+    plain = pair(argument(node, 3, [0, 0])) == [0, 0] and pair(argument(node, 4, [1, 1])) == [1, 1] and not argument(node, 5, False)
     return kernel == stride == [2, 2] and plain
-
-
-def _argument(node: Node, at: int, default: Any) -> Any:
-    return node.args[at] if len(node.args) > at else default
-
-
-def _pair(value: Any) -> list[int]:
-    """One number or a list of one stands for both sides."""
-    values = value if isinstance(value, list) else [value]
-    return values * 2 if len(values) == 1 else values

@@ -58,9 +58,7 @@ def _chain(program: Program, pool: Node) -> tuple[Node, ...] | str:
 
 
 _RESHAPES = (
-    "aten.view.default",
     "aten.reshape.default",
-    "aten.flatten.using_ints",
     "aten.squeeze.dims",
     "aten.squeeze.dim",
     "aten.clone.default",

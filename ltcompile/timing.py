@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-Call = Callable[[], None]
+Call = Callable[[], object]
 Clock = Callable[[], float]  # seconds
 Times = NDArray[np.float64]  # (blocks, runs in a block), milliseconds
 
@@ -28,22 +28,29 @@ WARMUP_SHARE = 0.1  # of a subject's seconds
 
 
 def race(
-    calls: Mapping[str, Call], *, seconds: float = 2.0, runs: int = 1500, warmup: int = 20, clock: Clock = time.perf_counter
+    calls: Mapping[str, Call],
+    *,
+    seconds: float = 2.0,
+    runs: int = 1500,
+    warmup: int = 20,
+    settle_s: float = SETTLE_S,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Times]:
     """Time `calls` side by side: name -> milliseconds (blocks, runs in a block); block i of all ran one after another.
 
     Each takes about `seconds` in all, warm-up (at most `warmup` runs) and settling included, and at most `runs` measured
-    runs; slow calls take longer, because nobody gets fewer than 5 blocks of 2 runs.
+    runs; slow calls take longer, because nobody gets fewer than 5 blocks of 2 runs. `settle_s` is how long a block runs
+    unmeasured first: what runs on a GPU needs none.
     """
     with _no_gc():
         start = clock()
-        lengths = {name: _block_length(_warm_up(call, seconds, warmup, clock), seconds, runs) for name, call in calls.items()}
+        lengths = {name: _block_length(_warm_up(call, seconds, warmup, clock), seconds, runs, settle_s) for name, call in calls.items()}
         blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
         for turn in range(BLOCKS):
             if turn >= MIN_BLOCKS and clock() - start >= seconds * len(calls):
                 break
             for name in calls if turn % 2 == 0 else reversed(list(calls)):
-                blocks[name].append(_block(calls[name], lengths[name], clock))
+                blocks[name].append(_block(calls[name], lengths[name], settle_s, clock))
     return {name: np.array(block_list) for name, block_list in blocks.items()}
 
 
@@ -68,17 +75,17 @@ def _warm_up(call: Call, seconds: float, warmup: int, clock: Clock) -> float:
     return statistics.median(taken[1:])
 
 
-def _block_length(run_s: float, seconds: float, runs: int) -> int:
+def _block_length(run_s: float, seconds: float, runs: int, settle_s: float) -> int:
     """The runs that fit into one of BLOCKS blocks beside its settling."""
-    measured_s = seconds * (1 - WARMUP_SHARE) / BLOCKS - max(SETTLE_S, run_s)
+    measured_s = seconds * (1 - WARMUP_SHARE) / BLOCKS - max(settle_s, run_s)
     fitting = int(min(runs / BLOCKS, measured_s / max(run_s, 1e-9)))
     return max(MIN_RUNS_PER_BLOCK, fitting)
 
 
-def _block(call: Call, length: int, clock: Clock) -> list[float]:
+def _block(call: Call, length: int, settle_s: float, clock: Clock) -> list[float]:
     start = clock()
     call()
-    while clock() - start < SETTLE_S:
+    while clock() - start < settle_s:
         call()
     return [1000 * _seconds(call, clock) for _ in range(length)]
 

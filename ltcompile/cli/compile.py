@@ -1,0 +1,117 @@
+"""ltcompile compile: an engine for this machine, by measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ltcompile.core.ticket import Ticket
+    from ltcompile.engine import Engine
+
+EPILOG = (
+    "Examples:  ltcompile compile ticket.pt -o small.engine  ·  ltcompile compile ticket.pt --precision int8 --batch 1  ·  "
+    "ltcompile compile small.engine --retune -o here.engine"
+)
+IMAGES = 256  # as many training images as outputs are compared on, and int8's ranges taken from
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG, short_help="Make an engine of a ticket's network, the fastest here.")(compile)
+
+
+def compile(
+    target: Path = typer.Argument(..., help="ticket.pt of a search; or an engine, with --retune."),
+    output: Path = typer.Option(Path("small.engine"), "-o", "--output", help="The engine file to write."),
+    device: str = typer.Option("cpu", help="cpu or cuda."),
+    batch: list[int] = typer.Option([1, 8, 64], help="Batch sizes to be ready for; repeat for several."),
+    precision: str | None = typer.Option(
+        None, help="fp32, bf16 or int8 on a CPU; fp16, bf16 or fp32 on a GPU.", show_default="fp32, GPU fp16"
+    ),
+    data: str | None = typer.Option(None, help="Training images to compare outputs on; the ticket's own data by default."),
+    data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
+    model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
+    retune: bool = typer.Option(False, "--retune", help="Measure an engine of another machine anew on this one."),
+    explain: bool = typer.Option(False, "--explain", help="Print what everyone took, and who runs each layer, and why."),
+    as_json: bool = typer.Option(False, "--json", help="Print the decisions as JSON."),
+) -> None:
+    """Compile a ticket's small network for this machine: whoever runs it fastest is measured, for each batch size."""
+    import ltcompile as lt
+    from ltcompile.core.ticket import Ticket
+    from ltcompile.paths import check_writable
+    from ltcompile.shrinking import check_ticket_fits, dense_network, small_network
+
+    check_writable(output)
+    with _progress(as_json) as tell:
+        if retune:
+            engine = lt.load_engine(target, retune=True, on_progress=tell)
+        else:
+            loaded = Ticket.load(target)
+            check_ticket_fits(loaded, model)
+            network = small_network(loaded, dense_network(loaded))
+            images = _images(loaded, data, data_root, precision)
+            engine = lt.compile(network, images, device=device, batch=batch, precision=precision, on_progress=tell)
+    engine.save(output)
+    if as_json:
+        typer.echo(json.dumps([decision.to_json() for decision in engine.decisions.values()]))
+        return
+    _print(engine, explain)
+    typer.echo(f'wrote {output} ({output.stat().st_size / 1e6:.2f} MB); use it: lt.load_engine("{output}")(images)')
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
+    """What is going on, in one line on the terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True, quiet=quiet)
+    with console.status("lowering the network") as status:
+        yield status.update
+
+
+def _images(ticket: Ticket, data: str | None, root: Path, precision: str | None) -> Tensor:
+    """Training images (N, C, H, W); where the ticket's data is not here, seeded noise, which int8 does not do with."""
+    import torch
+
+    from ltcompile.data import load_like
+    from ltcompile.errors import LtcompileError
+
+    try:
+        dataset = load_like(ticket.data, data or str(ticket.data["name"]), root)
+    except LtcompileError:
+        if data is not None or precision == "int8":
+            raise
+        return torch.randn(IMAGES, *ticket.data["shape"], generator=torch.Generator().manual_seed(0))
+    images, _ = next(iter(dataset.train.batches(IMAGES, torch.device("cpu"), None, 0)))
+    return images.contiguous()
+
+
+def _print(engine: Engine, explain: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table("batch", "run by", "ms", "error", "the others, ms")
+    for decision in engine.decisions.values():
+        others = ", ".join(f"{who} {ms:.3g}" for who, ms in decision.ms.items() if who != decision.by)
+        mine = decision.ms[decision.by]
+        table.add_row(str(decision.batch), decision.by, f"{mine:.3g}", f"{decision.max_error:.0e}", others)
+    console.print(table)
+    if explain:
+        for row in _reasons(engine):
+            console.print(row)
+
+
+def _reasons(engine: Engine) -> list[Any]:
+    """Who was kept out and why, and who runs each layer."""
+    rows = [f"batch {decision.batch}: not {who}: {why}" for decision in engine.decisions.values() for who, why in decision.refused.items()]
+    return rows + [
+        f"batch {decision.batch}: {layer}: {who}" for decision in engine.decisions.values() for layer, who in decision.layers.items()
+    ]

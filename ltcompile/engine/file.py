@@ -1,0 +1,163 @@
+"""An engine as one file, of data only: tensors in safetensors, everything else as JSON in its header. Reading it runs nothing of it.
+
+Tensors are named by what they hold, so that batch sizes, and an ONNX graph beside a program, share their weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltcompile.core.records import provenance
+from ltcompile.engine.decision import Decision
+from ltcompile.errors import BadFile
+from ltcompile.lower import serial
+from ltcompile.lower.program import Program
+from ltcompile.paths import write_bytes
+
+FORMAT = 1
+_KEY = "ltcompile.engine"
+_SMALL = 64  # bytes; smaller weights stay in the ONNX graph, whose shapes and axes they often are
+
+
+@dataclass(frozen=True)
+class Part:
+    """One batch size: what was decided, who runs it in which way (plain values), and the program, where that one needs it."""
+
+    decision: Decision
+    how: Mapping[str, Any]
+    program: Program | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything that an engine file holds.
+
+    `machine` is what must be the same for the decisions to hold; `probe` are noise (1, C, H, W) and the engine's answer (1, classes).
+    """
+
+    device: str
+    precision: str
+    input_shape: tuple[int, ...]
+    machine: Mapping[str, str]
+    parts: tuple[Part, ...]
+    probe: tuple[Tensor, Tensor]
+    onnx: bytes = b""
+
+
+def save(contents: Contents, path: str | Path) -> None:
+    """Write `contents` to `path`, atomically. Raises BadFile where it cannot be written."""
+    from safetensors.torch import save as as_bytes
+
+    pool = _Pool()
+    header = {
+        "kind": "engine",
+        "format": FORMAT,
+        "device": contents.device,
+        "precision": contents.precision,
+        "input_shape": list(contents.input_shape),
+        "machine": dict(contents.machine),
+        "parts": [_part(part, pool) for part in contents.parts],
+        "probe": [pool.add(tensor) for tensor in contents.probe],
+        "onnx": _onnx(contents.onnx, pool) if contents.onnx else None,
+        "provenance": provenance(),
+    }
+    write_bytes(path, as_bytes(pool.tensors, {_KEY: json.dumps(header)}))
+
+
+def load(path: str | Path) -> Contents:
+    """What `save` wrote.
+
+    Raises:
+        BadFile: it is missing, damaged, or no engine.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise BadFile(f"there is no engine at {path}; make one with `ltcompile compile`")
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})[_KEY])
+            if header["format"] != FORMAT:
+                raise BadFile(f"{path} has format {header['format']}, this ltcompile reads {FORMAT}; install the one that made it")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
+        parts = tuple(_read_part(part, tensors) for part in header["parts"])
+        shape, machine = tuple(int(n) for n in header["input_shape"]), {str(k): str(v) for k, v in header["machine"].items()}
+        onnx = _read_onnx(header["onnx"], tensors) if header["onnx"] else b""
+        noise, answer = (tensors[name] for name in header["probe"])
+        return Contents(str(header["device"]), str(header["precision"]), shape, machine, parts, (noise, answer), onnx)
+    except BadFile:
+        raise
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
+        raise BadFile(f"{path} is no engine, or is damaged: {error!r}; make it again with `ltcompile compile`") from error
+
+
+class _Pool:
+    """Tensors by a hash of what they hold."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+
+    def add(self, tensor: Tensor) -> str:
+        tensor = tensor.detach().cpu().contiguous()
+        held = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        name = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + held).hexdigest()[:20]
+        self.tensors.setdefault(name, tensor.clone())
+        return name
+
+
+def _part(part: Part, pool: _Pool) -> dict[str, Any]:
+    program = None
+    if part.program is not None:
+        program = serial.to_json(part.program) | {"constants": {name: pool.add(value) for name, value in part.program.constants.items()}}
+    return {"decision": part.decision.to_json(), "how": dict(part.how), "program": program}
+
+
+def _read_part(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+    program = value["program"]
+    if program is not None:
+        program = serial.from_json(program, {str(name): tensors[key] for name, key in program["constants"].items()})
+    return Part(Decision(**value["decision"]), dict(value["how"]), program)
+
+
+def _onnx(model: bytes, pool: _Pool) -> dict[str, Any]:
+    """The graph without its weights, and these."""
+    import onnx
+
+    proto = onnx.load_from_string(model)
+    weights = {}
+    for weight in proto.graph.initializer:
+        array = onnx.numpy_helper.to_array(weight)
+        if weight.raw_data and array.nbytes > _SMALL:
+            weights[weight.name] = pool.add(torch.from_numpy(np.array(array)))
+            weight.ClearField("raw_data")
+    graph = torch.frombuffer(bytearray(proto.SerializeToString()), dtype=torch.uint8)
+    return {"graph": pool.add(graph), "weights": weights}
+
+
+def _read_onnx(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Raises BadFile where the graph reads other files, or a weight has another shape."""
+    import onnx
+
+    graph = tensors[value["graph"]]
+    try:
+        proto = onnx.load_from_string(graph.numpy().tobytes())
+    except Exception as error:  # protobuf's own type
+        raise BadFile(f"the engine's ONNX graph is damaged: {error}") from error
+    for weight in proto.graph.initializer:
+        if weight.external_data:
+            raise BadFile(f"the engine's ONNX graph wants to read other files for {weight.name}; refused")
+        if weight.name in value["weights"]:
+            tensor = tensors[value["weights"][weight.name]]
+            if list(tensor.shape) != list(weight.dims):
+                raise BadFile(f"the engine's weight {weight.name} is {tuple(tensor.shape)}, its ONNX graph says {tuple(weight.dims)}")
+            weight.raw_data = tensor.numpy().tobytes()
+    return bytes(proto.SerializeToString())

@@ -1,0 +1,512 @@
+"""Engines: programs on kernels mean what networks compute, memory never overlaps, the fastest is taken, and files are data.
+
+What needs Triton's interpreter runs in one process of its own: this file, as a script.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from conftest import NETWORKS, shaken
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ltcompile as lt
+from ltcompile import kernels
+from ltcompile.engine import cpu, file, host, tune
+from ltcompile.engine.checks import relative_error
+from ltcompile.engine.executable import GRAPH, PERSISTENT, Choice, Executable, buffers, persistent_refusal
+from ltcompile.engine.memory import Buffer, living_bytes, plan_memory
+from ltcompile.errors import BadData, BadFile, BadSetting, Disagreement, StaleEngine, Unavailable
+from ltcompile.lower import serial, vendor
+from ltcompile.lower.lower import lower, place
+from ltcompile.lower.passes import precision as precisions
+from ltcompile.lower.program import Program
+
+gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def small() -> nn.Module:
+    """Odd widths, a residual and a pooled head."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.bn = nn.Conv2d(3, 13, 3, padding=1, bias=False), nn.BatchNorm2d(13)
+            self.a, self.b = nn.Conv2d(13, 5, 1), nn.Conv2d(5, 13, 3, padding=1)
+            self.down, self.head = nn.Conv2d(13, 11, 3, padding=1), nn.Linear(11, 7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.bn(self.stem(x)).relu()
+            x = (x + self.b(self.a(x).relu())).relu()
+            x = nn.functional.max_pool2d(self.down(x).relu(), 2)
+            out: Tensor = self.head(x.mean((2, 3)))
+            return out
+
+    torch.manual_seed(0)
+    return shaken(Block())
+
+
+def pictures(count: int = 4, side: int = 8) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def placed(model: nn.Module, images: Tensor, precision: str = "fp32") -> Program:
+    return place(lower(model, images).program, images, precision).program
+
+
+def with_vendor(program: Program) -> dict[str, Choice]:
+    return {n.name: Choice("cudnn") for n in program.nodes if n.target.startswith("kernel.") and not vendor.refusal(n)}
+
+
+def run_twice(executable: Executable, images: Tensor) -> Tensor:
+    """The second answer in an arena that was full of NaN: nothing is read that was not written."""
+    executable.images.copy_(images)
+    for _ in range(2):
+        executable._arena.fill_(255)
+        executable.run()
+    return executable.answer()
+
+
+class TestMemory:
+    @given(st.lists(st.tuples(st.integers(1, 5000), st.integers(0, 30), st.integers(0, 10)), max_size=40))
+    @settings(deadline=None, max_examples=200)
+    def test_no_two_living_buffers_overlap(self, drawn: list[tuple[int, int, int]]) -> None:
+        there = [Buffer(str(i), size, first, first + length) for i, (size, first, length) in enumerate(drawn)]
+        plan = plan_memory(there)
+        for a in there:
+            assert plan.offsets[a.name] % 256 == 0 and plan.offsets[a.name] + a.size_bytes <= plan.size_bytes
+            for b in there:
+                apart = (
+                    plan.offsets[a.name] + a.size_bytes <= plan.offsets[b.name]
+                    or plan.offsets[b.name] + b.size_bytes <= plan.offsets[a.name]
+                )
+                assert a is b or apart or not a.meets(b)
+        assert plan.size_bytes >= living_bytes(there)
+
+    def test_a_chain_takes_two_buffers_and_a_network_little_more_than_its_floor(self) -> None:
+        chain = [Buffer(str(i), 1024, i, i + 1) for i in range(9)]
+        assert plan_memory(chain).size_bytes == 2048
+        program = placed(shaken(lt.build_model("resnet20")), pictures(2, 32))
+        there = buffers(program, {})
+        assert plan_memory(there).size_bytes <= 1.05 * living_bytes(there) < 0.3 * sum(b.size_bytes for b in there)
+
+
+class TestPlacing:
+    def test_every_network_runs_in_planned_memory(self, network: nn.Module, images: Tensor) -> None:
+        program = placed(network, images)
+        with torch.no_grad():
+            expected = network(images)
+        for choices in ({}, with_vendor(program)):
+            found = run_twice(Executable(program, torch.device("cpu"), choices), images)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_every_network_survives_json_and_half_precision(self, network: nn.Module, images: Tensor) -> None:
+        program = placed(network, images, "fp16")
+        again = serial.from_json(json.loads(json.dumps(serial.to_json(program))), program.constants)
+        assert torch.equal(again.run(images), program.run(images))
+
+    @pytest.mark.parametrize(
+        ("name", "side", "left"),
+        [
+            ("vgg16", 32, set()),
+            ("torchvision:resnet18", 64, set()),
+            ("torchvision:mobilenet_v2", 64, set()),
+            ("torchvision:regnet_y_400mf", 64, {"aten.mean.dim", "aten.mul.Tensor"}),
+            ("torchvision:alexnet", 64, {"aten.adaptive_avg_pool2d.default", "aten.reshape.default"}),
+        ],
+    )
+    def test_known_networks_run_on_our_kernels(self, name: str, side: int, left: set[str]) -> None:
+        targets = Counter(n.target for n in placed(shaken(lt.build_model(name)), pictures(2, side), "fp16").nodes)
+        assert {t for t in targets if t.startswith("aten.")} - {"aten._to_copy.default"} == left
+        assert targets["layout.enter"] == 1 + (name.endswith("alexnet"))  # its pool leaves the layout
+
+    def test_a_flatten_becomes_a_view(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(180, 4)).eval()
+        program = placed(model, pictures())
+        assert [n.target for n in program.nodes] == [
+            "layout.enter",
+            "kernel.conv2d",
+            "aten.reshape.default",
+            "kernel.linear",
+            "layout.leave",
+        ]
+        torch.testing.assert_close(program.run(pictures()), model(pictures()), rtol=1e-4, atol=1e-5)
+
+    def test_what_a_precision_cannot_hold_is_refused(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 1)).eval()
+        with torch.no_grad():
+            model[0].weight[0, 0] = 1e5
+        program = lower(model, pictures()).program
+        with pytest.raises(BadSetting, match=r"fp16 does not fit this network: .* beyond 65504"):
+            place(program, pictures(), "fp16")
+        assert place(program, pictures(), "bf16").error < 0.06
+
+    def test_told_names_what_is_left_to_pytorch_and_why(self) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Conv2d(4, 4, 1)).eval()
+        told = place(lower(model, pictures()).program, pictures(), "fp32").told
+        assert told["softplus"] == "left to PyTorch: no kernel does it" and told["conv2d"].startswith("our conv2d, stride 8")
+
+
+class TestSerial:
+    def program(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+        program = lower(small(), pictures()).program
+        return serial.to_json(program), program.constants
+
+    @pytest.mark.parametrize(
+        "target", ["aten.set_.source_Tensor", "os.system", "fused.nothing", "kernel.persistent", "aten.nothing.default"]
+    )
+    def test_only_known_operations(self, target: str) -> None:
+        value, constants = self.program()
+        value["nodes"][0]["target"] = target
+        with pytest.raises(BadFile, match="which programs do not have"):
+            serial.from_json(value, constants)
+
+    @pytest.mark.parametrize("harm", ["no nodes", "a later value", "given twice", "no output", "not a dictionary"])
+    def test_damage_is_told(self, harm: str) -> None:
+        value, constants = self.program()
+        if harm == "no nodes":
+            del value["nodes"]
+        elif harm == "a later value":
+            value["nodes"].reverse()
+        elif harm == "given twice":
+            value["nodes"].append(value["nodes"][-1])
+        elif harm == "no output":
+            value["output"] = "nothing"
+        with pytest.raises(BadFile, match="this is no program"):
+            serial.from_json([] if harm == "not a dictionary" else value, constants)
+
+    def test_infinities_and_nested_values(self) -> None:
+        program = lower(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), pictures()).program
+        node = replace(program.nodes[-1], kwargs={**program.nodes[-1].kwargs, "a": [float("-inf"), [None, True]]})
+        told = json.loads(json.dumps(serial.to_json(replace(program, nodes=(node,)))))
+        assert serial.from_json(told, program.constants).nodes[0].kwargs["a"] == [float("-inf"), [None, True]]
+
+
+def only(*runtimes: str) -> Callable[[str], tuple[list[cpu.Candidate], dict[str, str]]]:
+    return lambda precision: ([cpu.Candidate(runtime, 1) for runtime in runtimes], {})
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of one candidate, timed as briefly as can be."""
+    monkeypatch.setattr(host, "candidates", only(cpu.ONNXRUNTIME))
+    monkeypatch.setattr(host, "SCREEN_S", 0.0)
+    monkeypatch.setattr(host, "FINAL_S", 0.0)
+
+
+class TestOnCpu:
+    @pytest.mark.parametrize("precision", ["fp32", "int8"])
+    def test_everyone_is_timed_and_the_fastest_taken(self, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host, "SCREEN_S", 0.0)
+        told: list[str] = []
+        engine = lt.compile(small(), pictures(64), batch=[3], precision=precision, on_progress=told.append)
+        decision = engine.decisions[3]
+        runtimes = {who.split(",")[0] for who in [*decision.ms, *decision.refused]}
+        assert runtimes == {"onnxruntime", "openvino", "compile"} and decision.by == min(decision.ms, key=decision.ms.__getitem__)
+        assert decision.max_error <= precisions.TOLERANCES[precision] and any("timing" in line for line in told)
+        assert ("compile" in decision.refused) == (precision == "int8")
+
+    def test_any_number_of_images(self, quick: None) -> None:
+        model, images = small(), pictures(11)
+        engine = lt.compile(model, images, batch=[4, 2])
+        assert engine.batches == [2, 4]
+        for count in (1, 2, 3, 4, 5, 11):
+            torch.testing.assert_close(engine(images[:count]), model(images[:count]), rtol=1e-4, atol=1e-5)
+
+    def test_bf16_where_the_processor_has_it(self, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(host, "candidates", only(cpu.OPENVINO))
+        if host.multiplies_bf16():
+            assert lt.compile(small(), pictures(), batch=[1], precision="bf16").decisions[1].max_error < 0.06
+        else:
+            with pytest.raises(Unavailable, match="no bfloat16 instructions"):
+                lt.compile(small(), pictures(), batch=[1], precision="bf16")
+
+    def test_who_computes_something_else_is_not_taken(self, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        right = host.build
+        wrong = lambda candidate, source, batch: lambda images: right(candidate, source, batch)(images) + 1  # noqa: E731
+        monkeypatch.setattr(host, "build", wrong)
+        with pytest.raises(Disagreement, match=r"onnxruntime, 1 thread: its outputs are off by"):
+            lt.compile(small(), pictures(), batch=[1])
+
+    @pytest.mark.parametrize(
+        ("arguments", "error", "match"),
+        [
+            ({"device": "tpu"}, BadSetting, "no device 'tpu'"),
+            ({"precision": "fp16"}, BadSetting, "fp16 is for GPUs"),
+            ({"batch": []}, BadSetting, "batch sizes"),
+            ({"batch": [0]}, BadSetting, "batch sizes"),
+            ({"batch": [1, 1]}, BadSetting, "batch sizes"),
+            ({"example": torch.zeros(1, 3, 8, 8, dtype=torch.float64)}, BadData, "float32"),
+            ({"example": torch.full((1, 3, 8, 8), float("nan"))}, BadData, "finite"),
+        ],
+    )
+    def test_settings_that_make_no_sense(self, arguments: dict[str, Any], error: type[Exception], match: str) -> None:
+        with pytest.raises(error, match=match):
+            lt.compile(small(), **{"example": pictures(), **arguments})
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_no_gpu(self) -> None:
+        with pytest.raises(Unavailable, match="no NVIDIA GPU here"):
+            lt.compile(small(), pictures(), device="cuda")
+
+    def test_images_of_another_shape(self, quick: None) -> None:
+        engine = lt.compile(small(), pictures(), batch=[1])
+        for images in (torch.zeros(1, 3, 9, 8), torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8), torch.zeros(1, 3, 8, 8).half()):
+            with pytest.raises(BadData, match=r"float32 \(N, 3, 8, 8\)"):
+                engine(images)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("engine") / "small.engine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host, "candidates", only(cpu.ONNXRUNTIME))
+        patch.setattr(host, "SCREEN_S", 0.0)
+        lt.compile(small(), pictures(), batch=[1, 4]).save(path)
+    return path
+
+
+class TestFile:
+    def test_a_fresh_process_needs_no_model_code(self, saved: Path, tmp_path: Path) -> None:
+        torch.save(pictures(), tmp_path / "x.pt")
+        code = (
+            "import sys, torch, ltcompile as lt; engine = lt.load_engine(sys.argv[1]);"
+            "torch.save(engine(torch.load(sys.argv[2], weights_only=True)), sys.argv[3])"
+        )
+        subprocess.run([sys.executable, "-c", code, saved, tmp_path / "x.pt", tmp_path / "y.pt"], check=True)
+        found = torch.load(tmp_path / "y.pt", weights_only=True)
+        torch.testing.assert_close(found, small()(pictures()), rtol=1e-4, atol=1e-5)
+
+    def test_weights_are_held_once(self, saved: Path) -> None:
+        weights = sum(p.numel() for p in small().parameters()) * 4
+        assert saved.stat().st_size < 2 * weights + 40_000  # graphs and programs; the head is transposed in one of them
+
+    def test_another_machine_is_refused_or_measured_again(self, saved: Path, tmp_path: Path, quick: None) -> None:
+        contents = file.load(saved)
+        elsewhere = replace(contents, machine={**contents.machine, "cpu": "Z80"})
+        file.save(elsewhere, tmp_path / "a.engine")
+        with pytest.raises(StaleEngine, match=r"cpu Z80, here .*retune"):
+            lt.load_engine(tmp_path / "a.engine")
+        again = lt.load_engine(tmp_path / "a.engine", retune=True)
+        again.save(tmp_path / "b.engine")
+        torch.testing.assert_close(lt.load_engine(tmp_path / "b.engine")(pictures()), small()(pictures()), rtol=1e-4, atol=1e-5)
+
+    def test_an_engine_that_answers_otherwise_is_refused(self, saved: Path, tmp_path: Path) -> None:
+        contents = file.load(saved)
+        file.save(replace(contents, probe=(contents.probe[0], contents.probe[1] + 1)), tmp_path / "a.engine")
+        with pytest.raises(Disagreement, match="answers otherwise"):
+            lt.load_engine(tmp_path / "a.engine")
+
+    def test_damaged_files(self, saved: Path, tmp_path: Path) -> None:
+        whole, path = saved.read_bytes(), tmp_path / "a.engine"
+        with pytest.raises(BadFile, match="no engine at"):
+            lt.load_engine(path)
+        for harmed in (b"", whole[: len(whole) // 2], whole[:2000], b"x" + whole, whole.replace(b'\\"kind\\"', b'\\"kinf\\"', 1)[:-1]):
+            path.write_bytes(harmed)
+            with pytest.raises(BadFile, match=r"a\.engine"):
+                lt.load_engine(path)
+
+    @pytest.mark.parametrize("harm", ["external", "shape", "runtime", "tensor"])
+    def test_hostile_files(self, saved: Path, tmp_path: Path, harm: str) -> None:
+        import onnx
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        with safe_open(saved, "pt") as opened:
+            header = json.loads(opened.metadata()["ltcompile.engine"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        graph = onnx.load_from_string(tensors[header["onnx"]["graph"]].numpy().tobytes())
+        weight = next(w for w in graph.graph.initializer if w.name in header["onnx"]["weights"])
+        if harm == "external":
+            weight.external_data.add(key="location", value="../../etc/passwd")
+            weight.data_location = onnx.TensorProto.EXTERNAL
+        elif harm == "shape":
+            weight.dims[0] = 10**9
+        elif harm == "runtime":
+            header["parts"][0]["how"]["runtime"] = "os.system"
+        else:
+            header["onnx"]["weights"][weight.name] = "nothing"
+        tensors[header["onnx"]["graph"]] = torch.frombuffer(bytearray(graph.SerializeToString()), dtype=torch.uint8)
+        save_file(tensors, tmp_path / "a.engine", {"ltcompile.engine": json.dumps(header)})
+        with pytest.raises(BadFile):
+            lt.load_engine(tmp_path / "a.engine")
+
+
+class TestTuning:
+    def test_the_cache_comes_back_and_a_damaged_one_is_empty(self, tmp_path: Path) -> None:
+        path, choice = tmp_path / "tuned.json", Choice("triton", kernels.Config(64, 32, 32), {"triton": 1.5, "cudnn": 2.0})
+        cache = tune.Cache(path)
+        cache.put("H200", "layer", choice)
+        cache.write()
+        assert tune.Cache(path).get("H200", "layer") == choice and tune.Cache(path).get("H100", "layer") is None
+        for damaged in ("{", "[]", '{"H200": {"layer": {"by": "me"}}}', '{"H200": {"layer": {"by": "triton", "config": {"block_m": 3}}}}'):
+            path.write_text(damaged)
+            assert tune.Cache(path).get("H200", "layer") is None
+
+    def test_equal_layers_are_one(self) -> None:
+        from ltcompile.engine.executable import specs
+
+        program = placed(shaken(lt.build_model("resnet20")), pictures(1, 32), "fp16")
+        ours = [n for n in program.nodes if n.target.startswith("kernel.")]
+        assert (len(ours), len({tune.signature(n, specs(program)) for n in ours})) == (22, 12)
+
+
+class TestCommand:
+    def call(self, *arguments: object) -> tuple[int, str]:
+        from typer.testing import CliRunner
+
+        from ltcompile.cli import app
+
+        done = CliRunner().invoke(app, ["compile", *map(str, arguments)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done.exit_code, done.output
+
+    def test_a_ticket_becomes_an_engine_and_moves(self, run: Path, tmp_path: Path, quick: None) -> None:
+        path = tmp_path / "small.engine"
+        code, told = self.call(run / "ticket.pt", "-o", path, "--batch", 2, "--explain")
+        assert code == 0 and "onnxruntime, 1 thread" in told and "lt.load_engine" in told
+        code, told = self.call(path, "--retune", "-o", tmp_path / "here.engine", "--json")
+        assert code == 0 and json.loads(told)[0]["batch"] == 2
+        assert lt.load_engine(tmp_path / "here.engine").batches == [2]
+
+    def test_what_cannot_be_is_told(self, run: Path, tmp_path: Path) -> None:
+        with pytest.raises(BadSetting, match="fp16 is for GPUs"):
+            self.call(run / "ticket.pt", "-o", tmp_path / "a.engine", "--precision", "fp16")
+        with pytest.raises(BadFile, match="no engine at"):
+            self.call(tmp_path / "b.engine", "-o", tmp_path / "a.engine", "--retune")
+
+
+# Through Triton's interpreter
+
+
+def interpret_all() -> None:
+    """Every way to run a network, and tuning with a timer that is told what is fast; prints what went wrong."""
+    failures: dict[str, str] = {}
+    model, images = small(), pictures(2, 4)
+    program = placed(model, images, "fp16")
+    for way in (GRAPH, PERSISTENT):
+        found = run_twice(Executable(program, torch.device("cpu"), way=way), images)
+        error = relative_error(found, model(images).detach())
+        if not error < 5e-3:
+            failures[way] = str(error)
+    failures |= _tune_interpreted() | _gpu_engine_without_a_gpu()
+    print(json.dumps(failures))
+
+
+def _tune_interpreted() -> dict[str, str]:
+    program = placed(nn.Sequential(nn.Conv2d(3, 5, 1)).eval(), pictures(1, 2))
+    space = lambda kernel, y, args, how: [kernels.Config(64, 16, 16), kernels.Config(64, 16, 32)]  # noqa: E731
+    cache, timed = tune.Cache(Path("/nonexistent/tuned.json")), list[dict[str, Any]]()
+
+    def timer(work: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+        timed.append(dict(work))
+        return {name: {"0": 3.0, "1": 1.0, "cudnn": 2.0}[name] for name in work}
+
+    with mock.patch.object(tune, "_space", space):
+        found, again = (tune.tune(program, torch.device("cpu"), "here", cache, timer, lambda told: None) for _ in range(2))
+    expected = Choice("triton", kernels.Config(64, 16, 32), {"cudnn": 2.0, "triton": 1.0})
+    return {} if list(found.values()) == [expected] and again == found and len(timed) == 2 else {"tune": f"{found} {again} {timed}"}
+
+
+class Replayed:
+    """In the place of a CUDA graph."""
+
+    def __init__(self, executable: Executable) -> None:
+        self._executable, self.graph = executable, executable
+        if executable.way == "dependent graph":
+            raise Unavailable("the interpreter knows no other kernel")
+        executable.run()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self._executable.images.copy_(images)
+        self._executable.run()
+        return self._executable.answer().clone()
+
+
+def _gpu_engine_without_a_gpu() -> dict[str, str]:
+    """Everything of the GPU's engine but the GPU: tuned, chosen, saved, loaded, tuned again."""
+    from ltcompile.engine import gpu as module
+
+    folder = Path(tempfile.mkdtemp())
+    cuda = {"get_device_capability": lambda: (9, 0), "get_device_name": lambda: "none"}
+    with (
+        mock.patch.multiple(torch.cuda, **cuda),
+        mock.patch.multiple(
+            module,
+            Graph=Replayed,
+            time_us=lambda work, seconds: {name: 1.0 + (name == "cudnn") for name in work},
+            _replays_ms=lambda graphs, seconds: {name: float(len(name)) for name in graphs},
+        ),
+        mock.patch.multiple(
+            module.Gpu, device=torch.device("cpu"), __init__=lambda self, precision: setattr(self, "precision", precision or "fp16")
+        ),
+        mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(folder)}),
+    ):
+        model, images = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(20, 4)).eval(), pictures(2, 4)
+        engine = lt.compile(model, images, device="cuda", batch=[2])
+        engine.save(folder / "a.engine")
+        loaded, again = lt.load_engine(folder / "a.engine"), lt.load_engine(folder / "a.engine", retune=True)
+        error = max(relative_error(e(images), model(images).detach()) for e in (engine, loaded, again))
+        decision = engine.decisions[2]
+        right = decision.by == "graph" and set(decision.ms) == {"graph", "one kernel"} and "dependent graph" in decision.refused
+        layers = list(decision.layers.values())
+        told = layers[1].startswith("triton (") and "cudnn 2.0 us" in layers[1] and layers[0] == "PyTorch"
+    return {} if right and told and error < 5e-3 and (folder / "ltcompile/tuned.json").exists() else {"gpu": f"{decision} {error}"}
+
+
+def test_interpreted_kernels_run_whole_networks_in_every_way() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
+
+
+def test_why_a_network_is_not_one_kernel() -> None:
+    assert persistent_refusal(placed(small(), pictures())) == ""
+    concatenating = placed(shaken(NETWORKS["cascaded_concat"]()), pictures(1, 16))
+    assert "aten.cat.default, which is none of our kernels" in persistent_refusal(concatenating)
+    assert persistent_refusal(placed(nn.Sequential(nn.Softplus()).eval(), pictures())) == "none of our kernels runs in it"
+
+
+# On a GPU
+
+
+class TestOnGpu:
+    pytestmark = gpu
+
+    @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+    def test_every_way_agrees_and_the_file_comes_back(self, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        model, images = small(), pictures(8)
+        engine = lt.compile(model, images, device="cuda", batch=[1, 8], precision=precision)
+        for decision in engine.decisions.values():
+            assert set(decision.ms) >= {"graph", "one kernel"}, decision.refused
+        torch.testing.assert_close(engine(images).cpu(), model(images), rtol=0.1, atol=precisions.TOLERANCES[precision] * 10)
+        engine.save(tmp_path / "a.engine")
+        torch.testing.assert_close(lt.load_engine(tmp_path / "a.engine")(images), engine(images), rtol=1e-3, atol=1e-3)
+
+    def test_replays_do_not_depend_on_what_came_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        engine = lt.compile(small(), pictures(8), device="cuda", batch=[8])
+        first = engine(pictures(8))
+        engine(torch.randn(8, 3, 8, 8))
+        assert torch.equal(engine(pictures(8)), first)
+
+
+if __name__ == "__main__":
+    interpret_all()
