@@ -4,7 +4,10 @@ BIN := .venv/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 STAMP := .venv/.made-from
 
-.PHONY: env env-dev demo test check bench clean
+# A machine with a GPU may have its Python without a .venv, and PyTorch in it.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+.PHONY: env env-dev demo test check bench race gpu clean
 
 env: $(STAMP)
 env-dev: $(STAMP)-dev
@@ -44,6 +47,18 @@ check: env-dev
 bench: env
 	$(BIN)/python bench/masked.py
 	$(BIN)/python bench/stages.py
+
+# On a quiet CPU, in about half an hour: bench/results/race-cpu.json and .md.
+race: env
+	$(BIN)/python bench/race.py
+
+# On a machine with an NVIDIA GPU, in under nine minutes: the tests that need it, then the race, which writes
+# bench/results/GPU-DATE.json and .md after every heat. DATA=DIR: a folder with CIFAR-10. What did not fit: make gpu RESUME=--resume
+gpu:
+	@export PYTHONPATH=.:$$PYTHONPATH; \
+	timeout 140 $(GPU_PYTHON) -m pytest -o addopts= -q --strict-markers -p no:logging -m gpu tests; tested=$$?; \
+	timeout 390 $(GPU_PYTHON) bench/race.py --device cuda --minutes 6 $(if $(DATA),--data-root $(DATA)) $(RESUME); raced=$$?; \
+	exit $$(( tested ? tested : raced ))
 
 clean:
 	rm -rf .venv build dist *.egg-info

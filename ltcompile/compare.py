@@ -14,7 +14,10 @@ import torch
 from torch import nn
 
 from ltcompile.backends import Subject
+from ltcompile.core.fields import short
+from ltcompile.core.onnx_file import domains, external, read_onnx
 from ltcompile.core.records import Measurement, provenance
+from ltcompile.core.tensors import check_finite, read_torch
 from ltcompile.core.ticket import Ticket, check_model
 from ltcompile.data import Dataset, load_like
 from ltcompile.errors import BadFile, LtcompileError, StaleTicket
@@ -22,9 +25,9 @@ from ltcompile.graph import Size, size
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.measure import BenchResult, busy_share
 from ltcompile.measure import bench as measure
-from ltcompile.models import build_model, is_own_code
-from ltcompile.paths import write_json, write_text
-from ltcompile.shrinking import check_ticket_fits, dense_network, small_network
+from ltcompile.models import is_own_code
+from ltcompile.paths import check_writable, write_json, write_text
+from ltcompile.shrinking import check_ticket_fits, dense_network, named_network, small_network
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,29 @@ class _Target:
     model: dict[str, Any]
     data: dict[str, Any]  # what the ticket tells of it
     as_trained: bool = True  # False for a file that shrink changed on purpose: half precision, or new batch-norm statistics
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A ticket's networks, "dense" and "small", and the images (N, C, H, W) that they are measured on; `told` says which those are."""
+
+    networks: dict[str, nn.Module]
+    images: torch.Tensor
+    told: str
+
+
+def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | Path = "data", model: str | None = None) -> Pair:
+    """The two networks of a ticket, dense with its trained weights where the run folder holds them.
+
+    Raises:
+        BadFile: it is no ticket. StaleTicket: it does not fit.
+    """
+    known = _of_ticket(Ticket.load(ticket), Path(ticket).parent)
+    assert known.ticket is not None
+    check_ticket_fits(known.ticket, model)
+    images, labels = _images(known, data, data_root)
+    networks, _ = _networks(known.ticket, known.folder)
+    return Pair(networks, torch.from_numpy(images), _told_images(labels))
 
 
 def bench(
@@ -61,8 +87,8 @@ def bench(
         BadFile: the target is no file of ours. StaleTicket: it does not fit. Disagreement: a backend computes something else.
     """
     known = _open(Path(target))
-    if known.ticket is not None:
-        check_ticket_fits(known.ticket, model)
+    path = check_writable(Path(output) if output else known.folder / "bench.json")
+    _check_code(known, model)
     images, labels = _images(known, data, data_root)
     busy = busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
@@ -75,7 +101,6 @@ def bench(
         result = measure(
             subjects, images, labels, backends=backends, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=told
         )
-    path = Path(output) if output else known.folder / "bench.json"
     rows = [_untrained_blank(row, trained) for row in result.rows]
     value = {
         "kind": "bench",
@@ -83,7 +108,7 @@ def bench(
         "target": Path(target).name,
         "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
         **BenchResult(rows, result.skipped, result.details).to_json(),
-        "images": "test set" if labels is not None else "seeded noise",
+        "images": _told_images(labels),
         "busy_share": busy,
         "provenance": provenance(),
     }
@@ -92,9 +117,21 @@ def bench(
     return BenchResult(rows, result.skipped, result.details)
 
 
+def _told_images(labels: np.ndarray | None) -> str:
+    return "seeded noise" if labels is None else "test set"
+
+
 def _untrained_blank(row: Measurement, dense_is_trained: bool) -> Measurement:
     """An untrained dense network has a speed, but no accuracy worth telling."""
     return row if dense_is_trained or row.subject != "dense" else replace(row, accuracy=None)
+
+
+def _check_code(known: _Target, model: str | None) -> None:
+    """Raises StaleTicket where the network needs code of the user's that was not named, or is another."""
+    if known.ticket is not None:
+        check_ticket_fits(known.ticket, model)
+    elif is_own_code(known.model["name"]) and model != known.model["name"]:
+        raise StaleTicket(f"the dense network is your own code; to run it, say so with --model {known.model['name']}")
 
 
 def _open(path: Path) -> _Target:
@@ -109,31 +146,40 @@ def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None = None, as_traine
 
 def _open_onnx(path: Path) -> _Target:
     """An ONNX file of ours; its ticket too, if it lies beside it."""
-    import onnx
-
-    if not path.is_file():
-        raise BadFile(f"there is no file {path}")
-    try:
-        proto = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # protobuf raises its own types
-        raise BadFile(f"{path} cannot be read as ONNX: {error}") from error
-    told = {p.key: p.value for p in proto.metadata_props}
+    model = read_onnx(path)
+    told = {p.key: p.value for p in model.metadata_props}
     if told.get("producer") != "ltcompile":
         raise BadFile(
             f"{path} was not made by `ltcompile shrink`, so its dense network is unknown; shrink a ticket, or bench the ticket itself"
         )
+    if strange := _strange(model):
+        raise BadFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
     beside = path.parent / "ticket.pt"
     if beside.is_file() and (ticket := Ticket.load(beside)).checksum == told.get("ticket_checksum"):
+        if list(ticket.data["shape"]) != shape:
+            raise BadFile(f"{path} takes images of {shape}, its ticket those of {ticket.data['shape']}; shrink the ticket again")
         return _of_ticket(ticket, path.parent, path, told.get("precision") == "fp32" and told.get("recalibrated") == "false")
     try:
-        dims = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim][1:]
         data = {key: json.loads(told[key]) for key in ("class_names", "mean", "std")}
-        data |= {"name": told["data"], "shape": dims[:3], "interpolation": told["interpolation"]}
-        model = json.loads(told["model"])
-        check_model(model)
-        return _Target(path.parent, None, path, model, data)
-    except (KeyError, IndexError, ValueError) as error:
+        data |= {"name": told["data"], "shape": shape, "interpolation": told["interpolation"]}
+        network = json.loads(told["model"])
+        check_model(network, data)
+        return _Target(path.parent, None, path, network, data)
+    except LtcompileError as error:
+        raise BadFile(f"{path} tells nonsense of its network: {error}; shrink the ticket again") from error
+    except (KeyError, IndexError, ValueError, RecursionError) as error:
         raise BadFile(f"{path} lacks what `ltcompile shrink` writes into its files ({error!r}); shrink the ticket again") from error
+
+
+def _strange(model: Any) -> str:
+    """What there is in a model that would read other files or run other code, or give no logits of images; empty where nothing is."""
+    if elsewhere := external(model):
+        return f"keeps {elsewhere[0]!r} in another file"
+    if foreign := domains(model) - {""}:
+        return f"uses operators of its own ({short(foreign)})"
+    ends = len(model.graph.input), len(model.graph.output)
+    return "" if ends == (1, 1) else f"has {ends[0]} inputs and {ends[1]} outputs"
 
 
 def _images(known: _Target, data: str | None, data_root: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -163,17 +209,21 @@ def _subjects(known: _Target, scratch: Path, model: str | None) -> tuple[list[Su
     """Dense and small, both folded and exported in the same way; their sizes; whether the dense weights are trained ones."""
     example = torch.zeros(2, *known.data["shape"])
     if known.ticket is not None:
-        dense = dense_network(known.ticket)
-        small = small_network(known.ticket, dense)
-        trained = _load_dense(dense, known.folder / f"seed{known.ticket.seed}" / "dense-0.pt")
-        sizes = {"dense": size(dense, example), "small": size(small, example)}
-        subject = _subject("small", small, example, scratch, known.onnx) if known.as_trained else Subject("small", None, known.onnx)
-        return [_subject("dense", dense, example, scratch), subject], sizes, trained
-    if is_own_code(known.model["name"]) and model != known.model["name"]:
-        raise StaleTicket(f"the dense network is your own code; to run it, say so with --model {known.model['name']}")
+        networks, trained = _networks(known.ticket, known.folder)
+        sizes = {name: size(network, example) for name, network in networks.items()}
+        as_trained = known.as_trained
+        small = _subject("small", networks["small"], example, scratch, known.onnx) if as_trained else Subject("small", None, known.onnx)
+        return [_subject("dense", networks["dense"], example, scratch), small], sizes, trained
     assert known.onnx is not None
-    dense = build_model(known.model["name"], **known.model["arguments"]).eval()
+    dense = named_network(known.model)
     return [_subject("dense", dense, example, scratch), Subject("small", None, known.onnx)], {"dense": size(dense, example)}, False
+
+
+def _networks(ticket: Ticket, folder: Path) -> tuple[dict[str, nn.Module], bool]:
+    """Dense and small; whether the dense weights are trained ones."""
+    dense = dense_network(ticket)
+    networks = {"dense": dense, "small": small_network(ticket, dense)}
+    return networks, _load_dense(dense, folder / f"seed{ticket.seed}" / "dense-0.pt")
 
 
 def _subject(name: str, module: nn.Module, example: torch.Tensor, scratch: Path, onnx: Path | None = None) -> Subject:
@@ -188,9 +238,11 @@ def _load_dense(dense: nn.Module, path: Path) -> bool:
     """Give the dense network its trained weights, if the run folder has them."""
     if not path.is_file():
         return False
+    saved = read_torch(path, "file of a run")
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
         dense.load_state_dict(saved["weights"])
-    except Exception as error:  # torch raises a dozen types for a broken archive
-        raise BadFile(f"{path} does not hold the dense network's weights: {error}") from error
+        check_finite(dense.state_dict())
+    except (KeyError, TypeError, RuntimeError, AttributeError, BadFile) as error:
+        told = str(error).splitlines()[0]
+        raise BadFile(f"{path} does not hold the dense network's weights: {told}; remove it, or search again") from error
     return True

@@ -6,7 +6,9 @@ On a GPU in `reduce-overhead` mode: small networks at small batches are all laun
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 
 from ltcompile.backends import _devices, _torch
 from ltcompile.backends._base import Array, Artifact, Bound, Subject, first_line
@@ -64,14 +66,21 @@ def compile(subject: Subject, device: str) -> Artifact:
     return Artifact("compile", device, _devices.dtype(device), details, bind)
 
 
-def _compile_now(name: str, bound: Bound) -> None:
-    """The first call compiles. Freezing is set for all of PyTorch meanwhile: as an option of one torch.compile it would come
+@contextlib.contextmanager
+def freezing() -> Iterator[None]:
+    """First calls in it compile with frozen weights. Set for all of PyTorch meanwhile: as an option of one torch.compile it would come
     after tracing, and two networks of one class and shape would then share the first one's frozen weights."""
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
 
+    with inductor.patch(freezing=True), dynamo.patch(recompile_limit=SHAPES):
+        yield
+
+
+def _compile_now(name: str, bound: Bound) -> None:
+    """The first call compiles."""
     try:
-        with inductor.patch(freezing=True), dynamo.patch(recompile_limit=SHAPES):
+        with freezing():
             bound.call()
     except Exception as error:
         raise Unavailable(f"torch.compile cannot compile {name!r}: {first_line(error)}; use another backend") from error

@@ -11,11 +11,13 @@ import typer
 if TYPE_CHECKING:
     from ltcompile.core.records import Measurement
 
-EPILOG = "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile bench ticket.pt --backend onnxruntime --batch 1 --batch 64"
+EPILOG = (
+    "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile bench ticket.pt --backend onnxruntime --batch 1 --batch 64  ·  "
+    "ltcompile bench ticket.pt --race --batch 64"
+)
 HEADER = f"{'backend':<12} {'device':<5} {'batch':>5}  {'network':<6} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9}  {'speedup (95 %)':<22} {'accuracy':>8}"
-
-
 BUSY = 0.3
+IMAGES = 256  # outputs are compared on as many at most, and int8 takes its ranges from them
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +35,7 @@ def bench(
     model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
     seconds: float = typer.Option(2.0, help="Time to spend on each row."),
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; bench.json beside the target by default."),
+    race: bool = typer.Option(False, "--race", help="Race the engine against everyone who could run a ticket's networks; takes minutes."),
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON."),
 ) -> None:
     """Measure the small network against the dense one: outputs checked first, then interleaved timings."""
@@ -44,6 +47,11 @@ def bench(
         raise BadSetting(f"--against knows dense, not {against!r}")
     if (busy := busy_share() or 0.0) > BUSY:
         typer.secho(f"other work takes {busy:.0%} of this machine: intervals will be wide; quote no timing of now", fg="yellow", err=True)
+    if race:
+        if backend or len(device or []) > 1 or target.suffix == ".onnx":
+            raise BadSetting("--race takes a ticket.pt and one --device, and no --backend: everyone races")
+        _race(target, device[0] if device else None, batch, data, data_root, model, seconds, output or target.parent / "race.json", as_json)
+        return
     if not as_json:
         typer.secho(HEADER, bold=True)
     result = run(
@@ -65,6 +73,46 @@ def bench(
         names = ", ".join(name for name, why in result.skipped.items() if why == reason)
         typer.echo(f"skipped {names}: {reason}")
     typer.echo(f"wrote {output or target.parent / 'bench.json'}; next: ltcompile report {target.parent}")
+
+
+def _race(
+    ticket: Path,
+    device: str | None,
+    batches: list[int],
+    data: str | None,
+    data_root: Path,
+    model: str | None,
+    seconds: float,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Both networks of a ticket, on the GPU where there is one."""
+    from ltcompile.compare import open_pair
+    from ltcompile.paths import check_writable
+    from ltcompile.race import Heat, Network, RaceResult, heat, run, write
+    from ltcompile.train.device import pick_device
+
+    for path in (output, output.with_suffix(".md"), output.with_name("layers.html")):
+        check_writable(path)
+    pair = open_pair(ticket, data=data, data_root=data_root, model=model)
+    images = pair.images[: max(IMAGES, *batches)]
+
+    def told(result: RaceResult) -> None:
+        write(result, output)
+        if not as_json:
+            subject, batch = result.heats()[-1]
+            typer.echo(f"\n{subject}, batch {batch}\n{heat(result, subject, batch)}")
+
+    result = run(
+        [Network(name, network, images) for name, network in pair.networks.items()],
+        [Heat(name, batch) for batch in batches for name in ("small", "dense")],
+        device=pick_device(device).type,
+        seconds=seconds,
+        images=pair.told,
+        on_progress=lambda text: typer.echo(text, err=True),
+        on_heat=told,
+    )
+    typer.echo(json.dumps(result.to_json()) if as_json else f"wrote {output}, {output.stem}.md and layers.html")
 
 
 def _print_row(row: Measurement) -> None:

@@ -1,0 +1,26 @@
+"""The race: networks by the engine and by everyone else who could run them, side by side on one device, answers checked first.
+
+result = run([Network("small", small, images)], [Heat("small", 64)], device="cpu")
+write(result, "race.json")                  # and race.md, layers.html
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltcompile.paths import write_json, write_text
+from ltcompile.race.entrant import ENGINE, Network
+from ltcompile.race.picture import page
+from ltcompile.race.race import Heat, entrants, run
+from ltcompile.race.result import Check, RaceResult
+from ltcompile.race.tables import heat, markdown
+
+__all__ = ["ENGINE", "Check", "Heat", "Network", "RaceResult", "entrants", "heat", "markdown", "run", "write"]
+
+
+def write(result: RaceResult, path: str | Path, picture: str | Path | None = None) -> None:
+    """The race as JSON at `path`, as Markdown beside it, and its layers as a page, by default layers.html there. Raises BadFile."""
+    path = Path(path)
+    write_json(path, result.to_json())
+    write_text(path.with_suffix(".md"), markdown(result))
+    write_text(picture or path.with_name("layers.html"), page(result))

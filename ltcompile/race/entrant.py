@@ -1,0 +1,97 @@
+"""Who races, and what each is given: a network in every form that somebody reads, each made once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile.engine.checks import tile
+from ltcompile.engine.cpu import Source
+from ltcompile.engine.file import Part
+from ltcompile.engine.host import make_source
+from ltcompile.lower import HalfInside, export_onnx, fold_batch_norm
+from ltcompile.lower.lower import lower
+from ltcompile.lower.passes import precision as precisions
+from ltcompile.lower.program import Program
+
+ENGINE = "engine"
+
+
+class Ready(NamedTuple):
+    """An entrant with its images in place.
+
+    `call` computes their answers once; on a GPU it may return before they are there. `answer` fetches what the last call gave, float32
+    (N, classes). `write` puts other images, on the CPU, in the place of the first. `how` is what the entrant chose by itself, and `part`
+    what an engine decided.
+    """
+
+    call: Callable[[], object]
+    answer: Callable[[], Tensor]
+    write: Callable[[Tensor], object]
+    how: str = ""
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Somebody who runs networks in one precision on one device.
+
+    `build` takes a network and float32 images (N, C, H, W) on the CPU, and may raise anything: what it says is written into the result.
+    `settings` are what a reader needs to repeat it.
+    """
+
+    name: str
+    precision: str
+    settings: str
+    build: Callable[[Network, Tensor], Ready]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.precision}"
+
+
+class Network:
+    """One network of a race: an fp32 `module` with its batch norms folded, in eval mode on the CPU, and real `images` (N, C, H, W).
+
+    Raises:
+        BadModel: it cannot be traced.
+    """
+
+    def __init__(self, name: str, module: nn.Module, images: Tensor) -> None:
+        self.name, self.images = name, images
+        self.module = fold_batch_norm(copy.deepcopy(module).cpu().eval(), images[:2])[0]
+        self._scratch = tempfile.TemporaryDirectory(prefix="ltcompile-")
+        self._sources: dict[str, Source] = {}
+
+    @functools.cache  # noqa: B019  (a race holds its networks to its end)
+    def lowered(self, batch: int) -> Program:
+        """The network as a program of fused operations, in fp32."""
+        return lower(self.module, tile(self.images, batch)).program
+
+    def source(self, precision: str, batch: int) -> Source:
+        """The network as data for the runtimes of a CPU; int8 takes its ranges from all images."""
+        if precision not in self._sources:
+            self._sources[precision] = make_source(self.module, self.images, [], precision)
+        if precision == "int8":
+            return self._sources[precision]
+        return replace(self._sources[precision], programs={batch: precisions.rewrite(self.lowered(batch), precision)})
+
+    @functools.cache  # noqa: B019
+    def half_onnx(self) -> Path:
+        """An ONNX file in float16 between float32 images and answers, any batch size."""
+        path = Path(self._scratch.name) / "half.onnx"
+        export_onnx(HalfInside(copy.deepcopy(self.module)), self.images[:2], path)
+        return path
+
+    @torch.no_grad()
+    def expected(self, images: Tensor) -> Tensor:
+        """The fp32 answers (N, classes), by eager PyTorch on the CPU."""
+        answer: Tensor = self.module(images)
+        return answer
