@@ -3,7 +3,7 @@
     pip install atheris
     OMP_NUM_THREADS=1 python bench/fuzz.py [--files 100000]      writes bench/results/fuzz.json and fuzz.md
 
-libFuzzer (through atheris) follows the coverage of our readers, of torch's and of zipfile, and keeps what leads it further; files are spoiled
+libFuzzer (through atheris) follows the coverage of ltcompile and of torch's unpickler, and keeps what leads it further; files are spoiled
 as tests/readers.py does, which mends checksums and lengths so that the damage gets past them. Each reader has a process of its own. What is
 neither read nor refused, or takes more than 5 s of CPU time, goes to tests/corpus, where it is a test from then on.
 """
@@ -13,10 +13,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import resource
-import subprocess
+import shutil
 import sys
 import tempfile
 import time
@@ -24,94 +25,81 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from _common import RESULTS, finish
+import atheris
+from torch import _weights_only_unpickler
 
 ROOT = Path(__file__).parent.parent
 CORPUS = ROOT / "tests" / "corpus"
-NAMES = ("ticket", "plan", "run", "onnx", "weights", "safetensors")
-FOLLOWED = ["ltcompile", "torch._weights_only_unpickler", "torch.serialization", "torch._utils", "zipfile"]
 LONGEST_S, HANGS_S = 5, 60  # of CPU time, and of waiting, as other work may take the processor
 MOST_MB, LONGEST_BYTES = 4096, 1 << 16
+NOTHING = {"files": 0, "read": 0, "seconds": 0.0, "slowest_s": 0.0, "grown_mb": 0}
 PATIENCE = 20  # failures of one reader that are collected
+
+
+with atheris.instrument_imports(include=["ltcompile"]):
+    sys.path.insert(0, str(ROOT / "tests"))
+    from _common import RESULTS, finish
+    from readers import READERS
+atheris.instrument_func(_weights_only_unpickler.Unpickler.load)
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--files", type=int, default=100_000)
-    arguments.add_argument("--one", nargs=4, metavar=("READER", "FILES", "SEED", "STATISTICS"), help=argparse.SUPPRESS)
-    asked = arguments.parse_args()
-    if asked.one:
-        name, files, seed, statistics = asked.one
-        fuzz(name, int(files), int(seed), Path(statistics))
+    files = -(-arguments.parse_args().files // len(READERS))
     rows = []
-    for name in NAMES:
-        rows.append(run(name, -(-asked.files // len(NAMES))))
+    for name in READERS:
+        rows.append(run(name, files))
         print(" ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     (RESULTS / "fuzz.md").write_text(table(rows))
-    finish(
-        "fuzz",
-        {"bench": "fuzz", "files": sum(row["files"] for row in rows), "failures": sum(row["failures"] for row in rows), "readers": rows},
-    )
+    failures = sum(row["failures"] for row in rows)
+    finish("fuzz", {"bench": "fuzz", "files": sum(row["files"] for row in rows), "failures": failures, "readers": rows})
 
 
 def run(name: str, files: int) -> dict[str, Any]:
     """All the files of one reader: a process until it ends or fails, then another with another seed."""
-    row: dict[str, Any] = {
-        "reader": name,
-        "files": 0,
-        "read": 0,
-        "failures": 0,
-        "seconds": 0.0,
-        "slowest_s": 0.0,
-        "grown_mb": 0,
-        "edges": 0,
-    }
+    row: dict[str, Any] = {"reader": name, "failures": 0, "edges": 0, **NOTHING}
     while row["files"] < files and row["failures"] < PATIENCE:
         with tempfile.TemporaryDirectory() as scratch:
-            statistics, seed = Path(scratch) / "statistics.json", row["failures"] + 1
-            command = [sys.executable, __file__, "--one", name, str(files - row["files"]), str(seed), str(statistics)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=scratch)
-            told = json.loads(statistics.read_text())
-            row["failures"] += keep(name, Path(scratch), done)
+            asked = name, files - row["files"], row["failures"] + 1, Path(scratch)
+            process = multiprocessing.get_context("fork").Process(target=fuzz, args=asked)  # of one that has imported everything
+            process.start()
+            process.join()
+            log, told = (Path(scratch) / "log").read_text(errors="replace"), json.loads((Path(scratch) / "told").read_text())
+            if process.exitcode:
+                row["failures"] += keep(name, Path(scratch), log)
         for key in ("files", "read", "seconds"):
             row[key] = round(row[key] + told[key], 1)
         for key in ("slowest_s", "grown_mb"):
             row[key] = max(row[key], told[key])
-        row["edges"] = max(
-            [row["edges"], *(int(line.split("cov: ")[1].split()[0]) for line in done.stderr.splitlines() if "cov: " in line)]
-        )
+        row["edges"] = max([row["edges"], *(int(line.split("cov: ")[1].split()[0]) for line in log.splitlines() if "cov: " in line)])
     return row
 
 
-def keep(name: str, scratch: Path, done: subprocess.CompletedProcess[str]) -> int:
+def keep(name: str, scratch: Path, log: str) -> int:
     """Keep what the process failed on among the tests; how many files that are."""
-    if done.returncode == 0:
-        return 0
-    found = [path for path in scratch.iterdir() if path.name.startswith(("crash-", "timeout-", "oom-", "slow-"))]
+    print(log[-2000:], file=sys.stderr, flush=True)
+    found = [path for kind in ("crash", "timeout", "oom") for path in scratch.glob(f"{kind}-*")]
     if not found:
-        raise SystemExit(f"{name} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+        raise SystemExit(f"the fuzzer of {name} failed by itself")
+    (CORPUS / name).mkdir(parents=True, exist_ok=True)
     for path in found:
-        data = path.read_bytes()
-        (CORPUS / name).mkdir(parents=True, exist_ok=True)
-        (CORPUS / name / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
-    print(done.stderr[-2000:], file=sys.stderr, flush=True)
-    return 1
+        shutil.copy(path, CORPUS / name / hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+    return len(found)
 
 
-def fuzz(name: str, files: int, seed: int, statistics: Path) -> None:
-    """In a process of its own, which libFuzzer ends: spoil files and read them. Writes what came of it as it goes."""
-    import atheris
-
-    sys.path.insert(0, str(ROOT / "tests"))
-    with atheris.instrument_imports(include=FOLLOWED):
-        from readers import READERS
-
+def fuzz(name: str, files: int, seed: int, scratch: Path) -> None:
+    """In a process of its own, which libFuzzer ends: spoil files and read them, and write down what came of it."""
+    os.chdir(scratch)
+    for descriptor in (1, 2):
+        os.dup2(os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     warnings.simplefilter("ignore")
     reader, whole = READERS[name], READERS[name].whole()
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
     reader.accepts(whole, folder)  # what is imported late is no growth
     began, held = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    told = {"files": 0, "read": 0, "seconds": 0.0, "slowest_s": 0.0, "grown_mb": 0}
+    told: dict[str, Any] = {**NOTHING}
+    Path("told").write_text(json.dumps(told))
 
     def one(data: bytes) -> None:
         start = time.process_time()
@@ -124,13 +112,13 @@ def fuzz(name: str, files: int, seed: int, statistics: Path) -> None:
             told["seconds"] = round(time.perf_counter() - began, 1)
             told["grown_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) >> 10
             if told["files"] % 500 == 0 or told["files"] >= files or sys.exc_info()[0] is not None:
-                statistics.write_text(json.dumps(told))
+                Path("told").write_text(json.dumps(told))
         assert took < LONGEST_S, f"it took {took:.1f} s"
 
     def spoil(data: bytes, most: int, seed: int) -> bytes:
         chance = random.Random(seed)
         try:
-            return reader.spoil(whole if chance.random() < 0.2 else data, chance)[:most]
+            return reader.spoil(whole if chance.random() < 0.5 else data, chance)[:most]
         except Exception:  # it is too far from whole to be spoiled further
             return atheris.Mutate(data, most)
 

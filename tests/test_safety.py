@@ -425,6 +425,15 @@ def test_plans_in_files(tmp_path: Path, text: str) -> None:
         lt.PruningPlan.load(tmp_path / "plan.json")
 
 
+def test_plans_that_never_end(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").touch()
+    os.truncate(tmp_path / "plan.json", 1 << 40)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "plan.json", tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(BadFile, match="name another file"):
+            lt.PruningPlan.load(path)
+
+
 # Own code
 
 

@@ -9,9 +9,13 @@ search.json, ticket.pt the result
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.tensors import read_torch
@@ -33,13 +37,19 @@ class RunFolder:
             write_json(self._settings, asked)
         elif not resume:
             raise BadFile(f"{path} holds a run already; go on with --resume, or choose another --name")
-        elif told := _differences(read_json(self._settings, "run to resume"), asked):
+        elif told := _differences(self._read_settings(), asked):
             raise StaleTicket(f"{path} was started with other settings ({told}); resume with the same, or start a new run with --name")
         self._tidy()
 
     @property
     def _settings(self) -> Path:
         return self.path / "config.json"
+
+    def _read_settings(self) -> dict[str, Any]:
+        there = read_json(self._settings, "run to resume")
+        if not isinstance(there, dict):
+            raise BadFile(f"{self._settings} holds no settings of a run; remove {self.path}, or choose another --name")
+        return there
 
     def unit(self, seed: int, unit: str) -> Path:
         return self.path / f"seed{seed}" / f"{unit}.pt"
@@ -69,6 +79,22 @@ class RunFolder:
             raise BadFile(f"{path} is no training of a run; remove it, and {mend}")
         return value
 
+    def load_into(self, model: nn.Module, path: Path) -> dict[str, Any]:
+        """Give `model` the weights in a file of the run, in place; all that `save` wrote. Raises BadFile as `load` does, or where they do not fit."""
+        value = self.load(path)
+        with self.fitting(path):
+            model.load_state_dict(value["weights"])
+        return value
+
+    @contextlib.contextmanager
+    def fitting(self, path: Path) -> Iterator[None]:
+        """Where what `path` holds is put to use: what does not fit is a BadFile."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, BadFile) as error:
+            told = " ".join(str(error).split())[:300]
+            raise BadFile(f"{path} does not fit this run ({told}); remove it, and --resume repeats that training") from error
+
     def load_plan(self, seed: int, level: int) -> PruningPlan:
         """Raises BadFile where it is missing or damaged."""
         return PruningPlan.load(self.plan(seed, level))
@@ -93,15 +119,18 @@ class RunFolder:
         lines = []
         for file in sorted(self.path.glob("seed*/*.pt")):
             unit = file.name.removesuffix(".pt").removesuffix(".partial")
-            seed = int(file.parent.name[4:])
-            if file == self.partial(seed, unit) and self.unit(seed, unit).exists():
-                file.unlink()
-                continue
-            lines += [json.dumps({"seed": seed, "unit": unit, **row}) for row in self.load(file).get("epochs", [])]
+            with self.fitting(file):
+                seed = int(file.parent.name[4:])
+                if file == self.partial(seed, unit) and self.unit(seed, unit).exists():
+                    file.unlink()
+                    continue
+                lines += [json.dumps({"seed": seed, "unit": unit, **row}) for row in self.load(file).get("epochs", [])]
         write_text(self.path / "history.jsonl", "".join(line + "\n" for line in lines))
 
 
-def _differences(there: dict[str, Any], asked: dict[str, Any]) -> str:
+def _differences(there: Any, asked: dict[str, Any]) -> str:
     """In which settings two runs differ, in words; empty where in none."""
+    if not isinstance(there, dict):
+        return "its config.json holds none"
     differing = [k for k in sorted(set(asked) | set(there)) if asked.get(k) != there.get(k)]
     return "; ".join(f"{k}: {there.get(k)!r} there, {asked.get(k)!r} asked for" for k in differing)

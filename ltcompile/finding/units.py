@@ -53,11 +53,11 @@ class Units:
         model, file = start(), self.folder.unit(unit.seed, unit.name)
         found = file.exists()
         if found:
-            saved = self.folder.load(file)
-            model.load_state_dict(saved["weights"])
+            saved = self.folder.load_into(model, file)
         else:
             saved = self._train(unit, model, plan, recipe, first_epoch)
-        row, told = Trained.from_json(saved["row"]), saved.get("health")  # runs that began before it have none
+        with self.folder.fitting(file):
+            row, told = Trained.from_json(saved["row"]), saved.get("health")  # runs that began before it have none
         if told and not sound(told):
             self.ailing.append({"seed": unit.seed, "arm": unit.arm, "level": unit.level, **told})
         self.listener.finished(row, found)
@@ -67,7 +67,9 @@ class Units:
         """Train `model` in place, from its checkpoint if there is one; what is in the unit's file then."""
         partial = self.folder.partial(unit.seed, unit.name)
         state = self.folder.load(partial) if partial.exists() else None
-        self.listener.started(unit.seed, unit.arm, unit.level, recipe.epochs - first_epoch, len(state["epochs"]) if state else 0)
+        with self.folder.fitting(partial):
+            done_before = len(state["epochs"]) if state else 0
+        self.listener.started(unit.seed, unit.arm, unit.level, recipe.epochs - first_epoch, done_before)
 
         def keep(epoch: Epoch, reached: dict[str, Any]) -> None:
             if unit.arm == "dense" and epoch.epoch + 1 == self.asked.config.rewind_epoch:
@@ -142,14 +144,14 @@ class Units:
         model = self.asked.initial(unit.seed)
         if not self._masked(unit):
             model = cut(model, self.plan(unit))
-        model.load_state_dict(self.folder.load(self.folder.unit(unit.seed, unit.name))["weights"])
+        self.folder.load_into(model, self.folder.unit(unit.seed, unit.name))
         return model
 
     def early(self, seed: int) -> nn.Module:
         """The dense network at the rewind epoch."""
         model = self.asked.initial(seed)
         if self.asked.config.rewind_epoch:
-            model.load_state_dict(self.folder.load(self.folder.unit(seed, "early"))["weights"])
+            self.folder.load_into(model, self.folder.unit(seed, "early"))
         return model
 
     def _teacher(self, unit: Unit, recipe: Recipe) -> nn.Module | None:

@@ -21,7 +21,7 @@ from ltcompile.core.notice import notify
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record
 from ltcompile.data import Dataset
-from ltcompile.errors import TrainingFailed
+from ltcompile.errors import BadFile, TrainingFailed
 from ltcompile.train.device import autocast_dtype, lay_out
 from ltcompile.train.evaluate import Evaluation, evaluate
 from ltcompile.train.loss import loss_of
@@ -126,11 +126,17 @@ class _Loop:
         }
 
     def go_on(self, state: dict[str, Any]) -> list[Epoch]:
-        """Take up a `state`; the epochs behind it."""
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.parts = state.get("parts", 1)  # runs that began before it knew of none
-        return [Epoch.from_json(row) for row in state["epochs"]]
+        """Take up a `state`; the epochs behind it. Raises BadFile where it is of another training."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.parts = int(state.get("parts", 1))  # runs that began before it knew of none
+            return [Epoch.from_json(row) for row in state["epochs"]]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            told = " ".join(str(error).split())[:300]
+            raise BadFile(
+                f"the checkpoint is of another training ({told}); remove the run's .partial.pt, and --resume repeats it"
+            ) from error
 
     def epoch(self, epoch: int) -> tuple[Epoch, Evaluation]:
         """Train for one epoch, and validate."""
