@@ -106,6 +106,36 @@ def test_malformed_json_is_a_bad_plan(broken: object) -> None:
         PruningPlan.from_json(broken)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((("groups", 0, "width"), value) for value in ("6", 6.0, True, -6, 0, None, 2**40, float("inf"))),
+        *((("groups", 0, "name"), value) for value in (7, None, ["a"], "\x1b[2J")),
+        *((("groups", 0, "members", 0, "span"), value) for value in (-1, 1.0, 2**30, "1")),
+        *((("groups", 0, "members", 0, "start"), value) for value in (-1, 2**60, False)),
+        *((("groups", 0, "members", 0, "axis"), value) for value in ("inside", "=a.b", 3, "weight.x", "")),
+        *((("groups", 0, "members", 1, "index"), value) for value in ([[0]] * 6, [[-1]] * 6, [[0.5]] * 6, ["ab"] * 6, [[2**40]] * 6, 3)),
+        *((("kept", "a"), value) for value in ([1, 0], [0, 0], [-1], [6], [0.0], [True], "01", {"0": 1}, None, [])),
+    ],
+)
+def test_wrong_fields_are_a_bad_plan(place: tuple[str | int, ...], value: object) -> None:
+    told = PruningPlan(CHAIN, {"a": (0, 1)}).to_json()
+    told["groups"][0]["members"][1] = {"layer": "b", "axis": "in", "index": [[c] for c in range(6)]}
+    holder = told
+    for key in place[:-1]:
+        holder = holder[key]  # type: ignore[index]
+    holder[place[-1]] = value  # type: ignore[index]
+    with pytest.raises(BadPlan):
+        PruningPlan.from_json(told)
+
+
+def test_a_few_bytes_claim_no_memory() -> None:
+    member = {"layer": "a", "axis": "out", "start": 0, "span": 1}
+    group = {"name": "a", "width": 1 << 20, "frozen": "", "members": [{**member, "layer": str(i)} for i in range(100)]}
+    with pytest.raises(BadPlan, match="the plan claims 104,857,600 positions"):
+        PruningPlan.from_json({"groups": [group], "kept": {}})
+
+
 def test_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
     plan = PruningPlan(CHAIN, {"a": (0, 3)})
     plan.save(tmp_path / "plan.json")

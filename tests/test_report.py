@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -420,6 +421,15 @@ def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match="no run folder"):
         report(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run", example())
+    os.mkfifo(folder / "pipe.json")
+    (folder / "folder.json").mkdir()
+    (folder / "bench.json").unlink()
+    os.mkfifo(folder / "bench.json")
+    assert report(folder).exists()
 
 
 def test_output_goes_where_it_is_told(tmp_path: Path) -> None:

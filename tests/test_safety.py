@@ -293,6 +293,7 @@ class TestArchives:
             self.check(tmp_path, made.getvalue(), "ticket")
         assert not list(tmp_path.parent.glob("evil*")) and not Path("/tmp/evil-of-an-archive").exists()
 
+    @pytest.mark.filterwarnings("ignore::UserWarning")
     def test_kinds_of_tensors_that_no_network_has(self, tmp_path: Path) -> None:
         value = torch.load(io.BytesIO(READERS["ticket"].whole()), weights_only=True)
         odd = {
@@ -432,6 +433,56 @@ def test_plans_that_never_end(tmp_path: Path) -> None:
     for path in (tmp_path / "plan.json", tmp_path / "pipe", Path("/dev/zero")):
         with pytest.raises(BadFile, match="name another file"):
             lt.PruningPlan.load(path)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder after a short search."""
+    cwd = tmp_path_factory.mktemp("search")
+    assert call(*SEARCH, cwd=cwd).returncode == 0
+    return cwd
+
+
+SEARCH = ("find", "--model", "lenet5", "--epochs", 2, "--rounds", 1, "--no-controls", "--name", "t")
+CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "nothing left": lambda saved: saved.clear(),
+    "no weights": lambda saved: saved.pop("weights"),
+    "other weights": lambda saved: saved["weights"].update({"0.weight": torch.zeros(2, 2)}),
+    "weights that are none": lambda saved: saved.update(weights=[1]),
+    "no row": lambda saved: saved.pop("row"),
+    "another row": lambda saved: saved["row"].update(macs="many"),
+    "epochs that are none": lambda saved: saved.update(epochs=[1, 2]),
+    "epochs that are no list": lambda saved: saved.update(epochs=3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_trainings_that_are_of_another_run(searched: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    file = searched / "runs/t/seed0/dense-0.pt"
+    whole = file.read_bytes()
+    change(saved := torch.load(file, weights_only=True))
+    torch.save(saved, file)
+    try:
+        refused(*SEARCH, "--resume", says="dense-0.pt does not fit this run", cwd=searched)
+    finally:
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("without", ["model", "optimiser", "epochs"])
+def test_checkpoints_that_are_of_another_training(searched: Path, without: str) -> None:
+    folder = searched / "runs/t/seed0"
+    unit, partial = folder / "ticket-1.pt", folder / "ticket-1.partial.pt"
+    whole = unit.read_bytes()
+    saved = torch.load(unit, weights_only=True)
+    checkpoint = {"model": saved["weights"], "optimiser": {"state": {}, "param_groups": []}, "epochs": saved["epochs"][:1]}
+    del checkpoint[without]
+    torch.save(checkpoint, partial)
+    unit.unlink()
+    try:
+        refused(*SEARCH, "--resume", says="ticket-1.partial.pt does not fit" if without == "epochs" else "another training", cwd=searched)
+    finally:
+        unit.write_bytes(whole)
+        partial.unlink(missing_ok=True)
 
 
 # Own code

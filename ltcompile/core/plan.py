@@ -179,7 +179,7 @@ class PruningPlan:
             channels = tuple(sorted(set(range(group.width)) - set(kept)))
             for member in group.members if channels else ():
                 gone.setdefault((member.layer, member.axis), []).extend(member.positions(channels))
-        return {key: sorted(positions) for key, positions in gone.items()}
+        return {key: sorted(positions) for key, positions in gone.items() if positions}
 
     def remaining(self) -> tuple[Group, ...]:
         """The groups of the cut network, in its own coordinates: no second tracing is needed."""
