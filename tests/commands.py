@@ -29,9 +29,17 @@ def fork(target: Callable[..., None], *arguments: object) -> BaseProcess:
     SERVER.set_forkserver_preload(["preload", "commands"])
     with mock.patch.dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.path.dirname(__file__)):
         multiprocessing.forkserver.ensure_running()
-    process = SERVER.Process(target=target, args=arguments)
+    process = SERVER.Process(target=_forked, args=(target, *arguments))
     process.start()
     return process
+
+
+def _forked(target: Callable[..., None], *arguments: object) -> None:
+    """In a fork torch makes its pool of threads anew when it is first asked for: if two threads are, one may find none, and abort."""
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads())
+    target(*arguments)
 
 
 class Command:
