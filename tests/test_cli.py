@@ -184,7 +184,7 @@ class TestBadInput:
         refused("find", "--rounds", "many", says="valid integer", cwd=tmp_path)
         refused("find", "--device", "tpu", says="cpu or cuda", cwd=tmp_path)
         refused("find", "--data", "cifar10", says="--download", cwd=tmp_path)
-        refused("find", "--epochs", "0", says="epochs must be", cwd=tmp_path)
+        refused("find", "--epochs", "0", says="'--epochs'", cwd=tmp_path)
 
     def test_tickets(self, folder: Path, tmp_path: Path) -> None:
         whole = (folder / "runs/t/ticket.pt").read_bytes()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from commands import call
+from commands import REFUSAL_BYTES, call
 from onnx import helper
 from PIL import Image
 from readers import READERS
@@ -88,20 +88,35 @@ def flag(option: Any) -> str:
     return str(max(option.opts, key=len))
 
 
+def is_number(command: str, option: Any) -> bool:
+    return bool(re.search(r"\b(int|float)\b", str(inspect.unwrap(COMMANDS[command].callback).__annotations__[option.name])))
+
+
 @pytest.mark.parametrize(("command", "option"), OPTIONS, ids=[f"{name} {flag(option)}" for name, option in OPTIONS])
 def test_wrong_values(misused: Callable[..., None], command: str, option: Any) -> None:
     """Numbers that are none; options without their value; values for what takes none."""
-    hint = str(inspect.unwrap(COMMANDS[command].callback).__annotations__[option.name])
     if option.is_flag:
         misused(*words(command), f"{flag(option)}=maybe", names=flag(option))
         return
     misused(*words(command), flag(option), names=flag(option))
-    if re.search(r"\b(int|float)\b", hint):
+    if is_number(command, option):
         misused(*words(command), flag(option), "many", names=flag(option))
 
 
-def test_some_values_are_numbers() -> None:
-    assert sum("int" in str(inspect.unwrap(c.callback).__annotations__.values()) for c in COMMANDS.values()) > 3
+NUMBERS = [(name, flag(option)) for name, option in OPTIONS if name in ("plan", "find") and is_number(name, option)]
+
+
+@pytest.mark.parametrize(("command", "option"), NUMBERS, ids=[" ".join(pair) for pair in NUMBERS])
+def test_numbers_out_of_their_range(tmp_path: Path, command: str, option: str) -> None:
+    """They are refused, or taken; neither is a bug of ours, nor takes all there is."""
+    quick = ("--model", "lenet5") if command == "plan" else ("--model", "lenet5", "--epochs", 1, "--rounds", 1, "--no-controls")
+    for value in ("-1", "nan", f"{10**30}")[0 if command == "plan" else 1 :]:
+        done = call(command, *quick, option, value, cwd=tmp_path, memory_bytes=REFUSAL_BYTES, timeout=60)
+        assert done.returncode in (0, 2) and "Traceback" not in done.stderr, (value, done.stderr)
+
+
+def test_there_are_numbers() -> None:
+    assert len(NUMBERS) > 20
 
 
 def of_the_future(value: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import typer
 from ltcompile.errors import BadSetting
 
 PRUNING, LIMITS = "Pruning", "Limits"
+LAST_SEED = 2**31 - 1
+MOST_IMAGES = 1 << 20  # in a batch: more is a slip of the keyboard
 KEEP: Any = typer.Option(
     [],
     metavar="PATTERN",
@@ -20,8 +22,8 @@ LAYER_RATIO: Any = typer.Option(
     [], metavar="PATTERN=SHARE", help="Cut this share of these layers, whatever becomes of the others. Repeatable.", rich_help_panel=LIMITS
 )
 MAX_LAYER_RATIO: Any = typer.Option(0.95, help="The largest share of its channels that any layer may lose.", rich_help_panel=LIMITS)
-MIN_CHANNELS: Any = typer.Option(1, help="Least number of channels that a layer keeps.", rich_help_panel=LIMITS)
-ALIGN: Any = typer.Option(1, help="Widths become multiples of this; 8 or 16 suit most hardware.", rich_help_panel=LIMITS)
+MIN_CHANNELS: Any = typer.Option(1, min=1, help="Least number of channels that a layer keeps.", rich_help_panel=LIMITS)
+ALIGN: Any = typer.Option(1, min=1, max=1024, help="Widths become multiples of this; 8 or 16 suit most hardware.", rich_help_panel=LIMITS)
 GROUP_REDUCTION: Any = typer.Option(
     "producers",
     help="Which weights speak for a channel: the filters that make it (producers), or all that go with it (all).",

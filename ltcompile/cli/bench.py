@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ltcompile.cli._options import MOST_IMAGES
+
 if TYPE_CHECKING:
     from ltcompile.core.records import Measurement
 
@@ -29,11 +31,11 @@ def bench(
     against: str = typer.Option("dense", help="What to race it against: the dense network that it was cut from."),
     backend: list[str] | None = typer.Option(None, help="eager, compile, onnxruntime, tensorrt, openvino; all that work by default."),
     device: list[str] | None = typer.Option(None, help="cpu, cuda; all that work by default."),
-    batch: list[int] = typer.Option([1, 8, 64], help="Batch sizes; repeat for several."),
+    batch: list[int] = typer.Option([1, 8, 64], min=1, max=MOST_IMAGES, help="Batch sizes; repeat for several."),
     data: str | None = typer.Option(None, help="Test images; the ticket's own data by default."),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
-    seconds: float = typer.Option(2.0, help="Time to spend on each row."),
+    seconds: float = typer.Option(2.0, min=0, max=3600, help="Time to spend on each row."),
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; bench.json beside the target by default."),
     race: bool = typer.Option(False, "--race", help="Race the engine against everyone who could run a ticket's networks; takes minutes."),
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON."),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ltcompile.cli._options import MOST_IMAGES
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -31,7 +33,7 @@ def compile(
     target: Path = typer.Argument(..., help="ticket.pt of a search; or an engine, with --retune."),
     output: Path = typer.Option(Path("small.engine"), "-o", "--output", help="The engine file to write."),
     device: str = typer.Option("cpu", help="cpu or cuda."),
-    batch: list[int] = typer.Option([1, 8, 64], help="Batch sizes to be ready for; repeat for several."),
+    batch: list[int] = typer.Option([1, 8, 64], min=1, max=MOST_IMAGES, help="Batch sizes to be ready for; repeat for several."),
     precision: str | None = typer.Option(
         None, help="fp32, bf16 or int8 on a CPU; fp16, bf16 or fp32 on a GPU.", show_default="fp32, GPU fp16"
     ),

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ltcompile.cli._options import ALIGN, GROUP_REDUCTION, KEEP, LAYER_RATIO, MAX_LAYER_RATIO, MIN_CHANNELS, ONLY, PRUNING, limits
+from ltcompile.cli._options import (
+    ALIGN,
+    GROUP_REDUCTION,
+    KEEP,
+    LAST_SEED,
+    LAYER_RATIO,
+    MAX_LAYER_RATIO,
+    MIN_CHANNELS,
+    MOST_IMAGES,
+    ONLY,
+    PRUNING,
+    limits,
+)
 
 if TYPE_CHECKING:
     from ltcompile.core.recipe import Recipe
@@ -35,7 +47,7 @@ def find(
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there."),
     image_size: int | None = typer.Option(
-        None, help="Side of the images in pixels; by default what published --weights want, or else the data's own."
+        None, min=4, max=1024, help="Side of the images in pixels; by default what published --weights want, or else the data's own."
     ),
     weights: Path | None = typer.Option(
         None, help="Trained weights to start from (.safetensors or torch.save); a head for other classes is swapped for a fresh one."
@@ -53,7 +65,7 @@ def find(
         "l1", help="l1, l2, linf, bn, fpgm, lamp, taylor, hessian, activation, apoz or random.", rich_help_panel=PRUNING
     ),
     group_reduction: str = GROUP_REDUCTION,
-    rounds: int = typer.Option(8, help="Rounds of train, prune, rewind.", rich_help_panel=PRUNING),
+    rounds: int = typer.Option(8, min=1, max=1000, help="Rounds of train, prune, rewind.", rich_help_panel=PRUNING),
     rate: float | None = typer.Option(
         None, help="Share of the surviving filters cut in each round.  [default: 0.2, unless there is a target]", rich_help_panel=PRUNING
     ),
@@ -68,8 +80,10 @@ def find(
     max_layer_ratio: float = MAX_LAYER_RATIO,
     min_channels: int = MIN_CHANNELS,
     align: int = ALIGN,
-    epochs: int | None = typer.Option(None, help="Epochs of each training.  [default: the model's recipe]", rich_help_panel=TRAINING),
-    batch: int | None = typer.Option(None, help="Images per step.", rich_help_panel=TRAINING),
+    epochs: int | None = typer.Option(
+        None, min=1, max=1_000_000, help="Epochs of each training.  [default: the model's recipe]", rich_help_panel=TRAINING
+    ),
+    batch: int | None = typer.Option(None, min=2, max=MOST_IMAGES, help="Images per step.", rich_help_panel=TRAINING),
     lr: float | None = typer.Option(
         None,
         help="Learning rate; with --weights at most 0.01 (at batch 128) by default, and one epoch of warm-up.",
@@ -86,13 +100,17 @@ def find(
     ),
     precision: str | None = typer.Option(None, help="auto, fp32 or bf16.", rich_help_panel=TRAINING),
     device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one.", rich_help_panel=TRAINING),
-    seeds: int = typer.Option(1, help="Independent searches; three or more judge the spread between trainings.", rich_help_panel=JUDGING),
-    seed: int = typer.Option(0, help="The first seed.", rich_help_panel=JUDGING),
+    seeds: int = typer.Option(
+        1, min=1, max=1000, help="Independent searches; three or more judge the spread between trainings.", rich_help_panel=JUDGING
+    ),
+    seed: int = typer.Option(0, min=0, max=LAST_SEED, help="The first seed.", rich_help_panel=JUDGING),
     controls: bool = typer.Option(True, help="Train the control arms at the chosen level.", rich_help_panel=JUDGING),
     margin: float = typer.Option(
         0.5,
         "--margin",
         "--max-drop",
+        min=0,
+        max=100,
         help="Points of validation accuracy that a ticket may be worse; the smallest that is not wins.",
         rich_help_panel=JUDGING,
     ),

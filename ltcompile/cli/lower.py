@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ltcompile.cli._options import MOST_IMAGES
+
 if TYPE_CHECKING:
     from ltcompile.lower.lower import Lowered, Placed
 
@@ -21,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def lower(
     ticket: Path = typer.Argument(..., help="ticket.pt of a search."),
-    batch: int = typer.Option(1, min=1, help="Images in a batch."),
+    batch: int = typer.Option(1, min=1, max=MOST_IMAGES, help="Images in a batch."),
     precision: str = typer.Option("fp32", help="What our kernels would compute in: fp32, fp16 or bf16."),
     explain: bool = typer.Option(False, "--explain", help="Print what became of every operation, and why."),
     model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),

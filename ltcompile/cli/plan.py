@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ltcompile.cli._options import ALIGN, GROUP_REDUCTION, KEEP, LAYER_RATIO, MAX_LAYER_RATIO, MIN_CHANNELS, ONLY, PRUNING, limits
+from ltcompile.cli._options import (
+    ALIGN,
+    GROUP_REDUCTION,
+    KEEP,
+    LAST_SEED,
+    LAYER_RATIO,
+    MAX_LAYER_RATIO,
+    MIN_CHANNELS,
+    ONLY,
+    PRUNING,
+    limits,
+)
 
 if TYPE_CHECKING:
     from ltcompile.core.plan import PruningPlan
@@ -27,9 +38,11 @@ def register(app: typer.Typer) -> None:
 def plan(
     model: str = typer.Option("vgg16", help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own."),
     weights: Path | None = typer.Option(None, help="Trained weights (.safetensors or torch.save); fresh ones say little of importance."),
-    classes: int = typer.Option(10, help="Classes that the network tells apart."),
-    in_channels: int = typer.Option(3, help="Colours of its images."),
-    image_size: int | None = typer.Option(None, help="Side of its images in pixels.  [default: 32, 224 for networks from elsewhere]"),
+    classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network tells apart."),
+    in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
+    image_size: int | None = typer.Option(
+        None, min=1, max=4096, help="Side of its images in pixels.  [default: 32, 224 for networks from elsewhere]"
+    ),
     ratio: float | None = typer.Option(
         None, help="Share of the filters to drop.  [default: 0.5, unless there is a target]", rich_help_panel=PRUNING
     ),
@@ -48,7 +61,7 @@ def plan(
     max_layer_ratio: float = MAX_LAYER_RATIO,
     min_channels: int = MIN_CHANNELS,
     align: int = ALIGN,
-    seed: int = typer.Option(0, help="Gives fresh weights and the random criterion."),
+    seed: int = typer.Option(0, min=0, max=LAST_SEED, help="Gives fresh weights and the random criterion."),
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write the plan as JSON, for PruningPlan.load."),
     as_json: bool = typer.Option(False, "--json", help="Print the widths and sizes as JSON."),
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -41,9 +42,9 @@ class Recipe(Record):
         checks = {
             f"epochs must be at least 1, not {self.epochs}": self.epochs >= 1,
             f"batch must be at least 2 (batch norm needs two images), not {self.batch}": self.batch >= 2,
-            f"lr must be above 0, not {self.lr}": self.lr > 0,
+            f"lr must be above 0, not {self.lr}": 0 < self.lr < math.inf,
             f"momentum must be in [0, 1), not {self.momentum}": 0 <= self.momentum < 1,
-            f"weight decay must not be negative: {self.weight_decay}": self.weight_decay >= 0,
+            f"weight decay must not be negative or without end: {self.weight_decay}": 0 <= self.weight_decay < math.inf,
             f"schedule must be one of {', '.join(get_args(Schedule))}, not {self.schedule!r}": self.schedule in get_args(Schedule),
             f"precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}": self.precision in get_args(Precision),
             f"label smoothing must be in [0, 1), not {self.label_smoothing}": 0 <= self.label_smoothing < 1,
@@ -72,7 +73,5 @@ class Recipe(Record):
             return self.lr
         if self.schedule == "step":
             return self.lr * 0.1 ** sum(epoch >= m * self.epochs for m in self.milestones)
-        import math
-
         done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1)
         return 0.5 * self.lr * (1 + math.cos(math.pi * min(done, 1.0)))
