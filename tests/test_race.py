@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from collections.abc import Callable
@@ -203,8 +204,18 @@ def test_claims_are_numbers_that_were_found() -> None:
     assert checks.over_dense(race, "small", "dense", 8, "fp16") == pytest.approx(4.5)
     assert checks.of_macs(race, "small", "dense", 8, "fp16") == pytest.approx(0.9)
     assert checks.of_roofline(race, "small", 8, "fp16") == pytest.approx(13 / 20)
-    assert checks.behind_best(race) == pytest.approx(9 / 8)
+    assert checks.never_behind("claim", race, 1.05).found == pytest.approx(9 / 8)
     assert checks.against_cudnn(race, ["small"]) == pytest.approx(1.0), "the geometric mean of 4 and 1/4"
+
+
+@pytest.mark.parametrize(("bound", "behind", "holds"), [(1.2, (0.9, 1.3), True), (1.05, (0.9, 1.3), None), (1.05, (1.08, 1.2), False)])
+def test_being_behind_needs_an_interval(bound: float, behind: tuple[float, float], holds: bool | None) -> None:
+    race = result()
+    race.rows = [dataclasses.replace(r, behind=behind) if r.entrant == ENGINE else r for r in race.rows]
+    check = checks.never_behind("never behind", race, bound)
+    assert check.holds is holds and check.found == pytest.approx(9 / 8)
+    race.checks = [check]
+    assert ("not decidable" in markdown(race)) == (holds is None)
 
 
 def test_what_was_not_measured_is_neither_true_nor_false() -> None:
@@ -215,6 +226,7 @@ def test_what_was_not_measured_is_neither_true_nor_false() -> None:
         checks.of_macs(race, "small", "dense", 64, "fp16"),
         checks.of_roofline(race, "small", 1, "fp32"),
         checks.against_cudnn(race, ["dense"]),
+        checks.never_behind("claim", RaceResult("cpu", "a CPU", "noise"), 1.05).found,
     ):
         assert found is None and checks.at_least("claim", found, 1).holds is None and checks.at_most("claim", found, 1).holds is None
     assert checks.at_least("claim", 1.5, 1.5).holds is True and checks.at_most("claim", 1.5, 1.4).holds is False

@@ -16,6 +16,7 @@ from ltcompile.lower.program import Program
 from ltcompile.runtimes import openvino_core
 
 RUNTIMES = ONNXRUNTIME, OPENVINO, COMPILE = "onnxruntime", "openvino", "compile"
+OWN = 0
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A runtime and the threads it gets (0: as many as PyTorch has)."""
+    """A runtime and the threads it gets (OWN: as many as it takes by itself, placed as it likes)."""
 
     runtime: str
-    threads: int = 0
+    threads: int = OWN
 
     def __str__(self) -> str:
         return f"{self.runtime}, {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else self.runtime
@@ -42,7 +43,7 @@ def candidates(precision: str) -> tuple[list[Candidate], dict[str, str]]:
     """Who is worth timing in a precision on this machine, and who is not, with the reason."""
     threads = thread_counts()
     out = {runtime: reason for runtime in RUNTIMES if (reason := _refusal(runtime, precision))}
-    everyone = [Candidate(runtime, n) for runtime in (ONNXRUNTIME, OPENVINO) for n in threads] + [Candidate(COMPILE)]
+    everyone = [Candidate(runtime, n) for runtime in (ONNXRUNTIME, OPENVINO) for n in (OWN, *threads)] + [Candidate(COMPILE)]
     return [c for c in everyone if c.runtime not in out], out
 
 

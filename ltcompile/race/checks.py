@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from ltcompile.race.entrant import ENGINE
-from ltcompile.race.result import Check, RaceResult, Row
+from ltcompile.race.result import Check, RaceResult
 
 Number = float | None
 
@@ -58,14 +58,18 @@ def of_roofline(result: RaceResult, subject: str, batch: int, precision: str) ->
     return sum(floors_us) / us if us and floors_us else None
 
 
-def behind_best(result: RaceResult) -> Number:
-    """The engine's worst time over that of the fastest peer of its precision, among all heats."""
-    return _worst(result, lambda engine, peer: engine.ms_p50 / peer.ms_p50)
+def never_behind(claim: str, result: RaceResult, bound: float) -> Check:
+    """That in all heats the engine's time over that of the fastest peer of its precision is at most `bound`; found is the worst.
 
-
-def _worst(result: RaceResult, ratio: Callable[[Row, Row], float]) -> Number:
+    It fails where one row's whole interval lies above the bound, and cannot be told where only the row's median does.
+    """
     pairs = [(row, result.fastest_peer(row)) for row in result.rows if row.entrant == ENGINE]
-    return max((ratio(engine, peer) for engine, peer in pairs if peer), default=None)
+    ratios = {row: row.ms_p50 / peer.ms_p50 for row, peer in pairs if peer}
+    if not ratios:
+        return Check(claim, None, None)
+    if any(row.behind is not None and row.behind[0] > bound for row in ratios):
+        return Check(claim, max(ratios.values()), False)
+    return Check(claim, max(ratios.values()), True if max(ratios.values()) <= bound else None)
 
 
 def against_cudnn(result: RaceResult, subjects: Iterable[str]) -> Number:

@@ -129,6 +129,7 @@ class _Heat:
         calls = {name: self.clock.timed(one.call) for name, one in ready.items()}
         times = timing.race(calls, seconds=seconds, settle_s=self.clock.settle_s, clock=self.clock) if calls else {}
         self.result.rows += [_timed(rows[name], ms) for name, ms in times.items()]
+        self._tell_standings(times)
         self._tell_energy(calls)
         self._tell_layers(ready)
         self._tell_size()
@@ -157,6 +158,16 @@ class _Heat:
         self.clock.wait()
         return ready.answer()
 
+    def _tell_standings(self, times: dict[str, timing.Times]) -> None:
+        """How far each engine is behind its fastest peer, with the interval."""
+        for engine in [row for row in self.result.heat(self.network.name, self.batch) if row.entrant == ENGINE]:
+            if peer := self.result.fastest_peer(engine):
+                _, low, high = timing.speedup(times[f"{ENGINE} {engine.precision}"], times[f"{peer.entrant} {peer.precision}"])
+                self._replace(engine, replace(engine, behind=(low, high)))
+
+    def _replace(self, row: Row, told: Row) -> None:
+        self.result.rows[self.result.rows.index(row)] = told
+
     def _tell_energy(self, calls: dict[str, Call]) -> None:
         """Of the engine and of its fastest peer: counters are slow, and two tell what matters."""
         try:
@@ -167,8 +178,7 @@ class _Heat:
         for engine in [row for row in self.result.heat(self.network.name, self.batch) if row.entrant == ENGINE]:
             for row in filter(None, (engine, self.result.fastest_peer(engine))):
                 call = calls[f"{row.entrant} {row.precision}"]
-                told = replace(row, joules_per_image=energy.per_image(joules, call, self.batch))
-                self.result.rows[self.result.rows.index(row)] = told
+                self._replace(row, replace(row, joules_per_image=energy.per_image(joules, call, self.batch)))
 
     def _tell_layers(self, ready: dict[str, Ready]) -> None:
         precision = LAYERS_IN[self.result.device]

@@ -23,7 +23,8 @@ class Row(Record):
     """One entrant on one network and batch.
 
     `max_error` is relative to fp32 eager's largest magnitude; `top1` the share of images whose best class is the same. `how` is what the
-    entrant chose by itself. `joules_per_image` is told of the engine and of the fastest peer, where a driver counts.
+    entrant chose by itself. `behind` is the 95 % interval of the engine's time over its fastest peer's. `joules_per_image` is told of the
+    engine and of the fastest peer, where a driver counts.
     """
 
     subject: str
@@ -39,6 +40,7 @@ class Row(Record):
     joules_per_image: float | None
     build_s: float
     how: str
+    behind: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Refusal(Record):
 
 @dataclass(frozen=True)
 class Check(Record):
-    """A claim, the number that was found for it, and whether it holds; None for both where it was not measured."""
+    """A claim, the number that was found for it (None: not measured), and whether it holds (None: that cannot be told)."""
 
     claim: str
     found: float | None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from ltcompile.race.entrant import ENGINE
 from ltcompile.race.layers import Layer
-from ltcompile.race.result import RaceResult, Row
+from ltcompile.race.result import Check, RaceResult, Row
 
 HEAD = ("", "entrant", "precision", "p50 ms", "p20 to p80", "images/s", "largest error", "same class", "mJ an image", "what it chose")
 BUSY = 0.3
@@ -17,7 +17,7 @@ def markdown(result: RaceResult) -> str:
     """The whole race: claims, heats, who did not race, layers."""
     parts = [f"# The race on {result.machine}", _preamble(result)]
     if result.checks:
-        parts += ["## Claims", _table(("claim", "found", ""), [(c.claim, _found(c.found), _holds(c.holds)) for c in result.checks])]
+        parts += ["## Claims", _table(("claim", "found", ""), [(c.claim, _found(c.found), _holds(c)) for c in result.checks])]
     for subject, batch in result.heats():
         parts += [f"## {subject}, batch {batch}", heat(result, subject, batch)]
     if result.refused:
@@ -37,7 +37,9 @@ def heat(result: RaceResult, subject: str, batch: int) -> str:
 def _standings(result: RaceResult, rows: Sequence[Row]) -> Iterable[str]:
     for engine in (row for row in rows if row.entrant == ENGINE):
         if peer := result.fastest_peer(engine):
-            yield f"{engine.precision}: engine is {peer.ms_p50 / engine.ms_p50:.2f} times as fast as the fastest peer, {peer.entrant}."
+            spread = f" (95 %: {1 / engine.behind[1]:.2f} to {1 / engine.behind[0]:.2f})" if engine.behind else ""
+            ratio = f"{peer.ms_p50 / engine.ms_p50:.2f}{spread}"
+            yield f"{engine.precision}: engine is {ratio} times as fast as the fastest peer, {peer.entrant}."
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -98,8 +100,10 @@ def _found(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.3g}"
 
 
-def _holds(value: bool | None) -> str:
-    return "" if value is None else ("holds" if value else "does not hold")
+def _holds(check: Check) -> str:
+    if check.holds is None:
+        return "" if check.found is None else "within the noise: not decidable"
+    return "holds" if check.holds else "does not hold"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
