@@ -18,10 +18,10 @@ import ltcompile as lt
 from ltcompile.core.plan import Group, Member, PruningPlan
 from ltcompile.errors import BadSetting
 from ltcompile.finding import Limits, choose
-from ltcompile.finding.bundle import Bundle, bundles
 from ltcompile.finding.choose import Ranking
 from ltcompile.finding.target import Meter
 from ltcompile.graph import trace
+from ltcompile.graph.bundle import Bundle, bundles
 
 SCOPES = ("global", "local")
 ALIGN = 4

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import BadSetting
-from ltcompile.finding.bundle import Bundle, bundles
+from ltcompile.graph.bundle import Bundle, bundles
 
 Scope = Literal["global", "local"]
 Steps = tuple[int, ...]

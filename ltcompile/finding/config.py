@@ -10,7 +10,7 @@ from ltcompile import criteria, rewind
 from ltcompile.core.plan import Group
 from ltcompile.criteria import Reduction
 from ltcompile.errors import BadSetting, unknown
-from ltcompile.finding.bundle import bundles
+from ltcompile.graph.bundle import bundles
 from ltcompile.finding.choose import Scope
 from ltcompile.finding.limits import Limits
 from ltcompile.finding.target import Target

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from ltcompile.core.plan import Group
 from ltcompile.core.records import Record
 from ltcompile.errors import BadSetting
-from ltcompile.finding.bundle import Bundle, bundles
+from ltcompile.graph.bundle import Bundle, bundles
 
 
 @dataclass(frozen=True, kw_only=True)
