@@ -42,6 +42,10 @@ class StaleEngine(LtcompileError):
     """An engine that was tuned on another machine or with other versions."""
 
 
+class StaleProfile(LtcompileError):
+    """A profile of another network, target or machine than the one it is used for."""
+
+
 class Unavailable(LtcompileError):
     """A backend or device that this machine lacks."""
 

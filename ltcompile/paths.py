@@ -137,6 +137,11 @@ def _told(error: OSError, path: Path, needed: int) -> str:
             return f"{reason}; choose another place"
 
 
+def cache_folder() -> Path:
+    """`~/.cache/ltcompile`, or under XDG_CACHE_HOME: what was measured once, and can be measured again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltcompile"
+
+
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Inside it, no other process is: `folder`/lock names the one that is. A process that died holds nothing, however it died.

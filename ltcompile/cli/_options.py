@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from ltcompile.errors import BadSetting
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ltcompile.core.deployment import Deployment
+    from ltcompile.core.profile import Profile
 
 PRUNING, LIMITS = "Pruning", "Limits"
 LAST_SEED = 2**31 - 1
@@ -24,6 +34,28 @@ LAYER_RATIO: Any = typer.Option(
 MAX_LAYER_RATIO: Any = typer.Option(0.95, help="The largest share of its channels that any layer may lose.", rich_help_panel=LIMITS)
 MIN_CHANNELS: Any = typer.Option(1, min=1, help="Least number of channels that a layer keeps.", rich_help_panel=LIMITS)
 ALIGN: Any = typer.Option(1, min=1, max=1024, help="Widths become multiples of this; 8 or 16 suit most hardware.", rich_help_panel=LIMITS)
+TARGET_SPEEDUP: Any = typer.Option(
+    None,
+    min=1,
+    max=10_000,
+    help="Instead of a ratio: how many times as fast as the dense network, by measured time; needs --on.",
+    rich_help_panel=PRUNING,
+)
+TARGET_LATENCY: Any = typer.Option(
+    None, metavar="TIME", help="The same as a time for one batch, as in 0.2ms or 350us.", rich_help_panel=PRUNING
+)
+ON: Any = typer.Option(
+    None,
+    metavar="TARGET",
+    help="Where the network will run: device:backend:bBATCH:precision, as in cpu:onnxruntime:b1:fp32.",
+    rich_help_panel=PRUNING,
+)
+PROFILE: Any = typer.Option(
+    None,
+    help="A file of `ltcompile profile`, made on the machine of --on; by default this machine is profiled, once.",
+    rich_help_panel=PRUNING,
+)
+SIDE, FOREIGN_SIDE = 32, 224
 GROUP_REDUCTION: Any = typer.Option(
     "producers",
     help="Which weights speak for a channel: the filters that make it (producers), or all that go with it (all).",
@@ -40,6 +72,86 @@ def limits(keep: list[str], only: list[str], layer_ratio: list[str], max_layer_r
         "max_layer_ratio": max_layer_ratio,
         "min_channels": min_channels,
     }
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A target of time: the share of the dense network's that may stay, its profile, and this machine's clock where it is the one profiled."""
+
+    share: float
+    on: str
+    profile: Profile
+    measured: Callable[[nn.Module], float] | None
+
+
+def timed(
+    model: dict[str, Any], on: str | None, profile: Path | None, speedup: float | None, latency: str | None, quiet: bool = False
+) -> Timed | None:
+    """The target of time that was asked for, if one was; profiles this machine where it has to. Raises BadSetting, StaleProfile."""
+    if speedup is None and latency is None:
+        if on is not None or profile is not None:
+            raise BadSetting("--on and --profile belong to --target-speedup or --target-latency; say how fast it must be")
+        return None
+    if speedup is not None and latency is not None:
+        raise BadSetting("a cut has one target: leave --target-speedup or --target-latency out")
+    if on is None:
+        raise BadSetting("a target of time needs a place: add --on, as in --on cpu:onnxruntime:b1:fp32")
+    from ltcompile.core.deployment import Deployment
+    from ltcompile.core.profile import Profile
+    from ltcompile.errors import StaleProfile
+    from ltcompile.profiling import cached, stopwatch
+
+    target = Deployment.parse(on)
+    if profile is None:
+        found = shown_profile(model, target, cached(model, target), again=False, quiet=quiet)
+    else:
+        found = Profile.load(profile)
+    found.check_fits(model, target)
+    try:
+        found.check_here()
+        measured = stopwatch(model, target)
+    except StaleProfile:
+        typer.secho(f"planned for {found.machine.get('cpu', 'another machine')}; not measured on this one", err=True)
+        measured = None
+    share = _milliseconds(latency) / found.dense_ms if latency is not None else 1 / (speedup or 1)
+    if not 0 < share < 1:
+        raise BadSetting(f"the dense network takes {found.dense_ms:.4g} ms at {target} already; ask for less time than that")
+    return Timed(share, str(target), found, measured)
+
+
+def _milliseconds(text: str) -> float:
+    """A time such as 0.2ms, 350us or 1.5s. Raises BadSetting."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|ms|s)\s*", text)
+    if not match or float(match[1]) <= 0:
+        raise BadSetting(f"--target-latency takes a time with its unit, as in 0.2ms or 350us, not {text!r}")
+    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[match[2]]
+
+
+def shown_profile(model: dict[str, Any], target: Deployment, path: Path, again: bool, quiet: bool) -> Profile:
+    """A profile, made or gone on with under a bar."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    from ltcompile.profiling import profile as run
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True, quiet=quiet), disable=quiet) as bar:
+        task = bar.add_task(f"timing {model['name']} at {target}", total=None)
+        return run(model, target, output=path, resume=not again, on_progress=lambda done, of, _: bar.update(task, completed=done, total=of))
+
+
+def side_for(model: str, asked: int | None) -> int:
+    """The side of a network's images in pixels, where nothing else tells it."""
+    from ltcompile.models import least_size
+
+    return asked or (FOREIGN_SIDE if ":" in model else max(SIDE, least_size(model)))
 
 
 def _ratio(asked: str) -> tuple[str, float]:

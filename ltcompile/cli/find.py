@@ -22,9 +22,14 @@ from ltcompile.cli._options import (
     MAX_LAYER_RATIO,
     MIN_CHANNELS,
     MOST_IMAGES,
+    ON,
     ONLY,
+    PROFILE,
     PRUNING,
+    TARGET_LATENCY,
+    TARGET_SPEEDUP,
     limits,
+    timed,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +78,10 @@ def find(
         None, help="Instead of a rate: the share of the dense network's MACs that the last round leaves.", rich_help_panel=PRUNING
     ),
     target_params: float | None = typer.Option(None, help="The same with parameters.", rich_help_panel=PRUNING),
+    target_speedup: float | None = TARGET_SPEEDUP,
+    target_latency: str | None = TARGET_LATENCY,
+    on: str | None = ON,
+    profile: Path | None = PROFILE,
     masked: bool = typer.Option(False, "--masked", help="The classical search with masks: slow, for comparison.", rich_help_panel=PRUNING),
     keep: list[str] = KEEP,
     only: list[str] = ONLY,
@@ -126,6 +135,10 @@ def find(
 
     warnings.formatwarning = _plainly
     stopped = _stopped_once()
+    dataset = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
+    channels, side, _ = dataset.description.shape
+    named = {"name": model, "arguments": {"classes": dataset.description.classes, "in_channels": channels, "image_size": side}}
+    time = timed(named, on, profile, target_speedup, target_latency, quiet=as_json)
     config = SearchConfig(
         rewind=rewind,
         rewind_epoch=rewind_epoch,
@@ -137,6 +150,8 @@ def find(
         rate=rate,
         target_macs=target_macs,
         target_params=target_params,
+        target_time=time.share if time else None,
+        on=time.on if time else None,
         align=align,
         seed=seed,
         seeds=seeds,
@@ -146,7 +161,6 @@ def find(
         confidence=confidence,
         **limits(keep, only, layer_ratio, max_layer_ratio, min_channels),
     )
-    dataset = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
     asked = {
         "epochs": epochs,
         "batch": batch,
@@ -165,7 +179,17 @@ def find(
             bars.log_to_tensorboard(folder)
         try:
             found = search(
-                model, dataset, config, recipe=recipe, weights=weights, folder=folder, device=device, resume=resume, listener=bars
+                model,
+                dataset,
+                config,
+                recipe=recipe,
+                weights=weights,
+                folder=folder,
+                device=device,
+                resume=resume,
+                listener=bars,
+                profile=time.profile if time else None,
+                measured=time.measured if time else None,
             )
         except KeyboardInterrupt:
             typer.secho(f"\nstopped; {_how_to_go_on(folder)}", fg="yellow", err=True)

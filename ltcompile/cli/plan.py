@@ -16,9 +16,15 @@ from ltcompile.cli._options import (
     LAYER_RATIO,
     MAX_LAYER_RATIO,
     MIN_CHANNELS,
+    ON,
     ONLY,
+    PROFILE,
     PRUNING,
+    TARGET_LATENCY,
+    TARGET_SPEEDUP,
     limits,
+    side_for,
+    timed,
 )
 
 if TYPE_CHECKING:
@@ -28,7 +34,6 @@ if TYPE_CHECKING:
 
 EPILOG = """Examples:  ltcompile plan --model vgg16 --ratio 0.5  ·  ltcompile plan --model torchvision:resnet50 --classes 1000 --target-macs 0.5
 --align 8 --weights resnet50.pth -o plan.json  ·  ltcompile plan --model resnet20 --target-params 0.3 --keep conv --layer-ratio '.*conv1=0.6'"""
-SIDE, FOREIGN_SIDE = 32, 224
 
 
 def register(app: typer.Typer) -> None:
@@ -50,6 +55,10 @@ def plan(
         None, help="Instead of a ratio: the share of the dense network's MACs that may stay.", rich_help_panel=PRUNING
     ),
     target_params: float | None = typer.Option(None, help="The same with parameters.", rich_help_panel=PRUNING),
+    target_speedup: float | None = TARGET_SPEEDUP,
+    target_latency: str | None = TARGET_LATENCY,
+    on: str | None = ON,
+    profile: Path | None = PROFILE,
     scope: str = typer.Option(
         "global", help="Rank filters over the whole network (global) or layer by layer (local).", rich_help_panel=PRUNING
     ),
@@ -71,13 +80,15 @@ def plan(
     from ltcompile.finding import Limits
     from ltcompile.finding import plan as choose
     from ltcompile.finding.target import Meter
-    from ltcompile.models import build_model, least_size
+    from ltcompile.models import build_model
     from ltcompile.paths import check_writable
 
     asked = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
     if output is not None:
         check_writable(output)
-    side = image_size or (FOREIGN_SIDE if ":" in model else max(SIDE, least_size(model)))
+    side = side_for(model, image_size)
+    named = {"name": model, "arguments": {"classes": classes, "in_channels": in_channels, "image_size": side}}
+    time = timed(named, on, profile, target_speedup, target_latency, quiet=as_json)
     torch.manual_seed(seed)
     network = build_model(model, classes, in_channels, side, weights)
     example = torch.zeros(2, in_channels, side, side)
@@ -91,6 +102,9 @@ def plan(
         seed=seed,
         target_macs=target_macs,
         target_params=target_params,
+        target_time=time.share if time else None,
+        profile=time.profile if time else None,
+        measured=time.measured if time else None,
         limits=asked,
         group_reduction=group_reduction,  # type: ignore[arg-type]
     )

@@ -26,7 +26,7 @@ from ltcompile.kernels import Config
 from ltcompile.kernels._config import PROGRAMS, gemm_space, head_space, window_space
 from ltcompile.lower import vendor
 from ltcompile.lower.program import Node, Program, filled
-from ltcompile.paths import read_json, write_json
+from ltcompile.paths import cache_folder, read_json, write_json
 
 Timer = Callable[[Mapping[str, Callable[[], Any]], float], dict[str, float]]  # (name -> work, seconds each) -> name -> microseconds
 SCREEN_S, FINAL_S = 0.02, 0.2
@@ -62,8 +62,8 @@ class Cache:
 
 
 def default_cache() -> Path:
-    """`~/.cache/ltcompile/tuned.json`, or under XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltcompile" / "tuned.json"
+    """Where choices are kept for the next engine."""
+    return cache_folder() / "tuned.json"
 
 
 def write_choice(choice: Choice) -> dict[str, Any]:

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile import rewind
+from ltcompile.core.deployment import Deployment
 from ltcompile.core.plan import Group, PruningPlan
+from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting
+from ltcompile.finding.budget import Clock, within
 from ltcompile.finding.choose import Ranking
 from ltcompile.finding.config import SearchConfig
-from ltcompile.finding.target import Meter, check_reachable
+from ltcompile.finding.target import Meter, Target, check_reachable
 from ltcompile.graph import trace
+from ltcompile.graph.widths import layer_widths
 from ltcompile.models import build_model
 
 
@@ -25,9 +29,20 @@ class Asked:
     """A model on data, the config of the search, the recipe of every training, and the device."""
 
     def __init__(
-        self, name: str, data: Dataset, config: SearchConfig, recipe: Recipe, weights: str | Path | None, device: torch.device
+        self,
+        name: str,
+        data: Dataset,
+        config: SearchConfig,
+        recipe: Recipe,
+        weights: str | Path | None,
+        device: torch.device,
+        profile: Profile | None = None,
+        measured: Clock | None = None,
     ) -> None:
-        """Raises BadSetting where settings do not fit each other or the network; BadModel where it cannot be built or cut."""
+        """Raises BadSetting where settings do not fit each other or the network; BadModel where it cannot be built or cut; StaleProfile
+        where the profile is of another.
+        """
+        self.profile, self.measured = profile, measured
         channels, side, _ = data.description.shape
         self.name, self.arguments = name, {"classes": data.description.classes, "in_channels": channels, "image_size": side}
         self.data, self.config, self.recipe, self.weights, self.device = data, config, recipe, weights, device
@@ -41,8 +56,17 @@ class Asked:
         meter = Meter(dense, self.example)
         self.dense_size, self.dense_bytes = meter.dense, sum(value.nbytes for value in dense.state_dict().values())
         if config.target is not None:
-            no_scores = {g.name: torch.zeros(g.width) for g in self.groups}
-            check_reachable(config.target, self.ranking(self.groups, no_scores, config.levels), meter, config, config.align)
+            self._check_reachable(config.target, dense, meter)
+
+    def _check_reachable(self, target: Target, dense: nn.Module, meter: Meter) -> None:
+        ranking = self.ranking(self.groups, {g.name: torch.zeros(g.width) for g in self.groups}, self.config.levels)
+        if target.measure != "time":
+            check_reachable(target, ranking, meter, self.config, self.config.align)
+            return
+        if self.profile is None:
+            raise BadSetting("a target of time needs a profile; make one with `ltcompile profile`")
+        self.profile.check_fits({"name": self.name, "arguments": self.arguments}, Deployment.parse(self.config.on or ""))
+        within(ranking, layer_widths(dense, self.groups), self.profile, target.share * self.profile.dense_ms)
 
     def initial(self, seed: int) -> nn.Module:
         """The network before any training: from the seed, or from the given weights."""

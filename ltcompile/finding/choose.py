@@ -71,6 +71,7 @@ class Ranking:
         self._bundles = self._given + self._ranked
         self._least = [b.steps_for(least) for b in self._bundles]
         self._given_steps = [b.steps_for(asked) for b in self._given]
+        self._scores = scores
         self._best_first = {g.name: _best_first(scores[g.name]) for b in self._bundles for g in b.groups}
         self._rank(scores)
 
@@ -87,6 +88,16 @@ class Ranking:
                 best = self._best_first[group.name][: bundle.channels(group, count)]
                 kept[group.name] = tuple(np.sort(best).tolist())
         return PruningPlan(self.groups, kept)
+
+    @property
+    def bounds(self) -> list[tuple[Bundle, int, int | None]]:
+        """Each bundle that may be cut, the fewest steps that it keeps, and how many it keeps in any case where that is given."""
+        given = [*self._given_steps, *(None for _ in self._ranked)]
+        return list(zip(self._bundles, self._least, given, strict=True))
+
+    def worth(self, bundle: Bundle) -> np.ndarray:
+        """The summed scores of the filters in a bundle's best steps: (steps + 1,), of none, one, two..."""
+        return np.concatenate([[0.0], np.cumsum(self._step_scores(bundle, self._scores)) * bundle.filters_per_step])
 
     def _rank(self, scores: Mapping[str, Tensor]) -> None:
         """Line up the steps above the floors: whose each is, and the filters that go with it and all before it."""

@@ -10,10 +10,10 @@ from ltcompile import criteria, rewind
 from ltcompile.core.plan import Group
 from ltcompile.criteria import Reduction
 from ltcompile.errors import BadSetting, unknown
-from ltcompile.graph.bundle import bundles
 from ltcompile.finding.choose import Scope
 from ltcompile.finding.limits import Limits
 from ltcompile.finding.target import Target
+from ltcompile.graph.bundle import bundles
 
 PruneSchedule = Literal["iterative", "oneshot"]
 RATE = 0.2
@@ -23,10 +23,10 @@ RATE = 0.2
 class SearchConfig(Limits):
     """Rounds of train, score, prune, rewind, within limits.
 
-    Every round cuts the share `rate` of the surviving filters, 0.2 by default; or the last one leaves `target_macs` or `target_params`
-    of the dense network, as a share, and the rounds before it lie on the way. A ticket is "not inferior" if the lower bound of (its
-    validation accuracy - the dense network's) lies above -`margin_points`. `masked` runs the classical search that only zeroes what a
-    round drops: slow, the reference for the real one.
+    Every round cuts the share `rate` of the surviving filters, 0.2 by default; or the last one leaves `target_macs`, `target_params` or
+    `target_time` of the dense network, as a share, and the rounds before it lie on the way. Time is that of a profile for the target `on`.
+    A ticket is "not inferior" if the lower bound of (its validation accuracy - the dense network's) lies above -`margin_points`.
+    `masked` runs the classical search that only zeroes what a round drops: slow, the reference for the real one.
     """
 
     rewind: str = "lr"
@@ -39,6 +39,8 @@ class SearchConfig(Limits):
     rate: float | None = None
     target_macs: float | None = None
     target_params: float | None = None
+    target_time: float | None = None
+    on: str | None = None
     align: int = 1
     seed: int = 0
     seeds: int = 1
@@ -64,6 +66,8 @@ class SearchConfig(Limits):
             f"the rewind epoch must not be negative: {self.rewind_epoch}": self.rewind_epoch >= 0,
             f"--rewind-epoch belongs to --rewind weight, not to {self.rewind}": self.rewind == "weight" or self.rewind_epoch == 0,
             f"widths must be multiples of at least 1, not {self.align}": self.align >= 1,
+            "a target of time chooses widths by what they cost, and takes no align": self.target_time is None or self.align == 1,
+            "a target of time needs the profile that it is measured by: --on": (self.target_time is None) == (self.on is None),
             f"the confidence must be between 0.5 and 1, not {self.confidence}": 0.5 < self.confidence < 1,
             f"the margin must not be negative: {self.margin_points}": self.margin_points >= 0,
             f"scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}": self.scope in get_args(Scope),
@@ -79,7 +83,7 @@ class SearchConfig(Limits):
     @property
     def target(self) -> Target | None:
         """What the last level may leave, where that is asked for instead of a rate."""
-        return Target.asked(self.target_macs, self.target_params)
+        return Target.asked(self.target_macs, self.target_params, self.target_time)
 
     @property
     def shares(self) -> list[float]:

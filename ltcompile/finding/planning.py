@@ -7,8 +7,10 @@ from torch import nn
 
 from ltcompile import criteria
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.profile import Profile
 from ltcompile.criteria import Evidence, Reduction
 from ltcompile.errors import BadSetting
+from ltcompile.finding.budget import Clock, met
 from ltcompile.finding.choose import Ranking, Scope
 from ltcompile.finding.limits import Limits
 from ltcompile.finding.target import Meter, Target, check_reachable, meet
@@ -27,6 +29,9 @@ def plan(
     evidence: Evidence | None = None,
     target_macs: float | None = None,
     target_params: float | None = None,
+    target_time: float | None = None,
+    profile: Profile | None = None,
+    measured: Clock | None = None,
     limits: Limits | None = None,
     group_reduction: Reduction = "producers",
 ) -> PruningPlan:
@@ -42,6 +47,8 @@ def plan(
         evidence: what the criterion looks at beside weights; `ltcompile.finding.evidence.gather` collects it.
         target_macs, target_params: instead of a ratio, the share of the dense network's MACs or parameters that may stay. The plan is
             the smallest cut that meets it.
+        target_time: the share of the dense network's time that may stay, by `profile`; the plan keeps most importance within it.
+        measured: milliseconds of a network on this machine: where the profile errs, the plan is made again for a corrected budget.
         limits: what may be cut, and how far; by default every layer keeps 5 % of its channels.
         group_reduction: which weights speak for a channel, "producers" or "all"; see `criteria.score`.
 
@@ -49,18 +56,22 @@ def plan(
         BadSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
             fits no layer, or no evidence for the criterion. BadModel: the network cannot be traced or cut.
     """
-    target, limits = Target.asked(target_macs, target_params), limits or Limits()
+    target, limits = Target.asked(target_macs, target_params, target_time), limits or Limits()
     if target is not None and ratio is not None:
         raise BadSetting("give a ratio of filters to drop or a target for what is left, not both")
     ratio = 0.5 if ratio is None else ratio
     if not 0 < ratio < 1:
         raise BadSetting(f"the ratio of filters to drop must be between 0 and 1, not {ratio}")
+    if target is not None and target.measure == "time" and (profile is None or align > 1):
+        raise BadSetting("target_time needs a profile, which `ltcompile profile` makes, and chooses widths by itself: leave align out")
     groups = limits.freeze(trace(model, example))
     evidence = evidence or Evidence(dice=torch.Generator().manual_seed(seed))
     scores = criteria.score(criterion, groups, model, evidence, group_reduction)
     ranking = Ranking(groups, scores, scope, floors=limits.floors(groups), kept=limits.kept(groups), align=align)
     if target is None:
         return ranking.plan(ranking.steps(ratio))
+    if profile is not None and target.measure == "time":
+        return met(model, ranking, profile, target.share * profile.dense_ms, measured)
     meter = Meter(model, example)
     check_reachable(target, ranking, meter, limits, align)
     return meet(ranking, lambda found: target.of(meter.left(found)), target.share * target.of(meter.dense))

@@ -13,6 +13,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
 from ltcompile.finding.asked import Asked
+from ltcompile.finding.budget import met
 from ltcompile.finding.choose import Ranking
 from ltcompile.finding.evidence import gather
 from ltcompile.finding.run import RunFolder
@@ -59,6 +60,9 @@ class Rounds:
         target = self.config.target
         if target is None:
             return ranking.plan(ranking.steps(share))
+        if target.measure == "time":
+            assert self.asked.profile is not None, "asked for with the target"
+            return met(small, ranking, self.asked.profile, share * self.asked.profile.dense_ms, self.asked.measured)
         meter = Meter(small, self.asked.example)
         return meet(ranking, lambda found: target.of(meter.left(found)), share * target.of(self.asked.dense_size))
 

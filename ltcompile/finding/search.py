@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 
+from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset, load_data
 from ltcompile.errors import BadFile, TrainingFailed
 from ltcompile.finding.asked import Asked
+from ltcompile.finding.budget import Clock
 from ltcompile.finding.config import SearchConfig
 from ltcompile.finding.listener import Listener, Silence
 from ltcompile.finding.result import ticket_of, write_search
@@ -55,6 +57,8 @@ def find(
     resume: bool = False,
     strict: bool = False,
     listener: Listener | None = None,
+    profile: Profile | None = None,
+    measured: Clock | None = None,
 ) -> Found:
     """Search for the smallest winning ticket of `model` on `data`, and write it to `folder`/ticket.pt.
 
@@ -65,6 +69,8 @@ def find(
         folder: the run folder, by default runs/MODEL-DATA-REWIND.
         resume: go on with the run in `folder` behind its last finished epoch.
         strict: refuse a folder with unreadable images instead of skipping them.
+        profile: the layers' times that `config.target_time` is a share of.
+        measured: milliseconds of a network at `config.on` on this machine, to correct the profile by; None where that is elsewhere.
 
     Raises:
         LtcompileError: one of its kinds, for a name, setting, data set or file that does not fit, or a training that fails.
@@ -73,7 +79,7 @@ def find(
     on = pick_device(device)
     if isinstance(data, str):
         data = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
-    asked = Asked(model, data, config, recipe or recipe_for(model, data, weights), weights, on)
+    asked = Asked(model, data, config, recipe or recipe_for(model, data, weights), weights, on, profile, measured)
     path = Path(folder) if folder is not None else default_folder(model, data, config)
     if resume and not path.exists():
         raise BadFile(f"there is no run to resume at {path}; leave --resume out to begin it")

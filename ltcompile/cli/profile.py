@@ -1,0 +1,89 @@
+"""ltcompile profile: how long each layer takes at which widths, on this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ltcompile.cli._options import MOST_IMAGES, shown_profile, side_for
+
+if TYPE_CHECKING:
+    from ltcompile.core.profile import Profile
+
+EPILOG = """Examples:  ltcompile profile --model vgg16 --backend onnxruntime --batch 64  ·
+ltcompile profile --model torchvision:resnet50 --classes 1000 --backend openvino --precision int8 -o resnet50-edge.json"""
+NOISY = 1.25
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG, short_help="Time a network's layers at many widths, on this machine.")(profile)
+
+
+def profile(
+    model: str = typer.Option("vgg16", help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own."),
+    backend: str = typer.Option("onnxruntime", help="onnxruntime, openvino or eager."),
+    device: str = typer.Option("cpu", help="cpu or cuda."),
+    batch: int = typer.Option(1, min=1, max=MOST_IMAGES, help="Images in one call."),
+    precision: str = typer.Option("fp32", help="fp32, bf16, fp16 or int8, as the backend has it."),
+    classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network tells apart."),
+    in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
+    image_size: int | None = typer.Option(
+        None, min=1, max=4096, help="Side of its images in pixels.  [default: 32, 224 for networks from elsewhere]"
+    ),
+    output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; kept in the user's cache by default."),
+    again: bool = typer.Option(False, "--again", help="Measure anew, instead of going on with what is there."),
+    as_json: bool = typer.Option(False, "--json", help="Print where it was written and how well it predicts, as JSON."),
+) -> None:
+    """Time every layer of a network over a grid of widths, inside the runtime that will run it. Needs no data and no trained weights.
+
+    `find --on` and `shrink --snap` read it; a profile that was made on the machine of the deployment can be carried to the one that trains.
+    """
+    from ltcompile.core.deployment import Deployment
+    from ltcompile.profiling import cached
+
+    target = Deployment(device, backend, batch, precision)
+    named = {"name": model, "arguments": {"classes": classes, "in_channels": in_channels, "image_size": side_for(model, image_size)}}
+    path = output or cached(named, target)
+    began = time.perf_counter()
+    found = shown_profile(named, target, path, again, quiet=as_json)
+    seconds = time.perf_counter() - began
+    if as_json:
+        told = {
+            "profile": str(path),
+            "target": str(target),
+            "dense_ms": found.dense_ms,
+            "median_error": found.median_error,
+            "seconds": seconds,
+        }
+        typer.echo(json.dumps(told))
+        return
+    _print(found)
+    typer.echo(f"wrote {path} in {seconds:.0f} s; next: ltcompile find --model {model} --on {target} --target-speedup 3" + _carried(output))
+
+
+def _carried(output: Path | None) -> str:
+    return f" --profile {output}" if output else ""
+
+
+def _print(found: Profile) -> None:
+    from ltcompile.cli._terminal import show_table
+
+    rows = []
+    for kind in dict.fromkeys(layer.kind for layer in found.layers.values()):
+        alike = [name for name, layer in found.layers.items() if layer.kind == kind]
+        stairs = found.surfaces[alike[0]].stairs
+        ms = sum(found.runs[0].layers_ms[name] for name in alike)
+        rows.append(
+            (kind, len(alike), f"{ms:.3f}", f"{ms / found.dense_ms:.0%}", stairs.read_block, stairs.made_block, f"{stairs.slow.max():.2f}x")
+        )
+    show_table(("layers", "how many", "ms", "of all", "block read", "block made", "worst width costs"), rows)
+    checks = [run for run in found.runs if run.why == "check"]
+    typer.echo(f"{len(checks)} networks that were held back: predicted within {found.median_error:.1%} of measured (median)")
+    if (spread := sorted(run.spread for run in found.runs)[len(found.runs) // 2]) > NOISY:
+        typer.secho(
+            f"timings were noisy (p80 is {spread:.2f} of p20): is other work on this machine? --again measures anew", fg="yellow", err=True
+        )

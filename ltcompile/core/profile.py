@@ -1,0 +1,146 @@
+"""How long the layers of one network take on one machine, at many widths; and so how long any cut of it will take."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ltcompile.core.deployment import Deployment
+from ltcompile.core.fields import Misfit
+from ltcompile.core.records import Record, cpu_name, versions
+from ltcompile.core.surface import Grid, Sample, Stairs, Surface, fit_stairs
+from ltcompile.errors import BadFile, LtcompileError, StaleProfile
+from ltcompile.paths import read_json, write_json
+
+FORMAT = 1
+RELEVANT = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime"), "openvino": ("openvino",), "eager": ("torch",)}  # packages, by backend
+Why = Literal["dense", "grid", "stairs", "check"]
+
+
+@dataclass(frozen=True)
+class Run(Record):
+    """One timing of the network, at widths of its own: layer -> (read, made); `layers_ms` add up to `ms`, the median of the whole.
+
+    `spread` is p80 over p20. Why it was run: "grid" and "stairs" tell the law, "check" is held against it.
+    """
+
+    why: Why
+    widths: dict[str, tuple[int, int]]
+    ms: float
+    spread: float
+    layers_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LayerKind(Record):
+    """What a layer is, and whether the widths that it reads and makes can change."""
+
+    kind: str
+    reads: bool
+    makes: bool
+
+
+@dataclass(frozen=True)
+class Profile(Record):
+    """The timings of `model` (name and arguments) at `target`, and the machine and versions that they hold for."""
+
+    model: dict[str, Any]
+    target: Deployment
+    machine: dict[str, str]
+    layers: dict[str, LayerKind]
+    runs: tuple[Run, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises BadFile where a run tells nothing of a layer, or a time is none."""
+        for run in self.runs:
+            if run.widths.keys() != self.layers.keys() or not run.layers_ms.keys() <= self.layers.keys():
+                raise BadFile("a run of the profile is of other layers")
+            if not all(ms > 0 for ms in (run.ms, *run.layers_ms.values())) or any(min(pair) < 1 for pair in run.widths.values()):
+                raise BadFile("the profile has times or widths that are not positive")
+
+    @property
+    def dense_ms(self) -> float:
+        """The whole network's median."""
+        return next(run.ms for run in self.runs if run.why == "dense")
+
+    def predict(self, widths: Mapping[str, tuple[Any, Any]]) -> Any:
+        """Milliseconds at these widths: layer -> (read, made), numbers or arrays that broadcast."""
+        return sum(surface(*widths[name]) for name, surface in self.surfaces.items())
+
+    @functools.cached_property
+    def surfaces(self) -> dict[str, Surface]:
+        """Layer -> its time over widths."""
+        timed = sorted(self.layers)
+        grids = {name: Grid(self._samples(name, "dense", "grid")) for name in timed}
+        stairs: dict[str, Stairs] = {}
+        for kind in {self.layers[name].kind for name in timed}:
+            alike = [name for name in timed if self.layers[name].kind == kind]
+            stairs[kind] = fit_stairs([(grids[n], self.layers[n].reads, self.layers[n].makes, self._samples(n, "stairs")) for n in alike])
+        return {n: Surface(grids[n], stairs[self.layers[n].kind], self.layers[n].reads, self.layers[n].makes) for n in timed}
+
+    def errors(self) -> list[float]:
+        """Of the runs that the law has not seen: predicted over measured, minus one."""
+        return [float(self.predict(run.widths)) / run.ms - 1 for run in self.runs if run.why == "check"]
+
+    @property
+    def median_error(self) -> float:
+        """The median of the absolute `errors`; nan where nothing was held back."""
+        return float(np.median(np.abs(self.errors()))) if self.errors() else float("nan")
+
+    def _samples(self, layer: str, *why: Why) -> list[Sample]:
+        return [Sample(*run.widths[layer], run.layers_ms[layer]) for run in self.runs if run.why in why and layer in run.layers_ms]
+
+    def check_here(self) -> None:
+        """Raises StaleProfile where it is of another machine or of other versions; it says which."""
+        here = machine(self.target)
+        for name in sorted({*here, *self.machine}):
+            if (there := self.machine.get(name, "nothing")) != (now := here.get(name, "nothing")):
+                raise StaleProfile(f"the profile was made with {name} {there}, and here is {now}; make it again with `ltcompile profile`")
+
+    def check_fits(self, model: Mapping[str, Any], target: Deployment | None = None) -> None:
+        """Raises StaleProfile where it is of another network, or for another target; it says what differs."""
+        for name, there, asked in (
+            ("name", self.model.get("name"), model["name"]),
+            ("arguments", self.model.get("arguments"), model["arguments"]),
+        ):
+            if there != asked:
+                raise StaleProfile(f"the profile is of a model with {name} {there}, not {asked}; make one with `ltcompile profile`")
+        if target is not None and target != self.target:
+            raise StaleProfile(f"the profile is for {self.target}, not for {target}; make one with `ltcompile profile --on {target}`")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "profile", "format": FORMAT, **super().to_json()}
+
+    def save(self, path: str | Path) -> None:
+        write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """What was written to `path`. Raises BadFile where it is missing, or no profile."""
+        value = read_json(path, "profile")
+        try:
+            if (value.pop("kind"), value.pop("format")) != ("profile", FORMAT):
+                raise Misfit("it is of another kind or format")
+            return cls.from_json(value)
+        except (KeyError, TypeError, AttributeError, Misfit, LtcompileError) as error:
+            raise BadFile(f"{path} is no profile that this ltcompile reads: {error}; make it again with `ltcompile profile`") from error
+
+
+def machine(target: Deployment) -> dict[str, str]:
+    """What decides how fast a network runs here, as far as it can be named."""
+    import os
+
+    there = versions()
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    found = {"cpu": cpu_name(), "threads": str(threads)}
+    if target.device == "cuda":
+        import torch
+
+        found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "nothing"
+    return found | {name: there[name] for name in RELEVANT.get(target.backend, ()) if name in there}

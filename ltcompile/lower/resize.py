@@ -1,0 +1,74 @@
+"""The ONNX file of another cut of a network, from the file of the whole: seconds of exporting become milliseconds.
+
+Initializers carry the names of the network's parameters; those of int8 files have a suffix, and take the first of their values. May it? Only
+where nothing else in the file counts channels, but for a flatten in front of a linear layer: ONNX Runtime refuses the file otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+SUFFIXES = ("_quantized", "_scale", "_zero_point", "_quantized_scale", "_quantized_zero_point")
+
+
+def resized(model: Any, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Any:
+    """A copy of the onnx `model` of a network with the state dict `before`, for the one with `after`."""
+    import onnx
+    from onnx import numpy_helper
+
+    small = onnx.ModelProto()
+    small.CopyFrom(model)
+    graph = small.graph
+    del graph.value_info[:]
+    shapes = {name: (tuple(before[name].shape), tuple(value.shape)) for name, value in after.items() if name in before}
+    kept = [initializer for initializer in graph.initializer]
+    for initializer in kept:
+        base, suffix = _base(initializer.name, shapes)
+        if not base or (shapes[base][0] == shapes[base][1] and suffix):
+            continue
+        if not suffix:
+            initializer.CopyFrom(numpy_helper.from_array(after[base].detach().cpu().numpy(), initializer.name))
+            continue
+        old, new = shapes[base]
+        value = numpy_helper.to_array(initializer)
+        if value.shape == old or value.shape == old[:1]:
+            part = value[tuple(slice(0, n) for n in new[: value.ndim])]
+            initializer.CopyFrom(numpy_helper.from_array(part.copy(), initializer.name))
+    _regroup(graph, shapes)
+    _flatten_anything(graph)
+    return small
+
+
+def _base(name: str, known: Mapping[str, Any]) -> tuple[str, str]:
+    """The parameter that an initializer is made of, and the suffix of its name; "" where it is of none."""
+    if name in known:
+        return name, ""
+    return next(((name.removesuffix(s), s) for s in SUFFIXES if name.endswith(s) and name.removesuffix(s) in known), ("", ""))
+
+
+def _regroup(graph: Any, shapes: Mapping[str, Any]) -> None:
+    """Grouped convolutions keep their share of the groups."""
+    for node in graph.node:
+        for attribute in (a for a in node.attribute if a.name == "group" and a.i > 1):
+            base = next((b for b in (_base(n.removesuffix("_DequantizeLinear_Output"), shapes)[0] for n in node.input[1:2]) if b), "")
+            if base:
+                old, new = shapes[base]
+                attribute.i = attribute.i * new[0] // old[0]
+
+
+def _flatten_anything(graph: Any) -> None:
+    """A reshape to (batch, C) becomes one to (batch, whatever there is)."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    initializers = {i.name: i for i in graph.initializer}
+    for node in (n for n in graph.node if n.op_type == "Reshape" and n.input[1] in initializers):
+        target = initializers[node.input[1]]
+        if list(target.dims) == [2]:
+            target.CopyFrom(numpy_helper.from_array(np.array([0, -1]), target.name))
+            kept = [a for a in node.attribute if a.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)

@@ -1,0 +1,253 @@
+"""How long a network takes as a whole, and how that time falls to its layers, in each runtime that tells."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ltcompile.core.deployment import Deployment
+from ltcompile.errors import BadModel, Unavailable
+from ltcompile.graph.widths import LAYERS
+from ltcompile.profiling.layers import PRODUCTS, Names, assign, names, shares
+from ltcompile.runtimes import openvino_core
+from ltcompile.timing import race
+
+SECONDS = 0.35  # for each of the whole and the layers
+MOST_SPREAD = 1.25  # p80 over p20: beyond it, a timing is made again, for longer
+PATIENCE = 4.0  # times as long, at most
+LEAST_RUNS, MOST_RUNS = 4, 60
+VINO_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of a network: the median of the whole, its p80 over p20, and what of the median falls to each layer."""
+
+    ms: float
+    spread: float
+    layers_ms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One network to time: its folded module, and its onnx model."""
+
+    module: nn.Module
+    onnx: Any
+
+
+class Runtime(Protocol):
+    """What can time a network's layers."""
+
+    def time(self, variant: Variant, images: Tensor) -> Timing: ...
+
+
+def open_runtime(target: Deployment) -> Runtime:
+    """Raises Unavailable where it cannot be profiled here."""
+    if target.device == "cuda" and not torch.cuda.is_available():
+        raise Unavailable("there is no CUDA device here; profile on the machine that has it, and carry the file back")
+    if target.backend == "onnxruntime" and target.device == "cpu" and target.precision in ("fp32", "int8"):
+        return OnnxRuntime()
+    if target.backend == "openvino" and target.device == "cpu":
+        return OpenVino("bf16" if target.precision == "bf16" else "f32")
+    if target.backend == "eager" and (target.precision == "fp32" or (target.device == "cuda" and target.precision in ("fp16", "bf16"))):
+        return Eager(target)
+    raise Unavailable(
+        f"nothing tells the time of single layers for {target}; there are cpu:onnxruntime (fp32, int8), cpu:openvino (fp32, bf16, int8), "
+        "cpu:eager (fp32) and cuda:eager (fp32, fp16, bf16)"
+    )
+
+
+def _whole(call: Callable[[], object]) -> tuple[float, float]:
+    """Median milliseconds, and p80 over p20; what is noisy is timed again, for longer."""
+    seconds = SECONDS
+    while True:
+        p20, p50, p80 = (float(q) for q in np.quantile(race({"": call}, seconds=seconds, settle_s=0.02)[""], [0.2, 0.5, 0.8]))
+        if p80 / p20 <= MOST_SPREAD or seconds >= PATIENCE * SECONDS:
+            return p50, p80 / p20
+        seconds *= 2
+
+
+def _repeat(call: Callable[[], object], ms: float) -> int:
+    """Run `call` as often as is worth it for the layers; how often that was."""
+    runs = int(min(MOST_RUNS, max(LEAST_RUNS, 1000 * SECONDS / ms)))
+    for _ in range(runs):
+        call()
+    return runs
+
+
+def _timing(ms: float, spread: float, layers: dict[str, float]) -> Timing:
+    """The layers' times, scaled so that they add up to the whole: tracing takes time of its own. A layer that a runtime melts into
+    another has none. Raises BadModel where no layer has any.
+    """
+    if not layers:
+        raise BadModel("the runtime told no layer's time under a name that the network knows; profile with another backend")
+    scale = ms / sum(layers.values())
+    return Timing(ms, spread, {name: max(scale * t, 1e-6) for name, t in layers.items()})
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU, by its own trace."""
+
+    def time(self, variant: Variant, images: Tensor) -> Timing:
+        data, feed = variant.onnx.SerializeToString(), images.numpy()
+        plain = _session(data, len(images), None)
+        source = plain.get_inputs()[0].name
+        ms, spread = _whole(functools.partial(plain.run, None, {source: feed}))
+        del plain
+        with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+            traced = _session(data, len(images), Path(folder) / "trace")
+            _repeat(lambda: traced.run(None, {source: feed}), ms)
+            events = json.loads(Path(traced.end_profiling()).read_text())
+        known = names(variant.onnx, _layers(variant.module))
+        return _timing(ms, spread, _traced(events, known))
+
+
+def _session(data: bytes, batch: int, trace: Path | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_free_dimension_override_by_name("batch", batch)
+    if trace is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(trace)
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # it raises its own
+        raise BadModel(f"ONNX Runtime cannot run the network: {str(error).splitlines()[0][:300]}") from error
+
+
+def _traced(events: list[dict[str, Any]], known: Names) -> dict[str, float]:
+    """Layer -> microseconds, the median over runs, from the start of its operation to the start of the next layer's."""
+    runs: list[list[dict[str, Any]]] = []
+    for event in sorted((e for e in events if e.get("cat") in ("Node", "Session")), key=lambda e: e["ts"]):
+        if event["name"] == "model_run":
+            runs.append([])
+        elif runs and event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            runs[-1].append(event)
+    runs = [run for run in runs if run][1:]  # the first one allocates
+    told = [(e["name"].removesuffix("_kernel_time"), e["args"].get("op_name") in PRODUCTS) for e in runs[0]]
+    layers = assign(told, known)
+    found: dict[str, list[float]] = defaultdict(list)
+    for run in runs:
+        ends = [*(e["ts"] for e in run[1:]), run[-1]["ts"] + run[-1]["dur"]]
+        for layer, us in shares([(name, end - e["ts"]) for name, e, end in zip(layers, run, ends, strict=True)]).items():
+            found[layer].append(us)
+    return {layer: _middle(us) for layer, us in found.items()}
+
+
+def _middle(values: list[float] | NDArray[np.float64]) -> float:
+    """The mean of the middle half: traces count whole microseconds, and a median of those is too coarse."""
+    ordered = np.sort(values)
+    quarter = len(ordered) // 4
+    return float(ordered[quarter : len(ordered) - quarter].mean())
+
+
+class OpenVino:
+    """OpenVINO on the CPU, by its own counters."""
+
+    def __init__(self, precision: str) -> None:
+        self._precision = precision
+
+    def time(self, variant: Variant, images: Tensor) -> Timing:
+        data = variant.onnx.SerializeToString()
+        request = self._request(data, images, counting=False)
+        ms, spread = _whole(request.infer)
+        counting = self._request(data, images, counting=True)
+        runs: list[list[Any]] = []
+
+        def call() -> None:
+            counting.infer()
+            runs.append(counting.profiling_info)
+
+        _repeat(call, ms)
+        told = [(i.node_name, i.node_type in VINO_PRODUCTS) for i in runs[0]]
+        known = names(variant.onnx, _layers(variant.module))
+        layers = assign(told, known)
+        found: dict[str, list[float]] = defaultdict(list)
+        for run in runs[1:]:
+            for layer, us in shares([(name, i.real_time.total_seconds() * 1e6) for name, i in zip(layers, run, strict=True)]).items():
+                found[layer].append(us)
+        return _timing(ms, spread, {layer: _middle(us) for layer, us in found.items()})
+
+    def _request(self, data: bytes, images: Tensor, counting: bool) -> Any:
+        import openvino
+
+        network = openvino_core().read_model(data)
+        network.reshape(list(images.shape))
+        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": self._precision, "PERF_COUNT": counting}
+        request = openvino_core().compile_model(network, "CPU", settings).create_infer_request()
+        request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(images.numpy())))
+        return request
+
+
+class Eager:
+    """PyTorch as it is, channels last, by hooks in front of the layers."""
+
+    def __init__(self, target: Deployment) -> None:
+        self._device = torch.device(target.device)
+        self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[target.precision]
+
+    @torch.inference_mode()
+    def time(self, variant: Variant, images: Tensor) -> Timing:
+        model = variant.module.to(self._device, self._dtype).to(memory_format=torch.channels_last)
+        placed = images.to(self._device, self._dtype, memory_format=torch.channels_last)
+
+        def call() -> None:
+            model(placed)
+            self._wait()
+
+        ms, spread = _whole(call)
+        marks: list[tuple[str, Any]] = []
+        hooks = [layer.register_forward_pre_hook(functools.partial(self._mark, marks, name)) for name, layer in _modules(model)]
+        found: dict[str, list[float]] = defaultdict(list)
+        try:
+            for _ in range(int(min(MOST_RUNS, max(LEAST_RUNS, 1000 * SECONDS / ms)))):
+                marks.clear()
+                model(placed)
+                self._mark(marks, "", None, None)
+                self._wait()
+                times = [(name, self._between(mark, end)) for (name, mark), (_, end) in itertools.pairwise(marks)]
+                for layer, us in shares(times).items():  # type: ignore[arg-type]  # each has a layer
+                    found[layer].append(us)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return _timing(ms, spread, {layer: _middle(us[1:]) for layer, us in found.items()})
+
+    def _mark(self, marks: list[tuple[str, Any]], name: str, _: Any, __: Any) -> None:
+        if self._device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            marks.append((name, event))
+        else:
+            marks.append((name, time.perf_counter()))
+
+    def _between(self, start: Any, end: Any) -> float:
+        return float(1000 * start.elapsed_time(end) if self._device.type == "cuda" else 1e6 * (end - start))
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LAYERS)]
+
+
+def _layers(model: nn.Module) -> list[str]:
+    return [name for name, _ in _modules(model)]

@@ -1,0 +1,218 @@
+"""Time a network at many widths, and write the profile as it grows: what is interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile.core.deployment import Deployment
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine
+from ltcompile.core.records import provenance
+from ltcompile.errors import BadModel
+from ltcompile.graph import cut, trace
+from ltcompile.graph.bundle import bundles
+from ltcompile.graph.widths import kind, layer_widths
+from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
+from ltcompile.lower.passes.precision import TOLERANCES
+from ltcompile.lower.quantize import quantize_onnx
+from ltcompile.lower.resize import resized
+from ltcompile.models import build_model
+from ltcompile.paths import cache_folder, check_writable
+from ltcompile.profiling import design
+from ltcompile.profiling.runtimes import Runtime, Timing, Variant, open_runtime
+
+SAVED_EVERY = 10  # runs
+CHECKED = 4  # images
+Progress = Callable[[int, int, Run], None]  # runs done, of how many, the last one
+
+
+def cached(model: Mapping[str, Any], target: Deployment) -> Path:
+    """Where a profile of this network, target, machine and versions is kept."""
+    key = json.dumps([dict(model), str(target), machine(target)], sort_keys=True)
+    return cache_folder() / "profiles" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def profile(
+    model: Mapping[str, Any],
+    target: Deployment,
+    *,
+    output: str | Path | None = None,
+    resume: bool = True,
+    on_progress: Progress | None = None,
+) -> Profile:
+    """Time `model` (name and arguments of `build_model`) at `target`, at 82 combinations of widths, of which 8 are held back as a check.
+
+    Weights are random: they do not matter for the time. The profile is written to `output` (by default the cache) as it grows.
+
+    Args:
+        resume: go on with what is there, if it is of this network, target and machine.
+
+    Raises:
+        Unavailable: the target cannot be profiled here. BadModel: the network cannot be cut, exported or told apart.
+        StaleProfile: what is there is of something else. BadFile: it cannot be read or written.
+    """
+    path = check_writable(output or cached(model, target))
+    runtime = open_runtime(target)
+    torch.manual_seed(0)
+    work = _Work(build_model(model["name"], **model["arguments"]).eval(), model, target, runtime)
+    there = _there(path, model, target) if resume else None
+    found = there or Profile(dict(model), target, machine(target), {}, ())
+    for why, kept in itertools.islice(work.runs, len(found.runs), None):
+        run = work.time(why, kept)
+        layers = found.layers or {name: work.layers[name] for name in run.layers_ms}
+        found = replace(found, layers=layers, runs=(*found.runs, _narrowed(run, layers)), provenance=provenance())
+        if len(found.runs) % SAVED_EVERY == 0 or len(found.runs) == len(work.runs):
+            found.save(path)
+        if on_progress is not None:
+            on_progress(len(found.runs), len(work.runs), run)
+    return found
+
+
+def stopwatch(model: Mapping[str, Any], target: Deployment) -> Callable[[nn.Module], float]:
+    """Milliseconds of a network at `target` on this machine, for cuts of `model`. Raises Unavailable where it cannot run here."""
+    runtime = open_runtime(target)
+
+    def measured(network: nn.Module) -> float:
+        work = _Work(network.cpu().eval(), model, target, runtime)
+        return runtime.time(Variant(work.folded, work.exported), work.images).ms
+
+    return measured
+
+
+def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile | None:
+    if not path.exists():
+        return None
+    found = Profile.load(path)
+    found.check_fits(model, target)
+    found.check_here()
+    return found
+
+
+def _narrowed(run: Run, layers: Mapping[str, LayerKind]) -> Run:
+    """What `run` tells of `layers`."""
+    told = {name: ms for name, ms in run.layers_ms.items() if name in layers}
+    return replace(run, widths={name: run.widths[name] for name in layers}, layers_ms=told)
+
+
+@dataclass
+class _Work:
+    """The network, and what it is timed as."""
+
+    network: nn.Module
+    model: Mapping[str, Any]
+    target: Deployment
+    runtime: Runtime
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Seeded noise (batch, C, H, W)."""
+        made = self.model["arguments"]
+        shape = (self.target.batch, made["in_channels"], made["image_size"], made["image_size"])
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        return fold_batch_norm(self.network, self.images[:2])[0].eval()
+
+    @cached_property
+    def groups(self) -> tuple[Any, ...]:
+        return trace(self.folded, self.images[:2])
+
+    @cached_property
+    def widths(self) -> Mapping[str, Any]:
+        return layer_widths(self.folded, self.groups)
+
+    @cached_property
+    def layers(self) -> dict[str, LayerKind]:
+        free = {g.name for g in self.groups if not g.frozen}
+        return {
+            name: LayerKind(kind(self.folded.get_submodule(name)), bool(free & {*w.read.per_channel}), bool(free & {*w.made.per_channel}))
+            for name, w in self.widths.items()
+        }
+
+    @cached_property
+    def runs(self) -> list[tuple[Why, design.Kept]]:
+        """What is timed, in order: the whole network first."""
+        free = [b for b in bundles(self.groups) if not b.frozen]
+        if not free:
+            raise BadModel("nothing of this network can be cut, so its widths cannot be profiled; `ltcompile plan` says why")
+        colour = design.colours(free, self.widths.values())
+        whole, *others = design.grid(free, colour)
+        return [
+            ("dense", whole),
+            *(("grid", kept) for kept in others),
+            *(("stairs", kept) for kept in design.beside(free, colour)),
+            *(("check", kept) for kept in design.held_back(free)),
+        ]
+
+    def time(self, why: Why, some: design.Kept) -> Run:
+        kept = {g.name: g.width for g in self.groups} | some
+        module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
+        timing: Timing = self.runtime.time(Variant(module, self._onnx(module)), self.images)
+        widths = {name: (int(w.read.of(kept)), int(w.made.of(kept))) for name, w in self.widths.items()}
+        return Run(why, widths, timing.ms, timing.spread, timing.layers_ms)
+
+    def _onnx(self, module: nn.Module) -> Any:
+        """The ONNX model of a cut, for runtimes that read one."""
+        if self.target.backend == "eager":
+            return None
+        try:
+            return resized(self._base, self.folded.state_dict(), module.state_dict()) if self._resizes else self._export(module)
+        except (ValueError, RuntimeError) as error:
+            raise BadModel(f"the network cannot be exported at other widths: {error}") from error
+
+    @cached_property
+    def exported(self) -> Any:
+        """The ONNX model of the network itself, None for runtimes that read none."""
+        return None if self.target.backend == "eager" else self._base
+
+    @cached_property
+    def _base(self) -> Any:
+        return self._export(self.folded) if self.target.precision == "int8" else self._float
+
+    @cached_property
+    def _resizes(self) -> bool:
+        """Whether the file of a cut can be made from the file of the whole: tried once, on fp32, with its answer compared."""
+        half = {b.groups[0].name: b for b in bundles(self.groups) if not b.frozen}
+        kept = {g.name: g.width for g in self.groups} | {
+            g.name: b.channels(g, max(1, b.steps // 2)) for b in half.values() for g in b.groups
+        }
+        module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
+        images = self.images[:1].repeat(CHECKED, 1, 1, 1)
+        import onnx
+
+        try:
+            with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+                path = Path(folder) / "half.onnx"
+                onnx.save(resized(self._float, self.folded.state_dict(), module.state_dict()), str(path))
+                answer = run_onnx(path, images)
+        except Exception:  # ONNX Runtime has its own types: the file counts channels in a place that we do not know
+            return False
+        with torch.no_grad():
+            expected = module(images)
+        return bool((answer - expected).abs().max() <= TOLERANCES["fp32"] * expected.abs().max())
+
+    @cached_property
+    def _float(self) -> Any:
+        return self._export(self.folded, "fp32")
+
+    def _export(self, module: nn.Module, precision: str = "") -> Any:
+        import onnx
+
+        with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+            path = Path(folder) / "network.onnx"
+            export_onnx(module, self.images[:2], path)
+            if (precision or self.target.precision) == "int8":
+                quantize_onnx(path, self.images[:CHECKED], path)
+            return onnx.load(str(path))

@@ -1,0 +1,364 @@
+"""The laws of measured time: a profile finds the law that it was timed by, and plans spend a budget as well as can be."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from typer.testing import CliRunner
+
+import ltcompile as lt
+from ltcompile.cli import app
+from ltcompile.core import profile as nouns
+from ltcompile.core.deployment import Deployment
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.profile import Profile, Run
+from ltcompile.core.surface import Grid, Sample
+from ltcompile.errors import BadFile, BadSetting, StaleProfile, Unavailable
+from ltcompile.finding.budget import Problem
+from ltcompile.graph import cut, trace
+from ltcompile.graph.bundle import bundles
+from ltcompile.graph.widths import LAYERS, layer_widths
+from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
+from ltcompile.lower.resize import resized
+from ltcompile.profiling import profile
+from ltcompile.profiling.design import BESIDE, SHARES, colours, pairs
+from ltcompile.profiling.layers import assign, shares
+from ltcompile.profiling.runtimes import Timing, Variant, open_runtime
+
+TARGET = Deployment("cpu", "onnxruntime", 8, "fp32")
+READ_BLOCK, MADE_BLOCK, ODD = 8, 16, 1.6
+MODEL = {"name": "lenet5", "arguments": {"classes": 10, "in_channels": 1, "image_size": 32}}
+
+
+def law_ms(layer: Any) -> float:
+    """Blocks of 8 channels read and 16 made; odd widths cost more."""
+    read, made = (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else (layer.in_channels, layer.out_channels)
+    blocks = -(-read // READ_BLOCK) * READ_BLOCK * -(-made // MADE_BLOCK) * MADE_BLOCK
+    return (0.01 + 1e-4 * blocks) * (ODD if read % 2 and read > 3 else 1.0)
+
+
+class Law:
+    """A runtime whose times follow the law, with noise."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        self.noise, self.dice, self.calls = noise, np.random.default_rng(0), 0
+
+    def time(self, variant: Variant, images: torch.Tensor) -> Timing:
+        self.calls += 1
+        layers = {name: law_ms(m) for name, m in variant.module.named_modules() if isinstance(m, LAYERS)}
+        layers = {name: ms * (1 + self.noise * self.dice.standard_normal()) for name, ms in layers.items()}
+        return Timing(sum(layers.values()), 1.0, layers)
+
+
+@pytest.fixture
+def law(monkeypatch: pytest.MonkeyPatch) -> Law:
+    found = Law()
+    monkeypatch.setattr("ltcompile.profiling.work.open_runtime", lambda target: found)
+    monkeypatch.setattr("ltcompile.profiling.work._Work._onnx", lambda self, module: None)
+    monkeypatch.setattr("ltcompile.profiling.work._Work.exported", None)
+    return found
+
+
+def model(name: str, side: int = 32) -> dict[str, Any]:
+    return {"name": name, "arguments": {"classes": 10, "in_channels": 3, "image_size": side}}
+
+
+# Profiles
+
+
+@pytest.mark.parametrize(("name", "noise", "most"), [("vgg16", 0.0, 0.02), ("vgg16", 0.03, 0.04), ("resnet20", 0.0, 0.03)])
+def test_a_profile_finds_the_law(law: Law, tmp_path: Path, name: str, noise: float, most: float) -> None:
+    law.noise = noise
+    found = profile(model(name), TARGET, output=tmp_path / "p.json")
+    assert law.calls == len(found.runs) == len(SHARES) ** 2 + len(BESIDE) ** 2 + 8
+    assert (found.median_error < most and found.dense_ms == max(run.ms for run in found.runs if run.why != "check")) or noise
+    wide = next(n for n, layer in found.layers.items() if layer.kind == "3x3 by 1x1" and layer.reads)
+    stairs = found.surfaces[wide].stairs
+    assert (stairs.read_block, stairs.made_block) == (READ_BLOCK, MADE_BLOCK)
+    assert stairs.slow[0].max() == pytest.approx(ODD, rel=0.15) and stairs.slow[4, 4] == pytest.approx(1, rel=0.1)
+    assert Profile.load(tmp_path / "p.json") == found
+
+
+def test_a_profile_goes_on_where_it_was(law: Law, tmp_path: Path) -> None:
+    whole = profile(MODEL, TARGET, output=tmp_path / "whole.json")
+
+    def stop(done: int, of: int, run: Run) -> None:
+        assert of == len(whole.runs)
+        if done == 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        profile(MODEL, TARGET, output=tmp_path / "p.json", on_progress=stop)
+    law.calls = 0
+    assert profile(MODEL, TARGET, output=tmp_path / "p.json").runs == whole.runs and law.calls == len(whole.runs) - 20
+    law.calls = 0
+    profile(MODEL, TARGET, output=tmp_path / "p.json", resume=False)
+    assert law.calls == len(whole.runs)
+
+
+def test_a_foreign_profile_is_refused_by_what_differs(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "p.json"
+    found = profile(MODEL, TARGET, output=path)
+    with pytest.raises(StaleProfile, match="name lenet5, not vgg16"):
+        found.check_fits(model("vgg16"))
+    with pytest.raises(StaleProfile, match=r"for cpu:onnxruntime:b8:fp32, not for cpu:onnxruntime:b1:fp32"):
+        found.check_fits(MODEL, replace(TARGET, batch=1))
+    for field in ("cpu", "threads", "onnxruntime-gpu"):
+        with pytest.raises(StaleProfile, match=f"with {field} another, and here is"):
+            replace(found, machine={**found.machine, field: "another"}).check_here()
+    value = json.loads(path.read_text())
+    path.write_text(json.dumps({**value, "machine": {**value["machine"], "cpu": "another"}}))
+    with pytest.raises(StaleProfile, match="cpu another"):
+        profile(MODEL, TARGET, output=path)
+    for spoiled in ({"kind": "plan"}, {"runs": [{}]}, {"layers": []}, {"target": "cpu"}):
+        path.write_text(json.dumps({**value, **spoiled}))
+        with pytest.raises(BadFile, match="ltcompile profile"):
+            Profile.load(path)
+
+
+def test_what_tells_no_layers_is_refused() -> None:
+    for text in ("cpu:engine:b1:fp32", "cpu:onnxruntime:b1:bf16", "cpu:eager:b1:int8"):
+        with pytest.raises(Unavailable, match="nothing tells"):
+            open_runtime(Deployment.parse(text))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "eager"])
+def test_every_runtime_tells_every_layer(backend: str) -> None:
+    """Of a residual network with odd widths; their times add up to the whole."""
+    work = profiling_work("resnet20", backend)
+    kept = {g.name: g.width - (not g.frozen) for g in work.groups}
+    module = cut(work.folded, PruningPlan(work.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
+    timing = open_runtime(work.target).time(Variant(module, work._onnx(module)), work.images)
+    assert timing.layers_ms.keys() == work.widths.keys()
+    assert sum(timing.layers_ms.values()) == pytest.approx(timing.ms)
+
+
+def profiling_work(name: str, backend: str) -> Any:
+    from ltcompile.profiling.work import _Work
+
+    target = replace(TARGET, backend=backend, batch=2)
+    return _Work(lt.build_model(name).eval(), model(name), target, open_runtime(target))
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet20", "torchvision:mobilenet_v2"])
+def test_resizing_a_file_is_exporting_the_cut(name: str, tmp_path: Path) -> None:
+    import onnx
+
+    images = torch.randn(2, 3, 32, 32)
+    folded = fold_batch_norm(lt.build_model(name).eval(), images)[0].eval()
+    small = cut(folded, lt.plan(folded, images, 0.4)).eval()
+    export_onnx(folded, images, tmp_path / "whole.onnx")
+    onnx.save(resized(onnx.load(tmp_path / "whole.onnx"), folded.state_dict(), small.state_dict()), str(tmp_path / "small.onnx"))
+    with torch.no_grad():
+        torch.testing.assert_close(run_onnx(tmp_path / "small.onnx", images), small(images), rtol=1e-4, atol=1e-4)
+
+
+def test_operations_are_told_apart_by_elimination() -> None:
+    known = {"conv_1": {"a"}, "relu": {"a"}, "sum": {"a", "b", "c"}, "conv_3": {"c"}}
+    events = [("relu_nchwc", True), ("ReorderOutput", False), ("fused conv_3", True), ("sum_nchwc_token_4", True), ("strange", True)]
+    assert assign(events, known) == ["a", None, "c", "b", None]
+    assert shares([(None, 1.0), ("a", 2.0), (None, 4.0), ("b", 8.0)]) == {"a": 7.0, "b": 8.0}
+
+
+@given(st.lists(st.tuples(st.sampled_from([4, 16, 32, 64]), st.sampled_from([8, 16, 48]), st.floats(0.01, 10)), min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_grids_are_positive_and_rise(samples: list[tuple[int, int, float]]) -> None:
+    grid, widths = Grid([Sample(*s) for s in samples]), np.arange(1, 80)
+    table = grid(widths[:, None], widths[None, :])
+    assert (table > 0).all()
+    inside = grid(np.unique([s[0] for s in samples])[:, None], np.unique([s[1] for s in samples])[None, :])
+    assert (np.diff(inside, axis=0) >= -1e-9 * inside[1:]).all() and (np.diff(inside, axis=1) >= -1e-9 * inside[:, 1:]).all()
+
+
+def test_few_runs_hold_every_pair_of_levels() -> None:
+    rows = pairs(7)
+    for a, b in itertools.combinations(range(8), 2):
+        assert {(row[a], row[b]) for row in rows} == set(itertools.product(range(7), repeat=2))
+    network = lt.build_model("resnet20").eval()
+    groups = trace(network, torch.zeros(2, 3, 32, 32))
+    free = [b for b in bundles(groups) if not b.frozen]
+    layers = layer_widths(network, groups)
+    colour = dict(zip((b.name for b in free), colours(free, layers.values()), strict=True))
+    for widths in layers.values():
+        met = [colour[name] for name in widths.groups if name in colour]
+        assert len(set(met)) == len(met)
+
+
+# Budgets
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Which bundles meet."""
+
+    pairs: tuple[tuple[int, int], ...]
+    chain: bool
+
+
+SHAPES = {
+    "chain": Shape(((0, 1), (1, 2), (2, 3)), True),
+    "apart": Shape(((0, 1), (2, 3)), True),
+    "star": Shape(((0, 1), (0, 2), (0, 3)), False),
+    "ring": Shape(((0, 1), (1, 2), (2, 3), (0, 3)), False),
+    "residual": Shape(((0, 1), (1, 2), (0, 2), (2, 3)), False),
+}
+
+
+def problem(shape: Shape, seed: int) -> Problem:
+    dice = np.random.default_rng(seed)
+    many = 5
+    candidates = tuple(np.arange(1, many + 1) * 4 for _ in range(4))
+    worth = tuple(np.cumsum(-np.sort(-dice.random(many))) for _ in range(4))
+    tables: dict[tuple[int, ...], Any] = {(): np.asarray(0.1)}
+    for over in (*shape.pairs, *((i,) for i in range(4))):
+        table = dice.random((many,) * len(over))
+        for axis in range(len(over)):
+            table = np.cumsum(table, axis)
+        tables[over] = table
+    return Problem(candidates, worth, tables, ())
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@given(seed=st.integers(0, 10_000), share=st.floats(0.02, 0.95))
+@settings(max_examples=25, deadline=None)
+def test_a_budget_is_spent_as_well_as_can_be(name: str, seed: int, share: float) -> None:
+    found = problem(SHAPES[name], seed)
+    assert (found._chain() is not None) == SHAPES[name].chain
+    everyone = list(itertools.product(range(5), repeat=4))
+    times = {choice: found.time(choice) for choice in everyone}
+    budget = times[found.least] + share * (max(times.values()) - times[found.least])
+    choice = found.solve(budget)
+    best = max(found.value(c) for c in everyone if times[c] <= budget)
+    assert times[choice] <= budget
+    assert found.value(choice) >= (0.97 if SHAPES[name].chain else 0.85) * best
+
+
+def test_elimination_is_exact_for_every_price() -> None:
+    for name, seed, price in itertools.product(SHAPES, range(3), (0.0, 0.02, 0.1, 1.0)):
+        found = problem(SHAPES[name], seed)
+        best = max(found.value(c) - price * found.time(c) for c in itertools.product(range(5), repeat=4))
+        choice = found._eliminate(price)
+        assert found.value(choice) - price * found.time(choice) == pytest.approx(best)
+
+
+def time_of(network: nn.Module) -> float:
+    return sum(law_ms(m) for m in network.modules() if isinstance(m, LAYERS))
+
+
+@pytest.mark.parametrize(("name", "share"), [("vgg16", 0.3), ("resnet20", 0.4), ("networks:cascaded_concat", 0.8)])
+def test_plans_meet_their_time_and_land_on_edges(law: Law, tmp_path: Path, name: str, share: float) -> None:
+    side = 16 if ":" in name else 32
+    found = profile(model(name, side), TARGET, output=tmp_path / "p.json")
+    network, images = lt.build_model(name).eval(), torch.zeros(2, 3, side, side)
+    plan = lt.plan(network, images, target_time=share, profile=found)
+    assert time_of(cut(network, plan)) <= 1.05 * share * found.dense_ms
+    clocked = lt.plan(network, images, target_time=share, profile=found, measured=lambda small: 1.3 * time_of(small))
+    assert 1.3 * time_of(cut(network, clocked)) == pytest.approx(share * found.dense_ms, rel=0.08)
+
+
+def test_what_cannot_be_reached_is_refused_with_the_fastest(law: Law, tmp_path: Path) -> None:
+    found = profile(MODEL, TARGET, output=tmp_path / "p.json")
+    network, images = lt.build_model("lenet5", in_channels=1).eval(), torch.zeros(2, 1, 32, 32)
+    with pytest.raises(BadSetting, match=r"cannot be reached.*takes [\d.]+ ms.*times as fast as whole.*--max-layer-ratio"):
+        lt.plan(network, images, target_time=0.001, profile=found)
+    with pytest.raises(BadSetting, match="needs a profile"):
+        lt.plan(network, images, target_time=0.5)
+    with pytest.raises(BadSetting, match="leave align out"):
+        lt.plan(network, images, target_time=0.5, profile=found, align=8)
+
+
+def test_a_search_spends_a_budget_of_time(law: Law, tmp_path: Path) -> None:
+    digits = lt.load_data("digits")
+    channels, side, _ = digits.description.shape
+    named = {"name": "lenet5", "arguments": {"classes": 10, "in_channels": channels, "image_size": side}}
+    found = profile(named, TARGET, output=tmp_path / "p.json")
+    config = lt.SearchConfig(rounds=2, target_time=0.5, on=str(TARGET), controls=False)
+    ticket = lt.find("lenet5", digits, config, recipe=QUICK, folder=tmp_path / "run", profile=found).ticket
+    levels = {row.level: row.macs for row in ticket.history if row.arm == "ticket"}
+    assert levels[1] > levels[2]
+    plan = PruningPlan.load(tmp_path / "run/seed0/plan-2.json")
+    small = cut(lt.build_model("lenet5", in_channels=channels, image_size=side), plan)
+    assert 0.4 * found.dense_ms < time_of(small) <= 0.52 * found.dense_ms
+    with pytest.raises(StaleProfile, match="for cpu:onnxruntime:b8:fp32, not for"):
+        lt.find("lenet5", digits, replace(config, on="cpu:onnxruntime:b1:fp32"), recipe=QUICK, folder=tmp_path / "x", profile=found)
+    for wrong in ({"target_time": 0.5}, {"on": str(TARGET)}, {"target_time": 0.5, "on": str(TARGET), "align": 8}):
+        with pytest.raises(BadSetting):
+            lt.SearchConfig(**wrong)
+
+
+# The command line
+
+
+@pytest.fixture
+def told(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> str:
+        done = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
+
+
+def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "held back" in told("profile", "--model", "lenet5", "--batch", 8)
+    calls = law.calls
+    monkeypatch.setattr("ltcompile.profiling.stopwatch", lambda named, target: time_of)
+    shown = told("plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2)
+    assert law.calls == calls, "it was profiled before" and "fewer" in shown
+    (kept,) = (tmp_path / "cache/ltcompile/profiles").glob("*.json")
+    dense_ms = Profile.load(kept).dense_ms
+    told(
+        "plan",
+        "--model",
+        "lenet5",
+        "--on",
+        TARGET,
+        "--target-latency",
+        f"{dense_ms / 2}ms",
+        "--profile",
+        kept,
+        "-o",
+        tmp_path / "plan.json",
+    )
+    small = cut(lt.build_model("lenet5"), PruningPlan.load(tmp_path / "plan.json"))
+    assert time_of(small) == pytest.approx(dense_ms / 2, rel=0.1)
+    value = json.loads(kept.read_text())
+    (tmp_path / "edge.json").write_text(json.dumps({**value, "machine": {**value["machine"], "cpu": "an edge"}}))
+    assert "planned for an edge" in told(
+        "plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2, "--profile", tmp_path / "edge.json"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("--target-speedup", 2), "add --on"),
+        (("--on", "cpu"), "say how fast"),
+        (("--on", "cpu:onnx", "--target-speedup", 2), "no backend"),
+        (("--on", TARGET, "--target-speedup", 2, "--target-latency", "1ms"), "one target"),
+        (("--on", TARGET, "--target-latency", "fast"), "with its unit"),
+        (("--on", TARGET, "--target-latency", "9s"), "already"),
+        (("--on", TARGET, "--target-speedup", 2, "--target-macs", 0.5), "one target"),
+    ],
+)
+def test_bad_targets_are_refused(told: Callable[..., str], asked: tuple[object, ...], says: str) -> None:
+    with pytest.raises(BadSetting, match=says):
+        CliRunner().invoke(app, ["plan", "--model", "lenet5", *map(str, asked)], catch_exceptions=False)
+
+
+def test_machines_are_told_by_what_decides() -> None:
+    assert {"cpu", "threads", "onnxruntime-gpu"} <= nouns.machine(TARGET).keys()
