@@ -1,8 +1,9 @@
-"""The channels of most importance whose network takes no longer than a budget of measured time.
+"""What survives most of a network within a budget of measured time.
 
-Maximise the summed importance of what is kept, subject to the summed time of the layers, each of which depends on the widths that it reads
-and makes. Widths are chosen among multiples of 8 (of 4 and less in narrow layers), of which those just on an edge of the hardware
-win by themselves: past an edge time jumps, and importance does not.
+Maximise what survives from end to end, subject to the summed time of the layers, each of which depends on the widths that it reads and
+makes. What survives is the product over layers of the share of its importance that each keeps: a signal passes all of them, and a sum would
+rather leave one layer whole and the next with nothing. Widths are chosen among multiples of 8 (of 4 and less in narrow layers), of which
+those just on an edge of the hardware win by themselves: past an edge time jumps, and importance does not.
 
 - A chain of layers: exactly, by dynamic programming over (layer, width, time so far in thousandths of the budget).
 - Any other network where no layer reads more than one group's channels: time gets a price (Lagrange), and for each price the best widths
@@ -39,6 +40,7 @@ STEPS = 1000  # that the budget of a chain is counted in
 LARGEST_TABLE = 1 << 22
 BISECTIONS = 40
 SWEEPS = 6
+NOTHING = 1e-6  # of the importance, in place of none
 SLACK, CORRECTIONS = 0.03, 4
 FINE, COARSE = 128, 8  # below FINE channels widths are multiples of 4 and less, above of COARSE
 
@@ -98,7 +100,7 @@ class Problem:
     @classmethod
     def of(cls, ranking: Ranking, layers: Mapping[str, Widths], profile: Profile) -> Problem:
         candidates = tuple(_candidates(b, least, given) for b, least, given in ranking.bounds)
-        worth = tuple(ranking.worth(b)[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
+        worth = tuple(_worth(b, ranking.worth(b))[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
         owner = {g.name: i for i, (b, *_) in enumerate(ranking.bounds) for g in b.groups}
         fixed = {g.name: g.width for g in ranking.groups if g.name not in owner}
         channels = {g.name: b.channels(g, 1) for b, *_ in ranking.bounds for g in b.groups}
@@ -222,7 +224,7 @@ class Problem:
             if any(np.ptp(t) > 0 for t in self.tables.values())
             else 1.0
         )
-        return 1e3 * sum(float(w[-1]) for w in self.worth) / max(least_ms, 1e-9)
+        return 1e3 * sum(float(np.ptp(w)) for w in self.worth) / max(least_ms, 1e-9)
 
     def _at(self, price: float, start: Choice) -> Choice:
         """The best choice where a millisecond costs `price`."""
@@ -332,6 +334,12 @@ def _multiples(width: int) -> tuple[int, ...]:
     """Widths worth a thought up to `width`."""
     fine = [w for w in range(1, min(width, FINE)) if w % 4 == 0 or w < 8]
     return (*fine, *range(FINE, width, COARSE), width)
+
+
+def _worth(bundle: Bundle, kept: Array) -> Array:
+    """The logarithm of the share of importance that so many steps keep, for each layer that makes the channels; `kept` rises from 0."""
+    layers = sum(len(g.makers) for g in bundle.groups)
+    return np.asarray(layers * np.log((kept + NOTHING * kept[-1]) / kept[-1])) if kept[-1] > 0 else np.zeros(len(kept))
 
 
 def _candidates(bundle: Bundle, least: int, given: int | None) -> NDArray[np.intp]:

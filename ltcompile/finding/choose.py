@@ -96,8 +96,9 @@ class Ranking:
         return list(zip(self._bundles, self._least, given, strict=True))
 
     def worth(self, bundle: Bundle) -> np.ndarray:
-        """The summed scores of the filters in a bundle's best steps: (steps + 1,), of none, one, two..."""
-        return np.concatenate([[0.0], np.cumsum(self._step_scores(bundle, self._scores)) * bundle.filters_per_step])
+        """The summed scores of the filters in a bundle's best steps: (steps + 1,), of none, one, two...; scores below zero count from it."""
+        scores = self._step_scores(bundle, self._scores)
+        return np.concatenate([[0.0], np.cumsum(scores - min(0.0, scores.min())) * bundle.filters_per_step])
 
     def _rank(self, scores: Mapping[str, Tensor]) -> None:
         """Line up the steps above the floors: whose each is, and the filters that go with it and all before it."""
