@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import io
 import json
@@ -33,6 +34,8 @@ from ltcompile.core.records import Trained, Verdict
 from ltcompile.errors import LtcompileError
 from ltcompile.models import _weights
 from ltcompile.reporting.collect import collect
+from ltcompile.verifying import read_claims as claims_of
+from ltcompile.verifying.wire import check_self_contained
 
 Value = Any  # of JSON
 SHAPE = (1, 4, 4)
@@ -130,6 +133,14 @@ def read_onnx(path: Path) -> None:
     compare._open(path)
 
 
+def read_claims(path: Path) -> None:
+    json.dumps(dataclasses.asdict(claims_of(path)), allow_nan=False)
+
+
+def read_wire(path: Path) -> None:
+    check_self_contained(path.read_bytes(), path)
+
+
 def read_weights(path: Path) -> None:
     _weights.load_weights(network(), path, classes=2, in_channels=1)
 
@@ -150,6 +161,14 @@ def whole_run() -> bytes:
 
     run = example()
     return b"\0".join(json.dumps(run[name]).encode() for name in RUN)
+
+
+@functools.cache
+def whole_claims() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in zip(RUN, whole_run().split(b"\0"), strict=True):
+            (Path(folder) / name).write_bytes(content)
+        return json.dumps(collect(Path(folder))).encode()
 
 
 def whole_onnx() -> bytes:
@@ -375,7 +394,9 @@ READERS = {
     "ticket": Reader(read_ticket, ".pt", whole_ticket, spoil_ticket),
     "plan": Reader(read_plan, ".json", whole_plan, spoil_json_bytes),
     "run": Reader(read_run, "", whole_run, spoil_run),
+    "claims": Reader(read_claims, ".json", whole_claims, spoil_json_bytes),
     "onnx": Reader(read_onnx, ".onnx", whole_onnx, spoil_onnx),
+    "onnx_bytes": Reader(read_wire, ".onnx", whole_onnx, spoil_onnx),
     "weights": Reader(read_weights, ".pth", whole_weights, spoil_archive),
     "safetensors": Reader(read_weights, ".safetensors", whole_safetensors, spoil_safetensors),
 }

@@ -1,0 +1,290 @@
+"""Each claim beside what this machine finds: the file, its size, its accuracy, its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ltcompile.core.deployment import Deployment
+from ltcompile.core.records import cpu_name
+from ltcompile.errors import BadFile, BadSetting, StaleTicket, Unavailable
+from ltcompile.paths import check_writable, write_json
+from ltcompile.timing import Times, race, speedup
+from ltcompile.verifying.claims import Claims, File, Timing, read_claims
+from ltcompile.verifying.images import Labels, read_images
+from ltcompile.verifying.network import Array, Network, gpu_name, missing, open_network
+from ltcompile.verifying.result import Check, Value, Verdict, Verified, recent_load, wilson
+
+BACKEND = "onnxruntime"
+SLACK = 0.05  # of a claimed speed: the share that two measurements of one machine may be apart
+BYTES_PER_PARAM = (0.9, 8.0)  # what an ONNX file of any precision has, with folded norms and names
+GRAPH_BYTES = 1 << 20  # what a file may hold beside weights
+DEFAULT_CLAIMS = ("report.json", "bench.json")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all checks share."""
+
+    small: Network
+    claims: Claims
+    timings: list[Timing]
+    dense: Network | None
+    images: tuple[Array, Labels] | None
+    seconds: float
+
+
+def verify(
+    target: str | Path,
+    claims: str | Path | None = None,
+    *,
+    dense: str | Path | None = None,
+    on: Deployment | None = None,
+    data: str | Path | None = None,
+    seconds: float = 2.0,
+    output: str | Path | None = None,
+) -> Verified:
+    """Repeat on this machine what a report.json or bench.json claims of the ONNX file `target`; by default the one beside it.
+
+    With `dense`, the ONNX file of the network that it was cut from, both race each other and speedups are compared; without, latencies
+    are, if they were measured on such a machine as this. Accuracy takes `data`, a .npz file with images (N, C, H, W), float32 and ready
+    for the network, and labels (N,). `on` leaves out all other deployments. Each race takes about `seconds` a network.
+
+    A speedup is confirmed if the 95 % interval of the measured one reaches 0.95 of the claimed interval's low end, a latency if p20 is
+    at most 1.05 of the claimed p50, an accuracy if it lies in Wilson's 95 % interval of the one found. See `verifying.network` for what
+    a file can do while it is examined.
+
+    Raises:
+        BadFile, BadData: a file is not what it should be. StaleTicket: the files do not belong together.
+        BadSetting: nothing is claimed for `on`. Unavailable: onnxruntime does not load.
+    """
+    load, path = recent_load(), Path(target)
+    small = open_network(path)
+    told = read_claims(Path(claims) if claims else _beside(path))
+    _check_belongs(small, told)
+    job = _Job(
+        small,
+        told,
+        _wanted(small, told, on),
+        _open_dense(Path(dense), small, told) if dense else None,
+        read_images(Path(data), small.shape, small.classes) if data else None,
+        seconds,
+    )
+    written = check_writable(output) if output else None
+    verified = Verified(path.name, small.sha256, told.name, list(_checks(job)), load)
+    if written is not None:
+        write_json(written, verified.to_json())
+    return verified
+
+
+# Do these files belong together?
+
+
+def _beside(path: Path) -> Path:
+    """The claims that lie beside a network."""
+    for name in DEFAULT_CLAIMS:
+        if (path.parent / name).is_file():
+            return path.parent / name
+    raise BadFile(f"there is no {' and no '.join(DEFAULT_CLAIMS)} beside {path}; name one with --claims")
+
+
+def _check_belongs(small: Network, claims: Claims) -> None:
+    """Raises BadFile or StaleTicket where the claims are about another network."""
+    if small.metadata.get("producer") != "ltcompile":
+        raise BadFile(f"{small.path} was not made by `ltcompile shrink`, so nothing tells whose claims are its own; take a file that was")
+    checksum = small.metadata.get("ticket_checksum", "")
+    if claims.checksum is not None and claims.checksum != checksum:
+        raise StaleTicket(
+            f"{small.path} was made from the ticket {checksum[:12] or 'of no name'}, {claims.name} is about {claims.checksum[:12]}; "
+            "take the claims that were made with this file"
+        )
+    if claims.shape is not None and claims.shape != small.shape:
+        raise StaleTicket(f"{small.path} takes images {small.shape}, {claims.name} is about {claims.shape}; take the claims of this file")
+
+
+def _wanted(small: Network, claims: Claims, on: Deployment | None) -> list[Timing]:
+    """The timings on ONNX Runtime, or those for `on` alone. Raises BadSetting."""
+    rows = [row for row in claims.timings if row.backend == BACKEND]
+    if on is None:
+        return rows
+    if on.backend != BACKEND:
+        raise BadSetting(f"--on {on}: claims are repeated by {BACKEND} alone; write {on.device}:{BACKEND}:b{on.batch}")
+    if on.precision != small.precision:
+        raise BadSetting(f"--on {on}: {small.path.name} is a file in {small.precision}; name that, or take another file")
+    if found := [row for row in rows if (row.device, row.batch) == (on.device, on.batch)]:
+        return found
+    known = ", ".join(dict.fromkeys(_deployment(small, row) for row in rows)) or "nowhere"
+    raise BadSetting(f"{claims.name} has no timing on {on}; it was timed on: {known}; choose one of these, or bench it there")
+
+
+def _open_dense(path: Path, small: Network, claims: Claims) -> Network:
+    """The network that the small one was cut from, as far as its file tells. Raises BadFile or StaleTicket."""
+    dense = open_network(path)
+    if (dense.shape, dense.classes) != (small.shape, small.classes):
+        raise StaleTicket(
+            f"{path} turns {dense.shape} into {dense.classes} logits, and {small.path.name} {small.shape} into {small.classes}; "
+            "take the network that it was cut from"
+        )
+    checksums = {network.metadata.get("ticket_checksum") for network in (dense, small)} - {None}
+    params = claims.dense_params
+    least, most = (0.0, np.inf) if params is None else (BYTES_PER_PARAM[0] * params, BYTES_PER_PARAM[1] * params + GRAPH_BYTES)
+    if len(checksums) > 1 or not least <= len(dense.data) <= most:
+        raise StaleTicket(
+            f"{path}, of {len(dense.data):,} bytes, is not the network that {small.path.name} was cut from"
+            f"{'' if params is None else f', which has {params:,} params'}; export that one"
+        )
+    return dense
+
+
+# The checks
+
+
+def _checks(job: _Job) -> Iterator[Check]:
+    yield _answers(job.small)
+    yield _ticket(job)
+    yield _size(job)
+    yield from _accuracies(job)
+    times: dict[tuple[str, int], dict[str, Times] | str] = {}
+    for row in job.timings:
+        if (place := (row.device, row.batch)) not in times:
+            times[place] = _race(job, row)
+        yield (_latency if job.dense is None else _speedup)(job, row, times[place])
+
+
+def _answers(small: Network) -> Check:
+    """That the file computes something, and the same thing twice."""
+    claim = "the answers are finite, and the same twice"
+    try:
+        bound = small.bind("cpu", small.noise(small.batch if isinstance(small.batch, int) else 2))
+        first = bound.answer().copy()
+        bound.call()
+    except Unavailable as error:
+        return Check("file", claim, "not confirmed", str(error))
+    if not np.isfinite(first).all():
+        return Check("file", claim, "not confirmed", "some answers to seeded noise are not finite")
+    if not np.array_equal(first, bound.answer()):
+        return Check("file", claim, "not confirmed", "the same noise had two answers")
+    return Check("file", claim, "confirmed", "on seeded noise")
+
+
+def _ticket(job: _Job) -> Check:
+    """What `_check_belongs` has seen."""
+    claim = f"made from the ticket {job.small.metadata.get('ticket_checksum', '')[:12]}"
+    if job.claims.checksum is None:
+        return Check("ticket", claim, "not comparable", f"{job.claims.name} names no ticket; report.json does")
+    return Check("ticket", claim, "confirmed", f"{job.claims.name} is about this one")
+
+
+def _size(job: _Job) -> Check:
+    found = Value(len(job.small.data))
+    file = _claimed_file(job)
+    if file is None:
+        return Check("size", "size", "not comparable", f"{job.claims.name} tells no size of such a file", found=found)
+    if file.bytes != found.value:
+        return Check("size", "size", "not confirmed", "another file, or a damaged one", Value(file.bytes), found)
+    return Check("size", "size", "confirmed", "to the byte", Value(file.bytes), found)
+
+
+def _claimed_file(job: _Job) -> File | None:
+    """The file that the claims speak of: one of the same making, and of the same name if there are several."""
+    told = job.small.metadata
+    made = (told.get("ticket_checksum"), job.small.precision, told.get("recalibrated") == "true")
+    same = [file for file in job.claims.files if (file.ticket_checksum, file.precision, file.recalibrated) == made]
+    return next((file for file in same if file.output == job.small.path.name), same[0] if same else None)
+
+
+def _accuracies(job: _Job) -> Iterator[Check]:
+    """One for each device on which one is claimed; the ticket's own where no benchmark tells one."""
+    claimed = {row.device: row.accuracy for row in job.timings if row.accuracy is not None}
+    if not claimed and job.claims.accuracy is not None:
+        claimed = {"cpu": job.claims.accuracy}
+    for device, share in claimed.items():
+        yield _accuracy(job, device, share)
+
+
+def _accuracy(job: _Job, device: str, share: float) -> Check:
+    claim = f"accuracy on test images, {device}"
+    claimed = Value(share) if job.claims.test_images is None else wilson(share, job.claims.test_images)
+    if reason := _other_precision(job):
+        return Check("accuracy", claim, "not comparable", reason, claimed)
+    if job.images is None:
+        return Check("accuracy", claim, "not comparable", "not repeated: no test images", claimed)
+    images, labels = job.images
+    if reason := missing(device):
+        return Check("accuracy", claim, "not comparable", reason, claimed)
+    try:
+        logits = job.small.logits(device, images)
+    except Unavailable as error:
+        return Check("accuracy", claim, "not comparable", str(error), claimed)
+    found = wilson(float((logits.argmax(1) == labels).mean()), len(images))
+    assert found.low is not None and found.high is not None
+    within = found.low <= share <= found.high
+    reason = f"the claim lies {'within' if within else 'outside'} the 95 % interval of {len(images):,} images"
+    return Check("accuracy", claim, _verdict(within), reason, claimed, found)
+
+
+def _other_precision(job: _Job) -> str | None:
+    """Why the benchmark was not of a file in this one's precision, as far as the claims tell."""
+    timed = next((file for file in job.claims.files if file.output == job.claims.target), None)
+    if timed is None or timed.precision == job.small.precision:
+        return None
+    return f"{timed.output} was measured, in {timed.precision}; this file is in {job.small.precision}"
+
+
+# Speed
+
+
+def _race(job: _Job, row: Timing) -> dict[str, Times] | str:
+    """Milliseconds (blocks, runs) of "small", and of "dense" where it is there, on the device and batch of `row`; or why there are none."""
+    if reason := _other_precision(job) or missing(row.device) or _elsewhere(job, row):
+        return reason
+    try:
+        images = job.small.noise(row.batch)
+        networks = {"small": job.small} | ({"dense": job.dense} if job.dense else {})
+        calls = {name: network.bind(row.device, images).call for name, network in networks.items()}
+    except Unavailable as error:
+        return str(error)
+    return race(calls, seconds=job.seconds)
+
+
+def _elsewhere(job: _Job, row: Timing) -> str | None:
+    """Why a latency of `row` means nothing here; two networks in one race compare anywhere."""
+    if job.dense is not None:
+        return None
+    there, here = (job.claims.machine.get("gpu"), gpu_name()) if row.device == "cuda" else (job.claims.machine.get("cpu"), cpu_name())
+    return None if there == here else f"measured on {there or 'a machine without a name'}, this is {here}; --dense compares anywhere"
+
+
+def _speedup(job: _Job, row: Timing, times: dict[str, Times] | str) -> Check:
+    on = _deployment(job.small, row)
+    if row.speedup is None or row.speedup_low is None:
+        return Check("speedup", "speedup", "not comparable", f"{job.claims.name} claims none here", on=on)
+    claimed = Value(row.speedup, row.speedup_low, row.speedup_high)
+    if isinstance(times, str):
+        return Check("speedup", "speedup", "not comparable", times, claimed, on=on)
+    ratio, low, high = speedup(times["dense"], times["small"])
+    reached = high >= (1 - SLACK) * row.speedup_low
+    reason = "at least as fast as claimed" if reached else f"does not reach the claimed low end less {SLACK:.0%}"
+    return Check("speedup", "speedup", _verdict(reached), reason, claimed, Value(ratio, low, high), on)
+
+
+def _latency(job: _Job, row: Timing, times: dict[str, Times] | str) -> Check:
+    on = _deployment(job.small, row)
+    claimed = Value(row.ms_p50, row.ms_p20, row.ms_p80)
+    if isinstance(times, str):
+        return Check("latency", "latency", "not comparable", times, claimed, on=on)
+    p20, p50, p80 = (float(q) for q in np.quantile(times["small"], [0.2, 0.5, 0.8]))
+    reached = p20 <= (1 + SLACK) * row.ms_p50
+    reason = "at least as fast as claimed" if reached else f"p20 is not within the claimed p50 and {SLACK:.0%}"
+    return Check("latency", "latency", _verdict(reached), reason, claimed, Value(p50, p20, p80), on)
+
+
+def _verdict(reached: bool) -> Verdict:
+    return "confirmed" if reached else "not confirmed"
+
+
+def _deployment(small: Network, row: Timing) -> str:
+    return f"{row.device}:{row.backend}:b{row.batch}:{small.precision}"

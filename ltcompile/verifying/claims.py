@@ -1,0 +1,198 @@
+"""What report.json or bench.json claims of a network, as checked, typed values."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ltcompile.core.fields import Misfit, misfit, short, table
+from ltcompile.errors import BadFile
+from ltcompile.paths import read_json
+
+T = TypeVar("T")
+FORMAT = 1
+WHAT = "result of `ltcompile report` or `ltcompile bench`"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """A row of a benchmark: milliseconds a batch, and how many times as fast as the dense network, with a 95 % interval."""
+
+    subject: str
+    backend: str
+    device: str
+    batch: int
+    ms_p20: float
+    ms_p50: float
+    ms_p80: float
+    speedup: float | None
+    speedup_low: float | None
+    speedup_high: float | None
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that `ltcompile shrink` wrote."""
+
+    output: str
+    precision: str
+    bytes: int
+    recalibrated: bool
+    ticket_checksum: str
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What is claimed, by a JSON file called `name`; what it does not tell is None or empty.
+
+    `target` is the file that was timed, `machine` what it was timed on; `accuracy` is that of the ticket, on `test_images` images.
+    """
+
+    name: str
+    timings: list[Timing]
+    machine: dict[str, Any]
+    dense_params: int | None
+    target: str | None
+    checksum: str | None = None
+    shape: tuple[int, ...] | None = None
+    files: list[File] = field(default_factory=list)
+    accuracy: float | None = None
+    test_images: int | None = None
+
+
+@dataclass(frozen=True)
+class _Subject:
+    params: int
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    machine: dict[str, Any]
+    command: str
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """The part that a report and a benchmark share."""
+
+    subjects: dict[str, _Subject]
+    rows: list[Timing]
+
+
+@dataclass(frozen=True)
+class _Bench(_Timed):
+    target: str
+    provenance: _Provenance
+
+
+@dataclass(frozen=True)
+class _Ticket:
+    checksum: str
+    seed: int
+    level: int
+
+
+@dataclass(frozen=True)
+class _Data:
+    shape: list[int]
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Point:
+    arm: str
+    seed: int
+    level: int
+    test_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class _Report:
+    ticket: _Ticket
+    data: _Data
+    points: list[_Point]
+    shrinks: list[File]
+    bench: _Timed | None
+    provenance: list[_Provenance]
+
+
+def read_claims(path: Path) -> Claims:
+    """The claims in `path`.
+
+    Raises:
+        BadFile: it is missing, no report.json and no bench.json, or damaged.
+    """
+    value = read_json(path, WHAT)
+    try:
+        kind = value.get("kind") if isinstance(value, Mapping) else misfit(value, "a table", "")
+        if kind not in ("report", "bench"):
+            raise Misfit(f'it says "kind": {short(kind)}, not "report" or "bench"')
+        if value.get("format") != FORMAT:
+            raise Misfit(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
+        claims = _of_report(path.name, table(value, _Report)) if kind == "report" else _of_bench(path.name, table(value, _Bench))
+        _check_sane(claims)
+        return claims
+    except (Misfit, RecursionError) as error:
+        raise BadFile(f"{path} cannot be read as a {WHAT}: {error}; make it again") from error
+
+
+def _of_bench(name: str, bench: _Bench) -> Claims:
+    return Claims(name, _small(bench.rows), bench.provenance.machine, _dense_params(bench), bench.target)
+
+
+def _of_report(name: str, report: _Report) -> Claims:
+    timed = next((p for p in report.provenance if p.stage == "bench"), None)
+    ticket = report.ticket
+    arm = "ticket" if ticket.level else "dense"
+    accuracies = [p.test_accuracy for p in report.points if (p.arm, p.seed, p.level) == (arm, ticket.seed, ticket.level)]
+    return Claims(
+        name,
+        _small(report.bench.rows if report.bench else []),
+        timed.machine if timed else {},
+        _dense_params(report.bench) if report.bench else None,
+        _target(timed.command, report.shrinks) if timed else None,
+        ticket.checksum,
+        tuple(report.data.shape),
+        report.shrinks,
+        next(iter(accuracies), None),
+        report.data.sizes.get("test"),
+    )
+
+
+def _small(rows: list[Timing]) -> list[Timing]:
+    return [row for row in rows if row.subject != "dense"]
+
+
+def _dense_params(timed: _Timed) -> int | None:
+    return timed.subjects["dense"].params if "dense" in timed.subjects else None
+
+
+def _target(command: str, files: list[File]) -> str | None:
+    """The file that a command line timed: a report tells it nowhere else."""
+    try:
+        words = {Path(word).name for word in shlex.split(command)}
+    except ValueError:
+        return None
+    return next((file.output for file in files if file.output in words), None)
+
+
+def _check_sane(claims: Claims) -> None:
+    """Raises Misfit for what nobody can have measured."""
+    for i, row in enumerate(claims.timings):
+        speedups = (row.speedup_low, row.speedup, row.speedup_high)
+        if len({value is None for value in speedups}) == 2:
+            raise Misfit(f"timing {i} has the speedup {short(speedups)}, not a low bound, a value and a high bound")
+        positive = (row.batch, row.ms_p20, row.ms_p50, row.ms_p80, *(value for value in speedups if value is not None))
+        if min(positive) <= 0:
+            raise Misfit(f"timing {i} holds {short(min(positive))}, which is not above 0")
+    for share in (claims.accuracy, *(row.accuracy for row in claims.timings)):
+        if share is not None and not 0 <= share <= 1:
+            raise Misfit(f"it claims the accuracy {short(share)}, not a share between 0 and 1")
+    sizes = [file.bytes for file in claims.files] + [n for n in (claims.dense_params, claims.test_images) if n is not None]
+    if min(sizes, default=1) <= 0:
+        raise Misfit(f"it claims a size of {short(min(sizes))}")

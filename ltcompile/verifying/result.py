@@ -1,0 +1,110 @@
+"""What was claimed, what was found, and what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any, Literal
+
+from ltcompile.core.records import Record, cpu_name
+from ltcompile.verifying.network import gpu_name
+
+Verdict = Literal["confirmed", "not confirmed", "not comparable"]
+What = Literal["file", "ticket", "size", "accuracy", "speedup", "latency"]
+Z95 = 1.959964  # normal quantile of a two-sided 95 % interval
+
+
+@dataclass(frozen=True)
+class Value(Record):
+    """A number with its 95 % interval where it has one; of a latency, p50 with p20 and p80."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Check(Record):
+    """One claim beside what was found.
+
+    `claimed` and `found` are bytes of a size, a share of an accuracy, a ratio of a speedup, milliseconds a batch of a latency, and
+    None of what is no number or was not repeated. `on` is the deployment of what was timed, as `Deployment` writes it.
+    """
+
+    what: What
+    claim: str
+    verdict: Verdict
+    reason: str
+    claimed: Value | None = None
+    found: Value | None = None
+    on: str | None = None
+
+    @property
+    def of_the_network(self) -> bool:
+        """Whether it is a claim, rather than that this is the file that the claims are about."""
+        return self.what not in ("file", "ticket")
+
+
+@dataclass(frozen=True)
+class Verified:
+    """All checks of one file on this machine; `load` is what `recent_load` told before them."""
+
+    target: str
+    sha256: str
+    claims: str
+    checks: Sequence[Check]
+    load: float
+
+    @property
+    def outcome(self) -> Verdict:
+        """Not confirmed if one claim is; not comparable if none could be repeated; else confirmed."""
+        if any(check.verdict == "not confirmed" for check in self.checks):
+            return "not confirmed"
+        compared = any(check.of_the_network and check.verdict == "confirmed" for check in self.checks)
+        return "confirmed" if compared else "not comparable"
+
+    def to_json(self) -> dict[str, Any]:
+        """With the machine, the versions and the time of now."""
+        return {
+            "kind": "verified",
+            "format": 1,
+            "target": self.target,
+            "sha256": self.sha256,
+            "claims": self.claims,
+            "outcome": self.outcome,
+            "checks": [dataclasses.asdict(check) for check in self.checks],
+            "load": self.load,
+            "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "gpu": gpu_name(), "system": platform.platform()},
+            "versions": _versions(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def wilson(share: float, images: int) -> Value:
+    """The share of `images` that were right, with Wilson's 95 % interval."""
+    scale = 1 + Z95**2 / images
+    centre = (share + Z95**2 / (2 * images)) / scale
+    half = Z95 * math.sqrt(share * (1 - share) / images + (Z95 / (2 * images)) ** 2) / scale
+    return Value(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))  # rounding leaves no share outside
+
+
+def recent_load() -> float:
+    """Processes that ran or waited in the last minute, on average, as a share of this machine's processors."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
+
+
+def _versions() -> dict[str, str]:
+    import numpy as np
+    import onnxruntime
+
+    found = {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
+    try:
+        return found | {"ltcompile": metadata.version("ltcompile")}
+    except metadata.PackageNotFoundError:  # it was copied there, not installed
+        return found
