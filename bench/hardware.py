@@ -1,0 +1,205 @@
+"""What planning by measured time is worth on this CPU, in ONNX Runtime: how well profiles predict, whether targets are met, and the speed
+at equal accuracy, beside plans by MACs, as they are or rounded; and int8 on top.
+
+    python bench/hardware.py                        in about an hour; writes bench/results/hardware.json and .md
+    python bench/hardware.py --parts predict meet   some of it, in minutes
+
+Networks that race are trained on the embedded digits, with several seeds, and race each other side by side. Nothing else may run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import RESULTS, finish
+
+import ltcompile as lt
+from ltcompile.backends import Subject
+from ltcompile.core.deployment import Deployment
+from ltcompile.core.profile import Profile
+from ltcompile.finding.search import Found, data_for, recipe_for
+from ltcompile.lower import export_onnx, fold_batch_norm
+from ltcompile.measure import bench as measure
+from ltcompile.profiling import profile, stopwatch
+from ltcompile.shrinking import dense_network, small_network
+
+PREDICTED = (("vgg16", 32, 64), ("vgg16", 32, 1), ("resnet18", 32, 64), ("torchvision:mobilenet_v2", 224, 1))  # network, side, batch
+SPEEDUPS = (2.0, 4.0, 8.0)
+MACS, ALIGNS = 0.1, (1, 8, 16, 32)
+EQUAL_POINTS = 0.3
+SEEDS, EPOCHS = 3, 8
+SECONDS = 6.0  # of each row
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    arguments.add_argument("--seeds", type=int, default=SEEDS)
+    arguments.add_argument("--epochs", type=int, default=EPOCHS)
+    asked = arguments.parse_args()
+    path = RESULTS / "hardware.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"bench": "hardware"}
+    with tempfile.TemporaryDirectory() as scratch:
+        for part in asked.parts:
+            result[part] = PARTS[part](Path(scratch), asked.seeds, asked.epochs)
+            print(json.dumps(result[part], indent=1), flush=True)
+    result.pop("provenance", None)
+    result["claims"] = claims(result)
+    (RESULTS / "hardware.md").write_text(markdown(result))
+    finish("hardware", result)
+
+
+def named(name: str, side: int, channels: int = 3) -> dict[str, Any]:
+    return {"name": name, "arguments": {"classes": 10, "in_channels": channels, "image_size": side}}
+
+
+def fresh(model: dict[str, Any], target: Deployment, scratch: Path) -> tuple[Profile, float]:
+    """A profile made now, and the seconds that it took."""
+    began = time.perf_counter()
+    found = profile(model, target, output=scratch / f"{model['name'].replace(':', '-')}-{target.batch}.json", resume=False)
+    return found, time.perf_counter() - began
+
+
+def predict(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
+    """How far predictions are from what was measured, on networks that the profile has not seen."""
+    rows = []
+    for name, side, batch in PREDICTED:
+        found, seconds = fresh(named(name, side), Deployment("cpu", "onnxruntime", batch), scratch)
+        rows.append({"network": name, "batch": batch, "seconds": seconds, "dense_ms": found.dense_ms, "median_error": found.median_error})
+        rows[-1]["errors"] = found.errors()
+    return rows
+
+
+def meet(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
+    """Targets of VGG-16, planned with the clock at hand, and measured again afterwards beside the dense network."""
+    model, target = named("vgg16", 32), Deployment("cpu", "onnxruntime", 64)
+    found, _ = fresh(model, target, scratch)
+    network, images = lt.build_model("vgg16").eval(), torch.zeros(2, 3, 32, 32)
+    subjects, seconds = [subject("dense", network, images, scratch)], {}
+    for speedup in SPEEDUPS:
+        began = time.perf_counter()
+        plan = lt.plan(network, images, target_time=1 / speedup, profile=found, measured=stopwatch(model, target))
+        seconds[speedup] = time.perf_counter() - began
+        subjects.append(subject(f"{speedup:g}", lt.cut(network, plan).eval(), images, scratch))
+    rows = {row.subject: row for row in race(subjects, torch.randn(64, 3, 32, 32), 64)}
+    return [{"asked": s, "found": rows[f"{s:g}"].speedup, "seconds_to_plan": seconds[s]} for s in SPEEDUPS]
+
+
+def equal(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
+    """VGG-16 on digits, cut once and rewound: by MACs, as it comes and rounded; and by time, in that of the fastest of those."""
+    target = Deployment("cpu", "onnxruntime", 64)
+    found: dict[str, Found] = {}
+    for align in ALIGNS:
+        found[f"MACs, multiples of {align}"] = search(scratch / f"a{align}", seeds, epochs, target_macs=MACS, align=align)
+    first = {name: seen.ticket for name, seen in found.items()}
+    images = next(iter(digits().test.batches(64, torch.device("cpu"), None, 0)))[0]
+    dense = dense_network(next(iter(first.values())))
+    subjects = [subject(name, small_network(t, dense), images, scratch) for name, t in first.items()]
+    rows = {row.subject: row for row in race([subject("dense", dense, images, scratch), *subjects], images, 64)}
+    share = min(row.ms_p50 for row in rows.values()) / rows["dense"].ms_p50
+    model = dict(next(iter(first.values())).model)
+    profiled, _ = fresh(model, target, scratch)
+    found["time"] = search(scratch / "time", seeds, epochs, profiled, stopwatch(model, target), target_time=share, on=str(target))
+    subjects.append(subject("time", small_network(found["time"].ticket, dense), images, scratch))
+    rows = {row.subject: row for row in race([subject("dense", dense, images, scratch), *subjects], images, 64)}
+    table = {name: {"ms": rows[name].ms_p50, "speedup": rows[name].speedup, **accuracy(seen)} for name, seen in found.items()}
+    found["time"].ticket.save(scratch / "time.pt")
+    return {"share": share, "dense_ms": rows["dense"].ms_p50, "rows": table, "int8": int8(scratch, found["time"], dense)}
+
+
+def int8(scratch: Path, found: Found, dense: torch.nn.Module) -> dict[str, Any]:
+    """The ticket that was planned by time, in int8, at batch 1 against dense fp32."""
+    shrunk = lt.shrink(found.ticket, scratch / "int8.onnx", precision="int8", calibrate=digits())
+    images = next(iter(digits().test.batches(64, torch.device("cpu"), None, 0)))[0]
+    subjects = [subject("dense", dense, images, scratch), Subject("int8", None, shrunk.path)]
+    row = next(row for row in race(subjects, images, 1) if row.subject == "int8")
+    told = shrunk.record["int8"]
+    return {"speedup": row.speedup, "low": row.speedup_low, "high": row.speedup_high, "told": told}
+
+
+def digits() -> Any:
+    return data_for("vgg16", "digits")
+
+
+def search(folder: Path, seeds: int, epochs: int, profiled: Profile | None = None, clock: Any = None, **settings: Any) -> Found:
+    config = lt.SearchConfig(schedule="oneshot", rounds=1, controls=False, seeds=seeds, **settings)
+    recipe = dataclasses.replace(recipe_for("vgg16", digits()), epochs=epochs, warmup_epochs=1)
+    return lt.find("vgg16", digits(), config, recipe=recipe, folder=folder, profile=profiled, measured=clock)
+
+
+def accuracy(found: Found) -> dict[str, Any]:
+    """Test accuracy of the only level in points, mean over seeds and their spread."""
+    points = [100 * (row.test_accuracy or 0) for row in found.rows if row.arm == "ticket"]
+    return {
+        "accuracy": statistics.mean(points),
+        "spread": statistics.stdev(points) if len(points) > 1 else None,
+        "macs": found.ticket.row.macs,
+    }
+
+
+def subject(name: str, network: torch.nn.Module, images: torch.Tensor, scratch: Path) -> Subject:
+    folded, _ = fold_batch_norm(network.eval(), images[:2])
+    path = scratch / f"{name.replace(' ', '-')}.onnx"
+    export_onnx(folded, images[:2], path)
+    return Subject(name, folded.eval(), path)
+
+
+def race(subjects: Iterable[Subject], images: torch.Tensor, batch: int) -> list[Any]:
+    return measure(
+        list(subjects), images.contiguous().numpy(), backends=["onnxruntime"], devices=["cpu"], batches=[batch], seconds_per_row=SECONDS
+    ).rows
+
+
+def claims(result: dict[str, Any]) -> list[tuple[str, float, bool]]:
+    """Each with what was found, and whether it holds."""
+    found = []
+    for row in result.get("predict", ()):
+        found.append(
+            (
+                f"{row['network']} at batch {row['batch']}: median error of predictions at most 10 %",
+                row["median_error"],
+                row["median_error"] <= 0.1,
+            )
+        )
+    for row in result.get("meet", ()):
+        error = row["found"] / row["asked"] - 1
+        found.append((f"a target of {row['asked']:g}x is met within 5 %", row["found"], abs(error) <= 0.05))
+    if "equal" in result:
+        rows = result["equal"]["rows"]
+        time_row, plain = rows["time"], rows["MACs, multiples of 1"]
+        lost = plain["accuracy"] - time_row["accuracy"]
+        gain = plain["ms"] / time_row["ms"]
+        found.append((f"by time: at most {EQUAL_POINTS} points below the plan by MACs", lost, lost <= EQUAL_POINTS))
+        found.append(("by time: at least 1.3 times as fast as the plan by MACs as it comes", gain, gain >= 1.3))
+        rounded = min(row["ms"] for name, row in rows.items() if name not in ("time", "MACs, multiples of 1")) / time_row["ms"]
+        found.append(("by time: not slower than rounding to 8, 16 or 32 (within 5 %)", rounded, rounded >= 0.95))
+        int8 = result["equal"]["int8"]
+        found.append(("pruned and int8: at least 25 times as fast as dense fp32 at batch 1", int8["speedup"], int8["speedup"] >= 25))
+    return found
+
+
+def markdown(result: dict[str, Any]) -> str:
+    lines = ["# Planning by measured time", "", "What `python bench/hardware.py` found; hardware.json tells the machine and versions.", ""]
+    lines += ["| claim | found |  |", "| --- | --- | --- |"]
+    lines += [f"| {claim} | {value:.3g} | {'holds' if holds else 'does not hold'} |" for claim, value, holds in result["claims"]]
+    if "equal" in result:
+        lines += ["", "| plan | MACs | ms | speedup | test accuracy, points |", "| --- | --- | --- | --- | --- |"]
+        for name, row in result["equal"]["rows"].items():
+            spread = "" if row["spread"] is None else f" ± {row['spread']:.2f}"
+            lines.append(f"| {name} | {row['macs']:,} | {row['ms']:.3f} | {row['speedup']:.2f}x | {row['accuracy']:.2f}{spread} |")
+    return "\n".join([*lines, ""])
+
+
+PARTS = {"predict": predict, "meet": meet, "equal": equal}
+
+if __name__ == "__main__":
+    main()
