@@ -93,14 +93,17 @@ def _filters(model: nn.Module, example: Tensor) -> list[tuple[int, ...]]:
 
 def _check_shapes(filters: list[tuple[int, ...]], proto: Any, path: str | Path) -> None:
     """The file must hold as many filters as the network runs, not zeros in their place."""
-    expected = sorted(filters)
-    found = sorted(tuple(i.dims) for i in proto.graph.initializer if len(i.dims) == 4 and i.dims[0] > 0 and _feeds_conv(proto, i.name))
+    expected, found = sorted(filters), sorted(_filters_in(proto))
     if expected != found:
         raise Disagreement(f"{path} would hold filters of shapes {found}, the network has {expected}")
 
 
-def _feeds_conv(proto: Any, name: str) -> bool:
-    return any(node.op_type == "Conv" and len(node.input) > 1 and node.input[1] == name for node in proto.graph.node)
+def _filters_in(proto: Any) -> list[tuple[int, ...]]:
+    """The shapes of what convolutions multiply by: initializers, or values that are computed from them (standardised filters)."""
+    shapes = {i.name: tuple(i.dims) for i in proto.graph.initializer}
+    shapes |= {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in proto.graph.value_info}
+    weights = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
+    return [shape for name in weights if len(shape := shapes.get(name, ())) == 4 and shape[0] > 0]
 
 
 @contextlib.contextmanager
