@@ -28,7 +28,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 ROWS = RESULTS / "coverage.json"
-LIMIT_S = {"ours": 1800, "torch-pruning": 60}
+LIMIT_S = {"ours": 1800, "torch-pruning": 20}
 # A small network of each family in timm.
 FAMILIES = """
 test_vit gernet_s beit_base_patch16_224 halonet26t caformer_s18 cait_s24_224 coat_tiny test_maxvit convit_tiny
