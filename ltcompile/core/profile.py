@@ -18,6 +18,8 @@ from ltcompile.errors import BadFile, LtcompileError, StaleProfile
 from ltcompile.paths import read_json, write_json
 
 FORMAT = 1
+MOST_RUNS = 128  # that a file may hold
+MOST_MS, LEAST_MS, WIDEST = 1e9, 1e-7, 1 << 22
 RELEVANT = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime"), "openvino": ("openvino",), "eager": ("torch",)}  # packages, by backend
 Why = Literal["dense", "grid", "stairs", "check"]
 
@@ -58,16 +60,23 @@ class Profile(Record):
 
     def __post_init__(self) -> None:
         """Raises BadFile where a run tells nothing of a layer, or a time is none."""
+        if len(self.runs) > MOST_RUNS or (
+            self.runs and (self.runs[0].why != "dense" or self.runs[0].layers_ms.keys() != self.layers.keys())
+        ):
+            raise BadFile(
+                f"a profile has up to {MOST_RUNS} runs, of which the first is the whole network's and tells the time of every layer"
+            )
         for run in self.runs:
             if run.widths.keys() != self.layers.keys() or not run.layers_ms.keys() <= self.layers.keys():
                 raise BadFile("a run of the profile is of other layers")
-            if not all(ms > 0 for ms in (run.ms, *run.layers_ms.values())) or any(min(pair) < 1 for pair in run.widths.values()):
-                raise BadFile("the profile has times or widths that are not positive")
+            times, widths = (run.ms, *run.layers_ms.values()), [width for pair in run.widths.values() for width in pair]
+            if not all(LEAST_MS <= ms <= MOST_MS for ms in times) or not all(1 <= width <= WIDEST for width in widths):
+                raise BadFile("the profile has times or widths that no layer has")
 
     @property
     def dense_ms(self) -> float:
         """The whole network's median."""
-        return next(run.ms for run in self.runs if run.why == "dense")
+        return self.runs[0].ms
 
     def predict(self, widths: Mapping[str, tuple[Any, Any]]) -> Any:
         """Milliseconds at these widths: layer -> (read, made), numbers or arrays that broadcast."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,7 @@ class _Job:
     labels: NDArray[np.integer[Any]] | None
     reference: str
     batches: Sequence[int]
-    tolerance: float
+    tolerances: Mapping[str, float]  # by subject
     expected: dict[str, Array]  # eager logits of the first images, as many as the largest batch
 
 
@@ -81,6 +81,7 @@ def bench(
     batches: Sequence[int] = (1, 8, 64),
     seconds_per_row: float = 2.0,
     tolerance: float = 1e-3,
+    tolerances: Mapping[str, float] | None = None,
     on_row: Callable[[Measurement], None] | None = None,
 ) -> BenchResult:
     """Measure `subjects` on real float32 `images` (N, C, H, W), in the order of the rows that `on_row` sees.
@@ -88,7 +89,8 @@ def bench(
     A batch larger than N repeats images. With `labels` (N,), every backend's accuracy on all images is told. Speedups
     are against the subject named `reference` (None where a backend cannot run that one). The answers at every batch size
     are compared with eager fp32 on the CPU before anything is timed; an error above `tolerance` of the largest logit (ten
-    times that in TF32) ends the run. None for `backends` or `devices` takes what works and records why the others do not;
+    times that in TF32) ends the run; `tolerances` are those of subjects by name whose numbers are integers, which runtimes round in
+    different places. None for `backends` or `devices` takes what works and records why the others do not;
     a backend or device that is asked for must work somewhere.
 
     Raises:
@@ -101,7 +103,7 @@ def bench(
     result = BenchResult()
     working = _working(backends, devices, result.skipped)
     expected = {s.name: _expected(s, images[: max(batches)]) for s in subjects}
-    job = _Job(subjects, images, labels, reference, batches, tolerance, expected)
+    job = _Job(subjects, images, labels, reference, batches, {s.name: tolerance for s in subjects} | dict(tolerances or {}), expected)
     loaded = [_load_all(job, backend, device, result, asked=backends is not None) for backend, device in working]
     for row in (row for group in loaded for row in _rows(job, group, seconds_per_row)):
         result.rows.append(row)
@@ -191,7 +193,7 @@ def _agree(job: _Job, subject: Subject, artifact: Artifact, logits: Array) -> fl
     if logits.shape != expected.shape:
         raise Disagreement(f"{where}: outputs {logits.shape} instead of {expected.shape}; export the network again")
     error = float(np.abs(logits - expected).max() / max(float(np.abs(expected).max()), 1e-30))
-    allowed = job.tolerance * (TF32_SLACK if artifact.dtype == "tf32" else 1)
+    allowed = job.tolerances[subject.name] * (TF32_SLACK if artifact.dtype == "tf32" else 1)
     if not error <= allowed:  # NaN too
         raise Disagreement(
             f"{where}: error {error:.2e} of the largest logit, allowed {allowed:.0e}; export the network again, or leave this backend out"

@@ -1,8 +1,9 @@
-"""Cut, prove, fold, export, check: one call from a ticket to a deployable file. Needs no data set."""
+"""Cut, prove, fold, export, check: one call from a ticket to a deployable file. Only int8 needs a data set."""
 
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,19 +13,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.plan import PruningPlan
 from ltcompile.core.records import provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
-from ltcompile.errors import BadSetting, Disagreement
+from ltcompile.errors import BadSetting, Disagreement, StaleTicket
 from ltcompile.graph import Size, embed, size
 from ltcompile.lower import HalfInside, export_onnx, export_program, fold_batch_norm, run_onnx
+from ltcompile.lower.passes.precision import TOLERANCES
 from ltcompile.paths import check_writable, write_bytes, write_json
+from ltcompile.shrinking.int8 import Int8, Progress, to_int8
 from ltcompile.shrinking.rebuild import check_ticket_fits, dense_network, small_network
+from ltcompile.shrinking.snap import AS_IT_IS, Clock, Snap, Snapped
+from ltcompile.shrinking.snap import snap as snap_widths
 
 EQUALITY_TOLERANCE = 1e-5  # cut against masked, relative to the largest output
-FILE_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}  # file against torch in fp32, likewise
+FILE_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": TOLERANCES["int8"]}  # file against torch in fp32, likewise
+VALUE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 PROBES = 16
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -43,59 +50,73 @@ def shrink(
     precision: Precision = "fp32",
     model: str | None = None,
     calibrate: Dataset | None = None,
+    max_drop: float = Int8.max_drop,
+    finetune_epochs: int = Int8.finetune_epochs,
+    snap: Snap | None = None,
+    clock: Clock | None = None,
+    on_progress: Progress = lambda told: None,
 ) -> Shrunk:
     """Make the ticket's network physically small and write it to `output` (.onnx, .pt2 or .safetensors).
 
     The cut network is compared with the masked one, and the file with the cut network; OUTPUT.json tells both errors.
 
     Args:
-        precision: "fp16" computes in half precision behind fp32 inputs and outputs.
+        precision: "fp16" computes in half precision, "int8" (.onnx alone) in integers, both behind fp32 inputs and outputs.
         model: names one's own `package.module:factory` again where the ticket needs it.
-        calibrate: take batch norm's running statistics anew from this data's training images.
+        calibrate: take batch norm's running statistics anew from this data's training images. With int8 they stay as they are, and
+            the ranges of activations come from its training images, all choices from its validation images, the accuracy from its test images.
+        max_drop: with int8, the points of validation accuracy that may be lost; layers stay in float until no more are.
+        finetune_epochs: with int8, so many epochs of training with rounded weights come first; their outcome is kept where it helps.
+        snap: move widths to multiples of 16, "down" or "up", or by "auto" to whatever `clock` (milliseconds of a network) finds fastest.
+        on_progress: told what is being tried in int8.
 
     Raises:
-        Disagreement: the networks differ by more than the tolerance. BadFile, StaleTicket, BadSetting: as they say.
+        Disagreement: the networks differ by more than the tolerance; or int8 loses more than `max_drop`, and nothing is written.
+        BadFile, StaleTicket, BadSetting, BadModel: as they say.
     """
     began = time.perf_counter()
-    output = check_writable(output)
-    if output.suffix not in _WRITERS:
-        raise BadSetting(f"{output} must end in {', '.join(_WRITERS)}")
-    if precision not in FILE_TOLERANCE:
-        raise BadSetting(f"precision must be one of {', '.join(FILE_TOLERANCE)}, not {precision!r}")
+    output, asked = check_writable(output), Int8(max_drop, finetune_epochs)
+    _check_settings(output, precision, calibrate, asked)
     if not isinstance(ticket, Ticket):
         ticket = Ticket.load(ticket)
     check_ticket_fits(ticket, model, calibrate.description.classes if calibrate else None)
     dense = dense_network(ticket)
     small = small_network(ticket, dense)
-    if calibrate is not None:
-        _take_statistics(small, calibrate)
+    anew = None if precision == "int8" else calibrate
+    if anew is not None:
+        _take_statistics(small, anew)
     probe = _probe(ticket)
-    dense_size, small_size = size(dense, probe), size(small, probe)
-    equality_error = _check_equal(small, ticket, dense, probe)
+    dense_size = size(dense, probe)
+    _check_equal(small, ticket.plan, dense, probe)
+    snapped = snap_widths(small, ticket.plan, dense, snap, probe, clock) if snap else Snapped(small, ticket.plan, AS_IT_IS, {})
+    small, small_size = snapped.module, size(snapped.module, probe)
+    equality_error = _check_equal(small, snapped.plan, dense, probe)
     del dense
     folded, told = fold_batch_norm(small, probe)
-    reference = _logits(folded, probe)
-    _check_within("the folded network and the cut one", reference, _logits(small, probe), EQUALITY_TOLERANCE)
-    _WRITERS[output.suffix](
-        HalfInside(folded) if precision == "fp16" else folded, probe, output, _metadata(ticket, precision, calibrate is not None)
-    )
-    if precision == "fp16":
-        folded = folded.float()
-    file_error = _check_within(f"{output} and torch", _reread(output, folded, probe, precision), reference, FILE_TOLERANCE[precision])
+    _check_within("the folded network and the cut one", _logits(folded, probe), _logits(small, probe), EQUALITY_TOLERANCE)
+    metadata = _metadata(ticket, precision, anew is not None, snapped)
+    int8_record: dict[str, Any] = {}
+    if precision == "int8":
+        assert calibrate is not None
+        folded, file_error, int8_record["int8"] = _write_int8(folded, ticket, calibrate, asked, output, metadata, on_progress)
+    else:
+        file_error = _write_float(folded, probe, output, precision, metadata)
     record = {
         "kind": "shrink",
         "format": 1,
         "output": output.name,
         "precision": precision,
         "bytes": output.stat().st_size,
-        "dense_bytes": _dense_bytes(dense_size, precision),
+        "dense_bytes": dense_size.params * VALUE_BYTES[precision],  # its values in the same precision
         **_sizes(small_size, dense_size),
         "equality_error": equality_error,
         "onnx_error": file_error,
         "tolerance": FILE_TOLERANCE[precision],
-        "recalibrated": calibrate is not None,
+        "recalibrated": anew is not None,
+        "snapped": {"way": snapped.way, "told_ms": dict(snapped.told_ms)},
         "folded_batch_norms": sum(t.startswith("folded") for t in told.values()),
         "not_folded": {name: why for name, why in told.items() if not why.startswith("folded")},
+        **int8_record,
         "seconds": time.perf_counter() - began,
         "ticket_checksum": ticket.checksum,
         "provenance": provenance(),
@@ -104,13 +125,56 @@ def shrink(
     return Shrunk(folded, output, record)
 
 
+def _check_settings(output: Path, precision: str, calibrate: Dataset | None, asked: Int8) -> None:
+    """Raises BadSetting where the settings contradict each other."""
+    if output.suffix not in _WRITERS:
+        raise BadSetting(f"{output} must end in {', '.join(_WRITERS)}")
+    if precision not in FILE_TOLERANCE:
+        raise BadSetting(f"precision must be one of {', '.join(FILE_TOLERANCE)}, not {precision!r}")
+    if precision != "int8":
+        if asked.finetune_epochs:
+            raise BadSetting(f"--finetune-epochs trains for int8, and the precision is {precision}; add --precision int8, or leave it out")
+        return
+    if output.suffix != ".onnx":
+        raise BadSetting(f"int8 lives in ONNX files, and {output} is none; name an output that ends in .onnx")
+    if calibrate is None:
+        raise BadSetting("int8 takes the ranges of activations from images; pass --calibrate digits, cifar10 or imagefolder:PATH")
+
+
+def _write_float(folded: nn.Module, probe: Tensor, output: Path, precision: str, metadata: Mapping[str, str]) -> float:
+    """Write the folded network, which stays in fp32; the largest error of the file's answers."""
+    reference = _logits(folded, probe)
+    _WRITERS[output.suffix](HalfInside(folded) if precision == "fp16" else folded, probe, output, metadata)
+    if precision == "fp16":
+        folded.float()
+    return _check_within(f"{output} and torch", _reread(output, folded, probe, precision), reference, FILE_TOLERANCE[precision])
+
+
+def _write_int8(
+    folded: nn.Module, ticket: Ticket, data: Dataset, asked: Int8, output: Path, metadata: Mapping[str, str], tell: Progress
+) -> tuple[nn.Module, float, Mapping[str, Any]]:
+    """Write the network in int8: its float weights, which fine-tuning may change; the file's error on validation images; the record."""
+    _check_same_data(ticket, data)
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
+        made = to_int8(folded, data, ticket.recipe, ticket.seed, asked, Path(scratch), tell)
+        told = {name: made.record[name] for name in ("ranges", "weight_bits", "float_nodes", "val_accuracy", "test_accuracy", "images")}
+        accuracy = {"value": made.test_accuracy, "split": "test"}
+        made.write(output, {**metadata, "accuracy": json.dumps(accuracy), "int8": json.dumps(told)})
+    return made.module, made.judged.max_error, made.record
+
+
+def _check_same_data(ticket: Ticket, data: Dataset) -> None:
+    """Raises StaleTicket where the images or classes are not those that the ticket's network answers to."""
+    there = data.description
+    if list(there.class_names) != list(ticket.data["class_names"]) or list(there.shape) != list(ticket.data["shape"]):
+        raise StaleTicket(
+            f"the ticket is for {len(ticket.data['class_names'])} classes of {ticket.data['name']} and images {list(ticket.data['shape'])}, "
+            f"{there.name} has other ones; pass the data that the ticket was found on"
+        )
+
+
 def _sizes(small: Size, dense: Size) -> dict[str, int]:
     return {"params": small.params, "macs": small.macs, "dense_params": dense.params, "dense_macs": dense.macs}
-
-
-def _dense_bytes(dense: Size, precision: str) -> int:
-    """What the dense network's values take in the same precision."""
-    return dense.params * (2 if precision == "fp16" else 4)
 
 
 def _probe(ticket: Ticket) -> Tensor:
@@ -124,9 +188,9 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _check_equal(small: nn.Module, ticket: Ticket, dense: nn.Module, probe: Tensor) -> float:
+def _check_equal(small: nn.Module, plan: PruningPlan, dense: nn.Module, probe: Tensor) -> float:
     """The largest error of the cut network against the masked one of the original's shape."""
-    masked = embed(small, ticket.plan, dense)
+    masked = embed(small, plan, dense)
     return _check_within("the cut network and the masked one", _logits(small, probe), _logits(masked, probe), EQUALITY_TOLERANCE)
 
 
@@ -152,10 +216,14 @@ def _take_statistics(model: nn.Module, data: Dataset) -> None:
     model.eval()
 
 
-def _metadata(ticket: Ticket, precision: str, recalibrated: bool) -> dict[str, str]:
+def _metadata(ticket: Ticket, precision: str, recalibrated: bool, snapped: Snapped) -> dict[str, str]:
     """What travels inside the file: all that a deployment has to know."""
     row = ticket.row
-    accuracy = row.test_accuracy if row.test_accuracy is not None else row.val_accuracy
+    accuracy = {"value": row.val_accuracy, "split": "validation"}
+    if not snapped.same_answers:
+        accuracy = {"value": None, "split": "not measured: widths were rounded down"}
+    elif row.test_accuracy is not None:
+        accuracy = {"value": row.test_accuracy, "split": "test"}
     return {
         "producer": "ltcompile",
         "ticket_checksum": ticket.checksum,
@@ -168,7 +236,8 @@ def _metadata(ticket: Ticket, precision: str, recalibrated: bool) -> dict[str, s
         "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey",
         "precision": precision,
         "recalibrated": json.dumps(recalibrated),
-        "accuracy": json.dumps({"value": accuracy, "split": "test" if row.test_accuracy is not None else "validation"}),
+        "snapped": snapped.way,
+        "accuracy": json.dumps(accuracy),
     }
 
 

@@ -1,0 +1,127 @@
+"""Move a ticket's widths to where hardware likes them: multiples of 8, 16 or 32.
+
+Down, a layer loses its least important channels (by the L2 norm of their filters), and the network's answers change. Up, it gets channels of
+zeros back, and computes what it did. Which is faster, and whether either is, only a clock can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile import criteria
+from ltcompile.core.plan import Group, PruningPlan
+from ltcompile.criteria import Evidence
+from ltcompile.errors import BadSetting, Disagreement
+from ltcompile.graph import cut, embed
+from ltcompile.graph.bundle import Bundle, bundles
+from ltcompile.graph.statistics import mixes
+
+Snap = Literal["down", "up", "auto"]
+Clock = Callable[[nn.Module], float]  # milliseconds of a network
+AS_IT_IS = "as it is"
+EQUALITY_TOLERANCE = 1e-5  # relative to the largest output
+MULTIPLES = (8, 16, 32)
+USUAL = 16
+TIE = 0.02  # a network that keeps its answers may take so much longer than one that does not
+
+
+@dataclass(frozen=True)
+class Snapped:
+    """A network at other widths, and its plan in the original's coordinates; `way` is "as it is", or as "down to 16"; `told_ms` are the times
+    of all that were tried.
+    """
+
+    module: nn.Module
+    plan: PruningPlan
+    way: str
+    told_ms: Mapping[str, float]
+
+    @property
+    def same_answers(self) -> bool:
+        """Whether it computes what the ticket does."""
+        return not self.way.startswith("down")
+
+
+def snap(small: nn.Module, plan: PruningPlan, dense: nn.Module, how: Snap, probe: Tensor, clock: Clock | None = None) -> Snapped:
+    """`small`, which `plan` leaves of `dense`, at widths that are multiples of 16; or, by "auto", whichever way and multiple is fastest.
+
+    That up changes no answer is proven on `probe`, images (N, C, H, W).
+
+    Raises:
+        BadSetting: no such way, no clock for "auto", or no way up. Disagreement: up changes an answer.
+    """
+    if how not in get_args(Snap):
+        raise BadSetting(f"--snap knows {', '.join(get_args(Snap))}, not {how!r}")
+    if how != "auto":
+        if how == "up" and _mixing(dense, plan):
+            raise BadSetting("this network has norms over all channels, which channels of zeros would change; use --snap down")
+        return _moved(small, plan, dense, how, USUAL, probe)
+    if clock is None:
+        raise BadSetting("--snap auto needs a place to measure: add --on, as in --on cpu:onnxruntime:b1:fp32")
+    tried = [Snapped(small, plan, AS_IT_IS, {})]
+    ways = ("down",) if _mixing(dense, plan) else ("up", "down")
+    tried += [_moved(small, plan, dense, way, multiple, probe) for way in ways for multiple in MULTIPLES]
+    told = {one.way: clock(one.module) for one in tried}
+    least = min(told.values())
+    same = [one for one in tried if one.same_answers and told[one.way] <= (1 + TIE) * least]
+    best = min(same or tried, key=lambda one: told[one.way])
+    return Snapped(best.module, best.plan, best.way, told)
+
+
+def _mixing(dense: nn.Module, plan: PruningPlan) -> bool:
+    """Whether a norm takes statistics over channels that `plan` cuts."""
+    return any(m.axis == "each" and mixes(dense.get_submodule(m.layer)) for g in plan.groups if not g.frozen for m in g.members)
+
+
+@torch.no_grad()
+def _moved(small: nn.Module, plan: PruningPlan, dense: nn.Module, way: str, multiple: int, probe: Tensor) -> Snapped:
+    move = _down if way == "down" else _up
+    module, moved = move(small, plan, dense, multiple)
+    found = Snapped(module.eval(), moved, f"{way} to {multiple}", {})
+    expected = small.eval()(probe)
+    if found.same_answers and not (module(probe) - expected).abs().max() <= EQUALITY_TOLERANCE * expected.abs().max():
+        raise Disagreement("channels of zeros changed the network's answers; use --snap down, and please report this with the ticket")
+    return found
+
+
+def _down(small: nn.Module, plan: PruningPlan, dense: nn.Module, multiple: int) -> tuple[nn.Module, PruningPlan]:
+    groups = plan.remaining()
+    scores = criteria.score("l2", groups, small, Evidence(), "producers")
+    kept: dict[str, tuple[int, ...]] = {}
+    for bundle in (b for b in bundles(groups) if not b.frozen):
+        unit = _unit(bundle, multiple, bundle.steps)
+        for group in bundle.groups:
+            best = scores[group.name].argsort(descending=True, stable=True)[: bundle.channels(group, bundle.steps // unit * unit)]
+            kept[group.name] = tuple(sorted(best.tolist()))
+    inner = PruningPlan(groups, kept)
+    return cut(small, inner), plan.then(inner)
+
+
+def _up(small: nn.Module, plan: PruningPlan, dense: nn.Module, multiple: int) -> tuple[nn.Module, PruningPlan]:
+    kept: dict[str, tuple[int, ...]] = {}
+    for bundle in (b for b in bundles(plan.groups) if not b.frozen):
+        first = bundle.groups[0]
+        steps = len(plan.kept[first.name]) * bundle.steps // first.width
+        unit = _unit(bundle, multiple, bundle.steps)
+        wanted = min(bundle.steps, -(-steps // unit) * unit)
+        kept |= {group.name: _with_more(group, plan.kept[group.name], bundle.channels(group, wanted)) for group in bundle.groups}
+    wider = PruningPlan(plan.groups, kept)
+    return cut(embed(small, plan, dense), wider), wider
+
+
+def _unit(bundle: Bundle, multiple: int, steps: int) -> int:
+    """The steps that make a multiple; of a smaller power of two where the layer is narrower."""
+    while (unit := bundle.aligned_steps(multiple)) > steps and multiple > 1:
+        multiple //= 2
+    return min(unit, steps)
+
+
+def _with_more(group: Group, kept: tuple[int, ...], width: int) -> tuple[int, ...]:
+    """`kept`, and the first of the dropped channels, `width` in all."""
+    dropped = [c for c in range(group.width) if c not in set(kept)]
+    return tuple(sorted((*kept, *dropped[: width - len(kept)])))
