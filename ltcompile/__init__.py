@@ -19,7 +19,9 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "Deployment": "ltcompile.core.deployment",
     "Limits": "ltcompile.finding",
+    "Profile": "ltcompile.core.profile",
     "PruningPlan": "ltcompile.core.plan",
     "Recipe": "ltcompile.core.recipe",
     "SearchConfig": "ltcompile.finding",
@@ -34,9 +36,11 @@ _HOMES = {
     "load_engine": "ltcompile.engine",
     "mask": "ltcompile.graph",
     "plan": "ltcompile.finding",
+    "profile": "ltcompile.profiling",
     "report": "ltcompile.reporting",
     "shrink": "ltcompile.shrinking",
     "size": "ltcompile.graph",
+    "sweep": "ltcompile.sweeping",
 }
 __all__ = [*sorted(_HOMES)]
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -17,14 +16,13 @@ from ltcompile.backends import Subject
 from ltcompile.core.fields import short
 from ltcompile.core.onnx_file import domains, external, read_onnx
 from ltcompile.core.records import Measurement, provenance
-from ltcompile.core.tensors import check_finite, read_torch
 from ltcompile.core.ticket import Ticket, check_model
-from ltcompile.data import Dataset, load_like
 from ltcompile.errors import BadFile, LtcompileError, StaleTicket
 from ltcompile.graph import Size, size
-from ltcompile.lower import export_onnx, fold_batch_norm
+from ltcompile.lower.passes.precision import TOLERANCES
 from ltcompile.measure import BenchResult, busy_share
 from ltcompile.measure import bench as measure
+from ltcompile.measure.subjects import images_of, misfit_of, read_weights, subject, told_images
 from ltcompile.models import is_own_code
 from ltcompile.paths import check_writable, write_json, write_text
 from ltcompile.shrinking import check_ticket_fits, dense_network, named_network, small_network
@@ -39,6 +37,7 @@ class _Target:
     onnx: Path | None
     model: dict[str, Any]
     data: dict[str, Any]  # what the ticket tells of it
+    rounded: bool = False  # an int8 file, whose last digits are each runtime's own
     as_trained: bool = True  # False for a file that shrink changed on purpose: half precision, or new batch-norm statistics
 
 
@@ -60,9 +59,9 @@ def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | P
     known = _of_ticket(Ticket.load(ticket), Path(ticket).parent)
     assert known.ticket is not None
     check_ticket_fits(known.ticket, model)
-    images, labels = _images(known, data, data_root)
+    images, labels = images_of(known.data, data, data_root)
     networks, _ = _networks(known.ticket, known.folder)
-    return Pair(networks, torch.from_numpy(images), _told_images(labels))
+    return Pair(networks, torch.from_numpy(images), told_images(labels))
 
 
 def bench(
@@ -89,7 +88,7 @@ def bench(
     known = _open(Path(target))
     path = check_writable(Path(output) if output else known.folder / "bench.json")
     _check_code(known, model)
-    images, labels = _images(known, data, data_root)
+    images, labels = images_of(known.data, data, data_root)
     busy = busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         subjects, sizes, trained = _subjects(known, Path(scratch), model)
@@ -99,7 +98,15 @@ def bench(
                 on_row(_untrained_blank(row, trained))
 
         result = measure(
-            subjects, images, labels, backends=backends, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=told
+            subjects,
+            images,
+            labels,
+            backends=backends,
+            devices=devices,
+            batches=batches,
+            seconds_per_row=seconds_per_row,
+            tolerances={"small": TOLERANCES["int8"]} if known.rounded else None,
+            on_row=told,
         )
     rows = [_untrained_blank(row, trained) for row in result.rows]
     value = {
@@ -108,17 +115,13 @@ def bench(
         "target": Path(target).name,
         "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
         **BenchResult(rows, result.skipped, result.details).to_json(),
-        "images": _told_images(labels),
+        "images": told_images(labels),
         "busy_share": busy,
         "provenance": provenance(),
     }
     write_json(path, value)
     write_text(path.with_suffix(".csv"), BenchResult(rows).to_csv())
     return BenchResult(rows, result.skipped, result.details)
-
-
-def _told_images(labels: np.ndarray | None) -> str:
-    return "seeded noise" if labels is None else "test set"
 
 
 def _untrained_blank(row: Measurement, dense_is_trained: bool) -> Measurement:
@@ -140,8 +143,8 @@ def _open(path: Path) -> _Target:
     return _of_ticket(Ticket.load(path), path.parent)
 
 
-def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None = None, as_trained: bool = True) -> _Target:
-    return _Target(folder, ticket, onnx, dict(ticket.model), dict(ticket.data), as_trained)
+def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None = None, rounded: bool = False, as_trained: bool = True) -> _Target:
+    return _Target(folder, ticket, onnx, dict(ticket.model), dict(ticket.data), rounded, as_trained)
 
 
 def _open_onnx(path: Path) -> _Target:
@@ -155,17 +158,18 @@ def _open_onnx(path: Path) -> _Target:
     if strange := _strange(model):
         raise BadFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
-    beside = path.parent / "ticket.pt"
+    beside, rounded = path.parent / "ticket.pt", told.get("precision") == "int8"
+    as_trained = (told.get("precision"), told.get("recalibrated")) == ("fp32", "false") and not told.get("snapped", "").startswith("down")
     if beside.is_file() and (ticket := Ticket.load(beside)).checksum == told.get("ticket_checksum"):
         if list(ticket.data["shape"]) != shape:
             raise BadFile(f"{path} takes images of {shape}, its ticket those of {ticket.data['shape']}; shrink the ticket again")
-        return _of_ticket(ticket, path.parent, path, told.get("precision") == "fp32" and told.get("recalibrated") == "false")
+        return _of_ticket(ticket, path.parent, path, rounded, as_trained)
     try:
         data = {key: json.loads(told[key]) for key in ("class_names", "mean", "std")}
         data |= {"name": told["data"], "shape": shape, "interpolation": told["interpolation"]}
         network = json.loads(told["model"])
         check_model(network, data)
-        return _Target(path.parent, None, path, network, data)
+        return _Target(path.parent, None, path, network, data, rounded)
     except LtcompileError as error:
         raise BadFile(f"{path} tells nonsense of its network: {error}; shrink the ticket again") from error
     except (KeyError, IndexError, ValueError, RecursionError) as error:
@@ -182,29 +186,6 @@ def _strange(model: Any) -> str:
     return "" if ends == (1, 1) else f"has {ends[0]} inputs and {ends[1]} outputs"
 
 
-def _images(known: _Target, data: str | None, data_root: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Test images (N, C, H, W) and labels (N,); without the data, seeded noise and no labels."""
-    name = data or known.data["name"]
-    shape, class_names = tuple(known.data["shape"]), list(known.data["class_names"])
-    dataset: Dataset | None = None
-    try:
-        dataset = load_like(known.data, name, data_root)
-    except LtcompileError:
-        if data is not None:
-            raise
-    if dataset is None:
-        noise = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
-        return noise.numpy(), None
-    there = dataset.description
-    if list(there.class_names) != class_names or there.shape != shape:
-        raise StaleTicket(
-            f"the network has {len(class_names)} classes and images {shape}, {name} has {there.classes} and {there.shape}; "
-            "pass the data that the ticket was found on"
-        )
-    batches = list(dataset.test.batches(256, torch.device("cpu"), None, 0))
-    return torch.cat([x for x, _ in batches]).contiguous().numpy(), torch.cat([y for _, y in batches]).numpy()
-
-
 def _subjects(known: _Target, scratch: Path, model: str | None) -> tuple[list[Subject], dict[str, Size], bool]:
     """Dense and small, both folded and exported in the same way; their sizes; whether the dense weights are trained ones."""
     example = torch.zeros(2, *known.data["shape"])
@@ -212,11 +193,11 @@ def _subjects(known: _Target, scratch: Path, model: str | None) -> tuple[list[Su
         networks, trained = _networks(known.ticket, known.folder)
         sizes = {name: size(network, example) for name, network in networks.items()}
         as_trained = known.as_trained
-        small = _subject("small", networks["small"], example, scratch, known.onnx) if as_trained else Subject("small", None, known.onnx)
-        return [_subject("dense", networks["dense"], example, scratch), small], sizes, trained
+        small = subject("small", networks["small"], example, scratch, known.onnx) if as_trained else Subject("small", None, known.onnx)
+        return [subject("dense", networks["dense"], example, scratch), small], sizes, trained
     assert known.onnx is not None
     dense = named_network(known.model)
-    return [_subject("dense", dense, example, scratch), Subject("small", None, known.onnx)], {"dense": size(dense, example)}, False
+    return [subject("dense", dense, example, scratch), Subject("small", None, known.onnx)], {"dense": size(dense, example)}, False
 
 
 def _networks(ticket: Ticket, folder: Path) -> tuple[dict[str, nn.Module], bool]:
@@ -226,23 +207,12 @@ def _networks(ticket: Ticket, folder: Path) -> tuple[dict[str, nn.Module], bool]
     return networks, _load_dense(dense, folder / f"seed{ticket.seed}" / "dense-0.pt")
 
 
-def _subject(name: str, module: nn.Module, example: torch.Tensor, scratch: Path, onnx: Path | None = None) -> Subject:
-    folded, _ = fold_batch_norm(module, example)
-    if onnx is None:
-        onnx = scratch / f"{name}.onnx"
-        export_onnx(folded, example, onnx)
-    return Subject(name, folded.eval(), onnx)
-
-
 def _load_dense(dense: nn.Module, path: Path) -> bool:
     """Give the dense network its trained weights, if the run folder has them."""
     if not path.is_file():
         return False
-    saved = read_torch(path, "file of a run")
     try:
-        dense.load_state_dict(saved["weights"])
-        check_finite(dense.state_dict())
-    except (KeyError, TypeError, RuntimeError, AttributeError, BadFile) as error:
-        told = str(error).splitlines()[0]
-        raise BadFile(f"{path} does not hold the dense network's weights: {told}; remove it, or search again") from error
+        dense.load_state_dict(read_weights(path, "the dense network"))
+    except RuntimeError as error:
+        raise misfit_of(path, "the dense network", error) from error
     return True

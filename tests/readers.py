@@ -29,11 +29,14 @@ import ltcompile as lt
 from ltcompile import compare
 from ltcompile.cli import inspect
 from ltcompile.core import ticket
+from ltcompile.core.deployment import Deployment
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.profile import LayerKind, Profile, Run, machine
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.errors import LtcompileError
 from ltcompile.models import _weights
 from ltcompile.reporting.collect import collect
+from ltcompile.reporting.figures import _curve
 from ltcompile.verifying import read_claims as claims_of
 from ltcompile.verifying.wire import check_self_contained
 
@@ -117,12 +120,31 @@ def read_plan(path: Path) -> None:
     lt.cut(network(), found)
 
 
+def read_profile(path: Path) -> None:
+    found = Profile.load(path)
+    json.dumps([found.to_json(), found.dense_ms, found.errors()])
+    with contextlib.suppress(LtcompileError):
+        found.check_here()
+    found.predict({name: (8, 8) for name in found.layers})
+
+
 def read_run(path: Path) -> None:
     """`path` holds the files of a run folder behind each other, with a zero between two."""
     with tempfile.TemporaryDirectory() as folder:
         for name, content in zip(RUN, path.read_bytes().split(b"\0"), strict=False):
             (Path(folder) / name).write_bytes(content)
         json.dumps(collect(Path(folder)), allow_nan=False)
+
+
+def read_sweep(path: Path) -> None:
+    """As the report does, beside the search that it was made of."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "search.json").write_bytes(whole_run().split(b"\0")[0])
+        (Path(folder) / "sweep.json").write_bytes(path.read_bytes())
+        found = collect(Path(folder))
+    json.dumps(found, allow_nan=False)
+    for each in found["sweep"]["curves"][:1]:
+        _curve(each).to_json()
 
 
 def read_onnx(path: Path) -> None:
@@ -156,11 +178,26 @@ def whole_plan() -> bytes:
     return _written(some_ticket().plan.save)
 
 
+def whole_profile() -> bytes:
+    """Of two layers, at three levels and beside."""
+    target, layers = Deployment("cpu"), {"a": LayerKind("3x3 by 1x1", False, True), "b": LayerKind("linear", True, False)}
+    widths = [("dense", 32), *(("grid", w) for w in (16, 8)), *(("stairs", w) for w in (15, 14)), ("check", 12)]
+    runs = [Run(why, {"a": (3, w), "b": (w, 10)}, 0.3 * w, 1.1, {"a": 0.2 * w, "b": 0.1 * w}) for why, w in widths]  # type: ignore[arg-type]
+    made = Profile({"name": "net", "arguments": {"classes": 10}}, target, machine(target), layers, tuple(runs), {"date": "today"})
+    return _written(made.save)
+
+
 def whole_run() -> bytes:
     from test_report import example
 
     run = example()
     return b"\0".join(json.dumps(run[name]).encode() for name in RUN)
+
+
+def whole_sweep() -> bytes:
+    from test_report import curve
+
+    return json.dumps(curve()).encode()
 
 
 @functools.cache
@@ -393,7 +430,9 @@ class Reader:
 READERS = {
     "ticket": Reader(read_ticket, ".pt", whole_ticket, spoil_ticket),
     "plan": Reader(read_plan, ".json", whole_plan, spoil_json_bytes),
+    "profile": Reader(read_profile, ".json", whole_profile, spoil_json_bytes),
     "run": Reader(read_run, "", whole_run, spoil_run),
+    "sweep": Reader(read_sweep, ".json", whole_sweep, spoil_json_bytes),
     "claims": Reader(read_claims, ".json", whole_claims, spoil_json_bytes),
     "onnx": Reader(read_onnx, ".onnx", whole_onnx, spoil_onnx),
     "onnx_bytes": Reader(read_wire, ".onnx", whole_onnx, spoil_onnx),

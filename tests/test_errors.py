@@ -45,7 +45,7 @@ def refused(*arguments: object, names: object, cwd: Path) -> str:
 
 
 def test_there_are_commands() -> None:
-    assert {"find", "plan", "shrink", "lower", "bench", "report", "verify", "show", "inspect", "doctor"} <= set(COMMANDS)
+    assert {"find", "plan", "shrink", "lower", "bench", "sweep", "report", "verify", "show", "inspect", "doctor"} <= set(COMMANDS)
 
 
 @pytest.fixture

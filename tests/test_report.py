@@ -161,6 +161,44 @@ def example() -> Run:
     return {"search.json": search, "small.json": shrink, "bench.json": bench}
 
 
+def curve() -> Run:
+    """sweep.json of that run: every level and the random control at two batch sizes, level 3 picked by the knee."""
+    networks = [("dense", "dense", 0), *((f"ticket-{level}", "ticket", level) for level in (1, 2, 3, 4)), ("random-3", "random", 3)]
+    points = [
+        {
+            "name": name,
+            "arm": arm,
+            "level": level,
+            **{what: int(DENSE[what] * 0.7**level) for what in ("filters", "params", "macs")},
+            "bytes": 4 * int(DENSE["params"] * 0.7**level),
+            "seeds": [0, 1],
+            **{"val_accuracy": 0.98 - 0.004 * level, "val_min": 0.97 - 0.004 * level, "val_max": 0.99 - 0.004 * level, "val_sd": 0.01},
+        }
+        for name, arm, level in networks
+    ]
+    rows = [
+        timing(name, batch, 6.0 * batch * 0.7**level, 1 / 0.7**level if level else None, accuracy=None)
+        | {"joules_per_image": 0.02 * 0.7**level, "on_front": arm != "random"}
+        for batch in (1, 32)
+        for name, arm, level in networks
+    ]
+    place = {"backend": "onnxruntime", "device": "cpu", "batch": 1}
+    return {
+        "kind": "sweep",
+        "format": 1,
+        "ticket_checksum": "abc",
+        "points": points,
+        "rows": rows,
+        "pick": {"rule": "knee", "name": "ticket-3", "level": 3, "reason": "it lies farthest", **place, "checksum": "def"},
+        "skipped": {"onnxruntime (cuda)": "no GPU"},
+        "details": {},
+        "energy": "",
+        "images": "test set",
+        "busy_share": 0.02,
+        "provenance": provenance("ltcompile sweep x"),
+    }
+
+
 def write(folder: Path, run: Run) -> Path:
     folder.mkdir(exist_ok=True)
     for name, content in run.items():

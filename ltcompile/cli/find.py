@@ -33,7 +33,10 @@ from ltcompile.cli._options import (
 )
 
 if TYPE_CHECKING:
+    from ltcompile.cli._options import Timed
     from ltcompile.core.recipe import Recipe
+    from ltcompile.data import Dataset
+    from ltcompile.finding import Found, SearchConfig
 
 EPILOG = """Examples:  ltcompile find --model vgg16 --rewind lr  ·
 ltcompile find --model vgg16 --data cifar10 --data-root DIR --rewind weight --scope local --criterion l2 --rounds 8 --rate 0.2
@@ -128,17 +131,12 @@ def find(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Search for the smallest winning ticket: train, prune, rewind, repeat; then judge it against controls."""
-    from ltcompile.cli.progress import Bars
     from ltcompile.finding import SearchConfig
-    from ltcompile.finding import find as search
     from ltcompile.finding.search import data_for, default_folder, recipe_for
 
-    warnings.formatwarning = _plainly
-    stopped = _stopped_once()
+    stopped = attend()
     dataset = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
-    channels, side, _ = dataset.description.shape
-    named = {"name": model, "arguments": {"classes": dataset.description.classes, "in_channels": channels, "image_size": side}}
-    time = timed(named, on, profile, target_speedup, target_latency, quiet=as_json)
+    time = timed(named(model, dataset), on, profile, target_speedup, target_latency, quiet=as_json)
     config = SearchConfig(
         rewind=rewind,
         rewind_epoch=rewind_epoch,
@@ -172,13 +170,70 @@ def find(
         "distill": distill,
         "precision": precision,
     }
-    recipe = _changed(recipe_for(model, dataset, weights), asked)
+    recipe = changed(recipe_for(model, dataset, weights), asked)
     folder = Path("runs") / name if name else default_folder(model, dataset, config)
-    with Bars(config, recipe, quiet=as_json) as bars:
+    found = searched(
+        model,
+        dataset,
+        config,
+        recipe,
+        folder,
+        time,
+        stopped,
+        weights=weights,
+        device=device,
+        resume=resume,
+        tensorboard=tensorboard,
+        quiet=as_json,
+    )
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"ticket": str(found.folder / "ticket.pt"), "verdict": found.verdict.to_json(), "rows": [r.to_json() for r in found.rows]}
+            )
+        )
+        return
+    for line in found.verdict.summary:
+        typer.echo(line)
+    typer.echo(f"wrote {found.folder / 'ticket.pt'}; next: ltcompile shrink {found.folder / 'ticket.pt'} -o {found.folder / 'small.onnx'}")
+
+
+def named(model: str, dataset: Dataset) -> dict[str, Any]:
+    """What a profile calls the network that `model` builds for this data."""
+    channels, side, _ = dataset.description.shape
+    return {"name": model, "arguments": {"classes": dataset.description.classes, "in_channels": channels, "image_size": side}}
+
+
+def attend() -> dict[str, int]:
+    """Print notices as their text, and let the first SIGINT or SIGTERM end a search in order; the dictionary will tell the signal."""
+    warnings.formatwarning = _plainly
+    return _stopped_once()
+
+
+def searched(
+    model: str,
+    dataset: Dataset,
+    config: SearchConfig,
+    recipe: Recipe,
+    folder: Path,
+    time: Timed | None,
+    stopped: dict[str, int],
+    *,
+    weights: Path | None,
+    device: str | None = None,
+    resume: bool = False,
+    tensorboard: bool = False,
+    quiet: bool = False,
+) -> Found:
+    """A search under bars. Where it is stopped, what `attend` gave says by which signal, and the user is told how to go on."""
+    from ltcompile.cli.progress import Bars
+    from ltcompile.finding import find as search
+
+    with Bars(config, recipe, quiet=quiet) as bars:
         if tensorboard:
             bars.log_to_tensorboard(folder)
         try:
-            found = search(
+            return search(
                 model,
                 dataset,
                 config,
@@ -194,16 +249,6 @@ def find(
         except KeyboardInterrupt:
             typer.secho(f"\nstopped; {_how_to_go_on(folder)}", fg="yellow", err=True)
             raise typer.Exit(128 + stopped.get("signal", signal.SIGINT)) from None
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {"ticket": str(found.folder / "ticket.pt"), "verdict": found.verdict.to_json(), "rows": [r.to_json() for r in found.rows]}
-            )
-        )
-        return
-    for line in found.verdict.summary:
-        typer.echo(line)
-    typer.echo(f"wrote {found.folder / 'ticket.pt'}; next: ltcompile shrink {found.folder / 'ticket.pt'} -o {found.folder / 'small.onnx'}")
 
 
 def _how_to_go_on(folder: Path) -> str:
@@ -235,7 +280,7 @@ def _plainly(message: Warning | str, category: type[Warning], *where: Any, usual
     return f"note: {message}\n" if issubclass(category, Notice) else str(usual(message, category, *where, **line))
 
 
-def _changed(recipe: Recipe, asked: dict[str, Any]) -> Recipe:
+def changed(recipe: Recipe, asked: dict[str, Any]) -> Recipe:
     """The recipe with what was asked for; a warm-up of its own never outlasts the epochs."""
     given = {k: v for k, v in asked.items() if v is not None}
     if "epochs" in given and "warmup_epochs" not in given:

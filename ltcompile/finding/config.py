@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 from ltcompile import criteria, rewind
 from ltcompile.core.plan import Group
@@ -25,6 +26,7 @@ class SearchConfig(Limits):
 
     Every round cuts the share `rate` of the surviving filters, 0.2 by default; or the last one leaves `target_macs`, `target_params` or
     `target_time` of the dense network, as a share, and the rounds before it lie on the way. Time is that of a profile for the target `on`.
+    With a target, `path` may say what every level leaves of the dense network, in falling shares of which the last is the target.
     A ticket is "not inferior" if the lower bound of (its validation accuracy - the dense network's) lies above -`margin_points`.
     `masked` runs the classical search that only zeroes what a round drops: slow, the reference for the real one.
     """
@@ -41,6 +43,7 @@ class SearchConfig(Limits):
     target_params: float | None = None
     target_time: float | None = None
     on: str | None = None
+    path: tuple[float, ...] = ()
     align: int = 1
     seed: int = 0
     seeds: int = 1
@@ -68,6 +71,8 @@ class SearchConfig(Limits):
             f"widths must be multiples of at least 1, not {self.align}": self.align >= 1,
             "a target of time chooses widths by what they cost, and takes no align": self.target_time is None or self.align == 1,
             "a target of time needs the profile that it is measured by: --on": (self.target_time is None) == (self.on is None),
+            "a path leads to a target, in iterative rounds": not self.path or (self.target is not None and self.schedule == "iterative"),
+            f"the shares of a path must fall, below 1, to the target, not {self.path}": self._leads(),
             f"the confidence must be between 0.5 and 1, not {self.confidence}": 0.5 < self.confidence < 1,
             f"the margin must not be negative: {self.margin_points}": self.margin_points >= 0,
             f"scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}": self.scope in get_args(Scope),
@@ -80,6 +85,17 @@ class SearchConfig(Limits):
             if not holds:
                 raise BadSetting(message)
 
+    def _leads(self) -> bool:
+        """Whether the path, if there is one, falls to the target."""
+        if not self.path or self.target is None:
+            return True
+        return all(before > after for before, after in pairwise((1.0, *self.path))) and self.path[-1] == self.target.share
+
+    def to_json(self) -> dict[str, Any]:
+        """Runs without a path tell none, as those that began before there were any: they can be resumed."""
+        value = super().to_json()
+        return value if self.path else {name: field for name, field in value.items() if name != "path"}
+
     @property
     def target(self) -> Target | None:
         """What the last level may leave, where that is asked for instead of a rate."""
@@ -89,8 +105,10 @@ class SearchConfig(Limits):
     def shares(self) -> list[float]:
         """One entry a level: the share of the surviving filters that it drops; with a target, the share of the dense network that it leaves.
 
-        The levels on the way to a target leave the same share of each other.
+        Without a path, the levels on the way to a target leave the same share of each other.
         """
+        if self.path:
+            return list(self.path)
         if self.target is not None:
             return [self.target.share ** (level / self.levels) for level in range(1, self.levels + 1)]
         assert self.rate is not None, "without a target there is a rate"
@@ -99,6 +117,8 @@ class SearchConfig(Limits):
     @property
     def levels(self) -> int:
         """How often the network is cut."""
+        if self.path:
+            return len(self.path)
         return self.rounds if self.schedule == "iterative" else 1
 
     @property

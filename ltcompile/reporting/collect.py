@@ -12,7 +12,7 @@ from typing import Any
 
 from ltcompile.core.records import Measurement, Trained
 from ltcompile.reporting import units
-from ltcompile.reporting.inputs import Ailing, Bench, Provenance, Run, Search, Shrink, read_run
+from ltcompile.reporting.inputs import Ailing, Bench, CurvePoint, CurveTiming, Provenance, Run, Search, Shrink, Sweep, read_run
 
 Figures = dict[str, Any]
 SIZES = ("filters", "params", "macs")
@@ -68,6 +68,7 @@ def collect(folder: Path) -> Figures:
         "widths": [{**asdict(width), "kept_share": width.after / width.before} for width in search.widths],
         "shrinks": [_shrink(search, shrink) for shrink in run.shrinks],
         "bench": _bench(run.bench) if run.bench else None,
+        "sweep": _sweep(run.sweep) if run.sweep else None,
         "missing": [{"part": part, "adds": MISSING[part], "command": _command(part, folder)} for part in missing],
         "ailing": None if search.health is None else [_ailing(training) for training in search.health],
         "recipe": search.recipe,
@@ -301,6 +302,47 @@ def _headline(rows: list[Figures]) -> Figures | None:
     return min((row for row in timed if row["batch"] == batch), key=lambda row: row["ms_p50"], default=None)
 
 
+# The curve to choose from
+
+
+def _sweep(sweep: Sweep) -> Figures:
+    """One curve for each backend, device, dtype and batch; each with all networks that were timed there, in the order of their levels."""
+    points = {point.name: point for point in sweep.points}
+    places = dict.fromkeys((row.backend, row.device, row.dtype, row.batch) for row in sweep.rows)
+    return {
+        "curves": [_curve(sweep, points, place) for place in places],
+        "pick": asdict(sweep.pick),
+        "skipped": sweep.skipped,
+        "energy": sweep.energy,
+        "images": sweep.images,
+        "busy_share": sweep.busy_share,
+    }
+
+
+def _curve(sweep: Sweep, points: dict[str, CurvePoint], place: tuple[str, str, str, int]) -> Figures:
+    rows = [row for row in sweep.rows if (row.backend, row.device, row.dtype, row.batch) == place]
+    backend, device, dtype, batch = place
+    picked_by = (sweep.pick.backend, sweep.pick.device, sweep.pick.batch) == (backend, device, batch)
+    return {
+        "backend": backend,
+        "device": device,
+        "dtype": dtype,
+        "batch": batch,
+        "picked_by": picked_by,
+        "points": [_timed_point(points[row.subject], row, sweep.pick.name) for row in rows],
+    }
+
+
+def _timed_point(point: CurvePoint, row: CurveTiming, picked: str | None) -> Figures:
+    timing = {name: value for name, value in row.to_json().items() if name not in ("subject", "accuracy")}
+    return {**_curve_point(point), **timing, "picked": point.name == picked}
+
+
+def _curve_point(point: CurvePoint) -> Figures:
+    validation = {"seeds": point.seeds, "mean": point.val_accuracy, "min": point.val_min, "max": point.val_max, "sd": point.val_sd}
+    return {**{name: getattr(point, name) for name in ("name", "arm", "level", "params", "macs", "bytes")}, "validation": validation}
+
+
 # Words
 
 
@@ -370,7 +412,10 @@ def _warnings(run: Run) -> list[str]:
     search, found = run.search, []
     if search.verdict.level is not None and search.verdict.level != search.ticket.level:
         found.append(f"The verdict names level {search.verdict.level}, but the saved ticket is of level {search.ticket.level}.")
-    stale = [shrink.output for shrink in run.shrinks if shrink.ticket_checksum != search.ticket.checksum]
+    own = {search.ticket.checksum, run.sweep.pick.checksum if run.sweep else None}
+    stale = [shrink.output for shrink in run.shrinks if shrink.ticket_checksum not in own]
+    if run.sweep and run.sweep.ticket_checksum != search.ticket.checksum:
+        found.append(f"sweep.json was made of another search; run `ltcompile sweep {shlex.quote(str(run.folder))}` again.")
     if stale:
         found.append(
             f"{', '.join(stale)} was made from another ticket than this search saved; run `{_command('shrink', run.folder)}` again."
@@ -398,4 +443,5 @@ def _provenance(run: Run) -> list[Figures]:
     stages: list[tuple[str, Provenance]] = [("search", run.search.provenance)]
     stages += [(f"shrink ({s.output})", s.provenance) for s in sorted(run.shrinks, key=lambda s: (s.provenance.date, s.output))]
     stages += [("bench", run.bench.provenance)] if run.bench else []
+    stages += [("sweep", run.sweep.provenance)] if run.sweep else []
     return [{"stage": stage, **asdict(provenance)} for stage, provenance in stages]

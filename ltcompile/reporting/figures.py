@@ -32,6 +32,8 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
         drawn["claimed"] = _claimed(claims, Labels(bench["rows"]))
     if bench and bench["rows"]:
         drawn["latency"] = _latency(bench["rows"], Labels(bench["rows"]))
+    if report["sweep"]:
+        drawn |= {f"curve-{i}": _curve(curve) for i, curve in enumerate(report["sweep"]["curves"])}
     return {name: json.loads(figure.to_json()) for name, figure in drawn.items()}
 
 
@@ -297,3 +299,74 @@ def _latency(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
 
 def _decades(rows: list[dict[str, Any]]) -> float:
     return math.log10(max(row["ms_p80"] for row in rows) / min(row["ms_p20"] for row in rows))
+
+
+def _curve(curve: dict[str, Any]) -> go.Figure:
+    """Latency against validation accuracy, of all networks that were timed in one place."""
+    figure = _figure(380, 60, xaxis_title=f"latency of a batch of {curve['batch']} (ms)", yaxis_title="validation accuracy (%)")
+    points = curve["points"]
+    best = sorted((p for p in points if p["on_front"]), key=lambda p: p["ms_p50"])
+    figure.add_trace(
+        go.Scatter(
+            x=[p["ms_p50"] for p in best],
+            y=[100 * p["validation"]["mean"] for p in best],
+            mode="lines",
+            name="Pareto front",
+            hoverinfo="skip",
+            line={"color": BLUE, "width": 2},
+        )
+    )
+    for arm, name, symbol, colour in (
+        ("dense", "dense", "square", GREY),
+        ("ticket", "ticket", "circle", BLUE),
+        ("random", *ARMS["random"]),
+    ):
+        if found := [p for p in points if p["arm"] == arm]:
+            figure.add_trace(_curve_marks(found, name, symbol, colour))
+    for point in points:
+        if point["picked"]:
+            ring = _curve_marks([point], "picked", "circle-open", GREEN, size=20)
+            figure.add_trace(ring.update(error_x={"visible": False}, error_y={"visible": False}))
+    ticks = _log_ticks(min(p["ms_p20"] for p in points), max(p["ms_p80"] for p in points))
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    return figure
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high`: three a decade, or all nine where that would leave too few."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    dense, sparse = ([float(f"{digit}e{decade}") for decade in decades for digit in digits] for digits in (range(1, 10), (1, 2, 5)))
+    within = [tick for tick in sparse if low <= tick <= high]
+    return within if len(within) > 2 else [tick for tick in dense if 0.95 * low <= tick <= 1.05 * high]
+
+
+def _curve_marks(points: list[dict[str, Any]], name: str, symbol: str, colour: str, *, size: int = 9) -> go.Scatter:
+    """Marks with their spreads: latency from p20 to p80, accuracy from the lowest to the highest seed."""
+    spreads = [p["validation"] for p in points]
+    percents = [{key: 100 * spread[key] for key in ("mean", "min", "max")} for spread in spreads]
+    return go.Scatter(
+        x=[p["ms_p50"] for p in points],
+        y=[percent["mean"] for percent in percents],
+        mode="markers",
+        name=name,
+        hoverinfo="text",
+        hovertext=[_curve_text(p) for p in points],
+        marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 2 if size < 20 else 3, "color": colour}},
+        error_x={**_interval(points, "ms_p50", "ms_p20", "ms_p80", colour), "thickness": 1},
+        error_y={**_interval(percents, "mean", "min", "max", colour), "thickness": 1},
+    )
+
+
+def _curve_text(point: dict[str, Any]) -> str:
+    spread = point["validation"]
+    over = f"; {units.percent(spread['min'], 2)} to {units.percent(spread['max'], 2)} over {len(spread['seeds'])} seeds"
+    lines = [
+        f"<b>{safe(point['name'])}</b>, level {point['level']}",
+        f"{units.count(point['macs'])} MACs, {units.count(point['params'])} parameters",
+        f"p50 {units.ms(point['ms_p50'])} (p20 {units.ms(point['ms_p20'])}, p80 {units.ms(point['ms_p80'])})",
+        f"{units.percent(spread['mean'], 2)} validation accuracy{over if len(spread['seeds']) > 1 else ', one seed'}",
+    ]
+    if point["speedup"] is not None:
+        between = f"{units.times(point['speedup_low'])} to {units.times(point['speedup_high'])}"
+        lines.append(f"{units.times(point['speedup'])} as fast as dense ({between})")
+    return "<br>".join(lines)

@@ -14,7 +14,8 @@ from ltcompile.paths import read_json
 
 T = TypeVar("T")
 FORMAT = 1
-MAKERS = {"search": "ltcompile find", "shrink": "ltcompile shrink", "bench": "ltcompile bench"}
+STAGES = ("search.json", "bench.json", "sweep.json")
+MAKERS = {"search": "ltcompile find", "shrink": "ltcompile shrink", "bench": "ltcompile bench", "sweep": "ltcompile sweep"}
 
 
 @dataclass(frozen=True)
@@ -152,11 +153,60 @@ class Bench:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    name: str
+    arm: Arm
+    level: int
+    params: int
+    macs: int
+    bytes: int
+    seeds: list[int]
+    val_accuracy: float
+    val_min: float
+    val_max: float
+    val_sd: float | None
+
+
+@dataclass(frozen=True)
+class CurveTiming(Measurement):
+    joules_per_image: float | None
+    on_front: bool
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A level that a rule picked, by the latency at one place; `name` is None where no level was fit."""
+
+    rule: str
+    name: str | None
+    level: int | None
+    reason: str
+    backend: str
+    device: str
+    batch: int
+    checksum: str | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    points: list[CurvePoint]
+    rows: list[CurveTiming]
+    pick: Picked
+    skipped: dict[str, str]
+    energy: str
+    images: str
+    busy_share: float | None
+    ticket_checksum: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
 class Run:
     folder: Path
     search: Search
     shrinks: list[Shrink]
     bench: Bench | None
+    sweep: Sweep | None = None
 
 
 def read_run(folder: Path) -> Run:
@@ -171,10 +221,16 @@ def read_run(folder: Path) -> Run:
     if not path.is_file():
         raise BadFile(f"{folder} is no run folder: it has no search.json; make it with `ltcompile find`")
     search = _load(path, Search, "search", _sane_search)
-    others = [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and p.name not in ("search.json", "bench.json")]
+    others = [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and p.name not in STAGES]
     shrinks = [_load(p, Shrink, "shrink", _sane_shrink) for p in others if kind(p) == "shrink"]
-    bench = folder / "bench.json"
-    return Run(folder, search, shrinks, _load(bench, Bench, "bench", _sane_bench) if bench.is_file() else None)
+    bench, sweep = folder / "bench.json", folder / "sweep.json"
+    return Run(
+        folder,
+        search,
+        shrinks,
+        _load(bench, Bench, "bench", _sane_bench) if bench.is_file() else None,
+        _load(sweep, Sweep, "sweep", _sane_sweep) if sweep.is_file() else None,
+    )
 
 
 def kind(path: Path) -> Any:
@@ -233,11 +289,39 @@ def _sane_bench(bench: Bench) -> None:
     for i, row in enumerate(bench.rows):
         if {row.subject, "dense"} - set(bench.subjects):
             raise Misfit(f"rows[{i}] times {row.subject!r}, but subjects lacks it or dense")
-        _positive(f"rows[{i}]", batch=row.batch, ms_p20=row.ms_p20, ms_p50=row.ms_p50, ms_p80=row.ms_p80)
-        if not row.ms_p20 <= row.ms_p50 <= row.ms_p80:
-            raise Misfit(f"rows[{i}]: its latencies do not rise from p20 over p50 to p80")
-        _shares(f"rows[{i}]", accuracy=row.accuracy)
-        _sane_speedup(f"rows[{i}]", (row.speedup_low, row.speedup, row.speedup_high))
+        _sane_timing(f"rows[{i}]", row)
+
+
+def _sane_sweep(sweep: Sweep) -> None:
+    known = {point.name for point in sweep.points}
+    if len(known) < len(sweep.points) or "dense" not in known:
+        raise Misfit("points are not networks of different names, one of them dense")
+    for point in sweep.points:
+        where = f"points of {short(point.name)}"
+        _positive(where, params=point.params, macs=point.macs, bytes=point.bytes)
+        _shares(where, val_accuracy=point.val_accuracy, val_min=point.val_min, val_max=point.val_max)
+        if not point.seeds or point.level < 0 or point.val_min > point.val_max or (point.val_sd or 0) < 0:
+            raise Misfit(f"{where}: its seeds, level or spread make no sense")
+    timed = [(row.subject, row.backend, row.device, row.dtype, row.batch) for row in sweep.rows]
+    for i, row in enumerate(sweep.rows):
+        if row.subject not in known or timed.count(timed[i]) > 1:
+            raise Misfit(f"rows[{i}] times {short(row.subject)}, which is none of the points, or is timed twice")
+        if row.accuracy is not None:
+            raise Misfit(f"rows[{i}] tells an accuracy, and a sweep looks at none of the test set")
+        _sane_timing(f"rows[{i}]", row)
+        if (row.joules_per_image or 0) < 0:
+            raise Misfit(f"rows[{i}]: joules_per_image is {short(row.joules_per_image)}, less than nothing")
+    if sweep.pick.name not in (None, *known):
+        raise Misfit(f"pick names {short(sweep.pick.name)}, which is none of the points")
+    _positive("pick", batch=sweep.pick.batch)
+
+
+def _sane_timing(where: str, row: Measurement) -> None:
+    _positive(where, batch=row.batch, ms_p20=row.ms_p20, ms_p50=row.ms_p50, ms_p80=row.ms_p80)
+    if not row.ms_p20 <= row.ms_p50 <= row.ms_p80:
+        raise Misfit(f"{where}: its latencies do not rise from p20 over p50 to p80")
+    _shares(where, accuracy=row.accuracy)
+    _sane_speedup(where, (row.speedup_low, row.speedup, row.speedup_high))
 
 
 def _sane_speedup(where: str, interval: tuple[float | None, ...]) -> None:

@@ -1,0 +1,187 @@
+"""ltcompile sweep: every level of a search side by side, and one of them picked by a rule."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ltcompile.cli._options import LAST_SEED, MOST_IMAGES, timed
+from ltcompile.errors import BadSetting
+
+if TYPE_CHECKING:
+    from ltcompile.core.records import Measurement
+
+EPILOG = """Examples:  ltcompile sweep runs/demo  ·  ltcompile sweep runs/demo --batch 1 --pick "fastest-within 0.5"  ·
+ltcompile sweep --model vgg16 --data digits --targets 2,4,8,16 --name curve"""
+HEADER = f"{'backend':<12} {'device':<5} {'batch':>5}  {'network':<10} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9}  {'speedup (95 %)':<22}"
+SEARCH = "Search first"
+BUSY = 0.3
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG, short_help="Time all levels of a run; pick one.")(sweep)
+
+
+def sweep(
+    run: Path | None = typer.Argument(None, help="Folder of a finished run; without one, --targets searches first."),
+    backend: list[str] = typer.Option(["onnxruntime"], help="eager, compile, onnxruntime, tensorrt, openvino; repeat for several."),
+    batch: list[int] = typer.Option([1, 64], min=1, max=MOST_IMAGES, help="Batch sizes; repeat for several."),
+    device: list[str] | None = typer.Option(None, help="cpu, cuda; all that work by default."),
+    seconds: float = typer.Option(2.0, min=0, max=3600, help="Time to spend on each row."),
+    pick: str = typer.Option(
+        "knee", metavar="RULE", help="knee, 'fastest-within POINTS' or smallest; looks at the first backend, device and batch."
+    ),
+    model: str | None = typer.Option(None, help="The network to search; with RUN, names your own package.module:factory again."),
+    data: str | None = typer.Option(None, help="The data to search on, digits by default; with RUN, test images other than its own."),
+    data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
+    targets: str | None = typer.Option(
+        None,
+        metavar="2,4,8",
+        help="Search a level for each of these, in how many times fewer MACs; with --on, how many times as fast.",
+        rich_help_panel=SEARCH,
+    ),
+    on: str | None = typer.Option(
+        None, metavar="TARGET", help="Where the networks will run, as in cpu:onnxruntime:b1:fp32.", rich_help_panel=SEARCH
+    ),
+    profile: Path | None = typer.Option(None, help="A file of `ltcompile profile` for --on.", rich_help_panel=SEARCH),
+    name: str | None = typer.Option(None, help="Name of the run; its folder is runs/NAME.", rich_help_panel=SEARCH),
+    resume: bool = typer.Option(False, "--resume", help="Go on with the search behind its last finished epoch.", rich_help_panel=SEARCH),
+    download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there.", rich_help_panel=SEARCH),
+    weights: Path | None = typer.Option(None, help="Trained weights to start from.", rich_help_panel=SEARCH),
+    epochs: int | None = typer.Option(
+        None, min=1, max=1_000_000, help="Epochs of each training.  [default: the model's recipe]", rich_help_panel=SEARCH
+    ),
+    train_batch: int | None = typer.Option(None, min=2, max=MOST_IMAGES, help="Images per step of training.", rich_help_panel=SEARCH),
+    criterion: str | None = typer.Option(None, help="What tells important filters.  [default: l1]", rich_help_panel=SEARCH),
+    rewind: str | None = typer.Option(None, help="lr, weight, finetune or reinit.  [default: lr]", rich_help_panel=SEARCH),
+    seeds: int | None = typer.Option(None, min=1, max=1000, help="Independent searches.  [default: 1]", rich_help_panel=SEARCH),
+    seed: int | None = typer.Option(None, min=0, max=LAST_SEED, help="The first seed.  [default: 0]", rich_help_panel=SEARCH),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+) -> None:
+    """Time the networks of all levels in turns, on the curve of latency and validation accuracy, and pick one by a rule."""
+    chosen = {"criterion": criterion, "rewind": rewind, "seeds": seeds, "seed": seed}
+    recipe = {"epochs": epochs, "batch": train_batch}
+    search = {"targets": targets, "on": on, "profile": profile, "name": name, "weights": weights, **chosen, "train-batch": train_batch}
+    _check(run, {**search, "epochs": epochs, "resume": resume or None, "download": download or None})
+    from ltcompile.sweeping import PICKED, SWEEP, Rule
+    from ltcompile.sweeping import sweep as measured
+
+    Rule.parse(pick)
+    if run is None:
+        run = _searched(
+            model or "vgg16",
+            data or "digits",
+            shares(targets or ""),
+            _given(chosen),
+            recipe,
+            data_root=data_root,
+            download=download,
+            weights=weights,
+            name=name,
+            resume=resume,
+            on=on,
+            profile=profile,
+            quiet=as_json,
+        )
+        data = None
+    if not as_json:
+        typer.secho(HEADER, bold=True)
+    found = measured(
+        run,
+        pick=pick,
+        backends=backend,
+        devices=device or None,
+        batches=batch,
+        data=data,
+        data_root=data_root,
+        model=model,
+        seconds_per_row=seconds,
+        joules=_joules,
+        on_row=None if as_json else _print_row,
+    )
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+        return
+    if (busy := found.busy_share or 0.0) > BUSY:
+        typer.secho(f"other work took {busy:.0%} of this machine: intervals are wide; quote no timing of now", fg="yellow", err=True)
+    chose = found.pick
+    where = f"{chose.backend} ({chose.device}), batch {chose.batch}"
+    typer.echo(f"{chose.rule} at {where}: {chose.name or 'none'}, as {chose.reason}")
+    if chose.name is None:
+        typer.echo(f"wrote {run / SWEEP}; next: ltcompile report {run}")
+    else:
+        typer.echo(f"wrote {run / SWEEP} and {run / PICKED}; next: ltcompile shrink {run / PICKED} -o {run / 'picked.onnx'}")
+
+
+def _check(run: Path | None, search: dict[str, Any]) -> None:
+    """Raises BadSetting unless there is either a run or a search to do."""
+    given = [f"--{name}" for name, value in search.items() if value is not None]
+    if run is None and search["targets"] is None:
+        raise BadSetting("name the folder of a run, or give --targets to search first, as in --targets 2,4,8")
+    if run is not None and given:
+        raise BadSetting(f"{', '.join(given)} is for a new search, and {run} is a run; leave one of them out")
+
+
+def shares(targets: str) -> tuple[float, ...]:
+    """Falling shares of the dense network, of rising targets such as 2,4,8. Raises BadSetting."""
+    try:
+        times = [float(part) for part in targets.split(",")]
+    except ValueError:
+        times = []
+    if not times or not all(before < after < float("inf") for before, after in pairwise((1.0, *times))):
+        raise BadSetting(f"--targets takes rising numbers above 1, as in 2,4,8, not {targets!r}")
+    return tuple(1 / each for each in times)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _searched(
+    model: str,
+    data: str,
+    path: tuple[float, ...],
+    chosen: dict[str, Any],
+    asked: dict[str, Any],
+    *,
+    data_root: Path,
+    download: bool,
+    weights: Path | None,
+    name: str | None,
+    resume: bool,
+    on: str | None,
+    profile: Path | None,
+    quiet: bool,
+) -> Path:
+    """Search a level for every share of `path`; the run folder."""
+    from ltcompile.cli.find import attend, changed, named, searched
+    from ltcompile.finding import SearchConfig
+    from ltcompile.finding.search import data_for, default_folder, recipe_for
+
+    stopped = attend()
+    dataset = data_for(model, data, data_root, weights=weights, download=download)
+    time = timed(named(model, dataset), on, profile, 1 / path[-1] if on or profile else None, None, quiet=quiet)
+    target = {"target_time": path[-1], "on": time.on} if time else {"target_macs": path[-1]}
+    config = SearchConfig(rounds=len(path), path=path, **target, **chosen)
+    recipe = changed(recipe_for(model, dataset, weights), asked)
+    folder = Path("runs") / name if name else default_folder(model, dataset, config)
+    return searched(model, dataset, config, recipe, folder, time, stopped, weights=weights, resume=resume, quiet=quiet).folder
+
+
+def _joules(device: str, call: Callable[[], None], images: int) -> float:
+    """What an image takes. Raises Unavailable where nobody counts it."""
+    from ltcompile.race import energy
+
+    return energy.per_image(energy.counter(device), call, images)
+
+
+def _print_row(row: Measurement) -> None:
+    speedup = "" if row.speedup is None else f"{row.speedup:6.2f}x ({row.speedup_low:.2f}-{row.speedup_high:.2f})"
+    typer.echo(
+        f"{row.backend:<12} {row.device:<5} {row.batch:>5}  {row.subject:<10} {row.ms_p20:>9.3f} {row.ms_p50:>9.3f} {row.ms_p80:>9.3f}  {speedup}"
+    )
