@@ -58,7 +58,9 @@ def test_commands_are_forked_with_nothing_that_a_fork_breaks() -> None:
     process.join()
 
 
-@pytest.mark.parametrize("command", ["find", "plan", "profile", "shrink", "lower", "bench", "sweep", "report", "verify", "show", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["find", "plan", "profile", "shrink", "lower", "bench", "sweep", "report", "verify", "show", "inspect", "doctor"]
+)
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = call(command, "--help")
     assert done.returncode == 0 and "Example" in done.stdout and f"ltcompile {command}" in done.stdout
