@@ -43,7 +43,8 @@ def test_killed_at_any_moment_and_resumed() -> None:
     assert told["kills"] == 60 and not told["problems"], told
     for row in told["phases"].values():
         assert row["resumed_equal"] == row["kills"] and row["epochs_repeated_at_most"] <= 1 and row["leftovers"] == 0
-    assert {"training", "half written", "before its rename", "behind its rename"} <= set(told["phases"])
+    given = {"half written", "before its rename", "behind its rename"}
+    assert given < set(told["phases"]), "others come at random times, so that a busy machine decides where"
 
 
 def test_a_second_signal_ends_at_once() -> None:
