@@ -40,7 +40,7 @@ def profile(
 ) -> None:
     """Time every layer of a network over a grid of widths, inside the runtime that will run it. Needs no data and no trained weights.
 
-    `find --on` and `shrink --snap` read it; a profile that was made on the machine of the deployment can be carried to the one that trains.
+    `find --on` and `plan --on` read it; a profile that was made on the machine of the deployment can be carried to the one that trains.
     """
     from ltcompile.core.deployment import Deployment
     from ltcompile.profiling import cached
