@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,21 @@ from torch import nn
 
 from ltcompile.backends import Subject
 from ltcompile.core.fields import short
+from ltcompile.core.load import busy_share
+from ltcompile.core.network_file import NetworkFile, described
 from ltcompile.core.onnx_file import domains, external, read_onnx
 from ltcompile.core.records import Measurement, provenance
 from ltcompile.core.ticket import Ticket, check_model
-from ltcompile.errors import BadFile, LtcompileError, StaleTicket
+from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket
 from ltcompile.graph import Size, size
-from ltcompile.lower.passes.precision import TOLERANCES
-from ltcompile.measure import BenchResult, busy_share
+from ltcompile.measure import BenchResult
 from ltcompile.measure import bench as measure
 from ltcompile.measure.subjects import images_of, misfit_of, read_weights, subject, told_images
 from ltcompile.models import is_own_code
-from ltcompile.paths import check_writable, write_json, write_text
+from ltcompile.paths import check_writable, write_bytes, write_json, write_text
 from ltcompile.shrinking import check_ticket_fits, dense_network, named_network, small_network
+
+ROUNDED = ("fp16", "int8")  # precisions of files whose last digits are each runtime's own
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,13 @@ class _Target:
     onnx: Path | None
     model: dict[str, Any]
     data: dict[str, Any]  # what the ticket tells of it
-    rounded: bool = False  # an int8 file, whose last digits are each runtime's own
+    file: NetworkFile | None = None  # of the ONNX file
     as_trained: bool = True  # False for a file that shrink changed on purpose: half precision, or new batch-norm statistics
+
+    @property
+    def ticket_checksum(self) -> str:
+        """Of the ticket, which a file names too."""
+        return self.ticket.checksum if self.ticket is not None else self.file.ticket_checksum if self.file is not None else ""
 
 
 @dataclass(frozen=True)
@@ -75,23 +83,29 @@ def bench(
     model: str | None = None,
     seconds_per_row: float = 2.0,
     output: str | Path | None = None,
+    write_dense: str | Path | None = None,
     on_row: Callable[[Measurement], None] | None = None,
 ) -> BenchResult:
     """Measure a ticket or an ONNX file of `shrink` against its dense network, in one run, and write bench.json and bench.csv.
 
     The dense network has its trained weights where the run folder holds them; else fresh ones, which are as fast, and no accuracy.
-    Accuracy is told where the ticket's data can be loaded. Files go beside the target, or to `output` and its .csv.
+    Accuracy is told where the ticket's data can be loaded. Files go beside the target, or to `output` and its .csv; the dense network as
+    it was measured to `write_dense`, an .onnx file for `verify`.
 
     Raises:
         BadFile: the target is no file of ours. StaleTicket: it does not fit. Disagreement: a backend computes something else.
+        BadSetting: `write_dense` is no place for an ONNX file.
     """
     known = _open(Path(target))
     path = check_writable(Path(output) if output else known.folder / "bench.json")
+    dense_path = _dense_path(write_dense, Path(target)) if write_dense is not None else None
     _check_code(known, model)
     images, labels = images_of(known.data, data, data_root)
     busy = busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
-        subjects, sizes, trained = _subjects(known, Path(scratch), model)
+        subjects, sizes, trained = _subjects(known, Path(scratch))
+        if dense_path is not None:
+            write_bytes(dense_path, subjects[0].need_onnx("bench").read_bytes())
 
         def told(row: Measurement) -> None:
             if on_row is not None:
@@ -105,7 +119,7 @@ def bench(
             devices=devices,
             batches=batches,
             seconds_per_row=seconds_per_row,
-            tolerances={"small": TOLERANCES["int8"]} if known.rounded else None,
+            precisions={"small": known.file.precision} if known.file and known.file.precision in ROUNDED else {},
             on_row=told,
         )
     rows = [_untrained_blank(row, trained) for row in result.rows]
@@ -113,6 +127,8 @@ def bench(
         "kind": "bench",
         "format": 1,
         "target": Path(target).name,
+        "file": asdict(known.file) if known.file else None,
+        "ticket_checksum": known.ticket_checksum,
         "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
         **BenchResult(rows, result.skipped, result.details).to_json(),
         "images": told_images(labels),
@@ -122,6 +138,14 @@ def bench(
     write_json(path, value)
     write_text(path.with_suffix(".csv"), BenchResult(rows).to_csv())
     return BenchResult(rows, result.skipped, result.details)
+
+
+def _dense_path(asked: str | Path, target: Path) -> Path:
+    """Where the dense network goes. Raises BadSetting, and BadFile where nothing can be written."""
+    path = check_writable(asked)
+    if path.suffix != ".onnx" or path.resolve() == target.resolve():
+        raise BadSetting(f"--write-dense {path}: the dense network becomes an ONNX file of its own; name one, as in dense.onnx")
+    return path
 
 
 def _untrained_blank(row: Measurement, dense_is_trained: bool) -> Measurement:
@@ -143,8 +167,8 @@ def _open(path: Path) -> _Target:
     return _of_ticket(Ticket.load(path), path.parent)
 
 
-def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None = None, rounded: bool = False, as_trained: bool = True) -> _Target:
-    return _Target(folder, ticket, onnx, dict(ticket.model), dict(ticket.data), rounded, as_trained)
+def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None = None, file: NetworkFile | None = None, as_trained: bool = True) -> _Target:
+    return _Target(folder, ticket, onnx, dict(ticket.model), dict(ticket.data), file, as_trained)
 
 
 def _open_onnx(path: Path) -> _Target:
@@ -158,18 +182,18 @@ def _open_onnx(path: Path) -> _Target:
     if strange := _strange(model):
         raise BadFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
-    beside, rounded = path.parent / "ticket.pt", told.get("precision") == "int8"
+    beside, file = path.parent / "ticket.pt", described(path.name, path.read_bytes(), told)
     as_trained = (told.get("precision"), told.get("recalibrated")) == ("fp32", "false") and not told.get("snapped", "").startswith("down")
-    if beside.is_file() and (ticket := Ticket.load(beside)).checksum == told.get("ticket_checksum"):
+    if beside.is_file() and (ticket := Ticket.load(beside)).checksum == file.ticket_checksum:
         if list(ticket.data["shape"]) != shape:
             raise BadFile(f"{path} takes images of {shape}, its ticket those of {ticket.data['shape']}; shrink the ticket again")
-        return _of_ticket(ticket, path.parent, path, rounded, as_trained)
+        return _of_ticket(ticket, path.parent, path, file, as_trained)
     try:
         data = {key: json.loads(told[key]) for key in ("class_names", "mean", "std")}
         data |= {"name": told["data"], "shape": shape, "interpolation": told["interpolation"]}
         network = json.loads(told["model"])
         check_model(network, data)
-        return _Target(path.parent, None, path, network, data, rounded)
+        return _Target(path.parent, None, path, network, data, file)
     except LtcompileError as error:
         raise BadFile(f"{path} tells nonsense of its network: {error}; shrink the ticket again") from error
     except (KeyError, IndexError, ValueError, RecursionError) as error:
@@ -186,18 +210,17 @@ def _strange(model: Any) -> str:
     return "" if ends == (1, 1) else f"has {ends[0]} inputs and {ends[1]} outputs"
 
 
-def _subjects(known: _Target, scratch: Path, model: str | None) -> tuple[list[Subject], dict[str, Size], bool]:
+def _subjects(known: _Target, scratch: Path) -> tuple[list[Subject], dict[str, Size], bool]:
     """Dense and small, both folded and exported in the same way; their sizes; whether the dense weights are trained ones."""
     example = torch.zeros(2, *known.data["shape"])
-    if known.ticket is not None:
-        networks, trained = _networks(known.ticket, known.folder)
-        sizes = {name: size(network, example) for name, network in networks.items()}
-        as_trained = known.as_trained
-        small = subject("small", networks["small"], example, scratch, known.onnx) if as_trained else Subject("small", None, known.onnx)
-        return [subject("dense", networks["dense"], example, scratch), small], sizes, trained
-    assert known.onnx is not None
-    dense = named_network(known.model)
-    return [subject("dense", dense, example, scratch), Subject("small", None, known.onnx)], {"dense": size(dense, example)}, False
+    networks, trained = (
+        _networks(known.ticket, known.folder) if known.ticket is not None else ({"dense": named_network(known.model)}, False)
+    )
+    sizes = {name: size(network, example) for name, network in networks.items()}
+    dense = subject("dense", networks["dense"], example, scratch, metadata={"ticket_checksum": known.ticket_checksum})
+    if "small" in networks and known.as_trained:
+        return [dense, subject("small", networks["small"], example, scratch, known.onnx)], sizes, trained
+    return [dense, Subject("small", None, known.onnx)], sizes, trained
 
 
 def _networks(ticket: Ticket, folder: Path) -> tuple[dict[str, nn.Module], bool]:

@@ -10,14 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto
+from quickly import exported_once, timed_at_once
 from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile.cli import main
+from ltcompile.cli.inspect import _examine
 from ltcompile.data import Dataset, Split
 from ltcompile.errors import BadSetting, Disagreement, StaleTicket, TrainingFailed
 from ltcompile.lower import run_onnx
@@ -25,6 +28,12 @@ from ltcompile.lower.quantize import METHODS, PRODUCTS, WEIGHT_TOP, Quantizer, S
 from ltcompile.shrinking import Int8, Shrunk, int8, qat
 
 SAMPLE = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with exported_once(), timed_at_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +140,12 @@ class TestFile:
         told = shrunk.record["int8"]["openvino"]
         assert told["max_error"] <= 0.25 and told["same_class"] > 0.95
 
+    def test_its_parameters_are_its_weights(self, shrunk: Shrunk, plain: Shrunk) -> None:
+        """As many as in float: a scale or a zero point is none."""
+        ours, theirs = _examine(shrunk.path), _examine(plain.path)
+        assert (ours["params"], ours["macs"]) == (theirs["params"], theirs["macs"])
+        assert ours["params"] == sum(p.numel() for p in shrunk.module.parameters())
+
     def test_any_batch_size_runs(self, shrunk: Shrunk) -> None:
         torch.testing.assert_close(run_onnx(shrunk.path, SAMPLE[:3]), run_onnx(shrunk.path, SAMPLE)[:3])
 
@@ -138,8 +153,31 @@ class TestFile:
         result = lt.bench(
             shrunk.path, backends=["onnxruntime"], devices=["cpu"], batches=(2,), seconds_per_row=0.02, output=tmp_path / "bench.json"
         )
-        small = next(row for row in result.rows if row.subject == "small")
+        small, dense = (next(row for row in result.rows if row.subject == name) for name in ("small", "dense"))
+        assert (small.dtype, dense.dtype) == ("int8", "float32")
         assert small.accuracy == shrunk.record["int8"]["test_accuracy"]["int8"]
+
+
+def test_scales_of_operations_on_integers_are_no_parameters(tmp_path: Path) -> None:
+    """Of those that others write: integers in front of a product, or inside it, count as they would in float."""
+    filters, bias = np.ones((4, 3, 3, 3), np.int8), np.ones(4, np.int32)
+    scale, zero = np.ones(4, np.float32), np.zeros(4, np.int8)
+    held = {"w": filters, "b": bias, "s": scale, "z": zero, "xs": np.ones(1, np.float32), "xz": np.zeros(1, np.uint8)}
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["images", "xs", "xz"], ["x"]),
+        onnx.helper.make_node("QLinearConv", ["x", "xs", "xz", "w", "s", "z", "xs", "xz", "b"], ["y"]),
+        onnx.helper.make_node("ConvInteger", ["x", "w"], ["c"]),
+        onnx.helper.make_node("DequantizeLinear", ["y", "xs", "xz"], ["logits"]),
+    ]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("images", [1, 3, 8, 8]), ("logits", None))
+    ]
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in held.items()]
+    graph = onnx.helper.make_graph(nodes, "main", ends[:1], ends[1:], tensors)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), tmp_path / "q.onnx")
+    told = _examine(tmp_path / "q.onnx")
+    assert [(row["op"], row["params"]) for row in told["nodes"]] == [("QLinearConv", filters.size + bias.size), ("ConvInteger", 0)]
+    assert [row["macs"] for row in told["nodes"]] == [filters.size * 36] * 2
 
 
 class TestChoice:

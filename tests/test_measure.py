@@ -18,9 +18,10 @@ from torch import nn
 
 from ltcompile import registry, timing
 from ltcompile.backends import Subject
+from ltcompile.core import load
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable, UnknownName
-from ltcompile.measure import bench, peak_above, race, speedup
+from ltcompile.measure import bench, busy_share, peak_above, race, speedup
 
 bench_module = importlib.import_module("ltcompile.measure.bench")
 CLASSES = 5
@@ -212,7 +213,7 @@ def test_not_a_number_is_a_wrong_answer(pair: list[Subject], monkeypatch: pytest
 
 @pytest.fixture
 def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "SETTLE_S", 0.0)
+    monkeypatch.setitem(race.__kwdefaults__, "settle_s", 0.0)
 
 
 def break_backend(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
@@ -245,6 +246,28 @@ def test_what_was_not_asked_for_is_skipped_with_its_reason(pair: list[Subject], 
     assert result.skipped["openvino (cpu)"] == "left out; install it"
     assert "'ticket' has none" in result.skipped["onnxruntime (cpu): ticket"]
     assert {(r.backend, r.subject) for r in result.rows} == {("eager", "dense"), ("eager", "ticket"), ("onnxruntime", "dense")}
+
+
+@pytest.mark.usefixtures("no_settling")
+@pytest.mark.parametrize(("precision", "dtype"), [("int8", "int8"), ("fp16", "float32"), (None, "float32")])
+def test_rows_tell_what_products_are_computed_in(tmp_path: Path, precision: str | None, dtype: str) -> None:
+    """Of each network its own; a CPU multiplies integers as they are, and half precision in single."""
+    pair = [subject("dense", tmp_path), Subject("small", None, subject("small", tmp_path, seed=1).onnx)]
+    precisions = {"small": precision} if precision else None
+    rows = bench(pair, IMAGES, backends=["onnxruntime"], **(QUICK | {"batches": (1,)}), precisions=precisions).rows
+    assert {row.subject: row.dtype for row in rows} == {"dense": "float32", "small": dtype}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "share"), [((0, 0), (50, 100), 0.5), ((40, 50), (40, 90), 1.0), ((7, 9), (7, 9), 0.0), (None, (1, 2), None)]
+)
+def test_busy_share_is_of_the_time_between(
+    monkeypatch: pytest.MonkeyPatch, before: tuple[int, int] | None, after: tuple[int, int], share: float | None
+) -> None:
+    ticks = iter([before, after])
+    monkeypatch.setattr(load, "_ticks", lambda: next(ticks))
+    monkeypatch.setattr(load, "SAMPLE_S", 0.0)
+    assert busy_share() == share
 
 
 @pytest.mark.usefixtures("no_settling")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from conftest import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import ltcompile as lt
@@ -25,6 +28,7 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile, Run
 from ltcompile.core.surface import Grid, Sample
+from ltcompile.engine.cpu import candidates
 from ltcompile.errors import BadFile, BadSetting, StaleProfile, Unavailable
 from ltcompile.finding.budget import Problem
 from ltcompile.graph import cut, trace
@@ -129,9 +133,22 @@ def test_a_foreign_profile_is_refused_by_what_differs(law: Law, tmp_path: Path, 
 
 
 def test_what_tells_no_layers_is_refused() -> None:
-    for text in ("cpu:engine:b1:fp32", "cpu:onnxruntime:b1:bf16", "cpu:eager:b1:int8"):
+    for text in ("cpu:onnxruntime:b1:bf16", "cpu:openvino:b1:fp16", "cpu:eager:b1:int8"):
         with pytest.raises(Unavailable, match="nothing tells"):
             open_runtime(Deployment.parse(text))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_instead_of_the_engine_its_runtimes_are_named(precision: str) -> None:
+    """Those that it would choose between here, as targets that can be profiled."""
+    with pytest.raises(Unavailable, match="ltcompile compile") as refused:
+        open_runtime(Deployment("cpu", "engine", 4, precision))
+    named = [Deployment.parse(word) for word in re.findall(r"cpu:\w+:b4:\w+", str(refused.value))]
+    there = {candidate.runtime for candidate in candidates(precision)[0]}
+    assert (named or there <= {"compile"}) and all(
+        target.backend in there and target.precision == precision and open_runtime(target) for target in named
+    )
+    assert {target.backend for target in named} == there - {"compile"}
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "eager"])
@@ -341,6 +358,31 @@ def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law
     assert "planned for an edge" in told(
         "plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2, "--profile", tmp_path / "edge.json"
     )
+
+
+PUBLISHED = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}  # classes and colours
+
+
+@pytest.mark.parametrize(
+    ("classes", "colours", "side"), [(10, 1, 32), (10, 1, 16), (10, 3, 32), (100, 3, 32), (10, 3, 64), (7, 3, 32), (7, 1, 32), (10, 4, 32)]
+)
+def test_the_next_command_fits_the_profile(told: Callable[..., str], tmp_path: Path, classes: int, colours: int, side: int) -> None:
+    """It searches data of these classes, colours and size, or else plans such a network."""
+    path = tmp_path / "a profile.json"
+    words = ("--classes", classes, "--in-channels", colours, "--image-size", side)
+    said = told("profile", "--model", "lenet5", "--batch", 8, *words, "-o", path)
+    _, command, *arguments = shlex.split(said.split("next: ")[1])
+    asked = get_command(app).commands[command].make_context(command, arguments).params  # type: ignore[attr-defined]
+    assert (asked["model"], asked["on"], asked["profile"], asked["target_speedup"]) == ("lenet5", str(TARGET), path, 3)
+    if command == "find":
+        data = asked["data"]
+        if data == "digits":
+            assert lt.load_data(data, image_size=asked["image_size"]).description.shape == (colours, side, side)
+        assert PUBLISHED.get(data, (classes, 3)) == (classes, colours) and (data in PUBLISHED or data.startswith("imagefolder:"))
+        assert (asked["image_size"] or 32) == side
+    else:
+        assert (asked["classes"], asked["in_channels"], asked["image_size"]) == (classes, colours, side)
+        assert colours != 3 and (classes, colours) not in PUBLISHED.values()
 
 
 @pytest.mark.parametrize(

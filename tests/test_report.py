@@ -263,6 +263,43 @@ def test_headline_speed_is_the_fastest_comparable_backend(tmp_path: Path) -> Non
     assert (latency["dense"], latency["small"], latency["removed_share"]) == (6.0, 3.0, 0.5)
 
 
+def test_headline_speed_of_a_file_in_int8_counts_the_change_of_dtype_too(tmp_path: Path) -> None:
+    """Where nothing was timed in one dtype; the page says so."""
+    run = example()
+    run["bench.json"]["rows"] = [timing("dense", 1, 6.0), timing("small", 1, 2.0, 3.0, dtype="int8")]
+    html, told = made(tmp_path / "run", run)
+    best = told["bench"]["headline"]
+    assert (best["dtype"], best["speedup"], best["dense_ms"], best["comparable"]) == ("int8", 3.0, 6.0, False)
+    assert told["sparsity"][3]["ratio"] == 3.0
+    assert "the speedup counts the change of dtype too" in Page(html).text
+
+
+def timed_file(checksum: str) -> dict[str, Any]:
+    made = {"output": "small.onnx", "precision": "fp32", "bytes": 2 << 20, "recalibrated": False}
+    return {"target": "small.onnx", "file": {**made, "ticket_checksum": checksum, "sha256": "5" * 64}, "ticket_checksum": checksum}
+
+
+def test_the_file_that_was_timed_is_told(tmp_path: Path) -> None:
+    run = example()
+    named = timed_file("abc")
+    run["bench.json"] |= named
+    _, told = made(tmp_path / "run", run)
+    assert {name: told["bench"][name] for name in named} == named and told["warnings"] == []
+    run["bench.json"] |= timed_file("other")
+    (warning,) = made(tmp_path / "run", run)[1]["warnings"]
+    assert "bench.json timed small.onnx, which was made from another ticket" in warning and "ltcompile bench" in warning
+    _, older = made(tmp_path / "older", example())
+    assert {older["bench"][name] for name in named} == {None}
+
+
+def test_what_is_always_right_may_be(tmp_path: Path) -> None:
+    run = example()
+    for row in run["search.json"]["rows"]:
+        row["val_accuracy"] = 1.0
+    told = made(tmp_path / "run", run)[1]["accuracy"]["validation"]["ticket"]
+    assert told["images_low"] < 1.0 == told["images_high"]
+
+
 def test_sections_and_words(tmp_path: Path) -> None:
     page = Page(made(tmp_path / "run", example())[0])
     ids = {attrs.get("id") for _, attrs in page.tags}
@@ -428,6 +465,9 @@ BAD: list[tuple[str, Any]] = [
     ("bench.json/rows/0/ms_p50", 1e9),
     ("bench.json/rows/1/speedup_low", None),
     ("bench.json/rows/1/speedup", -1),
+    ("bench.json/file", {}),
+    ("bench.json/file", {**timed_file("abc")["file"], "bytes": 0}),
+    ("bench.json/target", 1),
     ("bench.json/rows/1/batch", 1.5),
     ("bench.json/skipped", ["openvino"]),
     ("bench.json/provenance/versions", {"a": 1}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +15,12 @@ import torch
 from commands import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quickly import exported_once, timed_at_once
 from test_report import HOSTILE, Page, curve, example, made, write
 from typer.testing import CliRunner
 
 import ltcompile as lt
 from ltcompile import sweeping
-from ltcompile.backends import Subject
 from ltcompile.cli import app
 from ltcompile.cli.sweep import shares
 from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket, Unavailable, UnknownName
@@ -33,14 +34,24 @@ def quick(folder: Path, **settings: Any) -> Sweep:
     return sweeping.sweep(folder, **{"batches": (1,), "devices": ("cpu",), "seconds_per_row": 0.02, **settings})
 
 
-def unexported(name: str, network: torch.nn.Module, example: torch.Tensor, scratch: Path) -> Subject:
-    """A network for eager alone: an ONNX file takes seconds."""
-    (scratch / name).write_bytes(b"no ONNX file")
-    return Subject(name, network.eval(), scratch / name)
-
-
 def copied(run: Path, folder: Path) -> Path:
     return Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("*.json.lock", "lock")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_once() -> Iterator[None]:
+    with exported_once(), timed_at_once():
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished search with two seeds and all controls: of networks that have hardly learnt, as no law here needs more."""
+    folder = tmp_path_factory.mktemp("runs") / "lenet"
+    recipe = lt.Recipe(epochs=1, batch=64, lr=0.02, flip=False, crop_pixels=0, milestones=())
+    config = lt.SearchConfig(rounds=2, rate=0.3, seeds=2)
+    lt.find("lenet5", "digits", config, recipe=recipe, image_size=16, folder=folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +143,6 @@ class TestPicked:
 
         again = copied(folder, tmp_path / "again")
         monkeypatch.setattr(sweeping, "choose", lambda rule, options: (None, "no level is fit"))
-        monkeypatch.setattr(sweeping, "subject", unexported)
         monkeypatch.setattr("ltcompile.cli.sweep._joules", nobody)
         done = CliRunner().invoke(
             app, ["sweep", str(again), "--backend", "eager", "--batch", "2", "--seconds", "0", "--device", "cpu", "--json"]
@@ -261,7 +271,6 @@ def test_a_search_and_its_curve_in_one(tmp_path: Path, monkeypatch: pytest.Monke
     command += ["--backend", "eager", "--batch", "1", "--seconds", "0.02", "--device", "cpu"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ltcompile.cli.find.attend", dict)  # signals and warnings stay those of the tests
-    monkeypatch.setattr(sweeping, "subject", unexported)
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0 and "wrote runs/t/sweep.json" in done.stdout, done.output
     points = json.loads((tmp_path / "runs/t/sweep.json").read_text())["points"]

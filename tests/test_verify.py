@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
 import json
 import random
@@ -18,17 +20,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from readers import READERS, spoil_onnx
+from quickly import exported_once
+from readers import READERS, some_ticket, spoil_onnx
 
+import ltcompile as lt
 from ltcompile.cli import main
 from ltcompile.core.deployment import BACKENDS, DEVICES, MOST_IMAGES, PRECISIONS, Deployment
+from ltcompile.core.interval import wilson
+from ltcompile.core.network_file import described
 from ltcompile.core.onnx_file import domains, external
 from ltcompile.core.records import cpu_name
 from ltcompile.errors import BadData, BadFile, BadSetting, LtcompileError, StaleTicket
 from ltcompile.verifying import Check, Value, Verified, read_claims, verify
 from ltcompile.verifying.images import read_images
 from ltcompile.verifying.network import open_network
-from ltcompile.verifying.result import wilson
 from ltcompile.verifying.wire import OPENED, check_self_contained
 
 SHAPE, CLASSES, TICKET = (1, 16, 16), 3, "c0ffee" * 10
@@ -88,6 +93,23 @@ def report(folder: Path, *timings: dict[str, Any], **fields: Any) -> Path:
     }
     (folder / "report.json").write_text(json.dumps(value))
     return folder / "report.json"
+
+
+@pytest.fixture(autouse=True)
+def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits to see how busy the machine is."""
+    monkeypatch.setattr("ltcompile.core.load.SAMPLE_S", 0.0)
+
+
+def timed(folder: Path, *timings: dict[str, Any], file: dict[str, Any] | None, **fields: Any) -> dict[str, Any]:
+    """What a benchmark tells today, of `file` or of a ticket itself."""
+    told = {"target": file["output"] if file else "ticket.pt", "file": file, "ticket_checksum": TICKET}
+    return {"subjects": {"dense": {"params": 150_000}}, "rows": [*timings], **told, **fields}
+
+
+def file_of(data: bytes, name: str = "small.onnx") -> dict[str, Any]:
+    told = {p.key: p.value for p in onnx.load_from_string(data).metadata_props}
+    return dataclasses.asdict(described(name, data, told))
 
 
 @pytest.fixture
@@ -200,6 +222,61 @@ def test_a_file_of_other_bytes_is_not_confirmed(folder: Path) -> None:
     (folder / "small.onnx").write_bytes(network(3))
     other = check(folder, "size")
     assert other.verdict == "not confirmed" and other.claimed != other.found
+
+
+def kinds(folder: Path, name: str = "small.onnx", claims: str = "report.json", **options: Any) -> dict[str, Check]:
+    """The checks of a file by what they are about, one each."""
+    return {c.what: c for c in verify(folder / name, folder / claims, seconds=QUICK, **options).checks}
+
+
+@pytest.mark.parametrize("kind", ["report", "bench"])
+def test_claims_are_of_the_file_that_was_timed_alone(folder: Path, kind: str) -> None:
+    """Of these bytes under any name: all is compared. Of other bytes, though as many: the size is not confirmed, and no speed compares."""
+    whole = network(2)
+    bench = timed(folder, timing(accuracy=0.5), file=file_of(whole))
+    path = report(folder, bench=bench)
+    if kind == "bench":
+        value = {"kind": "bench", "format": 1, **bench, "provenance": {"machine": {"cpu": cpu_name()}, "command": "Python API"}}
+        path = folder / "bench.json"
+        path.write_text(json.dumps(value))
+
+    (folder / "renamed.onnx").write_bytes(whole)
+    for name in ("small.onnx", "renamed.onnx"):
+        same = kinds(folder, name, path.name, data=images_file(folder, 0.5))
+        assert {what: c.verdict for what, c in same.items()} == dict.fromkeys(same, "confirmed"), same
+        assert same["size"].reason == "to the byte, by SHA-256"
+
+    def nudge(model: Any) -> None:
+        model.graph.initializer[2].CopyFrom(numpy_helper.from_array(np.full((2, CLASSES), 0.5, np.float32), "c"))
+
+    (folder / "small.onnx").write_bytes(network(2, nudge))
+    other = kinds(folder, "small.onnx", path.name, data=folder / "test.npz")
+    assert other["size"].verdict == "not confirmed" and other["size"].reason.startswith("as many bytes, and others")
+    for what in ("latency", "accuracy"):
+        assert other[what].verdict == "not comparable" and "another file was measured: small.onnx (fp32, SHA-256 " in other[what].reason
+    assert verify(folder / "small.onnx", path, seconds=QUICK).outcome == "not confirmed"
+
+
+def test_a_timed_ticket_says_nothing_of_files_that_compute_otherwise(folder: Path) -> None:
+    report(folder, bench=timed(folder, timing(), file=None), points=[{"arm": "ticket", "seed": 0, "level": 1, "test_accuracy": 0.8}])
+    assert kinds(folder)["latency"].verdict == "confirmed"
+    for name, says, told in (
+        ("int8.onnx", "is in int8", {"precision": "int8"}),
+        ("anew.onnx", "other batch-norm statistics", {"recalibrated": "true"}),
+    ):
+        (folder / name).write_bytes(network(2, **told))
+        found = kinds(folder, name, data=images_file(folder, 0.8))
+        for what in ("latency", "accuracy"):
+            assert found[what].verdict == "not comparable" and says in found[what].reason, found[what]
+        assert "ticket.pt itself was measured" in found["latency"].reason
+
+
+def test_a_benchmark_of_another_ticket_is_refused(folder: Path) -> None:
+    provenance = {"machine": {}, "command": "Python API"}
+    bench = timed(folder, timing(), file=None, ticket_checksum="dead" * 16, provenance=provenance)
+    (folder / "bench.json").write_text(json.dumps({"kind": "bench", "format": 1, **bench}))
+    with pytest.raises(StaleTicket, match="is about deaddead"):
+        verify(folder / "small.onnx")
 
 
 def test_answers_that_are_no_numbers_are_not_confirmed(folder: Path) -> None:
@@ -330,9 +407,10 @@ def test_the_tickets_own_accuracy_counts_where_no_benchmark_tells_one(folder: Pa
 
 @given(st.integers(0, 500), st.integers(1, 500))
 def test_intervals_hold_their_value(right: int, images: int) -> None:
-    told = wilson(min(right, images) / images, images)
-    assert told.low is not None and told.high is not None
-    assert 0 <= told.low <= told.value <= told.high <= 1 and told.low < told.high
+    share = min(right, images) / images
+    low, high = wilson(share, images)
+    assert 0 <= low <= share <= high <= 1 and low < high
+    assert (low == 0 or share > 0) and (high == 1 or share < 1)
 
 
 @pytest.mark.parametrize(
@@ -413,6 +491,61 @@ def test_outcomes() -> None:
             assert outcome == ("confirmed" if "confirmed" in (size, speed) else "not comparable")
 
 
+# From a benchmark to its claims
+
+
+@pytest.fixture(scope="module")
+def benched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a ticket, what it was shrunk to, benchmarks of both, and the dense network that one of them wrote."""
+    folder = tmp_path_factory.mktemp("benched")
+    ticket = dataclasses.replace(some_ticket(), data={**some_ticket().data, "name": "nowhere"})
+    ticket.save(folder / "ticket.pt")
+    own, quick = {"model": "readers:network"}, {"backends": ["onnxruntime"], "batches": (1,), "seconds_per_row": 0.02}
+    with exported_once():
+        lt.shrink(ticket, folder / "small.onnx", **own)
+        lt.bench(folder / "small.onnx", **own, **quick, output=folder / "of_file.json", write_dense=folder / "dense.onnx")
+        lt.bench(folder / "ticket.pt", **own, **quick, output=folder / "of_ticket.json")
+    return folder
+
+
+def test_a_benchmark_names_what_it_timed(benched: Path) -> None:
+    of_file, of_ticket = (json.loads((benched / name).read_text()) for name in ("of_file.json", "of_ticket.json"))
+    data = (benched / "small.onnx").read_bytes()
+    assert of_file["target"] == "small.onnx" and of_file["file"] == file_of(data)
+    assert of_file["file"]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert of_ticket["target"] == "ticket.pt" and of_ticket["file"] is None
+    checksum = lt.Ticket.load(benched / "ticket.pt").checksum
+    assert of_file["ticket_checksum"] == of_ticket["ticket_checksum"] == of_file["file"]["ticket_checksum"] == checksum
+    for name in ("of_file.json", "of_ticket.json"):
+        told = kinds(benched, claims=name)
+        assert told["ticket"].verdict == "confirmed" and told["latency"].claimed is not None
+
+
+def test_the_dense_network_that_bench_writes_races(benched: Path, tmp_path: Path) -> None:
+    """It is what was timed, is of the ticket, and is never taken for the small one."""
+    dense = open_network(benched / "dense.onnx")
+    assert dense.shape == (1, 4, 4) and dense.metadata == {"ticket_checksum": lt.Ticket.load(benched / "ticket.pt").checksum}
+    shapes = {tuple(tensor.dims) for tensor in onnx.load(benched / "dense.onnx").graph.initializer}
+    assert (3, 1, 3, 3) in shapes, "all filters"
+    raced = kinds(benched, claims="of_file.json", dense=benched / "dense.onnx")["speedup"]
+    assert raced.found is not None and raced.verdict in ("confirmed", "not confirmed")
+    with pytest.raises(BadFile, match="was not made by"):
+        verify(benched / "dense.onnx", benched / "of_file.json")
+    other = onnx.load(benched / "dense.onnx")
+    onnx.helper.set_model_props(other, {"ticket_checksum": "dead"})
+    onnx.save(other, tmp_path / "other.onnx")
+    with pytest.raises(StaleTicket, match=r"ltcompile bench small\.onnx --write-dense other\.onnx"):
+        verify(benched / "small.onnx", benched / "of_file.json", dense=tmp_path / "other.onnx")
+
+
+@pytest.mark.parametrize("name", ["small.onnx", "dense.pt", "dense"])
+def test_the_dense_network_gets_a_file_of_its_own(benched: Path, name: str) -> None:
+    before = (benched / "small.onnx").read_bytes()
+    with pytest.raises(BadSetting, match="ONNX file of its own"):
+        lt.bench(benched / "small.onnx", model="readers:network", write_dense=benched / name)
+    assert (benched / "small.onnx").read_bytes() == before
+
+
 # The command
 
 
@@ -438,10 +571,11 @@ def test_exit_codes(folder: Path, call: Callable[..., tuple[int, str, str]], mon
     written = json.loads((folder / "out/verified.json").read_text())
     assert written["outcome"] == "confirmed" and {"python", "numpy", "onnxruntime"} <= set(written["versions"])
     assert written["machine"]["cpu"] == cpu_name() and written["date"] and len(written["sha256"]) == 64
-    monkeypatch.setattr("os.getloadavg", lambda: (1e3, 0.0, 0.0))
+    monkeypatch.setattr("ltcompile.verifying.checks.busy_share", lambda: 0.9)
     report(folder, timing(speedup=1e6))
     code, told, errors = call("--dense", "dense.onnx", "--json")
-    assert code == 1 and json.loads(told)["outcome"] == "not confirmed" and "trust no speed" in errors
+    assert code == 1 and json.loads(told)["outcome"] == "not confirmed" and "quote no timing" in errors
+    assert json.loads(told)["busy_share"] == 0.9
     report(folder, timing(), shrinks=[], provenance=[])
     code, told, errors = call()
     assert code == 2 and "--dense" in errors and "not comparable" in told

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ltcompile.cli._options import MOST_IMAGES
+from ltcompile.cli._timing_options import BACKENDS, DATA_ROOT, DEVICE, SECONDS, batches, print_header, print_row, warn_if_busy
 
 if TYPE_CHECKING:
     from ltcompile.core.records import Measurement
 
 EPILOG = (
     "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile bench ticket.pt --backend onnxruntime --batch 1 --batch 64  ·  "
-    "ltcompile bench ticket.pt --race --batch 64"
+    "ltcompile bench ticket.pt --race --batch 64  ·  ltcompile bench small.onnx --write-dense dense.onnx"
 )
-HEADER = f"{'backend':<12} {'device':<5} {'batch':>5}  {'network':<6} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9}  {'speedup (95 %)':<22} {'accuracy':>8}"
-BUSY = 0.3
+NAME = 6  # characters of a network's name
 IMAGES = 256  # outputs are compared on as many at most, and int8 takes its ranges from them
 
 
@@ -29,33 +28,35 @@ def register(app: typer.Typer) -> None:
 def bench(
     target: Path = typer.Argument(..., help="A file of `ltcompile shrink` (.onnx), or a ticket.pt."),
     against: str = typer.Option("dense", help="What to race it against: the dense network that it was cut from."),
-    backend: list[str] | None = typer.Option(None, help="eager, compile, onnxruntime, tensorrt, openvino; all that work by default."),
-    device: list[str] | None = typer.Option(None, help="cpu, cuda; all that work by default."),
-    batch: list[int] = typer.Option([1, 8, 64], min=1, max=MOST_IMAGES, help="Batch sizes; repeat for several."),
+    backend: list[str] | None = typer.Option(None, help=f"{BACKENDS}; all that work by default."),
+    device: list[str] | None = DEVICE,
+    batch: list[int] = batches(1, 8, 64),
     data: str | None = typer.Option(None, help="Test images; the ticket's own data by default."),
-    data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
+    data_root: Path = DATA_ROOT,
     model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
-    seconds: float = typer.Option(2.0, min=0, max=3600, help="Time to spend on each row."),
+    seconds: float = SECONDS,
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; bench.json beside the target by default."),
+    write_dense: Path | None = typer.Option(
+        None, metavar="FILE", help="Write the dense network to this .onnx file too: what `ltcompile verify --dense` takes."
+    ),
     race: bool = typer.Option(False, "--race", help="Race the engine against everyone who could run a ticket's networks; takes minutes."),
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON."),
 ) -> None:
     """Measure the small network against the dense one: outputs checked first, then interleaved timings."""
     from ltcompile.compare import bench as run
+    from ltcompile.core.load import busy_share
     from ltcompile.errors import BadSetting
-    from ltcompile.measure import busy_share
 
     if against != "dense":
         raise BadSetting(f"--against knows dense, not {against!r}")
-    if (busy := busy_share() or 0.0) > BUSY:
-        typer.secho(f"other work takes {busy:.0%} of this machine: intervals will be wide; quote no timing of now", fg="yellow", err=True)
+    warn_if_busy(busy_share())
     if race:
-        if backend or len(device or []) > 1 or target.suffix == ".onnx":
-            raise BadSetting("--race takes a ticket.pt and one --device, and no --backend: everyone races")
+        if backend or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
+            raise BadSetting("--race takes a ticket.pt and one --device, and no --backend or --write-dense: everyone races")
         _race(target, device[0] if device else None, batch, data, data_root, model, seconds, output or target.parent / "race.json", as_json)
         return
     if not as_json:
-        typer.secho(HEADER, bold=True)
+        print_header(NAME, "accuracy")
     result = run(
         target,
         backends=backend or None,
@@ -66,6 +67,7 @@ def bench(
         model=model,
         seconds_per_row=seconds,
         output=output,
+        write_dense=write_dense,
         on_row=None if as_json else _print_row,
     )
     if as_json:
@@ -74,7 +76,8 @@ def bench(
     for reason in dict.fromkeys(result.skipped.values()):
         names = ", ".join(name for name, why in result.skipped.items() if why == reason)
         typer.echo(f"skipped {names}: {reason}")
-    typer.echo(f"wrote {output or target.parent / 'bench.json'}; next: ltcompile report {target.parent}")
+    files = " and ".join(str(path) for path in (output or target.parent / "bench.json", write_dense) if path)
+    typer.echo(f"wrote {files}; next: ltcompile report {target.parent}")
 
 
 def _race(
@@ -118,9 +121,4 @@ def _race(
 
 
 def _print_row(row: Measurement) -> None:
-    speedup = "" if row.speedup is None else f"{row.speedup:6.2f}x ({row.speedup_low:.2f}-{row.speedup_high:.2f})"
-    accuracy = "" if row.accuracy is None else f"{row.accuracy:8.2%}"
-    typer.echo(
-        f"{row.backend:<12} {row.device:<5} {row.batch:>5}  {row.subject:<6} {row.ms_p20:>9.3f} {row.ms_p50:>9.3f} {row.ms_p80:>9.3f}  "
-        f"{speedup:<22} {accuracy:>8}"
-    )
+    print_row(row, NAME, "" if row.accuracy is None else f"{row.accuracy:8.2%}")

@@ -18,6 +18,15 @@ EPILOG = "Examples:  ltcompile inspect small.onnx  ·  ltcompile inspect network
 MULTIPLE = 8  # what tensor cores and vector units like widths to be
 CONVOLUTIONS, TRANSPOSED = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}, {"ConvTranspose": 1}
 PRODUCTS = {"MatMul": 1, "MatMulInteger": 1, "QLinearMatMul": 3, "Gemm": 1}
+# Where quantised operations take values; all their other inputs are scales and zero points.
+VALUES = {
+    "QuantizeLinear": (0,),
+    "DequantizeLinear": (0,),
+    "ConvInteger": (0, 1),
+    "MatMulInteger": (0, 1),
+    "QLinearMatMul": (0, 3),
+    "QLinearConv": (0, 3, 8),
+}
 # Operations that multiply in ways, or hold graphs, that are not counted here.
 UNCOUNTED = {"LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv", "If", "Loop", "Scan"}
 
@@ -129,18 +138,20 @@ class _Graph:
         return not name or name in self.weights or self.constant.get(name, False)
 
     def _held(self, node: Any) -> dict[str, int]:
-        """The weights that the node takes, itself or through nodes that only prepare them: name -> count. Scalars and sizes are none."""
-        held, seen, waiting = {}, set(), list(node.input)
+        """The weights that the node takes, itself or through nodes that only prepare them: name -> count. Scalars, sizes, scales and zero
+        points are none."""
+        held, seen, waiting = {}, set(), _taken(node)
         while waiting:
-            if (name := waiting.pop()) in seen:
+            name, quantised = waiting.pop()
+            if name in seen:
                 continue
             seen.add(name)
             if name in self.weights:
                 value = self.weights[name]
-                if value.dims and value.data_type not in _SIZES:
+                if value.dims and (quantised or value.data_type not in _SIZES):
                     held[name] = math.prod(value.dims)
             elif self.constant.get(name) and name in self.makers:
-                waiting += self.makers[name].input
+                waiting += _taken(self.makers[name])
         return held
 
     def _cost(self, node: Any) -> tuple[int | None, int | str | None, int | str | None]:
@@ -196,6 +207,13 @@ class _Graph:
 
 
 _SIZES = {6, 7, 12, 13}  # TensorProto's int32, int64, uint32, uint64: shapes, axes and indices
+
+
+def _taken(node: Any) -> list[tuple[str, bool]]:
+    """The inputs of a node that may be weights, and whether they are quantised ones, whose integers are no sizes."""
+    if node.op_type not in VALUES:
+        return [(name, False) for name in node.input]
+    return [(node.input[i], True) for i in VALUES[node.op_type] if i < len(node.input)]
 
 
 def _shape(value: Any) -> Shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 EPILOG = """Examples:  ltcompile profile --model vgg16 --backend onnxruntime --batch 64  ·
 ltcompile profile --model torchvision:resnet50 --classes 1000 --backend openvino --precision int8 -o resnet50-edge.json"""
 NOISY = 1.25
+DATA = {(10, 1): "digits", (10, 3): "cifar10", (100, 3): "cifar100"}  # by classes and colours
+ASK = ("--target-speedup", "3")
+OWN_SIDE = 32  # of their images, in pixels
 
 
 def register(app: typer.Typer) -> None:
@@ -46,7 +50,8 @@ def profile(
     from ltcompile.profiling import cached
 
     target = Deployment(device, backend, batch, precision)
-    named = {"name": model, "arguments": {"classes": classes, "in_channels": in_channels, "image_size": side_for(model, image_size)}}
+    sizes = {"classes": classes, "in_channels": in_channels, "image_size": side_for(model, image_size)}
+    named = {"name": model, "arguments": sizes}
     path = output or cached(named, target)
     began = time.perf_counter()
     found = shown_profile(named, target, path, again, quiet=as_json)
@@ -62,11 +67,18 @@ def profile(
         typer.echo(json.dumps(told))
         return
     _print(found)
-    typer.echo(f"wrote {path} in {seconds:.0f} s; next: ltcompile find --model {model} --on {target} --target-speedup 3" + _carried(output))
+    carried = ["--profile", str(output)] if output else []
+    typer.echo(f"wrote {path} in {seconds:.0f} s; next: {shlex.join([*_next(model, sizes), '--on', str(target), *carried, *ASK])}")
 
 
-def _carried(output: Path | None) -> str:
-    return f" --profile {output}" if output else ""
+def _next(name: str, sizes: dict[str, int]) -> list[str]:
+    """The command that finds a ticket of such a network, on data of its classes and colours; without such data, the one that plans it."""
+    classes, colours, side = sizes["classes"], sizes["in_channels"], str(sizes["image_size"])
+    data = DATA.get((classes, colours), f"imagefolder:FOLDER_OF_{classes}_CLASSES" if colours == 3 else None)
+    if data is None:
+        return ["ltcompile", "plan", "--model", name, "--classes", str(classes), "--in-channels", str(colours), "--image-size", side]
+    own = data in DATA.values() and side == str(OWN_SIDE)
+    return ["ltcompile", "find", "--model", name, "--data", data, *([] if own else ["--image-size", side])]
 
 
 def _print(found: Profile) -> None:

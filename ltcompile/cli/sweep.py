@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from ltcompile.cli._options import LAST_SEED, MOST_IMAGES, timed
+from ltcompile.cli._timing_options import BACKENDS, DATA_ROOT, DEVICE, SECONDS, batches, print_header, print_row, warn_if_busy
 from ltcompile.errors import BadSetting
-
-if TYPE_CHECKING:
-    from ltcompile.core.records import Measurement
 
 EPILOG = """Examples:  ltcompile sweep runs/demo  ·  ltcompile sweep runs/demo --batch 1 --pick "fastest-within 0.5"  ·
 ltcompile sweep --model vgg16 --data digits --targets 2,4,8,16 --name curve"""
-HEADER = f"{'backend':<12} {'device':<5} {'batch':>5}  {'network':<10} {'p20 ms':>9} {'p50 ms':>9} {'p80 ms':>9}  {'speedup (95 %)':<22}"
+NAME = 10  # characters of a network's name
 SEARCH = "Search first"
-BUSY = 0.3
 
 
 def register(app: typer.Typer) -> None:
@@ -29,16 +27,16 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     run: Path | None = typer.Argument(None, help="Folder of a finished run; without one, --targets searches first."),
-    backend: list[str] = typer.Option(["onnxruntime"], help="eager, compile, onnxruntime, tensorrt, openvino; repeat for several."),
-    batch: list[int] = typer.Option([1, 64], min=1, max=MOST_IMAGES, help="Batch sizes; repeat for several."),
-    device: list[str] | None = typer.Option(None, help="cpu, cuda; all that work by default."),
-    seconds: float = typer.Option(2.0, min=0, max=3600, help="Time to spend on each row."),
+    backend: list[str] = typer.Option(["onnxruntime"], help=f"{BACKENDS}; repeat for several."),
+    batch: list[int] = batches(1, 64),
+    device: list[str] | None = DEVICE,
+    seconds: float = SECONDS,
     pick: str = typer.Option(
         "knee", metavar="RULE", help="knee, 'fastest-within POINTS' or smallest; looks at the first backend, device and batch."
     ),
     model: str | None = typer.Option(None, help="The network to search; with RUN, names your own package.module:factory again."),
     data: str | None = typer.Option(None, help="The data to search on, digits by default; with RUN, test images other than its own."),
-    data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
+    data_root: Path = DATA_ROOT,
     targets: str | None = typer.Option(
         None,
         metavar="2,4,8",
@@ -90,7 +88,7 @@ def sweep(
         )
         data = None
     if not as_json:
-        typer.secho(HEADER, bold=True)
+        print_header(NAME)
     found = measured(
         run,
         pick=pick,
@@ -102,13 +100,12 @@ def sweep(
         model=model,
         seconds_per_row=seconds,
         joules=_joules,
-        on_row=None if as_json else _print_row,
+        on_row=None if as_json else partial(print_row, width=NAME),
     )
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         return
-    if (busy := found.busy_share or 0.0) > BUSY:
-        typer.secho(f"other work took {busy:.0%} of this machine: intervals are wide; quote no timing of now", fg="yellow", err=True)
+    warn_if_busy(found.busy_share)
     chose = found.pick
     where = f"{chose.backend} ({chose.device}), batch {chose.batch}"
     typer.echo(f"{chose.rule} at {where}: {chose.name or 'none'}, as {chose.reason}")
@@ -178,10 +175,3 @@ def _joules(device: str, call: Callable[[], None], images: int) -> float:
     from ltcompile.race import energy
 
     return energy.per_image(energy.counter(device), call, images)
-
-
-def _print_row(row: Measurement) -> None:
-    speedup = "" if row.speedup is None else f"{row.speedup:6.2f}x ({row.speedup_low:.2f}-{row.speedup_high:.2f})"
-    typer.echo(
-        f"{row.backend:<12} {row.device:<5} {row.batch:>5}  {row.subject:<10} {row.ms_p20:>9.3f} {row.ms_p50:>9.3f} {row.ms_p80:>9.3f}  {speedup}"
-    )

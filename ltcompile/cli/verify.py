@@ -16,7 +16,6 @@ EPILOG = (
     "Examples:  ltcompile verify small.onnx --claims report.json  ·  "
     "ltcompile verify small.onnx --claims report.json --dense dense.onnx --on cpu:onnxruntime:b1:fp32 -o verified.json"
 )
-BUSY = 0.5
 COLOURS = {"confirmed": "green", "not confirmed": "red", "not comparable": "yellow"}
 
 
@@ -28,7 +27,8 @@ def verify(
     file: Path = typer.Argument(..., help="An ONNX file of `ltcompile shrink`."),
     claims: Path | None = typer.Option(None, help="A report.json or bench.json; the one beside the file by default."),
     dense: Path | None = typer.Option(
-        None, help="The network that it was cut from, as ONNX (weights of any values): both race each other, and speedups are compared."
+        None,
+        help="The network that it was cut from, as `ltcompile bench --write-dense` writes it: both race each other, and speedups are compared.",
     ),
     on: str | None = typer.Option(
         None, metavar="TARGET", help="Check this deployment alone, as in cpu:onnxruntime:b1:fp32 (device:backend:bN:precision)."
@@ -45,24 +45,22 @@ def verify(
     Ends with 0 if all claims that can be repeated here are confirmed, with 1 if one is not, with 2 if none can be, or the files do not
     belong together. Without --dense, latencies are compared, on such a machine as they were measured on; without --data, no accuracy is.
     """
+    from ltcompile.cli._timing_options import warn_if_busy
     from ltcompile.core.deployment import Deployment
     from ltcompile.errors import Unavailable
-    from ltcompile.verifying import recent_load
     from ltcompile.verifying import verify as run
 
-    if (load := recent_load()) > BUSY:
-        typer.secho(
-            f"other work took {load:.0%} of this machine in the last minute: trust no speed that is found now", fg="yellow", err=True
-        )
     target = None if on is None else Deployment.parse(on)
     verified = run(file, claims, dense=dense, on=target, data=data, seconds=seconds, output=output)
     if as_json:
         typer.echo(json.dumps(verified.to_json()))
     else:
         _print(verified.checks)
+    warn_if_busy(verified.busy_share)
     if verified.outcome == "not comparable":
         raise Unavailable(
-            f"nothing that {verified.claims} claims can be repeated here; name --dense or --data, or run it where it was made"
+            f"nothing that {verified.claims} claims can be repeated here; name --dense (`ltcompile bench {file} --write-dense dense.onnx` "
+            "writes one, where torch is) or --data, or run it where it was made"
         )
     raise typer.Exit(1 if verified.outcome == "not confirmed" else 0)
 

@@ -121,7 +121,7 @@ class Profile(Record):
             if there != asked:
                 raise StaleProfile(f"the profile is of a model with {name} {there}, not {asked}; make one with `ltcompile profile`")
         if target is not None and target != self.target:
-            raise StaleProfile(f"the profile is for {self.target}, not for {target}; make one with `ltcompile profile --on {target}`")
+            raise StaleProfile(f"the profile is for {self.target}, not for {target}; make one with `ltcompile profile` there")
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "profile", "format": FORMAT, **super().to_json()}

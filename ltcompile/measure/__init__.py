@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ltcompile.core.load import busy_share
 from ltcompile.measure.bench import BenchResult, bench
-from ltcompile.measure.load import busy_share
 from ltcompile.measure.memory import peak_above
 from ltcompile.timing import race, speedup
 

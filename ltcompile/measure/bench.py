@@ -19,6 +19,7 @@ from ltcompile.backends import DEVICES, Array, Artifact, Subject, available, una
 from ltcompile.backends import compile as compile_for
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable
+from ltcompile.lower.passes.precision import TOLERANCES
 from ltcompile.measure.memory import watch
 from ltcompile.timing import Times, race, speedup
 
@@ -56,8 +57,15 @@ class _Job:
     labels: NDArray[np.integer[Any]] | None
     reference: str
     batches: Sequence[int]
-    tolerances: Mapping[str, float]  # by subject
+    tolerance: float
+    precisions: Mapping[str, str]  # of subjects that are not in fp32
     expected: dict[str, Array]  # eager logits of the first images, as many as the largest batch
+
+    def allowed(self, subject: str, dtype: str) -> float:
+        """The largest error, relative to the largest logit."""
+        if subject in self.precisions:
+            return TOLERANCES[self.precisions[subject]]
+        return self.tolerance * (TF32_SLACK if dtype == "tf32" else 1)
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def bench(
     batches: Sequence[int] = (1, 8, 64),
     seconds_per_row: float = 2.0,
     tolerance: float = 1e-3,
-    tolerances: Mapping[str, float] | None = None,
+    precisions: Mapping[str, str] | None = None,
     on_row: Callable[[Measurement], None] | None = None,
 ) -> BenchResult:
     """Measure `subjects` on real float32 `images` (N, C, H, W), in the order of the rows that `on_row` sees.
@@ -89,8 +97,8 @@ def bench(
     A batch larger than N repeats images. With `labels` (N,), every backend's accuracy on all images is told. Speedups
     are against the subject named `reference` (None where a backend cannot run that one). The answers at every batch size
     are compared with eager fp32 on the CPU before anything is timed; an error above `tolerance` of the largest logit (ten
-    times that in TF32) ends the run; `tolerances` are those of subjects by name whose numbers are integers, which runtimes round in
-    different places. None for `backends` or `devices` takes what works and records why the others do not;
+    times that in TF32) ends the run. `precisions` are those of subjects by name whose files are in "fp16" or "int8", which runtimes round
+    in different places: more is allowed them. None for `backends` or `devices` takes what works and records why the others do not;
     a backend or device that is asked for must work somewhere.
 
     Raises:
@@ -103,7 +111,7 @@ def bench(
     result = BenchResult()
     working = _working(backends, devices, result.skipped)
     expected = {s.name: _expected(s, images[: max(batches)]) for s in subjects}
-    job = _Job(subjects, images, labels, reference, batches, {s.name: tolerance for s in subjects} | dict(tolerances or {}), expected)
+    job = _Job(subjects, images, labels, reference, batches, tolerance, precisions or {}, expected)
     loaded = [_load_all(job, backend, device, result, asked=backends is not None) for backend, device in working]
     for row in (row for group in loaded for row in _rows(job, group, seconds_per_row)):
         result.rows.append(row)
@@ -193,7 +201,7 @@ def _agree(job: _Job, subject: Subject, artifact: Artifact, logits: Array) -> fl
     if logits.shape != expected.shape:
         raise Disagreement(f"{where}: outputs {logits.shape} instead of {expected.shape}; export the network again")
     error = float(np.abs(logits - expected).max() / max(float(np.abs(expected).max()), 1e-30))
-    allowed = job.tolerances[subject.name] * (TF32_SLACK if artifact.dtype == "tf32" else 1)
+    allowed = job.allowed(subject.name, artifact.dtype)
     if not error <= allowed:  # NaN too
         raise Disagreement(
             f"{where}: error {error:.2e} of the largest logit, allowed {allowed:.0e}; export the network again, or leave this backend out"
@@ -206,17 +214,26 @@ def _rows(job: _Job, loaded: dict[str, _Loaded], seconds: float) -> Iterator[Mea
         images = tile(job.images, batch)
         times = race({name: one.artifact.prepare(images) for name, one in loaded.items()}, seconds=seconds)
         for name, one in loaded.items():
-            yield _row(name, one, batch, times[name], None if name == job.reference else times.get(job.reference))
+            dtype = _dtype(job.precisions.get(name, "fp32"), one.artifact)
+            yield _row(name, one, dtype, batch, times[name], None if name == job.reference else times.get(job.reference))
 
 
-def _row(name: str, one: _Loaded, batch: int, ms: Times, reference_ms: Times | None) -> Measurement:
+def _dtype(precision: str, artifact: Artifact) -> str:
+    """What the products of a file in `precision` are computed in. On CPUs runtimes multiply integers, and cast half precision to single
+    first; on GPUs ONNX Runtime's providers do it the other way around."""
+    if precision == "int8" and artifact.device == "cpu":
+        return "int8"
+    return "float16" if precision == "fp16" and artifact.device == "cuda" else artifact.dtype
+
+
+def _row(name: str, one: _Loaded, dtype: str, batch: int, ms: Times, reference_ms: Times | None) -> Measurement:
     p20, p50, p80 = (float(q) for q in np.quantile(ms, [0.2, 0.5, 0.8]))
     ratio, low, high = speedup(reference_ms, ms) if reference_ms is not None else (None, None, None)
     return Measurement(
         subject=name,
         backend=one.artifact.backend,
         device=one.artifact.device,
-        dtype=one.artifact.dtype,
+        dtype=dtype,
         batch=batch,
         ms_p20=p20,
         ms_p50=p50,

@@ -17,12 +17,14 @@ from ltcompile.errors import BadFile, LtcompileError, StaleTicket
 from ltcompile.lower import export_onnx, fold_batch_norm
 
 
-def subject(name: str, module: nn.Module, example: Tensor, scratch: Path, onnx: Path | None = None) -> Subject:
-    """`module` with its batch norms folded, and its ONNX file: `onnx`, or else a new one in the folder `scratch`."""
+def subject(
+    name: str, module: nn.Module, example: Tensor, scratch: Path, onnx: Path | None = None, metadata: Mapping[str, str] | None = None
+) -> Subject:
+    """`module` with its batch norms folded, and its ONNX file: `onnx`, or else a new one in the folder `scratch`, with `metadata` in it."""
     folded, _ = fold_batch_norm(module, example)
     if onnx is None:
         onnx = scratch / f"{name}.onnx"
-        export_onnx(folded, example, onnx)
+        export_onnx(folded, example, onnx, metadata)
     return Subject(name, folded.eval(), onnx)
 
 

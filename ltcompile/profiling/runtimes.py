@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ltcompile.core.deployment import Deployment
+from ltcompile.engine.cpu import candidates
 from ltcompile.errors import BadModel, Unavailable
 from ltcompile.graph.widths import LAYERS
 from ltcompile.profiling.layers import PRODUCTS, Names, assign, names, shares
@@ -29,6 +30,7 @@ SECONDS = 0.35  # for each of the whole and the layers
 MOST_SPREAD = 1.25  # p80 over p20: beyond it, a timing is made again, for longer
 PATIENCE = 4.0  # times as long, at most
 LEAST_RUNS, MOST_RUNS = 4, 60
+TRACED = {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}  # precisions, on CPUs
 VINO_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
@@ -59,15 +61,29 @@ def open_runtime(target: Deployment) -> Runtime:
     """Raises Unavailable where it cannot be profiled here."""
     if target.device == "cuda" and not torch.cuda.is_available():
         raise Unavailable("there is no CUDA device here; profile on the machine that has it, and carry the file back")
-    if target.backend == "onnxruntime" and target.device == "cpu" and target.precision in ("fp32", "int8"):
-        return OnnxRuntime()
-    if target.backend == "openvino" and target.device == "cpu":
-        return OpenVino("bf16" if target.precision == "bf16" else "f32")
+    if target.backend == "engine":
+        raise Unavailable(_instead_of_engine(target))
+    if target.device == "cpu" and target.precision in TRACED.get(target.backend, ()):
+        return OnnxRuntime() if target.backend == "onnxruntime" else OpenVino("bf16" if target.precision == "bf16" else "f32")
     if target.backend == "eager" and (target.precision == "fp32" or (target.device == "cuda" and target.precision in ("fp16", "bf16"))):
         return Eager(target)
     raise Unavailable(
         f"nothing tells the time of single layers for {target}; there are cpu:onnxruntime (fp32, int8), cpu:openvino (fp32, bf16, int8), "
         "cpu:eager (fp32) and cuda:eager (fp32, fp16, bf16)"
+    )
+
+
+def _instead_of_engine(target: Deployment) -> str:
+    """What to profile where the engine will run the network: it takes whoever is fastest for that network, and tells no layers itself."""
+    if target.device == "cuda":
+        return (
+            f"nothing tells the time of single layers inside the engine; profile {replace(target, backend='eager')}, the nearest that tells"
+        )
+    there = {c.runtime for c in candidates(target.precision)[0]}
+    told = [str(replace(target, backend=name)) for name, precisions in TRACED.items() if name in there and target.precision in precisions]
+    return (
+        f"the engine takes whoever is fastest for a network, here one of {', '.join(sorted(there)) or 'none'}; `ltcompile compile` says whom. "
+        + (f"Profile the one that it takes: {' or '.join(told)}" if told else f"None of them tells layers in {target.precision}; take fp32")
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,9 +9,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from ltcompile.core.curve import CurvePoint, CurveTiming
+from ltcompile.core.interval import wilson
 from ltcompile.core.records import Measurement, Trained
 from ltcompile.reporting import units
-from ltcompile.reporting.inputs import Ailing, Bench, CurvePoint, CurveTiming, Provenance, Run, Search, Shrink, Sweep, read_run
+from ltcompile.reporting.inputs import Ailing, Bench, Provenance, Run, Search, Shrink, Sweep, read_run
 
 Figures = dict[str, Any]
 SIZES = ("filters", "params", "macs")
@@ -40,7 +41,6 @@ MISSING = {
     "bench": "measured latency and speedup",
 }
 ANSWERS = {True: "yes", False: "no", None: "not tested"}
-Z95 = 1.959964  # normal quantile of a two-sided 95 % interval
 
 
 def collect(folder: Path) -> Figures:
@@ -119,7 +119,7 @@ def _spread(by_seed: dict[int, float], images: int) -> Figures | None:
     if not by_seed:
         return None
     values = list(by_seed.values())
-    low, high = _wilson(fmean(values), images)
+    low, high = wilson(fmean(values), images)
     return {
         "seeds": sorted(by_seed),
         "mean": fmean(values),
@@ -130,13 +130,6 @@ def _spread(by_seed: dict[int, float], images: int) -> Figures | None:
         "images_low": low,
         "images_high": high,
     }
-
-
-def _wilson(share: float, images: int) -> tuple[float, float]:
-    scale = 1 + Z95**2 / images
-    centre = (share + Z95**2 / (2 * images)) / scale
-    half = Z95 * math.sqrt(share * (1 - share) / images + (Z95 / (2 * images)) ** 2) / scale
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 # Levels and controls
@@ -266,6 +259,9 @@ def _file(shrinks: list[Shrink]) -> Figures | None:
 def _bench(bench: Bench) -> Figures:
     rows = [_timing(bench, row) for row in sorted(bench.rows, key=_place)]
     return {
+        "target": bench.target,
+        "file": asdict(bench.file) if bench.file else None,
+        "ticket_checksum": bench.ticket_checksum,
         "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in bench.subjects.items()},
         "rows": rows,
         "skipped": [
@@ -283,21 +279,30 @@ def _place(row: Measurement) -> tuple[str, str, str, int, bool, str]:
 
 
 def _timing(bench: Bench, row: Measurement) -> Figures:
-    """One timing; `claimed` is the ratio of MACs, `achieved_share` how much of it was measured."""
-    dense = next((r for r in bench.rows if r.subject == "dense" and _place(r)[:4] == _place(row)[:4]), None)
+    """One timing; `claimed` is the ratio of MACs, `achieved_share` how much of it was measured.
+
+    The dense network beside it is one of its dtype, which makes the two comparable, or else of any: files in int8 race one in fp32.
+    """
+    beside = [r for r in bench.rows if r.subject == "dense" and (r.device, r.backend, r.batch) == (row.device, row.backend, row.batch)]
+    comparable = any(r.dtype == row.dtype for r in beside)
+    dense = min(beside, key=lambda r: r.dtype != row.dtype, default=None)
     claimed = bench.subjects["dense"].macs / bench.subjects[row.subject].macs if row.subject != "dense" else None
     return {
         **row.to_json(),
         "claimed": claimed,
         "achieved_share": row.speedup / claimed if row.speedup is not None and claimed else None,
         "dense_ms": dense.ms_p50 if dense else None,
-        "comparable": dense is not None,
+        "comparable": comparable,
     }
 
 
 def _headline(rows: list[Figures]) -> Figures | None:
-    """Where the small network is fastest at the smallest batch: the speed that a user would get, not the largest ratio."""
-    timed = [row for row in rows if row["comparable"] and row["speedup"] is not None and row["subject"] != "dense"]
+    """Where the small network is fastest at the smallest batch: the speed that a user would get, not the largest ratio.
+
+    Where dense and small were timed in one dtype, nowhere else.
+    """
+    timed = [row for row in rows if row["dense_ms"] is not None and row["speedup"] is not None and row["subject"] != "dense"]
+    timed = [row for row in timed if row["comparable"]] or timed
     batch = min((row["batch"] for row in timed), default=0)
     return min((row for row in timed if row["batch"] == batch), key=lambda row: row["ms_p50"], default=None)
 
@@ -429,6 +434,8 @@ def _warnings(run: Run) -> list[str]:
         for name, macs in timed.items()
         if macs not in known
     ]
+    if run.bench and run.bench.ticket_checksum not in (None, *own):
+        found.append(f"bench.json timed {run.bench.target}, which was made from another ticket than this search saved; {again}.")
     found += [f"{s.output} is off by more than its tolerance; do not deploy it." for s in run.shrinks if not _agrees(s)]
     found += [
         f"{d.layer} is dead in {_name(training)}: all of its {d.of} channels are zero on validation images."

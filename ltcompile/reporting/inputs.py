@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
 from ltcompile.core.fields import Misfit, shaped, short
+from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.records import Arm, Measurement, Trained, Verdict
 from ltcompile.errors import BadFile
 from ltcompile.paths import read_json
@@ -150,41 +152,9 @@ class Bench:
     images: str
     busy_share: float | None
     provenance: Provenance
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    name: str
-    arm: Arm
-    level: int
-    params: int
-    macs: int
-    bytes: int
-    seeds: list[int]
-    val_accuracy: float
-    val_min: float
-    val_max: float
-    val_sd: float | None
-
-
-@dataclass(frozen=True)
-class CurveTiming(Measurement):
-    joules_per_image: float | None
-    on_front: bool
-
-
-@dataclass(frozen=True)
-class Picked:
-    """A level that a rule picked, by the latency at one place; `name` is None where no level was fit."""
-
-    rule: str
-    name: str | None
-    level: int | None
-    reason: str
-    backend: str
-    device: str
-    batch: int
-    checksum: str | None
+    target: str | None = None  # benchmarks that were made before it tell nothing, nor of the two below
+    file: NetworkFile | None = None  # none where a ticket itself was timed
+    ticket_checksum: str | None = None
 
 
 @dataclass(frozen=True)
@@ -284,6 +254,8 @@ def _sane_shrink(shrink: Shrink) -> None:
 
 
 def _sane_bench(bench: Bench) -> None:
+    if bench.file is not None:
+        _positive("file", bytes=bench.file.bytes)
     for name, subject in bench.subjects.items():
         _positive(f"subjects.{name}", params=subject.params, macs=subject.macs)
     for i, row in enumerate(bench.rows):

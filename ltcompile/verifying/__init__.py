@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from ltcompile.verifying.checks import verify
 from ltcompile.verifying.claims import Claims, read_claims
-from ltcompile.verifying.result import Check, Value, Verified, recent_load
+from ltcompile.verifying.result import Check, Value, Verified
 
-__all__ = ["Check", "Claims", "Value", "Verified", "read_claims", "recent_load", "verify"]
+__all__ = ["Check", "Claims", "Value", "Verified", "read_claims", "verify"]

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from ltcompile.core.deployment import Deployment
+from ltcompile.core.load import busy_share
+from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.records import cpu_name
 from ltcompile.errors import BadFile, BadSetting, StaleTicket, Unavailable
 from ltcompile.paths import check_writable, write_json
 from ltcompile.timing import Times, race, speedup
-from ltcompile.verifying.claims import Claims, File, Timing, read_claims
+from ltcompile.verifying.claims import Claims, Timing, read_claims
 from ltcompile.verifying.images import Labels, read_images
 from ltcompile.verifying.network import Array, Network, gpu_name, missing, open_network
-from ltcompile.verifying.result import Check, Value, Verdict, Verified, recent_load, wilson
+from ltcompile.verifying.result import Check, Value, Verdict, Verified, share_of
 
 BACKEND = "onnxruntime"
 SLACK = 0.05  # of a claimed speed: the share that two measurements of one machine may be apart
@@ -61,7 +63,7 @@ def verify(
         BadFile, BadData: a file is not what it should be. StaleTicket: the files do not belong together.
         BadSetting: nothing is claimed for `on`. Unavailable: onnxruntime does not load.
     """
-    load, path = recent_load(), Path(target)
+    path = Path(target)
     small = open_network(path)
     told = read_claims(Path(claims) if claims else _beside(path))
     _check_belongs(small, told)
@@ -74,7 +76,8 @@ def verify(
         seconds,
     )
     written = check_writable(output) if output else None
-    verified = Verified(path.name, small.sha256, told.name, list(_checks(job)), load)
+    busy = busy_share()
+    verified = Verified(path.name, str(small.file.sha256), told.name, list(_checks(job)), busy)
     if written is not None:
         write_json(written, verified.to_json())
     return verified
@@ -134,7 +137,8 @@ def _open_dense(path: Path, small: Network, claims: Claims) -> Network:
     if len(checksums) > 1 or not least <= len(dense.data) <= most:
         raise StaleTicket(
             f"{path}, of {len(dense.data):,} bytes, is not the network that {small.path.name} was cut from"
-            f"{'' if params is None else f', which has {params:,} params'}; export that one"
+            f"{'' if params is None else f', which has {params:,} params'}; "
+            f"write it with `ltcompile bench {small.path.name} --write-dense {path.name}`"
         )
     return dense
 
@@ -174,64 +178,76 @@ def _ticket(job: _Job) -> Check:
     """What `_check_belongs` has seen."""
     claim = f"made from the ticket {job.small.metadata.get('ticket_checksum', '')[:12]}"
     if job.claims.checksum is None:
-        return Check("ticket", claim, "not comparable", f"{job.claims.name} names no ticket; report.json does")
+        return Check("ticket", claim, "not comparable", f"{job.claims.name} names no ticket; bench it again, or take report.json")
     return Check("ticket", claim, "confirmed", f"{job.claims.name} is about this one")
 
 
 def _size(job: _Job) -> Check:
-    found = Value(len(job.small.data))
-    file = _claimed_file(job)
+    found, file = Value(len(job.small.data)), _claimed_file(job)
     if file is None:
         return Check("size", "size", "not comparable", f"{job.claims.name} tells no size of such a file", found=found)
-    if file.bytes != found.value:
-        return Check("size", "size", "not confirmed", "another file, or a damaged one", Value(file.bytes), found)
-    return Check("size", "size", "confirmed", "to the byte", Value(file.bytes), found)
+    claimed, same = Value(file.bytes), file.bytes == found.value and file.sha256 in (None, job.small.file.sha256)
+    if not same:
+        alike = "as many bytes, and others: " if claimed == found else ""
+        return Check("size", "size", "not confirmed", f"{alike}another file than {file}, or a damaged one", claimed, found)
+    return Check("size", "size", "confirmed", "to the byte" if file.sha256 is None else "to the byte, by SHA-256", claimed, found)
 
 
-def _claimed_file(job: _Job) -> File | None:
-    """The file that the claims speak of: one of the same making, and of the same name if there are several."""
-    told = job.small.metadata
-    made = (told.get("ticket_checksum"), job.small.precision, told.get("recalibrated") == "true")
-    same = [file for file in job.claims.files if (file.ticket_checksum, file.precision, file.recalibrated) == made]
-    return next((file for file in same if file.output == job.small.path.name), same[0] if same else None)
+def _claimed_file(job: _Job) -> NetworkFile | None:
+    """The file that the claims speak of: this very one, or else one of the same making, and of the same name if there are several."""
+    here, told = job.small.file, [job.claims.timed] if job.claims.timed else []
+    same = [file for file in (*told, *job.claims.files) if file.making == here.making]
+    ranks = (lambda file: file.sha256 == here.sha256, lambda file: file.output == here.output, lambda file: True)
+    return next((file for fits in ranks for file in same if fits(file)), None)
 
 
 def _accuracies(job: _Job) -> Iterator[Check]:
     """One for each device on which one is claimed; the ticket's own where no benchmark tells one."""
     claimed = {row.device: row.accuracy for row in job.timings if row.accuracy is not None}
-    if not claimed and job.claims.accuracy is not None:
-        claimed = {"cpu": job.claims.accuracy}
     for device, share in claimed.items():
-        yield _accuracy(job, device, share)
+        yield _accuracy(job, device, share, _another_timed(job))
+    if not claimed and job.claims.accuracy is not None:
+        yield _accuracy(job, "cpu", job.claims.accuracy, _not_as_trained(job.small.file))
 
 
-def _accuracy(job: _Job, device: str, share: float) -> Check:
+def _accuracy(job: _Job, device: str, share: float, reason: str | None) -> Check:
+    """Not comparable for the `reason`, if there is one."""
     claim = f"accuracy on test images, {device}"
-    claimed = Value(share) if job.claims.test_images is None else wilson(share, job.claims.test_images)
-    if reason := _other_precision(job):
+    claimed = Value(share) if job.claims.test_images is None else share_of(share, job.claims.test_images)
+    if reason := reason or ("not repeated: no test images" if job.images is None else missing(device)):
         return Check("accuracy", claim, "not comparable", reason, claimed)
-    if job.images is None:
-        return Check("accuracy", claim, "not comparable", "not repeated: no test images", claimed)
+    assert job.images is not None
     images, labels = job.images
-    if reason := missing(device):
-        return Check("accuracy", claim, "not comparable", reason, claimed)
     try:
         logits = job.small.logits(device, images)
     except Unavailable as error:
         return Check("accuracy", claim, "not comparable", str(error), claimed)
-    found = wilson(float((logits.argmax(1) == labels).mean()), len(images))
+    found = share_of(float((logits.argmax(1) == labels).mean()), len(images))
     assert found.low is not None and found.high is not None
     within = found.low <= share <= found.high
     reason = f"the claim lies {'within' if within else 'outside'} the 95 % interval of {len(images):,} images"
     return Check("accuracy", claim, _verdict(within), reason, claimed, found)
 
 
-def _other_precision(job: _Job) -> str | None:
-    """Why the benchmark was not of a file in this one's precision, as far as the claims tell."""
-    timed = next((file for file in job.claims.files if file.output == job.claims.target), None)
-    if timed is None or timed.precision == job.small.precision:
+def _another_timed(job: _Job) -> str | None:
+    """Why the benchmark was not of this file, as far as the claims tell."""
+    here, claims = job.small.file, job.claims
+    if claims.of_a_ticket:
+        changed = _not_as_trained(here)
+        return changed and f"{claims.target} itself was measured; {changed}"
+    if (timed := claims.timed) is not None:
+        return None if timed.sha256 in (None, here.sha256) else f"another file was measured: {timed}, and this is {here}"
+    named = next((file for file in claims.files if file.output == claims.target), None)
+    if named is None or named.precision == here.precision:
         return None
-    return f"{timed.output} was measured, in {timed.precision}; this file is in {job.small.precision}"
+    return f"{named.output} was measured, in {named.precision}; this file is in {here.precision}"
+
+
+def _not_as_trained(file: NetworkFile) -> str | None:
+    """What sets a file apart from its ticket's network."""
+    if file.recalibrated:
+        return f"{file.output} has other batch-norm statistics than its ticket"
+    return None if file.precision == "fp32" else f"{file.output} is in {file.precision}, and its ticket in fp32"
 
 
 # Speed
@@ -239,7 +255,7 @@ def _other_precision(job: _Job) -> str | None:
 
 def _race(job: _Job, row: Timing) -> dict[str, Times] | str:
     """Milliseconds (blocks, runs) of "small", and of "dense" where it is there, on the device and batch of `row`; or why there are none."""
-    if reason := _other_precision(job) or missing(row.device) or _elsewhere(job, row):
+    if reason := _another_timed(job) or missing(row.device) or _elsewhere(job, row):
         return reason
     try:
         images = job.small.noise(row.batch)

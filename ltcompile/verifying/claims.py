@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ltcompile.core.fields import Misfit, misfit, short, table
+from ltcompile.core.network_file import NetworkFile
 from ltcompile.errors import BadFile
 from ltcompile.paths import read_json
 
@@ -35,21 +36,11 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class File:
-    """A file that `ltcompile shrink` wrote."""
-
-    output: str
-    precision: str
-    bytes: int
-    recalibrated: bool
-    ticket_checksum: str
-
-
-@dataclass(frozen=True)
 class Claims:
     """What is claimed, by a JSON file called `name`; what it does not tell is None or empty.
 
-    `target` is the file that was timed, `machine` what it was timed on; `accuracy` is that of the ticket, on `test_images` images.
+    `target` is the name of what was timed, `timed` that file where it was one, and `of_a_ticket` where it was a ticket, in fp32; `machine`
+    is what it was timed on. `files` are what the ticket was shrunk to, `accuracy` is the ticket's own, on `test_images` images.
     """
 
     name: str
@@ -57,9 +48,11 @@ class Claims:
     machine: dict[str, Any]
     dense_params: int | None
     target: str | None
+    timed: NetworkFile | None = None
+    of_a_ticket: bool = False
     checksum: str | None = None
     shape: tuple[int, ...] | None = None
-    files: list[File] = field(default_factory=list)
+    files: list[NetworkFile] = field(default_factory=list)
     accuracy: float | None = None
     test_images: int | None = None
 
@@ -78,15 +71,21 @@ class _Provenance:
 
 @dataclass(frozen=True)
 class _Timed:
-    """The part that a report and a benchmark share."""
+    """The part that a report and a benchmark share; older ones tell less."""
 
     subjects: dict[str, _Subject]
     rows: list[Timing]
+    target: str | None = None
+    file: NetworkFile | None = None
+    ticket_checksum: str | None = None
+
+    @property
+    def of_a_ticket(self) -> bool:
+        return self.file is None and self.ticket_checksum is not None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Bench(_Timed):
-    target: str
     provenance: _Provenance
 
 
@@ -116,7 +115,7 @@ class _Report:
     ticket: _Ticket
     data: _Data
     points: list[_Point]
-    shrinks: list[File]
+    shrinks: list[NetworkFile]
     bench: _Timed | None
     provenance: list[_Provenance]
 
@@ -142,20 +141,31 @@ def read_claims(path: Path) -> Claims:
 
 
 def _of_bench(name: str, bench: _Bench) -> Claims:
-    return Claims(name, _small(bench.rows), bench.provenance.machine, _dense_params(bench), bench.target)
+    return Claims(
+        name,
+        _small(bench.rows),
+        bench.provenance.machine,
+        _dense_params(bench),
+        bench.target,
+        bench.file,
+        bench.of_a_ticket,
+        bench.ticket_checksum,
+    )
 
 
 def _of_report(name: str, report: _Report) -> Claims:
-    timed = next((p for p in report.provenance if p.stage == "bench"), None)
-    ticket = report.ticket
+    stage = next((p for p in report.provenance if p.stage == "bench"), None)
+    ticket, bench = report.ticket, report.bench or _Timed({}, [])
     arm = "ticket" if ticket.level else "dense"
     accuracies = [p.test_accuracy for p in report.points if (p.arm, p.seed, p.level) == (arm, ticket.seed, ticket.level)]
     return Claims(
         name,
-        _small(report.bench.rows if report.bench else []),
-        timed.machine if timed else {},
-        _dense_params(report.bench) if report.bench else None,
-        _target(timed.command, report.shrinks) if timed else None,
+        _small(bench.rows),
+        stage.machine if stage else {},
+        _dense_params(bench),
+        bench.target or (_target(stage.command, report.shrinks) if stage else None),
+        bench.file,
+        bench.of_a_ticket,
         ticket.checksum,
         tuple(report.data.shape),
         report.shrinks,
@@ -172,8 +182,8 @@ def _dense_params(timed: _Timed) -> int | None:
     return timed.subjects["dense"].params if "dense" in timed.subjects else None
 
 
-def _target(command: str, files: list[File]) -> str | None:
-    """The file that a command line timed: a report tells it nowhere else."""
+def _target(command: str, files: list[NetworkFile]) -> str | None:
+    """The file that a command line timed: older reports tell it nowhere else."""
     try:
         words = {Path(word).name for word in shlex.split(command)}
     except ValueError:
@@ -193,6 +203,7 @@ def _check_sane(claims: Claims) -> None:
     for share in (claims.accuracy, *(row.accuracy for row in claims.timings)):
         if share is not None and not 0 <= share <= 1:
             raise Misfit(f"it claims the accuracy {short(share)}, not a share between 0 and 1")
-    sizes = [file.bytes for file in claims.files] + [n for n in (claims.dense_params, claims.test_images) if n is not None]
+    sizes = [file.bytes for file in (*claims.files, *([claims.timed] if claims.timed else []))]
+    sizes += [n for n in (claims.dense_params, claims.test_images) if n is not None]
     if min(sizes, default=1) <= 0:
         raise Misfit(f"it claims a size of {short(min(sizes))}")

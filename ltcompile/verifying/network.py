@@ -7,10 +7,10 @@ in this process, and a graph of allowed operators may ask for any amount of time
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcompile.core.fields import short
+from ltcompile.core.network_file import NetworkFile, described
 from ltcompile.core.tensors import check_is_file
 from ltcompile.errors import BadFile, Unavailable
 from ltcompile.verifying.wire import check_self_contained
@@ -58,13 +59,13 @@ class Network:
     classes: int
     session: Any  # on the CPU
 
-    @property
-    def precision(self) -> str:
-        return self.metadata.get("precision", "fp32")
+    @cached_property
+    def file(self) -> NetworkFile:
+        return described(self.path.name, self.data, self.metadata)
 
     @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
+    def precision(self) -> str:
+        return self.file.precision
 
     def noise(self, count: int) -> Array:
         """Seeded images (count, C, H, W). Raises Unavailable where they take more than a GiB."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import platform
 from collections.abc import Sequence
@@ -12,12 +11,12 @@ from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any, Literal
 
+from ltcompile.core.interval import wilson
 from ltcompile.core.records import Record, cpu_name
 from ltcompile.verifying.network import gpu_name
 
 Verdict = Literal["confirmed", "not confirmed", "not comparable"]
 What = Literal["file", "ticket", "size", "accuracy", "speedup", "latency"]
-Z95 = 1.959964  # normal quantile of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,13 @@ class Check(Record):
 
 @dataclass(frozen=True)
 class Verified:
-    """All checks of one file on this machine; `load` is what `recent_load` told before them."""
+    """All checks of one file on this machine; `busy_share` is how much of it other work took just before (None: not told)."""
 
     target: str
     sha256: str
     claims: str
     checks: Sequence[Check]
-    load: float
+    busy_share: float | None
 
     @property
     def outcome(self) -> Verdict:
@@ -79,24 +78,16 @@ class Verified:
             "claims": self.claims,
             "outcome": self.outcome,
             "checks": [dataclasses.asdict(check) for check in self.checks],
-            "load": self.load,
+            "busy_share": self.busy_share,
             "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "gpu": gpu_name(), "system": platform.platform()},
             "versions": _versions(),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
 
-def wilson(share: float, images: int) -> Value:
+def share_of(share: float, images: int) -> Value:
     """The share of `images` that were right, with Wilson's 95 % interval."""
-    scale = 1 + Z95**2 / images
-    centre = (share + Z95**2 / (2 * images)) / scale
-    half = Z95 * math.sqrt(share * (1 - share) / images + (Z95 / (2 * images)) ** 2) / scale
-    return Value(share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half)))  # rounding leaves no share outside
-
-
-def recent_load() -> float:
-    """Processes that ran or waited in the last minute, on average, as a share of this machine's processors."""
-    return os.getloadavg()[0] / (os.cpu_count() or 1)
+    return Value(share, *wilson(share, images))
 
 
 def _versions() -> dict[str, str]:
