@@ -16,13 +16,16 @@ import torch
 
 from ltcompile.backends import Subject
 from ltcompile.backends import compile as compile_for
+from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
+from ltcompile.core.load import busy_share
+from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
-from ltcompile.core.records import Arm, Measurement, Record, Trained, provenance
+from ltcompile.core.records import Arm, Measurement, Trained, provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import BadFile, BadSetting, Unavailable, unknown
+from ltcompile.finding.kept import Kept
 from ltcompile.graph import cut
 from ltcompile.measure import bench as measure
-from ltcompile.measure import busy_share
 from ltcompile.measure.bench import tile
 from ltcompile.measure.subjects import images_of, misfit_of, read_weights, subject, told_images
 from ltcompile.paths import check_writable, write_json
@@ -147,49 +150,6 @@ def above_line(option: Option, ends: Sequence[Option]) -> float:
 
 
 @dataclass(frozen=True)
-class Point(Record):
-    """A network of the curve. Its size is that of the first seed's, which is timed; validation accuracy, a share, is over `seeds`.
-
-    `bytes` is the size of its ONNX file, in fp32.
-    """
-
-    name: str
-    arm: Arm
-    level: int
-    filters: int
-    params: int
-    macs: int
-    bytes: int
-    seeds: list[int]
-    val_accuracy: float
-    val_min: float
-    val_max: float
-    val_sd: float | None
-
-
-@dataclass(frozen=True)
-class Timing(Measurement):
-    """A timing of a point. Its accuracy is None: nothing here looks at test labels. `on_front` is among dense and tickets."""
-
-    joules_per_image: float | None
-    on_front: bool
-
-
-@dataclass(frozen=True)
-class Pick(Record):
-    """What a rule picked, if it picked a level, and where it looked at latency; `checksum` is that of picked.pt."""
-
-    rule: str
-    name: str | None
-    level: int | None
-    reason: str
-    backend: str
-    device: str
-    batch: int
-    checksum: str | None
-
-
-@dataclass(frozen=True)
 class Sweep:
     """The networks, their timings, and the pick; what was left out, with the reason; the settings of each backend on each device.
 
@@ -197,9 +157,9 @@ class Sweep:
     the machine other work took just before.
     """
 
-    points: list[Point]
-    rows: list[Timing]
-    pick: Pick
+    points: list[CurvePoint]
+    rows: list[CurveTiming]
+    pick: Picked
     skipped: dict[str, str]
     details: dict[str, dict[str, str]]
     energy: str
@@ -296,7 +256,7 @@ def _name(row: Trained) -> str:
 
 
 def ticket_of(ticket: Ticket, folder: Path, row: Trained) -> Ticket:
-    """The ticket of `row`'s level, with the plan and the weights that the search left in `folder`; of a control, with the control's.
+    """The ticket of `row`'s level, with the plan or mask and the weights that the search left in `folder`; of a control, with the control's.
 
     Raises BadFile.
     """
@@ -304,6 +264,10 @@ def ticket_of(ticket: Ticket, folder: Path, row: Trained) -> Ticket:
     file = home / f"{row.arm}-{row.level}.pt"
     plan = PruningPlan.load(home / f"plan-{row.level}.json")
     weights: Mapping[str, torch.Tensor] = read_weights(file, _name(row))
+    if ticket.mask is not None:
+        own = Kept(plan, WeightMask.load(home / f"mask-{row.level}.pt")).as_mask(dense_network(ticket))
+        place: dict[str, Any] = {"seed": row.seed, "initial_seed": row.seed, "level": row.level}
+        return dataclasses.replace(ticket, weights=weights, mask=own, provenance=provenance(), **place)
     same = dataclasses.replace(ticket, seed=row.seed, initial_seed=row.seed, level=row.level, plan=plan)
     if ticket.config.get("masked") is True and row.arm == "ticket":
         weights = cut(_loaded(same, file, weights), plan).state_dict()
@@ -331,10 +295,10 @@ def _subject(ticket: Ticket, folder: Path, row: Trained, scratch: Path) -> Subje
     return subject(_name(row), network, torch.zeros(2, *ticket.data["shape"]), scratch)
 
 
-def _point(ticket: Ticket, row: Trained, found: Subject) -> Point:
+def _point(ticket: Ticket, row: Trained, found: Subject) -> CurvePoint:
     rows = [other for other in ticket.history if (other.arm, other.level) == (row.arm, row.level)]
     shares = [other.val_accuracy for other in rows]
-    return Point(
+    return CurvePoint(
         name=_name(row),
         arm=row.arm,
         level=row.level,
@@ -355,7 +319,7 @@ def _place(row: Measurement) -> tuple[str, str, str, int]:
     return row.backend, row.device, row.dtype, row.batch
 
 
-def _options(ticket: Ticket, points: list[Point], rows: list[Measurement], place: tuple[str, str, str, int]) -> list[Option]:
+def _options(ticket: Ticket, points: list[CurvePoint], rows: list[Measurement], place: tuple[str, str, str, int]) -> list[Option]:
     """The dense network and the tickets, as they ran at `place`."""
     ms = {row.subject: row.ms_p50 for row in rows if _place(row) == place}
     lows = {level: told.get("low", -math.inf) for level, told in ticket.verdict.differences.items()}
@@ -366,10 +330,10 @@ def _options(ticket: Ticket, points: list[Point], rows: list[Measurement], place
     ]
 
 
-def _timing(row: Measurement, joules: float | None, points: list[Point], options: list[Option]) -> Timing:
+def _timing(row: Measurement, joules: float | None, points: list[CurvePoint], options: list[Option]) -> CurveTiming:
     point = next(p for p in points if p.name == row.subject)
     best = {option.level for option in front(options)}
-    return Timing(**row.to_json(), joules_per_image=joules, on_front=point.arm != "random" and point.level in best)
+    return CurveTiming(**row.to_json(), joules_per_image=joules, on_front=point.arm != "random" and point.level in best)
 
 
 def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subject], images: np.ndarray) -> tuple[list[float | None], str]:
@@ -387,10 +351,10 @@ def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subjec
     return spent, ""
 
 
-def _pick(rule: Rule, picked: Ticket | None, reason: str, row: Measurement) -> Pick:
+def _pick(rule: Rule, picked: Ticket | None, reason: str, row: Measurement) -> Picked:
     level, checksum = (None, None) if picked is None else (picked.level, picked.checksum)
     name = None if level is None else f"ticket-{level}"
-    return Pick(str(rule), name, level, reason, row.backend, row.device, row.batch, checksum)
+    return Picked(str(rule), name, level, reason, row.backend, row.device, row.batch, checksum)
 
 
 def _write(folder: Path, ticket: Ticket, found: Sweep, picked: Ticket | None) -> None:

@@ -28,7 +28,7 @@ for module in ("torchvision", "sklearn.datasets", "plotly.graph_objects", "plotl
     importlib.import_module(module)
 for module in ("cli.progress", "compare", "finding", "reporting", "shrinking", "lower.lower"):
     importlib.import_module(f"ltcompile.{module}")
-for package in ("criteria", "data", "models", "rewind"):
+for package in ("criteria", "data", "methods", "models", "rewind"):
     registry.names(f"ltcompile.{package}")  # imports all of its modules
 
 # The first export imports a thousand modules. It must not look for a GPU: forks could not use what their parent has touched.

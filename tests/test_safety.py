@@ -241,7 +241,7 @@ def forged(ticket: Path, change: Callable[[dict[str, Any], dict[str, torch.Tenso
     header, weights = json.loads(value["header"]), value["weights"]
     change(header, weights)
     text = json.dumps(header, sort_keys=True)
-    torch.save({**value, "header": text, "weights": weights, "checksum": tickets._checksum(text, weights)}, made := io.BytesIO())
+    torch.save({**value, "header": text, "weights": weights, "checksum": tickets._checksum(text, weights, {})}, made := io.BytesIO())
     return made.getvalue()
 
 
@@ -387,7 +387,7 @@ class TestTickets:
     def test_headers_that_are_bombs(self, tmp_path: Path) -> None:
         value = torch.load(io.BytesIO(READERS["ticket"].whole()), weights_only=True)
         for header in ("[" * 10**6, "1" * 10**6, '{"a":' * 10**5):
-            checksum = tickets._checksum(header, value["weights"])
+            checksum = tickets._checksum(header, value["weights"], {})
             torch.save({**value, "header": header, "checksum": checksum}, tmp_path / "ticket.pt")
             refused("show", tmp_path / "ticket.pt", says="no valid ticket")
 

@@ -48,7 +48,8 @@ def test_cutting_equals_masking(network: nn.Module, images: Tensor, criterion: s
 
 
 def test_registries_are_not_empty() -> None:
-    assert set(criteria.names()) == {"l1", "l2", "linf", "bn", "fpgm", "lamp", "taylor", "hessian", "activation", "apoz", "random"}
+    weighing = {"l1", "l2", "linf", "neg_linf", "bn", "fpgm", "lamp"}
+    assert set(criteria.names()) == {*weighing, "taylor", "hessian", "activation", "apoz", "random"}
     assert {"vgg11", "vgg13", "vgg16", "vgg19", "resnet20", "resnet56", "resnet18", "lenet5", "lenet300", "conv2", "conv4", "conv6"} <= set(
         model_names()
     )

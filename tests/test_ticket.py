@@ -65,7 +65,7 @@ def resigned(change):  # type: ignore[no-untyped-def]
         header = json.loads(value["header"])
         change(header, value["weights"])
         value["header"] = json.dumps(header, sort_keys=True)
-        value["checksum"] = _checksum(value["header"], value["weights"])
+        value["checksum"] = _checksum(value["header"], value["weights"], {})
 
     return apply
 

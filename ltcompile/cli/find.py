@@ -63,6 +63,17 @@ def find(
     strict: bool = typer.Option(False, "--strict", help="Refuse unreadable images in an imagefolder instead of skipping them."),
     name: str | None = typer.Option(None, help="Name of the run; its folder is runs/NAME."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run behind its last finished epoch."),
+    method: str = typer.Option(
+        "prune",
+        help="prune: train, prune, rewind. edge-popup, biprop: choose among weights that are never trained, or their signs. basis, basis-dct: "
+        "prune singular directions, or cosines.",
+        rich_help_panel=PRUNING,
+    ),
+    prune: str = typer.Option(
+        "filters",
+        help="What goes: filters, cut for real; single weights, by a mask; or hybrid, filters of convolutions and weights of linear layers.",
+        rich_help_panel=PRUNING,
+    ),
     rewind: str = typer.Option("lr", help="lr, weight, finetune or reinit.", rich_help_panel=PRUNING),
     rewind_epoch: int = typer.Option(0, help="Weight rewinding goes back to this epoch; 0 is the initial values.", rich_help_panel=PRUNING),
     scope: str = typer.Option(
@@ -117,6 +128,9 @@ def find(
     ),
     seed: int = typer.Option(0, min=0, max=LAST_SEED, help="The first seed.", rich_help_panel=JUDGING),
     controls: bool = typer.Option(True, help="Train the control arms at the chosen level.", rich_help_panel=JUDGING),
+    whole_curve: bool = typer.Option(
+        False, "--whole-curve", help="Train controls, and look at the test set, at every level: for curves in studies.", rich_help_panel=JUDGING
+    ),
     margin: float = typer.Option(
         0.5,
         "--margin",
@@ -138,9 +152,11 @@ def find(
     dataset = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
     time = timed(named(model, dataset), on, profile, target_speedup, target_latency, quiet=as_json)
     config = SearchConfig(
+        method=method,
+        prune=prune,  # type: ignore[arg-type]  # checked by SearchConfig
         rewind=rewind,
         rewind_epoch=rewind_epoch,
-        scope=scope,  # type: ignore[arg-type]  # checked by SearchConfig
+        scope=scope,  # type: ignore[arg-type]
         schedule=schedule,  # type: ignore[arg-type]
         criterion=criterion,
         group_reduction=group_reduction,  # type: ignore[arg-type]
@@ -154,6 +170,7 @@ def find(
         seed=seed,
         seeds=seeds,
         controls=controls,
+        whole_curve=whole_curve,
         masked=masked,
         margin_points=margin,
         confidence=confidence,

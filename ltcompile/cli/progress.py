@@ -59,7 +59,7 @@ class Bars:
             self.writer = SummaryWriter(str(folder / "tensorboard"))
 
     def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
-        if arm in ("random", "dense_budget"):  # controls are known only once the level is chosen
+        if arm not in ("dense", "ticket"):  # controls are known only once the level is chosen
             self.bar.update(self.task, total=(self.bar.tasks[0].total or 0) + epochs)
         self.bar.update(self.task, description=f"seed {seed} {arm} {level}", advance=done)
 

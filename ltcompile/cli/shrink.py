@@ -92,12 +92,24 @@ def shrink(
         f"cut = masked to {record['equality_error']:.1e}, file = torch to {record['onnx_error']:.1e} (allowed {record['tolerance']:.0e}), "
         f"{record['folded_batch_norms']} batch norms folded"
     )
+    if "structure" in record:
+        _tell_structure(record["structure"])
     if snap:
         tried = ", ".join(f"{way} {ms:.3f} ms" for way, ms in record["snapped"]["told_ms"].items())
         typer.echo(f"widths: {record['snapped']['way']}{f' ({tried})' if tried else ''}")
     if "int8" in record:
         _tell_int8(record["int8"])
     typer.echo(f"wrote {done.path} ({record['bytes'] / 1e6:.2f} MB) in {record['seconds']:.1f} s; next: ltcompile bench {done.path}")
+
+
+def _tell_structure(told: Mapping[str, Any]) -> None:
+    """How much of a mask's sparsity was whole channels."""
+    weights, channels = told["weights"], told["channels"]
+    typer.echo(
+        f"mask keeps {weights['kept']:,} of {weights['all']:,} weights; {told['share_in_removed']:.1%} of the zeros left with "
+        f"{channels['constant'] + channels['unread']:,} of {channels['all']:,} channels ({channels['unread']:,} unread, "
+        f"{channels['constant']:,} constant)"
+    )
 
 
 def _tell_int8(told: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from ltcompile.core.fields import Misfit, table
 from ltcompile.errors import BadFile
 
-Arm = Literal["dense", "ticket", "random", "dense_budget"]
+Arm = Literal["dense", "ticket", "random", "dense_budget", "reinit", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Trained(Record):
 
     Accuracies are shares of one; `test_accuracy` is None for networks that were never shown the test set.
     `stop_epoch` is the epoch of minimum validation loss; `val_correct` says which validation images were right, as a
-    hexadecimal bit string, so that verdicts can pair images.
+    hexadecimal bit string, so that verdicts can pair images. `weights` is how many weights (values of matrices and filters) a mask
+    left; None where the search was for none. With a mask, `params` counts what is not dropped, and `filters` and `macs` are of the
+    network without the channels that the mask emptied.
     """
 
     seed: int
@@ -64,6 +66,12 @@ class Trained(Record):
     val_correct: str
     stop_epoch: int
     test_accuracy: float | None = None
+    weights: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without `weights` where no mask is: the checksums of tickets older than masks stay what they were."""
+        value = super().to_json()
+        return value if self.weights is not None else {k: v for k, v in value.items() if k != "weights"}
 
 
 @dataclass(frozen=True)

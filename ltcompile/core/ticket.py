@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltcompile.core.description import Description
 from ltcompile.core.fields import Misfit, shaped, short
+from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
@@ -32,7 +33,8 @@ class Ticket:
     """The winning network of a search, before it is built.
 
     `weights` is the state dict of the cut network; `plan` says how it lies in the original; `model` has `name` and `arguments`;
-    `data` is a data description (class names, shape, mean, std); `initial_seed` gave the original its first weights.
+    `data` is a data description (class names, shape, mean, std); `initial_seed` gave the original its first weights. With a `mask`,
+    of single weights, `plan` keeps everything, and `weights` are the whole network's, with zeros.
     """
 
     model: Mapping[str, Any]
@@ -47,17 +49,21 @@ class Ticket:
     level: int
     seed: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    mask: WeightMask | None = None
 
     def __post_init__(self) -> None:
         """Raises BadFile or BadData where the parts contradict each other."""
         check_finite(self.weights)
+        if self.mask is not None and not self.plan.is_identity:
+            raise BadFile("it has a mask of the whole network, and a plan that cuts some of it away")
+        _check_masked(self.weights, self.mask)
         check_model(self.model, self.data)
         self._trained("ticket", self.level)
 
     @property
     def checksum(self) -> str:
-        """SHA-256 over the description and all weights."""
-        return _checksum(self._header(), self.weights)
+        """SHA-256 over the description, all weights, and the mask if there is one."""
+        return _checksum(self._header(), self.weights, self._mask())
 
     @property
     def row(self) -> Trained:
@@ -74,6 +80,9 @@ class Ticket:
             if (row.arm, row.level, row.seed) == (arm, level, self.seed):
                 return row
         raise BadFile(f"the ticket's history tells nothing of the {arm} network of level {level} and seed {self.seed}")
+
+    def _mask(self) -> dict[str, Tensor]:
+        return dict(self.mask.kept) if self.mask else {}
 
     def _header(self) -> str:
         value = {
@@ -105,6 +114,8 @@ class Ticket:
             "checksum": self.checksum,
             "weights": {name: tensor.detach().cpu().contiguous() for name, tensor in self.weights.items()},
         }
+        if self.mask:
+            value["mask"] = self._mask()
         write_torch(path, value)
 
     @classmethod
@@ -121,11 +132,12 @@ class Ticket:
         if (told := short(value.get("format"))) != str(FORMAT):
             raise StaleTicket(f"{path} has ticket format {told}, this ltcompile reads {FORMAT}; update ltcompile")
         try:
-            header, weights = value["header"], value["weights"]
-            check_held(weights, path.stat().st_size)
-            if _checksum(header, weights) != value["checksum"]:
+            header, weights, kept = value["header"], value["weights"], value.get("mask", {})
+            for tensors in (weights, kept):
+                check_held(tensors, path.stat().st_size)
+            if _checksum(header, weights, kept) != value["checksum"]:
                 raise BadFile("it is damaged or was changed, as its checksum does not fit; take a fresh copy")
-            return cls(weights=weights, **_fields(json.loads(header)))
+            return cls(weights=weights, mask=WeightMask(dict(kept)) if kept else None, **_fields(json.loads(header)))
         except LtcompileError as error:
             raise BadFile(f"{path} is no valid ticket: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -171,12 +183,18 @@ def check_model(model: Any, data: Any) -> None:
         raise BadFile(f"its model is built with {short(dict(arguments))}, and its data asks for {expected}")
 
 
-def _checksum(header: str, weights: Mapping[str, Tensor]) -> str:
+def _check_masked(weights: Mapping[str, Tensor], mask: WeightMask | None) -> None:
+    """Raises BadFile unless what `mask` drops is zero."""
+    for name, kept in mask.kept.items() if mask else ():
+        if name not in weights or weights[name].shape != kept.shape or bool((weights[name].detach().cpu()[~kept] != 0).any()):
+            raise BadFile(f"its mask does not fit its weights at {short(name)}")
+
+
+def _checksum(header: str, weights: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> str:
     import torch
 
     digest = hashlib.sha256(header.encode())
-    for name in sorted(weights):
-        tensor = weights[name]
+    for name, tensor in [*sorted(weights.items()), *sorted(mask.items())]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

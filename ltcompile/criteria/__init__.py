@@ -1,7 +1,8 @@
-"""How much a channel matters, one criterion a file.
+"""How much a channel matters, or a weight; one criterion a file.
 
 A file offers `score(channels, evidence) -> Tensor (C,)`, higher is kept; `COMPARABLE`, whether raw scores may be ranked across
-groups (else they are divided by their group's mean); and `NEEDS`, the fields of `Evidence` that it looks at.
+groups (else they are divided by their group's mean); `NEEDS`, the fields of `Evidence` that it looks at; and `WEIGHTS = True` where it
+scores single weights as well.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from ltcompile import registry
 from ltcompile.core.plan import Group
-from ltcompile.criteria._channels import Channels, Reduction
+from ltcompile.criteria._channels import Channels, Reduction, Scored, Weights
 from ltcompile.errors import BadSetting
 
-__all__ = ["Channels", "Evidence", "Reduction", "names", "needs", "score"]
+__all__ = ["Channels", "Evidence", "Reduction", "Scored", "Weights", "names", "needs", "score", "score_weights", "scores_weights"]
 
 
 @dataclass
@@ -47,6 +48,11 @@ def needs(name: str) -> tuple[str, ...]:
     return tuple(registry.load(__name__, "criterion", name).NEEDS)
 
 
+def scores_weights(name: str) -> bool:
+    """Whether the criterion tells single weights apart. Raises UnknownName."""
+    return bool(getattr(registry.load(__name__, "criterion", name), "WEIGHTS", False))
+
+
 @torch.no_grad()
 def score(
     name: str, groups: tuple[Group, ...], model: nn.Module, evidence: Evidence, reduction: Reduction = "producers"
@@ -63,12 +69,31 @@ def score(
     criterion = registry.load(__name__, "criterion", name)
     if reduction not in get_args(Reduction):
         raise BadSetting(f"the reduction must be one of {', '.join(get_args(Reduction))}, not {reduction!r}")
-    for kind in criterion.NEEDS:
-        if not getattr(evidence, kind):
-            raise BadSetting(
-                f"criterion {name!r} needs {kind}, and got none: `ltcompile find` gathers them, and in Python ltcompile.finding.evidence.gather"
-            )
+    _check_evidence(name, evidence)
     scores = {g.name: criterion.score(Channels(g, model, reduction), evidence).double().cpu() for g in groups if not g.frozen}
     if criterion.COMPARABLE:
         return scores
     return {group: s / s.abs().mean().clamp_min(1e-30) for group, s in scores.items()}
+
+
+@torch.no_grad()
+def score_weights(name: str, parameters: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
+    """Parameter name -> the scores of its weights, in its shape, on the CPU in float64; they compare across parameters as they are.
+
+    Raises:
+        UnknownName: no such criterion. BadSetting: it scores no single weights, or evidence that it needs is missing.
+    """
+    criterion = registry.load(__name__, "criterion", name)
+    if not scores_weights(name):
+        able = ", ".join(known for known in names() if scores_weights(known))
+        raise BadSetting(f"criterion {name!r} scores whole filters; weights are scored by {able}")
+    _check_evidence(name, evidence)
+    return {name: criterion.score(Weights(name, p), evidence).double().cpu().reshape(p.shape) for name, p in parameters.items()}
+
+
+def _check_evidence(name: str, evidence: Evidence) -> None:
+    for kind in needs(name):
+        if not getattr(evidence, kind):
+            raise BadSetting(
+                f"criterion {name!r} needs {kind}, and got none: `ltcompile find` gathers them, and in Python ltcompile.finding.evidence.gather"
+            )

@@ -1,7 +1,8 @@
-"""A group as a criterion sees it: rows of values, one row a channel, whichever layers and axes they come from."""
+"""What is ranked as a criterion sees it: rows of values, one row a channel, whichever layers and axes they come from; or one row a weight."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,12 +50,59 @@ class Slice:
             yield Slice(self.name, self.parameter, self.dim, index)
 
     def _rows(self, tensor: Tensor) -> Tensor:
-        rows = tensor.index_select(self.dim, self.index.flatten().to(tensor.device)).movedim(self.dim, 0)
+        rows = tensor.reshape(self.parameter.shape).index_select(self.dim, self.index.flatten().to(tensor.device)).movedim(self.dim, 0)
         return rows.reshape(len(self.index), -1).double()
 
 
+class Scored(ABC):
+    """What a criterion gives one score each: the channels of a group, or the weights of a parameter."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """C: how many there are."""
+
+    @property
+    @abstractmethod
+    def block(self) -> float:
+        """The filters of a layer that go with one of them."""
+
+    @property
+    @abstractmethod
+    def slices(self) -> list[Slice]:
+        """The values that speak for them."""
+
+    def mean(self, measure: Callable[[Slice], Tensor]) -> Tensor:
+        """The mean over the slices of `measure`, which tells of each channel by itself: (C,)."""
+        return self.average([torch.cat([measure(part) for part in piece.parts()]) for piece in self.slices])
+
+    def average(self, scores: list[Tensor]) -> Tensor:
+        """The mean over `scores`, one (C,) for each slice; ones without any, for nothing tells the channels apart."""
+        return torch.stack(scores).mean(0) if scores else torch.ones(self.width)
+
+
 @dataclass(frozen=True)
-class Channels:
+class Weights(Scored):
+    """The weights of one parameter, each by itself."""
+
+    name: str
+    parameter: Tensor
+
+    @property
+    def width(self) -> int:
+        return self.parameter.numel()
+
+    @property
+    def block(self) -> float:
+        return 1.0
+
+    @property
+    def slices(self) -> list[Slice]:
+        return [Slice(self.name, self.parameter.detach().reshape(-1), 0, torch.arange(self.width)[:, None])]
+
+
+@dataclass(frozen=True)
+class Channels(Scored):
     """The channels of one group of a network, and the weights that `reduction` lets speak for them."""
 
     group: Group
@@ -84,7 +132,7 @@ class Channels:
         """The layers that consume the channels."""
         return tuple(m for m in self.group.members if m.axis == "in")
 
-    @cached_property
+    @cached_property  # type: ignore[override]  # it is the property, kept
     def slices(self) -> list[Slice]:
         """What a criterion of weights looks at. A group that no filter makes is told by all its members.
 
@@ -93,14 +141,6 @@ class Channels:
         members = self.group.members if self.reduction == "all" else self.group.producers or self.group.members
         found = [piece for member in members for piece in self._slices(member)]
         return [s for s in found if not s.name.endswith("bias")] or found
-
-    def mean(self, measure: Callable[[Slice], Tensor]) -> Tensor:
-        """The mean over the slices of `measure`, which tells of each channel by itself: (C,)."""
-        return self.average([torch.cat([measure(part) for part in piece.parts()]) for piece in self.slices])
-
-    def average(self, scores: list[Tensor]) -> Tensor:
-        """The mean over `scores`, one (C,) for each slice; ones without any, for nothing tells the channels apart."""
-        return torch.stack(scores).mean(0) if scores else torch.ones(self.width)
 
     def told(self, found: Mapping[tuple[str, str], Tensor], *choices: Iterable[Member]) -> Tensor:
         """The mean over members of what `found` (by layer and axis) tells of their channels, as the mean over their positions.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ltcompile.criteria import Channels, Evidence
+from ltcompile.criteria import Evidence, Scored
 
 COMPARABLE = True  # a change of the same loss, whichever layer causes it
+WEIGHTS = True
 NEEDS: tuple[str, ...] = ("curvature",)
 
 
-def score(channels: Channels, evidence: Evidence) -> Tensor:
+def score(channels: Scored, evidence: Evidence) -> Tensor:
     return channels.mean(lambda s: (s.values.square() * s.of(evidence.curvature)).sum(1) / 2) / channels.block

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ltcompile.criteria import Channels, Evidence
+from ltcompile.criteria import Evidence, Scored
 
 COMPARABLE = False
+WEIGHTS = True
 NEEDS: tuple[str, ...] = ()
 
 
-def score(channels: Channels, evidence: Evidence) -> Tensor:
+def score(channels: Scored, evidence: Evidence) -> Tensor:
     return channels.mean(lambda s: s.values.norm(p=1, dim=1))

@@ -8,13 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ltcompile.criteria import Channels, Evidence
+from ltcompile.criteria import Evidence, Scored
 
 COMPARABLE = True  # the division makes it so: that is what the score was made for
+WEIGHTS = True
 NEEDS: tuple[str, ...] = ()
 
 
-def score(channels: Channels, evidence: Evidence) -> Tensor:
+def score(channels: Scored, evidence: Evidence) -> Tensor:
     squares = channels.mean(lambda s: s.values.square().sum(1))
     rising = squares.sort().values
     not_shorter = rising.flip(0).cumsum(0).flip(0)[torch.searchsorted(rising, squares)]  # equals share one sum

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ltcompile.criteria import Channels, Evidence
+from ltcompile.criteria import Evidence, Scored
 
 COMPARABLE = True
+WEIGHTS = True
 NEEDS: tuple[str, ...] = ()
 
 
-def score(channels: Channels, evidence: Evidence) -> Tensor:
+def score(channels: Scored, evidence: Evidence) -> Tensor:
     return torch.rand(channels.width, generator=evidence.dice, dtype=torch.float64)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ltcompile.criteria import Channels, Evidence
+from ltcompile.criteria import Evidence, Scored
 
 COMPARABLE = True
+WEIGHTS = True
 NEEDS: tuple[str, ...] = ("gradients",)
 
 
-def score(channels: Channels, evidence: Evidence) -> Tensor:
+def score(channels: Scored, evidence: Evidence) -> Tensor:
     return channels.mean(lambda s: (s.values * s.of(evidence.gradients)).sum(1).square()) / channels.block

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
-from ltcompile import criteria, rewind
+from ltcompile import criteria, methods, rewind
 from ltcompile.core.plan import Group
 from ltcompile.criteria import Reduction
 from ltcompile.errors import BadSetting, unknown
@@ -17,7 +17,9 @@ from ltcompile.finding.target import Target
 from ltcompile.graph.bundle import bundles
 
 PruneSchedule = Literal["iterative", "oneshot"]
+Pruned = Literal["filters", "weights", "hybrid"]
 RATE = 0.2
+PRUNE = "prune"  # the method that all else here is about
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,13 @@ class SearchConfig(Limits):
     With a target, `path` may say what every level leaves of the dense network, in falling shares of which the last is the target.
     A ticket is "not inferior" if the lower bound of (its validation accuracy - the dense network's) lies above -`margin_points`.
     `masked` runs the classical search that only zeroes what a round drops: slow, the reference for the real one.
+    `prune` "weights" drops single weights of convolutions and linear layers instead, by a mask; "hybrid" filters of convolutions, and
+    single weights of linear layers (Paganini & Forde 2020). `method` finds tickets otherwise: see `ltcompile.methods`; level by level, it
+    keeps what a rate leaves of the weights, or of the coordinates in its basis. `whole_curve` trains controls and looks at the test set at every level.
     """
 
+    method: str = PRUNE
+    prune: Pruned = "filters"
     rewind: str = "lr"
     rewind_epoch: int = 0
     scope: Scope = "global"
@@ -48,6 +55,7 @@ class SearchConfig(Limits):
     seed: int = 0
     seeds: int = 1
     controls: bool = True
+    whole_curve: bool = False
     masked: bool = False
     margin_points: float = 0.5
     confidence: float = 0.95
@@ -58,7 +66,11 @@ class SearchConfig(Limits):
             raise BadSetting("give a rate of filters to cut in each round or a target for what is left, not both")
         if self.target is None and self.rate is None:
             object.__setattr__(self, "rate", RATE)
-        for kind, name, known in (("rewinding", self.rewind, rewind.names()), ("criterion", self.criterion, criteria.names())):
+        for kind, name, known in (
+            ("rewinding", self.rewind, rewind.names()),
+            ("criterion", self.criterion, criteria.names()),
+            ("method", self.method, [PRUNE, *methods.names()]),
+        ):
             if name not in known:
                 raise unknown(kind, name, known)
         checks = {
@@ -78,12 +90,38 @@ class SearchConfig(Limits):
             f"scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}": self.scope in get_args(Scope),
             f"the reduction must be one of {', '.join(get_args(Reduction))}, not {self.group_reduction!r}": self.group_reduction
             in get_args(Reduction),
+            f"what is pruned must be one of {', '.join(get_args(Pruned))}, not {self.prune!r}": self.prune in get_args(Pruned),
             f"schedule must be one of {', '.join(get_args(PruneSchedule))}, not {self.schedule!r}": self.schedule
             in get_args(PruneSchedule),
         }
+        if self.prune != "filters":
+            checks |= self._of_masks()
+        if self.method != PRUNE:
+            checks |= self._of_method()
         for message, holds in checks.items():
             if not holds:
                 raise BadSetting(message)
+
+    def _of_masks(self) -> dict[str, bool]:
+        """What a search for a mask of weights asks of the other settings."""
+        able = [name for name in criteria.names() if criteria.scores_weights(name)]
+        return {
+            f"a mask of weights takes a rate, and no target: --prune {self.prune} leaves their number to you": self.target is None,
+            f"--prune {self.prune} masks by itself; leave --masked out": not self.masked,
+            f"widths are aligned where filters are pruned, not with --prune {self.prune}": self.align == 1,
+            f"criterion {self.criterion!r} scores whole filters; --prune weights takes {', '.join(able)}": self.prune == "hybrid"
+            or self.criterion in able,
+        }
+
+    def _of_method(self) -> dict[str, bool]:
+        """What another method than pruning asks of the other settings."""
+        usual = all(getattr(self, name) == default for name, default in _OF_PRUNING.items())
+        restarts = methods.iterative(self.method) or self.rewind == "lr"
+        return {
+            f"--method {self.method} chooses by itself; leave out what pruning takes ({', '.join(_OF_PRUNING)})": usual,
+            f"--method {self.method} takes a rate, and no target": self.target is None,
+            f"--method {self.method} never trains weights, and rewinds none; leave --rewind out": restarts,
+        }
 
     def _leads(self) -> bool:
         """Whether the path, if there is one, falls to the target."""
@@ -92,9 +130,9 @@ class SearchConfig(Limits):
         return all(before > after for before, after in pairwise((1.0, *self.path))) and self.path[-1] == self.target.share
 
     def to_json(self) -> dict[str, Any]:
-        """Runs without a path tell none, as those that began before there were any: they can be resumed."""
-        value = super().to_json()
-        return value if self.path else {name: field for name, field in value.items() if name != "path"}
+        """Settings that came later are told where they are used: runs that began before there were any can be resumed."""
+        usual = {"path": (), "method": PRUNE, "prune": "filters", "whole_curve": False}
+        return {name: value for name, value in super().to_json().items() if name not in usual or value != usual[name]}
 
     @property
     def target(self) -> Target | None:
@@ -127,7 +165,7 @@ class SearchConfig(Limits):
 
     def check_fits(self, groups: tuple[Group, ...]) -> None:
         """Raises BadSetting where rounds at a rate would empty a layer, or leave less than all the floors together."""
-        if self.rate is None:
+        if self.rate is None or self.prune == "weights" or self.method != PRUNE:
             return
         left, own, floors = (1 - self.rate) ** self.rounds, self.kept(groups), self.floors(groups)
         ranked = [b for b in bundles(groups) if not b.frozen and b.name not in own]
@@ -149,3 +187,9 @@ class SearchConfig(Limits):
                 f"layers together ({least}) and so empty a layer; at most {most} rounds, or lower floors: --max-layer-ratio {self.max_layer_ratio} "
                 f"and --min-channels {self.min_channels}"
             )
+
+
+_OF_PRUNING = {
+    name: SearchConfig.__dataclass_fields__[name].default
+    for name in ("prune", "scope", "criterion", "group_reduction", "masked", "align", "keep", "only", "max_layer_ratio", "min_channels")
+}

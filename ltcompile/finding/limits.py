@@ -75,6 +75,15 @@ class Limits(Record):
             raise BadSetting(f"the limits leave nothing to cut: {told}")
         return frozen
 
+    def allows(self, layer: str) -> bool:
+        """Whether single weights of this layer may be cut."""
+        names = _with_modules(layer)
+        return not any(_matches(p, names) for p in self.keep) and (not self.only or any(_matches(p, names) for p in self.only))
+
+    def ratio_of(self, layer: str) -> float | None:
+        """The share of its weights that this layer loses in the end, where that is its own; the smallest where several match."""
+        return min((ratio for pattern, ratio in self.ratios.items() if _matches(pattern, _with_modules(layer))), default=None)
+
     def floors(self, groups: tuple[Group, ...]) -> dict[str, int]:
         """Group -> the channels that it keeps at least."""
         return {g.name: min(g.width, max(self.min_channels, math.ceil((1 - self.max_layer_ratio) * g.width - 1e-9))) for g in groups}
@@ -102,13 +111,19 @@ class Limits(Record):
         others = [layer for layer in makers if not any(_matches(p, {group.name, *_with_modules(layer)}) for p in self.only)]
         return f"{others[0]!r} is not among the layers to cut" if self.only and others else ""
 
-    def _check_patterns(self, groups: tuple[Group, ...]) -> None:
-        names = sorted(set().union(*(_made(g) for g in groups)))
+    def check_names(self, layers: Iterable[str]) -> None:
+        """Raises BadSetting where a pattern matches none of these layers nor a module around them."""
+        self._check_matching(sorted(set().union(*(_with_modules(layer) for layer in layers))))
+
+    def _check_matching(self, names: list[str]) -> None:
         for pattern in (*self.keep, *self.only, *self.ratios):
             if not _matches(pattern, names):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
                 hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names[:8])}, ..."
                 raise BadSetting(f"{pattern!r} matches no layer that makes channels; {hint} (a pattern is for the whole name)")
+
+    def _check_patterns(self, groups: tuple[Group, ...]) -> None:
+        self._check_matching(sorted(set().union(*(_made(g) for g in groups))))
         for pattern in self.ratios:
             matching = [g for g in groups if _matches(pattern, _made(g))]
             if all(g.frozen for g in matching):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ltcompile.core.plan import PruningPlan
 from ltcompile.core.records import Trained, Verdict, provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.finding.asked import Asked
@@ -16,11 +17,12 @@ def ticket_of(asked: Asked, units: Units, rows: list[Trained], verdict: Verdict,
     """The chosen level's ticket of the seed with the best validation accuracy."""
     best = max((r for r in rows if r.arm == "ticket" and r.level == level), key=lambda r: (r.val_accuracy, -r.seed))
     unit = Unit(best.seed, "ticket", level)
-    plan, model = units.plan(unit), units.trained(unit)
-    small = cut(model, plan) if asked.config.masked else model
+    kept, model = units.kept(unit), units.trained(unit)
+    mask = kept.as_mask(model)
+    small = cut(model, kept.plan) if asked.config.masked else model
     return Ticket(
         model={"name": asked.name, "arguments": asked.arguments},
-        plan=plan,
+        plan=kept.plan if mask is None else PruningPlan(asked.traced),
         weights=small.state_dict(),
         initial_seed=best.seed,
         recipe=asked.recipe,
@@ -31,6 +33,7 @@ def ticket_of(asked: Asked, units: Units, rows: list[Trained], verdict: Verdict,
         level=level,
         seed=best.seed,
         provenance=provenance(),
+        mask=mask,
     )
 
 

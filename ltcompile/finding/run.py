@@ -4,6 +4,7 @@ config.json            what was asked for; a resumed run must ask for the same
 history.jsonl          a line per epoch of every arm
 seed0/ticket-3.pt      weights, row, epochs and health of a finished training (arm-level)
 seed0/ticket-3.partial.pt, seed0/plan-3.json, seed0/early.pt
+seed0/mask-3.pt        the mask of a level, where the search is for one
 search.json, ticket.pt the result
 """
 
@@ -17,9 +18,11 @@ from typing import Any
 
 from torch import nn
 
+from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.tensors import read_torch
 from ltcompile.errors import BadFile, StaleTicket
+from ltcompile.finding.kept import Kept
 from ltcompile.paths import read_json, write_json, write_text, write_torch, writing
 
 
@@ -65,9 +68,15 @@ class RunFolder:
         self.check_there()
         write_torch(path, value)
 
-    def save_plan(self, seed: int, level: int, plan: PruningPlan) -> None:
+    def mask(self, seed: int, level: int) -> Path:
+        return self.path / f"seed{seed}" / f"mask-{level}.pt"
+
+    def save_kept(self, seed: int, level: int, kept: Kept) -> None:
+        """Write what a level keeps: the mask first, for the plan's file says that both are there."""
         self.check_there()
-        plan.save(self.plan(seed, level))
+        if kept.mask:
+            kept.mask.save(self.mask(seed, level))
+        kept.plan.save(self.plan(seed, level))
 
     def load(self, path: Path) -> dict[str, Any]:
         """What `save` wrote. Raises BadFile where it is missing or damaged."""
@@ -95,9 +104,10 @@ class RunFolder:
             told = " ".join(str(error).split())[:300]
             raise BadFile(f"{path} does not fit this run ({told}); remove it, and --resume repeats that training") from error
 
-    def load_plan(self, seed: int, level: int) -> PruningPlan:
-        """Raises BadFile where it is missing or damaged."""
-        return PruningPlan.load(self.plan(seed, level))
+    def load_kept(self, seed: int, level: int, masked: bool) -> Kept:
+        """What a level keeps, with a mask where it must have one or has. Raises BadFile where it is missing or damaged."""
+        plan, file = PruningPlan.load(self.plan(seed, level)), self.mask(seed, level)
+        return Kept(plan, WeightMask.load(file) if masked or file.exists() else None)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a line to the history."""
@@ -118,6 +128,8 @@ class RunFolder:
         """
         lines = []
         for file in sorted(self.path.glob("seed*/*.pt")):
+            if file.name.startswith("mask-"):
+                continue
             unit = file.name.removesuffix(".pt").removesuffix(".partial")
             with self.fitting(file):
                 seed = int(file.parent.name[4:])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ltcompile.core.mask import WeightMask
 from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
@@ -19,7 +20,8 @@ from ltcompile.data import Dataset, load_data
 from ltcompile.errors import BadFile, TrainingFailed
 from ltcompile.finding.asked import Asked
 from ltcompile.finding.budget import Clock
-from ltcompile.finding.config import SearchConfig
+from ltcompile.finding.chosen import Chosen
+from ltcompile.finding.config import PRUNE, SearchConfig
 from ltcompile.finding.listener import Listener, Silence
 from ltcompile.finding.result import ticket_of, write_search
 from ltcompile.finding.room import bytes_of_run, bytes_written
@@ -59,6 +61,7 @@ def find(
     listener: Listener | None = None,
     profile: Profile | None = None,
     measured: Clock | None = None,
+    given: WeightMask | None = None,
 ) -> Found:
     """Search for the smallest winning ticket of `model` on `data`, and write it to `folder`/ticket.pt.
 
@@ -71,6 +74,7 @@ def find(
         strict: refuse a folder with unreadable images instead of skipping them.
         profile: the layers' times that `config.target_time` is a share of.
         measured: milliseconds of a network at `config.on` on this machine, to correct the profile by; None where that is elsewhere.
+        given: the mask that the one level takes instead of choosing one, such as that of a ticket of other data.
 
     Raises:
         LtcompileError: one of its kinds, for a name, setting, data set or file that does not fit, or a training that fails.
@@ -79,7 +83,7 @@ def find(
     on = pick_device(device)
     if isinstance(data, str):
         data = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
-    asked = Asked(model, data, config, recipe or recipe_for(model, data, weights), weights, on, profile, measured)
+    asked = Asked(model, data, config, recipe or recipe_for(model, data, weights), weights, on, profile, measured, given)
     path = Path(folder) if folder is not None else default_folder(model, data, config)
     if resume and not path.exists():
         raise BadFile(f"there is no run to resume at {path}; leave --resume out to begin it")
@@ -123,14 +127,17 @@ def recipe_for(model: str, data: Dataset, weights: str | Path | None = None) -> 
 def _search(asked: Asked, folder: RunFolder, listener: Listener) -> Found:
     began, config = time.perf_counter(), asked.config
     units = Units(asked, folder, listener)
-    rounds = Rounds(asked, folder, units)
+    rounds = (Rounds if config.method == PRUNE else Chosen)(asked, folder, units)
     rows = [row for seed in config.all_seeds for row in rounds.descend(seed)]
     won, differences = choose_level(rows, config.margin_points, config.confidence)
     level = won if won is not None else closest_level(differences)
     if config.controls:
         rows += [row for seed in config.all_seeds for row in rounds.controls(seed, level, rows)]
+    if config.whole_curve:
+        rows += [row for seed in config.all_seeds for row in rounds.curve(seed)]
     verdict = judge(rows, config.margin_points, config.confidence, config.rewind)
-    rows = [_tested(asked, units, row) if row.level == level or row.arm == "dense" else row for row in rows]
+    looked_at = [config.whole_curve or row.level == level or row.arm == "dense" for row in rows]
+    rows = [_tested(asked, units, row) if looked else row for row, looked in zip(rows, looked_at, strict=True)]
     ticket = ticket_of(asked, units, rows, verdict, level)
     folder.check_there()
     ticket.save(folder.path / "ticket.pt")

@@ -1,8 +1,9 @@
 """The surgeon: find what hangs together in a network, and remove, mask or restore channels of it."""
 
 from ltcompile.graph.count import Size, size
+from ltcompile.graph.emptied import Emptied, emptied
 from ltcompile.graph.probe import Example, on_meta
 from ltcompile.graph.surgeon import cut, embed, mask, zeros
 from ltcompile.graph.trace import trace
 
-__all__ = ["Example", "Size", "cut", "embed", "mask", "on_meta", "size", "trace", "zeros"]
+__all__ = ["Emptied", "Example", "Size", "cut", "embed", "emptied", "mask", "on_meta", "size", "trace", "zeros"]

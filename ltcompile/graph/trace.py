@@ -24,6 +24,13 @@ from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
 from ltcompile.graph.rules import Requests, tensors_in
 from ltcompile.graph.surgeon import cut_
 
+OUTPUT = "it produces the network's output"
+
+
+def makes_output(group: Group) -> bool:
+    """Whether the group's channels are the network's outputs, such as its classes."""
+    return OUTPUT in group.frozen
+
 
 def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
     """The dependency groups of `model`, run on inputs shaped as `example`: (N, C, H, W), or a tuple of several inputs.
@@ -66,7 +73,7 @@ def _watch(labels: Labels, probe: nn.Module, inputs: Inputs) -> None:
     requests = Requests()
     with Calls(labels, requests):
         output = run(probe, inputs, Operations(labels, requests))
-    labels.pin_all(tensors_in(_values(output)), "it produces the network's output")
+    labels.pin_all(tensors_in(_values(output)), OUTPUT)
 
 
 def _values(output: object) -> object:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from ltcompile.core.ticket import Ticket
-from ltcompile.errors import LtcompileError, StaleTicket
-from ltcompile.graph import cut
+from ltcompile.errors import BadPlan, LtcompileError, StaleTicket
+from ltcompile.graph import Emptied, cut, emptied
+from ltcompile.graph.factorise import Factorised, factorise
 from ltcompile.models import build_model, is_own_code
 
 
@@ -72,18 +73,50 @@ def _free_bytes() -> int | None:
         return None
 
 
-def small_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
-    """The ticket's network with its weights, in eval mode. Raises StaleTicket where they do not fit, or leave nothing that runs."""
+def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
+    """The network whose weights the ticket holds, in eval mode: the cut one, or with a mask the whole one with zeros.
+
+    Raises StaleTicket where they do not fit, or leave nothing that runs.
+    """
     try:
-        small = cut(dense, ticket.plan)
-        small.load_state_dict(dict(ticket.weights))
+        network = cut(dense, ticket.plan)
+        network.load_state_dict(dict(ticket.weights))
         with torch.no_grad():
-            logits = small.eval()(torch.zeros(1, *ticket.data["shape"]))
+            logits = network.eval()(torch.zeros(1, *ticket.data["shape"]))
     except Exception as error:  # layers whose widths do not meet raise anything
         raise StaleTicket(f"the ticket does not fit {ticket.model['name']!r}: {_line(error)}; search again") from error
     if tuple(logits.shape) != (1, len(ticket.data["class_names"])):
         raise StaleTicket(f"the ticket's network gives {tuple(logits.shape)[1:]}, not a number for each class; search again")
-    return small
+    return network
+
+
+def without_emptied(ticket: Ticket, masked: nn.Module) -> Emptied:
+    """`masked`, the network of a ticket with a mask, without the channels that zeros emptied. Raises StaleTicket where its plan does not fit."""
+    try:
+        return emptied(masked, ticket.plan.groups, torch.zeros(1, *ticket.data["shape"]))
+    except BadPlan as error:
+        raise StaleTicket(f"the ticket's groups are not those of {ticket.model['name']!r}: {_line(error)}; search again") from error
+
+
+def small_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
+    """The ticket's network with its weights, in eval mode, without what a mask emptied, or with layers of low rank in two.
+
+    Raises StaleTicket as `ticket_network` does.
+    """
+    network = ticket_network(ticket, dense)
+    if ticket.mask is not None:
+        return without_emptied(ticket, network).module
+    return factorised(ticket, network).module if in_a_basis(ticket) else network
+
+
+def in_a_basis(ticket: Ticket) -> bool:
+    """Whether the ticket's weights were pruned as coefficients of a basis: then some have a low rank."""
+    return str(ticket.config.get("method", "")).startswith("basis")
+
+
+def factorised(ticket: Ticket, network: nn.Module) -> Factorised:
+    """`network` of a ticket with layers of low rank in two. Raises Disagreement where that changes its answers."""
+    return factorise(network, torch.randn(2, *ticket.data["shape"], generator=torch.Generator().manual_seed(0)))
 
 
 def _line(error: Exception) -> str:

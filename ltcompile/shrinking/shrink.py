@@ -13,17 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.records import provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting, Disagreement, StaleTicket
-from ltcompile.graph import Size, embed, size
+from ltcompile.graph import Emptied, Size, embed, size, zeros
+from ltcompile.graph.factorise import Factorised
 from ltcompile.lower import HalfInside, export_onnx, export_program, fold_batch_norm, run_onnx
 from ltcompile.lower.passes.precision import TOLERANCES
+from ltcompile.lower.signs import write_signs
 from ltcompile.paths import check_writable, write_bytes, write_json
 from ltcompile.shrinking.int8 import Int8, Progress, to_int8
-from ltcompile.shrinking.rebuild import check_ticket_fits, dense_network, small_network
+from ltcompile.shrinking.rebuild import check_ticket_fits, dense_network, factorised, in_a_basis, ticket_network, without_emptied
 from ltcompile.shrinking.snap import AS_IT_IS, Clock, Snap, Snapped
 from ltcompile.shrinking.snap import snap as snap_widths
 
@@ -58,7 +61,8 @@ def shrink(
 ) -> Shrunk:
     """Make the ticket's network physically small and write it to `output` (.onnx, .pt2 or .safetensors).
 
-    The cut network is compared with the masked one, and the file with the cut network; OUTPUT.json tells both errors.
+    The cut network is compared with the masked one, and the file with the cut network; OUTPUT.json tells both errors. Of a ticket with a
+    mask of single weights, the channels go that its zeros emptied; OUTPUT.json tells how much of the sparsity that was.
 
     Args:
         precision: "fp16" computes in half precision, "int8" (.onnx alone) in integers, both behind fp32 inputs and outputs.
@@ -81,16 +85,19 @@ def shrink(
         ticket = Ticket.load(ticket)
     check_ticket_fits(ticket, model, calibrate.description.classes if calibrate else None)
     dense = dense_network(ticket)
-    small = small_network(ticket, dense)
+    network = ticket_network(ticket, dense)
     anew = None if precision == "int8" else calibrate
     if anew is not None:
-        _take_statistics(small, anew)
+        _take_statistics(network, anew)
     probe = _probe(ticket)
     dense_size = size(dense, probe)
-    _check_equal(small, ticket.plan, dense, probe)
-    snapped = snap_widths(small, ticket.plan, dense, snap, probe, clock) if snap else Snapped(small, ticket.plan, AS_IT_IS, {})
+    small, plan, emptying_error, structure = _structured(ticket, network, probe, dense_size)
+    if in_a_basis(ticket) and snap:
+        raise BadSetting("a ticket in a basis has layers in two, whose widths are ranks; leave --snap out")
+    _check_equal(network if in_a_basis(ticket) else small, plan, dense, probe)
+    snapped = snap_widths(small, plan, dense, snap, probe, clock) if snap else Snapped(small, plan, AS_IT_IS, {})
     small, small_size = snapped.module, size(snapped.module, probe)
-    equality_error = _check_equal(small, snapped.plan, dense, probe)
+    equality_error = emptying_error if in_a_basis(ticket) else max(emptying_error, _check_equal(small, snapped.plan, dense, probe))
     del dense
     folded, told = fold_batch_norm(small, probe)
     _check_within("the folded network and the cut one", _logits(folded, probe), _logits(small, probe), EQUALITY_TOLERANCE)
@@ -101,6 +108,7 @@ def shrink(
         folded, file_error, int8_record["int8"] = _write_int8(folded, ticket, calibrate, asked, output, metadata, on_progress)
     else:
         file_error = _write_float(folded, probe, output, precision, metadata)
+    signs = _with_signs(ticket, output, precision, probe)
     record = {
         "kind": "shrink",
         "format": 1,
@@ -116,6 +124,8 @@ def shrink(
         "snapped": {"way": snapped.way, "told_ms": dict(snapped.told_ms)},
         "folded_batch_norms": sum(t.startswith("folded") for t in told.values()),
         "not_folded": {name: why for name, why in told.items() if not why.startswith("folded")},
+        **structure,
+        **signs,
         **int8_record,
         "seconds": time.perf_counter() - began,
         "ticket_checksum": ticket.checksum,
@@ -148,6 +158,14 @@ def _write_float(folded: nn.Module, probe: Tensor, output: Path, precision: str,
     if precision == "fp16":
         folded.float()
     return _check_within(f"{output} and torch", _reread(output, folded, probe, precision), reference, FILE_TOLERANCE[precision])
+
+
+def _with_signs(ticket: Ticket, output: Path, precision: str, probe: Tensor) -> dict[str, Any]:
+    """Put signs in place of the binary weights of a multi-prize ticket's file; the record of that, empty for any other."""
+    if ticket.config.get("method") != "biprop" or precision != "fp32" or output.suffix != ".onnx":
+        return {}
+    found = write_signs(output, output, probe)
+    return {"signs": {"error": found.error, "bytes_before": found.bytes_before, "told": dict(found.told)}}
 
 
 def _write_int8(
@@ -192,6 +210,48 @@ def _check_equal(small: nn.Module, plan: PruningPlan, dense: nn.Module, probe: T
     """The largest error of the cut network against the masked one of the original's shape."""
     masked = embed(small, plan, dense)
     return _check_within("the cut network and the masked one", _logits(small, probe), _logits(masked, probe), EQUALITY_TOLERANCE)
+
+
+def _structured(ticket: Ticket, network: nn.Module, probe: Tensor, dense: Size) -> tuple[nn.Module, PruningPlan, float, dict[str, Any]]:
+    """The small network that `network` of the ticket comes down to, its plan, the largest error beside `network`; the record of how.
+
+    Raises Disagreement where taking out the emptied channels of a masked network, or parting layers of low rank, changes its answers.
+    """
+    if in_a_basis(ticket):
+        halves = factorised(ticket, network)
+        error = _check_within("the network with layers in two and the whole one", *_both(halves.module, network, probe), EQUALITY_TOLERANCE)
+        return halves.module, ticket.plan, error, {"ranks": dict(halves.ranks), "not_in_two": _unsplit(halves)}
+    if ticket.mask is None:
+        return network, ticket.plan, 0.0, {}
+    found = without_emptied(ticket, network)
+    what = "the network without its emptied channels and the masked one"
+    error = _check_within(what, _logits(found.module, probe), _logits(network, probe), EQUALITY_TOLERANCE)
+    told = _structure(ticket.mask, network, found, (dense.macs, size(found.module, probe).macs))
+    return found.module, found.plan, error, {"structure": told}
+
+
+def _both(one: nn.Module, other: nn.Module, probe: Tensor) -> tuple[Tensor, Tensor]:
+    return _logits(one, probe), _logits(other, probe)
+
+
+def _unsplit(halves: Factorised) -> dict[str, str]:
+    """Layer -> why it stayed whole."""
+    return {name: why for name, why in halves.told.items() if name not in halves.ranks}
+
+
+def _structure(mask: WeightMask, masked: nn.Module, found: Emptied, macs: tuple[int, int]) -> dict[str, Any]:
+    """How much of the sparsity of `mask` was structure: channels that left `masked` with all their weights."""
+    dropped, removed = mask.dropped(masked), zeros(masked, found.plan)
+    count = sum(int(gone.sum()) for gone in dropped.values())
+    inside = sum(int((gone & removed[name]).sum()) for name, gone in dropped.items() if name in removed)
+    before, after = mask.weights
+    widths = [widths for name, widths in found.plan.widths.items() if name not in found.plan.frozen]
+    return {
+        "weights": {"kept": after, "all": before},
+        "share_in_removed": inside / count if count else 0.0,  # of the dropped weights, those that sat in removed channels
+        "channels": {"constant": found.constant, "unread": found.unread, "all": sum(width for width, _ in widths)},
+        "macs": dict(zip(("before", "after"), macs, strict=True)),
+    }
 
 
 def _check_within(what: str, found: Tensor, expected: Tensor, tolerance: float) -> float:
