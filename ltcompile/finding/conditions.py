@@ -74,13 +74,13 @@ def conditions(rows: Sequence[Trained], level: int, margins: Margins, others: Se
     searches = [rows, *others]
     dense, ticket = points(rows, "dense", 0), points(rows, "ticket", level)
     budgets = [_mean_of(each, "dense_budget") for each in searches]
-    removed, what = _removed(arm(rows, "dense", 0)[0], arm(rows, "ticket", level))
+    gone, what = removed(arm(rows, "dense", 0)[0], arm(rows, "ticket", level))
     met: dict[str, tuple[bool | None, str]] = {str(n): (None, "needs the control arms") for n in range(1, 6)}
     if budgets[0] is not None:
         gain = budgets[0] - dense
         met["1"] = (
-            removed >= NONTRIVIAL_SHARE and gain <= margins.about,
-            f"{removed:.1%} of the {what} removed; training on changes the dense network by {gain:+.2f} points",
+            gone >= NONTRIVIAL_SHARE and gain <= margins.about,
+            f"{gone:.1%} of the {what} removed; training on changes the dense network by {gain:+.2f} points",
         )
         best = ticket - max([points(each, "dense", 0) for each in searches] + [b for b in budgets if b is not None])
         met["5"] = best >= -margins.about, f"ticket {best:+.2f} points against the best of the dense trainings"
@@ -110,7 +110,7 @@ def points(rows: Sequence[Trained], kind: str, level: int) -> float:
     return float(np.mean([100 * r.val_accuracy for r in arm(rows, kind, level)]))
 
 
-def _removed(dense: Trained, tickets: Sequence[Trained]) -> tuple[float, str]:
+def removed(dense: Trained, tickets: Sequence[Trained]) -> tuple[float, str]:
     """The share that is gone, and of what: MACs, or where masks drop single weights, those."""
     if all(row.weights is not None for row in tickets):
         return 1 - float(np.mean([row.params for row in tickets])) / dense.params, "parameters"

@@ -1,8 +1,9 @@
 """Which ticket won, by a rule that is stated with the result; validation data only.
 
-Rule: among the levels whose accuracy is not inferior to the dense network's, the one with the fewest MACs. Not inferior: the
-one-sided lower confidence bound of the paired difference lies above -margin. With three seeds or more the samples are seeds
-(Student's t); with fewer they are the validation images (normal), which says nothing of the spread between seeds.
+Rule: among the levels whose accuracy is not inferior to the dense network's, the one with the fewest MACs; where masks drop single
+weights, with the fewest parameters. Not inferior: the one-sided lower confidence bound of the paired difference lies above -margin.
+With three seeds or more the samples are seeds (Student's t); with fewer they are the validation images (normal), which says nothing of
+the spread between seeds.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ltcompile.core.records import Trained, Verdict
-from ltcompile.finding.conditions import Margins, arm, best_control, conditions, points
+from ltcompile.finding.conditions import Margins, arm, best_control, conditions, points, removed
 
 FEWEST_SEEDS = 3
 
@@ -47,7 +48,7 @@ def choose_level(rows: Sequence[Trained], margin_points: float, confidence: floa
     levels = sorted({r.level for r in rows if r.arm == "ticket"})
     differences = {level: difference(arm(rows, "ticket", level), dense, confidence) for level in levels}
     winners = [level for level in levels if differences[level]["low"] > -margin_points]
-    smallest = min(winners, key=lambda level: np.mean([r.macs for r in arm(rows, "ticket", level)]), default=None)
+    smallest = max(winners, key=lambda level: removed(dense[0], arm(rows, "ticket", level))[0], default=None)
     return smallest, differences
 
 
@@ -64,13 +65,18 @@ def judge(rows: Sequence[Trained], margin_points: float, confidence: float, rewi
     seeds = len(arm(rows, "dense", 0))
     samples = f"{seeds} seeds (Student's t)" if seeds >= FEWEST_SEEDS else f"{differences[shown]['n']:.0f} validation images (normal)"
     rule = (
-        f"the fewest MACs among tickets whose {confidence:.0%} lower bound of (ticket - dense) is above -{margin_points:g} points of "
-        f"validation accuracy; samples: {samples}"
+        f"the fewest {removed(*_pair(rows, shown))[1]} among tickets whose {confidence:.0%} lower bound of (ticket - dense) is above "
+        f"-{margin_points:g} points of validation accuracy; samples: {samples}"
     )
     summary = _summary(rows, level, shown, differences, margin_points, rewinding, met.flags)
     if seeds < FEWEST_SEEDS:
         summary.append(f"{seeds} seed{'s' * (seeds > 1)}: the interval covers the images, not the spread between trainings.")
     return Verdict(level, rule, margin_points, confidence, {str(k): v for k, v in differences.items()}, summary, met.flags, met.reasons)
+
+
+def _pair(rows: Sequence[Trained], level: int) -> tuple[Trained, list[Trained]]:
+    """A dense network, and the tickets of a level."""
+    return arm(rows, "dense", 0)[0], arm(rows, "ticket", level)
 
 
 def _summary(
@@ -82,10 +88,9 @@ def _summary(
     rewinding: str,
     flags: dict[str, bool | None],
 ) -> list[str]:
-    dense, ticket = arm(rows, "dense", 0), arm(rows, "ticket", shown)
-    removed = 1 - np.mean([r.macs for r in ticket]) / dense[0].macs
+    share, of = removed(*_pair(rows, shown))
     delta = differences[shown]
-    told = f"{removed:.1%} of the MACs removed, {delta['mean']:+.2f} points of validation accuracy (lower bound {delta['low']:+.2f})"
+    told = f"{share:.1%} of the {of} removed, {delta['mean']:+.2f} points of validation accuracy (lower bound {delta['low']:+.2f})"
     if level is None:
         lines = [
             f"No ticket won: none is within {margin:g} points of the dense network at this confidence. The closest is level {shown}: {told}."
