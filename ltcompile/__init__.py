@@ -32,6 +32,7 @@ _HOMES = {
     "cut": "ltcompile.graph",
     "embed": "ltcompile.graph",
     "find": "ltcompile.finding",
+    "liken": "ltcompile.likeness",
     "load_data": "ltcompile.data",
     "load_engine": "ltcompile.engine",
     "mask": "ltcompile.graph",

@@ -30,13 +30,16 @@ from ltcompile import compare
 from ltcompile.cli import inspect
 from ltcompile.core import ticket
 from ltcompile.core.deployment import Deployment
+from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, machine
 from ltcompile.core.records import Trained, Verdict
+from ltcompile.core.study import Study
 from ltcompile.errors import LtcompileError
 from ltcompile.models import _weights
 from ltcompile.reporting.collect import collect
 from ltcompile.reporting.figures import _curve
+from ltcompile.reporting.study import render
 from ltcompile.verifying import read_claims as claims_of
 from ltcompile.verifying.wire import check_self_contained
 
@@ -120,6 +123,13 @@ def read_plan(path: Path) -> None:
     lt.cut(network(), found)
 
 
+def read_mask(path: Path) -> None:
+    found = WeightMask.load(path)
+    json.dumps([found.weights, found.share, found.digest])
+    with contextlib.suppress(LtcompileError):
+        found.dropped(network())
+
+
 def read_profile(path: Path) -> None:
     found = Profile.load(path)
     json.dumps([found.to_json(), found.dense_ms, found.errors()])
@@ -145,6 +155,12 @@ def read_sweep(path: Path) -> None:
     json.dumps(found, allow_nan=False)
     for each in found["sweep"]["curves"][:1]:
         _curve(each).to_json()
+
+
+def read_study(path: Path) -> None:
+    found = Study.load(path)
+    json.dumps(found.to_json(), allow_nan=False)
+    render(found)
 
 
 def read_onnx(path: Path) -> None:
@@ -200,6 +216,12 @@ def whole_sweep() -> bytes:
     return json.dumps(curve()).encode()
 
 
+def whole_study() -> bytes:
+    from test_study import some_study
+
+    return json.dumps({"kind": "study", "format": 1, **some_study().to_json()}).encode()
+
+
 @functools.cache
 def whole_claims() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
@@ -231,6 +253,11 @@ def whole_onnx() -> bytes:
     for key, value in (texts | {key: json.dumps(told.data[key]) for key in ("class_names", "mean", "std")}).items():
         model.metadata_props.add(key=key, value=value)
     return bytes(model.SerializeToString())
+
+
+def whole_mask() -> bytes:
+    matrices = ((name, p) for name, p in network().named_parameters() if p.dim() > 1)
+    return _written(WeightMask({name: p.detach() > 0 for name, p in matrices}).save)
 
 
 def whole_weights() -> bytes:
@@ -345,7 +372,7 @@ def spoil_ticket(whole: bytes, chance: random.Random) -> bytes:
         value = spoil_json({key: value[key] for key in value if key != "weights"}, chance)
     else:
         with contextlib.suppress(Exception):  # not all of them can be signed
-            value["checksum"] = ticket._checksum(value["header"], value["weights"])
+            value["checksum"] = ticket._checksum(value["header"], value["weights"], value.get("mask", {}))
     torch.save(value, buffer := io.BytesIO())
     return buffer.getvalue()
 
@@ -430,9 +457,11 @@ class Reader:
 READERS = {
     "ticket": Reader(read_ticket, ".pt", whole_ticket, spoil_ticket),
     "plan": Reader(read_plan, ".json", whole_plan, spoil_json_bytes),
+    "mask": Reader(read_mask, ".pt", whole_mask, spoil_archive),
     "profile": Reader(read_profile, ".json", whole_profile, spoil_json_bytes),
     "run": Reader(read_run, "", whole_run, spoil_run),
     "sweep": Reader(read_sweep, ".json", whole_sweep, spoil_json_bytes),
+    "study": Reader(read_study, ".json", whole_study, spoil_json_bytes),
     "claims": Reader(read_claims, ".json", whole_claims, spoil_json_bytes),
     "onnx": Reader(read_onnx, ".onnx", whole_onnx, spoil_onnx),
     "onnx_bytes": Reader(read_wire, ".onnx", whole_onnx, spoil_onnx),

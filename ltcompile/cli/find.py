@@ -81,7 +81,7 @@ def find(
     ),
     schedule: str = typer.Option("iterative", help="iterative rounds, or all at once: oneshot.", rich_help_panel=PRUNING),
     criterion: str = typer.Option(
-        "l1", help="l1, l2, linf, bn, fpgm, lamp, taylor, hessian, activation, apoz or random.", rich_help_panel=PRUNING
+        "l1", help="l1, l2, linf, neg_linf, bn, fpgm, lamp, taylor, hessian, activation, apoz or random.", rich_help_panel=PRUNING
     ),
     group_reduction: str = GROUP_REDUCTION,
     rounds: int = typer.Option(8, min=1, max=1000, help="Rounds of train, prune, rewind.", rich_help_panel=PRUNING),
@@ -129,7 +129,10 @@ def find(
     seed: int = typer.Option(0, min=0, max=LAST_SEED, help="The first seed.", rich_help_panel=JUDGING),
     controls: bool = typer.Option(True, help="Train the control arms at the chosen level.", rich_help_panel=JUDGING),
     whole_curve: bool = typer.Option(
-        False, "--whole-curve", help="Train controls, and look at the test set, at every level: for curves in studies.", rich_help_panel=JUDGING
+        False,
+        "--whole-curve",
+        help="Train controls, and look at the test set, at every level: for curves in studies.",
+        rich_help_panel=JUDGING,
     ),
     margin: float = typer.Option(
         0.5,

@@ -62,7 +62,9 @@ def plan(
     scope: str = typer.Option(
         "global", help="Rank filters over the whole network (global) or layer by layer (local).", rich_help_panel=PRUNING
     ),
-    criterion: str = typer.Option("l1", help="l1, l2, linf, bn, fpgm, lamp or random: those that need no data.", rich_help_panel=PRUNING),
+    criterion: str = typer.Option(
+        "l1", help="l1, l2, linf, neg_linf, bn, fpgm, lamp or random: those that need no data.", rich_help_panel=PRUNING
+    ),
     group_reduction: str = GROUP_REDUCTION,
     keep: list[str] = KEEP,
     only: list[str] = ONLY,

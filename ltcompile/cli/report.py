@@ -10,12 +10,12 @@ EPILOG = "Example:  ltcompile report runs/demo -o report.html"
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Write the page on a run.")(report)
+    app.command(epilog=EPILOG, short_help="Write the page on a run or a study.")(report)
 
 
 def report(
-    run: Path = typer.Argument(..., help="Folder of a run."),
-    output: Path | None = typer.Option(None, "-o", "--output", help="The page to write; RUN/report.html by default."),
+    run: Path = typer.Argument(..., help="Folder of a run, or of a study."),
+    output: Path | None = typer.Option(None, "-o", "--output", help="The page to write; RUN/report.html by default, a study's study.html."),
 ) -> None:
     """Write one self-contained HTML page, and report.json, on what a run claimed and measured."""
     from ltcompile.reporting import report as write

@@ -16,6 +16,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.errors import BadData
 
 IN_MEMORY_BYTES = 1 << 30  # of pixels, as uint8
+PART_SEED = 0  # of the choice of training images, where not all are used
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Split(Protocol):
         """
         ...
 
+    def relabelled(self, labels: Tensor) -> Split:
+        """The same images with other labels (N,)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -72,6 +77,21 @@ class Dataset:
         batch = min(32, recipe.batch)
         lr = recipe.lr * batch / recipe.batch  # linear scaling (Goyal et al. 2017)
         return replace(recipe, flip=self.flip, epochs=12, batch=batch, lr=lr, schedule="cosine", warmup_epochs=1, crop_pixels=3)
+
+    def with_train_images(self, count: int) -> Dataset:
+        """The same with about `count` of its training images, as many of every class, which its name tells; as it is where it has no more.
+
+        Raises BadData where they are streamed from disk.
+        """
+        from ltcompile.data._split import stratified
+
+        if count >= len(self.train):
+            return self
+        if not isinstance(self.train, TensorSplit):
+            raise BadData(f"{self.description.name} does not fit in memory: it trains on all of its images; choose other data")
+        rows, _ = stratified(self.train.labels, (count / len(self.train),), PART_SEED)
+        named = replace(self.description, name=f"{self.description.name}, {len(rows)} training images")
+        return replace(self, description=named, train=self.train.part(rows))
 
     def check(self) -> None:
         """Raises BadData where a split lacks images or a class."""
@@ -102,6 +122,13 @@ class TensorSplit:
     @property
     def labels(self) -> Tensor:
         return self._labels
+
+    def part(self, rows: Tensor) -> TensorSplit:
+        """The images of these rows, normalised as all are."""
+        return TensorSplit(self._images[rows], self._labels[rows], self._mean, self._std)
+
+    def relabelled(self, labels: Tensor) -> TensorSplit:
+        return TensorSplit(self._images, labels, self._mean, self._std)
 
     def _normalised(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if device not in self._on:

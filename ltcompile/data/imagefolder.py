@@ -153,6 +153,10 @@ class StreamedSplit:
     def labels(self) -> Tensor:
         return self._labels
 
+    def relabelled(self, labels: Tensor) -> StreamedSplit:
+        files = self._files
+        return StreamedSplit((files.files[0], labels), files.side, files.interpolation, self._mean, self._std)
+
     def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         loader: Any = torch.utils.data.DataLoader(

@@ -1,5 +1,16 @@
-"""One page that tells a run: what was found, what it is worth, and how it was checked."""
+"""One page that tells a run or a study: what was found, what it is worth, and how it was checked."""
 
-from ltcompile.reporting.page import report
+from __future__ import annotations
+
+from pathlib import Path
+
+from ltcompile.core.study import FILE
+from ltcompile.reporting import page, study
 
 __all__ = ["report"]
+
+
+def report(run: str | Path, output: str | Path | None = None) -> Path:
+    """Write the page on the folder of a run (`page.report`) or of a study (`study.report`). Raises BadFile."""
+    is_study = (Path(run) / FILE).is_file() and not (Path(run) / "search.json").exists()  # in a run's, a file may be called so
+    return (study.report if is_study else page.report)(run, output)

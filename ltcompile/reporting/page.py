@@ -44,9 +44,7 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
 def _beside(page: Path) -> Path:
     """Where the JSON goes: never over a file that is something else, such as the run's own results."""
     beside = page.with_suffix(".json")
-    if page.suffix.lower() not in (".html", ".htm"):
-        raise BadFile(f"cannot write the report to {page}: it is a web page; name it with .html at its end")
-    check_writable(page)
+    check_page(page)
     check_writable(beside)
     if beside.exists() and kind(beside) != "report":
         raise BadFile(f"cannot write the report's figures to {beside}: that name is taken; name the report otherwise")
@@ -55,10 +53,26 @@ def _beside(page: Path) -> Path:
 
 def render(found: dict[str, Any]) -> str:
     """The page for what `collect` returned; everything in it that came from files is escaped."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(units.FILTERS, plain=_plain)
-    template = environment.from_string(resources.files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))
-    return template.render(r=found, figures=figures(found), plotlyjs=get_plotlyjs())
+    return environment().from_string(template("page")).render(r=found, figures=figures(found), plotlyjs=get_plotlyjs())
+
+
+def check_page(page: Path) -> None:
+    """Raises BadFile where `page` is not named as a web page, or cannot be written."""
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise BadFile(f"cannot write the report to {page}: it is a web page; name it with .html at its end")
+    check_writable(page)
+
+
+def template(name: str) -> str:
+    """The text of a page's template."""
+    return resources.files(__package__).joinpath(f"{name}.html.j2").read_text(encoding="utf-8")
+
+
+def environment() -> jinja2.Environment:
+    """What renders a template: it escapes everything, and knows how numbers are told."""
+    made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters.update(units.FILTERS, plain=_plain)
+    return made
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,140 @@
+"""ltcompile study: what papers on tickets claim, repeated on real data, with an answer for every claim."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import signal
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from ltcompile.cli.progress import Bars
+    from ltcompile.core.recipe import Recipe
+    from ltcompile.core.study import Study, Table
+    from ltcompile.study import StudyArm
+
+EPILOG = (
+    "Examples:  ltcompile study structured-tickets  ·  ltcompile study sanity --scale small --data-root DIR  ·  "
+    "ltcompile study structured-tickets --scale full --data-root DIR --device cuda --resume"
+)
+COLOURS = {"holds": "green", "does not hold": "red", "not decidable here": "yellow"}
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG, short_help="Repeat a paper's study of tickets, claim by claim.")(study)
+
+
+def study(
+    name: str | None = typer.Argument(None, help="Which study; without one they are listed."),
+    scale: str = typer.Option(
+        "smoke", help="smoke (a minute on a CPU), small (an hour on two cores) or full (the published setting, for a GPU)."
+    ),
+    seeds: int | None = typer.Option(
+        None, min=1, max=1000, help="Independent repetitions of every search; fewer than three decide little.  [default: the scale's]"
+    ),
+    data: str | None = typer.Option(None, help="Other images than the scale's: digits, cifar10, cifar100, mnist or imagefolder:PATH."),
+    data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
+    download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there."),
+    run: str | None = typer.Option(None, "--name", help="Name of the study's folder, which is runs/NAME.  [default: STUDY-SCALE]"),
+    resume: bool = typer.Option(False, "--resume", help="Go on with the study behind the last finished epoch."),
+    device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
+) -> None:
+    """Run a study's searches over seeds, and say of every claim of its paper: holds, does not hold, or not decidable here."""
+    from ltcompile.cli.find import attend
+    from ltcompile.study import load, names
+
+    if name is None:
+        listed = {each: load(each) for each in names()}
+        if as_json:
+            typer.echo(json.dumps({each: {"title": module.TITLE, "source": module.SOURCE} for each, module in listed.items()}))
+            return
+        for each, module in listed.items():
+            typer.echo(f"{each:<20} {module.TITLE} ({module.SOURCE})")
+        return
+    from ltcompile.reporting import report
+    from ltcompile.study import default_folder
+    from ltcompile.study import run as run_study
+
+    stopped = attend()
+    folder = Path("runs") / run if run else default_folder(name, scale)
+
+    @contextlib.contextmanager
+    def watch(arm: StudyArm, recipe: Recipe) -> Iterator[Bars]:
+        from ltcompile.cli.progress import Bars
+
+        if not as_json:
+            typer.secho(f"search {arm.name}: {arm.model} on {arm.data}", bold=True, err=True)
+        with Bars(arm.config, recipe, quiet=as_json) as bars:
+            yield bars
+
+    try:
+        found = run_study(
+            name,
+            scale,
+            data=data,
+            data_root=data_root,
+            download=download,
+            seeds=seeds,
+            folder=folder,
+            device=device,
+            resume=resume,
+            watch=watch,
+        )
+    except KeyboardInterrupt:
+        typer.secho(f"\nstopped; {_how_to_go_on(folder)}", fg="yellow", err=True)
+        raise typer.Exit(128 + stopped.get("signal", signal.SIGINT)) from None
+    page = report(folder)
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+        return
+    _print(found)
+    typer.echo(f"wrote {folder / 'study.json'} and {page}")
+
+
+def _how_to_go_on(folder: Path) -> str:
+    command = ["ltcompile", *(a for a in sys.argv[1:] if a != "--resume")]
+    if any(folder.glob("*/config.json")):
+        return f"every finished epoch is kept. To go on:  {shlex.join([*command, '--resume'])}"
+    return f"nothing had begun. To begin:  {shlex.join(command)}"
+
+
+def _print(found: Study) -> None:
+    """Tables, then claims, in plain text."""
+    from ltcompile.cli._terminal import printable
+
+    for line in found.about:
+        typer.echo(printable(line))
+    for table in found.tables:
+        typer.secho(f"\n{printable(table.title)}", bold=True)
+        for line in _lines(table):
+            typer.echo(printable(line))
+    typer.secho(f"\nClaims of {printable(found.source)}", bold=True)
+    for claim in found.claims:
+        typer.secho(f"{claim.answer:<18}", fg=COLOURS[claim.answer], nl=False)
+        note = f" ({claim.note})" if claim.note else ""
+        typer.echo(
+            printable(f"  {claim.statement}: {claim.found} {claim.unit}, {claim.number}; claimed: {claim.side} {claim.bound:g}{note}")
+        )
+    typer.echo(
+        "A claim holds if the whole interval lies on its side, does not hold if the whole of it lies on the other, else it is not decidable."
+    )
+
+
+def _lines(table: Table) -> Iterator[str]:
+    """A table as text that a file holds as well as a terminal: nothing of a cell is cut, and titles are broken between words."""
+    widths = [max(len(word) for word in (*title.split(), *(row[i] for row in table.rows))) for i, title in enumerate(table.columns)]
+    heads = [textwrap.wrap(title, width) for title, width in zip(table.columns, widths, strict=True)]
+    height = max(map(len, heads))
+    above = [[*[""] * (height - len(head)), *head] for head in heads]
+    for cells in (*zip(*above, strict=True), ["-" * width for width in widths], *table.rows):
+        yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    if table.note:
+        yield table.note

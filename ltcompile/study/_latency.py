@@ -1,0 +1,59 @@
+"""What the levels of a search gain by the clock: their cut networks race the dense one, on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ltcompile.backends import unavailable
+from ltcompile.study._nouns import Done
+from ltcompile.sweeping import Sweep, sweep
+
+BATCH = 64
+SECONDS = 0.5  # of each network
+BUSY = 0.3  # of the machine: timings beside more than this are not worth quoting
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The median time of a batch as a share of the dense network's in the same race, in percent, with its 95 % bootstrap interval."""
+
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Level -> latency of the first seed's network; where that was, and how busy the machine was just before."""
+
+    levels: dict[int, Latency]
+    where: str
+    busy_share: float | None
+
+
+def timed(done: Done, device: torch.device) -> Timed:
+    """Time the dense network and every level of a search side by side, in ONNX Runtime if it runs there, else in PyTorch.
+
+    It leaves sweep.json in the search's folder. Raises as `sweep`.
+    """
+    backend = "onnxruntime" if unavailable("onnxruntime", device.type) is None else "eager"
+    found = sweep(done.folder, backends=(backend,), devices=(device.type,), batches=(BATCH,), seconds_per_row=SECONDS)
+    return Timed(_shares(found), f"{backend}, {device.type}, batch {BATCH}", found.busy_share)
+
+
+def _shares(found: Sweep) -> dict[int, Latency]:
+    level = {point.name: point.level for point in found.points if point.arm == "ticket"}
+    return {
+        level[row.subject]: Latency(100 / row.speedup, 100 / row.speedup_high, 100 / row.speedup_low)
+        for row in found.rows
+        if row.subject in level and row.speedup and row.speedup_low and row.speedup_high
+    }
+
+
+def remark(races: list[Timed]) -> str:
+    """Where latencies come from, and whether they can be trusted."""
+    busy = max((race.busy_share or 0.0 for race in races), default=0.0)
+    told = f"Latencies are of the first seed's networks ({races[0].where}), each beside the dense network in the same race."
+    return told + (f" Other work took up to {busy:.0%} of the machine just before: do not quote them." if busy > BUSY else "")

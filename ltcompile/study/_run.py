@@ -1,0 +1,183 @@
+"""Run a study: each arm by `find` in a folder of its own, then what they say, in study.json. A study is resumed by doing it again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ltcompile import registry
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.records import provenance
+from ltcompile.core.study import ArmNote, Study
+from ltcompile.data import Dataset
+from ltcompile.errors import BadFile, unknown
+from ltcompile.finding import find
+from ltcompile.finding.conditions import prize
+from ltcompile.finding.listener import Listener, Silence
+from ltcompile.finding.search import data_for, recipe_for
+from ltcompile.paths import locked
+from ltcompile.study._nouns import SIZES, Done, Scale, StudyArm, Told
+from ltcompile.train import pick_device
+
+PACKAGE = "ltcompile.study"
+INTERVALS = (
+    "Intervals are two-sided 95 % intervals of Student's t over seeds; differences are paired by seed. Each claim is judged for itself, "
+    "without a correction for there being several."
+)
+PICKED = "Levels, rates and winners are picked on validation images; test images only tell, and are looked at after that."
+
+Watch = Callable[[StudyArm, Recipe], AbstractContextManager[Listener]]  # who is told how an arm goes on
+
+
+def names() -> list[str]:
+    """The studies there are, as the command line spells them."""
+    return [module.replace("_", "-") for module in registry.modules(PACKAGE)]
+
+
+def load(name: str) -> ModuleType:
+    """The study `name`, with dashes or underscores. Raises UnknownName."""
+    if (spelt := name.replace("_", "-")) not in names():
+        raise unknown("study", name, names())
+    return registry.load(PACKAGE, "study", spelt.replace("-", "_"))
+
+
+def scaled(study: ModuleType, scale: str, data: str | None = None, seeds: int | None = None) -> Scale:
+    """One of a study's scales, on other data or with other seeds where that is asked for. Raises UnknownName, BadSetting."""
+    if scale not in SIZES:
+        raise unknown("scale", scale, list(SIZES))
+    usual: Scale = study.SCALES[scale]
+    return dataclasses.replace(usual, data=data or usual.data, seeds=usual.seeds if seeds is None else seeds)
+
+
+def run(
+    name: str,
+    scale: str = "smoke",
+    *,
+    data: str | None = None,
+    data_root: str | Path = "data",
+    download: bool = False,
+    seeds: int | None = None,
+    folder: str | Path | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+) -> Study:
+    """Run every arm of the study `name`, and write what they say to `folder`/study.json.
+
+    Args:
+        data: other images than the scale's own.
+        seeds: another number of them; fewer than three tell next to nothing of the spread between trainings, and claims say so.
+        folder: where the arms' run folders go, by default runs/NAME-SCALE.
+        resume: go on behind the last finished epoch of any arm; with other settings that is refused.
+        watch: who listens to an arm's search.
+
+    Raises:
+        LtcompileError: as `find`; StaleTicket where a resumed study was begun with other settings.
+    """
+    study = load(name)
+    chosen, path, on = scaled(study, scale, data, seeds), Path(folder or default_folder(name, scale)), pick_device(device)
+    arms: list[StudyArm] = study.arms(chosen)
+    begun = {arm.name for arm in arms if (path / arm.name / "config.json").exists()}
+    if resume and not path.exists():
+        raise BadFile(f"there is no study to resume at {path}; leave --resume out to begin it")
+    if begun and not resume:
+        raise BadFile(f"{path} holds a study already; go on with --resume, or choose another --name")
+    images = _images(arms, data_root, download)
+    with locked(path):
+        done: dict[str, Done] = {}
+        for arm in arms:
+            done[arm.name] = _search(arm, images[arm.name], done, path, on, arm.name in begun, watch or _silently)
+        told: Told = study.tell(chosen, done, on)
+        found = _study(name, scale, chosen, study, done, told)
+        found.save(path)
+    return found
+
+
+def default_folder(name: str, scale: str) -> Path:
+    """runs/NAME-SCALE."""
+    return Path("runs") / f"{name.replace('_', '-')}-{scale}"
+
+
+def recipe_of(arm: StudyArm, images: Dataset) -> Recipe:
+    """How all trainings of an arm are done: the model's usual recipe, adapted to the data, with the study's changes."""
+    return dataclasses.replace(recipe_for(arm.model, images), **arm.recipe)
+
+
+def _images(arms: list[StudyArm], root: str | Path, download: bool) -> dict[str, Dataset]:
+    """Every arm's images, loaded once each, before anything is trained."""
+    loaded: dict[tuple[str, str, int | None], Dataset] = {}
+    for arm in arms:
+        key = arm.model, arm.data, arm.image_size
+        if key not in loaded:
+            loaded[key] = data_for(*key[:2], root, arm.image_size, download=download)
+    own = {arm.name: loaded[arm.model, arm.data, arm.image_size] for arm in arms}
+    return {arm.name: arm.change(own[arm.name]) if arm.change else own[arm.name] for arm in arms}
+
+
+def _search(
+    arm: StudyArm, images: Dataset, before: Mapping[str, Done], path: Path, device: torch.device, resume: bool, watch: Watch
+) -> Done:
+    recipe, folder, given = recipe_of(arm, images), path / arm.name, arm.given(before) if arm.given else None
+    with watch(arm, recipe) as listener:
+        found = find(
+            *(arm.model, images, arm.config),
+            recipe=recipe,
+            folder=folder,
+            device=str(device),
+            resume=resume,
+            listener=listener,
+            given=given,
+        )
+    return Done(arm, found.rows, found.verdict, folder, images)
+
+
+@contextlib.contextmanager
+def _silently(arm: StudyArm, recipe: Recipe) -> Iterator[Listener]:
+    yield Silence()
+
+
+def _study(name: str, scale: str, chosen: Scale, study: ModuleType, done: dict[str, Done], told: Told) -> Study:
+    first = next(iter(done.values())).arm.config
+    return Study(
+        name=name.replace("_", "-"),
+        title=study.TITLE,
+        source=study.SOURCE,
+        scale=scale,
+        about=[chosen.about, *told.remarks, PICKED, INTERVALS],
+        seeds=[*first.all_seeds],
+        arms=[_note(each) for each in done.values()],
+        claims=told.claims,
+        tables=told.tables,
+        figures=told.figures,
+        provenance=provenance(),
+        maps=told.maps,
+    )
+
+
+def _note(done: Done) -> ArmNote:
+    arm, images = done.arm, done.data
+    return ArmNote(
+        name=arm.name,
+        model=arm.model,
+        data=images.description.name,
+        images={"train": len(images.train), "val": len(images.val), "test": len(images.test)},
+        config=_as_read(arm.config.to_json()),
+        recipe=_as_read(recipe_of(arm, images).to_json()),
+        summary=done.verdict.summary,
+        flags=done.verdict.flags,
+        prize=prize(done.verdict.flags),
+        training_seconds=sum(row.seconds for row in done.rows),
+    )
+
+
+def _as_read(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a file: lists for tuples."""
+    return dict(json.loads(json.dumps(settings)))

@@ -1,0 +1,441 @@
+"""Does pruning a fully connected network make it local? (Pellegrini & Biroli 2021, arXiv:2104.13343; ICML 2022)
+
+Iterative magnitude pruning of a network that does not know where its pixels are, on images as they are, with their pixels shuffled, and
+with labels that mean nothing; then where in the image the connections lie that each node of the first layer kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ltcompile.core.mask import WeightMask
+from ltcompile.core.study import Claim, Estimate, Figure, Look, Maps, Picture, Series, Table
+from ltcompile.core.tensors import read_torch
+from ltcompile.finding import SearchConfig
+from ltcompile.finding.conditions import margins_of
+from ltcompile.study._curves import accuracy, band, curve, levels, percent, series, spread
+from ltcompile.study._images import pixel_order, shuffled_labels, shuffled_pixels
+from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._pairs import NEAR, Pairs, pairs
+from ltcompile.study._statistics import difference, estimate, paired
+
+TITLE = "Locality: what is left of a fully connected network looks at patches of the image"
+SOURCE = "Pellegrini & Biroli 2021, arXiv:2104.13343"
+LATER = "Pellegrini & Biroli 2022, ICML"
+CONTROL = f"{SOURCE}; the control is this study's"
+IMAGES, PIXELS, LABELS = "images", "pixels-shuffled", "labels-shuffled"
+CHANGES = {IMAGES: None, PIXELS: shuffled_pixels, LABELS: shuffled_labels}
+WORDS = {IMAGES: "images as they are", PIXELS: "pixels shuffled", LABELS: "labels shuffled"}
+CONNECTED = 0.2  # the least share of a layer's nodes with a connection (their code's `stop_ratio`)
+NONE_LEFT = 1.1  # times a shuffled mask: less excess than a tenth is called none
+KEPT = ("output",)  # hidden layers alone are pruned
+REACH = 10  # pixels each way, of a picture of displacements
+UNIT, LEFT = "times a shuffled mask", "hidden weights left (%)"
+NODES = 6  # whose pictures are shown, of each search
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds(Scale):
+    """Rounds that each drop the share `rate` of every hidden layer's weights; the others go back to `rewind_epoch`."""
+
+    rounds: int
+    rewind_epoch: int
+    rate: float = 0.3
+
+
+PLAIN = {"flip": False, "crop_pixels": 0, "schedule": "constant", "warmup_epochs": 0}  # of all scales: moved pixels have no neighbours
+SCALES = {
+    "smoke": Rounds(
+        about="Smoke: three hidden layers of 256 on 8x8 digits, 5 epochs of small steps with momentum, half of the weights dropped a round, "
+        "down to 3 %. It shows that the study runs; in images of 64 pixels hardly anything is far away.",
+        model="mlp256",
+        data="digits",
+        image_size=8,
+        recipe={**PLAIN, "epochs": 5, "batch": 32, "lr": 0.02, "momentum": 0.9},
+        rounds=5,
+        rewind_epoch=1,
+        rate=0.5,
+    ),
+    "small": Rounds(
+        about="Small: three hidden layers of 256 on all of CIFAR-10, 4 epochs of 351 steps at batch 128 with momentum in place of 100 000 steps "
+        "at batch 1000 without, down to 3 % of the weights; weights go back to step 351.",
+        model="mlp256",
+        data="cifar10",
+        recipe={**PLAIN, "epochs": 4, "batch": 128, "lr": 0.05, "momentum": 0.9},
+        rounds=10,
+        rewind_epoch=1,
+    ),
+    "full": Rounds(
+        about="Full: three hidden layers of 1024, SGD at 0.1 without momentum, batch 1000, 100 000 steps a round, weights go back to step 1000, "
+        "30 % of each hidden layer's weights go in a round. CIFAR-10 in place of the paper's ImageNet at 32x32 pixels, which --data "
+        "imagefolder:PATH takes where it is at hand: 45 000 training images for 1.28 million, so that 100 000 steps are 2222 epochs.",
+        model="mlp1024",
+        data="cifar10",
+        recipe={**PLAIN, "epochs": 2222, "batch": 1000, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
+        rounds=20,
+        rewind_epoch=22,
+    ),
+}
+
+
+def arms(scale: Rounds) -> list[StudyArm]:
+    """The same search on the images and on both controls; masks that are shuffled are trained where the images are as they are."""
+    config = SearchConfig(
+        prune="weights",
+        scope="local",
+        rewind="weight",
+        rewind_epoch=scale.rewind_epoch,
+        rounds=scale.rounds,
+        rate=scale.rate,
+        keep=KEPT,
+        seeds=scale.seeds,
+        controls=False,
+        margin_points=margins_of(scale.data).about,
+    )
+    whole = replace(config, whole_curve=True)
+    return [replace(StudyArm.of(scale, name, whole if name == IMAGES else config), change=change) for name, change in CHANGES.items()]
+
+
+# What masks say
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A level that is looked at: hidden weights left in percent, the least share of a layer's nodes that are connected, and by seed the
+    pairs of connections of one channel, of two channels (none in grey images), and of one channel with moved pixels put back.
+    """
+
+    left: float
+    connected: float
+    same: dict[int, Pairs]
+    different: dict[int, Pairs]
+    back: dict[int, Pairs]
+
+
+def tell(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Told:
+    """What masks say of where connections lie, level by level, and what networks they make."""
+    seen = {name: look(each) for name, each in done.items()}
+    level = max(set.intersection(*(set(levels) for levels in seen.values())))
+    margin = margins_of(scale.data).about
+    remarks = [
+        f"Locality is the share of pairs of a node's connections that are at most {NEAR:g} pixels apart, beside the share in a shuffled mask in "
+        "which every node keeps its number of connections: 1 is none. That share is exact, not drawn. Of one channel unless said otherwise.",
+        "Beside pairs of different nodes, the same share leaves out what is explained by pixels that all nodes like.",
+        f"Levels at which {CONNECTED:.0%} of a hidden layer's nodes at most are connected, or no node has two connections of one channel, are "
+        f"not looked at, as in the paper's code. Claims on locality are told at level {level}, the last that all searches leave.",
+        "Pixels are moved by one permutation of all images. Labels are shuffled among training images; validation and test images keep "
+        "theirs, so that accuracy there is chance.",
+    ]
+    figures, maps = _figures(done, seen, level), _maps(done, seen, level)
+    return Told(_claims(done, seen, level, margin), [_table(done, seen)], figures, remarks, maps)
+
+
+def look(done: Done) -> dict[int, Seen]:
+    """Every level that is looked at, the first ones first."""
+    found = {}
+    for level in levels(done.rows):
+        masks = {seed: mask_of(done, seed, level) for seed in done.arm.config.all_seeds}
+        seen = _seen(done, masks)
+        if seen.connected <= CONNECTED or not all(each.own.any() for each in seen.same.values()):
+            break
+        found[level] = seen
+    return found
+
+
+def mask_of(done: Done, seed: int, level: int) -> WeightMask:
+    """What a ticket kept. Raises BadFile where its file is gone or damaged."""
+    return WeightMask.load(done.folder / f"seed{seed}" / f"mask-{level}.pt")
+
+
+def first_layer(done: Done, mask: WeightMask) -> tuple[str, Tensor]:
+    """The name of the first layer's weights, and which of them are kept (nodes, C, H, W)."""
+    name, kept = next(iter(mask.kept.items()))
+    return name, kept.unflatten(1, done.data.description.shape)
+
+
+def _seen(done: Done, masks: Mapping[int, WeightMask]) -> Seen:
+    kept = {seed: first_layer(done, mask)[1] for seed, mask in masks.items()}
+    found = {seed: pairs(each) for seed, each in kept.items()}
+    moved = done.arm.change is shuffled_pixels
+    return Seen(
+        left=100 * fmean(mask.share for mask in masks.values()),
+        connected=min(layer.any(1).double().mean().item() for mask in masks.values() for layer in mask.kept.values()),
+        same={seed: same for seed, (same, _) in found.items()},
+        different={seed: different for seed, (_, different) in found.items() if different is not None},
+        back={seed: pairs(put_back(each))[0] for seed, each in kept.items()} if moved else {},
+    )
+
+
+def put_back(kept: Tensor) -> Tensor:
+    """A mask, or weights, (N, C, H, W) of shuffled pixels where those pixels were before."""
+    found = torch.empty_like(kept)
+    found.flatten(2)[:, :, pixel_order(kept[0, 0].numel())] = kept.flatten(2)
+    return found
+
+
+def _locality(found: Mapping[int, Pairs]) -> dict[int, float]:
+    return {seed: each.locality for seed, each in found.items()}
+
+
+def _beyond(found: Mapping[int, Pairs]) -> dict[int, float]:
+    return {seed: each.beyond for seed, each in found.items()}
+
+
+# Claims
+
+
+def _claims(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]], level: int, margin: float) -> list[Claim]:
+    at, first = {name: each[level] for name, each in seen.items()}, min(seen[IMAGES])
+    own, where = at[IMAGES], f"level {level}, {at[IMAGES].left:.2g} % of the weights left"
+    judged = partial(Claim.judged, source=SOURCE, side="above", bound=1.0, unit=UNIT)
+    claims = [judged("The connections that a node keeps are local in the image", number=_number(where), found=_mean(own.same))]
+    if own.different:
+        number = _number(where, "of two channels")
+        claims.append(judged("They are local from one channel to another", number=number, found=_mean(own.different)))
+    claims.append(
+        Claim.judged(
+            "Pixels that all nodes like do not explain it",
+            CONTROL,
+            f"{_number(where)}, beside pairs of different nodes",
+            estimate([*_beyond(own.same).values()]),
+            "above",
+            1.0,
+            unit="times pairs of different nodes",
+        )
+    )
+    grown = paired(_locality(own.same), _locality(seen[IMAGES][first].same))
+    claims.append(
+        judged("Locality grows as pruning goes on", number=f"locality at level {level} less that at level {first}", found=grown, bound=0.0)
+    )
+    return [*claims, *_of_pixels(at, where), *_of_labels(at, where), *_of_accuracy(done[IMAGES], level, margin)]
+
+
+def _of_pixels(at: Mapping[str, Seen], where: str) -> list[Claim]:
+    judged = partial(Claim.judged, source=CONTROL, unit=UNIT)
+    real, moved = at[IMAGES], at[PIXELS]
+    return [
+        judged(
+            "Where pixels are shuffled, connections are less local",
+            number=f"locality with images as they are less that with pixels shuffled; {where}",
+            found=paired(_locality(real.same), _locality(moved.same)),
+            side="above",
+        ),
+        judged(
+            "Where pixels are shuffled, no locality is left",
+            number=_number(where),
+            found=_mean(moved.same),
+            side="below",
+            bound=NONE_LEFT,
+        ),
+        judged(
+            "The same connections are local where the pixels were before",
+            number=f"{_number(where)}, with the shuffled pixels put back",
+            found=_mean(moved.back),
+            side="above",
+            bound=1.0,
+        ),
+    ]
+
+
+def _of_labels(at: Mapping[str, Seen], where: str) -> list[Claim]:
+    judged = partial(Claim.judged, "Labels that say nothing of the images leave less locality", f"{LATER}; the control is this study's")
+    real, without = at[IMAGES].same, at[LABELS].same
+    what = "with the images' own labels less that with labels shuffled"
+    beyond = paired(_beyond(real), _beyond(without))
+    return [
+        judged(f"locality {what}; {where}", paired(_locality(real), _locality(without)), "above", unit=UNIT),
+        judged(f"locality beside pairs of different nodes, {what}; {where}", beyond, "above", unit="times pairs of different nodes"),
+    ]
+
+
+def _of_accuracy(done: Done, level: int, margin: float) -> list[Claim]:
+    """Of the networks that the masks make."""
+    gaps = {at: difference(accuracy(done.rows, "ticket", at, "val"), accuracy(done.rows, "dense", 0, "val")) for at in levels(done.rows)}
+    best = max(gaps, key=lambda at: (fmean(gaps[at].values()), at))
+    return [
+        Claim.judged(
+            "Pruning finds a winning ticket of the fully connected network",
+            SOURCE,
+            f"ticket - dense in test accuracy at level {best}, the best on validation",
+            paired(accuracy(done.rows, "ticket", best), accuracy(done.rows, "dense", 0)),
+            "above",
+            -margin,
+        ),
+        Claim.judged(
+            "Which connections are kept matters",
+            SOURCE,
+            f"ticket - shuffled mask in test accuracy at level {level}",
+            paired(accuracy(done.rows, "ticket", level), accuracy(done.rows, "shuffled", level)),
+            "above",
+        ),
+    ]
+
+
+def _number(where: str, of: str = "of one channel") -> str:
+    return f"share of a node's pairs {of} that are at most {NEAR:g} pixels apart; {where}"
+
+
+def _mean(found: Mapping[int, Pairs]) -> Estimate:
+    return estimate([*_locality(found).values()])
+
+
+# Table and figures
+
+
+def _table(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]]) -> Table:
+    rows = []
+    for name, at in seen.items():
+        for level, each in at.items():
+            others = [spread(_mean(each.different)) if each.different else "grey", spread(estimate([*_beyond(each.same).values()]))]
+            shown = [
+                *(_tested(done[name], arm, level, "test") for arm in ("ticket", "shuffled")),
+                _tested(done[name], "ticket", level, "val"),
+            ]
+            sizes = [f"{each.left:.2f}", percent(100 * each.connected)]
+            rows.append([WORDS[name], str(level), *sizes, spread(_mean(each.same)), *others, *shown])
+    columns = [
+        *("search", "level", "hidden weights left (%)", "nodes connected, least layer (%)", f"locality ({UNIT})"),
+        *("of two channels", "beside pairs of different nodes", "ticket, test accuracy (%)", "shuffled mask, test accuracy (%)"),
+        "ticket, validation accuracy (%)",
+    ]
+    return Table(
+        "Every level that is looked at",
+        columns,
+        rows,
+        "± is half of the 95 % interval. The first search is shown test images at every level, the others at the one of their verdict.",
+    )
+
+
+def _tested(done: Done, arm: str, level: int, images: Literal["test", "val"]) -> str:
+    found = accuracy(done.rows, arm, level, images)
+    return spread(estimate([*found.values()])) if found else "not tested"
+
+
+def _figures(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]], level: int) -> list[Figure]:
+    ends = "Means over seeds with their 95 % intervals."
+    over = Figure(
+        "locality",
+        "Locality as pruning goes on",
+        LEFT,
+        f"pairs at most {NEAR:g} pixels apart ({UNIT})",
+        f"{ends} Dashed: beside pairs of different nodes, which pixels that all nodes like do not change.",
+        [line for name, at in seen.items() for line in _over_levels(name, at)],
+        log_x=True,
+    )
+    far = Figure(
+        "distance",
+        "How far apart the connections of a node lie",
+        "distance (pixels)",
+        f"pairs ({UNIT})",
+        f"{ends} At level {level}, pairs of one channel.",
+        [_profile(WORDS[name], "line", colour, at[level].same) for colour, (name, at) in enumerate(seen.items())],
+    )
+    shown = sorted({*list(seen[IMAGES])[:: max(1, len(seen[IMAGES]) // 3)], level})
+    grown = Figure(
+        "distance-levels",
+        "The same, level by level",
+        "distance (pixels)",
+        f"pairs ({UNIT})",
+        f"{ends} Images as they are, pairs of one channel.",
+        [
+            _profile(f"{at.left:.2g} % left (level {each})", "line", colour, at.same)
+            for colour, each in enumerate(shown)
+            for at in (seen[IMAGES][each],)
+        ],
+    )
+    return [over, far, grown, _accuracies(done[IMAGES], seen[IMAGES])]
+
+
+def _over_levels(name: str, seen: Mapping[int, Seen]) -> list[Series]:
+    x, colour = [each.left for each in seen.values()], list(CHANGES).index(name)
+    beyond = [estimate([*_beyond(each.same).values()]) for each in seen.values()]
+    return [
+        series(WORDS[name], "line", colour, x, [_mean(each.same) for each in seen.values()]),
+        series(f"{WORDS[name]}, beside different nodes", "control", colour, x, beyond),
+    ]
+
+
+def _profile(name: str, look: Look, colour: int, found: Mapping[int, Pairs]) -> Series:
+    profiles = [each.profile() for each in found.values()]
+    return series(name, look, colour, [float(d) for d in profiles[0]], [estimate([each[d] for each in profiles]) for d in profiles[0]])
+
+
+def _accuracies(done: Done, seen: Mapping[int, Seen]) -> Figure:
+    rows = [row for row in done.rows if row.arm == "dense" or row.level in seen]
+    drawn: tuple[tuple[str, Look, str], ...] = (
+        ("ticket", "line", "ticket"),
+        ("its mask, other first weights", "control", "reinit"),
+        ("shuffled mask, its first weights", "control", "shuffled"),
+    )
+    lines = [curve(title, look, colour, rows, arm, lambda at: seen[at].left) for colour, (title, look, arm) in enumerate(drawn)]
+    dense = band("dense", len(drawn), estimate([*accuracy(rows, "dense", 0).values()]))
+    caption = "Images as they are. Mean test accuracy over seeds with its 95 % interval; the band is the dense network's."
+    return Figure("accuracy", "Accuracy over weights left", LEFT, "test accuracy (%)", caption, [dense, *lines], log_x=True)
+
+
+# Pictures
+
+
+def _maps(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]], level: int) -> list[Maps]:
+    where = [picture for name, at in seen.items() for picture in _displacements(WORDS[name], at[level])]
+    nodes = [picture for each in done.values() for picture in _features(each, level)]
+    return [
+        Maps(
+            "displacements",
+            "Where the other connections of a node lie",
+            "more than shuffled (%)",
+            f"(pairs - pairs of a shuffled mask) / (their sum), in percent, by displacement; none is in the middle, and a connection is not "
+            f"paired with itself. Level {level}, all nodes and seeds together.",
+            where,
+        ),
+        Maps(
+            "features",
+            "What the most connected nodes look at",
+            "weight (% of the node's largest)",
+            f"The {NODES} nodes of the first layer that keep most connections at level {level}, of seed {min(seen[IMAGES][level].same)}: trained "
+            "weights at their pixels, summed over channels; the number of connections is above. Where pixels are shuffled, they are shown "
+            "where the network sees them, and then where they were before.",
+            nodes,
+        ),
+    ]
+
+
+def _displacements(name: str, seen: Seen) -> list[Picture]:
+    kinds = (("one channel", seen.same), ("two channels", seen.different), ("put back", seen.back))
+    return [Picture(f"{name}: {kind}", _whole(together(found.values()).contrast(REACH))) for kind, found in kinds if found]
+
+
+def together(found: Iterable[Pairs]) -> Pairs:
+    """The pairs of several masks, counted together."""
+    each = list(found)
+    return Pairs(*(torch.stack([getattr(one, part) for one in each]).sum(0) for part in ("own", "shuffled", "others")))
+
+
+def _features(done: Done, level: int) -> list[Picture]:
+    """Weights of the most connected nodes of the first seed; with shuffled pixels, also put back."""
+    seed = done.arm.config.seed
+    name, kept = first_layer(done, mask_of(done, seed, level))
+    trained = read_torch(done.folder / f"seed{seed}" / f"ticket-{level}.pt", "training of a run")
+    weights = trained["weights"][name].float().view(kept.shape) * kept
+    counts = kept.flatten(1).sum(1)
+    nodes = counts.argsort(descending=True, stable=True)[:NODES]
+    kinds = {WORDS[done.arm.name]: weights} | ({"put back": put_back(weights)} if done.arm.change is shuffled_pixels else {})
+    return [Picture(f"{kind}: {int(counts[node])}", _scaled(each[node].sum(0))) for kind, each in kinds.items() for node in nodes]
+
+
+def _scaled(values: Tensor) -> list[list[int]]:
+    """Values beside the largest of them."""
+    return _whole(values / values.abs().max().clamp_min(torch.finfo(values.dtype).tiny))
+
+
+def _whole(values: Tensor) -> list[list[int]]:
+    """Values from -1 to 1 in percent."""
+    rows: list[list[int]] = (100 * values).round().int().tolist()
+    return rows

@@ -1,0 +1,563 @@
+"""Do sparse networks train from their own first weights alone? (Frankle & Carbin, ICLR 2019, arXiv:1803.03635, v5)
+
+Weights of lowest magnitude are dropped layer by layer (in the deep networks over all of them), and the others reset to what they were
+before training, in rounds or at once; beside every ticket its mask on fresh weights, and a random mask with each layer's count on its
+own. Told over P_m, the share of the weights that is left: test accuracy, the epoch of minimum validation loss, at which early stopping
+would stop, and the gap between training and test accuracy. What masks empty is counted as `shrink` removes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+
+from ltcompile.core.study import Claim, Estimate, Figure, Series, Side, Table
+from ltcompile.data import Dataset
+from ltcompile.finding import SearchConfig
+from ltcompile.finding.conditions import margins_of
+from ltcompile.study._curves import Rows, accuracy, band, levels, percent, series, spread
+from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._statistics import BySeed, difference, estimate
+
+TITLE = "The lottery ticket hypothesis: single weights, in rounds or at once, from their first values"
+SOURCE = "Frankle & Carbin 2019, arXiv:1803.03635"
+LATER = "Frankle et al. 2019, arXiv:1903.01611"  # who reset to an early step
+NEAR = 1.5  # a level stands for a published share of weights that is at most so many times as large, or as small
+BACK_POINTS = 0.15  # of LeNet on MNIST: half of the best gain that was published
+CONV_RATE, DEEPER_CONV_RATE = 0.1, 0.15  # of convolutions, where linear layers lose 20 % a round
+
+Curve = Literal["iterative", "oneshot", "late", "beside"]
+Measure = Literal["accuracy", "stop", "gap"]
+Place = tuple[Curve, str]  # a curve, and an arm on it
+
+
+# What the paper says, as bounds on numbers
+
+
+def ratio(ours: BySeed, theirs: BySeed) -> dict[int, float]:
+    """ours / theirs, of every seed that has both."""
+    return {seed: ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A comparison of two arms, seed by seed, each of the level of its own curve that is nearest to a share of weights."""
+
+    words: str
+    unit: str
+    measure: Measure
+    ours: Place
+    theirs: Place
+    compare: Callable[[BySeed, BySeed], BySeed] = difference
+
+
+TICKET: Place = ("iterative", "ticket")
+DENSE: Place = ("iterative", "dense")
+REINIT: Place = ("iterative", "reinit")
+SHUFFLED: Place = ("iterative", "shuffled")
+SHOT: Place = ("oneshot", "ticket")
+SHOT_DENSE: Place = ("oneshot", "dense")
+LATE: Place = ("late", "ticket")
+BESIDE: Place = ("beside", "ticket")
+STOP, ACCURACY, GAP = "epochs to the minimum of validation loss", "test accuracy", "training accuracy - test accuracy"
+NUMBERS = {
+    "gain": Number(f"{ACCURACY}, ticket - dense network", "points", "accuracy", TICKET, DENSE),
+    "over reinit": Number(f"{ACCURACY}, ticket - its mask on fresh weights", "points", "accuracy", TICKET, REINIT),
+    "over shuffled": Number(f"{ACCURACY}, ticket - a random mask on its own weights", "points", "accuracy", TICKET, SHUFFLED),
+    "speed": Number(f"{STOP}, dense network / ticket", "times", "stop", DENSE, TICKET, ratio),
+    "speed over reinit": Number(f"{STOP}, its mask on fresh weights / ticket", "times", "stop", REINIT, TICKET, ratio),
+    "gap": Number(f"{GAP}, ticket - dense network", "points", "gap", TICKET, DENSE),
+    "one-shot gain": Number(f"{ACCURACY}, one-shot ticket - dense network", "points", "accuracy", SHOT, SHOT_DENSE),
+    "one-shot speed": Number(f"{STOP}, dense network / one-shot ticket", "times", "stop", SHOT_DENSE, SHOT, ratio),
+    "over one-shot": Number(f"{ACCURACY}, ticket of rounds - one-shot ticket", "points", "accuracy", TICKET, SHOT),
+    "late": Number(f"{ACCURACY}, ticket of weights after an epoch - ticket of first weights", "points", "accuracy", LATE, TICKET),
+    "over plain": Number(f"{ACCURACY}, ticket with dropout - ticket without", "points", "accuracy", TICKET, BESIDE),
+}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A claim: on which side of `bound` a number of `NUMBERS` lies where about `left` percent of the weights are."""
+
+    statement: str
+    number: str
+    left: float
+    bound: float = 0.0
+    side: Side = "above"
+    source: str = SOURCE
+
+
+LENET = (
+    Said("LeNet with 21 % of its weights is more accurate than the dense network", "gain", 21.1),
+    Said("LeNet with 21 % stops sooner than the dense network (published: 38 % earlier, 1.61 times as fast)", "speed", 21.1, 1.0),
+    Said("LeNet with 3.6 % is no more accurate than the dense network", "gain", 3.6, BACK_POINTS, "below"),
+    Said("LeNet with 3.6 % is no less accurate than the dense network", "gain", 3.6, -BACK_POINTS),
+    Said("LeNet with 21 % is more accurate than its mask on fresh weights (published: half a point)", "over reinit", 21.1),
+    Said("LeNet with 21 % stops sooner than its mask on fresh weights (published: 2.51 times as fast)", "speed over reinit", 21.1, 1.0),
+    Said("LeNet with 21 % is more accurate than a random mask on its own weights", "over shuffled", 21.1),
+    Said("LeNet with 21 % has a smaller gap between training and test accuracy than the dense network", "gap", 21.1, side="below"),
+)
+LENET_SHOTS = (
+    Said("LeNet with 21 % left at one shot is more accurate than the dense network (published: down to 5.17 %)", "one-shot gain", 21.1),
+    Said("LeNet with 21 % left at one shot stops sooner than the dense network (published: 67.5 to 17.6 %)", "one-shot speed", 21.1, 1.0),
+    Said("LeNet with 3.6 % left by rounds is more accurate than at one shot", "over one-shot", 3.6),
+)
+LENET_LATE = (
+    Said("LeNet with 3.6 % is better when reset to weights after an early epoch than to first weights", "late", 3.6, source=LATER),
+)
+
+
+def _conv(name: str, fastest: float, times: float, best: float, points: float) -> tuple[Said, ...]:
+    """What is said of a convolutional network; published: so many times as fast, and points better, at shares of weights in percent."""
+    at, there = f"{name} with {best:g} % of its weights", f"{name} with {fastest:g} % of its weights"
+    return (
+        Said(f"{there} stops sooner than the dense network (published: {times:g} times as fast)", "speed", fastest, 1.0),
+        Said(f"{at} is more accurate than the dense network (published: by {points:g} points)", "gain", best),
+        Said(f"{name} with 2 % of its weights is still more accurate than the dense network", "gain", 2.0),
+        Said(f"{at} is more accurate than its mask on fresh weights", "over reinit", best),
+        Said(f"{there} stops sooner than its mask on fresh weights", "speed over reinit", fastest, 1.0),
+        Said(f"{at} is more accurate than a random mask on its own weights", "over shuffled", best),
+        Said(f"{at} has a smaller gap between training and test accuracy than the dense network", "gap", best, side="below"),
+    )
+
+
+def _dropped(name: str, best: float, points: float) -> tuple[Said, ...]:
+    """What is said of one that trains with dropout. Where its best ticket was is not published: that of the one without stands for it."""
+    at = f"{name} with dropout and {best:g} % of its weights"
+    return (
+        Said(f"{at} is more accurate than the dense network with dropout (published: by up to {points:g} points)", "gain", best),
+        Said(f"{at} is more accurate than a ticket without dropout", "over plain", best),
+        Said(f"{at} stops sooner than the dense network with dropout", "speed", best, 1.0),
+    )
+
+
+def _high(name: str, left: float, margin: float) -> tuple[Said, ...]:
+    return (
+        Said(
+            f"{name} at rate 0.1 without warm-up: a ticket is no better than its mask on fresh weights",
+            "over reinit",
+            left,
+            margin,
+            "below",
+        ),
+    )
+
+
+def _warm(name: str, left: float) -> tuple[Said, ...]:
+    return (
+        Said(f"{name} with warm-up: with {left:g} % of its weights a ticket is more accurate than the dense network", "gain", left),
+        Said(f"{name} with warm-up: with {left:g} % a ticket is more accurate than its mask on fresh weights", "over reinit", left),
+    )
+
+
+# How it is done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A network, its images, its recipe, and how it is pruned; `said` is what the paper says of it.
+
+    Each of `rounds` drops `rate` of the surviving weights, of layers that match a pattern of `rates` that pattern's. `shots` drop at once
+    what so many rounds do. `late` is an epoch whose weights a further search resets to. `beside` is the same network without dropout.
+    """
+
+    name: str
+    model: str
+    data: str
+    rounds: int
+    rate: float
+    said: tuple[Said, ...] = ()
+    image_size: int | None = None
+    train_images: int | None = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
+    keep: tuple[str, ...] = ()
+    scope: Literal["local", "global"] = "local"
+    shots: tuple[int, ...] = ()
+    late: int | None = None
+    beside: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subjects(Scale):
+    """Several networks, each on images of its own; other `data` is for all of them."""
+
+    subjects: tuple[Subject, ...]
+    model: str = ""
+    data: str = ""
+
+
+PLAIN = {"weight_decay": 0.0, "schedule": "constant", "warmup_epochs": 0, "flip": False, "crop_pixels": 0}
+CONV2, CONV4, CONV6 = "0|2", "0|2|5|7", "0|2|5|7|10|12"  # the convolutions of the networks
+
+
+def _conv_nets(epochs: Mapping[str, int]) -> list[Subject]:
+    """Conv-2, 4 and 6 as published, without dropout, and with dropout three times as long."""
+    told = {
+        "conv2": (18, CONV2, CONV_RATE, _conv("Conv-2", 8.8, 3.5, 4.6, 3.4), _dropped("Conv-2", 4.6, 2.3)),
+        "conv4": (22, CONV4, CONV_RATE, _conv("Conv-4", 9.2, 3.5, 11.1, 3.5), _dropped("Conv-4", 11.1, 4.6)),
+        "conv6": (23, CONV6, DEEPER_CONV_RATE, _conv("Conv-6", 15.1, 2.5, 26.4, 3.3), _dropped("Conv-6", 26.4, 4.7)),
+    }
+    found = []
+    for model, (rounds, layers, rate, plain, dropped) in told.items():
+        recipe = {**PLAIN, "batch": 60, "lr": 0.003, "epochs": epochs[model]}
+        one = partial(Subject, data="cifar10", rounds=rounds, rate=0.2, rates={layers: rate})
+        found.append(one(name=model, model=model, recipe=recipe, said=plain))
+        longer = {**recipe, "epochs": 3 * epochs[model]}
+        found.append(one(name=f"{model}-dropout", model=f"{model}-dropout", recipe=longer, said=dropped, beside=model))
+    return found
+
+
+def _deep_nets() -> list[Subject]:
+    """VGG-19 and the paper's "Resnet-18", each at a high rate, at a low one, and with warm-up."""
+    vgg = {"epochs": 160, "batch": 64, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75), "warmup_epochs": 0}
+    res = {"epochs": 85, "batch": 128, "weight_decay": 1e-4, "schedule": "step", "milestones": (2 / 3, 5 / 6), "warmup_epochs": 0}
+    pruned: dict[str, Any] = {"data": "cifar10", "rate": 0.2, "scope": "global", "keep": ("classifier",)}
+    vgg_low = (
+        Said("VGG-19 at rate 0.01: with 3.5 % of its weights a ticket is within a point of the dense network", "gain", 3.5, -1.0),
+        Said("VGG-19 at rate 0.01: with 3.5 % a ticket is more accurate than its mask on fresh weights", "over reinit", 3.5),
+    )
+    res_low = (
+        Said("Resnet-18 at rate 0.01: with 22 % of its weights a ticket is more accurate than the dense network", "gain", 21.9),
+        Said("Resnet-18 at rate 0.01: with 22 % a ticket is more accurate than its mask on fresh weights", "over reinit", 21.9),
+    )
+    margin = margins_of("cifar10").about
+    asked = {
+        "vgg19": ("vgg19", 19, {**vgg, "lr": 0.1}, _high("VGG-19", 3.5, margin)),
+        "vgg19-low": ("vgg19", 19, {**vgg, "lr": 0.01}, vgg_low),
+        "vgg19-warm": ("vgg19", 19, {**vgg, "lr": 0.1, "warmup_epochs": 14}, _warm("VGG-19", 1.5)),
+        "resnet": ("resnet20", 12, {**res, "lr": 0.1}, _high("Resnet-18", 21.9, margin)),
+        "resnet-low": ("resnet20", 12, {**res, "lr": 0.01}, res_low),
+        "resnet-warm": ("resnet20", 12, {**res, "lr": 0.03, "warmup_epochs": 56}, _warm("Resnet-18", 11.8)),
+    }
+    return [
+        Subject(name=name, model=model, rounds=rounds, recipe=recipe, said=said, **pruned)
+        for name, (model, rounds, recipe, said) in asked.items()
+    ]
+
+
+SCALES = {
+    "smoke": Subjects(
+        about="Smoke: LeNet-300-100, and Conv-2 with and without dropout, on 8x8 digits, in a few coarse rounds or one. It shows that the study "
+        "runs; its numbers say nothing of MNIST and CIFAR-10.",
+        subjects=(
+            Subject(
+                name="lenet300",
+                model="lenet300",
+                data="digits",
+                image_size=8,
+                recipe={**PLAIN, "epochs": 6, "lr": 0.05},
+                rounds=4,
+                rate=0.55,
+                shots=(2, 4),
+                late=1,
+                said=(*LENET, *LENET_SHOTS, *LENET_LATE),
+            ),
+            *(
+                Subject(
+                    name=model,
+                    model=model,
+                    data="digits",
+                    image_size=8,
+                    train_images=450,
+                    recipe={**PLAIN, "epochs": 4, "lr": 0.02},
+                    rounds=1,
+                    rate=0.97,
+                    rates={CONV2: 0.65},
+                    said=said,
+                    beside=beside,
+                )
+                for model, said, beside in (
+                    ("conv2", _conv("Conv-2", 8.8, 3.5, 4.6, 3.4), None),
+                    ("conv2-dropout", _dropped("Conv-2", 4.6, 2.3), "conv2"),
+                )
+            ),
+        ),
+    ),
+    "small": Subjects(
+        about="Small: LeNet-300-100 on all of MNIST in 8 epochs of batch 128, 40 % of the weights a round; and Conv-2, with and without dropout, on "
+        "2500 of CIFAR-10's training images at 16x16 in 8 epochs of batch 64 (12 with dropout), 55 % of the weights of linear layers and 25 % "
+        "of those of convolutions a round. The paper trains on all images, for 55 and 27 epochs of batch 60, and drops 20 % (of convolutions "
+        "10 %) a round; by Adam, where this is momentum SGD at a constant rate. No weight decay and no augmentation, as there.",
+        subjects=(
+            Subject(
+                name="lenet300",
+                model="lenet300",
+                data="mnist",
+                recipe={**PLAIN, "epochs": 8, "batch": 128, "lr": 0.05},
+                rounds=7,
+                rate=0.4,
+                shots=(3, 7),
+                said=(*LENET, *LENET_SHOTS),
+            ),
+            *(
+                Subject(
+                    name=model,
+                    model=model,
+                    data="cifar10",
+                    image_size=16,
+                    train_images=2500,
+                    recipe={**PLAIN, "epochs": epochs, "batch": 64, "lr": 0.01},
+                    rounds=5,
+                    rate=0.55,
+                    rates={CONV2: 0.25},
+                    said=said,
+                    beside=beside,
+                )
+                for model, epochs, said, beside in (
+                    ("conv2", 8, _conv("Conv-2", 8.8, 3.5, 4.6, 3.4), None),
+                    ("conv2-dropout", 12, _dropped("Conv-2", 4.6, 2.3), "conv2"),
+                )
+            ),
+        ),
+    ),
+    "full": Subjects(
+        about="Full: the published networks, images, batches, lengths, rates of pruning and five trials. LeNet-300-100 and Conv-2/4/6 train "
+        "by momentum SGD at a constant rate in place of Adam (the paper finds tickets by both), LeNet from PyTorch's first weights in place "
+        "of Glorot's. The paper's Resnet-18 is the network of 20 layers and 271,000 parameters that is called resnet20 here. Fresh weights are "
+        "drawn once for each ticket (there: three times). Some 4000 trainings, 1400 of them of deep networks: many days of one GPU.",
+        seeds=5,
+        subjects=(
+            Subject(
+                name="lenet300",
+                model="lenet300",
+                data="mnist",
+                recipe={**PLAIN, "epochs": 55, "batch": 60, "lr": 0.02},
+                rounds=18,
+                rate=0.2,
+                shots=(2, 5, 7, 10, 13, 15),
+                late=1,
+                said=(*LENET, *LENET_SHOTS, *LENET_LATE),
+            ),
+            *_conv_nets({"conv2": 27, "conv4": 33, "conv6": 40}),
+            *_deep_nets(),
+        ),
+    ),
+}
+
+
+def arms(scale: Subjects) -> list[StudyArm]:
+    """For each subject its search in rounds, those at once, and the one from weights after an epoch."""
+    return [arm for subject in scale.subjects for arm in _arms(scale, subject)]
+
+
+def _arms(scale: Subjects, subject: Subject) -> list[StudyArm]:
+    data = scale.data or subject.data
+    change = None if subject.train_images is None else partial(_fewer, count=subject.train_images)
+
+    def arm(name: str, rounds: int, **settings: Any) -> StudyArm:
+        config = SearchConfig(
+            prune="weights",
+            scope=subject.scope,
+            rewind="weight",
+            rounds=rounds,
+            rate=subject.rate,
+            ratios={layers: 1 - (1 - rate) ** rounds for layers, rate in subject.rates.items()},
+            max_layer_ratio=1.0,
+            keep=subject.keep,
+            seeds=scale.seeds,
+            margin_points=margins_of(data).about,
+            controls=False,
+            whole_curve=True,
+            **settings,
+        )
+        return StudyArm(name, subject.model, data, subject.image_size, config, subject.recipe, change)
+
+    found = [arm(subject.name, subject.rounds)]
+    found += [arm(_shot(subject, rounds), rounds, schedule="oneshot") for rounds in subject.shots]
+    return found + ([arm(_late(subject), subject.rounds, rewind_epoch=subject.late)] if subject.late is not None else [])
+
+
+def _shot(subject: Subject, rounds: int) -> str:
+    return f"{subject.name}-oneshot-{rounds}"
+
+
+def _late(subject: Subject) -> str:
+    return f"{subject.name}-from-{subject.late}"
+
+
+def _fewer(data: Dataset, count: int) -> Dataset:
+    return data.with_train_images(count)
+
+
+# What was found
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A level of a search, for all seeds."""
+
+    rows: Rows
+    level: int
+
+    @property
+    def left(self) -> float:
+        """P_m in percent: how many of the dense network's weights are not masked."""
+        return self._share("weights")
+
+    def _share(self, size: str) -> float:
+        """The ticket's size in percent of the dense network's; mean over seeds."""
+        dense = next(row for row in self.rows if row.arm == "dense")
+        mean = fmean(getattr(row, size) for row in self.rows if (row.arm, row.level) == ("ticket", self.level))
+        return float(100 * mean / getattr(dense, size))
+
+    def emptied(self, size: str) -> float:
+        """The share of the dense network's filters or MACs that went with what the ticket's mask emptied, in percent."""
+        return 100 - self._share(size)
+
+    def of(self, arm: str, measure: Measure) -> dict[int, float]:
+        """Seed -> test accuracy or gap in points, or the epoch of minimum validation loss, counted from the schedule's begin."""
+        level = 0 if arm == "dense" else self.level
+        tested = accuracy(self.rows, arm, level)
+        if measure == "accuracy":
+            return tested
+        rows = {row.seed: row for row in self.rows if (row.arm, row.level) == (arm, level)}
+        if measure == "stop":
+            return {seed: float(rows[seed].stop_epoch) for seed in sorted(rows)}
+        return {seed: 100 * rows[seed].train_accuracy - tested[seed] for seed in sorted(tested)}
+
+    def estimate(self, arm: str, measure: Measure) -> Estimate:
+        return estimate([*self.of(arm, measure).values()])
+
+
+Curves = Mapping[Curve, list[Spot]]
+
+
+def curves_of(subject: Subject, done: Mapping[str, Done]) -> Curves:
+    """The levels of a subject's searches, and of the one that it is held beside, by falling share of weights."""
+    return {
+        "iterative": _spots([subject.name], done),
+        "oneshot": _spots([_shot(subject, rounds) for rounds in subject.shots], done),
+        "late": _spots([_late(subject)] if subject.late is not None else [], done),
+        "beside": _spots([subject.beside] if subject.beside else [], done),
+    }
+
+
+def _spots(names: list[str], done: Mapping[str, Done]) -> list[Spot]:
+    spots = [Spot(done[name].rows, level) for name in names for level in levels(done[name].rows)]
+    return sorted(spots, key=lambda spot: -spot.left)
+
+
+def nearest(spots: list[Spot], left: float) -> Spot | None:
+    """The level whose share of weights is nearest to `left` percent, by ratio; None where none is near."""
+    found = min(spots, key=lambda spot: abs(math.log(spot.left / left)), default=None)
+    return found if found is not None and abs(math.log(found.left / left)) <= math.log(NEAR) else None
+
+
+def tell(scale: Subjects, done: Mapping[str, Done], device: torch.device) -> Told:
+    """Claims where a level is near enough to the published share of weights; a table and three figures of each subject."""
+    claims, tables, figures, unasked = [], [], [], []
+    for subject in scale.subjects:
+        curves = curves_of(subject, done)
+        judged = {said.statement: judge(said, curves) for said in subject.said}
+        claims += [claim for claim in judged.values() if claim is not None]
+        unasked += [statement for statement, claim in judged.items() if claim is None]
+        tables.append(_table(subject, curves))
+        figures += _figures(subject, curves)
+    return Told(claims, tables, figures, [*REMARKS, *_left_out(unasked)])
+
+
+REMARKS = (
+    "Weights left are P_m: those that a mask kept, of all weights of convolutions and linear layers. The output layer is pruned at half the "
+    "rate of the others, or not at all where layers are ranked together. Claims are about the level nearest to the published one.",
+    "A network stops at the epoch of minimum validation loss, counted from the schedule's begin and no finer than an epoch (the paper looks "
+    "every 100 steps); one that learns nothing may stop at once. Test accuracy is that of the end of training.",
+    "Training accuracy is the mean over the last epoch while it trains, on images as they are trained on: augmented where the recipe says "
+    "so, and with dropout.",
+    "Units and filters count as emptied where `ltcompile shrink` removes them, because their mask left nothing that makes or reads them: "
+    "that much of the sparsity is structure.",
+)
+
+
+def _left_out(unasked: list[str]) -> list[str]:
+    told = "; ".join(unasked)
+    return [f"Not asked at this scale, for no level has nearly as many weights left: {told}."] if unasked else []
+
+
+def judge(said: Said, curves: Curves) -> Claim | None:
+    """The claim by its number; None where no level is near the share of weights that it is about."""
+    number = NUMBERS[said.number]
+    ours, theirs = nearest(curves[number.ours[0]], said.left), nearest(curves[number.theirs[0]], said.left)
+    if ours is None or theirs is None:
+        return None
+    found = number.compare(ours.of(number.ours[1], number.measure), theirs.of(number.theirs[1], number.measure))
+    shares = dict.fromkeys(percent(spot.left) for spot in (ours, theirs))  # as many as differ
+    return Claim.judged(
+        said.statement,
+        said.source,
+        f"{number.words}, with {' and '.join(shares)} % of the weights left",
+        estimate([*found.values()]),
+        said.side,
+        said.bound,
+        number.unit,
+    )
+
+
+# Tables and figures
+
+WAYS: dict[Curve, str] = {"iterative": "in rounds", "oneshot": "one-shot", "late": "in rounds, from weights after an epoch"}
+ARMS = {"ticket": "ticket", "reinit": "its mask on fresh weights", "shuffled": "random mask on its weights"}
+
+
+def _table(subject: Subject, curves: Curves) -> Table:
+    first = curves["iterative"][0]
+    dense = [spread(first.estimate("dense", measure)) for measure in ("accuracy", "stop", "gap")]
+    rows = [["dense", "100.0", "0.0", "0.0", dense[0], "", "", dense[1], "", "", dense[2], "", ""]]
+    for curve, way in WAYS.items():
+        for spot in curves[curve]:
+            sizes = [percent(spot.left), percent(spot.emptied("filters")), percent(spot.emptied("macs"))]
+            told = [spread(spot.estimate(arm, measure)) for measure in ("accuracy", "stop", "gap") for arm in ARMS]  # type: ignore[arg-type]
+            rows.append([way, *sizes, *told])
+    columns = ["pruned", "weights left (%)", "units and filters emptied (%)", "MACs of them (%)"]
+    measures = ("test accuracy (%)", "stops at (epoch)", "gap (points)")
+    columns += [f"{arm}: {measure}" for measure in measures for arm in ARMS.values()]
+    return Table(f"{subject.name}: every level", columns, rows, "± is half of the 95 % interval.")
+
+
+def _figures(subject: Subject, curves: Curves) -> list[Figure]:
+    axes: dict[Measure, tuple[str, str]] = {
+        "accuracy": ("Test accuracy", "test accuracy (%)"),
+        "stop": ("Where early stopping stops", "epoch of minimum validation loss (epochs)"),
+        "gap": ("Training accuracy less test accuracy", "gap (points)"),
+    }
+    caption = "Mean over seeds with its 95 % interval, over the share of weights left (P_m); the band is the dense network's, dashed lines are controls."
+    return [
+        Figure(
+            f"{measure}-{subject.name}",
+            f"{subject.name}: {title[0].lower()}{title[1:]}",
+            "weights left (%)",
+            axis,
+            caption,
+            _lines(subject, curves, measure),
+            log_x=True,
+        )
+        for measure, (title, axis) in axes.items()
+    ]
+
+
+def _lines(subject: Subject, curves: Curves, measure: Measure) -> list[Series]:
+    """The dense band, tickets and their controls, each kind in a colour of its own; controls of one-shot tickets are in the table."""
+
+    def line(name: str, look: Literal["line", "control"], colour: int, curve: Curve, arm: str) -> Series:
+        spots = curves[curve]
+        return series(name, look, colour, [spot.left for spot in spots], [spot.estimate(arm, measure) for spot in spots])
+
+    found = [
+        band("dense", 4, curves["iterative"][0].estimate("dense", measure)),
+        line("ticket", "line", 0, "iterative", "ticket"),
+        line(ARMS["reinit"], "control", 0, "iterative", "reinit"),
+        line(ARMS["shuffled"], "control", 1, "iterative", "shuffled"),
+    ]
+    if curves["oneshot"]:
+        found.append(line("one-shot ticket", "line", 2, "oneshot", "ticket"))
+    if curves["late"]:
+        found.append(line(f"ticket from epoch {subject.late}", "line", 3, "late", "ticket"))
+    if curves["beside"]:
+        found.append(line(f"ticket of {subject.beside}", "line", 2, "beside", "ticket"))
+    return found

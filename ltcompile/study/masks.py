@@ -1,0 +1,418 @@
+"""Are tickets unique? Masks of different criteria beside each other (Paganini & Forde 2020, arXiv:2001.05050).
+
+The same network is pruned by filters, by weights and by both, by several criteria; then what the sparsest networks of each keep, answer,
+and know together, how their weights move from round to round, and how many whole filters unstructured masks empty.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile.core.mask import WeightMask
+from ltcompile.core.study import Claim, Estimate, Figure, Look, Series, Table
+from ltcompile.finding import SearchConfig
+from ltcompile.finding.conditions import margins_of
+from ltcompile.finding.masks import shuffled
+from ltcompile.likeness import Answers, agreement, answers, distances, ensemble, unanimous
+from ltcompile.models import build_model
+from ltcompile.study._curves import accuracy, band, levels, percent, series, spread
+from ltcompile.study._networks import mask, network, weights
+from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
+
+TITLE = "Masks: which weights different criteria keep, and what their tickets know together"
+SOURCE = "Paganini & Forde 2020, arXiv:2001.05050"
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> what the page calls it, and the search
+    "l1-filters": ("L1, filters", {"criterion": "l1"}),
+    "l2-filters": ("L2, filters", {"criterion": "l2"}),
+    "linf-filters": ("L-inf, filters", {"criterion": "linf"}),
+    "neg-linf-filters": ("-L-inf, filters", {"criterion": "neg_linf"}),
+    "random-filters": ("random, filters", {"criterion": "random"}),
+    "l1-weights": ("L1, weights", {"prune": "weights"}),
+    "l1-weights-global": ("L1, weights, global", {"prune": "weights", "scope": "global"}),
+    "random-weights": ("random, weights", {"prune": "weights", "criterion": "random"}),
+    "hybrid": ("hybrid", {"prune": "hybrid"}),
+    "fc-only": ("linear layers only", {"prune": "weights"}),
+    "l1-weights-finetune": ("L1, weights, fine-tuned", {"prune": "weights", "rewind": "finetune"}),
+}
+FIGURES = {  # name -> title and arms of a figure of accuracy
+    "filters": ("Accuracy over weights left, filters pruned", [name for name in ARMS if name.endswith("-filters")]),
+    "weights": ("Accuracy over weights left, weights pruned", [name for name in ARMS if "-weights" in name]),
+    "mixed": ("Accuracy over weights left, by what is pruned", ["l1-filters", "l1-weights", "hybrid", "fc-only"]),
+}
+BEST = 3  # networks of the smaller ensemble
+APART = 0.5  # Jaccard's distance from which on two masks are called different networks: they share less than half
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds(Scale):
+    """`rounds` of filters at `rate`, and twice as many of weights: a layer loses a share of what makes it and of what it reads, so that
+    about as many weights are left.
+    """
+
+    rounds: int
+    rate: float
+
+
+SCALES = {
+    "smoke": Rounds(
+        about="Smoke: LeNet-5 on 8x8 digits shown at 16x16, 4 epochs, two seeds, 2 rounds of filters and 4 of weights at 40 %. It shows that "
+        "the study runs; its numbers say nothing of the paper's networks.",
+        model="lenet5",
+        data="digits",
+        image_size=16,
+        recipe={"epochs": 4, "lr": 0.05, "schedule": "constant", "warmup_epochs": 0, "crop_pixels": 0},
+        rounds=2,
+        rate=0.4,
+        seeds=2,
+    ),
+    "small": Rounds(
+        about="Small: LeNet-5 on all of MNIST, 2 epochs at batch 128 with momentum in place of 30 at batch 32 without, 4 rounds of filters and 8 "
+        "of weights at 35 %.",
+        model="lenet5",
+        data="mnist",
+        recipe={"epochs": 2, "lr": 0.02, "schedule": "constant", "warmup_epochs": 0, "crop_pixels": 0},
+        rounds=4,
+        rate=0.35,
+    ),
+    "full": Rounds(
+        about="Full: LeNet-5 on MNIST, 30 epochs of SGD at 0.01 without momentum, batch 32, no regularisation, seeds 0 to 5, 20 % in each of 8 "
+        "rounds of filters and 16 of weights. The paper does 20 of both, and tells ensembles after 18; a layer of six filters is down to one "
+        "after 8.",
+        model="lenet5",
+        data="mnist",
+        recipe={
+            **{"epochs": 30, "batch": 32, "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"},
+            **{"warmup_epochs": 0, "crop_pixels": 0, "flip": False},
+        },
+        rounds=8,
+        rate=0.2,
+        seeds=6,
+    ),
+}
+
+
+def arms(scale: Rounds) -> list[StudyArm]:
+    """A search for each way to prune; without controls, for tickets are compared with each other."""
+    return [StudyArm.of(scale, name, _config(scale, name)) for name in ARMS]
+
+
+def _config(scale: Rounds, name: str) -> SearchConfig:
+    by_weights = ARMS[name][1].get("prune") == "weights"
+    asked: dict[str, Any] = {
+        **{"scope": "local", "rewind": "weight", "rounds": scale.rounds * (1 + by_weights), "rate": scale.rate, "seeds": scale.seeds},
+        **{"controls": False, "margin_points": margins_of(scale.data).about, **ARMS[name][1]},
+    }
+    if name == "fc-only":
+        asked["only"] = tuple(_linear_layers(scale.model))
+    return SearchConfig(**asked)
+
+
+def _linear_layers(model: str) -> list[str]:
+    """Patterns for the names of a network's linear layers."""
+    with torch.device("meta"):
+        return [re.escape(name) for name, layer in build_model(model).named_modules() if isinstance(layer, nn.Linear)]
+
+
+# What a search left
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Parameter -> how many of its filters or units a mask empties, a random one of its counts does, and there are."""
+
+    emptied: dict[str, int]
+    by_chance: dict[str, int]
+    all: dict[str, int]
+    convolutions: tuple[str, ...]
+
+    def share(self, chance: bool = False) -> float:
+        """The share of the convolutions' filters that is emptied, in percent."""
+        found = self.by_chance if chance else self.emptied
+        return 100 * sum(found[name] for name in self.convolutions) / max(1, sum(self.all[name] for name in self.convolutions))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One seed of a search, by level: percent of weights left, test and validation accuracy in points, structure of the mask, and how
+    the surviving weights of a level, after its training, correlate with what they were after the one before. Of the last level, its mask
+    and its answers to test images.
+    """
+
+    left: dict[int, float]
+    test: dict[int, float]
+    val: dict[int, float]
+    structure: dict[int, Structure]
+    stability: dict[int, float]
+    mask: WeightMask
+    answers: Answers
+
+
+All = Mapping[str, Mapping[int, Seen]]  # arm -> seed -> what is seen of it
+
+
+def tell(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Told:
+    """Look into every run folder, then compare."""
+    return told({name: {seed: look(each, seed, device) for seed in each.arm.config.all_seeds} for name, each in done.items()})
+
+
+def look(done: Done, seed: int, device: torch.device) -> Seen:
+    """All levels of a seed. Raises BadFile where a file of the run is gone or damaged."""
+    left, test, structure, stability = {}, {}, {}, {}
+    before = weights(done, seed, 0)
+    for level in (0, *levels(done.rows)):
+        kept, said = mask(done, seed, level), answers(network(done, seed, level), done.data.test, device)
+        left[level], test[level], structure[level] = 100 * kept.share, 100 * said.accuracy, _structure(kept, seed)
+        if level:
+            after = weights(done, seed, level)
+            stability[level], before = _correlation(before, after, kept), after
+    val = {level: accuracy(done.rows, "ticket" if level else "dense", level, "val")[seed] for level in left}
+    return Seen(left, test, val, structure, stability, kept, said)
+
+
+def _structure(kept: WeightMask, seed: int) -> Structure:
+    def emptied(found: WeightMask) -> dict[str, int]:
+        return {name: int((~each.flatten(1)).all(1).sum()) for name, each in found.kept.items()}
+
+    convolutions = tuple(name for name, each in kept.kept.items() if each.dim() > 2)
+    return Structure(emptied(kept), emptied(shuffled(kept, seed)), {n: len(each) for n, each in kept.kept.items()}, convolutions)
+
+
+def _correlation(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kept: WeightMask) -> float:
+    """Pearson's, over the weights that `kept` keeps; 0 where one side does not vary."""
+    pair = torch.stack([torch.cat([side[name][each] for name, each in kept.kept.items()]).double() for side in (before, after)])
+    found = torch.corrcoef(pair)[0, 1].item()
+    return found if math.isfinite(found) else 0.0
+
+
+# What searches say beside each other
+
+
+def told(seen: All) -> Told:
+    """Claims, tables and figures of what was seen."""
+    return Told(_claims(seen), [_sparsest(seen), _pairs(seen), _ensembles(seen), _layers(seen)], _figures(seen), _remarks())
+
+
+def _remarks() -> list[str]:
+    return [
+        "Searches are compared at their last levels, where about as many weights are left of each layer that a search prunes: a filter takes "
+        "the weights that read it along, so filters go in half as many rounds. Hybrid searches go in as few, and linear ones keep convolutions "
+        "whole, so both keep more.",
+        "Distances are Jaccard's, 1 - kept by both / kept by either, over all matrices and filters of the original network; 0 is the same mask.",
+        f"Ensembles average softmax outputs. The best alone and the best {BEST} are picked by validation accuracy, mean over seeds.",
+    ]
+
+
+def _last(by_level: Mapping[int, Any]) -> Any:
+    return by_level[max(by_level)]
+
+
+def _tested(found: Mapping[int, Seen]) -> dict[int, float]:
+    """Seed -> test accuracy of the last level."""
+    return {seed: _last(each.test) for seed, each in found.items()}
+
+
+def _ranked(seen: All) -> list[str]:
+    """The arms by validation accuracy at their last levels, the best first."""
+    return sorted(seen, key=lambda name: -fmean(_last(each.val) for each in seen[name].values()))
+
+
+def _together(seen: All, names: Sequence[str]) -> dict[int, float]:
+    """Seed -> test accuracy of the ensemble of these arms, in points."""
+    seeds = set.intersection(*({*seen[name]} for name in names))
+    return {seed: 100 * ensemble([seen[name][seed].answers for name in names]).accuracy for seed in sorted(seeds)}
+
+
+def _apart(seen: All, one: str, other: str) -> dict[int, float]:
+    """Seed -> distance of the last masks of two arms."""
+    seeds = sorted(seen[one].keys() & seen[other].keys())
+    return {seed: distances(seen[one][seed].mask, seen[other][seed].mask).total for seed in seeds}
+
+
+def _excess(found: Mapping[int, Seen]) -> dict[int, float]:
+    """Seed -> emptied filters of the convolutions beyond those of a random mask, at the last level, in points."""
+    return {seed: _last(each.structure).share() - _last(each.structure).share(chance=True) for seed, each in found.items()}
+
+
+def _steady(found: Mapping[int, Seen]) -> dict[int, float]:
+    """Seed -> correlation of surviving weights with those of the round before, mean over rounds."""
+    return {seed: fmean(each.stability.values()) for seed, each in found.items()}
+
+
+def _alike_in_size(seen: All, fewer: str, more: str) -> BySeed:
+    """Test accuracy of `fewer` (filters, level k) less that of `more` (weights, level 2k), mean over k."""
+
+    def at(name: str, step: int) -> list[dict[int, float]]:
+        rounds = len(next(iter(seen[fewer].values())).stability)
+        return [{seed: each.test[step * k] for seed, each in seen[name].items()} for k in range(1, rounds + 1)]
+
+    return averaged([difference(ours, theirs) for ours, theirs in zip(at(fewer, 1), at(more, 2), strict=True)])
+
+
+def _claims(seen: All) -> list[Claim]:
+    judged = partial(Claim.judged, source=SOURCE, side="above")
+    ranked, of_test = _ranked(seen), "test accuracy at the last levels"
+    everyone, best, alone = _together(seen, [*seen]), _together(seen, ranked[:BEST]), _together(seen, ranked[:1])
+    excess = {name: _excess(seen[name]) for name in ("l1-weights", "l1-weights-finetune")}
+    others = [name for name in seen if name.startswith("l") and name.endswith("-filters")]
+    return [
+        judged(
+            "Pruning random filters beats pruning random weights",
+            number="random filters at level k - random weights at level 2k, where about as many weights are left; test accuracy, mean over k",
+            found=estimate([*_alike_in_size(seen, "random-filters", "random-weights").values()]),
+        ),
+        judged(
+            "Pruning weights by magnitude, with weight rewinding, leaves whole filters empty",
+            number="emptied filters at the last level - those of a random mask with as many weights in each layer",
+            found=estimate([*excess["l1-weights"].values()]),
+            unit="% of the convolutions' filters",
+        ),
+        judged(
+            "Fine-tuning in place of rewinding does not: it leaves fewer filters empty",
+            number="emptied filters at the last level, beyond a random mask's: weight rewinding - fine-tuning",
+            found=paired(excess["l1-weights"], excess["l1-weights-finetune"]),
+            unit="% of the convolutions' filters",
+        ),
+        judged(
+            "Trainable sparse networks are not unique: other criteria keep other weights than those of largest magnitude",
+            number="Jaccard's distance to the mask of L1 over weights, mean over L1, L2 and L-inf of filters, last levels",
+            found=estimate([*averaged([_apart(seen, "l1-weights", name) for name in others]).values()]),
+            bound=APART,
+            unit="of 1",
+        ),
+        judged(
+            "Tickets of all criteria know more together than the best of them alone",
+            number=f"ensemble of all {len(seen)} - {ARMS[ranked[0]][0]}; {of_test}",
+            found=paired(everyone, alone),
+        ),
+        judged(
+            f"The best {BEST} together are better than all",
+            number=f"ensemble of {'; '.join(ARMS[name][0] for name in ranked[:BEST])} - ensemble of all; {of_test}",
+            found=paired(best, everyone),
+        ),
+        judged(
+            "Weights are steadier from round to round where the smallest are pruned than where random ones are",
+            number="correlation of surviving weights with what the round before made of them: L1 over weights - random weights, mean over rounds",
+            found=paired(_steady(seen["l1-weights"]), _steady(seen["random-weights"])),
+            unit="of correlation",
+        ),
+    ]
+
+
+# Tables
+
+
+def _sparsest(seen: All) -> Table:
+    rows = []
+    for name, found in seen.items():
+        left = fmean(_last(each.left) for each in found.values())
+        val = estimate([_last(each.val) for each in found.values()])
+        steady = estimate([*_steady(found).values()])
+        rows.append([ARMS[name][0], percent(left), spread(val), spread(estimate([*_tested(found).values()])), spread(steady)])
+    columns = ["pruned", "weights left (%)", "validation accuracy (%)", "test accuracy (%)", "correlation with the round before"]
+    return Table("The sparsest tickets of each search", columns, rows, "± is half of the 95 % interval.")
+
+
+def _pairs(seen: All) -> Table:
+    """Two arms a row: how far their masks are apart, layer by layer, and how often their answers are the same; means over seeds."""
+    layers, rows = [*next(iter(seen[next(iter(seen))].values())).mask.kept], []
+    for one, other in combinations(seen, 2):
+        seeds = sorted(seen[one].keys() & seen[other].keys())
+        pairs = [(seen[one][seed], seen[other][seed]) for seed in seeds]
+        apart = [distances(a.mask, b.mask) for a, b in pairs]
+        alike = 100 * fmean(agreement(a.answers, b.answers) for a, b in pairs)
+        by_layer = [fmean(each.layers[layer] for each in apart) for layer in layers]
+        cells = [f"{value:.3f}" for value in (fmean(each.total for each in apart), *by_layer)]
+        rows.append([ARMS[one][0], ARMS[other][0], percent(alike), *cells])
+    columns = ["pruned", "beside", "answers alike (%)", "distance", *(f"distance in {layer}" for layer in layers)]
+    return Table("Pairs of tickets", columns, rows, "Test images, and Jaccard's distances; means over seeds.")
+
+
+def _ensembles(seen: All) -> Table:
+    ranked, rows = _ranked(seen), []
+    sets = {"all": [*seen], f"the best {BEST}": ranked[:BEST], "the best alone": ranked[:1]}
+    for title, names in sets.items():
+        seeds = sorted(_together(seen, names))
+        common = [unanimous([seen[name][seed].answers for name in names]) for seed in seeds]
+        shares = [percent(100 * fmean(getattr(each, which) for each in common)) for which in ("same", "right", "wrong")]
+        rows.append([title, "; ".join(ARMS[name][0] for name in names), spread(estimate([*_together(seen, names).values()])), *shares])
+    columns = ["ensemble", "of", "test accuracy (%)", "all answer alike (%)", "all right (%)", "none right (%)"]
+    return Table("Ensembles of the sparsest tickets", columns, rows, "± is half of the 95 % interval.")
+
+
+def _layers(seen: All) -> Table:
+    """How structured unstructured masks are at their last levels, layer by layer."""
+    rows = []
+    for name in FIGURES["weights"][1]:
+        last = [_last(each.structure) for each in seen[name].values()]
+        for layer, count in last[0].all.items():
+            found = [f"{fmean(getattr(each, kind)[layer] for each in last):.1f}" for kind in ("emptied", "by_chance")]
+            rows.append([ARMS[name][0], layer, str(count), *found])
+    columns = ["pruned", "layer", "filters or units", "emptied", "emptied by a random mask"]
+    return Table("Filters and units that masks of weights empty", columns, rows, "At the last level; means over seeds.")
+
+
+# Figures
+
+
+def _figures(seen: All) -> list[Figure]:
+    axis, ends = "weights left (%)", "Means over seeds with 95 % intervals"
+    dense = band("dense", 4, estimate([*averaged([{s: each.test[0] for s, each in found.items()} for found in seen.values()]).values()]))
+    drawn = [
+        Figure(
+            name,
+            title,
+            axis,
+            "test accuracy (%)",
+            f"{ends}; the band is the dense network's.",
+            [dense, *(_curve(seen[arm], ARMS[arm][0], colour, lambda each, level: each.test[level]) for colour, arm in enumerate(names))],
+            log_x=True,
+        )
+        for name, (title, names) in FIGURES.items()
+    ]
+    emptied = [
+        _curve(seen[arm], ARMS[arm][0], c, lambda each, lv: each.structure[lv].share()) for c, arm in enumerate(FIGURES["weights"][1])
+    ]
+    chance = _curve(
+        seen["l1-weights"],
+        "random mask with the counts of L1, weights",
+        0,
+        lambda each, lv: each.structure[lv].share(chance=True),
+        "control",
+    )
+    steady = [_curve(seen[arm], ARMS[arm][0], c, lambda each, lv: each.stability[lv]) for c, arm in enumerate(FIGURES["weights"][1])]
+    drawn.append(
+        Figure(
+            "emptied", "Whole filters that masks of weights empty", axis, "filters emptied (%)", f"{ends}.", [*emptied, chance], log_x=True
+        )
+    )
+    drawn.append(
+        Figure(
+            "stability",
+            "How steady surviving weights are from round to round",
+            axis,
+            "correlation with the round before (of 1)",
+            f"{ends}. After each training, of the weights that it had.",
+            steady,
+            log_x=True,
+        )
+    )
+    return drawn
+
+
+def _curve(found: Mapping[int, Seen], name: str, colour: int, value: Callable[[Seen, int], float], look: Look = "line") -> Series:
+    """A number of every level over the weights that are left there."""
+    rounds = sorted(next(iter(found.values())).stability)
+    places = [fmean(each.left[level] for each in found.values()) for level in rounds]
+    values: list[Estimate] = [estimate([value(each, level) for each in found.values()]) for level in rounds]
+    return series(name, look, colour, places, values)

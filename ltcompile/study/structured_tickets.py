@@ -1,0 +1,362 @@
+"""Which rewinding and which ranking find structured winning tickets? (Magalhães et al. 2020)
+
+VGG-16 on CIFAR-10 in the paper: filters are ranked layer by layer (local) or over the whole network (global), and what survives goes back
+to early weights (weight rewinding) or only to the early learning rate (learning-rate rewinding), at shares of filters removed up to
+95 %. Beside every ticket its architecture from random weights, and the dense network. Added here: the same curves over MACs and over
+measured latency, which the paper lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+
+import torch
+
+from ltcompile.core.study import Claim, Estimate, Figure, Series, Side, Table
+from ltcompile.finding import Scope, SearchConfig
+from ltcompile.finding.conditions import margins_of
+from ltcompile.study._curves import accuracy, band, curve, levels, percent, removed, series, spread
+from ltcompile.study._latency import Timed, remark, timed
+from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
+
+TITLE = "Structured tickets: local or global, weight or learning-rate rewinding"
+SOURCE = "Magalhães et al. 2020, SIBGRAPI, pp. 325-332"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How filters are ranked, and what goes back."""
+
+    scope: Scope
+    rewind: str
+
+    @property
+    def rewinding(self) -> str:
+        return {"weight": "weight rewinding", "lr": "learning-rate rewinding"}[self.rewind]
+
+    @property
+    def title(self) -> str:
+        return f"{self.scope}, {self.rewinding}"
+
+    def __str__(self) -> str:
+        return f"{self.scope} pruning with {self.rewinding}"
+
+
+REGIMES = {f"{scope}-{rewind}": Regime(scope, rewind) for scope in ("local", "global") for rewind in ("weight", "lr")}  # by arms' names
+LOW_PERCENT = 50.0  # of the filters removed: up to here a level is called low
+DENSE = len(REGIMES)  # the dense network's colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels(Scale):
+    """Rounds that each remove `rate` of the surviving filters; weight rewinding goes back to `rewind_epoch`."""
+
+    rounds: int
+    rate: float
+    rewind_epoch: int = 0
+    controls: bool = True  # at each search's own level: the dense network, and the ticket's architecture, with all of its epochs
+
+
+SCALES = {
+    "smoke": Levels(
+        about="Smoke: LeNet-5 on 8x8 digits shown at 16x16, 4 epochs, 40 and 64 % of the filters removed, random re-initialisation as the "
+        "only control. It shows that the study runs; its numbers say nothing of VGG-16.",
+        model="lenet5",
+        data="digits",
+        image_size=16,
+        recipe={"epochs": 4, "batch": 16, "lr": 0.03, "crop_pixels": 0},
+        rounds=2,
+        rate=0.4,
+        controls=False,
+    ),
+    "small": Levels(
+        about="Small: LeNet-5 on all of CIFAR-10 in 5 epochs, 35 to 82 % of the filters removed: five layers without batch norm in place of "
+        "VGG-16's thirteen with it, trained for a thirtieth of the time; weights are rewound to their initial values. Its narrowest layer has "
+        "six filters, which no level may empty.",
+        model="lenet5",
+        data="cifar10",
+        recipe={"epochs": 5, "schedule": "cosine"},
+        rounds=4,
+        rate=0.35,
+    ),
+    "full": Levels(
+        about="Full: VGG-16 on CIFAR-10, 160 epochs at batch 128 and learning rate 0.1, divided by ten at epochs 80 and 120; 20 to 95 % of the "
+        "filters removed by 20 % of the survivors at a time; weights are rewound to epoch 8. The paper's own rate a round, rewinding step and "
+        "weight decay are not known to us: these are open_lth's and Ma et al.'s.",
+        model="vgg16",
+        data="cifar10",
+        recipe={"epochs": 160, "batch": 128, "lr": 0.1, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
+        rounds=13,
+        rate=0.2,
+        rewind_epoch=8,
+    ),
+}
+
+
+def arms(scale: Levels) -> list[StudyArm]:
+    """The four regimes; all tickets and their random re-initialisations have one schedule."""
+    margin = margins_of(scale.data).about
+    return [StudyArm.of(scale, name, _config(scale, regime, margin)) for name, regime in REGIMES.items()]
+
+
+def _config(scale: Levels, regime: Regime, margin: float) -> SearchConfig:
+    return SearchConfig(
+        scope=regime.scope,
+        rewind=regime.rewind,
+        rewind_epoch=scale.rewind_epoch if regime.rewind == "weight" else 0,
+        rounds=scale.rounds,
+        rate=scale.rate,
+        seeds=scale.seeds,
+        margin_points=margin,
+        controls=scale.controls,
+        whole_curve=True,
+    )
+
+
+def tell(scale: Levels, done: Mapping[str, Done], device: torch.device) -> Told:
+    """The networks of all levels race each other first, search by search."""
+    races = {name: timed(each, device) for name, each in done.items()}
+    return told(done, races, margins_of(scale.data).about)
+
+
+def told(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Told:
+    """What the rows and the clock say; a ticket wins where it is less than `margin` points below the dense network."""
+    remarks = [
+        f"A ticket wins a level where the whole interval of (ticket - dense), in validation accuracy, lies above -{margin:g} points, and "
+        f"loses it where the whole of it lies below. A level is low up to {LOW_PERCENT:g} % of the filters removed.",
+        "Random re-initialisation trains each ticket's own architecture from fresh weights by the ticket's own recipe, at every level.",
+        remark([*races.values()]),
+    ]
+    return Told(_claims(done, margin), [_winners(done, races, margin), _table(done, races, margin)], _figures(done, races), remarks)
+
+
+# What is picked, on validation
+
+
+def _gap(done: Done, level: int, against: str = "dense", images: str = "val") -> dict[int, float]:
+    """Ticket minus another arm, seed by seed, in points; the dense network stands at level 0."""
+    there = 0 if against == "dense" else level
+    return difference(accuracy(done.rows, "ticket", level, images), accuracy(done.rows, against, there, images))  # type: ignore[arg-type]
+
+
+def _answer(done: Done, level: int, margin: float) -> str:
+    """Whether the level's ticket wins, by validation."""
+    return {"holds": "wins", "does not hold": "loses"}.get(_won(done, level).lies("above", -margin), "undecided")
+
+
+def _won(done: Done, level: int) -> Estimate:
+    return estimate([*_gap(done, level).values()])
+
+
+def _best(done: Done, among: list[int]) -> int:
+    """The level whose ticket is best beside the dense network, by validation."""
+    return max(among, key=lambda level: (fmean(_gap(done, level).values()), level))
+
+
+def _split(done: Done) -> tuple[list[int], list[int]]:
+    """Low and high levels."""
+    low = [level for level in levels(done.rows) if removed(done.rows, level, "filters") <= LOW_PERCENT]
+    return low, [level for level in levels(done.rows) if level not in low]
+
+
+# Claims, on test
+
+
+def _claims(done: Mapping[str, Done], margin: float) -> list[Claim]:
+    judged = partial(Claim.judged, source=SOURCE)
+    claims = []
+    for name in ("local-weight", "local-lr"):
+        claims.append(
+            judged(
+                f"{_capital(REGIMES[name])} finds no winning ticket",
+                number=_at_best(done[name], levels(done[name].rows)),
+                found=_at(done[name], _best(done[name], levels(done[name].rows))),
+                side="below",
+                bound=-margin,
+            )
+        )
+    one = done["global-weight"]
+    low, high = _split(one)
+    where: tuple[tuple[str, list[int], Side], ...] = (
+        ("finds tickets at low levels", low, "above"),
+        ("finds none at higher levels", high, "below"),
+    )
+    for what, among, side in where:
+        if among:
+            claims.append(
+                judged(
+                    f"{_capital(REGIMES['global-weight'])} {what}",
+                    number=_at_best(one, among),
+                    found=_at(one, _best(one, among)),
+                    side=side,
+                    bound=-margin,
+                )
+            )
+    claims.append(
+        judged(
+            f"Tickets of {REGIMES['global-weight']} are about as good as random re-initialisation, or worse",
+            number="ticket - random re-initialisation, mean over levels",
+            found=estimate([*_over_levels(one, "reinit").values()]),
+            side="below",
+            bound=margin,
+        )
+    )
+    return [*claims, *_of_the_best(done, margin)]
+
+
+def _of_the_best(done: Mapping[str, Done], margin: float) -> list[Claim]:
+    """What is said of global learning-rate rewinding."""
+    judged = partial(Claim.judged, source=SOURCE)
+    best, ours = done["global-lr"], _capital(REGIMES["global-lr"])
+    claims = [
+        judged(
+            f"{ours} is better than {REGIMES[name]}",
+            number="difference of test accuracy, mean over levels",
+            found=paired(_mean_accuracy(best), _mean_accuracy(done[name])),
+            side="above",
+        )
+        for name in REGIMES
+        if name != "global-lr"
+    ]
+    claims.append(
+        judged(
+            f"{ours} finds tickets at most levels",
+            number=f"share of the levels at which test accuracy is at most {margin:g} points below the dense network's",
+            found=estimate([*_share_won(best, margin).values()]),
+            side="above",
+            bound=50.0,
+            unit="% of the levels",
+        )
+    )
+    claims.append(
+        judged(
+            f"{ours} beats the dense network",
+            number=_at_best(best, levels(best.rows)),
+            found=_at(best, _best(best, levels(best.rows))),
+            side="above",
+        )
+    )
+    return claims
+
+
+def _capital(regime: Regime) -> str:
+    return str(regime).capitalize()
+
+
+def _at(done: Done, level: int) -> Estimate:
+    return estimate([*_gap(done, level, images="test").values()])
+
+
+def _at_best(done: Done, among: list[int]) -> str:
+    level = _best(done, among)
+    share = removed(done.rows, level, "filters")
+    return f"ticket - dense in test accuracy at the level that is best on validation ({share:.0f} % of the filters removed)"
+
+
+def _over_levels(done: Done, against: str) -> dict[int, float]:
+    return averaged([_gap(done, level, against, "test") for level in levels(done.rows)])
+
+
+def _mean_accuracy(done: Done) -> BySeed:
+    return averaged([accuracy(done.rows, "ticket", level) for level in levels(done.rows)])
+
+
+def _share_won(done: Done, margin: float) -> BySeed:
+    """Seed by seed, at how many of the levels the ticket is about as good as the dense network, in percent."""
+    gaps = [_gap(done, level, images="test") for level in levels(done.rows)]
+    return averaged([{seed: 100.0 * (gap >= -margin) for seed, gap in each.items()} for each in gaps])
+
+
+# Tables
+
+
+def _winners(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Table:
+    """The winning tickets of each regime, and what the smallest of them saves."""
+    rows = []
+    for name, regime in REGIMES.items():
+        answers = {level: _answer(done[name], level, margin) for level in levels(done[name].rows)}
+        by = {word: [level for level, answer in answers.items() if answer == word] for word in ("wins", "undecided", "loses")}
+        smallest = max(by["wins"], default=None)
+        saved = ["none"] * 4 if smallest is None else _saved(done[name], races[name], smallest)
+        rows.append([regime.title, *(str(len(by[word])) for word in by), *saved])
+    columns = ["regime", "levels that win", "undecided", "levels that lose", *(f"smallest winner: {what} removed (%)" for what in SAVED)]
+    return Table("Winning tickets, by validation accuracy", columns, rows, "Sparsity is told four ways; latency is measured.")
+
+
+SAVED = ("filters", "parameters", "MACs", "latency")
+
+
+def _saved(done: Done, race: Timed, level: int) -> list[str]:
+    """What a level saves, told four ways, in percent."""
+    latency = race.levels.get(level)
+    sizes = [percent(removed(done.rows, level, size)) for size in ("filters", "params", "macs")]  # type: ignore[arg-type]
+    return [*sizes, "not timed" if latency is None else percent(100 - latency.share)]
+
+
+def _table(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Table:
+    rows = []
+    for name, regime in REGIMES.items():
+        own = done[name]
+        rows.append([regime.title, "dense", *("0",) * 4, "", "", spread(estimate([*accuracy(own.rows, "dense", 0).values()])), ""])
+        for level in levels(own.rows):
+            tested = [spread(estimate([*accuracy(own.rows, arm, level).values()])) for arm in ("ticket", "reinit")]
+            saved = _saved(own, races[name], level)
+            rows.append([regime.title, str(level), *saved, str(_won(own, level)), _answer(own, level, margin), *tested])
+    columns = ["regime", "level", *(f"{what} removed (%)" for what in SAVED), "validation: ticket - dense (points)", "ticket"]
+    return Table(
+        "Every level",
+        [*columns, "test accuracy (%)", "random re-initialisation, test accuracy (%)"],
+        rows,
+        "± is half of the 95 % interval.",
+    )
+
+
+# Figures
+
+
+def _figures(done: Mapping[str, Done], races: Mapping[str, Timed]) -> list[Figure]:
+    ends = "Mean test accuracy over seeds with its 95 % interval; the band is the dense network's."
+    drawn = [_by_filters(done, scope, ends) for scope in ("local", "global")]
+    lines = [
+        curve(regime.title, "line", colour, done[name].rows, "ticket", partial(_left, done[name]))
+        for colour, (name, regime) in enumerate(REGIMES.items())
+    ]
+    drawn.append(Figure("macs", "Accuracy over MACs", "MACs left (%)", "test accuracy (%)", ends, [_dense(done), *lines]))
+    clocked = [_clocked(done[name], races[name], colour, regime.title) for colour, (name, regime) in enumerate(REGIMES.items())]
+    caption = (
+        f"{ends} Latency is a share of the dense network's in the same race, with its own interval: {next(iter(races.values())).where}."
+    )
+    axis = "latency beside the dense network (%)"
+    return [*drawn, Figure("latency", "Accuracy over measured latency", axis, "test accuracy (%)", caption, [_dense(done), *clocked])]
+
+
+def _by_filters(done: Mapping[str, Done], scope: str, ends: str) -> Figure:
+    """The paper's figure: tickets, and their architectures from random weights."""
+    lines = [_dense(done)]
+    for colour, (name, regime) in enumerate(REGIMES.items()):
+        if regime.scope == scope:
+            x = partial(removed, done[name].rows, size="filters")
+            lines.append(curve(regime.rewinding, "line", colour, done[name].rows, "ticket", x))
+            lines.append(curve(f"its architecture, re-initialised ({regime.rewinding})", "control", colour, done[name].rows, "reinit", x))
+    title = f"Accuracy over filters removed, {scope} pruning"
+    return Figure(f"filters-{scope}", title, "filters removed (%)", "test accuracy (%)", f"{ends} Dashed: random re-initialisation.", lines)
+
+
+def _left(done: Done, level: int) -> float:
+    return 100 - removed(done.rows, level, "macs")
+
+
+def _dense(done: Mapping[str, Done]) -> Series:
+    """The dense networks of all regimes, which are trained alike."""
+    return band("dense", DENSE, estimate([*averaged([accuracy(each.rows, "dense", 0) for each in done.values()]).values()]))
+
+
+def _clocked(done: Done, race: Timed, colour: int, title: str) -> Series:
+    found = {level: estimate([*accuracy(done.rows, "ticket", level).values()]) for level in race.levels}
+    line = series(title, "line", colour, [race.levels[level].share for level in found], [*found.values()])
+    lows, highs = ([getattr(race.levels[level], end) for level in found] for end in ("low", "high"))
+    return Series(line.name, line.look, colour, line.x, line.y, line.low, line.high, lows, highs)

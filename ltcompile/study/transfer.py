@@ -1,0 +1,256 @@
+"""Does a mask know more than its own task? Tickets of several tasks, what their masks have in common, and that mask on another task.
+
+The classes of a data set are dealt out to four tasks: three give masks, the fourth is trained with one of them, with the weights that most
+of them keep, and with those that all keep; from its own first weights, which are those of the other tasks as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean
+
+import torch
+
+from ltcompile.core.mask import WeightMask
+from ltcompile.core.records import Trained
+from ltcompile.core.study import Claim, Figure, Look, Series, Table
+from ltcompile.data import Dataset, Split
+from ltcompile.data._dataset import TensorSplit
+from ltcompile.errors import BadData
+from ltcompile.finding import SearchConfig
+from ltcompile.finding.conditions import margins_of
+from ltcompile.likeness import intersection, majority
+from ltcompile.study._curves import accuracy, band, curve, levels, percent, series, spread
+from ltcompile.study._networks import mask
+from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._statistics import BySeed, difference, estimate, paired
+
+TITLE = "Transfer: masks that several tasks have in common, on a task that they have not seen"
+SOURCE = "Morcos et al. 2019, arXiv:1906.02773, of tickets between data sets; masks in common are a question of this study"
+TASKS = 4
+SOURCES, TARGET = [f"task-{number}" for number in range(1, TASKS)], f"task-{TASKS}"
+WAYS: dict[str, tuple[str, Callable[[Sequence[WeightMask]], WeightMask]]] = {  # name -> what the page calls it, and how it is made
+    "one": ("the mask of one other task", lambda masks: masks[0]),
+    "majority": ("what most of three other tasks keep", majority),
+    "intersection": ("what all of three other tasks keep", intersection),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds(Scale):
+    """Every task is pruned in rounds that each drop the share `rate` of every layer's weights; the last masks are handed on."""
+
+    rounds: int
+    rate: float
+
+
+SCALES = {
+    "smoke": Rounds(
+        about="Smoke: LeNet-5, tasks of two digits each out of 8x8 ones shown at 16x16, 4 epochs, 2 seeds, down to 22 % of the weights. It shows "
+        "that the study runs.",
+        model="lenet5",
+        data="digits",
+        image_size=16,
+        recipe={"epochs": 4, "lr": 0.05, "batch": 16, "schedule": "constant", "warmup_epochs": 0, "crop_pixels": 0},
+        rounds=3,
+        rate=0.4,
+        seeds=2,
+    ),
+    "small": Rounds(
+        about="Small: LeNet-5, tasks of two classes of CIFAR-10 each, 12 epochs, down to 8 % of the weights.",
+        model="lenet5",
+        data="cifar10",
+        recipe={"epochs": 12, "schedule": "cosine"},
+        rounds=5,
+        rate=0.4,
+    ),
+    "full": Rounds(
+        about="Full: Conv-6, tasks of 25 classes of CIFAR-100 each, 60 epochs, down to 7 % of the weights by 20 % a round.",
+        model="conv6",
+        data="cifar100",
+        recipe={"epochs": 60, "schedule": "cosine"},
+        rounds=12,
+        rate=0.2,
+        seeds=5,
+    ),
+}
+
+
+def arms(scale: Rounds) -> list[StudyArm]:
+    """A search on each task, and trainings of the last task with masks of the others: one for each seed, as every seed has masks of its own."""
+    config = SearchConfig(
+        prune="weights",
+        scope="local",
+        rewind="weight",
+        rounds=scale.rounds,
+        rate=scale.rate,
+        seeds=scale.seeds,
+        controls=False,
+        margin_points=margins_of(scale.data).about,
+    )
+    found = [replace(StudyArm.of(scale, name, config), change=partial(task, number=number)) for number, name in enumerate(SOURCES)]
+    own = replace(StudyArm.of(scale, TARGET, replace(config, whole_curve=True)), change=partial(task, number=TASKS - 1))
+    given = [
+        replace(own, name=_given(way, seed), config=replace(own.config, rounds=1, seed=seed, seeds=1), given=partial(_in_common, way, seed))
+        for way in WAYS
+        for seed in config.all_seeds
+    ]
+    return [*found, own, *given]
+
+
+def _given(way: str, seed: int) -> str:
+    return f"{way}-seed{seed}"
+
+
+def _in_common(way: str, seed: int, done: Mapping[str, Done]) -> WeightMask:
+    """The mask that a way makes of the last ones of the other tasks. Raises BadPlan where they have nothing in common."""
+    return WAYS[way][1]([mask(done[name], seed, levels(done[name].rows)[-1]) for name in SOURCES])
+
+
+# Tasks
+
+
+def task(data: Dataset, number: int) -> Dataset:
+    """The images of one of as many equal shares of the classes as there are tasks, with labels from 0 on.
+
+    Images keep the normalisation of the whole. Raises BadData where there are fewer than two classes for each, or images are streamed.
+    """
+    names = data.description.class_names
+    if (each := len(names) // TASKS) < 2:
+        raise BadData(f"{TASKS} tasks need at least two classes each, and {data.description.name} has {len(names)}; choose data with more")
+    classes = range(number * each, (number + 1) * each)
+    told = replace(
+        data.description,
+        name=f"{data.description.name}, classes {classes.start} to {classes.stop - 1}",
+        class_names=tuple(names[c] for c in classes),
+    )
+    train, val, test = (_only(split, classes, data.description.name) for split in (data.train, data.val, data.test))
+    return replace(data, description=told, train=train, val=val, test=test)
+
+
+def _only(split: Split, classes: range, name: str) -> TensorSplit:
+    """The images of `classes`, which are counted from 0 on."""
+    if not isinstance(split, TensorSplit):
+        raise BadData(f"{name} does not fit in memory: its classes are not dealt out to tasks; choose other data")
+    labels = split.labels
+    rows = ((labels >= classes.start) & (labels < classes.stop)).nonzero().flatten()
+    return split.part(rows).relabelled(labels[rows] - classes.start)
+
+
+# What is told
+
+
+def tell(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Told:
+    """What rows say; the weights that masks leave are in them."""
+    return told(done, margins_of(scale.data).about)
+
+
+def told(done: Mapping[str, Done], margin: float) -> Told:
+    """Claims, a table and a figure; "about as good" is at most `margin` points worse."""
+    handed = {way: _merged(done, way) for way in WAYS}
+    remarks = [
+        "Masks are made seed by seed; all tasks have the same first weights under a seed, and the same number of classes. Shuffled masks keep "
+        "as many weights of each layer in random places, and train as the ticket does.",
+        f'The own ticket is that of the level with the nearest share of weights. "About as good" is at most {margin:g} points worse.',
+    ]
+    return Told(
+        _claims(done[TARGET].rows, handed, margin), [_table(done[TARGET].rows, handed)], [_figure(done[TARGET].rows, handed)], remarks
+    )
+
+
+def _merged(done: Mapping[str, Done], way: str) -> list[Trained]:
+    """The rows of one way's trainings, over all seeds."""
+    return [row for name, each in done.items() if name.rpartition("-seed")[0] == way for row in each.rows]
+
+
+def _left(rows: Sequence[Trained], level: int) -> float:
+    """The share of the maskable weights that a level's tickets keep, in percent; mean over seeds."""
+    dense = next(row.weights for row in rows if row.arm == "dense")
+    kept = [row.weights for row in rows if (row.arm, row.level) == ("ticket", level)]
+    return 100 * fmean((weights or 0) / (dense or 1) for weights in kept)
+
+
+def _nearest(own: Sequence[Trained], share: float) -> int:
+    """The level of the own search that keeps about as many weights."""
+    return min(levels(own), key=lambda level: abs(_left(own, level) - share))
+
+
+def _gaps(own: Sequence[Trained], given: Sequence[Trained]) -> dict[str, BySeed]:
+    """By how many points of test accuracy the handed-on masks are ahead, seed by seed."""
+    ticket, level = accuracy(given, "ticket", 1), _nearest(own, _left(given, 1))
+    return {
+        "shuffled": difference(ticket, accuracy(given, "shuffled", 1)),
+        "own": difference(ticket, accuracy(own, "ticket", level)),
+        "dense": difference(ticket, accuracy(own, "dense", 0)),
+    }
+
+
+def _claims(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]], margin: float) -> list[Claim]:
+    judged, found = partial(Claim.judged, source=SOURCE, side="above"), []
+    for way, (title, _) in WAYS.items():
+        gaps, said = _gaps(own, handed[way]), f"{title[0].upper()}{title[1:]}"
+        asked = (
+            (
+                "shuffled",
+                "is a better mask than a random one of its counts",
+                0.0,
+                "a random mask of the same counts, first weights and recipe",
+            ),
+            ("own", "is about as good as the task's own ticket", -margin, "own ticket of about as many weights"),
+            ("dense", "is about as good as the dense network", -margin, "dense network"),
+        )
+        found += [
+            judged(f"{said} {what}", number=f"this mask - {against}; test accuracy", found=estimate([*gaps[key].values()]), bound=bound)
+            for key, what, bound, against in asked
+        ]
+    most, every = (accuracy(handed[way], "ticket", 1) for way in ("majority", "intersection"))
+    one = accuracy(handed["one"], "ticket", 1)
+    found.append(
+        judged(
+            "What most keep is a better mask than one task's", number="majority - mask of one task; test accuracy", found=paired(most, one)
+        )
+    )
+    found.append(
+        judged(
+            "What most keep is a better mask than what all keep, which is smaller",
+            number="majority - intersection; test accuracy",
+            found=paired(most, every),
+        )
+    )
+    return found
+
+
+def _table(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]]) -> Table:
+    rows = [["dense", "100.0", *_cells(own, 0, "dense")]]
+    rows += [[f"own ticket, level {level}", percent(_left(own, level)), *_cells(own, level)] for level in levels(own)]
+    rows += [[WAYS[way][0], percent(_left(given, 1)), *_cells(given, 1)] for way, given in handed.items()]
+    columns = ["mask", "weights left (%)", "test accuracy (%)", "shuffled (%)", "re-initialised (%)"]
+    return Table("The last task, by what it is trained with", columns, rows, "± is half of the 95 % interval.")
+
+
+def _cells(rows: Sequence[Trained], level: int, *only: str) -> list[str]:
+    """Test accuracies of a level's arms; empty where there are none."""
+    found = [accuracy(rows, arm, level) for arm in only or ("ticket", "shuffled", "reinit")]
+    return [*(spread(estimate([*each.values()])) for each in found), *[""] * (3 - len(found))]
+
+
+def _figure(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]]) -> Figure:
+    x = partial(_left, own)
+    lines = [
+        band("dense", 4, estimate([*accuracy(own, "dense", 0).values()])),
+        curve("own ticket", "line", 0, own, "ticket", x),
+        curve("its mask, shuffled", "control", 0, own, "shuffled", x),
+    ]
+    for colour, (way, rows) in enumerate(handed.items(), start=1):
+        lines += [
+            _point(WAYS[way][0], "line", colour, rows, "ticket"),
+            _point(f"{WAYS[way][0]}, shuffled", "control", colour, rows, "shuffled"),
+        ]
+    caption = "Mean test accuracy over seeds with its 95 % interval; the band is the dense network's."
+    return Figure("handed-on", "The last task with masks of others", "weights left (%)", "test accuracy (%)", caption, lines, log_x=True)
+
+
+def _point(name: str, look: Look, colour: int, rows: Sequence[Trained], arm: str) -> Series:
+    return series(name, look, colour, [_left(rows, 1)], [estimate([*accuracy(rows, arm, 1).values()])])
