@@ -282,7 +282,7 @@ SCALES = {
     ),
     "small": Subjects(
         about="Small: LeNet-300-100 on all of MNIST in 8 epochs of batch 128, 40 % of the weights a round; and Conv-2, with and without dropout, on "
-        "2500 of CIFAR-10's training images at 16x16 in 8 epochs of batch 64 (12 with dropout), 55 % of the weights of linear layers and 25 % "
+        "2500 of CIFAR-10's training images at 16x16 in 8 epochs of batch 64 (10 with dropout), 55 % of the weights of linear layers and 25 % "
         "of those of convolutions a round. The paper trains on all images, for 55 and 27 epochs of batch 60, and drops 20 % (of convolutions "
         "10 %) a round; by Adam, where this is momentum SGD at a constant rate. No weight decay and no augmentation, as there.",
         subjects=(
@@ -312,7 +312,7 @@ SCALES = {
                 )
                 for model, epochs, said, beside in (
                     ("conv2", 8, _conv("Conv-2", 8.8, 3.5, 4.6, 3.4), None),
-                    ("conv2-dropout", 12, _dropped("Conv-2", 4.6, 2.3), "conv2"),
+                    ("conv2-dropout", 10, _dropped("Conv-2", 4.6, 2.3), "conv2"),
                 )
             ),
         ),
