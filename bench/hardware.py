@@ -88,7 +88,7 @@ def meet(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
     subjects, seconds = [subject("dense", network, images, scratch)], {}
     for speedup in SPEEDUPS:
         began = time.perf_counter()
-        plan = lt.plan(network, images, target_time=1 / speedup, profile=found, measured=stopwatch(model, target))
+        plan = lt.plan(network, images, target_time=1 / speedup, profile=found, measured=stopwatch(model, target, found))
         seconds[speedup] = time.perf_counter() - began
         subjects.append(subject(f"{speedup:g}", lt.cut(network, plan).eval(), images, scratch))
     rows = {row.subject: row for row in race(subjects, torch.randn(64, 3, 32, 32), 64)}
@@ -115,7 +115,7 @@ def equal(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
         seeds,
         epochs,
         profiled,
-        stopwatch(model, target),
+        stopwatch(model, target, profiled),
         target_time=share,
         on=str(target),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -36,10 +37,10 @@ from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import LAYERS, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.resize import resized
-from ltcompile.profiling import profile
+from ltcompile.profiling import profile, stopwatch
 from ltcompile.profiling.design import BESIDE, SHARES, colours, pairs
 from ltcompile.profiling.layers import assign, shares
-from ltcompile.profiling.runtimes import Timing, Variant, open_runtime
+from ltcompile.profiling.runtimes import Call, Timing, Variant, open_runtime
 
 TARGET = Deployment("cpu", "onnxruntime", 8, "fp32")
 READ_BLOCK, MADE_BLOCK, ODD = 8, 16, 1.6
@@ -57,13 +58,18 @@ class Law:
     """A runtime whose times follow the law, with noise."""
 
     def __init__(self, noise: float = 0.0) -> None:
-        self.noise, self.dice, self.calls = noise, np.random.default_rng(0), 0
+        self.noise, self.drift, self.dice, self.calls = noise, 0.0, np.random.default_rng(0), 0
 
-    def time(self, variant: Variant, images: torch.Tensor) -> Timing:
+    def call(self, variant: Variant, images: torch.Tensor) -> Call:
+        return lambda: None
+
+    def time(self, variant: Variant, images: torch.Tensor, beside: Call) -> Timing:
         self.calls += 1
+        pace = 1 + self.drift * math.sin(self.calls)
         layers = {name: law_ms(m) for name, m in variant.module.named_modules() if isinstance(m, LAYERS)}
         layers = {name: ms * (1 + self.noise * self.dice.standard_normal()) for name, ms in layers.items()}
-        return Timing(sum(layers.values()), 1.0, layers)
+        layers = {name: pace * ms for name, ms in layers.items()}
+        return Timing(sum(layers.values()), 1.0, layers, 0.2 * pace)
 
 
 @pytest.fixture
@@ -93,6 +99,18 @@ def test_a_profile_finds_the_law(law: Law, tmp_path: Path, name: str, noise: flo
     assert (stairs.read_block, stairs.made_block) == (READ_BLOCK, MADE_BLOCK)
     assert stairs.slow[0].max() == pytest.approx(ODD, rel=0.15) and stairs.slow[4, 4] == pytest.approx(1, rel=0.1)
     assert Profile.load(tmp_path / "p.json") == found
+
+
+def test_slow_minutes_of_the_machine_are_divided_out(law: Law, tmp_path: Path) -> None:
+    steady = profile(MODEL, TARGET, output=tmp_path / "steady.json")
+    law.drift, law.calls = 0.5, 0
+    found = profile(MODEL, TARGET, output=tmp_path / "p.json")
+    assert max(run.ms for run in found.runs if run.why == "dense") != steady.runs[0].ms
+    assert found.median_error == pytest.approx(steady.median_error, abs=1e-9)
+    assert found.dense_ms / steady.dense_ms == pytest.approx(1, rel=0.1), "the usual pace is that of the middle run"
+    law.calls, watch = 0, stopwatch(MODEL, TARGET, found)
+    network = lt.build_model("lenet5", 10, 1, 32)
+    assert watch(network) == pytest.approx(watch(network)) == pytest.approx(found.dense_ms)
 
 
 def test_a_profile_goes_on_where_it_was(law: Law, tmp_path: Path) -> None:
@@ -157,7 +175,7 @@ def test_every_runtime_tells_every_layer(backend: str) -> None:
     work = profiling_work("resnet20", backend)
     kept = {g.name: g.width - (not g.frozen) for g in work.groups}
     module = cut(work.folded, PruningPlan(work.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-    timing = open_runtime(work.target).time(Variant(module, work._onnx(module)), work.images)
+    timing = open_runtime(work.target).time(Variant(module, work._onnx(module)), work.images, lambda: None)
     assert timing.layers_ms.keys() == work.widths.keys()
     assert sum(timing.layers_ms.values()) == pytest.approx(timing.ms)
 
@@ -333,7 +351,7 @@ def told(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "held back" in told("profile", "--model", "lenet5", "--batch", 8)
     calls = law.calls
-    monkeypatch.setattr("ltcompile.profiling.stopwatch", lambda named, target: time_of)
+    monkeypatch.setattr("ltcompile.profiling.stopwatch", lambda named, target, found: time_of)
     shown = told("plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2)
     assert law.calls == calls, "it was profiled before" and "fewer" in shown
     (kept,) = (tmp_path / "cache/ltcompile/profiles").glob("*.json")

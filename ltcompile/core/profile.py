@@ -28,7 +28,8 @@ Why = Literal["dense", "grid", "stairs", "check"]
 class Run(Record):
     """One timing of the network, at widths of its own: layer -> (read, made); `layers_ms` add up to `ms`, the median of the whole.
 
-    `spread` is p80 over p20. Why it was run: "grid" and "stairs" tell the law, "check" is held against it.
+    `spread` is p80 over p20. Why it was run: "grid" and "stairs" tell the law, "check" is held against it. `beside_ms` is the median of
+    a small cut that ran in turns with it: how fast the machine was just then (profiles from before it was timed have none).
     """
 
     why: Why
@@ -36,6 +37,7 @@ class Run(Record):
     ms: float
     spread: float
     layers_ms: dict[str, float]
+    beside_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,27 @@ class Profile(Record):
         for run in self.runs:
             if run.widths.keys() != self.layers.keys() or not run.layers_ms.keys() <= self.layers.keys():
                 raise BadFile("a run of the profile is of other layers")
-            times, widths = (run.ms, *run.layers_ms.values()), [width for pair in run.widths.values() for width in pair]
+            times, widths = (
+                (run.ms, run.beside_ms or 1.0, *run.layers_ms.values()),
+                [width for pair in run.widths.values() for width in pair],
+            )
             if not all(LEAST_MS <= ms <= MOST_MS for ms in times) or not all(1 <= width <= WIDEST for width in widths):
                 raise BadFile("the profile has times or widths that no layer has")
 
     @property
     def dense_ms(self) -> float:
-        """The whole network's median."""
-        return self.runs[0].ms
+        """The whole network's median, at the machine's usual pace."""
+        return self.runs[0].ms * self.pace(self.runs[0].beside_ms)
+
+    def pace(self, beside_ms: float | None) -> float:
+        """What a time is multiplied by that was taken while the small cut took `beside_ms`: in the middle of all runs, one."""
+        return 1.0 if beside_ms is None or self._usual_ms is None else self._usual_ms / beside_ms
+
+    @functools.cached_property
+    def _usual_ms(self) -> float | None:
+        """The median time of the small cut."""
+        found = [run.beside_ms for run in self.runs if run.beside_ms is not None]
+        return float(np.median(found)) if found else None
 
     def predict(self, widths: Mapping[str, tuple[Any, Any]]) -> Any:
         """Milliseconds at these widths: layer -> (read, made), numbers or arrays that broadcast."""
@@ -95,7 +110,7 @@ class Profile(Record):
 
     def errors(self) -> list[float]:
         """Of the runs that the law has not seen: predicted over measured, minus one."""
-        return [float(self.predict(run.widths)) / run.ms - 1 for run in self.runs if run.why == "check"]
+        return [float(self.predict(run.widths)) / (run.ms * self.pace(run.beside_ms)) - 1 for run in self.runs if run.why == "check"]
 
     @property
     def median_error(self) -> float:
@@ -103,7 +118,8 @@ class Profile(Record):
         return float(np.median(np.abs(self.errors()))) if self.errors() else float("nan")
 
     def _samples(self, layer: str, *why: Why) -> list[Sample]:
-        return [Sample(*run.widths[layer], run.layers_ms[layer]) for run in self.runs if run.why in why and layer in run.layers_ms]
+        told = [run for run in self.runs if run.why in why and layer in run.layers_ms]
+        return [Sample(*run.widths[layer], run.layers_ms[layer] * self.pace(run.beside_ms)) for run in told]
 
     def check_here(self) -> None:
         """Raises StaleProfile where it is of another machine or of other versions; it says which."""

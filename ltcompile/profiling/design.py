@@ -46,6 +46,11 @@ def grid(bundles: Sequence[Bundle], colour: Sequence[int]) -> list[Kept]:
     ]
 
 
+def small(bundles: Sequence[Bundle]) -> Kept:
+    """A quarter of all widths."""
+    return _kept(bundles, [_level(b, 0.25) for b in bundles])
+
+
 def beside(bundles: Sequence[Bundle], colour: Sequence[int]) -> list[Kept]:
     """Widths just below edges, half way down."""
     rows = pairs(len(BESIDE))

@@ -26,7 +26,7 @@ from ltcompile.profiling.layers import PRODUCTS, Names, assign, names, shares
 from ltcompile.runtimes import openvino_core
 from ltcompile.timing import race
 
-SECONDS = 0.35  # for each of the whole and the layers
+SECONDS = 0.25  # for each of the whole, what runs beside it, and the layers
 MOST_SPREAD = 1.25  # p80 over p20: beyond it, a timing is made again, for longer
 PATIENCE = 4.0  # times as long, at most
 LEAST_RUNS, MOST_RUNS = 4, 60
@@ -36,11 +36,13 @@ VINO_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of a network: the median of the whole, its p80 over p20, and what of the median falls to each layer."""
+    """Milliseconds of a network: the median of the whole, its p80 over p20, and what of the median falls to each layer; and the median
+    of what ran in turns with it."""
 
     ms: float
     spread: float
     layers_ms: dict[str, float]
+    beside_ms: float
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,14 @@ class Variant:
     onnx: Any
 
 
-class Runtime(Protocol):
-    """What can time a network's layers."""
+Call = Callable[[], object]
 
-    def time(self, variant: Variant, images: Tensor) -> Timing: ...
+
+class Runtime(Protocol):
+    """What can run a network, and time its layers in turns with another call: machines are slower in some minutes than in others."""
+
+    def call(self, variant: Variant, images: Tensor) -> Call: ...
+    def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing: ...
 
 
 def open_runtime(target: Deployment) -> Runtime:
@@ -87,14 +93,33 @@ def _instead_of_engine(target: Deployment) -> str:
     )
 
 
-def _whole(call: Callable[[], object]) -> tuple[float, float]:
-    """Median milliseconds, and p80 over p20; what is noisy is timed again, for longer."""
-    seconds = SECONDS
-    while True:
-        p20, p50, p80 = (float(q) for q in np.quantile(race({"": call}, seconds=seconds, settle_s=0.02)[""], [0.2, 0.5, 0.8]))
-        if p80 / p20 <= MOST_SPREAD or seconds >= PATIENCE * SECONDS:
-            return p50, p80 / p20
-        seconds *= 2
+@dataclass(frozen=True)
+class _Whole:
+    """Median milliseconds of a network, p80 over p20, and the median of the call beside it."""
+
+    ms: float
+    spread: float
+    beside_ms: float
+
+    @classmethod
+    def of(cls, call: Call, beside: Call) -> _Whole:
+        """What is noisy is timed again, for longer."""
+        seconds = SECONDS
+        while True:
+            times = race({"": call, "beside": beside}, seconds=seconds, settle_s=0.02)
+            p20, p50, p80 = (float(q) for q in np.quantile(times[""], [0.2, 0.5, 0.8]))
+            if p80 / p20 <= MOST_SPREAD or seconds >= PATIENCE * SECONDS:
+                return cls(p50, p80 / p20, float(np.median(times["beside"])))
+            seconds *= 2
+
+    def timing(self, layers: dict[str, float]) -> Timing:
+        """With the layers' times, scaled so that they add up to the whole: tracing takes time of its own. A layer that a runtime melts
+        into another has none. Raises BadModel where no layer has any.
+        """
+        if not layers:
+            raise BadModel("the runtime told no layer's time under a name that the network knows; profile with another backend")
+        scale = self.ms / sum(layers.values())
+        return Timing(self.ms, self.spread, {name: max(scale * t, 1e-6) for name, t in layers.items()}, self.beside_ms)
 
 
 def _repeat(call: Callable[[], object], ms: float) -> int:
@@ -105,31 +130,24 @@ def _repeat(call: Callable[[], object], ms: float) -> int:
     return runs
 
 
-def _timing(ms: float, spread: float, layers: dict[str, float]) -> Timing:
-    """The layers' times, scaled so that they add up to the whole: tracing takes time of its own. A layer that a runtime melts into
-    another has none. Raises BadModel where no layer has any.
-    """
-    if not layers:
-        raise BadModel("the runtime told no layer's time under a name that the network knows; profile with another backend")
-    scale = ms / sum(layers.values())
-    return Timing(ms, spread, {name: max(scale * t, 1e-6) for name, t in layers.items()})
-
-
 class OnnxRuntime:
     """ONNX Runtime on the CPU, by its own trace."""
 
-    def time(self, variant: Variant, images: Tensor) -> Timing:
-        data, feed = variant.onnx.SerializeToString(), images.numpy()
-        plain = _session(data, len(images), None)
-        source = plain.get_inputs()[0].name
-        ms, spread = _whole(functools.partial(plain.run, None, {source: feed}))
-        del plain
+    def call(self, variant: Variant, images: Tensor) -> Call:
+        return self._call(_session(variant.onnx.SerializeToString(), len(images), None), images)
+
+    @staticmethod
+    def _call(session: Any, images: Tensor) -> Call:
+        return functools.partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
+
+    def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing:
+        whole = _Whole.of(self.call(variant, images), beside)
         with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
-            traced = _session(data, len(images), Path(folder) / "trace")
-            _repeat(lambda: traced.run(None, {source: feed}), ms)
+            traced = _session(variant.onnx.SerializeToString(), len(images), Path(folder) / "trace")
+            _repeat(self._call(traced, images), whole.ms)
             events = json.loads(Path(traced.end_profiling()).read_text())
         known = names(variant.onnx, _layers(variant.module))
-        return _timing(ms, spread, _traced(events, known))
+        return whole.timing(_traced(events, known))
 
 
 def _session(data: bytes, batch: int, trace: Path | None) -> Any:
@@ -179,18 +197,20 @@ class OpenVino:
     def __init__(self, precision: str) -> None:
         self._precision = precision
 
-    def time(self, variant: Variant, images: Tensor) -> Timing:
-        data = variant.onnx.SerializeToString()
-        request = self._request(data, images, counting=False)
-        ms, spread = _whole(request.infer)
-        counting = self._request(data, images, counting=True)
+    def call(self, variant: Variant, images: Tensor) -> Call:
+        infer: Call = self._request(variant.onnx.SerializeToString(), images, counting=False).infer
+        return infer
+
+    def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing:
+        whole = _Whole.of(self.call(variant, images), beside)
+        counting = self._request(variant.onnx.SerializeToString(), images, counting=True)
         runs: list[list[Any]] = []
 
         def call() -> None:
             counting.infer()
             runs.append(counting.profiling_info)
 
-        _repeat(call, ms)
+        _repeat(call, whole.ms)
         told = [(i.node_name, i.node_type in VINO_PRODUCTS) for i in runs[0]]
         known = names(variant.onnx, _layers(variant.module))
         layers = assign(told, known)
@@ -198,7 +218,7 @@ class OpenVino:
         for run in runs[1:]:
             for layer, us in shares([(name, i.real_time.total_seconds() * 1e6) for name, i in zip(layers, run, strict=True)]).items():
                 found[layer].append(us)
-        return _timing(ms, spread, {layer: _middle(us) for layer, us in found.items()})
+        return whole.timing({layer: _middle(us) for layer, us in found.items()})
 
     def _request(self, data: bytes, images: Tensor, counting: bool) -> Any:
         import openvino
@@ -218,21 +238,29 @@ class Eager:
         self._device = torch.device(target.device)
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[target.precision]
 
-    @torch.inference_mode()
-    def time(self, variant: Variant, images: Tensor) -> Timing:
-        model = variant.module.to(self._device, self._dtype).to(memory_format=torch.channels_last)
-        placed = images.to(self._device, self._dtype, memory_format=torch.channels_last)
+    def call(self, variant: Variant, images: Tensor) -> Call:
+        model, placed = self._placed(variant, images)
 
+        @torch.inference_mode()
         def call() -> None:
             model(placed)
             self._wait()
 
-        ms, spread = _whole(call)
+        return call
+
+    def _placed(self, variant: Variant, images: Tensor) -> tuple[nn.Module, Tensor]:
+        model = variant.module.to(self._device, self._dtype).to(memory_format=torch.channels_last)
+        return model, images.to(self._device, self._dtype, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing:
+        whole = _Whole.of(self.call(variant, images), beside)
+        model, placed = self._placed(variant, images)
         marks: list[tuple[str, Any]] = []
         hooks = [layer.register_forward_pre_hook(functools.partial(self._mark, marks, name)) for name, layer in _modules(model)]
         found: dict[str, list[float]] = defaultdict(list)
         try:
-            for _ in range(int(min(MOST_RUNS, max(LEAST_RUNS, 1000 * SECONDS / ms)))):
+            for _ in range(int(min(MOST_RUNS, max(LEAST_RUNS, 1000 * SECONDS / whole.ms)))):
                 marks.clear()
                 model(placed)
                 self._mark(marks, "", None, None)
@@ -243,7 +271,7 @@ class Eager:
         finally:
             for hook in hooks:
                 hook.remove()
-        return _timing(ms, spread, {layer: _middle(us[1:]) for layer, us in found.items()})
+        return whole.timing({layer: _middle(us[1:]) for layer, us in found.items()})
 
     def _mark(self, marks: list[tuple[str, Any]], name: str, _: Any, __: Any) -> None:
         if self._device.type == "cuda":

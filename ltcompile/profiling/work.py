@@ -30,7 +30,7 @@ from ltcompile.lower.resize import resized
 from ltcompile.models import build_model
 from ltcompile.paths import cache_folder, check_writable
 from ltcompile.profiling import design
-from ltcompile.profiling.runtimes import Runtime, Timing, Variant, open_runtime
+from ltcompile.profiling.runtimes import Call, Runtime, Timing, Variant, open_runtime
 
 SAVED_EVERY = 10  # runs
 CHECKED = 4  # images
@@ -64,8 +64,7 @@ def profile(
     """
     path = check_writable(output or cached(model, target))
     runtime = open_runtime(target)
-    torch.manual_seed(0)
-    work = _Work(build_model(model["name"], **model["arguments"]).eval(), model, target, runtime)
+    work = _work(model, target, runtime)
     there = _there(path, model, target) if resume else None
     found = there or Profile(dict(model), target, machine(target), {}, ())
     for why, kept in itertools.islice(work.runs, len(found.runs), None):
@@ -79,15 +78,26 @@ def profile(
     return found
 
 
-def stopwatch(model: Mapping[str, Any], target: Deployment) -> Callable[[nn.Module], float]:
-    """Milliseconds of a network at `target` on this machine, for cuts of `model`. Raises Unavailable where it cannot run here."""
+def stopwatch(model: Mapping[str, Any], target: Deployment, found: Profile | None = None) -> Callable[[nn.Module], float]:
+    """Milliseconds of a network at `target` on this machine, for cuts of `model`; as they were when the profile `found` was made.
+
+    Raises Unavailable where it cannot run here.
+    """
     runtime = open_runtime(target)
+    beside = _work(model, target, runtime).beside
 
     def measured(network: nn.Module) -> float:
         work = _Work(network.cpu().eval(), model, target, runtime)
-        return runtime.time(Variant(work.folded, work.exported), work.images).ms
+        timing = runtime.time(Variant(work.folded, work.exported), work.images, beside)
+        return timing.ms if found is None else timing.ms * found.pace(timing.beside_ms)
 
     return measured
+
+
+def _work(model: Mapping[str, Any], target: Deployment, runtime: Runtime) -> _Work:
+    """The network with weights at random."""
+    torch.manual_seed(0)
+    return _Work(build_model(model["name"], **model["arguments"]).eval(), model, target, runtime)
 
 
 def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile | None:
@@ -158,10 +168,20 @@ class _Work:
 
     def time(self, why: Why, some: design.Kept) -> Run:
         kept = {g.name: g.width for g in self.groups} | some
-        module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-        timing: Timing = self.runtime.time(Variant(module, self._onnx(module)), self.images)
+        timing: Timing = self.runtime.time(self._variant(some), self.images, self.beside)
         widths = {name: (int(w.read.of(kept)), int(w.made.of(kept))) for name, w in self.widths.items()}
-        return Run(why, widths, timing.ms, timing.spread, timing.layers_ms)
+        return Run(why, widths, timing.ms, timing.spread, timing.layers_ms, timing.beside_ms)
+
+    @cached_property
+    def beside(self) -> Call:
+        """A small cut that runs in turns with all others, and tells how fast the machine is just then."""
+        return self.runtime.call(self._variant(design.small([b for b in bundles(self.groups) if not b.frozen])), self.images)
+
+    def _variant(self, some: design.Kept) -> Variant:
+        """The network at some widths."""
+        kept = {g.name: g.width for g in self.groups} | some
+        module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
+        return Variant(module, self._onnx(module))
 
     def _onnx(self, module: nn.Module) -> Any:
         """The ONNX model of a cut, for runtimes that read one."""
