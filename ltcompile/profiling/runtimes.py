@@ -26,9 +26,9 @@ from ltcompile.profiling.layers import PRODUCTS, Names, assign, names, shares
 from ltcompile.runtimes import openvino_core
 from ltcompile.timing import race
 
-SECONDS = 0.25  # for each of the whole, what runs beside it, and the layers
-MOST_SPREAD = 1.25  # p80 over p20: beyond it, a timing is made again, for longer
-PATIENCE = 4.0  # times as long, at most
+SECONDS = 0.3  # for each of the whole, what runs beside it, and the layers
+MOST_SPREAD = 1.4  # p80 over p20 of what blocks say: beyond it, a timing is made again, for longer
+PATIENCE = 2.0  # times as long, at most
 LEAST_RUNS, MOST_RUNS = 4, 60
 TRACED = {"onnxruntime": ("fp32", "int8"), "openvino": ("fp32", "bf16", "int8")}  # precisions, on CPUs
 VINO_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
@@ -36,8 +36,8 @@ VINO_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of a network: the median of the whole, its p80 over p20, and what of the median falls to each layer; and the median
-    of what ran in turns with it."""
+    """Milliseconds of a network: the median of the whole, and what of it falls to each layer; and what ran in turns with it, so that
+    ms / beside_ms is the median over blocks of their ratio, of which `spread` is p80 over p20."""
 
     ms: float
     spread: float
@@ -95,7 +95,7 @@ def _instead_of_engine(target: Deployment) -> str:
 
 @dataclass(frozen=True)
 class _Whole:
-    """Median milliseconds of a network, p80 over p20, and the median of the call beside it."""
+    """Of one network, what a Timing tells of the whole."""
 
     ms: float
     spread: float
@@ -106,10 +106,12 @@ class _Whole:
         """What is noisy is timed again, for longer."""
         seconds = SECONDS
         while True:
-            times = race({"": call, "beside": beside}, seconds=seconds, settle_s=0.02)
-            p20, p50, p80 = (float(q) for q in np.quantile(times[""], [0.2, 0.5, 0.8]))
+            times = race({"": call, "beside": beside}, seconds=seconds)
+            ratios = np.median(times[""], axis=1) / np.median(times["beside"], axis=1)
+            p20, p50, p80 = (float(q) for q in np.quantile(ratios, [0.2, 0.5, 0.8]))
             if p80 / p20 <= MOST_SPREAD or seconds >= PATIENCE * SECONDS:
-                return cls(p50, p80 / p20, float(np.median(times["beside"])))
+                ms = float(np.median(times[""]))
+                return cls(ms, p80 / p20, ms / p50)
             seconds *= 2
 
     def timing(self, layers: dict[str, float]) -> Timing:
