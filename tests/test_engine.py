@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile import kernels
+from ltcompile.core.deployment import TOLERANCES
 from ltcompile.engine import cpu, file, host, tune
 from ltcompile.engine.checks import relative_error
 from ltcompile.engine.executable import GRAPH, PERSISTENT, Choice, Executable, buffers, persistent_refusal
@@ -33,7 +34,6 @@ from ltcompile.engine.memory import Buffer, living_bytes, plan_memory
 from ltcompile.errors import BadData, BadFile, BadSetting, Disagreement, StaleEngine, Unavailable
 from ltcompile.lower import serial, vendor
 from ltcompile.lower.lower import lower, place
-from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.program import Program
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -217,7 +217,7 @@ class TestOnCpu:
         decision = engine.decisions[3]
         runtimes = {who.split(",")[0] for who in [*decision.ms, *decision.refused]}
         assert runtimes == {"onnxruntime", "openvino", "compile"} and decision.by == min(decision.ms, key=decision.ms.__getitem__)
-        assert decision.max_error <= precisions.TOLERANCES[precision] and any("timing" in line for line in told)
+        assert decision.max_error <= TOLERANCES[precision] and any("timing" in line for line in told)
         assert ("compile" in decision.refused) == (precision == "int8")
 
     def test_any_number_of_images(self, quick: None) -> None:
@@ -496,7 +496,7 @@ class TestOnGpu:
         engine = lt.compile(model, images, device="cuda", batch=[1, 8], precision=precision)
         for decision in engine.decisions.values():
             assert set(decision.ms) >= {"graph", "one kernel"}, decision.refused
-        torch.testing.assert_close(engine(images).cpu(), model(images), rtol=0.1, atol=precisions.TOLERANCES[precision] * 10)
+        torch.testing.assert_close(engine(images).cpu(), model(images), rtol=0.1, atol=TOLERANCES[precision] * 10)
         engine.save(tmp_path / "a.engine")
         torch.testing.assert_close(lt.load_engine(tmp_path / "a.engine")(images), engine(images), rtol=1e-3, atol=1e-3)
 

@@ -16,6 +16,7 @@ from ltcompile.errors import BadSetting
 DEVICES = ("cpu", "cuda")
 BACKENDS = ("onnxruntime", "openvino", "eager", "engine")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.25}  # of the largest output, against the fp32 network
 MOST_IMAGES = 1 << 20  # in a batch
 FORM = "device:backend:bN:precision"
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.deployment import TOLERANCES
 from ltcompile.engine import device as devices
 from ltcompile.engine import file
 from ltcompile.engine.checks import relative_error, tile
 from ltcompile.engine.engine import Engine, Run
 from ltcompile.engine.file import Contents
 from ltcompile.errors import BadData, BadSetting, Disagreement, StaleEngine
-from ltcompile.lower.passes.precision import TOLERANCES
 
 BATCHES = (1, 8, 64)
 

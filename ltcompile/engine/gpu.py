@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import versions
 from ltcompile.engine.checks import relative_error, tile
 from ltcompile.engine.decision import Decision
@@ -21,7 +22,6 @@ from ltcompile.engine.file import Contents, Part
 from ltcompile.engine.tune import Cache, default_cache, read_choice, tune, write_choice
 from ltcompile.errors import BadFile, BadSetting, Disagreement, Unavailable
 from ltcompile.lower.lower import lower, place
-from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.program import Program
 from ltcompile.timing import race
 
@@ -102,7 +102,7 @@ class Gpu:
                 refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
                 continue
             errors[name] = relative_error(graph(images), expected)
-            if errors[name] <= precisions.TOLERANCES[self.precision]:
+            if errors[name] <= TOLERANCES[self.precision]:
                 graphs[name] = graph
             else:
                 refused[name] = f"its outputs are off by {errors[name]:.1e} of the largest"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import cpu_name, versions
 from ltcompile.engine.checks import relative_error, tile
 from ltcompile.engine.cpu import RUNTIMES, Candidate, Source, build, candidates, thread_counts
@@ -126,7 +127,7 @@ def choose(source: Source, images: Tensor, expected: Tensor, on_progress: Progre
             refused[str(candidate)] = str(reason)
             continue
         errors[candidate] = relative_error(runs[candidate](images), expected)
-        if not errors[candidate] <= precisions.TOLERANCES[source.precision]:
+        if not errors[candidate] <= TOLERANCES[source.precision]:
             refused[str(candidate)] = f"its outputs are off by {errors[candidate]:.1e} of the largest"
             del runs[candidate]
     if not runs:

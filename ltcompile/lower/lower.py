@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.deployment import TOLERANCES
 from ltcompile.errors import BadSetting, Disagreement
 from ltcompile.lower.fold import fold_batch_norm
 from ltcompile.lower.passes import PASSES, layout
@@ -66,7 +67,7 @@ def place(program: Program, example: Tensor, precision: str) -> Placed:
     if reason := precisions.refusal(program, precision):
         raise BadSetting(f"{precision} does not fit this network: {reason}; use another precision")
     placed, told = layout.rewrite(precisions.rewrite(program, precision))
-    error = _checked(f"{precision} in the kernels' layout", placed.run(example), program.run(example), precisions.TOLERANCES[precision])
+    error = _checked(f"{precision} in the kernels' layout", placed.run(example), program.run(example), TOLERANCES[precision])
     return Placed(placed, told, error)
 
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from ltcompile.backends import DEVICES, Array, Artifact, Subject, available, unavailable
 from ltcompile.backends import compile as compile_for
+from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable
-from ltcompile.lower.passes.precision import TOLERANCES
 from ltcompile.measure.memory import watch
 from ltcompile.timing import Times, race, speedup
 

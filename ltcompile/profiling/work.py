@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.deployment import Deployment
+from ltcompile.core.deployment import TOLERANCES, Deployment
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine
 from ltcompile.core.records import provenance
@@ -24,7 +24,6 @@ from ltcompile.graph import cut, trace
 from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
-from ltcompile.lower.passes.precision import TOLERANCES
 from ltcompile.lower.quantize import quantize_onnx
 from ltcompile.lower.resize import resized
 from ltcompile.models import build_model

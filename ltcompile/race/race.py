@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ltcompile import backends, timing
 from ltcompile.backends._base import first_line
+from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import cpu_name, provenance
 from ltcompile.engine.checks import relative_error, tile
 from ltcompile.errors import BadSetting, Disagreement, LtcompileError, Unavailable
 from ltcompile.graph import size
-from ltcompile.lower.passes.precision import TOLERANCES
 from ltcompile.measure import busy_share
 from ltcompile.race import energy, layers, peaks
 from ltcompile.race.clock import Call, Clock, track

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ltcompile.backends import Subject, unavailable
 from ltcompile.backends import compile as compile_for
+from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset, Split
 from ltcompile.errors import BadModel, BadSetting, Disagreement, TrainingFailed, Unavailable
 from ltcompile.lower import export_onnx, run_onnx
-from ltcompile.lower.passes.precision import TOLERANCES
 from ltcompile.lower.quantize import METHODS, WEIGHT_TOP, Quantizer, Scheme
 from ltcompile.shrinking.qat import fine_tune, tuning
 

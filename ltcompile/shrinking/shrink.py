@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.records import provenance
@@ -22,7 +23,6 @@ from ltcompile.errors import BadSetting, Disagreement, StaleTicket
 from ltcompile.graph import Emptied, Size, embed, size, zeros
 from ltcompile.graph.factorise import Factorised
 from ltcompile.lower import HalfInside, export_onnx, export_program, fold_batch_norm, run_onnx
-from ltcompile.lower.passes.precision import TOLERANCES
 from ltcompile.lower.signs import write_signs
 from ltcompile.paths import check_writable, write_bytes, write_json
 from ltcompile.shrinking.int8 import Int8, Progress, to_int8

@@ -12,7 +12,6 @@ import torch
 from ltcompile.lower.program import Node, Program, Value
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.25}  # of the largest output, against the fp32 network
 
 
 def refusal(program: Program, precision: str) -> str:
