@@ -96,6 +96,7 @@ def test_resuming_equals_never_stopping(search: tuple[lt.SearchConfig, Path, lt.
     [
         ({"prune": "weights"}, "chooses by itself"),
         ({"only": ("7",)}, "chooses by itself"),
+        ({"ratios": {"7": 0.5}}, "chooses by itself"),
         ({"target_macs": 0.5}, "takes a rate, and no target"),
         ({"rewind": "weight"}, "never trains weights"),
     ],

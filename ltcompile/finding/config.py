@@ -115,10 +115,10 @@ class SearchConfig(Limits):
 
     def _of_method(self) -> dict[str, bool]:
         """What another method than pruning asks of the other settings."""
-        usual = all(getattr(self, name) == default for name, default in _OF_PRUNING.items())
+        usual = not self.ratios and all(getattr(self, name) == default for name, default in _OF_PRUNING.items())
         restarts = methods.iterative(self.method) or self.rewind == "lr"
         return {
-            f"--method {self.method} chooses by itself; leave out what pruning takes ({', '.join(_OF_PRUNING)})": usual,
+            f"--method {self.method} chooses by itself; leave out what pruning takes ({', '.join(_OF_PRUNING)}, ratios)": usual,
             f"--method {self.method} takes a rate, and no target": self.target is None,
             f"--method {self.method} never trains weights, and rewinds none; leave --rewind out": restarts,
         }

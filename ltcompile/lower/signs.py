@@ -4,7 +4,7 @@
 
 A filter's values differ in sign alone in a multi-prize ticket, and still do behind a folded batch norm, which multiplies each filter by its
 own number. So nothing is rounded: a file of signs multiplies with the same numbers as the float file, to the bit. A Cast and a Mul say it, which
-ONNX Runtime computes once, as it loads the file. Behind a DequantizeLinear, a MatMul or Gemm of ONNX Runtime 1.31 is off by some 4e-3, as if
+ONNX Runtime computes once, as it loads the file. Behind a DequantizeLinear, a MatMul or Gemm of ONNX Runtime 1.31 answers as if
 activations were rounded too.
 """
 
