@@ -339,6 +339,17 @@ def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     assert "the spread over seeds is not known" in Page(html).text
 
 
+def test_a_run_of_masks_is_told_by_parameters(tmp_path: Path) -> None:
+    run = example()
+    html, told = made(tmp_path / "filters", run)
+    assert '"MACs removed (%)"' in html and "of the MACs are gone" in told["verdict"]["sentence"]
+    for row in run["search.json"]["rows"]:
+        row |= {"weights": row["params"] - 1000, "macs": DENSE["macs"]}  # nothing was emptied
+    html, told = made(tmp_path / "weights", {"search.json": run["search.json"]})
+    assert '"parameters removed (%)"' in html and '"MACs removed (%)"' not in html
+    assert "73.8\u00a0% of the parameters are gone" in told["verdict"]["sentence"] and "the share of parameters removed" in html
+
+
 def test_no_winner_is_said(tmp_path: Path) -> None:
     run = example()
     run["search.json"]["verdict"]["level"] = None

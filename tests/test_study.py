@@ -413,6 +413,11 @@ def test_a_spoiled_study_is_refused(tmp_path: Path, spoil: Any, says: str) -> No
     assert str(path) in str(told.value) and "--resume" in str(told.value)
 
 
+def test_logarithmic_axes_tell_whole_numbers() -> None:
+    axis = draw(some_study().figures[0]).layout.xaxis
+    assert axis.type == "log" and [float(text) for text in axis.ticktext] == list(axis.tickvals)
+
+
 def test_a_page_shows_hostile_text_and_obeys_none() -> None:
     page = render(some_study(HOSTILE))
     seen, usual = Page(page), Page(render(some_study()))

@@ -62,6 +62,7 @@ def collect(folder: Path) -> Figures:
         "search_seconds": search.seconds,
         "ticket": asdict(search.ticket),
         "accuracy": _accuracy(search),
+        "axis": _axis(search),
         "levels": _levels(search),
         "controls": [_control(search, arm, text) for arm, text in CONTROLS.items()],
         "points": [_point(search, row) for row in search.rows],
@@ -155,6 +156,11 @@ def _point(search: Search, row: Trained) -> Figures:
 
 def _removed(dense: Trained, row: Trained) -> dict[str, float]:
     return {f"{what}_removed": 1 - getattr(row, what) / getattr(dense, what) for what in SIZES}
+
+
+def _axis(search: Search) -> str:
+    """The size that levels are told by: a mask drops weights, of which MACs know only what it emptied of whole channels."""
+    return "params" if any(row.weights is not None for row in search.rows) else "macs"
 
 
 def _levels(search: Search) -> list[Figures]:
@@ -370,7 +376,8 @@ def _verdict(search: Search, figures: Figures) -> Figures:
 def _sentence(search: Search, levels: list[Figures]) -> str:
     verdict = search.verdict
     shown = next(level for level in levels if level["chosen"])
-    there = f"{units.percent(_removed(search.dense, search.ticket_row)['macs_removed'])} of the MACs are gone"
+    axis = _axis(search)
+    there = f"{units.percent(_removed(search.dense, search.ticket_row)[f'{axis}_removed'])} of the {units.SIZES[axis]} are gone"
     if difference := shown["difference"]:
         there += (
             f", and validation accuracy is {units.apart(difference['mean'])} the dense network's "

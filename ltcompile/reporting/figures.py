@@ -64,23 +64,23 @@ def _figure(height: int, top: int, **layout: Any) -> go.Figure:
 
 
 def _accuracy(report: dict[str, Any]) -> go.Figure:
-    figure = _figure(360, 80, xaxis_title="MACs removed (%)", yaxis_title="validation accuracy (%)")
+    figure = _figure(360, 80, xaxis_title=f"{units.SIZES[report['axis']]} removed (%)", yaxis_title="validation accuracy (%)")
     _dense_band(figure, report)
     tickets = [level for level in report["levels"] if level["level"] > 0]
     if tickets:
-        figure.add_trace(_mean_line(tickets))
+        figure.add_trace(_mean_line(tickets, report["axis"]))
         figure.add_trace(_seeds(report, "ticket", "ticket", "circle-open", BLUE))
     for arm, (name, symbol, colour) in ARMS.items():
         if any(point["arm"] == arm for point in report["points"]):
             figure.add_trace(_seeds(report, arm, name, symbol, colour, size=11))
-    figure.add_trace(_ring(next(level for level in report["levels"] if level["chosen"])))
+    figure.add_trace(_ring(next(level for level in report["levels"] if level["chosen"]), report["axis"]))
     return figure
 
 
 def _dense_band(figure: go.Figure, report: dict[str, Any]) -> None:
     """The dense network's mean, and below it the margin inside which a ticket counts as about as good."""
     dense, margin = 100 * report["levels"][0]["validation"]["mean"], report["verdict"]["margin_points"]
-    right = 100 * max(point["macs_removed"] for point in report["points"]) + 4
+    right = 100 * max(point[f"{report['axis']}_removed"] for point in report["points"]) + 4
     figure.add_trace(
         go.Scatter(
             x=[-4, right, right, -4],
@@ -100,10 +100,10 @@ def _dense_band(figure: go.Figure, report: dict[str, Any]) -> None:
     figure.update_xaxes(range=[-4, right], zeroline=False)
 
 
-def _mean_line(levels: list[dict[str, Any]]) -> go.Scatter:
+def _mean_line(levels: list[dict[str, Any]], axis: str) -> go.Scatter:
     spreads = [level["validation"] for level in levels]
     return go.Scatter(
-        x=[100 * level["macs_removed"] for level in levels],
+        x=[100 * level[f"{axis}_removed"] for level in levels],
         y=[100 * spread["mean"] for spread in spreads],
         name="ticket",
         mode="lines+markers",
@@ -137,7 +137,7 @@ def _level_text(level: dict[str, Any]) -> str:
 def _seeds(report: dict[str, Any], arm: str, name: str, symbol: str, colour: str, *, size: int = 7) -> go.Scatter:
     points = [point for point in report["points"] if point["arm"] == arm]
     return go.Scatter(
-        x=[100 * point["macs_removed"] for point in points],
+        x=[100 * point[f"{report['axis']}_removed"] for point in points],
         y=[100 * point["val_accuracy"] for point in points],
         mode="markers",
         name=name,
@@ -154,10 +154,10 @@ def _seeds(report: dict[str, Any], arm: str, name: str, symbol: str, colour: str
     )
 
 
-def _ring(level: dict[str, Any]) -> go.Scatter:
+def _ring(level: dict[str, Any], axis: str) -> go.Scatter:
     name = "winning ticket" if level["won"] else "ticket shown"
     return go.Scatter(
-        x=[100 * level["macs_removed"]],
+        x=[100 * level[f"{axis}_removed"]],
         y=[100 * level["validation"]["mean"]],
         mode="markers",
         name=name,
@@ -293,12 +293,8 @@ def _latency(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
                 ],
             )
         )
-    figure.update_xaxes(type="log", dtick="D2" if _decades(rows) < 2 else 1)
+    log_axis(figure, min(row["ms_p20"] for row in rows), max(row["ms_p80"] for row in rows))
     return figure
-
-
-def _decades(rows: list[dict[str, Any]]) -> float:
-    return math.log10(max(row["ms_p80"] for row in rows) / min(row["ms_p20"] for row in rows))
 
 
 def _curve(curve: dict[str, Any]) -> go.Figure:
@@ -327,9 +323,14 @@ def _curve(curve: dict[str, Any]) -> go.Figure:
         if point["picked"]:
             ring = _curve_marks([point], "picked", "circle-open", GREEN, size=20)
             figure.add_trace(ring.update(error_x={"visible": False}, error_y={"visible": False}))
-    ticks = _log_ticks(min(p["ms_p20"] for p in points), max(p["ms_p80"] for p in points))
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
+    log_axis(figure, min(p["ms_p20"] for p in points), max(p["ms_p80"] for p in points))
     return figure
+
+
+def log_axis(figure: go.Figure, low: float, high: float) -> None:
+    """Make the x axis logarithmic, with whole numbers beside its ticks: plotly's own say 2 where 20 is meant."""
+    ticks = _log_ticks(low, high)
+    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

@@ -53,7 +53,7 @@ def _beside(page: Path) -> Path:
 
 def render(found: dict[str, Any]) -> str:
     """The page for what `collect` returned; everything in it that came from files is escaped."""
-    return environment().from_string(template("page")).render(r=found, figures=figures(found), plotlyjs=get_plotlyjs())
+    return template("page.html.j2").render(r=found, figures=figures(found), plotlyjs=get_plotlyjs())
 
 
 def check_page(page: Path) -> None:
@@ -63,16 +63,13 @@ def check_page(page: Path) -> None:
     check_writable(page)
 
 
-def template(name: str) -> str:
-    """The text of a page's template."""
-    return resources.files(__package__).joinpath(f"{name}.html.j2").read_text(encoding="utf-8")
-
-
-def environment() -> jinja2.Environment:
-    """What renders a template: it escapes everything, and knows how numbers are told."""
-    made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+def template(name: str) -> jinja2.Template:
+    """A page's template; it escapes everything, and knows how numbers are told."""
+    files = jinja2.FunctionLoader(lambda file: resources.files(__package__).joinpath(file).read_text(encoding="utf-8"))
+    made = jinja2.Environment(loader=files, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters.update(units.FILTERS, plain=_plain)
-    return made
+    made.globals["sizes"] = units.SIZES
+    return made.get_template(name)
 
 
 def _plain(value: Any) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from plotly.offline import get_plotlyjs
 from ltcompile.core.study import FILE, Claim, Estimate, Figure, Maps, Series, Study
 from ltcompile.paths import write_text
 from ltcompile.reporting import units
-from ltcompile.reporting.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _figure, safe
-from ltcompile.reporting.page import check_page, environment, template
+from ltcompile.reporting.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _figure, log_axis, safe
+from ltcompile.reporting.page import check_page, template
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross")  # colours alone do not survive a printer
@@ -32,13 +31,8 @@ def render(study: Study) -> str:
     """The page of a study; everything in it that came from a file is escaped."""
     drawn = {figure.name: json.loads(draw(figure).to_json()) for figure in study.figures}
     drawn |= {maps.name: json.loads(draw_maps(maps).to_json()) for maps in study.maps}
-    words = {"style": _shared("style"), "script": _shared("script"), "plotlyjs": get_plotlyjs()}
-    return environment().from_string(template("study")).render(s=study, claims=[_told(c) for c in study.claims], figures=drawn, **words)
-
-
-def _shared(tag: str) -> str:
-    """The style or the script of the page on a run, which that on a study has too."""
-    return str(re.findall(rf"<{tag}>\n(.*?)</{tag}>", template("page"), re.DOTALL)[-1])
+    claims = [_told(claim) for claim in study.claims]
+    return template("study.html.j2").render(s=study, claims=claims, figures=drawn, plotlyjs=get_plotlyjs())
 
 
 def _told(claim: Claim) -> dict[str, Any]:
@@ -72,8 +66,9 @@ def draw(figure: Figure) -> go.Figure:
             _band(drawn, series)
         else:
             drawn.add_trace(_line(series, figure))
-    if figure.log_x:
-        drawn.update_xaxes(type="log")
+    across = [x for series in figure.series for x in (*series.x, *(series.x_low or ()), *(series.x_high or ())) if x is not None]
+    if figure.log_x and across:
+        log_axis(drawn, min(across), max(across))
     return drawn
 
 

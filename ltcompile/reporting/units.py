@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 NBSP = "\u00a0"
+SIZES = {"filters": "filters", "params": "parameters", "macs": "MACs", "latency": "measured latency"}  # what sparsity is told of
 
 
 def count(number: float) -> str:
