@@ -85,14 +85,20 @@ def meet(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
     model, target = named("vgg16", 32), Deployment("cpu", "onnxruntime", 64)
     found, _ = fresh(model, target, scratch)
     network, images = lt.build_model("vgg16").eval(), torch.zeros(2, 3, 32, 32)
-    subjects, seconds = [subject("dense", network, images, scratch)], {}
+    subjects, watch, seconds = [subject("dense", network, images, scratch)], stopwatch(model, target), {}
     for speedup in SPEEDUPS:
+        asked: dict[str, Any] = {"target_time": 1 / speedup, "profile": found}
         began = time.perf_counter()
-        plan = lt.plan(network, images, target_time=1 / speedup, profile=found, measured=stopwatch(model, target, found))
-        seconds[speedup] = time.perf_counter() - began
+        lt.plan(network, images, **asked)
+        between = time.perf_counter()
+        plan = lt.plan(network, images, measured=watch, **asked)
+        seconds[speedup] = between - began, time.perf_counter() - between
         subjects.append(subject(f"{speedup:g}", lt.cut(network, plan).eval(), images, scratch))
     rows = {row.subject: row for row in race(subjects, torch.randn(64, 3, 32, 32), 64)}
-    return [{"asked": s, "found": rows[f"{s:g}"].speedup, "seconds_to_plan": seconds[s]} for s in SPEEDUPS]
+    return [
+        {"asked": s, "found": rows[f"{s:g}"].speedup, "seconds_to_plan": plain, "seconds_with_the_clock": clocked}
+        for s, (plain, clocked) in seconds.items()
+    ]
 
 
 def equal(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
@@ -115,7 +121,7 @@ def equal(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
         seeds,
         epochs,
         profiled,
-        stopwatch(model, target, profiled),
+        stopwatch(model, target),
         target_time=share,
         on=str(target),
     )
@@ -190,9 +196,11 @@ def claims(result: dict[str, Any]) -> list[tuple[str, float, bool]]:
                 row["median_error"] <= 0.1,
             )
         )
+        found.append((f"{row['network']} at batch {row['batch']}: profiled within 180 s", row["seconds"], row["seconds"] <= 180))
     for row in result.get("meet", ()):
         error = row["found"] / row["asked"] - 1
         found.append((f"a target of {row['asked']:g}x is met within 5 %", row["found"], abs(error) <= 0.05))
+        found.append((f"a plan for {row['asked']:g}x takes less than 5 s", row["seconds_to_plan"], row["seconds_to_plan"] < 5))
     if "equal" in result:
         rows = result["equal"]["rows"]
         time_row, plain = rows["time"], rows["MACs, multiples of 1"]

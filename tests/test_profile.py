@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -41,6 +42,7 @@ from ltcompile.profiling import profile, stopwatch
 from ltcompile.profiling.design import BESIDE, SHARES, colours, pairs
 from ltcompile.profiling.layers import assign, shares
 from ltcompile.profiling.runtimes import Call, Timing, Variant, open_runtime
+from ltcompile.timing import race
 
 TARGET = Deployment("cpu", "onnxruntime", 8, "fp32")
 READ_BLOCK, MADE_BLOCK, ODD = 8, 16, 1.6
@@ -57,11 +59,20 @@ def law_ms(layer: Any) -> float:
 class Law:
     """A runtime whose times follow the law, with noise."""
 
+    settle_s = 0.0
+
     def __init__(self, noise: float = 0.0) -> None:
         self.noise, self.drift, self.dice, self.calls = noise, 0.0, np.random.default_rng(0), 0
+        self.seconds = 0.0
 
     def call(self, variant: Variant, images: torch.Tensor) -> Call:
-        return lambda: None
+        """Which advances `seconds`, slower and faster in waves of ten seconds."""
+        ms = sum(law_ms(m) for m in variant.module.modules() if isinstance(m, LAYERS))
+
+        def call() -> None:
+            self.seconds += ms / 1000 * (1 + self.drift * math.sin(2 * math.pi * self.seconds / 10))
+
+        return call
 
     def time(self, variant: Variant, images: torch.Tensor, beside: Call) -> Timing:
         self.calls += 1
@@ -77,7 +88,7 @@ def law(monkeypatch: pytest.MonkeyPatch) -> Law:
     found = Law()
     monkeypatch.setattr("ltcompile.profiling.work.open_runtime", lambda target: found)
     monkeypatch.setattr("ltcompile.profiling.work._Work._onnx", lambda self, module: None)
-    monkeypatch.setattr("ltcompile.profiling.work._Work.exported", None)
+    monkeypatch.setattr("ltcompile.profiling.work._Work._base", None)
     return found
 
 
@@ -108,9 +119,17 @@ def test_slow_minutes_of_the_machine_are_divided_out(law: Law, tmp_path: Path) -
     assert max(run.ms for run in found.runs if run.why == "dense") != steady.runs[0].ms
     assert found.median_error == pytest.approx(steady.median_error, abs=1e-9)
     assert found.dense_ms / steady.dense_ms == pytest.approx(1, rel=0.1), "the usual pace is that of the middle run"
-    law.calls, watch = 0, stopwatch(MODEL, TARGET, found)
-    network = lt.build_model("lenet5", 10, 1, 32)
-    assert watch(network) == pytest.approx(watch(network)) == pytest.approx(found.dense_ms)
+
+
+def test_the_stopwatch_tells_shares_whatever_the_machine_does(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltcompile.profiling.runtimes.race", functools.partial(race, clock=lambda: law.seconds))
+    law.drift, named = 0.5, model("vgg16")
+    dense = lt.build_model("vgg16").eval()
+    small = cut(dense, lt.plan(dense, torch.zeros(2, 3, 32, 32), 0.7, "local")).eval()
+    told = stopwatch(named, TARGET)
+    for _ in range(5):
+        assert told(small) == pytest.approx(time_of(small) / time_of(dense), rel=0.04)
+    assert told(dense) == pytest.approx(1, rel=0.04)
 
 
 def test_a_profile_goes_on_where_it_was(law: Law, tmp_path: Path) -> None:
@@ -299,7 +318,7 @@ def test_plans_meet_their_time_and_land_on_edges(law: Law, tmp_path: Path, name:
     network, images = lt.build_model(name).eval(), torch.zeros(2, 3, side, side)
     plan = lt.plan(network, images, target_time=share, profile=found)
     assert time_of(cut(network, plan)) <= 1.05 * share * found.dense_ms
-    clocked = lt.plan(network, images, target_time=share, profile=found, measured=lambda small: 1.3 * time_of(small))
+    clocked = lt.plan(network, images, target_time=share, profile=found, measured=lambda small: 1.3 * time_of(small) / found.dense_ms)
     assert 1.3 * time_of(cut(network, clocked)) == pytest.approx(share * found.dense_ms, rel=0.08)
 
 
@@ -351,7 +370,9 @@ def told(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "held back" in told("profile", "--model", "lenet5", "--batch", 8)
     calls = law.calls
-    monkeypatch.setattr("ltcompile.profiling.stopwatch", lambda named, target, found: time_of)
+    monkeypatch.setattr(
+        "ltcompile.profiling.stopwatch", lambda named, target: lambda small: time_of(small) / time_of(lt.build_model("lenet5"))
+    )
     shown = told("plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2)
     assert law.calls == calls, "it was profiled before" and "fewer" in shown
     (kept,) = (tmp_path / "cache/ltcompile/profiles").glob("*.json")

@@ -83,13 +83,13 @@ def widths(network: nn.Module) -> list[int]:
             lambda network: 1.0 if all(w % 32 == 0 or w < 32 for w in widths(network)) else 2.0,
             "up to 32",
         ),  # of two as fast, the one with the same answers
-        (lambda network: float(sum(widths(network))), "down to 32"),
+        (lambda network: sum(widths(network)) / 1000, "down to 32"),
     ],
 )
 def test_the_clock_decides(clock: Callable[[nn.Module], float], way: str) -> None:
     dense, small, plan, images = ticket()
     found = snap(small, plan, dense, "auto", images, clock)
-    assert found.way == way and found.told_ms.keys() == {AS_IT_IS, *(f"{w} to {m}" for w in ("up", "down") for m in (8, 16, 32))}
+    assert found.way == way and found.told_share.keys() == {AS_IT_IS, *(f"{w} to {m}" for w in ("up", "down") for m in (8, 16, 32))}
 
 
 @pytest.mark.parametrize("how", ["down", "up"])

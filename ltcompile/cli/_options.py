@@ -109,7 +109,7 @@ def timed(
     found.check_fits(model, target)
     try:
         found.check_here()
-        measured = stopwatch(model, target, found)
+        measured = stopwatch(model, target)
     except StaleProfile:
         typer.secho(f"planned for {found.machine.get('cpu', 'another machine')}; not measured on this one", err=True)
         measured = None

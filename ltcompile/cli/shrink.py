@@ -95,8 +95,8 @@ def shrink(
     if "structure" in record:
         _tell_structure(record["structure"])
     if snap:
-        tried = ", ".join(f"{way} {ms:.3f} ms" for way, ms in record["snapped"]["told_ms"].items())
-        typer.echo(f"widths: {record['snapped']['way']}{f' ({tried})' if tried else ''}")
+        tried = ", ".join(f"{way} {share:.1%}" for way, share in record["snapped"]["told_share"].items())
+        typer.echo(f"widths: {record['snapped']['way']}{f' (of the dense network: {tried})' if tried else ''}")
     if "int8" in record:
         _tell_int8(record["int8"])
     typer.echo(f"wrote {done.path} ({record['bytes'] / 1e6:.2f} MB) in {record['seconds']:.1f} s; next: ltcompile bench {done.path}")

@@ -34,7 +34,7 @@ from ltcompile.graph.bundle import Bundle
 from ltcompile.graph.widths import Widths, layer_widths
 
 Array = NDArray[np.float64]
-Clock = Callable[[nn.Module], float]  # milliseconds of a network, measured
+Clock = Callable[[nn.Module], float]  # a cut -> the share of the whole network's time that it takes, measured
 Choice = tuple[int, ...]  # for each bundle, which of its candidates
 STEPS = 1000  # that the budget of a chain is counted in
 LARGEST_TABLE = 1 << 22
@@ -65,16 +65,16 @@ def within(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, bud
     return ranking.plan(tuple(int(c[i]) for c, i in zip(problem.candidates, best, strict=True)))
 
 
-def met(model: nn.Module, ranking: Ranking, profile: Profile, budget_ms: float, measured: Clock | None = None) -> PruningPlan:
-    """The plan of `model`, which `ranking` is of, for `budget_ms` by the clock: where `measured` finds that the profile errs by more
-    than SLACK, planning is repeated for a budget corrected by that much. Raises BadSetting as `within` does.
+def met(model: nn.Module, ranking: Ranking, profile: Profile, share: float, measured: Clock | None = None) -> PruningPlan:
+    """The plan of `model`, which `ranking` is of, for `share` of the whole network's time: where `measured` finds that the profile errs
+    by more than SLACK, planning is repeated for a budget corrected by that much. Raises BadSetting as `within` does.
     """
-    layers = layer_widths(model, ranking.groups)
-    found = within(ranking, layers, profile, budget_ms)
-    asked_ms, best, best_error = budget_ms, found, math.inf
+    layers, asked_ms = layer_widths(model, ranking.groups), share * profile.dense_ms
+    found = within(ranking, layers, profile, asked_ms)
+    best, best_error = found, math.inf
     for _ in range(CORRECTIONS if measured else 0):
         assert measured is not None
-        error = measured(cut(model, found)) / budget_ms - 1
+        error = measured(cut(model, found)) / share - 1
         if abs(error) < abs(best_error):
             best, best_error = found, error
         if abs(error) <= SLACK:

@@ -48,7 +48,8 @@ def plan(
         target_macs, target_params: instead of a ratio, the share of the dense network's MACs or parameters that may stay. The plan is
             the smallest cut that meets it.
         target_time: the share of the dense network's time that may stay, by `profile`; the plan keeps most importance within it.
-        measured: milliseconds of a network on this machine: where the profile errs, the plan is made again for a corrected budget.
+        measured: the share of the whole network's time that a cut takes on this machine, as `profiling.stopwatch` tells it: where the
+            profile errs, the plan is made again for a corrected budget.
         limits: what may be cut, and how far; by default every layer keeps 5 % of its channels.
         group_reduction: which weights speak for a channel, "producers" or "all"; see `criteria.score`.
 
@@ -71,7 +72,7 @@ def plan(
     if target is None:
         return ranking.plan(ranking.steps(ratio))
     if profile is not None and target.measure == "time":
-        return met(model, ranking, profile, target.share * profile.dense_ms, measured)
+        return met(model, ranking, profile, target.share, measured)
     meter = Meter(model, example)
     check_reachable(target, ranking, meter, limits, align)
     return meet(ranking, lambda found: target.of(meter.left(found)), target.share * target.of(meter.dense))

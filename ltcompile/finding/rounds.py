@@ -97,7 +97,7 @@ class Rounds:
             return ranking.plan(ranking.steps(share))
         if target.measure == "time":
             assert self.asked.profile is not None, "asked for with the target"
-            return met(small, ranking, self.asked.profile, share * self.asked.profile.dense_ms, self.asked.measured)
+            return met(small, ranking, self.asked.profile, share, self.asked.measured)
         meter = Meter(small, self.asked.example)
         return meet(ranking, lambda found: target.of(meter.left(found)), share * target.of(self.asked.dense_size))
 

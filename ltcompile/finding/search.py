@@ -73,7 +73,8 @@ def find(
         resume: go on with the run in `folder` behind its last finished epoch.
         strict: refuse a folder with unreadable images instead of skipping them.
         profile: the layers' times that `config.target_time` is a share of.
-        measured: milliseconds of a network at `config.on` on this machine, to correct the profile by; None where that is elsewhere.
+        measured: the share of the whole network's time that a cut takes at `config.on`, to correct the profile by, as `profiling.stopwatch`
+            tells it of this machine; None where that is elsewhere.
         given: the mask that the one level takes instead of choosing one, such as that of a ticket of other data.
 
     Raises:

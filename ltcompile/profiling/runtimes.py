@@ -24,7 +24,7 @@ from ltcompile.errors import BadModel, Unavailable
 from ltcompile.graph.widths import LAYERS
 from ltcompile.profiling.layers import PRODUCTS, Names, assign, names, shares
 from ltcompile.runtimes import openvino_core
-from ltcompile.timing import race
+from ltcompile.timing import SETTLE_S, race
 
 SECONDS = 0.3  # for each of the whole, what runs beside it, and the layers
 MOST_SPREAD = 1.4  # p80 over p20 of what blocks say: beyond it, a timing is made again, for longer
@@ -57,7 +57,12 @@ Call = Callable[[], object]
 
 
 class Runtime(Protocol):
-    """What can run a network, and time its layers in turns with another call: machines are slower in some minutes than in others."""
+    """What can run a network, and time its layers in turns with another call: machines are slower in some minutes than in others.
+
+    `settle_s` is how long a block of such a turn runs unmeasured: until the threads of the other call have stopped spinning for work.
+    """
+
+    settle_s: float
 
     def call(self, variant: Variant, images: Tensor) -> Call: ...
     def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing: ...
@@ -94,7 +99,7 @@ def _instead_of_engine(target: Deployment) -> str:
 
 
 @dataclass(frozen=True)
-class _Whole:
+class Whole:
     """Of one network, what a Timing tells of the whole."""
 
     ms: float
@@ -102,17 +107,18 @@ class _Whole:
     beside_ms: float
 
     @classmethod
-    def of(cls, call: Call, beside: Call) -> _Whole:
-        """What is noisy is timed again, for longer."""
-        seconds = SECONDS
+    def of(cls, call: Call, beside: Call, settle_s: float, seconds: float = SECONDS) -> Whole:
+        """About `seconds` of either; what is noisy is timed again, for longer."""
+        longest = PATIENCE * seconds
         while True:
-            times = race({"": call, "beside": beside}, seconds=seconds)
-            ratios = np.median(times[""], axis=1) / np.median(times["beside"], axis=1)
-            p20, p50, p80 = (float(q) for q in np.quantile(ratios, [0.2, 0.5, 0.8]))
-            if p80 / p20 <= MOST_SPREAD or seconds >= PATIENCE * SECONDS:
+            times = race({"": call, "beside": beside}, seconds=seconds, settle_s=settle_s)
+            turns = np.log(np.median(times[""], axis=1) / np.median(times["beside"], axis=1))
+            between = (turns[1:] + turns[:-1]) / 2  # who begins alternates, so that what drifts cancels
+            p20, p50, p80 = (float(q) for q in np.exp(np.quantile(between, [0.2, 0.5, 0.8])))
+            if p80 / p20 <= MOST_SPREAD or seconds >= longest:
                 ms = float(np.median(times[""]))
                 return cls(ms, p80 / p20, ms / p50)
-            seconds *= 2
+            seconds = longest
 
     def timing(self, layers: dict[str, float]) -> Timing:
         """With the layers' times, scaled so that they add up to the whole: tracing takes time of its own. A layer that a runtime melts
@@ -135,6 +141,8 @@ def _repeat(call: Callable[[], object], ms: float) -> int:
 class OnnxRuntime:
     """ONNX Runtime on the CPU, by its own trace."""
 
+    settle_s = 0.005  # until the caches are its own again
+
     def call(self, variant: Variant, images: Tensor) -> Call:
         return self._call(_session(variant.onnx.SerializeToString(), len(images), None), images)
 
@@ -143,7 +151,7 @@ class OnnxRuntime:
         return functools.partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
 
     def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing:
-        whole = _Whole.of(self.call(variant, images), beside)
+        whole = Whole.of(self.call(variant, images), beside, self.settle_s)
         with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
             traced = _session(variant.onnx.SerializeToString(), len(images), Path(folder) / "trace")
             _repeat(self._call(traced, images), whole.ms)
@@ -158,6 +166,8 @@ def _session(data: bytes, batch: int, trace: Path | None) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_free_dimension_override_by_name("batch", batch)
+    # Between two calls, its threads would spin for 40 ms, on the cores of whoever's turn is next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if trace is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(trace)
@@ -196,6 +206,8 @@ def _middle(values: list[float] | NDArray[np.float64]) -> float:
 class OpenVino:
     """OpenVINO on the CPU, by its own counters."""
 
+    settle_s = SETTLE_S
+
     def __init__(self, precision: str) -> None:
         self._precision = precision
 
@@ -204,7 +216,7 @@ class OpenVino:
         return infer
 
     def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing:
-        whole = _Whole.of(self.call(variant, images), beside)
+        whole = Whole.of(self.call(variant, images), beside, self.settle_s)
         counting = self._request(variant.onnx.SerializeToString(), images, counting=True)
         runs: list[list[Any]] = []
 
@@ -236,6 +248,8 @@ class OpenVino:
 class Eager:
     """PyTorch as it is, channels last, by hooks in front of the layers."""
 
+    settle_s = SETTLE_S
+
     def __init__(self, target: Deployment) -> None:
         self._device = torch.device(target.device)
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[target.precision]
@@ -256,7 +270,7 @@ class Eager:
 
     @torch.inference_mode()
     def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing:
-        whole = _Whole.of(self.call(variant, images), beside)
+        whole = Whole.of(self.call(variant, images), beside, self.settle_s)
         model, placed = self._placed(variant, images)
         marks: list[tuple[str, Any]] = []
         hooks = [layer.register_forward_pre_hook(functools.partial(self._mark, marks, name)) for name, layer in _modules(model)]

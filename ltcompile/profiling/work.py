@@ -29,10 +29,11 @@ from ltcompile.lower.resize import resized
 from ltcompile.models import build_model
 from ltcompile.paths import cache_folder, check_writable
 from ltcompile.profiling import design
-from ltcompile.profiling.runtimes import Call, Runtime, Timing, Variant, open_runtime
+from ltcompile.profiling.runtimes import Call, Runtime, Timing, Variant, Whole, open_runtime
 
 SAVED_EVERY = 10  # runs
 CHECKED = 4  # images
+STOPWATCH_SECONDS = 1.0  # of each of the two networks
 Progress = Callable[[int, int, Run], None]  # runs done, of how many, the last one
 
 
@@ -77,18 +78,17 @@ def profile(
     return found
 
 
-def stopwatch(model: Mapping[str, Any], target: Deployment, found: Profile | None = None) -> Callable[[nn.Module], float]:
-    """Milliseconds of a network at `target` on this machine, for cuts of `model`; as they were when the profile `found` was made.
+def stopwatch(model: Mapping[str, Any], target: Deployment) -> Callable[[nn.Module], float]:
+    """What share of the time of the whole network a cut of `model` takes at `target` on this machine: they run in turns.
 
-    Raises Unavailable where it cannot run here.
+    Raises Unavailable where they cannot run here.
     """
     runtime = open_runtime(target)
-    beside = _work(model, target, runtime).beside
+    whole = _work(model, target, runtime).itself
 
     def measured(network: nn.Module) -> float:
-        work = _Work(network.cpu().eval(), model, target, runtime)
-        timing = runtime.time(Variant(work.folded, work.exported), work.images, beside)
-        return timing.ms if found is None else timing.ms * found.pace(timing.beside_ms)
+        timing = Whole.of(_Work(network.cpu().eval(), model, target, runtime).itself, whole, runtime.settle_s, STOPWATCH_SECONDS)
+        return timing.ms / timing.beside_ms
 
     return measured
 
@@ -192,9 +192,9 @@ class _Work:
             raise BadModel(f"the network cannot be exported at other widths: {error}") from error
 
     @cached_property
-    def exported(self) -> Any:
-        """The ONNX model of the network itself, None for runtimes that read none."""
-        return None if self.target.backend == "eager" else self._base
+    def itself(self) -> Call:
+        """The network as it is."""
+        return self.runtime.call(Variant(self.folded, None if self.target.backend == "eager" else self._base), self.images)
 
     @cached_property
     def _base(self) -> Any:

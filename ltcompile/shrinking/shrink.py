@@ -71,7 +71,8 @@ def shrink(
             the ranges of activations come from its training images, all choices from its validation images, the accuracy from its test images.
         max_drop: with int8, the points of validation accuracy that may be lost; layers stay in float until no more are.
         finetune_epochs: with int8, so many epochs of training with rounded weights come first; their outcome is kept where it helps.
-        snap: move widths to multiples of 16, "down" or "up", or by "auto" to whatever `clock` (milliseconds of a network) finds fastest.
+        snap: move widths to multiples of 16, "down" or "up", or by "auto" to whatever `clock` finds fastest: what share of
+            the dense network's time one takes.
         on_progress: told what is being tried in int8.
 
     Raises:
@@ -121,7 +122,7 @@ def shrink(
         "onnx_error": file_error,
         "tolerance": FILE_TOLERANCE[precision],
         "recalibrated": anew is not None,
-        "snapped": {"way": snapped.way, "told_ms": dict(snapped.told_ms)},
+        "snapped": {"way": snapped.way, "told_share": dict(snapped.told_share)},
         "folded_batch_norms": sum(t.startswith("folded") for t in told.values()),
         "not_folded": {name: why for name, why in told.items() if not why.startswith("folded")},
         **structure,

@@ -22,7 +22,7 @@ from ltcompile.graph.bundle import Bundle, bundles
 from ltcompile.graph.statistics import mixes
 
 Snap = Literal["down", "up", "auto"]
-Clock = Callable[[nn.Module], float]  # milliseconds of a network
+Clock = Callable[[nn.Module], float]  # a network -> the share of the dense one's time that it takes
 AS_IT_IS = "as it is"
 EQUALITY_TOLERANCE = 1e-5  # relative to the largest output
 MULTIPLES = (8, 16, 32)
@@ -32,14 +32,14 @@ TIE = 0.02  # a network that keeps its answers may take so much longer than one 
 
 @dataclass(frozen=True)
 class Snapped:
-    """A network at other widths, and its plan in the original's coordinates; `way` is "as it is", or as "down to 16"; `told_ms` are the times
-    of all that were tried.
+    """A network at other widths, and its plan in the original's coordinates; `way` is "as it is", or as "down to 16"; `told_share` are the
+    times of all that were tried, as shares of the dense network's.
     """
 
     module: nn.Module
     plan: PruningPlan
     way: str
-    told_ms: Mapping[str, float]
+    told_share: Mapping[str, float]
 
     @property
     def same_answers(self) -> bool:
