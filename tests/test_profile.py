@@ -24,6 +24,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import ltcompile as lt
+from ltcompile import energy
 from ltcompile.cli import app
 from ltcompile.core import profile as nouns
 from ltcompile.core.deployment import Deployment
@@ -38,7 +39,7 @@ from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import LAYERS, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.resize import resized
-from ltcompile.profiling import profile, stopwatch
+from ltcompile.profiling import joulemeter, profile, stopwatch
 from ltcompile.profiling.design import BESIDE, SHARES, colours, pairs
 from ltcompile.profiling.layers import assign, shares
 from ltcompile.profiling.runtimes import Call, Timing, Variant, open_runtime
@@ -63,7 +64,7 @@ class Law:
 
     def __init__(self, noise: float = 0.0) -> None:
         self.noise, self.drift, self.dice, self.calls = noise, 0.0, np.random.default_rng(0), 0
-        self.seconds = 0.0
+        self.seconds = self.joules = 0.0
 
     def call(self, variant: Variant, images: torch.Tensor) -> Call:
         """Which advances `seconds`, slower and faster in waves of ten seconds."""
@@ -71,6 +72,7 @@ class Law:
 
         def call() -> None:
             self.seconds += ms / 1000 * (1 + self.drift * math.sin(2 * math.pi * self.seconds / 10))
+            self.joules += joules_of(variant.module)
 
         return call
 
@@ -307,6 +309,11 @@ def test_elimination_is_exact_for_every_price() -> None:
         assert found.value(choice) - price * found.time(choice) == pytest.approx(best)
 
 
+def joules_of(network: nn.Module) -> float:
+    """Of one image: wide layers take more power."""
+    return sum(law_ms(m) * (1 + 0.01 * len(m.weight)) for m in network.modules() if isinstance(m, LAYERS))
+
+
 def time_of(network: nn.Module) -> float:
     return sum(law_ms(m) for m in network.modules() if isinstance(m, LAYERS))
 
@@ -320,6 +327,28 @@ def test_plans_meet_their_time_and_land_on_edges(law: Law, tmp_path: Path, name:
     assert time_of(cut(network, plan)) <= 1.05 * share * found.dense_ms
     clocked = lt.plan(network, images, target_time=share, profile=found, measured=lambda small: 1.3 * time_of(small) / found.dense_ms)
     assert 1.3 * time_of(cut(network, clocked)) == pytest.approx(share * found.dense_ms, rel=0.08)
+
+
+@pytest.fixture
+def counted(law: Law, monkeypatch: pytest.MonkeyPatch) -> Law:
+    """A machine that counts the joules of eight images a call."""
+    monkeypatch.setattr(energy, "counter", lambda device: lambda: TARGET.batch * law.joules)
+    monkeypatch.setattr(energy.time, "perf_counter", lambda: law.seconds)
+    return law
+
+
+def test_plans_meet_their_energy(counted: Law, tmp_path: Path) -> None:
+    found = profile(model("vgg16"), TARGET, output=tmp_path / "p.json")
+    network, images = lt.build_model("vgg16").eval(), torch.zeros(2, 3, 32, 32)
+    dense, measured = joulemeter(model("vgg16"), TARGET)
+    assert dense == pytest.approx(joules_of(network))
+    by_time = cut(network, lt.plan(network, images, target_time=0.3, profile=found))
+    assert joules_of(by_time) != pytest.approx(0.3 * dense, rel=0.08), "energy is not time"
+    assert measured(by_time) == pytest.approx(joules_of(by_time) / dense)
+    plan = lt.plan(network, images, target_energy=0.3, profile=found, measured=measured)
+    assert joules_of(cut(network, plan)) == pytest.approx(0.3 * dense, rel=0.06)
+    with pytest.raises(BadSetting, match="needs `measured`"):
+        lt.plan(network, images, target_energy=0.3, profile=found)
 
 
 def test_what_cannot_be_reached_is_refused_with_the_fastest(law: Law, tmp_path: Path) -> None:
@@ -347,7 +376,13 @@ def test_a_search_spends_a_budget_of_time(law: Law, tmp_path: Path) -> None:
     assert 0.4 * found.dense_ms < time_of(small) <= 0.52 * found.dense_ms
     with pytest.raises(StaleProfile, match="for cpu:onnxruntime:b8:fp32, not for"):
         lt.find("lenet5", digits, replace(config, on="cpu:onnxruntime:b1:fp32"), recipe=QUICK, folder=tmp_path / "x", profile=found)
-    for wrong in ({"target_time": 0.5}, {"on": str(TARGET)}, {"target_time": 0.5, "on": str(TARGET), "align": 8}):
+    for wrong in (
+        {"target_time": 0.5},
+        {"target_energy": 0.5},
+        {"on": str(TARGET)},
+        {"target_time": 0.5, "on": str(TARGET), "align": 8},
+        {"target_time": 0.5, "target_energy": 0.5, "on": str(TARGET)},
+    ):
         with pytest.raises(BadSetting):
             lt.SearchConfig(**wrong)
 
@@ -399,6 +434,15 @@ def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law
     )
 
 
+def test_a_target_of_energy_on_the_command_line(told: Callable[..., str], counted: Law, tmp_path: Path) -> None:
+    dense = joules_of(lt.build_model("lenet5"))
+    told(*("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", f"{1000 * dense / 2}mJ", "-o", tmp_path / "plan.json"))
+    assert joules_of(cut(lt.build_model("lenet5"), PruningPlan.load(tmp_path / "plan.json"))) == pytest.approx(dense / 2, rel=0.1)
+    for text, says in ((f"{2 * dense}J", "already"), ("5", "with its unit"), ("5ms", "with its unit")):
+        with pytest.raises(BadSetting, match=says):
+            told("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", text)
+
+
 PUBLISHED = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}  # classes and colours
 
 
@@ -434,6 +478,8 @@ def test_the_next_command_fits_the_profile(told: Callable[..., str], tmp_path: P
         (("--on", TARGET, "--target-latency", "fast"), "with its unit"),
         (("--on", TARGET, "--target-latency", "9s"), "already"),
         (("--on", TARGET, "--target-speedup", 2, "--target-macs", 0.5), "one target"),
+        (("--on", TARGET, "--target-latency", "1ms", "--target-energy", "1mJ"), "one target"),
+        (("--target-energy", "1mJ"), "add --on"),
     ],
 )
 def test_bad_targets_are_refused(told: Callable[..., str], asked: tuple[object, ...], says: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import ltcompile as lt
-from ltcompile import kernels
+from ltcompile import energy, kernels
 from ltcompile.cli import app
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.engine import host
@@ -22,7 +22,7 @@ from ltcompile.engine.executable import Choice
 from ltcompile.errors import BadFile, BadSetting, Unavailable
 from ltcompile.lower import run_onnx
 from ltcompile.lower.lower import place
-from ltcompile.race import ENGINE, Heat, Network, RaceResult, checks, clock, energy, heat, layers, markdown, peaks, picture, run, write
+from ltcompile.race import ENGINE, Heat, Network, RaceResult, checks, clock, heat, layers, markdown, peaks, picture, run, write
 from ltcompile.race.cpu import ENTRANTS
 from ltcompile.race.entrant import Entrant, Ready
 from ltcompile.race.layers import Layer

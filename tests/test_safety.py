@@ -50,7 +50,7 @@ TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each wit
     ("ltcompile/backends/tensorrt.py", "importlib.import_module"): "tensorrt",
     ("ltcompile/backends/tensorrt.py", "ctypes.CDLL"): "a library of the installed tensorrt",
     ("ltcompile/measure/memory.py", "ctypes.CDLL"): "the C library",
-    ("ltcompile/race/energy.py", "ctypes.CDLL"): "the driver's library",
+    ("ltcompile/energy.py", "ctypes.CDLL"): "the driver's library",
     ("ltcompile/race/_torch.py", "aoti_load_package"): "the package that it has just made",
     ("ltcompile/shrinking/shrink.py", "torch.export.load"): "the file that it has just written",
 }

@@ -44,6 +44,12 @@ TARGET_SPEEDUP: Any = typer.Option(
 TARGET_LATENCY: Any = typer.Option(
     None, metavar="TIME", help="The same as a time for one batch, as in 0.2ms or 350us.", rich_help_panel=PRUNING
 )
+TARGET_ENERGY: Any = typer.Option(
+    None,
+    metavar="ENERGY",
+    help="The same as energy for one image, as in 5mJ or 0.2J, where this machine counts it.",
+    rich_help_panel=PRUNING,
+)
 ON: Any = typer.Option(
     None,
     metavar="TARGET",
@@ -76,37 +82,64 @@ def limits(keep: list[str], only: list[str], layer_ratio: list[str], max_layer_r
 
 @dataclass(frozen=True)
 class Timed:
-    """A target of time: the share of the dense network's that may stay, its profile, and this machine's clock where it is the one profiled."""
+    """A target of time or energy: the share of the dense network's that may stay, its profile, and what measures it on this machine, where
+    that is the one profiled."""
 
+    measure: str
     share: float
     on: str
     profile: Profile
     measured: Callable[[nn.Module], float] | None
 
+    @property
+    def target(self) -> dict[str, Any]:
+        """As an argument of `plan` or a field of SearchConfig."""
+        return {f"target_{self.measure}": self.share}
+
 
 def timed(
-    model: dict[str, Any], on: str | None, profile: Path | None, speedup: float | None, latency: str | None, quiet: bool = False
+    model: dict[str, Any],
+    on: str | None,
+    profile: Path | None,
+    speedup: float | None = None,
+    latency: str | None = None,
+    energy: str | None = None,
+    quiet: bool = False,
 ) -> Timed | None:
-    """The target of time that was asked for, if one was; profiles this machine where it has to. Raises BadSetting, StaleProfile."""
-    if speedup is None and latency is None:
+    """The target of time or energy that was asked for, if one was; profiles this machine where it has to.
+
+    Raises BadSetting, StaleProfile, and Unavailable where nothing counts energy here.
+    """
+    given = {"--target-speedup": speedup, "--target-latency": latency, "--target-energy": energy}
+    asked = [name for name, value in given.items() if value is not None]
+    if not asked:
         if on is not None or profile is not None:
-            raise BadSetting("--on and --profile belong to --target-speedup or --target-latency; say how fast it must be")
+            raise BadSetting(f"--on and --profile belong to {' or '.join(given)}; say how fast it must be")
         return None
-    if speedup is not None and latency is not None:
-        raise BadSetting("a cut has one target: leave --target-speedup or --target-latency out")
+    if len(asked) > 1:
+        raise BadSetting(f"a cut has one target: leave {' or '.join(asked)} out")
     if on is None:
-        raise BadSetting("a target of time needs a place: add --on, as in --on cpu:onnxruntime:b1:fp32")
+        raise BadSetting("a target of time or energy needs a place: add --on, as in --on cpu:onnxruntime:b1:fp32")
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.profile import Profile
+    from ltcompile.energy import counter
     from ltcompile.errors import StaleProfile
-    from ltcompile.profiling import cached, stopwatch
+    from ltcompile.profiling import cached, joulemeter, stopwatch
 
-    target = Deployment.parse(on)
+    target, most = Deployment.parse(on), None if energy is None else _joules(energy)
+    if most is not None:
+        counter(target.device)  # before anything takes minutes
     if profile is None:
         found = shown_profile(model, target, cached(model, target), again=False, quiet=quiet)
     else:
         found = Profile.load(profile)
     found.check_fits(model, target)
+    if most is not None:
+        found.check_here()
+        dense, spent = joulemeter(model, target)
+        if most >= dense:
+            raise BadSetting(f"the dense network takes {1000 * dense:.4g} mJ an image at {target} already; ask for less energy than that")
+        return Timed("energy", most / dense, str(target), found, spent)
     try:
         found.check_here()
         measured = stopwatch(model, target)
@@ -116,15 +149,24 @@ def timed(
     share = _milliseconds(latency) / found.dense_ms if latency is not None else 1 / (speedup or 1)
     if not 0 < share < 1:
         raise BadSetting(f"the dense network takes {found.dense_ms:.4g} ms at {target} already; ask for less time than that")
-    return Timed(share, str(target), found, measured)
+    return Timed("time", share, str(target), found, measured)
 
 
 def _milliseconds(text: str) -> float:
     """A time such as 0.2ms, 350us or 1.5s. Raises BadSetting."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(us|ms|s)\s*", text)
+    return _amount(text, {"us": 1e-3, "ms": 1.0, "s": 1e3}, "--target-latency takes a time with its unit, as in 0.2ms or 350us")
+
+
+def _joules(text: str) -> float:
+    """Energy such as 5mJ, 800uJ or 0.2J. Raises BadSetting."""
+    return _amount(text, {"uJ": 1e-6, "mJ": 1e-3, "J": 1.0}, "--target-energy takes energy with its unit, as in 5mJ or 0.2J")
+
+
+def _amount(text: str, units: dict[str, float], rule: str) -> float:
+    match = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+)\s*({'|'.join(units)})\s*", text)
     if not match or float(match[1]) <= 0:
-        raise BadSetting(f"--target-latency takes a time with its unit, as in 0.2ms or 350us, not {text!r}")
-    return float(match[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[match[2]]
+        raise BadSetting(f"{rule}, not {text!r}")
+    return float(match[1]) * units[match[2]]
 
 
 def shown_profile(model: dict[str, Any], target: Deployment, path: Path, again: bool, quiet: bool) -> Profile:

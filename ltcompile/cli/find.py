@@ -26,6 +26,7 @@ from ltcompile.cli._options import (
     ONLY,
     PROFILE,
     PRUNING,
+    TARGET_ENERGY,
     TARGET_LATENCY,
     TARGET_SPEEDUP,
     limits,
@@ -94,6 +95,7 @@ def find(
     target_params: float | None = typer.Option(None, help="The same with parameters.", rich_help_panel=PRUNING),
     target_speedup: float | None = TARGET_SPEEDUP,
     target_latency: str | None = TARGET_LATENCY,
+    target_energy: str | None = TARGET_ENERGY,
     on: str | None = ON,
     profile: Path | None = PROFILE,
     masked: bool = typer.Option(False, "--masked", help="The classical search with masks: slow, for comparison.", rich_help_panel=PRUNING),
@@ -153,7 +155,7 @@ def find(
 
     stopped = attend()
     dataset = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
-    time = timed(named(model, dataset), on, profile, target_speedup, target_latency, quiet=as_json)
+    time = timed(named(model, dataset), on, profile, target_speedup, target_latency, target_energy, quiet=as_json)
     config = SearchConfig(
         method=method,
         prune=prune,  # type: ignore[arg-type]  # checked by SearchConfig
@@ -167,7 +169,7 @@ def find(
         rate=rate,
         target_macs=target_macs,
         target_params=target_params,
-        target_time=time.share if time else None,
+        **(time.target if time else {}),
         on=time.on if time else None,
         align=align,
         seed=seed,

@@ -20,6 +20,7 @@ from ltcompile.cli._options import (
     ONLY,
     PROFILE,
     PRUNING,
+    TARGET_ENERGY,
     TARGET_LATENCY,
     TARGET_SPEEDUP,
     limits,
@@ -57,6 +58,7 @@ def plan(
     target_params: float | None = typer.Option(None, help="The same with parameters.", rich_help_panel=PRUNING),
     target_speedup: float | None = TARGET_SPEEDUP,
     target_latency: str | None = TARGET_LATENCY,
+    target_energy: str | None = TARGET_ENERGY,
     on: str | None = ON,
     profile: Path | None = PROFILE,
     scope: str = typer.Option(
@@ -90,7 +92,7 @@ def plan(
         check_writable(output)
     side = side_for(model, image_size)
     named = {"name": model, "arguments": {"classes": classes, "in_channels": in_channels, "image_size": side}}
-    time = timed(named, on, profile, target_speedup, target_latency, quiet=as_json)
+    time = timed(named, on, profile, target_speedup, target_latency, target_energy, quiet=as_json)
     torch.manual_seed(seed)
     network = build_model(model, classes, in_channels, side, weights)
     example = torch.zeros(2, in_channels, side, side)
@@ -104,7 +106,7 @@ def plan(
         seed=seed,
         target_macs=target_macs,
         target_params=target_params,
-        target_time=time.share if time else None,
+        **(time.target if time else {}),
         profile=time.profile if time else None,
         measured=time.measured if time else None,
         limits=asked,

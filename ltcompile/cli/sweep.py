@@ -162,8 +162,8 @@ def _searched(
 
     stopped = attend()
     dataset = data_for(model, data, data_root, weights=weights, download=download)
-    time = timed(named(model, dataset), on, profile, 1 / path[-1] if on or profile else None, None, quiet=quiet)
-    target = {"target_time": path[-1], "on": time.on} if time else {"target_macs": path[-1]}
+    time = timed(named(model, dataset), on, profile, 1 / path[-1] if on or profile else None, quiet=quiet)
+    target = {**time.target, "on": time.on} if time else {"target_macs": path[-1]}
     config = SearchConfig(rounds=len(path), path=path, **target, **chosen)
     recipe = changed(recipe_for(model, dataset, weights), asked)
     folder = Path("runs") / name if name else default_folder(model, dataset, config)
@@ -172,6 +172,6 @@ def _searched(
 
 def _joules(device: str, call: Callable[[], None], images: int) -> float:
     """What an image takes. Raises Unavailable where nobody counts it."""
-    from ltcompile.race import energy
+    from ltcompile import energy
 
     return energy.per_image(energy.counter(device), call, images)

@@ -81,11 +81,13 @@ class Asked:
 
     def _check_reachable(self, target: Target, dense: nn.Module, meter: Meter) -> None:
         ranking = self.ranking(self.groups, {g.name: torch.zeros(g.width) for g in self.groups}, self.config.levels)
-        if target.measure != "time":
+        if not target.profiled:
             check_reachable(target, ranking, meter, self.config, self.config.align)
             return
         if self.profile is None:
-            raise BadSetting("a target of time needs a profile; make one with `ltcompile profile`")
+            raise BadSetting(f"a target of {target.measure} needs a profile; make one with `ltcompile profile`")
+        if target.measure == "energy" and self.measured is None:
+            raise BadSetting("a target of energy needs a meter, as `profiling.joulemeter` makes one on the machine that it is about")
         self.profile.check_fits({"name": self.name, "arguments": self.arguments}, Deployment.parse(self.config.on or ""))
         within(ranking, layer_widths(dense, self.groups), self.profile, target.share * self.profile.dense_ms)
 

@@ -26,8 +26,9 @@ PRUNE = "prune"  # the method that all else here is about
 class SearchConfig(Limits):
     """Rounds of train, score, prune, rewind, within limits.
 
-    Every round cuts the share `rate` of the surviving filters, 0.2 by default; or the last one leaves `target_macs`, `target_params` or
-    `target_time` of the dense network, as a share, and the rounds before it lie on the way. Time is that of a profile for the target `on`.
+    Every round cuts the share `rate` of the surviving filters, 0.2 by default; or the last one leaves `target_macs`, `target_params`,
+    `target_time` or `target_energy` of the dense network, as a share, and the rounds before it lie on the way. Time is that of a profile for
+    the target `on`; energy is planned by it too, and corrected by what is measured there.
     With a target, `path` may say what every level leaves of the dense network, in falling shares of which the last is the target.
     A ticket is "not inferior" if the lower bound of (its validation accuracy - the dense network's) lies above -`margin_points`.
     `masked` runs the classical search that only zeroes what a round drops: slow, the reference for the real one.
@@ -49,6 +50,7 @@ class SearchConfig(Limits):
     target_macs: float | None = None
     target_params: float | None = None
     target_time: float | None = None
+    target_energy: float | None = None
     on: str | None = None
     path: tuple[float, ...] = ()
     align: int = 1
@@ -81,8 +83,9 @@ class SearchConfig(Limits):
             f"the rewind epoch must not be negative: {self.rewind_epoch}": self.rewind_epoch >= 0,
             f"--rewind-epoch belongs to --rewind weight, not to {self.rewind}": self.rewind == "weight" or self.rewind_epoch == 0,
             f"widths must be multiples of at least 1, not {self.align}": self.align >= 1,
-            "a target of time chooses widths by what they cost, and takes no align": self.target_time is None or self.align == 1,
-            "a target of time needs the profile that it is measured by: --on": (self.target_time is None) == (self.on is None),
+            "a target of time or energy chooses widths by what they cost, and takes no align": not self._profiled or self.align == 1,
+            "a target of time or energy, and it alone, needs the place that it is measured at: --on": self._profiled
+            == (self.on is not None),
             "a path leads to a target, in iterative rounds": not self.path or (self.target is not None and self.schedule == "iterative"),
             f"the shares of a path must fall, below 1, to the target, not {self.path}": self._leads(),
             f"the confidence must be between 0.5 and 1, not {self.confidence}": 0.5 < self.confidence < 1,
@@ -123,6 +126,10 @@ class SearchConfig(Limits):
             f"--method {self.method} never trains weights, and rewinds none; leave --rewind out": restarts,
         }
 
+    @property
+    def _profiled(self) -> bool:
+        return self.target is not None and self.target.profiled
+
     def _leads(self) -> bool:
         """Whether the path, if there is one, falls to the target."""
         if not self.path or self.target is None:
@@ -131,13 +138,13 @@ class SearchConfig(Limits):
 
     def to_json(self) -> dict[str, Any]:
         """Settings that came later are told where they are used: runs that began before there were any can be resumed."""
-        usual = {"path": (), "method": PRUNE, "prune": "filters", "whole_curve": False}
+        usual = {"path": (), "method": PRUNE, "prune": "filters", "whole_curve": False, "target_energy": None}
         return {name: value for name, value in super().to_json().items() if name not in usual or value != usual[name]}
 
     @property
     def target(self) -> Target | None:
         """What the last level may leave, where that is asked for instead of a rate."""
-        return Target.asked(self.target_macs, self.target_params, self.target_time)
+        return Target.asked(self.target_macs, self.target_params, self.target_time, self.target_energy)
 
     @property
     def shares(self) -> list[float]:

@@ -30,6 +30,7 @@ def plan(
     target_macs: float | None = None,
     target_params: float | None = None,
     target_time: float | None = None,
+    target_energy: float | None = None,
     profile: Profile | None = None,
     measured: Clock | None = None,
     limits: Limits | None = None,
@@ -48,8 +49,9 @@ def plan(
         target_macs, target_params: instead of a ratio, the share of the dense network's MACs or parameters that may stay. The plan is
             the smallest cut that meets it.
         target_time: the share of the dense network's time that may stay, by `profile`; the plan keeps most importance within it.
-        measured: the share of the whole network's time that a cut takes on this machine, as `profiling.stopwatch` tells it: where the
-            profile errs, the plan is made again for a corrected budget.
+        target_energy: the same of its energy, which `measured` tells; the profile's times say how widths share it.
+        measured: the share of the whole network's time that a cut takes on this machine, as `profiling.stopwatch` tells it, or of its
+            energy, as `profiling.joulemeter` does: where the profile errs, the plan is made again for a corrected budget.
         limits: what may be cut, and how far; by default every layer keeps 5 % of its channels.
         group_reduction: which weights speak for a channel, "producers" or "all"; see `criteria.score`.
 
@@ -57,21 +59,25 @@ def plan(
         BadSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
             fits no layer, or no evidence for the criterion. BadModel: the network cannot be traced or cut.
     """
-    target, limits = Target.asked(target_macs, target_params, target_time), limits or Limits()
+    target, limits = Target.asked(target_macs, target_params, target_time, target_energy), limits or Limits()
     if target is not None and ratio is not None:
         raise BadSetting("give a ratio of filters to drop or a target for what is left, not both")
     ratio = 0.5 if ratio is None else ratio
     if not 0 < ratio < 1:
         raise BadSetting(f"the ratio of filters to drop must be between 0 and 1, not {ratio}")
-    if target is not None and target.measure == "time" and (profile is None or align > 1):
-        raise BadSetting("target_time needs a profile, which `ltcompile profile` makes, and chooses widths by itself: leave align out")
+    if target is not None and target.profiled and (profile is None or align > 1):
+        raise BadSetting(
+            f"target_{target.measure} needs a profile, which `ltcompile profile` makes, and chooses widths by itself: leave align out"
+        )
+    if target_energy is not None and measured is None:
+        raise BadSetting("target_energy needs `measured`, as `profiling.joulemeter` makes it")
     groups = limits.freeze(trace(model, example))
     evidence = evidence or Evidence(dice=torch.Generator().manual_seed(seed))
     scores = criteria.score(criterion, groups, model, evidence, group_reduction)
     ranking = Ranking(groups, scores, scope, floors=limits.floors(groups), kept=limits.kept(groups), align=align)
     if target is None:
         return ranking.plan(ranking.steps(ratio))
-    if profile is not None and target.measure == "time":
+    if profile is not None and target.profiled:
         return met(model, ranking, profile, target.share, measured)
     meter = Meter(model, example)
     check_reachable(target, ranking, meter, limits, align)

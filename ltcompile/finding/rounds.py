@@ -95,7 +95,7 @@ class Rounds:
         target = self.config.target
         if target is None:
             return ranking.plan(ranking.steps(share))
-        if target.measure == "time":
+        if target.profiled:
             assert self.asked.profile is not None, "asked for with the target"
             return met(small, ranking, self.asked.profile, share, self.asked.measured)
         meter = Meter(small, self.asked.example)

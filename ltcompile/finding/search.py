@@ -72,9 +72,9 @@ def find(
         folder: the run folder, by default runs/MODEL-DATA-REWIND.
         resume: go on with the run in `folder` behind its last finished epoch.
         strict: refuse a folder with unreadable images instead of skipping them.
-        profile: the layers' times that `config.target_time` is a share of.
+        profile: the layers' times that `config.target_time` is a share of, or that say how widths share `config.target_energy`.
         measured: the share of the whole network's time that a cut takes at `config.on`, to correct the profile by, as `profiling.stopwatch`
-            tells it of this machine; None where that is elsewhere.
+            tells it of this machine; None where that is elsewhere. For a target of energy what `profiling.joulemeter` tells.
         given: the mask that the one level takes instead of choosing one, such as that of a ticket of other data.
 
     Raises:

@@ -18,13 +18,13 @@ from ltcompile.finding.choose import Ranking, Steps
 from ltcompile.finding.limits import Limits
 from ltcompile.graph import Example, Size, cut, on_meta, size
 
-Measure = Literal["macs", "params", "time"]
+Measure = Literal["macs", "params", "time", "energy"]
 _NAMED = 3  # frozen groups that a refusal names
 
 
 @dataclass(frozen=True)
 class Target:
-    """The share of the dense network's MACs, parameters or time that may stay. Raises BadSetting where it is not between 0 and 1."""
+    """The share of the dense network's MACs, parameters, time or energy that may stay. Raises BadSetting where it is not between 0 and 1."""
 
     measure: Measure
     share: float
@@ -34,20 +34,25 @@ class Target:
             raise BadSetting(f"target_{self.measure} is the share that may stay, between 0 and 1, not {self.share}")
 
     @classmethod
-    def asked(cls, macs: float | None, params: float | None, time: float | None) -> Target | None:
+    def asked(cls, macs: float | None, params: float | None, time: float | None, energy: float | None) -> Target | None:
         """The target, if there is one. Raises BadSetting where there are several."""
-        values: dict[Measure, float | None] = {"macs": macs, "params": params, "time": time}
+        values: dict[Measure, float | None] = {"macs": macs, "params": params, "time": time, "energy": energy}
         given = {measure: share for measure, share in values.items() if share is not None}
         if len(given) > 1:
             raise BadSetting(f"a cut has one target: leave {' or '.join(f'target_{measure}' for measure in given)} out")
         return next((cls(measure, share) for measure, share in given.items()), None)
 
     @property
+    def profiled(self) -> bool:
+        """Whether a profile says what widths cost."""
+        return self.measure in ("time", "energy")
+
+    @property
     def unit(self) -> str:
         return "MACs" if self.measure == "macs" else "parameters"
 
     def of(self, counted: Size) -> int:
-        """What it looks at in `counted`; time is not counted, but measured."""
+        """What it looks at in `counted`; time and energy are not counted, but measured."""
         return counted.macs if self.measure == "macs" else counted.params
 
 

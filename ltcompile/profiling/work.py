@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import statistics
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltcompile import energy
 from ltcompile.core.deployment import TOLERANCES, Deployment
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine
 from ltcompile.core.records import provenance
-from ltcompile.errors import BadModel
+from ltcompile.errors import BadModel, Unavailable
 from ltcompile.graph import cut, trace
 from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import kind, layer_widths
@@ -34,6 +36,7 @@ from ltcompile.profiling.runtimes import Call, Runtime, Timing, Variant, Whole, 
 SAVED_EVERY = 10  # runs
 CHECKED = 4  # images
 STOPWATCH_SECONDS = 1.0  # of each of the two networks
+TURNS = 3  # of counting joules
 Progress = Callable[[int, int, Run], None]  # runs done, of how many, the last one
 
 
@@ -91,6 +94,28 @@ def stopwatch(model: Mapping[str, Any], target: Deployment) -> Callable[[nn.Modu
         return timing.ms / timing.beside_ms
 
     return measured
+
+
+def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Callable[[nn.Module], float]]:
+    """The joules that an image takes in the whole network at `target` on this machine, all that the device spends meanwhile; and what tells
+    the share of them that a cut of `model` takes, in turns with it.
+
+    Raises Unavailable where the network cannot run here, or nothing counts joules.
+    """
+    runtime, joules = open_runtime(target), energy.counter(target.device)
+    whole = _work(model, target, runtime).itself
+
+    def spent(call: Call) -> float:
+        found = energy.per_image(joules, call, target.batch)
+        if found <= 0:
+            raise Unavailable(f"the counter of energy of this {target.device} stood still while a network ran")
+        return found
+
+    def measured(network: nn.Module) -> float:
+        cut = _Work(network.cpu().eval(), model, target, runtime).itself
+        return statistics.median(spent(cut) / spent(whole) for _ in range(TURNS))
+
+    return statistics.median(spent(whole) for _ in range(TURNS)), measured
 
 
 def _work(model: Mapping[str, Any], target: Deployment, runtime: Runtime) -> _Work:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltcompile import backends, timing
+from ltcompile import backends, energy, timing
 from ltcompile.backends._base import first_line
 from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import cpu_name, provenance
@@ -19,7 +19,7 @@ from ltcompile.engine.checks import relative_error, tile
 from ltcompile.errors import BadSetting, Disagreement, LtcompileError, Unavailable
 from ltcompile.graph import size
 from ltcompile.measure import busy_share
-from ltcompile.race import energy, layers, peaks
+from ltcompile.race import layers, peaks
 from ltcompile.race.clock import Call, Clock, track
 from ltcompile.race.entrant import ENGINE, Entrant, Network, Ready
 from ltcompile.race.peaks import Peaks

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from ltcompile.errors import Unavailable
-from ltcompile.race.clock import Call
 
 SECONDS = 0.4  # counters move every 20 to 100 ms
 POWERCAP = Path("/sys/class/powercap")
 Counter = Callable[[], float]  # joules since some moment
+Call = Callable[[], object]
 
 
 def counter(device: str) -> Counter:
