@@ -434,6 +434,12 @@ def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law
     )
 
 
+def test_energy_that_nobody_counts_is_refused(told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy, "POWERCAP", tmp_path)
+    with pytest.raises(Unavailable, match="no counters of energy; ask for --target-latency"):
+        told("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", "1mJ")
+
+
 def test_a_target_of_energy_on_the_command_line(told: Callable[..., str], counted: Law, tmp_path: Path) -> None:
     dense = joules_of(lt.build_model("lenet5"))
     told(*("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", f"{1000 * dense / 2}mJ", "-o", tmp_path / "plan.json"))

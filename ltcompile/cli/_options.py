@@ -123,12 +123,15 @@ def timed(
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.profile import Profile
     from ltcompile.energy import counter
-    from ltcompile.errors import StaleProfile
+    from ltcompile.errors import StaleProfile, Unavailable
     from ltcompile.profiling import cached, joulemeter, stopwatch
 
     target, most = Deployment.parse(on), None if energy is None else _joules(energy)
     if most is not None:
-        counter(target.device)  # before anything takes minutes
+        try:
+            counter(target.device)  # before anything takes minutes
+        except Unavailable as error:
+            raise Unavailable(f"--target-energy cannot be measured here: {error}; ask for --target-latency or --target-speedup") from error
     if profile is None:
         found = shown_profile(model, target, cached(model, target), again=False, quiet=quiet)
     else:
