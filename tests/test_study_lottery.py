@@ -26,7 +26,8 @@ from ltcompile.graph import trace
 from ltcompile.models.conv import PAIRS
 from ltcompile.reporting.study import render
 from ltcompile.study import Done, StudyArm, lottery
-from ltcompile.study.lottery import NEAR, NUMBERS, SCALES, Said, Spot, Subject, Subjects, curves_of, judge, nearest, tell
+from ltcompile.study._lottery_said import NUMBERS, Said
+from ltcompile.study.lottery import NEAR, SCALES, Spot, Subject, Subjects, curves_of, judge, nearest, tell
 
 WEIGHTS = 10_000
 CPU = torch.device("cpu")

@@ -14,6 +14,7 @@ from ltcompile.graph.widths import Widths
 
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)  # of the whole width; as many as a prime
 BESIDE = (0, 1, 2, 4, 8)  # channels below an edge: widths that 16, 1, 2, 4 and 8 divide and no more; as many as a prime
+BASES = (0.5, 1.0, 0.25, 0.75)  # shares of the whole width, below which they lie in turns
 EDGE = 16
 CHECKS = 8
 Kept = dict[str, int]  # group -> channels
@@ -52,9 +53,12 @@ def small(bundles: Sequence[Bundle]) -> Kept:
 
 
 def beside(bundles: Sequence[Bundle], colour: Sequence[int]) -> list[Kept]:
-    """Widths just below edges, half way down."""
-    rows = pairs(len(BESIDE))
-    return [_kept(bundles, [_below(b, BESIDE[row[c % len(row)]]) for b, c in zip(bundles, colour, strict=True)]) for row in rows]
+    """Widths just below edges, all along the way down."""
+    found = []
+    for run, row in enumerate(pairs(len(BESIDE))):
+        base = BASES[run % len(BASES)]
+        found.append(_kept(bundles, [_below(b, base, BESIDE[row[c % len(row)]]) for b, c in zip(bundles, colour, strict=True)]))
+    return found
 
 
 def held_back(bundles: Sequence[Bundle], seed: int = 0) -> list[Kept]:
@@ -86,8 +90,8 @@ def _unit(bundle: Bundle) -> int:
     return bundle.channels(bundle.groups[0], 1)
 
 
-def _below(bundle: Bundle, channels: int) -> int:
-    return max(1, _nearest(bundle, bundle.steps / 2) - (channels if _unit(bundle) == 1 else 0))
+def _below(bundle: Bundle, base: float, channels: int) -> int:
+    return max(1, _level(bundle, base) - (channels if _unit(bundle) == 1 else 0))
 
 
 def _kept(bundles: Sequence[Bundle], steps: Sequence[int]) -> Kept:

@@ -9,7 +9,7 @@ would stop, and the gap between training and test accuracy. What masks empty is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
@@ -17,143 +17,20 @@ from typing import Any, Literal
 
 import torch
 
-from ltcompile.core.study import Claim, Estimate, Figure, Series, Side, Table
+from ltcompile.core.study import Claim, Estimate, Figure, Series, Table
 from ltcompile.data import Dataset
 from ltcompile.finding import SearchConfig
 from ltcompile.finding.conditions import margins_of
+from ltcompile.study import _lottery_said as paper
 from ltcompile.study._curves import Rows, accuracy, band, levels, percent, series, spread
+from ltcompile.study._lottery_said import NUMBERS, Curve, Measure, Said
 from ltcompile.study._nouns import Done, Scale, StudyArm, Told
-from ltcompile.study._statistics import BySeed, difference, estimate
+from ltcompile.study._statistics import estimate
 
 TITLE = "The lottery ticket hypothesis: single weights, in rounds or at once, from their first values"
-SOURCE = "Frankle & Carbin 2019, arXiv:1803.03635"
-LATER = "Frankle et al. 2019, arXiv:1903.01611"  # who reset to an early step
+SOURCE = paper.SOURCE
 NEAR = 1.5  # a level stands for a published share of weights that is at most so many times as large, or as small
-BACK_POINTS = 0.15  # of LeNet on MNIST: half of the best gain that was published
 CONV_RATE, DEEPER_CONV_RATE = 0.1, 0.15  # of convolutions, where linear layers lose 20 % a round
-
-Curve = Literal["iterative", "oneshot", "late", "beside"]
-Measure = Literal["accuracy", "stop", "gap"]
-Place = tuple[Curve, str]  # a curve, and an arm on it
-
-
-# What the paper says, as bounds on numbers
-
-
-def ratio(ours: BySeed, theirs: BySeed) -> dict[int, float]:
-    """ours / theirs, of every seed that has both."""
-    return {seed: ours[seed] / theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
-
-
-@dataclass(frozen=True)
-class Number:
-    """A comparison of two arms, seed by seed, each of the level of its own curve that is nearest to a share of weights."""
-
-    words: str
-    unit: str
-    measure: Measure
-    ours: Place
-    theirs: Place
-    compare: Callable[[BySeed, BySeed], BySeed] = difference
-
-
-TICKET: Place = ("iterative", "ticket")
-DENSE: Place = ("iterative", "dense")
-REINIT: Place = ("iterative", "reinit")
-SHUFFLED: Place = ("iterative", "shuffled")
-SHOT: Place = ("oneshot", "ticket")
-SHOT_DENSE: Place = ("oneshot", "dense")
-LATE: Place = ("late", "ticket")
-BESIDE: Place = ("beside", "ticket")
-STOP, ACCURACY, GAP = "epochs to the minimum of validation loss", "test accuracy", "training accuracy - test accuracy"
-NUMBERS = {
-    "gain": Number(f"{ACCURACY}, ticket - dense network", "points", "accuracy", TICKET, DENSE),
-    "over reinit": Number(f"{ACCURACY}, ticket - its mask on fresh weights", "points", "accuracy", TICKET, REINIT),
-    "over shuffled": Number(f"{ACCURACY}, ticket - a random mask on its own weights", "points", "accuracy", TICKET, SHUFFLED),
-    "speed": Number(f"{STOP}, dense network / ticket", "times", "stop", DENSE, TICKET, ratio),
-    "speed over reinit": Number(f"{STOP}, its mask on fresh weights / ticket", "times", "stop", REINIT, TICKET, ratio),
-    "gap": Number(f"{GAP}, ticket - dense network", "points", "gap", TICKET, DENSE),
-    "one-shot gain": Number(f"{ACCURACY}, one-shot ticket - dense network", "points", "accuracy", SHOT, SHOT_DENSE),
-    "one-shot speed": Number(f"{STOP}, dense network / one-shot ticket", "times", "stop", SHOT_DENSE, SHOT, ratio),
-    "over one-shot": Number(f"{ACCURACY}, ticket of rounds - one-shot ticket", "points", "accuracy", TICKET, SHOT),
-    "late": Number(f"{ACCURACY}, ticket of weights after an epoch - ticket of first weights", "points", "accuracy", LATE, TICKET),
-    "over plain": Number(f"{ACCURACY}, ticket with dropout - ticket without", "points", "accuracy", TICKET, BESIDE),
-}
-
-
-@dataclass(frozen=True)
-class Said:
-    """A claim: on which side of `bound` a number of `NUMBERS` lies where about `left` percent of the weights are."""
-
-    statement: str
-    number: str
-    left: float
-    bound: float = 0.0
-    side: Side = "above"
-    source: str = SOURCE
-
-
-LENET = (
-    Said("LeNet with 21 % of its weights is more accurate than the dense network", "gain", 21.1),
-    Said("LeNet with 21 % stops sooner than the dense network (published: 38 % earlier, 1.61 times as fast)", "speed", 21.1, 1.0),
-    Said("LeNet with 3.6 % is no more accurate than the dense network", "gain", 3.6, BACK_POINTS, "below"),
-    Said("LeNet with 3.6 % is no less accurate than the dense network", "gain", 3.6, -BACK_POINTS),
-    Said("LeNet with 21 % is more accurate than its mask on fresh weights (published: half a point)", "over reinit", 21.1),
-    Said("LeNet with 21 % stops sooner than its mask on fresh weights (published: 2.51 times as fast)", "speed over reinit", 21.1, 1.0),
-    Said("LeNet with 21 % is more accurate than a random mask on its own weights", "over shuffled", 21.1),
-    Said("LeNet with 21 % has a smaller gap between training and test accuracy than the dense network", "gap", 21.1, side="below"),
-)
-LENET_SHOTS = (
-    Said("LeNet with 21 % left at one shot is more accurate than the dense network (published: down to 5.17 %)", "one-shot gain", 21.1),
-    Said("LeNet with 21 % left at one shot stops sooner than the dense network (published: 67.5 to 17.6 %)", "one-shot speed", 21.1, 1.0),
-    Said("LeNet with 3.6 % left by rounds is more accurate than at one shot", "over one-shot", 3.6),
-)
-LENET_LATE = (
-    Said("LeNet with 3.6 % is better when reset to weights after an early epoch than to first weights", "late", 3.6, source=LATER),
-)
-
-
-def _conv(name: str, fastest: float, times: float, best: float, points: float) -> tuple[Said, ...]:
-    """What is said of a convolutional network; published: so many times as fast, and points better, at shares of weights in percent."""
-    at, there = f"{name} with {best:g} % of its weights", f"{name} with {fastest:g} % of its weights"
-    return (
-        Said(f"{there} stops sooner than the dense network (published: {times:g} times as fast)", "speed", fastest, 1.0),
-        Said(f"{at} is more accurate than the dense network (published: by {points:g} points)", "gain", best),
-        Said(f"{name} with 2 % of its weights is still more accurate than the dense network", "gain", 2.0),
-        Said(f"{at} is more accurate than its mask on fresh weights", "over reinit", best),
-        Said(f"{there} stops sooner than its mask on fresh weights", "speed over reinit", fastest, 1.0),
-        Said(f"{at} is more accurate than a random mask on its own weights", "over shuffled", best),
-        Said(f"{at} has a smaller gap between training and test accuracy than the dense network", "gap", best, side="below"),
-    )
-
-
-def _dropped(name: str, best: float, points: float) -> tuple[Said, ...]:
-    """What is said of one that trains with dropout. Where its best ticket was is not published: that of the one without stands for it."""
-    at = f"{name} with dropout and {best:g} % of its weights"
-    return (
-        Said(f"{at} is more accurate than the dense network with dropout (published: by up to {points:g} points)", "gain", best),
-        Said(f"{at} is more accurate than a ticket without dropout", "over plain", best),
-        Said(f"{at} stops sooner than the dense network with dropout", "speed", best, 1.0),
-    )
-
-
-def _high(name: str, left: float, margin: float) -> tuple[Said, ...]:
-    return (
-        Said(
-            f"{name} at rate 0.1 without warm-up: a ticket is no better than its mask on fresh weights",
-            "over reinit",
-            left,
-            margin,
-            "below",
-        ),
-    )
-
-
-def _warm(name: str, left: float) -> tuple[Said, ...]:
-    return (
-        Said(f"{name} with warm-up: with {left:g} % of its weights a ticket is more accurate than the dense network", "gain", left),
-        Said(f"{name} with warm-up: with {left:g} % a ticket is more accurate than its mask on fresh weights", "over reinit", left),
-    )
 
 
 # How it is done
@@ -200,9 +77,9 @@ CONV2, CONV4, CONV6 = "0|2", "0|2|5|7", "0|2|5|7|10|12"  # the convolutions of t
 def _conv_nets(epochs: Mapping[str, int]) -> list[Subject]:
     """Conv-2, 4 and 6 as published, without dropout, and with dropout three times as long."""
     told = {
-        "conv2": (18, CONV2, CONV_RATE, _conv("Conv-2", 8.8, 3.5, 4.6, 3.4), _dropped("Conv-2", 4.6, 2.3)),
-        "conv4": (22, CONV4, CONV_RATE, _conv("Conv-4", 9.2, 3.5, 11.1, 3.5), _dropped("Conv-4", 11.1, 4.6)),
-        "conv6": (23, CONV6, DEEPER_CONV_RATE, _conv("Conv-6", 15.1, 2.5, 26.4, 3.3), _dropped("Conv-6", 26.4, 4.7)),
+        "conv2": (18, CONV2, CONV_RATE, paper.conv("Conv-2", 8.8, 3.5, 4.6, 3.4), paper.dropped("Conv-2", 4.6, 2.3)),
+        "conv4": (22, CONV4, CONV_RATE, paper.conv("Conv-4", 9.2, 3.5, 11.1, 3.5), paper.dropped("Conv-4", 11.1, 4.6)),
+        "conv6": (23, CONV6, DEEPER_CONV_RATE, paper.conv("Conv-6", 15.1, 2.5, 26.4, 3.3), paper.dropped("Conv-6", 26.4, 4.7)),
     }
     found = []
     for model, (rounds, layers, rate, plain, dropped) in told.items():
@@ -229,12 +106,12 @@ def _deep_nets() -> list[Subject]:
     )
     margin = margins_of("cifar10").about
     asked = {
-        "vgg19": ("vgg19", 19, {**vgg, "lr": 0.1}, _high("VGG-19", 3.5, margin)),
+        "vgg19": ("vgg19", 19, {**vgg, "lr": 0.1}, paper.high("VGG-19", 3.5, margin)),
         "vgg19-low": ("vgg19", 19, {**vgg, "lr": 0.01}, vgg_low),
-        "vgg19-warm": ("vgg19", 19, {**vgg, "lr": 0.1, "warmup_epochs": 14}, _warm("VGG-19", 1.5)),
-        "resnet": ("resnet20", 12, {**res, "lr": 0.1}, _high("Resnet-18", 21.9, margin)),
+        "vgg19-warm": ("vgg19", 19, {**vgg, "lr": 0.1, "warmup_epochs": 14}, paper.warm("VGG-19", 1.5)),
+        "resnet": ("resnet20", 12, {**res, "lr": 0.1}, paper.high("Resnet-18", 21.9, margin)),
         "resnet-low": ("resnet20", 12, {**res, "lr": 0.01}, res_low),
-        "resnet-warm": ("resnet20", 12, {**res, "lr": 0.03, "warmup_epochs": 56}, _warm("Resnet-18", 11.8)),
+        "resnet-warm": ("resnet20", 12, {**res, "lr": 0.03, "warmup_epochs": 56}, paper.warm("Resnet-18", 11.8)),
     }
     return [
         Subject(name=name, model=model, rounds=rounds, recipe=recipe, said=said, **pruned)
@@ -257,7 +134,7 @@ SCALES = {
                 rate=0.55,
                 shots=(2, 4),
                 late=1,
-                said=(*LENET, *LENET_SHOTS, *LENET_LATE),
+                said=(*paper.LENET, *paper.LENET_SHOTS, *paper.LENET_LATE),
             ),
             *(
                 Subject(
@@ -274,8 +151,8 @@ SCALES = {
                     beside=beside,
                 )
                 for model, said, beside in (
-                    ("conv2", _conv("Conv-2", 8.8, 3.5, 4.6, 3.4), None),
-                    ("conv2-dropout", _dropped("Conv-2", 4.6, 2.3), "conv2"),
+                    ("conv2", paper.conv("Conv-2", 8.8, 3.5, 4.6, 3.4), None),
+                    ("conv2-dropout", paper.dropped("Conv-2", 4.6, 2.3), "conv2"),
                 )
             ),
         ),
@@ -294,7 +171,7 @@ SCALES = {
                 rounds=7,
                 rate=0.4,
                 shots=(3, 7),
-                said=(*LENET, *LENET_SHOTS),
+                said=(*paper.LENET, *paper.LENET_SHOTS),
             ),
             *(
                 Subject(
@@ -311,8 +188,8 @@ SCALES = {
                     beside=beside,
                 )
                 for model, epochs, said, beside in (
-                    ("conv2", 8, _conv("Conv-2", 8.8, 3.5, 4.6, 3.4), None),
-                    ("conv2-dropout", 10, _dropped("Conv-2", 4.6, 2.3), "conv2"),
+                    ("conv2", 8, paper.conv("Conv-2", 8.8, 3.5, 4.6, 3.4), None),
+                    ("conv2-dropout", 10, paper.dropped("Conv-2", 4.6, 2.3), "conv2"),
                 )
             ),
         ),
@@ -333,7 +210,7 @@ SCALES = {
                 rate=0.2,
                 shots=(2, 5, 7, 10, 13, 15),
                 late=1,
-                said=(*LENET, *LENET_SHOTS, *LENET_LATE),
+                said=(*paper.LENET, *paper.LENET_SHOTS, *paper.LENET_LATE),
             ),
             *_conv_nets({"conv2": 27, "conv4": 33, "conv6": 40}),
             *_deep_nets(),
