@@ -27,6 +27,7 @@ import ltcompile as lt
 from ltcompile.backends import Subject
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.profile import Profile
+from ltcompile.core.records import provenance
 from ltcompile.finding.search import Found, data_for, recipe_for
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.measure import bench as measure
@@ -52,6 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for part in asked.parts:
             result[part] = PARTS[part](Path(scratch), asked.seeds, asked.epochs)
+            result.setdefault("commits", {})[part] = provenance()["commit"]
             print(json.dumps(result[part], indent=1), flush=True)
     result.pop("provenance", None)
     result["claims"] = claims(result)
