@@ -37,7 +37,7 @@ VINO_PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 @dataclass(frozen=True)
 class Timing:
     """Milliseconds of a network: the median of the whole, and what of it falls to each layer; and what ran in turns with it, so that
-    ms / beside_ms is the median over blocks of their ratio, of which `spread` is p80 over p20."""
+    ms / beside_ms is the median of their ratio over pairs of neighbouring blocks, of which `spread` is p80 over p20."""
 
     ms: float
     spread: float
