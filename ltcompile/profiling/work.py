@@ -112,8 +112,8 @@ def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Cal
         return found
 
     def measured(network: nn.Module) -> float:
-        cut = _Work(network.cpu().eval(), model, target, runtime).itself
-        return statistics.median(spent(cut) / spent(whole) for _ in range(TURNS))
+        small = _Work(network.cpu().eval(), model, target, runtime).itself
+        return statistics.median(spent(small) / spent(whole) for _ in range(TURNS))
 
     return statistics.median(spent(whole) for _ in range(TURNS)), measured
 

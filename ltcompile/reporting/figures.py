@@ -328,7 +328,7 @@ def _curve(curve: dict[str, Any]) -> go.Figure:
 
 
 def log_axis(figure: go.Figure, low: float, high: float) -> None:
-    """Make the x axis logarithmic, with whole numbers beside its ticks: plotly's own say 2 where 20 is meant."""
+    """Make the x axis logarithmic, with numbers in full beside its ticks: plotly's own say 2 where 20 is meant."""
     ticks = _log_ticks(low, high)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 
