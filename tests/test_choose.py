@@ -134,6 +134,17 @@ class TestLaws:
         assert len(plan.kept[own.name]) == count
         assert {name: kept for name, kept in plan.kept.items() if name != own.name} == dict(others.kept)
 
+    @given(problems(), st.sampled_from(SCOPES))
+    def test_a_width_is_what_the_ranking_leaves_with_it(self, problem: tuple[tuple[Group, ...], dict[str, Tensor]], scope: str) -> None:
+        groups, scores = problem
+        ranking = Ranking(groups, scores, scope)  # type: ignore[arg-type]
+        for place, (bundle, least, _) in enumerate(ranking.bounds):
+            left = ranking.left(bundle)
+            assert len(left) == bundle.steps + 1 and left[-1] == 1 and (left[1:] >= left[:-1]).all()
+            for steps in range(least, bundle.steps):
+                assert ranking.steps(1 - left[steps] + 1e-6)[place] <= steps, "so much left, and no more of this"
+                assert ranking.steps(1 - left[steps] - 1e-6)[place] > steps, "the largest such share"
+
 
 def test_tied_groups_go_by_the_mean_score_of_their_filters() -> None:
     heads, stream = group("heads", 2, positions=3, tied="t"), group("stream", 4, tied="t")

@@ -332,6 +332,26 @@ def test_plans_meet_their_time_and_land_on_edges(law: Law, tmp_path: Path, name:
     assert 1.3 * time_of(cut(network, clocked)) == pytest.approx(share * found.dense_ms, rel=off)
 
 
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet20"])
+def test_where_time_has_no_stairs_a_plan_keeps_to_the_ranking(
+    law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, scope: Any
+) -> None:
+    monkeypatch.setattr(law, "time", functools.partial(smooth_time, law))
+    found = profile(model(name), TARGET, output=tmp_path / "p.json")
+    network, images = lt.build_model(name).eval(), torch.zeros(2, 3, 32, 32)
+    plan = lt.plan(network, images, scope=scope, target_time=0.3, profile=found)
+    gone = sum(g.width - len(kept) for g, kept in plan if not g.frozen) / sum(g.width for g, _ in plan if not g.frozen)
+    ranked = lt.plan(network, images, gone, scope)
+    for g, kept in plan:
+        assert len(kept) >= 0.75 * len(ranked.kept[g.name]) - 4, f"{g.name} is behind, and its share of the time no excuse"
+
+
+def smooth_time(law: Law, variant: Variant, images: torch.Tensor, beside: Call) -> Timing:
+    layers = {name: 1e-4 + 1e-6 * m.weight.numel() for name, m in variant.module.named_modules() if isinstance(m, LAYERS)}
+    return Timing(sum(layers.values()), 1.0, layers, 0.2)
+
+
 @pytest.fixture
 def counted(law: Law, monkeypatch: pytest.MonkeyPatch) -> Law:
     """A machine that counts the joules of eight images a call."""

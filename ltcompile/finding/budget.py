@@ -1,9 +1,10 @@
-"""What survives most of a network within a budget of measured time.
+"""The plan that a ranking of channels would make, within a budget of measured time.
 
-Maximise what survives from end to end, subject to the summed time of the layers, each of which depends on the widths that it reads and
-makes. What survives is the product over layers of the share of its importance that each keeps: a signal passes all of them, and a sum would
-rather leave one layer whole and the next with nothing. Widths are chosen among multiples of 8 (of 4 and less in narrow layers), of which
-those just on an edge of the hardware win by themselves: past an edge time jumps, and importance does not.
+A width is worth what the ranking says: the largest share of all filters that it would leave with this layer so narrow. A plan is as good as
+its worst layers, so the sum of -share^-CARE is maximised, subject to the summed time of the layers, each of which depends on the widths
+that it reads and makes. Widths are chosen among multiples of 8 (of 4 and less in narrow layers): where time rises smoothly they follow the
+ranking's own cut, and where it jumps those just on an edge of the hardware win by themselves. (Sums and products of importance leave the
+ranking for whatever is cheap: layers of small images stay whole, and the dear ones next to the input starve.)
 
 - A chain of layers: exactly, by dynamic programming over (layer, width, time so far in thousandths of the budget).
 - Any other network where no layer reads more than one group's channels: time gets a price (Lagrange), and for each price the best widths
@@ -40,13 +41,14 @@ STEPS = 1000  # that the budget of a chain is counted in
 LARGEST_TABLE = 1 << 22
 BISECTIONS = 40
 SWEEPS = 6
-NOTHING = 1e-6  # of the importance, in place of none
+CARE = 4  # the higher, the more the worst layers count
+NOTHING = 1e-2  # a share as good as none
 SLACK, CORRECTIONS = 0.03, 4
 FINE, COARSE = 128, 8  # below FINE channels widths are multiples of 4 and less, above of COARSE
 
 
 def within(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, budget_ms: float) -> PruningPlan:
-    """The plan for `budget_ms` that keeps most importance, among those that `ranking` allows.
+    """The best plan for `budget_ms`, among those that `ranking` allows.
 
     Args:
         layers: the widths of the network that `ranking` is of, with the layers' names in the profile.
@@ -100,7 +102,7 @@ class Problem:
     @classmethod
     def of(cls, ranking: Ranking, layers: Mapping[str, Widths], profile: Profile) -> Problem:
         candidates = tuple(_candidates(b, least, given) for b, least, given in ranking.bounds)
-        worth = tuple(_worth(b, ranking.worth(b))[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
+        worth = tuple(_worth(b, ranking.left(b))[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
         owner = {g.name: i for i, (b, *_) in enumerate(ranking.bounds) for g in b.groups}
         fixed = {g.name: g.width for g in ranking.groups if g.name not in owner}
         channels = {g.name: b.channels(g, 1) for b, *_ in ranking.bounds for g in b.groups}
@@ -336,10 +338,9 @@ def _multiples(width: int) -> tuple[int, ...]:
     return (*fine, *range(FINE, width, COARSE), width)
 
 
-def _worth(bundle: Bundle, kept: Array) -> Array:
-    """The logarithm of the share of importance that so many steps keep, for each layer that makes the channels; `kept` rises from 0."""
-    layers = sum(len(g.makers) for g in bundle.groups)
-    return np.asarray(layers * np.log((kept + NOTHING * kept[-1]) / kept[-1])) if kept[-1] > 0 else np.zeros(len(kept))
+def _worth(bundle: Bundle, left: Array) -> Array:
+    """Of plans in which the ranking leaves these shares of all filters; for each layer that makes the channels."""
+    return -sum(len(g.makers) for g in bundle.groups) * np.maximum(left, NOTHING) ** -CARE
 
 
 def _candidates(bundle: Bundle, least: int, given: int | None) -> NDArray[np.intp]:

@@ -95,10 +95,18 @@ class Ranking:
         given = [*self._given_steps, *(None for _ in self._ranked)]
         return list(zip(self._bundles, self._least, given, strict=True))
 
-    def worth(self, bundle: Bundle) -> np.ndarray:
-        """The summed scores of the filters in a bundle's best steps: (steps + 1,), of none, one, two...; scores below zero count from it."""
-        scores = self._step_scores(bundle, self._scores)
-        return np.concatenate([[0.0], np.cumsum(scores - min(0.0, scores.min())) * bundle.filters_per_step])
+    def left(self, bundle: Bundle) -> np.ndarray:
+        """The largest share of all filters that a plan leaves which keeps no more than 0, 1, 2... steps of a bundle: (steps + 1,)."""
+        whole = np.ones(bundle.steps + 1)
+        if bundle in self._given:
+            return whole
+        if self._scope == "local":
+            return np.arange(bundle.steps + 1) / bundle.steps
+        here = self._ranked.index(bundle)
+        least = self._least[len(self._given) + here]
+        whole[:least] = 0.0
+        whole[least:-1] -= self._gone[self._owners == here][::-1] / self._filters  # gone when one more than these goes
+        return whole
 
     def _rank(self, scores: Mapping[str, Tensor]) -> None:
         """Line up the steps above the floors: whose each is, and the filters that go with it and all before it."""
