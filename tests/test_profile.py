@@ -109,9 +109,28 @@ def test_a_profile_finds_the_law(law: Law, tmp_path: Path, name: str, noise: flo
     assert (found.median_error < most and found.dense_ms == max(run.ms for run in found.runs if run.why in ("dense", "grid"))) or noise
     wide = next(n for n, layer in found.layers.items() if layer.kind == "3x3 by 1x1" and layer.reads)
     stairs = found.surfaces[wide].stairs
-    assert (stairs.read_block, stairs.made_block) == (READ_BLOCK, MADE_BLOCK)
+    assert (stairs.read_block, stairs.made_block) == (READ_BLOCK, MADE_BLOCK) or noise, "classes of widths can stand for smaller blocks"
     assert stairs.slow[0].max() == pytest.approx(ODD, rel=0.15) and stairs.slow[4, 4] == pytest.approx(1, rel=0.1)
     assert Profile.load(tmp_path / "p.json") == found
+
+
+def waiting_ms(layer: Any) -> float:
+    """The law of a machine whose cache holds so many weights: layers with more wait for them, however slow their arithmetic is."""
+    read, made = (layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else (layer.in_channels, layer.out_channels)
+    arithmetic = 1e-4 * read * made * (ODD if read % 2 and read > 3 else 1.0)
+    return 0.01 + max(arithmetic, 2e-4 * (read * made - (1 << 14)))
+
+
+def test_a_profile_finds_which_layers_wait_for_their_weights(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "law_ms", waiting_ms)
+    found = profile(model("vgg16"), TARGET, output=tmp_path / "p.json")
+    assert found.median_error < 0.04
+    for layer, width in (("features.40", 512), ("features.3", 64)):
+        surface = found.surfaces[layer]
+        assert surface.stairs.roofline
+        told = surface(width - 1, width) / surface(width, width)
+        law_told = waiting_ms(nn.Conv2d(width - 1, width, 3)) / waiting_ms(nn.Conv2d(width, width, 3))
+        assert told == pytest.approx(law_told, rel=0.1), layer
 
 
 def test_slow_minutes_of_the_machine_are_divided_out(law: Law, tmp_path: Path) -> None:
@@ -320,7 +339,7 @@ def time_of(network: nn.Module) -> float:
 
 @pytest.mark.parametrize(
     ("name", "share", "off"),
-    [("vgg16", 0.3, 0.08), ("resnet20", 0.4, 0.08), ("networks:cascaded_concat", 0.8, 0.2)],  # the last one has few edges
+    [("vgg16", 0.3, 0.08), ("resnet20", 0.4, 0.08), ("networks:cascaded_concat", 0.6, 0.2)],  # the last one has few edges
 )
 def test_plans_meet_their_time_and_land_on_edges(law: Law, tmp_path: Path, name: str, share: float, off: float) -> None:
     side = 16 if ":" in name else 32

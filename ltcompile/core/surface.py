@@ -1,17 +1,20 @@
 """The time of one layer over the widths that it reads and makes, from samples: monotone, with stairs at powers of two.
 
-    ms(x, y) = grid(ceil_p(x), ceil_q(y)) * slow[v(x)][v(y)]
+    ms(x, y) = max(g, slow[v(x)][v(y)] * g)                           with g = grid(ceil_p(x), ceil_q(y))
+    ms(x, y) = max(g, launch + slow[v(x)][v(y)] * rate * x * y)       where that tells the layers of a kind better
 
 `grid` goes through the medians of what was measured, linearly between; p and q are the blocks that hardware rounds widths up to; v is how
 often 2 divides a width (at most 4), and `slow` what an unfit width costs beyond rounding: one channel past an edge can take a whole
-layer off the fast path.
+layer off the fast path. By the second law it is the arithmetic that is slower, at the best `rate` of all widths: layers that wait for
+their weights anyway do not notice (a roofline: Williams et al. 2009).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,7 @@ from scipy.optimize import nnls
 Array = NDArray[np.float64]
 BLOCKS = (1, 2, 4, 8, 16, 32)
 CLASSES = 5  # of widths: odd, and those that 2, 4, 8 and 16 divide
+SLOWS = np.geomspace(1.0, 8.0, 105)  # that unfit widths may be: each 2 % more than the last
 MEASURED_SHARE = 0.5  # of a grid's places; where fewer were measured, only the smooth law is used
 
 
@@ -54,6 +58,22 @@ class Grid:
         inside = np.clip(x, self._x[0], self._x[-1]), np.clip(y, self._y[0], self._y[-1])
         beyond = self._smooth(x, y) / self._smooth(*inside)  # widths outside follow the smooth law
         return np.asarray(_bilinear(self._x, self._y, self._table, *inside) * beyond)
+
+    @functools.cached_property
+    def launch(self) -> float:
+        """What a layer without channels would take, in milliseconds."""
+        return 0.0 if self._table is None else float(self._law[0])
+
+    def arithmetic(self, x: Any, y: Any) -> Array:
+        """Milliseconds beyond the launch at the best rate of all widths; where too few of them were measured to tell, all of the time."""
+        return self(x, y) if self._rate is None else np.asarray(self._rate * x * y)
+
+    @functools.cached_property
+    def _rate(self) -> float | None:
+        """Milliseconds for a channel read and one made."""
+        if self._table is None:
+            return None
+        return float(np.maximum((self._table - self.launch) / np.outer(self._x, self._y), 0.0).min())
 
     def _smooth(self, x: Array, y: Array) -> Array:
         return np.asarray(np.maximum(_terms(x, y) @ self._law, 1e-9))
@@ -102,11 +122,13 @@ def _between(knots: Array, x: Array) -> tuple[NDArray[np.intp], Array]:
 
 @dataclass(frozen=True)
 class Stairs:
-    """What widths that do not suit the hardware cost layers of one kind: blocks of the widths read and made, and the table `slow`."""
+    """What widths that do not suit the hardware cost layers of one kind: blocks of the widths read and made, the table `slow`, and whether
+    it is the arithmetic alone that is slower."""
 
     read_block: int = 1
     made_block: int = 1
     slow: Array = field(default_factory=lambda: np.ones((CLASSES, CLASSES)))
+    roofline: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,44 +141,65 @@ class Surface:
     makes: bool
 
     def __call__(self, x: Any, y: Any) -> Array:
-        x, y = np.asarray(x), np.asarray(y)
-        on_edge = self.grid(_up(x, self.stairs.read_block * self.reads), _up(y, self.stairs.made_block * self.makes))
-        return np.asarray(on_edge * self.stairs.slow[_fitness(x, self.reads), _fitness(y, self.makes)])
+        return self.slowed(x, y, self.stairs.slow[self.classes(x, y)])
+
+    def slowed(self, x: Any, y: Any, slow: Any) -> Array:
+        """With widths that cost so many times as much as those that suit the hardware."""
+        x, y = _up(x, self.stairs.read_block * self.reads), _up(y, self.stairs.made_block * self.makes)
+        suits = self.grid(x, y)
+        unfit = self.grid.launch + slow * self.grid.arithmetic(x, y) if self.stairs.roofline else slow * suits
+        return np.asarray(np.maximum(suits, unfit))
+
+    def classes(self, x: Any, y: Any) -> tuple[Any, Any]:
+        return _class(x, self.reads), _class(y, self.makes)
 
 
 def fit_stairs(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]]) -> Stairs:
     """The stairs of layers of one kind, from samples at widths beside the grid: each layer is (grid, reads, makes, samples)."""
-    kept = [(grid, reads, makes, s) for grid, reads, makes, samples in layers for s in samples]
-    if not kept:
+    told = [layer for layer in layers if layer[-1]]
+    if not told:
         return Stairs()
-    found = [(blocks, *_slow(kept, *blocks)) for blocks in itertools.product(BLOCKS, BLOCKS)]
-    blocks, slow, _ = min(found, key=lambda f: f[2])
-    return Stairs(*blocks, slow)
+    laws = itertools.product(BLOCKS, BLOCKS, (False, True))
+    found = [_fitted(told, Stairs(read_block, made_block, roofline=roofline)) for read_block, made_block, roofline in laws]
+    return min(found, key=lambda f: f[1])[0]
 
 
-def _slow(kept: Sequence[tuple[Grid, bool, bool, Sample]], read_block: int, made_block: int) -> tuple[Array, float]:
-    """The median cost of each class of widths beyond these blocks, beside that of widths that suit the hardware; the mean error left."""
-    errors: dict[tuple[int, int], list[float]] = {}
-    for grid, reads, makes, s in kept:
-        on_edge = float(grid(_up(np.asarray(s.read), read_block * reads), _up(np.asarray(s.made), made_block * makes)))
-        place = int(_fitness(np.asarray(s.read), reads)), int(_fitness(np.asarray(s.made), makes))
-        errors.setdefault(place, []).append(float(np.log(s.ms / on_edge)))
+def _fitted(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]], bare: Stairs) -> tuple[Stairs, float]:
+    """`bare` with the table that tells the samples best, and the mean error left, of logarithms."""
+    places, measured, laws = [], [], []
+    for grid, reads, makes, samples in layers:
+        x, y = (np.array([getattr(s, name) for s in samples]) for name in ("read", "made"))
+        surface = Surface(grid, bare, reads, makes)
+        places.append(np.ravel_multi_index(surface.classes(x, y), bare.slow.shape))
+        measured.append(np.log([s.ms for s in samples]))
+        laws.append(np.log(surface.slowed(x, y, SLOWS[:, None])))  # (SLOWS, samples)
+    place, beside = np.concatenate(places), np.concatenate(measured) - np.concatenate(laws, axis=1)
     # Not beside the grid: those runs are of other networks, whose weights fill other caches.
-    suits = np.median(errors.get((CLASSES - 1, CLASSES - 1), [0.0]))
-    slow = np.ones((CLASSES, CLASSES))
-    for place, values in errors.items():
-        slow[place] = np.exp(np.median(values) - suits)
-    left = float(np.mean([abs(v - np.median(values)) for values in errors.values() for v in values]))
-    return slow, left
+    suits = place == bare.slow.size - 1
+    errors = np.abs(beside - (np.median(beside[0, suits]) if suits.any() else 0.0))
+    table, left = np.ones(bare.slow.size), float(errors[0, suits].sum())
+    for unfit in set(place[~suits]):
+        lost = errors[:, place == unfit].sum(1)
+        table[unfit] = SLOWS[lost.argmin()]
+        left += float(lost.min())
+    return replace(bare, slow=table.reshape(bare.slow.shape)), left / len(place)
 
 
 def _up(width: Any, block: int) -> Any:
-    """`width` rounded up to a multiple of `block`; as it is where that is 0."""
-    return width if block <= 1 else -(-width // block) * block
+    """`width` rounded up to a multiple of `block`, narrower ones to a power of two, as the grid has them; as it is where `block` is 0."""
+    if block <= 1:
+        return width
+    return np.where(np.asarray(width) < block, _power_above(width), -(-np.asarray(width) // block) * block)
 
 
-def _fitness(width: Any, varies: bool) -> Any:
-    """How often 2 divides the width, at most CLASSES - 1 times; the most for one that cannot change."""
+def _power_above(width: Any) -> Any:
+    return 2 ** np.ceil(np.log2(width)).astype(int)
+
+
+def _class(width: Any, varies: bool) -> Any:
+    """How often 2 divides the width, at most CLASSES - 1 times; the most for powers of two, which the grid has, and for what cannot change."""
+    width = np.asarray(width)
     if not varies:
-        return np.full(np.shape(width), CLASSES - 1)
-    return np.minimum(np.log2(np.asarray(width) & -np.asarray(width)).astype(int), CLASSES - 1)
+        return np.full(width.shape, CLASSES - 1)
+    odd = width // (width & -width)
+    return np.where(odd == 1, CLASSES - 1, np.minimum(np.log2(width & -width).astype(int), CLASSES - 1))
