@@ -2,7 +2,7 @@
 
 Subjects run in short blocks that alternate, so that a slow minute of the machine falls on all of them. A block starts with
 unmeasured runs: worker threads of the subject before keep spinning for work (ONNX Runtime's for 40 ms on two cores, PyTorch's
-for 8) and would take this one's cores.
+for 8) and would take this one's cores. A run that takes much longer than that settles within itself.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ BLOCKS = 15
 MIN_BLOCKS = 5
 MIN_RUNS_PER_BLOCK = 2
 SETTLE_S = 0.06
+SLOW = 10.0  # times as long as settling
 WARMUP_SHARE = 0.1  # of a subject's seconds
 
 
@@ -44,13 +45,15 @@ def race(
     """
     with _no_gc():
         start = clock()
-        lengths = {name: _block_length(_warm_up(call, seconds, warmup, clock), seconds, runs, settle_s) for name, call in calls.items()}
+        run_s = {name: _warm_up(call, seconds, warmup, clock) for name, call in calls.items()}
+        settles = {name: not 0 < SLOW * settle_s <= taken for name, taken in run_s.items()}
+        lengths = {name: _block_length(taken, seconds, runs, settle_s, settles[name]) for name, taken in run_s.items()}
         blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
         for turn in range(BLOCKS):
             if turn >= MIN_BLOCKS and clock() - start >= seconds * len(calls):
                 break
             for name in calls if turn % 2 == 0 else reversed(list(calls)):
-                blocks[name].append(_block(calls[name], lengths[name], settle_s, clock))
+                blocks[name].append(_block(calls[name], lengths[name], settle_s, settles[name], clock))
     return {name: np.array(block_list) for name, block_list in blocks.items()}
 
 
@@ -75,18 +78,19 @@ def _warm_up(call: Call, seconds: float, warmup: int, clock: Clock) -> float:
     return statistics.median(taken[1:])
 
 
-def _block_length(run_s: float, seconds: float, runs: int, settle_s: float) -> int:
+def _block_length(run_s: float, seconds: float, runs: int, settle_s: float, settles: bool) -> int:
     """The runs that fit into one of BLOCKS blocks beside its settling."""
-    measured_s = seconds * (1 - WARMUP_SHARE) / BLOCKS - max(settle_s, run_s)
+    measured_s = seconds * (1 - WARMUP_SHARE) / BLOCKS - max(settle_s, run_s) * settles
     fitting = int(min(runs / BLOCKS, measured_s / max(run_s, 1e-9)))
-    return max(MIN_RUNS_PER_BLOCK, fitting)
+    return max(MIN_RUNS_PER_BLOCK if settles else 1, fitting)
 
 
-def _block(call: Call, length: int, settle_s: float, clock: Clock) -> list[float]:
+def _block(call: Call, length: int, settle_s: float, settles: bool, clock: Clock) -> list[float]:
     start = clock()
-    call()
-    while clock() - start < settle_s:
+    if settles:
         call()
+        while clock() - start < settle_s:
+            call()
     return [1000 * _seconds(call, clock) for _ in range(length)]
 
 

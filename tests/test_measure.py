@@ -87,6 +87,15 @@ def test_slow_calls_get_the_minimum_and_fast_ones_beside_them_more() -> None:
     assert times["fast"].size > 100
 
 
+def test_what_takes_much_longer_than_settling_settles_within_itself() -> None:
+    slow_s = 1.01 * timing.SLOW * timing.SETTLE_S
+    world = World()
+    times = world.race({"slow": slow_s, "fast": 0.001}, seconds=2.0)
+    assert times["slow"].shape == (timing.MIN_BLOCKS, 1)
+    assert world.order.count("slow") == timing.MIN_BLOCKS + 2, "but for the warm-up, every run is measured"
+    assert World().race({"slow": slow_s}, seconds=2.0, settle_s=0.0)["slow"].shape == (timing.MIN_BLOCKS, timing.MIN_RUNS_PER_BLOCK)
+
+
 def test_gc_is_restored_after_a_failing_call() -> None:
     def fail() -> None:
         raise RuntimeError("broken")
