@@ -88,7 +88,7 @@ class Law:
 @pytest.fixture
 def law(monkeypatch: pytest.MonkeyPatch) -> Law:
     found = Law()
-    monkeypatch.setattr("ltcompile.profiling.work.open_runtime", lambda target: found)
+    monkeypatch.setattr("ltcompile.profiling.work.open_runtime", lambda target, **_: found)
     monkeypatch.setattr("ltcompile.profiling.work._Work._onnx", lambda self, module: None)
     monkeypatch.setattr("ltcompile.profiling.work._Work._base", None)
     return found

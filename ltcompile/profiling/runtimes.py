@@ -68,14 +68,14 @@ class Runtime(Protocol):
     def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing: ...
 
 
-def open_runtime(target: Deployment) -> Runtime:
-    """Raises Unavailable where it cannot be profiled here."""
+def open_runtime(target: Deployment, *, deployed: bool = False) -> Runtime:
+    """For profiles; or, of wholes that are `deployed`, as they will run. Raises Unavailable where it cannot be profiled here."""
     if target.device == "cuda" and not torch.cuda.is_available():
         raise Unavailable("there is no CUDA device here; profile on the machine that has it, and carry the file back")
     if target.backend == "engine":
         raise Unavailable(_instead_of_engine(target))
     if target.device == "cpu" and target.precision in TRACED.get(target.backend, ()):
-        return OnnxRuntime() if target.backend == "onnxruntime" else OpenVino("bf16" if target.precision == "bf16" else "f32")
+        return OnnxRuntime(spins=deployed) if target.backend == "onnxruntime" else OpenVino("bf16" if target.precision == "bf16" else "f32")
     if target.backend == "eager" and (target.precision == "fp32" or (target.device == "cuda" and target.precision in ("fp16", "bf16"))):
         return Eager(target)
     raise Unavailable(
@@ -139,12 +139,14 @@ def _repeat(call: Callable[[], object], ms: float) -> int:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on the CPU, by its own trace."""
+    """ONNX Runtime on the CPU, by its own trace; its threads spin between calls, as they do by default, or sleep."""
 
-    settle_s = 0.005  # until the caches are its own again
+    def __init__(self, spins: bool) -> None:
+        self._spins = spins
+        self.settle_s = SETTLE_S if spins else 0.005  # until the caches are its own again
 
     def call(self, variant: Variant, images: Tensor) -> Call:
-        return self._call(_session(variant.onnx.SerializeToString(), len(images), None), images)
+        return self._call(self._session(variant.onnx.SerializeToString(), len(images), None), images)
 
     @staticmethod
     def _call(session: Any, images: Tensor) -> Call:
@@ -152,30 +154,29 @@ class OnnxRuntime:
 
     def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing:
         data = variant.onnx.SerializeToString()
-        whole = Whole.of(self._call(_session(data, len(images), None), images), beside, self.settle_s)
+        whole = Whole.of(self._call(self._session(data, len(images), None), images), beside, self.settle_s)
         with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
-            traced = _session(data, len(images), Path(folder) / "trace")
+            traced = self._session(data, len(images), Path(folder) / "trace")
             _repeat(self._call(traced, images), whole.ms)
             events = json.loads(Path(traced.end_profiling()).read_text())
         known = names(variant.onnx, _layers(variant.module))
         return whole.timing(_traced(events, known))
 
+    def _session(self, data: bytes, batch: int, trace: Path | None) -> Any:
+        import onnxruntime
 
-def _session(data: bytes, batch: int, trace: Path | None) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_free_dimension_override_by_name("batch", batch)
-    # Between two calls, its threads would spin for 40 ms, on the cores of whoever's turn is next.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    if trace is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = str(trace)
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # it raises its own
-        raise BadModel(f"ONNX Runtime cannot run the network: {str(error).splitlines()[0][:300]}") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_free_dimension_override_by_name("batch", batch)
+        if not self._spins:  # for 40 ms, on the cores of whoever's turn is next
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+        if trace is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(trace)
+        try:
+            return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # it raises its own
+            raise BadModel(f"ONNX Runtime cannot run the network: {str(error).splitlines()[0][:300]}") from error
 
 
 def _traced(events: list[dict[str, Any]], known: Names) -> dict[str, float]:

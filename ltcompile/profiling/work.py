@@ -82,11 +82,11 @@ def profile(
 
 
 def stopwatch(model: Mapping[str, Any], target: Deployment) -> Callable[[nn.Module], float]:
-    """What share of the time of the whole network a cut of `model` takes at `target` on this machine: they run in turns.
+    """What share of the time of the whole network a cut of `model` takes at `target` on this machine, deployed: they run in turns.
 
     Raises Unavailable where they cannot run here.
     """
-    runtime = open_runtime(target)
+    runtime = open_runtime(target, deployed=True)
     whole = _work(model, target, runtime).itself
 
     def measured(network: nn.Module) -> float:
@@ -102,7 +102,7 @@ def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Cal
 
     Raises Unavailable where the network cannot run here, or nothing counts joules.
     """
-    runtime, joules = open_runtime(target), energy.counter(target.device)
+    runtime, joules = open_runtime(target, deployed=True), energy.counter(target.device)
     whole = _work(model, target, runtime).itself
 
     def spent(call: Call) -> float:
