@@ -41,7 +41,7 @@ MACS, ALIGNS = 0.1, (1, 8, 16, 32)
 EQUAL_POINTS = 0.3
 INT8_SPEEDUP, INT8_POINTS, INT8_MARGIN = 25.0, 0.5, 0.08  # the margin is for nodes that stay in float
 SEEDS, EPOCHS = 3, 8
-SECONDS = 6.0  # of each row
+SECONDS, LONG_SECONDS = 6.0, 15.0  # of each row
 
 
 def main() -> None:
@@ -97,10 +97,9 @@ def meet(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
         plan = lt.plan(network, images, measured=watch, **asked)
         seconds[speedup] = between - began, time.perf_counter() - between
         subjects.append(subject(f"{speedup:g}", lt.cut(network, plan).eval(), images, scratch))
-    rows = {row.subject: row for row in race(subjects, torch.randn(64, 3, 32, 32), 64)}
+    rows = {row.subject: row for row in race(subjects, torch.randn(64, 3, 32, 32), 64, LONG_SECONDS)}
     return [
-        {"asked": s, "found": rows[f"{s:g}"].speedup, "seconds_to_plan": plain, "seconds_with_the_clock": clocked}
-        for s, (plain, clocked) in seconds.items()
+        {"asked": s, **speed(rows[f"{s:g}"]), "seconds_to_plan": plain, "seconds_with_the_clock": c} for s, (plain, c) in seconds.items()
     ]
 
 
@@ -210,10 +209,15 @@ def subject(name: str, network: torch.nn.Module, images: torch.Tensor, scratch: 
     return Subject(name, folded.eval(), path)
 
 
-def race(subjects: Iterable[Subject], images: torch.Tensor, batch: int) -> list[Any]:
+def race(subjects: Iterable[Subject], images: torch.Tensor, batch: int, seconds: float = SECONDS) -> list[Any]:
     return measure(
-        list(subjects), images.contiguous().numpy(), backends=["onnxruntime"], devices=["cpu"], batches=[batch], seconds_per_row=SECONDS
+        list(subjects), images.contiguous().numpy(), backends=["onnxruntime"], devices=["cpu"], batches=[batch], seconds_per_row=seconds
     ).rows
+
+
+def speed(row: Any) -> dict[str, float]:
+    """Of a row beside the dense network."""
+    return {"ms": row.ms_p50, "speedup": row.speedup, "low": row.speedup_low, "high": row.speedup_high}
 
 
 def claims(result: dict[str, Any]) -> list[tuple[str, float, bool]]:
@@ -229,8 +233,8 @@ def claims(result: dict[str, Any]) -> list[tuple[str, float, bool]]:
         )
         found.append((f"{row['network']} at batch {row['batch']}: profiled within 180 s", row["seconds"], row["seconds"] <= 180))
     for row in result.get("meet", ()):
-        error = row["found"] / row["asked"] - 1
-        found.append((f"a target of {row['asked']:g}x is met within 5 %", row["found"], abs(error) <= 0.05))
+        error = row["speedup"] / row["asked"] - 1
+        found.append((f"a target of {row['asked']:g}x is met within 5 %", row["speedup"], abs(error) <= 0.05))
         found.append((f"a plan for {row['asked']:g}x takes less than 5 s", row["seconds_to_plan"], row["seconds_to_plan"] < 5))
     if "equal" in result:
         rows = result["equal"]["rows"]
