@@ -43,7 +43,7 @@ BISECTIONS = 40
 SWEEPS = 6
 CARE = 4  # the higher, the more the worst layers count
 NOTHING = 1e-2  # a share as good as none
-SLACK, CORRECTIONS = 0.03, 4
+SLACK, CORRECTIONS = 0.03, 5
 FINE, COARSE = 128, 8  # below FINE channels widths are multiples of 4 and less, above of COARSE
 
 
@@ -68,18 +68,18 @@ def within(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, bud
 
 
 def met(model: nn.Module, ranking: Ranking, profile: Profile, share: float, measured: Clock | None = None) -> PruningPlan:
-    """The plan of `model`, which `ranking` is of, for `share` of the whole network's time: where `measured` finds that the profile errs
-    by more than SLACK, planning is repeated for a budget corrected by that much. Raises BadSetting as `within` does.
+    """The plan of `model`, which `ranking` is of, for `share` of the whole network's time: where `measured` finds more than that, or less
+    by more than SLACK, planning is repeated for a budget corrected by so much. Raises BadSetting as `within` does.
     """
     layers, asked_ms = layer_widths(model, ranking.groups), share * profile.dense_ms
     found = within(ranking, layers, profile, asked_ms)
     best, best_error = found, math.inf
     for _ in range(CORRECTIONS if measured else 0):
         assert measured is not None
-        error = measured(cut(model, found)) / share - 1
+        error = measured(cut(model, found)) / (share * (1 - SLACK / 2)) - 1
         if abs(error) < abs(best_error):
             best, best_error = found, error
-        if abs(error) <= SLACK:
+        if abs(error) <= SLACK / 2:
             break
         asked_ms /= 1 + error
         try:
