@@ -35,7 +35,7 @@ from ltcompile.profiling.runtimes import Call, Runtime, Timing, Variant, Whole, 
 
 SAVED_EVERY = 10  # runs
 CHECKED = 4  # images
-STOPWATCH_SECONDS = 3.0  # of each of the two networks
+STOPWATCH_SECONDS = 6.0  # of each of the two networks: shorter ones scatter by more than targets allow
 TURNS = 3  # of counting joules
 Progress = Callable[[int, int, Run], None]  # runs done, of how many, the last one
 
