@@ -48,7 +48,7 @@ def plan(
         evidence: what the criterion looks at beside weights; `ltcompile.finding.evidence.gather` collects it.
         target_macs, target_params: instead of a ratio, the share of the dense network's MACs or parameters that may stay. The plan is
             the smallest cut that meets it.
-        target_time: the share of the dense network's time that may stay, by `profile`; the plan keeps most importance within it.
+        target_time: the share of the dense network's time that may stay, by `profile`; the plan keeps to the ranking as far as that allows.
         target_energy: the same of its energy, which `measured` tells; the profile's times say how widths share it.
         measured: the share of the whole network's time that a cut takes on this machine, as `profiling.stopwatch` tells it, or of its
             energy, as `profiling.joulemeter` does: where the profile errs, the plan is made again for a corrected budget.
