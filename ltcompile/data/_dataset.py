@@ -154,12 +154,9 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
     if recipe.crop_pixels:
         pad = recipe.crop_pixels
         dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
-        rows = (torch.arange(height, device=images.device) + dy[:, None])[:, None, :, None]
-        columns = (torch.arange(width, device=images.device) + dx[:, None])[:, None, None, :]
-        padded = F.pad(images, (pad, pad, pad, pad), value=float(images.min()))
-        everyone = torch.arange(n, device=images.device)[:, None, None, None]
-        channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-        images = padded[everyone, channels, rows, columns]
+        padded = F.pad(images, (pad, pad, pad, pad), value=float(images.min())).permute(0, 2, 3, 1)
+        windows = padded.unfold(1, height, 1).unfold(2, width, 1).movedim(3, -1)  # (N, shifts down, shifts right, H, W, C)
+        images = windows[torch.arange(n, device=images.device), dy, dx].permute(0, 3, 1, 2)
     if recipe.flip:
         mirrored = torch.randint(0, 2, (n,), generator=generator).bool().to(images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
