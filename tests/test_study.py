@@ -26,11 +26,13 @@ from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import ArmNote, Claim, Estimate, Figure, Series, Study, Table
 from ltcompile.errors import BadFile, BadSetting, StaleTicket, UnknownName
 from ltcompile.finding.conditions import Margins, conditions, margins_of, prize
+from ltcompile.finding.search import data_for
 from ltcompile.graph import trace
 from ltcompile.models import default_recipe, least_size
 from ltcompile.reporting.study import draw, render
 from ltcompile.study import Done, StudyArm, _latency, sanity, structured_tickets
 from ltcompile.study._latency import Latency, Timed
+from ltcompile.study._run import recipe_of
 from ltcompile.study._statistics import averaged, estimate, paired
 
 QUICK = {"epochs": 1, "lr": 0.05, "crop_pixels": 0}
@@ -323,6 +325,34 @@ def test_a_study_from_beginning_to_end(tmp_path: Path, name: str) -> None:
     assert [each.found for each in again.claims] == [each.found for each in found.claims]
     with pytest.raises(StaleTicket, match="other settings"):
         study.run(name, folder=folder, resume=True, seeds=3)
+
+
+@pytest.mark.usefixtures("shrunk")
+def test_searches_share_dense_networks_where_those_are_the_same(tmp_path: Path) -> None:
+    trained = []
+
+    class Note:
+        def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
+            trained.append((seed, arm))
+
+        def epoch(self, *_: object) -> None: ...
+        def finished(self, *_: object) -> None: ...
+
+    study.run("structured-tickets", folder=tmp_path / "regimes", watch=lambda arm, recipe: nullcontext(Note()))
+    assert sorted(seed for seed, arm in trained if arm == "dense") == [0, 1], "four searches, one recipe"
+    alone = lt.find("lenet5", "digits", structured_tickets.arms(study.scaled(structured_tickets, "smoke"))[-1].config, **alone_as(tmp_path))
+    shared = json.loads((tmp_path / "regimes/global-lr/search.json").read_text())
+    assert [row["val_correct"] for row in shared["rows"]] == [row.val_correct for row in alone.rows], "as if each had trained its own"
+    trained.clear()
+    study.run("sanity", folder=tmp_path / "rates", watch=lambda arm, recipe: nullcontext(Note()))
+    assert sorted(seed for seed, arm in trained if arm == "dense") == [0, 0, 1, 1], "two searches, two rates"
+
+
+def alone_as(tmp_path: Path) -> dict[str, Any]:
+    """How the last search of the first study is done without the study."""
+    arm = structured_tickets.arms(study.scaled(structured_tickets, "smoke"))[-1]
+    images = data_for(arm.model, arm.data, image_size=arm.image_size)
+    return {"image_size": arm.image_size, "recipe": recipe_of(arm, images), "folder": tmp_path / "alone"}
 
 
 @pytest.mark.usefixtures("shrunk")

@@ -23,7 +23,7 @@ from ltcompile.finding import find
 from ltcompile.finding.conditions import prize
 from ltcompile.finding.listener import Listener, Silence
 from ltcompile.finding.search import data_for, recipe_for
-from ltcompile.paths import locked
+from ltcompile.paths import locked, write_bytes
 from ltcompile.study._nouns import SIZES, Done, Scale, StudyArm, Told
 from ltcompile.train import pick_device
 
@@ -126,6 +126,7 @@ def _search(
     arm: StudyArm, images: Dataset, before: Mapping[str, Done], path: Path, device: torch.device, resume: bool, watch: Watch
 ) -> Done:
     recipe, folder, given = recipe_of(arm, images), path / arm.name, arm.given(before) if arm.given else None
+    _share_dense(arm, before, folder)
     with watch(arm, recipe) as listener:
         found = find(
             *(arm.model, images, arm.config),
@@ -137,6 +138,24 @@ def _search(
             given=given,
         )
     return Done(arm, found.rows, found.verdict, folder, images)
+
+
+def _share_dense(arm: StudyArm, before: Mapping[str, Done], folder: Path) -> None:
+    """Give a search the dense networks that one before it trained by the same recipe, from the same weights, on the same images."""
+    alike = [done for done in before.values() if _of_dense(done.arm) == _of_dense(arm)]
+    for seed in arm.config.all_seeds:
+        for name in ("early.pt", "dense-0.pt"):  # the latter says that both are there
+            there = folder / f"seed{seed}" / name
+            trained = next((d.folder / f"seed{seed}" / name for d in alike if (d.folder / f"seed{seed}" / name).exists()), None)
+            if trained is not None and not there.exists():
+                write_bytes(there, trained.read_bytes())
+
+
+def _of_dense(arm: StudyArm) -> tuple[Any, ...]:
+    """What the dense networks of a search, and what is written of them, depend on, beside their seeds."""
+    config = arm.config
+    counted = config.prune, config.method, config.keep, config.only
+    return arm.model, arm.data, arm.image_size, arm.change, {**arm.recipe}, config.rewind_epoch, counted
 
 
 @contextlib.contextmanager

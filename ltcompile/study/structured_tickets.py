@@ -76,12 +76,13 @@ SCALES = {
     "small": Levels(
         about="Small: LeNet-5 on all of CIFAR-10 in 5 epochs, 35 to 82 % of the filters removed: five layers without batch norm in place of "
         "VGG-16's thirteen with it, trained for a thirtieth of the time; weights are rewound to their initial values. Its narrowest layer has "
-        "six filters, which no level may empty.",
+        "six filters, which no level may empty. Random re-initialisation is the only control.",
         model="lenet5",
         data="cifar10",
         recipe={"epochs": 5, "schedule": "cosine"},
         rounds=4,
         rate=0.35,
+        controls=False,
     ),
     "full": Levels(
         about="Full: VGG-16 on CIFAR-10, 160 epochs at batch 128 and learning rate 0.1, divided by ten at epochs 80 and 120; 20 to 95 % of the "
