@@ -69,9 +69,9 @@ class TestTraining:
         network = lt.build_model("lenet300", 10, 1, 16)
         steps = iter(range(1000))
 
-        def spoil(model: nn.Module) -> None:
+        def spoil() -> None:
             if next(steps) == 40:  # 33 steps an epoch
-                next(model.parameters()).data.fill_(float("nan"))
+                next(network.parameters()).data.fill_(float("nan"))
 
         with pytest.raises(TrainingFailed, match="the loss is nan in epoch 2, batch 9 of 33, at learning rate"):
             train(network, digits, dataclasses.replace(QUICK, batch=27), 0, CPU, after_step=spoil)
@@ -80,9 +80,9 @@ class TestTraining:
         network = lt.build_model("lenet300", 10, 1, 16)
         steps = iter(range(1000))
 
-        def spoil(model: nn.Module) -> None:
+        def spoil() -> None:
             if next(steps) == 32:
-                next(model.parameters()).data.fill_(float("inf"))
+                next(network.parameters()).data.fill_(float("inf"))
 
         with pytest.raises(TrainingFailed, match="the validation loss is nan after epoch 1, at learning rate"):
             train(network, digits, dataclasses.replace(QUICK, batch=27), 0, CPU, after_step=spoil)

@@ -23,7 +23,7 @@ from ltcompile.finding.run import RunFolder
 from ltcompile.graph import cut, size, zeros
 from ltcompile.graph.emptied import emptied
 from ltcompile.graph.factorise import factorise
-from ltcompile.graph.surgeon import zero_
+from ltcompile.graph.surgeon import zeroing
 from ltcompile.train import Epoch, Training, train
 
 DENSE: tuple[Arm, ...] = ("dense", "dense_budget")
@@ -108,7 +108,7 @@ class Units:
                 unit.stream,
                 self.asked.device,
                 first_epoch=first_epoch,
-                after_step=(lambda network: zero_(network, dropped)) if dropped else None,
+                after_step=zeroing(model, dropped) if dropped else None,
                 progress=save,
                 state=state,
                 teacher=self._teacher(unit, recipe),

@@ -67,7 +67,7 @@ def train(
     device: torch.device,
     *,
     first_epoch: int = 0,
-    after_step: Callable[[nn.Module], None] | None = None,
+    after_step: Callable[[], None] | None = None,
     progress: Progress | None = None,
     state: dict[str, Any] | None = None,
     teacher: nn.Module | None = None,
@@ -77,7 +77,7 @@ def train(
     A batch that does not fit into the GPU's memory is computed in parts whose gradients add up to the batch's.
 
     Args:
-        after_step: called on the network after each step (the masked search zeroes its dropped weights again).
+        after_step: called after each step (the masked search zeroes its dropped weights again).
         state: what `progress` was handed before an interruption: training goes on behind its epoch, which is not the last.
         teacher: a trained network, put into eval mode and on `device`, whose answers are `recipe.distill` of the loss.
 
@@ -104,7 +104,7 @@ class _Loop:
         recipe: Recipe,
         seed: int,
         device: torch.device,
-        after_step: Callable[[nn.Module], None] | None,
+        after_step: Callable[[], None] | None,
         teacher: nn.Module | None,
     ) -> None:
         self.model, self.data, self.recipe, self.seed, self.device, self.after_step = model, data, recipe, seed, device, after_step
@@ -169,7 +169,7 @@ class _Loop:
             notify(_told(self.model, len(images), parts))
         self.optimiser.step()
         if self.after_step is not None:
-            self.after_step(self.model)
+            self.after_step()
         return found
 
     def _gradients(self, images: Tensor, labels: Tensor, parts: int) -> tuple[Tensor, Tensor]:
