@@ -35,7 +35,13 @@ from ltcompile.measure import bench as measure
 from ltcompile.profiling import profile, stopwatch
 from ltcompile.shrinking import dense_network, small_network
 
-PREDICTED = (("vgg16", 32, 64), ("vgg16", 32, 1), ("resnet18", 32, 64), ("torchvision:mobilenet_v2", 224, 1))  # network, side, batch
+PREDICTED = (  # network, side, batch, and the seconds that profiling it may take
+    ("vgg16", 32, 64, 180),
+    ("vgg16", 32, 1, 180),
+    ("resnet18", 32, 64, 180),
+    ("torchvision:mobilenet_v2", 224, 1, 180),
+    ("torchvision:resnet50", 224, 1, 600),
+)
 SPEEDUPS = (2.0, 4.0, 8.0)
 MACS, ALIGNS = 0.1, (1, 8, 16, 32)
 EQUAL_POINTS = 0.3
@@ -76,10 +82,10 @@ def fresh(model: dict[str, Any], target: Deployment, scratch: Path) -> tuple[Pro
 def predict(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
     """How far predictions are from what was measured, on networks that the profile has not seen."""
     rows = []
-    for name, side, batch in PREDICTED:
+    for name, side, batch, allowed in PREDICTED:
         found, seconds = fresh(named(name, side), Deployment("cpu", "onnxruntime", batch), scratch)
-        rows.append({"network": name, "batch": batch, "seconds": seconds, "dense_ms": found.dense_ms, "median_error": found.median_error})
-        rows[-1]["errors"] = found.errors()
+        told = {"seconds": seconds, "allowed": allowed, "dense_ms": found.dense_ms}
+        rows.append({"network": name, "batch": batch, **told, "median_error": found.median_error, "errors": found.errors()})
     return rows
 
 
@@ -114,7 +120,7 @@ def equal(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
     images = next(iter(digits().test.batches(64, torch.device("cpu"), None, 0)))[0]
     dense = dense_network(next(iter(first.values())))
     subjects = [subject(name, small_network(t, dense), images, scratch) for name, t in first.items()]
-    rows = {row.subject: row for row in race([subject("dense", dense, images, scratch), *subjects], images, 64)}
+    rows = {row.subject: row for row in race([subject("dense", dense, images, scratch), *subjects], images, 64, LONG_SECONDS)}
     share = min(row.ms_p50 for row in rows.values()) / rows["dense"].ms_p50
     model = dict(next(iter(first.values())).model)
     profiled, _ = fresh(model, target, scratch)
@@ -128,7 +134,7 @@ def equal(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
         on=str(target),
     )
     subjects.append(subject("time", small_network(found["time"].ticket, dense), images, scratch))
-    rows = {row.subject: row for row in race([subject("dense", dense, images, scratch), *subjects], images, 64)}
+    rows = {row.subject: row for row in race([subject("dense", dense, images, scratch), *subjects], images, 64, LONG_SECONDS)}
     table = {name: {"ms": rows[name].ms_p50, "speedup": rows[name].speedup, **accuracy(seen)} for name, seen in found.items()}
     return {"share": share, "dense_ms": rows["dense"].ms_p50, "rows": table}
 
@@ -231,7 +237,8 @@ def claims(result: dict[str, Any]) -> list[tuple[str, float, bool]]:
                 row["median_error"] <= 0.1,
             )
         )
-        found.append((f"{row['network']} at batch {row['batch']}: profiled within 180 s", row["seconds"], row["seconds"] <= 180))
+        allowed = row["allowed"]
+        found.append((f"{row['network']} at batch {row['batch']}: profiled within {allowed} s", row["seconds"], row["seconds"] <= allowed))
     for row in result.get("meet", ()):
         error = row["speedup"] / row["asked"] - 1
         found.append((f"a target of {row['asked']:g}x is met within 5 %", row["speedup"], abs(error) <= 0.05))

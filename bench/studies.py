@@ -1,0 +1,61 @@
+"""The studies at scale small, on real MNIST and CIFAR-10.
+
+    python bench/studies.py --data-root DIR                   all of them, one after another: hours on two cores
+    python bench/studies.py --data-root DIR masks locality    some of them
+
+A study that was begun goes on in its run folder. Each leaves bench/results/studies/NAME/study.json, of which `ltcompile report` makes the
+page with figures and tables again, and a chapter in claims.md beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from _common import RESULTS
+
+from ltcompile.core.study import FILE, Claim, Study
+from ltcompile.study import default_folder, names
+
+SCALE = "small"
+HERE = RESULTS / "studies"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; all by default")
+    arguments.add_argument("--data-root", type=Path, required=True, help="folder with CIFAR-10 and MNIST in torchvision's layout")
+    asked = arguments.parse_args()
+    for name in asked.names or names():
+        folder = default_folder(name, SCALE)
+        command = [sys.executable, "-m", "ltcompile", "study", name, "--scale", SCALE, "--data-root", str(asked.data_root)]
+        subprocess.run([*command, *["--resume"] * folder.exists()], check=True)
+        (HERE / name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / FILE, HERE / name / FILE)
+        told = [Study.load(path) for path in sorted(HERE.glob(f"*/{FILE}"))]
+        (HERE / "claims.md").write_text("\n".join(["# Claims, and what was found at scale small", *map(chapter, told)]))
+
+
+def chapter(study: Study) -> str:
+    """Where a study's numbers come from, and its claims."""
+    seconds = sum(arm.training_seconds for arm in study.arms)
+    where = study.provenance
+    lines = ["", f"## {study.name}", "", f"{study.title} ({study.source}).", "", study.about[0], ""]
+    lines += [
+        f"{len(study.arms)} searches over seeds {', '.join(map(str, study.seeds))}; their trainings took {seconds / 60:.0f} minutes, on "
+        f"{where['machine']['threads']} thread of {where['machine']['cpu']} ({where['machine']['simd']}), at {str(where['commit'])[:12]}.",
+        "",
+    ]
+    return "\n".join([*lines, "| claim | found (95 % interval) | holds if | |", "| --- | --- | --- | --- |", *map(row, study.claims), ""])
+
+
+def row(claim: Claim) -> str:
+    said = f"{claim.found} {claim.unit}; {claim.number}".replace("|", "\\|")
+    return f"| {claim.statement} | {said} | {claim.side} {claim.bound:g} | **{claim.answer}** |"
+
+
+if __name__ == "__main__":
+    main()
