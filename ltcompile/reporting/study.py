@@ -32,7 +32,7 @@ def render(study: Study) -> str:
     drawn = {figure.name: json.loads(draw(figure).to_json()) for figure in study.figures}
     drawn |= {maps.name: json.loads(draw_maps(maps).to_json()) for maps in study.maps}
     claims = [_told(claim) for claim in study.claims]
-    return template("study.html.j2").render(s=study, claims=claims, figures=drawn, plotlyjs=get_plotlyjs())
+    return template("study.html.j2").render(s=study, claims=claims, answers=_counted(study), figures=drawn, plotlyjs=get_plotlyjs())
 
 
 def _told(claim: Claim) -> dict[str, Any]:
@@ -44,6 +44,17 @@ def _told(claim: Claim) -> dict[str, Any]:
         "bound": units.minus(f"{claim.bound:g}"),
         "class": ANSWERS[claim.answer],
     }
+
+
+def _counted(study: Study) -> list[tuple[str, dict[str, Any]]]:
+    """How many claims have each answer, in words."""
+    words = {
+        "holds": ("holds", "hold"),
+        "does not hold": ("does not", "do not"),
+        "not decidable here": ("is not decidable", "are not decidable"),
+    }
+    counts = {answer: sum(claim.answer == answer for claim in study.claims) for answer in ANSWERS}
+    return [(answer, {"class": ANSWERS[answer], "count": count, "words": words[answer][count != 1]}) for answer, count in counts.items()]
 
 
 ANSWERS = {"holds": "yes", "does not hold": "no", "not decidable here": "soft"}
