@@ -84,7 +84,7 @@ def predict(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
     rows = []
     for name, side, batch, allowed in PREDICTED:
         found, seconds = fresh(named(name, side), Deployment("cpu", "onnxruntime", batch), scratch)
-        told = {"seconds": seconds, "allowed": allowed, "dense_ms": found.dense_ms}
+        told = {"seconds": seconds, "allowed": allowed, "dense_ms": found.dense_ms, "drift": found.drift}
         rows.append({"network": name, "batch": batch, **told, "median_error": found.median_error, "errors": found.errors()})
     return rows
 

@@ -101,6 +101,11 @@ def model(name: str, side: int = 32) -> dict[str, Any]:
 # Profiles
 
 
+def test_a_machine_that_changes_its_speed_is_told(told: Callable[..., str], law: Law) -> None:
+    law.drift = 0.5
+    assert "speed changed by 2." in " ".join(told("profile", "--model", "lenet5", "--batch", 8).split())
+
+
 @pytest.mark.parametrize(("name", "noise", "most"), [("vgg16", 0.0, 0.02), ("vgg16", 0.03, 0.04), ("resnet20", 0.0, 0.03)])
 def test_a_profile_finds_the_law(law: Law, tmp_path: Path, name: str, noise: float, most: float) -> None:
     law.noise = noise
@@ -445,7 +450,8 @@ def told(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 
 def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "held back" in told("profile", "--model", "lenet5", "--batch", 8)
+    shown = told("profile", "--model", "lenet5", "--batch", 8)
+    assert "held back" in shown and "noisy" not in shown
     calls = law.calls
     monkeypatch.setattr(
         "ltcompile.profiling.stopwatch", lambda named, target: lambda small: time_of(small) / time_of(lt.build_model("lenet5"))

@@ -62,6 +62,8 @@ def profile(
             "target": str(target),
             "dense_ms": found.dense_ms,
             "median_error": found.median_error,
+            "spread": found.spread,
+            "drift": found.drift,
             "seconds": seconds,
         }
         typer.echo(json.dumps(told))
@@ -95,7 +97,10 @@ def _print(found: Profile) -> None:
     show_table(("layers", "how many", "ms", "of all", "block read", "block made", "worst width costs"), rows)
     checks = [run for run in found.runs if run.why == "check"]
     typer.echo(f"{len(checks)} networks that were held back: predicted within {found.median_error:.1%} of measured (median)")
-    if (spread := sorted(run.spread for run in found.runs)[len(found.runs) // 2]) > NOISY:
+    if max(found.spread, found.drift) > NOISY:
         typer.secho(
-            f"timings were noisy (p80 is {spread:.2f} of p20): is other work on this machine? --again measures anew", fg="yellow", err=True
+            f"timings were noisy (p80 is {found.spread:.2f} of p20 within a network's runs, and the machine's speed changed by "
+            f"{found.drift:.2f} between networks): is other work on this machine? --again measures anew",
+            fg="yellow",
+            err=True,
         )

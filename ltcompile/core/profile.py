@@ -87,6 +87,17 @@ class Profile(Record):
         """What a time is multiplied by that was taken while the small cut took `beside_ms`: in the middle of all runs, one."""
         return 1.0 if beside_ms is None or self._usual_ms is None else self._usual_ms / beside_ms
 
+    @property
+    def spread(self) -> float:
+        """p80 over p20 of a run's blocks, the median over runs."""
+        return float(np.median([run.spread for run in self.runs]))
+
+    @property
+    def drift(self) -> float:
+        """p90 over p10 of the times of the small cut: by how much the machine's speed changed meanwhile; 1 where it was not timed."""
+        beside = [run.beside_ms for run in self.runs if run.beside_ms is not None]
+        return float(np.divide(*np.quantile(beside, [0.9, 0.1]))) if beside else 1.0
+
     @functools.cached_property
     def _usual_ms(self) -> float | None:
         """The median time of the small cut."""
