@@ -48,12 +48,12 @@ SCALES = {
         rate=0.4,
     ),
     "small": Rates(
-        about="Small: LeNet-5 on all of CIFAR-10 in 5 epochs at three learning rates, 40 to 78 % of the filters removed; weights are rewound to "
+        about="Small: LeNet-5 on all of CIFAR-10 in 5 epochs at two learning rates, 40 to 78 % of the filters removed; weights are rewound to "
         "their initial values. The paper trains ResNet-20 for 160 epochs: by its first condition, this training is not long enough.",
         model="lenet5",
         data="cifar10",
         recipe={"epochs": 5, "schedule": "cosine"},
-        rates=(0.005, 0.02, 0.05),
+        rates=(0.005, 0.05),
         rounds=3,
         rate=0.4,
     ),
