@@ -53,6 +53,7 @@ SECONDS, LONG_SECONDS = 6.0, 15.0  # of each row
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
+    arguments.add_argument("--networks", nargs="*", default=None, metavar="NAME", help="of the predicted ones, as vgg16:64; all by default")
     arguments.add_argument("--seeds", type=int, default=SEEDS)
     arguments.add_argument("--epochs", type=int, default=EPOCHS)
     asked = arguments.parse_args()
@@ -60,12 +61,19 @@ def main() -> None:
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"bench": "hardware"}
     with tempfile.TemporaryDirectory() as scratch:
         for part in asked.parts:
-            result[part] = PARTS[part](Path(scratch), asked.seeds, asked.epochs)
+            found = PARTS[part](Path(scratch), asked)
+            result[part] = merged(result.get(part, []), found) if part == "predict" else found
             result.setdefault("commits", {})[part] = provenance()["commit"]
             result.pop("provenance", None)
             result["claims"] = claims(result)
             (RESULTS / "hardware.md").write_text(markdown(result))
             finish("hardware", result)
+
+
+def merged(there: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of all networks, with the newer ones where there are two, in the order of PREDICTED."""
+    rows = {(row["network"], row["batch"]): row for row in [*there, *found]}
+    return [rows[name, batch] for name, _, batch, _ in PREDICTED if (name, batch) in rows]
 
 
 def named(name: str, side: int, channels: int = 3) -> dict[str, Any]:
@@ -79,28 +87,30 @@ def fresh(model: dict[str, Any], target: Deployment, scratch: Path) -> tuple[Pro
     return found, time.perf_counter() - began
 
 
-def predict(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
+def predict(scratch: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """How far predictions are from what was measured, on networks that the profile has not seen."""
     rows = []
     for name, side, batch, allowed in PREDICTED:
+        if asked.networks is not None and f"{name}:{batch}" not in asked.networks:
+            continue
         found, seconds = fresh(named(name, side), Deployment("cpu", "onnxruntime", batch), scratch)
-        told = {"seconds": seconds, "allowed": allowed, "dense_ms": found.dense_ms, "drift": found.drift}
+        told = {"seconds": seconds, "allowed": allowed, "dense_ms": found.dense_ms, "drift": found.drift, "commit": provenance()["commit"]}
         rows.append({"network": name, "batch": batch, **told, "median_error": found.median_error, "errors": found.errors()})
     return rows
 
 
-def meet(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
+def meet(scratch: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
     """Targets of VGG-16, planned with the clock at hand, and measured again afterwards beside the dense network."""
     model, target = named("vgg16", 32), Deployment("cpu", "onnxruntime", 64)
     found, _ = fresh(model, target, scratch)
     network, images = lt.build_model("vgg16").eval(), torch.zeros(2, 3, 32, 32)
     subjects, watch, seconds = [subject("dense", network, images, scratch)], stopwatch(model, target), {}
     for speedup in SPEEDUPS:
-        asked: dict[str, Any] = {"target_time": 1 / speedup, "profile": found}
+        wanted: dict[str, Any] = {"target_time": 1 / speedup, "profile": found}
         began = time.perf_counter()
-        lt.plan(network, images, **asked)
+        lt.plan(network, images, **wanted)
         between = time.perf_counter()
-        plan = lt.plan(network, images, measured=watch, **asked)
+        plan = lt.plan(network, images, measured=watch, **wanted)
         seconds[speedup] = between - began, time.perf_counter() - between
         subjects.append(subject(f"{speedup:g}", lt.cut(network, plan).eval(), images, scratch))
     rows = {row.subject: row for row in race(subjects, torch.randn(64, 3, 32, 32), 64, LONG_SECONDS)}
@@ -109,13 +119,13 @@ def meet(scratch: Path, seeds: int, epochs: int) -> list[dict[str, Any]]:
     ]
 
 
-def equal(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
+def equal(scratch: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """VGG-16 on digits, cut once and rewound: by MACs, as it comes and rounded; and by time, in that of the fastest of those."""
     target = Deployment("cpu", "onnxruntime", 64)
     found: dict[str, Found] = {}
     for align in ALIGNS:
         folder = with_dense(scratch / f"a{align}", scratch / f"a{ALIGNS[0]}")
-        found[f"MACs, multiples of {align}"] = search(folder, seeds, epochs, target_macs=MACS, align=align)
+        found[f"MACs, multiples of {align}"] = search(folder, asked.seeds, asked.epochs, target_macs=MACS, align=align)
     first = {name: seen.ticket for name, seen in found.items()}
     images = next(iter(digits().test.batches(64, torch.device("cpu"), None, 0)))[0]
     dense = dense_network(next(iter(first.values())))
@@ -126,8 +136,8 @@ def equal(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
     profiled, _ = fresh(model, target, scratch)
     found["time"] = search(
         with_dense(scratch / "time", scratch / f"a{ALIGNS[0]}"),
-        seeds,
-        epochs,
+        asked.seeds,
+        asked.epochs,
         profiled,
         stopwatch(model, target),
         target_time=share,
@@ -139,7 +149,7 @@ def equal(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
     return {"share": share, "dense_ms": rows["dense"].ms_p50, "rows": table}
 
 
-def int8(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
+def int8(scratch: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """Tickets for an int8 target at batch 1, through `shrink --precision int8`: as fast as asked beside dense fp32, and what they lose."""
     target = Deployment("cpu", "onnxruntime", 1, "int8")
     model = named("vgg16", 32, digits().description.shape[0])
@@ -147,9 +157,9 @@ def int8(scratch: Path, seeds: int, epochs: int) -> dict[str, Any]:
     share = whole_int8_speedup(scratch, images) / (INT8_SPEEDUP * (1 + INT8_MARGIN))
     profiled, seconds = fresh(model, target, scratch)
     watch, rows, subjects = stopwatch(model, target), [], []
-    for seed in range(seeds):
+    for seed in range(asked.seeds):
         folder = with_dense(scratch / f"int8-{seed}", scratch / f"a{ALIGNS[0]}", seed)
-        found = search(folder, 1, epochs, profiled, watch, seed=seed, target_time=share, on=str(target))
+        found = search(folder, 1, asked.epochs, profiled, watch, seed=seed, target_time=share, on=str(target))
         shrunk = lt.shrink(found.ticket, scratch / f"int8-{seed}.onnx", precision="int8", calibrate=digits())
         dense = next(row for row in found.rows if row.arm == "dense")
         rows.append({"seed": seed, "dense": dense.test_accuracy, **shrunk.record["int8"]["test_accuracy"], "told": shrunk.record["int8"]})
