@@ -58,7 +58,7 @@ class TestTraining:
         model = lt.build_model("lenet300", 10, 1, 16)
         rows = train(model, digits, dataclasses.replace(QUICK, epochs=6), 0, CPU).epochs
         assert rows[-1].val_accuracy > 0.85 and rows[-1].train_loss < rows[0].train_loss
-        assert evaluate(model, digits.val, QUICK, CPU).accuracy == rows[-1].val_accuracy
+        assert evaluate(model, digits.val, CPU).accuracy == rows[-1].val_accuracy
 
     def test_a_loss_that_is_not_finite_stops(self, digits: Dataset) -> None:
         where = r"the loss is (nan|inf) in epoch 1, batch \d+ of \d+, at learning rate \S+e\+08; try a smaller --lr, such as 1e\+08"
@@ -213,7 +213,7 @@ class TestMemory:
 
     def test_validation_and_evidence_come_in_parts_too(self, digits: Dataset) -> None:
         network = Tight(lt.build_model("lenet300", 10, 1, 16), 11)
-        found = [evaluate(model, digits.val, QUICK, CPU) for model in (network, network.network)]
+        found = [evaluate(model, digits.val, CPU) for model in (network, network.network)]
         assert found[0].loss == pytest.approx(found[1].loss) and torch.equal(found[0].correct, found[1].correct)
         tight, roomy = (
             gather("taylor", model, digits.train, QUICK, 0, CPU, torch.Generator()).gradients for model in (network, network.network)

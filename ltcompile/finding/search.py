@@ -149,4 +149,4 @@ def _search(asked: Asked, folder: RunFolder, listener: Listener) -> Found:
 def _tested(asked: Asked, units: Units, row: Trained) -> Trained:
     """`row` with its accuracy on the test set, which nothing has looked at before."""
     model = units.trained(Unit(row.seed, row.arm, row.level)).to(asked.device)
-    return replace(row, test_accuracy=evaluate(model, asked.data.test, asked.recipe, asked.device).accuracy)
+    return replace(row, test_accuracy=evaluate(model, asked.data.test, asked.device).accuracy)

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltcompile.core.recipe import Recipe
 from ltcompile.data import Split
-from ltcompile.train.device import autocast_dtype
 from ltcompile.train.memory import fitting
 
 BATCH = 256
@@ -33,20 +31,18 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, recipe: Recipe, device: torch.device) -> Evaluation:
-    """`model` in eval mode over all images of `split`, in the recipe's precision; its mode is restored."""
+def evaluate(model: nn.Module, split: Split, device: torch.device) -> Evaluation:
+    """`model` in eval mode over all images of `split`, in fp32 as it is deployed, however it was trained; its mode is restored."""
     was_training = model.training
     model.eval()
-    dtype = autocast_dtype(recipe, device)
     loss, correct, parts = 0.0, [], 1
 
     def logits_of(images: Tensor, parts: int) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            return torch.cat([model(part) for part in images.chunk(parts)])
+        return torch.cat([model(part) for part in images.chunk(parts)])
 
     for images, labels in split.batches(BATCH, device, None, 0):
         logits, parts = fitting(partial(logits_of, images), len(images), parts)
-        loss += F.cross_entropy(logits.float(), labels, reduction="sum").item()
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
         correct.append((logits.argmax(1) == labels).cpu())
     model.train(was_training)
     right = torch.cat(correct)

@@ -153,7 +153,7 @@ class _Loop:
             right += hits
             if (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
                 self._check_finite(losses[: step + 1], epoch, rates)
-        val = evaluate(self.model, self.data.val, self.recipe, self.device)
+        val = evaluate(self.model, self.data.val, self.device)
         if not math.isfinite(val.loss):
             raise self._diverged(f"the validation loss is {val.loss} after epoch {epoch + 1}, at learning rate {rates[-1]:.3g}")
         seconds, seen = time.perf_counter() - started, steps * size
