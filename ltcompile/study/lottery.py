@@ -162,6 +162,7 @@ SCALES = {
         "2500 of CIFAR-10's training images at 16x16 in 8 epochs of batch 64 (10 with dropout), 55 % of the weights of linear layers and 25 % "
         "of those of convolutions a round. The paper trains on all images, for 55 and 27 epochs of batch 60, and drops 20 % (of convolutions "
         "10 %) a round; by Adam, where this is momentum SGD at a constant rate. No weight decay and no augmentation, as there.",
+        seeds=5,
         subjects=(
             Subject(
                 name="lenet300",
