@@ -56,7 +56,7 @@ def search(**accuracies: Any) -> list[Trained]:
 
 def done(name: str, rows: list[Trained], config: lt.SearchConfig | None = None, **recipe: float) -> Done:
     verdict = Verdict(1, "a rule", 0.5, 0.95, {}, ["a line"], {"1": True}, {})
-    arm = StudyArm(name, "lenet5", "digits", 16, config or lt.SearchConfig(), recipe)
+    arm = StudyArm(name, "lenet5", "digits", 16, None, config or lt.SearchConfig(), recipe)
     return Done(arm, rows, verdict, Path("nowhere"), None)  # type: ignore[arg-type]  # told of no images
 
 

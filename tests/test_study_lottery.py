@@ -44,7 +44,7 @@ def row(seed: int, arm: str, level: int, left: float, test: float, *, stop: int 
 
 
 def done(name: str, rows: list[Trained]) -> Done:
-    arm = StudyArm(name, "lenet300", "digits", 8, lt.SearchConfig(), {})
+    arm = StudyArm(name, "lenet300", "digits", 8, None, lt.SearchConfig(), {})
     return Done(arm, rows, Verdict(1, "a rule", 0.5, 0.95, {}, [], {}, {}), Path("nowhere"), None)  # type: ignore[arg-type]  # told of no images
 
 

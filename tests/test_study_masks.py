@@ -207,7 +207,7 @@ def row(seed: int, arm: str, level: int, test: float, kept: int) -> Trained:
 def search(name: str, seeds: range, **levels: dict[int, tuple[float, int]]) -> Done:
     """Arm -> level -> accuracy in points, and weights left of 1000."""
     rows = [row(seed, arm, level, *told) for seed in seeds for arm, by in levels.items() for level, told in by.items()]
-    arm = StudyArm(name, "lenet5", "digits", 16, lt.SearchConfig(), {})
+    arm = StudyArm(name, "lenet5", "digits", 16, None, lt.SearchConfig(), {})
     return Done(arm, rows, Verdict(1, "", 0.5, 0.95, {}, [], {}, {}), Path("nowhere"), None)  # type: ignore[arg-type]
 
 

@@ -21,14 +21,16 @@ SIZES = ("smoke", "small", "full")
 class Scale:
     """How large a study is done: on which network and images, how long each training is, how often all is repeated.
 
-    `about` says in words what that is, and how it differs from what was published. `recipe` changes the network's usual one as it is
-    adapted to the data. A study with settings of its own extends this.
+    `about` says in words what that is, and how it differs from what was published. `train_images` is how many images are trained on, where
+    that is not all of them. `recipe` changes the network's usual one as it is adapted to the data. A study with settings of its own extends
+    this.
     """
 
     about: str
     model: str
     data: str
     image_size: int | None = None
+    train_images: int | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 3
 
@@ -50,6 +52,7 @@ class StudyArm:
     model: str
     data: str
     image_size: int | None
+    train_images: int | None
     config: SearchConfig
     recipe: Mapping[str, Any]
     change: Callable[[Dataset], Dataset] | None = None
@@ -58,7 +61,7 @@ class StudyArm:
     @classmethod
     def of(cls, scale: Scale, name: str, config: SearchConfig, **recipe: Any) -> StudyArm:
         """On the network and images of `scale`, by its recipe with the changes `recipe`."""
-        return cls(name, scale.model, scale.data, scale.image_size, config, {**scale.recipe, **recipe})
+        return cls(name, scale.model, scale.data, scale.image_size, scale.train_images, config, {**scale.recipe, **recipe})
 
 
 @dataclass(frozen=True)

@@ -113,13 +113,18 @@ def recipe_of(arm: StudyArm, images: Dataset) -> Recipe:
 
 def _images(arms: list[StudyArm], root: str | Path, download: bool) -> dict[str, Dataset]:
     """Every arm's images, loaded once each, before anything is trained."""
-    loaded: dict[tuple[str, str, int | None], Dataset] = {}
+    loaded: dict[tuple[Any, ...], Dataset] = {}
     for arm in arms:
-        key = arm.model, arm.data, arm.image_size
-        if key not in loaded:
-            loaded[key] = data_for(*key[:2], root, arm.image_size, download=download)
-    own = {arm.name: loaded[arm.model, arm.data, arm.image_size] for arm in arms}
+        if _of_images(arm) not in loaded:
+            whole = data_for(arm.model, arm.data, root, arm.image_size, download=download)
+            loaded[_of_images(arm)] = whole if arm.train_images is None else whole.with_train_images(arm.train_images)
+    own = {arm.name: loaded[_of_images(arm)] for arm in arms}
     return {arm.name: arm.change(own[arm.name]) if arm.change else own[arm.name] for arm in arms}
+
+
+def _of_images(arm: StudyArm) -> tuple[Any, ...]:
+    """What an arm's images depend on, before they are changed."""
+    return arm.model, arm.data, arm.image_size, arm.train_images
 
 
 def _search(
@@ -155,7 +160,7 @@ def _of_dense(arm: StudyArm) -> tuple[Any, ...]:
     """What the dense networks of a search, and what is written of them, depend on, beside their seeds."""
     config = arm.config
     counted = config.prune, config.method, config.keep, config.only
-    return arm.model, arm.data, arm.image_size, arm.change, {**arm.recipe}, config.rewind_epoch, counted
+    return _of_images(arm), arm.change, {**arm.recipe}, config.rewind_epoch, counted
 
 
 @contextlib.contextmanager

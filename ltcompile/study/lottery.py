@@ -18,7 +18,6 @@ from typing import Any, Literal
 import torch
 
 from ltcompile.core.study import Claim, Estimate, Figure, Series, Table
-from ltcompile.data import Dataset
 from ltcompile.finding import SearchConfig
 from ltcompile.finding.conditions import margins_of
 from ltcompile.study import _lottery_said as paper
@@ -227,7 +226,6 @@ def arms(scale: Subjects) -> list[StudyArm]:
 
 def _arms(scale: Subjects, subject: Subject) -> list[StudyArm]:
     data = scale.data or subject.data
-    change = None if subject.train_images is None else partial(_fewer, count=subject.train_images)
 
     def arm(name: str, rounds: int, **settings: Any) -> StudyArm:
         config = SearchConfig(
@@ -245,7 +243,7 @@ def _arms(scale: Subjects, subject: Subject) -> list[StudyArm]:
             whole_curve=True,
             **settings,
         )
-        return StudyArm(name, subject.model, data, subject.image_size, config, subject.recipe, change)
+        return StudyArm(name, subject.model, data, subject.image_size, subject.train_images, config, subject.recipe)
 
     found = [arm(subject.name, subject.rounds)]
     found += [arm(_shot(subject, rounds), rounds, schedule="oneshot") for rounds in subject.shots]
@@ -258,10 +256,6 @@ def _shot(subject: Subject, rounds: int) -> str:
 
 def _late(subject: Subject) -> str:
     return f"{subject.name}-from-{subject.late}"
-
-
-def _fewer(data: Dataset, count: int) -> Dataset:
-    return data.with_train_images(count)
 
 
 # What was found
