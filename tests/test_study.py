@@ -298,7 +298,7 @@ def test_sanity_lets_every_rival_have_its_best_rate() -> None:
 @pytest.fixture
 def shrunk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Smoke in seconds."""
-    small = {"recipe": QUICK, "seeds": 2, "rounds": 1}
+    small = {"recipe": QUICK, "seeds": 2, "rounds": 1, "train_images": 400}
     monkeypatch.setitem(structured_tickets.SCALES, "smoke", dataclasses.replace(structured_tickets.SCALES["smoke"], **small))
     monkeypatch.setitem(sanity.SCALES, "smoke", dataclasses.replace(sanity.SCALES["smoke"], **small))
     monkeypatch.setattr(_latency, "SECONDS", 0.05)
@@ -314,6 +314,7 @@ def test_a_study_from_beginning_to_end(tmp_path: Path, name: str) -> None:
     assert Study.load(folder / "study.json") == found
     assert {arm.name for arm in found.arms} == {path.parent.name for path in folder.glob("*/search.json")}
     assert all("2 seeds only" in each.note for each in found.claims) and found.seeds == [0, 1]
+    assert all(abs(arm.images["train"] - 400) <= 5 for arm in found.arms)
     assert found.provenance["commit"] is None or found.provenance["versions"]["torch"]
     page = lt.report(folder)
     assert page == folder / "study.html" and found.title in page.read_text()
@@ -340,19 +341,14 @@ def test_searches_share_dense_networks_where_those_are_the_same(tmp_path: Path) 
 
     study.run("structured-tickets", folder=tmp_path / "regimes", watch=lambda arm, recipe: nullcontext(Note()))
     assert sorted(seed for seed, arm in trained if arm == "dense") == [0, 1], "four searches, one recipe"
-    alone = lt.find("lenet5", "digits", structured_tickets.arms(study.scaled(structured_tickets, "smoke"))[-1].config, **alone_as(tmp_path))
+    arm = structured_tickets.arms(study.scaled(structured_tickets, "smoke"))[-1]
+    images = data_for(arm.model, arm.data, image_size=arm.image_size).with_train_images(400)
+    alone = lt.find("lenet5", images, arm.config, recipe=recipe_of(arm, images), folder=tmp_path / "alone")
     shared = json.loads((tmp_path / "regimes/global-lr/search.json").read_text())
     assert [row["val_correct"] for row in shared["rows"]] == [row.val_correct for row in alone.rows], "as if each had trained its own"
     trained.clear()
     study.run("sanity", folder=tmp_path / "rates", watch=lambda arm, recipe: nullcontext(Note()))
     assert sorted(seed for seed, arm in trained if arm == "dense") == [0, 0, 1, 1], "two searches, two rates"
-
-
-def alone_as(tmp_path: Path) -> dict[str, Any]:
-    """How the last search of the first study is done without the study."""
-    arm = structured_tickets.arms(study.scaled(structured_tickets, "smoke"))[-1]
-    images = data_for(arm.model, arm.data, image_size=arm.image_size)
-    return {"image_size": arm.image_size, "recipe": recipe_of(arm, images), "folder": tmp_path / "alone"}
 
 
 @pytest.mark.usefixtures("shrunk")

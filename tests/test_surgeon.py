@@ -18,6 +18,7 @@ from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import BadModel, BadPlan, BadSetting, UnknownName
 from ltcompile.finding import choose
 from ltcompile.graph import embed, trace
+from ltcompile.models import least_size
 from ltcompile.models import names as model_names
 
 
@@ -55,10 +56,12 @@ def test_registries_are_not_empty() -> None:
     )
 
 
+@pytest.mark.parametrize("side", ["least", 32])
 @pytest.mark.parametrize("name", model_names())
-def test_every_built_in_model_is_cut_right(name: str) -> None:
+def test_every_built_in_model_is_cut_right(name: str, side: int | str) -> None:
     torch.manual_seed(0)
-    model, x = shaken(lt.build_model(name)), torch.randn(2, 3, 32, 32)
+    pixels = least_size(name) if side == "least" else 32
+    model, x = shaken(lt.build_model(name, image_size=pixels)), torch.randn(2, 3, pixels, pixels)
     plan = lt.plan(model, x)
     close(lt.cut(model, plan)(x), lt.mask(model, plan)(x))
     assert plan.frozen and all("output" in reason for reason in plan.frozen.values()), "only the classifier is left alone"
@@ -91,6 +94,8 @@ def test_vgg16_has_its_published_size() -> None:
     counted = lt.size(lt.build_model("vgg16"), torch.zeros(1, 3, 32, 32))
     assert counted.params == 14_724_042
     assert counted.macs == 313_201_664
+    quarter = lt.size(lt.build_model("vgg16-quarter"), torch.zeros(1, 3, 32, 32))
+    assert 15 < counted.params / quarter.params < 16 and 15 < counted.macs / quarter.macs < 16
 
 
 def test_views_of_parameters_are_counted_through() -> None:
