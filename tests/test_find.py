@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import QUICK
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile import rewind
@@ -59,6 +60,15 @@ class TestTraining:
         rows = train(model, digits, dataclasses.replace(QUICK, epochs=6), 0, CPU).epochs
         assert rows[-1].val_accuracy > 0.85 and rows[-1].train_loss < rows[0].train_loss
         assert evaluate(model, digits.val, CPU).accuracy == rows[-1].val_accuracy
+
+    @torch.no_grad()
+    def test_what_was_trained_in_bf16_is_validated_in_fp32(self, digits: Dataset) -> None:
+        model = lt.build_model("lenet300", 10, 1, 16)
+        with torch.enable_grad():
+            found = train(model, digits, dataclasses.replace(QUICK, epochs=1, precision="bf16"), 0, CPU).val.loss
+        model.eval()
+        losses = [F.cross_entropy(model(images), labels, reduction="sum").item() for images, labels in digits.val.batches(64, CPU, None, 0)]
+        assert found == pytest.approx(sum(losses) / len(digits.val), rel=1e-6)
 
     def test_a_loss_that_is_not_finite_stops(self, digits: Dataset) -> None:
         where = r"the loss is (nan|inf) in epoch 1, batch \d+ of \d+, at learning rate \S+e\+08; try a smaller --lr, such as 1e\+08"
