@@ -158,7 +158,7 @@ SCALES = {
     ),
     "small": Subjects(
         about="Small: LeNet-300-100 on all of MNIST in 8 epochs of batch 128, 40 % of the weights a round; and Conv-2, with and without dropout, on "
-        "2500 of CIFAR-10's training images at 16x16 in 8 epochs of batch 64 (10 with dropout), 55 % of the weights of linear layers and 25 % "
+        "2500 of CIFAR-10's training images at 16x16 in 8 epochs of batch 32 (10 with dropout), 55 % of the weights of linear layers and 25 % "
         "of those of convolutions a round. The paper trains on all images, for 55 and 27 epochs of batch 60, and drops 20 % (of convolutions "
         "10 %) a round; by Adam, where this is momentum SGD at a constant rate. No weight decay and no augmentation, as there.",
         seeds=5,
@@ -180,7 +180,7 @@ SCALES = {
                     data="cifar10",
                     image_size=16,
                     train_images=2500,
-                    recipe={**PLAIN, "epochs": epochs, "batch": 64, "lr": 0.01},
+                    recipe={**PLAIN, "epochs": epochs, "batch": 32, "lr": 0.02},
                     rounds=5,
                     rate=0.55,
                     rates={CONV2: 0.25},
