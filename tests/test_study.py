@@ -30,7 +30,7 @@ from ltcompile.finding.search import data_for
 from ltcompile.graph import trace
 from ltcompile.models import default_recipe, least_size
 from ltcompile.reporting.study import draw, render
-from ltcompile.study import Done, StudyArm, _latency, sanity, structured_tickets
+from ltcompile.study import Done, StudyArm, sanity, structured_tickets
 from ltcompile.study._latency import Latency, Timed
 from ltcompile.study._run import recipe_of
 from ltcompile.study._statistics import averaged, estimate, paired
@@ -299,9 +299,9 @@ def test_sanity_lets_every_rival_have_its_best_rate() -> None:
 def shrunk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Smoke in seconds."""
     small = {"recipe": QUICK, "seeds": 2, "rounds": 1, "train_images": 400}
-    monkeypatch.setitem(structured_tickets.SCALES, "smoke", dataclasses.replace(structured_tickets.SCALES["smoke"], **small))
+    smoke = dataclasses.replace(structured_tickets.SCALES["smoke"], race_seconds=0.05, **small)
+    monkeypatch.setitem(structured_tickets.SCALES, "smoke", smoke)
     monkeypatch.setitem(sanity.SCALES, "smoke", dataclasses.replace(sanity.SCALES["smoke"], **small))
-    monkeypatch.setattr(_latency, "SECONDS", 0.05)
     with exported_once(), timed_at_once():
         yield
 

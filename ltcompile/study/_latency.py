@@ -11,7 +11,6 @@ from ltcompile.study._nouns import Done
 from ltcompile.sweeping import Sweep, sweep
 
 BATCH = 64
-SECONDS = 0.5  # of each network
 BUSY = 0.3  # of the machine: timings beside more than this are not worth quoting
 
 
@@ -33,13 +32,13 @@ class Timed:
     busy_share: float | None
 
 
-def timed(done: Done, device: torch.device) -> Timed:
-    """Time the dense network and every level of a search side by side, in ONNX Runtime if it runs there, else in PyTorch.
+def timed(done: Done, device: torch.device, seconds: float) -> Timed:
+    """Time the dense network and every level of a search side by side, `seconds` each, in ONNX Runtime if it runs there, else in PyTorch.
 
     It leaves sweep.json in the search's folder. Raises as `sweep`.
     """
     backend = "onnxruntime" if unavailable("onnxruntime", device.type) is None else "eager"
-    found = sweep(done.folder, backends=(backend,), devices=(device.type,), batches=(BATCH,), seconds_per_row=SECONDS)
+    found = sweep(done.folder, backends=(backend,), devices=(device.type,), batches=(BATCH,), seconds_per_row=seconds)
     return Timed(_shares(found), f"{backend}, {device.type}, batch {BATCH}", found.busy_share)
 
 

@@ -53,12 +53,13 @@ DENSE = len(REGIMES)  # the dense network's colour
 
 @dataclass(frozen=True, kw_only=True)
 class Levels(Scale):
-    """Rounds that each remove `rate` of the surviving filters; weight rewinding goes back to `rewind_epoch`."""
+    """Rounds that each remove `rate` of the surviving filters; weight rewinding goes back to `rewind_epoch`. Then every network is timed."""
 
     rounds: int
     rate: float
     rewind_epoch: int = 0
     controls: bool = True  # at each search's own level: the dense network, and the ticket's architecture, with all of its epochs
+    race_seconds: float = 3.0  # of each network
 
 
 SCALES = {
@@ -72,6 +73,7 @@ SCALES = {
         rounds=2,
         rate=0.4,
         controls=False,
+        race_seconds=0.5,
     ),
     "small": Levels(
         about="Small: VGG-16 with a quarter of its filters, on all of CIFAR-10 at 16x16, 4 epochs at batch 128 and learning rate 0.1, a fortieth "
@@ -121,7 +123,7 @@ def _config(scale: Levels, regime: Regime, margin: float) -> SearchConfig:
 
 def tell(scale: Levels, done: Mapping[str, Done], device: torch.device) -> Told:
     """The networks of all levels race each other first, search by search."""
-    races = {name: timed(each, device) for name, each in done.items()}
+    races = {name: timed(each, device, scale.race_seconds) for name, each in done.items()}
     return told(done, races, margins_of(scale.data).about)
 
 
