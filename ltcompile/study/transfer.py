@@ -64,11 +64,11 @@ SCALES = {
         seeds=2,
     ),
     "small": Rounds(
-        about="Small: LeNet-5, tasks of two classes of CIFAR-10 each, 12 epochs, down to 22 % of the weights: of masks of 8 %, three have too little "
+        about="Small: LeNet-5, tasks of two classes of CIFAR-10 each, 8 epochs, down to 22 % of the weights: of masks of 8 %, three have too little "
         "in common to train.",
         model="lenet5",
         data="cifar10",
-        recipe={"epochs": 12, "schedule": "cosine"},
+        recipe={"epochs": 8, "schedule": "cosine"},
         rounds=3,
         own_rounds=6,
         rate=0.4,
