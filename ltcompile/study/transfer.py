@@ -64,8 +64,7 @@ SCALES = {
         seeds=2,
     ),
     "small": Rounds(
-        about="Small: LeNet-5, tasks of two classes of CIFAR-10 each, 8 epochs, down to 22 % of the weights: of masks of 8 %, three have too little "
-        "in common to train.",
+        about="Small: LeNet-5, tasks of two classes of CIFAR-10 each, 8 epochs, down to 22 % of the weights.",
         model="lenet5",
         data="cifar10",
         recipe={"epochs": 8, "schedule": "cosine"},
