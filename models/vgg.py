@@ -6,6 +6,8 @@ experiments on a CPU. Smaller images have fewer pools. Recipe: open_lth (Frankle
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 from ltcompile.core.recipe import Recipe
@@ -23,15 +25,14 @@ RECIPE = Recipe(epochs=160, lr=0.1, batch=128, weight_decay=5e-4)
 
 
 class VGG(nn.Module):
-    """Images (N, C, H, W) with H, W >= image_size to logits (N, classes); larger feature maps are averaged."""
+    """Images (N, C, H, W) to logits (N, classes); H and W are halved at every pool, and the rest is averaged."""
 
-    def __init__(self, widths: list[int | str], classes: int, in_channels: int, image_size: int) -> None:
+    def __init__(self, widths: list[int | str], classes: int, in_channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for width in widths:
             if isinstance(width, str):
-                layers += [nn.MaxPool2d(2)] * (image_size > 1)
-                image_size //= 2
+                layers.append(nn.MaxPool2d(2))
                 continue
             layers += [nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             in_channels = width
@@ -49,7 +50,11 @@ class VGG(nn.Module):
 
 def build(name: str, classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Images (N, C, image_size, image_size) to logits (N, classes)."""
-    widths = WIDTHS[name.partition("-")[0]]
-    if name == QUARTER:
-        widths = [width if isinstance(width, str) else width // 4 for width in widths]
-    return VGG(widths, classes, in_channels, image_size)
+    share, pools = 4 if name == QUARTER else 1, int(math.log2(image_size))  # so many halvings leave one pixel
+    widths: list[int | str] = []
+    for width in WIDTHS[name.partition("-")[0]]:
+        if not isinstance(width, str):
+            widths.append(width // share)
+        elif widths.count("M") < pools:
+            widths.append(width)
+    return VGG(widths, classes, in_channels)
