@@ -17,6 +17,7 @@ from ltcompile.engine.checks import relative_error, tile
 from ltcompile.engine.engine import Engine, Run
 from ltcompile.engine.file import Contents
 from ltcompile.errors import BadData, BadSetting, Disagreement, StaleEngine
+from ltcompile.modules import unwrap
 
 BATCHES = (1, 8, 64)
 
@@ -43,7 +44,7 @@ def compile(
     """
     _check(example, batch)
     target = devices.find(device, precision)
-    network = copy.deepcopy(model).cpu().eval()
+    network = copy.deepcopy(unwrap(model)).cpu().eval()
     made = target.make(network, example, batch, on_progress or (lambda _: None))
     noise = _noise_like(example)
     answer = made.runs[batch[0]](tile(noise, batch[0]))[:1].cpu()

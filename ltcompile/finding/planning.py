@@ -15,6 +15,7 @@ from ltcompile.finding.choose import Ranking, Scope
 from ltcompile.finding.limits import Limits
 from ltcompile.finding.target import Meter, Target, check_reachable, meet
 from ltcompile.graph import Example, trace
+from ltcompile.modules import unwrap
 
 
 def plan(
@@ -71,6 +72,7 @@ def plan(
         )
     if target_energy is not None and measured is None:
         raise BadSetting("target_energy needs `measured`, as `profiling.joulemeter` makes it")
+    model = unwrap(model)
     groups = limits.freeze(trace(model, example))
     evidence = evidence or Evidence(dice=torch.Generator().manual_seed(seed))
     scores = criteria.score(criterion, groups, model, evidence, group_reduction)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
+from ltcompile.modules import unwrap
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ def size(model: nn.Module, example: Example) -> Size:
     Raises:
         BadModel: the network does not run on `example`.
     """
+    model = unwrap(model)
     first = tuple(x[:1] for x in example) if isinstance(example, tuple) else example[:1]
     flops = on_probe(model, first, _flops)  # its attention is made of products that the counter knows
     return Size(sum(p.numel() for p in model.parameters()), flops // 2)

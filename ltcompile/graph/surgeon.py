@@ -18,6 +18,7 @@ from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.layers import place, shrink_attributes, width
 from ltcompile.graph.statistics import leave_out, mixes
+from ltcompile.modules import unwrap
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -25,12 +26,13 @@ Module = TypeVar("Module", bound=nn.Module)
 def cut(model: Module, plan: PruningPlan) -> Module:
     """A copy of `model` without the channels that `plan` drops: dense, smaller, and equal to `mask(model, plan)`.
 
-    Attention of torch's own is exchanged for `Attention` where the plan cuts it, with the same parameter names.
+    Attention of torch's own is exchanged for `Attention` where the plan cuts it, with the same parameter names. A wrapper of
+    torch.compile or DataParallel is left out.
 
     Raises:
-        BadPlan: the plan does not fit the network; the message names the layer.
+        BadPlan: the plan does not fit the network; the message names the layer. BadModel: this is no network; see `unwrap`.
     """
-    return cut_(copied(model), plan)
+    return cut_(copied(unwrap(model)), plan)
 
 
 def cut_(small: Module, plan: PruningPlan) -> Module:
@@ -54,7 +56,7 @@ def mask(model: Module, plan: PruningPlan) -> Module:
     them: an activation with f(0) != 0 leaks nothing either. Norms that mix channels leave the dropped ones out of their
     statistics. Raises BadPlan as `cut` does.
     """
-    masked = copied(model)
+    masked = copied(unwrap(model))
     zero_(masked, zeros(masked, plan))
     if mixing := _mixing(masked, plan):
         leave_out(masked, mixing)
@@ -75,6 +77,7 @@ def _mixing(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
 def zeros(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """Parameter name -> boolean tensor of its shape, true where `plan` drops the value. Untouched parameters are left out."""
     dropped: dict[str, Tensor] = {}
+    model = unwrap(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, axis, kept in _slices(model, plan):
         for tensor_name, dim in place(model.get_submodule(name), axis).tensors:
@@ -122,7 +125,7 @@ def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
     for name, axis, kept in _slices(masked, plan):
         for tensor_name, dim in place(masked.get_submodule(name), axis).tensors:
             kept_at.setdefault(_full(name, tensor_name), {})[dim] = kept
-    source, persistent = small.state_dict(), masked.state_dict().keys()
+    source, persistent = unwrap(small).state_dict(), masked.state_dict().keys()
     for full, target in [(n, t) for n, t in [*masked.named_parameters(), *masked.named_buffers()] if n in persistent]:
         value = source.get(full)
         places = kept_at.get(full, {})

@@ -23,6 +23,7 @@ from ltcompile.graph._watch import Calls, Operations
 from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
 from ltcompile.graph.rules import Requests, tensors_in
 from ltcompile.graph.surgeon import cut_
+from ltcompile.modules import unwrap
 
 OUTPUT = "it produces the network's output"
 
@@ -38,7 +39,7 @@ def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
     Raises:
         BadModel: the network does not run on `example`, or nothing in it can be cut (with the reason of each group).
     """
-    groups = on_probe(model, example, _found)
+    groups = on_probe(unwrap(model), example, _found)
     if all(g.frozen for g in groups):
         reasons = "; ".join(f"{g.name}: {g.frozen}" for g in groups[:8]) or "it has no convolution or linear layer that torch can trace"
         raise BadModel(f"nothing in this network can be cut: {reasons}")

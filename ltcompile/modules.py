@@ -1,0 +1,53 @@
+"""The network inside the wrappers that torch puts around one."""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from ltcompile.errors import BadModel
+
+Module = TypeVar("Module", bound=nn.Module)
+
+_INSIDE = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module"}
+
+
+def unwrap(model: Module) -> Module:
+    """The network that torch.compile, DataParallel, DistributedDataParallel or AveragedModel wraps, however deep; any other as it is.
+
+    Layers have the names of the network inside, so that a plan of the wrapped network fits the plain one, and the other way round.
+
+    Raises:
+        BadModel: `model` is no eager network whose layers are known: not an nn.Module, scripted, sharded, or lazy and never run.
+    """
+    network: nn.Module = model
+    while isinstance(network, nn.Module) and (inside := _inside(network)) is not None:
+        network = inside
+    if reason := _refusal(network):
+        raise BadModel(reason)
+    return cast(Module, network)
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    kind = type(model)
+    if not kind.__module__.startswith("torch."):
+        return None
+    inside = getattr(model, _INSIDE.get(kind.__name__, ""), None)
+    return inside if isinstance(inside, nn.Module) else None
+
+
+def _refusal(model: object) -> str:
+    """Why `model` cannot be worked on, with what to do; "" where it can."""
+    if not isinstance(model, nn.Module):
+        return f"a network must be a torch.nn.Module, not {type(model).__name__}; lt.build_model(name) builds one by name"
+    if isinstance(model, torch.jit.ScriptModule):
+        return "this network is a TorchScript module, whose layers are compiled; pass the nn.Module that it was made of"
+    for name, layer in model.named_modules():
+        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+            return f"{name or 'the network'} ({type(layer).__name__}) has no weights yet; run the network once on an input"
+        if type(layer).__name__ == "FullyShardedDataParallel":
+            return f"{name or 'the network'} is sharded; gather its weights into the plain nn.Module, and pass that"
+    return ""
