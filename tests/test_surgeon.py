@@ -76,6 +76,16 @@ def test_networks_from_torchvision_are_cut_right(name: str) -> None:
     assert list(plan.frozen.values()) == ["it produces the network's output"]
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["ReLU", "ReLU6", "LeakyReLU", "ELU", "CELU", "SELU", "SiLU", "Mish", "Hardswish", "Hardsigmoid", "Hardtanh"]
+)
+def test_activations_are_followed(kind: str, inplace: bool) -> None:
+    """In every supported version of torch, which tag different operations as pointwise."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), getattr(nn, kind)(inplace=inplace), nn.Conv2d(8, 2, 1))
+    assert [g.name for g in trace(model, torch.zeros(1, 3, 4, 4)) if not g.frozen] == ["0"]
+
+
 def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(BadModel, match=r"pip install 'ltcompile\[timm\]'"):

@@ -21,11 +21,12 @@ def broadcast(call: Call) -> Dims:
     return dims
 
 
-# Point by point, though torch does not tag them so.
+# Pointwise operations that not every supported version of torch tags as such.
 rule(
     *aten("""clone contiguous _to_copy detach alias lift_fresh zeros_like ones_like empty_like rand_like randn_like full_like copy_ fill_ zero_ 
   bernoulli bernoulli_ rrelu_with_noise masked_fill masked_fill_ hardswish hardswish_ gelu_ mish_ relu6_ threshold_ abs_ floor_divide 
-  floor_divide_ rsub where log_sigmoid_forward eq_ ne_ lt_ gt_ le_ ge_ uniform_ normal_ dropout dropout_""")
+  floor_divide_ rsub where log_sigmoid_forward eq_ ne_ lt_ gt_ le_ ge_ uniform_ normal_ dropout dropout_ leaky_relu leaky_relu_ hardtanh_
+  hardsigmoid_ elu_ celu_ selu_ rrelu_ copysign_ heaviside_ true_divide_ gcd_ lcm_""")
 )(broadcast)
 
 
