@@ -21,7 +21,7 @@ from ltcompile.backends import Subject
 from ltcompile.core import load
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable, UnknownName
-from ltcompile.measure import bench, busy_share, peak_above, race, speedup
+from ltcompile.measure import bench, busy_share, peak_above, race
 
 bench_module = importlib.import_module("ltcompile.measure.bench")
 CLASSES = 5
@@ -103,31 +103,6 @@ def test_gc_is_restored_after_a_failing_call() -> None:
     with pytest.raises(RuntimeError, match="broken"):
         race({"a": fail})
     assert gc.isenabled()
-
-
-def simulated(seed: int, ratio: float, blocks: int = 15, runs: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """Two subjects in a machine whose speed drifts from block to block, for both alike and a little for each."""
-    random = np.random.default_rng(seed)
-    both = random.normal(0, 0.2, (blocks, 1))
-    each = [random.normal(0, 0.05, (blocks, 1)) + random.normal(0, 0.05, (blocks, runs)) for _ in range(2)]
-    return ratio * np.exp(both + each[0]), np.exp(both + each[1])
-
-
-def test_the_interval_covers_the_true_ratio() -> None:
-    covered = [low <= 3.0 <= high for _, low, high in (speedup(*simulated(seed, 3.0), resamples=300) for seed in range(60))]
-    assert np.mean(covered) >= 0.85
-
-
-def test_speedup_is_deterministic_and_ordered() -> None:
-    dense, small = simulated(0, 2.0)
-    ratio, low, high = speedup(dense, small)
-    assert speedup(dense, small) == (ratio, low, high)
-    assert low <= ratio <= high
-    _, narrow_low, narrow_high = speedup(dense, small, confidence=0.5)
-    assert low <= narrow_low <= narrow_high <= high
-    assert speedup(dense, dense) == (1.0, 1.0, 1.0)
-    with pytest.raises(ValueError, match="one race"):
-        speedup(dense[1:], small)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is told by Linux alone")

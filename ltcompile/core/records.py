@@ -96,8 +96,9 @@ class Verdict(Record):
 class Measurement(Record):
     """One row of a benchmark: a subject on a backend at a batch size, beside the dense network in the same run.
 
-    Latencies are milliseconds per batch. `speedup` is dense p50 / this p50 with a bootstrap interval (None for the dense
-    row itself). `max_error` is the largest difference to eager fp32 outputs, relative to their largest magnitude.
+    Latencies are milliseconds per batch. `speedup` is how many times as long the dense network takes, paired block by block, with its
+    95 % interval (`timing.speedup`; None for the dense row itself). `max_error` is the largest difference to eager fp32 outputs,
+    relative to their largest magnitude.
     `peak_bytes` is the memory that loading and running took above what the process held before (None: not told here).
     """
 

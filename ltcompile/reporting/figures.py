@@ -260,7 +260,7 @@ def _claimed(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
 
 
 def _interval(rows: list[dict[str, Any]], middle: str, low: str, high: str, colour: str) -> dict[str, Any]:
-    """Error bars; a bootstrap bound may lie on the wrong side of its value by a hair, a bar may not."""
+    """Error bars; a bound that was rounded may lie on the wrong side of its value by a hair, a bar may not."""
     return {
         "array": [max(0.0, row[high] - row[middle]) for row in rows],
         "arrayminus": [max(0.0, row[middle] - row[low]) for row in rows],

@@ -16,7 +16,7 @@ BUSY = 0.3  # of the machine: timings beside more than this are not worth quotin
 
 @dataclass(frozen=True)
 class Latency:
-    """The median time of a batch as a share of the dense network's in the same race, in percent, with its 95 % bootstrap interval."""
+    """The time of a batch as a share of the dense network's in the same race, in percent, with its 95 % interval."""
 
     share: float
     low: float
