@@ -39,28 +39,30 @@ def race(
     seconds: float = 2.0,
     runs: int = 1500,
     warmup: int = 20,
-    settle_s: float = SETTLE_S,
+    settle_s: float | None = None,
     clock: Clock = time.perf_counter,
+    blocks: int = BLOCKS,
     min_blocks: int = MIN_BLOCKS,
 ) -> dict[str, Times]:
     """Time `calls` side by side: name -> milliseconds (blocks, runs in a block); block i of all ran one after another.
 
-    Each takes about `seconds` in all, warm-up (at most `warmup` runs) and settling included, and at most `runs` measured
+    Each takes about `seconds` in all, warm-up (at most `warmup` runs) and settling included, `blocks` turns, and at most `runs` measured
     runs; slow calls take longer, because each gets at least `min_blocks` of 2 runs (of 1 where a run settles within itself).
-    `settle_s` is how long a block runs unmeasured first: what runs on a GPU needs none.
+    `settle_s` is how long a block runs unmeasured first, SETTLE_S if it is None: what runs on a GPU needs none.
     """
+    settle_s = SETTLE_S if settle_s is None else settle_s
     with _no_gc():
         start = clock()
         run_s = {name: _warm_up(call, seconds, warmup, clock) for name, call in calls.items()}
         settles = {name: not 0 < SLOW * settle_s <= taken for name, taken in run_s.items()}
-        lengths = {name: _block_length(taken, seconds, runs, settle_s, settles[name]) for name, taken in run_s.items()}
-        blocks: dict[str, list[list[float]]] = {name: [] for name in calls}
-        for turn in range(BLOCKS):
+        lengths = {name: _block_length(taken, seconds, runs, settle_s, settles[name], blocks) for name, taken in run_s.items()}
+        measured: dict[str, list[list[float]]] = {name: [] for name in calls}
+        for turn in range(blocks):
             if turn >= min_blocks and clock() - start >= seconds * len(calls):
                 break
             for name in calls if turn % 2 == 0 else reversed(list(calls)):
-                blocks[name].append(_block(calls[name], lengths[name], settle_s, settles[name], clock))
-    return {name: np.array(block_list) for name, block_list in blocks.items()}
+                measured[name].append(_block(calls[name], lengths[name], settle_s, settles[name], clock))
+    return {name: np.array(block_list) for name, block_list in measured.items()}
 
 
 @contextlib.contextmanager
@@ -84,10 +86,10 @@ def _warm_up(call: Call, seconds: float, warmup: int, clock: Clock) -> float:
     return statistics.median(taken[1:])
 
 
-def _block_length(run_s: float, seconds: float, runs: int, settle_s: float, settles: bool) -> int:
-    """The runs that fit into one of BLOCKS blocks beside its settling."""
-    measured_s = seconds * (1 - WARMUP_SHARE) / BLOCKS - max(settle_s, run_s) * settles
-    fitting = int(min(runs / BLOCKS, measured_s / max(run_s, 1e-9)))
+def _block_length(run_s: float, seconds: float, runs: int, settle_s: float, settles: bool, blocks: int) -> int:
+    """The runs that fit into one of `blocks` blocks beside its settling."""
+    measured_s = seconds * (1 - WARMUP_SHARE) / blocks - max(settle_s, run_s) * settles
+    fitting = int(min(runs / blocks, measured_s / max(run_s, 1e-9)))
     return max(MIN_RUNS_PER_BLOCK if settles else 1, fitting)
 
 
@@ -126,6 +128,15 @@ def speedup(dense_ms: Times, small_ms: Times, confidence: float = 0.95) -> tuple
     means = np.sort(np.add.outer(forth, back).ravel() / 2)
     outside = _outside(len(forth), len(back), confidence)
     return tuple(float(np.exp(x)) for x in (np.median(means), means[outside], means[-1 - outside]))  # type: ignore[return-value]
+
+
+def level(ms: Times, confidence: float = 0.95) -> tuple[float, float, float]:
+    """How many milliseconds a run takes, by the medians of blocks (blocks, runs), with the ends of an interval made as `speedup` makes its.
+
+    Raises:
+        ValueError: fewer than 10 blocks.
+    """
+    return speedup(ms, np.ones((len(ms), 1)), confidence)
 
 
 @functools.cache
@@ -183,7 +194,7 @@ def fastest(
     *,
     screen_s: float = SCREEN_S,
     seconds: float = FINAL_S,
-    settle_s: float = SETTLE_S,
+    settle_s: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> Fastest:
     """Pick the fastest of `calls`, then time it again beside the runner-up, in a fresh race of `seconds` each.

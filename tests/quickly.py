@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ltcompile.lower import export_onnx
 from ltcompile.lower.resize import resized
 from ltcompile.shrinking import shrink
-from ltcompile.timing import race
 
 EXPORTERS = ("ltcompile.shrinking.int8.export_onnx", "ltcompile.measure.subjects.export_onnx")
 
@@ -47,7 +46,7 @@ def timed_at_once() -> Iterator[None]:
     gc.collect()
     gc.freeze()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(race.__kwdefaults__, "settle_s", 0.0)
+        patch.setattr("ltcompile.timing.SETTLE_S", 0.0)
         patch.setattr("ltcompile.core.load.SAMPLE_S", 0.0)
         yield
     gc.unfreeze()

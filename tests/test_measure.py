@@ -197,7 +197,7 @@ def test_not_a_number_is_a_wrong_answer(pair: list[Subject], monkeypatch: pytest
 
 @pytest.fixture
 def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(race.__kwdefaults__, "settle_s", 0.0)
+    monkeypatch.setattr(timing, "SETTLE_S", 0.0)
 
 
 def break_backend(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:

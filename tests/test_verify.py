@@ -39,7 +39,7 @@ from ltcompile.verifying.wire import OPENED, check_self_contained
 SHAPE, CLASSES, TICKET = (1, 16, 16), 3, "c0ffee" * 10
 QUICK = 0.1
 FAST = {"ms_p20": 1e5, "ms_p50": 1e5, "ms_p80": 1e5}  # what anything is faster than
-HEAVY = ("torch", "torchvision", "triton", "onnx", "onnxscript")
+HEAVY = ("torch", "torchvision", "triton", "onnx", "onnxscript", "scipy")
 
 
 def network(width: int, change: Callable[[Any], object] = lambda model: None, **metadata: str) -> bytes:
@@ -96,9 +96,11 @@ def report(folder: Path, *timings: dict[str, Any], **fields: Any) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def no_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits to see how busy the machine is."""
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine counts as idle, and races do not let threads settle."""
+    monkeypatch.setattr("ltcompile.verifying.checks.busy_share", lambda: 0.0)
     monkeypatch.setattr("ltcompile.core.load.SAMPLE_S", 0.0)
+    monkeypatch.setattr("ltcompile.timing.SETTLE_S", 0.0)
 
 
 def timed(folder: Path, *timings: dict[str, Any], file: dict[str, Any] | None, **fields: Any) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def test_speedups_are_confirmed_unless_exaggerated(folder: Path) -> None:
     report(folder, timing())
     found = check(folder, "speedup", dense=folder / "dense.onnx").found
     assert found is not None and found.low is not None and found.low <= found.value and found.value > 1
-    for factor, verdict in ((0.01, "confirmed"), (0.9, "confirmed"), (100, "not confirmed")):
+    for factor, verdict in ((0.01, "confirmed"), (100, "not confirmed")):
         report(folder, timing(speedup=factor * found.low))
         again = check(folder, "speedup", dense=folder / "dense.onnx")
         assert again.verdict == verdict, (factor, found, again)
@@ -233,7 +235,7 @@ def kinds(folder: Path, name: str = "small.onnx", claims: str = "report.json", *
 def test_claims_are_of_the_file_that_was_timed_alone(folder: Path, kind: str) -> None:
     """Of these bytes under any name: all is compared. Of other bytes, though as many: the size is not confirmed, and no speed compares."""
     whole = network(2)
-    bench = timed(folder, timing(accuracy=0.5), file=file_of(whole))
+    bench = timed(folder, timing(accuracy=0.4), file=file_of(whole))
     path = report(folder, bench=bench)
     if kind == "bench":
         value = {"kind": "bench", "format": 1, **bench, "provenance": {"machine": {"cpu": cpu_name()}, "command": "Python API"}}
@@ -389,20 +391,23 @@ def images_file(folder: Path, right: float) -> Path:
     return folder / "test.npz"
 
 
-@pytest.mark.parametrize("claimed", [0.2, 0.8, 1.0])
-def test_accuracy_is_confirmed_within_the_interval_of_what_is_found(folder: Path, claimed: float) -> None:
-    report(folder, timing(accuracy=claimed), provenance=[])
+def test_accuracy_is_confirmed_unless_it_is_worse(folder: Path) -> None:
+    report(folder, timing(accuracy=0.8), provenance=[])
     untold = check(folder, "accuracy")
     assert untold.verdict == "not comparable" and untold.reason == "not repeated: no test images"
-    for right in (0.2, 0.8, 1.0):
+    for right, verdict in ((0.2, "not confirmed"), (0.8, "not comparable"), (0.9, "confirmed"), (1.0, "confirmed")):
         told = check(folder, "accuracy", data=images_file(folder, right))
         assert told.found is not None and told.found.value == pytest.approx(right)
-        assert (told.verdict == "confirmed") == (claimed == right), told
+        assert told.verdict == verdict, told
+    few = dict(np.load(folder / "test.npz"))
+    np.savez(folder / "few.npz", images=few["images"][:5], labels=few["labels"][:5])
+    told = check(folder, "accuracy", data=folder / "few.npz")
+    assert told.verdict == "not comparable" and "at least 100" in told.reason, "five images confirm nothing"
 
 
 def test_the_tickets_own_accuracy_counts_where_no_benchmark_tells_one(folder: Path) -> None:
     report(folder, points=[{"arm": "ticket", "seed": 0, "level": 1, "test_accuracy": 0.8}], bench=None)
-    assert check(folder, "accuracy", data=images_file(folder, 0.8)).verdict == "confirmed"
+    assert check(folder, "accuracy", data=images_file(folder, 0.9)).verdict == "confirmed"
 
 
 @given(st.integers(0, 500), st.integers(1, 500))
@@ -480,15 +485,19 @@ def test_impossible_claims_are_refused(folder: Path, fields: dict[str, Any]) -> 
 
 
 def test_outcomes() -> None:
-    """One claim that fails decides; a file that is whole is no claim."""
+    """One check that fails decides; a file of the right size is no repeated claim, and a required claim must be one."""
     verdicts = ("confirmed", "not confirmed", "not comparable")
-    for of_file, size, speed in itertools.product(verdicts, repeat=3):
-        checks = [Check("file", "", of_file, ""), Check("size", "", size, ""), Check("speedup", "", speed, "", Value(1.0))]  # type: ignore[arg-type]
-        outcome = Verified("x", "", "y", checks, 0.0).outcome
-        if "not confirmed" in (of_file, size, speed):
-            assert outcome == "not confirmed"
+    for size, speed, accuracy in itertools.product(verdicts, repeat=3):
+        checks = [Check("size", "", size, ""), Check("speedup", "", speed, "", Value(1.0)), Check("accuracy", "", accuracy, "")]  # type: ignore[arg-type]
+        verified = Verified("x", "", "y", checks, 0.0)
+        required = Verified("x", "", "y", checks, 0.0, ["accuracy", "speedup"])
+        unclaimed = Verified("x", "", "y", checks, 0.0, ["latency"])
+        if "not confirmed" in (size, speed, accuracy):
+            assert {one.outcome for one in (verified, required, unclaimed)} == {"not confirmed"}
         else:
-            assert outcome == ("confirmed" if "confirmed" in (size, speed) else "not comparable")
+            assert verified.outcome == ("confirmed" if "confirmed" in (speed, accuracy) else "not comparable")
+            assert required.outcome == ("confirmed" if (speed, accuracy) == ("confirmed", "confirmed") else "not comparable")
+            assert unclaimed.outcome == "not comparable" and unclaimed.missing == ["latency"]
 
 
 # From a benchmark to its claims
@@ -528,7 +537,7 @@ def test_the_dense_network_that_bench_writes_races(benched: Path, tmp_path: Path
     shapes = {tuple(tensor.dims) for tensor in onnx.load(benched / "dense.onnx").graph.initializer}
     assert (3, 1, 3, 3) in shapes, "all filters"
     raced = kinds(benched, claims="of_file.json", dense=benched / "dense.onnx")["speedup"]
-    assert raced.found is not None and raced.verdict in ("confirmed", "not confirmed")
+    assert raced.claimed is not None and raced.found is not None
     with pytest.raises(BadFile, match="was not made by"):
         verify(benched / "dense.onnx", benched / "of_file.json")
     other = onnx.load(benched / "dense.onnx")
@@ -571,19 +580,35 @@ def test_exit_codes(folder: Path, call: Callable[..., tuple[int, str, str]], mon
     written = json.loads((folder / "out/verified.json").read_text())
     assert written["outcome"] == "confirmed" and {"python", "numpy", "onnxruntime"} <= set(written["versions"])
     assert written["machine"]["cpu"] == cpu_name() and written["date"] and len(written["sha256"]) == 64
-    monkeypatch.setattr("ltcompile.verifying.checks.busy_share", lambda: 0.9)
     report(folder, timing(speedup=1e6))
+    assert call("--dense", "dense.onnx")[0] == 1
+    monkeypatch.setattr("ltcompile.verifying.checks.busy_share", lambda: 0.9)
     code, told, errors = call("--dense", "dense.onnx", "--json")
-    assert code == 1 and json.loads(told)["outcome"] == "not confirmed" and "quote no timing" in errors
+    assert code == 3 and json.loads(told)["outcome"] == "not comparable" and "quote no timing" in errors, "being busy refutes nothing"
     assert json.loads(told)["busy_share"] == 0.9
-    report(folder, timing(), shrinks=[], provenance=[])
+    assert "other work took 90%" in json.loads(told)["checks"][-1]["reason"]
+
+
+def test_a_file_that_is_only_the_right_one_is_not_confirmed(folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
+    report(folder, timing(accuracy=0.4), provenance=[])
     code, told, errors = call()
-    assert code == 2 and "--dense" in errors and "not comparable" in told
+    assert code == 3 and "--dense" in errors and "2 not comparable" in told and "3 confirmed" in told
+    code, told, errors = call("--data", images_file(folder, 0.9))
+    assert code == 0, (told, errors)
+    code, told, errors = call("--data", "test.npz", "--require", "accuracy, speedup", "--json")
+    assert code == 3 and json.loads(told)["missing"] == ["speedup"] and "required, and not confirmed: speedup" in errors
+    code, told, errors = call("--data", "test.npz", "--require", "accuracy,latency,speedup", "--dense", "dense.onnx", "--json")
+    assert code == 3 and json.loads(told)["missing"] == ["latency"], "it was measured on a machine without a name"
+    report(folder, timing(accuracy=0.4))
+    code, told, errors = call("--data", "test.npz", "--require", "accuracy,latency,speedup", "--dense", "dense.onnx", "--json")
+    assert code == 0 and json.loads(told)["outcome"] == "confirmed", (told, errors)
+    assert call("--data", images_file(folder, 0.2), "--require", "speedup", "--dense", "dense.onnx")[0] == 1
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("--require", "speed"), "speedup"),
         (("--claims", "none.json"), "none.json"),
         (("--claims", "small.onnx"), "small.onnx"),
         (("--claims", "other.json"), "take the claims that were made with this file"),
@@ -604,7 +629,7 @@ def test_wrong_words_end_with_2(folder: Path, call: Callable[..., tuple[int, str
 @pytest.mark.parametrize("installed", [True, False])
 def test_torch_is_not_needed(folder: Path, installed: bool) -> None:
     """In a process of its own: what is heavy is not imported where it is there, and not missed where it is not."""
-    report(folder, timing())
+    report(folder, timing(accuracy=0.9))
     code = f"""
 import importlib.abc, sys
 HEAVY = {HEAVY}
@@ -644,7 +669,7 @@ def test_the_workflow(tmp_path: Path) -> None:
     """It runs the command with options that there are, on every push of a model."""
     text = (Path(__file__).parent.parent / "examples/github_actions/verify.yml").read_text()
     command = " ".join(text.split("ltcompile verify", 1)[1].split("\n\n")[0].split())
-    for option in ("--claims", "--dense", "--on", "-o"):
+    for option in ("--claims", "--dense", "--on", "--require", "-o"):
         assert f" {option} " in command
     Deployment.parse(command.split("--on ")[1].split()[0])
     yaml = pytest.importorskip("yaml")

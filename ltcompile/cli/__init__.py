@@ -51,7 +51,7 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 2 for an error that the user can mend, 1 for ours, 130 after Ctrl-C."""
+    """Run the command line: exit code 0, 2 for an error that the user can fix, 1 for ours, 130 after Ctrl-C; commands may have others."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to stop

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from ltcompile.core.records import Measurement
 
 BACKENDS = "eager, compile, onnxruntime, tensorrt, openvino"
-BUSY = 0.3  # of the machine, taken by other work: more makes timings worthless
 DEVICE: Any = typer.Option(None, help="cpu, cuda; all that work by default.")
 SECONDS: Any = typer.Option(2.0, min=0, max=3600, help="Time to spend on each row.")
 DATA_ROOT: Any = typer.Option(Path("data"), help="Folder with the data in torchvision's layout.")
@@ -26,6 +25,8 @@ def batches(*usual: int) -> Any:
 
 def warn_if_busy(share: float | None) -> None:
     """Say on stderr that other work took so much of the machine, if it did."""
+    from ltcompile.core.load import BUSY
+
     if share is not None and share > BUSY:
         typer.secho(f"other work took {share:.0%} of this machine: intervals are wide; quote no timing of now", fg="yellow", err=True)
 

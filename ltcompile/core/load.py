@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 SAMPLE_S = 0.5
+BUSY = 0.3  # of the machine, taken by other work: timings beside more than this are not worth quoting
 
 
 def busy_share() -> float | None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from ltcompile.backends import unavailable
+from ltcompile.core.load import BUSY
 from ltcompile.study._nouns import Done
 from ltcompile.sweeping import Sweep, sweep
 
 BATCH = 64
-BUSY = 0.3  # of the machine: timings beside more than this are not worth quoting
 
 
 @dataclass(frozen=True)

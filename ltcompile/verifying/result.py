@@ -16,12 +16,13 @@ from ltcompile.core.records import Record, cpu_name
 from ltcompile.verifying.network import gpu_name
 
 Verdict = Literal["confirmed", "not confirmed", "not comparable"]
+CLAIMS = ("accuracy", "latency", "speedup")  # what is confirmed by repeating it alone
 What = Literal["file", "ticket", "size", "accuracy", "speedup", "latency"]
 
 
 @dataclass(frozen=True)
 class Value(Record):
-    """A number with its 95 % interval where it has one; of a latency, p50 with p20 and p80."""
+    """A number with its 95 % interval where it has one."""
 
     value: float
     low: float | None = None
@@ -44,29 +45,37 @@ class Check(Record):
     found: Value | None = None
     on: str | None = None
 
-    @property
-    def of_the_network(self) -> bool:
-        """Whether it is a claim, rather than that this is the file that the claims are about."""
-        return self.what not in ("file", "ticket")
-
 
 @dataclass(frozen=True)
 class Verified:
-    """All checks of one file on this machine; `busy_share` is how much of it other work took just before (None: not told)."""
+    """All checks of one file on this machine.
+
+    `busy_share` is how much of it other work took just before (None: not known), `required` the kinds of claims that must be confirmed.
+    """
 
     target: str
     sha256: str
     claims: str
     checks: Sequence[Check]
     busy_share: float | None
+    required: Sequence[str] = ()
 
     @property
     def outcome(self) -> Verdict:
-        """Not confirmed if one claim is; not comparable if none could be repeated; else confirmed."""
+        """Not confirmed if one check is; not comparable if no claim was repeated, or a required one not; else confirmed.
+
+        Size and SHA-256 say which file this is: they can refute, and confirm nothing of how accurate or fast it is.
+        """
         if any(check.verdict == "not confirmed" for check in self.checks):
             return "not confirmed"
-        compared = any(check.of_the_network and check.verdict == "confirmed" for check in self.checks)
-        return "confirmed" if compared else "not comparable"
+        repeated = any(check.what in CLAIMS and check.verdict == "confirmed" for check in self.checks)
+        return "confirmed" if repeated and not self.missing else "not comparable"
+
+    @property
+    def missing(self) -> list[str]:
+        """The required kinds of which there is no claim, or one that is not confirmed."""
+        found = {what: [check.verdict for check in self.checks if check.what == what] for what in self.required}
+        return [what for what, verdicts in found.items() if set(verdicts) != {"confirmed"}]
 
     def to_json(self) -> dict[str, Any]:
         """With the machine, the versions and the time of now."""
@@ -77,6 +86,8 @@ class Verified:
             "sha256": self.sha256,
             "claims": self.claims,
             "outcome": self.outcome,
+            "required": list(self.required),
+            "missing": self.missing,
             "checks": [dataclasses.asdict(check) for check in self.checks],
             "busy_share": self.busy_share,
             "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "gpu": gpu_name(), "system": platform.platform()},
