@@ -238,7 +238,7 @@ class TestFrozen:
 
             def forward(self, x: Tensor) -> Tensor:
                 x = self.a(x)
-                if x.shape[1] != 6:
+                if len(x.transpose(0, 1)) != 6:
                     raise ValueError("six channels are expected")
                 out: Tensor = self.head(self.b(x).mean((2, 3)))
                 return out

@@ -192,15 +192,17 @@ class PruningPlan:
     def then(self, inner: PruningPlan) -> PruningPlan:
         """The plan on the original that equals this plan, followed by `inner` on the cut network.
 
+        Groups of one channel can lose nothing more, so a tracing of the cut network may know less of them.
+
         Raises:
             BadPlan: `inner` is no plan of this plan's cut network.
         """
-        theirs = {(g.members, bool(g.frozen)): g.name for g in inner.groups}  # names may tell places, which have moved
-        ours = {(g.members, bool(g.frozen)): g.name for g in self.remaining()}
+        theirs = {(g.members, bool(g.frozen)): g.name for g in inner.groups if g.width > 1}  # names may tell places, which have moved
+        ours = {(g.members, bool(g.frozen)): g.name for g in self.remaining() if g.width > 1}
         if theirs.keys() != ours.keys():
             raise BadPlan("the second plan is not a plan of the network that the first one leaves")
         kept = {name: tuple(self.kept[name][c] for c in inner.kept[theirs[key]]) for key, name in ours.items()}
-        return PruningPlan(self.groups, kept)
+        return PruningPlan(self.groups, {**self.kept, **kept})
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for JSON."""

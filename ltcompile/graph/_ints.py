@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import nn
+
+from ltcompile.graph.layers import storage
+
+if TYPE_CHECKING:
+    from ltcompile.graph._labels import Labels
+
+_LABELS: ContextVar[Labels | None] = ContextVar("labels", default=None)  # of the tracing that runs
+COMPUTED = "the network computes with how many there are"
 
 
 class Source(NamedTuple):
@@ -47,11 +56,25 @@ def attribute_of(value: Any) -> Source | None:
     return value.attribute if isinstance(value, Int) else None
 
 
+def compute_with(value: Any) -> None:
+    """`value` enters a computation: what it counts must stay, or the cut network would compute something else."""
+    labels = _LABELS.get()
+    if labels is None or not isinstance(value, Int):
+        return
+    for atoms in value.widths:
+        labels.pin(atoms, COMPUTED)
+    if value.attribute is not None:
+        labels.fixed_attributes.setdefault(value.attribute, COMPUTED)
+
+
 def _operator(name: str) -> Callable[..., Any]:
+    """An operation that makes a size of sizes; with a float, it is a computation."""
     plain = getattr(int, name)
 
     def calculate(self: Int, *others: Any) -> Any:
         result = plain(self, *others)
+        if any(isinstance(o, float) for o in others):
+            compute_with(self)
         if type(result) is not int:
             return result
         return Int(result, None, sum((widths_of(o) for o in others), self.widths))
@@ -59,15 +82,66 @@ def _operator(name: str) -> Callable[..., Any]:
     return calculate
 
 
+def _computation(name: str) -> Callable[..., Any]:
+    plain = getattr(int, name)
+
+    def calculate(self: Int, *others: Any) -> Any:
+        for value in (self, *others):
+            compute_with(value)
+        return plain(self, *others)
+
+    return calculate
+
+
+def _comparison(name: str) -> Callable[..., Any]:
+    """Equal widths stay equal, and an attribute that equals a width counts it; a width that equals a plain number must stay."""
+    plain = getattr(int, name)
+
+    def compare(self: Int, other: Any) -> Any:
+        labels = _LABELS.get()
+        if labels is not None and isinstance(other, int) and int.__eq__(self, other):
+            _equal(labels, self, other)
+        return plain(self, other)
+
+    return compare
+
+
+def _equal(labels: Labels, one: Int, other: int) -> None:
+    counted = [width for value in (one, other) if (width := _counted(value)) is not None]
+    source = attribute_of(one) or attribute_of(other)
+    if len(counted) == 2:
+        labels.tie(*counted)
+    elif counted and source is not None:
+        labels.follow(source, counted[0])
+    elif counted and not widths_of(other):
+        labels.pin(counted[0], "the network's code compares their number with a fixed one")
+
+
+def _counted(value: int) -> np.ndarray | None:
+    """The channels whose number `value` is, without any arithmetic."""
+    widths = widths_of(value)
+    return widths[0] if len(widths) == 1 and len(widths[0]) == int(value) else None
+
+
 for _name in ("add", "sub", "mul", "floordiv", "mod", "radd", "rsub", "rmul", "rfloordiv", "rmod", "neg"):
     setattr(Int, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in ("pow", "rpow", "truediv", "rtruediv", "float"):
+    setattr(Int, f"__{_name}__", _computation(f"__{_name}__"))
+for _name in ("eq", "ne"):
+    setattr(Int, f"__{_name}__", _comparison(f"__{_name}__"))
+Int.__hash__ = int.__hash__  # type: ignore[method-assign]  # which a class with an __eq__ of its own loses
 
 
 @contextmanager
-def attributes_followed(model: nn.Module) -> Iterator[None]:
-    """Within it, the integer attributes of `model`'s own modules (not torch's) are Ints; `model` is a copy made for tracing."""
+def sizes_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
+    """Within it, the integer attributes of `model`'s modules are Ints that tell `labels` of what is computed with them.
+
+    Those of torch's layers that count an axis are the width of that axis; all of other modules are followed by their names. `model` is
+    a copy made for tracing.
+    """
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn."):
+            _axes_counted(module, labels)
             continue
         for name, value in list(vars(module).items()):
             if name.startswith("_"):
@@ -76,7 +150,21 @@ def attributes_followed(model: nn.Module) -> Iterator[None]:
                 vars(module)[name] = Int(value, Source(path, name))
             elif type(value) in (list, tuple) and value and all(_counts(v) for v in value):
                 vars(module)[name] = type(value)(Int(v, Source(path, name, i)) for i, v in enumerate(value))
-    yield
+    token = _LABELS.set(labels)
+    try:
+        yield
+    finally:
+        _LABELS.reset(token)
+
+
+def _axes_counted(layer: nn.Module, labels: Labels) -> None:
+    for where in storage(layer).values():
+        tensor, dim = where.tensors[0]
+        atoms = labels.registered(getattr(layer, tensor), dim)
+        for name in where.attributes:
+            value = getattr(layer, name)
+            if atoms is not None and _counts(value) and value == len(atoms):
+                setattr(layer, name, Int(value, None, (atoms,)))
 
 
 def _counts(value: Any) -> bool:

@@ -71,6 +71,11 @@ class Labels:
             self.used.add(name)
         return dims
 
+    def registered(self, tensor: Tensor | None, dim: int) -> Atoms | None:
+        """The atoms of a dimension of a parameter or buffer, which does not count as used for that."""
+        dims: Dims | None = None if tensor is None else self._dims.get(tensor)
+        return None if dims is None else dims[dim]
+
     def __setitem__(self, tensor: Tensor, dims: Dims) -> None:
         assert len(dims) == tensor.dim() and all(d is None or len(d) == n for d, n in zip(dims, tensor.shape, strict=True)), "shapes"
         self._dims[tensor] = [None if n == 1 else atoms for atoms, n in zip(dims, tensor.shape, strict=True)]

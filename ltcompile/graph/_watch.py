@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltcompile.graph._ints import Int
+from ltcompile.graph._ints import Int, compute_with
 from ltcompile.graph._labels import Labels
 from ltcompile.graph.rules import Call, Requests, apply, describe
 
@@ -37,6 +37,9 @@ class Calls(TorchFunctionMode):
             return self._count(args[0])
         if func in (F.rms_norm, torch.rms_norm):
             return self._whole("aten.rms_norm", func, args, kwargs)
+        if func in _COMPUTING:
+            for value in (*args, *kwargs.values()):
+                compute_with(value)
         ask = _ASKING.get(func)
         if ask is None:
             return func(*args, **kwargs)
@@ -110,6 +113,19 @@ _ASKING: dict[Any, Callable[[Calls, Any, Any], None]] = {
     Tensor.__getitem__: Calls._asks_bounds,
     Tensor.__setitem__: Calls._asks_bounds,
 }
+
+
+def _named(names: str) -> set[Any]:
+    """The functions of these names of torch's and of its tensors."""
+    owners = (torch, Tensor)
+    return {found for name in names.split() for owner in owners if (found := getattr(owner, name, None)) is not None}
+
+
+# Where a number among the arguments is a value, and no size.
+_COMPUTING = _named("""tensor as_tensor scalar_tensor new_tensor add sub mul div multiply divide subtract true_divide floor_divide remainder fmod
+  pow float_power rsub clamp clamp_min clamp_max clip eq ne lt le gt ge fill_ add_ sub_ mul_ div_ pow_ maximum minimum
+  __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __rdiv__ __div__ __floordiv__ __rfloordiv__ __pow__ __rpow__
+  __mod__ __rmod__ __iadd__ __isub__ __imul__ __itruediv__ __idiv__ __ipow__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__""")
 
 
 def _int(value: int, atoms: Any) -> int:

@@ -6,7 +6,6 @@ cannot be cut safely is kept, frozen, with the reason; nothing is left out silen
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import BadModel, BadPlan
 from ltcompile.graph._groups import Owners, groups_of
-from ltcompile.graph._ints import attributes_followed
+from ltcompile.graph._ints import sizes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
 from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
@@ -53,19 +52,19 @@ def _found(probes: Probes, inputs: Inputs) -> tuple[Group, ...]:
 
 
 def _watched(probe: nn.Module, inputs: Inputs) -> Labels:
-    """The labels after a run in eval mode and, where that leaves parameters unused, one in training mode: auxiliary heads run there."""
+    """The labels after a run in eval mode and one in training mode: heads, noise and statistics may run there alone."""
     labels = Labels()
     for name, tensor in [*probe.named_parameters(), *probe.named_buffers()]:
         if tensor.is_floating_point():
             labels.register(name, tensor)
-    with attributes_followed(probe):
+    with sizes_followed(probe, labels):
         _watch(labels, probe.eval(), inputs)
-        if labels.used.issuperset(name for name, _ in probe.named_parameters()):
-            return labels
         two = tuple(torch.cat([x, x]) if len(x) == 1 else x for x in inputs)  # batch norm trains on no single value
-        # A network that cannot train on such a batch has told all it can in eval mode.
-        with contextlib.suppress(Exception):
+        try:
             _watch(labels, probe.train(), two)
+        except Exception:
+            if inputs[0].is_meta:  # values may be needed
+                raise
     probe.eval()
     return labels
 

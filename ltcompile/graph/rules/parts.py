@@ -75,8 +75,11 @@ def _sizes_follow(labels: Labels, whole: Atoms, pieces: list[Atoms], asked: list
     for size, piece in zip(asked, pieces, strict=True):
         source, widths = attribute_of(size), widths_of(size)
         if source is not None:
-            if source not in labels.attributes:
+            counted = labels.attributes.get(source)
+            if counted is None:
                 labels.follow(source, piece)
+            else:  # pieces that one attribute sizes keep the same width, of channels of their own
+                labels.tie(counted, piece)
         elif widths:
             labels.tie(*widths, *pieces)
         else:
