@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile.core.plan import PruningPlan
-from ltcompile.errors import BadModel
 
 COMPUTED = "the network computes with how many there are"
 COMPARED = "the network's code compares their number with a fixed one"
@@ -69,6 +68,30 @@ def test_sizes_shrink_with_the_channels_that_they_count(case: str) -> None:
     for plan in plans(model):
         assert not plan.is_identity and "a" not in plan.frozen
         equal(model, plan)
+
+
+class Heads(nn.Module):
+    """Scores are scaled by the size of a head, which stays while whole heads go with the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.embed, self.qkv, self.out, self.head = 4, nn.Linear(3, 24), nn.Linear(24, 72), nn.Linear(24, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.flatten(2).transpose(1, 2))
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, self.heads, x.shape[2] // self.heads).permute(2, 0, 3, 1, 4)
+        scores = (q * (x.shape[2] // self.heads) ** -0.5 @ k.transpose(-2, -1)).softmax(-1) / math.sqrt(x.shape[2] / self.heads)
+        y = x + self.out((scores @ v).transpose(1, 2).flatten(2))
+        out: Tensor = self.head(y.mean(1))
+        return out
+
+
+def test_quotients_of_widths_stay_while_both_sides_shrink() -> None:
+    model = shaken(Heads())
+    plan = lt.plan(model, IMAGES, 0.5, "local")
+    small = lt.cut(model, plan)
+    assert (small.heads, small.embed.out_features) == (2, 12)
+    equal(model, plan)
 
 
 KEPT = {

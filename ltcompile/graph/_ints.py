@@ -32,14 +32,24 @@ class Source(NamedTuple):
 
 
 class Int(int):
-    """An int with its sources: the attribute that it is, and the labels of the channels that it was counted or computed from."""
+    """An int with its sources: the attribute that it is, and the labels of the channels that it was counted or computed from.
+
+    `quotient` are the dividend and the divisor where it is a quotient: the size of a head, which stays while heads go.
+    """
 
     attribute: Source | None
     widths: tuple[np.ndarray, ...]
+    quotient: tuple[Int, Int] | None
 
-    def __new__(cls, value: int, attribute: Source | None = None, widths: tuple[np.ndarray, ...] = ()) -> Int:
+    def __new__(
+        cls,
+        value: int,
+        attribute: Source | None = None,
+        widths: tuple[np.ndarray, ...] = (),
+        quotient: tuple[Int, Int] | None = None,
+    ) -> Int:
         self = super().__new__(cls, value)
-        self.attribute, self.widths = attribute, widths
+        self.attribute, self.widths, self.quotient = attribute, widths, quotient
         return self
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
@@ -61,10 +71,10 @@ def compute_with(value: Any) -> None:
     labels = _LABELS.get()
     if labels is None or not isinstance(value, Int):
         return
-    for atoms in value.widths:
-        labels.pin(atoms, COMPUTED)
-    if value.attribute is not None:
-        labels.fixed_attributes.setdefault(value.attribute, COMPUTED)
+    if value.quotient is not None:
+        labels.quotients.append(value.quotient)
+        return
+    _stay(labels, value)
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -77,7 +87,8 @@ def _operator(name: str) -> Callable[..., Any]:
             compute_with(self)
         if type(result) is not int:
             return result
-        return Int(result, None, sum((widths_of(o) for o in others), self.widths))
+        quotient = (self, others[0]) if name == "__floordiv__" and isinstance(others[0], Int) else None
+        return Int(result, None, sum((widths_of(o) for o in others), self.widths), quotient)
 
     return calculate
 
@@ -86,11 +97,32 @@ def _computation(name: str) -> Callable[..., Any]:
     plain = getattr(int, name)
 
     def calculate(self: Int, *others: Any) -> Any:
-        for value in (self, *others):
-            compute_with(value)
+        if name == "__truediv__" and isinstance(others[0], Int):
+            compute_with(self // others[0])
+        else:
+            for value in (self, *others):
+                compute_with(value)
         return plain(self, *others)
 
     return calculate
+
+
+def settle_quotients(labels: Labels) -> None:
+    """Quotients that the network computes with stay while both sides keep their ratio; else what they count must stay."""
+    for sides in labels.quotients:
+        counted = [_counted(side) if side.attribute is None else labels.attributes.get(side.attribute) for side in sides]
+        if counted[0] is not None and counted[1] is not None:
+            labels.tie(counted[0], counted[1])
+            continue
+        for side in sides:
+            _stay(labels, side)
+
+
+def _stay(labels: Labels, value: Int) -> None:
+    for atoms in value.widths:
+        labels.pin(atoms, COMPUTED)
+    if value.attribute is not None:
+        labels.fixed_attributes.setdefault(value.attribute, COMPUTED)
 
 
 def _comparison(name: str) -> Callable[..., Any]:

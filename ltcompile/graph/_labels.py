@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from ltcompile.graph._ints import Source
+from ltcompile.graph._ints import Int, Source
 
 Atoms = np.ndarray  # (n,) int64
 Dims = list[Atoms | None]  # one entry a dimension; None where its positions are no channels
@@ -41,6 +41,7 @@ class Labels:
     ties: list[list[Atoms]] = field(default_factory=list)
     attributes: dict[Source, Atoms] = field(default_factory=dict)
     fixed_attributes: dict[Source, str] = field(default_factory=dict)
+    quotients: list[tuple[Int, Int]] = field(default_factory=list)  # that the network computes with
 
     def __post_init__(self) -> None:
         self._dims = WeakIdKeyDictionary()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import BadModel, BadPlan
 from ltcompile.graph._groups import Owners, groups_of
-from ltcompile.graph._ints import sizes_followed
+from ltcompile.graph._ints import settle_quotients, sizes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
 from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
@@ -65,6 +65,7 @@ def _watched(probe: nn.Module, inputs: Inputs) -> Labels:
         except Exception:
             if inputs[0].is_meta:  # values may be needed
                 raise
+    settle_quotients(labels)
     probe.eval()
     return labels
 
