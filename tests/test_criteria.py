@@ -253,7 +253,7 @@ class TestActivations:
         split = Few()
         net(split.images)
         group = trace(shaken(net), split.images)[0]
-        evidence = gather("apoz", net, split, QUICK, 0, CPU, torch.Generator())  # type: ignore[arg-type]
+        evidence = gather("apoz", net, split, QUICK, 0, CPU)  # type: ignore[arg-type]
         with torch.no_grad():
             expected = torch.stack([(net[:3](part) > 0).double().mean((0, 2, 3)) for part in split.images.split(32)]).mean(0)
         close(score("apoz", net, group, evidence), expected)
@@ -337,7 +337,7 @@ class TestCurvature:
 class TestGather:
     @pytest.mark.parametrize("criterion", criteria.names())
     def test_it_gathers_what_is_needed_and_no_more(self, criterion: str, network: nn.Module) -> None:
-        evidence = gather(criterion, network, Few(), QUICK, 0, CPU, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        evidence = gather(criterion, network, Few(), QUICK, 0, CPU)  # type: ignore[arg-type]
         kinds = {kind for kind in ("gradients", "curvature", "activations", "nonzeros") if getattr(evidence, kind)}
         assert kinds == set(criteria.needs(criterion))
         assert all(p.grad is None for p in network.parameters())
@@ -346,7 +346,7 @@ class TestGather:
     @pytest.mark.parametrize("criterion", criteria.names())
     def test_every_network_is_scored_and_cut(self, criterion: str, network: nn.Module, images: Tensor, reduction: str) -> None:
         groups = trace(network, images)
-        evidence = gather(criterion, network, Few(), QUICK, 0, CPU, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        evidence = gather(criterion, network, Few(), QUICK, 0, CPU)  # type: ignore[arg-type]
         scores = criteria.score(criterion, groups, network, evidence, reduction)  # type: ignore[arg-type]
         for group in groups:
             if not group.frozen:
@@ -365,7 +365,7 @@ class TestGather:
         order = torch.randperm(group.width, generator=torch.Generator().manual_seed(1)).tolist()
         moved = Group("b", group.width, tuple(Member(m.layer, m.axis, tuple(m.index[c] for c in order)) for m in group.members))
         for reduction in ("producers", "all"):
-            evidence = gather(criterion, net, split, QUICK, 0, CPU, torch.Generator())  # type: ignore[arg-type]
+            evidence = gather(criterion, net, split, QUICK, 0, CPU)  # type: ignore[arg-type]
             close(score(criterion, net, moved, evidence, reduction), score(criterion, net, group, evidence, reduction)[order], 1e-9)
 
 

@@ -81,6 +81,7 @@ def plan(
     """Choose the channels to cut and print what is left of every layer and of the whole. Nothing is trained or run."""
     import torch
 
+    from ltcompile.core.streams import seeded, stream
     from ltcompile.finding import Limits
     from ltcompile.finding import plan as choose
     from ltcompile.finding.target import Meter
@@ -93,8 +94,8 @@ def plan(
     side = side_for(model, image_size)
     named = {"name": model, "arguments": {"classes": classes, "in_channels": in_channels, "image_size": side}}
     time = timed(named, on, profile, target_speedup, target_latency, target_energy, quiet=as_json)
-    torch.manual_seed(seed)
-    network = build_model(model, classes, in_channels, side, weights)
+    with seeded(stream("first weights", seed)):
+        network = build_model(model, classes, in_channels, side, weights)
     example = torch.zeros(2, in_channels, side, side)
     found = choose(
         network,

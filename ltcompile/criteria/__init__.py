@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ltcompile import registry
 from ltcompile.core.plan import Group
+from ltcompile.core.streams import generator, stream
 from ltcompile.criteria._channels import Channels, Reduction, Scored, Weights
 from ltcompile.errors import BadSetting
 
@@ -28,14 +29,14 @@ class Evidence:
 
     `gradients` and `curvature` (the diagonal of the Hessian) are of the training loss, by parameter name. `activations` (mean
     magnitude) and `nonzeros` (share above zero) are means over images and places of what a layer reads (axis "in", (C_in,)) and
-    of what it makes ("out" and "each", (C_out,)), by (layer, axis). `dice` is seeded.
+    of what it makes ("out" and "each", (C_out,)), by (layer, axis). `rng` is seeded.
     """
 
     gradients: Mapping[str, Tensor] = field(default_factory=dict)
     curvature: Mapping[str, Tensor] = field(default_factory=dict)
     activations: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     nonzeros: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
-    dice: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    rng: torch.Generator = field(default_factory=lambda: generator(stream("random scores", 0)))
 
 
 def names() -> list[str]:

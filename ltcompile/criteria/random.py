@@ -13,4 +13,4 @@ NEEDS: tuple[str, ...] = ()
 
 
 def score(channels: Scored, evidence: Evidence) -> Tensor:
-    return torch.rand(channels.width, generator=evidence.dice, dtype=torch.float64)
+    return torch.rand(channels.width, generator=evidence.rng, dtype=torch.float64)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ltcompile.core.description import Description
 from ltcompile.core.preprocessing import Interpolation, Preprocessing
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import generator, stream
 from ltcompile.errors import BadData
 
 IN_MEMORY_BYTES = 1 << 30  # of pixels, as uint8
@@ -89,7 +90,7 @@ class Dataset:
             return self
         if not isinstance(self.train, TensorSplit):
             raise BadData(f"{self.description.name} does not fit in memory: it trains on all of its images; choose other data")
-        rows, _ = stratified(self.train.labels, (count / len(self.train),), PART_SEED)
+        rows, _ = stratified(self.train.labels, (count / len(self.train),), stream("training images", PART_SEED))
         named = replace(self.description, name=f"{self.description.name}, {len(rows)} training images")
         return replace(self, description=named, train=self.train.part(rows))
 
@@ -142,23 +143,23 @@ class TensorSplit:
         if recipe is None:
             yield from zip(images.split(size), labels.split(size), strict=True)
             return
-        generator = torch.Generator().manual_seed(seed)  # on the CPU: the same stream for every device
-        order = torch.randperm(len(self), generator=generator).to(device)
+        rng = generator(seed)  # on the CPU: the same stream for every device
+        order = torch.randperm(len(self), generator=rng).to(device)
         for rows in order[: len(order) // size * size].split(size):
-            yield augment(images[rows], recipe, generator), labels[rows]
+            yield augment(images[rows], recipe, rng), labels[rows]
 
 
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, recipe: Recipe, rng: torch.Generator) -> Tensor:
     """Each image (N, C, H, W) mirrored by chance and shifted within a padding by the smallest value, both by `recipe`."""
     n, _, height, width = images.shape
     if recipe.crop_pixels:
         pad = recipe.crop_pixels
-        dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
+        dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=rng).to(images.device)
         padded = F.pad(images, (pad, pad, pad, pad), value=float(images.min())).permute(0, 2, 3, 1)
         windows = padded.unfold(1, height, 1).unfold(2, width, 1).movedim(3, -1)  # (N, shifts down, shifts right, H, W, C)
         images = windows[torch.arange(n, device=images.device), dy, dx].permute(0, 3, 1, 2)
     if recipe.flip:
-        mirrored = torch.randint(0, 2, (n,), generator=generator).bool().to(images.device)
+        mirrored = torch.randint(0, 2, (n,), generator=rng).bool().to(images.device)
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     return images.contiguous(memory_format=torch.channels_last)
 
@@ -180,7 +181,7 @@ def from_tensors(
     if val is None:
         if not 0 < wanted.val_share < 1:
             raise BadData(f"the validation share must be between 0 and 1, not {wanted.val_share}")
-        val_rows, train_rows = stratified(train[1], (wanted.val_share,), wanted.seed)
+        val_rows, train_rows = stratified(train[1], (wanted.val_share,), stream("validation split", wanted.seed))
         val, train = (train[0][val_rows], train[1][val_rows]), (train[0][train_rows], train[1][train_rows])
     parts = (train, val, test)
     if wanted.image_size is None:

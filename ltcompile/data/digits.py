@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ltcompile.core.streams import stream
 from ltcompile.data._dataset import Dataset, Wanted, from_tensors
 from ltcompile.data._split import stratified
 
@@ -22,7 +23,7 @@ def load(root: Path, wanted: Wanted) -> Dataset:
     digits = load_digits()
     images = torch.tensor(digits.images / 16 * 255).round().to(torch.uint8)[:, None]
     labels = torch.tensor(digits.target)
-    test, train = stratified(labels, (TEST_SHARE,), wanted.seed)
+    test, train = stratified(labels, (TEST_SHARE,), stream("test split", wanted.seed))
     return from_tensors(
         "digits",
         [str(d) for d in range(10)],

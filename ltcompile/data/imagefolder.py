@@ -19,6 +19,7 @@ from torch import Tensor
 from ltcompile.core.notice import notify
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import generator, stream
 from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, Wanted, augment, describe, from_tensors, prescribed, statistics
 from ltcompile.data._split import stratified
 from ltcompile.errors import BadData
@@ -67,17 +68,17 @@ def _parts(root: Path, val_share: float, seed: int) -> tuple[list[str], Files, F
     """Class names and the files of train, val and test; what the folder does not separate is split by seed."""
     if not (root / "train").is_dir():
         classes, everything = _list(root)
-        test_rows, val_rows, train_rows = stratified(everything[1], (TEST_SHARE, val_share * (1 - TEST_SHARE)), seed)
+        test_rows, val_rows, train_rows = stratified(everything[1], (TEST_SHARE, val_share * (1 - TEST_SHARE)), stream("test split", seed))
         return classes, _take(everything, train_rows), _take(everything, val_rows), _take(everything, test_rows)
     classes, train = _list(root / "train")
     if not (root / "test").is_dir():
-        test_rows, rest = stratified(train[1], (TEST_SHARE,), seed)
+        test_rows, rest = stratified(train[1], (TEST_SHARE,), stream("test split", seed))
         train, test = _take(train, rest), _take(train, test_rows)
     else:
         test = _list(root / "test", classes)[1]
     if (root / "val").is_dir():
         return classes, train, _list(root / "val", classes)[1], test
-    val_rows, rest = stratified(train[1], (val_share,), seed)
+    val_rows, rest = stratified(train[1], (val_share,), stream("validation split", seed))
     return classes, _take(train, rest), _take(train, val_rows), test
 
 
@@ -158,19 +159,19 @@ class StreamedSplit:
         return StreamedSplit((files.files[0], labels), files.side, files.interpolation, self._mean, self._std)
 
     def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(seed)
+        rng = generator(seed)
         loader: Any = torch.utils.data.DataLoader(
             self._files,
             size,
             shuffle=recipe is not None,
             drop_last=recipe is not None,
-            generator=generator,
+            generator=rng,
             num_workers=os.cpu_count() or 1,
             pin_memory=device.type == "cuda",
         )
         for pixels, labels in loader:
             images = (pixels.to(device).float() / 255 - self._mean.to(device)) / self._std.to(device)
-            yield (augment(images, recipe, generator) if recipe else images), labels.to(device)
+            yield (augment(images, recipe, rng) if recipe else images), labels.to(device)
 
 
 def _streamed(name: str, classes: list[str], parts: list[Files], side: int, wanted: Wanted) -> Dataset:

@@ -16,6 +16,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import seeded, stream
 from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting
 from ltcompile.finding.budget import Clock, within
@@ -93,15 +94,15 @@ class Asked:
 
     def initial(self, seed: int) -> nn.Module:
         """The network before any training: from the seed, or from the given weights."""
-        return self._build(seed, self.weights)
+        return self._build(stream("first weights", seed), self.weights)
 
-    def fresh(self, seed: int) -> nn.Module:
-        """Other first weights than `initial`'s, for the random control."""
-        return self._build(seed + 500_000_009, None)
+    def fresh(self, number: int) -> nn.Module:
+        """The network with other weights than `initial`'s, from a stream of its own."""
+        return self._build(number, None)
 
-    def _build(self, seed: int, weights: str | Path | None) -> nn.Module:
-        torch.manual_seed(seed)
-        return build_model(self.name, **self.arguments, weights=weights)
+    def _build(self, number: int, weights: str | Path | None) -> nn.Module:
+        with seeded(number):
+            return build_model(self.name, **self.arguments, weights=weights)
 
     def maskable(self, model: nn.Module) -> dict[str, Tensor]:
         """Parameter name -> the weights that a mask may drop, of the whole network `model`."""

@@ -21,7 +21,7 @@ class Chosen(Rounds):
     def _level(self, seed: int, level: int, model: nn.Module, kept: Kept, share: float) -> tuple[nn.Module, Kept, Trained]:
         unit, rewinding, whole = Unit(seed, "ticket", level), self.asked.rewinding, self.asked.whole
         iterative = methods.iterative(self.config.method)
-        sources = rewind.Sources(model, lambda: self.units.early(seed), lambda: self.asked.fresh(seed + level))
+        sources = rewind.Sources(model, lambda: self.units.early(seed), lambda: self.asked.fresh(unit.stream("fresh weights")))
 
         def start() -> nn.Module:
             network: nn.Module = rewinding.restart(sources, whole.plan, whole.plan) if iterative else self.asked.initial(seed)
@@ -43,4 +43,6 @@ class Chosen(Rounds):
         if kept.mask is not None:
             return super()._fresh(unit, recipe)
         before = self.units.trained(Unit(unit.seed, "ticket", unit.level - 1) if unit.level > 1 else Unit(unit.seed, "dense", 0))
-        return self.units.run(unit, lambda: self.asked.fresh(unit.seed), kept, recipe, choice=self._choice(unit.level, before))
+        return self.units.run(
+            unit, lambda: self.asked.fresh(unit.stream("fresh weights")), kept, recipe, choice=self._choice(unit.level, before)
+        )

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltcompile import criteria
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import generator, stream
 from ltcompile.criteria import Evidence
 from ltcompile.data import Split
 from ltcompile.train import fitting, lay_out
@@ -24,16 +25,14 @@ PROBES = 4  # Hutchinson's random vectors for each batch
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-def gather(
-    criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed: int, device: torch.device, dice: torch.Generator
-) -> Evidence:
-    """What `criterion` needs to score `model`, in eval mode, and no more. `seed` picks the batches of `split`.
+def gather(criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed: int, device: torch.device) -> Evidence:
+    """What `criterion` needs to score `model`, in eval mode, and no more. `seed` picks the batches of `split`, and all else by chance.
 
     Raises UnknownName.
     """
     collect: dict[str, Callable[[Batches], object]] = {
         "gradients": partial(loss_gradients, model),
-        "curvature": partial(loss_curvature, model, seed=seed),
+        "curvature": partial(loss_curvature, model, seed=stream("signs of curvature", seed)),
         "activations": partial(channel_means, model, measure=torch.abs),
         "nonzeros": partial(channel_means, model, measure=_positive),
     }
@@ -41,14 +40,14 @@ def gather(
     batch = min(recipe.batch, len(split))
 
     def batches(parts: int) -> Batches:
-        for images, labels in islice(split.batches(batch, device, recipe, seed), BATCHES):
+        for images, labels in islice(split.batches(batch, device, recipe, stream("scoring batches", seed)), BATCHES):
             pieces = images.contiguous(memory_format=layout).tensor_split(parts)
             yield from zip(pieces, labels.tensor_split(parts), strict=True)
 
     def collected(kind: str, parts: int) -> object:
         return collect[kind](batches(parts))
 
-    evidence = Evidence(dice=dice)
+    evidence = Evidence(rng=generator(stream("random scores", seed)))
     for kind in criteria.needs(criterion):
         found, _ = fitting(partial(collected, kind), batch)  # in parts, sums over batches grow by one factor for all channels
         setattr(evidence, kind, found)
@@ -74,7 +73,7 @@ def loss_curvature(model: nn.Module, batches: Batches, seed: int) -> dict[str, T
     parameters = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     values = list(parameters.values())
     diagonal = [torch.zeros_like(p) for p in values]
-    signs = torch.Generator().manual_seed(seed)  # on the CPU: the same stream for every device
+    signs = generator(seed)  # on the CPU: the same stream for every device
     for images, labels in batches:
         with sdpa_kernel(SDPBackend.MATH):  # the fused attentions cannot be differentiated twice
             loss = F.cross_entropy(model(images), labels)
@@ -86,8 +85,8 @@ def loss_curvature(model: nn.Module, batches: Batches, seed: int) -> dict[str, T
     return dict(zip(parameters, diagonal, strict=True))
 
 
-def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, like.shape, generator=generator).to(like).mul_(2).sub_(1)
+def _signs(like: Tensor, rng: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, like.shape, generator=rng).to(like).mul_(2).sub_(1)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import Group
+from ltcompile.core.streams import generator
 from ltcompile.errors import BadSetting
 from ltcompile.finding.choose import Scope
 from ltcompile.finding.limits import Limits
@@ -87,10 +88,10 @@ def shuffled(mask: WeightMask, seed: int, gone: Mapping[str, Tensor] | None = No
 
     `gone` says, by parameter, where filters that went leave no place (True).
     """
-    dice, kept = torch.Generator().manual_seed(seed), {}
+    rng, kept = generator(seed), {}
     for name, before in mask.kept.items():
         places = (~gone[name].flatten()).nonzero().flatten() if gone and name in gone else torch.arange(before.numel())
         after = torch.zeros(before.numel(), dtype=torch.bool)
-        after[places] = before.flatten()[places][torch.randperm(len(places), generator=dice)]
+        after[places] = before.flatten()[places][torch.randperm(len(places), generator=rng)]
         kept[name] = after.view_as(before)
     return WeightMask(kept)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from ltcompile import criteria
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile
+from ltcompile.core.streams import generator, stream
 from ltcompile.criteria import Evidence, Reduction
 from ltcompile.errors import BadSetting
 from ltcompile.finding.budget import Clock, met
@@ -74,7 +74,7 @@ def plan(
         raise BadSetting("target_energy needs `measured`, as `profiling.joulemeter` makes it")
     model = unwrap(model)
     groups = limits.freeze(trace(model, example))
-    evidence = evidence or Evidence(dice=torch.Generator().manual_seed(seed))
+    evidence = evidence or Evidence(rng=generator(stream("random scores", seed)))
     scores = criteria.score(criterion, groups, model, evidence, group_reduction)
     ranking = Ranking(groups, scores, scope, floors=limits.floors(groups), kept=limits.kept(groups), align=align)
     if target is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from ltcompile import criteria, rewind
@@ -13,6 +12,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
+from ltcompile.criteria import Evidence
 from ltcompile.finding.asked import Asked
 from ltcompile.finding.budget import met
 from ltcompile.finding.choose import Ranking
@@ -56,31 +56,33 @@ class Rounds:
             found = self.folder.load_kept(seed, level, kept.mask is not None)
             inner = {name: tuple(kept.plan.kept[name].index(c) for c in channels) for name, channels in found.plan.kept.items()}
             return PruningPlan(remaining, inner), found
-        dice = torch.Generator().manual_seed(seed * 1009 + level)
-        inner_plan = self._cut_now(seed, level, model, kept, share, dice) if self.config.prune != "weights" else PruningPlan(remaining)
+        inner_plan = self._cut_now(seed, level, model, kept, share) if self.config.prune != "weights" else PruningPlan(remaining)
         plan = kept.plan.then(inner_plan)
-        found = Kept(plan, self._narrowed(seed, model, kept.mask, plan, share, dice) if kept.mask else None)
+        found = Kept(plan, self._narrowed(seed, level, model, kept.mask, plan, share) if kept.mask else None)
         self.folder.save_kept(seed, level, found)
         return inner_plan, found
 
-    def _cut_now(self, seed: int, level: int, model: nn.Module, kept: Kept, share: float, dice: torch.Generator) -> PruningPlan:
+    def _cut_now(self, seed: int, level: int, model: nn.Module, kept: Kept, share: float) -> PruningPlan:
         """The filters that a level drops of the network as it stands."""
         remaining = kept.plan.remaining()
         small = cut(model, kept.plan) if self._with_zeros else model
-        evidence = gather(self.config.criterion, small, self.asked.data.train, self.asked.recipe, seed, self.asked.device, dice)
+        evidence = self._gather(self.config.criterion, seed, level, small)
         scores = criteria.score(self.config.criterion, remaining, small, evidence, self.config.group_reduction)
         return self._choose(self.asked.ranking(remaining, scores, level), small, share)
 
-    def _narrowed(
-        self, seed: int, model: nn.Module, before: WeightMask, plan: PruningPlan, share: float, dice: torch.Generator
-    ) -> WeightMask:
+    def _gather(self, criterion: str, seed: int, level: int, model: nn.Module) -> Evidence:
+        """What the criterion looks at in the trained `model` to make the ticket of a level."""
+        number = Unit(seed, "ticket", level).stream("scoring")
+        return gather(criterion, model, self.asked.data.train, self.asked.recipe, number, self.asked.device)
+
+    def _narrowed(self, seed: int, level: int, model: nn.Module, before: WeightMask, plan: PruningPlan, share: float) -> WeightMask:
         """The mask of the next level; weights that go with the filters of `plan` count as gone."""
         if self.asked.given is not None:
             return self.asked.given
         gone = zeros(model, plan)
         left = WeightMask({name: kept & ~gone[name].cpu() if name in gone else kept for name, kept in before.kept.items()})
         criterion = self.config.criterion if self.config.prune == "weights" else "l1"
-        evidence = gather(criterion, model, self.asked.data.train, self.asked.recipe, seed, self.asked.device, dice)
+        evidence = self._gather(criterion, seed, level, model)
         scores = criteria.score_weights(criterion, self.asked.maskable(model), evidence)
         limits = self.config if self.config.prune == "weights" else Limits()
         return narrowed(left, scores, rates(left, limits, self.asked.traced, share, self.config.levels), self.config.scope)
@@ -103,7 +105,8 @@ class Rounds:
 
     def _ticket(self, seed: int, level: int, trained: nn.Module, kept: Kept, inner: PruningPlan) -> tuple[nn.Module, Trained]:
         rewinding, whole = self.asked.rewinding, self.asked.whole.plan
-        sources = rewind.Sources(trained, lambda: self.units.early(seed), lambda: self.asked.fresh(seed + level))
+        unit = Unit(seed, "ticket", level)
+        sources = rewind.Sources(trained, lambda: self.units.early(seed), lambda: self.asked.fresh(unit.stream("fresh weights")))
 
         def restarted(plan: PruningPlan, inner: PruningPlan) -> nn.Module:
             network: nn.Module = rewinding.restart(sources, plan, inner)
@@ -114,7 +117,7 @@ class Rounds:
             return self._masked(restarted(whole, whole), kept) if self._with_zeros else restarted(kept.plan, inner)
 
         recipe, first = rewinding.recipe(self.asked.recipe), rewinding.first_epoch(self.config.rewind_epoch)
-        return self.units.run(Unit(seed, "ticket", level), start, kept, recipe, first)
+        return self.units.run(unit, start, kept, recipe, first)
 
     def _masked(self, network: nn.Module, kept: Kept) -> nn.Module:
         """`network` with zeros where `kept` drops; norms that mix channels leave dropped filters out."""
@@ -148,7 +151,7 @@ class Rounds:
         kept = self.units.kept(unit)
 
         def start() -> nn.Module:
-            network = self.asked.fresh(unit.seed)
+            network = self.asked.fresh(unit.stream("fresh weights"))
             return self._masked(network, kept) if kept.mask else cut(network, kept.plan)
 
         return self.units.run(unit, start, kept, recipe)

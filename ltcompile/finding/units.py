@@ -12,6 +12,7 @@ from ltcompile import methods
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Arm, Trained
+from ltcompile.core.streams import Purpose, stream
 from ltcompile.errors import TrainingFailed
 from ltcompile.finding.asked import Asked
 from ltcompile.finding.config import PRUNE
@@ -49,10 +50,9 @@ class Unit:
     def name(self) -> str:
         return f"{self.arm}-{self.level}"
 
-    @property
-    def stream(self) -> int:
-        """The seed of its training."""
-        return self.seed * 7919 + self.level * 31 + len(self.arm)
+    def stream(self, purpose: Purpose) -> int:
+        """One of its random streams."""
+        return stream(purpose, self.seed, arm=self.arm, level=self.level)
 
 
 class Units:
@@ -99,13 +99,13 @@ class Units:
 
         dropped = kept.zeros(model.to(self.asked.device)) if self._with_zeros(unit, kept) and choice is None else {}
         if choice is not None:
-            methods.attach(self.asked.config.method, model, choice.share, unit.stream, choice.trained)
+            methods.attach(self.asked.config.method, model, choice.share, unit.stream("method"), choice.trained)
         try:
             done = train(
                 model,
                 self.asked.data,
                 recipe,
-                unit.stream,
+                unit.stream("training"),
                 self.asked.device,
                 first_epoch=first_epoch,
                 after_step=zeroing(model, dropped) if dropped else None,
@@ -187,7 +187,7 @@ class Units:
         if unit.arm != "shuffled" or found.mask is None:
             return found
         gone = {name: dropped.cpu() for name, dropped in zeros(self.asked.initial(unit.seed), found.plan).items()}
-        return Kept(found.plan, shuffled(found.mask, unit.stream, gone))
+        return Kept(found.plan, shuffled(found.mask, unit.stream("shuffled mask"), gone))
 
     def trained(self, unit: Unit) -> nn.Module:
         """The network of a finished training, on the CPU; of a masked search, the whole one with zeros."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import generator
 from ltcompile.methods._layers import Choice, checked_layers
 
 _AFFINE = (
@@ -34,10 +35,10 @@ PAPER_BATCH = 128
 class Scored(Choice):
     """Frozen weights -> the effective ones of those with the best scores, zeros elsewhere."""
 
-    def __init__(self, weight: Tensor, share: float, dice: torch.Generator) -> None:
+    def __init__(self, weight: Tensor, share: float, rng: torch.Generator) -> None:
         super().__init__()
         scores = torch.empty(weight.shape, dtype=weight.dtype)
-        nn.init.kaiming_uniform_(scores, a=math.sqrt(5), generator=dice)
+        nn.init.kaiming_uniform_(scores, a=math.sqrt(5), generator=rng)
         self.scores = nn.Parameter(scores.to(weight.device))
         self.count = max(1, round(share * scores.numel()))
 
@@ -62,16 +63,16 @@ class Scored(Choice):
 @torch.no_grad()
 def attach(model: nn.Module, share: float, seed: int, scored: type[Scored]) -> None:
     """Draw frozen weights, and scores that choose among them, for all layers of `model`. Raises BadModel."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = generator(seed)
     found = checked_layers(model)
     model.requires_grad_(False)
     for norm in (m for m in model.modules() if isinstance(m, _AFFINE)):
         _fill(norm, 1.0)
     for layer in found.values():
         drawn = torch.empty(layer.weight.shape, dtype=layer.weight.dtype)
-        nn.init.kaiming_normal_(drawn, nonlinearity="relu", generator=dice)
+        nn.init.kaiming_normal_(drawn, nonlinearity="relu", generator=rng)
         _fill(layer, drawn / math.sqrt(share))
-        parametrize.register_parametrization(layer, "weight", scored(layer.weight, share, dice))
+        parametrize.register_parametrization(layer, "weight", scored(layer.weight, share, rng))
 
 
 def _fill(module: nn.Module, weight: Tensor | float) -> None:

@@ -21,6 +21,7 @@ from ltcompile.backends import Subject, unavailable
 from ltcompile.backends import compile as compile_for
 from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import stream
 from ltcompile.data import Dataset, Split
 from ltcompile.errors import BadModel, BadSetting, Disagreement, TrainingFailed, Unavailable
 from ltcompile.lower import export_onnx, run_onnx
@@ -187,7 +188,7 @@ def _largest(off: Tensor, expected: Tensor) -> float:
 def _calibration_images(split: Split) -> Tensor:
     """Some training images (N, C, H, W), drawn by a fixed seed from all classes, as they are when nothing is augmented."""
     plain = Recipe(flip=False, crop_pixels=0)
-    images, _ = next(iter(split.batches(min(CALIBRATION_IMAGES, len(split)), CPU, plain, 0)))
+    images, _ = next(iter(split.batches(min(CALIBRATION_IMAGES, len(split)), CPU, plain, stream("int8 calibration", 0))))
     return images.contiguous()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ltcompile.core.streams import seeded, stream
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import BadPlan, LtcompileError, StaleTicket
 from ltcompile.graph import Emptied, cut, emptied
@@ -38,8 +39,8 @@ def named_network(model: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """The network that a file names, fresh from `seed`, in eval mode. Raises StaleTicket where it cannot be built here."""
     try:
         _check_room(model)
-        torch.manual_seed(seed)
-        return build_model(model["name"], **model["arguments"]).eval()
+        with seeded(stream("first weights", seed)):
+            return build_model(model["name"], **model["arguments"]).eval()
     except LtcompileError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:

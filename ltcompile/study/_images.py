@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import generator, stream
 from ltcompile.data import Dataset, Description, Split
 
 SEED = 20210427
@@ -51,13 +52,13 @@ def shuffled_pixels(data: Dataset) -> Dataset:
 
 def pixel_order(pixels: int) -> Tensor:
     """The permutation (pixels,) of `shuffled_pixels`: the pixel that is shown at each place."""
-    return torch.randperm(pixels, generator=torch.Generator().manual_seed(SEED))
+    return torch.randperm(pixels, generator=generator(stream("shuffled data", SEED, arm="pixels")))
 
 
 def shuffled_labels(data: Dataset) -> Dataset:
     """Each training image with the label of another: as many of every class, and nothing to learn but by heart."""
     labels = data.train.labels
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))
+    order = torch.randperm(len(labels), generator=generator(stream("shuffled data", SEED, arm="labels")))
     return replace(data, description=_named(data, "labels shuffled"), train=data.train.relabelled(labels[order]))
 
 

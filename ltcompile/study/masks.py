@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.mask import WeightMask
+from ltcompile.core.streams import stream
 from ltcompile.core.study import Claim, Estimate, Figure, Look, Series, Table
 from ltcompile.finding import SearchConfig
 from ltcompile.finding.conditions import margins_of
@@ -172,7 +173,11 @@ def look(done: Done, seed: int, device: torch.device) -> Seen:
     before = weights(done, seed, 0)
     for level in (0, *levels(done.rows)):
         kept, said = mask(done, seed, level), answers(network(done, seed, level), done.data.test, device)
-        left[level], test[level], structure[level] = 100 * kept.share, 100 * said.accuracy, _structure(kept, seed)
+        left[level], test[level], structure[level] = (
+            100 * kept.share,
+            100 * said.accuracy,
+            _structure(kept, stream("chance mask", seed, level=level)),
+        )
         if level:
             after = weights(done, seed, level)
             stability[level], before = _correlation(before, after, kept), after
@@ -180,12 +185,12 @@ def look(done: Done, seed: int, device: torch.device) -> Seen:
     return Seen(left, test, val, structure, stability, kept, said)
 
 
-def _structure(kept: WeightMask, seed: int) -> Structure:
+def _structure(kept: WeightMask, chance: int) -> Structure:
     def emptied(found: WeightMask) -> dict[str, int]:
         return {name: int((~each.flatten(1)).all(1).sum()) for name, each in found.kept.items()}
 
     convolutions = tuple(name for name, each in kept.kept.items() if each.dim() > 2)
-    return Structure(emptied(kept), emptied(shuffled(kept, seed)), {n: len(each) for n, each in kept.kept.items()}, convolutions)
+    return Structure(emptied(kept), emptied(shuffled(kept, chance)), {n: len(each) for n, each in kept.kept.items()}, convolutions)
 
 
 def _correlation(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kept: WeightMask) -> float:

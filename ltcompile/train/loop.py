@@ -1,6 +1,6 @@
 """One loop trains every network of every arm.
 
-Randomness is a function of (seed, epoch), never of what ran before: a run that stopped after any epoch goes on to the same
+Randomness is a function of (seed, epoch), never of what ran before: a run that stopped after any epoch resumes to the same
 bits. The loop sees a network, batches and an optimiser, so data-parallel training needs a wrapped network and split batches,
 not a second loop.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ltcompile.core.notice import notify
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record
+from ltcompile.core.streams import seeded, stream
 from ltcompile.data import Dataset
 from ltcompile.errors import BadFile, TrainingFailed
 from ltcompile.train.device import autocast_dtype, lay_out
@@ -87,7 +88,8 @@ def train(
     loop = _Loop(model, data, recipe, seed, device, after_step, teacher)
     done = loop.go_on(state) if state is not None else []
     for epoch in range(first_epoch + len(done), recipe.epochs):
-        row, val = loop.epoch(epoch)
+        with seeded(stream("dropout", seed, epoch=epoch)):
+            row, val = loop.epoch(epoch)
         done.append(row)
         if progress is not None:
             progress(row, loop.state(done))
@@ -141,14 +143,13 @@ class _Loop:
     def epoch(self, epoch: int) -> tuple[Epoch, Evaluation]:
         """Train for one epoch, and validate."""
         started = time.perf_counter()
-        stream = self.seed * 1_000_003 + epoch
-        torch.manual_seed(stream)  # dropout
         self.model.train()
         size = min(self.recipe.batch, len(self.data.train))
         steps = len(self.data.train) // size
         losses, right = torch.zeros(steps, device=self.device), torch.zeros((), device=self.device)
         rates = [self.recipe.rate_at(epoch + step / steps) for step in range(steps)]
-        for step, (images, labels) in enumerate(self.data.train.batches(size, self.device, self.recipe, stream)):
+        batches = self.data.train.batches(size, self.device, self.recipe, stream("batches", self.seed, epoch=epoch))
+        for step, (images, labels) in enumerate(batches):
             losses[step], hits = self._step(images, labels, rates[step])
             right += hits
             if (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
