@@ -20,6 +20,7 @@ from ltcompile import rewind
 from ltcompile.core.notice import Notice, notify
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import seeded, stream
 from ltcompile.data import Dataset
 from ltcompile.data._dataset import TensorSplit
 from ltcompile.errors import BadFile, BadSetting, StaleTicket, TrainingFailed, UnknownName
@@ -423,8 +424,8 @@ class TestRewind:
         config = lt.SearchConfig(rewind="weight", rounds=1, rate=0.3, controls=False)
         tiny = dataclasses.replace(QUICK, lr=1e-12, weight_decay=0.0, epochs=1)
         found = lt.find("lenet5", digits, config, recipe=tiny, folder=tmp_path / "run")
-        torch.manual_seed(0)
-        initial = lt.build_model("lenet5", 10, 1, 16)
+        with seeded(stream("first weights", 0)):
+            initial = lt.build_model("lenet5", 10, 1, 16)
         for name, value in cut(initial, found.ticket.plan).state_dict().items():
             torch.testing.assert_close(found.ticket.weights[name], value, rtol=0, atol=1e-6)
 

@@ -18,6 +18,7 @@ import ltcompile as lt
 from ltcompile import criteria
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.streams import seeded, stream
 from ltcompile.core.records import Trained
 from ltcompile.criteria import Evidence
 from ltcompile.data import Dataset
@@ -231,8 +232,8 @@ def test_weight_rewinding_of_no_epochs_is_the_first_weights(tmp_path: Path, digi
     config = lt.SearchConfig(rounds=1, rate=0.5, prune="weights", scope="local", rewind="weight", whole_curve=True, controls=False)
     still = dataclasses.replace(QUICK, epochs=1, lr=1e-30, weight_decay=0.0)
     lt.find("lenet300", digits, config, recipe=still, folder=tmp_path / "run")
-    torch.manual_seed(0)
-    first = dict(lt.build_model("lenet300", 10, 1, 16).named_parameters())
+    with seeded(stream("first weights", 0)):
+        first = dict(lt.build_model("lenet300", 10, 1, 16).named_parameters())
     ticket, random = weights_of(tmp_path / "run", "ticket-1"), weights_of(tmp_path / "run", "shuffled-1")
     for name in ("1.weight", "3.weight"):
         for found in (ticket[name], random[name]):
