@@ -18,8 +18,8 @@ import ltcompile as lt
 from ltcompile import criteria
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
-from ltcompile.core.streams import seeded, stream
 from ltcompile.core.records import Trained
+from ltcompile.core.streams import seeded, stream
 from ltcompile.criteria import Evidence
 from ltcompile.data import Dataset
 from ltcompile.errors import BadFile, BadPlan, BadSetting, StaleTicket

@@ -90,6 +90,10 @@ def test_no_module_makes_seeds_of_its_own() -> None:
     found = []
     for file in root.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())) if file.name != "streams.py" else ():
-            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "manual_seed" and not isinstance(node.args[0], ast.Constant):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "attr", "") == "manual_seed"
+                and not isinstance(node.args[0], ast.Constant)
+            ):
                 found.append(f"{file.relative_to(root)}:{node.lineno}")
     assert not found
