@@ -73,7 +73,8 @@ class Rule:
 class Option:
     """A level as a rule sees it; level 0 is the dense network.
 
-    `ms` is its median latency, `accuracy` its mean validation accuracy, a share; `sound`: the search's verdict holds it not inferior.
+    `ms` is its median latency, `accuracy` its mean validation accuracy, a share; `sound`: the search's verdict
+    includes it.
     """
 
     level: int
@@ -322,9 +323,8 @@ def _place(row: Measurement) -> tuple[str, str, str, int]:
 def _options(ticket: Ticket, points: list[CurvePoint], rows: list[Measurement], place: tuple[str, str, str, int]) -> list[Option]:
     """The dense network and the tickets, as they ran at `place`."""
     ms = {row.subject: row.ms_p50 for row in rows if _place(row) == place}
-    lows = {level: told.get("low", -math.inf) for level, told in ticket.verdict.differences.items()}
     return [
-        Option(p.level, ms[p.name], p.val_accuracy, p.macs, lows.get(str(p.level), -math.inf) > -ticket.verdict.margin_points)
+        Option(p.level, ms[p.name], p.val_accuracy, p.macs, ticket.verdict.includes(p.level))
         for p in points
         if p.arm != "random" and p.name in ms
     ]

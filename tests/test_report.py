@@ -15,7 +15,7 @@ from typing import Any, cast
 import pytest
 
 from ltcompile.errors import BadFile
-from ltcompile.reporting import report
+from ltcompile.reporting import report, units
 
 DENSE = {"filters": 4224, "params": 14_722_000, "macs": 313_478_000}
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.test/x onerror=alert(2)>"
@@ -116,6 +116,9 @@ def example() -> Run:
             "summary": ["Level 3 is the deepest."],
             "flags": flags,
             "flag_reasons": {"5": "no other recipe"},
+            "decided": True,
+            "gaps": {arm: {"mean": 0.5, "low": 0.1, "high": 0.9, "seeds": 3} for arm in ("random", "dense_budget")},
+            "seed_rule": "the saved weights are those of seed 0: of median validation accuracy",
         },
         "ticket": {"seed": 0, "level": 3, "won": True, "checksum": "abc"},
         "seconds": 123.4,
@@ -359,15 +362,46 @@ def test_no_winner_is_said(tmp_path: Path) -> None:
     assert "No winning ticket was found" in Page(html).text and "A winning ticket was found" not in html
 
 
-@pytest.mark.parametrize(("accuracy", "words"), [(0.98, "did as well or better"), (0.967, "did about as well"), (0.95, "did worse")])
-def test_a_control_that_did_as_well_is_said(tmp_path: Path, accuracy: float, words: str) -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-2.0, -0.1, "did better"),
+        (-0.5, 1.5, "is not shown to be worse"),
+        (0.1, 2.0, "did worse"),
+        (None, None, "is compared on too few seeds to decide between trainings"),
+    ],
+)
+def test_a_control_is_beaten_only_by_a_whole_interval(tmp_path: Path, low: float | None, high: float | None, words: str) -> None:
     run = example()
-    for row in run["search.json"]["rows"]:
-        if row["arm"] == "random":
-            row["val_accuracy"] = accuracy
+    run["search.json"]["verdict"]["gaps"]["random"] |= {"low": low, "high": high}
     html, told = made(tmp_path / "run", run)
     assert f"Random re-initialisation of the same architecture {words}" in Page(html).text
+    interval = "not decided" if low is None else f"{units.points(low)} to {units.points(high or 0.0)}"
+    assert interval.replace(units.NBSP, " ") in Page(html).text.replace(units.NBSP, " ")
     assert ("random" in told["verdict"]["controls_not_beaten"]) == (words != "did worse")
+
+
+def test_levels_behind_the_first_failure_are_not_tested(tmp_path: Path) -> None:
+    run = example()
+    verdict = run["search.json"]["verdict"]
+    verdict["differences"]["2"]["low"] = -0.9
+    html, told = made(tmp_path / "run", run)
+    assert [level["passed"] for level in told["levels"]] == [None, True, False, None, None]
+    assert Page(html).text.count("not tested: a level before it failed") == 2
+
+
+def test_too_few_seeds_are_not_a_winner(tmp_path: Path) -> None:
+    run = example()
+    run["search.json"]["verdict"] |= {"decided": False}
+    run["search.json"]["ticket"]["won"] = False
+    html, told = made(tmp_path / "run", run)
+    assert told["verdict"]["won"] is False and told["verdict"]["sentence"].startswith("Not decided between trainings, with 2 seeds.")
+    assert "A winning ticket was found" not in html and "samples (validation images)" in Page(html).text
+
+
+def test_the_seed_of_the_saved_weights_is_said(tmp_path: Path) -> None:
+    html, _ = made(tmp_path / "run", example())
+    assert "the saved weights are those of seed 0: of median validation accuracy" in Page(html).text
 
 
 def test_missing_controls_are_said(tmp_path: Path) -> None:
@@ -458,6 +492,8 @@ BAD: list[tuple[str, Any]] = [
     ("search.json/verdict/differences", {"two": {"mean": 0, "low": 0, "n": 1}}),
     ("search.json/verdict/differences", {"2": {"mean": 0}}),
     ("search.json/verdict/flags", {"x": "perhaps"}),
+    ("search.json/verdict/gaps", {"random": {"mean": 1}}),
+    ("search.json/verdict/gaps", {"random": {"mean": 1, "low": None, "high": 1}}),
     ("search.json/verdict/summary", "won"),
     ("search.json/verdict/confidence", 95),
     ("search.json/data/sizes", {}),

@@ -45,6 +45,10 @@ def show(
     )
     for line in loaded.verdict.summary:
         typer.echo(line)
-    typer.echo(
-        f"rule: {loaded.verdict.rule}\nmade: {loaded.provenance.get('date')} by {loaded.provenance.get('command')}\nchecksum: {loaded.checksum}"
-    )
+    for line in (
+        f"decided between trainings: {'yes' if loaded.verdict.decided else 'no'}",
+        f"rule: {loaded.verdict.rule}",
+        f"made: {loaded.provenance.get('date')} by {loaded.provenance.get('command')}",
+        f"checksum: {loaded.checksum}",
+    ):
+        typer.echo(line)

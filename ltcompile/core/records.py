@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -76,10 +76,14 @@ class Trained(Record):
 
 @dataclass(frozen=True)
 class Verdict(Record):
-    """Which level won, by which rule, and how it stands against the controls.
+    """Which level the rule names, and how it stands against the controls.
 
-    `level` is None where no ticket won. `flags` are the five conditions of Ma et al. 2021 (None = not tested), each
-    with its reason in `flag_reasons`. Differences are in points of validation accuracy, ticket minus dense.
+    `decided`: the rule was a test between trainings, which takes three seeds; otherwise `level` was picked by a descriptive rule that
+    claims no confidence. `level` is None where the rule names none. `differences` are in points of validation accuracy, ticket minus
+    dense, by level: mean, one-sided lower bound `low` at `confidence`, and the number of samples `n`: seeds if decided, else images.
+    `gaps` are ticket minus control at the named (or closest) level, by arm: mean, ends `low` and `high` of the two-sided interval at
+    `confidence` (None where not decided), and `seeds`. `flags` are the five conditions of Ma et al. 2021 (None = not tested), each with
+    its reason in `flag_reasons`. `seed_rule` says which seed's weights are saved.
     """
 
     level: int | None
@@ -90,6 +94,18 @@ class Verdict(Record):
     summary: list[str]
     flags: dict[str, bool | None]
     flag_reasons: dict[str, str]
+    decided: bool = False
+    gaps: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    seed_rule: str = ""
+
+    @property
+    def won(self) -> bool:
+        """Whether a ticket was shown not inferior, between trainings."""
+        return self.decided and self.level is not None
+
+    def includes(self, level: int) -> bool:
+        """Whether `level` lies before the first that failed: it passed, or was picked by the descriptive rule."""
+        return self.level is not None and 0 < level <= self.level
 
 
 @dataclass(frozen=True)

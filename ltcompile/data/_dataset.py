@@ -77,7 +77,8 @@ class Dataset:
             return replace(recipe, flip=self.flip)
         batch = min(32, recipe.batch)
         lr = recipe.lr * batch / recipe.batch  # linear scaling (Goyal et al. 2017)
-        return replace(recipe, flip=self.flip, epochs=12, batch=batch, lr=lr, schedule="cosine", warmup_epochs=1, crop_pixels=3)
+        crop = min(3, max(1, 3 * self.description.shape[-1] // 32))  # 3 of 32 pixels; the same 3 would hide half of a small digit
+        return replace(recipe, flip=self.flip, epochs=12, batch=batch, lr=lr, schedule="cosine", warmup_epochs=1, crop_pixels=crop)
 
     def with_train_images(self, count: int) -> Dataset:
         """The same with about `count` of its training images, as many of every class, which its name tells; as it is where it has no more.

@@ -8,15 +8,17 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.records import Trained, Verdict, provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.finding.asked import Asked
+from ltcompile.finding.conditions import arm
 from ltcompile.finding.units import Unit, Units
+from ltcompile.finding.verdict import typical_seed
 from ltcompile.graph import cut
 from ltcompile.paths import write_json
 
 
 def ticket_of(asked: Asked, units: Units, rows: list[Trained], verdict: Verdict, level: int) -> Ticket:
-    """The chosen level's ticket of the seed with the best validation accuracy."""
-    best = max((r for r in rows if r.arm == "ticket" and r.level == level), key=lambda r: (r.val_accuracy, -r.seed))
-    unit = Unit(best.seed, "ticket", level)
+    """The chosen level's ticket of the seed that `typical_seed` names."""
+    seed = typical_seed(arm(rows, "ticket", level))
+    unit = Unit(seed, "ticket", level)
     kept, model = units.kept(unit), units.trained(unit)
     mask = kept.as_mask(model)
     small = cut(model, kept.plan) if asked.config.masked else model
@@ -24,14 +26,14 @@ def ticket_of(asked: Asked, units: Units, rows: list[Trained], verdict: Verdict,
         model={"name": asked.name, "arguments": asked.arguments},
         plan=kept.plan if mask is None else PruningPlan(asked.traced),
         weights=small.state_dict(),
-        initial_seed=best.seed,
+        initial_seed=seed,
         recipe=asked.recipe,
         data=asked.data.description.to_json(),
         config=asked.config.to_json(),
         history=tuple(rows),
         verdict=verdict,
         level=level,
-        seed=best.seed,
+        seed=seed,
         provenance=provenance(),
         mask=mask,
     )
@@ -62,7 +64,7 @@ def write_search(path: Path, asked: Asked, units: Units, ticket: Ticket, seconds
             "ticket": {
                 "seed": ticket.seed,
                 "level": ticket.level,
-                "won": ticket.verdict.level is not None,
+                "won": ticket.verdict.won,
                 "checksum": ticket.checksum,
             },
             "seconds": seconds,

@@ -36,7 +36,7 @@ from ltcompile.train import evaluate, pick_device
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: the ticket (the winner, or the closest where none won), all rows, the verdict, the run folder."""
+    """What a search found: the ticket of the level that the verdict names (or of the closest), all rows, the verdict, the run folder."""
 
     ticket: Ticket
     rows: tuple[Trained, ...]
@@ -130,8 +130,8 @@ def _search(asked: Asked, folder: RunFolder, listener: Listener) -> Found:
     units = Units(asked, folder, listener)
     rounds = (Rounds if config.method == PRUNE else Chosen)(asked, folder, units)
     rows = [row for seed in config.all_seeds for row in rounds.descend(seed)]
-    won, differences = choose_level(rows, config.margin_points, config.confidence)
-    level = won if won is not None else closest_level(differences)
+    named, differences = choose_level(rows, config.margin_points, config.confidence)
+    level = named if named is not None else closest_level(differences)
     if config.controls:
         rows += [row for seed in config.all_seeds for row in rounds.controls(seed, level, rows)]
     if config.whole_curve:

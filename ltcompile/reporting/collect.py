@@ -21,13 +21,19 @@ CONTROLS = {
     "random": "random re-initialisation of the same architecture",
     "dense_budget": "the dense network trained with the ticket's whole budget",
 }
-CONCLUSIONS = {  # what follows where a control was not clearly beaten
+CONCLUSIONS = {  # what follows where a control is not shown to be beaten
     ("random", "missing"): "Without it nothing tells whether the ticket's weights were needed, or only its architecture.",
-    ("random", "as well"): "The ticket's weights were not needed: its architecture alone explains the result.",
-    ("random", "close"): "The ticket is not clearly better than its architecture alone.",
+    ("random", "better"): "The ticket's weights were not needed: its architecture alone explains the result.",
+    ("random", "not beaten"): "Nothing shows that the ticket's weights were needed: its architecture alone may explain the result.",
     ("dense_budget", "missing"): "Without it nothing tells what longer training alone would have brought.",
-    ("dense_budget", "as well"): "Longer training explains any gain over the dense network; the ticket saves size and MACs.",
-    ("dense_budget", "close"): "Most of any gain over the dense network is longer training; the ticket saves size and MACs.",
+    ("dense_budget", "better"): "Longer training explains any gain over the dense network; the ticket saves size and MACs.",
+    ("dense_budget", "not beaten"): "Longer training may explain any gain over the dense network; the ticket saves size and MACs.",
+}
+OUTCOMES = {
+    "better": "did better",
+    "not beaten": "is not shown to be worse",
+    "beaten": "did worse",
+    "undecided": "is compared on too few seeds to decide between trainings",
 }
 CONDITIONS = {  # Ma et al. 2021, arXiv:2107.00166
     "1": "The sparsity is not trivial, and training is long enough",
@@ -167,7 +173,13 @@ def _levels(search: Search) -> list[Figures]:
     """One row a level, dense first: means over seeds."""
     rows = [search.arm("dense")]
     rows += [search.arm("ticket", level) for level in sorted({row.level for row in search.arm("ticket")})]
-    return [_level(search, group) for group in rows]
+    told = [_level(search, group) for group in rows]
+    going = True  # the first level that fails ends the test
+    for level in told:
+        if difference := level["difference"]:
+            level["passed"] = difference["low"] > -search.verdict.margin_points if going else None
+            going = bool(level["passed"])
+    return told
 
 
 def _level(search: Search, rows: list[Trained]) -> Figures:
@@ -181,22 +193,27 @@ def _level(search: Search, rows: list[Trained]) -> Figures:
         "validation": _spread(_validated(rows), search.data.sizes["val"]),
         "test": _spread(_tested(rows), search.data.sizes["test"]),
         "difference": {"mean": difference["mean"], "low": difference["low"], "n": difference["n"]} if difference else None,
+        "passed": None,
         "chosen": level == search.ticket.level,
-        "won": level == search.verdict.level,
+        "won": search.verdict.won and level == search.verdict.level,
     }
 
 
 def _control(search: Search, arm: str, text: str) -> Figures:
-    """A control beside the ticket, on the same seeds where there are any: 'beaten' is by more than the margin."""
+    """A control beside the ticket, on the same seeds where there are any: 'beaten' or 'better' only where the whole interval says so."""
     rows = search.arm(arm, search.ticket.level) if arm == "random" else search.arm(arm)
     control, ticket = _validated(rows), _validated(search.chosen)
     paired = sorted(control.keys() & ticket.keys())
+    gap = search.verdict.gaps.get(arm, {})
+    low, high = gap.get("low"), gap.get("high")
     if not control:
         return {
             "arm": arm,
             "text": text,
             "outcome": "missing",
             "difference_points": None,
+            "low": None,
+            "high": None,
             "paired_seeds": [],
             "validation": None,
             "test": None,
@@ -204,18 +221,25 @@ def _control(search: Search, arm: str, text: str) -> Figures:
         }
     if paired:
         control, ticket = {s: control[s] for s in paired}, {s: ticket[s] for s in paired}
-    difference = 100 * (fmean(ticket.values()) - fmean(control.values()))
-    outcome = "as well" if difference <= 0 else "close" if difference <= search.verdict.margin_points else "beaten"
     return {
         "arm": arm,
         "text": text,
-        "outcome": outcome,
-        "difference_points": difference,
+        "outcome": _outcome(low, high),
+        "difference_points": 100 * (fmean(ticket.values()) - fmean(control.values())),
+        "low": low,
+        "high": high,
         "paired_seeds": paired,
         "validation": _spread(control, search.data.sizes["val"]),
         "test": _spread(_tested(rows), search.data.sizes["test"]),
         "epochs": fmean(row.epochs for row in rows),
     }
+
+
+def _outcome(low: float | None, high: float | None) -> str:
+    """What an interval of (ticket - control) says of the control."""
+    if low is None or high is None:
+        return "undecided"
+    return "beaten" if low > 0 else "better" if high < 0 else "not beaten"
 
 
 # What became smaller
@@ -362,10 +386,10 @@ def _verdict(search: Search, figures: Figures) -> Figures:
     flags, reasons = verdict.pop("flags"), verdict.pop("flag_reasons")
     return {
         **verdict,
-        "won": search.verdict.level is not None,
+        "won": search.verdict.won,
         "sentence": _sentence(search, figures["levels"]),
         "controls": [_control_sentence(search, control) for control in figures["controls"]],
-        "controls_not_beaten": [c["arm"] for c in figures["controls"] if c["outcome"] in ("as well", "close")],
+        "controls_not_beaten": [c["arm"] for c in figures["controls"] if c["outcome"] in ("better", "not beaten", "undecided")],
         "flags": [
             {"name": name, "condition": CONDITIONS.get(name, name), "answer": ANSWERS[flag], "reason": reasons.get(name, "")}
             for name, flag in flags.items()
@@ -381,9 +405,12 @@ def _sentence(search: Search, levels: list[Figures]) -> str:
     if difference := shown["difference"]:
         there += (
             f", and validation accuracy is {units.apart(difference['mean'])} the dense network's "
-            f"(at worst {units.apart(difference['low'])} it, at {units.percent(verdict.confidence, 0)} confidence; "
-            f"{units.apart(-verdict.margin_points)} is allowed)"
+            f"({_bound(search, difference['low'])}; {units.apart(-verdict.margin_points)} is allowed)"
         )
+    if not verdict.decided:
+        few = f"Not decided between trainings, with {len(search.seeds)} seed{'s' * (len(search.seeds) != 1)}"
+        how = "picked by the rule below" if verdict.level is not None else "shown for comparison only: the rule below picks none"
+        return f"{few}. At level {shown['level']}, {how}, {there}."
     if verdict.level is not None:
         elsewhere = "" if shown["won"] else f" at level {verdict.level}"
         return f"A winning ticket was found{elsewhere}. At level {shown['level']}, {there}."
@@ -393,16 +420,25 @@ def _sentence(search: Search, levels: list[Figures]) -> str:
     )
 
 
+def _bound(search: Search, low: float) -> str:
+    confidence = units.percent(search.verdict.confidence, 0)
+    if search.verdict.decided:
+        return f"at worst {units.apart(low)} it, at {confidence} confidence"
+    return f"over validation images the {confidence} bound is {units.apart(low)} it, which says nothing of other trainings"
+
+
 def _control_sentence(search: Search, control: Figures) -> str:
     text, outcome = control["text"], control["outcome"]
     follows = CONCLUSIONS.get((control["arm"], outcome), "")
     if outcome == "missing":
         return f"Not tested: {text}. {follows}"
-    close = f"did about as well (within {search.verdict.margin_points:.2f}{units.NBSP}points)"
-    how = {"as well": "did as well or better", "close": close, "beaten": "did worse"}[outcome]
+    interval = ""
+    if control["low"] is not None:
+        confidence = units.percent(search.verdict.confidence, 0)
+        interval = f" ({units.points(control['low'])} to {units.points(control['high'])} at {confidence} confidence)"
     return (
-        f"{text[0].upper()}{text[1:]} {how}: {units.percent(control['validation']['mean'], 2)} validation accuracy; "
-        f"the ticket is {units.apart(control['difference_points'])} it. {follows}"
+        f"{text[0].upper()}{text[1:]} {OUTCOMES[outcome]}: {units.percent(control['validation']['mean'], 2)} validation accuracy; "
+        f"the ticket is {units.apart(control['difference_points'])} it{interval}. {follows}"
     ).strip()
 
 

@@ -238,6 +238,9 @@ def _sane_search(search: Search) -> None:
     for level, difference in search.verdict.differences.items():
         if not (level.isdecimal() and len(level) < 9) or not {"mean", "low", "n"} <= set(difference):
             raise Misfit(f"verdict.differences[{short(level)}] is no level with mean, low and n")
+    for control, gap in search.verdict.gaps.items():
+        if not {"mean", "low", "high"} <= set(gap) or (gap["low"] is None) != (gap["high"] is None):
+            raise Misfit(f"verdict.gaps[{short(control)}] is no difference with mean, and low and high or neither")
     _positive("data.sizes", **{name: search.data.sizes.get(name, 0) for name in ("train", "val", "test")})
 
 

@@ -1,0 +1,155 @@
+"""Whether `make demo` gives the same outcome whatever the seeds: its search ten times, each time with other seeds.
+
+    python bench/demo_stability.py [--first 0] [--last 9]        writes bench/results/demo-stability.json
+
+Settings are read from the Makefile. The controls are left out: they are trained after the level is picked. One more search trains the
+dense network of the first two demos' seeds for twice the epochs, which tells whether the demo's dense network is at its plateau. Runs stand in
+runs/demo-stability-*, and are resumed; where some are still missing, nothing is written. A figure's range holds a further demo's value in
+95 % of cases (Student's t, prediction interval).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from _common import finish
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMOS = 10
+PLATEAU_DEMOS = 2  # so many demos' seeds are trained for twice the epochs
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--first", type=int, default=0, help="the first demo to run here")
+    arguments.add_argument("--last", type=int, default=DEMOS, help="the last; 10 is the search with twice the epochs")
+    asked = arguments.parse_args()
+    settings = demo_settings()
+    for number in range(asked.first, asked.last + 1):
+        search(number, settings)
+    found = [read(number) for number in range(DEMOS + 1)]
+    if any(each is None for each in found):
+        print(f"still missing: {[number for number, each in enumerate(found) if each is None]}")
+        return
+    *demos, longer = [each for each in found if each is not None]
+    rows = [figures(demo) for demo in demos]
+    show(rows)
+    levels = [row["level"] for row in rows]
+    result = {
+        "bench": "demo-stability",
+        "settings": shlex.join(settings),
+        "demos": rows,
+        "levels": levels,
+        "stable": len(set(levels)) == 1 and all(row["decided"] for row in rows),
+        "ranges": {name: prediction([row[name] for row in rows]) for name in rows[0] if isinstance(rows[0][name], float)},
+        "plateau": plateau(demos[:PLATEAU_DEMOS], longer),
+    }
+    for name, told in result["ranges"].items():
+        print(f"{name:<28} {told['mean']:8.2f}, a further demo {told['low']:8.2f} to {told['high']:8.2f}")
+    told = result["plateau"]
+    print(f"twice the epochs change the dense network by {told['mean']:+.2f} points ({told['low']:+.2f} to {told['high']:+.2f})")
+    finish("demo-stability", result)
+
+
+def demo_settings() -> list[str]:
+    """The options of `ltcompile find` in `make demo`, but its name."""
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "ltcompile find" in line)
+    options = shlex.split(line.partition("ltcompile find")[2])
+    at = options.index("--name")
+    return options[:at] + options[at + 2 :]
+
+
+def option(settings: list[str], name: str) -> int:
+    return int(settings[settings.index(name) + 1])
+
+
+def search(number: int, settings: list[str]) -> None:
+    """One demo's search; number 10 is the dense networks of the first ones, trained for twice the epochs."""
+    folder = folder_of(number)
+    if (folder / "search.json").exists():
+        return
+    seeds = option(settings, "--seeds")
+    options = [*settings, "--no-controls", "--name", folder.name, "--seed", str(number * seeds)]
+    if number == DEMOS:
+        twice = {"--epochs": 2 * option(settings, "--epochs"), "--rounds": 1, "--seeds": PLATEAU_DEMOS * seeds, "--seed": 0}
+        options += [str(part) for pair in twice.items() for part in pair]
+    options += ["--resume"] if (folder / "config.json").exists() else []
+    subprocess.run([sys.executable, "-m", "ltcompile", "find", *options], check=True, cwd=ROOT)
+
+
+def folder_of(number: int) -> Path:
+    return ROOT / "runs" / f"demo-stability-{number}"
+
+
+def read(number: int) -> dict[str, Any] | None:
+    path = folder_of(number) / "search.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def figures(demo: dict[str, Any]) -> dict[str, Any]:
+    """What a demo's table quotes."""
+    verdict, ticket = demo["verdict"], demo["ticket"]
+    dense, small = of(demo, "dense", 0), of(demo, "ticket", ticket["level"])
+    saved = next(row for row in small if row["seed"] == ticket["seed"])
+    return {
+        "seeds": demo["seeds"],
+        "level": verdict["level"],
+        "decided": verdict["decided"],
+        "lows": {level: told["low"] for level, told in verdict["differences"].items()},
+        "means": {level: told["mean"] for level, told in verdict["differences"].items()},
+        "seconds": round(demo["seconds"]),
+        "times fewer parameters": dense[0]["params"] / saved["params"],
+        "times fewer MACs": dense[0]["macs"] / saved["macs"],
+        "dense, test accuracy (%)": accuracy(dense, "test_accuracy"),
+        "tickets, test accuracy (%)": accuracy(small, "test_accuracy"),
+        "saved ticket, test accuracy (%)": 100 * saved["test_accuracy"],
+        "dense, validation (%)": accuracy(dense, "val_accuracy"),
+        "tickets, validation (%)": accuracy(small, "val_accuracy"),
+    }
+
+
+def of(demo: dict[str, Any], arm: str, level: int) -> list[dict[str, Any]]:
+    return [row for row in demo["rows"] if (row["arm"], row["level"]) == (arm, level)]
+
+
+def accuracy(rows: list[dict[str, Any]], which: str) -> float:
+    return 100 * fmean(row[which] for row in rows)
+
+
+def prediction(values: list[float]) -> dict[str, float]:
+    """The mean, and the range in which a further value lies in 95 % of cases."""
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) * math.sqrt(1 + 1 / len(values))
+    return {"mean": fmean(values), "low": fmean(values) - half, "high": fmean(values) + half}
+
+
+def plateau(demos: list[dict[str, Any]], longer: dict[str, Any]) -> dict[str, float]:
+    """What twice the epochs change the dense networks by, in points of validation accuracy: mean and 95 % interval over seeds."""
+    usual = {row["seed"]: row for demo in demos for row in of(demo, "dense", 0)}
+    gains = [100 * (row["val_accuracy"] - usual[row["seed"]]["val_accuracy"]) for row in of(longer, "dense", 0)]
+    half = float(stats.t.ppf(0.975, len(gains) - 1)) * stdev(gains) / math.sqrt(len(gains))
+    return {"mean": fmean(gains), "low": fmean(gains) - half, "high": fmean(gains) + half, "seeds": len(gains)}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"{'first seed':>10} {'level':>5} {'decided':>8} {'MACs':>7} {'dense test':>11} {'tickets test':>13}  lower bounds by level (points)"
+    )
+    for row in rows:
+        lows = ", ".join(f"{low:+.2f}" for low in row["lows"].values())
+        dense, small = row["dense, test accuracy (%)"], row["tickets, test accuracy (%)"]
+        print(
+            f"{row['seeds'][0]:>10} {row['level']!s:>5} {row['decided']!s:>8} {row['times fewer MACs']:>6.1f}x {dense:>11.2f} {small:>13.2f}  {lows}"
+        )
+
+
+if __name__ == "__main__":
+    main()
