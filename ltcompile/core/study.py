@@ -80,7 +80,9 @@ class Claim(Record):
         )
         few = f"{found.seeds} seed{'s' * (found.seeds > 1)} only: " if found.seeds < FEWEST_SEEDS else ""
         told = "there is no interval" if found.seeds == 1 else "the interval rests on hardly any spread between trainings"
-        return cls(statement, source, number, unit, found, side, bound, found.lies(side, bound), rule, f"{few}{told}" if few else "")
+        tied = found.low is not None and found.low == found.high
+        note = f"{few}{told}" if few else "all seeds give the same value: the number comes in steps, and the interval is narrower than one"
+        return cls(statement, source, number, unit, found, side, bound, found.lies(side, bound), rule, note if few or tied else "")
 
 
 @dataclass(frozen=True)

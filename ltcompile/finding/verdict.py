@@ -151,13 +151,15 @@ def _controls(gaps: dict[str, Gap], confidence: float) -> list[str]:
     lines = []
     sized = min((kind for kind in CONTROLS if kind in gaps), key=lambda kind: gaps[kind]["mean"] or 0.0, default=None)
     if sized is not None:
-        told, low = _in_words(gaps[sized], confidence), gaps[sized]["low"]
-        if low is not None and low > 0:
-            lines.append(f"It beats {NAMES[sized]}: {told}.")
-        elif low is not None:
-            lines.append(f"It is not shown to beat {NAMES[sized]}: {told}. Nothing shows that the ticket's weights matter.")
-        else:
+        told, low, high = _in_words(gaps[sized], confidence), gaps[sized]["low"], gaps[sized]["high"]
+        if low is None or high is None:
             lines.append(f"Against {NAMES[sized]}: {told}.")
+        elif low > 0:
+            lines.append(f"It beats {NAMES[sized]}: {told}.")
+        elif high < 0:
+            lines.append(f"It is worse than {NAMES[sized]}: {told}. The ticket's weights were not needed.")
+        else:
+            lines.append(f"It is not shown to beat {NAMES[sized]}: {told}. Nothing shows that the ticket's weights matter.")
     if "dense_budget" in gaps:
         lines.append(f"Against {NAMES['dense_budget']}: {_in_words(gaps['dense_budget'], confidence)}.")
     return lines
