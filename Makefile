@@ -34,7 +34,7 @@ demo: env
 	$(BIN)/ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx
 	$(BIN)/ltcompile bench runs/demo/small.onnx --against dense --backend onnxruntime --backend eager --batch 1 --batch 64 --seconds 1
 	$(BIN)/ltcompile report runs/demo -o runs/demo/report.html
-	@if [ -n "$(DEMO_RESULTS)" ]; then cp runs/demo/*.json runs/demo/*.jsonl runs/demo/*.csv bench/results/demo/ && rm -f bench/results/demo/config.json; fi
+	$(if $(DEMO_RESULTS),cp $(addprefix runs/demo/,search.json history.jsonl small.json bench.json bench.csv report.json) bench/results/demo)
 	@echo "open runs/demo/report.html"
 
 test: env-dev

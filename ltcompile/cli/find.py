@@ -126,7 +126,7 @@ def find(
     precision: str | None = typer.Option(None, help="auto, fp32 or bf16.", rich_help_panel=TRAINING),
     device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one.", rich_help_panel=TRAINING),
     seeds: int = typer.Option(
-        1, min=1, max=1000, help="Independent searches; three or more judge the spread between trainings.", rich_help_panel=JUDGING
+        1, min=1, max=1000, help="Independent searches; fewer than three decide nothing between trainings.", rich_help_panel=JUDGING
     ),
     seed: int = typer.Option(0, min=0, max=LAST_SEED, help="The first seed.", rich_help_panel=JUDGING),
     controls: bool = typer.Option(True, help="Train the control arms at the chosen level.", rich_help_panel=JUDGING),
@@ -142,7 +142,7 @@ def find(
         "--max-drop",
         min=0,
         max=100,
-        help="Points of validation accuracy that a ticket may be worse; the smallest that is not wins.",
+        help="Points of validation accuracy that a ticket may be worse; levels are tested from the largest down, and the last before a failure wins.",
         rich_help_panel=JUDGING,
     ),
     confidence: float = typer.Option(0.95, help="Confidence of that statement.", rich_help_panel=JUDGING),
