@@ -38,6 +38,11 @@ def test_registry_lists_the_sources() -> None:
         lt.load_data("cifar")
 
 
+@pytest.mark.parametrize(("side", "pixels"), [(16, 1), (32, 3), (64, 3)])
+def test_crops_of_few_images_scale_down_with_their_side(side: int, pixels: int) -> None:
+    assert lt.load_data("digits", image_size=side).adapt(Recipe()).crop_pixels == pixels
+
+
 def test_digits_are_real_and_split_once() -> None:
     digits = lt.load_data("digits")
     assert len(digits.train) + len(digits.val) + len(digits.test) == 1797
