@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ltcompile.errors import BadSetting, Unavailable
 
+REGISTERS = 65536  # of a multiprocessor, of every NVIDIA GPU since 2012
 _POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 
 
@@ -106,6 +107,49 @@ def _check_dependent(call: Call, capability: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Multiprocessor:
+    """What one of them holds at once."""
+
+    registers: int
+    shared_bytes: int
+    threads: int
+    programs: int = 32
+
+
+def resident(used: Compiled, warps: int, one: Multiprocessor) -> int:
+    """How many programs of `warps` warps a multiprocessor holds at once, by CUDA's rules: registers are given out by 256 to a warp, and
+    every program has 1 KB of shared memory for itself."""
+    registers = warps * -(-max(used.registers, 1) * 32 // 256) * 256
+    return min(one.registers // registers, one.shared_bytes // (used.shared_bytes + 1024), one.threads // (32 * warps), one.programs)
+
+
+def check_resident(programs: int, used: Compiled, warps: int, one: Multiprocessor, count: int) -> None:
+    """That a cooperative call's `programs` are on the `count` multiprocessors of a GPU at once: they wait for one another.
+
+    Raises:
+        Unavailable: there are more than fit.
+    """
+    if programs > (there := count * resident(used, warps, one)):
+        raise Unavailable(
+            f"{programs} programs wait for one another, and this GPU holds {there} of them at once ({used.registers} registers a thread, "
+            f"{used.shared_bytes:,} bytes of shared memory a program); ask for at most {there} programs, or launch the layers one by one"
+        )
+
+
+def _check_fits(call: Call) -> None:
+    """`check_resident` for a cooperative call on the GPU that its tensors are on. One program a multiprocessor always fits."""
+    home = next(tensor.device for _, tensor in call._given_tensors())
+    there = torch.cuda.get_device_properties(home)
+    if call.programs <= there.multi_processor_count:
+        return
+    kernel = call.kernel.warmup(**call.arguments, **call.options, grid=(call.programs,))
+    kernel._init_handles()  # loads it, which tells its registers
+    used = Compiled("", kernel.metadata.shared, kernel.n_regs, 0)
+    one = Multiprocessor(REGISTERS, there.shared_memory_per_multiprocessor, there.max_threads_per_multi_processor)
+    check_resident(call.programs, used, call.warps, one, there.multi_processor_count)
+
+
 def launch(call: Call, wrap: Callable[[Any], Any] | None = None) -> None:
     """Run the kernel; its outputs are written when the current stream gets there.
 
@@ -113,7 +157,8 @@ def launch(call: Call, wrap: Callable[[Any], Any] | None = None) -> None:
         wrap: `torch.library.wrap_triton` inside an operator, so that compilers see the kernel.
 
     Raises:
-        Unavailable: the tensors are not on a CUDA device (and Triton does not interpret).
+        Unavailable: the tensors are not on a CUDA device (and Triton does not interpret), or the programs of a cooperative call are more
+            than the GPU holds at once.
     """
     if interpreted(call.kernel):
         kernel = call.kernel
@@ -124,6 +169,8 @@ def launch(call: Call, wrap: Callable[[Any], Any] | None = None) -> None:
                 f"a Triton kernel needs its tensors on a CUDA device, they are on {', '.join(sorted(homes))}; "
                 "move them, or call the operator, which also runs on a CPU"
             )
+        if call.cooperative:
+            _check_fits(call)
         kernel = wrap(call.kernel) if wrap else call.kernel
     kernel[(call.programs,)](**call.arguments, **call.options)
 

@@ -169,6 +169,32 @@ def locked(folder: str | Path) -> Iterator[None]:
                     path.unlink()
 
 
+@contextlib.contextmanager
+def exclusive(path: str | Path) -> Iterator[None]:
+    """Holds an exclusive lock for reading `path`, changing it and writing it back; waits for other threads and processes that hold it.
+
+    The lock is a file next to `path`, `.NAME.lock`, which stays. Where the file system has no locks, nothing is held.
+
+    Raises:
+        BadFile: the folder cannot be made or written.
+    """
+    import fcntl
+
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    with writing(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("ab")
+    with file:
+        _held.add(file)
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        finally:
+            _held.discard(file)
+
+
 def _lock(path: Path) -> IO[bytes]:
     """The lock file, opened and locked by the kernel, which lets go of it when the process ends."""
     while True:

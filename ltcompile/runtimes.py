@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import threading
+from collections.abc import Iterator
 from typing import Any
+
+SHAPES = 256  # compilations of one forward(), over all networks of that class in this process; PyTorch's default is 8
+_SETTINGS = threading.RLock()
 
 
 @functools.cache
@@ -14,3 +20,17 @@ def openvino_core() -> Any:
     import openvino
 
     return openvino.Core()
+
+
+@contextlib.contextmanager
+def freezing() -> Iterator[None]:
+    """First calls of torch.compile's functions in it compile with frozen weights, one thread at a time.
+
+    Set for all of PyTorch meanwhile: as an option of one torch.compile it would come after tracing, and two networks of one class and shape
+    would then share the first one's frozen weights.
+    """
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
+    with _SETTINGS, inductor.patch(freezing=True), dynamo.patch(recompile_limit=SHAPES):
+        yield

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ltcompile import kernels
-from ltcompile.errors import BadSetting
+from ltcompile.errors import BadSetting, Unavailable
 from ltcompile.kernels import persistent
 from ltcompile.kernels._config import (
     PERSISTENT_WARPS,
@@ -31,6 +31,7 @@ from ltcompile.kernels._config import (
     persistent_space,
     window_default,
 )
+from ltcompile.kernels._launch import REGISTERS, Compiled, Multiprocessor, check_resident, resident
 from ltcompile.kernels.persistent import Case, Layer, chain, encode
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -191,6 +192,29 @@ class TestOnGpu:
         assert fused.programs > 100
         check_replays(made, [fused], 200)
 
+    def test_barrier_is_crossed_beside_another_kernel(self) -> None:
+        """Products on another stream take multiprocessors away from it; without a cooperative launch some programs would wait for others
+        that never start."""
+        made, other = make(VGG, torch.float16, "cuda"), torch.cuda.Stream()
+        a, fused = torch.randn(4096, 4096, device="cuda").half(), kernels.fuse(made.calls)
+        kernels.launch(fused)
+        expected = made.results()
+        a @ a
+        torch.cuda.synchronize()
+        for _ in range(20):
+            with torch.cuda.stream(other):
+                for _ in range(4):
+                    a @ a
+            made.outputs[-1].fill_(float("nan"))
+            kernels.launch(fused)
+        torch.cuda.synchronize()
+        made.check(expected)
+
+    def test_more_programs_than_fit_are_refused(self) -> None:
+        made = make(VGG, torch.float16, "cuda")
+        with pytest.raises(Unavailable, match="programs wait for one another, and this GPU holds"):
+            kernels.launch(kernels.fuse(made.calls, 100_000))
+
     def test_dependent_calls_agree(self) -> None:
         if torch.cuda.get_device_capability() < (9, 0):
             pytest.skip("needs compute capability 9.0")
@@ -240,6 +264,7 @@ def test_all_programs_fit_onto_a_gpu_at_once(case: Case, dtype: torch.dtype, cap
     assert made.stack_bytes == 0
     assert made.registers * 32 * call.warps <= 65536
     assert made.shared_bytes <= 160 * 1024
+    check_resident(call.programs, made, call.warps, Multiprocessor(REGISTERS, 164 * 1024, 2048), PROGRAMS)
     assert instruction in made.ptx
     if dtype == torch.float16:  # Triton 3.6 transposes single precision on the way, 4 bytes at a time
         sizes = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x[0-9a-f]+|\d+)", made.ptx)
@@ -282,6 +307,21 @@ def test_programs_are_as_many_as_have_work() -> None:
     assert prepared(SHORT).programs < PROGRAMS
     assert prepared(replace(VGG, n=64)).programs == PROGRAMS
     assert kernels.fuse(make(SHORT, torch.float16, "meta").calls, 3).programs == 3
+
+
+def test_a_multiprocessor_holds_as_many_programs_as_its_least_resource_allows() -> None:
+    """By hand, with an H100's numbers: 126 registers take 4096 a warp, and a program has 1 KB of shared memory for itself."""
+    h100 = Multiprocessor(65536, 233472, 2048)
+    for used, warps, expected in (
+        (Compiled("", 25 * 1024, 126, 0), 4, 4),  # registers
+        (Compiled("", 100 * 1024, 64, 0), 4, 2),  # shared memory
+        (Compiled("", 0, 16, 0), 8, 8),  # threads
+        (Compiled("", 228 * 1024, 32, 0), 4, 0),  # none fits
+    ):
+        assert resident(used, warps, h100) == expected
+        check_resident(132 * expected, used, warps, h100, 132)
+        with pytest.raises(Unavailable, match=rf"{132 * expected + 1} programs wait for one another, and this GPU holds {132 * expected}"):
+            check_resident(132 * expected + 1, used, warps, h100, 132)
 
 
 def test_scratch_is_shared() -> None:

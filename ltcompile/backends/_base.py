@@ -62,7 +62,10 @@ class Subject:
 
 
 class Bound(NamedTuple):
-    """An artifact with its input in place: `call` runs it and waits for it, `read` fetches what the last call gave."""
+    """An artifact with its input in place: `call` runs it and waits for it, `read` fetches what the last call gave.
+
+    It belongs to one thread; others bind their own images, and get the answers to these.
+    """
 
     call: Callable[[], None]
     read: Callable[[], Array]  # (N, classes)

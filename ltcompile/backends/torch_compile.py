@@ -6,16 +6,14 @@ On a GPU in `reduce-overhead` mode: small networks at small batches are all laun
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 
 from ltcompile.backends import _devices, _torch
 from ltcompile.backends._base import Array, Artifact, Bound, Subject, first_line
 from ltcompile.errors import Unavailable
+from ltcompile.runtimes import freezing
 
 NAMES = ("compile",)
-SHAPES = 256  # compilations of one forward(), over all networks of that class in this process; PyTorch's default is 8
 
 
 def unavailable(device: str) -> str | None:
@@ -64,17 +62,6 @@ def compile(subject: Subject, device: str) -> Artifact:
 
     details = {**_torch.details(), "freezing": "True", "dynamic": "False", "mode": mode or "default"}
     return Artifact("compile", device, _devices.dtype(device), details, bind)
-
-
-@contextlib.contextmanager
-def freezing() -> Iterator[None]:
-    """First calls in it compile with frozen weights. Set for all of PyTorch meanwhile: as an option of one torch.compile it would come
-    after tracing, and two networks of one class and shape would then share the first one's frozen weights."""
-    from torch._dynamo import config as dynamo
-    from torch._inductor import config as inductor
-
-    with inductor.patch(freezing=True), dynamo.patch(recompile_limit=SHAPES):
-        yield
 
 
 def _compile_now(name: str, bound: Bound) -> None:

@@ -104,7 +104,8 @@ def _print(engine: Engine, explain: bool) -> None:
     for decision in engine.decisions.values():
         others = ", ".join(f"{who} {ms:.3g}" for who, ms in decision.ms.items() if who != decision.by)
         mine = decision.ms[decision.by]
-        table.add_row(str(decision.batch), decision.by, f"{mine:.3g}", f"{decision.max_error:.0e}", others)
+        by = f"{decision.by} (tie with {decision.runner_up})" if decision.tie else decision.by
+        table.add_row(str(decision.batch), by, f"{mine:.3g}", f"{decision.max_error:.0e}", others)
     console.print(table)
     if explain:
         for row in _reasons(engine):

@@ -43,7 +43,7 @@ def compile(
         Unavailable: there is no such device. Disagreement: nobody computes what the network does.
     """
     _check(example, batch)
-    target = devices.find(device, precision)
+    target, example = devices.find(device, precision), example.detach().cpu()
     network = copy.deepcopy(unwrap(model)).cpu().eval()
     made = target.make(network, example, batch, on_progress or (lambda _: None))
     noise = _noise_like(example)

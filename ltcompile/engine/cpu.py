@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from ltcompile.engine.engine import Run
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
-from ltcompile.runtimes import openvino_core
+from ltcompile.runtimes import freezing, openvino_core
 
 RUNTIMES = ONNXRUNTIME, OPENVINO, COMPILE = "onnxruntime", "openvino", "compile"
 OWN = 0
@@ -70,7 +71,7 @@ def _refusal(runtime: str, precision: str) -> str:
 
 
 def build(candidate: Candidate, source: Source, batch: int) -> Run:
-    """The network for batches of `batch` float32 images on the CPU.
+    """The network for batches of `batch` contiguous float32 images on the CPU; any number of threads may call it at the same time.
 
     Raises:
         Unavailable: the runtime is not there, or cannot run the network.
@@ -108,20 +109,25 @@ def _openvino(threads: int, source: Source, batch: int) -> Run:
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": "bf16" if source.precision == "bf16" else "f32",
     }
-    request = openvino_core().compile_model(network, "CPU", settings).create_infer_request()
+    compiled = openvino_core().compile_model(network, "CPU", settings)
+    idle = deque([compiled.create_infer_request()])  # a request holds one input and one output: threads never share one
 
     def run(images: Tensor) -> Tensor:
-        request.set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
-        request.infer()
-        return torch.from_numpy(request.get_output_tensor().data.copy())
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
+        try:
+            request.set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
+            request.infer()
+            return torch.from_numpy(request.get_output_tensor().data.copy())
+        finally:
+            idle.append(request)
 
     return run
 
 
 def _compile(threads: int, source: Source, batch: int) -> Run:
-    from torch._dynamo import config as dynamo
-    from torch._inductor import config as inductor
-
     if batch not in source.programs:
         raise Unavailable(f"there is no program for batches of {batch}")
     module = source.programs[batch].module().to(memory_format=torch.channels_last)
@@ -132,8 +138,7 @@ def _compile(threads: int, source: Source, batch: int) -> Run:
             out: Tensor = network(images.contiguous(memory_format=torch.channels_last))
         return out
 
-    # Freezing as an option of one torch.compile would come after tracing; see the backend of the same name.
-    with inductor.patch(freezing=True), dynamo.patch(recompile_limit=256):
+    with freezing():
         run(torch.zeros(source.programs[batch].input_shape))
     return run
 

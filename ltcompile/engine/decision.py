@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from ltcompile.timing import Fastest, is_tie
+
 
 @dataclass(frozen=True)
 class Decision:
-    """What runs one batch size, and why: the median milliseconds of everyone who was timed, and what kept the others out.
+    """What runs one batch size, and why: the median milliseconds of all that were timed, and what kept the others out.
 
+    `ms` of the winner `by` and of the runner-up are from a run of their own, after the winner was picked. `lead` is how many times as long
+    the runner-up took there, with the ends of the 95 % interval (None where there is no other); `tie` says that the interval holds 1.
     `max_error` is the largest difference to the fp32 network's outputs, relative to their largest magnitude. `layers` says of each layer
     who runs it, where the engine decides that.
     """
@@ -21,6 +27,19 @@ class Decision:
     refused: Mapping[str, str]
     max_error: float
     layers: Mapping[str, str]
+    runner_up: str = ""
+    lead: tuple[float, float, float] | None = None
+
+    @property
+    def tie(self) -> bool:
+        """Whether timing cannot say that the winner is faster than the runner-up."""
+        return self.lead is not None and is_tie((self.lead[0], self.lead[1], self.lead[2]))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def decided(batch: int, picked: Fastest, refused: Mapping[str, str], max_error: float, layers: Mapping[str, str]) -> Decision:
+    """The decision for the fastest that was picked."""
+    ms = picked.screened_ms | {name: float(np.median(times)) for name, times in picked.times.items()}
+    return Decision(batch, picked.name, ms, refused, max_error, layers, picked.runner_up or "", picked.lead)

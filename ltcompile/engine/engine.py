@@ -18,7 +18,8 @@ Run = Callable[[Tensor], Tensor]
 class Engine:
     """(N, C, H, W) float32 images -> (N, classes) float32, on `device`, for any N: in batches that it was compiled for.
 
-    A batch that is not full is filled up with zeros, whose answers are dropped.
+    A batch that is not full is filled up with zeros, whose answers are dropped. Any number of threads may call one engine at the same
+    time: each gets the answers to its own images, in memory of its own. On a GPU the calls run one after the other.
     """
 
     def __init__(self, contents: Contents, runs: Mapping[int, Run]) -> None:
@@ -36,6 +37,7 @@ class Engine:
         """Raises BadData where images are not float32 (N, C, H, W) of the network's shape."""
         if images.dtype != torch.float32 or images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape or len(images) == 0:
             raise BadData(f"images must be float32 (N, {', '.join(map(str, self.input_shape))}), not {images.dtype} {tuple(images.shape)}")
+        images = images.detach()
         images = (images.cpu() if self.device == "cpu" else images).contiguous()  # a GPU's graph copies from anywhere
         if len(images) in self._runs:
             return self._runs[len(images)](images)

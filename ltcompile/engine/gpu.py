@@ -4,31 +4,32 @@ faster still."""
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import versions
 from ltcompile.engine.checks import relative_error, tile
-from ltcompile.engine.decision import Decision
+from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import Made, Progress
 from ltcompile.engine.engine import Run
-from ltcompile.engine.executable import DEPENDENT, PERSISTENT, WAYS, Choice, Executable, persistent_refusal
+from ltcompile.engine.events import cold_us, fastest_replay, record, replays_ms
+from ltcompile.engine.executable import DEPENDENT, GRAPH, PERSISTENT, WAYS, Choice, Executable, persistent_refusal
 from ltcompile.engine.file import Contents, Part
+from ltcompile.engine.rerank import rerank
 from ltcompile.engine.tune import Cache, default_cache, read_choice, tune, write_choice
-from ltcompile.errors import BadFile, BadSetting, Disagreement, Unavailable
+from ltcompile.errors import BadFile, BadSetting, Disagreement, LtcompileError, Unavailable
 from ltcompile.lower.lower import lower, place
 from ltcompile.lower.program import Program
-from ltcompile.timing import race
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 WARMUPS = 3
-REPEATS_MS = 0.2  # a timed graph holds as many launches as take about this long
-MODE_S = 0.5
+WAY_S, RERANK_S = 0.3, 0.05  # seconds of the device for each way to run a network, and for each finalist of a layer in it
+PERSISTENT_IMAGES = 64  # in a larger batch launches cost next to nothing, and all layers in one kernel take long to compile
 
 
 class Gpu:
@@ -71,8 +72,9 @@ class Gpu:
         name = ", ".join(self.machine().values())
         for batch, program in programs.items():
             with vendor_at_its_best():
-                choices = tune(program, self.device, name, cache, time_us, on_progress)
-                cache.write()
+                finalists = tune(program, self.device, name, cache, cold_us, on_progress)
+                on_progress(f"batch {batch}: timing the fastest of each layer inside the network")
+                choices = rerank(program, finalists, lambda found, program=program: self._in_network_ms(program, found))  # type: ignore[misc]
                 on_progress(f"batch {batch}: timing ways to run the network")
                 way, runs[batch], decision = self._choose(program, choices, images[batch], expected[batch])
             how = {"way": way, "choices": {name: write_choice(choice) for name, choice in choices.items()}}
@@ -86,6 +88,15 @@ class Gpu:
             return Executable(part.program, self.device, choices, WAYS[WAYS.index(part.how["way"])])
         except (AssertionError, KeyError, TypeError, ValueError, AttributeError, BadSetting) as error:
             raise BadFile(f"the engine does not say how it runs: {error!r}; make it again with `ltcompile compile`") from error
+
+    def _in_network_ms(self, program: Program, found: Mapping[str, Mapping[str, Choice]]) -> dict[str, float]:
+        """Median milliseconds of the whole network with each of these choices; one that fails is left out."""
+        graphs = {}
+        way = DEPENDENT if DEPENDENT in ways(program)[0] else GRAPH
+        for name, choices in found.items():
+            with contextlib.suppress(RuntimeError, LtcompileError):
+                graphs[name] = Graph(Executable(program, self.device, choices, way)).graph
+        return replays_ms(graphs, RERANK_S) if graphs else {}
 
     def _choose(self, program: Program, choices: Mapping[str, Choice], images: Tensor, expected: Tensor) -> tuple[str, Run, Decision]:
         """The fastest way to run `program` among those whose answers are right.
@@ -110,75 +121,51 @@ class Gpu:
             raise Disagreement(
                 "no way to run this network on this GPU gives its outputs: " + "; ".join(f"{k}: {v}" for k, v in refused.items())
             )
-        ms = _replays_ms({name: graph.graph for name, graph in graphs.items()}, MODE_S)
-        winner = min(ms, key=ms.__getitem__)
-        return winner, graphs[winner], Decision(len(images), winner, ms, refused, errors[winner], layers(program, choices))
+        picked = fastest_replay({name: graph.graph for name, graph in graphs.items()}, WAY_S)
+        decision = decided(len(images), picked, refused, errors[picked.name], layers(program, choices))
+        return picked.name, graphs[picked.name], decision
 
 
 def vendor_at_its_best() -> contextlib.AbstractContextManager[None]:
-    """cuDNN tries its algorithms on the first call of a shape, and keeps the fastest."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)  # type: ignore[no-any-return]
+    """cuDNN tries its algorithms on the first call of a shape, and keeps the fastest; fp32 stays fp32."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)  # type: ignore[no-any-return]
+
+
+def captured(executable: Executable) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of one run, after a few runs that compile and choose."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARMUPS):
+            executable.run()
+    torch.cuda.current_stream().wait_stream(stream)
+    return record(executable.run)
 
 
 class Graph:
-    """An executable in a CUDA graph: the same memory on every replay."""
+    """An executable in a CUDA graph: the same memory on every replay.
 
-    def __init__(self, executable: Executable) -> None:
-        self._executable = executable
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUPS):
-                executable.run()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            executable.run()
+    That memory holds the images and the answers of one call. So calls from several threads take turns: a lock orders what they put into
+    streams, and an event orders the streams, which may differ from thread to thread.
+    """
+
+    def __init__(self, executable: Executable, capture: Callable[[Executable], Any] = captured) -> None:
+        self._executable, self.graph = executable, capture(executable)
+        self._lock = threading.Lock()
+        self._on_gpu = executable.images.is_cuda
+        self._device = executable.images.device
+        self._done = torch.cuda.Event() if self._on_gpu else None
 
     def __call__(self, images: Tensor) -> Tensor:
-        self._executable.images.copy_(images)
-        self.graph.replay()
-        return self._executable.answer().clone()
-
-
-def time_us(work: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
-    """Median microseconds of each, side by side, without what launching costs: many of a kind in one CUDA graph."""
-    graphs, repeats = {}, {}
-    for name, run in work.items():
-        repeats[name] = _repeats(run)
-        graphs[name] = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graphs[name]):
-            for _ in range(repeats[name]):
-                run()
-
-    ms = _replays_ms(graphs, seconds)
-    return {name: 1000 * ms[name] / repeats[name] for name in work}
-
-
-def _replays_ms(graphs: Mapping[str, torch.cuda.CUDAGraph], seconds: float) -> dict[str, float]:
-    """Median milliseconds from a replay's start to its end, side by side."""
-
-    def replay(graph: torch.cuda.CUDAGraph) -> Callable[[], None]:
-        def call() -> None:
-            graph.replay()
-            torch.cuda.synchronize()
-
-        return call
-
-    times = race({name: replay(graph) for name, graph in graphs.items()}, seconds=seconds, settle_s=0.0)
-    return {name: float(np.median(ms)) for name, ms in times.items()}
-
-
-def _repeats(run: Callable[[], Any]) -> int:
-    """How often work fits into a graph of a fifth of a millisecond, by its slowest: launched one by one."""
-    run()
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(10):
-        run()
-    end.record()
-    end.synchronize()
-    return max(10, min(200, int(10 * REPEATS_MS / max(start.elapsed_time(end), 1e-3))))
+        with torch.cuda.device(self._device) if self._on_gpu else contextlib.nullcontext(), self._lock:
+            if self._done is not None:
+                self._done.wait()
+            self._executable.images.copy_(images)
+            self.graph.replay()
+            answer = self._executable.answer().clone()
+            if self._done is not None:
+                self._done.record()
+            return answer
 
 
 def ways(program: Program) -> tuple[list[str], dict[str, str]]:
@@ -186,7 +173,9 @@ def ways(program: Program) -> tuple[list[str], dict[str, str]]:
     refused = {}
     if torch.cuda.get_device_capability() < (9, 0):
         refused[DEPENDENT] = "this GPU starts no kernel before the last has ended"
-    if reason := persistent_refusal(program):
+    if program.input_shape[0] > PERSISTENT_IMAGES:
+        refused[PERSISTENT] = f"it is for at most {PERSISTENT_IMAGES} images"
+    elif reason := persistent_refusal(program):
         refused[PERSISTENT] = reason
     return [way for way in WAYS if way not in refused], refused
 

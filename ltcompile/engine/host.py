@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import cpu_name, versions
 from ltcompile.engine.checks import relative_error, tile
 from ltcompile.engine.cpu import RUNTIMES, Candidate, Source, build, candidates, thread_counts
-from ltcompile.engine.decision import Decision
+from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import Made, Progress
 from ltcompile.engine.engine import Run
 from ltcompile.engine.file import Contents, Part
@@ -26,11 +25,10 @@ from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.lower import lower
 from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.quantize import quantize_onnx
-from ltcompile.timing import race
+from ltcompile.timing import fastest
 
 PRECISIONS = ("fp32", "bf16", "int8")
-SCREEN_S, FINAL_S = 0.4, 1.5  # seconds that a candidate is timed
-FINALISTS = 1.3  # who is at most this much slower on the first sight is timed again
+SCREEN_S, FINAL_S = 0.4, 1.5  # seconds for each candidate at first, and for those close to the fastest
 
 
 class Host:
@@ -134,22 +132,7 @@ def choose(source: Source, images: Tensor, expected: Tensor, on_progress: Progre
         kind = Disagreement if errors else Unavailable
         raise kind(f"nobody can run this network for batches of {batch} on this CPU: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
     on_progress(f"batch {batch}: timing {len(runs)} candidates")
-    ms = fastest_last(runs, images)
-    winner = list(ms)[-1]
-    told = {str(c): value for c, value in ms.items()}
-    return winner, runs[winner], Decision(batch, str(winner), told, refused, errors[winner], {})
-
-
-def fastest_last(runs: Mapping[Candidate, Run], images: Tensor) -> dict[Candidate, float]:
-    """Median milliseconds of each, slowest first; those who are close to the fastest are raced for longer."""
-    ms = _medians(runs, images, SCREEN_S)
-    close = {c: run for c, run in runs.items() if ms[c] <= FINALISTS * min(ms.values())}
-    ms |= _medians(close, images, FINAL_S) if len(close) > 1 else {}
-    order = sorted(ms, key=lambda c: (c in close, -ms[c]))
-    return {c: ms[c] for c in order}
-
-
-def _medians(runs: Mapping[Candidate, Run], images: Tensor, seconds: float) -> dict[Candidate, float]:
-    names = {str(c): c for c in runs}
-    times = race({name: functools.partial(runs[c], images) for name, c in names.items()}, seconds=seconds)
-    return {c: float(np.median(times[name])) for name, c in names.items()}
+    calls = {str(candidate): functools.partial(run, images) for candidate, run in runs.items()}
+    picked = fastest(calls, screen_s=SCREEN_S, seconds=FINAL_S)
+    winner = next(candidate for candidate in runs if str(candidate) == picked.name)
+    return winner, runs[winner], decided(batch, picked, refused, errors[winner], {})

@@ -1,18 +1,18 @@
 # mypy: disable-error-code="import-untyped"
-"""Who runs each layer on this GPU, found by timing: our kernel over its configurations against cuDNN (cuBLAS), a layer shape once.
+"""What runs each layer on this GPU, found by timing: our kernel over its configurations against cuDNN (cuBLAS), a layer shape once.
 
-Everyone's answer is checked against the reference before it is timed. What was found is kept in a cache file for the next engine, and in
-the engine's own file for the next process.
+All answers are checked against the reference before they are timed, with caches emptied before. What was found is kept in a cache file for
+the next engine, and in the engine's own file for the next process.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +20,59 @@ import torch
 from torch import Tensor
 
 from ltcompile import kernels
+from ltcompile.engine.events import copies
 from ltcompile.engine.executable import CUDNN, TRITON, Choice, specs
 from ltcompile.errors import BadFile, BadSetting, Disagreement
 from ltcompile.kernels import Config
 from ltcompile.kernels._config import PROGRAMS, gemm_space, head_space, window_space
 from ltcompile.lower import vendor
 from ltcompile.lower.program import Node, Program, filled
-from ltcompile.paths import cache_folder, read_json, write_json
+from ltcompile.paths import cache_folder, exclusive, read_json, write_json
 
-Timer = Callable[[Mapping[str, Callable[[], Any]], float], dict[str, float]]  # (name -> work, seconds each) -> name -> microseconds
-SCREEN_S, FINAL_S = 0.02, 0.2
+# (name -> work on the i-th copy of its memory, copies, seconds of the device for each) -> name -> microseconds
+Timer = Callable[[Mapping[str, Callable[[int], Any]], int, float], Mapping[str, float]]
+SCREEN_S, FINAL_S = 0.005, 0.05
 FINALISTS = 4
-TRIED = 24  # configurations of a matrix product that are compiled and timed, those of the least estimated time
+CLOSE = 1.2  # times as slow as the fastest alone: timed again inside the network
+TRIED = 16  # configurations of a matrix product that are compiled and timed, those of the least estimated time
 
 
 class Cache:
-    """Choices by (GPU, Triton, layer shape), in a JSON file."""
+    """The finalists of each (GPU, Triton, layer shape), in a JSON file that several processes may write to."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._known: dict[str, Any] = {}
-        if path.exists():
-            try:
-                self._known = dict(read_json(path, "cache of tuned kernels"))
-            except (BadFile, TypeError, ValueError):
-                self._known = {}  # a damaged cache costs time, nothing else
+        self._known = _read_cache(path)
+        self._new: dict[str, dict[str, Any]] = {}
 
-    def get(self, machine: str, signature: str) -> Choice | None:
-        """What was found, if it was."""
+    def get(self, machine: str, signature: str) -> tuple[Choice, ...]:
+        """What was found, fastest first; empty where nothing was."""
         try:
-            return read_choice(self._known[machine][signature])
+            return tuple(read_choice(value) for value in self._known[machine][signature])
         except (KeyError, TypeError, ValueError, BadSetting):
-            return None
+            return ()
 
-    def put(self, machine: str, signature: str, choice: Choice) -> None:
-        self._known.setdefault(machine, {})[signature] = write_choice(choice)
+    def put(self, machine: str, signature: str, finalists: Sequence[Choice]) -> None:
+        for values in (self._known, self._new):
+            values.setdefault(machine, {})[signature] = [write_choice(choice) for choice in finalists]
 
     def write(self) -> None:
-        """Raises BadFile where it cannot be written."""
-        write_json(self._path, self._known)
+        """Add what this process found to the file, beside what others wrote meanwhile. Raises BadFile where it cannot be written."""
+        with exclusive(self._path):
+            merged = _read_cache(self._path)
+            for machine, found in self._new.items():
+                merged[machine] = merged.get(machine, {}) | found
+            write_json(self._path, merged)
+        self._new = {}
+
+
+def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
+    """What the file holds; a damaged one costs time, nothing else."""
+    try:
+        held = read_json(path, "cache of tuned kernels")
+    except BadFile:
+        return {}
+    return {str(k): dict(v) for k, v in held.items() if isinstance(v, dict)} if isinstance(held, dict) else {}
 
 
 def default_cache() -> Path:
@@ -86,73 +100,123 @@ def signature(node: Node, shapes: Mapping[str, Tensor]) -> str:
 
 def tune(
     program: Program, device: torch.device, machine: str, cache: Cache, timer: Timer, on_progress: Callable[[str], None]
-) -> dict[str, Choice]:
-    """A choice for every kernel of `program`, by name; new ones are put into `cache`."""
+) -> dict[str, tuple[Choice, ...]]:
+    """The finalists for every kernel of `program`, by name, fastest alone first; new ones are written to `cache` as they are found.
+
+    Raises:
+        Disagreement: neither our kernel nor cuDNN computes a layer.
+    """
     shapes = specs(program)
     ours = [node for node in program.nodes if node.target.startswith("kernel.")]
-    wanted = {s: node for node in ours if cache.get(machine, s := signature(node, shapes)) is None}
+    wanted = {s: node for node in ours if not cache.get(machine, s := signature(node, shapes))}
     benches = {s: _Layer(node, shapes, program.constants, device) for s, node in wanted.items()}
     if benches:
         on_progress(f"compiling {sum(len(b.calls) for b in benches.values())} configurations for {len(benches)} layer shapes")
         _compile_all([call for bench in benches.values() for call in bench.calls.values()])
-    for at, (key, bench) in enumerate(benches.items()):
-        on_progress(f"timing layer shape {at + 1} of {len(benches)}: {wanted[key].layer or wanted[key].name}")
-        cache.put(machine, key, bench.choose(timer))
-    found = {node.name: cache.get(machine, signature(node, shapes)) for node in ours}
-    return {name: choice for name, choice in found.items() if choice is not None}
+    for at, key in enumerate(wanted):
+        on_progress(f"timing layer shape {at + 1} of {len(wanted)}: {wanted[key].layer or wanted[key].name}")
+        cache.put(machine, key, benches.pop(key).choose(timer))
+        try:
+            cache.write()
+        except BadFile as error:
+            on_progress(f"what was tuned is not kept for the next engine: {error}")
+    return {node.name: cache.get(machine, signature(node, shapes)) for node in ours}
+
+
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """References are computed in plain fp32, by the algorithms that need no search."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 class _Layer:
-    """One layer on random inputs of its shapes, ready to be run by everyone who can."""
+    """One layer on random inputs of its shapes, ready to be run by our kernel and by cuDNN."""
 
     def __init__(self, node: Node, shapes: Mapping[str, Tensor], constants: Mapping[str, Tensor], device: torch.device) -> None:
         generator = torch.Generator(device).manual_seed(0)
 
         def sample(name: str) -> Tensor:
             like = shapes[name]
-            return torch.randn(like.shape, generator=generator, device=device).to(like.dtype)  # zeros would be faster than life
+            return torch.randn(like.shape, generator=generator, device=device).to(like.dtype)  # zeros would run unrealistically fast
 
-        values = {name: constants[name].to(device) if name in constants else sample(name) for name in node.reads}
-        args, kwargs = filled(list(node.args), values), filled(dict(node.kwargs), values)
+        self._node = node
+        self._values = {name: constants[name].to(device) if name in constants else sample(name) for name in node.reads}
+        args, kwargs = filled(list(node.args), self._values), filled(dict(node.kwargs), self._values)
         module = kernels.load(node.target.removeprefix("kernel."))
-        self.expected: Tensor = module.reference(*args, **kwargs)
+        with exact():
+            self.expected: Tensor = module.reference(*args, **kwargs)
         self._tolerance = module.TOL[self.expected.dtype]
         self.output = torch.empty_like(self.expected)
         space = _space(node.target.removeprefix("kernel."), self.output, args, kwargs)
         self.calls = {str(at): module.prepare(self.output, *args, **kwargs, config=config) for at, config in enumerate(space)}
         self.space = {str(at): config for at, config in enumerate(space)}
-        self._vendor: Callable[[], Any] | None = None
-        if not vendor.refusal(node):
-            residual = args[3] if len(args) > 3 else None
-            self._vendor = functools.partial(vendor.cudnn(node, values), args[0], residual)
 
-    def choose(self, timer: Timer) -> Choice:
-        """The fastest whose answers are right. Raises Disagreement where nobody's are."""
-        work: dict[str, Callable[[], Any]] = {name: self._launching(name) for name in self.calls if self._right(name)}
-        if self._vendor is not None:
-            work[CUDNN] = self._vendor
-        if not work:
+    def choose(self, timer: Timer) -> tuple[Choice, ...]:
+        """The fastest whose answers are right, those that are close to it behind it. Raises Disagreement where no answers are right."""
+        right = [name for name in self.calls if self._launches_right(name)]
+        vendor_right = self._vendor_right()
+        if not right and not vendor_right:
             raise Disagreement("no configuration of our kernel computes this layer; please report it with the output of `ltcompile doctor`")
-        first = timer(work, SCREEN_S)
-        best = sorted((name for name in first if name != CUDNN), key=first.__getitem__)[:FINALISTS]
-        final = timer({name: work[name] for name in [*best, *([CUDNN] if CUDNN in work else [])]}, FINAL_S)
-        winner = min(final, key=final.__getitem__)
-        told = {CUDNN: final[CUDNN]} if CUDNN in final else {}
+        count = copies(sum(t.numel() * t.element_size() for t in (*self._values.values(), self.output)))
+        memory = [self._copied() for _ in range(count)]
+        work: dict[str, Callable[[int], Any]] = {name: self._launching(name, memory) for name in right}
+        if vendor_right:
+            work[CUDNN] = self._vendor_running(memory)
+        first = timer(work, count, SCREEN_S)
+        best = sorted(right, key=first.__getitem__)[:FINALISTS]
+        final = timer({name: work[name] for name in [*best, *([CUDNN] if vendor_right else [])]}, count, FINAL_S)
+        told = {CUDNN: final[CUDNN]} if vendor_right else {}
         if best:
             told[TRITON] = min(final[name] for name in best)
-        return Choice(CUDNN, None, told) if winner == CUDNN else Choice(TRITON, self.space[winner], told)
+        close = [name for name in sorted(final, key=final.__getitem__) if final[name] <= CLOSE * min(final.values())]
+        return tuple(Choice(CUDNN, None, told) if name == CUDNN else Choice(TRITON, self.space[name], told) for name in close)
 
-    def _launching(self, name: str) -> Callable[[], None]:
-        return lambda: kernels.launch(self.calls[name])
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self._values.items()} | {"": self.output.clone()}
 
-    def _right(self, name: str) -> bool:
+    def _launching(self, name: str, memory: Sequence[Mapping[str, Tensor]]) -> Callable[[int], None]:
+        """Our kernel on a copy of the memory; scratch and counters stay the call's own, since launches follow one another."""
+        call = self.calls[name]
+        own = {value.data_ptr(): key for key, value in self._values.items()} | {self.output.data_ptr(): ""}
+        at = {key: own[value.data_ptr()] for key, value in call.tensors.items() if value.data_ptr() in own}  # views among them
+
+        def launch(copy: int) -> None:
+            moved = {key: memory[copy][name].view(call.tensors[key].shape) for key, name in at.items()}
+            kernels.launch(replace(call, tensors=call.tensors | moved))
+
+        return launch
+
+    def _vendor_running(self, memory: Sequence[Mapping[str, Tensor]]) -> Callable[[int], Any]:
+        layers = [vendor.cudnn(self._node, values) for values in memory]
+        inputs = [filled(list(self._node.args), values) for values in memory]
+        return lambda copy: layers[copy](inputs[copy][0], inputs[copy][3] if len(inputs[copy]) > 3 else None)
+
+    def _launches_right(self, name: str) -> bool:
         self.output.fill_(float("nan"))
         try:
             kernels.launch(self.calls[name])
         except Exception:  # a configuration that this GPU's memory does not hold; Triton and the driver have their own types
             return False
+        return self._right(self.output)
+
+    def _vendor_right(self) -> bool:
+        """Whether cuDNN has a form of this layer, runs it, and gives its answers."""
+        if vendor.refusal(self._node):
+            return False
+        try:
+            return self._right(self._vendor_running([self._values])(0))
+        except RuntimeError:  # cuDNN supports not every shape
+            return False
+
+    def _right(self, answer: Tensor) -> bool:
         scale = self.expected.float().abs().max().clamp_min(1.0)
-        error = (self.output.float() - self.expected.float()).abs().max() / scale
+        error = (answer.float() - self.expected.float()).abs().max() / scale
         return bool(error <= 2 * self._tolerance)
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcompile.backends.torch_compile import freezing
 from ltcompile.engine.engine import Run
 from ltcompile.lower.passes.precision import DTYPES
 from ltcompile.race.entrant import Network, Ready
+from ltcompile.runtimes import freezing
 
 WARMUPS = 3
 

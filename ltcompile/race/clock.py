@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from ltcompile import timing
+from ltcompile.engine.events import Events
 
 Call = Callable[[], object]
 
@@ -41,32 +42,6 @@ class Wall:
 
     def wait(self) -> None:
         pass
-
-
-class Events:
-    """Seconds of the current stream of a GPU, which timed calls alone move: from an event in front of each to one behind it."""
-
-    settle_s = 0.0
-
-    def __init__(self) -> None:
-        self._seconds = 0.0
-        self._start, self._end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-
-    def __call__(self) -> float:
-        return self._seconds
-
-    def timed(self, call: Call) -> Call:
-        def run() -> None:
-            self._start.record()
-            call()
-            self._end.record()
-            self._end.synchronize()
-            self._seconds += self._start.elapsed_time(self._end) / 1000
-
-        return run
-
-    def wait(self) -> None:
-        torch.cuda.synchronize()
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from ltcompile.train.device import autocast_dtype
 def _engine(network: Network, images: Tensor, precision: str) -> Ready:
     _check(precision)
     source, expected = network.source(precision, len(images)), network.expected(images)
-    winner, run, _ = host.choose(source, images, expected, lambda _: None)
-    return _ready(run, images, str(winner))
+    winner, run, decision = host.choose(source, images, expected, lambda _: None)
+    return _ready(run, images, f"{winner} (tie with {decision.runner_up})" if decision.tie else str(winner))
 
 
 def _runtime(network: Network, images: Tensor, precision: str, runtime: str) -> Ready:
