@@ -50,6 +50,10 @@ class Unavailable(LtcompileError):
     """A backend or device that this machine lacks."""
 
 
+class DeviceLost(LtcompileError):
+    """A GPU that answers no more in this process."""
+
+
 class Disagreement(LtcompileError):
     """Two networks that must compute the same do not."""
 

@@ -513,17 +513,17 @@ class TestTuning:
         program = placed(model, pictures())
         stem, *same = [node.name for node in program.nodes if node.target == "kernel.conv2d"]
         slow, fast, failing = (Choice("triton", kernels.Config(64, 16, 16 << i)) for i in range(3))
-        cost = {slow: 2.0, fast: 1.0}
+        cost = {slow.config: 2.0, fast.config: 1.0}
         seen: list[set[str]] = []
 
         def in_network_ms(found: Mapping[str, Mapping[str, Choice]]) -> dict[str, float]:
             seen.append(set(found))
-            return {k: sum(cost[c] for c in choices.values()) for k, choices in found.items() if failing not in choices.values()}
+            return {k: sum(cost[c.config] for c in choices.values()) for k, choices in found.items() if failing not in choices.values()}
 
         finalists = {stem: (slow, fast), **dict.fromkeys(same, (slow, failing, fast))}
         assert rerank(program, finalists, in_network_ms) == dict.fromkeys([stem, *same], fast)
         assert seen == [{"0", "1"}, {"0", "1", "2"}]
-        cost[fast] = 1.999
+        cost[fast.config] = 1.999
         assert rerank(program, finalists, in_network_ms) == dict.fromkeys([stem, *same], slow), "the gain is below the noise"
 
     def test_copies_of_a_layers_memory_are_bounded(self) -> None:

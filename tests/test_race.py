@@ -18,8 +18,8 @@ from ltcompile import energy, kernels
 from ltcompile.cli import app
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.engine import host
-from ltcompile.engine.executable import Choice
-from ltcompile.errors import BadFile, BadSetting, Unavailable
+from ltcompile.engine.executable import Choice, specs
+from ltcompile.errors import BadFile, BadSetting, DeviceLost, Unavailable
 from ltcompile.lower import run_onnx
 from ltcompile.lower.lower import place
 from ltcompile.race import ENGINE, Heat, Network, RaceResult, checks, clock, heat, layers, markdown, peaks, picture, run, write
@@ -100,16 +100,58 @@ def test_answers_come_before_times_and_nobody_stops_the_others(network: Network)
 def test_heats_run_in_order_until_the_time_is_up_and_go_on_later(network: Network, tmp_path: Path) -> None:
     asked = [Heat("small", batch, (ENGINE, "exact fp32")) for batch in (3, 1, 2)]
     seen: list[tuple[str, int]] = []
-    cut_off = run([network], asked[:1], seconds=0.01, on_heat=lambda so_far: seen.append(so_far.heats()[-1]))
+    cut_off = run([network], asked[:1], seconds=0.01, on_heat=lambda _, heat: seen.append((heat.subject, heat.batch)))
     late = run([network], asked, seconds=0.01, until=0.0, result=cut_off)
     assert late.heats() == [("small", 3)] and [r.batch for r in late.refused] == [1, 2] and "time was up" in late.refused[0].reason
     write(late, tmp_path / "race.json")
     again = RaceResult.load(tmp_path / "race.json")
     assert again.to_json() == late.to_json()
     before = again.heat("small", 3)
-    run([network], asked, seconds=0.01, result=again, on_heat=lambda so_far: seen.append(so_far.heats()[-1]))
+    run([network], asked, seconds=0.01, result=again, on_heat=lambda _, heat: seen.append((heat.subject, heat.batch)))
     assert seen == [("small", 3), ("small", 1), ("small", 2)] and again.heat("small", 3) == before
     assert not again.refused, "what was left out has been run"
+
+
+def failing_later(network: Network, images: Tensor) -> Ready:
+    """An entrant whose answers are right, and which fails while it is timed."""
+    calls = iter(range(5))
+    placed = images.clone()
+    return Ready(lambda: next(calls), lambda: network.expected(placed), placed.copy_)
+
+
+def test_what_fails_while_it_is_measured_ends_nothing_else(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = (fake(ENGINE, "fp32", lambda y: y), Entrant("tired", "fp32", "none", failing_later), fake("exact", "fp32", lambda y: y))
+    monkeypatch.setattr(race_module, "entrants", lambda _: people)
+    for module, name in ((race_module.peaks, "measure"), (race_module.energy, "counter"), (race_module, "size")):
+        monkeypatch.setattr(module, name, lambda *_: 1 / 0)
+    seen: list[int] = []
+    result = run(
+        [network], [Heat("small", 2), Heat("small", 1)], seconds=0.01, on_result=lambda r: seen.append(len(r.rows) + len(r.refused))
+    )
+    assert [(row.entrant, row.batch) for row in result.rows] == [(ENGINE, 2), ("exact", 2), (ENGINE, 1), ("exact", 1)]
+    refused = [(r.entrant, r.batch) for r in result.refused]
+    assert refused == [(what, batch) for batch in (2, 1) for what in ("size", "tired", "energy", "layers")]
+    assert seen == sorted(seen) and len(seen) > 8, "everything is seen when it is found"
+
+
+def test_a_race_without_rows_is_a_result(network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(race_module, "entrants", lambda _: (fake("broken", "fp32", broken),))
+    seen: list[Heat] = []
+    result = run([network], [Heat("small", 2)], on_heat=lambda _, heat: seen.append(heat))
+    write(result, tmp_path / "race.json")
+    assert not RaceResult.load(tmp_path / "race.json").rows and seen == [Heat("small", 2)]
+
+
+def test_a_lost_gpu_ends_the_process_and_what_lost_it_is_left_out_later(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = (fake("broken", "fp32", broken), fake("exact", "fp32", lambda y: y))
+    monkeypatch.setattr(race_module, "entrants", lambda _: people)
+    monkeypatch.setattr(race_module, "_lost", lambda _: True)
+    result = RaceResult("cpu", "a CPU", "noise")
+    with pytest.raises(DeviceLost, match="broken broke the GPU"):
+        run([network], [Heat("small", 2)], seconds=0.01, result=result)
+    again = run([network], [Heat("small", 2)], seconds=0.01, result=result)
+    assert [row.entrant for row in again.rows] == ["exact"]
+    assert [(r.entrant, r.reason) for r in again.refused] == [("broken", race_module.LOST + "ValueError: it has no legs")]
 
 
 @pytest.mark.usefixtures("fakes")
@@ -170,8 +212,8 @@ def test_layers_of_a_placed_program_run_by_whoever_was_chosen(network: Network, 
     monkeypatch.setattr(kernels, "launch", launched.append)
     program = place(network.lowered(2), network.images[:2], "fp32").program
     choices = {node.name: Choice("cudnn" if "conv" in node.target else "triton") for node in program.nodes if "kernel." in node.target}
-    for call in layers._calls(program, program.nodes, choices, "cpu").values():
-        call()
+    for node in program.nodes:
+        layers.call_on(program, node, choices.get(node.name), "cpu", specs(program))()
     assert [one.kernel.__name__ for one in launched] == ["_pooled_head"]
 
 
@@ -285,6 +327,11 @@ class FakeEvent:
 
 def test_a_clock_of_events_counts_the_work_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+
+    def wait_for_the_launch(cycles: int) -> None:
+        FakeEvent.now += 50.0
+
+    monkeypatch.setattr(torch.cuda, "_sleep", wait_for_the_launch)
     events = clock.Events()
 
     def work() -> None:
@@ -292,7 +339,7 @@ def test_a_clock_of_events_counts_the_work_alone(monkeypatch: pytest.MonkeyPatch
 
     timed = events.timed(work)
     timed()
-    FakeEvent.now += 50.0  # nobody's
+    FakeEvent.now += 50.0  # between calls
     timed()
     assert events() == pytest.approx(0.004)
 

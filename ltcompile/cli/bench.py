@@ -102,11 +102,10 @@ def _race(
     pair = open_pair(ticket, data=data, data_root=data_root, model=model)
     images = pair.images[: max(IMAGES, *batches)]
 
-    def told(result: RaceResult) -> None:
+    def on_heat(result: RaceResult, last: Heat) -> None:
         write(result, output)
         if not as_json:
-            subject, batch = result.heats()[-1]
-            typer.echo(f"\n{subject}, batch {batch}\n{heat(result, subject, batch)}")
+            typer.echo(f"\n{last.subject}, batch {last.batch}\n{heat(result, last.subject, last.batch)}")
 
     result = run(
         [Network(name, network, images) for name, network in pair.networks.items()],
@@ -115,7 +114,7 @@ def _race(
         seconds=seconds,
         images=pair.told,
         on_progress=lambda text: typer.echo(text, err=True),
-        on_heat=told,
+        on_heat=on_heat,
     )
     typer.echo(json.dumps(result.to_json()) if as_json else f"wrote {output}, {output.stem}.md and layers.html")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import platform
 import shlex
 import subprocess
@@ -148,7 +149,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Where a result came from: versions, machine, commit of the source tree if there is one, date, command."""
+    """Where a result came from: versions, machine, commit of the source tree (a copy without .git has it from LTCOMPILE_COMMIT), date, command."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -183,7 +184,7 @@ def _lines(path: str) -> list[str]:
 def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return None
+        return os.environ.get("LTCOMPILE_COMMIT")
     git = ["git", "-C", str(root)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

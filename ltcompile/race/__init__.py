@@ -6,6 +6,7 @@ write(result, "race.json")                  # and race.md, layers.html
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from ltcompile.paths import write_json, write_text
@@ -19,8 +20,12 @@ __all__ = ["ENGINE", "Check", "Heat", "Network", "RaceResult", "entrants", "heat
 
 
 def write(result: RaceResult, path: str | Path, picture: str | Path | None = None) -> None:
-    """The race as JSON at `path`, as Markdown beside it, and its layers as a page, by default layers.html there. Raises BadFile."""
+    """The race as JSON at `path`, as Markdown next to it, and its layers as a page, by default layers.html there.
+
+    Where Plotly is not installed there is no page. Raises BadFile.
+    """
     path = Path(path)
     write_json(path, result.to_json())
     write_text(path.with_suffix(".md"), markdown(result))
-    write_text(picture or path.with_name("layers.html"), page(result))
+    with contextlib.suppress(ImportError):
+        write_text(picture or path.with_name("layers.html"), page(result))

@@ -75,6 +75,7 @@ def _frozen(network: Network, images: Tensor, device: str, precision: str, mode:
 
 
 def _recorded(run: Run, images: Tensor) -> Ready:
+    """`run` in a CUDA graph, which reads its weights where they were, and does not keep them."""
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.inference_mode():
@@ -84,7 +85,11 @@ def _recorded(run: Run, images: Tensor) -> Ready:
         torch.cuda.current_stream().wait_stream(stream)
         with torch.cuda.graph(graph):
             answer = run(images)
-    return Ready(graph.replay, answer.cpu, images.copy_)
+
+    def replay(holding: Run = run) -> None:
+        graph.replay()
+
+    return Ready(replay, answer.cpu, images.copy_)
 
 
 def _ready(run: Run, images: Tensor) -> Ready:

@@ -1,14 +1,14 @@
 """Layer by layer: time, bytes, flop, and the share of the roofline.
 
-On a GPU the nodes are those of the engine's program, each run by whoever the engine chose, alone and again and again in a CUDA graph. On
-a CPU they are the fused operations of the lowered program, run by PyTorch one after the other: what a runtime does inside is not told.
+On a GPU the nodes are those of the engine's program, each run by what the engine chose, alone and with emptied caches. On a CPU they are
+the fused operations of the lowered program, run by PyTorch one after the other: what a runtime does inside is not measured.
 """
 
 from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ltcompile import kernels
 from ltcompile.core.records import Record
 from ltcompile.engine.checks import tile
+from ltcompile.engine.events import cold_us, copies
 from ltcompile.engine.executable import TRITON, Choice, specs
 from ltcompile.engine.file import Part
-from ltcompile.engine.gpu import time_us
 from ltcompile.engine.tune import read_choice
 from ltcompile.lower import vendor
 from ltcompile.lower.passes.precision import rewrite
@@ -52,7 +52,7 @@ class Layer(Record):
 
     @property
     def share(self) -> float:
-        """Of the roofline; above 1 where the caches held what it read."""
+        """Of the roofline; above 1 where it beats the measured peaks."""
         return self.floor_us / self.us
 
 
@@ -78,16 +78,24 @@ def _median_us(call: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
     return 1e6 * statistics.median(taken[1:]), made
 
 
-def on_gpu(network: Network, part: Part, peaks: Peaks) -> list[Layer]:
-    """Each node of the engine's program by whoever it chose, on random inputs; those of small layers stay in the L2 cache."""
+def on_gpu(network: Network, part: Part, peaks: Peaks) -> Iterator[Layer]:
+    """Each node of the engine's program by what it chose, on random inputs that no cache holds; one by one, as they are timed."""
     program, batch = part.program, part.decision.batch
     assert program is not None
     choices = {name: read_choice(value) for name, value in part.how["choices"].items()}
-    ours = work(program, batch)
-    nodes = [node for node in program.nodes if node.name in ours]
+    ours, shapes = work(program, batch), specs(program)
     works = ours | work(rewrite(network.lowered(1), peaks.precision))  # channels of padding count for nothing
-    us = time_us(_calls(program, nodes, choices, "cuda"), GPU_S)
-    return [_layer(network.name, batch, node, us[node.name], works[node.name], peaks, choices.get(node.name)) for node in nodes]
+    for node in program.nodes:
+        if node.name in ours:
+            us = _cold_us(program, node, choices.get(node.name), shapes)
+            yield _layer(network.name, batch, node, us, works[node.name], peaks, choices.get(node.name))
+
+
+def _cold_us(program: Program, node: Node, choice: Choice | None, shapes: Mapping[str, Tensor]) -> float:
+    count = copies(sum(_bytes(shapes[name]) for name in (*node.reads, node.name) if isinstance(shapes[name], Tensor)))
+    calls = [call_on(program, node, choice, "cuda", shapes) for _ in range(count)]
+    calls[0]()  # a first call compiles, or tries algorithms
+    return cold_us({node.name: lambda copy: calls[copy]()}, count, GPU_S)[node.name]
 
 
 def _layer(subject: str, batch: int, node: Node, us: float, work: Work, peaks: Peaks, choice: Choice | None = None) -> Layer:
@@ -140,14 +148,15 @@ def _bytes(x: Tensor) -> int:
     return x.numel() * x.element_size()
 
 
-def _calls(program: Program, nodes: Sequence[Node], choices: Mapping[str, Choice], device: str) -> dict[str, Callable[[], Any]]:
-    """Node -> one run of it on `device`, on memory of its own."""
+def call_on(program: Program, node: Node, choice: Choice | None, device: str, shapes: Mapping[str, Tensor]) -> Callable[[], Any]:
+    """One run of `node` on `device`, on random values in memory of its own; `shapes` are `specs(program)`."""
+    constants = program.constants
     values = {
-        name: program.constants[name].to(device) if name in program.constants else torch.randn(like.shape, device=device).to(like.dtype)
-        for name, like in specs(program).items()
-        if isinstance(like, Tensor)
+        name: constants[name].to(device, copy=True) if name in constants else torch.randn(like.shape, device=device).to(like.dtype)
+        for name in (*node.reads, node.name)
+        if isinstance(like := shapes[name], Tensor)
     }
-    return {node.name: _call(node, choices.get(node.name), values) for node in nodes}
+    return _call(node, choice, values)
 
 
 def _call(node: Node, choice: Choice | None, values: Mapping[str, Tensor]) -> Callable[[], Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+from typing import TYPE_CHECKING
 
 from ltcompile.race.layers import Layer
 from ltcompile.race.result import RaceResult
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 GREY, BLUE, ORANGE, GREEN = "#7f7f7f", "#0f7fc0", "#d55e00", "#009e73"  # Okabe & Ito's palette
 COLOURS = {"triton": BLUE, "cudnn": GREEN, "PyTorch": ORANGE}
@@ -26,12 +27,14 @@ allow. {told}</p>
 """
 TOLD = {
     "cpu": "The times are those of PyTorch, one fused operation after the other: what the engine's runtime does inside is not told.",
-    "cuda": "Each ran alone, again and again; small layers found their input in the cache, so a bar may be shorter than its grey part.",
+    "cuda": "Each ran alone, with caches emptied before; in the network a layer finds what the one before it wrote there.",
 }
 
 
 def page(result: RaceResult) -> str:
-    """The page; empty of figures where no layers were timed."""
+    """The page; empty of figures where no layers were timed. Raises ImportError where there is no Plotly."""
+    from plotly.offline import get_plotlyjs
+
     heats = dict.fromkeys((layer.subject, layer.batch) for layer in result.layers)
     figures = [_figure([layer for layer in result.layers if (layer.subject, layer.batch) == key]) for key in heats]
     parts = [figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) for figure in figures]
@@ -40,6 +43,8 @@ def page(result: RaceResult) -> str:
 
 
 def _figure(layers: Sequence[Layer]) -> go.Figure:
+    import plotly.graph_objects as go
+
     names = [f"{at + 1} {html.escape(layer.layer)}" for at, layer in enumerate(layers)]
     figure = go.Figure()
     for by in dict.fromkeys(layer.by for layer in layers):

@@ -10,6 +10,10 @@ from ltcompile.race.result import Check, RaceResult, Row
 
 HEAD = ("", "entrant", "precision", "p50 ms", "p20 to p80", "images/s", "largest error", "same class", "mJ an image", "what it chose")
 BUSY = 0.3
+CLOCKS = {
+    "cpu": "by the clock",
+    "cuda": "by events on the stream, behind 50 us in which the device waits for the launch, so that launching a replay does not count",
+}
 LAYERS_HEAD = ("layer", "what", "by", "us", "MB", "MFLOP", "share of the roofline")
 
 
@@ -70,7 +74,7 @@ def _preamble(result: RaceResult) -> str:
         f"{result.provenance.get('date', '')}, commit {result.provenance.get('commit')}; {versions}.",
         f"Images: {result.images}. For one of them: {sizes}. This device {peaks or 'was not measured'}.",
         "Everyone takes float32 images (N, C, H, W) on the device and gives float32 logits there; answers were compared with fp32 eager "
-        f"before anything was timed. Medians, {'by events on the stream' if result.device == 'cuda' else 'by the clock'}, everyone by turns.",
+        f"before anything was timed. Medians, {CLOCKS[result.device]}, all by turns.",
     ]
     if result.busy_share is not None:
         loud = " **Quote none of these times.**" if result.busy_share > BUSY else ""
