@@ -106,7 +106,7 @@ def choose(rule: Rule, options: Sequence[Option]) -> tuple[Option | None, str]:
         smallest = min(fit, key=lambda o: (o.macs, o.ms, o.level), default=None)
         return (
             smallest,
-            "it has the fewest MACs of the levels not inferior to dense" if smallest else "no level is shown not inferior to dense",
+            "it has the fewest MACs of the levels that the verdict includes" if smallest else "the verdict includes no level",
         )
     if rule.name == WITHIN:
         return _fastest_within(rule.points or 0.0, options, tickets)

@@ -82,7 +82,12 @@ def some_ticket() -> lt.Ticket:
         Trained(0, arm, level, 3 - level, 90, 900, 1, 0.5, 0.1, 0.9, 0.2, 0.8, "f0", 1, 0.7)  # type: ignore[arg-type]
         for arm, level in (("dense", 0), ("ticket", 1))
     )
-    verdict = Verdict(1, "a rule", 0.5, 0.95, {"1": {"mean": 0.1, "low": -0.2, "n": 8}}, ["a line"], {"1": True}, {"1": "a reason"})
+    verdict = Verdict(
+        *(1, "a rule", 0.5, 0.95, {"1": {"mean": 0.1, "low": -0.2, "n": 8}}, ["a line"], {"1": True}, {"1": "a reason"}),
+        decided=False,
+        gaps={"random": {"mean": 0.1, "low": None, "high": None, "seeds": 1}},
+        seed_rule="the only seed",
+    )
     return lt.Ticket(
         model={"name": "readers:network", "arguments": {"classes": 2, "in_channels": 1, "image_size": 4}},
         plan=plan,

@@ -233,6 +233,14 @@ def test_structured_tickets_repeats_the_paper_where_rows_do() -> None:
     assert told.tables[0].rows[3][4:] == ["60.0", "87.5", "87.5", "73.3"], "what the smallest winner saves"
 
 
+def test_the_smallest_winner_stands_before_the_first_that_does_not_win() -> None:
+    searches = regimes(local_weight=0, local_lr=1, global_weight=1, global_lr=1)
+    rows = [dataclasses.replace(r, val_accuracy=0.5) if (r.arm, r.level) == ("ticket", 2) else r for r in searches["global-lr"].rows]
+    searches["global-lr"] = done("global-lr", rows)
+    told = structured_tickets.told(searches, dict.fromkeys(searches, RACE), 0.5).tables[0].rows[3]
+    assert told[1:4] == ["2", "0", "1"] and told[4:] == ["20.0", "50.0", "50.0", "20.0"], "level 1: level 3 is behind a failure"
+
+
 def test_structured_tickets_contradicts_the_paper_where_rows_do() -> None:
     searches = regimes(local_weight=0, local_lr=1, global_weight=0.2, global_lr=-2)
     said = answers(structured_tickets.told(searches, dict.fromkeys(searches, RACE), 0.5).claims)

@@ -284,11 +284,17 @@ def _winners(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float
     for name, regime in REGIMES.items():
         answers = {level: _answer(done[name], level, margin) for level in levels(done[name].rows)}
         by = {word: [level for level, answer in answers.items() if answer == word] for word in ("wins", "undecided", "loses")}
-        smallest = max(by["wins"], default=None)
+        failed = min(by["undecided"] + by["loses"], default=len(answers) + 1)  # levels count from 1
+        smallest = max((level for level in by["wins"] if level < failed), default=None)  # no level is picked for its luck
         saved = ["none"] * 4 if smallest is None else _saved(done[name], races[name], smallest)
         rows.append([regime.title, *(str(len(by[word])) for word in by), *saved])
     columns = ["regime", "levels that win", "undecided", "levels that lose", *(f"smallest winner: {what} removed (%)" for what in SAVED)]
-    return Table("Winning tickets, by validation accuracy", columns, rows, "Sparsity is told four ways; latency is measured.")
+    return Table(
+        "Winning tickets, by validation accuracy",
+        columns,
+        rows,
+        "The smallest winner is the last level before the first that does not win. Sparsity is told four ways; latency is measured.",
+    )
 
 
 SAVED = ("filters", "parameters", "MACs", "latency")
