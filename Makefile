@@ -30,7 +30,7 @@ $(STAMP)-dev: $(STAMP)
 # of `find`, and shows that its outcome does not depend on the seeds. DEMO_RESULTS=1 also writes bench/results/demo.
 demo: env
 	@rm -rf runs/demo
-	$(BIN)/ltcompile find --model vgg16-quarter --image-size 16 --epochs 14 --rounds 2 --rate 0.75 --align 4 --seeds 4 --margin 2 --precision fp32 --name demo
+	$(BIN)/ltcompile find --model vgg16-quarter --image-size 16 --epochs 14 --rounds 2 --rate 0.75 --align 4 --seeds 4 --margin 3 --precision fp32 --name demo
 	$(BIN)/ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx
 	$(BIN)/ltcompile bench runs/demo/small.onnx --against dense --backend onnxruntime --backend eager --batch 1 --batch 64 --seconds 1
 	$(BIN)/ltcompile report runs/demo -o runs/demo/report.html
