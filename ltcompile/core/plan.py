@@ -27,12 +27,14 @@ class Member:
     `axis` is "out" where the layer produces the channels, "in" where it consumes them, "each" where it holds one value per
     channel (batch norm, depthwise convolution), "NAME.DIM" for a dimension of a bare parameter or buffer, and "=NAME" for an
     integer attribute that counts them ("=NAME[i]" for one in a list). `index[c]` are the positions on that axis which go with
-    the group's channel c: one for a plain layer, 64 for a head of attention, shifted behind a concatenation.
+    the group's channel c: one for a plain layer, 64 for a head of attention, shifted behind a concatenation. `masked` is false where a
+    mask leaves the values alone, since the network divides by them; the channels are zero all the same.
     """
 
     layer: str
     axis: Axis
     index: Index
+    masked: bool = True
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"out|in|each|\w+\.\d+|=\w+(\[\d+\])?", self.axis):
@@ -52,7 +54,7 @@ class Member:
             if self.index == _block(start, span, len(self.index))
             else {"index": [list(row) for row in self.index]}
         )
-        return {"layer": self.layer, "axis": self.axis, **place}
+        return {"layer": self.layer, "axis": self.axis, **place, **({} if self.masked else {"masked": False})}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], width: int) -> Member:
@@ -60,7 +62,8 @@ class Member:
             index = tuple(_whole(row) for row in value["index"])
         else:
             index = _block(value["start"], value["span"], width)
-        return cls(shaped(value["layer"], str, "layer"), shaped(value["axis"], str, "axis"), index)
+        masked = shaped(value.get("masked", True), bool, "masked")
+        return cls(shaped(value["layer"], str, "layer"), shaped(value["axis"], str, "axis"), index, masked)
 
 
 def _whole(values: Iterable[Any]) -> tuple[int, ...]:
@@ -180,6 +183,10 @@ class PruningPlan:
             for member in group.members if channels else ():
                 gone.setdefault((member.layer, member.axis), []).extend(member.positions(channels))
         return {key: sorted(positions) for key, positions in gone.items() if positions}
+
+    def unmasked(self) -> set[tuple[str, Axis]]:
+        """(layer, axis) whose values a mask leaves alone."""
+        return {(m.layer, m.axis) for g in self.groups for m in g.members if not m.masked}
 
     def remaining(self) -> tuple[Group, ...]:
         """The groups of the cut network, in its own coordinates: no second tracing is needed."""

@@ -24,6 +24,7 @@ class _Place:
     layer: str
     axis: str
     channels: Atoms
+    masked: bool = True
 
 
 def groups_of(labels: Labels, model: nn.Module, owners: Owners) -> list[Group]:
@@ -69,9 +70,14 @@ def _places(labels: Labels, component: Atoms, model: nn.Module, owners: Owners) 
             axis = axes[layer].get((name, slot.dim), f"{name}.{slot.dim}")
             if (layer, axis) not in seen:
                 seen.add((layer, axis))
-                yield _Place(layer, axis, component[slot.atoms])
+                yield _Place(layer, axis, component[slot.atoms], (slot.tensor, slot.dim) not in labels.spared)
     for source, atoms in labels.attributes.items():
+        layer = model.get_submodule(source.layer)
+        if any(source.name in s.attributes and (source.layer, axis) in seen for axis, s in storage(layer).items()):
+            continue  # it shrinks with that axis
         yield _Place(source.layer, _attribute_axis(source), component[atoms])
+        if isinstance(layer, nn.GroupNorm):  # without weights, so that nothing else tells of its channels
+            yield _Place(source.layer, "=num_channels", np.repeat(component[atoms], layer.num_channels // len(atoms)))
 
 
 def _flat(owners: Owners) -> list[tuple[str, str]]:
@@ -118,7 +124,7 @@ def _alike(places: list[Atoms], reasons: dict[int, str]) -> list[tuple[list[int]
 
 
 def _group(channels: Atoms, places: list[_Place]) -> Group:
-    members = [Member(p.layer, p.axis, _index(p.channels, channels)) for p in places]
+    members = [Member(p.layer, p.axis, _index(p.channels, channels), p.masked) for p in places]
     members.sort(key=lambda m: m.axis != "out")  # producers first; otherwise in the order of the layers
     return Group(_name(members[0], places), len(channels), tuple(members))
 

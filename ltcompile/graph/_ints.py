@@ -168,12 +168,14 @@ Int.__hash__ = int.__hash__  # type: ignore[method-assign]  # which a class with
 def sizes_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
     """Within it, the integer attributes of `model`'s modules are Ints that tell `labels` of what is computed with them.
 
-    Those of torch's layers that count an axis are the width of that axis; all of other modules are followed by their names. `model` is
-    a copy made for tracing.
+    Those of torch's layers that count an axis are the width of that axis; all of other modules, and a norm's number of groups, are
+    followed by their names. `model` is a copy made for tracing.
     """
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn."):
             _axes_counted(module, labels)
+            if isinstance(module, nn.GroupNorm):
+                vars(module)["num_groups"] = Int(module.num_groups, Source(path, "num_groups"))
             continue
         for name, value in list(vars(module).items()):
             if name.startswith("_"):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ltcompile.graph._ints import Int, Source
@@ -42,11 +42,14 @@ class Labels:
     attributes: dict[Source, Atoms] = field(default_factory=dict)
     fixed_attributes: dict[Source, str] = field(default_factory=dict)
     quotients: list[tuple[Int, Int]] = field(default_factory=list)  # that the network computes with
+    spared: frozenset[tuple[str, int]] = frozenset()  # dimensions of parameters that a mask leaves alone
+    to_spare: set[tuple[str, int]] = field(default_factory=set)  # those that it must leave alone, as this run found
 
     def __post_init__(self) -> None:
         self._dims = WeakIdKeyDictionary()
         self._names = WeakIdKeyDictionary()
-        self._weights = WeakIdKeyDictionary()  # tensors computed from parameters alone
+        self._sources = WeakIdKeyDictionary()  # tensors computed from parameters and buffers alone -> their names
+        self._zero = WeakIdKeyDictionary()
 
     def fresh(self, size: int) -> Atoms:
         """New atoms."""
@@ -54,14 +57,15 @@ class Labels:
         return np.arange(self.count - size, self.count)
 
     def register(self, name: str, tensor: Tensor) -> None:
-        """Give every dimension of a parameter or buffer its atoms."""
+        """Give every dimension of a parameter or buffer its atoms. A mask zeroes parameters, but for the dimensions that are spared."""
         dims: Dims = []
         for dim, size in enumerate(tensor.shape):
             atoms = self.fresh(int(size)) if size > 1 else None
             if atoms is not None:
                 self.slots.append(Slot(name, dim, atoms))
             dims.append(atoms)
-        self._dims[tensor], self._names[tensor], self._weights[tensor] = dims, name, True
+        self._dims[tensor], self._names[tensor], self._sources[tensor] = dims, name, frozenset({name})
+        self._zero[tensor] = [isinstance(tensor, nn.Parameter) and (name, dim) not in self.spared for dim in range(tensor.dim())]
 
     def __getitem__(self, tensor: Tensor) -> Dims:
         """The labels of each dimension of `tensor`."""
@@ -81,12 +85,44 @@ class Labels:
         assert len(dims) == tensor.dim() and all(d is None or len(d) == n for d, n in zip(dims, tensor.shape, strict=True)), "shapes"
         self._dims[tensor] = [None if n == 1 else atoms for atoms, n in zip(dims, tensor.shape, strict=True)]
 
-    def is_weight(self, tensor: Tensor) -> bool:
-        """Whether `tensor` was computed from parameters alone: what a mask zeroes in them is zero in it."""
-        return tensor in self._weights
+    def is_parameter(self, tensor: Tensor | None) -> bool:
+        """Whether `tensor` is a registered parameter itself."""
+        return isinstance(tensor, nn.Parameter) and tensor in self._names
 
-    def mark_weight(self, tensor: Tensor) -> None:
-        self._weights[tensor] = True
+    def zero(self, tensor: Tensor) -> list[bool]:
+        """For each dimension, whether `tensor` is zero for the channels of it that a mask drops."""
+        flags: list[bool] = self._zero.get(tensor) or [False] * tensor.dim()
+        return flags
+
+    def set_zero(self, tensor: Tensor, flags: list[bool]) -> None:
+        self._zero[tensor] = flags
+
+    def written(self, tensor: Tensor, zero: bool) -> None:
+        """`tensor` was changed in place: what shares its memory is zero nowhere, unless what was written is."""
+        memory = tensor.untyped_storage()._cdata
+        for other in [t for t in self._zero if not zero and t.untyped_storage()._cdata == memory]:
+            self._zero[other] = [False] * other.dim()
+
+    def sources(self, tensors: list[Tensor]) -> frozenset[str] | None:
+        """The parameters and buffers that `tensors` were computed from, if from nothing else."""
+        found = [self._sources.get(t) for t in tensors]
+        return frozenset().union(*(f for f in found if f)) if found and None not in found else None
+
+    def computed_from(self, tensor: Tensor, names: frozenset[str] | None) -> None:
+        if names is not None:
+            self._sources[tensor] = names
+
+    def spare(self, tensor: Tensor, dim: int, reason: str) -> None:
+        """`tensor` must not be zero along `dim`: a mask leaves the parameters that it was computed from alone there, or its channels stay."""
+        atoms, names = self[tensor][dim], self.sources([tensor]) or frozenset()
+        if atoms is None:
+            return
+        slots = [s for s in self.slots if s.tensor in names and len(s.atoms) == len(atoms)]
+        direct = [s for s in slots if np.isin(s.atoms, atoms).any()] or slots
+        found = {(s.tensor, s.dim) for s in direct} - self.spared
+        self.to_spare |= found
+        if not found:
+            self.pin(atoms, reason)
 
     def join(self, a: Atoms | None, b: Atoms | None, meets: str) -> Atoms | None:
         """Position by position the same channel; what meets an unlabelled dimension must stay."""

@@ -93,6 +93,9 @@ class Calls(TorchFunctionMode):
     def _asks_chunks(self, args: Any, kwargs: Any) -> None:
         self.requests.chunks = True
 
+    def _asks_norm(self, args: Any, kwargs: Any) -> None:
+        self.requests.norm = args[1] if len(args) > 1 else kwargs.get("normalized_shape", kwargs.get("num_groups"))
+
     def _asks_bounds(self, args: Any, kwargs: Any) -> None:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         self.requests.bounds = [(i.start, i.stop) for i in index if isinstance(i, slice) and (i.start is not None or i.stop is not None)]
@@ -110,6 +113,7 @@ _ASKING: dict[Any, Callable[[Calls, Any, Any], None]] = {
     torch.split_with_sizes: Calls._asks_parts,
     Tensor.chunk: Calls._asks_chunks,
     torch.chunk: Calls._asks_chunks,
+    **dict.fromkeys((F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm), Calls._asks_norm),
     Tensor.__getitem__: Calls._asks_bounds,
     Tensor.__setitem__: Calls._asks_bounds,
 }
@@ -144,7 +148,17 @@ class Operations(TorchDispatchMode):
         out = func(*args, **kwargs)
         if self.requests.paused:
             return out
-        values = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
         name, pointwise = describe(func)
-        apply(Call(name, values, out, self.labels, self.requests), pointwise)
+        apply(Call(name, _arguments(func, args, kwargs), out, self.labels, self.requests, func), pointwise)
         return out
+
+
+def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """All arguments by name in the order of the schema, with the defaults of those that were left out."""
+    values = {}
+    for at, argument in enumerate(func._schema.arguments):
+        if at < len(args):
+            values[argument.name] = args[at]
+        elif argument.name in kwargs or argument.has_default_value():
+            values[argument.name] = kwargs.get(argument.name, argument.default_value)
+    return values

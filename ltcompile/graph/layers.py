@@ -40,7 +40,7 @@ def storage(layer: nn.Module) -> dict[Axis, Storage]:
         return {"each": Storage((*_AFFINE, ("running_mean", 0), ("running_var", 0)), ("num_features",))}
     if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)) and len(layer.normalized_shape) == 1:
         return {"each": Storage(_AFFINE, ("normalized_shape",))}
-    if isinstance(layer, nn.GroupNorm):
+    if isinstance(layer, nn.GroupNorm) and layer.affine:
         return {"each": Storage(_AFFINE, ("num_channels", "num_groups") if layer.num_groups > 1 else ("num_channels",))}
     if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
         return {"each": Storage((("weight", 0),), ("num_parameters",))}

@@ -64,13 +64,18 @@ def mask(model: Module, plan: PruningPlan) -> Module:
 
 
 def _mixing(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
-    """Weight or bias of each norm that mixes channels and that `plan` cuts -> the channels that it keeps."""
+    """Weight or bias of each norm that mixes channels and that `plan` cuts -> the channels that it keeps.
+
+    A bare vector may be the weight of a norm that the network calls by itself.
+    """
     found = {}
     for name, axis, kept in _slices(model, plan):
         layer = model.get_submodule(name)
         if axis == "each" and mixes(layer):
             affine = next(n for n in ("weight", "bias") if getattr(layer, n, None) is not None)
             found[_full(name, affine)] = kept
+        elif axis.endswith(".0") and isinstance(value := getattr(layer, axis[:-2]), nn.Parameter) and value.dim() == 1:
+            found[_full(name, axis[:-2])] = kept
     return found
 
 
@@ -78,8 +83,10 @@ def zeros(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """Parameter name -> boolean tensor of its shape, true where `plan` drops the value. Untouched parameters are left out."""
     dropped: dict[str, Tensor] = {}
     model = unwrap(model)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
+    parameters, unmasked = dict(model.named_parameters(remove_duplicate=False)), plan.unmasked()
     for name, axis, kept in _slices(model, plan):
+        if (name, axis) in unmasked:
+            continue
         for tensor_name, dim in place(model.get_submodule(name), axis).tensors:
             full = _full(name, tensor_name)
             if full not in parameters:

@@ -19,6 +19,7 @@ from ltcompile.graph._groups import Owners, groups_of
 from ltcompile.graph._ints import settle_quotients, sizes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
+from ltcompile.graph.layers import storage
 from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
 from ltcompile.graph.rules import Requests, tensors_in
 from ltcompile.graph.surgeon import cut_
@@ -46,14 +47,36 @@ def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
 
 
 def _found(probes: Probes, inputs: Inputs) -> tuple[Group, ...]:
-    probe = probes()
-    groups = tuple(groups_of(_watched(probe, inputs), probe, _owners(probe)))
+    labels, probe = _labelled(probes, inputs)
+    groups = tuple(groups_of(labels, probe, _owners(probe)))
     return _that_run(probe, probes, inputs, groups)
 
 
-def _watched(probe: nn.Module, inputs: Inputs) -> Labels:
+def _labelled(probes: Probes, inputs: Inputs) -> tuple[Labels, nn.Module]:
+    """The labels of the run in which the mask leaves alone what it must, and its probe. Most networks need one run; each finds out more."""
+    probe = probes()
+    labels = _watched(probe, inputs, frozenset())
+    while labels.to_spare:
+        spared = labels.spared | _whole_axes(probe, labels.to_spare)
+        probe = probes()
+        labels = _watched(probe, inputs, spared)
+    return labels, probe
+
+
+def _whole_axes(probe: nn.Module, dims: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """`dims` of parameters, with those that the mask zeroes together with them: a layer's weight and bias."""
+    found = set(dims)
+    for path, layer in probe.named_modules():
+        prefix = f"{path}." if path else ""
+        for axis in storage(layer).values():
+            together = {(prefix + name, dim) for name, dim in axis.tensors}
+            found |= together if together & dims else set()
+    return found
+
+
+def _watched(probe: nn.Module, inputs: Inputs, spared: frozenset[tuple[str, int]]) -> Labels:
     """The labels after a run in eval mode and one in training mode: heads, noise and statistics may run there alone."""
-    labels = Labels()
+    labels = Labels(spared=spared)
     for name, tensor in [*probe.named_parameters(), *probe.named_buffers()]:
         if tensor.is_floating_point():
             labels.register(name, tensor)

@@ -6,9 +6,11 @@ A rule reads the labels of the inputs and gives those of the output(s). An opera
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ltcompile.graph.rules import norms, parts, pixels, places, pointwise, products, reductions, reshapes
-from ltcompile.graph.rules._call import RULES, Call, Requests, aten, tensors_in
+from ltcompile.graph._labels import Dims
+from ltcompile.graph.rules import _zeros, norms, parts, pixels, places, pointwise, products, reductions, reshapes
+from ltcompile.graph.rules._call import RULES, Call, Requests, Rule, tensors_in
 
 __all__ = [
     "Call",
@@ -24,27 +26,47 @@ __all__ = [
     "reshapes",
     "tensors_in",
 ]
-KEEPS_ZERO = set(aten("clone _to_copy detach alias mul div neg contiguous tanh"))
 
 
 def apply(call: Call, by_point: bool) -> None:
-    """Label what `call` gave."""
-    outputs = tensors_in(call.out)
+    """Label what `call` gave, and say where that is zero for masked channels."""
+    labels, outputs = call.labels, tensors_in(call.out)
     known = RULES.get(call.name, pointwise.broadcast if by_point else None)
-    if (
-        call.tensors
-        and all(call.labels.is_weight(t) for t in call.tensors)
-        and (known is not pointwise.broadcast or call.name in KEEPS_ZERO)
-    ):
-        for out in outputs:
-            call.labels.mark_weight(out)
+    names = labels.sources(call.tensors)
     if known is None:
-        call.labels.pin_all(call.tensors, f"it reaches {call.name}, which cannot be followed")
+        labels.pin_all(call.tensors, f"it reaches {call.name}, which cannot be followed")
+        _changed(call, None)
         return
     dims = known(call)
-    for out, of_out in zip(outputs, dims if isinstance(dims, tuple) else (dims,), strict=False):
-        if of_out is not None:
-            call.labels[out] = of_out
+    each = list(zip(outputs, dims if isinstance(dims, tuple) else (dims,), strict=False))
+    zero = [None if of_out is None else _zero(call, known, of_out, out) for out, of_out in each]
+    _changed(call, zero[0] if zero else None)
+    for (out, of_out), flags in zip(each, zero, strict=True):
+        labels.computed_from(out, names)
+        if of_out is not None and flags is not None:
+            labels[out] = of_out
+            labels.set_zero(out, flags)
+
+
+def _zero(call: Call, known: Rule, dims: Dims, out: Tensor) -> list[bool]:
+    if call.zero is not None:
+        return call.zero
+    if call.name in _zeros.CARRIES:
+        return _zeros.carried(call, dims, out)
+    if known is pointwise.broadcast and call.func is not None and call.name not in pointwise.UNDEFINED:
+        return _zeros.pointwise(call, dims, out)
+    return [False] * out.dim()
+
+
+def _changed(call: Call, zero: list[bool] | None) -> None:
+    """Tell of the tensors that the operation changed in place; the first output is zero as `zero` says."""
+    if call.func is None or not call.func._schema.is_mutable:
+        return
+    labels, first = call.labels, next(iter(tensors_in(call.out)), None)
+    for argument in call.func._schema.arguments:
+        for tensor in tensors_in(call.values.get(argument.name)) if argument.is_write else ():
+            stays = tensor is first and zero is not None and all(z or d is None for z, d in zip(zero, labels[tensor], strict=True))
+            labels.written(tensor, stays)
 
 
 def describe(func: torch._ops.OpOverload) -> tuple[str, bool]:

@@ -22,6 +22,7 @@ class Requests:
     parts: Any = None  # of a split: a size, or a list of them
     chunks: bool = False
     bounds: list[tuple[Any, Any]] = field(default_factory=list)  # of slices, in order
+    norm: Any = None  # the normalised shape of a layer norm, the number of groups of a group norm
     paused: bool = False  # the operations of this call are labelled as one
 
 
@@ -34,6 +35,8 @@ class Call:
     out: Any
     labels: Labels
     requests: Requests
+    func: Any = None  # None for a call that is labelled as one, although it comes down to several operations
+    zero: list[bool] | None = None  # a rule says where its result is zero for masked channels; see `_zeros`
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]

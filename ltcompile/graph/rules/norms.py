@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from ltcompile.graph._labels import Dims
+from ltcompile.graph._ints import attribute_of, widths_of
+from ltcompile.graph._labels import Atoms, Dims, Labels
 from ltcompile.graph.rules._call import INPUT, Call, rule
 
 
@@ -27,7 +30,14 @@ def _batch_norm(call: Call) -> Dims:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call.values.get(name) is not None and x.shape[1] > 1:
             dims[1] = labels.join(dims[1], labels[call[name]][0], INPUT)
+    call.zero = [at == 1 and _affine_zero(call) for at in range(x.dim())]
     return dims
+
+
+def _affine_zero(call: Call) -> bool:
+    """Whether weight and bias make a masked channel zero."""
+    weight, bias = call.values.get("weight"), call.values.get("bias")
+    return weight is not None and all(call.labels.zero(t)[0] for t in (weight, bias) if t is not None)
 
 
 @rule("aten.native_layer_norm", "aten._fused_rms_norm", "aten.rms_norm", "aten.layer_norm")
@@ -40,10 +50,20 @@ def _layer_norm(call: Call) -> Dims:
         if call.values.get(name) is not None:
             affine = labels[call[name]]
             inside = [a if n == 1 else labels.join(a, b, INPUT) for a, b, n in zip(inside, affine, x.shape[-count:], strict=True)]
-    if count > 1 or all(call.values.get(n) is None for n in ("weight", "bias")):
+    if count > 1 or not _known_to_the_mask(call):
         for atoms in inside:
-            labels.pin(atoms, "a layer norm without weights, or over several dimensions, takes statistics over it")
+            labels.pin(atoms, "a layer norm without parameters of its own, or over several dimensions, takes statistics over it")
+    asked = call.values["normalized_shape"] if call.func is None else call.requests.norm
+    for size, atoms in zip(asked if isinstance(asked, (list, tuple)) else (), inside, strict=False):
+        if (source := attribute_of(size)) is not None and int(size) > 1:
+            labels.follow(source, atoms)
+    call.zero = [at == x.dim() - 1 for at in range(x.dim())]
     return [*dims[:-count], *inside]
+
+
+def _known_to_the_mask(call: Call) -> bool:
+    """Whether the norm's weight or bias is a parameter: by it, a masked network finds the norms that leave channels out."""
+    return any(call.labels.is_parameter(call.values.get(name)) for name in ("weight", "bias"))
 
 
 @rule("aten.native_group_norm")
@@ -58,9 +78,20 @@ def _group_norm(call: Call) -> Dims:
     for name in ("weight", "bias"):
         if call.values.get(name) is not None:
             dims[1] = labels.join(dims[1], labels[call[name]][0], INPUT)
-    if groups == 1 and call.values.get("weight") is None:
-        labels.pin(dims[1], "a group norm without weights takes statistics over it")
+    if groups == 1 and not _known_to_the_mask(call):
+        labels.pin(dims[1], "a group norm without parameters of its own takes statistics over it")
     if groups > 1 and dims[1] is not None:
         blocks = dims[1].reshape(groups, -1)
         labels.join(blocks, np.broadcast_to(blocks[:, :1], blocks.shape), "")
+        _groups_follow(labels, call.requests.norm, np.ascontiguousarray(blocks[:, 0]))
+    call.zero = [at == 1 and (groups == 1 or _affine_zero(call)) for at in range(x.dim())]
     return dims
+
+
+def _groups_follow(labels: Labels, asked: Any, atoms: Atoms) -> None:
+    """The number of groups shrinks with the groups that are left, or they all stay."""
+    source = attribute_of(asked)
+    if source is not None:
+        labels.follow(source, atoms)
+    elif not widths_of(asked):
+        labels.pin(atoms, "the number of groups of a group norm is fixed in the network's code")

@@ -16,6 +16,7 @@ def _cat(call: Call) -> Dims:
     labels, parts = call.labels, [t for t in call["tensors"] if t.numel() or t.dim() > 1]
     axis = int(call.values.get("dim") or 0) % call.out.dim()
     dims: Dims = [None] * call.out.dim()
+    call.zero = [all(labels.zero(t)[at] or (at == axis and labels[t][at] is None) for t in parts) for at in range(call.out.dim())]
     for at in range(call.out.dim()):
         pieces = [labels[t][at] for t in parts]
         if at != axis:
@@ -40,7 +41,10 @@ def _stack(call: Call) -> Dims:
     dims = list(labels[parts[0]])
     for part in parts[1:]:
         dims = [labels.join(a, b, why_fixed(call)) if n > 1 else None for a, b, n in zip(dims, labels[part], part.shape, strict=True)]
-    dims.insert(int(call.values.get("dim") or 0) % call.out.dim(), None)
+    axis = int(call.values.get("dim") or 0) % call.out.dim()
+    call.zero = [all(flags) for flags in zip(*(labels.zero(t) for t in parts), strict=True)]
+    call.zero.insert(axis, False)
+    dims.insert(axis, None)
     return dims
 
 
@@ -180,7 +184,7 @@ def _embedding(call: Call) -> Dims:
 @rule("aten.glu")
 def _glu(call: Call) -> Dims:
     """The second half gates the first, channel by channel."""
-    dims = list(call.labels[call["self"]])
+    dims, call.zero = list(call.labels[call["self"]]), list(call.labels.zero(call["self"]))
     at = int(call.values.get("dim", -1)) % len(dims)
     atoms = dims[at]
     if atoms is not None:

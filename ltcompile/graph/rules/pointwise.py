@@ -14,7 +14,8 @@ def broadcast(call: Call) -> Dims:
     for tensor in call.tensors:
         for back, atoms in enumerate(reversed(call.labels[tensor]), start=1):
             at = out.dim() - back
-            if at < 0 or tensor.shape[-back] != out.shape[at] or out.shape[at] == 1:
+            expanded = atoms is None and tensor.shape[-back] > 1 and tensor.stride(-back) == 0  # to the other's size, by the network's code
+            if at < 0 or tensor.shape[-back] != out.shape[at] or out.shape[at] == 1 or expanded:
                 continue
             dims[at] = call.labels.join(dims[at], atoms, why_fixed(call)) if seen[at] else atoms
             seen[at] = True
@@ -29,6 +30,10 @@ rule(
   hardsigmoid_ elu_ celu_ selu_ rrelu_ copysign_ heaviside_ true_divide_ gcd_ lcm_""")
 )(broadcast)
 
+UNDEFINED = set(
+    aten("empty_like dropout dropout_ rand_like randn_like bernoulli bernoulli_ uniform_ normal_ rrelu_with_noise")
+)  # or random
+
 
 @rule("aten.native_dropout")
 def _dropout(call: Call) -> tuple[Dims, Dims]:
@@ -40,7 +45,7 @@ def _dropout(call: Call) -> tuple[Dims, Dims]:
 def _prelu(call: Call) -> Dims:
     """One slope a channel (dimension 1), or one for all."""
     labels, x, slope = call.labels, call["self"], call["weight"]
-    dims = list(labels[x])
+    dims, call.zero = list(labels[x]), list(labels.zero(x))
     if slope.numel() > 1:
         at = slope.shape.index(slope.numel()) if slope.dim() > 1 else 0
         dims[1] = labels.join(dims[1], labels[slope][at], INPUT)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ltcompile.graph._labels import Atoms, Dims
+from ltcompile.graph._labels import Atoms, Dims, Labels
 from ltcompile.graph.rules._call import FIXED_SIZE, INPUT, Call, rule, why_fixed
 
 
@@ -18,10 +18,13 @@ def _convolution(call: Call) -> Dims:
     into, out = (kernel[0], kernel[1]) if call["transposed"] else (kernel[1], kernel[0])
     if groups == 1:
         labels.join(inputs[1], into, INPUT)
+        _sum_over(labels, inputs[1], labels.zero(x)[1] or labels.zero(weight)[0 if call["transposed"] else 1])
     else:
         out = _grouped(call, inputs[1], into, out, groups)
     if bias is not None:
         labels.join(out, labels[bias][0], FIXED_SIZE)
+    made = labels.zero(weight)[1 if call["transposed"] and groups == 1 else 0] and (bias is None or labels.zero(bias)[0])
+    call.zero = [at == 1 and made for at in range(x.dim())]
     return [None, out, *[None] * (x.dim() - 2)]
 
 
@@ -46,15 +49,24 @@ def _grouped(call: Call, inputs: Atoms | None, into: Atoms | None, out: Atoms | 
     return out
 
 
+def _sum_over(labels: Labels, atoms: Atoms | None, zero: bool) -> None:
+    """A product sums over these channels: masked ones must be zero in one of its factors."""
+    if not zero:
+        labels.pin(atoms, "it is summed over in a product of which no factor is zero for a masked channel")
+
+
 def _product(call: Call, a: Tensor, b: Tensor) -> Dims:
-    """(..., n, k) x (..., k, m). Between two activations no channel may be summed over: nothing zeroes what is dropped of them."""
+    """(..., n, k) x (..., k, m)."""
     labels = call.labels
-    left, right = labels[a], labels[b]
-    summed = labels.join(left[-1], right[-2 if b.dim() > 1 else 0], INPUT)
-    if not labels.is_weight(a) and not labels.is_weight(b):
-        labels.pin(summed, "it is summed over in a product of two activations")
+    left, right, zero_left, zero_right = labels[a], labels[b], labels.zero(a), labels.zero(b)
+    rows = -2 if b.dim() > 1 else 0
+    _sum_over(labels, labels.join(left[-1], right[rows], INPUT), zero_left[-1] or zero_right[rows])
     batch = [labels.join(p, q, why_fixed(call)) for p, q in zip(left[:-2], right[:-2], strict=False)]
-    return [*batch, *left[-2:-1], *right[-1:]] if b.dim() > 1 else [*batch, *left[-2:-1]]
+    call.zero = [p or q for p, q in zip(zero_left[:-2], zero_right[:-2], strict=False)] + zero_left[-2:-1]
+    if b.dim() == 1:
+        return [*batch, *left[-2:-1]]
+    call.zero += zero_right[-1:]
+    return [*batch, *left[-2:-1], *right[-1:]]
 
 
 @rule("aten.mm", "aten.bmm", "aten.mv", "aten.dot", "aten.matmul")
@@ -65,20 +77,24 @@ def _multiply(call: Call) -> Dims:
 @rule("aten.addmm", "aten.baddbmm")
 def _add_multiply(call: Call) -> Dims:
     a, b = (call["mat1"], call["mat2"]) if call.name == "aten.addmm" else (call["batch1"], call["batch2"])
-    dims, added = _product(call, a, b), call["self"]
+    dims, added, zero = _product(call, a, b), call["self"], call.zero or []
     for back, atoms in enumerate(reversed(call.labels[added]), start=1):
         if added.shape[-back] == call.out.shape[-back] and call.out.shape[-back] > 1:
             dims[-back] = call.labels.join(dims[-back], atoms, FIXED_SIZE)
+    call.zero = [
+        z and back <= added.dim() and call.labels.zero(added)[-back] for back, z in zip(range(len(zero), 0, -1), zero, strict=True)
+    ]
     return dims
 
 
 @rule("aten.linear")
 def _linear(call: Call) -> Dims:
     labels, x, weight, bias = call.labels, call["input"], call["weight"], call["bias"]
-    labels.join(labels[x][-1], labels[weight][1], INPUT)
+    _sum_over(labels, labels.join(labels[x][-1], labels[weight][1], INPUT), labels.zero(x)[-1] or labels.zero(weight)[1])
     out = labels[weight][0]
     if bias is not None:
         out = labels.join(out, labels[bias][0], FIXED_SIZE)
+    call.zero = [z and bias is None for z in labels.zero(x)[:-1]] + [labels.zero(weight)[0] and (bias is None or labels.zero(bias)[0])]
     return [*labels[x][:-1], out]
 
 
@@ -95,4 +111,6 @@ def _attention(call: Call) -> Dims:
     for inner in (q[-1], k[-1], q[-2], k[-2], v[-2]):
         labels.pin(inner, "it lies inside the heads of an attention")
     heads = [labels.join(labels.join(a, b, FIXED_SIZE), c, FIXED_SIZE) for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True)]
+    zero = labels.zero(call["value"])
+    call.zero = [*zero[:-2], False, zero[-1]]
     return [*heads, None, v[-1]]

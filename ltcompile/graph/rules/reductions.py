@@ -7,7 +7,7 @@ from ltcompile.graph.rules._call import Call, aten, rule, tensors_in
 
 
 def _reducing(call: Call) -> tuple[Dims, ...]:
-    """A sum, mean, maximum or the like: dimensions that are looked at must stay, for what is dropped would have counted."""
+    """A sum, mean, maximum or the like: dimensions that are looked at must stay, unless zeros do not count."""
     x = tensors_in(call.values.values())[0]
     dims = list(call.labels[x])
     named = call.values.get("dim")
@@ -17,7 +17,8 @@ def _reducing(call: Call) -> tuple[Dims, ...]:
         else [int(d) % x.dim() for d in (named if isinstance(named, (list, tuple)) else [named])]
     )
     for i in at:
-        call.labels.pin(dims[i], f"{call.name} looks at all of them at once")
+        if not (_ignores_zeros(call) and call.labels.zero(x)[i]):
+            call.labels.pin(dims[i], f"{call.name} looks at all of them at once")
     outputs = tensors_in(call.out)
     if outputs and outputs[0].dim() == x.dim():
         kept: Dims = [None if i in at and outputs[0].shape[i] != x.shape[i] else atoms for i, atoms in enumerate(dims)]
@@ -26,9 +27,15 @@ def _reducing(call: Call) -> tuple[Dims, ...]:
     return tuple(list(kept) for _ in outputs)
 
 
+def _ignores_zeros(call: Call) -> bool:
+    """Whether zeros count for nothing in the reduction: in a sum or a p-norm."""
+    norm = call.name in ("aten.linalg_vector_norm", "aten.norm")
+    return call.name == "aten.sum" or (norm and float(call.values.get("ord", call.values.get("p")) or 2) > 0)
+
+
 rule(
-    *aten("""mean sum amax amin max min var std var_mean std_mean argmax argmin any all prod logsumexp linalg_vector_norm norm _softmax 
-  softmax _log_softmax _safe_softmax cumsum topk sort _linalg_det""")
+    *aten("""mean sum amax amin max min var std var_mean std_mean argmax argmin any all prod median nanmedian kthvalue mode cummax cummin
+  cumprod logcumsumexp logsumexp linalg_vector_norm norm _softmax softmax _log_softmax _safe_softmax cumsum topk sort _linalg_det""")
 )(_reducing)
 
 
