@@ -48,7 +48,7 @@ class Ranking:
             groups of which no cut is aligned are cut nevertheless.
 
     Raises:
-        BadSetting: no such scope.
+        BadSetting: no such scope, or scores that a group has not, or not one for each channel.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Ranking:
         self._bundles = self._given + self._ranked
         self._least = [b.steps_for(least) for b in self._bundles]
         self._given_steps = [b.steps_for(asked) for b in self._given]
+        _check_scores(self._bundles, scores)
         self._scores = scores
         self._best_first = {g.name: _best_first(scores[g.name]) for b in self._bundles for g in b.groups}
         self._rank(scores)
@@ -134,6 +135,15 @@ class Ranking:
 
     def _local(self, share: float) -> list[int]:
         return [b.steps - math.floor(share * b.steps + _ROUNDING) for b in self._ranked]
+
+
+def _check_scores(found: list[Bundle], scores: Mapping[str, Tensor]) -> None:
+    for group in (g for b in found for g in b.groups):
+        value = scores.get(group.name)
+        if value is None:
+            raise BadSetting(f"group {group.name!r} has no scores; give it {group.width}, one a channel")
+        if tuple(value.shape) != (group.width,):
+            raise BadSetting(f"the scores of group {group.name!r} have shape {tuple(value.shape)}; give it {group.width}, one a channel")
 
 
 def _best_first(scores: Tensor) -> np.ndarray:

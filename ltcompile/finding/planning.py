@@ -9,12 +9,13 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.core.streams import generator, stream
 from ltcompile.criteria import Evidence, Reduction
-from ltcompile.errors import BadSetting
+from ltcompile.errors import BadModel, BadSetting
 from ltcompile.finding.budget import Clock, met
 from ltcompile.finding.choose import Ranking, Scope
 from ltcompile.finding.limits import Limits
 from ltcompile.finding.target import Meter, Target, check_reachable, meet
 from ltcompile.graph import Example, trace
+from ltcompile.graph.baked import baked
 from ltcompile.modules import unwrap
 
 
@@ -40,7 +41,7 @@ def plan(
     """A plan that drops the least important filters of `model`, which stays as it is.
 
     Args:
-        example: an input of the network (N, C, H, W), or several, to trace it.
+        example: an input of the network to trace it: a tensor (N, C, H, W), a tuple of positional or a dict of keyword arguments.
         ratio: the share of the filters to drop; 0.5 where there is no target.
         scope: "global" ranks all filters together, "local" takes the same share from every group.
         criterion: what tells important filters; see `criteria.names()`.
@@ -58,7 +59,8 @@ def plan(
 
     Raises:
         BadSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
-            fits no layer, or no evidence for the criterion. BadModel: the network cannot be traced or cut.
+            fits no layer, or no evidence for the criterion. BadModel: the network cannot be traced or cut, or its
+            weights have no values.
     """
     target, limits = Target.asked(target_macs, target_params, target_time, target_energy), limits or Limits()
     if target is not None and ratio is not None:
@@ -72,7 +74,8 @@ def plan(
         )
     if target_energy is not None and measured is None:
         raise BadSetting("target_energy needs `measured`, as `profiling.joulemeter` makes it")
-    model = unwrap(model)
+    model = baked(unwrap(model))
+    _check_values(model)
     groups = limits.freeze(trace(model, example))
     evidence = evidence or Evidence(rng=generator(stream("random scores", seed)))
     scores = criteria.score(criterion, groups, model, evidence, group_reduction)
@@ -84,3 +87,13 @@ def plan(
     meter = Meter(model, example)
     check_reachable(target, ranking, meter, limits, align)
     return meet(ranking, lambda found: target.of(meter.left(found)), target.share * target.of(meter.dense))
+
+
+def _check_values(model: nn.Module) -> None:
+    """Raises BadModel where weights have no values."""
+    without = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if without:
+        raise BadModel(
+            f"{without[0]} and {len(without) - 1} more weights have no values, being on the meta device; load them, for instance with "
+            "model.to_empty(device='cpu') and model.load_state_dict(weights)"
+        )

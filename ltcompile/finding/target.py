@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +9,15 @@ from typing import Literal, get_args
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ltcompile.core.plan import PruningPlan
 from ltcompile.errors import BadModel, BadSetting
 from ltcompile.finding.choose import Ranking, Steps
 from ltcompile.finding.limits import Limits
 from ltcompile.graph import Example, Size, cut, on_meta, size
+from ltcompile.graph._copy import copied
+from ltcompile.graph.count import flop_counter
+from ltcompile.graph.inputs import Inputs
 
 Measure = Literal["macs", "params", "time", "energy"]
 _NAMED = 3  # frozen groups that a refusal names
@@ -60,25 +61,26 @@ class Meter:
     """Counts what plans leave of a network, on a copy without weights, where nothing is computed."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        self._model, self._example = on_meta(model), _to(example, "meta")
+        inputs = Inputs.of(example)
+        self._model, self._inputs = on_meta(model), inputs.on_meta()
         try:
-            self.dense = size(self._model, self._example)
+            self.dense = size(self._model, self._inputs)
         except BadModel:  # it mixes in tensors that it makes itself: count while it computes
-            self._model, self._example = copy.deepcopy(model).cpu(), _to(example, "cpu")
-            self.dense = size(self._model, self._example)
+            self._model, self._inputs = copied(model).cpu(), inputs.map(lambda t: t.cpu())
+            self.dense = size(self._model, self._inputs)
 
     def left(self, plan: PruningPlan) -> Size:
         """The size of the network that `plan` leaves."""
-        return size(cut(self._model, plan), self._example)
+        return size(cut(self._model, plan), self._inputs)
 
     def by_layer(self, plan: PruningPlan, measure: Measure) -> Counter[str]:
         """Layer -> its MACs or parameters in the network that `plan` leaves."""
         small = cut(self._model, plan).eval()
         if measure == "params":
             return Counter({name: sum(p.numel() for p in layer.parameters(recurse=False)) for name, layer in small.named_modules()})
-        images = self._example if isinstance(self._example, tuple) else (self._example,)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            small(*(value[:1] for value in images))
+        inputs = self._inputs.first()
+        with flop_counter() as counter, torch.no_grad():
+            small(*inputs.args, **inputs.kwargs)
         root = f"{type(small).__name__}."
         return Counter({name.removeprefix(root): sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()})
 
@@ -132,7 +134,3 @@ def check_reachable(target: Target, ranking: Ranking, meter: Meter, limits: Limi
         f"target_{target.measure} {target.share:g} cannot be met: the largest cut that is allowed leaves {least / dense:.3g} of the "
         f"{target.unit}. {'; '.join([*told, floors])}"
     )
-
-
-def _to(example: Example, device: str) -> Example:
-    return tuple(value.to(device) for value in example) if isinstance(example, tuple) else example.to(device)

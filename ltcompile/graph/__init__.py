@@ -2,7 +2,8 @@
 
 from ltcompile.graph.count import Size, size
 from ltcompile.graph.emptied import Emptied, emptied
-from ltcompile.graph.probe import Example, on_meta
+from ltcompile.graph.inputs import Example
+from ltcompile.graph.probe import on_meta
 from ltcompile.graph.surgeon import cut, embed, mask, zeros
 from ltcompile.graph.trace import trace
 

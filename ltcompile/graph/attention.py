@@ -19,6 +19,7 @@ class Attention(nn.Module):
         self.in_proj_weight, self.in_proj_bias, self.out_proj = whole.in_proj_weight, whole.in_proj_bias, whole.out_proj
         self.num_heads, self.head_dim = whole.num_heads, whole.head_dim
         self.dropout, self.batch_first = whole.dropout, whole.batch_first
+        self._qkv_same_embed_dim = False  # so that torch's transformer layers call it, and no fused kernel with their own widths
         self.train(whole.training)
 
     def forward(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
+from ltcompile.graph.inputs import Example, Inputs
+from ltcompile.graph.probe import Probes, on_probe, run
 from ltcompile.modules import unwrap
 
 
@@ -20,18 +24,28 @@ class Size:
 
 
 def size(model: nn.Module, example: Example) -> Size:
-    """The size of `model` on the first image of `example` (N, C, H, W), or of each of several inputs. One MAC is two counted flops.
+    """The size of `model` on the first item of `example`, a batch (N, ...) or several inputs. One MAC is two counted flops.
 
     Raises:
-        BadModel: the network does not run on `example`.
+        BadModel: the network does not run on `example`. BadSetting: it is no example; see `Inputs`.
     """
     model = unwrap(model)
-    first = tuple(x[:1] for x in example) if isinstance(example, tuple) else example[:1]
-    flops = on_probe(model, first, _flops)  # its attention is made of products that the counter knows
+    flops = on_probe(model, Inputs.of(example).first(), _flops)  # its attention is made of products that the counter knows
     return Size(sum(p.numel() for p in model.parameters()), flops // 2)
 
 
 def _flops(probe: Probes, inputs: Inputs) -> int:
-    counter = FlopCounterMode(display=False)
+    counter = flop_counter()
     run(probe().requires_grad_(False), inputs, counter)  # its hooks stumble over views of parameters that want gradients
     return counter.get_total_flops()
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, with what it leaves out: bilinear forms."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten._trilinear: _bilinear})
+
+
+def _bilinear(a: Sequence[int], weight: Sequence[int], b: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
+    """y[n, o] = sum over (i, j) of a[n, i] * w[o, i, j] * b[n, j], from shapes (n, 1, i, 1), (1, o, i, j) and (n, 1, 1, j)."""
+    items, out, left, right = a[0], weight[1], weight[2], weight[3]
+    return 2 * items * out * left * right

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import BadModel, LtcompileError
 from ltcompile.graph._copy import copied
 from ltcompile.graph._shapes import Shapes
 from ltcompile.graph.attention import replace_attention
+from ltcompile.graph.baked import bake_
+from ltcompile.graph.inputs import Example, Inputs
 
 Module = TypeVar("Module", bound=nn.Module)
 Found = TypeVar("Found")
-Example = Tensor | tuple[Tensor, ...]
-Inputs = tuple[Tensor, ...]
 Probes = Callable[[], nn.Module]
 
 
@@ -35,21 +35,25 @@ def on_meta(model: Module) -> Module:
 def on_probe(model: nn.Module, example: Example, look: Callable[[Probes, Inputs], Found]) -> Found:
     """What `look` finds by running copies of `model` in eval mode: on the meta device, or on real values where its code wants them.
 
-    `look` asks for as many copies as it needs; their attention is of plain products. Raises BadModel where the network does not run
-    on `example`.
+    `look` asks for as many copies as it needs; their attention is of plain products, and their weights are parameters. Raises BadModel
+    where the network does not run on `example`, BadSetting where `example` is none.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = Inputs.of(example)
     try:
-        return look(lambda: _prepared(on_meta(model)), tuple(torch.empty_like(x, device="meta") for x in inputs))
+        return look(lambda: _prepared(on_meta(model)), inputs.on_meta())
     except Exception:  # values are asked for, or the network does not run at all: the real one tells
         real = copied(model).eval()
         try:
             run(real, inputs)
         except Exception as error:
-            shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            raise BadModel(f"the network does not run on an input of shape {shapes}: {_where(real, error)}{told}") from error
-    return look(lambda: _prepared(copied(model)), inputs)
+            raise BadModel(f"the network does not run on an input of shape {inputs.shapes}: {_where(real, error)}{told}") from error
+    try:
+        return look(lambda: _prepared(copied(model)), inputs)
+    except LtcompileError:
+        raise
+    except Exception as error:
+        raise BadModel(f"the network runs, and yet cannot be traced: {type(error).__name__}: {error}") from error
 
 
 def _where(model: nn.Module, error: Exception) -> str:
@@ -60,13 +64,14 @@ def _where(model: nn.Module, error: Exception) -> str:
 
 
 def _prepared(probe: nn.Module) -> nn.Module:
+    bake_(probe)
     replace_attention(probe)
     return probe.eval()
 
 
 @torch.no_grad()
-def run(model: nn.Module, inputs: Sequence[Tensor], watching: AbstractContextManager[object] | None = None) -> object:
+def run(model: nn.Module, inputs: Inputs, watching: AbstractContextManager[object] | None = None) -> object:
     """What `model` gives, without gradients and warnings, while `watching` sees the operations."""
     with warnings.catch_warnings(), Shapes(), watching or nullcontext():
         warnings.simplefilter("ignore")
-        return model(*inputs)
+        return model(*inputs.args, **inputs.kwargs)

@@ -16,6 +16,7 @@ from ltcompile.core.plan import Axis, PruningPlan
 from ltcompile.errors import BadPlan
 from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
+from ltcompile.graph.baked import bake_, is_computed
 from ltcompile.graph.layers import place, shrink_attributes, width
 from ltcompile.graph.statistics import leave_out, mixes
 from ltcompile.modules import unwrap
@@ -26,8 +27,9 @@ Module = TypeVar("Module", bound=nn.Module)
 def cut(model: Module, plan: PruningPlan) -> Module:
     """A copy of `model` without the channels that `plan` drops: dense, smaller, and equal to `mask(model, plan)`.
 
-    Attention of torch's own is exchanged for `Attention` where the plan cuts it, with the same parameter names. A wrapper of
-    torch.compile or DataParallel is left out.
+    Attention of torch's own is exchanged for `Attention` where the plan cuts it, with the same parameter names. Weights that a hook or
+    a parametrisation computes become parameters where the plan cuts them (see `baked`). A wrapper of torch.compile or DataParallel is
+    left out.
 
     Raises:
         BadPlan: the plan does not fit the network; the message names the layer. BadModel: this is no network; see `unwrap`.
@@ -38,6 +40,7 @@ def cut(model: Module, plan: PruningPlan) -> Module:
 def cut_(small: Module, plan: PruningPlan) -> Module:
     """`cut` in place: `small` itself, smaller. Raises BadPlan before anything is changed."""
     slices = _slices(small, plan)
+    bake_(small, {name for name, *_ in slices})
     replace_attention(small, {name for name, *_ in slices} | {name.rpartition(".")[0] for name, *_ in slices})
     done: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
     for name, axis, kept in slices:
@@ -57,6 +60,7 @@ def mask(model: Module, plan: PruningPlan) -> Module:
     statistics. Raises BadPlan as `cut` does.
     """
     masked = copied(unwrap(model))
+    bake_(masked, {name for name, *_ in _slices(masked, plan)})
     zero_(masked, zeros(masked, plan))
     if mixing := _mixing(masked, plan):
         leave_out(masked, mixing)
@@ -90,6 +94,7 @@ def zeros(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
         for tensor_name, dim in place(model.get_submodule(name), axis).tensors:
             full = _full(name, tensor_name)
             if full not in parameters:
+                _check_not_computed(model.get_submodule(name), full)
                 continue
             value = parameters[full]
             gone = torch.ones(value.shape[dim], dtype=torch.bool, device=value.device)
@@ -98,6 +103,12 @@ def zeros(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
             before = dropped.get(full, torch.zeros_like(value, dtype=torch.bool))
             dropped[full] = before | gone.view(shape)
     return dropped
+
+
+def _check_not_computed(layer: nn.Module, full: str) -> None:
+    """Raises BadPlan where the value `full` of `layer` is computed anew in every run, so that zeroing it is in vain."""
+    if is_computed(layer):
+        raise BadPlan(f"{full} is computed by a hook or parametrisation; make it a parameter with ltcompile.graph.baked.baked(model)")
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from ltcompile.core.plan import Group, PruningPlan
@@ -19,8 +18,9 @@ from ltcompile.graph._groups import Owners, groups_of
 from ltcompile.graph._ints import settle_quotients, sizes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
+from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.layers import storage
-from ltcompile.graph.probe import Example, Inputs, Probes, on_probe, run
+from ltcompile.graph.probe import Probes, on_probe, run
 from ltcompile.graph.rules import Requests, tensors_in
 from ltcompile.graph.surgeon import cut_
 from ltcompile.modules import unwrap
@@ -34,9 +34,11 @@ def makes_output(group: Group) -> bool:
 
 
 def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
-    """The dependency groups of `model`, run on inputs shaped as `example`: (N, C, H, W), or a tuple of several inputs.
+    """The dependency groups of `model`, run on inputs shaped as `example`: a tensor (N, ...), a tuple of positional or a dict of
+    keyword arguments, which may be nested.
 
     Raises:
+        BadSetting: `example` is of another kind.
         BadModel: the network does not run on `example`, or nothing in it can be cut (with the reason of each group).
     """
     groups = on_probe(unwrap(model), example, _found)
@@ -82,11 +84,10 @@ def _watched(probe: nn.Module, inputs: Inputs, spared: frozenset[tuple[str, int]
             labels.register(name, tensor)
     with sizes_followed(probe, labels):
         _watch(labels, probe.eval(), inputs)
-        two = tuple(torch.cat([x, x]) if len(x) == 1 else x for x in inputs)  # batch norm trains on no single value
         try:
-            _watch(labels, probe.train(), two)
+            _watch(labels, probe.train(), inputs.twice())
         except Exception:
-            if inputs[0].is_meta:  # values may be needed
+            if inputs.tensors[0].is_meta:  # values may be needed
                 raise
     settle_quotients(labels)
     probe.eval()
