@@ -45,8 +45,13 @@ def _bake(layer: nn.Module) -> None:
     if parametrize.is_parametrized(layer):
         kind = type(layer)  # made for this layer alone, and shared with its copies: removing changes the class
         layer.__class__ = type(kind.__name__, kind.__bases__, {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")})
-        for name in list(layer.parametrizations):  # type: ignore[arg-type]  # a ModuleDict
+        for name, computed in list(layer.parametrizations.items()):  # type: ignore[operator, union-attr]  # a ModuleDict
+            trained = any(p.requires_grad for p in computed.parameters())
             parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+            value = getattr(layer, name)
+            if not isinstance(value, nn.Parameter):  # without gradients, torch makes a buffer of it
+                delattr(layer, name)
+                setattr(layer, name, nn.Parameter(value.detach(), trained))
     for hook in [h for h in layer._forward_pre_hooks.values() if _is_ours(h)]:
         if isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
