@@ -14,21 +14,25 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import re
 import shlex
 import sys
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from _common import RESULTS
+from gpu import LEFT_OUT, LOST
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
-from ltcompile.errors import BadSetting
+from ltcompile.errors import BadFile, BadSetting, DeviceLost
 from ltcompile.race import Check, Heat, Network, RaceResult, checks, heat, run, write
 
 SEED, IMAGES, LARGE_IMAGES = 0, 256, 64
@@ -39,6 +43,7 @@ SMALL, DENSE, ROUNDED, SMALL_50, DENSE_50 = (
     "ResNet-50 at half MACs",
     "ResNet-50",
 )
+TINY_SIDE = 4  # pixels, of a rehearsal's images
 SPREAD = 0.5  # of the logarithm of a filter's scale
 CPU_BATCHES = (1, 8, 64)
 SECONDS = {"cpu": 4.0, "cuda": 1.0}
@@ -47,6 +52,7 @@ TUNED = "torch.compile, max-autotune, recorded"  # the fastest that PyTorch has,
 HEATS = ("quick", "rest", "tuned")  # the parts of a race on a GPU; the last in a file of its own, since a heat runs once
 ON_CPU = ("engine fp32", "torch.compile fp32", "onnxruntime fp32", "openvino fp32")
 RESERVE_S = {"cpu": 60, "cuda": 90}  # a heat that begins takes about as long
+MOST_RESERVED = 0.6  # of the time there is
 PICTURE = Path("runs/race-layers.html")
 BRANCH_SCALE = 0.2  # of the last batch norm of a residual branch: random ones of 1 add up beyond fp16
 COMMON_LOGIT = 4.0  # times what distinguishes images
@@ -57,10 +63,12 @@ def main() -> None:
     arguments = _arguments()
     end = time.monotonic() + 60 * arguments.minutes
     path = _path(arguments)
-    result = RaceResult.load(path) if arguments.resume and path.exists() else None
+    result = _resumed(path) if arguments.resume else None
     if result and result.device != arguments.device:
         raise BadSetting(f"{path} is a race on {result.device}; leave --resume out")
     wanted = heats(arguments.device, arguments.batch, arguments.heats)
+    if arguments.tiny:
+        wanted = [replace(wanted[0], batch=2)]
     picture = path.with_name("layers.html") if arguments.out else PICTURE
 
     def keep(so_far: RaceResult) -> None:
@@ -71,13 +79,13 @@ def main() -> None:
         keep(so_far)
         print(f"\n{last.subject}, batch {last.batch}\n{heat(so_far, last.subject, last.batch)}\n", flush=True)
 
-    result = run(
+    result = _run_or_exit(
         networks(arguments.data_root, {h.subject for h in wanted}, arguments.tiny),
         wanted,
         device=arguments.device,
         seconds=arguments.seconds or SECONDS[arguments.device],
         images="CIFAR-10's test images" if arguments.data_root else "seeded noise of mean 0 and spread 1",
-        until=end - RESERVE_S[arguments.device],
+        until=end - min(RESERVE_S[arguments.device], MOST_RESERVED * 60 * arguments.minutes),
         result=result,
         on_progress=lambda text: print(f"{end - time.monotonic():5.0f} s left  {text}", flush=True),
         on_result=keep,
@@ -88,9 +96,30 @@ def main() -> None:
         result.checks += odd_widths(end)
     result.provenance["command"] = shlex.join(["python", *sys.argv])
     write(result, path, picture)
-    if left := [f"{refusal.subject} at {refusal.batch}" for refusal in result.refused if not refusal.entrant]:
+    left = [f"{refusal.subject} at {refusal.batch}" for refusal in result.refused if not refusal.entrant]
+    if left:
         print(f"left out for want of time: {', '.join(left)}; the same command with --resume runs them")
     print(json.dumps({"race": path.name, "claims": {check.claim: [check.found, check.holds] for check in result.checks}}))
+    sys.exit(LEFT_OUT if left else 0)
+
+
+def _resumed(path: Path) -> RaceResult | None:
+    """What the file holds; one that cannot be read is kept under another name, and the race begins again."""
+    try:
+        return RaceResult.load(path) if path.exists() else None
+    except BadFile as error:
+        print(error, flush=True)
+        path.replace(path.with_suffix(".damaged.json"))
+        return None
+
+
+def _run_or_exit(*args: Any, **settings: Any) -> RaceResult:
+    """`run`; a process whose GPU is lost says so by its exit code."""
+    try:
+        return run(*args, **settings)
+    except DeviceLost as error:
+        print(error, file=sys.stderr)
+        os._exit(LOST)  # what is left of CUDA would only abort
 
 
 def _arguments() -> argparse.Namespace:
@@ -122,7 +151,7 @@ def _name(device: str) -> str:
 def networks(data_root: Path | None, names: Collection[str], tiny: bool = False) -> list[Network]:
     """The networks of these names; the largest are built last."""
     torch.manual_seed(SEED)
-    images = _images(data_root)
+    images = _noise(IMAGES, TINY_SIDE) if tiny else _images(data_root)
     found = []
     if names & {SMALL, DENSE, ROUNDED}:
         dense = _scattered(_chain() if tiny else lt.build_model("vgg16", classes=10), images)
@@ -134,7 +163,7 @@ def networks(data_root: Path | None, names: Collection[str], tiny: bool = False)
         ]
         found += [Network(DENSE, dense, images)] if DENSE in names else []
     if names & {SMALL_50, DENSE_50}:
-        side = 32 if tiny else 224
+        side = TINY_SIDE if tiny else 224
         large = F.interpolate(images[:LARGE_IMAGES], size=side, mode="bilinear") if data_root else _noise(LARGE_IMAGES, side)
         dense = _scattered(_residual() if tiny else lt.build_model("torchvision:resnet50", classes=1000, image_size=224), large)
         found += [Network(SMALL_50, _settled(_cut(dense, large, 0.5), large), large)] if SMALL_50 in names else []
@@ -180,16 +209,26 @@ def _settled(model: nn.Module, images: Tensor) -> nn.Module:
 
 def _chain() -> nn.Module:
     """A VGG for rehearsals."""
-    widths = (3, 8, 8, 16)
-    layers = [[nn.Conv2d(c, k, 3, padding=1), nn.BatchNorm2d(k), nn.ReLU(), nn.MaxPool2d(4)] for c, k in itertools.pairwise(widths)]
-    return nn.Sequential(*list(itertools.chain(*layers))[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    layers = [[nn.Conv2d(c, k, 3, padding=1), nn.BatchNorm2d(k), nn.ReLU(), nn.MaxPool2d(2)] for c, k in ((3, 8), (8, 12))]
+    return nn.Sequential(*itertools.chain(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10))
 
 
 def _residual() -> nn.Module:
-    """A ResNet for rehearsals."""
-    from torchvision.models.resnet import Bottleneck, ResNet
+    """A ResNet's block for rehearsals."""
 
-    return ResNet(Bottleneck, [1, 1, 1, 1], num_classes=10, width_per_group=4)
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.branch, self.bn3 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.bn1(self.stem(x)))
+            out: Tensor = self.head(F.relu(x + self.bn3(self.branch(x))).mean((2, 3)))
+            return out
+
+    return Block()
 
 
 def _images(data_root: Path | None) -> Tensor:
@@ -214,7 +253,7 @@ def heats(device: str, batches: Sequence[int], parts: Collection[str] = HEATS[:2
     of = {
         "quick": [Heat(*pair, QUICK) for pair in quick],
         "rest": [*(Heat(*pair, QUICK) for pair in rest), *rounded],
-        "tuned": [Heat(SMALL, 64, ("engine", TUNED)), Heat(SMALL, 1, ("engine", TUNED, "eager", "torch.compile"))],
+        "tuned": [Heat(SMALL, 64, ("engine", TUNED)), Heat(SMALL, 1, ("engine", TUNED))],
     }
     return [h for part in HEATS if part in parts for h in of[part]]
 

@@ -63,7 +63,7 @@ def folded(network: Network, images: Tensor) -> Ready:
 
 
 def broken(_: Tensor) -> Tensor:
-    raise ValueError("it has no legs\nand a stack trace")
+    raise ValueError("\x1b[96mit has no legs\x1b[0m\nand a stack trace")
 
 
 @pytest.fixture

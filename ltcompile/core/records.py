@@ -184,7 +184,7 @@ def _lines(path: str) -> list[str]:
 def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return os.environ.get("LTCOMPILE_COMMIT")
+        return os.environ.get("LTCOMPILE_COMMIT") or None
     git = ["git", "-C", str(root)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -120,13 +121,18 @@ def _guarded(
     except DeviceLost:
         raise
     except Exception as error:  # each runtime and each driver has its own types
-        reason = str(error) if isinstance(error, LtcompileError) else first_line(error)
+        reason = _plain(str(error) if isinstance(error, LtcompileError) else first_line(error))
         lost = _lost(result.device)
         result.refused.append(Refusal(heat.subject, heat.batch, what, precision, LOST + reason if lost else reason))
         if on_result:
             on_result(result)
         if lost:
             raise DeviceLost(f"{what} broke the GPU for this process ({reason}); run the same again to resume without it") from error
+
+
+def _plain(reason: str) -> str:
+    """`reason` without what colours a terminal."""
+    return "".join(c for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", reason) if c.isprintable() or c == " ")
 
 
 def _lost(device: str) -> bool:

@@ -1,0 +1,265 @@
+"""Everything that needs an NVIDIA GPU, in under eight minutes: `make gpu OUT=DIR`, and again with RESUME=DIR for what did not fit.
+
+Stages run one after the other, each in processes of its own with a limit and a log, and none depends on another: the tests of the kernels,
+our convolution against cuDNN's, the race with entrants that are ready in seconds, and the rest. What they find is in DIR as soon as it is
+found, and so is the cache of tuned kernels; DIR/summary.md is one page, whatever ended the run.
+
+    python bench/gpu.py --out DIR [--data-root FOLDER] [--rehearse]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TOTAL_S = 465
+REHEARSAL_SLOWER = 3  # times as long as a stage may take on a GPU
+GRACE_S = 8  # from the signal that ends a stage to the one that kills it
+LEAST_S = 15  # a stage is not begun with less
+SHARDS = 8
+LOST, LEFT_OUT = 75, 74  # exit codes of bench/race.py: the GPU must be opened again; the time was up
+RESTARTS = 3
+PYTEST = ["-m", "pytest", "-o", "addopts=", "-q", "--strict-markers", "-p", "no:logging", "-p", "gpu_tests", "-m", "gpu"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Processes that run side by side, and how long."""
+
+    name: str
+    limit_s: float
+    commands: tuple[tuple[str, ...], ...]
+    ended_by: tuple[int, ...] = (0,)  # exit codes of a stage that is not run again
+
+
+@dataclass
+class Outcome:
+    """How a stage ended: its exit codes (None where it was stopped), and whether a resumed run leaves it out."""
+
+    name: str
+    seconds: float
+    codes: list[int | None]
+    finished: bool
+    note: str = ""
+
+
+def stages(out: Path, data_root: Path | None, rehearse: bool) -> list[Stage]:
+    """The most important first."""
+    shards = 1 if rehearse else SHARDS
+    every = ("--every=24",) if rehearse else ()
+    data = ("--data-root", str(data_root)) if data_root else ()
+    tiny = ("--tiny", "--seconds", "0.01") if rehearse else ()
+
+    def tests(*files: str) -> tuple[tuple[str, ...], ...]:
+        return tuple((*PYTEST, f"--shard={at}/{shards}", f"--rows={out / 'tests.jsonl'}", *every, *files) for at in range(shards))
+
+    def race(part: str, limit_s: float) -> Stage:
+        command = ("bench/race.py", "--device", "cuda", "--out", str(out), "--heats", part, "--minutes", f"{limit_s / 60:.2f}", "--resume")
+        return Stage(f"race-{part}", limit_s, ((*command, *tiny, *data),))
+
+    return [
+        Stage("kernels", 100, tests("tests/test_persistent.py", "tests/test_kernels.py"), (0, 1, 5)),
+        Stage("conv", 30, (("bench/gpu_conv.py", "--out", str(out), *tiny[:1]),)),
+        race("quick", 230),
+        race("rest", 200),
+        race("tuned", 100),
+        Stage("engine", 60, tests("tests/test_engine.py", "tests/test_race.py"), (0, 1, 5)),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results; what is finished there is not run again")
+    parser.add_argument("--data-root", type=Path, help="folder with CIFAR-10 in torchvision's layout")
+    parser.add_argument("--rehearse", action="store_true", help="the same without a GPU, on tiny networks, with a fake device")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    out = arguments.out.resolve()
+    slow = REHEARSAL_SLOWER if arguments.rehearse else 1
+    planned = [replace(stage, limit_s=slow * stage.limit_s) for stage in stages(out, arguments.data_root, arguments.rehearse)]
+    return run(out, planned, slow * TOTAL_S, arguments.rehearse)
+
+
+def run(out: Path, planned: Sequence[Stage], total_s: float, rehearse: bool = False) -> int:
+    """Run what is not finished in `out`, in at most `total_s`; 0 where every stage ended well."""
+    end = time.monotonic() + total_s
+    outcomes = {name: Outcome(**value) for name, value in _read(out / "stages.json", {}).items()}
+
+    def keep(outcome: Outcome) -> None:
+        outcomes[outcome.name] = outcome
+        write(out / "stages.json", json.dumps({name: asdict(o) for name, o in outcomes.items()}, indent=1))
+        write(out / "summary.md", summary(out, list(outcomes.values())))
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        for stage in planned:
+            if stage.name in outcomes and outcomes[stage.name].finished:
+                continue
+            if (left := min(stage.limit_s, end - time.monotonic())) < LEAST_S:
+                keep(Outcome(stage.name, 0.0, [], False, "the time was up before it began"))
+                continue
+            print(f"{end - time.monotonic():5.0f} s left  {stage.name}", flush=True)
+            keep(_run_stage(out, stage, left, rehearse))
+            print(f"            {stage.name}: {outcomes[stage.name].note} ({outcomes[stage.name].seconds:.0f} s)", flush=True)
+    except (KeyboardInterrupt, SystemExit):
+        print("stopped", flush=True)
+    finally:
+        write(out / "summary.md", summary(out, list(outcomes.values())))
+        print((out / "summary.md").read_text(), flush=True)
+    good = [stage.name in outcomes and outcomes[stage.name].finished and not any(outcomes[stage.name].codes) for stage in planned]
+    return 0 if all(good) else 1
+
+
+def _run_stage(out: Path, stage: Stage, limit_s: float, rehearse: bool) -> Outcome:
+    start = time.monotonic()
+    codes: list[int | None] = []
+    for _ in range(RESTARTS):
+        codes = _run_once(out, stage, start + limit_s, rehearse)
+        if LOST not in codes:
+            break
+    finished = all(code in stage.ended_by for code in codes)
+    known = {None: "stopped at its limit", 0: "done", 1: "something failed", LOST: "the GPU was lost", LEFT_OUT: "the time was up"}
+    note = ", ".join(dict.fromkeys(known.get(code, f"exit code {code}") for code in codes if code not in (0, 5))) or "done"
+    return Outcome(stage.name, time.monotonic() - start, codes, finished, note)
+
+
+def _run_once(out: Path, stage: Stage, end: float, rehearse: bool) -> list[int | None]:
+    """The exit codes of the stage's processes, None for those that were stopped."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "bench"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+        "XDG_CACHE_HOME": str(out / "cache"),
+    }
+    launcher = [sys.executable, *(["bench/rehearsal.py"] if rehearse else [])]
+    with contextlib.ExitStack() as stack:
+        running = []
+        for at, command in enumerate(stage.commands):
+            log = stack.enter_context((out / f"{stage.name}{at if len(stage.commands) > 1 else ''}.log").open("ab"))
+            running.append(
+                subprocess.Popen(
+                    [*launcher, *command],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
+        stack.callback(lambda: [_signal(process, signal.SIGKILL) for process in running])
+        return [_wait(process, end) for process in running]
+
+
+def _wait(process: subprocess.Popen[bytes], end: float) -> int | None:
+    """Its exit code; None where it had to be stopped."""
+    try:
+        return process.wait(max(0.0, end - GRACE_S - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        _signal(process, signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(max(0.5, end - time.monotonic()))
+    return None
+
+
+def _signal(process: subprocess.Popen[bytes], what: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, what)
+
+
+# The summary
+
+
+def summary(out: Path, outcomes: Sequence[Outcome]) -> str:
+    """One page of what is in `out`."""
+    race, tuned = (_read(out / f"{name}.json", {}) for name in ("race", "race-tuned"))
+    where = race.get("machine", "no race yet")
+    parts = [f"# What ran on the GPU: {where}, commit {race.get('provenance', {}).get('commit')}"]
+    parts.append("\n".join(f"- {o.name}: {o.note or 'done'}, {o.seconds:.0f} s" for o in outcomes) or "Nothing has run.")
+    parts += [_tests(out), _convolutions(out)]
+    for result in (race, tuned):
+        if result:
+            parts += [_claims(result), _heats(result)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _tests(out: Path) -> str:
+    """Counts, and the first failures; of a test that ran twice, the last run."""
+    last = {row["test"]: row for row in lines(out / "tests.jsonl")}
+    counts = {kind: sum(row["outcome"] == kind for row in last.values()) for kind in ("passed", "failed", "skipped")}
+    failed = [f"- `{row['test'].rpartition('/')[2]}`: {row['why'][:160]}" for row in last.values() if row["outcome"] == "failed"]
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    more = [f"- and {len(failed) - 12} more in tests.jsonl"] if len(failed) > 12 else []
+    return "\n".join([f"**Tests**: {told}.", *failed[:12], *more]) if last else ""
+
+
+def _convolutions(out: Path) -> str:
+    rows = lines(out / "conv.jsonl")
+    times = [f"- {r['shape']}: triton {r['triton_us']} us, cudnn {r['cudnn_us']} us {r.get('error', '')}".rstrip() for r in rows]
+    return "\n".join(["**conv2d against cuDNN**, fp16, cold caches", *times]) if times else ""
+
+
+def _claims(result: dict[str, Any]) -> str:
+    word = {True: "holds", False: "does not hold", None: "not decided"}
+    found = [
+        f"- {check['claim']}: {check['found']:.3g}, {word[check['holds']]}" for check in result["checks"] if check["found"] is not None
+    ]
+    return "\n".join(["**Claims**", *found]) if found else ""
+
+
+def _heats(result: dict[str, Any]) -> str:
+    """A line a heat, fastest first, and who did not race."""
+    heats = list(dict.fromkeys((row["subject"], row["batch"]) for row in result["rows"]))
+    told = ["**Race**, median us"]
+    for heat in heats:
+        rows = sorted((r for r in result["rows"] if (r["subject"], r["batch"]) == heat), key=lambda r: float(r["ms_p50"]))
+        told.append(f"- {heat[0]}, batch {heat[1]}: " + ", ".join(f"{r['entrant']} {1000 * r['ms_p50']:.4g}" for r in rows))
+    for reason in dict.fromkeys(r["reason"] for r in result["refused"]):
+        who = dict.fromkeys(f"{r['entrant']} {r['subject']} {r['batch']}".strip() for r in result["refused"] if r["reason"] == reason)
+        told.append(f"- not: {', '.join(list(who)[:4])}{' ...' if len(who) > 4 else ''}: {reason[:200]}")
+    return "\n".join(told)
+
+
+# Files
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; one that was cut off is left out."""
+    found = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a row in one write, so that rows of several processes do not mix."""
+    with path.open("ab", buffering=0) as file:
+        file.write(json.dumps(row).encode() + b"\n")
+
+
+def write(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _read(path: Path, otherwise: Any) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return otherwise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""`make gpu`: stages have limits and do not depend on each other, results are there as they come, and the fixed image's packages suffice."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import gpu  # noqa: E402
+from gpu import LEFT_OUT, LOST, Stage  # noqa: E402
+
+MISSING = ("plotly", "openvino", "xdist", "tensorboard", "pandas", "torch_pruning")  # in the image of the GPU machine
+
+
+def python(code: str) -> tuple[str, ...]:
+    return ("-c", code)
+
+
+def test_stages_do_not_depend_on_each_other_and_a_resumed_run_does_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "GRACE_S", 0.5)
+    monkeypatch.setattr(gpu, "LEAST_S", 0.1)
+    row = json.dumps({"test": "tests/test_x.py::test_a", "outcome": "failed", "why": "ValueError: a | b"})
+    writes = f"open(r'{tmp_path}/tests.jsonl', 'a').write({row!r} + '\\n')"
+    once = f"import sys, pathlib; p = pathlib.Path(r'{tmp_path}/seen'); n = p.exists(); p.touch(); sys.exit(0 if n else {LOST})"
+    planned = [
+        Stage("failing", 20, (python(f"{writes}; raise SystemExit(1)"), python("")), (0, 1)),
+        Stage("hanging", 2.5, (python("import time\nwhile True:\n try: time.sleep(60)\n except KeyboardInterrupt: pass"),)),
+        Stage("losing", 20, (python(once),)),
+        Stage("short of time", 20, (python(f"raise SystemExit({LEFT_OUT})"),)),
+        Stage("good", 20, (python("print('it says so')"),)),
+    ]
+    start = time.monotonic()
+    assert gpu.run(tmp_path, planned, 60) == 1 and time.monotonic() - start < 30
+    stages = json.loads((tmp_path / "stages.json").read_text())
+    assert {name: stage["finished"] for name, stage in stages.items()} == {
+        "failing": True,
+        "hanging": False,
+        "losing": True,
+        "short of time": False,
+        "good": True,
+    }
+    summary = (tmp_path / "summary.md").read_text()
+    assert "- hanging: stopped at its limit" in summary and "- short of time: the time was up" in summary
+    assert "0 passed, 1 failed" in summary and "`test_x.py::test_a`: ValueError: a | b" in summary
+    assert "it says so" in (tmp_path / "good.log").read_text()
+    again = [Stage(stage.name, 20, (python(""),)) for stage in planned]
+    (tmp_path / "good.log").unlink()
+    assert gpu.run(tmp_path, again, 60) == 1, "a test failed"
+    assert not (tmp_path / "good.log").exists() and all(s["finished"] for s in json.loads((tmp_path / "stages.json").read_text()).values())
+
+
+def test_no_stage_begins_without_time(tmp_path: Path) -> None:
+    assert gpu.run(tmp_path, [Stage("late", 100, (python(""),))], 1.0) == 1
+    assert "late: the time was up before it began" in (tmp_path / "summary.md").read_text()
+
+
+def test_all_stages_fit_into_eight_minutes_and_name_files_that_exist(tmp_path: Path) -> None:
+    planned = gpu.stages(tmp_path, None, False)
+    assert gpu.TOTAL_S + gpu.GRACE_S < 480 and planned[0].name == "kernels" and [s.name for s in planned][1:3] == ["conv", "race-quick"]
+    assert sum(stage.limit_s for stage in planned[:3]) < gpu.TOTAL_S
+    files = {part for stage in planned for command in stage.commands for part in command if part.endswith(".py")}
+    assert files and all((BENCH.parent / file).exists() for file in files)
+    assert len(planned[0].commands) == gpu.SHARDS
+
+
+def test_shares_are_all_tests_once_and_rows_come_as_tests_end(tmp_path: Path) -> None:
+    (tmp_path / "test_x.py").write_text(
+        "import pytest\n@pytest.mark.gpu\n@pytest.mark.parametrize('i', range(5))\ndef test_a(i): assert i != 3, 'three'\ndef test_b(): pass\n"
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: x\n")
+    command = [sys.executable, *gpu.PYTEST, "--rows=rows.jsonl", "test_x.py"]
+    environment = {"PYTHONPATH": str(BENCH), "PATH": "/usr/bin:/bin"}
+    for at in range(2):
+        subprocess.run([*command, f"--shard={at}/2"], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    rows = gpu.lines(tmp_path / "rows.jsonl")
+    assert sorted(row["test"] for row in rows) == [f"test_x.py::test_a[{i}]" for i in range(5)]
+    assert [(row["test"], row["why"]) for row in rows if row["outcome"] == "failed"] == [("test_x.py::test_a[3]", "AssertionError: three")]
+    subprocess.run([*command, "--shard=0/1"], cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert [row["test"] for row in gpu.lines(tmp_path / "rows.jsonl")[5:]] == ["test_x.py::test_a[3]"], "what passed is not run again"
+
+
+def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": ')
+    assert gpu.lines(tmp_path / "a.jsonl") == [{"a": 1}] and gpu.lines(tmp_path / "none.jsonl") == []
+
+
+def test_the_gpus_path_needs_no_package_that_its_image_lacks(tmp_path: Path) -> None:
+    """Imported with these packages blocked: the race's script and its entrants, the tests, and a race written without a page."""
+    code = f"""
+import importlib, sys
+for name in {MISSING}:
+    sys.modules[name] = None
+sys.path[:0] = [{str(BENCH)!r}, {str(BENCH.parent / "tests")!r}]
+for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.race.cuda", "ltcompile.engine.gpu", "test_persistent", "test_kernels",
+             "test_engine", "test_race"):
+    importlib.import_module(name)
+from ltcompile.race import RaceResult, write
+write(RaceResult("cuda", "a GPU", "noise"), "race.json")
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "race.json").exists() and (tmp_path / "race.md").exists() and not (tmp_path / "layers.html").exists()
+
+
+class FakeGraph:
+    def replay(self) -> None: ...
+
+
+class FakeStream:
+    def wait_stream(self, _: FakeStream) -> None: ...
+
+
+def test_a_recorded_network_lives_as_long_as_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ltcompile.race import _torch
+
+    fakes = {"Stream": FakeStream, "CUDAGraph": FakeGraph, "current_stream": FakeStream}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    module = nn.Linear(3, 2)
+    weight, images = weakref.ref(module.weight), torch.zeros(1, 3)
+    ready = _torch._recorded(module, images)
+    del module
+    gc.collect()
+    assert weight() is not None
+    ready.call()
+    del ready
+    gc.collect()
+    assert weight() is None
+
+
+def test_networks_of_the_race_stay_within_fp16_and_tell_images_apart() -> None:
+    import race
+
+    names = {race.SMALL, race.DENSE, race.ROUNDED, race.SMALL_50, race.DENSE_50}
+    found = {network.name: network for network in race.networks(None, names, tiny=True)}
+    assert set(found) == names
+    for network in found.values():
+        images = network.images[:32]
+        expected = network.expected(images)
+        assert len(set(expected.argmax(1).tolist())) >= 4
+        assert _error(network.module, images, expected) < 3e-3
+
+
+def test_a_deep_residual_network_stays_within_fp16() -> None:
+    import race
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 32, 32)
+    model = race._scattered(ResNet(Bottleneck, [1, 1, 12, 1], num_classes=10, width_per_group=8), images)
+    with torch.no_grad():
+        assert _error(model, images, model(images)) < 5e-3
+
+
+@torch.no_grad()
+def _error(model: nn.Module, images: Tensor, expected: Tensor) -> float:
+    import copy
+
+    half = copy.deepcopy(model).half()(images.half()).float()
+    return float((half - expected).abs().max() / expected.abs().max())
+
+
+def test_heats_of_a_gpu_begin_with_quick_entrants() -> None:
+    import race
+
+    quick = race.heats("cuda", (), ["quick"])
+    assert [(h.subject, h.batch) for h in quick][:3] == [(race.SMALL, 1), (race.SMALL, 64), (race.SMALL, 1024)]
+    assert all(race.TUNED not in h.entrants and "engine" in h.entrants for h in race.heats("cuda", ()))
+    assert all(race.TUNED in h.entrants for h in race.heats("cuda", (), ["tuned"]))
+    keys = [(h.subject, h.batch) for h in race.heats("cuda", ())]
+    assert len(keys) == len(set(keys)), "a heat runs once"
