@@ -158,18 +158,22 @@ def _run_once(out: Path, stage: Stage, end: float, rehearse: bool) -> list[int |
                 )
             )
         stack.callback(lambda: [_signal(process, signal.SIGKILL) for process in running])
-        return [_wait(process, end) for process in running]
+        return _wait(running, end)
 
 
-def _wait(process: subprocess.Popen[bytes], end: float) -> int | None:
-    """Its exit code; None where it had to be stopped."""
-    try:
-        return process.wait(max(0.0, end - GRACE_S - time.monotonic()))
-    except subprocess.TimeoutExpired:
+def _wait(running: Sequence[subprocess.Popen[bytes]], end: float) -> list[int | None]:
+    """The exit codes; those that still run at the end are told to stop, so that they can write what they have, and killed later."""
+    for process in running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - GRACE_S - time.monotonic()))
+    codes = [process.poll() for process in running]
+    late = [process for process in running if process.poll() is None]
+    for process in late:
         _signal(process, signal.SIGINT)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(max(0.5, end - time.monotonic()))
-    return None
+    for process in late:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
+    return codes
 
 
 def _signal(process: subprocess.Popen[bytes], what: signal.Signals) -> None:

@@ -6,13 +6,16 @@ What needs Triton's interpreter runs in one process of its own: this file, as a 
 from __future__ import annotations
 
 import functools
+import gc
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +40,8 @@ from ltcompile.core.deployment import TOLERANCES
 from ltcompile.engine import cpu, file, host, tune
 from ltcompile.engine.checks import relative_error
 from ltcompile.engine.events import cold_us, copies, record, replays_ms
-from ltcompile.engine.executable import GRAPH, PERSISTENT, Choice, Executable, buffers, persistent_refusal
-from ltcompile.engine.gpu import Graph
+from ltcompile.engine.executable import GRAPH, PERSISTENT, Choice, Executable, buffers, persistent_refusal, specs
+from ltcompile.engine.gpu import Graph, vendor_at_its_best, ways
 from ltcompile.engine.memory import Buffer, living_bytes, plan_memory
 from ltcompile.engine.rerank import rerank
 from ltcompile.errors import BadData, BadFile, BadSetting, Disagreement, StaleEngine, Unavailable
@@ -77,10 +80,6 @@ def pictures(count: int = 4, side: int = 8) -> Tensor:
 
 def placed(model: nn.Module, images: Tensor, precision: str = "fp32") -> Program:
     return place(lower(model, images).program, images, precision).program
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 
 def with_vendor(program: Program) -> dict[str, Choice]:
@@ -499,13 +498,19 @@ class TestTuning:
             assert not tune.Cache(path).get("H200", "layer")
 
     def test_processes_that_tune_at_the_same_time_lose_nothing(self, tmp_path: Path) -> None:
-        code = (
-            "import sys; from pathlib import Path; from ltcompile.engine.tune import Cache, Choice; me = sys.argv[1]\n"
-            "for i in range(20):\n  cache = Cache(Path('tuned.json')); cache.put('H200', f'{me} {i}', [Choice()]); cache.write()"
-        )
-        running = [subprocess.Popen([sys.executable, "-c", code, name], cwd=tmp_path, env=_environment()) for name in "abc"]
-        assert [process.wait() for process in running] == [0, 0, 0]
-        assert set(json.loads((tmp_path / "tuned.json").read_text())["H200"]) == {f"{name} {i}" for name in "abc" for i in range(20)}
+        def write(name: str) -> None:
+            for at in range(20):
+                cache = tune.Cache(tmp_path / "tuned.json")
+                cache.put("H200", f"{name} {at}", self.CHOICES)
+                cache.write()
+
+        running = [multiprocessing.get_context("fork").Process(target=write, args=(name,)) for name in "abc"]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join()
+        assert [process.exitcode for process in running] == [0, 0, 0]
+        assert set(json.loads((tmp_path / "tuned.json").read_text())["H200"]) == {f"{name} {at}" for name in "abc" for at in range(20)}
 
     def test_finalists_are_chosen_inside_the_network(self) -> None:
         """What is fastest alone is replaced by what saves the network's time; equal layers keep one choice; what fails is not chosen."""
@@ -529,9 +534,70 @@ class TestTuning:
     def test_copies_of_a_layers_memory_are_bounded(self) -> None:
         assert [copies(n) for n in (1, 1 << 27, 1 << 33)] == [32, 8, 2]
 
-    def test_equal_layers_are_one(self) -> None:
-        from ltcompile.engine.executable import specs
+    def test_references_are_plain_fp32_and_need_no_search(self) -> None:
+        was = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+        try:
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
+            with tune.exact():
+                cudnn = torch.backends.cudnn
+                inside = (torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.allow_tf32)
+            assert inside == ("highest", False, False) and (torch.get_float32_matmul_precision(), cudnn.benchmark) == ("high", True)
+            with vendor_at_its_best():
+                assert cudnn.benchmark and not cudnn.allow_tf32
+        finally:
+            torch.set_float32_matmul_precision(was[0])
+            torch.backends.cudnn.benchmark = was[1]
 
+    @pytest.mark.parametrize("harm", ["", "wrong", "refuses"])
+    def test_cudnn_is_checked_before_it_is_timed(self, harm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without the interpreter our kernel runs on no CPU: what is left is cuDNN's form of the layer."""
+        program = placed(nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU()).eval(), pictures(1, 2))
+        node = next(node for node in program.nodes if node.target == "kernel.conv2d")
+        right = vendor.cudnn
+
+        def harmed(*given: Any) -> Callable[..., Tensor]:
+            if harm == "refuses":
+                raise RuntimeError("CUDNN_STATUS_NOT_SUPPORTED")
+            layer = right(*given)
+            return lambda x, residual: layer(x, residual) + (0.1 if harm == "wrong" else 0.0)
+
+        monkeypatch.setattr(vendor, "cudnn", harmed)
+        layer = tune._Layer(node, specs(program), program.constants, torch.device("cpu"))
+        timer = lambda work, count, seconds: {name: float(run(count - 1) is not None) for name, run in work.items()}  # noqa: E731
+        if harm:
+            with pytest.raises(Disagreement, match="no configuration"):
+                layer.choose(timer)
+        else:
+            assert layer.choose(timer) == (Choice("cudnn", None, {"cudnn": 1.0}),)
+
+    def test_memory_of_graphs_lives_while_they_are_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ltcompile.engine import gpu as module
+
+        program, alive = placed(small(), pictures(2)), list[weakref.ref[Executable]]()
+
+        def capture(executable: Executable) -> None:
+            alive.append(weakref.ref(executable))
+
+        def replays_ms(graphs: Mapping[str, Any], seconds: float) -> dict[str, float]:
+            gc.collect()
+            assert len(alive) == 2 and all(executable() is not None for executable in alive)
+            return dict.fromkeys(graphs, 1.0)
+
+        monkeypatch.setattr(module, "Graph", functools.partial(Graph, capture=capture))
+        monkeypatch.setattr(module, "replays_ms", replays_ms)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(module.Gpu, "device", torch.device("cpu"))
+        assert module.Gpu("fp32")._in_network_ms(program, {"a": {}, "b": {}}) == {"a": 1.0, "b": 1.0}
+
+    def test_a_persistent_kernel_is_for_small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+        model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+        assert PERSISTENT in ways(placed(model, pictures(64, 2)))[0]
+        assert "at most 64 images" in ways(placed(model, pictures(65, 2)))[1][PERSISTENT]
+
+    def test_equal_layers_are_one(self) -> None:
         program = placed(shaken(lt.build_model("resnet20")), pictures(1, 32), "fp16")
         ours = [n for n in program.nodes if n.target.startswith("kernel.")]
         assert (len(ours), len({tune.signature(n, specs(program)) for n in ours})) == (22, 12)

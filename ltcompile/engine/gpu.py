@@ -95,8 +95,8 @@ class Gpu:
         way = DEPENDENT if DEPENDENT in ways(program)[0] else GRAPH
         for name, choices in found.items():
             with contextlib.suppress(RuntimeError, LtcompileError):
-                graphs[name] = Graph(Executable(program, self.device, choices, way)).graph
-        return replays_ms(graphs, RERANK_S) if graphs else {}
+                graphs[name] = Graph(Executable(program, self.device, choices, way))  # which holds the memory of its graph
+        return replays_ms({name: graph.graph for name, graph in graphs.items()}, RERANK_S) if graphs else {}
 
     def _choose(self, program: Program, choices: Mapping[str, Choice], images: Tensor, expected: Tensor) -> tuple[str, Run, Decision]:
         """The fastest way to run `program` among those whose answers are right.
