@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,10 +18,11 @@ from ltcompile.backends import compile as compile_for
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
 from ltcompile.core.load import busy_share
 from ltcompile.core.mask import WeightMask
+from ltcompile.core.picking import KNEE, Option, Rule, front, pick_by
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.records import Arm, Measurement, Trained, provenance
 from ltcompile.core.ticket import Ticket
-from ltcompile.errors import BadFile, BadSetting, Unavailable, unknown
+from ltcompile.errors import BadFile, Unavailable
 from ltcompile.finding.kept import Kept
 from ltcompile.graph import cut
 from ltcompile.measure import bench as measure
@@ -33,121 +33,7 @@ from ltcompile.shrinking import check_ticket_fits, dense_network, small_network
 
 SWEEP, PICKED = "sweep.json", "picked.pt"
 ARMS: tuple[Arm, ...] = ("dense", "ticket", "random")
-KNEE, WITHIN, SMALLEST = RULES = ("knee", "fastest-within", "smallest")
 Joules = Callable[[str, Callable[[], None], int], float]  # device, call, images in it -> what an image takes
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a level is picked: "knee", "smallest", or "fastest-within" so many points of validation accuracy."""
-
-    name: str
-    points: float | None = None
-
-    def __post_init__(self) -> None:
-        """Raises UnknownName, and BadSetting where points are missing, too many or none."""
-        if self.name not in RULES:
-            raise unknown("rule to pick by", self.name, list(RULES))
-        if self.name != WITHIN and self.points is not None:
-            raise BadSetting(f"{self.name} takes no points; leave them out")
-        if self.name == WITHIN and (self.points is None or not 0 <= self.points <= 100):
-            raise BadSetting(f"{WITHIN} takes the points of validation accuracy that may be lost, 0 to 100, as in '{WITHIN} 0.5'")
-
-    def __str__(self) -> str:
-        return self.name if self.points is None else f"{self.name} {self.points:g}"
-
-    @classmethod
-    def parse(cls, text: str) -> Rule:
-        """The rule in words: `knee`, `fastest-within 0.5` or `fastest-within=0.5`. Raises as a Rule does."""
-        name, *rest = text.replace("=", " ").split() or [""]
-        try:
-            points = [float(word) for word in rest]
-        except ValueError:
-            points = [math.nan]
-        if len(points) > 1:
-            raise BadSetting(f"a rule takes one number at most, and {text!r} has {len(points)}; write '{WITHIN} 0.5'")
-        return cls(name, *points)
-
-
-@dataclass(frozen=True)
-class Option:
-    """A level as a rule sees it; level 0 is the dense network.
-
-    `ms` is its median latency, `accuracy` its mean validation accuracy, a share; `sound`: the search's verdict
-    includes it.
-    """
-
-    level: int
-    ms: float
-    accuracy: float
-    macs: int
-    sound: bool = False
-
-
-def front(options: Iterable[Option]) -> list[Option]:
-    """The Pareto front, from the fastest to the most accurate: no other option is as fast and as accurate as one of these, or better."""
-    found: list[Option] = []
-    for option in sorted(options, key=lambda o: (o.ms, -o.accuracy, o.level)):
-        if not found or option.accuracy > found[-1].accuracy:
-            found.append(option)
-    return found
-
-
-def choose(rule: Rule, options: Sequence[Option]) -> tuple[Option | None, str]:
-    """The ticket that `rule` picks, if it picks one, and the reason. Ties go to the faster, then to the lower level.
-
-    The knee is the ticket on the Pareto front that lies farthest above the line between the front's ends, with both axes scaled to
-    [0, 1]: Kneedle (Satopaa et al. 2011, "Finding a 'Kneedle' in a Haystack") on a front. Below the line nothing
-    pays: where no ticket is above it, an end of the front is taken that is one, the more accurate first.
-    """
-    tickets = [option for option in options if option.level]
-    if rule.name == SMALLEST:
-        fit = [o for o in tickets if o.sound]
-        smallest = min(fit, key=lambda o: (o.macs, o.ms, o.level), default=None)
-        return (
-            smallest,
-            "it has the fewest MACs of the levels that the verdict includes" if smallest else "the verdict includes no level",
-        )
-    if rule.name == WITHIN:
-        return _fastest_within(rule.points or 0.0, options, tickets)
-    return _knee(front(options))
-
-
-def _fastest_within(points: float, options: Sequence[Option], tickets: list[Option]) -> tuple[Option | None, str]:
-    dense = next(o for o in options if not o.level)
-    allowed = f"at most {points:g} points of validation accuracy below dense"
-    fit = [o for o in tickets if below(o, dense) <= points]
-    fastest = min(fit, key=lambda o: (o.ms, o.level), default=None)
-    return fastest, f"it is the fastest that is {allowed}" if fastest else f"no level is {allowed}"
-
-
-def below(option: Option, dense: Option) -> float:
-    """How many points of accuracy `option` is below `dense`, to a billionth: less is rounding."""
-    return round(100 * (dense.accuracy - option.accuracy), 9)
-
-
-def _knee(ends: list[Option]) -> tuple[Option | None, str]:
-    if not any(o.level for o in ends):
-        return None, "the dense network is as fast and as accurate as every ticket"
-    distances = {o: above_line(o, ends) for o in ends if o.level}
-    knee = max(distances, key=lambda o: (distances[o], o.accuracy))
-    if len(ends) == 1:
-        return knee, "it is both the fastest and the most accurate"
-    between = " and ".join(f"level {o.level}" if o.level else "dense" for o in (ends[0], ends[-1]))
-    line = f"above the line between the ends of the Pareto front ({between}), axes scaled to [0, 1]"
-    if knee in (ends[0], ends[-1]):
-        return knee, f"it is an end of the front itself: no ticket lies {line}"
-    return knee, f"it lies farthest, {distances[knee]:.2f}, {line}"
-
-
-def above_line(option: Option, ends: Sequence[Option]) -> float:
-    """How far an option lies above the line from the first to the last of a front, both axes scaled to [0, 1] over it."""
-    first, last = ends[0], ends[-1]
-    if first == last:
-        return 0.0
-    fast = (option.ms - first.ms) / (last.ms - first.ms)
-    good = (option.accuracy - first.accuracy) / (last.accuracy - first.accuracy)
-    return (good - fast) / math.sqrt(2)
 
 
 @dataclass(frozen=True)
@@ -187,7 +73,8 @@ def sweep(
 ) -> Sweep:
     """Time the dense network, every level's ticket and the random control of a finished search; write RUN/sweep.json and RUN/picked.pt.
 
-    Networks are those of the first seed; accuracies are of validation images, over all seeds: the test set is no help in picking.
+    Networks are those of the first seed; accuracies are of validation images, over all seeds: the test set is no help in picking. What was
+    picked is measured again in a fresh run, since the run that picked it flatters it; the second fastest beside it, where speed decided.
 
     Args:
         pick: the rule, as `Rule.parse` reads it; it looks at the latency on the first backend and device at the first batch size.
@@ -213,14 +100,22 @@ def sweep(
             subjects, images, None, backends=backends, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row
         )
         spent, energy = _spent(joules, result.rows, subjects, images)
-    options = {_place(row): _options(ticket, points, result.rows, _place(row)) for row in result.rows}
+        options = {_place(row): _options(ticket, points, result.rows, _place(row)) for row in result.rows}
+        first = result.rows[0]
+
+        def again(names: Sequence[str]) -> list[Measurement]:
+            """A fresh run of some of the networks where the rule looks, with speedups over the first of them."""
+            some = [next(s for s in subjects if s.name == name) for name in names]
+            where: dict[str, Any] = {"backends": [first.backend], "devices": [first.device], "batches": [first.batch]}
+            return measure(some, images, None, reference=names[0], seconds_per_row=seconds_per_row, **where).rows
+
+        chosen = pick_by(rule, options[_place(first)], first, again)
     timings = [_timing(row, used, points, options[_place(row)]) for row, used in zip(result.rows, spent, strict=True)]
-    chosen, reason = choose(rule, options[_place(result.rows[0])])
-    picked = None if chosen is None else ticket_of(ticket, folder, _row(ticket, "ticket", chosen.level))
+    picked = None if chosen.level is None else ticket_of(ticket, folder, _row(ticket, "ticket", chosen.level))
     found = Sweep(
         points,
         timings,
-        _pick(rule, picked, reason, result.rows[0]),
+        dataclasses.replace(chosen, checksum=None if picked is None else picked.checksum),
         result.skipped,
         result.details,
         energy,
@@ -349,12 +244,6 @@ def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subjec
         except Unavailable as reason:
             return [None] * len(rows), str(reason)
     return spent, ""
-
-
-def _pick(rule: Rule, picked: Ticket | None, reason: str, row: Measurement) -> Picked:
-    level, checksum = (None, None) if picked is None else (picked.level, picked.checksum)
-    name = None if level is None else f"ticket-{level}"
-    return Picked(str(rule), name, level, reason, row.backend, row.device, row.batch, checksum)
 
 
 def _write(folder: Path, ticket: Ticket, found: Sweep, picked: Ticket | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +23,12 @@ import ltcompile as lt
 from ltcompile import sweeping
 from ltcompile.cli import app
 from ltcompile.cli.sweep import shares
+from ltcompile.core.curve import Picked
+from ltcompile.core.picking import KNEE, SMALLEST, WITHIN, Option, Rule, above_line, below, choose, front, missed_by, pick_by
+from ltcompile.core.records import Measurement
 from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket, Unavailable, UnknownName
 from ltcompile.reporting import report
-from ltcompile.sweeping import KNEE, SMALLEST, WITHIN, Option, Rule, Sweep, above_line, below, choose, front
+from ltcompile.sweeping import Sweep
 
 BACKENDS, BATCHES = ("onnxruntime", "eager"), (1, 3)
 
@@ -121,12 +124,13 @@ class TestCurve:
 class TestPicked:
     def test_it_is_the_level_that_was_picked(self, folder: Path, told: dict[str, Any]) -> None:
         pick, ticket = told["pick"], lt.Ticket.load(folder / "picked.pt")
-        fastest = min(
-            (row for row in told["rows"] if (row["backend"], row["batch"]) == ("onnxruntime", 1) and row["subject"].startswith("ticket")),
-            key=lambda row: row["ms_p50"],
-        )
-        assert (pick["name"], pick["level"]) == (fastest["subject"], ticket.level), "a hundred points below allow everything"
+        assert {pick["name"], pick["runner_up"]} == {"ticket-1", "ticket-2"}, "a hundred points below allow everything"
+        assert pick["level"] == ticket.level
         assert (pick["backend"], pick["batch"], pick["checksum"]) == ("onnxruntime", 1, ticket.checksum)
+        ms = [row["ms_p50"] for row in told["rows"] if (row["subject"], row["backend"], row["batch"]) == (pick["name"], "onnxruntime", 1)]
+        assert pick["ms_p50"] not in ms, "its figures are of a run of their own"
+        assert pick["speedup_low"] <= pick["speedup"] <= pick["speedup_high"]
+        assert pick["tie"] == (pick["lead_low"] <= 1 <= pick["lead_high"])
         saved = torch.load(folder / f"seed0/ticket-{ticket.level}.pt", weights_only=True)["weights"]
         assert saved.keys() == ticket.weights.keys() and all(torch.equal(saved[name], value) for name, value in ticket.weights.items())
 
@@ -142,18 +146,71 @@ class TestPicked:
             raise Unavailable("nobody counts")
 
         again = copied(folder, tmp_path / "again")
-        monkeypatch.setattr(sweeping, "choose", lambda rule, options: (None, "no level is fit"))
+        monkeypatch.setattr("ltcompile.core.picking.choose", lambda rule, options: (None, "no level is fit"))
         monkeypatch.setattr("ltcompile.cli.sweep._joules", nobody)
         done = CliRunner().invoke(
             app, ["sweep", str(again), "--backend", "eager", "--batch", "2", "--seconds", "0", "--device", "cpu", "--json"]
         )
-        assert done.exit_code == 0, done.output
+        assert done.exit_code == 4, done.output
         found = json.loads(done.stdout)
         assert not (again / "picked.pt").exists()
         place = {"backend": "eager", "device": "cpu", "batch": 2}
-        assert found["pick"] == {"rule": "knee", "name": None, "level": None, "reason": "no level is fit", **place, "checksum": None}
+        nothing = {"rule": "knee", "name": None, "level": None, "reason": "no level is fit", **place, "checksum": None, "tie": False}
+        assert found["pick"] == {**dict.fromkeys(found["pick"]), **nothing}
         assert found["energy"] == "nobody counts" and {row["joules_per_image"] for row in found["rows"]} == {None}
         assert "Picked by the rule knee: none" in Page(report(again).read_text()).text
+
+
+def fresh(ms: dict[str, float], spread: float = 0.01) -> Callable[[Sequence[str]], list[Measurement]]:
+    """A run in which networks take so many milliseconds, and intervals are as wide as `spread` to both sides."""
+
+    def again(names: Sequence[str]) -> list[Measurement]:
+        rows = []
+        for name in names:
+            ratio = None if name == names[0] else ms[names[0]] / ms[name]
+            ends = (None, None) if ratio is None else (ratio * (1 - spread), ratio * (1 + spread))
+            rows.append(Measurement(name, "eager", "cpu", "float32", 1, *[ms[name]] * 3, 100, ratio, *ends, None, None, 0.0))
+        return rows
+
+    return again
+
+
+class TestMeasuredAgain:
+    """By the first run, level 2 takes 1 ms, level 1 takes 2 and dense 4."""
+
+    options = (Option(0, 4.0, 0.9, 100), Option(1, 2.0, 0.9, 50), Option(2, 1.0, 0.9, 20), Option(3, 0.1, 0.5, 10))
+
+    def picked(self, rule: str, ms: dict[str, float]) -> Picked:
+        row = fresh({"dense": 4.0})(["dense"])[0]
+        return pick_by(Rule.parse(rule), self.options, row, fresh(ms))
+
+    def test_figures_are_of_the_fresh_run(self) -> None:
+        found = self.picked("fastest-within 1", {"dense": 4.0, "ticket-1": 2.0, "ticket-2": 1.6})
+        assert (found.name, found.runner_up, found.ms_p50, found.tie) == ("ticket-2", "ticket-1", 1.6, False)
+        assert found.speedup == pytest.approx(2.5) and found.lead == pytest.approx(1.25)
+        assert found.speedup_low == pytest.approx(2.5 / 1.01) and found.speedup_high == pytest.approx(2.5 / 0.99)
+
+    def test_ties_are_ties(self) -> None:
+        found = self.picked("fastest-within 1", {"dense": 4.0, "ticket-1": 1.605, "ticket-2": 1.6})
+        assert (found.name, found.tie) == ("ticket-2", True)
+
+    def test_the_fresh_run_overrules_where_it_is_sure(self) -> None:
+        found = self.picked("fastest-within 1", {"dense": 4.0, "ticket-1": 1.0, "ticket-2": 1.6})
+        assert (found.name, found.level, found.runner_up, found.ms_p50, found.tie) == ("ticket-1", 1, "ticket-2", 1.0, False)
+        almost = self.picked("fastest-within 1", {"dense": 4.0, "ticket-1": 1.595, "ticket-2": 1.6})
+        assert (almost.name, almost.tie) == ("ticket-2", True)
+
+    def test_where_speed_alone_does_not_decide_there_is_no_runner_up(self) -> None:
+        found = self.picked("knee", {"dense": 4.0, "ticket-2": 1.6})
+        assert (found.name, found.runner_up, found.lead, found.tie, found.ms_p50) == ("ticket-2", None, None, False, 1.6)
+
+    def test_what_is_missed_is_said(self) -> None:
+        slow = (Option(0, 4.0, 0.9, 100), Option(1, 2.0, 0.88, 50), Option(2, 1.0, 0.8, 20))
+        row = fresh({"dense": 4.0})(["dense"])[0]
+        found = pick_by(Rule.parse("fastest-within 0.5"), slow, row, fresh({}))
+        assert found.name is None and found.missed_by_points == pytest.approx(1.5)
+        assert "the closest, level 1, misses that by 1.5 points" in found.reason
+        assert missed_by(Rule.parse("fastest-within 5"), slow) is None
 
 
 options = st.builds(
@@ -280,6 +337,7 @@ def test_a_search_and_its_curve_in_one(tmp_path: Path, monkeypatch: pytest.Monke
     refused(*command, says="--resume", cwd=tmp_path)
     told = json.loads((tmp_path / "runs/t/sweep.json").read_text())
     assert f"fastest-within 100 at eager (cpu), batch 1: {told['pick']['name']}" in done.stdout
+    assert "measured again in a fresh run: p50" in done.stdout and ("a tie with" in done.stdout) == told["pick"]["tie"]
     assert lt.Ticket.load(tmp_path / "runs/t/picked.pt").level == told["pick"]["level"]
 
 

@@ -62,6 +62,7 @@ PROFILE: Any = typer.Option(
     rich_help_panel=PRUNING,
 )
 SIDE, FOREIGN_SIDE = 32, 224
+MISSED = 4  # exit code: done, files are written, and a target was missed
 GROUP_REDUCTION: Any = typer.Option(
     "producers",
     help="Which weights speak for a channel: the filters that make it (producers), or all that go with it (all).",

@@ -7,13 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ltcompile.cli._options import LAST_SEED, MOST_IMAGES, timed
+from ltcompile.cli._options import LAST_SEED, MISSED, MOST_IMAGES, timed
 from ltcompile.cli._timing_options import BACKENDS, DATA_ROOT, DEVICE, SECONDS, batches, print_header, print_row, warn_if_busy
 from ltcompile.errors import BadSetting
+
+if TYPE_CHECKING:
+    from ltcompile.core.curve import Picked
 
 EPILOG = """Examples:  ltcompile sweep runs/demo  ·  ltcompile sweep runs/demo --batch 1 --pick "fastest-within 0.5"  ·
 ltcompile sweep --model vgg16 --data digits --targets 2,4,8,16 --name curve"""
@@ -61,12 +64,16 @@ def sweep(
     seed: int | None = typer.Option(None, min=0, max=LAST_SEED, help="The first seed.  [default: 0]", rich_help_panel=SEARCH),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
-    """Time the networks of all levels in turns, on the curve of latency and validation accuracy, and pick one by a rule."""
+    """Time the networks of all levels in turns, on the curve of latency and validation accuracy, and pick one by a rule.
+
+    Ends with 4 where the rule picks none: sweep.json is written.
+    """
     chosen = {"criterion": criterion, "rewind": rewind, "seeds": seeds, "seed": seed}
     recipe = {"epochs": epochs, "batch": train_batch}
     search = {"targets": targets, "on": on, "profile": profile, "name": name, "weights": weights, **chosen, "train-batch": train_batch}
     _check(run, {**search, "epochs": epochs, "resume": resume or None, "download": download or None})
-    from ltcompile.sweeping import PICKED, SWEEP, Rule
+    from ltcompile.core.picking import Rule
+    from ltcompile.sweeping import PICKED, SWEEP
     from ltcompile.sweeping import sweep as measured
 
     Rule.parse(pick)
@@ -102,17 +109,30 @@ def sweep(
         joules=_joules,
         on_row=None if as_json else partial(print_row, width=NAME),
     )
+    chose = found.pick
     if as_json:
         typer.echo(json.dumps(found.to_json()))
-        return
-    warn_if_busy(found.busy_share)
-    chose = found.pick
-    where = f"{chose.backend} ({chose.device}), batch {chose.batch}"
-    typer.echo(f"{chose.rule} at {where}: {chose.name or 'none'}, as {chose.reason}")
-    if chose.name is None:
-        typer.echo(f"wrote {run / SWEEP}; next: ltcompile report {run}")
     else:
-        typer.echo(f"wrote {run / SWEEP} and {run / PICKED}; next: ltcompile shrink {run / PICKED} -o {run / 'picked.onnx'}")
+        warn_if_busy(found.busy_share)
+        where = f"{chose.backend} ({chose.device}), batch {chose.batch}"
+        typer.echo(f"{chose.rule} at {where}: {chose.name or 'none'}, as {chose.reason}")
+        _print_again(chose)
+        files = run / SWEEP if chose.name is None else f"{run / SWEEP} and {run / PICKED}"
+        following = f"report {run}" if chose.name is None else f"shrink {run / PICKED} -o {run / 'picked.onnx'}"
+        typer.echo(f"wrote {files}; next: ltcompile {following}")
+    if chose.name is None:
+        raise typer.Exit(MISSED)
+
+
+def _print_again(chose: Picked) -> None:
+    """What a fresh run says of the pick."""
+    if chose.name is None:
+        return
+    speedup = "" if chose.speedup is None else f", {chose.speedup:.2f}x as fast as dense ({chose.speedup_low:.2f}-{chose.speedup_high:.2f})"
+    typer.echo(f"measured again in a fresh run: p50 {chose.ms_p50:.3f} ms{speedup}")
+    if chose.runner_up is not None:
+        lead = f"which takes {chose.lead:.3f} times as long ({chose.lead_low:.3f}-{chose.lead_high:.3f})"
+        typer.echo(f"{'a tie with' if chose.tie else 'the runner-up is'} {chose.runner_up}, {lead}")
 
 
 def _check(run: Path | None, search: dict[str, Any]) -> None:

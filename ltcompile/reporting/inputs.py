@@ -288,7 +288,10 @@ def _sane_sweep(sweep: Sweep) -> None:
             raise Misfit(f"rows[{i}]: joules_per_image is {short(row.joules_per_image)}, less than nothing")
     if sweep.pick.name not in (None, *known):
         raise Misfit(f"pick names {short(sweep.pick.name)}, which is none of the points")
-    _positive("pick", batch=sweep.pick.batch)
+    again = ("ms_p50", "speedup", "speedup_low", "speedup_high", "lead", "lead_low", "lead_high")
+    _positive("pick", batch=sweep.pick.batch, **{name: value for name in again if (value := getattr(sweep.pick, name)) is not None})
+    if sweep.pick.runner_up not in (None, *known):
+        raise Misfit(f"pick names {short(sweep.pick.runner_up)}, which is none of the points")
 
 
 def _sane_timing(where: str, row: Measurement) -> None:
