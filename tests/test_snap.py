@@ -89,7 +89,30 @@ def widths(network: nn.Module) -> list[int]:
 def test_the_clock_decides(clock: Callable[[nn.Module], float], way: str) -> None:
     dense, small, plan, images = ticket()
     found = snap(small, plan, dense, "auto", images, clock)
+    assert next(iter(found.again_share)) == way and len(found.again_share) == 2
     assert found.way == way and found.told_share.keys() == {AS_IT_IS, *(f"{w} to {m}" for w in ("up", "down") for m in (8, 16, 32))}
+
+
+def test_the_winner_is_measured_again() -> None:
+    """The first measurement flatters one way by a third; the second has the last word, and calls a tie one."""
+    dense, small, plan, images = ticket()
+
+    def clock(lucky: str, of: float) -> Callable[[nn.Module], float]:
+        seen: list[int] = []
+        order = [AS_IT_IS, *(f"{w} to {m}" for w in ("up", "down") for m in (8, 16, 32))]
+
+        def measured(network: nn.Module) -> float:
+            seen.append(sum(widths(network)))
+            if len(seen) <= len(order):
+                return of * (0.67 if order[len(seen) - 1] == lucky else 1.0)
+            return of * (1.2 if seen[-1] == seen[order.index(lucky)] else 1.0)
+
+        return measured
+
+    found = snap(small, plan, dense, "auto", images, clock("up to 32", 0.3))
+    assert found.way == AS_IT_IS and found.again_share == {AS_IT_IS: 0.3, "up to 32": pytest.approx(0.36)} and not found.tie
+    even = snap(small, plan, dense, "auto", images, lambda network: 0.3)
+    assert even.tie and even.way == AS_IT_IS and even.to_json()["tie"]
 
 
 @pytest.mark.parametrize("how", ["down", "up"])
@@ -107,7 +130,7 @@ def test_the_command_measures_by_itself(run: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(
         app, ["shrink", str(run / "ticket.pt"), "-o", str(tmp_path / "s.onnx"), "--snap", "auto"], catch_exceptions=False
     )
-    assert done.exit_code == 0 and "as it is" in done.output and "up to 32" in done.output
+    assert done.exit_code == 0 and "as it is" in done.output and "up to 32" in done.output and "measured again:" in done.output
 
 
 def test_bad_ways_are_refused() -> None:

@@ -95,11 +95,21 @@ def shrink(
     if "structure" in record:
         _tell_structure(record["structure"])
     if snap:
-        tried = ", ".join(f"{way} {share:.1%}" for way, share in record["snapped"]["told_share"].items())
-        typer.echo(f"widths: {record['snapped']['way']}{f' (of the dense network: {tried})' if tried else ''}")
+        _tell_snapped(record["snapped"])
     if "int8" in record:
         _tell_int8(record["int8"])
     typer.echo(f"wrote {done.path} ({record['bytes'] / 1e6:.2f} MB) in {record['seconds']:.1f} s; next: ltcompile bench {done.path}")
+
+
+def _tell_snapped(told: Mapping[str, Any]) -> None:
+    """What the widths became and, where a clock decided, what it said at first and in a second measurement."""
+    tried = ", ".join(f"{way} {share:.1%}" for way, share in told["told_share"].items())
+    typer.echo(f"widths: {told['way']}{f' (of the dense network: {tried})' if tried else ''}")
+    if told["again_share"]:
+        (_, own), (rival, other) = told["again_share"].items()
+        typer.echo(
+            f"measured again: {own:.1%} of the dense network's time; {'a tie with' if told['tie'] else 'ahead of'} {rival}, {other:.1%}"
+        )
 
 
 def _tell_structure(told: Mapping[str, Any]) -> None:

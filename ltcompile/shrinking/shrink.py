@@ -122,7 +122,7 @@ def shrink(
         "onnx_error": file_error,
         "tolerance": FILE_TOLERANCE[precision],
         "recalibrated": anew is not None,
-        "snapped": {"way": snapped.way, "told_share": dict(snapped.told_share)},
+        "snapped": snapped.to_json(),
         "folded_batch_norms": sum(t.startswith("folded") for t in told.values()),
         "not_folded": {name: why for name, why in told.items() if not why.startswith("folded")},
         **structure,
