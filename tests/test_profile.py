@@ -28,8 +28,10 @@ from ltcompile import energy
 from ltcompile.cli import app
 from ltcompile.core import profile as nouns
 from ltcompile.core.deployment import Deployment
+from ltcompile.core.notice import Notice
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile, Run
+from ltcompile.core.reached import Reached
 from ltcompile.core.surface import Grid, Sample
 from ltcompile.engine.cpu import candidates
 from ltcompile.errors import BadFile, BadSetting, StaleProfile, Unavailable
@@ -496,6 +498,34 @@ def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law
     assert "planned for an edge" in told(
         "plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2, "--profile", tmp_path / "edge.json"
     )
+
+
+def test_a_missed_target_is_not_silent(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the clock finds every plan too slow: a warning, or what the caller listens to; the command writes the plan and ends with 4."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    network, images = lt.build_model("lenet5").eval(), torch.zeros(2, 3, 32, 32)
+    found = profile(model("lenet5"), TARGET, output=tmp_path / "p.json")
+    slow: dict[str, Any] = {"target_time": 0.5, "profile": found, "measured": lambda small: 0.6}
+    with pytest.warns(Notice, match=r"0\.5 of the dense network's time, missed by 20\.0%: it takes 0\.6"):
+        lt.plan(network, images, **slow)
+    reached: list[Reached] = []
+    lt.plan(network, images, **slow, on_target=reached.append)
+    assert reached == [Reached("time", 0.5, 0.6)]
+    monkeypatch.setattr("ltcompile.profiling.stopwatch", lambda named, target: slow["measured"])
+    words = ["plan", "--model", "lenet5", "--on", str(TARGET), "--target-speedup", "2", "--profile", str(tmp_path / "p.json")]
+    for more in ([], ["--json"]):
+        done = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "plan.json"), *more], catch_exceptions=False)
+        assert done.exit_code == 4 and "missed by 20.0%" in done.stderr and PruningPlan.load(tmp_path / "plan.json")
+    assert json.loads(done.stdout)["target"]["missed_by"] == pytest.approx(0.2)
+
+
+def test_figures_of_a_plan_are_measured_again(law: Law, tmp_path: Path) -> None:
+    """The measurement that a plan was chosen by flatters it; the one that is reported is another."""
+    network, images = lt.build_model("lenet5").eval(), torch.zeros(2, 3, 32, 32)
+    found, times = profile(model("lenet5"), TARGET, output=tmp_path / "p.json"), iter([0.495, 0.56])
+    reached: list[Reached] = []
+    lt.plan(network, images, target_time=0.5, profile=found, measured=lambda small: next(times), on_target=reached.append)
+    assert reached == [Reached("time", 0.5, 0.56)]
 
 
 def test_energy_that_nobody_counts_is_refused(told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

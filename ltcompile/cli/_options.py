@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.profile import Profile
+    from ltcompile.core.reached import Reached
 
 PRUNING, LIMITS = "Pruning", "Limits"
 LAST_SEED = 2**31 - 1
@@ -79,6 +80,17 @@ def limits(keep: list[str], only: list[str], layer_ratio: list[str], max_layer_r
         "max_layer_ratio": max_layer_ratio,
         "min_channels": min_channels,
     }
+
+
+def end_by_target(reached: Reached | None, *, quiet: bool) -> None:
+    """Print how a target was met unless `quiet`; raises typer.Exit with MISSED where it was not."""
+    if reached is None:
+        return
+    if reached.missed_by:
+        typer.secho(str(reached), fg="yellow", err=True)
+        raise typer.Exit(MISSED)
+    if not quiet:
+        typer.echo(str(reached))
 
 
 @dataclass(frozen=True)

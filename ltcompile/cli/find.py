@@ -29,6 +29,7 @@ from ltcompile.cli._options import (
     TARGET_ENERGY,
     TARGET_LATENCY,
     TARGET_SPEEDUP,
+    end_by_target,
     limits,
     timed,
 )
@@ -149,7 +150,10 @@ def find(
     tensorboard: bool = typer.Option(False, "--tensorboard", help="Write TensorBoard logs into the run folder."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
-    """Search for the smallest winning ticket: train, prune, rewind, repeat; then judge it against controls."""
+    """Search for the smallest winning ticket: train, prune, rewind, repeat; then judge it against controls.
+
+    Ends with 4 where the ticket misses the target, as it may be of a level on the way there: all is written.
+    """
     from ltcompile.finding import SearchConfig
     from ltcompile.finding.search import data_for, default_folder, recipe_for
 
@@ -211,13 +215,20 @@ def find(
     if as_json:
         typer.echo(
             json.dumps(
-                {"ticket": str(found.folder / "ticket.pt"), "verdict": found.verdict.to_json(), "rows": [r.to_json() for r in found.rows]}
+                {
+                    "ticket": str(found.folder / "ticket.pt"),
+                    "verdict": found.verdict.to_json(),
+                    "target": found.reached.to_json() if found.reached else None,
+                    "rows": [r.to_json() for r in found.rows],
+                }
             )
         )
-        return
-    for line in found.verdict.summary:
-        typer.echo(line)
-    typer.echo(f"wrote {found.folder / 'ticket.pt'}; next: ltcompile shrink {found.folder / 'ticket.pt'} -o {found.folder / 'small.onnx'}")
+    else:
+        for line in found.verdict.summary:
+            typer.echo(line)
+        ticket = found.folder / "ticket.pt"
+        typer.echo(f"wrote {ticket}; next: ltcompile shrink {ticket} -o {found.folder / 'small.onnx'}")
+    end_by_target(found.reached, quiet=as_json)
 
 
 def named(model: str, dataset: Dataset) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ltcompile.cli._options import (
     TARGET_ENERGY,
     TARGET_LATENCY,
     TARGET_SPEEDUP,
+    end_by_target,
     limits,
     side_for,
     timed,
@@ -30,6 +31,7 @@ from ltcompile.cli._options import (
 
 if TYPE_CHECKING:
     from ltcompile.core.plan import PruningPlan
+    from ltcompile.core.reached import Reached
     from ltcompile.finding import Limits
     from ltcompile.graph import Size
 
@@ -78,7 +80,10 @@ def plan(
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write the plan as JSON, for PruningPlan.load."),
     as_json: bool = typer.Option(False, "--json", help="Print the widths and sizes as JSON."),
 ) -> None:
-    """Choose the channels to cut and print what is left of every layer and of the whole. Nothing is trained or run."""
+    """Choose the channels to cut and print what is left of every layer and of the whole. Nothing is trained or run.
+
+    Ends with 4 where the plan misses its target by more than measurements scatter: it is printed and written all the same.
+    """
     import torch
 
     from ltcompile.core.streams import seeded, stream
@@ -97,6 +102,7 @@ def plan(
     with seeded(stream("first weights", seed)):
         network = build_model(model, classes, in_channels, side, weights)
     example = torch.zeros(2, in_channels, side, side)
+    reached: list[Reached] = []
     found = choose(
         network,
         example,
@@ -112,6 +118,7 @@ def plan(
         measured=time.measured if time else None,
         limits=asked,
         group_reduction=group_reduction,  # type: ignore[arg-type]
+        on_target=reached.append,
     )
     meter = Meter(network, example)
     before, after = meter.dense, meter.left(found)
@@ -119,11 +126,13 @@ def plan(
         found.save(output)
     rows = _rows(found, asked)
     if as_json:
-        typer.echo(json.dumps({"model": model, "groups": rows, "params": [before.params, after.params], "macs": [before.macs, after.macs]}))
-        return
-    _print(rows, before, after)
-    if output is not None:
-        typer.echo(f"wrote {output}")
+        sizes = {"params": [before.params, after.params], "macs": [before.macs, after.macs]}
+        typer.echo(json.dumps({"model": model, "groups": rows, **sizes, "target": reached[0].to_json() if reached else None}))
+    else:
+        _print(rows, before, after)
+        if output is not None:
+            typer.echo(f"wrote {output}")
+    end_by_target(reached[0] if reached else None, quiet=as_json)
 
 
 def _rows(found: PruningPlan, asked: Limits) -> list[dict[str, Any]]:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from ltcompile.cli._options import end_by_target
+
+if TYPE_CHECKING:
+    from ltcompile.core.reached import Reached
+    from ltcompile.shrinking import Shrunk
 
 EPILOG = (
     "Examples:  ltcompile shrink ticket.pt -o small.onnx  ·  ltcompile shrink ticket.pt -o small.pt2 --precision fp16  ·  "
@@ -53,7 +59,10 @@ def shrink(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
 ) -> None:
-    """Make a ticket's network physically small, prove it equal to the masked one, and export it."""
+    """Make a ticket's network physically small, prove it equal to the masked one, and export it.
+
+    Ends with 4 where the ticket was searched for a target that the network misses: the file is written.
+    """
     from rich.console import Console
     from rich.text import Text
 
@@ -80,10 +89,29 @@ def shrink(
             clock=stopwatch(loaded.model, Deployment.parse(on)) if snap == "auto" else None,
             on_progress=lambda told: status.update(Text(told)),
         )
-    record = done.record
+    record, reached = done.record, _reached(loaded.config, done.record, on)
     if as_json:
-        typer.echo(json.dumps(dict(record)))
-        return
+        typer.echo(json.dumps({**record, "target": reached.to_json() if reached else None}))
+    else:
+        _print(done)
+    end_by_target(reached, quiet=as_json)
+
+
+def _reached(config: Mapping[str, Any], record: Mapping[str, Any], on: str) -> Reached | None:
+    """How the network stands to its ticket's target: of size, or of time where --snap auto measured it at the target's place."""
+    from ltcompile.core.deployment import Deployment
+    from ltcompile.core.reached import Reached
+
+    if (size := record["target"]) is not None:
+        return Reached(size["measure"], size["asked"], size["found"])
+    again, time = list(record["snapped"]["again_share"].values()), config.get("target_time")
+    if not again or time is None or config.get("on") != str(Deployment.parse(on)):
+        return None
+    return Reached("time", time, again[0])
+
+
+def _print(done: Shrunk) -> None:
+    record = done.record
     typer.echo(
         f"params {record['dense_params']:,} → {record['params']:,}   MACs {record['dense_macs']:,} → {record['macs']:,} "
         f"({record['dense_macs'] / record['macs']:.1f}x fewer)"
@@ -94,7 +122,7 @@ def shrink(
     )
     if "structure" in record:
         _tell_structure(record["structure"])
-    if snap:
+    if record["snapped"]["way"] != "as it is" or record["snapped"]["told_share"]:
         _tell_snapped(record["snapped"])
     if "int8" in record:
         _tell_int8(record["int8"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from ltcompile import criteria
+from ltcompile.core.notice import notify
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile
+from ltcompile.core.reached import Reached
 from ltcompile.core.streams import generator, stream
 from ltcompile.criteria import Evidence, Reduction
 from ltcompile.errors import BadModel, BadSetting
@@ -14,7 +18,7 @@ from ltcompile.finding.budget import Clock, met
 from ltcompile.finding.choose import Ranking, Scope
 from ltcompile.finding.limits import Limits
 from ltcompile.finding.target import Meter, Target, check_reachable, meet
-from ltcompile.graph import Example, trace
+from ltcompile.graph import Example, cut, trace
 from ltcompile.graph.baked import baked
 from ltcompile.modules import unwrap
 
@@ -37,6 +41,7 @@ def plan(
     measured: Clock | None = None,
     limits: Limits | None = None,
     group_reduction: Reduction = "producers",
+    on_target: Callable[[Reached], None] | None = None,
 ) -> PruningPlan:
     """A plan that drops the least important filters of `model`, which stays as it is.
 
@@ -56,6 +61,7 @@ def plan(
             energy, as `profiling.joulemeter` does: where the profile errs, the plan is made again for a corrected budget.
         limits: what may be cut, and how far; by default every layer keeps 5 % of its channels.
         group_reduction: which weights speak for a channel, "producers" or "all"; see `criteria.score`.
+        on_target: gets how the plan stands to its target, where there is one; without it, a missed target is a warning.
 
     Raises:
         BadSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
@@ -83,10 +89,19 @@ def plan(
     if target is None:
         return ranking.plan(ranking.steps(ratio))
     if profile is not None and target.profiled:
-        return met(model, ranking, profile, target.share, measured)
-    meter = Meter(model, example)
-    check_reachable(target, ranking, meter, limits, align)
-    return meet(ranking, lambda found: target.of(meter.left(found)), target.share * target.of(meter.dense))
+        found = met(model, ranking, profile, target.share, measured)
+        share = None if measured is None else measured(cut(model, found))  # again: the plan was chosen by a measurement that flatters it
+    else:
+        meter = Meter(model, example)
+        check_reachable(target, ranking, meter, limits, align)
+        found = meet(ranking, lambda tried: target.of(meter.left(tried)), target.share * target.of(meter.dense))
+        share = target.of(meter.left(found)) / target.of(meter.dense)
+    reached = Reached(target.measure, target.share, share)
+    if on_target is not None:
+        on_target(reached)
+    elif reached.missed_by:
+        notify(str(reached))
+    return found
 
 
 def _check_values(model: nn.Module) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.reached import Reached
 from ltcompile.core.records import Trained, Verdict, provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.finding.asked import Asked
 from ltcompile.finding.conditions import arm
 from ltcompile.finding.units import Unit, Units
 from ltcompile.finding.verdict import typical_seed
-from ltcompile.graph import cut
+from ltcompile.graph import Size, cut
 from ltcompile.paths import write_json
 
 
@@ -39,7 +40,21 @@ def ticket_of(asked: Asked, units: Units, rows: list[Trained], verdict: Verdict,
     )
 
 
-def write_search(path: Path, asked: Asked, units: Units, ticket: Ticket, seconds: float) -> None:
+def reached_by(asked: Asked, units: Units, ticket: Ticket) -> Reached | None:
+    """How the ticket stands to the target of the search, where it had one; time and energy are measured now."""
+    target, row = asked.config.target, ticket.row
+    if target is None:
+        return None
+    if not target.profiled:
+        return Reached(target.measure, target.share, target.of(Size(row.params, row.macs)) / target.of(asked.dense_size))
+    if asked.measured is None:
+        return Reached(target.measure, target.share, None)
+    unit = Unit(ticket.seed, "ticket", ticket.level)
+    model = units.trained(unit)
+    return Reached(target.measure, target.share, asked.measured(cut(model, units.kept(unit).plan) if asked.config.masked else model))
+
+
+def write_search(path: Path, asked: Asked, units: Units, ticket: Ticket, reached: Reached | None, seconds: float) -> None:
     """Write PATH/search.json. Raises BadFile."""
     widths = [
         {"layer": name, "before": before, "after": after, "frozen": ticket.plan.frozen.get(name, "")}
@@ -67,6 +82,7 @@ def write_search(path: Path, asked: Asked, units: Units, ticket: Ticket, seconds
                 "won": ticket.verdict.won,
                 "checksum": ticket.checksum,
             },
+            "target": reached.to_json() if reached else None,
             "seconds": seconds,
             "provenance": dict(ticket.provenance),
         },

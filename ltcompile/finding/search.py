@@ -13,6 +13,7 @@ import torch
 
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.profile import Profile
+from ltcompile.core.reached import Reached
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.ticket import Ticket
@@ -23,7 +24,7 @@ from ltcompile.finding.budget import Clock
 from ltcompile.finding.chosen import Chosen
 from ltcompile.finding.config import PRUNE, SearchConfig
 from ltcompile.finding.listener import Listener, Silence
-from ltcompile.finding.result import ticket_of, write_search
+from ltcompile.finding.result import reached_by, ticket_of, write_search
 from ltcompile.finding.room import bytes_of_run, bytes_written
 from ltcompile.finding.rounds import Rounds
 from ltcompile.finding.run import RunFolder
@@ -36,12 +37,16 @@ from ltcompile.train import evaluate, pick_device
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found: the ticket of the level that the verdict names (or of the closest), all rows, the verdict, the run folder."""
+    """What a search found: the ticket of the level that the verdict names (or of the closest), all rows, the verdict, the run folder.
+
+    `reached` is how the ticket stands to the target, where there was one: it may be of a level on the way there.
+    """
 
     ticket: Ticket
     rows: tuple[Trained, ...]
     verdict: Verdict
     folder: Path
+    reached: Reached | None = None
 
 
 def find(
@@ -142,8 +147,9 @@ def _search(asked: Asked, folder: RunFolder, listener: Listener) -> Found:
     ticket = ticket_of(asked, units, rows, verdict, level)
     folder.check_there()
     ticket.save(folder.path / "ticket.pt")
-    write_search(folder.path, asked, units, ticket, time.perf_counter() - began)
-    return Found(ticket, tuple(rows), verdict, folder.path)
+    reached = reached_by(asked, units, ticket)
+    write_search(folder.path, asked, units, ticket, reached, time.perf_counter() - began)
+    return Found(ticket, tuple(rows), verdict, folder.path, reached)
 
 
 def _tested(asked: Asked, units: Units, row: Trained) -> Trained:

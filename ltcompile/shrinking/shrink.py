@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.reached import Reached
 from ltcompile.core.records import provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
@@ -123,6 +124,7 @@ def shrink(
         "tolerance": FILE_TOLERANCE[precision],
         "recalibrated": anew is not None,
         "snapped": snapped.to_json(),
+        "target": _target(ticket, small_size, dense_size),
         "folded_batch_norms": sum(t.startswith("folded") for t in told.values()),
         "not_folded": {name: why for name, why in told.items() if not why.startswith("folded")},
         **structure,
@@ -134,6 +136,14 @@ def shrink(
     }
     write_json(output.with_suffix(".json"), record)
     return Shrunk(folded, output, record)
+
+
+def _target(ticket: Ticket, small: Size, dense: Size) -> dict[str, Any] | None:
+    """How the network stands to the target of size that its ticket was searched for; widths may have moved since."""
+    for measure, ours, whole in (("macs", small.macs, dense.macs), ("params", small.params, dense.params)):
+        if (asked := ticket.config.get(f"target_{measure}")) is not None:
+            return Reached(measure, asked, ours / whole).to_json()
+    return None
 
 
 def _check_settings(output: Path, precision: str, calibrate: Dataset | None, asked: Int8) -> None:

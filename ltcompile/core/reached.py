@@ -1,0 +1,39 @@
+"""How a cut stands to its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ltcompile.core.records import Record
+
+TOLERANCE = {"macs": 0.0, "params": 0.0, "time": 0.03, "energy": 0.03}  # beyond the target, relative: what measurements scatter by
+WORDS = {"macs": "MACs", "params": "parameters", "time": "time", "energy": "energy"}
+
+
+@dataclass(frozen=True)
+class Reached(Record):
+    """What a cut leaves of the dense network, as a share: `asked` at most, `found` (None: not measured on this machine).
+
+    `measure` is "macs", "params", "time" or "energy". Time and energy are of a measurement of their own, not of one that a plan was
+    chosen by.
+    """
+
+    measure: str
+    asked: float
+    found: float | None
+
+    @property
+    def missed_by(self) -> float:
+        """How far beyond the target, relative to it; 0 where it is met: to 3 % where it is measured."""
+        beyond = 0.0 if self.found is None else self.found / self.asked - 1
+        return beyond if beyond > TOLERANCE[self.measure] + 1e-9 else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "missed_by": self.missed_by}
+
+    def __str__(self) -> str:
+        target = f"target: {self.asked:.4g} of the dense network's {WORDS[self.measure]}"
+        if self.found is None:
+            return f"{target}; not measured on this machine"
+        return f"{target}, {f'missed by {self.missed_by:.1%}' if self.missed_by else 'met'}: it takes {self.found:.4g}"
