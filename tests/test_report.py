@@ -186,13 +186,24 @@ def curve() -> Run:
         for name, arm, level in networks
     ]
     place = {"backend": "onnxruntime", "device": "cpu", "batch": 1}
+    again = {"ms_p50": 2.125, "speedup": 2.75, "speedup_low": 2.5, "speedup_high": 3.0}
+    rival = {"runner_up": "ticket-2", "lead": 1.01, "lead_low": 0.99, "lead_high": 1.03, "tie": True}
     return {
         "kind": "sweep",
         "format": 1,
         "ticket_checksum": "abc",
         "points": points,
         "rows": rows,
-        "pick": {"rule": "knee", "name": "ticket-3", "level": 3, "reason": "it lies farthest", **place, "checksum": "def"},
+        "pick": {
+            "rule": "knee",
+            "name": "ticket-3",
+            "level": 3,
+            "reason": "it lies farthest",
+            **place,
+            **again,
+            **rival,
+            "checksum": "def",
+        },
         "skipped": {"onnxruntime (cuda)": "no GPU"},
         "details": {},
         "energy": "",

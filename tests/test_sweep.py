@@ -403,6 +403,7 @@ class TestReport:
         assert [p["stage"] for p in told["provenance"]][-1] == "sweep" and told["warnings"] == []
         page = Page(html)
         assert ("a", {"href": "#curve"}) in page.tags and "ticket-3, picked" in page.text and "it lies farthest" in page.text
+        assert "Measured again in a fresh run: p50 2.12" in page.text and "a tie with ticket-2" in page.text
         drawn = json.loads(html.split('id="figures">', 1)[1].split("</script>", 1)[0])["curve-1"]
         assert drawn["layout"]["xaxis"]["type"] == "log" and "(ms)" in drawn["layout"]["xaxis"]["title"]["text"]
         assert [trace["name"] for trace in drawn["data"]] == ["Pareto front", "dense", "ticket", "random re-init.", "picked"]
