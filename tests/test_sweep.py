@@ -22,9 +22,11 @@ from typer.testing import CliRunner
 import ltcompile as lt
 from ltcompile import sweeping
 from ltcompile.cli import app
-from ltcompile.cli.sweep import shares
+from ltcompile.cli.sweep import reached_by, shares
 from ltcompile.core.curve import Picked
+from ltcompile.core.fields import table
 from ltcompile.core.picking import KNEE, SMALLEST, WITHIN, Option, Rule, above_line, below, choose, front, missed_by, pick_by
+from ltcompile.core.reached import Reached
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket, Unavailable, UnknownName
 from ltcompile.reporting import report
@@ -339,6 +341,20 @@ def test_a_search_and_its_curve_in_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"fastest-within 100 at eager (cpu), batch 1: {told['pick']['name']}" in done.stdout
     assert "measured again in a fresh run: p50" in done.stdout and ("a tie with" in done.stdout) == told["pick"]["tie"]
     assert lt.Ticket.load(tmp_path / "runs/t/picked.pt").level == told["pick"]["level"]
+
+
+def test_levels_that_miss_their_targets_are_named(folder: Path, told: dict[str, Any]) -> None:
+    """By MACs, or by time where the curve was measured at the place of --on."""
+    found = table(told, Sweep)
+    macs = {point.name: point.macs for point in found.points}
+    share = macs["ticket-1"] / macs["dense"]
+    (one, first), (two, second) = reached_by(found, (share, 0.01), None)
+    assert (one, first, first.missed_by) == ("ticket-1", Reached("macs", share, share), 0)
+    assert two == "ticket-2" and second.missed_by == pytest.approx(macs["ticket-2"] / macs["dense"] / 0.01 - 1)
+    (row,) = [r for r in found.rows if (r.subject, r.backend, r.batch) == ("ticket-1", "onnxruntime", 3)]
+    assert row.speedup is not None
+    assert reached_by(found, (0.5,), "cpu:onnxruntime:b3:fp32") == [("ticket-1", Reached("time", 0.5, 1 / row.speedup))]
+    assert reached_by(found, (0.5,), "cpu:onnxruntime:b7:fp32") == [("ticket-1", Reached("time", 0.5, None))]
 
 
 class TestRefusals:

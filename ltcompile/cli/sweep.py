@@ -17,6 +17,8 @@ from ltcompile.errors import BadSetting
 
 if TYPE_CHECKING:
     from ltcompile.core.curve import Picked
+    from ltcompile.core.reached import Reached
+    from ltcompile.sweeping import Sweep
 
 EPILOG = """Examples:  ltcompile sweep runs/demo  ·  ltcompile sweep runs/demo --batch 1 --pick "fastest-within 0.5"  ·
 ltcompile sweep --model vgg16 --data digits --targets 2,4,8,16 --name curve"""
@@ -66,7 +68,7 @@ def sweep(
 ) -> None:
     """Time the networks of all levels in turns, on the curve of latency and validation accuracy, and pick one by a rule.
 
-    Ends with 4 where the rule picks none: sweep.json is written.
+    Ends with 4 where the rule picks none, or a level misses its entry of --targets: sweep.json is written.
     """
     chosen = {"criterion": criterion, "rewind": rewind, "seeds": seeds, "seed": seed}
     recipe = {"epochs": epochs, "batch": train_batch}
@@ -109,9 +111,9 @@ def sweep(
         joules=_joules,
         on_row=None if as_json else partial(print_row, width=NAME),
     )
-    chose = found.pick
+    chose, missed = found.pick, [told for told in reached_by(found, shares(targets) if targets else (), on) if told[1].missed_by]
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        typer.echo(json.dumps({**found.to_json(), "missed": {name: reached.to_json() for name, reached in missed}}))
     else:
         warn_if_busy(found.busy_share)
         where = f"{chose.backend} ({chose.device}), batch {chose.batch}"
@@ -120,8 +122,26 @@ def sweep(
         files = run / SWEEP if chose.name is None else f"{run / SWEEP} and {run / PICKED}"
         following = f"report {run}" if chose.name is None else f"shrink {run / PICKED} -o {run / 'picked.onnx'}"
         typer.echo(f"wrote {files}; next: ltcompile {following}")
-    if chose.name is None:
+    for level, reached in missed:
+        typer.secho(f"{level}: {reached}", fg="yellow", err=True)
+    if chose.name is None or missed:
         raise typer.Exit(MISSED)
+
+
+def reached_by(found: Sweep, path: tuple[float, ...], on: str | None) -> list[tuple[str, Reached]]:
+    """How each level stands to its entry of `path`: in MACs, or with `on` in time, where the curve was measured there too."""
+    from ltcompile.core.deployment import Deployment
+    from ltcompile.core.reached import Reached
+
+    macs = {point.level: point.macs for point in found.points if point.arm != "random"}
+    if on is None:
+        return [(f"ticket-{level}", Reached("macs", share, macs[level] / macs[0])) for level, share in enumerate(path, start=1)]
+    place = Deployment.parse(on)
+    there = {
+        row.subject: row.speedup for row in found.rows if (row.device, row.backend, row.batch) == (place.device, place.backend, place.batch)
+    }
+    times = {name: 1 / speedup for name, speedup in there.items() if speedup and place.precision == "fp32"}
+    return [(f"ticket-{level}", Reached("time", share, times.get(f"ticket-{level}"))) for level, share in enumerate(path, start=1)]
 
 
 def _print_again(chose: Picked) -> None:
