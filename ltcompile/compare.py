@@ -21,14 +21,16 @@ from ltcompile.core.records import Measurement, provenance
 from ltcompile.core.ticket import Ticket, check_model
 from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket
 from ltcompile.graph import Size, size
+from ltcompile.lower import fold_batch_norm
 from ltcompile.measure import BenchResult
 from ltcompile.measure import bench as measure
+from ltcompile.measure.reference import OF_MODULE, Reference, file_reference, module_reference
 from ltcompile.measure.subjects import images_of, misfit_of, read_weights, subject, told_images
 from ltcompile.models import is_own_code
 from ltcompile.paths import check_writable, write_bytes, write_json, write_text
 from ltcompile.shrinking import check_ticket_fits, dense_network, named_network, small_network
-
-ROUNDED = ("fp16", "int8")  # precisions of files whose last digits are each runtime's own
+from ltcompile.shrinking.rebuild import small_with_plan
+from ltcompile.shrinking.snap import AS_IT_IS, moved
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class _Target:
     model: dict[str, Any]
     data: dict[str, Any]  # what the ticket tells of it
     file: NetworkFile | None = None  # of the ONNX file
-    as_trained: bool = True  # False for a file that shrink changed on purpose: half precision, or new batch-norm statistics
+    snapped: str = AS_IT_IS  # how shrink moved the file's widths
+    holds_ticket: bool = True  # False for a file with weights that its ticket lacks: fine-tuned, or with new batch-norm statistics
 
     @property
     def ticket_checksum(self) -> str:
@@ -89,6 +92,9 @@ def bench(
     """Measure a ticket or an ONNX file of `shrink` against its dense network, in one run, and write bench.json and bench.csv.
 
     The dense network has its trained weights where the run folder holds them; else fresh ones, which are as fast, and no accuracy.
+    Answers are compared with the ticket's network in fp32 by PyTorch. Of an ONNX file without its ticket, and of one whose weights were
+    fine-tuned or whose batch-norm statistics were taken anew, nothing else holds the weights: its own graph is evaluated without a
+    runtime instead, and bench.json says so in "compared_with".
     Accuracy is told where the ticket's data can be loaded. Files go beside the target, or to `output` and its .csv; the dense network as
     it was measured to `write_dense`, an .onnx file for `verify`.
 
@@ -103,7 +109,7 @@ def bench(
     images, labels = images_of(known.data, data, data_root)
     busy = busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
-        subjects, sizes, trained = _subjects(known, Path(scratch))
+        subjects, sizes, trained, reference = _subjects(known, Path(scratch))
         if dense_path is not None:
             write_bytes(dense_path, subjects[0].need_onnx("bench").read_bytes())
 
@@ -119,7 +125,7 @@ def bench(
             devices=devices,
             batches=batches,
             seconds_per_row=seconds_per_row,
-            precisions={"small": known.file.precision} if known.file and known.file.precision in ROUNDED else {},
+            references={"small": reference} if reference else {},
             on_row=told,
         )
     rows = [_untrained_blank(row, trained) for row in result.rows]
@@ -132,6 +138,7 @@ def bench(
         "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
         **BenchResult(rows, result.skipped, result.details).to_json(),
         "images": told_images(labels),
+        "compared_with": reference.what if reference else OF_MODULE,
         "busy_share": busy,
         "provenance": provenance(),
     }
@@ -167,8 +174,8 @@ def _open(path: Path) -> _Target:
     return _of_ticket(Ticket.load(path), path.parent)
 
 
-def _of_ticket(ticket: Ticket, folder: Path, onnx: Path | None = None, file: NetworkFile | None = None, as_trained: bool = True) -> _Target:
-    return _Target(folder, ticket, onnx, dict(ticket.model), dict(ticket.data), file, as_trained)
+def _of_ticket(ticket: Ticket, folder: Path) -> _Target:
+    return _Target(folder, ticket, None, dict(ticket.model), dict(ticket.data))
 
 
 def _open_onnx(path: Path) -> _Target:
@@ -183,11 +190,12 @@ def _open_onnx(path: Path) -> _Target:
         raise BadFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
     beside, file = path.parent / "ticket.pt", described(path.name, path.read_bytes(), told)
-    as_trained = (told.get("precision"), told.get("recalibrated")) == ("fp32", "false") and not told.get("snapped", "").startswith("down")
+    tuned = json.loads(told.get("int8", "{}")).get("fine_tuned", False)
+    holds_ticket = told.get("recalibrated") == "false" and not tuned
     if beside.is_file() and (ticket := Ticket.load(beside)).checksum == file.ticket_checksum:
         if list(ticket.data["shape"]) != shape:
             raise BadFile(f"{path} takes images of {shape}, its ticket those of {ticket.data['shape']}; shrink the ticket again")
-        return _of_ticket(ticket, path.parent, path, file, as_trained)
+        return replace(_of_ticket(ticket, path.parent), onnx=path, file=file, snapped=told["snapped"], holds_ticket=holds_ticket)
     try:
         data = {key: json.loads(told[key]) for key in ("class_names", "mean", "std")}
         data |= {"name": told["data"], "shape": shape, "interpolation": told["interpolation"]}
@@ -210,17 +218,29 @@ def _strange(model: Any) -> str:
     return "" if ends == (1, 1) else f"has {ends[0]} inputs and {ends[1]} outputs"
 
 
-def _subjects(known: _Target, scratch: Path) -> tuple[list[Subject], dict[str, Size], bool]:
-    """Dense and small, both folded and exported in the same way; their sizes; whether the dense weights are trained ones."""
+def _subjects(known: _Target, scratch: Path) -> tuple[list[Subject], dict[str, Size], bool, Reference | None]:
+    """Dense and small, both folded and exported in the same way; their sizes; whether the dense weights are trained ones; and what the
+    small network's answers are compared with, where that is not its module.
+    """
     example = torch.zeros(2, *known.data["shape"])
     networks, trained = (
         _networks(known.ticket, known.folder) if known.ticket is not None else ({"dense": named_network(known.model)}, False)
     )
     sizes = {name: size(network, example) for name, network in networks.items()}
     dense = subject("dense", networks["dense"], example, scratch, metadata={"ticket_checksum": known.ticket_checksum})
-    if "small" in networks and known.as_trained:
-        return [dense, subject("small", networks["small"], example, scratch, known.onnx)], sizes, trained
-    return [dense, Subject("small", None, known.onnx)], sizes, trained
+    if known.onnx is None or known.file is None:
+        return [dense, subject("small", networks["small"], example, scratch)], sizes, trained, None
+    if known.ticket is None or not known.holds_ticket:
+        return [dense, Subject("small", None, known.onnx)], sizes, trained, file_reference(known.onnx, known.file.precision)
+    small = networks["small"]
+    if known.snapped != AS_IT_IS:
+        dense_module = networks["dense"]
+        small = moved(*small_with_plan(known.ticket, dense_module), dense_module, known.snapped).module
+    if known.file.precision == "fp32":
+        return [dense, subject("small", small, example, scratch, known.onnx)], sizes, trained, None
+    folded, _ = fold_batch_norm(small, example)
+    reference = module_reference(folded.eval(), example, known.onnx, known.file.precision, scratch)
+    return [dense, Subject("small", None, known.onnx)], sizes, trained, reference
 
 
 def _networks(ticket: Ticket, folder: Path) -> tuple[dict[str, nn.Module], bool]:

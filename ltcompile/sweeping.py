@@ -26,8 +26,8 @@ from ltcompile.errors import BadFile, Unavailable
 from ltcompile.finding.kept import Kept
 from ltcompile.graph import cut
 from ltcompile.measure import bench as measure
-from ltcompile.measure.bench import tile
 from ltcompile.measure.subjects import images_of, misfit_of, read_weights, subject, told_images
+from ltcompile.numerics import tile
 from ltcompile.paths import check_writable, write_json
 from ltcompile.shrinking import check_ticket_fits, dense_network, small_network
 

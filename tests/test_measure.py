@@ -9,6 +9,7 @@ import io
 import itertools
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ltcompile.core import load
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable, UnknownName
 from ltcompile.measure import bench, busy_share, peak_above, race
+from ltcompile.measure.reference import reference_of
 
 bench_module = importlib.import_module("ltcompile.measure.bench")
 CLASSES = 5
@@ -184,7 +186,7 @@ def test_bench_measures_every_subject_on_every_backend(pair: list[Subject]) -> N
 @pytest.mark.usefixtures("no_timing")
 def test_a_wrong_answer_is_never_timed(tmp_path: Path) -> None:
     wrong = [subject("dense", tmp_path), subject("ticket", tmp_path, seed=1, onnx_seed=2)]
-    with pytest.raises(Disagreement, match=r"onnxruntime \(cpu\) and eager disagree on 'ticket' at batch 1: error"):
+    with pytest.raises(Disagreement, match=r"onnxruntime \(cpu\) and the reference disagree on 'ticket' at batch 1: outputs are off by"):
         bench(wrong, IMAGES, backends=["eager", "onnxruntime"], **QUICK)
 
 
@@ -237,8 +239,8 @@ def test_what_was_not_asked_for_is_skipped_with_its_reason(pair: list[Subject], 
 def test_rows_tell_what_products_are_computed_in(tmp_path: Path, precision: str | None, dtype: str) -> None:
     """Of each network its own; a CPU multiplies integers as they are, and half precision in single."""
     pair = [subject("dense", tmp_path), Subject("small", None, subject("small", tmp_path, seed=1).onnx)]
-    precisions = {"small": precision} if precision else None
-    rows = bench(pair, IMAGES, backends=["onnxruntime"], **(QUICK | {"batches": (1,)}), precisions=precisions).rows
+    references = {"small": replace(reference_of(pair[1]), precision=precision)} if precision else None
+    rows = bench(pair, IMAGES, backends=["onnxruntime"], **(QUICK | {"batches": (1,)}), references=references).rows
     assert {row.subject: row.dtype for row in rows} == {"dense": "float32", "small": dtype}
 
 

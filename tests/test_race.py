@@ -43,7 +43,7 @@ def net() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def network() -> Network:
-    return Network("small", net(), torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    return Network("small", net(), torch.randn(128, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
 
 
 def fake(name: str, precision: str, answer: Callable[[Tensor], Tensor]) -> Entrant:
@@ -72,26 +72,27 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         fake(ENGINE, "fp32", lambda y: y),
         fake("exact", "fp32", lambda y: y),
         fake("off", "fp32", lambda y: y * 1.01),
-        fake("rough", "int8", lambda y: y * 1.01),
-        fake("turned", "int8", lambda y: y.roll(1, 1)),
+        fake("rough", "bf16", lambda y: y.bfloat16().float()),
+        fake("turned", "bf16", lambda y: y.roll(1, 1)),
+        fake("rougher", "bf16", lambda y: y * 1.05),
         fake("nan", "fp32", lambda y: y * float("nan")),
         fake("shape", "fp32", lambda y: y[:, :2]),
         fake("broken", "fp32", broken),
         Entrant("folded", "fp32", "none", folded),
     )
     monkeypatch.setattr(race_module, "entrants", lambda _: people)
-    monkeypatch.setitem(race_module.TOLERANCES, "int8", 10.0)
     monkeypatch.setattr(race_module.peaks, "measure", lambda *_: Peaks("fp32", 1e9, 1e10))
 
 
 @pytest.mark.usefixtures("fakes")
 def test_answers_come_before_times_and_nobody_stops_the_others(network: Network) -> None:
     result = run([network], [Heat("small", 20)], seconds=0.01)
-    assert {(row.entrant, row.precision) for row in result.rows} == {(ENGINE, "fp32"), ("exact", "fp32"), ("rough", "int8")}
+    assert {(row.entrant, row.precision) for row in result.rows} == {(ENGINE, "fp32"), ("exact", "fp32"), ("rough", "bf16")}
     assert all(0 < row.ms_p20 <= row.ms_p50 <= row.ms_p80 and row.runs >= 10 for row in result.rows)
     reasons = {refusal.entrant: refusal.reason for refusal in result.refused}
-    assert set(reasons) == {"off", "turned", "nan", "shape", "broken", "folded"}
+    assert set(reasons) == {"off", "turned", "rougher", "nan", "shape", "broken", "folded"}
     assert "off by 1.0e-02" in reasons["off"] and "change their class" in reasons["turned"]
+    assert "from a simulation of the rounding" in reasons["rougher"]
     assert "follow" in reasons["folded"]
     assert reasons["broken"] == "ValueError: it has no legs"
 

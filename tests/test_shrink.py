@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -13,8 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import ltcompile as lt
+from ltcompile.data import Dataset
 from ltcompile.errors import BadFile, BadSetting, Disagreement, StaleTicket
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
+from ltcompile.shrinking.equality import check_cut, check_same
+from ltcompile.shrinking.recalibrate import take_statistics
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +69,91 @@ def test_half_precision_is_smaller(run: Path, shrunk: Path, tmp_path: Path) -> N
     done = lt.shrink(run / "ticket.pt", tmp_path / "half.onnx", precision="fp16")
     dtypes = {i.data_type for i in onnx.load(done.path).graph.initializer if len(i.dims) == 4}
     assert dtypes == {onnx.TensorProto.FLOAT16} and done.path.stat().st_size < shrunk.stat().st_size
-    assert all(p.dtype == torch.float32 for p in done.module.parameters())
+    plain = lt.shrink(run / "ticket.pt", tmp_path / "plain.onnx").module.state_dict()
+    assert all(torch.equal(value, plain[name]) for name, value in done.module.state_dict().items()), (
+        "the module that comes back is not rounded"
+    )
+    assert 0 < done.record["onnx_error"] <= done.record["tolerance"] < 5e-3
 
 
 def test_recalibration_needs_the_tickets_classes(run: Path, tmp_path: Path) -> None:
     digits = lt.load_data("digits", image_size=16)
     assert lt.shrink(run / "ticket.pt", tmp_path / "r.onnx", calibrate=digits).record["recalibrated"]
+
+
+class Stochastic(nn.Module):
+    """A batch norm behind dropout, one behind a branch that is skipped at random, and one over single values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(F.dropout(x, 0.5, self.training))
+        if not self.training:  # half of a residual network, on average
+            x = x + self.second(2 * x)
+        y: torch.Tensor = self.last(x.mean((2, 3)))
+        return y
+
+
+class TestRecalibration:
+    def data(self, count: int) -> tuple[torch.Tensor, Dataset]:
+        """Images, and digits with these to train on."""
+        images = 3 + 2 * torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+        class Split:
+            def __len__(self) -> int:
+                return count
+
+            def batches(self, size: int, *_: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+                return ((some, torch.zeros(len(some))) for some in images.split(size))
+
+        return images, replace(lt.load_data("digits"), train=Split())  # type: ignore[arg-type]
+
+    def test_statistics_are_of_all_images_without_dropout(self) -> None:
+        """257 of them: the last batch holds one, which has no variance behind the pool."""
+        torch.manual_seed(0)
+        images, data = self.data(257)
+        model = Stochastic()
+        momentum = model.first.momentum
+        take_statistics(model, data)
+        assert not any(m.training for m in model.modules()) and model.first.momentum == momentum
+        torch.testing.assert_close(model.first.running_mean, images.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.first.running_var, images.var((0, 2, 3)), rtol=1e-2, atol=0)
+        assert model.second.running_mean is not None and not torch.equal(model.second.running_mean, torch.zeros(3)), "its branch has run"
+        assert model.last.running_var is not None and bool(model.last.running_var.isfinite().all())
+
+    def test_batches_count_by_their_images(self) -> None:
+        images, data = self.data(300)  # of 256 and of 44
+        images[256:] += 10
+        model = Stochastic()
+        take_statistics(model, data)
+        torch.testing.assert_close(model.first.running_mean, images.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+class TestEquality:
+    """Cut is masked in float64, output by output."""
+
+    def test_depth_is_no_error_and_a_small_output_is_seen(self) -> None:
+        """Eighty layers that amplify rounding some 1e5 times; and one output of a millionth of the others, off by a thousandth of itself."""
+        torch.manual_seed(0)
+        layers = [m for _ in range(80) for m in (nn.Linear(24, 24, bias=False), nn.Tanh())]
+        for layer in layers[::2]:
+            nn.init.normal_(layer.weight, std=0.5)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(12, 24), *layers, nn.Linear(24, 5, bias=False)).eval()
+        with torch.no_grad():
+            model[-1].weight[0] *= 1e-6
+        images = torch.randn(4, 12, 1, 1, generator=torch.Generator().manual_seed(0))
+        plan = lt.plan(model, images, ratio=0.3)
+        small = lt.cut(model, plan)
+        assert check_cut(small, plan, model, images) < 1e-9
+        with torch.no_grad():
+            wrong = copy.deepcopy(small)
+            wrong[-1].weight[0] *= 1.001
+            far = float((wrong(images) - small(images)).abs().max() / small(images).abs().max())
+        assert far < 1e-5, "less than fp32 may differ"
+        with pytest.raises(Disagreement, match="output's largest value in float64"):
+            check_same("they", wrong, small, images)
 
 
 class TestFold:
@@ -85,15 +170,6 @@ class TestFold:
         folded, told = fold_batch_norm(model, images)
         assert all(t.startswith("folded into") for t in told.values()) and len(told) == 21
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-
-    def test_recalibrated_statistics_are_the_data_s(self) -> None:
-        from ltcompile.shrinking.shrink import _take_statistics
-
-        data, model = lt.load_data("digits", image_size=16), shaken(lt.build_model("resnet20", 10, 1, 16))
-        _take_statistics(model, data)
-        x = torch.cat([x for x, _ in data.train.batches(256, torch.device("cpu"), None, 0)])
-        stem = model.get_submodule("conv")(x)
-        torch.testing.assert_close(model.get_submodule("bn").running_mean, stem.mean((0, 2, 3)), rtol=1e-2, atol=1e-2)
 
     def test_refusals(self, images: torch.Tensor) -> None:
         class Odd(nn.Module):
@@ -144,5 +220,5 @@ class TestRefusals:
         module = importlib.import_module("ltcompile.shrinking.shrink")
 
         monkeypatch.setattr(module, "run_onnx", lambda path, probe: run_onnx(path, probe) + 1e-2)
-        with pytest.raises(Disagreement, match="differ by"):
+        with pytest.raises(Disagreement, match="outputs are off by"):
             lt.shrink(run / "ticket.pt", tmp_path / "small.onnx")

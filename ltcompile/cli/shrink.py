@@ -163,7 +163,8 @@ def _tell_int8(told: Mapping[str, Any]) -> None:
         typer.echo(f"{name} stays in float: {why}")
     if "same_class" in (second := told["openvino"]):
         typer.echo(
-            f"OpenVINO agrees: {second['same_class']:.2%} of validation images in the same class, outputs to {second['max_error']:.1e}"
+            f"OpenVINO agrees: {second['same_class']:.2%} of validation images in the same class, outputs {second['error']:.1e} (RMS) from "
+            f"the simulated rounding ({second['allowed']:.0e} is allowed)"
         )
     else:
         typer.echo(f"OpenVINO was not asked: {second['not_asked']}")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ltcompile.core.deployment import TOLERANCES
 from ltcompile.engine import device as devices
 from ltcompile.engine import file
+from ltcompile.engine.agreement import MAX_DROP
 from ltcompile.engine.checks import relative_error, tile
 from ltcompile.engine.engine import Engine, Run
 from ltcompile.engine.file import Contents
@@ -29,23 +30,25 @@ def compile(
     device: str = "cpu",
     batch: Sequence[int] = BATCHES,
     precision: str | None = None,
+    max_drop: float = MAX_DROP,
     on_progress: Callable[[str], None] | None = None,
 ) -> Engine:
     """An engine of `model` for `device` ("cpu", "cuda"): whoever measures fastest here, for each size in `batch`.
 
     Args:
-        example: real images, float32 (N, C, H, W). Outputs are compared on them; for int8 their ranges are the network's, so give it
-            a hundred or more.
+        example: real images, float32 (N, C, H, W). Outputs are compared on them. int8 takes its ranges from them too, and how many of
+            them change their class is what it costs: it needs a hundred or more, and noise tells nothing of accuracy.
         precision: "fp32", "fp16" (GPU), "bf16" or "int8" (CPU); by default fp32 on a CPU and fp16 on a GPU.
+        max_drop: in int8, the per cent of images that may change their class against fp32, which is at least what accuracy may fall.
 
     Raises:
         BadModel: the network cannot be lowered. BadSetting, BadData: settings or images that make no sense.
-        Unavailable: there is no such device. Disagreement: nobody computes what the network does.
+        Unavailable: there is no such device. Disagreement: nobody computes what the network does, or int8 changes too many classes.
     """
     _check(example, batch)
     target, example = devices.find(device, precision), example.detach().cpu()
     network = copy.deepcopy(unwrap(model)).cpu().eval()
-    made = target.make(network, example, batch, on_progress or (lambda _: None))
+    made = target.make(network, example, batch, max_drop, on_progress or (lambda _: None))
     noise = _noise_like(example)
     answer = made.runs[batch[0]](tile(noise, batch[0]))[:1].cpu()
     shape = tuple(example.shape[1:])

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from ltcompile.core.deployment import TOLERANCES
+from ltcompile.numerics import largest_error as relative_error
+from ltcompile.numerics import tile
 
-import torch
-from torch import Tensor
-
-
-def tile(images: Tensor, batch: int) -> Tensor:
-    """`batch` of the images; where there are fewer, they repeat."""
-    return images[torch.arange(batch) % len(images)].contiguous()
+__all__ = ["refusal", "relative_error", "tile"]
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest magnitude; infinite where shapes differ or something is not finite."""
-    if found.shape != expected.shape:
-        return float("inf")
-    error = float((found.float().cpu() - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    return error if math.isfinite(error) else float("inf")
+def refusal(error: float, precision: str) -> str:
+    """Why outputs with this error, relative to the largest, are not the network's; "" where they are."""
+    return "" if error <= TOLERANCES[precision] else f"its outputs are off by {error:.1e} of the largest"

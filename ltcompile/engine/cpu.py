@@ -22,11 +22,14 @@ OWN = 0
 
 @dataclass(frozen=True)
 class Source:
-    """A network as data: an ONNX file with a free first dimension (b"" where there is none), and programs by batch size."""
+    """A network as data: an ONNX file with a free first dimension (b"" where there is none), and programs by batch size; and, of an int8
+    file, the float graph that it was made of, while the engine is made.
+    """
 
     precision: str
     onnx: bytes = b""
     programs: Mapping[int, Program] = field(default_factory=dict)
+    plain: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ class Device(Protocol):
     def machine(self) -> dict[str, str]:
         """What must be the same for an engine's decisions to hold."""
 
-    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], on_progress: Progress) -> Made:
-        """The fastest for each batch size, its answers checked on the example."""
+    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> Made:
+        """The fastest for each batch size, its answers checked on the example; in int8 `max_drop` per cent may change their class."""
 
     def load(self, contents: Contents) -> Mapping[int, Run]:
         """What was decided, ready to run."""

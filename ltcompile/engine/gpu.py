@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import versions
-from ltcompile.engine.checks import relative_error, tile
+from ltcompile.engine.agreement import Agreement, agreement
+from ltcompile.engine.checks import refusal, relative_error, tile
+from ltcompile.engine.cpu import Source
 from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import Made, Progress
 from ltcompile.engine.engine import Run
@@ -47,14 +48,15 @@ class Gpu:
     def machine(self) -> dict[str, str]:
         return {"gpu": torch.cuda.get_device_name()} | {name: versions()[name] for name in ("triton", "torch")}
 
-    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], on_progress: Progress) -> Made:
+    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> Made:
+        agreed = agreement(model, example, Source(self.precision), max_drop)
         programs, images, expected = {}, {}, {}
         for batch in batches:
             images[batch] = tile(example, batch)
             with torch.no_grad():
                 expected[batch] = model(images[batch])
             programs[batch] = place(lower(model, images[batch]).program, images[batch], self.precision).program
-        return self._choose_all(programs, images, expected, on_progress)
+        return self._choose_all(programs, images, expected, on_progress, agreed)
 
     def load(self, contents: Contents) -> dict[int, Run]:
         with vendor_at_its_best():
@@ -66,7 +68,12 @@ class Gpu:
         return self._choose_all(programs, {b: tile(noise, b) for b in programs}, {b: tile(answer, b) for b in programs}, on_progress)
 
     def _choose_all(
-        self, programs: Mapping[int, Program], images: Mapping[int, Tensor], expected: Mapping[int, Tensor], on_progress: Progress
+        self,
+        programs: Mapping[int, Program],
+        images: Mapping[int, Tensor],
+        expected: Mapping[int, Tensor],
+        on_progress: Progress,
+        agreed: Agreement | None = None,
     ) -> Made:
         cache, parts, runs = Cache(default_cache()), [], {}
         name = ", ".join(self.machine().values())
@@ -76,7 +83,7 @@ class Gpu:
                 on_progress(f"batch {batch}: timing the fastest of each layer inside the network")
                 choices = rerank(program, finalists, lambda found, program=program: self._in_network_ms(program, found))  # type: ignore[misc]
                 on_progress(f"batch {batch}: timing ways to run the network")
-                way, runs[batch], decision = self._choose(program, choices, images[batch], expected[batch])
+                way, runs[batch], decision = self._choose(program, choices, images[batch], expected[batch], agreed)
             how = {"way": way, "choices": {name: write_choice(choice) for name, choice in choices.items()}}
             parts.append(Part(decision, how, program))
         return Made(tuple(parts), runs)
@@ -98,7 +105,9 @@ class Gpu:
                 graphs[name] = Graph(Executable(program, self.device, choices, way))  # which holds the memory of its graph
         return replays_ms({name: graph.graph for name, graph in graphs.items()}, RERANK_S) if graphs else {}
 
-    def _choose(self, program: Program, choices: Mapping[str, Choice], images: Tensor, expected: Tensor) -> tuple[str, Run, Decision]:
+    def _choose(
+        self, program: Program, choices: Mapping[str, Choice], images: Tensor, expected: Tensor, agreed: Agreement | None
+    ) -> tuple[str, Run, Decision]:
         """The fastest way to run `program` among those whose answers are right.
 
         Raises:
@@ -113,10 +122,10 @@ class Gpu:
                 refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
                 continue
             errors[name] = relative_error(graph(images), expected)
-            if errors[name] <= TOLERANCES[self.precision]:
-                graphs[name] = graph
+            if reason := agreed.refusal(graph, len(images)) if agreed else refusal(errors[name], self.precision):
+                refused[name] = reason
             else:
-                refused[name] = f"its outputs are off by {errors[name]:.1e} of the largest"
+                graphs[name] = graph
         if not graphs:
             raise Disagreement(
                 "no way to run this network on this GPU gives its outputs: " + "; ".join(f"{k}: {v}" for k, v in refused.items())

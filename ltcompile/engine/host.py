@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import cpu_name, versions
-from ltcompile.engine.checks import relative_error, tile
+from ltcompile.engine.agreement import Agreement, agreement
+from ltcompile.engine.checks import refusal, relative_error, tile
 from ltcompile.engine.cpu import RUNTIMES, Candidate, Source, build, candidates, thread_counts
 from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import Made, Progress
@@ -46,11 +46,12 @@ class Host:
         packages = ("onnxruntime-gpu", "onnxruntime", "openvino", "torch")
         return {"cpu": cpu_name(), "threads": str(thread_counts()[-1])} | {name: there[name] for name in packages if name in there}
 
-    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], on_progress: Progress) -> Made:
+    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> Made:
         source = make_source(model, example, batches, self.precision)
+        agreed = agreement(model, example, source, max_drop)
         with torch.no_grad():
             expected = {batch: model(tile(example, batch)) for batch in batches}
-        return _choose_all(source, {batch: tile(example, batch) for batch in batches}, expected, on_progress)
+        return _choose_all(source, {batch: tile(example, batch) for batch in batches}, expected, on_progress, agreed)
 
     def load(self, contents: Contents) -> dict[int, Run]:
         source = _source(contents)
@@ -80,10 +81,16 @@ def _candidate(how: Mapping[str, Any]) -> Candidate:
         raise BadFile(f"the engine does not say who runs it: {error!r}; make it again with `ltcompile compile`") from error
 
 
-def _choose_all(source: Source, images: Mapping[int, Tensor], expected: Mapping[int, Tensor], on_progress: Progress) -> Made:
+def _choose_all(
+    source: Source,
+    images: Mapping[int, Tensor],
+    expected: Mapping[int, Tensor],
+    on_progress: Progress,
+    agreed: Agreement | None = None,
+) -> Made:
     parts, runs = [], {}
     for batch in images:
-        candidate, runs[batch], decision = choose(source, images[batch], expected[batch], on_progress)
+        candidate, runs[batch], decision = choose(source, images[batch], expected[batch], on_progress, agreed)
         parts.append(Part(decision, asdict(candidate), source.programs.get(batch)))
     return Made(tuple(parts), runs, source.onnx)
 
@@ -104,12 +111,15 @@ def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], preci
                 raise
             return Source(precision, b"", programs)
         if precision == "int8":
-            quantize_onnx(path, example, path)
+            plain = quantize_onnx(path, example, path)
+            return Source(precision, path.read_bytes(), plain=plain.SerializeToString())
         return Source(precision, path.read_bytes(), programs)
 
 
-def choose(source: Source, images: Tensor, expected: Tensor, on_progress: Progress) -> tuple[Candidate, Run, Decision]:
-    """The fastest for batches like `images` among those whose answers are `expected`.
+def choose(
+    source: Source, images: Tensor, expected: Tensor, on_progress: Progress, agreed: Agreement | None = None
+) -> tuple[Candidate, Run, Decision]:
+    """The fastest for batches like `images` among those whose answers are `expected`, and which agree on more images where these are given.
 
     Raises:
         Unavailable: nobody can run the network. Disagreement: nobody computes it.
@@ -125,8 +135,8 @@ def choose(source: Source, images: Tensor, expected: Tensor, on_progress: Progre
             refused[str(candidate)] = str(reason)
             continue
         errors[candidate] = relative_error(runs[candidate](images), expected)
-        if not errors[candidate] <= TOLERANCES[source.precision]:
-            refused[str(candidate)] = f"its outputs are off by {errors[candidate]:.1e} of the largest"
+        if reason := agreed.refusal(runs[candidate], batch) if agreed else refusal(errors[candidate], source.precision):
+            refused[str(candidate)] = reason
             del runs[candidate]
     if not runs:
         kind = Disagreement if errors else Unavailable

@@ -67,14 +67,19 @@ def conv2d(
     pool: bool,
 ) -> Tensor:
     """pool(act(conv(x, weight) + bias + residual)): (N, C, H, W) -> (N, K, P, Q), halved by the 2x2 max pool where there is one."""
-    y = F.conv2d(x, weight, bias, stride, padding, 1, groups)
+    y = F.conv2d(x, weight, _like(bias, x), stride, padding, 1, groups)
     y = ACTIVATIONS[activation](y if residual is None else y + residual)
     return F.max_pool2d(y, 2) if pool else y
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
     """act(x weight^T + bias): (..., C) -> (..., K)."""
-    return ACTIVATIONS[activation](F.linear(x, weight, bias))
+    return ACTIVATIONS[activation](F.linear(x, weight, _like(bias, x)))
+
+
+def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    """A bias, which programs in half precision hold in fp32 as the kernels add it, in the type of what it is added to."""
+    return None if bias is None else bias.to(x.dtype)
 
 
 def pooled_head(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:

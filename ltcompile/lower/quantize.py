@@ -53,10 +53,14 @@ class Quantizer:
     """
 
     def __init__(self, path: str | Path, images: Tensor) -> None:
-        with _understood():
-            self._model = _prepared(path)
+        self._model = prepared(path)
         self._images = images
         self._ranges: dict[Method, Any] = {}
+
+    @property
+    def plain(self) -> Any:
+        """The float model that is quantised."""
+        return self._model
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -111,13 +115,17 @@ class Quantizer:
             return calibrator.compute_data()
 
 
-def quantize_onnx(path: str | Path, images: Tensor, output: str | Path) -> None:
+def quantize_onnx(path: str | Path, images: Tensor, output: str | Path) -> Any:
     """Write `path` with int8 weights and activations to `output`; ranges are those of `images` (N, C, H, W), as many as are real.
+
+    Gives back the float model, as it was quantised.
 
     Raises:
         BadModel: ONNX Runtime cannot quantise it.
     """
-    Quantizer(path, images).write(Scheme(), output)
+    quantizer = Quantizer(path, images)
+    quantizer.write(Scheme(), output)
+    return quantizer.plain
 
 
 @contextlib.contextmanager
@@ -131,8 +139,13 @@ def _understood() -> Iterator[None]:
             raise BadModel(f"ONNX Runtime cannot quantise this network: {told}; leave it in fp32 or fp16") from error
 
 
+def prepared(path: str | Path) -> Any:
+    """The float model in `path` as it is quantised: constants folded, shapes inferred and every product named. Raises BadModel."""
+    with _understood():
+        return _prepared(path)
+
+
 def _prepared(path: str | Path) -> Any:
-    """The model with constants folded, shapes inferred and every product named."""
     import onnx
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -15,16 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltcompile import numerics
 from ltcompile.backends import DEVICES, Array, Artifact, Subject, available, unavailable
 from ltcompile.backends import compile as compile_for
-from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable
 from ltcompile.measure.memory import watch
+from ltcompile.measure.reference import CHUNK, Reference, reference_of
+from ltcompile.numerics import Expected, tile
 from ltcompile.timing import Times, race, speedup
 
-CHUNK = 64  # images at once where nothing is timed
-TF32_SLACK = 10.0  # TF32 keeps 10 bits: about 3e-4 a layer, 1e-3 after a dozen
+CHECKED = 128  # images on which answers in another precision are compared: at least numerics.LEAST_INPUTS
+TF32_TOLERANCE = 1e-2  # of the largest logit: TF32 keeps 10 bits, which are about 3e-4 a layer, 1e-3 after a dozen
 
 
 @dataclass(frozen=True)
@@ -57,15 +59,10 @@ class _Job:
     labels: NDArray[np.integer[Any]] | None
     reference: str
     batches: Sequence[int]
-    tolerance: float
-    precisions: Mapping[str, str]  # of subjects that are not in fp32
-    expected: dict[str, Array]  # eager logits of the first images, as many as the largest batch
-
-    def allowed(self, subject: str, dtype: str) -> float:
-        """The largest error, relative to the largest logit."""
-        if subject in self.precisions:
-            return TOLERANCES[self.precisions[subject]]
-        return self.tolerance * (TF32_SLACK if dtype == "tf32" else 1)
+    references: Mapping[str, Reference]  # by subject
+    checked: Array  # the images that all answers in another precision than fp32 are compared on
+    expected: Mapping[str, Expected]  # by subject, for the images that are timed
+    expected_of_checked: Mapping[str, Expected]  # of subjects in another precision
 
 
 @dataclass(frozen=True)
@@ -88,18 +85,18 @@ def bench(
     devices: Sequence[str] | None = None,
     batches: Sequence[int] = (1, 8, 64),
     seconds_per_row: float = 2.0,
-    tolerance: float = 1e-3,
-    precisions: Mapping[str, str] | None = None,
+    references: Mapping[str, Reference] | None = None,
     on_row: Callable[[Measurement], None] | None = None,
 ) -> BenchResult:
     """Measure `subjects` on real float32 `images` (N, C, H, W), in the order of the rows that `on_row` sees.
 
     A batch larger than N repeats images. With `labels` (N,), every backend's accuracy on all images is told. Speedups
-    are against the subject named `reference` (None where a backend cannot run that one). The answers at every batch size
-    are compared with eager fp32 on the CPU before anything is timed; an error above `tolerance` of the largest logit (ten
-    times that in TF32) ends the run. `precisions` are those of subjects by name whose files are in "fp16" or "int8", which runtimes round
-    in different places: more is allowed them. None for `backends` or `devices` takes what works and records why the others do not;
-    a backend or device that is asked for must work somewhere.
+    are against the subject named `reference` (None where a backend cannot run that one). None for `backends` or `devices` takes what works
+    and records why the others do not; a backend or device that is asked for must work somewhere.
+
+    Before anything is timed, the answers at every batch size are compared with the subject's reference, fp32 by PyTorch: with its module,
+    or without one with its file's own graph. Subjects whose files are in another precision need one in `references`, by name; they are
+    compared within its rounding, on 128 images, as `numerics` says: where there are fewer, noise like these follows.
 
     Raises:
         Unavailable: a backend or device that was asked for does not work here, or not for one of the subjects.
@@ -110,14 +107,39 @@ def bench(
     _check(subjects, images, labels, reference, batches)
     result = BenchResult()
     working = _working(backends, devices, result.skipped)
-    expected = {s.name: _expected(s, images[: max(batches)]) for s in subjects}
-    job = _Job(subjects, images, labels, reference, batches, tolerance, precisions or {}, expected)
+    job = _job(subjects, images, labels, reference, batches, references or {})
     loaded = [_load_all(job, backend, device, result, asked=backends is not None) for backend, device in working]
     for row in (row for group in loaded for row in _rows(job, group, seconds_per_row)):
         result.rows.append(row)
         if on_row:
             on_row(row)
     return result
+
+
+def _job(
+    subjects: Sequence[Subject],
+    images: Array,
+    labels: NDArray[np.integer[Any]] | None,
+    reference: str,
+    batches: Sequence[int],
+    references: Mapping[str, Reference],
+) -> _Job:
+    found = {s.name: references.get(s.name) or reference_of(s) for s in subjects}
+    timed = images[: max(batches)]
+    checked = _with_noise(images[: max(CHECKED, *batches)])
+    of_checked = {name: one.expected(checked) for name, one in found.items() if one.rounded is not None}
+    expected = {name: of_checked.get(name) or one.expected(timed) for name, one in found.items()}
+    return _Job(subjects, images, labels, reference, batches, found, checked, expected, of_checked)
+
+
+def _with_noise(images: Array) -> Array:
+    """`images` (N, C, H, W), and behind fewer than CHECKED of them seeded noise with their mean and spread a channel."""
+    missing = CHECKED - len(images)
+    if missing <= 0:
+        return images
+    noise = np.random.default_rng(0).standard_normal((missing, *images.shape[1:]), dtype=np.float32)
+    mean, spread = images.mean((0, 2, 3), keepdims=True), images.std((0, 2, 3), keepdims=True)
+    return np.concatenate([images, mean + spread * noise])
 
 
 def _check(
@@ -153,12 +175,6 @@ def _reasons(backends: Sequence[str] | None, device: str) -> dict[str, str | Non
     return available(device) if backends is None else {b: unavailable(b, device) for b in backends}
 
 
-def _expected(subject: Subject, images: Array) -> Array:
-    """The fp32 logits of the module by eager PyTorch on the CPU; of an ONNX file alone, by ONNX Runtime there."""
-    name = "onnxruntime" if subject.module is None else "eager"
-    return _logits(compile_for(name, subject, "cpu"), images)
-
-
 def _load_all(job: _Job, backend: str, device: str, result: BenchResult, *, asked: bool) -> dict[str, _Loaded]:
     _load_libraries(job, backend, device)
     loaded = {}
@@ -190,23 +206,39 @@ def _load(job: _Job, subject: Subject, backend: str, device: str) -> _Loaded:
         logits = artifact.run(tile(job.images, batch))
         peaks[batch] = above()
         errors[batch] = _agree(job, subject, artifact, logits)
-    accuracy = None if job.labels is None else float((_logits(artifact, job.images).argmax(1) == job.labels).mean())
+    _agree_on_checked(job, subject, artifact)
+    accuracy = None
+    if job.labels is not None:
+        accuracy = float((numerics.in_chunks(artifact.run, job.images, CHUNK).argmax(1) == job.labels).mean())
     return _Loaded(artifact, errors, peaks, accuracy)
 
 
 def _agree(job: _Job, subject: Subject, artifact: Artifact, logits: Array) -> float:
-    """The largest difference to eager, relative to the largest magnitude."""
-    expected = tile(job.expected[subject.name], len(logits))
-    where = f"{artifact.backend} ({artifact.device}) and eager disagree on {subject.name!r} at batch {len(logits)}"
-    if logits.shape != expected.shape:
-        raise Disagreement(f"{where}: outputs {logits.shape} instead of {expected.shape}; export the network again")
-    error = float(np.abs(logits - expected).max() / max(float(np.abs(expected).max()), 1e-30))
-    allowed = job.allowed(subject.name, artifact.dtype)
-    if not error <= allowed:  # NaN too
-        raise Disagreement(
-            f"{where}: error {error:.2e} of the largest logit, allowed {allowed:.0e}; export the network again, or leave this backend out"
-        )
+    """The largest difference of one batch to fp32 by PyTorch, relative to the largest magnitude. Raises Disagreement."""
+    expected, there = job.expected[subject.name], min(len(job.images), len(job.expected[subject.name].exact))
+    error = numerics.largest_error(logits, tile(expected.exact[:there], len(logits)))
+    where = f"at batch {len(logits)}"
+    if artifact.dtype == "tf32" and expected.rounded is None:
+        reason = "" if error <= TF32_TOLERANCE else f"outputs are off by {error:.1e} of the largest ({TF32_TOLERANCE:.0e} is allowed)"
+    else:
+        reason = expected.refusal(logits, there)
+    if reason:
+        raise _disagreement(subject, artifact, where, reason)
     return error
+
+
+def _agree_on_checked(job: _Job, subject: Subject, artifact: Artifact) -> None:
+    """Raises Disagreement where a subject in another precision than fp32 computes something else."""
+    expected = job.expected_of_checked.get(subject.name)
+    if expected is not None and (reason := expected.refusal(numerics.in_chunks(artifact.run, job.checked, CHUNK))):
+        raise _disagreement(subject, artifact, f"on {len(job.checked)} images", reason)
+
+
+def _disagreement(subject: Subject, artifact: Artifact, where: str, reason: str) -> Disagreement:
+    return Disagreement(
+        f"{artifact.backend} ({artifact.device}) and the reference disagree on {subject.name!r} {where}: {reason}; "
+        "export the network again, or leave this backend out"
+    )
 
 
 def _rows(job: _Job, loaded: dict[str, _Loaded], seconds: float) -> Iterator[Measurement]:
@@ -214,7 +246,7 @@ def _rows(job: _Job, loaded: dict[str, _Loaded], seconds: float) -> Iterator[Mea
         images = tile(job.images, batch)
         times = race({name: one.artifact.prepare(images) for name, one in loaded.items()}, seconds=seconds)
         for name, one in loaded.items():
-            dtype = _dtype(job.precisions.get(name, "fp32"), one.artifact)
+            dtype = _dtype(job.references[name].precision, one.artifact)
             yield _row(name, one, dtype, batch, times[name], None if name == job.reference else times.get(job.reference))
 
 
@@ -246,14 +278,3 @@ def _row(name: str, one: _Loaded, dtype: str, batch: int, ms: Times, reference_m
         accuracy=one.accuracy,
         max_error=one.max_error[batch],
     )
-
-
-def tile(rows: Array, count: int) -> Array:
-    """The first `count` rows; where there are fewer, they repeat."""
-    return rows[np.arange(count) % len(rows)]
-
-
-def _logits(artifact: Artifact, images: Array) -> Array:
-    """The logits of all images, always in chunks of one size: a partial last one would be compiled for itself."""
-    chunks = [tile(images[i : i + CHUNK], CHUNK) for i in range(0, len(images), CHUNK)]
-    return np.concatenate([artifact.run(chunk) for chunk in chunks])[: len(images)]

@@ -16,6 +16,8 @@ from ltcompile.data import Dataset, load_like
 from ltcompile.errors import BadFile, LtcompileError, StaleTicket
 from ltcompile.lower import export_onnx, fold_batch_norm
 
+NOISE_IMAGES = 128  # enough to compare answers on
+
 
 def subject(
     name: str, module: nn.Module, example: Tensor, scratch: Path, onnx: Path | None = None, metadata: Mapping[str, str] | None = None
@@ -42,7 +44,7 @@ def images_of(described: Mapping[str, Any], data: str | None, data_root: str | P
         if data is not None:
             raise
     if dataset is None:
-        noise = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(NOISE_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
         return noise.numpy(), None
     there = dataset.description
     if list(there.class_names) != class_names or there.shape != shape:

@@ -20,7 +20,7 @@ from ltcompile.train.device import autocast_dtype
 def _engine(network: Network, images: Tensor, precision: str) -> Ready:
     _check(precision)
     source, expected = network.source(precision, len(images)), network.expected(images)
-    winner, run, decision = host.choose(source, images, expected, lambda _: None)
+    winner, run, decision = host.choose(source, images, expected, lambda _: None, network.agreement(precision))
     return _ready(run, images, f"{winner} (tie with {decision.runner_up})" if decision.tie else str(winner))
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ltcompile.engine.agreement import Agreement, agreement
 from ltcompile.engine.checks import tile
 from ltcompile.engine.cpu import Source
 from ltcompile.engine.file import Part
@@ -23,6 +24,7 @@ from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.program import Program
 
 ENGINE = "engine"
+MAX_DROP = 10.0  # per cent of images that may change their class
 
 
 class Ready(NamedTuple):
@@ -84,10 +86,16 @@ class Network:
         return replace(self._sources[precision], programs={batch: precisions.rewrite(self.lowered(batch), precision)})
 
     @functools.cache  # noqa: B019
+    def agreement(self, precision: str) -> Agreement | None:
+        """What entrants in `precision` have to answer to all images; None in fp32."""
+        source = self.source(precision, 1) if precision == "int8" else Source(precision)
+        return agreement(self.module, self.images, source, MAX_DROP)
+
+    @functools.cache  # noqa: B019
     def half_onnx(self) -> Path:
         """An ONNX file in float16 between float32 images and answers, any batch size."""
         path = Path(self._scratch.name) / "half.onnx"
-        export_onnx(HalfInside(copy.deepcopy(self.module)), self.images[:2], path)
+        export_onnx(HalfInside(self.module), self.images[:2], path)
         return path
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from ltcompile.engine.checks import relative_error, tile
 from ltcompile.errors import BadSetting, DeviceLost, Disagreement, LtcompileError, Unavailable
 from ltcompile.graph import size
 from ltcompile.measure import busy_share
+from ltcompile.numerics import FP32_TOLERANCE
 from ltcompile.race import layers, peaks
 from ltcompile.race.clock import Call, Clock, track
 from ltcompile.race.entrant import ENGINE, Entrant, Network, Ready
@@ -233,9 +235,12 @@ class _Heat:
         start = time.perf_counter()
         ready = entrant.build(self.network, self.images)
         build_s = time.perf_counter() - start
-        tolerance = TOLERANCES[entrant.precision]
+        tolerance = FP32_TOLERANCE if entrant.precision == "fp32" else math.inf
         error, same = _agreement(self._answer(ready, self.images), self.expected, tolerance)
-        followed = max(tolerance, relative_error(self.expected, self.of_half) / 2)
+        agreed = self.network.agreement(entrant.precision)
+        if agreed and (reason := agreed.refusal(lambda images: self._answer(ready, images), self.batch)):
+            raise Disagreement(reason)
+        followed = max(TOLERANCES[entrant.precision], relative_error(self.expected, self.of_half) / 2)
         if not relative_error(self._answer(ready, self.images / 2), self.of_half) <= followed:
             raise Disagreement("its answers do not follow its images: a compiler may have folded the first ones")
         ready.write(self.images)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ltcompile.core.plan import PruningPlan
 from ltcompile.core.streams import seeded, stream
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import BadPlan, LtcompileError, StaleTicket
@@ -104,10 +105,16 @@ def small_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
 
     Raises StaleTicket as `ticket_network` does.
     """
+    return small_with_plan(ticket, dense)[0]
+
+
+def small_with_plan(ticket: Ticket, dense: nn.Module) -> tuple[nn.Module, PruningPlan]:
+    """The same, and the plan that leaves it of the dense network."""
     network = ticket_network(ticket, dense)
     if ticket.mask is not None:
-        return without_emptied(ticket, network).module
-    return factorised(ticket, network).module if in_a_basis(ticket) else network
+        found = without_emptied(ticket, network)
+        return found.module, found.plan
+    return factorised(ticket, network).module if in_a_basis(ticket) else network, ticket.plan
 
 
 def in_a_basis(ticket: Ticket) -> bool:

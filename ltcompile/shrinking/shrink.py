@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.reached import Reached
@@ -21,20 +23,23 @@ from ltcompile.core.records import provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting, Disagreement, StaleTicket
-from ltcompile.graph import Emptied, Size, embed, size, zeros
+from ltcompile.graph import Emptied, Size, size, zeros
 from ltcompile.graph.factorise import Factorised
 from ltcompile.lower import HalfInside, export_onnx, export_program, fold_batch_norm, run_onnx
 from ltcompile.lower.signs import write_signs
+from ltcompile.lower.simulate import rounded_network
+from ltcompile.numerics import Compared, Expected, in_chunks
 from ltcompile.paths import check_writable, write_bytes, write_json
+from ltcompile.shrinking.equality import check_cut, check_rewritten
 from ltcompile.shrinking.int8 import Int8, Progress, to_int8
 from ltcompile.shrinking.rebuild import check_ticket_fits, dense_network, factorised, in_a_basis, ticket_network, without_emptied
+from ltcompile.shrinking.recalibrate import take_statistics
 from ltcompile.shrinking.snap import AS_IT_IS, Clock, Snap, Snapped
 from ltcompile.shrinking.snap import snap as snap_widths
 
-EQUALITY_TOLERANCE = 1e-5  # cut against masked, relative to the largest output
-FILE_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "int8": TOLERANCES["int8"]}  # file against torch in fp32, likewise
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 PROBES = 16
+CHECKED, CHUNK = 128, 16  # images that a file in half precision is compared on, and so many at once
 Precision = Literal["fp32", "fp16", "int8"]
 
 
@@ -62,7 +67,8 @@ def shrink(
 ) -> Shrunk:
     """Make the ticket's network physically small and write it to `output` (.onnx, .pt2 or .safetensors).
 
-    The cut network is compared with the masked one, and the file with the cut network; OUTPUT.json tells both errors. Of a ticket with a
+    The cut network is compared with the masked one, in float64 and output by output, and the file with the cut network, within the
+    rounding of its precision (`numerics`); OUTPUT.json tells both errors. Of a ticket with a
     mask of single weights, the channels go that its zeros emptied; OUTPUT.json tells how much of the sparsity that was.
 
     Args:
@@ -90,26 +96,27 @@ def shrink(
     network = ticket_network(ticket, dense)
     anew = None if precision == "int8" else calibrate
     if anew is not None:
-        _take_statistics(network, anew)
+        take_statistics(network, anew)
     probe = _probe(ticket)
     dense_size = size(dense, probe)
-    small, plan, emptying_error, structure = _structured(ticket, network, probe, dense_size)
+    small, plan, structure = _structured(ticket, network, probe, dense_size)
     if in_a_basis(ticket) and snap:
         raise BadSetting("a ticket in a basis has layers in two, whose widths are ranks; leave --snap out")
-    _check_equal(network if in_a_basis(ticket) else small, plan, dense, probe)
+    equality_error = check_cut(network if in_a_basis(ticket) else small, plan, dense, probe)
     snapped = snap_widths(small, plan, dense, snap, probe, clock) if snap else Snapped(small, plan, AS_IT_IS, {})
+    if snapped.module is not small:
+        equality_error = max(equality_error, check_cut(snapped.module, snapped.plan, dense, probe))
     small, small_size = snapped.module, size(snapped.module, probe)
-    equality_error = emptying_error if in_a_basis(ticket) else max(emptying_error, _check_equal(small, snapped.plan, dense, probe))
     del dense
     folded, told = fold_batch_norm(small, probe)
-    _check_within("the folded network and the cut one", _logits(folded, probe), _logits(small, probe), EQUALITY_TOLERANCE)
+    check_rewritten("the folded network and the cut one", folded, small, probe)
     metadata = _metadata(ticket, precision, anew is not None, snapped)
     int8_record: dict[str, Any] = {}
     if precision == "int8":
         assert calibrate is not None
-        folded, file_error, int8_record["int8"] = _write_int8(folded, ticket, calibrate, asked, output, metadata, on_progress)
+        folded, compared, int8_record["int8"] = _write_int8(folded, ticket, calibrate, asked, output, metadata, on_progress)
     else:
-        file_error = _write_float(folded, probe, output, precision, metadata)
+        compared = _write_float(folded, probe, output, precision, metadata)
     signs = _with_signs(ticket, output, precision, probe)
     record = {
         "kind": "shrink",
@@ -120,8 +127,8 @@ def shrink(
         "dense_bytes": dense_size.params * VALUE_BYTES[precision],  # its values in the same precision
         **_sizes(small_size, dense_size),
         "equality_error": equality_error,
-        "onnx_error": file_error,
-        "tolerance": FILE_TOLERANCE[precision],
+        "onnx_error": compared.error,
+        "tolerance": compared.allowed,
         "recalibrated": anew is not None,
         "snapped": snapped.to_json(),
         "target": _target(ticket, small_size, dense_size),
@@ -150,8 +157,8 @@ def _check_settings(output: Path, precision: str, calibrate: Dataset | None, ask
     """Raises BadSetting where the settings contradict each other."""
     if output.suffix not in _WRITERS:
         raise BadSetting(f"{output} must end in {', '.join(_WRITERS)}")
-    if precision not in FILE_TOLERANCE:
-        raise BadSetting(f"precision must be one of {', '.join(FILE_TOLERANCE)}, not {precision!r}")
+    if precision not in VALUE_BYTES:
+        raise BadSetting(f"precision must be one of {', '.join(VALUE_BYTES)}, not {precision!r}")
     if precision != "int8":
         if asked.finetune_epochs:
             raise BadSetting(f"--finetune-epochs trains for int8, and the precision is {precision}; add --precision int8, or leave it out")
@@ -162,13 +169,21 @@ def _check_settings(output: Path, precision: str, calibrate: Dataset | None, ask
         raise BadSetting("int8 takes the ranges of activations from images; pass --calibrate digits, cifar10 or imagefolder:PATH")
 
 
-def _write_float(folded: nn.Module, probe: Tensor, output: Path, precision: str, metadata: Mapping[str, str]) -> float:
-    """Write the folded network, which stays in fp32; the largest error of the file's answers."""
-    reference = _logits(folded, probe)
+def _write_float(folded: nn.Module, probe: Tensor, output: Path, precision: str, metadata: Mapping[str, str]) -> Compared:
+    """Write the folded network, which stays in fp32; how the file's answers compare with PyTorch's. Raises Disagreement."""
     _WRITERS[output.suffix](HalfInside(folded) if precision == "fp16" else folded, probe, output, metadata)
-    if precision == "fp16":
-        folded.float()
-    return _check_within(f"{output} and torch", _reread(output, folded, probe, precision), reference, FILE_TOLERANCE[precision])
+    images = probe if precision == "fp32" else _noise(CHECKED, tuple(probe.shape[1:]))
+    exact = _in_chunks(lambda chunk: _logits(folded, chunk), images)
+    rounded = None if precision == "fp32" else _in_chunks(rounded_network(folded.eval(), precision), images)
+    compared = Expected(exact, rounded).compare(_in_chunks(_reader(output, folded, precision), images))
+    if compared.refusal:
+        raise Disagreement(f"{output} and torch disagree: {compared.refusal}; please report this with the ticket")
+    return compared
+
+
+def _in_chunks(run: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float32]:
+    """The answers of `run` to all images, a few at a time."""
+    return in_chunks(lambda chunk: run(torch.from_numpy(chunk)).numpy(), images.numpy(), CHUNK)
 
 
 def _with_signs(ticket: Ticket, output: Path, precision: str, probe: Tensor) -> dict[str, Any]:
@@ -181,15 +196,16 @@ def _with_signs(ticket: Ticket, output: Path, precision: str, probe: Tensor) -> 
 
 def _write_int8(
     folded: nn.Module, ticket: Ticket, data: Dataset, asked: Int8, output: Path, metadata: Mapping[str, str], tell: Progress
-) -> tuple[nn.Module, float, Mapping[str, Any]]:
-    """Write the network in int8: its float weights, which fine-tuning may change; the file's error on validation images; the record."""
+) -> tuple[nn.Module, Compared, Mapping[str, Any]]:
+    """Write the network in int8: its float weights, which fine-tuning may change; how the file's answers compare; the record."""
     _check_same_data(ticket, data)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         made = to_int8(folded, data, ticket.recipe, ticket.seed, asked, Path(scratch), tell)
         told = {name: made.record[name] for name in ("ranges", "weight_bits", "float_nodes", "val_accuracy", "test_accuracy", "images")}
+        told["fine_tuned"] = made.module is not folded
         accuracy = {"value": made.test_accuracy, "split": "test"}
         made.write(output, {**metadata, "accuracy": json.dumps(accuracy), "int8": json.dumps(told)})
-    return made.module, made.judged.max_error, made.record
+    return made.module, made.compared, made.record
 
 
 def _check_same_data(ticket: Ticket, data: Dataset) -> None:
@@ -208,7 +224,11 @@ def _sizes(small: Size, dense: Size) -> dict[str, int]:
 
 def _probe(ticket: Ticket) -> Tensor:
     """Seeded images of the data's shape (PROBES, C, H, W), about as normalised data looks."""
-    return torch.randn(PROBES, *ticket.data["shape"], generator=torch.Generator().manual_seed(0))
+    return _noise(PROBES, tuple(ticket.data["shape"]))
+
+
+def _noise(count: int, shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
@@ -217,32 +237,21 @@ def _logits(model: nn.Module, images: Tensor) -> Tensor:
     return logits
 
 
-def _check_equal(small: nn.Module, plan: PruningPlan, dense: nn.Module, probe: Tensor) -> float:
-    """The largest error of the cut network against the masked one of the original's shape."""
-    masked = embed(small, plan, dense)
-    return _check_within("the cut network and the masked one", _logits(small, probe), _logits(masked, probe), EQUALITY_TOLERANCE)
-
-
-def _structured(ticket: Ticket, network: nn.Module, probe: Tensor, dense: Size) -> tuple[nn.Module, PruningPlan, float, dict[str, Any]]:
-    """The small network that `network` of the ticket comes down to, its plan, the largest error beside `network`; the record of how.
+def _structured(ticket: Ticket, network: nn.Module, probe: Tensor, dense: Size) -> tuple[nn.Module, PruningPlan, dict[str, Any]]:
+    """The small network that `network` of the ticket comes down to, its plan, and the record of how.
 
     Raises Disagreement where taking out the emptied channels of a masked network, or parting layers of low rank, changes its answers.
     """
     if in_a_basis(ticket):
         halves = factorised(ticket, network)
-        error = _check_within("the network with layers in two and the whole one", *_both(halves.module, network, probe), EQUALITY_TOLERANCE)
-        return halves.module, ticket.plan, error, {"ranks": dict(halves.ranks), "not_in_two": _unsplit(halves)}
+        check_rewritten("the network with layers in two and the whole one", halves.module, network, probe)
+        return halves.module, ticket.plan, {"ranks": dict(halves.ranks), "not_in_two": _unsplit(halves)}
     if ticket.mask is None:
-        return network, ticket.plan, 0.0, {}
+        return network, ticket.plan, {}
     found = without_emptied(ticket, network)
-    what = "the network without its emptied channels and the masked one"
-    error = _check_within(what, _logits(found.module, probe), _logits(network, probe), EQUALITY_TOLERANCE)
+    check_rewritten("the network without its emptied channels and the masked one", found.module, network, probe)
     told = _structure(ticket.mask, network, found, (dense.macs, size(found.module, probe).macs))
-    return found.module, found.plan, error, {"structure": told}
-
-
-def _both(one: nn.Module, other: nn.Module, probe: Tensor) -> tuple[Tensor, Tensor]:
-    return _logits(one, probe), _logits(other, probe)
+    return found.module, found.plan, {"structure": told}
 
 
 def _unsplit(halves: Factorised) -> dict[str, str]:
@@ -263,28 +272,6 @@ def _structure(mask: WeightMask, masked: nn.Module, found: Emptied, macs: tuple[
         "channels": {"constant": found.constant, "unread": found.unread, "all": sum(width for width, _ in widths)},
         "macs": dict(zip(("before", "after"), macs, strict=True)),
     }
-
-
-def _check_within(what: str, found: Tensor, expected: Tensor, tolerance: float) -> float:
-    error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not error <= tolerance:
-        raise Disagreement(
-            f"{what} differ by {error:.2e} of the largest output, more than {tolerance:.0e}; please report this with the ticket"
-        )
-    return error
-
-
-@torch.no_grad()
-def _take_statistics(model: nn.Module, data: Dataset) -> None:
-    """Batch norm's running mean and variance as plain averages over one pass of the training images."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # cumulative average
-    model.train()
-    for images, _ in data.train.batches(256, torch.device("cpu"), None, 0):
-        model(images)
-    model.eval()
 
 
 def _metadata(ticket: Ticket, precision: str, recalibrated: bool, snapped: Snapped) -> dict[str, str]:
@@ -322,20 +309,19 @@ def _write_safetensors(model: nn.Module, example: Tensor, path: Path, metadata: 
 _WRITERS = {".onnx": export_onnx, ".pt2": export_program, ".safetensors": _write_safetensors}
 
 
-def _reread(path: Path, folded: nn.Module, probe: Tensor, precision: str) -> Tensor:
-    """The outputs that the written file itself gives."""
+def _reader(path: Path, folded: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
+    """What the written file itself answers to images."""
     if path.suffix == ".onnx":
-        return run_onnx(path, probe)
+        return partial(run_onnx, path)
     if path.suffix == ".pt2":
-        return _logits_of(torch.export.load(path).module(), probe)
+        return partial(_logits_of, torch.export.load(path).module())
     import copy
 
     from safetensors.torch import load_file
 
-    fresh = copy.deepcopy(folded)
-    fresh = HalfInside(fresh) if precision == "fp16" else fresh
+    fresh = HalfInside(folded) if precision == "fp16" else copy.deepcopy(folded)
     fresh.load_state_dict(load_file(path))
-    return _logits(fresh, probe)
+    return partial(_logits, fresh)
 
 
 def _logits_of(program: Any, images: Tensor) -> Tensor:

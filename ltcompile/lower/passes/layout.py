@@ -66,9 +66,9 @@ class _Placing:
         self._plain = {program.input, *program.constants}
 
     def dtype(self) -> torch.dtype:
-        """That of the constants; of the images where there is none."""
-        floating = [c.dtype for c in self.program.constants.values() if c.is_floating_point()]
-        return floating[0] if floating else torch.float32
+        """That of the weights; biases stay in fp32 whatever the precision."""
+        floating = {c.dtype for c in self.program.constants.values() if c.is_floating_point()}
+        return next(iter(floating - {torch.float32}), torch.float32)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """As PyTorch has it."""

@@ -1,0 +1,94 @@
+"""What an engine's candidates have to answer before one is timed: the network in fp32 by PyTorch, within its precision's rounding.
+
+In another precision than fp32 that is checked on all images of the example, a hundred or more for int8, because a bound that a few images
+allow is too wide to see a wrong layer (`numerics`). int8 also has to answer well: most images must keep their class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ltcompile import numerics
+from ltcompile.engine.cpu import Source
+from ltcompile.errors import BadData, BadSetting
+from ltcompile.lower.evaluate import evaluator
+from ltcompile.lower.fake_quantise import fake_quantised
+from ltcompile.lower.simulate import HALVES, rounded_network
+from ltcompile.numerics import LEAST_INPUTS, Expected, changed_classes
+
+CHECKED = 512  # images at most
+MAX_DROP = 5.0  # per cent of images, for int8
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Images (N, C, H, W), what a candidate has to answer to them, and the per cent of them that may change their class against fp32."""
+
+    images: Tensor
+    expected: Expected
+    max_drop: float
+
+    def refusal(self, run: Callable[[Tensor], Tensor], batch: int) -> str:
+        """Why `run`, which takes `batch` images at a time, is not the network or not good enough; "" where it is."""
+        found = numerics.in_chunks(
+            lambda chunk: run(_tensor(chunk)).cpu().numpy(), numerics.tile(self.images, self._count(batch)).numpy(), batch
+        )
+        found = found[: len(self.images)]
+        if reason := self.expected.refusal(found):
+            return reason
+        changed = 100 * changed_classes(found, self.expected.exact)
+        if changed > self.max_drop:
+            return (
+                f"{changed:.1f} % of {len(found)} images change their class against fp32, and {self.max_drop:g} % may; give more "
+                "representative images, allow more by max_drop, or compile in fp32 or bf16"
+            )
+        return ""
+
+    def _count(self, batch: int) -> int:
+        return max(batch, len(self.images))
+
+
+def agreement(model: nn.Module, example: Tensor, source: Source, max_drop: float) -> Agreement | None:
+    """What candidates that run `source`, made of `model`, have to answer to `example`; None in fp32, where each batch is compared by itself.
+
+    Raises:
+        BadData: int8 gets fewer than a hundred images. BadSetting: `max_drop` is no per cent. Disagreement: the int8 file holds other
+        weights.
+    """
+    precision = source.precision
+    if not 0 <= max_drop <= 100:
+        raise BadSetting(f"max_drop is the per cent of images that may change their class, between 0 and 100, not {max_drop}")
+    if precision == "int8" and len(example) < LEAST_INPUTS:
+        raise BadData(
+            f"int8 loses accuracy, and {len(example)} images do not tell how much: give {LEAST_INPUTS} real ones or more as the example, or "
+            "compile in fp32"
+        )
+    images = example[:CHECKED]
+    if precision == "int8":
+        return Agreement(images, Expected(_answers(model, images), _simulated(source, images)), max_drop)
+    if precision in HALVES:
+        return Agreement(images, Expected(_answers(model, images), _answers(rounded_network(model, precision), images)), 100.0)
+    return None
+
+
+def _simulated(source: Source, images: Tensor) -> NDArray[np.float32]:
+    """The float graph with the rounding of the int8 file, without a runtime."""
+    plain, int8 = onnx.load_from_string(source.plain), onnx.load_from_string(source.onnx)
+    return numerics.in_chunks(evaluator(fake_quantised(plain, int8)), images.numpy(), CHUNK)
+
+
+@torch.no_grad()
+def _answers(model: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float32]:
+    return numerics.in_chunks(lambda chunk: model(_tensor(chunk)).numpy(), images.numpy(), CHUNK)
+
+
+def _tensor(chunk: NDArray[np.float32]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(chunk))

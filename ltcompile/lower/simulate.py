@@ -1,0 +1,90 @@
+"""A network of PyTorch as other arithmetic computes it: every result rounded to half precision, or everything in double.
+
+The module itself is left alone: a mode of torch sees each operation, widens what goes in, or rounds what comes out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+_CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class InDouble(TorchFunctionMode):
+    """Inside it, every call of torch on floating-point values computes in float64, one layer's weights at a time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func in _CASTS:
+            return _widened(args[0])
+        if getattr(func, "__name__", "") == "__get__":  # shapes and dtypes need no copy
+            return func(*args, **(kwargs or {}))
+        return tree_map(_widened, func(*tree_map(_widened, args), **tree_map(_widened, dict(kwargs or {}))))
+
+
+class Rounded(TorchDispatchMode):
+    """Inside it, every operation's fp32 result is rounded to `dtype`, and kept as fp32: sums inside an operation stay in fp32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(returned.alias_info is not None and not returned.alias_info.is_write for returned in func._schema.returns):
+            return out  # a view of what is rounded already
+        if any(returned.alias_info is not None for returned in func._schema.returns):
+            with torch.no_grad():
+                tree_map(lambda x: x.copy_(self._round(x)) if _is_fp32(x) else x, out)
+            return out
+        return tree_map(self._round, out)
+
+    def _round(self, value: Any) -> Any:
+        return value.to(self._dtype).to(torch.float32) if _is_fp32(value) else value
+
+
+@torch.no_grad()
+def in_double(model: nn.Module, images: Tensor) -> Tensor:
+    """What `model` (eval mode, on the CPU) answers to `images`, computed in float64, image by image: little memory is taken.
+
+    Weights stay as they are, so that rounding is left out of a comparison of two networks.
+    """
+    with InDouble():
+        return torch.cat([model(image) for image in images.split(1)])
+
+
+def rounded_network(model: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
+    """`model` (fp32, eval mode, on the CPU) with weights, inputs and every operation's result rounded to "fp16" or "bf16"; fp32 outside."""
+    dtype, network = HALVES[precision], copy.deepcopy(model)
+    with torch.no_grad():
+        for value in (*network.parameters(), *network.buffers()):
+            if value.dtype == torch.float32:
+                value.copy_(value.to(dtype))
+
+    @torch.no_grad()
+    def answer(images: Tensor) -> Tensor:
+        with Rounded(dtype):
+            out: Tensor = network(images.to(dtype).float())
+        return out
+
+    return answer
+
+
+def _is_fp32(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, torch.dtype):
+        return torch.float64 if value.is_floating_point else value
+    return value

@@ -1,0 +1,172 @@
+"""How far answers are apart, and how far they may be: one place for every comparison of outputs, for arrays and tensors alike.
+
+Answers of one precision are compared with what PyTorch computes in fp32. In fp16, bf16 and int8 a bound on that alone would have to be so
+wide that a missing filter passes, because rounding changes the outputs by a per cent or more. So PyTorch also computes the network with the
+rounding simulated, and an `Expected` holds both. With exact outputs x, simulated ones s and a runtime's y, over N inputs:
+
+    noise  e = rms(s - x)                         what rounding does to this network
+    error    = rms(y - s)           <= 1.5 e      over N >= 100 inputs (4 e over fewer)
+    shift    = rms(mean_n(y - s))   <= 0.3 e      over N >= 100: the mean over inputs, output by output
+    changed  = share of y's classes that are not x's: at most four standard errors above s's share, over N >= 100
+
+Why these hold for every runtime that computes the network: it rounds where the simulation does, or in fewer places where it fuses, so y - x
+has about the size of e or less. At best its roundings are the simulation's, at worst they are independent of them, and errors add up to
+sqrt(2) e. What is the same for all inputs, the rounding of weights, is the same in s and y; roundings of activations have no sign that they
+keep from input to input, so the mean over N inputs is near sqrt(2) e / sqrt(N), at most 0.15 e, of which twice is allowed. A wrong filter
+moves all inputs alike, which is what the shift sees. Few inputs estimate a root mean square badly: of an image with ten outputs, the ratio of
+two that are equal on average is beyond 2 in one case of seven, and beyond 4 in less than one of a thousand. To each bound comes what fp32 may
+be off, 1e-4 of the largest output: runtimes add in another order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Rows = TypeVar("Rows")  # an array or a tensor whose first dimension counts inputs
+
+FP32_TOLERANCE = 1e-4  # of the largest output, for sums in another order
+LEAST_INPUTS = 100  # for a share of classes, a mean over inputs or an accuracy to say anything
+ERROR_OF_NOISE, ERROR_OF_NOISE_FEW, SHIFT_OF_NOISE = 1.5, 4.0, 0.3
+STANDARD_ERRORS = 4.0
+LEAST_OUTPUT = 1e-3  # of the largest: smaller outputs are small because larger numbers cancel, with the rounding of those
+TINY = 1e-30
+
+
+def largest_error(found: Any, expected: Any) -> float:
+    """The largest difference relative to the largest magnitude of `expected`; infinite where shapes differ or a value is not finite."""
+    y, x = _array(found), _array(expected)
+    if y.shape != x.shape:
+        return math.inf
+    error = float(np.abs(y - x).max(initial=0.0)) / max(float(np.abs(x).max(initial=0.0)), TINY)
+    return error if math.isfinite(error) else math.inf
+
+
+def largest_error_by_output(found: Any, expected: Any) -> float:
+    """The same, (N, ...), each output relative to its own largest magnitude over the N inputs; one below 1e-3 of the largest counts as that."""
+    y, x = _array(found), _array(expected)
+    if y.shape != x.shape:
+        return math.inf
+    sizes = np.abs(x).max(0, initial=0.0)
+    error = float(
+        (np.abs(y - x).max(0, initial=0.0) / np.maximum(sizes, max(LEAST_OUTPUT * sizes.max(initial=0.0), TINY))).max(initial=0.0)
+    )
+    return error if math.isfinite(error) else math.inf
+
+
+def tile(rows: Rows, count: int) -> Rows:
+    """The first `count` rows; where there are fewer, they repeat."""
+    found: Rows = rows[np.arange(count) % len(rows)]  # type: ignore[index, arg-type]
+    return found
+
+
+def in_chunks(run: Callable[[NDArray[np.float32]], NDArray[np.float32]], rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """`run` over all rows, `size` at a time: the last chunk is filled up with the first rows, so that `run` sees one shape alone."""
+    size = min(size, len(rows))
+    chunks = [tile(rows[i : i + size], size) for i in range(0, len(rows), size)]
+    return np.concatenate([run(chunk) for chunk in chunks])[: len(rows)]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How outputs compare with those expected: in fp32 the largest error of the largest output, else the root mean square of the error
+    against the simulation, of that of the outputs; what is `allowed`; and why they are refused, "" where they are not.
+    """
+
+    error: float
+    allowed: float
+    refusal: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a network answers to N inputs: `exact`, (N, ...) by PyTorch in fp32, and `rounded`, the same with its rounding simulated.
+
+    In fp32 there is no `rounded`. The module says which bounds follow.
+    """
+
+    exact: NDArray[np.float32]
+    rounded: NDArray[np.float32] | None = None
+
+    def refusal(self, found: Any, inputs: int | None = None) -> str:
+        """Why outputs `found` are not the network's, for the first `inputs` inputs (by default all), which repeat where `found` has more
+        rows; "" where they are.
+        """
+        there = len(self.exact) if inputs is None else inputs
+        y, x = _array(found), _array(tile(self.exact[:there], len(found)))
+        if y.shape != x.shape:
+            return f"outputs have the shape {y.shape}, not {x.shape}"
+        if not np.isfinite(y).all():
+            return "outputs are not finite: they hold nan or inf"
+        if self.rounded is None:
+            error = largest_error(y, x)
+            return "" if error <= FP32_TOLERANCE else f"outputs are off by {error:.1e} of the largest ({FP32_TOLERANCE:.0e} is allowed)"
+        if not math.isfinite(self.noise):
+            return "rounding makes outputs nan or inf: the precision does not hold this network's values"
+        s, different = _array(tile(self.rounded[:there], len(found))), min(there, len(found))
+        reason = self._refusal_of_rounded(y - s, different >= LEAST_INPUTS)
+        return reason if reason or different < LEAST_INPUTS else _refusal_of_classes(y, s, x)
+
+    def compare(self, found: Any) -> Compared:
+        """All of it, of outputs for all inputs."""
+        refusal = self.refusal(found)
+        if self.rounded is None or _array(found).shape != self.exact.shape:
+            return Compared(largest_error(found, self.exact), FP32_TOLERANCE, refusal)
+        size = max(_rms(_array(self.exact)), TINY)
+        return Compared(_rms(_array(found) - _array(self.rounded)) / size, self._limit(len(self.exact) >= LEAST_INPUTS) / size, refusal)
+
+    @cached_property
+    def noise(self) -> float:
+        """The root mean square of what rounding changes in the outputs; 0 in fp32."""
+        return 0.0 if self.rounded is None else _rms(_array(self.rounded) - _array(self.exact))
+
+    def _refusal_of_rounded(self, off: Array, enough: bool) -> str:
+        limit, error, shift = self._limit(enough), _rms(off), _rms(off.mean(0))
+        if not error <= limit:
+            return f"outputs are off by {self._told(error)} (RMS) from a simulation of the rounding; {self._told(limit)} is allowed"
+        most = SHIFT_OF_NOISE * self.noise + self._floor
+        if enough and not shift <= most:
+            return f"outputs are shifted by {self._told(shift)} from a simulation of the rounding; {self._told(most)} is allowed"
+        return ""
+
+    def _limit(self, enough: bool) -> float:
+        return (ERROR_OF_NOISE if enough else ERROR_OF_NOISE_FEW) * self.noise + self._floor
+
+    @property
+    def _floor(self) -> float:
+        return FP32_TOLERANCE * float(np.abs(self.exact).max(initial=0.0))
+
+    def _told(self, value: float) -> str:
+        return f"{value / max(_rms(_array(self.exact)), TINY):.2%} of the outputs"
+
+
+def changed_classes(found: Any, exact: Any) -> float:
+    """The share of classes (the largest along axis 1) in outputs `found` that are not those in `exact`; 0 where there is no such axis."""
+    y, x = _array(found), _array(exact)
+    return float((y.argmax(1) != x.argmax(1)).mean()) if y.ndim > 1 else 0.0
+
+
+def _refusal_of_classes(y: Array, s: Array, x: Array) -> str:
+    usual, found, count = changed_classes(s, x), changed_classes(y, x), len(y)
+    likely = (usual * count + 1) / (count + 2)  # a share of none is not known to be none
+    most = usual + STANDARD_ERRORS * math.sqrt(2 * likely * (1 - likely) / count)
+    return "" if found <= most else f"{found:.1%} of {count} inputs change their class; rounding alone changes {usual:.1%}"
+
+
+def _rms(values: Array) -> float:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _array(values: Any) -> Array:
+    """As float64 on the CPU."""
+    if hasattr(values, "detach"):
+        values = values.detach().double().cpu().numpy()
+    return np.asarray(values, np.float64)
