@@ -231,7 +231,7 @@ def _subjects(known: _Target, scratch: Path) -> tuple[list[Subject], dict[str, S
     if known.onnx is None or known.file is None:
         return [dense, subject("small", networks["small"], example, scratch)], sizes, trained, None
     if known.ticket is None or not known.holds_ticket:
-        return [dense, Subject("small", None, known.onnx)], sizes, trained, file_reference(known.onnx, known.file.precision)
+        return [dense, Subject("small", None, known.onnx)], sizes, trained, file_reference(known.onnx)
     small = networks["small"]
     if known.snapped != AS_IT_IS:
         dense_module = networks["dense"]

@@ -14,8 +14,9 @@ has about the size of e or less. At best its roundings are the simulation's, at 
 sqrt(2) e. What is the same for all inputs, the rounding of weights, is the same in s and y; roundings of activations have no sign that they
 keep from input to input, so the mean over N inputs is near sqrt(2) e / sqrt(N), at most 0.15 e, of which twice is allowed. A wrong filter
 moves all inputs alike, which is what the shift sees. Few inputs estimate a root mean square badly: of an image with ten outputs, the ratio of
-two that are equal on average is beyond 2 in one case of seven, and beyond 4 in less than one of a thousand. To each bound comes what fp32 may
-be off, 1e-4 of the largest output: runtimes add in another order.
+two that are equal on average is beyond 2 in one case of seven, and beyond 4 in less than one of a thousand. Inputs that a network hardly
+tells apart are rounded alike, and count as few: where its outputs spread over them by less than 0.3 of their size, as an untrained deep
+network's do. To each bound comes what fp32 may be off, 1e-4 of the largest output: runtimes add in another order.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ FP32_TOLERANCE = 1e-4  # of the largest output, for sums in another order
 LEAST_INPUTS = 100  # for a share of classes, a mean over inputs or an accuracy to say anything
 ERROR_OF_NOISE, ERROR_OF_NOISE_FEW, SHIFT_OF_NOISE = 1.5, 4.0, 0.3
 STANDARD_ERRORS = 4.0
+LEAST_SPREAD = 0.3
 LEAST_OUTPUT = 1e-3  # of the largest: smaller outputs are small because larger numbers cancel, with the rounding of those
 TINY = 1e-30
 
@@ -111,7 +113,7 @@ class Expected:
         if not math.isfinite(self.noise):
             return "rounding makes outputs nan or inf: the precision does not hold this network's values"
         s, different = _array(tile(self.rounded[:there], len(found))), min(there, len(found))
-        reason = self._refusal_of_rounded(y - s, different >= LEAST_INPUTS)
+        reason = self._refusal_of_rounded(y - s, different >= LEAST_INPUTS and self._tells_apart)
         return reason if reason or different < LEAST_INPUTS else _refusal_of_classes(y, s, x)
 
     def compare(self, found: Any) -> Compared:
@@ -120,7 +122,11 @@ class Expected:
         if self.rounded is None or _array(found).shape != self.exact.shape:
             return Compared(largest_error(found, self.exact), FP32_TOLERANCE, refusal)
         size = max(_rms(_array(self.exact)), TINY)
-        return Compared(_rms(_array(found) - _array(self.rounded)) / size, self._limit(len(self.exact) >= LEAST_INPUTS) / size, refusal)
+        return Compared(
+            _rms(_array(found) - _array(self.rounded)) / size,
+            self._limit(len(self.exact) >= LEAST_INPUTS and self._tells_apart) / size,
+            refusal,
+        )
 
     @cached_property
     def noise(self) -> float:
@@ -135,6 +141,11 @@ class Expected:
         if enough and not shift <= most:
             return f"outputs are shifted by {self._told(shift)} from a simulation of the rounding; {self._told(most)} is allowed"
         return ""
+
+    @cached_property
+    def _tells_apart(self) -> bool:
+        x = _array(self.exact)
+        return _rms(x - x.mean(0)) >= LEAST_SPREAD * _rms(x)
 
     def _limit(self, enough: bool) -> float:
         return (ERROR_OF_NOISE if enough else ERROR_OF_NOISE_FEW) * self.noise + self._floor

@@ -204,6 +204,14 @@ class TestBounds:
             assert "off by" in expected.refusal(found + 2 * (found - expected.exact))
             assert "shifted by" in expected.refusal(expected.rounded + 0.4 * expected.noise)
 
+    def test_inputs_that_are_all_alike_are_few(self) -> None:
+        """An untrained network answers nearly the same to all, and rounds nearly the same."""
+        rng = np.random.default_rng(0)
+        exact = rng.standard_normal((1, 10)) + 0.01 * rng.standard_normal((128, 10))
+        for _ in range(200):
+            same = [exact + 0.05 * rng.standard_normal((1, 10)) for _ in range(2)]
+            assert not Expected(exact, same[0]).refusal(same[1])
+
     def test_answers_that_are_none(self) -> None:
         expected, found = simulated(0, 0.05)
         assert "shape" in expected.refusal(found[:, :9]) and "not finite" in expected.refusal(found * np.nan)

@@ -19,12 +19,13 @@ from ltcompile import numerics
 from ltcompile.engine.cpu import Source
 from ltcompile.errors import BadData, BadSetting
 from ltcompile.lower.evaluate import evaluator
-from ltcompile.lower.fake_quantise import fake_quantised
+from ltcompile.lower.fake_quantise import fake_quantised, unrounded
 from ltcompile.lower.simulate import HALVES, rounded_network
 from ltcompile.numerics import LEAST_INPUTS, Expected, changed_classes
 
 CHECKED = 512  # images at most
 MAX_DROP = 5.0  # per cent of images, for int8
+NOISE_IMAGES = 128
 CHUNK = 64
 
 
@@ -38,10 +39,8 @@ class Agreement:
 
     def refusal(self, run: Callable[[Tensor], Tensor], batch: int) -> str:
         """Why `run`, which takes `batch` images at a time, is not the network or not good enough; "" where it is."""
-        found = numerics.in_chunks(
-            lambda chunk: run(_tensor(chunk)).cpu().numpy(), numerics.tile(self.images, self._count(batch)).numpy(), batch
-        )
-        found = found[: len(self.images)]
+        images = numerics.tile(self.images, max(batch, len(self.images))).numpy()  # a run takes its batch size alone
+        found = numerics.in_chunks(lambda chunk: run(_tensor(chunk)).cpu().numpy(), images, batch)[: len(self.images)]
         if reason := self.expected.refusal(found):
             return reason
         changed = 100 * changed_classes(found, self.expected.exact)
@@ -51,9 +50,6 @@ class Agreement:
                 "representative images, allow more by max_drop, or compile in fp32 or bf16"
             )
         return ""
-
-    def _count(self, batch: int) -> int:
-        return max(batch, len(self.images))
 
 
 def agreement(model: nn.Module, example: Tensor, source: Source, max_drop: float) -> Agreement | None:
@@ -77,6 +73,24 @@ def agreement(model: nn.Module, example: Tensor, source: Source, max_drop: float
     if precision in HALVES:
         return Agreement(images, Expected(_answers(model, images), _answers(rounded_network(model, precision), images)), 100.0)
     return None
+
+
+def agreement_of_file(source: Source, noise: Tensor) -> Agreement | None:
+    """What candidates have to answer that run a loaded engine's `source`: its own graph without a runtime, on noise like `noise`.
+
+    None in fp32, and where it holds no graph. Weights are taken as the file has them.
+    """
+    if source.precision not in ("int8", "bf16") or not source.onnx:
+        return None
+    spread, mean = noise.std((0, 2, 3), keepdim=True), noise.mean((0, 2, 3), keepdim=True)
+    images = mean + spread * torch.randn(NOISE_IMAGES, *noise.shape[1:], generator=torch.Generator().manual_seed(1))
+    model = onnx.load_from_string(source.onnx)
+    exact = numerics.in_chunks(evaluator(unrounded(model)), images.numpy(), CHUNK)
+    if source.precision == "int8":
+        return Agreement(images, Expected(exact, numerics.in_chunks(evaluator(model), images.numpy(), CHUNK)), 100.0)
+    batch, program = min(source.programs.items())
+    rounded = numerics.in_chunks(lambda chunk: program.run(_tensor(chunk)).numpy(), images.numpy(), batch)
+    return Agreement(images, Expected(exact, rounded), 100.0)
 
 
 def _simulated(source: Source, images: Tensor) -> NDArray[np.float32]:

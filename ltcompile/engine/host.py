@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.records import cpu_name, versions
-from ltcompile.engine.agreement import Agreement, agreement
+from ltcompile.engine.agreement import Agreement, agreement, agreement_of_file
 from ltcompile.engine.checks import refusal, relative_error, tile
 from ltcompile.engine.cpu import RUNTIMES, Candidate, Source, build, candidates, thread_counts
 from ltcompile.engine.decision import Decision, decided
@@ -60,7 +60,9 @@ class Host:
     def again(self, contents: Contents, on_progress: Progress) -> Made:
         batches = [part.decision.batch for part in contents.parts]
         noise, answer = contents.probe
-        return _choose_all(_source(contents), {b: tile(noise, b) for b in batches}, {b: tile(answer, b) for b in batches}, on_progress)
+        source = _source(contents)
+        images, expected = {b: tile(noise, b) for b in batches}, {b: tile(answer, b) for b in batches}
+        return _choose_all(source, images, expected, on_progress, agreement_of_file(source, noise))
 
 
 def multiplies_bf16() -> bool:

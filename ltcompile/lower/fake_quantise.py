@@ -95,6 +95,13 @@ def unrounded(model: Any) -> Any:
     return found
 
 
+def precision_of(model: Any) -> str:
+    """ "int8", "fp16" or "fp32": what the graph of an ONNX model rounds to."""
+    if any(node.op_type == QUANTIZE for node in model.graph.node):
+        return "int8"
+    return "fp16" if any(tensor.data_type == FLOAT16 for tensor in model.graph.initializer) else "fp32"
+
+
 def in_half(model: Any) -> Any:
     """A float32 graph with what every node gives rounded to float16 and back."""
     from onnx import helper

@@ -95,7 +95,7 @@ def bench(
     and records why the others do not; a backend or device that is asked for must work somewhere.
 
     Before anything is timed, the answers at every batch size are compared with the subject's reference, fp32 by PyTorch: with its module,
-    or without one with its file's own graph. Subjects whose files are in another precision need one in `references`, by name; they are
+    or without one with its file's own graph, or with what `references` has under its name. Subjects whose files are in another precision are
     compared within its rounding, on 128 images, as `numerics` says: where there are fewer, noise like these follows.
 
     Raises:

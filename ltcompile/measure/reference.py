@@ -20,7 +20,7 @@ from ltcompile.backends import Array, Subject
 from ltcompile.core.onnx_file import read_onnx
 from ltcompile.lower import export_onnx
 from ltcompile.lower.evaluate import evaluator
-from ltcompile.lower.fake_quantise import fake_quantised, in_half, unrounded
+from ltcompile.lower.fake_quantise import fake_quantised, in_half, precision_of, unrounded
 from ltcompile.lower.quantize import prepared
 from ltcompile.lower.simulate import rounded_network
 
@@ -46,10 +46,10 @@ class Reference:
 
 
 def reference_of(subject: Subject) -> Reference:
-    """The reference of an fp32 subject: its module, or else its file's own graph."""
+    """The reference of a subject: its module, or else its file's own graph."""
     if subject.module is not None:
         return Reference(_answer(subject.module))
-    return file_reference(subject.need_onnx("a reference"), "fp32")
+    return file_reference(subject.need_onnx("a reference"))
 
 
 def module_reference(module: nn.Module, example: Tensor, file: Path, precision: str, scratch: Path) -> Reference:
@@ -64,12 +64,12 @@ def module_reference(module: nn.Module, example: Tensor, file: Path, precision: 
     return Reference(_answer(module), evaluator(fake_quantised(prepared(plain), read_onnx(file))), precision)
 
 
-def file_reference(file: Path, precision: str) -> Reference:
-    """The reference of a file alone. Raises BadModel where its graph cannot be evaluated."""
+def file_reference(file: Path) -> Reference:
+    """The reference of a file alone, in the precision that its graph has. Raises BadModel where it cannot be evaluated."""
     model = read_onnx(file)
-    exact = evaluator(unrounded(model))
-    rounded = {"fp32": None, "fp16": in_half(unrounded(model)), "int8": model}[precision]
-    return Reference(exact, None if rounded is None else evaluator(rounded), precision, OF_FILE)
+    precision, exact = precision_of(model), unrounded(model)
+    rounded = {"fp32": None, "fp16": in_half(exact) if precision == "fp16" else None, "int8": model}[precision]
+    return Reference(evaluator(exact), None if rounded is None else evaluator(rounded), precision, OF_FILE)
 
 
 def _answer(network: Callable[[Tensor], Any]) -> Answer:

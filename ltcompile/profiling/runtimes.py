@@ -65,6 +65,7 @@ class Runtime(Protocol):
 
     settle_s: float
 
+    def answer(self, variant: Variant, images: Tensor) -> Tensor: ...
     def call(self, variant: Variant, images: Tensor) -> Call: ...
     def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing: ...
 
@@ -154,11 +155,15 @@ class OnnxRuntime:
         self._spins = spins
         self.settle_s = SETTLE_S if spins else 0.005  # until the caches are its own again
 
+    def answer(self, variant: Variant, images: Tensor) -> Tensor:
+        """What it answers to images (N, C, H, W)."""
+        return torch.from_numpy(self._call(self._session(variant.onnx.SerializeToString(), len(images), None), images)()[0])
+
     def call(self, variant: Variant, images: Tensor) -> Call:
         return self._call(self._session(variant.onnx.SerializeToString(), len(images), None), images)
 
     @staticmethod
-    def _call(session: Any, images: Tensor) -> Call:
+    def _call(session: Any, images: Tensor) -> Callable[[], Any]:
         return functools.partial(session.run, None, {session.get_inputs()[0].name: images.numpy()})
 
     def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing:
@@ -226,6 +231,12 @@ class OpenVino:
     def __init__(self, precision: str) -> None:
         self._precision = precision
 
+    def answer(self, variant: Variant, images: Tensor) -> Tensor:
+        """What it answers to images (N, C, H, W)."""
+        request = self._request(variant.onnx.SerializeToString(), images, counting=False)
+        request.infer()
+        return torch.from_numpy(request.get_output_tensor().data.copy())
+
     def call(self, variant: Variant, images: Tensor) -> Call:
         infer: Call = self._request(variant.onnx.SerializeToString(), images, counting=False).infer
         return infer
@@ -268,6 +279,13 @@ class Eager:
     def __init__(self, target: Deployment) -> None:
         self._device = torch.device(target.device)
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[target.precision]
+
+    @torch.inference_mode()
+    def answer(self, variant: Variant, images: Tensor) -> Tensor:
+        """What it answers to images (N, C, H, W)."""
+        model, placed = self._placed(variant, images)
+        out: Tensor = model(placed)
+        return out.float().cpu()
 
     def call(self, variant: Variant, images: Tensor) -> Call:
         model, placed = self._placed(variant, images)

@@ -15,21 +15,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ltcompile import energy
-from ltcompile.core.deployment import TOLERANCES, Deployment
+from ltcompile.core.deployment import Deployment
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine
 from ltcompile.core.records import provenance
-from ltcompile.errors import BadModel, Unavailable
+from ltcompile.errors import BadModel, Disagreement, Unavailable
 from ltcompile.graph import cut, trace
 from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
+from ltcompile.lower.evaluate import evaluator
 from ltcompile.lower.quantize import quantize_onnx
 from ltcompile.lower.resize import resized
+from ltcompile.lower.simulate import HALVES, rounded_network
 from ltcompile.models import build_model
+from ltcompile.numerics import Expected
 from ltcompile.paths import cache_folder, check_writable
 from ltcompile.profiling import design
 from ltcompile.profiling.runtimes import Call, Runtime, Timing, Variant, Whole, open_runtime
@@ -67,6 +71,7 @@ def profile(
 
     Raises:
         Unavailable: the target cannot be profiled here. BadModel: the network cannot be cut, exported or told apart.
+        Disagreement: the runtime computes something else than PyTorch.
         StaleProfile: what is there is of something else. BadFile: it cannot be read or written.
     """
     path = check_writable(output or cached(model, target))
@@ -225,10 +230,25 @@ class _Work:
         return self.runtime.call(self._variant(design.small([b for b in bundles(self.groups) if not b.frozen])), self.images)
 
     def _variant(self, some: design.Kept) -> Variant:
-        """The network at some widths."""
+        """The network at some widths, its answers checked."""
         kept = {g.name: g.width for g in self.groups} | some
         module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-        return Variant(module, self._onnx(module))
+        return self._checked(Variant(module, self._onnx(module)))
+
+    @torch.no_grad()
+    def _checked(self, variant: Variant) -> Variant:
+        """Raises Disagreement where the runtime does not compute what PyTorch does, in fp32 or with the precision's rounding simulated."""
+        generator, shape = torch.Generator().manual_seed(1), self.images.shape[1:]
+        images = torch.randn((CHECKED, *shape), generator=generator)
+        expected = Expected(variant.module(images).numpy(), self._rounded(variant, images))
+        if reason := expected.refusal(self.runtime.answer(variant, images)):
+            raise Disagreement(f"{self.target} does not compute the network at widths that are to be timed: {reason}")
+        return variant
+
+    def _rounded(self, variant: Variant, images: Tensor) -> NDArray[np.float32] | None:
+        if self.target.precision == "int8":
+            return evaluator(variant.onnx)(images.numpy())
+        return rounded_network(variant.module, self.target.precision)(images).numpy() if self.target.precision in HALVES else None
 
     def _onnx(self, module: nn.Module) -> Any:
         """The ONNX model of a cut, for runtimes that read one."""
@@ -242,7 +262,7 @@ class _Work:
     @cached_property
     def itself(self) -> Call:
         """The network as it is."""
-        return self.runtime.call(Variant(self.folded, None if self.target.backend == "eager" else self._base), self.images)
+        return self.runtime.call(self._checked(Variant(self.folded, None if self.target.backend == "eager" else self._base)), self.images)
 
     @cached_property
     def _base(self) -> Any:
@@ -268,7 +288,7 @@ class _Work:
             return False
         with torch.no_grad():
             expected = module(images)
-        return bool((answer - expected).abs().max() <= TOLERANCES["fp32"] * expected.abs().max())
+        return not Expected(expected.numpy()).refusal(answer)
 
     @cached_property
     def _float(self) -> Any:
