@@ -137,8 +137,8 @@ def choose(
             refused[str(candidate)] = str(reason)
             continue
         errors[candidate] = relative_error(runs[candidate](images), expected)
-        if reason := agreed.refusal(runs[candidate], batch) if agreed else refusal(errors[candidate], source.precision):
-            refused[str(candidate)] = reason
+        if wrong := agreed.refusal(runs[candidate], batch) if agreed else refusal(errors[candidate], source.precision):
+            refused[str(candidate)] = wrong
             del runs[candidate]
     if not runs:
         kind = Disagreement if errors else Unavailable

@@ -5,7 +5,7 @@ It is what runtimes are compared with where no network of PyTorch stands beside 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 Array = NDArray[Any]
+UNPADDED = (None, "NOTSET", "VALID")  # values of auto_pad by which pads are as they are given
 
 
 def evaluator(model: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
@@ -32,85 +33,51 @@ def evaluator(model: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]
     except (NotImplementedError, RuntimeError, TypeError) as error:
         raise BadModel(f"onnx's reference cannot evaluate this graph: {str(error).splitlines()[0]}") from error
     name = model.graph.input[0].name
-    return lambda images: np.asarray(session.run(None, {name: images})[0])
+
+    def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        outputs: Any = session.run(None, {name: images})
+        return np.asarray(outputs[0])
+
+    return answer
 
 
 @cache
 def _fast() -> tuple[Any, ...]:
     """Operations whose reference is written in loops, by PyTorch; what these do not cover goes to the reference."""
-    from onnx.reference.op_run import OpRun
     from onnx.reference.ops.op_conv import Conv as SlowConv
     from onnx.reference.ops.op_max_pool import MaxPool as SlowMaxPool
 
-    class Conv(OpRun):  # type: ignore[misc]
+    class Conv(SlowConv):
         op_domain = ""
 
-        def _run(
-            self,
-            x: Array,
-            w: Array,
-            b: Array | None = None,
-            auto_pad: Any = None,
-            dilations: Any = None,
-            group: Any = None,
-            kernel_shape: Any = None,
-            pads: Any = None,
-            strides: Any = None,
-        ) -> tuple[Array]:
+        def _run(self, x: Array, w: Array, b: Array | None = None, **how: Any) -> Any:
             places = x.ndim - 2
-            pads = list(pads or [0] * (2 * places))
-            if auto_pad not in (None, "NOTSET", "VALID") or places > 3:
-                return SlowConv._run(
-                    self,
-                    x,
-                    w,
-                    b,
-                    auto_pad=auto_pad,
-                    dilations=dilations,
-                    group=group,
-                    kernel_shape=kernel_shape,
-                    pads=pads,
-                    strides=strides,
-                )  # type: ignore[no-any-return]
+            if how["auto_pad"] not in UNPADDED or places > 3:
+                return super()._run(x, w, b, **how)
             convolve = (F.conv1d, F.conv2d, F.conv3d)[places - 1]
-            padded = F.pad(_tensor(x), [p for d in reversed(range(places)) for p in (pads[d], pads[places + d])])
-            y = convolve(padded, _tensor(w), None if b is None else _tensor(b), strides or 1, 0, dilations or 1, group or 1)
-            return (y.numpy(),)
+            bias = None if b is None else _tensor(b)
+            strides, dilations, groups = how["strides"] or 1, how["dilations"] or 1, how["group"] or 1
+            return (convolve(_padded(x, how["pads"], 0.0), _tensor(w), bias, strides, 0, dilations, groups).numpy(),)
 
-    class MaxPool(OpRun):  # type: ignore[misc]
+    class MaxPool(SlowMaxPool):
         op_domain = ""
 
-        def _run(
-            self,
-            x: Array,
-            auto_pad: Any = None,
-            ceil_mode: Any = None,
-            dilations: Any = None,
-            kernel_shape: Any = None,
-            pads: Any = None,
-            storage_order: Any = None,
-            strides: Any = None,
-        ) -> tuple[Array, ...]:
+        def _run(self, x: Array, **how: Any) -> Any:
             places = x.ndim - 2
-            pads = list(pads or [0] * (2 * places))
-            plain = auto_pad in (None, "NOTSET", "VALID") and not ceil_mode and places <= 3 and len(self.onnx_node.output) == 1
-            if not plain:
-                return SlowMaxPool._run(
-                    self,
-                    x,
-                    auto_pad=auto_pad,
-                    ceil_mode=ceil_mode,
-                    dilations=dilations,
-                    kernel_shape=kernel_shape,
-                    pads=pads,
-                    storage_order=storage_order,
-                    strides=strides,
-                )  # type: ignore[no-any-return]
+            if how["auto_pad"] not in UNPADDED or how["ceil_mode"] or places > 3 or len(self.onnx_node.output) > 1:
+                return super()._run(x, **how)
             pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[places - 1]
-            padded = F.pad(_tensor(x), [p for d in reversed(range(places)) for p in (pads[d], pads[places + d])], value=-torch.inf)
-            return (pool(padded, kernel_shape, strides or [1] * places, 0, dilations or 1).numpy(),)
+            strides, dilations = how["strides"] or [1] * places, how["dilations"] or 1
+            return (pool(_padded(x, how["pads"], -torch.inf), how["kernel_shape"], strides, 0, dilations).numpy(),)
 
     return Conv, MaxPool
+
+
+def _padded(x: Array, pads: Sequence[int] | None, value: float) -> torch.Tensor:
+    """`x` with ONNX's pads, first the starts of all places and then their ends."""
+    places = x.ndim - 2
+    both = pads or [0] * (2 * places)
+    return F.pad(_tensor(x), [p for d in reversed(range(places)) for p in (both[d], both[places + d])], value=value)
 
 
 def _tensor(value: Array) -> torch.Tensor:

@@ -14,7 +14,7 @@ from ltcompile.backends import _ort
 from ltcompile.engine.gpu import Gpu, Graph
 from ltcompile.errors import Unavailable
 from ltcompile.race import _torch
-from ltcompile.race.entrant import ENGINE, Entrant, Network, Ready
+from ltcompile.race.entrant import ENGINE, MAX_DROP, Entrant, Network, Ready
 
 FP16, CUDA, TRT = "fp16", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 ONNXRUNTIME = {"prefer_nhwc": "1", "enable_cuda_graph": "1"}
@@ -22,7 +22,7 @@ TENSORRT = {"trt_fp16_enable": "1", "trt_cuda_graph_enable": "1"}
 
 
 def _engine(network: Network, images: Tensor) -> Ready:
-    made = Gpu(FP16).make(network.module, images, [len(images)], lambda _: None)
+    made = Gpu(FP16).make(network.module, images, [len(images)], MAX_DROP, lambda _: None)
     (part,), graph = made.parts, made.runs[len(images)]
     assert isinstance(graph, Graph)
     answers: list[Tensor] = []
