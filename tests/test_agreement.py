@@ -145,7 +145,7 @@ def test_honest_runtimes_pass(trained: Trained, tmp_path: Path) -> None:
         for backend in ("onnxruntime", "openvino"):
             artifact = compile_for(backend, Subject(backend, None, file), "cpu")
             compared = expected.compare(artifact.run(trained.images.numpy()))
-            assert not compared.refusal and 0 < compared.error <= compared.allowed, (precision, backend)
+            assert not compared.refusal and compared.error <= compared.allowed, (precision, backend)
             assert not expected.refusal(artifact.run(trained.images[:1].numpy())), (precision, backend)
 
 
