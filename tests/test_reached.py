@@ -30,6 +30,7 @@ from ltcompile.shrinking import shrink
 def test_targets_in_words(measure: str, found: float | None, missed: float, words: str) -> None:
     reached = Reached(measure, 0.2, found)
     assert reached.missed_by == pytest.approx(missed) and words in str(reached)
+    assert Reached.from_json(reached.to_json()) == reached
     assert reached.to_json() == {"measure": measure, "asked": 0.2, "found": found, "missed_by": reached.missed_by}
 
 

@@ -103,7 +103,7 @@ def _reached(config: Mapping[str, Any], record: Mapping[str, Any], on: str) -> R
     from ltcompile.core.reached import Reached
 
     if (size := record["target"]) is not None:
-        return Reached(size["measure"], size["asked"], size["found"])
+        return Reached.from_json(size)
     again, time = list(record["snapped"]["again_share"].values()), config.get("target_time")
     if not again or time is None or config.get("on") != str(Deployment.parse(on)):
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ltcompile.core.records import Record
 
@@ -31,6 +32,11 @@ class Reached(Record):
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "missed_by": self.missed_by}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """Raises BadFile as a Record does; `missed_by` follows from the rest."""
+        return super().from_json({k: v for k, v in value.items() if k != "missed_by"} if isinstance(value, Mapping) else value)
 
     def __str__(self) -> str:
         target = f"target: {self.asked:.4g} of the dense network's {WORDS[self.measure]}"

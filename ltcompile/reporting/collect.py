@@ -456,10 +456,12 @@ def _name(training: Ailing) -> str:
 
 
 def _warnings(run: Run) -> list[str]:
-    """Files that do not belong together are shown, and said to be."""
+    """What a reader must know: files that do not belong together are shown, and said to be."""
     search, found = run.search, []
     if search.verdict.level is not None and search.verdict.level != search.ticket.level:
         found.append(f"The verdict names level {search.verdict.level}, but the saved ticket is of level {search.ticket.level}.")
+    aimed = {"the ticket": search.target, **{shrink.output: shrink.target for shrink in run.shrinks}}
+    found += [f"{name} misses its target ({target})." for name, target in aimed.items() if target is not None and target.missed_by]
     own = {search.ticket.checksum, run.sweep.pick.checksum if run.sweep else None}
     stale = [shrink.output for shrink in run.shrinks if shrink.ticket_checksum not in own]
     if run.sweep and run.sweep.ticket_checksum != search.ticket.checksum:

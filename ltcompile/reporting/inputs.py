@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
 from ltcompile.core.fields import Misfit, shaped, short
 from ltcompile.core.network_file import NetworkFile
+from ltcompile.core.reached import TOLERANCE, Reached
 from ltcompile.core.records import Arm, Measurement, Trained, Verdict
 from ltcompile.errors import BadFile
 from ltcompile.paths import read_json
@@ -100,6 +101,7 @@ class Search:
     seconds: float
     provenance: Provenance
     health: list[Ailing] | None = None  # searches that were made before it tell nothing
+    target: Reached | None = None
 
     def arm(self, arm: str, level: int | None = None) -> list[Trained]:
         return [row for row in self.rows if row.arm == arm and level in (None, row.level)]
@@ -136,6 +138,7 @@ class Shrink:
     seconds: float
     ticket_checksum: str
     provenance: Provenance
+    target: Reached | None = None
 
 
 @dataclass(frozen=True)
@@ -241,10 +244,20 @@ def _sane_search(search: Search) -> None:
     for control, gap in search.verdict.gaps.items():
         if not {"mean", "low", "high"} <= set(gap) or (gap["low"] is None) != (gap["high"] is None):
             raise Misfit(f"verdict.gaps[{short(control)}] is no difference with mean, and low and high or neither")
+    _sane_target(search.target)
     _positive("data.sizes", **{name: search.data.sizes.get(name, 0) for name in ("train", "val", "test")})
 
 
+def _sane_target(target: Reached | None) -> None:
+    if target is None:
+        return
+    if target.measure not in TOLERANCE:
+        raise Misfit(f"target is of {short(target.measure)}, which is none of {', '.join(TOLERANCE)}")
+    _positive("target", asked=target.asked, found=1.0 if target.found is None else target.found)
+
+
 def _sane_shrink(shrink: Shrink) -> None:
+    _sane_target(shrink.target)
     _positive(
         "it",
         bytes=shrink.bytes,
