@@ -69,13 +69,24 @@ def _scratch(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError), left.open("r+b") as orphan:
             if _hold(orphan):
                 left.unlink()
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as file:
+    with _new_part(path) as file:
         try:
-            with contextlib.suppress(OSError):  # a file system without locks: nothing there is taken for an orphan
-                _hold(file)
             yield file
         finally:
             Path(file.name).unlink(missing_ok=True)
+
+
+def _new_part(path: Path) -> IO[bytes]:
+    """A new file beside `path`, locked. Another writer may take it for an orphan before it is: then there is another one."""
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False)  # noqa: SIM115
+        try:
+            _hold(file)
+        except OSError:  # a file system without locks: nothing there is taken for an orphan
+            return file
+        if _lies_at(file, Path(file.name)):
+            return file
+        file.close()
 
 
 def _umask() -> int:

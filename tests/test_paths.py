@@ -110,6 +110,20 @@ def test_what_a_living_writer_writes_is_left_alone(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_writers_of_one_file_do_not_take_each_others_for_orphans(tmp_path: Path) -> None:
+    def write(letter: str) -> None:
+        for _ in range(150):
+            write_text(tmp_path / "a.json", 1000 * letter)
+
+    running = [multiprocessing.get_context("fork").Process(target=write, args=(letter,)) for letter in "abcd"]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+    assert [process.exitcode for process in running] == [0, 0, 0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"] and len(set((tmp_path / "a.json").read_text())) == 1
+
+
 def test_files_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
     old = os.umask(0o027)
     try:

@@ -51,6 +51,9 @@ TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each wit
     ("ltcompile/backends/tensorrt.py", "ctypes.CDLL"): "a library of the installed tensorrt",
     ("ltcompile/measure/memory.py", "ctypes.CDLL"): "the C library",
     ("ltcompile/energy.py", "ctypes.CDLL"): "the driver's library",
+    ("bench/rehearsal.py", "runpy"): "a script of this folder, or pytest, that its command names",
+    ("bench/rehearsal.py", "runpy.run_module"): "the same",
+    ("bench/rehearsal.py", "runpy.run_path"): "the same",
     ("ltcompile/race/_torch.py", "aoti_load_package"): "the package that it has just made",
     ("ltcompile/shrinking/shrink.py", "torch.export.load"): "the file that it has just written",
 }

@@ -30,10 +30,14 @@ class Decision:
     runner_up: str = ""
     lead: tuple[float, float, float] | None = None
 
+    def __post_init__(self) -> None:
+        if self.lead is not None and not (len(self.lead) == 3 and all(isinstance(x, float) for x in self.lead)):
+            raise ValueError(f"lead is a ratio and the ends of its interval, not {self.lead!r}")
+
     @property
     def tie(self) -> bool:
         """Whether timing cannot say that the winner is faster than the runner-up."""
-        return self.lead is not None and is_tie((self.lead[0], self.lead[1], self.lead[2]))
+        return self.lead is not None and is_tie(self.lead)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
