@@ -4,9 +4,9 @@
 
 Settings are read from the Makefile; they were chosen on validation images of other seeds (20 to 23), which are left out here. So are the
 controls: they are trained after the level is picked. Search 11 trains the dense network of the first two demos' seeds for twice the epochs,
-which tells whether the demo's dense network is at its plateau. Runs stand in runs/demo-stability-*, and are resumed; where some are still
-missing, nothing is written. Verdicts are judged here from the rows, so that another margin needs no training. A figure's range holds a
-further demo's value in 99 % of cases (Student's t, prediction interval).
+which tells whether the demo's dense network is at its plateau. Runs stand in runs/demo-stability-*, and are resumed; what is still missing
+is named in the result, and nothing is stable before all are there. Verdicts are judged here from the rows, so that another margin needs no
+training. A figure's range holds a further demo's value in 99 % of cases (Student's t, prediction interval).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ltcompile.finding.verdict import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMOS = (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)
+FEWEST_DEMOS = 3  # fewer give no range
 LONGER, LONGER_DEMOS = 11, 2  # the search with twice the epochs, and of how many demos' seeds
 
 
@@ -43,10 +44,11 @@ def main() -> None:
     for number in (*DEMOS, LONGER) if asked.only is None else map(int, asked.only.split(",")):
         search(number, settings)
     found = {number: read(number, settings) for number in (*DEMOS, LONGER)}
-    if missing := [number for number, each in found.items() if each is None]:
+    missing = [number for number, each in found.items() if each is None]
+    demos = [each for number in DEMOS if (each := found[number]) is not None]
+    if len(demos) < FEWEST_DEMOS:
         print(f"still missing: {missing}")
         return
-    demos, longer = [found[number] or {} for number in DEMOS], found[LONGER] or {}
     rows = [figures(demo, float(settings[settings.index("--margin") + 1])) for demo in demos]
     show(rows)
     levels = [row["level"] for row in rows]
@@ -55,14 +57,15 @@ def main() -> None:
         "settings": shlex.join(settings),
         "demos": rows,
         "levels": levels,
-        "stable": len(set(levels)) == 1 and all(row["decided"] for row in rows),
-        "ranges": {name: prediction([row[name] for row in rows]) for name in rows[0] if isinstance(rows[0][name], float)},
-        "plateau": plateau(demos[:LONGER_DEMOS], longer),
+        "missing": missing,
+        "stable": not missing and len(set(levels)) == 1 and all(row["decided"] for row in rows),
+        "ranges": {name: prediction([row[name] for row in rows], name) for name in rows[0] if isinstance(rows[0][name], float)},
+        "plateau": plateau(demos, found[LONGER]),
     }
     for name, told in result["ranges"].items():
         print(f"{name:<32} {told['mean']:8.2f}, a further demo {told['low']:8.2f} to {told['high']:8.2f}")
-    told = result["plateau"]
-    print(f"twice the epochs change the dense network by {told['mean']:+.2f} points ({told['low']:+.2f} to {told['high']:+.2f})")
+    if told := result["plateau"]:
+        print(f"twice the epochs change the dense network by {told['mean']:+.2f} points ({told['low']:+.2f} to {told['high']:+.2f})")
     finish("demo-stability", result)
 
 
@@ -145,16 +148,21 @@ def accuracy(rows: list[dict[str, Any]], which: str) -> float:
     return 100 * fmean(row[which] for row in rows)
 
 
-def prediction(values: list[float]) -> dict[str, float]:
-    """The mean, and the range in which a further value lies in 99 % of cases."""
+def prediction(values: list[float], name: str) -> dict[str, float]:
+    """The mean, and the range in which a further value lies in 99 % of cases; no share is above 100 %."""
     half = float(stats.t.ppf(0.995, len(values) - 1)) * stdev(values) * math.sqrt(1 + 1 / len(values))
-    return {"mean": fmean(values), "low": fmean(values) - half, "high": fmean(values) + half}
+    most = 100.0 if "%" in name else math.inf
+    return {"mean": fmean(values), "low": fmean(values) - half, "high": min(most, fmean(values) + half)}
 
 
-def plateau(demos: list[dict[str, Any]], longer: dict[str, Any]) -> dict[str, float]:
+def plateau(demos: list[dict[str, Any]], longer: dict[str, Any] | None) -> dict[str, float] | None:
     """What twice the epochs change the dense networks by, in points of validation accuracy: mean and 95 % interval over seeds."""
-    usual = {row["seed"]: row for demo in demos for row in of(demo, "dense", 0)}
-    gains = [100 * (row["val_accuracy"] - usual[row["seed"]]["val_accuracy"]) for row in of(longer, "dense", 0)]
+    if longer is None:
+        return None
+    usual = {row["seed"]: row["val_accuracy"] for demo in demos for row in of(demo, "dense", 0)}
+    gains = [100 * (row["val_accuracy"] - usual[row["seed"]]) for row in of(longer, "dense", 0) if row["seed"] in usual]
+    if len(gains) < FEWEST_DEMOS:
+        return None
     half = float(stats.t.ppf(0.975, len(gains) - 1)) * stdev(gains) / math.sqrt(len(gains))
     return {"mean": fmean(gains), "low": fmean(gains) - half, "high": fmean(gains) + half, "seeds": len(gains)}
 

@@ -2,7 +2,8 @@
 
 Differences are in points, ticket minus reference, paired by seed. The bounds are Student's t over seeds, for trainings judged on these
 validation images. Accuracy is a count of images, so that seeds may tie: the spread is never taken for less than one image in one seed, and
-half a step of the mean is added (a continuity correction). No interval has zero width.
+half a step of the mean is added (a continuity correction). No interval has zero width. Differences over seeds are taken for normal: a rare
+failure of trainings, which a few seeds do not show, is not covered.
 
 Fixed-sequence testing (Maurer, Hothorn & Lehmacher 1995): hypotheses in an order that was fixed before the data, each tested at the full
 level, up to the first that is not rejected. The chance of any false rejection stays at that level, without a correction for their number.
