@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import arithmetic  # noqa: F401  # plain fp32, whatever the processor
 import pytest
 import torch
 from networks import MICRO

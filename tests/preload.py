@@ -13,7 +13,6 @@ import tempfile
 from pathlib import Path
 from unittest import mock
 
-import arithmetic  # noqa: F401  # plain fp32, whatever the processor
 import torch
 import tqdm
 from torch import nn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib
 from collections.abc import Iterator
 
@@ -19,7 +20,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.criteria import Evidence
 from ltcompile.errors import BadSetting, UnknownName
 from ltcompile.finding import choose
-from ltcompile.finding.evidence import channel_means, gather, loss_curvature, loss_gradients
+from ltcompile.finding.evidence import channel_means, gather, loss_curvature
 from ltcompile.graph import trace
 
 CPU = torch.device("cpu")
@@ -66,7 +67,7 @@ PAIR[1].weight.data = torch.tensor([0.5, -3.0, 1.0])
 GROUP = Group("0", 3, (Member("0", "out", rows(3)), Member("1", "each", rows(3)), Member("2", "in", rows(3))))
 # Where the gradient of each weight is 2, and its curvature 10.
 KNOWN = {f"{layer}.weight": torch.full_like(PAIR[layer].weight, 2.0) for layer in (0, 1, 2)}
-BENT = Evidence(gradients=KNOWN, curvature={name: 5 * g for name, g in KNOWN.items()})
+BENT = Evidence(gradients=(KNOWN,), curvature={name: 5 * g for name, g in KNOWN.items()})
 
 
 class TestFormulas:
@@ -145,7 +146,7 @@ class TestSlices:
         group = Group("0", 3, (Member("0", "out", ((0, 1, 2, 3), (8, 9, 10, 11), (4, 5, 6, 7))),))
         blocks = layer.weight.detach().double().view(3, 20)[[0, 2, 1]]
         gradient = torch.randn(12, 5)
-        known = Evidence(gradients={"0.weight": gradient}, curvature={"0.weight": gradient})
+        known = Evidence(gradients=({"0.weight": gradient},), curvature={"0.weight": gradient})
         products = (blocks.float() * gradient.view(3, 20)[[0, 2, 1]]).sum(1)
         expected = {"l1": blocks.abs().sum(1), "l2": blocks.norm(dim=1), "linf": blocks.abs().amax(1), "taylor": products.square() / 4}
         expected |= {"fpgm": torch.stack([(blocks - b).norm(dim=1) for b in blocks]).sum(0)}
@@ -190,7 +191,7 @@ class TestSlices:
             close(score("l1", model, group, reduction=reduction), [6, 22, 38])
         for name in criteria.names():
             known = {"0.weight": torch.ones(3, 1, 2, 2)}
-            assert score(name, model, group, Evidence(gradients=known, curvature=known)).isfinite().all()
+            assert score(name, model, group, Evidence(gradients=(known,), curvature=known)).isfinite().all()
 
     def test_bare_parameters_speak_and_attributes_do_not(self) -> None:
         class Bare(nn.Module):
@@ -204,14 +205,14 @@ class TestSlices:
             known = {f"{layer}.table".lstrip("."): torch.ones(1, 1, 6)}
             group = Group("table", 3, (heads, counted))
             close(score("l1", model, group), [3, 7, 6])
-            close(score("taylor", model, group, Evidence(gradients=known), "all"), [1 / 2, 49 / 2, 36 / 2])
+            close(score("taylor", model, group, Evidence(gradients=(known,)), "all"), [1 / 2, 49 / 2, 36 / 2])
             for name in criteria.names():
-                assert score(name, model, group, Evidence(gradients=known, curvature=known)).isfinite().all()
+                assert score(name, model, group, Evidence(gradients=(known,), curvature=known)).isfinite().all()
             close(score("l2", model, Group("heads", 3, (counted,))), [1, 1, 1])
 
     def test_a_weight_that_the_evidence_leaves_out(self) -> None:
         with pytest.raises(BadSetting, match=r"'0\.weight'.*requires_grad"):
-            criteria.score("taylor", (GROUP,), PAIR, Evidence(gradients={"2.weight": KNOWN["2.weight"]}))
+            criteria.score("taylor", (GROUP,), PAIR, Evidence(gradients=({"2.weight": KNOWN["2.weight"]},)))
 
 
 class TestActivations:
@@ -309,16 +310,15 @@ class TestCurvature:
         drawn = _signs(torch.empty(100, 100), torch.Generator().manual_seed(0))
         assert set(drawn.unique().tolist()) == {-1.0, 1.0} and abs(drawn.mean()) < 0.05
 
-    def test_batches_add_up_as_gradients_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_batches_add_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from ltcompile.finding import evidence
 
         monkeypatch.setattr(evidence, "_signs", lambda like, _: torch.ones_like(like))  # the row sums of the Hessian, without chance
         net, split = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), Few(8, (3,), 2)
         batch = (split.images, split.labels)
-        for collect in (lambda *b: loss_gradients(net, iter(b)), lambda *b: loss_curvature(net, iter(b), 0)):
-            once, twice = collect(batch), collect(batch, batch)
-            assert set(once) == {name for name, _ in net.named_parameters()}
-            close(twice["0.weight"], 2 * once["0.weight"])
+        once, twice = loss_curvature(net, iter([batch]), 0), loss_curvature(net, iter([batch, batch]), 0)
+        assert set(once) == {name for name, _ in net.named_parameters()}
+        close(twice["0.weight"], 2 * once["0.weight"])
 
     def test_attention_is_differentiated_twice(self) -> None:
         class Attends(nn.Module):
@@ -332,6 +332,32 @@ class TestCurvature:
 
         found = loss_curvature(Attends(), iter([(torch.randn(2, 5, 8), torch.tensor([0, 1]))]), 0)
         assert found["qkv.weight"].abs().sum() > 0
+
+
+class TestTaylor:
+    """Molchanov et al. 2019: the mean of squares over mini-batches."""
+
+    def test_squares_are_averaged_and_not_gradients(self) -> None:
+        """At a minimum, where the gradients of two batches cancel, the weights still matter."""
+        opposite = ({"0.weight": torch.full((3, 2), 2.0)}, {"0.weight": torch.full((3, 2), -2.0)})
+        close(score("taylor", PAIR, GROUP, Evidence(gradients=opposite)), [4, 4, 64])
+        close(criteria.score("taylor", (GROUP,), PAIR, Evidence(gradients=opposite))["0"], [4, 4, 64])
+        weights = criteria.score_weights("taylor", {"0.weight": PAIR[0].weight}, Evidence(gradients=opposite))["0.weight"]
+        close(weights, (2 * PAIR[0].weight.detach()).square())
+
+    def test_it_is_the_papers_by_direct_computation(self) -> None:
+        torch.manual_seed(0)
+        net, split = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(5 * 14 * 14, 4)), Few(40)
+        recipe = dataclasses.replace(QUICK, batch=8)
+        group = trace(net, split.images)[0]
+        expected = torch.zeros(5, dtype=torch.float64)
+        for images, labels in zip(split.images.split(8), split.labels.split(8), strict=True):
+            gates = torch.ones(5, requires_grad=True)  # d loss / d gate is the sum of weight * gradient of a filter and its bias
+            weight = net[0].weight.detach() * gates[:, None, None, None]
+            loss = F.cross_entropy(net[1:](F.conv2d(images, weight, net[0].bias.detach())), labels)
+            expected += torch.autograd.grad(loss, gates)[0].double().square() / 5
+        found = criteria.score("taylor", (group,), net, gather("taylor", net, split, recipe, 0, CPU))  # type: ignore[arg-type]
+        close(found[group.name], expected, 1e-5)
 
 
 class TestGather:

@@ -109,7 +109,7 @@ def test_criteria_score_weights_in_their_places() -> None:
     weight = layer.weight.detach().double()
     given = {"weight": layer.weight}
     assert torch.equal(criteria.score_weights("l1", given, Evidence())["weight"], weight.abs())
-    found = criteria.score_weights("taylor", given, Evidence(gradients=gradients))["weight"]
+    found = criteria.score_weights("taylor", given, Evidence(gradients=(gradients,)))["weight"]
     torch.testing.assert_close(found, (weight * gradients["weight"]).square())
     lamp = criteria.score_weights("lamp", given, Evidence())["weight"]
     largest = weight.abs().flatten().argmax()

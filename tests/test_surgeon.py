@@ -38,7 +38,7 @@ def gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 def test_cutting_equals_masking(network: nn.Module, images: Tensor, criterion: str, scope: str) -> None:
     """By the criteria that need at most gradients; test_criteria cuts by the others."""
     before = copy.deepcopy(network.state_dict())
-    plan = lt.plan(network, images, 0.5, scope, criterion, evidence=criteria.Evidence(gradients(network, images)))  # type: ignore[arg-type]
+    plan = lt.plan(network, images, 0.5, scope, criterion, evidence=criteria.Evidence((gradients(network, images),)))  # type: ignore[arg-type]
     small, masked = lt.cut(network, plan), lt.mask(network, plan)
     assert not plan.is_identity
     close(small(images), masked(images))
@@ -328,5 +328,5 @@ def test_criteria_score_by_their_formula(images: Tensor) -> None:
         "taylor": (weight * grads[f"{group.name}.weight"].flatten(1)).sum(1).square(),
     }
     for name, value in expected.items():
-        found = criteria.score(name, (group,), model, criteria.Evidence(grads))[group.name]
+        found = criteria.score(name, (group,), model, criteria.Evidence((grads,)))[group.name]
         torch.testing.assert_close(found / found.sum(), (value / value.sum()).double(), rtol=1e-4, atol=1e-9, msg=name)

@@ -35,20 +35,19 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON."))
 
 def _examine() -> dict[str, Any]:
     from ltcompile.backends import DEVICES, available
-    from ltcompile.core.recipe import Recipe
     from ltcompile.core.records import provenance
-    from ltcompile.train import autocast_dtype, pick_device
+    from ltcompile.train import multiplies_bf16, pick_device
 
     device = pick_device()
-    half = autocast_dtype(Recipe(), device) is not None
+    half = multiplies_bf16(device)
     known = provenance()
     return {
         "machine": known["machine"],
         "versions": known["versions"],
         "training": {
             "device": device.type,
-            "precision": "bf16 autocast" if half else "fp32",
-            "why": "it multiplies bfloat16 natively" if half else "it does not multiply bfloat16 natively, and emulation is far slower",
+            "precision": "bf16 autocast or fp32" if half else "fp32",
+            "why": "long trainings take what is faster for their network" if half else "it emulates bfloat16, far slower than fp32",
         },
         "backends": {name: available(name) for name in DEVICES},
     }

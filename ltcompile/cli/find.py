@@ -124,7 +124,10 @@ def find(
         help="Share of the loss, 0 to 1, that the dense network's answers give to tickets and the random control.  [default: 0]",
         rich_help_panel=TRAINING,
     ),
-    precision: str | None = typer.Option(None, help="auto, fp32 or bf16.", rich_help_panel=TRAINING),
+    precision: str | None = typer.Option(None, help="auto (the faster, where trainings are long), fp32 or bf16.", rich_help_panel=TRAINING),
+    backend: str | None = typer.Option(
+        None, "--compile", help="auto (where it pays), never, or a backend of torch.compile: inductor.", rich_help_panel=TRAINING
+    ),
     device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one.", rich_help_panel=TRAINING),
     seeds: int = typer.Option(
         1, min=1, max=1000, help="Independent searches; fewer than three decide nothing between trainings.", rich_help_panel=JUDGING
@@ -195,6 +198,7 @@ def find(
         "label_smoothing": label_smoothing,
         "distill": distill,
         "precision": precision,
+        "compile": backend,
     }
     recipe = changed(recipe_for(model, dataset, weights), asked)
     folder = Path("runs") / name if name else default_folder(model, dataset, config)

@@ -15,12 +15,17 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Recipe(Record):
-    """SGD with Nesterov momentum. The defaults are VGG-16's on CIFAR-10 in open_lth, with weight decay 5e-4.
+    """SGD with Nesterov momentum; weight decay on matrices and filters alone, not on biases, scales and shifts.
+
+    Epochs, batch, rate, momentum and steps are by default those of VGG-16 on CIFAR-10 in open_lth, whose momentum is not Nesterov's,
+    and which decays all parameters, by 1e-4.
 
     `milestones` are the shares of all epochs at which a step schedule divides the rate by ten; cosine falls to zero.
-    `flip` mirrors half the images; `crop_pixels` pads by so much and crops at random. `precision` "auto" takes bfloat16
-    autocast where the device computes it natively. `distill` is the share of the loss that a teacher gives, where there is one
-    (Hinton et al. 2015, arXiv:1503.02531). A seed and a recipe fix the result, to the bit on a CPU.
+    `flip` mirrors half the images; `crop_pixels` pads by so much and crops at random. `distill` is the share of the loss that a teacher
+    gives, where there is one (Hinton et al. 2015, arXiv:1503.02531).
+    `precision` is that of products: "fp32", "bf16" (autocast), or "auto"; `compile` is "never", a backend of torch.compile ("inductor"), or
+    "auto". "auto" takes what a trial of whole steps finds faster for long trainings, and for short ones fp32 and no compilation
+    (`ltcompile.train.choose_execution`). Where neither is "auto", a seed and a recipe fix the result, to the bit on one CPU.
     """
 
     epochs: int = 160
@@ -35,6 +40,7 @@ class Recipe(Record):
     flip: bool = True
     crop_pixels: int = 4
     precision: Precision = "auto"
+    compile: str = "auto"
     distill: float = 0.0
 
     def __post_init__(self) -> None:
@@ -47,6 +53,7 @@ class Recipe(Record):
             f"weight decay must not be negative or without end: {self.weight_decay}": 0 <= self.weight_decay < math.inf,
             f"schedule must be one of {', '.join(get_args(Schedule))}, not {self.schedule!r}": self.schedule in get_args(Schedule),
             f"precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}": self.precision in get_args(Precision),
+            f"compile must be auto, never or the name of a torch.compile backend, not {self.compile!r}": _is_name(self.compile),
             f"label smoothing must be in [0, 1), not {self.label_smoothing}": 0 <= self.label_smoothing < 1,
             f"warm-up must be between 0 and {self.epochs} epochs, not {self.warmup_epochs}": 0 <= self.warmup_epochs <= self.epochs,
             f"distillation takes a share of the loss in [0, 1], not {self.distill}": 0 <= self.distill <= 1,
@@ -75,3 +82,7 @@ class Recipe(Record):
             return self.lr * 0.1 ** sum(epoch >= m * self.epochs for m in self.milestones)
         done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1)
         return 0.5 * self.lr * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _is_name(text: object) -> bool:
+    return isinstance(text, str) and text.isidentifier()

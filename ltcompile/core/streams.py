@@ -35,6 +35,7 @@ Purpose = Literal[
     "test split",
     "validation split",
     "training images",
+    "trial",  # of the ways to compute a training
     "int8 fine-tuning",
     "int8 calibration",
 ]

@@ -2,14 +2,15 @@
 
 A file offers `score(channels, evidence) -> Tensor (C,)`, higher is kept; `COMPARABLE`, whether raw scores may be ranked across
 groups (else they are divided by their group's mean); `NEEDS`, the fields of `Evidence` that it looks at; and `WEIGHTS = True` where it
-scores single weights as well.
+scores single weights as well. A criterion of gradients is a mean over mini-batches, and is called with one at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +24,23 @@ from ltcompile.errors import BadSetting
 __all__ = ["Channels", "Evidence", "Reduction", "Scored", "Weights", "names", "needs", "score", "score_weights", "scores_weights"]
 
 
+class Gradients(Protocol):
+    """One mapping a mini-batch, parameter name -> gradient of its mean training loss. They may be computed while they are iterated over."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Mapping[str, Tensor]]: ...
+
+
 @dataclass
 class Evidence:
     """What a criterion may look at beside the weights; `ltcompile.finding.evidence.gather` collects it.
 
-    `gradients` and `curvature` (the diagonal of the Hessian) are of the training loss, by parameter name. `activations` (mean
+    `curvature` is the diagonal of the loss's Hessian, by parameter name. `activations` (mean
     magnitude) and `nonzeros` (share above zero) are means over images and places of what a layer reads (axis "in", (C_in,)) and
     of what it makes ("out" and "each", (C_out,)), by (layer, axis). `rng` is seeded.
     """
 
-    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: Gradients = ()
     curvature: Mapping[str, Tensor] = field(default_factory=dict)
     activations: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     nonzeros: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
@@ -71,7 +79,7 @@ def score(
     if reduction not in get_args(Reduction):
         raise BadSetting(f"the reduction must be one of {', '.join(get_args(Reduction))}, not {reduction!r}")
     _check_evidence(name, evidence)
-    scores = {g.name: criterion.score(Channels(g, model, reduction), evidence).double().cpu() for g in groups if not g.frozen}
+    scores = _scored(criterion, {g.name: Channels(g, model, reduction) for g in groups if not g.frozen}, evidence)
     if criterion.COMPARABLE:
         return scores
     return {group: s / s.abs().mean().clamp_min(1e-30) for group, s in scores.items()}
@@ -89,7 +97,19 @@ def score_weights(name: str, parameters: Mapping[str, Tensor], evidence: Evidenc
         able = ", ".join(known for known in names() if scores_weights(known))
         raise BadSetting(f"criterion {name!r} scores whole filters; weights are scored by {able}")
     _check_evidence(name, evidence)
-    return {name: criterion.score(Weights(name, p), evidence).double().cpu().reshape(p.shape) for name, p in parameters.items()}
+    scores = _scored(criterion, {parameter: Weights(parameter, p) for parameter, p in parameters.items()}, evidence)
+    return {parameter: found.reshape(parameters[parameter].shape) for parameter, found in scores.items()}
+
+
+def _scored(criterion: ModuleType, scored: Mapping[str, Scored], evidence: Evidence) -> dict[str, Tensor]:
+    """What a criterion gives each of `scored`, on the CPU in float64. Gradients are looked at one mini-batch at a time."""
+    if "gradients" not in criterion.NEEDS:
+        return {name: criterion.score(one, evidence).double().cpu() for name, one in scored.items()}
+    total = {name: torch.zeros(one.width, dtype=torch.float64) for name, one in scored.items()}
+    for batch in evidence.gradients:
+        for name, one in scored.items():
+            total[name] += criterion.score(one, replace(evidence, gradients=(batch,))).double().cpu()
+    return {name: value / len(evidence.gradients) for name, value in total.items()}
 
 
 def _check_evidence(name: str, evidence: Evidence) -> None:

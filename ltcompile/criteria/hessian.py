@@ -1,7 +1,8 @@
 """score[c] = 1/2 * sum over the filter of weight^2 * h, the second-order change of the loss without the filter at a minimum.
 
-h is the diagonal of the Hessian (LeCun et al. 1989, "Optimal brain damage"), here of Hutchinson estimates, whole filters at a time as
-in Yu et al. 2021 (arXiv:2101.08940). Below zero where the loss is predicted to fall. Of channels of several filters, for each of these."""
+h is the diagonal of the Hessian (LeCun et al. 1989, "Optimal brain damage", whose h is computed layer by layer), here of Hutchinson
+estimates. Yu et al. 2021 (arXiv:2101.08940), who remove whole filters by it too, take h's mean over the filter. Below zero where the loss is
+predicted to fall. Of channels of several filters, for each of these."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """score[c] = ||filter c||^2 / the sum of ||filter d||^2 over those d of the group that are not shorter (Lee et al. 2021,
 arXiv:2010.07611).
 
-The paper scores weights; filters are scored as torch-pruning does, with the squares averaged over the group before the division."""
+The paper scores weights, equation 4, where of equals one comes first; here equals are equal. Filters are scored as torch-pruning does, with
+the squares averaged over the group before the division."""
 
 from __future__ import annotations
 

@@ -1,8 +1,12 @@
-"""score[c] = (sum over the filter of weight * gradient)^2, the squared first-order change of the loss without the filter
-(Molchanov et al. 2019, arXiv:1906.10771); of channels of several filters, for each of these."""
+"""score[c] = mean over mini-batches of (sum over the filter of weight * gradient)^2, the squared first-order change of the loss without the
+filter (Molchanov et al. 2019, arXiv:1906.10771, equations 8 and 9); of channels of several filters, for each of these.
+
+The square of the mean gradient would say nothing: at a minimum of the loss that gradient is noise.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ltcompile.criteria import Evidence, Scored
@@ -13,4 +17,5 @@ NEEDS: tuple[str, ...] = ("gradients",)
 
 
 def score(channels: Scored, evidence: Evidence) -> Tensor:
-    return channels.mean(lambda s: (s.values * s.of(evidence.gradients)).sum(1).square()) / channels.block
+    squares = [channels.mean(lambda s: (s.values * s.of(batch)).sum(1).square()) for batch in evidence.gradients]  # noqa: B023
+    return torch.stack(squares).mean(0) / channels.block

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -20,6 +21,7 @@ from ltcompile.data import Split
 from ltcompile.train import fitting, lay_out
 
 BATCHES = 8
+GRADIENT_BATCH = 32  # images: the squares of smaller batches' gradients vary less around what single images say
 PROBES = 4  # Hutchinson's random vectors for each batch
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -31,7 +33,6 @@ def gather(criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed:
     Raises UnknownName.
     """
     collect: dict[str, Callable[[Batches], object]] = {
-        "gradients": partial(loss_gradients, model),
         "curvature": partial(loss_curvature, model, seed=stream("signs of curvature", seed)),
         "activations": partial(channel_means, model, measure=torch.abs),
         "nonzeros": partial(channel_means, model, measure=_positive),
@@ -48,21 +49,53 @@ def gather(criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed:
         return collect[kind](batches(parts))
 
     evidence = Evidence(rng=generator(stream("random scores", seed)))
-    for kind in criteria.needs(criterion):
+    if "gradients" in criteria.needs(criterion):
+        evidence.gradients = BatchGradients(model, split, recipe, stream("scoring batches", seed), device, layout)
+    for kind in (kind for kind in criteria.needs(criterion) if kind != "gradients"):
         found, _ = fitting(partial(collected, kind), batch)  # in parts, sums over batches grow by one factor for all channels
         setattr(evidence, kind, found)
     return evidence
 
 
-def loss_gradients(model: nn.Module, batches: Batches) -> dict[str, Tensor]:
-    """Parameter name -> gradient of the summed mean losses of the batches; zeros where the loss does not depend on it."""
-    model.zero_grad(set_to_none=True)
-    for images, labels in batches:
-        F.cross_entropy(model(images), labels).backward()
-    trained = ((name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad)
-    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained}
-    model.zero_grad(set_to_none=True)
-    return gradients
+@dataclass
+class BatchGradients:
+    """Parameter name -> gradient of the mean loss of a mini-batch, one mapping a mini-batch.
+
+    Each is computed, by the network as it is then, when its turn comes: one set of gradients is in memory at a time.
+    """
+
+    model: nn.Module
+    split: Split
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    layout: torch.memory_format
+    parts: int = 1
+
+    @property
+    def batch(self) -> int:
+        return min(GRADIENT_BATCH, self.recipe.batch, len(self.split))
+
+    def __len__(self) -> int:
+        return min(BATCHES * self.recipe.batch, len(self.split)) // self.batch
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for images, labels in islice(self.split.batches(self.batch, self.device, self.recipe, self.seed), len(self)):
+            work = partial(loss_gradients, self.model, images.contiguous(memory_format=self.layout), labels)
+            found, self.parts = fitting(work, len(images), self.parts)
+            yield found
+
+
+def loss_gradients(model: nn.Module, images: Tensor, labels: Tensor, parts: int = 1) -> dict[str, Tensor]:
+    """Parameter name -> gradient of the mean loss; zeros where it does not depend on it. Computed in so many parts of the images."""
+    trained = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    total = {name: torch.zeros_like(p) for name, p in trained.items()}
+    with torch.enable_grad():
+        for few, theirs in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+            loss = F.cross_entropy(model(few), theirs) * (len(few) / len(images))
+            found = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
+            torch._foreach_add_(list(total.values()), found)
+    return total
 
 
 def loss_curvature(model: nn.Module, batches: Batches, seed: int) -> dict[str, Tensor]:

@@ -74,6 +74,7 @@ def write_search(path: Path, asked: Asked, units: Units, ticket: Ticket, reached
             "seeds": list(asked.config.all_seeds),
             "rows": [r.to_json() for r in ticket.history],
             "health": units.ailing,
+            "execution": units.execution.to_json(),
             "widths": widths,
             "verdict": ticket.verdict.to_json(),
             "ticket": {

@@ -1,6 +1,7 @@
 """A run folder: every finished training as one file, the one under way as a checkpoint, and a log of epochs.
 
 config.json            what was asked for; a resumed run must ask for the same
+execution.json         how trainings are computed: precision, compiled or not, and the times behind that choice
 history.jsonl          a line per epoch of every arm
 seed0/ticket-3.pt      weights, row, epochs and health of a finished training (arm-level)
 seed0/ticket-3.partial.pt, seed0/plan-3.json, seed0/early.pt
@@ -53,6 +54,10 @@ class RunFolder:
         if not isinstance(there, dict):
             raise BadFile(f"{self._settings} holds no settings of a run; remove {self.path}, or choose another --name")
         return there
+
+    @property
+    def execution(self) -> Path:
+        return self.path / "execution.json"
 
     def unit(self, seed: int, unit: str) -> Path:
         return self.path / f"seed{seed}" / f"{unit}.pt"

@@ -16,6 +16,7 @@ from ltcompile.core.streams import Purpose, stream
 from ltcompile.errors import TrainingFailed
 from ltcompile.finding.asked import Asked
 from ltcompile.finding.config import PRUNE
+from ltcompile.finding.execution import settle
 from ltcompile.finding.health import health, sound
 from ltcompile.finding.kept import Kept
 from ltcompile.finding.listener import Listener
@@ -60,6 +61,7 @@ class Units:
 
     def __init__(self, asked: Asked, folder: RunFolder, listener: Listener) -> None:
         self.asked, self.folder, self.listener = asked, folder, listener
+        self.execution = settle(asked, folder)
         self.ailing: list[dict[str, Any]] = []  # what there is to tell of trainings that are not sound
 
     def run(
@@ -76,8 +78,8 @@ class Units:
         else:
             saved = self._train(unit, model, kept, recipe, first_epoch, choice)
         with self.folder.fitting(file):
-            row, told = Trained.from_json(saved["row"]), saved.get("health")  # runs that began before it have none
-        if told and not sound(told):
+            row, told = Trained.from_json(saved["row"]), saved["health"]
+        if not sound(told):
             self.ailing.append({"seed": unit.seed, "arm": unit.arm, "level": unit.level, **told})
         self.listener.finished(row, found)
         return model.to(self.asked.device), row
@@ -107,6 +109,7 @@ class Units:
                 recipe,
                 unit.stream("training"),
                 self.asked.device,
+                execution=self.execution,
                 first_epoch=first_epoch,
                 after_step=zeroing(model, dropped) if dropped else None,
                 progress=save,

@@ -7,14 +7,13 @@ import functools
 import torch
 from torch import Tensor
 
-from ltcompile.core.recipe import Recipe
 from ltcompile.engine import cpu, host
 from ltcompile.engine.cpu import COMPILE, ONNXRUNTIME, OPENVINO, Candidate
 from ltcompile.engine.engine import Run
 from ltcompile.errors import Unavailable
 from ltcompile.race import _torch
 from ltcompile.race.entrant import ENGINE, Entrant, Network, Ready
-from ltcompile.train.device import autocast_dtype
+from ltcompile.train.device import multiplies_bf16
 
 
 def _engine(network: Network, images: Tensor, precision: str) -> Ready:
@@ -41,7 +40,7 @@ def _compiled(network: Network, images: Tensor, precision: str) -> Ready:
 
 def _check(precision: str) -> None:
     """Raises Unavailable where the precision would be emulated."""
-    if precision == "bf16" and autocast_dtype(Recipe(), torch.device("cpu")) is None:
+    if precision == "bf16" and not multiplies_bf16(torch.device("cpu")):
         raise Unavailable("this CPU has no bf16 products (AVX512-BF16 or AMX); they would be emulated, slower than fp32")
 
 

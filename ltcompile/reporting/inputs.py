@@ -102,6 +102,7 @@ class Search:
     provenance: Provenance
     health: list[Ailing] | None = None  # searches that were made before it tell nothing
     target: Reached | None = None
+    execution: dict[str, Any] | None = None  # nor do those before a trial chose it
 
     def arm(self, arm: str, level: int | None = None) -> list[Trained]:
         return [row for row in self.rows if row.arm == arm and level in (None, row.level)]

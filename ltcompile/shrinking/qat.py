@@ -34,7 +34,7 @@ def tuning(recipe: Recipe, epochs: int) -> Recipe:
 
     In fp32: bfloat16 would round the 256 steps of an activation once more.
     """
-    return replace(recipe, epochs=epochs, warmup_epochs=0, precision="fp32").fine_tuning()
+    return replace(recipe, epochs=epochs, warmup_epochs=0, precision="fp32", compile="never").fine_tuning()
 
 
 def fine_tune(module: nn.Module, data: Dataset, images: Tensor, recipe: Recipe, seed: int, top: int) -> nn.Module:

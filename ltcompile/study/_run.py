@@ -146,8 +146,13 @@ def _search(
 
 
 def _share_dense(arm: StudyArm, before: Mapping[str, Done], folder: Path) -> None:
-    """Give a search the dense networks that one before it trained by the same recipe, from the same weights, on the same images."""
+    """Give a search the dense networks that one before it trained by the same recipe, from the same weights, on the same images; its other
+    networks are then computed as those were.
+    """
     alike = [done for done in before.values() if _of_dense(done.arm) == _of_dense(arm)]
+    known = next((file for done in alike if (file := done.folder / "execution.json").exists()), None)
+    if known is not None and not (folder / "execution.json").exists():
+        write_bytes(folder / "execution.json", known.read_bytes())
     for seed in arm.config.all_seeds:
         for name in ("early.pt", "dense-0.pt"):  # the latter says that both are there
             there = folder / f"seed{seed}" / name

@@ -1,11 +1,10 @@
-"""Where to train, and in which precision."""
+"""Where to train, in which memory layout, and what the device can multiply."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from ltcompile.core.recipe import Recipe
 from ltcompile.errors import Unavailable
 
 
@@ -22,19 +21,10 @@ def pick_device(name: str | None = None) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def autocast_dtype(recipe: Recipe, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the recipe wants it, or allows it and the device multiplies it natively; None for plain fp32.
-
-    A CPU without native bfloat16 emulates it fifteen times slower than fp32, so "auto" asks the processor.
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively. A CPU that does not emulates it, fifteen times slower than fp32; one that does may
+    still be slower than in fp32.
     """
-    if recipe.precision == "fp32":
-        return None
-    if recipe.precision == "bf16" or _multiplies_bf16(device):
-        return torch.bfloat16
-    return None
-
-
-def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
