@@ -92,7 +92,7 @@ def main() -> None:
         on_heat=on_heat,
     )
     result.checks = judge(result)
-    if arguments.device == "cuda" and "rest" in arguments.heats:
+    if arguments.device == "cuda" and "rest" in arguments.heats and not arguments.tiny:
         result.checks += odd_widths(end)
     result.provenance["command"] = shlex.join(["python", *sys.argv])
     write(result, path, picture)

@@ -175,6 +175,7 @@ def _shorten() -> None:
     from ltcompile.race import layers, peaks
 
     events.COPIES, events.FLUSHED_BYTES = (2, 2), 1 << 12
+    timing.MIN_RUNS_PER_BLOCK = 1
     events.race = functools.partial(timing.race, min_blocks=1)  # type: ignore[attr-defined]
     tune.TRIED, tune.FINALISTS, tune.SCREEN_S, tune.FINAL_S, layers.GPU_S = 1, 1, 0.0, 0.0, 0.0
     peaks.COPY_BYTES["cuda"], peaks.SIDE["cuda"] = 1 << 12, 16
