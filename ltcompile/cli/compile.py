@@ -40,6 +40,7 @@ def compile(
     data: str | None = typer.Option(None, help="Training images to compare outputs on; the ticket's own data by default."),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
+    max_drop: float = typer.Option(5.0, help="With int8: the per cent of images that may change their class against fp32."),
     retune: bool = typer.Option(False, "--retune", help="Measure an engine of another machine anew on this one."),
     explain: bool = typer.Option(False, "--explain", help="Print what everyone took, and who runs each layer, and why."),
     as_json: bool = typer.Option(False, "--json", help="Print the decisions as JSON."),
@@ -59,7 +60,7 @@ def compile(
             check_ticket_fits(loaded, model)
             network = small_network(loaded, dense_network(loaded))
             images = _images(loaded, data, data_root, precision)
-            engine = lt.compile(network, images, device=device, batch=batch, precision=precision, on_progress=tell)
+            engine = lt.compile(network, images, device=device, batch=batch, precision=precision, max_drop=max_drop, on_progress=tell)
     engine.save(output)
     if as_json:
         typer.echo(json.dumps([decision.to_json() for decision in engine.decisions.values()]))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.errors import Disagreement
+from ltcompile.numerics import largest_error
 
 TRUNCATION = 1e-6  # of a weight's norm: the rounding of fp32
 EQUALITY_TOLERANCE = 1e-5  # relative to the largest output
@@ -56,7 +57,7 @@ def factorise(model: nn.Module, images: Tensor) -> Factorised:
             continue
         small = _replaced(small, name, _two(layer, u[:, :rank] * values[:rank].sqrt(), values[:rank, None].sqrt() * v[:rank]))
         told[name], ranks[name] = f"two layers of rank {rank}, of {full}", rank
-    error = float((small(images) - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    error = largest_error(small(images), expected)
     if not error <= EQUALITY_TOLERANCE:
         raise Disagreement(
             f"layers in two changed the outputs by {error:.2e} of the largest, more than {EQUALITY_TOLERANCE:.0e}; "

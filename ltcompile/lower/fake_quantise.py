@@ -103,12 +103,15 @@ def precision_of(model: Any) -> str:
 
 
 def in_half(model: Any) -> Any:
-    """A float32 graph with what every node gives rounded to float16 and back."""
+    """A float32 graph with what every node gives rounded to float16 and back; counts and shapes stay as they are."""
+    import onnx
     from onnx import helper
 
     found = copy.deepcopy(model)
-    floats = {"Conv", "Gemm", "MatMul", "Add", "Sub", "Mul", "Div", "Relu", "Sigmoid", "Clip", "ReduceMean", "GlobalAveragePool", "Softmax"}
-    for name in [node.output[0] for node in found.graph.node if node.op_type in floats]:
+    del found.graph.value_info[:]  # of the types that a file had before `unrounded`
+    known = onnx.shape_inference.infer_shapes(found).graph
+    floats = {value.name for value in (*known.value_info, *known.output) if value.type.tensor_type.elem_type == FLOAT}
+    for name in [name for node in found.graph.node if node.op_type != "Identity" for name in node.output if name in floats]:
         half = f"{name}_half"
         _insert(found.graph, name, [helper.make_node("Cast", [""], [half], to=FLOAT16), helper.make_node("Cast", [half], [""], to=FLOAT)])
     return found

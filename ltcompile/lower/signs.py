@@ -24,6 +24,7 @@ from ltcompile.core.onnx_file import read_onnx
 from ltcompile.errors import BadModel, Disagreement
 from ltcompile.lower.export import run_onnx
 from ltcompile.lower.quantize import PRODUCTS
+from ltcompile.numerics import largest_error
 from ltcompile.paths import write_bytes
 
 TOLERANCE = 1e-5  # of the largest output: the runtime may add in another order
@@ -57,7 +58,7 @@ def write_signs(path: str | Path, output: str | Path, images: Tensor) -> Signed:
         raise BadModel(f"{path} holds no weights that differ in sign alone ({reasons}); signs are for tickets of --method biprop")
     onnx.checker.check_model(model, full_check=True)
     write_bytes(output, model.SerializeToString())
-    error = float((run_onnx(output, images) - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+    error = largest_error(run_onnx(output, images), expected)
     if not error <= TOLERANCE:
         raise Disagreement(
             f"{output} differs from the float file by {error:.2e} of the largest output, more than {TOLERANCE:.0e}; use fp32"
