@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import QUICK
@@ -34,7 +36,7 @@ from ltcompile.core.profile import Profile, Run
 from ltcompile.core.reached import Reached
 from ltcompile.core.surface import Grid, Sample
 from ltcompile.engine.cpu import candidates
-from ltcompile.errors import BadFile, BadSetting, StaleProfile, Unavailable
+from ltcompile.errors import BadFile, BadSetting, Disagreement, StaleProfile, Unavailable
 from ltcompile.finding.budget import Problem
 from ltcompile.graph import cut, trace
 from ltcompile.graph.bundle import bundles
@@ -70,10 +72,8 @@ class Law:
         self.slow = range(0)  # calls in which the machine takes twice as long
         self.seconds = self.joules = 0.0
 
-    def answer(self, variant: Variant, images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            found: torch.Tensor = variant.module(images)
-        return found
+    def check(self, variant: Variant, images: torch.Tensor) -> None:
+        """It computes nothing."""
 
     def call(self, variant: Variant, images: torch.Tensor) -> Call:
         """Which advances `seconds`, slower and faster in waves of ten seconds."""
@@ -253,6 +253,20 @@ def profiling_work(name: str, backend: str) -> Any:
 
     target = replace(TARGET, backend=backend, batch=2)
     return _Work(lt.build_model(name).eval(), model(name), target, open_runtime(target))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "eager"])
+def test_what_computes_something_else_is_not_timed(backend: str, tmp_path: Path) -> None:
+    network, images = lt.build_model("lenet5", 10, 1, 16).eval(), torch.randn(4, 1, 16, 16)
+    export_onnx(network, images, tmp_path / "network.onnx")
+    runtime, file = open_runtime(Deployment("cpu", backend)), onnx.load(tmp_path / "network.onnx")
+    runtime.check(Variant(network, file), images)
+    other = copy.deepcopy(network)
+    with torch.no_grad():
+        [*other.modules()][-1].bias[3] += 0.01
+    if backend != "eager":  # which is PyTorch itself
+        with pytest.raises(Disagreement, match="not compute the network at widths"):
+            runtime.check(Variant(other, file), images)
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet20", "torchvision:mobilenet_v2"])

@@ -50,7 +50,7 @@ def _fast() -> tuple[Any, ...]:
     class Conv(SlowConv):
         op_domain = ""
 
-        def _run(self, x: Array, w: Array, b: Array | None = None, **how: Any) -> Any:
+        def _run(self, x: Array, w: Array, b: Array | None = None, **how: Any) -> Any:  # type: ignore[override]
             places = x.ndim - 2
             if how["auto_pad"] not in UNPADDED or places > 3:
                 return super()._run(x, w, b, **how)
@@ -62,7 +62,7 @@ def _fast() -> tuple[Any, ...]:
     class MaxPool(SlowMaxPool):
         op_domain = ""
 
-        def _run(self, x: Array, **how: Any) -> Any:
+        def _run(self, x: Array, **how: Any) -> Any:  # type: ignore[override]
             places = x.ndim - 2
             if how["auto_pad"] not in UNPADDED or how["ceil_mode"] or places > 3 or len(self.onnx_node.output) > 1:
                 return super()._run(x, **how)

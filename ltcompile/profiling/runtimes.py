@@ -20,8 +20,12 @@ from torch import Tensor, nn
 
 from ltcompile.core.deployment import Deployment
 from ltcompile.engine.cpu import candidates
-from ltcompile.errors import BadModel, Unavailable
+from ltcompile.errors import BadModel, Disagreement, Unavailable
 from ltcompile.graph.widths import LAYERS
+from ltcompile.lower.evaluate import evaluator
+from ltcompile.lower.fake_quantise import precision_of
+from ltcompile.lower.simulate import HALVES, rounded_network
+from ltcompile.numerics import Expected
 from ltcompile.profiling.layers import PRODUCTS, Names, assign, names, shares
 from ltcompile.runtimes import openvino_core
 from ltcompile.timing import SETTLE_S, race
@@ -65,7 +69,7 @@ class Runtime(Protocol):
 
     settle_s: float
 
-    def answer(self, variant: Variant, images: Tensor) -> Tensor: ...
+    def check(self, variant: Variant, images: Tensor) -> None: ...
     def call(self, variant: Variant, images: Tensor) -> Call: ...
     def time(self, variant: Variant, images: Tensor, beside: Call) -> Timing: ...
 
@@ -132,6 +136,22 @@ class Whole:
         return Timing(self.ms, self.spread, {name: max(scale * t, 1e-6) for name, t in layers.items()}, self.beside_ms)
 
 
+@torch.no_grad()
+def _expected(variant: Variant, images: Tensor, precision: str) -> Expected:
+    """What the variant's module answers, and with the rounding of `precision` simulated."""
+    exact = variant.module(images).numpy()
+    if precision == "int8":
+        return Expected(exact, evaluator(variant.onnx)(images.numpy()))
+    return Expected(exact, rounded_network(variant.module, precision)(images).numpy() if precision in HALVES else None)
+
+
+def _check(expected: Expected, found: Any) -> None:
+    if reason := expected.refusal(found):
+        raise Disagreement(
+            f"the runtime does not compute the network at widths that are to be timed: {reason}; profile with another backend"
+        )
+
+
 def _second_ms(call: Call) -> float:
     """Milliseconds, once what the first run allocates is there."""
     call()
@@ -155,9 +175,10 @@ class OnnxRuntime:
         self._spins = spins
         self.settle_s = SETTLE_S if spins else 0.005  # until the caches are its own again
 
-    def answer(self, variant: Variant, images: Tensor) -> Tensor:
-        """What it answers to images (N, C, H, W)."""
-        return torch.from_numpy(self._call(self._session(variant.onnx.SerializeToString(), len(images), None), images)()[0])
+    def check(self, variant: Variant, images: Tensor) -> None:
+        """Raises Disagreement where it does not answer to images (N, C, H, W) what PyTorch does."""
+        expected = _expected(variant, images, precision_of(variant.onnx))
+        _check(expected, self._call(self._session(variant.onnx.SerializeToString(), len(images), None), images)()[0])
 
     def call(self, variant: Variant, images: Tensor) -> Call:
         return self._call(self._session(variant.onnx.SerializeToString(), len(images), None), images)
@@ -231,11 +252,12 @@ class OpenVino:
     def __init__(self, precision: str) -> None:
         self._precision = precision
 
-    def answer(self, variant: Variant, images: Tensor) -> Tensor:
-        """What it answers to images (N, C, H, W)."""
+    def check(self, variant: Variant, images: Tensor) -> None:
+        """Raises Disagreement where it does not answer to images (N, C, H, W) what PyTorch does."""
+        expected = _expected(variant, images, "bf16" if self._precision == "bf16" else precision_of(variant.onnx))
         request = self._request(variant.onnx.SerializeToString(), images, counting=False)
         request.infer()
-        return torch.from_numpy(request.get_output_tensor().data.copy())
+        _check(expected, request.get_output_tensor().data)
 
     def call(self, variant: Variant, images: Tensor) -> Call:
         infer: Call = self._request(variant.onnx.SerializeToString(), images, counting=False).infer
@@ -280,12 +302,12 @@ class Eager:
         self._device = torch.device(target.device)
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[target.precision]
 
-    @torch.inference_mode()
-    def answer(self, variant: Variant, images: Tensor) -> Tensor:
-        """What it answers to images (N, C, H, W)."""
+    @torch.no_grad()
+    def check(self, variant: Variant, images: Tensor) -> None:
+        """Raises Disagreement where it does not answer to images (N, C, H, W) what PyTorch does on the CPU in fp32."""
+        expected = _expected(variant, images, next((name for name, dtype in HALVES.items() if dtype == self._dtype), "fp32"))
         model, placed = self._placed(variant, images)
-        out: Tensor = model(placed)
-        return out.float().cpu()
+        _check(expected, model(placed).float())
 
     def call(self, variant: Variant, images: Tensor) -> Call:
         model, placed = self._placed(variant, images)
