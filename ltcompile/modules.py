@@ -6,7 +6,7 @@ from typing import TypeVar, cast
 
 import torch
 from torch import nn
-from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from ltcompile.errors import BadModel
 
@@ -46,7 +46,7 @@ def _refusal(model: object) -> str:
     if isinstance(model, torch.jit.ScriptModule):
         return "this network is a TorchScript module, whose layers are compiled; pass the nn.Module that it was made of"
     for name, layer in model.named_modules():
-        if isinstance(layer, LazyModuleMixin) and layer.has_uninitialized_params():
+        if any(map(is_lazy, (*layer.parameters(recurse=False), *layer.buffers(recurse=False)))):
             return f"{name or 'the network'} ({type(layer).__name__}) has no weights yet; run the network once on an input"
         if type(layer).__name__ == "FullyShardedDataParallel":
             return f"{name or 'the network'} is sharded; gather its weights into the plain nn.Module, and pass that"

@@ -12,11 +12,11 @@ import onnx
 import pytest
 from torch import Tensor, nn
 
-from ltcompile.lower import export_onnx
+from ltcompile.lower import export_classifier
 from ltcompile.lower.resize import resized
 from ltcompile.shrinking import shrink
 
-EXPORTERS = ("ltcompile.shrinking.int8.export_onnx", "ltcompile.measure.subjects.export_onnx")
+EXPORTERS = ("ltcompile.shrinking.int8.export_classifier", "ltcompile.measure.subjects.export_classifier")
 
 
 @contextlib.contextmanager
@@ -27,7 +27,7 @@ def exported_once() -> Iterator[None]:
     def export(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
         if tuple(weights) not in made:
-            export_onnx(model, example, path)
+            export_classifier(model, example, path)
             made[tuple(weights)] = onnx.load(path), weights
         proto = resized(*made[tuple(weights)], weights)
         onnx.helper.set_model_props(proto, dict(metadata or {}))

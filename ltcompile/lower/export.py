@@ -1,95 +1,254 @@
-"""ONNX and torch.export files with a dynamic batch, checked before anyone sees them."""
+"""ONNX and torch.export files for any batch, compared with the network before they are written."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ltcompile.errors import BadModel, Disagreement
-from ltcompile.lower.trace import exported
+from ltcompile.errors import BadModel, BadSetting, Disagreement
+from ltcompile.graph._copy import copied
+from ltcompile.lower.inputs import Example, Inputs, outputs_of
+from ltcompile.lower.trace import BATCH, exported_for_any_batch, reason
+from ltcompile.modules import unwrap
 from ltcompile.paths import write_bytes
 
-INPUT, OUTPUT = "images", "logits"
+CHECKED = 3  # examples that file and network are compared on: neither the batch that was exported nor one
+TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 6e-2}  # of the largest value of an output
+TOLERANCE = 1e-4  # in fp32 and fp64
+UNEQUAL = 0.01  # of whole numbers: where two values all but tie, either may be the largest
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def export_onnx(model: nn.Module, example: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write `model` (eval mode, (N, C, H, W) -> (N, classes)) to `path`, weights inside, any batch size, with `metadata` in the file.
+def export_onnx(
+    model: nn.Module,
+    example: Example,
+    path: str | Path,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> None:
+    """Write `model` in eval mode to `path` as ONNX, weights inside, for any batch; `model` itself stays as it is.
 
-    The file passes onnx.checker, and its filters have the module's shapes.
+    Inputs are called as the forward's parameters. Outputs are called "output", or "output_0", ... of a sequence, or as the keys or
+    fields of a dict, named tuple or dataclass. ONNX Runtime runs the file on three examples, and every output must be the network's;
+    the file passes onnx.checker, and its filters have the module's shapes. A network in bfloat16, which ONNX Runtime
+    does not compute on a CPU, is written in float32 with the same values. Wrappers of torch.compile and DataParallel are left out.
+
+    Args:
+        example: a tensor (N, ...), a tuple of arguments, or a dict of keyword arguments; what is no tensor becomes part of the network.
+            The first dimension of the first tensor is the batch, and so is that of tensors that are as long there. All others are fixed.
+        metadata: texts that the file carries.
+        input_names, output_names: other names, one for each tensor.
 
     Raises:
-        BadModel: torch cannot export it. Disagreement: the file does not hold the module's shapes. BadFile: it cannot be written.
+        BadModel: torch cannot export it, its code fixes the batch, or ONNX Runtime cannot run it. BadSetting: too few or many names.
+        Disagreement: the file computes something else, or does not hold the module's filters. BadFile: it cannot be written.
     """
     import onnx
 
-    batch = torch.export.Dim("batch", min=1)
+    network, inputs = _prepared(model, example)
+    expected, filters = _answers(network, inputs)
+    flat = _Flat(network, inputs)
+    names = _checked_names(input_names, inputs.names, "input"), _checked_names(output_names, tuple(expected), "output")
+    program = exported_for_any_batch(flat, Inputs.of(flat, inputs.resized(2).tensors))
     with quiet():
         try:
-            program = torch.onnx.export(
-                model.eval(),
-                (_several(example),),
-                dynamo=True,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=({0: batch},),
-                verbose=False,
-                external_data=False,
+            made = torch.onnx.export(
+                program, dynamo=True, input_names=names[0], output_names=_apart(names[1], names[0]), verbose=False, external_data=False
             )
         except Exception as error:  # the exporter raises many types; all mean the same to a user
-            raise BadModel(f"torch cannot export this network to ONNX: {str(error).splitlines()[0]}") from error
-    assert program is not None
-    proto = program.model_proto
-    del proto.metadata_props[:]
-    for key, value in (metadata or {}).items():
-        proto.metadata_props.add(key=key, value=value)
+            raise BadModel(f"torch cannot export this network to ONNX: {reason(error)}") from error
+    assert made is not None
+    proto = _plain(made.model_proto, metadata or {})
+    _name_batch(proto.graph, names[0][inputs.batched.index(True)])
     onnx.checker.check_model(proto, full_check=True)
-    _check_shapes(_filters(model, example), proto, path)
-    write_bytes(path, proto.SerializeToString())
+    _check_shapes(filters, proto, path)
+    data = proto.SerializeToString()
+    _compare(_run(data, dict(zip(names[0], inputs.tensors, strict=True))), tuple(expected.values()), names[1], _tolerance(network), path)
+    write_bytes(path, data)
 
 
-def export_program(model: nn.Module, example: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write `model` to `path` as a torch.export program with a dynamic batch. Raises BadModel or BadFile."""
-    batch = torch.export.Dim("batch", min=1)
-    program = exported(model, _several(example), ({0: batch},))
+def export_classifier(model: nn.Module, example: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """`export_onnx` of a network that turns "images" (N, C, H, W) into "logits" (N, classes): the names in the files of tickets."""
+    export_onnx(model, example, path, metadata, input_names=("images",), output_names=("logits",))
+
+
+def export_program(model: nn.Module, example: Example, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write `model` in eval mode to `path` as a torch.export program for any batch, on the CPU and in its own dtype.
+
+    The program is called as the module is, and gives what it gives; it is compared with the module on three examples.
+
+    Raises:
+        BadModel, Disagreement, BadFile: as `export_onnx`, whose `example` it takes.
+    """
+    network, inputs = _prepared(model, example, {})
+    expected, _ = _answers(network, inputs)
+    program = exported_for_any_batch(network, inputs.resized(2))
+    args, kwargs = inputs.arguments()
+    with torch.no_grad():
+        found = outputs_of(program.module()(*args, **kwargs))
+    _compare(tuple(found.values()), tuple(expected.values()), tuple(expected), _tolerance(network), path)
     with quiet():
         torch.export.save(program, buffer := io.BytesIO(), extra_files=dict(metadata or {}))
     write_bytes(path, buffer.getbuffer())
 
 
 def run_onnx(path: str | Path, images: Tensor) -> Tensor:
-    """The outputs of an ONNX file for `images`, by ONNX Runtime on the CPU."""
+    """The first output of an ONNX file with one input for `images` (N, ...), by ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
 
 
-def _several(example: Tensor) -> Tensor:
-    """A batch of two: torch.export would take a batch of one for a constant."""
-    return example[:1].repeat(2, 1, 1, 1).cpu()
+class _Flat(nn.Module):
+    """A network as one that takes its tensors one after the other, and gives its output's tensors as a tuple."""
+
+    def __init__(self, network: nn.Module, inputs: Inputs) -> None:
+        super().__init__()
+        self.network, self._inputs = network, inputs
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = self._inputs.arguments(tensors)
+        return tuple(outputs_of(self.network(*args, **kwargs)).values())
+
+
+_PREFIX = "network."  # of the names of parameters in a _Flat
+_WIDENED = {torch.bfloat16: torch.float32}
+
+
+def _prepared(model: nn.Module, example: Example, dtypes: Mapping[torch.dtype, torch.dtype] = _WIDENED) -> tuple[nn.Module, Inputs]:
+    """A copy of the network in eval mode on the CPU, with `dtypes` exchanged, and three examples for it."""
+    network = unwrap(model)
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if tensor.is_meta:
+            raise BadModel(f"{name} is on the meta device and has no values; load the network's weights before it is exported")
+    inputs = Inputs.of(network, example).resized(CHECKED).on_cpu(dtypes)
+    network = copied(network).cpu().eval().requires_grad_(False)
+    network._apply(lambda tensor: tensor.to(dtypes.get(tensor.dtype, tensor.dtype)))
+    return network, inputs
 
 
 @torch.no_grad()
-def _filters(model: nn.Module, example: Tensor) -> list[tuple[int, ...]]:
-    """The shapes of the filters of all convolutions that run: auxiliary heads do so in training alone."""
+def _answers(network: nn.Module, inputs: Inputs) -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
+    """The outputs for `inputs`, and the shapes of the filters of all convolutions that ran: auxiliary heads do so in training alone."""
     ran: dict[nn.Module, tuple[int, ...]] = {}
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    convolutions = [m for m in network.modules() if isinstance(m, _CONVOLUTIONS)]
     hooks = [m.register_forward_hook(lambda layer, *_: ran.update({layer: tuple(layer.weight.shape)})) for m in convolutions]
+    args, kwargs = inputs.arguments()
     try:
-        model(_several(example))
+        output = network(*args, **kwargs)
+    except Exception as error:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(inputs.names, inputs.tensors, strict=True))
+        batched = [name for name, has in zip(inputs.names, inputs.batched, strict=True) if has]
+        hint = f"; if {' or '.join(batched[1:])} has no batch, give an example with a batch of another length" if len(batched) > 1 else ""
+        raise BadModel(
+            f"the network does not run on a batch of {inputs.batch}, made of the example ({shapes}): {reason(error)}; "
+            f"a file is for any batch: no number in the code may stand for it{hint}"
+        ) from error
     finally:
         for hook in hooks:
             hook.remove()
-    return list(ran.values())
+    return outputs_of(output), list(ran.values())
+
+
+def _checked_names(wanted: Sequence[str] | None, own: tuple[str, ...], kind: str) -> list[str]:
+    if wanted is None:
+        return list(own)
+    if len(wanted) != len(own) or len(set(wanted)) < len(wanted):
+        raise BadSetting(f"{kind}_names must be {len(own)} different names, for {', '.join(own)}; not {list(wanted)}")
+    return list(wanted)
+
+
+def _apart(names: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The names of outputs, with "_out" behind those that inputs have: a value of an ONNX graph has one name."""
+    return [f"{name}_out" if name in taken else name for name in names]
+
+
+def _plain(proto: Any, metadata: Mapping[str, str]) -> Any:
+    """The file with the network's own names of parameters, `metadata`, and without the exporter's notes, which hold paths of this machine."""
+    graph = proto.graph
+    del proto.metadata_props[:]
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+    for value in (*graph.initializer, *graph.value_info):
+        value.name = value.name.removeprefix(_PREFIX)
+    for node in graph.node:
+        node.input[:] = [name.removeprefix(_PREFIX) for name in node.input]
+        node.output[:] = [name.removeprefix(_PREFIX) for name in node.output]
+    for key, text in metadata.items():
+        proto.metadata_props.add(key=key, value=text)
+    return proto
+
+
+def _name_batch(graph: Any, name: str) -> None:
+    """Call the batch, the first dimension of the input `name`, "batch" in all shapes; the exporter invents names."""
+    types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output, *graph.value_info)}
+    batch = types[name].shape.dim[0].dim_param
+    for dim in (dim for value in types.values() for dim in value.shape.dim if dim.dim_param):
+        dim.dim_param = re.sub(rf"\b{re.escape(batch)}\b", BATCH, dim.dim_param)
+
+
+def _run(data: bytes, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """All outputs of an ONNX file by ONNX Runtime on the CPU; inputs that the network does not read are left out."""
+    import onnxruntime
+
+    try:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what fails is an error of ours
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        there = {end.name for end in session.get_inputs()}
+        found = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items() if name in there})
+    except Exception as error:  # it raises its own types
+        hint = "; it has no fp64 for many operations: export model.float()" if any(t.dtype == torch.float64 for t in feeds.values()) else ""
+        raise BadModel(f"ONNX Runtime cannot run this network: {reason(error)}{hint}") from error
+    return tuple(torch.from_numpy(value) for value in found)
+
+
+def _tolerance(network: nn.Module) -> float:
+    dtypes = {tensor.dtype for tensor in (*network.parameters(), *network.buffers())}
+    return max((TOLERANCES[d] for d in dtypes if d in TOLERANCES), default=TOLERANCE)
+
+
+def _compare(found: Sequence[Tensor], expected: Sequence[Tensor], names: Sequence[str], tolerance: float, path: str | Path) -> None:
+    """Raises Disagreement where an output of the file is not the network's."""
+    if len(found) != len(expected):
+        raise Disagreement(f"{path} would give {len(found)} outputs, and the network gives {len(expected)}; please report this network")
+    for name, left, right in zip(names, found, expected, strict=True):
+        if told := _difference(left, right, tolerance):
+            raise Disagreement(
+                f"{path} would not compute what the network does: its output {name!r} {told}; does the network draw random numbers? "
+                "If not, please report it"
+            )
+
+
+def _difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
+    """How two outputs differ, or ""."""
+    if found.shape != expected.shape:
+        return f"has shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
+    if not expected.numel():
+        return ""
+    if not expected.is_floating_point():
+        share = float((found != expected).double().mean())
+        return f"differs in {share:.1%} of its values" if share > UNEQUAL else ""
+    found, expected = found.double(), expected.double()
+    finite = expected.isfinite()
+    if not torch.equal(found[~finite].nan_to_num(0.5), expected[~finite].nan_to_num(0.5)):
+        return "differs in its infinite or undefined values"
+    left, right = found[finite], expected[finite]
+    error = float((left - right).abs().max() / right.abs().max().clamp_min(1e-12)) if len(right) else 0.0
+    return "" if error <= tolerance else f"differs by {error:.2e} of its largest value, more than {tolerance:.0e}"
 
 
 def _check_shapes(filters: list[tuple[int, ...]], proto: Any, path: str | Path) -> None:
@@ -104,16 +263,17 @@ def _filters_in(proto: Any) -> list[tuple[int, ...]]:
     shapes = {i.name: tuple(i.dims) for i in proto.graph.initializer}
     shapes |= {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in proto.graph.value_info}
     weights = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
-    return [shape for name in weights if len(shape := shapes.get(name, ())) == 4 and shape[0] > 0]
+    return [shape for name in weights if len(shape := shapes.get(name, ())) >= 3 and shape[0] > 0]
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporters report their progress; our one line says enough."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

@@ -8,26 +8,29 @@ assumption on the network's form is made.
 
 from __future__ import annotations
 
-import copy
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from ltcompile.graph._copy import copied
+from ltcompile.lower.inputs import Example
 from ltcompile.lower.trace import exported
+from ltcompile.modules import unwrap
 
 Module = TypeVar("Module", bound=nn.Module)
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def fold_batch_norm(model: Module, example: Tensor) -> tuple[Module, dict[str, str]]:
+def fold_batch_norm(model: Module, example: Example) -> tuple[Module, dict[str, str]]:
     """A copy of `model` in eval mode with its batch norms folded, and for each batch norm "folded into X" or why not.
 
-    Raises BadModel where torch.export cannot trace it.
+    `example` is a tensor (N, ...), a tuple of arguments or a dict of keyword arguments, on the model's device. Raises BadModel where
+    torch.export cannot trace it.
     """
-    folded = copy.deepcopy(model).eval()
+    folded = copied(unwrap(model)).eval()
     told = {}
     for name, module in list(folded.named_modules()):
         if isinstance(module, _BATCH_NORM):
@@ -45,7 +48,7 @@ def fold_batch_norm(model: Module, example: Tensor) -> tuple[Module, dict[str, s
     return folded, told
 
 
-def _pairs(model: nn.Module, example: Tensor) -> dict[str, tuple[str, str]]:
+def _pairs(model: nn.Module, example: Example) -> dict[str, tuple[str, str]]:
     """Batch norm -> (the layer that feeds it, why it may not be folded or "")."""
     graph = exported(model, example).graph
     runs: dict[str, int] = {}

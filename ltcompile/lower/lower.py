@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.errors import BadSetting, Disagreement
+from ltcompile.graph._copy import copied
 from ltcompile.lower.fold import fold_batch_norm
 from ltcompile.lower.passes import PASSES, layout
 from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.program import Node, Program, capture
 from ltcompile.lower.simulate import HALVES, Rounded
+from ltcompile.modules import unwrap
 from ltcompile.numerics import Expected, largest_error
 
 TOLERANCE = 1e-5  # of the largest output
@@ -31,12 +33,12 @@ class Lowered:
 
 
 def lower(model: nn.Module, example: Tensor) -> Lowered:
-    """`model` as a program of fused operations, for batches of `example`'s size (N, C, H, W), in fp32 on the CPU.
+    """`model` as a program of fused operations, for batches of `example`'s size (N, C, H, W), in fp32 on the CPU; `model` stays as it is.
 
     Raises:
         BadModel: it cannot be captured. Disagreement: a step changed the outputs by more than rounding.
     """
-    model = model.cpu().eval()
+    model, example = copied(unwrap(model)).cpu().eval(), example.cpu()
     with torch.no_grad():
         expected = model(example)
     folded, batch_norms = fold_batch_norm(model, example)

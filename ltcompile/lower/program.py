@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ltcompile.errors import BadModel
 from ltcompile.lower import operations
 from ltcompile.lower.trace import exported
+from ltcompile.modules import unwrap
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def capture(model: nn.Module, example: Tensor) -> Program:
     Raises:
         BadModel: torch.export cannot trace it, it has several outputs, or it uses an operation that programs do not have.
     """
-    traced = exported(model, example).run_decompositions({})
+    traced = exported(unwrap(model), example).run_decompositions({})
     signature = traced.graph_signature
     stored = {**traced.state_dict, **traced.constants}
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}

@@ -1,20 +1,81 @@
-"""torch.export with errors that a user can read."""
+"""torch.export with errors that a user can read, on networks that stay as they are."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import nn
+from torch.export import Dim, ExportedProgram
 
 from ltcompile.errors import BadModel
+from ltcompile.lower.inputs import Example, Inputs
+
+BATCH = "batch"
 
 
-def exported(model: nn.Module, example: Tensor, dynamic_shapes: Any = None) -> ExportedProgram:
-    """The graph of `model` in eval mode on batches as `example` (N, C, H, W). Raises BadModel where torch cannot trace it."""
+def exported(model: nn.Module, example: Example) -> ExportedProgram:
+    """The graph of `model` in eval mode for inputs of `example`'s shapes. Raises BadModel where torch cannot trace it."""
     try:
-        return torch.export.export(model.eval(), (example,), dynamic_shapes=dynamic_shapes, strict=False)
+        return _export(model, Inputs.of(model, example), None)
+    except BadModel:
+        raise
     except Exception as error:  # the exporter raises many types; all mean the same to a user
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise BadModel(f"torch cannot export this network: {told}") from error
+        raise BadModel(f"torch cannot export this network: {reason(error)}") from error
+
+
+def exported_for_any_batch(network: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """The graph of `network` in eval mode for batches of any size, 1 included; `inputs` must hold two examples or more.
+
+    Raises:
+        BadModel: its code fixes the batch, or torch cannot trace it.
+    """
+    batch = Dim(BATCH, min=1)
+    try:
+        return _export(network, inputs, [batch if has else None for has in inputs.batched])
+    except Exception as error:
+        if _depends_on_batch(network, inputs):
+            raise BadModel(
+                "the network's code fixes the batch or depends on it, and a file is for any batch: write x.shape[0], -1 or flatten(1) "
+                "in place of a number, and compare no number with the batch"
+            ) from error
+        raise BadModel(f"torch cannot export this network for any batch: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The type and the first line of the error that caused `error`, without colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode, and every module in its own mode again behind it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _depends_on_batch(network: nn.Module, inputs: Inputs) -> bool:
+    """Whether torch exports the network where it may fix the batch, or bound it."""
+    try:
+        _export(network, inputs, [Dim.AUTO if has else None for has in inputs.batched])
+    except Exception:
+        return False
+    return True
+
+
+def _export(network: nn.Module, inputs: Inputs, sizes: Sequence[Any] | None) -> ExportedProgram:
+    args, kwargs = inputs.arguments()
+    shapes = None if sizes is None else inputs.dynamic_shapes(sizes)
+    with in_eval_mode(network), torch.no_grad():
+        return torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -14,7 +14,7 @@ from ltcompile.backends import Subject
 from ltcompile.core.tensors import check_finite, check_held, read_torch
 from ltcompile.data import Dataset, load_like
 from ltcompile.errors import BadFile, LtcompileError, StaleTicket
-from ltcompile.lower import export_onnx, fold_batch_norm
+from ltcompile.lower import export_classifier, fold_batch_norm
 
 NOISE_IMAGES = 128  # enough to compare answers on
 
@@ -26,7 +26,7 @@ def subject(
     folded, _ = fold_batch_norm(module, example)
     if onnx is None:
         onnx = scratch / f"{name}.onnx"
-        export_onnx(folded, example, onnx, metadata)
+        export_classifier(folded, example, onnx, metadata)
     return Subject(name, folded.eval(), onnx)
 
 

@@ -27,7 +27,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import stream
 from ltcompile.data import Dataset, Split
 from ltcompile.errors import BadData, BadModel, BadSetting, Disagreement, TrainingFailed, Unavailable
-from ltcompile.lower import export_onnx, run_onnx
+from ltcompile.lower import export_classifier, run_onnx
 from ltcompile.lower.evaluate import evaluator
 from ltcompile.lower.fake_quantise import fake_quantised
 from ltcompile.lower.quantize import METHODS, WEIGHT_TOP, Quantizer, Scheme
@@ -152,7 +152,7 @@ class _Network:
         folder.mkdir()
         self.module, self._val = module, val
         self.float_file, self.file = folder / "float.onnx", folder / "int8.onnx"
-        export_onnx(module, images, self.float_file)
+        export_classifier(module, images, self.float_file)
         _check_float(module, self.float_file, images[:CHUNK])
         self.quantizer = Quantizer(self.float_file, images)
         if not self.quantizer.products:

@@ -25,7 +25,7 @@ from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting, Disagreement, StaleTicket
 from ltcompile.graph import Emptied, Size, size, zeros
 from ltcompile.graph.factorise import Factorised
-from ltcompile.lower import HalfInside, export_onnx, export_program, fold_batch_norm, run_onnx
+from ltcompile.lower import HalfInside, export_classifier, export_program, fold_batch_norm, run_onnx
 from ltcompile.lower.signs import write_signs
 from ltcompile.lower.simulate import rounded_network
 from ltcompile.numerics import Compared, Expected, in_chunks
@@ -306,7 +306,7 @@ def _write_safetensors(model: nn.Module, example: Tensor, path: Path, metadata: 
     write_bytes(path, save({name: value.contiguous() for name, value in model.state_dict().items()}, dict(metadata)))
 
 
-_WRITERS = {".onnx": export_onnx, ".pt2": export_program, ".safetensors": _write_safetensors}
+_WRITERS = {".onnx": export_classifier, ".pt2": export_program, ".safetensors": _write_safetensors}
 
 
 def _reader(path: Path, folded: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,158 @@
+"""What a network takes and gives as named tensors: any arguments, any rank, and which of them have the batch in front."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ltcompile.errors import BadModel
+
+Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The arguments of one call, as tensors and the rest.
+
+    `tensors` are those in the arguments, in the order of the forward's parameters; `names` are the parameters', with places inside
+    containers behind a dot; `batched` says which tensors have the batch as their first dimension. Other values belong to the network.
+    """
+
+    tensors: tuple[Tensor, ...]
+    names: tuple[str, ...]
+    batched: tuple[bool, ...]
+    _signature: inspect.Signature
+    _leaves: tuple[Any, ...]  # of all arguments, with _TENSOR where a tensor goes
+    _spec: Any
+
+    @classmethod
+    def of(cls, network: nn.Module, example: Example) -> Inputs:
+        """The inputs of `network` in `example`: one tensor, a tuple of arguments, or a dict of keyword arguments.
+
+        The batch is the first dimension of the first tensor that has dimensions; tensors that are as long there have it too.
+
+        Raises:
+            BadModel: the example is none of these, holds no tensor with dimensions, or does not fit the forward's parameters.
+        """
+        args, kwargs = _called(example)
+        signature = inspect.signature(network.forward)
+        try:
+            given = dict(signature.bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise BadModel(
+                f"the example does not fit {type(network).__name__}.forward: {error}; pass one tensor, a tuple of its arguments, "
+                "or a dict of its keyword arguments"
+            ) from error
+        paths, spec = pytree.tree_flatten_with_path(given)
+        for path, leaf in paths:
+            if not isinstance(leaf, Tensor) and any(isinstance(inner, Tensor) for _, inner in _named("", leaf)):
+                raise BadModel(f"{_name(path)} is a {type(leaf).__name__}, which hides its tensors; pass tensors, tuples, lists or dicts")
+        found = [(path, leaf.detach()) for path, leaf in paths if isinstance(leaf, Tensor)]
+        batch = next((len(tensor) for _, tensor in found if tensor.dim()), 0)
+        if not batch:
+            raise BadModel(
+                "the example holds no tensor (N, ...) with a batch of one or more; give it one, such as torch.randn(2, 3, 32, 32)"
+            )
+        return cls(
+            tuple(tensor for _, tensor in found),
+            _unique(_name(path) for path, _ in found),
+            tuple(tensor.dim() > 0 and len(tensor) == batch for _, tensor in found),
+            signature,
+            tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for _, leaf in paths),
+            spec,
+        )
+
+    @property
+    def batch(self) -> int:
+        return next(len(t) for t, has in zip(self.tensors, self.batched, strict=True) if has)
+
+    def resized(self, batch: int) -> Inputs:
+        """The first `batch` examples, repeated where there are fewer."""
+        rows = torch.arange(batch) % self.batch
+        tensors = (t[rows.to(t.device)] if has else t for t, has in zip(self.tensors, self.batched, strict=True))
+        return replace(self, tensors=tuple(tensors))
+
+    def on_cpu(self, dtypes: Mapping[torch.dtype, torch.dtype] | None = None) -> Inputs:
+        """The same on the CPU, with the dtypes that `dtypes` names exchanged."""
+        return replace(self, tensors=tuple(t.cpu().to((dtypes or {}).get(t.dtype, t.dtype)) for t in self.tensors))
+
+    def arguments(self, tensors: Sequence[Tensor] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) of the forward, with `tensors` in the places of its own."""
+        bound = inspect.BoundArguments(self._signature, self._filled(self.tensors if tensors is None else tensors))
+        return bound.args, bound.kwargs
+
+    def dynamic_shapes(self, sizes: Sequence[Any]) -> dict[str, Any]:
+        """What torch.export takes for the arguments, where `sizes` says what the first dimension of each tensor is, None for fixed."""
+        shapes: dict[str, Any] = self._filled([None if size is None else {0: size} for size in sizes], other=None)
+        return shapes
+
+    def _filled(self, values: Sequence[Any], **other: None) -> Any:
+        given = iter(values)
+        leaves = [next(given) if leaf is _TENSOR else other.get("other", leaf) for leaf in self._leaves]
+        return pytree.tree_unflatten(leaves, self._spec)
+
+
+_TENSOR = object()
+
+
+def outputs_of(output: Any) -> dict[str, Tensor]:
+    """The tensors that a network gives, by name: "output" alone, "output_0" ... of a sequence, else keys and fields; places inside
+    containers behind a dot. Raises BadModel where there is none."""
+    if isinstance(output, Tensor):
+        return {"output": output}
+    if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
+        output = {f"output_{at}": value for at, value in enumerate(output)}
+    found = [(name, leaf) for name, leaf in _named("", output) if isinstance(leaf, Tensor)]
+    if not found:
+        raise BadModel(f"the network gives no tensor but {type(output).__name__}; return tensors, or tuples, dicts or dataclasses of them")
+    return dict(zip(_unique(name for name, _ in found), (leaf for _, leaf in found), strict=True))
+
+
+def _called(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, tuple):
+        return example, {}
+    if isinstance(example, Mapping) and all(isinstance(key, str) for key in example):
+        return (), dict(example)
+    raise BadModel(
+        f"an example must be a tensor, a tuple of arguments or a dict of keyword arguments, not {type(example).__name__}; "
+        "wrap an argument of another kind in a tuple"
+    )
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf: of `x`, "x"; of `d["img"][0]`, "d.img.0"."""
+    parts = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", ""))) for key in path)
+    return ".".join(str(part) for part in parts)
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """(name, leaf) of everything in nested containers, in order."""
+    if isinstance(value, Mapping):
+        items = [(str(key), v) for key, v in value.items()]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, (tuple, list)):
+        items = list(zip(getattr(value, "_fields", map(str, range(len(value)))), value, strict=True))
+    else:
+        yield name, value
+        return
+    for key, inner in items:
+        yield from _named(f"{name}.{key}" if name else key, inner)
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, each once: those that were there before get a line behind them."""
+    taken: list[str] = []
+    for name in names:
+        taken.append(next(free for lines in count() if (free := name + "_" * lines) not in taken))
+    return tuple(taken)
