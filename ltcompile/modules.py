@@ -1,7 +1,9 @@
-"""The network inside the wrappers that torch puts around one."""
+"""Networks as callers hand them over: inside torch's wrappers, and in whatever mode."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
@@ -29,6 +31,18 @@ def unwrap(model: Module) -> Module:
     if reason := _refusal(network):
         raise BadModel(reason)
     return cast(Module, network)
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """`model` in eval mode inside, and each of its modules in its own mode again behind it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _inside(model: nn.Module) -> nn.Module | None:

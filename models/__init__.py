@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltcompile import registry
+from ltcompile.core.image_size import ImageSize, height_width
 from ltcompile.errors import BadModel, unknown
 
 if TYPE_CHECKING:
@@ -21,19 +22,25 @@ if TYPE_CHECKING:
     from ltcompile.core.recipe import Recipe
 
 
-def build_model(name: str, classes: int = 10, in_channels: int = 3, image_size: int = 32, weights: str | Path | None = None) -> nn.Module:
+Maker = Callable[[int, int, tuple[int, int]], "nn.Module"]
+
+
+def build_model(
+    name: str, classes: int = 10, in_channels: int = 3, image_size: ImageSize = 32, weights: str | Path | None = None
+) -> nn.Module:
     """A freshly initialised network (from the current random state), or with trained `weights` from a file.
 
     Args:
         name: a built-in name, `torchvision:NAME`, `timm:NAME`, or `package.module:factory` of one's own; a factory is
             called with those of classes, in_channels and image_size that it takes.
+        image_size: the side of square images in pixels, or (height, width); a factory gets a number for square ones, else the pair.
         weights: a state dict, as .safetensors or a file of torch.save; read without executing anything. Where they are for
             another number of classes, the final layer stays fresh, and a `Notice` says so.
 
     Raises:
         UnknownName: no such network. BadModel: it cannot be built so. BadFile: the weights do not fit.
     """
-    model = _maker(name)(classes, in_channels, image_size)
+    model = _maker(name)(classes, in_channels, height_width(image_size))
     if weights is not None:
         from ltcompile.models._weights import load_weights
 
@@ -68,7 +75,7 @@ def default_recipe(name: str) -> Recipe:
 
 
 def least_size(name: str) -> int:
-    """The smallest image side that the network can take, in pixels."""
+    """The least height and width of images that the network can take, in pixels."""
     return 1 if ":" in name else int(registry.load(__name__, "model", name).LEAST_SIZE)
 
 
@@ -82,7 +89,7 @@ def is_own_code(name: str) -> bool:
     return ":" in name and name.split(":", maxsplit=1)[0] not in ("torchvision", "timm")
 
 
-def _maker(name: str) -> Callable[[int, int, int], nn.Module]:
+def _maker(name: str) -> Maker:
     if ":" not in name:
         family = registry.load(__name__, "model", name)
         return lambda classes, in_channels, image_size: family.build(name, classes, in_channels, image_size)
@@ -91,7 +98,7 @@ def _maker(name: str) -> Callable[[int, int, int], nn.Module]:
     return makers[source](inner) if source in makers else _own(name, source, inner)
 
 
-def _torchvision(inner: str) -> Callable[[int, int, int], nn.Module]:
+def _torchvision(inner: str) -> Maker:
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -100,7 +107,7 @@ def _torchvision(inner: str) -> Callable[[int, int, int], nn.Module]:
     # Their auxiliary heads give a training other outputs than an evaluation, and hang on layers that are cut.
     extra = {"aux_logits": False, "init_weights": True} if inner in ("googlenet", "inception_v3") else {}
 
-    def make(classes: int, in_channels: int, image_size: int) -> nn.Module:
+    def make(classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
         if in_channels != 3:
             raise BadModel(f"torchvision:{inner} takes 3 colour channels, the data has {in_channels}; choose another model or data set")
         model: nn.Module = torchvision.models.get_model(inner, weights=None, num_classes=classes, **extra)
@@ -109,7 +116,7 @@ def _torchvision(inner: str) -> Callable[[int, int, int], nn.Module]:
     return make
 
 
-def _timm(inner: str) -> Callable[[int, int, int], nn.Module]:
+def _timm(inner: str) -> Maker:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
@@ -119,7 +126,7 @@ def _timm(inner: str) -> Callable[[int, int, int], nn.Module]:
     return lambda classes, in_channels, _: timm.create_model(inner, num_classes=classes, in_chans=in_channels)
 
 
-def _own(name: str, module: str, factory: str) -> Callable[[int, int, int], nn.Module]:
+def _own(name: str, module: str, factory: str) -> Maker:
     from torch import nn
 
     try:
@@ -127,8 +134,12 @@ def _own(name: str, module: str, factory: str) -> Callable[[int, int, int], nn.M
     except (ImportError, AttributeError, ValueError) as error:
         raise BadModel(f"{name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
 
-    def call(classes: int, in_channels: int, image_size: int) -> nn.Module:
-        offered: dict[str, Any] = {"classes": classes, "in_channels": in_channels, "image_size": image_size}
+    def call(classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+        offered: dict[str, Any] = {
+            "classes": classes,
+            "in_channels": in_channels,
+            "image_size": image_size[0] if image_size[0] == image_size[1] else image_size,
+        }
         wanted = inspect.signature(make).parameters
         try:
             model = make(**{k: v for k, v in offered.items() if k in wanted})

@@ -19,8 +19,8 @@ LEAST_SIZE = 8
 RECIPE = Recipe(epochs=40, lr=0.05, batch=128, weight_decay=1e-4, warmup_epochs=2)
 
 
-def build(name: str, classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Images (N, C, image_size, image_size) to logits (N, classes)."""
+def build(name: str, classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """Images (N, C, height, width) to logits (N, classes)."""
     layers: list[nn.Module] = []
     plain, _, dropped = name.partition("-")
     for width in PAIRS[plain]:
@@ -31,9 +31,10 @@ def build(name: str, classes: int, in_channels: int, image_size: int) -> nn.Modu
             nn.ReLU(),
             nn.MaxPool2d(2),
         ]
-        in_channels, image_size = width, image_size // 2
+        in_channels = width
     layers.append(nn.Flatten())
-    for features in (in_channels * image_size**2, 256):
+    rows, columns = (n >> len(PAIRS[plain]) for n in image_size)  # halved by every pool
+    for features in (in_channels * rows * columns, 256):
         layers += [nn.Linear(features, 256), nn.ReLU(), *([nn.Dropout(DROPOUT)] if dropped else [])]
     network = nn.Sequential(*layers, nn.Linear(256, classes))
     for parameter in network.parameters():

@@ -14,14 +14,14 @@ LEAST_SIZE = 16
 RECIPE = Recipe(epochs=30, lr=0.05, batch=128, weight_decay=0.0, warmup_epochs=1)
 
 
-def build(name: str, classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Images (N, C, image_size, image_size) to logits (N, classes)."""
+def build(name: str, classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """Images (N, C, height, width) to logits (N, classes)."""
     if name == "lenet300":
-        pixels = in_channels * image_size * image_size
+        pixels = in_channels * image_size[0] * image_size[1]
         return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, classes))
-    side = ((image_size - 4) // 2 - 4) // 2  # two unpadded 5x5 convolutions, each followed by a 2x2 pool
+    height, width = (((n - 4) // 2 - 4) // 2 for n in image_size)  # two unpadded 5x5 convolutions, each followed by a 2x2 pool
     return nn.Sequential(
         *(nn.Conv2d(in_channels, 6, 5), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(16 * side * side, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)),
+        *(nn.Flatten(), nn.Linear(16 * height * width, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, classes)),
     )

@@ -19,9 +19,9 @@ LEAST_SIZE = 4
 RECIPE = Recipe(epochs=100, lr=0.1, batch=1000, momentum=0.0, weight_decay=0.0, schedule="constant", flip=False, crop_pixels=0)
 
 
-def build(name: str, classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Images (N, C, image_size, image_size) to logits (N, classes). The layers are hidden1 to hidden3, and output."""
-    read, width = in_channels * image_size**2, WIDTHS[name]
+def build(name: str, classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """Images (N, C, height, width) to logits (N, classes). The layers are hidden1 to hidden3, and output."""
+    read, width = in_channels * image_size[0] * image_size[1], WIDTHS[name]
     layers: OrderedDict[str, nn.Module] = OrderedDict(flat=nn.Flatten())
     for place in range(1, HIDDEN + 1):
         layers |= {f"norm{place}": nn.BatchNorm1d(read), f"hidden{place}": nn.Linear(read, width), f"relu{place}": nn.ReLU()}

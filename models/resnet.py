@@ -60,6 +60,6 @@ class ResNet(nn.Module):
         return logits
 
 
-def build(name: str, classes: int, in_channels: int, image_size: int) -> nn.Module:
+def build(name: str, classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
     width, blocks = STAGES[name]
     return ResNet(width, blocks, classes, in_channels)

@@ -49,9 +49,9 @@ class VGG(nn.Module):
         return logits
 
 
-def build(name: str, classes: int, in_channels: int, image_size: int) -> nn.Module:
-    """Images (N, C, image_size, image_size) to logits (N, classes)."""
-    share, pools = 4 if name == QUARTER else 1, int(math.log2(image_size))  # so many halvings leave one pixel
+def build(name: str, classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """Images (N, C, height, width) to logits (N, classes)."""
+    share, pools = 4 if name == QUARTER else 1, int(math.log2(min(image_size)))  # so many halvings leave one pixel
     widths: list[int | str] = []
     for width in WIDTHS[name.partition("-")[0]]:
         if not isinstance(width, str):

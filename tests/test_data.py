@@ -18,7 +18,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.data import imagefolder, names
 from ltcompile.data._dataset import Description, augment
 from ltcompile.data._split import stratified
-from ltcompile.errors import BadData, UnknownName
+from ltcompile.errors import BadData, BadSetting, UnknownName
 
 CPU = torch.device("cpu")
 
@@ -74,13 +74,14 @@ def test_training_batches_repeat_by_seed_and_drop_the_rest() -> None:
 
 def test_augmentation_shifts_and_mirrors_each_image() -> None:
     image = torch.arange(64.0).view(1, 1, 8, 8)
-    out = augment(image.repeat(200, 1, 1, 1), Recipe(crop_pixels=2, flip=True), torch.Generator().manual_seed(0))
+    black = torch.zeros(1)
+    out = augment(image.repeat(200, 1, 1, 1), Recipe(crop_pixels=2, flip=True), torch.Generator().manual_seed(0), black)
     padded = torch.nn.functional.pad(image, (2, 2, 2, 2), value=0.0)[0, 0]
     allowed = {tuple(p[y : y + 8, x : x + 8].flatten().tolist()) for p in (padded,) for y in range(5) for x in range(5)}
     allowed |= {tuple(torch.tensor(a).view(8, 8).flip(1).flatten().tolist()) for a in allowed}
     found = {tuple(o.flatten().tolist()) for o in out}
     assert found <= allowed and len(found) > 30
-    still = augment(image, Recipe(crop_pixels=0, flip=False), torch.Generator())
+    still = augment(image, Recipe(crop_pixels=0, flip=False), torch.Generator(), black)
     assert torch.equal(still, image)
 
 
@@ -223,7 +224,7 @@ class TestBroken:
 
     @pytest.mark.parametrize("size", [0, -4, 5000])
     def test_wrong_size(self, size: int) -> None:
-        with pytest.raises(BadData, match="outside"):
+        with pytest.raises(BadSetting, match=f"image size.*{size}"):
             lt.load_data("digits", image_size=size)
 
     def test_descriptions_must_fit(self) -> None:

@@ -236,9 +236,9 @@ def refused() -> dict[str, tuple[Any, Any, str]]:
         "scripted": (torch.jit.script(net), x, "TorchScript"),
         "lazy": (nn.Sequential(nn.LazyConv2d(4, 3)), x, "no weights yet"),
         "meta": (nn.Conv2d(3, 4, 3).to("meta"), x, "weight is on the meta device"),
-        "a list": (net, [x], "not list; wrap"),
+        "a string": (net, "x", "must be a tensor, a tuple"),
         "no tensor": (net, (3,), "holds no tensor"),
-        "none": (net, (), "does not fit Sequential.forward: missing"),
+        "none": (net, {"x": x}, "does not fit Sequential.forward: missing"),
         "another shape": (net, torch.randn(2, 5, 6, 6), r"does not run on a batch of 3, made of the example \(input \(3, 5, 6, 6\)\)"),
         "an empty batch": (net, x[:0], "one or more"),
         "no output": (nn.ModuleDict(), x, "does not run|forward"),
@@ -255,7 +255,7 @@ class Noise(nn.Module):
 @pytest.mark.parametrize("kind", refused())
 def test_refusals(kind: str, tmp_path: Path) -> None:
     model, example, told = refused()[kind]
-    with pytest.raises((BadModel, Disagreement), match=told) as caught:
+    with pytest.raises((BadModel, BadSetting, Disagreement), match=told) as caught:
         export_onnx(model, example, tmp_path / "net.onnx")
     assert "\x1b" not in str(caught.value) and not list(tmp_path.iterdir())
 

@@ -32,6 +32,9 @@ ONLY: Any = typer.Option([], metavar="PATTERN", help="Cut no layers but these. R
 LAYER_RATIO: Any = typer.Option(
     [], metavar="PATTERN=SHARE", help="Cut this share of these layers, whatever becomes of the others. Repeatable.", rich_help_panel=LIMITS
 )
+IMAGE_SIZE: Any = typer.Option(
+    None, metavar="PIXELS", help="Size of its images: 64, or HEIGHTxWIDTH as in 48x64.  [default: 32, 224 for networks from elsewhere]"
+)
 MAX_LAYER_RATIO: Any = typer.Option(0.95, help="The largest share of its channels that any layer may lose.", rich_help_panel=LIMITS)
 MIN_CHANNELS: Any = typer.Option(1, min=1, help="Least number of channels that a layer keeps.", rich_help_panel=LIMITS)
 ALIGN: Any = typer.Option(1, min=1, max=1024, help="Widths become multiples of this; 8 or 16 suit most hardware.", rich_help_panel=LIMITS)
@@ -205,11 +208,12 @@ def shown_profile(model: dict[str, Any], target: Deployment, path: Path, again: 
         return run(model, target, output=path, resume=not again, on_progress=lambda done, of, _: bar.update(task, completed=done, total=of))
 
 
-def side_for(model: str, asked: int | None) -> int:
-    """The side of a network's images in pixels, where nothing else tells it."""
+def size_for(model: str, asked: str | None) -> int | list[int]:
+    """The size of a network's images in pixels, as `core.image_size` reads it. Raises BadSetting."""
+    from ltcompile.core.image_size import parse
     from ltcompile.models import least_size
 
-    return asked or (FOREIGN_SIDE if ":" in model else max(SIDE, least_size(model)))
+    return parse(asked) if asked else (FOREIGN_SIDE if ":" in model else max(SIDE, least_size(model)))
 
 
 def _ratio(asked: str) -> tuple[str, float]:

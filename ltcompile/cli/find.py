@@ -56,8 +56,10 @@ def find(
     data: str = typer.Option("digits", help="digits (embedded), cifar10, cifar100, mnist or imagefolder:PATH."),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there."),
-    image_size: int | None = typer.Option(
-        None, min=4, max=1024, help="Side of the images in pixels; by default what published --weights want, or else the data's own."
+    image_size: str | None = typer.Option(
+        None,
+        metavar="PIXELS",
+        help="Size of the images: 64, or HEIGHTxWIDTH as in 48x64; by default what published --weights want, or else the data's own.",
     ),
     weights: Path | None = typer.Option(
         None, help="Trained weights to start from (.safetensors or torch.save); a head for other classes is swapped for a fresh one."
@@ -157,11 +159,12 @@ def find(
 
     Ends with 4 where the ticket misses the target, as it may be of a level on the way there: all is written.
     """
+    from ltcompile.core.image_size import parse
     from ltcompile.finding import SearchConfig
     from ltcompile.finding.search import data_for, default_folder, recipe_for
 
     stopped = attend()
-    dataset = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
+    dataset = data_for(model, data, data_root, parse(image_size) if image_size else None, weights=weights, download=download, strict=strict)
     time = timed(named(model, dataset), on, profile, target_speedup, target_latency, target_energy, quiet=as_json)
     config = SearchConfig(
         method=method,
@@ -237,8 +240,7 @@ def find(
 
 def named(model: str, dataset: Dataset) -> dict[str, Any]:
     """What a profile calls the network that `model` builds for this data."""
-    channels, side, _ = dataset.description.shape
-    return {"name": model, "arguments": {"classes": dataset.description.classes, "in_channels": channels, "image_size": side}}
+    return {"name": model, "arguments": dataset.description.arguments}
 
 
 def attend() -> dict[str, int]:

@@ -11,6 +11,7 @@ import typer
 from ltcompile.cli._options import (
     ALIGN,
     GROUP_REDUCTION,
+    IMAGE_SIZE,
     KEEP,
     LAST_SEED,
     LAYER_RATIO,
@@ -25,7 +26,7 @@ from ltcompile.cli._options import (
     TARGET_SPEEDUP,
     end_by_target,
     limits,
-    side_for,
+    size_for,
     timed,
 )
 
@@ -48,9 +49,7 @@ def plan(
     weights: Path | None = typer.Option(None, help="Trained weights (.safetensors or torch.save); fresh ones say little of importance."),
     classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network tells apart."),
     in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
-    image_size: int | None = typer.Option(
-        None, min=1, max=4096, help="Side of its images in pixels.  [default: 32, 224 for networks from elsewhere]"
-    ),
+    image_size: str | None = IMAGE_SIZE,
     ratio: float | None = typer.Option(
         None, help="Share of the filters to drop.  [default: 0.5, unless there is a target]", rich_help_panel=PRUNING
     ),
@@ -86,6 +85,7 @@ def plan(
     """
     import torch
 
+    from ltcompile.core.image_size import height_width
     from ltcompile.core.streams import seeded, stream
     from ltcompile.finding import Limits
     from ltcompile.finding import plan as choose
@@ -96,12 +96,12 @@ def plan(
     asked = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
     if output is not None:
         check_writable(output)
-    side = side_for(model, image_size)
-    named = {"name": model, "arguments": {"classes": classes, "in_channels": in_channels, "image_size": side}}
+    size = size_for(model, image_size)
+    named = {"name": model, "arguments": {"classes": classes, "in_channels": in_channels, "image_size": size}}
     time = timed(named, on, profile, target_speedup, target_latency, target_energy, quiet=as_json)
     with seeded(stream("first weights", seed)):
-        network = build_model(model, classes, in_channels, side, weights)
-    example = torch.zeros(2, in_channels, side, side)
+        network = build_model(model, classes, in_channels, size, weights)
+    example = torch.zeros(2, in_channels, *height_width(size))
     reached: list[Reached] = []
     found = choose(
         network,

@@ -6,11 +6,11 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ltcompile.cli._options import MOST_IMAGES, shown_profile, side_for
+from ltcompile.cli._options import IMAGE_SIZE, MOST_IMAGES, shown_profile, size_for
 
 if TYPE_CHECKING:
     from ltcompile.core.profile import Profile
@@ -35,9 +35,7 @@ def profile(
     precision: str = typer.Option("fp32", help="fp32, bf16, fp16 or int8, as the backend has it."),
     classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network tells apart."),
     in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
-    image_size: int | None = typer.Option(
-        None, min=1, max=4096, help="Side of its images in pixels.  [default: 32, 224 for networks from elsewhere]"
-    ),
+    image_size: str | None = IMAGE_SIZE,
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; kept in the user's cache by default."),
     again: bool = typer.Option(False, "--again", help="Measure anew, instead of going on with what is there."),
     as_json: bool = typer.Option(False, "--json", help="Print where it was written and how well it predicts, as JSON."),
@@ -50,7 +48,7 @@ def profile(
     from ltcompile.profiling import cached
 
     target = Deployment(device, backend, batch, precision)
-    sizes = {"classes": classes, "in_channels": in_channels, "image_size": side_for(model, image_size)}
+    sizes = {"classes": classes, "in_channels": in_channels, "image_size": size_for(model, image_size)}
     named = {"name": model, "arguments": sizes}
     path = output or cached(named, target)
     began = time.perf_counter()
@@ -73,9 +71,11 @@ def profile(
     typer.echo(f"wrote {path} in {seconds:.0f} s; next: {shlex.join([*_next(model, sizes), '--on', str(target), *carried, *ASK])}")
 
 
-def _next(name: str, sizes: dict[str, int]) -> list[str]:
+def _next(name: str, sizes: dict[str, Any]) -> list[str]:
     """The command that finds a ticket of such a network, on data of its classes and colours; without such data, the one that plans it."""
-    classes, colours, side = sizes["classes"], sizes["in_channels"], str(sizes["image_size"])
+    from ltcompile.core.image_size import to_text
+
+    classes, colours, side = sizes["classes"], sizes["in_channels"], to_text(sizes["image_size"])
     data = DATA.get((classes, colours), f"imagefolder:FOLDER_OF_{classes}_CLASSES" if colours == 3 else None)
     if data is None:
         return ["ltcompile", "plan", "--model", name, "--classes", str(classes), "--in-channels", str(colours), "--image-size", side]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from ltcompile.core.image_size import to_json
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.records import Record
 from ltcompile.errors import BadData
@@ -36,6 +38,12 @@ class Description(Record):
             or min(self.std) <= 0
         ):
             raise BadData(f"{self.name}: mean and std do not fit images of shape {self.shape}")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `build_model` takes for such data: classes, in_channels and image_size."""
+        channels, height, width = self.shape
+        return {"classes": self.classes, "in_channels": channels, "image_size": to_json(height, width)}
 
     @property
     def classes(self) -> int:

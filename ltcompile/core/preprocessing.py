@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from ltcompile.core.image_size import ImageSize, height_width
 from ltcompile.core.records import Record
 from ltcompile.errors import BadSetting
 
@@ -13,13 +14,13 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 @dataclass(frozen=True)
 class Preprocessing(Record):
-    """The side of the square images in pixels, mean and deviation per channel of pixels scaled to 0..1, and how images are resized.
+    """The size of images in pixels (one number, or height and width), mean and deviation per channel of pixels scaled to 0..1, and how images are resized.
 
     Raises:
         BadSetting: a field outside its range.
     """
 
-    image_size: int
+    image_size: ImageSize
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Interpolation = "bilinear"
@@ -29,7 +30,6 @@ class Preprocessing(Record):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
             raise BadSetting(f"there must be as many deviations above 0 as means, not {self.std} for {self.mean}")
-        if self.image_size < 1:
-            raise BadSetting(f"images must have at least one pixel, not {self.image_size}")
+        height_width(self.image_size)
         if self.interpolation not in get_args(Interpolation):
             raise BadSetting(f"the interpolation must be one of {', '.join(get_args(Interpolation))}, not {self.interpolation!r}")

@@ -175,11 +175,10 @@ def check_model(model: Any, data: Any) -> None:
     if not isinstance(arguments, Mapping) or not isinstance(model.get("name"), str) or not isinstance(data, Mapping):
         raise BadFile("it does not say which model and data it belongs to")
     told = Description.from_json(data)
-    channels, height, width = told.shape
     if math.prod(told.shape) > MOST_PIXELS:
         raise BadFile(f"its images of {short(told.shape)} have more than {MOST_PIXELS:,} values")
-    expected = {"classes": told.classes, "in_channels": channels, "image_size": height}
-    if dict(arguments) != expected or height != width:
+    expected = told.arguments
+    if dict(arguments) != expected:
         raise BadFile(f"its model is built with {short(dict(arguments))}, and its data asks for {expected}")
 
 

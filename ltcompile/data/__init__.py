@@ -12,9 +12,10 @@ from typing import Any
 
 from ltcompile import registry
 from ltcompile.core.description import Description
+from ltcompile.core.image_size import ImageSize, height_width, to_text
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.data._dataset import Dataset, Split, Wanted
-from ltcompile.errors import BadData
+from ltcompile.errors import BadData, BadSetting
 
 __all__ = ["Dataset", "Description", "Split", "load_data", "load_like", "names"]
 
@@ -24,7 +25,7 @@ SPLIT_SEED = 20180309  # one split for all searches, so that their seeds compare
 def load_data(
     name: str = "digits",
     root: str | Path = "data",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     val_share: float = 0.1,
     download: bool = False,
     *,
@@ -35,21 +36,24 @@ def load_data(
 
     Args:
         root: the folder that holds it in torchvision's own layout.
-        image_size: the side in pixels that networks see; by default the preprocessing's, or else the data set's own.
+        image_size: what networks see, the side of a square or (height, width) in pixels; by default the preprocessing's, or else the
+            data set's own. Images from files are cut to that shape around their middle; others are stretched.
         val_share: the share of the training images that becomes the validation split, class by class.
         preprocessing: how images are resized and normalised, for weights that were trained so.
         strict: refuse a folder with unreadable images; otherwise they are skipped, with a `Notice`.
 
     Raises:
-        UnknownName: no such data set. BadData: it is missing, corrupt, unfit for training or for the preprocessing.
+        UnknownName: no such data set. BadData: it is missing, corrupt, unfit for training or for the preprocessing. BadSetting: an image
+            size outside 4..1024 pixels.
     """
     source, _, path = name.partition(":")
     module = registry.load(__name__, "data set", source)
     if (source == "imagefolder") != bool(path):
         raise BadData(f"{name!r} is no data set: write imagefolder:PATH for a folder of images, or one of {', '.join(names())}")
-    if image_size is not None and not 4 <= image_size <= 1024:
-        raise BadData(f"an image size of {image_size} pixels is outside 4..1024")
-    dataset: Dataset = module.load(Path(path or root), Wanted(image_size, val_share, SPLIT_SEED, download, strict, preprocessing))
+    size = None if image_size is None else height_width(image_size)
+    if size is not None and not all(4 <= n <= 1024 for n in size):
+        raise BadSetting(f"an image size of {to_text(size)} pixels is outside 4..1024")
+    dataset: Dataset = module.load(Path(path or root), Wanted(size, val_share, SPLIT_SEED, download, strict, preprocessing))
     dataset.check()
     return dataset
 
@@ -57,7 +61,7 @@ def load_data(
 def load_like(description: Mapping[str, Any], name: str, root: str | Path = "data") -> Dataset:
     """The data set `name`, its images resized and normalised as `description` (`Description.to_json()`) says. Raises as `load_data`."""
     interpolation = description.get("interpolation", "bilinear")  # tickets before it knew no other
-    prepared = Preprocessing(description["shape"][-1], description["mean"], description["std"], interpolation)
+    prepared = Preprocessing(description["shape"][-2:], description["mean"], description["std"], interpolation)
     return load_data(name, root, preprocessing=prepared)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltcompile.core.description import Description
+from ltcompile.core.image_size import height_width, to_text
 from ltcompile.core.preprocessing import Interpolation, Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
@@ -24,16 +25,16 @@ PART_SEED = 0  # of the choice of training images, where not all are used
 class Wanted:
     """What was asked of a data set; without an image size, the preprocessing's counts, and without that the data's own."""
 
-    image_size: int | None
+    image_size: tuple[int, int] | None  # (height, width)
     val_share: float
     seed: int
     download: bool = False
     strict: bool = False
     preprocessing: Preprocessing | None = None
 
-    def side(self, own: int) -> int:
-        """The side of the images in pixels, where `own` is the data's."""
-        return self.image_size or (self.preprocessing.image_size if self.preprocessing else own)
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """The images' (height, width) in pixels, where the data has its own."""
+        return self.image_size or (height_width(self.preprocessing.image_size) if self.preprocessing else (height, width))
 
     @property
     def interpolation(self) -> Interpolation:
@@ -147,16 +148,22 @@ class TensorSplit:
         rng = generator(seed)  # on the CPU: the same stream for every device
         order = torch.randperm(len(self), generator=rng).to(device)
         for rows in order[: len(order) // size * size].split(size):
-            yield augment(images[rows], recipe, rng), labels[rows]
+            yield augment(images[rows], recipe, rng, black_pixel(self._mean, self._std)), labels[rows]
 
 
-def augment(images: Tensor, recipe: Recipe, rng: torch.Generator) -> Tensor:
-    """Each image (N, C, H, W) mirrored by chance and shifted within a padding by the smallest value, both by `recipe`."""
-    n, _, height, width = images.shape
+def black_pixel(mean: Tensor, std: Tensor) -> Tensor:
+    """What a pixel of 0 is after normalisation, channel by channel: (C,)."""
+    return (-mean / std).flatten()
+
+
+def augment(images: Tensor, recipe: Recipe, rng: torch.Generator, black: Tensor) -> Tensor:
+    """Each image (N, C, H, W) mirrored by chance and shifted within a padding of `black` (C,), both by `recipe`."""
+    n, channels, height, width = images.shape
     if recipe.crop_pixels:
         pad = recipe.crop_pixels
         dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=rng).to(images.device)
-        padded = F.pad(images, (pad, pad, pad, pad), value=float(images.min())).permute(0, 2, 3, 1)
+        padded = black.to(images).expand(n, height + 2 * pad, width + 2 * pad, channels).clone()
+        padded[:, pad : pad + height, pad : pad + width] = images.permute(0, 2, 3, 1)
         windows = padded.unfold(1, height, 1).unfold(2, width, 1).movedim(3, -1)  # (N, shifts down, shifts right, H, W, C)
         images = windows[torch.arange(n, device=images.device), dy, dx].permute(0, 3, 1, 2)
     if recipe.flip:
@@ -172,7 +179,7 @@ def from_tensors(
     test: tuple[Tensor, Tensor],
     wanted: Wanted,
     *,
-    image_size: int,
+    image_size: tuple[int, int],
     val: tuple[Tensor, Tensor] | None = None,
     flip: bool,
 ) -> Dataset:
@@ -192,7 +199,7 @@ def from_tensors(
         raise BadData(f"{name}: no image is left to train on")
     channels = train[0].shape[1]
     mean, std = prescribed(name, channels, wanted.preprocessing) or statistics(splits[0][0])
-    description = describe(name, class_names, (channels, image_size, image_size), mean, std, wanted)
+    description = describe(name, class_names, (channels, *image_size), mean, std, wanted)
     tensors = [TensorSplit(images, labels, mean, std) for images, labels in splits]
     return Dataset(description, tensors[0], tensors[1], tensors[2], flip=flip, small=len(splits[0][1]) < 5000)
 
@@ -212,11 +219,12 @@ def prescribed(name: str, channels: int, preprocessing: Preprocessing | None) ->
     return torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
 
 
-def _check_memory(name: str, count: int, channels: int, side: int) -> None:
+def _check_memory(name: str, count: int, channels: int, size: tuple[int, int]) -> None:
     """Raises BadData where a size that nobody asked for, but the weights', would fill the memory."""
-    if count * channels * side * side > IN_MEMORY_BYTES:
+    needed = count * channels * size[0] * size[1]
+    if needed > IN_MEMORY_BYTES:
         raise BadData(
-            f"{count} images of {name} at the {side} pixels of the weights take {count * channels * side * side / 2**30:.1f} GiB of memory, "
+            f"{count} images of {name} at the {to_text(size)} pixels of the weights take {needed / 2**30:.1f} GiB of memory, "
             f"and four times as much in training; pass a smaller --image-size (up to {int((IN_MEMORY_BYTES / count / channels) ** 0.5)} is light)"
         )
 
@@ -228,8 +236,9 @@ def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return mean.mul(1e4).round().div(1e4).float(), std.mul(1e4).round().div(1e4).float()
 
 
-def _resize(images: Tensor, side: int, mode: Interpolation) -> Tensor:
-    if images.shape[-2:] == (side, side):
+def _resize(images: Tensor, size: tuple[int, int], mode: Interpolation) -> Tensor:
+    if images.shape[-2:] == size:
         return images
-    resized = [F.interpolate(part.float(), (side, side), mode=mode, antialias=part.shape[-1] > side) for part in images.split(4096)]
+    shrunk = images.shape[-2] > size[0] or images.shape[-1] > size[1]
+    resized = [F.interpolate(part.float(), size, mode=mode, antialias=shrunk) for part in images.split(4096)]
     return torch.cat(resized).round().clamp(0, 255).to(torch.uint8)

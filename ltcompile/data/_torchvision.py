@@ -32,5 +32,5 @@ def load(kind: str, root: Path, wanted: Wanted) -> Dataset:
         images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
         parts.append((images.contiguous(), labels))
     flip = kind != "MNIST"  # a mirrored digit is another sign
-    side = wanted.side(parts[0][0].shape[-1])
-    return from_tensors(kind.lower(), classes, parts[0], parts[1], wanted, image_size=side, flip=flip)
+    size = wanted.size(*parts[0][0].shape[-2:])
+    return from_tensors(kind.lower(), classes, parts[0], parts[1], wanted, image_size=size, flip=flip)

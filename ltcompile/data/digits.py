@@ -30,6 +30,6 @@ def load(root: Path, wanted: Wanted) -> Dataset:
         (images[train], labels[train]),
         (images[test], labels[test]),
         replace(wanted, val_share=max(wanted.val_share, VAL_SHARE)),
-        image_size=wanted.side(32),
+        image_size=wanted.size(32, 32),
         flip=False,
     )

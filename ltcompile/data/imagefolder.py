@@ -1,7 +1,7 @@
 """One's own images: PATH/train, PATH/val, PATH/test with a folder per class, or one folder per class, split by seed.
 
-The shorter side of an image is resized to the image size, and the middle square taken, so nothing is distorted. Up to
-`IN_MEMORY_BYTES` images live in memory as one tensor, and unreadable ones are skipped with a notice, or refused if `strict`; larger
+The middle of an image is cut to the shape of --image-size and resized, so nothing is distorted. Up to
+`IN_MEMORY_BYTES` of images live in memory as one tensor, and unreadable ones are skipped with a notice, or refused if `strict`; larger
 folders are streamed by torchvision and a DataLoader, decoded again every epoch, and an unreadable image is an error when its turn comes.
 """
 
@@ -20,7 +20,7 @@ from ltcompile.core.notice import notify
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
-from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, Wanted, augment, describe, from_tensors, prescribed, statistics
+from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, Wanted, augment, black_pixel, describe, from_tensors, prescribed, statistics
 from ltcompile.data._split import stratified
 from ltcompile.errors import BadData
 
@@ -35,25 +35,25 @@ Files = tuple[list[Path], Tensor]  # paths and labels (N,)
 def load(root: Path, wanted: Wanted) -> Dataset:
     if not root.is_dir():
         raise BadData(f"there is no folder {root}; write imagefolder:PATH with the folder of your images")
-    side = wanted.side(DEFAULT_SIZE)
+    size = wanted.size(DEFAULT_SIZE, DEFAULT_SIZE)
     classes, *parts = _parts(root, wanted.val_share, wanted.seed)
     name = f"imagefolder:{root.name}"
-    if sum(len(paths) for paths, _ in parts) * 3 * side * side > IN_MEMORY_BYTES:
-        return _streamed(name, classes, parts, side, wanted)
-    train, val, test = _readable(root, parts, side, wanted)
-    return from_tensors(name, classes, train, test, wanted, val=val, image_size=side, flip=True)
+    if sum(len(paths) for paths, _ in parts) * 3 * size[0] * size[1] > IN_MEMORY_BYTES:
+        return _streamed(name, classes, parts, size, wanted)
+    train, val, test = _readable(root, parts, size, wanted)
+    return from_tensors(name, classes, train, test, wanted, val=val, image_size=size, flip=True)
 
 
-def _readable(root: Path, parts: list[Files], side: int, wanted: Wanted) -> list[tuple[Tensor, Tensor]]:
-    """Pixels (N, 3, side, side) and labels (N,) of every part, without the images that cannot be read. Raises BadData if strict."""
+def _readable(root: Path, parts: list[Files], size: tuple[int, int], wanted: Wanted) -> list[tuple[Tensor, Tensor]]:
+    """Pixels (N, 3, height, width) and labels (N,) of every part, without the images that cannot be read. Raises BadData if strict."""
     read: list[tuple[Tensor, Tensor]] = []
     broken: list[Path] = []
     for paths, labels in parts:
-        pixels = _decode_all(paths, side, wanted.interpolation)
+        pixels = _decode_all(paths, size, wanted.interpolation)
         broken += [path for path, p in zip(paths, pixels, strict=True) if isinstance(p, BadData)]
         good = [p for p in pixels if isinstance(p, Tensor)]
         kept = torch.tensor([isinstance(p, Tensor) for p in pixels], dtype=torch.bool)
-        read.append((torch.stack(good) if good else torch.empty(0, 3, side, side, dtype=torch.uint8), labels[kept]))
+        read.append((torch.stack(good) if good else torch.empty(0, 3, *size, dtype=torch.uint8), labels[kept]))
     if broken:
         count = sum(len(paths) for paths, _ in parts)
         names = ", ".join(str(path.relative_to(root)) for path in broken[:5])
@@ -103,25 +103,25 @@ def _take(files: Files, rows: Tensor) -> Files:
     return [files[0][i] for i in rows.tolist()], files[1][rows]
 
 
-def _decode(path: Path, side: int, interpolation: Interpolation) -> Tensor:
-    """The middle square of an image as uint8 (3, side, side). Raises BadData."""
+def _decode(path: Path, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """The middle of an image as uint8 (3, height, width), cut to that shape and resized. Raises BadData."""
     from PIL import Image, ImageOps
     from torchvision.transforms.functional import pil_to_tensor
 
     try:
         with Image.open(path, formats=FORMATS) as image:
-            pixels: Tensor = pil_to_tensor(ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling[interpolation.upper()]))
+            pixels: Tensor = pil_to_tensor(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling[interpolation.upper()]))
             return pixels
     except Exception as error:  # PIL's readers raise anything
         raise BadData(f"{path} is no readable image ({error}); mend or remove it") from error
 
 
-def _decode_all(paths: list[Path], side: int, interpolation: Interpolation) -> list[Tensor | BadData]:
+def _decode_all(paths: list[Path], size: tuple[int, int], interpolation: Interpolation) -> list[Tensor | BadData]:
     """Every image, or why it is none."""
 
     def attempt(path: Path) -> Tensor | BadData:
         try:
-            return _decode(path, side, interpolation)
+            return _decode(path, size, interpolation)
         except BadData as error:
             return error
 
@@ -130,21 +130,21 @@ def _decode_all(paths: list[Path], side: int, interpolation: Interpolation) -> l
 
 
 class _Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
-    def __init__(self, files: Files, side: int, interpolation: Interpolation) -> None:
-        self.files, self.side, self.interpolation = files, side, interpolation
+    def __init__(self, files: Files, size: tuple[int, int], interpolation: Interpolation) -> None:
+        self.files, self.size, self.interpolation = files, size, interpolation
 
     def __len__(self) -> int:
         return len(self.files[0])
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return _decode(self.files[0][i], self.side, self.interpolation), int(self.files[1][i])
+        return _decode(self.files[0][i], self.size, self.interpolation), int(self.files[1][i])
 
 
 class StreamedSplit:
     """Images that do not fit in memory: decoded by worker processes, augmented on the device."""
 
-    def __init__(self, files: Files, side: int, interpolation: Interpolation, mean: Tensor, std: Tensor) -> None:
-        self._files, self._labels = _Files(files, side, interpolation), files[1]
+    def __init__(self, files: Files, size: tuple[int, int], interpolation: Interpolation, mean: Tensor, std: Tensor) -> None:
+        self._files, self._labels = _Files(files, size, interpolation), files[1]
         self._mean, self._std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
     def __len__(self) -> int:
@@ -156,7 +156,7 @@ class StreamedSplit:
 
     def relabelled(self, labels: Tensor) -> StreamedSplit:
         files = self._files
-        return StreamedSplit((files.files[0], labels), files.side, files.interpolation, self._mean, self._std)
+        return StreamedSplit((files.files[0], labels), files.size, files.interpolation, self._mean, self._std)
 
     def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         rng = generator(seed)
@@ -171,20 +171,20 @@ class StreamedSplit:
         )
         for pixels, labels in loader:
             images = (pixels.to(device).float() / 255 - self._mean.to(device)) / self._std.to(device)
-            yield (augment(images, recipe, rng) if recipe else images), labels.to(device)
+            yield (augment(images, recipe, rng, black_pixel(self._mean, self._std)) if recipe else images), labels.to(device)
 
 
-def _streamed(name: str, classes: list[str], parts: list[Files], side: int, wanted: Wanted) -> Dataset:
-    mean, std = prescribed(name, 3, wanted.preprocessing) or statistics(_sample(parts[0][0], side, wanted.interpolation))
-    description = describe(name, classes, (3, side, side), mean, std, wanted)
-    train, val, test = (StreamedSplit(files, side, wanted.interpolation, mean, std) for files in parts)
+def _streamed(name: str, classes: list[str], parts: list[Files], size: tuple[int, int], wanted: Wanted) -> Dataset:
+    mean, std = prescribed(name, 3, wanted.preprocessing) or statistics(_sample(parts[0][0], size, wanted.interpolation))
+    description = describe(name, classes, (3, *size), mean, std, wanted)
+    train, val, test = (StreamedSplit(files, size, wanted.interpolation, mean, std) for files in parts)
     return Dataset(description, train, val, test, flip=True)
 
 
-def _sample(paths: list[Path], side: int, interpolation: Interpolation) -> Tensor:
-    """At most 2000 images (N, 3, side, side), evenly spread. Raises BadData."""
+def _sample(paths: list[Path], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    """At most 2000 images (N, 3, height, width), evenly spread. Raises BadData."""
     rows = torch.linspace(0, len(paths) - 1, min(2000, len(paths))).long().tolist()
-    pixels = _decode_all([paths[i] for i in rows], side, interpolation)
+    pixels = _decode_all([paths[i] for i in rows], size, interpolation)
     if unreadable := [p for p in pixels if isinstance(p, BadData)]:
         raise unreadable[0]
     return torch.stack([p for p in pixels if isinstance(p, Tensor)])

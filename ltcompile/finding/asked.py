@@ -52,8 +52,7 @@ class Asked:
         where the profile is of another; BadPlan where the given mask is.
         """
         self.profile, self.measured, self.given = profile, measured, given
-        channels, side, _ = data.description.shape
-        self.name, self.arguments = name, {"classes": data.description.classes, "in_channels": channels, "image_size": side}
+        self.name, self.arguments = name, data.description.arguments
         self.data, self.config, self.recipe, self.weights, self.device = data, config, recipe, weights, device
         self.rewinding = rewind.load(config.rewind)
         if config.rewind_epoch >= recipe.epochs:

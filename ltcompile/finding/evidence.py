@@ -18,6 +18,8 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
 from ltcompile.criteria import Evidence
 from ltcompile.data import Split
+from ltcompile.graph._copy import copied
+from ltcompile.modules import unwrap
 from ltcompile.train import fitting, lay_out
 
 BATCHES = 8
@@ -28,16 +30,17 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def gather(criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed: int, device: torch.device) -> Evidence:
-    """What `criterion` needs to score `model`, in eval mode, and no more. `seed` picks the batches of `split`, and all else by chance.
+    """What `criterion` needs to score a copy of `model` in eval mode, and no more. `seed` picks the batches of `split`, and all chance.
 
     Raises UnknownName.
     """
+    model = copied(unwrap(model)).eval()
     collect: dict[str, Callable[[Batches], object]] = {
         "curvature": partial(loss_curvature, model, seed=stream("signs of curvature", seed)),
         "activations": partial(channel_means, model, measure=torch.abs),
         "nonzeros": partial(channel_means, model, measure=_positive),
     }
-    layout = lay_out(model.eval(), device)
+    layout = lay_out(model, device)
     batch = min(recipe.batch, len(split))
 
     def batches(parts: int) -> Batches:

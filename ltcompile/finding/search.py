@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ltcompile.core.image_size import ImageSize
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.profile import Profile
 from ltcompile.core.reached import Reached
@@ -56,7 +57,7 @@ def find(
     *,
     recipe: Recipe | None = None,
     data_root: str | Path = "data",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     download: bool = False,
     weights: str | Path | None = None,
     folder: str | Path | None = None,
@@ -112,7 +113,7 @@ def data_for(
     model: str,
     data: str,
     data_root: str | Path = "data",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     *,
     weights: str | Path | None = None,
     download: bool = False,

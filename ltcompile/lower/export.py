@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ltcompile.errors import BadModel, BadSetting, Disagreement
 from ltcompile.graph._copy import copied
-from ltcompile.lower.inputs import Example, Inputs, outputs_of
+from ltcompile.graph.inputs import Example
+from ltcompile.lower.inputs import Inputs, outputs_of
 from ltcompile.lower.trace import BATCH, exported_for_any_batch, reason
 from ltcompile.modules import unwrap
 from ltcompile.paths import write_bytes

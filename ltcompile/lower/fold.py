@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from ltcompile.graph._copy import copied
-from ltcompile.lower.inputs import Example
+from ltcompile.graph.inputs import Example
 from ltcompile.lower.trace import exported
 from ltcompile.modules import unwrap
 

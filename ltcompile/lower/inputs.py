@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ltcompile.errors import BadModel
-
-Example = Tensor | tuple[Any, ...] | Mapping[str, Any]
+from ltcompile.graph.inputs import Example
+from ltcompile.graph.inputs import Inputs as Call
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,15 @@ class Inputs:
 
     @classmethod
     def of(cls, network: nn.Module, example: Example) -> Inputs:
-        """The inputs of `network` in `example`: one tensor, a tuple of arguments, or a dict of keyword arguments.
+        """The inputs of `network` in `example`: one tensor, a tuple or list of arguments, or a dict of keyword arguments.
 
         The batch is the first dimension of the first tensor that has dimensions; tensors that are as long there have it too.
 
         Raises:
-            BadModel: the example is none of these, holds no tensor with dimensions, or does not fit the forward's parameters.
+            BadSetting: the example is none of these, or holds no tensor. BadModel: none of them has dimensions, or they do not fit
+                the forward's parameters.
         """
-        args, kwargs = _called(example)
+        args, kwargs = Call.of(example)
         signature = inspect.signature(network.forward)
         try:
             given = dict(signature.bind(*args, **kwargs).arguments)
@@ -114,19 +115,6 @@ def outputs_of(output: Any) -> dict[str, Tensor]:
     if not found:
         raise BadModel(f"the network gives no tensor but {type(output).__name__}; return tensors, or tuples, dicts or dataclasses of them")
     return dict(zip(_unique(name for name, _ in found), (leaf for _, leaf in found), strict=True))
-
-
-def _called(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(example, Tensor):
-        return (example,), {}
-    if isinstance(example, tuple):
-        return example, {}
-    if isinstance(example, Mapping) and all(isinstance(key, str) for key in example):
-        return (), dict(example)
-    raise BadModel(
-        f"an example must be a tensor, a tuple of arguments or a dict of keyword arguments, not {type(example).__name__}; "
-        "wrap an argument of another kind in a tuple"
-    )
 
 
 def _name(path: tuple[Any, ...]) -> str:

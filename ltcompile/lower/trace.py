@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,9 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from ltcompile.errors import BadModel
-from ltcompile.lower.inputs import Example, Inputs
+from ltcompile.graph.inputs import Example
+from ltcompile.lower.inputs import Inputs
+from ltcompile.modules import in_eval_mode
 
 BATCH = "batch"
 
@@ -51,18 +52,6 @@ def reason(error: BaseException) -> str:
         error = error.__cause__
     lines = [line for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode, and every module in its own mode again behind it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _depends_on_batch(network: nn.Module, inputs: Inputs) -> bool:

@@ -19,17 +19,21 @@ from torch import Tensor, nn
 
 from ltcompile import energy
 from ltcompile.core.deployment import Deployment
+from ltcompile.core.image_size import height_width
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine
 from ltcompile.core.records import provenance
+from ltcompile.core.streams import seeded, stream
 from ltcompile.errors import BadModel, Unavailable
 from ltcompile.graph import cut, trace
+from ltcompile.graph._copy import copied
 from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.quantize import quantize_onnx
 from ltcompile.lower.resize import resized
 from ltcompile.models import build_model
+from ltcompile.modules import unwrap
 from ltcompile.numerics import Expected
 from ltcompile.paths import cache_folder, check_writable
 from ltcompile.profiling import design
@@ -115,7 +119,9 @@ def stopwatch(model: Mapping[str, Any], target: Deployment) -> Callable[[nn.Modu
     whole = _work(model, target, runtime).itself
 
     def measured(network: nn.Module) -> float:
-        timing = Whole.of(_Work(network.cpu().eval(), model, target, runtime).itself, whole, runtime.settle_s, STOPWATCH_SECONDS)
+        timing = Whole.of(
+            _Work(copied(unwrap(network)).cpu().eval(), model, target, runtime).itself, whole, runtime.settle_s, STOPWATCH_SECONDS
+        )
         return timing.ms / timing.beside_ms
 
     return measured
@@ -137,7 +143,7 @@ def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Cal
         return found
 
     def measured(network: nn.Module) -> float:
-        small = _Work(network.cpu().eval(), model, target, runtime).itself
+        small = _Work(copied(unwrap(network)).cpu().eval(), model, target, runtime).itself
         return statistics.median(spent(small) / spent(whole) for _ in range(TURNS))
 
     return statistics.median(spent(whole) for _ in range(TURNS)), measured
@@ -145,8 +151,9 @@ def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Cal
 
 def _work(model: Mapping[str, Any], target: Deployment, runtime: Runtime) -> _Work:
     """The network with weights at random."""
-    torch.manual_seed(0)
-    return _Work(build_model(model["name"], **model["arguments"]).eval(), model, target, runtime)
+    with seeded(stream("first weights", 0)):
+        network = build_model(model["name"], **model["arguments"]).eval()
+    return _Work(network, model, target, runtime)
 
 
 def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile | None:
@@ -177,7 +184,7 @@ class _Work:
     def images(self) -> Tensor:
         """Seeded noise (batch, C, H, W)."""
         made = self.model["arguments"]
-        shape = (self.target.batch, made["in_channels"], made["image_size"], made["image_size"])
+        shape = (self.target.batch, made["in_channels"], *height_width(made["image_size"]))
         return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     @cached_property

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltcompile.data import Split
+from ltcompile.modules import in_eval_mode
 from ltcompile.train.memory import fitting
 
 BATCH = 256
@@ -32,18 +33,16 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Split, device: torch.device) -> Evaluation:
-    """`model` in eval mode over all images of `split`, in fp32 as it is deployed, however it was trained; its mode is restored."""
-    was_training = model.training
-    model.eval()
+    """`model` in eval mode over all images of `split`, in fp32 as it is deployed, however it was trained; and stays in the modes it has."""
     loss, correct, parts = 0.0, [], 1
 
     def logits_of(images: Tensor, parts: int) -> Tensor:
         return torch.cat([model(part) for part in images.chunk(parts)])
 
-    for images, labels in split.batches(BATCH, device, None, 0):
-        logits, parts = fitting(partial(logits_of, images), len(images), parts)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        correct.append((logits.argmax(1) == labels).cpu())
-    model.train(was_training)
+    with in_eval_mode(model):
+        for images, labels in split.batches(BATCH, device, None, 0):
+            logits, parts = fitting(partial(logits_of, images), len(images), parts)
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct.append((logits.argmax(1) == labels).cpu())
     right = torch.cat(correct)
     return Evaluation(loss / len(right), right.double().mean().item(), right)
