@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ltcompile import numerics
 from ltcompile.backends import Array, Subject
 from ltcompile.core.onnx_file import read_onnx
-from ltcompile.lower import export_onnx
+from ltcompile.lower import export_classifier
 from ltcompile.lower.evaluate import evaluator
 from ltcompile.lower.fake_quantise import fake_quantised, in_half, precision_of, unrounded
 from ltcompile.lower.quantize import prepared
@@ -60,7 +60,7 @@ def module_reference(module: nn.Module, example: Tensor, file: Path, precision: 
     """
     if precision == "fp16":
         return Reference(_answer(module), _answer(rounded_network(module, precision)), precision)
-    export_onnx(module, example, plain := scratch / "plain.onnx")
+    export_classifier(module, example, plain := scratch / "plain.onnx")
     return Reference(_answer(module), evaluator(fake_quantised(prepared(plain), read_onnx(file))), precision)
 
 
