@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ltcompile import backends, registry
-from ltcompile.backends import DEVICES, Subject, _ort
+from ltcompile.backends import DEVICES, Subject, _devices, _ort
 from ltcompile.errors import BadFile, BadSetting, Unavailable, UnknownName
 
 NAMES = sorted(registry.names("ltcompile.backends"))
@@ -217,3 +217,18 @@ def test_a_failed_compilation_is_a_reason() -> None:
     need("compile", "cpu")
     with pytest.raises(Unavailable, match="'untraceable'"):
         backends.compile("compile", Subject("untraceable", Untraceable().eval()), "cpu").run(images(1))
+
+
+@pytest.mark.parametrize(("convolutions", "products"), [(True, False), (False, True), (False, False)])
+def test_tf32_is_reported_for_layers_that_take_it(convolutions: bool, products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    before = torch.backends.cuda.matmul.allow_tf32
+    convolution, linear = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=convolutions):
+        torch.backends.cuda.matmul.allow_tf32 = products
+        try:
+            found = [_devices.torch_dtype(network, "cuda") for network in (convolution, linear)]
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+    assert found == ["tf32" if convolutions else "float32", "tf32" if products else "float32"]
+    assert _devices.torch_dtype(convolution, "cpu") == "float32" and _devices.onnxruntime_dtype("cuda") == "tf32"

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ltcompile.backends._base import DEVICES
 from ltcompile.errors import BadSetting
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def missing(device: str) -> str | None:
@@ -25,10 +30,31 @@ def missing(device: str) -> str | None:
     return None
 
 
-def dtype(device: str) -> str:
-    """What fp32 convolutions are computed in: cuDNN, ONNX Runtime and TensorRT all take TF32 where the GPU has it."""
+def torch_dtype(network: nn.Module, device: str) -> str:
+    """What PyTorch computes the fp32 products of `network` in: "tf32" where one of its layers takes it, else "float32".
+
+    Convolutions take TF32 by default, matrix products only where they are allowed to.
+    """
+    import torch
+    from torch import nn
+
+    kinds: tuple[type[nn.Module], ...] = ()
+    if torch.backends.cudnn.allow_tf32:
+        kinds += (nn.modules.conv._ConvNd,)
+    if torch.backends.cuda.matmul.allow_tf32:
+        kinds += (nn.Linear, nn.MultiheadAttention)
+    return "tf32" if _has_tf32(device) and any(isinstance(layer, kinds) for layer in network.modules()) else "float32"
+
+
+def onnxruntime_dtype(device: str) -> str:
+    """What ONNX Runtime and TensorRT compute fp32 products in: both take TF32 where the GPU has it, whatever PyTorch is set to."""
+    return "tf32" if _has_tf32(device) else "float32"
+
+
+def _has_tf32(device: str) -> bool:
+    """NVIDIA GPUs do, since Ampere."""
     if device == "cpu":
-        return "float32"
+        return False
     import torch
 
-    return "tf32" if torch.cuda.get_device_capability() >= (8, 0) and torch.backends.cudnn.allow_tf32 else "float32"
+    return torch.cuda.get_device_capability() >= (8, 0)

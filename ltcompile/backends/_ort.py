@@ -90,7 +90,7 @@ def on_gpu(backend: str, subject: Subject, device: str, providers: Providers) ->
 
     details = {"provider": providers[0][0], **{key: value for _, options in providers for key, value in options.items()}}
     replay(1)
-    return Artifact(backend, device, _devices.dtype(device), details, bind)
+    return Artifact(backend, device, _devices.onnxruntime_dtype(device), details, bind)
 
 
 class _Replay:

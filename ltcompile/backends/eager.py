@@ -13,4 +13,6 @@ unavailable = _devices.missing
 def compile(subject: Subject, device: str) -> Artifact:
     """A copy of the module on `device`. Raises Unavailable where the subject has no module."""
     network = _torch.placed(subject.need_module("eager"), device)
-    return Artifact("eager", device, _devices.dtype(device), _torch.details(), functools.partial(_torch.bind, network, device))
+    return Artifact(
+        "eager", device, _devices.torch_dtype(network, device), _torch.details(), functools.partial(_torch.bind, network, device)
+    )

@@ -49,7 +49,8 @@ def compile(subject: Subject, device: str) -> Artifact:
     import torch
 
     mode = "reduce-overhead" if device == "cuda" else None
-    network = torch.compile(_torch.placed(subject.need_module("compile"), device), fullgraph=True, dynamic=False, mode=mode)
+    placed = _torch.placed(subject.need_module("compile"), device)
+    network = torch.compile(placed, fullgraph=True, dynamic=False, mode=mode)
 
     compiled: set[tuple[int, ...]] = set()
 
@@ -61,7 +62,7 @@ def compile(subject: Subject, device: str) -> Artifact:
         return bound
 
     details = {**_torch.details(), "freezing": "True", "dynamic": "False", "mode": mode or "default"}
-    return Artifact("compile", device, _devices.dtype(device), details, bind)
+    return Artifact("compile", device, _devices.torch_dtype(placed, device), details, bind)
 
 
 def _compile_now(name: str, bound: Bound) -> None:
