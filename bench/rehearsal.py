@@ -32,7 +32,7 @@ class OnCpu(TorchFunctionMode):
     """Whatever is asked of a CUDA device is done on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.Tensor.cuda:
+        if func in (torch.Tensor.cuda, torch.Tensor.cpu):  # copies between a GPU and its host
             return args[0].clone()
         return func(*map(_moved, args), **{name: _moved(value) for name, value in (kwargs or {}).items()})
 

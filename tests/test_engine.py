@@ -613,6 +613,24 @@ class TestTuning:
         else:
             assert layer.choose(timer) == (Choice("cudnn", None, {"cudnn": 1.0}),)
 
+    def test_a_residual_of_odd_width_is_tuned(self) -> None:
+        """Its padding is zero, as in a network: else no answer is right."""
+
+        class Residual(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.a, self.b = nn.Conv2d(3, 5, 1), nn.Conv2d(5, 5, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y = self.a(x)
+                return (y + self.b(y)).relu()
+
+        program = placed(Residual().eval(), pictures(1, 2))
+        node = next(node for node in program.nodes if node.target == "kernel.conv2d" and len(node.args) > 3 and node.args[3] is not None)
+        layer = tune._Layer(node, specs(program), program.constants, torch.device("cpu"))
+        timer = lambda work, count, seconds: dict.fromkeys(work, 1.0)  # noqa: E731
+        assert layer.choose(timer) == (Choice("cudnn", None, {"cudnn": 1.0}),)
+
     def test_memory_of_graphs_lives_while_they_are_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from ltcompile.engine import gpu as module
 

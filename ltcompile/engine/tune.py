@@ -147,6 +147,8 @@ class _Layer:
 
         self._node = node
         self._values = {name: constants[name].to(device) if name in constants else sample(name) for name in node.reads}
+        if len(node.args) > 3 and node.args[3] is not None:
+            self._values[node.args[3].name][..., node.kwargs["channels"] :] = 0  # a residual's padding is added to the output's
         args, kwargs = filled(list(node.args), self._values), filled(dict(node.kwargs), self._values)
         module = kernels.load(node.target.removeprefix("kernel."))
         with exact():
