@@ -7,8 +7,8 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ from ltcompile.graph.widths import layer_widths
 from ltcompile.lower.lower import lower as lowered
 from ltcompile.lower.program import capture
 from ltcompile.modules import in_eval_mode, unwrap
-from ltcompile.train import evaluate, memory_format
+from ltcompile.train import choose_execution, evaluate, memory_format
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MODULES = ("criteria", "finding.evidence", "graph", "graph.factorise", "graph.widths", "lower", "lower.lower", "lower.program", "methods")
@@ -86,6 +86,9 @@ def _hook(*_: Any) -> None: ...
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
+RECIPE = lt.Recipe(epochs=1, batch=3)
+
+
 class _Split:
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
 
@@ -119,15 +122,14 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "factorise": lambda net, _: factorise(net, X),
     "layer_widths": lambda net, _: layer_widths(net, graph.trace(net, X)),
     "score": lambda net, _: criteria.score("l2", graph.trace(net, X), net, criteria.Evidence()),
-    "gather": lambda net, _: [
-        evidence.gather(name, net, _Split(), replace(lt.Recipe(), batch=3), 0, torch.device("cpu")) for name in criteria.names()
-    ],
+    "gather": lambda net, _: [evidence.gather(name, net, _Split(), RECIPE, 0, torch.device("cpu")) for name in criteria.names()],
     "export_onnx": lambda net, path: lower.export_onnx(net, X, path / "net.onnx"),
     "export_classifier": lambda net, path: lower.export_classifier(net, X, path / "net.onnx"),
     "export_program": lambda net, path: lower.export_program(net, X, path / "net.pt2"),
     "fold_batch_norm": lambda net, _: lower.fold_batch_norm(net, X),
     "lower": lambda net, _: lowered(net, X[:2]),
     "capture": lambda net, _: capture(net, X[:2]),
+    "choose_execution": lambda net, _: choose_execution(net, SimpleNamespace(train=_Split()), RECIPE, torch.device("cpu")),
     "memory_format": lambda net, _: memory_format(net, torch.device("cpu")),
     "unwrap": lambda net, _: unwrap(nn.DataParallel(net)),
     "in_eval_mode": lambda net, _: _enter_and_leave(net),
