@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from quickly import exported_once
+from quickly import exported_once, timed_at_once
 from readers import READERS, some_ticket, spoil_onnx
 
 import ltcompile as lt
@@ -510,7 +510,7 @@ def benched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ticket = dataclasses.replace(some_ticket(), data={**some_ticket().data, "name": "nowhere"})
     ticket.save(folder / "ticket.pt")
     own, quick = {"model": "readers:network"}, {"backends": ["onnxruntime"], "batches": (1,), "seconds_per_row": 0.02}
-    with exported_once():
+    with exported_once(), timed_at_once():
         lt.shrink(ticket, folder / "small.onnx", **own)
         lt.bench(folder / "small.onnx", **own, **quick, output=folder / "of_file.json", write_dense=folder / "dense.onnx")
         lt.bench(folder / "ticket.pt", **own, **quick, output=folder / "of_ticket.json")
