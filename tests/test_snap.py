@@ -90,6 +90,7 @@ def test_the_clock_decides(clock: Callable[[nn.Module], float], way: str) -> Non
     dense, small, plan, images = ticket()
     found = snap(small, plan, dense, "auto", images, clock)
     assert next(iter(found.again_share)) == way and len(found.again_share) == 2
+    assert found.tie == (way != "down to 32"), "two as fast are a tie"
     assert found.way == way and found.told_share.keys() == {AS_IT_IS, *(f"{w} to {m}" for w in ("up", "down") for m in (8, 16, 32))}
 
 
@@ -111,8 +112,6 @@ def test_the_winner_is_measured_again() -> None:
 
     found = snap(small, plan, dense, "auto", images, clock("up to 32", 0.3))
     assert found.way == AS_IT_IS and found.again_share == {AS_IT_IS: 0.3, "up to 32": pytest.approx(0.36)} and not found.tie
-    even = snap(small, plan, dense, "auto", images, lambda network: 0.3)
-    assert even.tie and even.way == AS_IT_IS and even.to_json()["tie"]
 
 
 @pytest.mark.parametrize("how", ["down", "up"])
@@ -126,7 +125,8 @@ def test_shrink_snaps(run: Path, tmp_path: Path, how: str) -> None:
     assert lt.bench(shrunk.path, backends=["onnxruntime"], batches=[1], seconds_per_row=0.01).rows
 
 
-def test_the_command_measures_by_itself(run: Path, tmp_path: Path) -> None:
+def test_the_command_measures_by_itself(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltcompile.profiling.work.STOPWATCH_SECONDS", 0.1)
     done = CliRunner().invoke(
         app, ["shrink", str(run / "ticket.pt"), "-o", str(tmp_path / "s.onnx"), "--snap", "auto"], catch_exceptions=False
     )
