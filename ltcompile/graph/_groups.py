@@ -12,7 +12,7 @@ from torch import nn
 from ltcompile.core.plan import Group, Member
 from ltcompile.graph._ints import Source
 from ltcompile.graph._labels import Atoms, Labels
-from ltcompile.graph.layers import storage
+from ltcompile.graph.layers import storage, width
 
 Owners = dict[str, list[tuple[str, str]]]  # tensor -> (layer, name in the layer), more than one where it is shared
 
@@ -41,7 +41,7 @@ def groups_of(labels: Labels, model: nn.Module, owners: Owners) -> list[Group]:
     found = {i: _group(channels, [places[p] for p in at]) for i, (at, channels) in enumerate(sets) if at and i not in stuck}
     free = [replace(g, tied=found[firsts[i]].name) if firsts.get(i) in found else g for i, g in found.items()]
     order = {name: i for i, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
-    return sorted([*free, *_frozen(places, reasons, model)], key=lambda g: (order[g.members[0].layer], g.name))
+    return sorted([*free, *_frozen(places, reasons, model, labels.used)], key=lambda g: (order[g.members[0].layer], g.name))
 
 
 def _components(labels: Labels) -> Atoms:
@@ -183,21 +183,52 @@ def _ties(ties: list[list[Atoms]], sets: list[Atoms]) -> tuple[dict[int, int], s
     return {i: r for i, r in enumerate(roots) if sizes[r] > 1}, {i for i, r in enumerate(roots) if r in stuck}
 
 
-def _frozen(places: list[_Place], reasons: dict[int, str], model: nn.Module) -> list[Group]:
-    """The filters that must stay, by layer and reason."""
-    groups = []
-    for place in places:
-        if place.axis != "out":
-            continue
-        by_reason: dict[str, list[int]] = defaultdict(list)
-        for position, channel in enumerate(place.channels.tolist()):
-            if channel in reasons:
-                by_reason[reasons[channel]].append(position)
-        for reason, positions in by_reason.items():
-            member = Member(place.layer, "out", tuple((p,) for p in positions))
-            groups.append(Group(_name(member, [place]), len(positions), (member,), reason))
+def _frozen(places: list[_Place], reasons: dict[int, str], model: nn.Module, used: set[str]) -> list[Group]:
+    """The filters that must stay, by layer and reason, and the layers that stay whole without having filters of their own."""
+    groups = [group for place in places if place.axis == "out" for group in _stuck(place, reasons)]
+    named = set(np.concatenate([p.channels for p in places if p.axis == "out"] or [np.empty(0, np.int64)]).tolist())
+    for layer, held in _by_layer(places).items():
+        channels = set(np.concatenate([p.channels for p in held]).tolist())
+        makes = isinstance(model.get_submodule(layer), nn.modules.conv._ConvNd)  # filters, by groups
+        if channels <= reasons.keys() and (makes or not channels & named):
+            worst = _stuck(held[0], reasons)
+            groups += [replace(g, name=_whole_name(layer, held[0], at, len(worst))) for at, g in enumerate(worst)]
+            named |= channels
     held = {(p.layer, p.axis) for p in places}
     for name, layer in model.named_modules():
         if "out" in storage(layer) and (name, "out") not in held and layer.weight.shape[storage(layer)["out"].tensors[0][1]] == 1:
             groups.append(Group(name, 1, (Member(name, "out", ((0,),)),), "it has a single channel"))
+        elif isinstance(layer, nn.modules.conv._ConvNd | nn.Linear) and not any(n.startswith(f"{name}.") for n in used):
+            axis = "out" if "out" in storage(layer) else "each"
+            index = tuple((p,) for p in range(width(layer, axis)))
+            groups.append(Group(name, len(index), (Member(name, axis, index),), "it does not run on such an input"))
     return groups
+
+
+def _by_layer(places: list[_Place]) -> dict[str, list[_Place]]:
+    """Layer without an axis of filters -> its places, but for what it reads."""
+    filters = {p.layer for p in places if p.axis == "out"}
+    found: dict[str, list[_Place]] = defaultdict(list)
+    for place in places:
+        if place.layer not in filters and place.axis != "in" and not place.axis.startswith("="):
+            found[place.layer].append(place)
+    return found
+
+
+def _whole_name(layer: str, place: _Place, at: int, count: int) -> str:
+    """The layer itself; its place where it has no name, or where there are several reasons."""
+    name = layer or place.axis
+    return name if count == 1 else f"{name}[{at}]"
+
+
+def _stuck(place: _Place, reasons: dict[int, str]) -> list[Group]:
+    """The positions of a place that must stay, one group a reason."""
+    by_reason: dict[str, list[int]] = defaultdict(list)
+    for position, channel in enumerate(place.channels.tolist()):
+        if channel in reasons:
+            by_reason[reasons[channel]].append(position)
+    found = []
+    for reason, positions in by_reason.items():
+        member = Member(place.layer, place.axis, tuple((p,) for p in positions))
+        found.append(Group(_name(member, [place]), len(positions), (member,), reason))
+    return found

@@ -174,8 +174,8 @@ def sizes_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
     for path, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn."):
             _axes_counted(module, labels)
-            if isinstance(module, nn.GroupNorm):
-                vars(module)["num_groups"] = Int(module.num_groups, Source(path, "num_groups"))
+            for name in _counted_by_name(module):
+                vars(module)[name] = Int(getattr(module, name), Source(path, name))
             continue
         for name, value in list(vars(module).items()):
             if name.startswith("_"):
@@ -189,6 +189,12 @@ def sizes_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
         yield
     finally:
         _LABELS.reset(token)
+
+
+def _counted_by_name(layer: nn.Module) -> list[str]:
+    """The attributes of a layer of torch's that count what no tensor of its own tells."""
+    bare_norm = isinstance(layer, nn.modules.batchnorm._NormBase) and not list(layer.parameters()) + list(layer.buffers())
+    return ["num_groups"] * isinstance(layer, nn.GroupNorm) + ["d_model"] * isinstance(layer, nn.Transformer) + ["num_features"] * bare_norm
 
 
 def _axes_counted(layer: nn.Module, labels: Labels) -> None:

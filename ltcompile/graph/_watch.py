@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltcompile.graph._ints import Int, compute_with
+from ltcompile.graph._ints import Int, compute_with, widths_of
 from ltcompile.graph._labels import Labels
 from ltcompile.graph.rules import Call, Requests, apply, describe
+from ltcompile.graph.rules.recurrent import recurrent_arguments
 
 _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 
@@ -35,8 +36,14 @@ class Calls(TorchFunctionMode):
             return self._size(func, args, kwargs)
         if func is Tensor.numel:
             return self._count(args[0])
-        if func in (F.rms_norm, torch.rms_norm):
-            return self._whole("aten.rms_norm", func, args, kwargs)
+        if func in (F.pad, torch._C._nn.pad) and _pads_by_copies(args, kwargs):
+            return self._whole("aten.pad", _by_name("input pad mode", args, kwargs), func, args, kwargs)
+        if func in _MAKING:
+            return self._made(func, args, kwargs)
+        if (whole := _WHOLE.get(func)) is not None:
+            return self._whole(whole[0], _by_name(whole[1], args, kwargs), func, args, kwargs)
+        if getattr(func, "__name__", "") in _RECURRENT and not kwargs:
+            return self._whole(f"aten.{func.__name__}", recurrent_arguments(args), func, args, kwargs)
         if func in _COMPUTING:
             for value in (*args, *kwargs.values()):
                 compute_with(value)
@@ -58,15 +65,23 @@ class Calls(TorchFunctionMode):
             return _int(value, dims[which])
         return torch.Size([_int(n, dims[i]) for i, n in enumerate(value)]) if tensor.dim() else value
 
-    def _whole(self, name: str, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Label a call as one operation, although it comes down to several."""
+    def _whole(self, name: str, named: dict[str, Any], func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Label a call, whose arguments by name are `named`, as one operation, although it comes down to several."""
         self.requests.paused = True
         try:
             out = func(*args, **kwargs)
         finally:
             self.requests.paused = False
-        values = dict(zip(("input", "normalized_shape", "weight"), args, strict=False)) | kwargs
-        apply(Call(name, values, out, self.labels, self.requests), False)
+        apply(Call(name, named, out, self.labels, self.requests), False)
+        return out
+
+    def _made(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A tensor made from nothing has the channels whose number was asked for."""
+        out = func(*args, **kwargs)
+        asked = args[1:] if isinstance(next(iter(args), None), Tensor) else args
+        sizes = kwargs.get("size", asked[0] if asked and isinstance(asked[0], (tuple, list)) else asked)
+        if isinstance(out, Tensor) and len(sizes) == out.dim() and any(widths_of(n) for n in sizes):
+            self.labels[out] = [_channels(n) for n in sizes]
         return out
 
     def _count(self, tensor: Tensor) -> int:
@@ -151,6 +166,34 @@ class Operations(TorchDispatchMode):
         name, pointwise = describe(func)
         apply(Call(name, _arguments(func, args, kwargs), out, self.labels, self.requests, func), pointwise)
         return out
+
+
+_MAKING = _named("empty zeros ones rand randn full new_empty new_zeros new_ones new_full")
+
+
+def _channels(size: Any) -> Any:
+    """The channels of which `size` is the number, and nothing else."""
+    widths = widths_of(size)
+    return widths[0] if len(widths) == 1 and len(widths[0]) == int(size) else None
+
+
+# Labelled as one: they come down to tensors made from nothing, or to operations that mix dimensions.
+_WHOLE = {
+    **dict.fromkeys((F.rms_norm, torch.rms_norm), ("aten.rms_norm", "input normalized_shape weight")),
+    **dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout), ("aten.feature_dropout", "input")),
+    **dict.fromkeys((F.feature_alpha_dropout, torch.feature_alpha_dropout), ("aten.feature_alpha_dropout", "input")),
+    **dict.fromkeys((F.bilinear, torch.bilinear), ("aten.bilinear", "input1 input2 weight bias")),
+}
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+
+
+def _by_name(names: str, args: Any, kwargs: Any) -> dict[str, Any]:
+    return dict(zip(names.split(), args, strict=False)) | kwargs
+
+
+def _pads_by_copies(args: Any, kwargs: Any) -> bool:
+    """Whether F.pad is circular, which copies parts of the input into a tensor made from nothing."""
+    return (args[2] if len(args) > 2 else kwargs.get("mode", "constant")) == "circular"
 
 
 def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:

@@ -46,6 +46,5 @@ def flop_counter() -> FlopCounterMode:
 
 
 def _bilinear(a: Sequence[int], weight: Sequence[int], b: Sequence[int], *args: Any, out_shape: Sequence[int], **kwargs: Any) -> int:
-    """y[n, o] = sum over (i, j) of a[n, i] * w[o, i, j] * b[n, j], from shapes (n, 1, i, 1), (1, o, i, j) and (n, 1, 1, j)."""
-    items, out, left, right = a[0], weight[1], weight[2], weight[3]
-    return 2 * items * out * left * right
+    """y[n, o] = sum over (i, j) of a[n, i] * w[o, i, j] * b[n, j], from shapes."""
+    return 2 * a[0] * weight[0] * weight[1] * weight[2]

@@ -31,7 +31,7 @@ from ltcompile.graph.widths import LAYERS
 IMAGES = 8  # random ones, which what is constant has to be constant over
 ROUNDING = 1e-6  # by which a constant may vary, relative to itself
 STRONG = 0.1  # a channel stands for others only where its value is at least so much of the largest: rounding would grow
-_MIXING = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+_MIXING = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.RNNBase)
 _MAKING = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 _Seen = dict[str, tuple[Tensor, Tensor]]  # reader -> the least and largest value at each of its inputs
 

@@ -34,6 +34,8 @@ def storage(layer: nn.Module) -> dict[Axis, Storage]:
         return {"each": Storage(_AFFINE, ("in_channels", "out_channels", "groups"))}
     if isinstance(layer, _CONV_TRANSPOSED):
         return {"out": Storage((("weight", 1), ("bias", 0)), ("out_channels",)), "in": Storage((("weight", 0),), ("in_channels",))}
+    if isinstance(layer, nn.Bilinear):
+        return {"out": Storage(_AFFINE, ("out_features",))}
     if isinstance(layer, nn.Linear):
         return {"out": Storage(_AFFINE, ("out_features",)), "in": Storage((("weight", 1),), ("in_features",))}
     if isinstance(layer, _BATCH_NORM + _INSTANCE_NORM):
@@ -44,6 +46,8 @@ def storage(layer: nn.Module) -> dict[Axis, Storage]:
         return {"each": Storage(_AFFINE, ("num_channels", "num_groups") if layer.num_groups > 1 else ("num_channels",))}
     if isinstance(layer, nn.PReLU) and layer.num_parameters > 1:
         return {"each": Storage((("weight", 0),), ("num_parameters",))}
+    if isinstance(layer, nn.RNNBase):
+        return {"in": Storage((("weight_ih_l0", 1), ("weight_ih_l0_reverse", 1)), ("input_size",))}
     return {}
 
 

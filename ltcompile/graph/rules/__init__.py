@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ltcompile.graph._labels import Dims
-from ltcompile.graph.rules import _zeros, norms, parts, pixels, places, pointwise, products, reductions, reshapes
+from ltcompile.graph.rules import _zeros, norms, parts, pixels, places, pointwise, products, recurrent, reductions, reshapes
 from ltcompile.graph.rules._call import RULES, Call, Requests, Rule, tensors_in
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "pixels",
     "places",
     "products",
+    "recurrent",
     "reductions",
     "reshapes",
     "tensors_in",
@@ -37,7 +38,12 @@ def apply(call: Call, by_point: bool) -> None:
         labels.pin_all(call.tensors, f"it reaches {call.name}, which cannot be followed")
         _changed(call, None)
         return
-    dims = known(call)
+    try:
+        dims = known(call)
+    except Exception as error:  # arguments that the rule does not foresee
+        labels.pin_all(call.tensors, f"it reaches {call.name}, which cannot be followed here: {type(error).__name__}: {error}")
+        _changed(call, None)
+        return
     each = list(zip(outputs, dims if isinstance(dims, tuple) else (dims,), strict=False))
     zero = [None if of_out is None else _zero(call, known, of_out, out) for out, of_out in each]
     _changed(call, zero[0] if zero else None)

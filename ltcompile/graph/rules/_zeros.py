@@ -34,7 +34,7 @@ CARRIES = set(
   _upsample_bicubic2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d grid_sampler_2d grid_sampler_3d
   sum mean amax amin max min var std var_mean std_mean prod linalg_vector_norm norm cumsum cumprod cummax cummin sort topk median
   nanmedian kthvalue mode native_dropout pad""")
-)
+) | {f"torchvision.{name}" for name in ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool")}
 _VALUES = 8  # that a pointwise operation is tried on
 
 

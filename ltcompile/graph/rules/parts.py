@@ -181,6 +181,15 @@ def _embedding(call: Call) -> Dims:
     return [*[None] * (call.out.dim() - 1), width]
 
 
+@rule("aten._embedding_bag", "aten._embedding_bag_forward_only")
+def _embedding_bag(call: Call) -> tuple[Dims, ...]:
+    """Sums or means of rows (rows, width) -> (bags, width), beside what the backward pass needs."""
+    rows, width = call.labels[call["weight"]]
+    call.labels.pin(rows, "the rows of an embedding are taken by their number")
+    call.zero = [False, call.labels.zero(call["weight"])[1]]
+    return ([None, width],)
+
+
 @rule("aten.glu")
 def _glu(call: Call) -> Dims:
     """The second half gates the first, channel by channel."""
@@ -206,3 +215,34 @@ def _pad(call: Call) -> Dims:
         if atoms is not None:
             dims[at] = np.concatenate([_stay(labels, max(0, before)), atoms, _stay(labels, max(0, after))])
     return dims
+
+
+@rule("aten.gather")
+def _gather(call: Call) -> Dims:
+    """Along one dimension, values are taken by number; along the others, by the channel itself."""
+    labels, index, axis = call.labels, call["index"], call.dim()
+    dims = list(labels[call["self"]])
+    labels.pin(dims[axis], "single ones of them are taken by their number")
+    dims[axis] = None
+    by = labels[index]
+    labels.pin(by[axis], "they say which ones are taken")
+    for at, (atoms, of_index) in enumerate(zip(dims, by, strict=True)):
+        if at != axis and atoms is not None:
+            same = index.shape[at] == len(atoms) and index.stride(at) == 0 and of_index is None  # expanded to the size of the other
+            dims[at] = atoms if same else labels.join(atoms, of_index, why_fixed(call))
+    return dims
+
+
+@rule("aten.index_add", "aten.index_add_", "aten.index_copy", "aten.index_copy_")
+def _index_add(call: Call) -> Dims:
+    """Along one dimension, values are added or put by number; along the others, to the channel itself."""
+    labels, axis = call.labels, call.dim()
+    mine, other = list(labels[call["self"]]), labels[call["source"]]
+    call.zero = [a and b for a, b in zip(labels.zero(call["self"]), labels.zero(call["source"]), strict=True)]
+    for atoms in (mine[axis], other[axis]):
+        labels.pin(atoms, "single ones of them are taken by their number")
+    return [None if at == axis else _other(labels, a, b, why_fixed(call)) for at, (a, b) in enumerate(zip(mine, other, strict=True))]
+
+
+def _other(labels: Labels, a: Atoms | None, b: Atoms | None, reason: str) -> Atoms | None:
+    return None if a is None and b is None else labels.join(a, b, reason)

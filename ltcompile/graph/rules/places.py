@@ -80,3 +80,28 @@ def _roll(call: Call) -> Dims:
     for d in call["dims"] or range(len(dims)):
         call.labels.pin(dims[int(d)], "it is rolled")
     return dims
+
+
+@rule("aten.rot90")
+def _rot90(call: Call) -> Dims:
+    """Two dimensions turn: they trade places for odd numbers of quarters."""
+    dims = list(call.labels[call["self"]])
+    a, b = (int(d) % len(dims) for d in call["dims"])
+    if int(call["k"]) % 4:
+        for at in (a, b):
+            call.labels.pin(dims[at], "it is turned together with another dimension")
+        dims[a] = dims[b] = None
+    return dims
+
+
+@rule("aten.view_as_complex")
+def _view_as_complex(call: Call) -> Dims:
+    """(..., 2) -> (...)."""
+    dims = list(call.labels[call["self"]])
+    call.labels.pin(dims.pop(), "it is taken for real and imaginary parts")
+    return dims
+
+
+@rule("aten.view_as_real")
+def _view_as_real(call: Call) -> Dims:
+    return [*call.labels[call["self"]], None]

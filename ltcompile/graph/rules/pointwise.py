@@ -41,6 +41,14 @@ def _dropout(call: Call) -> tuple[Dims, Dims]:
     return list(dims), list(dims)
 
 
+@rule("aten.feature_dropout", "aten.feature_alpha_dropout")
+def _feature_dropout(call: Call) -> Dims:
+    """Whole channels are dropped, or, by the second, set to another value."""
+    if call.name == "aten.feature_dropout":
+        call.zero = list(call.labels.zero(call["input"]))
+    return list(call.labels[call["input"]])
+
+
 @rule("aten._prelu_kernel", "aten.prelu")
 def _prelu(call: Call) -> Dims:
     """One slope a channel (dimension 1), or one for all."""

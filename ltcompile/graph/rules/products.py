@@ -114,3 +114,18 @@ def _attention(call: Call) -> Dims:
     zero = labels.zero(call["value"])
     call.zero = [*zero[:-2], False, zero[-1]]
     return [*heads, None, v[-1]]
+
+
+@rule("aten.bilinear")
+def _bilinear(call: Call) -> Dims:
+    """(..., i), (..., j) and weights (o, i, j) -> (..., o)."""
+    labels, weight, bias = call.labels, call["weight"], call.values.get("bias")
+    out, *read = labels[weight]
+    for at, (x, atoms) in enumerate(zip((call["input1"], call["input2"]), read, strict=True), start=1):
+        _sum_over(labels, labels.join(labels[x][-1], atoms, INPUT), labels.zero(x)[-1] or labels.zero(weight)[at])
+    if bias is not None:
+        out = labels.join(out, labels[bias][0], FIXED_SIZE)
+    made = labels.zero(weight)[0] and (bias is None or labels.zero(bias)[0])
+    call.zero = [*[False] * (call.out.dim() - 1), made]
+    lead = [labels.join(a, b, why_fixed(call)) for a, b in zip(labels[call["input1"]][:-1], labels[call["input2"]][:-1], strict=True)]
+    return [*lead, out]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ltcompile.graph._labels import Dims
 from ltcompile.graph.rules._call import Call, aten, rule, tensors_in
+from ltcompile.graph.rules.pointwise import broadcast
 
 
 def _reducing(call: Call) -> tuple[Dims, ...]:
@@ -37,6 +38,15 @@ rule(
     *aten("""mean sum amax amin max min var std var_mean std_mean argmax argmin any all prod median nanmedian kthvalue mode cummax cummin
   cumprod logcumsumexp logsumexp linalg_vector_norm norm _softmax softmax _log_softmax _safe_softmax cumsum topk sort _linalg_det""")
 )(_reducing)
+
+
+@rule(*aten("mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy binary_cross_entropy_with_logits"))
+def _loss(call: Call) -> Dims:
+    """Point by point, and then a mean or sum of all."""
+    if call.out.dim():
+        return broadcast(call)
+    call.labels.pin_all(call.tensors, f"{call.name} looks at all of them at once")
+    return []
 
 
 @rule(
