@@ -190,7 +190,8 @@ def _frozen(places: list[_Place], reasons: dict[int, str], model: nn.Module, use
     for layer, held in _by_layer(places).items():
         channels = set(np.concatenate([p.channels for p in held]).tolist())
         makes = isinstance(model.get_submodule(layer), nn.modules.conv._ConvNd)  # filters, by groups
-        if channels <= reasons.keys() and (makes or not channels & named):
+        has_filters = "out" in storage(model.get_submodule(layer))  # none of them a channel: a single one, which is told below
+        if channels <= reasons.keys() and not has_filters and (makes or not channels & named):
             worst = _stuck(held[0], reasons)
             groups += [replace(g, name=_whole_name(layer, held[0], at, len(worst))) for at, g in enumerate(worst)]
             named |= channels
@@ -198,11 +199,19 @@ def _frozen(places: list[_Place], reasons: dict[int, str], model: nn.Module, use
     for name, layer in model.named_modules():
         if "out" in storage(layer) and (name, "out") not in held and layer.weight.shape[storage(layer)["out"].tensors[0][1]] == 1:
             groups.append(Group(name, 1, (Member(name, "out", ((0,),)),), "it has a single channel"))
-        elif isinstance(layer, nn.modules.conv._ConvNd | nn.Linear) and not any(n.startswith(f"{name}.") for n in used):
-            axis = "out" if "out" in storage(layer) else "each"
+        elif (
+            isinstance(layer, nn.modules.conv._ConvNd | nn.Linear)
+            and f"{name}.weight".lstrip(".") not in used
+            and (name, _made(layer)) not in held
+        ):
+            axis = _made(layer)
             index = tuple((p,) for p in range(width(layer, axis)))
             groups.append(Group(name, len(index), (Member(name, axis, index),), "it does not run on such an input"))
     return groups
+
+
+def _made(layer: nn.Module) -> str:
+    return "out" if "out" in storage(layer) else "each"
 
 
 def _by_layer(places: list[_Place]) -> dict[str, list[_Place]]:
