@@ -72,12 +72,12 @@ def _places(labels: Labels, component: Atoms, model: nn.Module, owners: Owners) 
                 seen.add((layer, axis))
                 yield _Place(layer, axis, component[slot.atoms], (slot.tensor, slot.dim) not in labels.spared)
     for source, atoms in labels.attributes.items():
-        layer = model.get_submodule(source.layer)
-        if any(source.name in s.attributes and (source.layer, axis) in seen for axis, s in storage(layer).items()):
+        module = model.get_submodule(source.layer)
+        if any(source.name in s.attributes and (source.layer, axis) in seen for axis, s in storage(module).items()):
             continue  # it shrinks with that axis
         yield _Place(source.layer, _attribute_axis(source), component[atoms])
-        if isinstance(layer, nn.GroupNorm):  # without weights, so that nothing else tells of its channels
-            yield _Place(source.layer, "=num_channels", np.repeat(component[atoms], layer.num_channels // len(atoms)))
+        if isinstance(module, nn.GroupNorm):  # without weights, so that nothing else tells of its channels
+            yield _Place(source.layer, "=num_channels", np.repeat(component[atoms], module.num_channels // len(atoms)))
 
 
 def _flat(owners: Owners) -> list[tuple[str, str]]:
@@ -187,13 +187,13 @@ def _frozen(places: list[_Place], reasons: dict[int, str], model: nn.Module, use
     """The filters that must stay, by layer and reason, and the layers that stay whole without having filters of their own."""
     groups = [group for place in places if place.axis == "out" for group in _stuck(place, reasons)]
     named = set(np.concatenate([p.channels for p in places if p.axis == "out"] or [np.empty(0, np.int64)]).tolist())
-    for layer, held in _by_layer(places).items():
-        channels = set(np.concatenate([p.channels for p in held]).tolist())
+    for layer, mine in _by_layer(places).items():
+        channels = set(np.concatenate([p.channels for p in mine]).tolist())
         makes = isinstance(model.get_submodule(layer), nn.modules.conv._ConvNd)  # filters, by groups
         has_filters = "out" in storage(model.get_submodule(layer))  # none of them a channel: a single one, which is told below
         if channels <= reasons.keys() and not has_filters and (makes or not channels & named):
-            worst = _stuck(held[0], reasons)
-            groups += [replace(g, name=_whole_name(layer, held[0], at, len(worst))) for at, g in enumerate(worst)]
+            worst = _stuck(mine[0], reasons)
+            groups += [replace(g, name=_whole_name(layer, mine[0], at, len(worst))) for at, g in enumerate(worst)]
             named |= channels
     held = {(p.layer, p.axis) for p in places}
     for name, layer in model.named_modules():

@@ -178,7 +178,7 @@ def _channels(size: Any) -> Any:
 
 
 # Labelled as one: they come down to tensors made from nothing, or to operations that mix dimensions.
-_WHOLE = {
+_WHOLE: dict[Any, tuple[str, str]] = {
     **dict.fromkeys((F.rms_norm, torch.rms_norm), ("aten.rms_norm", "input normalized_shape weight")),
     **dict.fromkeys((F.dropout1d, F.dropout2d, F.dropout3d, torch.feature_dropout), ("aten.feature_dropout", "input")),
     **dict.fromkeys((F.feature_alpha_dropout, torch.feature_alpha_dropout), ("aten.feature_alpha_dropout", "input")),
@@ -188,12 +188,12 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def _by_name(names: str, args: Any, kwargs: Any) -> dict[str, Any]:
-    return dict(zip(names.split(), args, strict=False)) | kwargs
+    return {**dict(zip(names.split(), args, strict=False)), **kwargs}
 
 
 def _pads_by_copies(args: Any, kwargs: Any) -> bool:
     """Whether F.pad is circular, which copies parts of the input into a tensor made from nothing."""
-    return (args[2] if len(args) > 2 else kwargs.get("mode", "constant")) == "circular"
+    return bool((args[2] if len(args) > 2 else kwargs.get("mode", "constant")) == "circular")
 
 
 def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:

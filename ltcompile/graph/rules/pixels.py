@@ -38,7 +38,8 @@ rule(
 @rule("aten.pad")
 def _pad(call: Call) -> Dims:
     """Padding that is labelled as one, such as circular: the padded dimensions are pixels."""
-    return _spatial(len(call["pad"]) // 2)(call)[0]
+    dims: Dims = _spatial(len(call["pad"]) // 2)(call)[0]
+    return dims
 
 
 @rule("aten._fft_r2c", "aten._fft_c2r", "aten._fft_c2c")
