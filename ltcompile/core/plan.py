@@ -204,8 +204,8 @@ class PruningPlan:
         Raises:
             BadPlan: `inner` is no plan of this plan's cut network.
         """
-        theirs = {(g.members, bool(g.frozen)): g.name for g in inner.groups if g.width > 1}  # names may tell places, which have moved
-        ours = {(g.members, bool(g.frozen)): g.name for g in self.remaining() if g.width > 1}
+        theirs = {g.members: g.name for g in inner.groups if g.width > 1}  # names may tell places, which have moved
+        ours = {g.members: g.name for g in self.remaining() if g.width > 1}
         if theirs.keys() != ours.keys():
             raise BadPlan("the second plan is not a plan of the network that the first one leaves")
         kept = {name: tuple(self.kept[name][c] for c in inner.kept[theirs[key]]) for key, name in ours.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -18,8 +19,9 @@ from ltcompile.finding.budget import Clock, met
 from ltcompile.finding.choose import Ranking, Scope
 from ltcompile.finding.limits import Limits
 from ltcompile.finding.target import Meter, Target, check_reachable, meet
-from ltcompile.graph import Example, cut, trace
+from ltcompile.graph import Example, cut, disagreements, trace
 from ltcompile.graph.baked import baked
+from ltcompile.graph.trace import check_cuttable
 from ltcompile.modules import unwrap
 
 
@@ -42,6 +44,7 @@ def plan(
     limits: Limits | None = None,
     group_reduction: Reduction = "producers",
     on_target: Callable[[Reached], None] | None = None,
+    check: bool = True,
 ) -> PruningPlan:
     """A plan that drops the least important filters of `model`, which stays as it is.
 
@@ -62,6 +65,8 @@ def plan(
         limits: what may be cut, and how far; by default every layer keeps 5 % of its channels.
         group_reduction: which weights speak for a channel, "producers" or "all"; see `criteria.score`.
         on_target: gets how the plan stands to its target, where there is one; without it, a missed target is a warning.
+        check: run the cut network against the masked one, in eval and in training mode, on random values in float64, and freeze the groups
+            for which they differ; see `graph.disagreements`. It takes five runs of two images: False for the largest networks.
 
     Raises:
         BadSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
@@ -84,10 +89,38 @@ def plan(
     _check_values(model)
     groups = limits.freeze(trace(model, example))
     evidence = evidence or Evidence(rng=generator(stream("random scores", seed)))
-    scores = criteria.score(criterion, groups, model, evidence, group_reduction)
-    ranking = Ranking(groups, scores, scope, floors=limits.floors(groups), kept=limits.kept(groups), align=align)
+    draws = evidence.rng.get_state()
+    while True:
+        evidence.rng.set_state(draws)  # a second ranking draws the same scores
+        scores = criteria.score(criterion, groups, model, evidence, group_reduction)
+        ranking = Ranking(groups, scores, scope, floors=limits.floors(groups), kept=limits.kept(groups), align=align)
+        found, reached = _found(model, example, ranking, ratio, target, profile, measured, limits, align)
+        blamed = disagreements(model, example, found) if check else {}
+        if not blamed:
+            _report(reached, on_target)
+            return found
+        groups = tuple(replace(g, frozen=blamed[g.name], tied="") if g.name in blamed else g for g in groups)
+        check_cuttable(groups)
+        groups = limits.freeze(groups)
+
+
+def _found(
+    model: nn.Module,
+    example: Example,
+    ranking: Ranking,
+    ratio: float,
+    target: Target | None,
+    profile: Profile | None,
+    measured: Clock | None,
+    limits: Limits,
+    align: int,
+) -> tuple[PruningPlan, Reached | None]:
+    """The cut by a share of the filters, or to a target, and how it stands to that."""
     if target is None:
-        return ranking.plan(ranking.steps(ratio))
+        found = ranking.plan(ranking.steps(ratio))
+        if found.is_identity:
+            raise BadSetting(_nothing_cut(ranking, ratio, limits, align))
+        return found, None
     if profile is not None and target.profiled:
         found = met(model, ranking, profile, target.share, measured)
         share = None if measured is None else measured(cut(model, found))  # again: the plan was chosen by a measurement that flatters it
@@ -96,12 +129,14 @@ def plan(
         check_reachable(target, ranking, meter, limits, align)
         found = meet(ranking, lambda tried: target.of(meter.left(tried)), target.share * target.of(meter.dense))
         share = target.of(meter.left(found)) / target.of(meter.dense)
-    reached = Reached(target.measure, target.share, share)
-    if on_target is not None:
+    return found, Reached(target.measure, target.share, share)
+
+
+def _report(reached: Reached | None, on_target: Callable[[Reached], None] | None) -> None:
+    if reached is not None and on_target is not None:
         on_target(reached)
-    elif reached.missed_by:
+    elif reached is not None and reached.missed_by:
         notify(str(reached))
-    return found
 
 
 def _check_values(model: nn.Module) -> None:
@@ -112,3 +147,18 @@ def _check_values(model: nn.Module) -> None:
             f"{without[0]} and {len(without) - 1} more weights have no values, being on the meta device; load them, for instance with "
             "model.to_empty(device='cpu') and model.load_state_dict(weights)"
         )
+
+
+def _nothing_cut(ranking: Ranking, ratio: float, limits: Limits, align: int) -> str:
+    """Why a share of the filters takes no channel, group by group."""
+    floors = limits.floors(ranking.groups)
+    told = []
+    for bundle, least, _ in ranking.bounds:
+        widths = " and ".join(f"{g.name!r} ({g.width} wide)" for g in bundle.groups[:3])
+        if least >= bundle.steps:
+            told.append(f"{widths} keeps at least {max(floors[g.name] for g in bundle.groups)} by the limits")
+        elif align > 1 and bundle.aligned_steps(align) >= bundle.steps:
+            told.append(f"{widths} has no smaller multiple of align={align}")
+        else:
+            told.append(f"{widths} loses {bundle.channels(bundle.groups[0], 1)} or more")
+    return f"a ratio of {ratio} cuts nothing: {'; '.join(told[:8])}; give a larger ratio, a smaller align or wider limits"

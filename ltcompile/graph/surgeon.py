@@ -59,7 +59,11 @@ def mask(model: Module, plan: PruningPlan) -> Module:
     them: an activation with f(0) != 0 leaks nothing either. Norms that mix channels leave the dropped ones out of their
     statistics. Raises BadPlan as `cut` does.
     """
-    masked = copied(unwrap(model))
+    return mask_(copied(unwrap(model)), plan)
+
+
+def mask_(masked: Module, plan: PruningPlan) -> Module:
+    """`mask` in place: `masked` itself, with zeros. Raises BadPlan before anything is changed."""
     bake_(masked, {name for name, *_ in _slices(masked, plan)})
     zero_(masked, zeros(masked, plan))
     if mixing := _mixing(masked, plan):

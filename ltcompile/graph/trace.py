@@ -18,6 +18,7 @@ from ltcompile.graph._groups import Owners, groups_of
 from ltcompile.graph._ints import settle_quotients, sizes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
+from ltcompile.graph.bundle import bundles
 from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.layers import storage
 from ltcompile.graph.probe import Probes, on_probe, run
@@ -42,10 +43,24 @@ def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
         BadModel: the network does not run on `example`, or nothing in it can be cut (with the reason of each group).
     """
     groups = on_probe(unwrap(model), example, _found)
+    groups = _divisible(groups)
+    check_cuttable(groups)
+    return groups
+
+
+def check_cuttable(groups: tuple[Group, ...]) -> None:
+    """Raises BadModel, with the reason of each group, where none of `groups` can be cut."""
     if all(g.frozen for g in groups):
         reasons = "; ".join(f"{g.name}: {g.frozen}" for g in groups[:8]) or "it has no convolution or linear layer that torch can trace"
         raise BadModel(f"nothing in this network can be cut: {reasons}")
-    return groups
+
+
+def _divisible(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """`groups`, with those frozen that cannot lose a part of their channels."""
+    whole = {g.name: len(b.groups) for b in bundles(groups) if b.steps == 1 for g in b.groups if not g.frozen}
+    reasons = {1: "its channels can only go all together"}
+    tied = "the groups that it must keep its ratio to have no common share of their channels"
+    return tuple(replace(g, frozen=reasons.get(whole[g.name], tied), tied="") if g.name in whole else g for g in groups)
 
 
 def _found(probes: Probes, inputs: Inputs) -> tuple[Group, ...]:
@@ -98,10 +113,10 @@ def _watch(labels: Labels, probe: nn.Module, inputs: Inputs) -> None:
     requests = Requests()
     with Calls(labels, requests):
         output = run(probe, inputs, Operations(labels, requests))
-    labels.pin_all(tensors_in(_values(output)), OUTPUT)
+    labels.pin_all(tensors_in(plain(output)), OUTPUT)
 
 
-def _values(output: object) -> object:
+def plain(output: object) -> object:
     """Named tuples and dataclasses of outputs as plain containers."""
     if isinstance(output, (Tensor, dict, list, tuple)):
         return output
