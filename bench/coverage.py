@@ -45,7 +45,7 @@ swinv2_tiny_window8_256 swinv2_cr_tiny_224 test_vit_relpos tiny_vit_5m_224 tnt_s
 vgg11 visformer_tiny vit_base_r26_s32_224 vitamin_small_224 volo_d1_224 xception41 xcit_nano_12_p8_224
 """
 HEAD = (
-    *("network", "groups", "params left", "MACs left", "cut against mask", "ONNX Runtime", "plan s", "Torch-Pruning s"),
+    *("network", "groups", "params left", "MACs left", "cut against mask", "ONNX Runtime", "plan s", "check s", "Torch-Pruning s"),
     *("surgery / weights", "left alone"),
 )
 EXTRA_INPUT = {"inception_v3": 299}
@@ -121,15 +121,17 @@ def ours(name: str) -> dict[str, Any]:
     import torch
 
     import ltcompile as lt
+    from ltcompile.graph import disagreements
 
     warnings.simplefilter("ignore")
     model, x = _network(name)
     weights_mib = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
     before_mib = _peak_mib()
-    seconds = _time_s(lambda: lt.plan(model, x[:1]))
-    plans = {scope: lt.plan(model, x, 0.5, scope) for scope in ("local", "global")}  # type: ignore[arg-type]
-    lt.cut(model, plans["global"])
+    seconds = _time_s(lambda: lt.plan(model, x[:1], check=False))
+    lt.cut(model, lt.plan(model, x, check=False))
     surgery_mib = _peak_mib() - before_mib
+    plans = {scope: lt.plan(model, x, 0.5, scope) for scope in ("local", "global")}  # type: ignore[arg-type]
+    check_seconds = _time_s(lambda: disagreements(model, x[:1], plans["global"]))
     errors = {}
     for scope, plan in plans.items():
         small = lt.cut(model, plan)
@@ -145,6 +147,7 @@ def ours(name: str) -> dict[str, Any]:
         "macs_left": left.macs / dense.macs,
         "error": errors,
         "plan_seconds": seconds,
+        "check_seconds": check_seconds,
         "weights_mib": weights_mib,
         "surgery_mib": surgery_mib,
     }
@@ -233,6 +236,7 @@ def _line(name: str, row: dict[str, Any]) -> str:
         f"{max(mine['error'].values()):.0e}",
         onnx,
         f"{mine['plan_seconds']:.1f}",
+        f"{mine['check_seconds']:.1f}" if "check_seconds" in mine else "-",
         peer,
         f"{mine['surgery_mib'] / mine['weights_mib']:.1f}",
         left,
@@ -244,6 +248,7 @@ def _summary(rows: dict[str, Any]) -> dict[str, Any]:
     mine = [r["ours"] for r in rows.values()]
     worked = [r for r in mine if "failed" not in r]
     both = [r for r in rows.values() if "failed" not in r["ours"] and "failed" not in r["torch-pruning"]]
+    checks = [r["check_seconds"] for r in worked if "check_seconds" in r]  # rows from before the check have none
     ratios = [r["ours"]["plan_seconds"] / r["torch-pruning"]["plan_seconds"] for r in both]
     return {
         "networks": len(rows),
@@ -253,6 +258,8 @@ def _summary(rows: dict[str, Any]) -> dict[str, Any]:
         "torch_pruning_plans": sum("failed" not in r["torch-pruning"] for r in rows.values()),
         "plan_time_ratio_median": statistics.median(ratios) if ratios else None,
         "plan_seconds_max": max((r["plan_seconds"] for r in worked), default=None),
+        "check_seconds_median": statistics.median(checks) if checks else None,
+        "check_seconds_max": max(checks, default=None),
     }
 
 

@@ -76,10 +76,11 @@ def plan(
     min_channels: int = MIN_CHANNELS,
     align: int = ALIGN,
     seed: int = typer.Option(0, min=0, max=LAST_SEED, help="Gives fresh weights and the random criterion."),
+    check: bool = typer.Option(True, help="Run the cut network against the masked one first; costs most on the largest networks."),
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write the plan as JSON, for PruningPlan.load."),
     as_json: bool = typer.Option(False, "--json", help="Print the widths and sizes as JSON."),
 ) -> None:
-    """Choose the channels to cut and print what is left of every layer and of the whole. Nothing is trained or run.
+    """Choose the channels to cut and print what is left of every layer and of the whole. Nothing is trained.
 
     Ends with 4 where the plan misses its target by more than measurements scatter: it is printed and written all the same.
     """
@@ -117,6 +118,7 @@ def plan(
         profile=time.profile if time else None,
         measured=time.measured if time else None,
         limits=asked,
+        check=check,
         group_reduction=group_reduction,  # type: ignore[arg-type]
         on_target=reached.append,
     )
