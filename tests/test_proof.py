@@ -69,6 +69,7 @@ def test_what_tracing_misses_is_frozen_by_a_run_at_the_planned_widths(case: str)
 CHANCE: dict[str, Code] = {
     "dropout": lambda net, x: F.dropout2d(x, 0.3, net.training),
     "noise of the features' shape": lambda net, x: x + torch.randn_like(x),
+    "noise of a width": lambda net, x: x + torch.rand(x.shape[0], x.shape[1], 1, 1, dtype=x.dtype) * 0.1,
     "stochastic depth": lambda net, x: x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5) if net.training else x,
     "random slopes": lambda net, x: F.rrelu(x - 0.5, training=net.training),
     "python's and numpy's dice": lambda net, x: x * random.random() + float(np.random.rand()),

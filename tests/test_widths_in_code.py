@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -18,6 +19,12 @@ COMPUTED = "the network computes with how many there are"
 COMPARED = "the network's code compares their number with a fixed one"
 
 
+@dataclass(frozen=True)
+class Settings:
+    width: int = 12
+    widths: tuple[int, ...] = (3, 12)
+
+
 class Code(nn.Module):
     """conv (3 -> 12), the code under test, conv (-> 8), linear (-> 4)."""
 
@@ -25,7 +32,7 @@ class Code(nn.Module):
         super().__init__()
         self.code, self.c, self.half = code, 12, 6
         self.a, self.b, self.head = nn.Conv2d(3, 12, 3), nn.Conv2d(reads, 8, 1), nn.Linear(8, 4)
-        self.e = nn.Conv2d(12, 1, 1)
+        self.e, self.settings = nn.Conv2d(12, 1, 1), Settings()
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.head(F.relu(self.b(self.code(self, F.relu(self.a(x))))).mean((2, 3)))
@@ -52,12 +59,22 @@ def halves(net: Code, x: Tensor) -> Tensor:
     return torch.cat([a, b.sigmoid(), a], 1)
 
 
+def gated(h: Tensor, x: Tensor) -> Tensor:
+    """A state that is mixed with the features."""
+    return x.sigmoid() * h + x
+
+
 CUT = {
     "one attribute sizes two pieces": (halves, 18),
     "a width is compared with another": (lambda net, x: x * 2 if x.shape[1] == net.a(IMAGES[:1].to(x)).shape[1] else x, 12),
     "an attribute is compared with a width": (lambda net, x: x if x.shape[1] == net.c else x * 2, 12),
     "the size of a torch layer": (lambda net, x: x.flatten(1).view(x.shape[0], net.b.in_channels, 5, 4), 12),
     "an assertion on a layer's size": (lambda net, x: x if x.shape[1] == net.b.in_channels else x[:, :1], 12),
+    "zeros of an attribute": (lambda net, x: gated(torch.zeros(x.shape[0], net.c, *x.shape[2:], dtype=x.dtype), x), 12),
+    "ones of an attribute": (lambda net, x: gated(x.new_ones((x.shape[0], net.c, 1, 1)), x), 12),
+    "a constant of a width": (lambda net, x: gated(torch.full((x.shape[1], 1, 1), 0.3, dtype=x.dtype), x), 12),
+    "a size in settings": (lambda net, x: x.flatten(1).view(x.shape[0], net.settings.width, 5, 4), 12),
+    "a size in a list of settings": (lambda net, x: x.flatten(1).view(x.shape[0], net.settings.widths[-1], 5, 4), 12),
     "a width divides evenly": (lambda net, x: x if x.shape[1] % 1 == 0 else x[:, :1], 12),
 }
 
@@ -154,3 +171,12 @@ def test_plans_compose_where_a_layer_keeps_one_channel() -> None:
     second = lt.plan(small, IMAGES)
     assert first.widths["0"][1] == 1 and not second.is_identity
     torch.testing.assert_close(lt.cut(model, first.then(second))(IMAGES), lt.cut(small, second)(IMAGES))
+
+
+@pytest.mark.parametrize(
+    ("conv", "shape", "layout"), [(nn.Conv2d, (6, 5), torch.channels_last), (nn.Conv3d, (4, 4, 4), torch.channels_last_3d)]
+)
+def test_the_memory_format_is_kept(conv: type[nn.Conv2d], shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    model = nn.Sequential(conv(3, 8, 3), nn.ReLU(), conv(8, 4, 1)).eval().to(memory_format=layout)
+    small = lt.cut(model, lt.plan(model, torch.randn(1, 3, *shape)))
+    assert small[0].weight.shape[0] == 4 and small[0].weight.is_contiguous(memory_format=layout)

@@ -26,9 +26,10 @@ class Member:
 
     `axis` is "out" where the layer produces the channels, "in" where it consumes them, "each" where it holds one value per
     channel (batch norm, depthwise convolution), "NAME.DIM" for a dimension of a bare parameter or buffer, and "=NAME" for an
-    integer attribute that counts them ("=NAME[i]" for one in a list). `index[c]` are the positions on that axis which go with
-    the group's channel c: one for a plain layer, 64 for a head of attention, shifted behind a concatenation. `masked` is false where a
-    mask leaves the values alone, since the network divides by them; the channels are zero all the same.
+    integer attribute that counts them ("=NAME[i]" for one in a list, "=SETTINGS.NAME" for one of an object there). `index[c]` are the
+    positions on that axis which go with the group's channel c: one for a plain layer, 64 for a head of attention, shifted behind a
+    concatenation. `masked` is false where a mask leaves the values alone, since the network divides by them; the channels are zero all
+    the same.
     """
 
     layer: str
@@ -37,7 +38,7 @@ class Member:
     masked: bool = True
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"out|in|each|\w+\.\d+|=\w+(\[\d+\])?", self.axis):
+        if not re.fullmatch(r"out|in|each|\w+\.\d+|=\w+(\.\w+)?(\[\d+\])?", self.axis):
             raise BadPlan(f"layer {self.layer!r}: axis {self.axis!r} is none of out, in, each, NAME.DIM and =NAME")
         positions = list(itertools.chain.from_iterable(self.index))
         if min(positions, default=0) < 0 or len(set(positions)) != len(positions):

@@ -35,6 +35,10 @@ def groups_of(labels: Labels, model: nn.Module, owners: Owners) -> list[Group]:
     reasons = _reasons(labels, component)
     sets = _alike([p.channels for p in places] + [width for tie in ties for width in tie], reasons)
     sets = [([p for p in at if p < len(places)], channels) for at, channels in sets]
+    for at, channels in sets:  # an attribute alone makes no channels
+        if at and all(places[p].axis.startswith("=") for p in at):
+            reasons.update(dict.fromkeys(channels.tolist(), "no layer holds what it counts"))
+    sets = [(at, channels) for at, channels in sets if not at or channels[0] not in reasons]
     firsts, stuck = _ties(ties, [channels for _, channels in sets])
     for i in stuck:
         reasons.update(dict.fromkeys(sets[i][1].tolist(), "its width must keep its ratio to one that cannot be cut"))

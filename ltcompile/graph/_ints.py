@@ -6,7 +6,7 @@ shrink with which channels, and which widths must shrink together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +24,7 @@ COMPUTED = "the network computes with how many there are"
 
 
 class Source(NamedTuple):
-    """The attribute `name` of the module `layer`; its element `item` where it is a list or tuple."""
+    """The attribute `name` of the module `layer`, or "settings.name" of an object there; its element `item` where it is a list or tuple."""
 
     layer: str
     name: str
@@ -177,13 +177,10 @@ def sizes_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
             for name in _counted_by_name(module):
                 vars(module)[name] = Int(getattr(module, name), Source(path, name))
             continue
+        _follow_values(vars(module), path, "")
         for name, value in list(vars(module).items()):
-            if name.startswith("_"):
-                continue
-            if _counts(value):
-                vars(module)[name] = Int(value, Source(path, name))
-            elif type(value) in (list, tuple) and value and all(_counts(v) for v in value):
-                vars(module)[name] = type(value)(Int(v, Source(path, name, i)) for i, v in enumerate(value))
+            if not name.startswith("_") and _is_settings(value):
+                _follow_values(vars(value), path, f"{name}.")
     token = _LABELS.set(labels)
     try:
         yield
@@ -195,6 +192,23 @@ def _counted_by_name(layer: nn.Module) -> list[str]:
     """The attributes of a layer of torch's that count what no tensor of its own tells."""
     bare_norm = isinstance(layer, nn.modules.batchnorm._NormBase) and not list(layer.parameters()) + list(layer.buffers())
     return ["num_groups"] * isinstance(layer, nn.GroupNorm) + ["d_model"] * isinstance(layer, nn.Transformer) + ["num_features"] * bare_norm
+
+
+def _follow_values(values: dict[str, Any], path: str, prefix: str) -> None:
+    """Make Ints of the integers, and lists and tuples of them, among the attributes `values` of a module or of its settings."""
+    for name, value in list(values.items()):
+        if name.startswith("_"):
+            continue
+        if _counts(value):
+            values[name] = Int(value, Source(path, prefix + name))
+        elif type(value) in (list, tuple) and value and all(_counts(v) for v in value):
+            values[name] = type(value)(Int(v, Source(path, prefix + name, i)) for i, v in enumerate(value))
+
+
+def _is_settings(value: Any) -> bool:
+    """Whether an attribute is an object of settings, such as a dataclass, a namespace or a transformer's config."""
+    plain = not isinstance(value, (nn.Module, type, Mapping, Sequence, Set)) and not callable(value)
+    return plain and hasattr(value, "__dict__") and not type(value).__module__.startswith(("torch.", "numpy"))
 
 
 def _axes_counted(layer: nn.Module, labels: Labels) -> None:

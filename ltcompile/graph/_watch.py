@@ -38,8 +38,6 @@ class Calls(TorchFunctionMode):
             return self._count(args[0])
         if func in (F.pad, torch._C._nn.pad) and _pads_by_copies(args, kwargs):
             return self._whole("aten.pad", _by_name("input pad mode", args, kwargs), func, args, kwargs)
-        if func in _MAKING:
-            return self._made(func, args, kwargs)
         if (whole := _WHOLE.get(func)) is not None:
             return self._whole(whole[0], _by_name(whole[1], args, kwargs), func, args, kwargs)
         if getattr(func, "__name__", "") in _RECURRENT and not kwargs:
@@ -75,15 +73,6 @@ class Calls(TorchFunctionMode):
         apply(Call(name, named, out, self.labels, self.requests), False)
         return out
 
-    def _made(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """A tensor made from nothing has the channels whose number was asked for."""
-        out = func(*args, **kwargs)
-        asked = args[1:] if isinstance(next(iter(args), None), Tensor) else args
-        sizes = kwargs.get("size", asked[0] if asked and isinstance(asked[0], (tuple, list)) else asked)
-        if isinstance(out, Tensor) and len(sizes) == out.dim() and any(widths_of(n) for n in sizes):
-            self.labels[out] = [_channels(n) for n in sizes]
-        return out
-
     def _count(self, tensor: Tensor) -> int:
         return Int(tensor.numel(), None, tuple(d for d in self.labels[tensor] if d is not None))
 
@@ -92,6 +81,12 @@ class Calls(TorchFunctionMode):
         self.requests.sizes = list(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes)
         if any(not isinstance(s, int) for s in self.requests.sizes):
             self.requests.sizes = []
+
+    def _asks_new(self, args: Any, kwargs: Any) -> None:
+        """The sizes of a tensor that is made: one tuple, or all of them one by one."""
+        given = [kwargs["size"]] if "size" in kwargs else list(args[1:] if isinstance(args[0], Tensor) else args) if args else []
+        sizes = list(given[0]) if given and isinstance(given[0], (tuple, list)) else given
+        self.requests.sizes = sizes if all(isinstance(s, int) for s in sizes) else []
 
     def _asks_unflatten(self, args: Any, kwargs: Any) -> None:
         x, dim, sizes = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0), kwargs.get("sizes", args[2] if len(args) > 2 else ())
@@ -120,6 +115,8 @@ _ASKING: dict[Any, Callable[[Calls, Any, Any], None]] = {
     Tensor.view: Calls._asks_sizes,
     Tensor.reshape: Calls._asks_sizes,
     torch.reshape: Calls._asks_sizes,
+    **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn), Calls._asks_new),
+    **dict.fromkeys((Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full), Calls._asks_new),
     Tensor.unflatten: Calls._asks_unflatten,
     torch.unflatten: Calls._asks_unflatten,
     Tensor.split: Calls._asks_parts,
@@ -166,15 +163,6 @@ class Operations(TorchDispatchMode):
         name, pointwise = describe(func)
         apply(Call(name, _arguments(func, args, kwargs), out, self.labels, self.requests, func), pointwise)
         return out
-
-
-_MAKING = _named("empty zeros ones rand randn full new_empty new_zeros new_ones new_full")
-
-
-def _channels(size: Any) -> Any:
-    """The channels of which `size` is the number, and nothing else."""
-    widths = widths_of(size)
-    return widths[0] if len(widths) == 1 and len(widths[0]) == int(size) else None
 
 
 # Labelled as one: they come down to tensors made from nothing, or to operations that mix dimensions.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from torch import nn
@@ -81,17 +80,27 @@ def shrink_attributes(layer: nn.Module, where: Storage, before: int, after: int)
 
 
 def _read(layer: nn.Module, attribute: str) -> int:
-    name, _, item = attribute.partition("[")
-    value = getattr(layer, name)
-    found: int = value[int(item[:-1])] if item else value
+    owner, name, item = _attribute(layer, attribute)
+    value = getattr(owner, name)
+    found: int = value if item is None else value[item]
     return found
 
 
 def _write(layer: nn.Module, attribute: str, value: int) -> None:
-    name, _, item = attribute.partition("[")
-    if not item:
-        setattr(layer, name, value)
-        return
-    values = list(getattr(layer, name))
-    values[int(re.sub(r"\D", "", item))] = value
-    setattr(layer, name, type(getattr(layer, name))(values))
+    owner, name, item = _attribute(layer, attribute)
+    changed: object = value
+    if item is not None:
+        values = list(getattr(owner, name))
+        values[item] = value
+        changed = type(getattr(owner, name))(values)
+    if owner is layer:
+        setattr(layer, name, changed)
+    else:
+        vars(owner)[name] = changed  # settings may be frozen, or check what is set
+
+
+def _attribute(layer: nn.Module, attribute: str) -> tuple[object, str, int | None]:
+    """What holds an attribute: "name", "name[i]", "settings.name" or "settings.name[i]"; its name there, and the item."""
+    path, _, item = attribute.partition("[")
+    settings, _, name = path.rpartition(".")
+    return (getattr(layer, settings) if settings else layer), name, int(item[:-1]) if item else None

@@ -192,6 +192,13 @@ def _select(layer: nn.Module, name: str, dim: int, kept: Tensor, done: dict[tupl
     if value is None:
         return
     if (id(value), dim) not in done:
-        new = value.detach().index_select(dim, kept.to(value.device))
+        new = _laid_out_like(value, value.detach().index_select(dim, kept.to(value.device)))
         done[id(value), dim] = value, nn.Parameter(new, value.requires_grad) if isinstance(value, nn.Parameter) else new
     setattr(layer, name, done[id(value), dim][1])
+
+
+def _laid_out_like(value: Tensor, new: Tensor) -> Tensor:
+    """`new` with channels last where `value` has them last."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim())
+    is_last = last is not None and value.is_contiguous(memory_format=last) and not value.is_contiguous()
+    return new.contiguous(memory_format=last) if is_last else new

@@ -105,11 +105,16 @@ def _linear(call: Call) -> Dims:
     "aten._scaled_dot_product_fused_attention_overrideable",
 )
 def _attention(call: Call) -> Dims:
-    """Softmax over the keys, for each head (N, heads, L, head size): heads may go, what scores are summed over may not."""
+    """Softmax over the keys, for each head (N, heads, L, head size): heads may go, and parts of queries and keys where the scale is given.
+
+    Without one it is the square root of their size.
+    """
     labels = call.labels
     q, k, v = (labels[call[name]] for name in ("query", "key", "value"))
-    for inner in (q[-1], k[-1], q[-2], k[-2], v[-2]):
+    for inner in (q[-2], k[-2], v[-2], *((q[-1], k[-1]) if call.values.get("scale") is None else ())):
         labels.pin(inner, "it lies inside the heads of an attention")
+    if call.values.get("scale") is not None:
+        _sum_over(labels, labels.join(q[-1], k[-1], FIXED_SIZE), labels.zero(call["query"])[-1] or labels.zero(call["key"])[-1])
     heads = [labels.join(labels.join(a, b, FIXED_SIZE), c, FIXED_SIZE) for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True)]
     zero = labels.zero(call["value"])
     call.zero = [*zero[:-2], False, zero[-1]]

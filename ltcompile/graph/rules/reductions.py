@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ltcompile.graph._labels import Dims
+from torch import Tensor
+
+from ltcompile.graph._ints import attribute_of, widths_of
+from ltcompile.graph._labels import Atoms, Dims, Labels
 from ltcompile.graph.rules._call import Call, aten, rule, tensors_in
 from ltcompile.graph.rules.pointwise import broadcast
 
@@ -53,6 +56,27 @@ def _loss(call: Call) -> Dims:
     *aten("""zeros ones empty full arange linspace rand randn scalar_tensor new_zeros new_ones new_empty new_full randperm 
   empty_strided eye tril_indices triu_indices _local_scalar_dense""")
 )
-def _made(call: Call) -> None:
-    """A tensor made from nothing has no channels."""
-    return None
+def _made(call: Call) -> Dims | None:
+    """A tensor made from nothing has the channels that its sizes count: those of a tensor, or of an attribute."""
+    sizes = call.requests.sizes
+    if (
+        not isinstance(call.out, Tensor)
+        or len(sizes) != call.out.dim()
+        or any(int(s) != n for s, n in zip(sizes, call.out.shape, strict=True))
+    ):
+        return None
+    return [_counted(call.labels, size) for size in sizes]
+
+
+def _counted(labels: Labels, size: int) -> Atoms | None:
+    widths, source = widths_of(size), attribute_of(size)
+    if int(size) < 2 or (source is None and not widths):
+        return None
+    if len(widths) == 1 and len(widths[0]) == int(size):
+        return widths[0]
+    atoms = labels.fresh(int(size))
+    if source is not None:
+        labels.follow(source, atoms)
+    else:
+        labels.tie(*widths, atoms)
+    return atoms
