@@ -113,7 +113,7 @@ def test_malformed_json_is_a_bad_plan(broken: object) -> None:
         *((("groups", 0, "name"), value) for value in (7, None, ["a"], "\x1b[2J")),
         *((("groups", 0, "members", 0, "span"), value) for value in (-1, 1.0, 2**30, "1")),
         *((("groups", 0, "members", 0, "start"), value) for value in (-1, 2**60, False)),
-        *((("groups", 0, "members", 0, "axis"), value) for value in ("inside", "=a.b", 3, "weight.x", "")),
+        *((("groups", 0, "members", 0, "axis"), value) for value in ("inside", "=a.b.c", 3, "weight.x", "")),
         *((("groups", 0, "members", 1, "index"), value) for value in ([[0]] * 6, [[-1]] * 6, [[0.5]] * 6, ["ab"] * 6, [[2**40]] * 6, 3)),
         *((("kept", "a"), value) for value in ([1, 0], [0, 0], [-1], [6], [0.0], [True], "01", {"0": 1}, None, [])),
     ],

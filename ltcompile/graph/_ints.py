@@ -6,7 +6,7 @@ shrink with which channels, and which widths must shrink together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ltcompile.graph.layers import storage
+from ltcompile.graph.layers import is_settings, storage
 
 if TYPE_CHECKING:
     from ltcompile.graph._labels import Labels
@@ -179,7 +179,7 @@ def sizes_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
             continue
         _follow_values(vars(module), path, "")
         for name, value in list(vars(module).items()):
-            if not name.startswith("_") and _is_settings(value):
+            if not name.startswith("_") and is_settings(value):
                 _follow_values(vars(value), path, f"{name}.")
     token = _LABELS.set(labels)
     try:
@@ -203,12 +203,6 @@ def _follow_values(values: dict[str, Any], path: str, prefix: str) -> None:
             values[name] = Int(value, Source(path, prefix + name))
         elif type(value) in (list, tuple) and value and all(_counts(v) for v in value):
             values[name] = type(value)(Int(v, Source(path, prefix + name, i)) for i, v in enumerate(value))
-
-
-def _is_settings(value: Any) -> bool:
-    """Whether an attribute is an object of settings, such as a dataclass, a namespace or a transformer's config."""
-    plain = not isinstance(value, (nn.Module, type, Mapping, Sequence, Set)) and not callable(value)
-    return plain and hasattr(value, "__dict__") and not type(value).__module__.startswith(("torch.", "numpy"))
 
 
 def _axes_counted(layer: nn.Module, labels: Labels) -> None:

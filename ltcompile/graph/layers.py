@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from ltcompile.core.plan import Axis
 
@@ -103,4 +104,13 @@ def _attribute(layer: nn.Module, attribute: str) -> tuple[object, str, int | Non
     """What holds an attribute: "name", "name[i]", "settings.name" or "settings.name[i]"; its name there, and the item."""
     path, _, item = attribute.partition("[")
     settings, _, name = path.rpartition(".")
-    return (getattr(layer, settings) if settings else layer), name, int(item[:-1]) if item else None
+    owner = getattr(layer, settings) if settings else layer
+    if settings and not is_settings(owner):
+        raise AttributeError(f"{settings!r} holds no settings")
+    return owner, name, int(item[:-1]) if item else None
+
+
+def is_settings(value: object) -> bool:
+    """Whether an attribute of a module is an object of settings, such as a dataclass, a namespace or a transformer's config."""
+    plain = not isinstance(value, (nn.Module, Tensor, type, Mapping, Sequence, Set)) and not callable(value)
+    return plain and isinstance(getattr(value, "__dict__", None), dict) and not type(value).__module__.startswith(("torch", "numpy"))
