@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ltcompile.graph._ints import Int, compute_with, widths_of
+from ltcompile.graph._ints import Int, compute_with
 from ltcompile.graph._labels import Labels
 from ltcompile.graph.rules import Call, Requests, apply, describe
 from ltcompile.graph.rules.recurrent import recurrent_arguments
