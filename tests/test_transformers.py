@@ -42,7 +42,8 @@ def test_all_groups_but_the_classes_are_cut_right(build: Any) -> None:
     model, example = build()
     model, config = shaken(model), model.config.to_dict()
     plan = lt.plan(model, example, 0.5, "local")
-    assert list(plan.frozen.values()) == ["it produces the network's output"]
+    frozen = {name: reason for name, reason in plan.frozen.items() if "relative_position_bias" not in name}  # whose rows are places
+    assert list(frozen.values()) == ["it produces the network's output"]
     assert all(after == before // 2 for name, (before, after) in plan.widths.items() if name not in plan.frozen)
     assert any("q_proj" in name or "query" in name for name in plan.widths), "queries, keys and values can be cut"
     small, masked = lt.cut(model, plan).double(), lt.mask(model, plan).double()
