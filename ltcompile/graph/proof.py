@@ -98,11 +98,11 @@ class _Trial:
         expected = self._answer(masked, training)
         if expected is None:
             return f"the masked network does not run in {mode} mode" if not training or self._trains else None
-        error = _error(made, expected)
+        difference = _error(made, expected)
         coarse = made.coarse or expected.coarse
-        if error <= (COARSE if coarse else FINE) or error <= MARGIN * self._sensitivity(masked, training, expected, coarse):
+        if difference <= (COARSE if coarse else FINE) or difference <= MARGIN * self._sensitivity(masked, training, expected, coarse):
             return None
-        size = "in shape or in what is finite" if math.isinf(error) else f"by {error:.1e} of its largest value"
+        size = "in shape or in what is finite" if math.isinf(difference) else f"by {difference:.1e} of its largest value"
         return f"in {mode} mode, the output of the cut network differs {size} from that of the masked one"
 
     def _sensitivity(self, masked: nn.Module, training: bool, expected: _Answer, coarse: bool) -> float:

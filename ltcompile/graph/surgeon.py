@@ -200,5 +200,6 @@ def _select(layer: nn.Module, name: str, dim: int, kept: Tensor, done: dict[tupl
 def _laid_out_like(value: Tensor, new: Tensor) -> Tensor:
     """`new` with channels last where `value` has them last."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim())
-    is_last = last is not None and value.is_contiguous(memory_format=last) and not value.is_contiguous()
-    return new.contiguous(memory_format=last) if is_last else new
+    if last is None or value.is_contiguous() or not value.is_contiguous(memory_format=last):
+        return new
+    return new.contiguous(memory_format=last)
