@@ -256,7 +256,11 @@ class TestTargets:
         assert left(plan) <= 0.5
         dropped = 1 - filters(plan) / filters(PruningPlan(plan.groups))
         for ratio in (0.2 * dropped, 0.8 * dropped, dropped - 1e-3):
-            less = lt.plan(network, images, max(ratio, 1e-6), scope)  # type: ignore[arg-type]
+            try:
+                less = lt.plan(network, images, max(ratio, 1e-6), scope, check=False)  # type: ignore[arg-type]
+            except BadSetting as error:
+                assert "cuts nothing" in str(error)
+                continue
             assert less.widths == plan.widths or left(less) > 0.5
 
     @pytest.mark.parametrize("name", ["branches", "heads", "resnet20", "vision"])

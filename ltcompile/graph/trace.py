@@ -18,7 +18,6 @@ from ltcompile.graph._groups import Owners, groups_of
 from ltcompile.graph._ints import settle_quotients, sizes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
-from ltcompile.graph.bundle import bundles
 from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.layers import storage
 from ltcompile.graph.probe import Probes, on_probe, run
@@ -56,11 +55,9 @@ def check_cuttable(groups: tuple[Group, ...]) -> None:
 
 
 def _divisible(groups: tuple[Group, ...]) -> tuple[Group, ...]:
-    """`groups`, with those frozen that cannot lose a part of their channels."""
-    whole = {g.name: len(b.groups) for b in bundles(groups) if b.steps == 1 for g in b.groups if not g.frozen}
-    reasons = {1: "its channels can only go all together"}
-    tied = "the groups that it must keep its ratio to have no common share of their channels"
-    return tuple(replace(g, frozen=reasons.get(whole[g.name], tied), tied="") if g.name in whole else g for g in groups)
+    """`groups`, with those frozen that are one channel, although their layers have more filters."""
+    single = "its channels can only go all together"
+    return tuple(replace(g, frozen=single) if g.width == 1 and not (g.frozen or g.tied) else g for g in groups)
 
 
 def _found(probes: Probes, inputs: Inputs) -> tuple[Group, ...]:
