@@ -7,10 +7,15 @@ STAMP := .venv/.made-from
 # A machine with a GPU may have its Python without a .venv, and PyTorch in it.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: env env-dev demo test check bench race gpu gpu-rehearsal clean
+# Python 3.12 where there is one, as on GPU images with the oldest torch; the newest versions are tested under the usual Python.
+OLDEST := .venv-oldest
+OLDEST_PYTHON ?= $(or $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3 /usr/bin/python3.12)),$(PYTHON))
+
+.PHONY: env env-dev env-oldest demo test test-oldest check bench race gpu gpu-rehearsal clean
 
 env: $(STAMP)
 env-dev: $(STAMP)-dev
+env-oldest: $(OLDEST)/.made-from
 
 # Made once, and again whenever pyproject.toml or constraints.txt changes; an environment cut short leaves no stamp.
 # Unpacking gigabytes is what takes the time, so two pips unpack the largest wheels side by side.
@@ -24,6 +29,12 @@ $(STAMP): pyproject.toml constraints.txt
 
 $(STAMP)-dev: $(STAMP)
 	@$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(OLDEST)/.made-from: pyproject.toml constraints-oldest.txt
+	@test -x $(OLDEST)/bin/python || $(OLDEST_PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints-oldest.txt \
+	  -e '.[openvino,tensorboard,timm]' pytest pytest-xdist hypothesis torch-pruning
 	@touch $@
 
 # Real handwritten digits, a quarter-width VGG-16, four seeds: search, cut, export, timing, page. bench/demo_stability.py reads the line
@@ -40,6 +51,11 @@ demo: env
 
 test: env-dev
 	$(BIN)/python -m pytest
+
+# The tests of what depends on versions most (tracing, lowering, runtimes, kernels), under the oldest versions that are supported.
+OLDEST_TESTS := $(addprefix tests/test_,surgeon.py lower.py backends.py kernels.py persistent.py)
+test-oldest: env-oldest
+	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
 
 check: env-dev
 	$(BIN)/ruff check .
@@ -68,4 +84,4 @@ gpu-rehearsal: env-dev
 	$(BIN)/python bench/gpu.py --out runs/gpu-rehearsal --rehearse
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-oldest build dist *.egg-info

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Rows = TypeVar("Rows")  # an array or a tensor whose first dimension counts inputs
 
+CHUNK = 64  # inputs at once where nothing is timed
 FP32_TOLERANCE = 1e-4  # of the largest output, for sums in another order
 LEAST_INPUTS = 100  # for a share of classes, a mean over inputs or an accuracy to say anything
 ERROR_OF_NOISE, ERROR_OF_NOISE_FEW, SHIFT_OF_NOISE = 1.5, 4.0, 0.3
@@ -69,7 +70,9 @@ def tile(rows: Rows, count: int) -> Rows:
     return found
 
 
-def in_chunks(run: Callable[[NDArray[np.float32]], NDArray[np.float32]], rows: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+def in_chunks(
+    run: Callable[[NDArray[np.float32]], NDArray[np.float32]], rows: NDArray[np.float32], size: int = CHUNK
+) -> NDArray[np.float32]:
     """`run` over all rows, `size` at a time: the last chunk is filled up with the first rows, so that `run` sees one shape alone."""
     size = min(size, len(rows))
     chunks = [tile(rows[i : i + size], size) for i in range(0, len(rows), size)]

@@ -709,7 +709,7 @@ def interpret_all() -> None:
 def _tune_interpreted() -> dict[str, str]:
     program = placed(nn.Sequential(nn.Conv2d(3, 5, 1)).eval(), pictures(1, 2))
     space = lambda kernel, y, args, how: [kernels.Config(64, 16, 16), kernels.Config(64, 16, 32)]  # noqa: E731
-    cache, timed = tune.Cache(Path("/nonexistent/tuned.json")), list[dict[str, Any]]()
+    timed = list[dict[str, Any]]()
 
     def timer(work: Mapping[str, Callable[[int], Any]], count: int, seconds: float) -> dict[str, float]:
         timed.append(dict(work))
@@ -717,7 +717,8 @@ def _tune_interpreted() -> dict[str, str]:
             run(count - 1)
         return {name: {"0": 3.0, "1": 1.0, "cudnn": 2.0}[name] for name in work}
 
-    with mock.patch.object(tune, "_space", space):
+    with mock.patch.object(tune, "_space", space), tempfile.TemporaryDirectory() as folder:
+        cache = tune.Cache(Path(folder) / "tuned.json")
         found, again = (tune.tune(program, torch.device("cpu"), "here", cache, timer, lambda told: None) for _ in range(2))
     expected = (Choice("triton", kernels.Config(64, 16, 32), {"cudnn": 2.0, "triton": 1.0}),)
     return {} if list(found.values()) == [expected] and again == found and len(timed) == 2 else {"tune": f"{found} {again} {timed}"}

@@ -26,7 +26,6 @@ from ltcompile.numerics import LEAST_INPUTS, Expected, changed_classes
 CHECKED = 512  # images at most
 MAX_DROP = 5.0  # per cent of images, for int8
 NOISE_IMAGES = 128
-CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -85,9 +84,9 @@ def agreement_of_file(source: Source, noise: Tensor) -> Agreement | None:
     spread, mean = noise.std((0, 2, 3), keepdim=True), noise.mean((0, 2, 3), keepdim=True)
     images = mean + spread * torch.randn(NOISE_IMAGES, *noise.shape[1:], generator=torch.Generator().manual_seed(1))
     model = onnx.load_from_string(source.onnx)
-    exact = numerics.in_chunks(evaluator(unrounded(model)), images.numpy(), CHUNK)
+    exact = numerics.in_chunks(evaluator(unrounded(model)), images.numpy())
     if source.precision == "int8":
-        return Agreement(images, Expected(exact, numerics.in_chunks(evaluator(model), images.numpy(), CHUNK)), 100.0)
+        return Agreement(images, Expected(exact, numerics.in_chunks(evaluator(model), images.numpy())), 100.0)
     batch, program = min(source.programs.items())
     rounded = numerics.in_chunks(lambda chunk: program.run(_tensor(chunk)).numpy(), images.numpy(), batch)
     return Agreement(images, Expected(exact, rounded), 100.0)
@@ -96,12 +95,12 @@ def agreement_of_file(source: Source, noise: Tensor) -> Agreement | None:
 def _simulated(source: Source, images: Tensor) -> NDArray[np.float32]:
     """The float graph with the rounding of the int8 file, without a runtime."""
     plain, int8 = onnx.load_from_string(source.plain), onnx.load_from_string(source.onnx)
-    return numerics.in_chunks(evaluator(fake_quantised(plain, int8)), images.numpy(), CHUNK)
+    return numerics.in_chunks(evaluator(fake_quantised(plain, int8)), images.numpy())
 
 
 @torch.no_grad()
 def _answers(model: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.float32]:
-    return numerics.in_chunks(lambda chunk: model(_tensor(chunk)).numpy(), images.numpy(), CHUNK)
+    return numerics.in_chunks(lambda chunk: model(_tensor(chunk)).numpy(), images.numpy())
 
 
 def _tensor(chunk: NDArray[np.float32]) -> Tensor:

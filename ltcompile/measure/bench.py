@@ -10,7 +10,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,11 @@ from ltcompile.backends import compile as compile_for
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable
 from ltcompile.measure.memory import watch
-from ltcompile.measure.reference import CHUNK, Reference, reference_of
 from ltcompile.numerics import Expected, tile
 from ltcompile.timing import Times, race, speedup
+
+if TYPE_CHECKING:
+    from ltcompile.measure.reference import Reference
 
 CHECKED = 128  # images on which answers in another precision are compared: at least numerics.LEAST_INPUTS
 TF32_TOLERANCE = 1e-2  # of the largest logit: TF32 keeps 10 bits, which are about 3e-4 a layer, 1e-3 after a dozen
@@ -124,6 +126,8 @@ def _job(
     batches: Sequence[int],
     references: Mapping[str, Reference],
 ) -> _Job:
+    from ltcompile.measure.reference import reference_of
+
     found = {s.name: references.get(s.name) or reference_of(s) for s in subjects}
     timed = images[: max(batches)]
     checked = _with_noise(images[: max(CHECKED, *batches)])
@@ -209,7 +213,7 @@ def _load(job: _Job, subject: Subject, backend: str, device: str) -> _Loaded:
     _agree_on_checked(job, subject, artifact)
     accuracy = None
     if job.labels is not None:
-        accuracy = float((numerics.in_chunks(artifact.run, job.images, CHUNK).argmax(1) == job.labels).mean())
+        accuracy = float((numerics.in_chunks(artifact.run, job.images).argmax(1) == job.labels).mean())
     return _Loaded(artifact, errors, peaks, accuracy)
 
 
@@ -230,7 +234,7 @@ def _agree(job: _Job, subject: Subject, artifact: Artifact, logits: Array) -> fl
 def _agree_on_checked(job: _Job, subject: Subject, artifact: Artifact) -> None:
     """Raises Disagreement where a subject in another precision than fp32 computes something else."""
     expected = job.expected_of_checked.get(subject.name)
-    if expected is not None and (reason := expected.refusal(numerics.in_chunks(artifact.run, job.checked, CHUNK))):
+    if expected is not None and (reason := expected.refusal(numerics.in_chunks(artifact.run, job.checked))):
         raise _disagreement(subject, artifact, f"on {len(job.checked)} images", reason)
 
 

@@ -24,7 +24,6 @@ from ltcompile.lower.fake_quantise import fake_quantised, in_half, precision_of,
 from ltcompile.lower.quantize import prepared
 from ltcompile.lower.simulate import rounded_network
 
-CHUNK = 64  # images at once
 OF_MODULE = "the network in PyTorch, fp32"
 OF_FILE = "the file's own graph, evaluated without a runtime: nothing else holds its weights, so these are not compared"
 Answer = Callable[[Array], Array]  # images (N, C, H, W) -> logits (N, classes)
@@ -41,8 +40,8 @@ class Reference:
 
     def expected(self, images: Array) -> numerics.Expected:
         """The answers to `images`, some at a time."""
-        rounded = None if self.rounded is None else numerics.in_chunks(self.rounded, images, CHUNK)
-        return numerics.Expected(numerics.in_chunks(self.exact, images, CHUNK), rounded)
+        rounded = None if self.rounded is None else numerics.in_chunks(self.rounded, images)
+        return numerics.Expected(numerics.in_chunks(self.exact, images), rounded)
 
 
 def reference_of(subject: Subject) -> Reference:

@@ -31,11 +31,10 @@ from ltcompile.lower import export_classifier, run_onnx
 from ltcompile.lower.evaluate import evaluator
 from ltcompile.lower.fake_quantise import fake_quantised
 from ltcompile.lower.quantize import METHODS, WEIGHT_TOP, Quantizer, Scheme
-from ltcompile.numerics import LEAST_INPUTS, Compared, Expected, changed_classes, in_chunks, largest_error
+from ltcompile.numerics import CHUNK, LEAST_INPUTS, Compared, Expected, changed_classes, in_chunks, largest_error
 from ltcompile.shrinking.qat import fine_tune, tuning
 
 CALIBRATION_IMAGES = 512
-CHUNK = 64
 MOST_ERROR = 0.25  # of the largest output, against fp32: what rounding may change, where the network is computed as it should be
 MOST_EPOCHS = 10_000
 RATE_SHARES = (1.0, 0.1, 0.01)  # of the fine-tuning rate
@@ -173,7 +172,7 @@ class _Network:
         with torch.no_grad():
             exact = torch.cat([self.module.eval()(chunk) for chunk in images.split(CHUNK)]).numpy()
         simulated = evaluator(fake_quantised(self.quantizer.plain, read_onnx(self.file)))
-        return Expected(exact, in_chunks(simulated, images.numpy(), CHUNK))
+        return Expected(exact, in_chunks(simulated, images.numpy()))
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ def answers(file: Path, split: Split, backend: str = "onnxruntime") -> Tensor:
 def _answers(file: Path, images: Tensor, backend: str = "onnxruntime") -> NDArray[np.float32]:
     """What an ONNX file says to images (N, C, H, W). Raises Unavailable."""
     artifact = compile_for(backend, Subject(file.name, None, file), "cpu")
-    return in_chunks(artifact.run, images.numpy(), CHUNK)
+    return in_chunks(artifact.run, images.numpy())
 
 
 @torch.no_grad()
