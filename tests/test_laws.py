@@ -208,11 +208,22 @@ class TestAttention:
         padded = torch.zeros(2, 7, dtype=torch.bool)
         padded[1, 5:] = True
         expected = whole(query, memory, memory, key_padding_mask=padded, need_weights=weights, attn_mask=attended)
-        found = Attention(whole)(query, memory, memory, key_padding_mask=padded, need_weights=weights, attn_mask=attended)
-        close(found[0], expected[0])
-        assert (found[1] is None) == (expected[1] is None)
-        if weights:
-            close(found[1], expected[1])
+        drop_in = Attention(whole)
+        for attention in (drop_in, torch.jit.script(drop_in)):
+            found = attention(query, memory, memory, key_padding_mask=padded, need_weights=weights, attn_mask=attended)
+            close(found[0], expected[0])
+            assert (found[1] is None) == (expected[1] is None)
+            if weights:
+                close(found[1], expected[1])
+
+    def test_torchs_transformer_layers_still_script_when_they_are_cut(self) -> None:
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        model, x = nn.Sequential(nn.Linear(5, 8), layer, nn.Flatten(), nn.Linear(24, 3)).eval(), torch.randn(2, 3, 5)
+        small = lt.cut(model, lt.plan(model, x, 0.5, "local"))
+        attention = small[1].self_attn
+        assert isinstance(attention, Attention) and attention.embed_dim == 4
+        close(torch.jit.script(small)(x), small(x))
 
 
 def test_shared_weights_stay_shared() -> None:

@@ -15,7 +15,7 @@ from ltcompile.core.streams import generator
 from ltcompile.errors import BadSetting
 from ltcompile.finding.choose import Scope
 from ltcompile.finding.limits import Limits
-from ltcompile.graph.trace import makes_output
+from ltcompile.graph._groups import makes_output
 
 OUTPUT_RATE = 0.5  # of the others' (Frankle & Carbin 2018, section 2: the connections to the outputs)
 _ROUNDING = 1e-9

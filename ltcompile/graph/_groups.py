@@ -15,6 +15,12 @@ from ltcompile.graph._labels import Atoms, Labels
 from ltcompile.graph.layers import storage, width
 
 Owners = dict[str, list[tuple[str, str]]]  # tensor -> (layer, name in the layer), more than one where it is shared
+OUTPUT = "it produces the network's output"
+
+
+def makes_output(group: Group) -> bool:
+    """Whether the group's channels are the network's outputs, such as its classes."""
+    return OUTPUT in group.frozen
 
 
 @dataclass(frozen=True)

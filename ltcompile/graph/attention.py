@@ -12,15 +12,22 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Drop-in for nn.MultiheadAttention (same embedding for keys and values, no added bias or zero tokens)."""
+    """Drop-in for nn.MultiheadAttention (same embedding for keys and values, no added bias or zero tokens), which TorchScript takes too."""
+
+    merge_masks = nn.MultiheadAttention.merge_masks  # which TorchScript compiles in torch's transformer layers; it never runs
 
     def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
         self.in_proj_weight, self.in_proj_bias, self.out_proj = whole.in_proj_weight, whole.in_proj_bias, whole.out_proj
         self.num_heads, self.head_dim = whole.num_heads, whole.head_dim
-        self.dropout, self.batch_first = whole.dropout, whole.batch_first
+        self.dropout, self.batch_first = float(whole.dropout), whole.batch_first
         self._qkv_same_embed_dim = False  # so that torch's transformer layers call it, and no fused kernel with their own widths
         self.train(whole.training)
+
+    @property
+    def embed_dim(self) -> int:
+        """The width that it reads and writes, E."""
+        return self.out_proj.out_features
 
     def forward(
         self,
@@ -34,34 +41,34 @@ class Attention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As nn.MultiheadAttention.forward: (N, L, E) if batch_first, else (L, N, E); the second value is the attention."""
-        inputs = query, key, value
-        weights = self.in_proj_weight.unflatten(0, (3, -1)).unbind(0)  # each (heads * head_dim, E)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.unflatten(0, (3, -1)).unbind(0)
-        q, k, v = (
-            F.linear(x if self.batch_first else x.transpose(0, 1), w, b).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
-            for x, w, b in zip(inputs, weights, biases, strict=True)
-        )  # (N, heads, L, head_dim)
+        q, k, v = self._heads(query, 0), self._heads(key, 1), self._heads(value, 2)  # (N, heads, L, head_dim)
         allowed = _added(attn_mask, key_padding_mask, q)
         dropout = self.dropout if self.training else 0.0
-        attention = None
+        attention: Tensor | None = None
         if need_weights:
             scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
-            attention = (scores if allowed is None else scores + allowed).softmax(-1)
-            x = F.dropout(attention, dropout, self.training) @ v
-            attention = attention.mean(1) if average_attn_weights else attention
+            looks = (scores if allowed is None else scores + allowed).softmax(-1)  # (N, heads, L, S)
+            x = F.dropout(looks, dropout, self.training) @ v
+            attention = looks.mean(1) if average_attn_weights else looks
         else:
             x = F.scaled_dot_product_attention(q, k, v, allowed, dropout)
         x = self.out_proj(x.transpose(1, 2).flatten(2))
         return (x if self.batch_first else x.transpose(0, 1)), attention
 
+    def _heads(self, x: Tensor, part: int) -> Tensor:
+        """Queries, keys or values (part 0, 1 or 2) of `x`, (N, heads, L, head_dim)."""
+        weight, bias = self.in_proj_weight.chunk(3)[part], self.in_proj_bias  # (heads * head_dim, E)
+        x = F.linear(x if self.batch_first else x.transpose(0, 1), weight, None if bias is None else bias.chunk(3)[part])
+        heads: Tensor = x.unflatten(-1, (self.num_heads, self.head_dim))
+        return heads.transpose(1, 2)
+
 
 def _added(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
     """Both masks as one tensor to add to the scores (N, heads, L, S): minus infinity where nobody may look."""
-    added = None
+    added: Tensor | None = None
     if attn_mask is not None:
-        added = _floats(attn_mask, q)
-        if added.dim() == 3:  # (N * heads, L, S)
-            added = added.unflatten(0, (q.shape[0], -1))
+        scores = _floats(attn_mask, q)
+        added = scores if scores.dim() < 3 else scores.unflatten(0, (q.shape[0], -1))  # from (N * heads, L, S)
     if key_padding_mask is not None:
         padding = _floats(key_padding_mask, q)[:, None, None, :]
         added = padding if added is None else added + padding

@@ -12,12 +12,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.notice import notify
 from ltcompile.core.plan import Axis, PruningPlan
 from ltcompile.errors import BadPlan
 from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.baked import bake_, is_computed
 from ltcompile.graph.layers import place, shrink_attributes, width
+from ltcompile.graph.stale import stale_attributes
 from ltcompile.graph.statistics import leave_out, mixes
 from ltcompile.modules import unwrap
 
@@ -27,14 +29,23 @@ Module = TypeVar("Module", bound=nn.Module)
 def cut(model: Module, plan: PruningPlan) -> Module:
     """A copy of `model` without the channels that `plan` drops: dense, smaller, and equal to `mask(model, plan)`.
 
-    Attention of torch's own is exchanged for `Attention` where the plan cuts it, with the same parameter names. Weights that a hook or
-    a parametrisation computes become parameters where the plan cuts them (see `baked`). A wrapper of torch.compile or DataParallel is
+    torch's own attention is exchanged for `graph.attention.Attention` where the plan cuts it, with the same parameter names. A pickle of
+    the whole module then needs ltcompile to be loaded; a state dict, TorchScript, ONNX and pt2 do not. Weights that a hook or a
+    parametrisation computes become parameters where the plan cuts them (see `baked`). A wrapper of torch.compile or DataParallel is
     left out.
+
+    Integer attributes that the forward pass reads shrink with the channels that they count. Those that it does not read are the dense
+    network's, such as timm's `num_features`, `head_hidden_size` and `feature_info`: set them before `reset_classifier`, which reads them.
+    A notice names those that a public method reads and that equal the former width in front of the head (see `stale_attributes`).
 
     Raises:
         BadPlan: the plan does not fit the network; the message names the layer. BadModel: this is no network; see `unwrap`.
     """
-    return cut_(copied(unwrap(model)), plan)
+    small = cut_(copied(unwrap(model)), plan)
+    if stale := stale_attributes(small, plan):
+        told = "; ".join(map(str, stale))
+        notify(f"attributes are as before the cut: {told}; set those that count channels before you call these methods")
+    return small
 
 
 def cut_(small: Module, plan: PruningPlan) -> Module:

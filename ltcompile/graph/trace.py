@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import BadModel, BadPlan
-from ltcompile.graph._groups import Owners, groups_of
+from ltcompile.graph._groups import OUTPUT, Owners, groups_of
 from ltcompile.graph._ints import settle_quotients, sizes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
@@ -24,13 +24,6 @@ from ltcompile.graph.probe import Probes, on_probe, run
 from ltcompile.graph.rules import Requests, tensors_in
 from ltcompile.graph.surgeon import cut_
 from ltcompile.modules import unwrap
-
-OUTPUT = "it produces the network's output"
-
-
-def makes_output(group: Group) -> bool:
-    """Whether the group's channels are the network's outputs, such as its classes."""
-    return OUTPUT in group.frozen
 
 
 def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
