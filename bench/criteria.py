@@ -1,10 +1,11 @@
 """Accuracy right after a cut by every criterion, beside Torch-Pruning's of the same name.
 
-    python bench/criteria.py --data-root DIR --folder RUN        writes bench/results/criteria.json
+    python bench/criteria.py --data-root DIR --folder RUN        writes bench/results/criteria.json and criteria.md
 
 ResNet-20 on CIFAR-10, trained for a few epochs (kept in RUN, and read from there the next time), is cut once, over all layers together, to half
 of its MACs. Batch-norm statistics are taken anew from training images, as every cut changes them; no weight is trained after the cut. Each side
-looks at the same training images. What a criterion does by default was chosen on validation images; test images are looked at here.
+looks at the same training images. A criterion that depends on chance, as which images are looked at, is measured with several seeds.
+What a criterion does by default was chosen on validation images (--validation); test images are looked at here.
 """
 
 from __future__ import annotations
@@ -13,22 +14,25 @@ import argparse
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, get_args
 
 import torch
-from _common import finish
+from _common import RESULTS, finish
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile import criteria
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.streams import seeded, stream
+from ltcompile.core.streams import generator, seeded, stream
 from ltcompile.core.tensors import read_torch
+from ltcompile.criteria import Reduction
 from ltcompile.data import Dataset, Split
 from ltcompile.finding.evidence import gather
-from ltcompile.paths import write_torch
+from ltcompile.paths import write_text, write_torch
 from ltcompile.train import train
 
 CPU = torch.device("cpu")
@@ -42,30 +46,67 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--data-root", required=True, help="folder with CIFAR-10 in torchvision's layout")
     arguments.add_argument("--folder", type=Path, required=True, help="where the dense network is, or will be")
-    arguments.add_argument("--epochs", type=int, default=12, help="epochs of its training")
-    arguments.add_argument("--image-size", type=int, default=32)
+    arguments.add_argument("--epochs", type=int, default=4, help="epochs of its training")
+    arguments.add_argument("--image-size", type=int, default=16)
     arguments.add_argument("--images", type=int, default=10_000, help="test images that are looked at")
+    arguments.add_argument("--seeds", type=int, default=4, help="of criteria that depend on chance")
+    arguments.add_argument("--validation", action="store_true", help="look at validation images, and write no file")
     arguments.add_argument("--criteria", nargs="*", default=criteria.names())
     asked = arguments.parse_args()
     data = lt.load_data("cifar10", asked.data_root, asked.image_size)
     recipe = recipe_for(asked.epochs, asked.image_size)
     dense = dense_network(asked.folder, data, recipe)
-    labels = data.test.labels[: asked.images]
-    right = {"dense": correct(dense, data.test, asked.images)}
-    print(f"dense: {right['dense'].mean():.2%} of {len(labels)} test images\n")
-    print(f"{'criterion':<11} {'producers':>10} {'all':>8} {'Torch-Pruning':>14}")
+    if asked.validation:
+        data = replace(data, test=data.val)
+    settings = {"network": "resnet20", "macs": MACS, "epochs": asked.epochs, "image_size": asked.image_size}
+    settings |= {"images": min(asked.images, len(data.test)), "dense": float(correct(dense, data.test, asked.images).mean())}
+    print(table(settings, []), flush=True)
     rows = []
     for name in asked.criteria:
-        found: dict[str, float | None] = {}
-        for reduction in ("producers", "all"):
-            found[reduction] = measured(ours(dense, data, recipe, name, reduction), data, recipe, asked.images)
-        found["torch-pruning"] = measured(theirs(dense, data, recipe, name), data, recipe, asked.images) if name in THEIRS else None
-        rows.append({"criterion": name, **found, "behind": found["torch-pruning"] and 100 * (found["torch-pruning"] - found["producers"])})
-        shown = ["" if value is None else f"{value:.2%}" for value in found.values()]
-        print(f"{name:<11} {shown[0]:>10} {shown[1]:>8} {shown[2]:>14}", flush=True)
-    behind = [row["criterion"] for row in rows if row["behind"] is not None and row["behind"] > POINTS]
-    settings = {"network": "resnet20", "macs": MACS, "epochs": asked.epochs, "image_size": asked.image_size, "test_images": len(labels)}
-    finish("criteria", {**settings, "dense": float(right["dense"].mean()), "rows": rows, f"more than {POINTS:g} points behind": behind})
+        rows.append(compared(name, dense, data, recipe, asked))
+        print(line(rows[-1]), flush=True)
+    if not asked.validation:
+        write_text(
+            RESULTS / "criteria.md",
+            "# Criteria right after a cut\n\nWhat `python bench/criteria.py` found; see there.\n\n" + table(settings, rows),
+        )
+        finish("criteria", {**settings, "rows": rows})
+
+
+def compared(name: str, dense: nn.Module, data: Dataset, recipe: Recipe, asked: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table: accuracies by each side, one a seed, their means, and how many points ours is behind."""
+    seeds = range(asked.seeds if criteria.needs(name) or name == "random" else 1)
+    runs: dict[str, list[float]] = {"producers": [], "all": []} | ({"torch-pruning": []} if name in THEIRS else {})
+    for seed in seeds:
+        cut = ours(dense, data, recipe, name, seed)
+        if name in THEIRS:
+            cut["torch-pruning"] = theirs(dense, data, recipe, name, seed)
+        for side, model in cut.items():
+            runs[side].append(measured(model, data, recipe, asked.images))
+    row: dict[str, Any] = {"criterion": name, **{side: fmean(found) for side, found in runs.items()}, "runs": runs}
+    if name in THEIRS:
+        row["points_behind"] = 100 * (row["torch-pruning"] - row["producers"])
+        row["holds"] = row["points_behind"] <= POINTS
+    return row
+
+
+def table(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    text = f"The dense network is right on {settings['dense']:.2%} of {settings['images']} images. Of several seeds, the mean and the range.\n\n"
+    text += (
+        f"| criterion | ours, by producers (default) | ours, by all slices | Torch-Pruning | behind by no more than {POINTS:g} points |\n"
+    )
+    return text + "| --- | --- | --- | --- | --- |\n" + "".join(line(row) + "\n" for row in rows)
+
+
+def line(row: dict[str, Any]) -> str:
+    cells = [shown(row["runs"].get(side, [])) for side in ("producers", "all", "torch-pruning")]
+    verdict = f"{'yes' if row['holds'] else 'no'} ({row['points_behind']:+.1f})" if "holds" in row else ""
+    return "| " + " | ".join([row["criterion"], *cells, verdict]) + " |"
+
+
+def shown(found: list[float]) -> str:
+    spread = f" ({min(found):.1%} to {max(found):.1%})" if len(found) > 1 else ""
+    return f"{fmean(found):.1%}{spread}" if found else ""
 
 
 def recipe_for(epochs: int, side: int) -> Recipe:
@@ -92,27 +133,30 @@ def dense_network(folder: Path, data: Dataset, recipe: Recipe) -> nn.Module:
     return model.eval()
 
 
-def ours(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, reduction: str) -> nn.Module:
-    model = copy.deepcopy(dense)
-    evidence = gather(name, model, data.train, recipe, 0, CPU)
-    plan = lt.plan(model, data.example, criterion=name, evidence=evidence, target_macs=MACS, group_reduction=reduction)  # type: ignore[arg-type]
-    return lt.cut(model, plan)
+def ours(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, seed: int) -> dict[str, nn.Module]:
+    """Group reduction -> the network that is left."""
+    evidence, left = gather(name, dense, data.train, recipe, seed, CPU), {}
+    for reduction in get_args(Reduction):
+        evidence.rng = generator(stream("random scores", seed))
+        plan = lt.plan(dense, data.example, criterion=name, evidence=evidence, target_macs=MACS, group_reduction=reduction)
+        left[reduction] = lt.cut(dense, plan)
+    return left
 
 
 # Torch-Pruning: name -> its importance, and what it looks at in the gradients of parameters
 
 
-def _mean_gradients(model: nn.Module, data: Dataset, recipe: Recipe) -> dict[str, Tensor]:
+def _mean_gradients(model: nn.Module, data: Dataset, recipe: Recipe, seed: int) -> dict[str, Tensor]:
     """As in its examples: gradients of all batches add up."""
-    for images, labels in _batches(data.train, recipe, recipe.batch):
+    for images, labels in _batches(data.train, recipe, recipe.batch, seed):
         (F.cross_entropy(model(images), labels) * len(images) / IMAGES).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def _squared_gradients(model: nn.Module, data: Dataset, recipe: Recipe) -> dict[str, Tensor]:
+def _squared_gradients(model: nn.Module, data: Dataset, recipe: Recipe, seed: int) -> dict[str, Tensor]:
     """The mean over images of squared gradients: its documentation's, whose code keeps those of the last image."""
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    for images, labels in _batches(data.train, recipe, 1):
+    for images, labels in _batches(data.train, recipe, 1, seed):
         model.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         for name, p in model.named_parameters():
@@ -121,7 +165,7 @@ def _squared_gradients(model: nn.Module, data: Dataset, recipe: Recipe) -> dict[
     return total
 
 
-Gradients = Callable[[nn.Module, Dataset, Recipe], dict[str, Tensor]]
+Gradients = Callable[[nn.Module, Dataset, Recipe, int], dict[str, Tensor]]
 THEIRS: dict[str, tuple[str, dict[str, Any], Gradients | None]] = {
     "l1": ("GroupMagnitudeImportance", {"p": 1}, None),
     "l2": ("GroupMagnitudeImportance", {"p": 2}, None),
@@ -134,12 +178,12 @@ THEIRS: dict[str, tuple[str, dict[str, Any], Gradients | None]] = {
 }
 
 
-def theirs(dense: nn.Module, data: Dataset, recipe: Recipe, name: str) -> nn.Module:
+def theirs(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, seed: int) -> nn.Module:
     """The network that its pruner leaves, at the smallest ratio that leaves half of the MACs, by its defaults but for the global ranking."""
     import torch_pruning
 
     kind, settings, gradients = THEIRS[name]
-    example, known = data.example, gradients(copy.deepcopy(dense), data, recipe) if gradients else {}
+    example, known = data.example, gradients(copy.deepcopy(dense), data, recipe, seed) if gradients else {}
     most = MACS * lt.size(dense, example).macs
 
     def pruned(ratio: float) -> nn.Module:
@@ -148,7 +192,7 @@ def theirs(dense: nn.Module, data: Dataset, recipe: Recipe, name: str) -> nn.Mod
             model.get_parameter(parameter).grad = value.clone()
         output = [m for m in model.modules() if isinstance(m, nn.Linear)]
         importance = getattr(torch_pruning.importance, kind)(**settings)
-        with seeded(stream("random scores", 0)):
+        with seeded(stream("random scores", seed)):
             pruner = torch_pruning.pruner.BasePruner(
                 model, example, importance, global_pruning=True, pruning_ratio=ratio, ignored_layers=output
             )
@@ -167,9 +211,9 @@ def theirs(dense: nn.Module, data: Dataset, recipe: Recipe, name: str) -> nn.Mod
 # Measuring
 
 
-def _batches(split: Split, recipe: Recipe, size: int) -> list[tuple[Tensor, Tensor]]:
+def _batches(split: Split, recipe: Recipe, size: int, seed: int) -> list[tuple[Tensor, Tensor]]:
     found, seen = [], 0
-    for images, labels in split.batches(size, CPU, recipe, stream("scoring batches", 0)):
+    for images, labels in split.batches(size, CPU, recipe, stream("scoring batches", seed)):
         found.append((images, labels))
         seen += len(labels)
         if seen >= IMAGES:
@@ -185,7 +229,7 @@ def measured(model: nn.Module, data: Dataset, recipe: Recipe, images: int) -> fl
         norm.momentum = None  # the mean over batches
     model.train()
     with torch.no_grad():
-        for batch, (pixels, _) in enumerate(data.train.batches(recipe.batch, CPU, recipe, stream("scoring batches", 1))):
+        for batch, (pixels, _) in enumerate(data.train.batches(recipe.batch, CPU, recipe, stream("batches", 0))):
             if batch == CALIBRATION_BATCHES:
                 break
             model(pixels)

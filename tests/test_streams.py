@@ -35,7 +35,7 @@ def test_no_two_streams_of_a_search_coincide(config: lt.SearchConfig) -> None:
         numbers += [unit.stream(purpose) for purpose in purposes]
         training, scoring = unit.stream("training"), unit.stream("scoring")
         numbers += [stream(purpose, training, epoch=epoch) for purpose in ("batches", "dropout") for epoch in range(160)]
-        numbers += [stream(purpose, scoring) for purpose in ("scoring batches", "signs of curvature", "random scores")]
+        numbers += [stream(purpose, scoring) for purpose in ("scoring batches", "drawn labels", "random scores")]
     assert len(set(numbers)) == len(numbers) > 10_000
     assert all(0 <= number < 2**63 for number in numbers)
 

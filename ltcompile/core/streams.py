@@ -27,7 +27,7 @@ Purpose = Literal[
     "method",  # what a method draws beside weights: scores, frozen weights
     "scoring",  # the parent of the next three
     "scoring batches",
-    "signs of curvature",
+    "drawn labels",  # of curvature
     "random scores",
     "shuffled mask",
     "chance mask",  # of a study that only looks at it

@@ -35,7 +35,7 @@ class Gradients(Protocol):
 class Evidence:
     """What a criterion may look at beside the weights; `ltcompile.finding.evidence.gather` collects it.
 
-    `curvature` is the diagonal of the loss's Hessian, by parameter name. `activations` (mean
+    `curvature` is the diagonal of the loss's Gauss-Newton matrix, by parameter name. `activations` (mean
     magnitude) and `nonzeros` (share above zero) are means over images and places of what a layer reads (axis "in", (C_in,)) and
     of what it makes ("out" and "each", (C_out,)), by (layer, axis). `rng` is seeded.
     """

@@ -11,20 +11,20 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ltcompile import criteria
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
 from ltcompile.criteria import Evidence
 from ltcompile.data import Split
+from ltcompile.errors import BadModel
 from ltcompile.graph._copy import copied
 from ltcompile.modules import unwrap
 from ltcompile.train import fitting, lay_out
 
 BATCHES = 8
 GRADIENT_BATCH = 32  # images: the squares of smaller batches' gradients vary less around what single images say
-PROBES = 4  # Hutchinson's random vectors for each batch
+DRAWS = 4  # labels drawn for each image
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -32,11 +32,12 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 def gather(criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed: int, device: torch.device) -> Evidence:
     """What `criterion` needs to score a copy of `model` in eval mode, and no more. `seed` picks the batches of `split`, and all chance.
 
-    Raises UnknownName.
+    Raises:
+        UnknownName: no such criterion. BadModel: its curvature is needed, and the network's logits are not finite.
     """
     model = copied(unwrap(model)).eval()
     collect: dict[str, Callable[[Batches], object]] = {
-        "curvature": partial(loss_curvature, model, seed=stream("signs of curvature", seed)),
+        "curvature": partial(loss_curvature, model, seed=stream("drawn labels", seed)),
         "activations": partial(channel_means, model, measure=torch.abs),
         "nonzeros": partial(channel_means, model, measure=_positive),
     }
@@ -55,7 +56,8 @@ def gather(criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed:
     if "gradients" in criteria.needs(criterion):
         evidence.gradients = BatchGradients(model, split, recipe, stream("scoring batches", seed), device, layout)
     for kind in (kind for kind in criteria.needs(criterion) if kind != "gradients"):
-        found, _ = fitting(partial(collected, kind), batch)  # in parts, sums over batches grow by one factor for all channels
+        parts = -(-batch // GRADIENT_BATCH) if kind == "curvature" else 1
+        found, _ = fitting(partial(collected, kind), batch, parts)  # all kinds are means, in however many parts
         setattr(evidence, kind, found)
     return evidence
 
@@ -102,27 +104,37 @@ def loss_gradients(model: nn.Module, images: Tensor, labels: Tensor, parts: int 
 
 
 def loss_curvature(model: nn.Module, batches: Batches, seed: int) -> dict[str, Tensor]:
-    """Parameter name -> diagonal of the Hessian of the summed mean losses of the batches.
+    """Parameter name -> diagonal of the Gauss-Newton matrix of the mean loss of all images, which is never negative.
 
-    Estimated as the mean of v * Hv over random signs v (Hutchinson 1990; Bekas et al. 2007, doi:10.1016/j.apnum.2007.01.003).
+    The Gauss-Newton-Bartlett estimate (Liu et al. 2023, arXiv:2305.14342): with labels drawn from the network's own softmax the gradients of
+    images are independent with mean zero, so the square of their sum over a batch estimates the sum of their squares, without bias. That
+    takes a network that computes each image by itself, as in eval mode. The batches' own labels do not matter.
+
+    Raises:
+        BadModel: logits are not finite.
     """
     parameters = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     values = list(parameters.values())
-    diagonal = [torch.zeros_like(p) for p in values]
-    signs = generator(seed)  # on the CPU: the same stream for every device
-    for images, labels in batches:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attentions cannot be differentiated twice
-            loss = F.cross_entropy(model(images), labels)
-            gradients = torch.autograd.grad(loss, values, create_graph=True, materialize_grads=True)
-            for _ in range(PROBES):
-                probe = [_signs(p, signs) for p in values]
-                products = torch.autograd.grad(gradients, values, probe, retain_graph=True, materialize_grads=True)
-                torch._foreach_addcmul_(diagonal, probe, products, 1 / PROBES)
+    diagonal, seen = [torch.zeros_like(p) for p in values], 0
+    rng = generator(seed)
+    for images, _ in batches:
+        logits = model(images)
+        for labels in _drawn_labels(logits, rng):
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            gradients = torch.autograd.grad(loss, values, retain_graph=True, materialize_grads=True)
+            torch._foreach_addcmul_(diagonal, gradients, gradients)
+        seen += DRAWS * len(images)
+    torch._foreach_div_(diagonal, seen)
     return dict(zip(parameters, diagonal, strict=True))
 
 
-def _signs(like: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.randint(0, 2, like.shape, generator=rng).to(like).mul_(2).sub_(1)
+@torch.no_grad()
+def _drawn_labels(logits: Tensor, rng: torch.Generator) -> Tensor:
+    """Labels with the probabilities that the logits (N, classes) give them: (DRAWS, N), on their device."""
+    if not logits.isfinite().all():
+        raise BadModel("the network's logits are not finite, so it has no curvature: train it again, with a smaller learning rate")
+    shares = logits.double().softmax(1).cpu()  # the generator is the CPU's: one stream for every device
+    return torch.multinomial(shares, DRAWS, replacement=True, generator=rng).T.to(logits.device)
 
 
 @torch.no_grad()
