@@ -2,7 +2,8 @@
 arXiv:1607.03250).
 
 Of the outputs of the batch norms of the channel where it has some, as ReLU comes behind them, else of the layers that make it. Not where
-it is consumed: the mean over a whole image, in front of a classifier, is almost never zero."""
+it is consumed: the mean over a whole image, in front of a classifier, is almost never zero. The paper compares the filters of one layer, so
+across groups it is divided by the group's mean."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ltcompile.criteria import Channels, Evidence
 
-COMPARABLE = True  # a share means the same in every layer
+COMPARABLE = False  # of a ResNet-20 at half of its MACs, 19 % instead of 12 % of validation images were right (dense: 54 %)
 NEEDS: tuple[str, ...] = ("nonzeros",)
 
 
