@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import ltcompile as lt
 from ltcompile.core.plan import PruningPlan
 from ltcompile.errors import BadModel, BadSetting
+from ltcompile.finding.asked import Asked
 from ltcompile.graph import disagreements
 
 IMAGES = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(1))
@@ -64,6 +65,19 @@ def test_what_tracing_misses_is_frozen_by_a_run_at_the_planned_widths(case: str)
     assert "does not run" in reason if "error" in case else "differs" in reason
     assert plan.widths["a"] == (8, 3) and plan.widths["c"] == (12, 5), "the others are cut as they were to be"
     assert not disagreements(model, IMAGES, plan)
+
+
+def missed(in_channels: int, classes: int) -> Net:
+    """A factory for a search."""
+    net = Net(MISSED["a scale in eval mode"])
+    net.a, net.head = nn.Conv2d(in_channels, 8, 3), nn.Linear(12, classes)
+    return net
+
+
+def test_a_search_freezes_what_tracing_misses_before_it_trains() -> None:
+    asked = Asked("test_proof:missed", lt.load_data("digits"), lt.SearchConfig(), lt.Recipe(epochs=2), None, torch.device("cpu"))
+    frozen = {g.name: g.frozen for g in asked.groups if g.frozen}
+    assert frozen.keys() == {"b", "head"} and "differs" in frozen["b"]
 
 
 CHANCE: dict[str, Code] = {

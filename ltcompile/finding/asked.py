@@ -26,7 +26,7 @@ from ltcompile.finding.kept import Kept
 from ltcompile.finding.limits import Limits
 from ltcompile.finding.masks import everything, maskable
 from ltcompile.finding.target import Meter, Target, check_reachable
-from ltcompile.graph import trace
+from ltcompile.graph import agreeing, trace
 from ltcompile.graph.widths import layer_widths
 from ltcompile.models import build_model
 
@@ -59,7 +59,7 @@ class Asked:
             raise BadSetting(f"--rewind-epoch {config.rewind_epoch} must lie before the last of {recipe.epochs} epochs")
         self.example = data.example
         dense = self.initial(config.seed)
-        self.traced = trace(dense, self.example)
+        self.traced = agreeing(dense, self.example, trace(dense, self.example))
         self.groups = _cut_by(config, self.traced, dense)
         config.check_fits(self.groups)
         self._check_given(dense)

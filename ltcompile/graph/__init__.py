@@ -4,8 +4,22 @@ from ltcompile.graph.count import Size, size
 from ltcompile.graph.emptied import Emptied, emptied
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.probe import on_meta
-from ltcompile.graph.proof import disagreements
+from ltcompile.graph.proof import agreeing, disagreements
 from ltcompile.graph.surgeon import cut, embed, mask, zeros
 from ltcompile.graph.trace import trace
 
-__all__ = ["Emptied", "Example", "Size", "cut", "disagreements", "embed", "emptied", "mask", "on_meta", "size", "trace", "zeros"]
+__all__ = [
+    "Emptied",
+    "Example",
+    "Size",
+    "agreeing",
+    "cut",
+    "disagreements",
+    "embed",
+    "emptied",
+    "mask",
+    "on_meta",
+    "size",
+    "trace",
+    "zeros",
+]

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.plan import PruningPlan
+from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.graph._chance import without_chance
 from ltcompile.graph._copy import copied
 from ltcompile.graph.baked import baked
@@ -23,7 +23,7 @@ from ltcompile.graph.bundle import bundles
 from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.rules import tensors_in
 from ltcompile.graph.surgeon import cut_, mask_
-from ltcompile.graph.trace import plain
+from ltcompile.graph.trace import check_cuttable, halved, plain
 from ltcompile.modules import unwrap
 
 FINE = 1e-9  # error relative to the largest value of an output, in float64
@@ -54,6 +54,18 @@ def disagreements(model: nn.Module, example: Example, plan: PruningPlan) -> dict
     trial = _Trial(baked(unwrap(model)), Inputs.of(example))
     objection = trial.objection(plan, set().union(*cuts)) if cuts else None
     return {} if objection is None else dict(_blamed(trial, plan, set(), cuts, objection))
+
+
+def agreeing(model: nn.Module, example: Example, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """`groups`, with those frozen without half of which the cut network is not the masked one: a check before anything is planned.
+
+    Raises BadModel, with the reason of each group, where that leaves none. See `disagreements` for the cost.
+    """
+    blamed = disagreements(model, example, halved(groups, {g.name for g in groups if not g.frozen}))
+    if blamed:
+        groups = tuple(replace(g, frozen=blamed[g.name], tied="") if g.name in blamed else g for g in groups)
+        check_cuttable(groups)
+    return groups
 
 
 def _blamed(trial: _Trial, plan: PruningPlan, accepted: set[str], cuts: Sequence[set[str]], objection: str) -> Iterator[tuple[str, str]]:

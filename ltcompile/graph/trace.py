@@ -152,14 +152,18 @@ def _broken(probes: Probes, inputs: Inputs, groups: tuple[Group, ...], bundles: 
 
 def _error_without(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...], names: set[str]) -> str | None:
     """What happens when the groups `names` of `probe` lose half of their channels, in place; None if the network runs."""
-    kept = {g.name: tuple(range(_half(g, groups))) for g in groups if g.name in names}
     try:
-        run(cut_(probe, PruningPlan(groups, kept)), inputs)
+        run(cut_(probe, halved(groups, names)), inputs)
     except BadPlan as error:
         raise AssertionError("the tracing made groups that the surgeon cannot cut") from error
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None
+
+
+def halved(groups: tuple[Group, ...], names: set[str]) -> PruningPlan:
+    """The plan by which the groups `names` lose about half of their channels."""
+    return PruningPlan(groups, {g.name: tuple(range(_half(g, groups))) for g in groups if g.name in names})
 
 
 def _half(group: Group, groups: tuple[Group, ...]) -> int:
