@@ -72,13 +72,15 @@ race: env
 	$(BIN)/python bench/race.py
 
 # On a machine with an NVIDIA GPU, in under eight minutes: the tests that need it, our convolution against cuDNN's, the race. Everything is
-# written to OUT as it is found, and OUT/summary.md is one page. DATA=DIR: a folder with CIFAR-10. What did not fit: make gpu RESUME=OUT.
+# written to OUT as it is found, and OUT/summary.md is one page. DATA=DIR: a folder with CIFAR-10. make gpu RESUME=OUT runs the stages that
+# did not end, and of those what is missing.
 # A copy without .git names its commit by COMMIT=$$(git rev-parse HEAD).
 OUT ?= runs/gpu
 gpu:
 	@LTCOMPILE_COMMIT="$(COMMIT)" $(GPU_PYTHON) bench/gpu.py --out $(or $(RESUME),$(OUT)) $(if $(DATA),--data-root $(DATA))
 
-# The same stages without a GPU, on a fake device: Triton's interpreter, tiny networks, no times that mean anything.
+# The same stages without a GPU, in a minute on two cores, with a result other than 0 where a stage fails: a fake device, Triton's interpreter,
+# tiny networks, a few of the tests, no times that mean anything. Stages run side by side there.
 gpu-rehearsal: env-dev
 	@rm -rf runs/gpu-rehearsal
 	$(BIN)/python bench/gpu.py --out runs/gpu-rehearsal --rehearse

@@ -16,8 +16,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ TOTAL_S = 465
 REHEARSAL_SLOWER = 3  # times as long as a stage may take on a GPU
 GRACE_S = 8  # from the signal that ends a stage to the one that kills it
 LEAST_S = 15  # a stage is not begun with less
+POLL_S = 0.05
 SHARDS = 8
 LOST, LEFT_OUT = 75, 74  # exit codes of bench/race.py: the GPU must be opened again; the time was up
 RESTARTS = 3
@@ -57,24 +60,24 @@ class Outcome:
 def stages(out: Path, data_root: Path | None, rehearse: bool) -> list[Stage]:
     """The most important first."""
     shards = 1 if rehearse else SHARDS
-    every = ("--every=24",) if rehearse else ()
     data = ("--data-root", str(data_root)) if data_root else ()
     tiny = ("--tiny", "--seconds", "0.01") if rehearse else ()
 
-    def tests(*files: str) -> tuple[tuple[str, ...], ...]:
-        return tuple((*PYTEST, f"--shard={at}/{shards}", f"--rows={out / 'tests.jsonl'}", *every, *files) for at in range(shards))
+    def tests(*files: str, rehearsed: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        some = rehearsed if rehearse else ()
+        return tuple((*PYTEST, f"--shard={at}/{shards}", f"--rows={out / 'tests.jsonl'}", *some, *files) for at in range(shards))
 
     def race(part: str, limit_s: float) -> Stage:
         command = ("bench/race.py", "--device", "cuda", "--out", str(out), "--heats", part, "--minutes", f"{limit_s / 60:.2f}", "--resume")
         return Stage(f"race-{part}", limit_s, ((*command, *tiny, *data),))
 
     return [
-        Stage("kernels", 100, tests("tests/test_persistent.py", "tests/test_kernels.py"), (0, 1, 5)),
+        Stage("kernels", 100, tests("tests/test_persistent.py", "tests/test_kernels.py", rehearsed=("--every=36",)), (0, 1, 5)),
         Stage("conv", 30, (("bench/gpu_conv.py", "--out", str(out), *tiny[:1]),)),
         race("quick", 230),
         race("rest", 200),
         race("tuned", 100),
-        Stage("engine", 60, tests("tests/test_engine.py", "tests/test_race.py"), (0, 1, 5)),
+        Stage("engine", 60, tests("tests/test_engine.py", "tests/test_race.py", rehearsed=("-k", "what_came_before")), (0, 1, 5)),
     ]
 
 
@@ -93,39 +96,54 @@ def main() -> int:
 
 def run(out: Path, planned: Sequence[Stage], total_s: float, rehearse: bool = False) -> int:
     """Run what is not finished in `out`, in at most `total_s`; 0 where every stage ended well."""
-    end = time.monotonic() + total_s
+    end, lock, stop = time.monotonic() + total_s, threading.Lock(), threading.Event()
     outcomes = {name: Outcome(**value) for name, value in _read(out / "stages.json", {}).items()}
 
     def keep(outcome: Outcome) -> None:
-        outcomes[outcome.name] = outcome
-        write(out / "stages.json", json.dumps({name: asdict(o) for name, o in outcomes.items()}, indent=1))
-        write(out / "summary.md", summary(out, list(outcomes.values())))
+        with lock:
+            outcomes[outcome.name] = outcome
+            write(out / "stages.json", json.dumps({name: asdict(o) for name, o in outcomes.items()}, indent=1))
+            write(out / "summary.md", summary(out, list(outcomes.values())))
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    try:
-        for stage in planned:
+    def walk(lane: Sequence[Stage]) -> None:
+        for stage in lane:
+            if stop.is_set():
+                return
             if stage.name in outcomes and outcomes[stage.name].finished:
                 continue
             if (left := min(stage.limit_s, end - time.monotonic())) < LEAST_S:
                 keep(Outcome(stage.name, 0.0, [], False, "the time was up before it began"))
                 continue
             print(f"{end - time.monotonic():5.0f} s left  {stage.name}", flush=True)
-            keep(_run_stage(out, stage, left, rehearse))
-            print(f"            {stage.name}: {outcomes[stage.name].note} ({outcomes[stage.name].seconds:.0f} s)", flush=True)
-    except (KeyboardInterrupt, SystemExit):
-        print("stopped", flush=True)
-    finally:
-        write(out / "summary.md", summary(out, list(outcomes.values())))
-        print((out / "summary.md").read_text(), flush=True)
+            keep(outcome := _run_stage(out, stage, left, rehearse, stop))
+            print(f"            {stage.name}: {outcome.note} ({outcome.seconds:.0f} s)", flush=True)
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    lanes = _lanes(planned) if rehearse else [planned]
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        try:
+            list(pool.map(walk, lanes))
+        except (KeyboardInterrupt, SystemExit):
+            print("stopped", flush=True)
+        finally:
+            stop.set()
+    write(out / "summary.md", summary(out, list(outcomes.values())))
+    print((out / "summary.md").read_text(), flush=True)
     good = [stage.name in outcomes and outcomes[stage.name].finished and not any(outcomes[stage.name].codes) for stage in planned]
     return 0 if all(good) else 1
 
 
-def _run_stage(out: Path, stage: Stage, limit_s: float, rehearse: bool) -> Outcome:
+def _lanes(planned: Sequence[Stage]) -> list[list[Stage]]:
+    """Stages side by side, for a rehearsal; those that write race.json stay one after the other."""
+    race = [stage for stage in planned if stage.name in ("race-quick", "race-rest")]
+    return [race, [stage for stage in planned if stage not in race]]
+
+
+def _run_stage(out: Path, stage: Stage, limit_s: float, rehearse: bool, stop: threading.Event) -> Outcome:
     start = time.monotonic()
     codes: list[int | None] = []
     for _ in range(RESTARTS):
-        codes = _run_once(out, stage, start + limit_s, rehearse)
+        codes = _run_once(out, stage, start + limit_s, rehearse, stop)
         if LOST not in codes:
             break
     finished = all(code in stage.ended_by for code in codes)
@@ -134,7 +152,7 @@ def _run_stage(out: Path, stage: Stage, limit_s: float, rehearse: bool) -> Outco
     return Outcome(stage.name, time.monotonic() - start, codes, finished, note)
 
 
-def _run_once(out: Path, stage: Stage, end: float, rehearse: bool) -> list[int | None]:
+def _run_once(out: Path, stage: Stage, end: float, rehearse: bool, stop: threading.Event) -> list[int | None]:
     """The exit codes of the stage's processes, None for those that were stopped."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "bench"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
@@ -158,21 +176,20 @@ def _run_once(out: Path, stage: Stage, end: float, rehearse: bool) -> list[int |
                 )
             )
         stack.callback(lambda: [_signal(process, signal.SIGKILL) for process in running])
-        return _wait(running, end)
+        return _wait(running, end, stop)
 
 
-def _wait(running: Sequence[subprocess.Popen[bytes]], end: float) -> list[int | None]:
+def _wait(running: Sequence[subprocess.Popen[bytes]], end: float, stop: threading.Event) -> list[int | None]:
     """The exit codes; those that still run at the end are told to stop, so that they can write what they have, and killed later."""
-    for process in running:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, end - GRACE_S - time.monotonic()))
+    while time.monotonic() < end - GRACE_S and not stop.is_set() and any(process.poll() is None for process in running):
+        time.sleep(POLL_S)
     codes = [process.poll() for process in running]
     late = [process for process in running if process.poll() is None]
     for process in late:
         _signal(process, signal.SIGINT)
     for process in late:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, end - time.monotonic()))
+            process.wait(max(0.0, min(end - time.monotonic(), GRACE_S)))
     return codes
 
 

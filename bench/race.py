@@ -12,7 +12,6 @@ is found is written at once. What does not fit into --minutes is left out, and -
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -43,7 +42,7 @@ SMALL, DENSE, ROUNDED, SMALL_50, DENSE_50 = (
     "ResNet-50 at half MACs",
     "ResNet-50",
 )
-TINY_SIDE = 4  # pixels, of a rehearsal's images
+TINY_IMAGES, TINY_BATCH, TINY_SIDE = 32, 4, 4  # of a rehearsal; pixels
 SPREAD = 0.5  # of the logarithm of a filter's scale
 CPU_BATCHES = (1, 8, 64)
 SECONDS = {"cpu": 4.0, "cuda": 1.0}
@@ -68,7 +67,7 @@ def main() -> None:
         raise BadSetting(f"{path} is a race on {result.device}; leave --resume out")
     wanted = heats(arguments.device, arguments.batch, arguments.heats)
     if arguments.tiny:
-        wanted = [replace(wanted[0], batch=2)]
+        wanted = [replace(wanted[0], batch=TINY_BATCH)]
     picture = path.with_name("layers.html") if arguments.out else PICTURE
 
     def keep(so_far: RaceResult) -> None:
@@ -151,7 +150,7 @@ def _name(device: str) -> str:
 def networks(data_root: Path | None, names: Collection[str], tiny: bool = False) -> list[Network]:
     """The networks of these names; the largest are built last."""
     torch.manual_seed(SEED)
-    images = _noise(IMAGES, TINY_SIDE) if tiny else _images(data_root)
+    images = _noise(TINY_IMAGES, TINY_SIDE) if tiny else _images(data_root)
     found = []
     if names & {SMALL, DENSE, ROUNDED}:
         dense = _scattered(_chain() if tiny else lt.build_model("vgg16", classes=10), images)
@@ -164,7 +163,11 @@ def networks(data_root: Path | None, names: Collection[str], tiny: bool = False)
         found += [Network(DENSE, dense, images)] if DENSE in names else []
     if names & {SMALL_50, DENSE_50}:
         side = TINY_SIDE if tiny else 224
-        large = F.interpolate(images[:LARGE_IMAGES], size=side, mode="bilinear") if data_root else _noise(LARGE_IMAGES, side)
+        large = (
+            F.interpolate(images[:LARGE_IMAGES], size=side, mode="bilinear")
+            if data_root
+            else _noise(TINY_IMAGES if tiny else LARGE_IMAGES, side)
+        )
         dense = _scattered(_residual() if tiny else lt.build_model("torchvision:resnet50", classes=1000, image_size=224), large)
         found += [Network(SMALL_50, _settled(_cut(dense, large, 0.5), large), large)] if SMALL_50 in names else []
         found += [Network(DENSE_50, dense, large)] if DENSE_50 in names else []
@@ -208,9 +211,9 @@ def _settled(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _chain() -> nn.Module:
-    """A VGG for rehearsals."""
-    layers = [[nn.Conv2d(c, k, 3, padding=1), nn.BatchNorm2d(k), nn.ReLU(), nn.MaxPool2d(2)] for c, k in ((3, 8), (8, 12))]
-    return nn.Sequential(*itertools.chain(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10))
+    """A VGG for rehearsals; with one pool, since an interpreter takes its maxima one by one."""
+    stem, layer = ([nn.Conv2d(c, k, 3, padding=1), nn.BatchNorm2d(k), nn.ReLU()] for c, k in ((3, 8), (8, 12)))
+    return nn.Sequential(*stem, *layer, nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10))
 
 
 def _residual() -> nn.Module:

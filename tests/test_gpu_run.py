@@ -91,26 +91,70 @@ def test_shares_are_all_tests_once_and_rows_come_as_tests_end(tmp_path: Path) ->
     assert [row["test"] for row in gpu.lines(tmp_path / "rows.jsonl")[5:]] == ["test_x.py::test_a[3]"], "what passed is not run again"
 
 
+def test_a_rehearsal_runs_stages_side_by_side_but_those_of_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two stages wait for each other; the third must find that the one before it has ended."""
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "rehearsal.py").write_text(
+        "import sys, time, pathlib\n"
+        "folder, name, other = pathlib.Path(sys.argv[1]), *sys.argv[2:]\n"
+        "(folder / f'{name}.begun').touch()\n"
+        "until = time.monotonic() + 30\n"
+        "while not (folder / other).exists():\n"
+        "    time.sleep(0.02)\n"
+        "    if time.monotonic() > until: sys.exit(1)\n"
+        "if name == 'race-quick': time.sleep(0.2); assert not (folder / 'race-rest.begun').exists()\n"
+    )
+    monkeypatch.setattr(gpu, "ROOT", tmp_path)
+    waits = {"race-quick": "other.begun", "race-rest": "race-quick.begun", "other": "race-quick.begun"}
+    planned = [Stage(name, 60, ((str(tmp_path), name, for_),)) for name, for_ in waits.items()]
+    assert gpu.run(tmp_path, planned, 90, rehearse=True) == 0
+
+
 def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": ')
     assert gpu.lines(tmp_path / "a.jsonl") == [{"a": 1}] and gpu.lines(tmp_path / "none.jsonl") == []
 
 
-def test_the_gpus_path_needs_no_package_that_its_image_lacks(tmp_path: Path) -> None:
-    """Imported with these packages blocked: the race's script and its entrants, the tests, and a race written without a page."""
+@pytest.fixture(scope="module")
+def as_on_the_image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
+    """What a process does on the fake device, with these packages blocked: it imports the race's script, its entrants and the tests, writes
+    a race without a page, and builds the race's tiny networks. Its folder; network -> classes of its images, error in fp16."""
+    folder = tmp_path_factory.mktemp("image")
     code = f"""
-import importlib, sys
+import copy, importlib, json, sys
 for name in {MISSING}:
     sys.modules[name] = None
 sys.path[:0] = [{str(BENCH)!r}, {str(BENCH.parent / "tests")!r}]
+import rehearsal
+rehearsal.install()
 for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.race.cuda", "ltcompile.engine.gpu", "test_persistent", "test_kernels",
              "test_engine", "test_race"):
     importlib.import_module(name)
+import race
 from ltcompile.race import RaceResult, write
 write(RaceResult("cuda", "a GPU", "noise"), "race.json")
+found = {{}}
+for network in race.networks(None, {{race.SMALL, race.DENSE, race.SMALL_50, race.DENSE_50}}, tiny=True):
+    expected = network.expected(network.images)
+    half = copy.deepcopy(network.module).half()(network.images.half()).float()
+    error = (half - expected).abs().max() / expected.abs().max()
+    found[network.name] = [len(set(expected.argmax(1).tolist())), float(error)]
+json.dump(found, open("networks.json", "w"))
 """
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
-    assert (tmp_path / "race.json").exists() and (tmp_path / "race.md").exists() and not (tmp_path / "layers.html").exists()
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
+    return folder, json.loads((folder / "networks.json").read_text())
+
+
+def test_the_gpus_path_needs_no_package_that_its_image_lacks(as_on_the_image: tuple[Path, dict[str, list[float]]]) -> None:
+    folder, _ = as_on_the_image
+    assert (folder / "race.json").exists() and (folder / "race.md").exists() and not (folder / "layers.html").exists()
+
+
+def test_tiny_networks_of_the_race_stay_within_fp16_and_tell_images_apart(as_on_the_image: tuple[Path, dict[str, list[float]]]) -> None:
+    _, networks = as_on_the_image
+    assert len(networks) == 4
+    for classes, error in networks.values():
+        assert classes >= 4 and error < 3e-3
 
 
 class FakeGraph:
@@ -139,19 +183,6 @@ def test_a_recorded_network_lives_as_long_as_its_graph(monkeypatch: pytest.Monke
     del ready
     gc.collect()
     assert weight() is None
-
-
-def test_networks_of_the_race_stay_within_fp16_and_tell_images_apart() -> None:
-    import race
-
-    names = {race.SMALL, race.DENSE, race.ROUNDED, race.SMALL_50, race.DENSE_50}
-    found = {network.name: network for network in race.networks(None, names, tiny=True)}
-    assert set(found) == names
-    for network in found.values():
-        images = network.images[:32]
-        expected = network.expected(images)
-        assert len(set(expected.argmax(1).tolist())) >= 4
-        assert _error(network.module, images, expected) < 3e-3
 
 
 def test_a_deep_residual_network_stays_within_fp16() -> None:
