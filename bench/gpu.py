@@ -147,7 +147,13 @@ def _run_stage(out: Path, stage: Stage, limit_s: float, rehearse: bool, stop: th
         if LOST not in codes:
             break
     finished = all(code in stage.ended_by for code in codes)
-    known = {None: "stopped at its limit", 0: "done", 1: "something failed", LOST: "the GPU was lost", LEFT_OUT: "the time was up"}
+    known = {
+        None: "stopped" if stop.is_set() else "stopped at its limit",
+        0: "done",
+        1: "something failed",
+        LOST: "the GPU was lost",
+        LEFT_OUT: "the time was up",
+    }
     note = ", ".join(dict.fromkeys(known.get(code, f"exit code {code}") for code in codes if code not in (0, 5))) or "done"
     return Outcome(stage.name, time.monotonic() - start, codes, finished, note)
 
@@ -187,9 +193,10 @@ def _wait(running: Sequence[subprocess.Popen[bytes]], end: float, stop: threadin
     late = [process for process in running if process.poll() is None]
     for process in late:
         _signal(process, signal.SIGINT)
+    last = min(end, time.monotonic() + GRACE_S)
     for process in late:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, min(end - time.monotonic(), GRACE_S)))
+            process.wait(max(0.0, last - time.monotonic()))
     return codes
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import json
+import os
 import subprocess
 import sys
 import time
@@ -59,6 +61,25 @@ def test_stages_do_not_depend_on_each_other_and_a_resumed_run_does_the_rest(tmp_
     (tmp_path / "good.log").unlink()
     assert gpu.run(tmp_path, again, 60) == 1, "a test failed"
     assert not (tmp_path / "good.log").exists() and all(s["finished"] for s in json.loads((tmp_path / "stages.json").read_text()).values())
+
+
+def test_a_run_that_is_ended_ends_its_stage_begins_no_other_and_leaves_a_summary(tmp_path: Path) -> None:
+    hangs = f"import os, pathlib, time; pathlib.Path(r'{tmp_path}/pid').write_text(str(os.getpid())); time.sleep(100)"
+    code = f"""
+import pathlib, sys
+sys.path.insert(0, {str(BENCH)!r})
+from gpu import Stage, run
+sys.exit(run(pathlib.Path({str(tmp_path)!r}), [Stage("hanging", 90, (("-c", {hangs!r}),)), Stage("next", 90, (("-c", ""),))], 200))
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process:
+        until = time.monotonic() + 30
+        while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()) and time.monotonic() < until:
+            time.sleep(0.02)
+        process.terminate()
+        assert process.wait(30) == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert "- hanging: stopped, " in (tmp_path / "summary.md").read_text() and not (tmp_path / "next.log").exists()
 
 
 def test_no_stage_begins_without_time(tmp_path: Path) -> None:
@@ -186,22 +207,23 @@ def test_a_recorded_network_lives_as_long_as_its_graph(monkeypatch: pytest.Monke
 
 
 def test_a_deep_residual_network_stays_within_fp16() -> None:
+    """Its answers in fp16 pass the race's check, and tell images apart."""
     import race
     from torchvision.models.resnet import Bottleneck, ResNet
 
     torch.manual_seed(0)
     images = torch.randn(8, 3, 32, 32)
-    model = race._scattered(ResNet(Bottleneck, [1, 1, 12, 1], num_classes=10, width_per_group=8), images)
-    with torch.no_grad():
-        assert _error(model, images, model(images)) < 5e-3
+    network = race.Network("deep", race._scattered(ResNet(Bottleneck, [1, 1, 12, 1], num_classes=10, width_per_group=8), images), images)
+    half, expected, agreed = copy.deepcopy(network.module).half(), network.expected(images), network.agreement("fp16")
 
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            answer: Tensor = half(images.half()).float()
+        return answer
 
-@torch.no_grad()
-def _error(model: nn.Module, images: Tensor, expected: Tensor) -> float:
-    import copy
-
-    half = copy.deepcopy(model).half()(images.half()).float()
-    return float((half - expected).abs().max() / expected.abs().max())
+    assert agreed is not None and agreed.refusal(run, len(images)) == ""
+    assert len(set(expected.argmax(1).tolist())) >= 4
+    assert float((run(images) - expected).abs().max() / expected.abs().max()) < 5e-3
 
 
 def test_heats_of_a_gpu_begin_with_quick_entrants() -> None:
