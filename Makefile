@@ -79,7 +79,7 @@ OUT ?= runs/gpu
 gpu:
 	@LTCOMPILE_COMMIT="$(COMMIT)" $(GPU_PYTHON) bench/gpu.py --out $(or $(RESUME),$(OUT)) $(if $(DATA),--data-root $(DATA))
 
-# The same stages without a GPU, in a minute on two cores, with a result other than 0 where a stage fails: a fake device, Triton's interpreter,
+# The same stages without a GPU, in about a minute on two idle cores, with a result other than 0 where a stage fails: a fake device, Triton's interpreter,
 # tiny networks, a few of the tests, no times that mean anything. Stages run side by side there.
 gpu-rehearsal: env-dev
 	@rm -rf runs/gpu-rehearsal

@@ -41,6 +41,13 @@ def net() -> nn.Module:
     return nn.Sequential(*stem, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(13, CLASSES)).eval()
 
 
+@pytest.fixture(autouse=True)
+def nothing_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test here compares times."""
+    monkeypatch.setattr(timing, "SETTLE_S", 0.0)
+    monkeypatch.setattr(clock.Wall, "settle_s", 0.0)
+
+
 @pytest.fixture(scope="module")
 def network() -> Network:
     return Network("small", net(), torch.randn(128, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
@@ -180,8 +187,6 @@ def test_a_damaged_file_is_no_race(tmp_path: Path) -> None:
 def test_everyone_on_a_cpu_answers_or_says_why_not(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "SCREEN_S", 0.01)
     monkeypatch.setattr(host, "FINAL_S", 0.01)
-    monkeypatch.setattr(timing, "SETTLE_S", 0.0)  # no time is compared
-    monkeypatch.setattr(clock.Wall, "settle_s", 0.0)
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 2**20)
     monkeypatch.setitem(peaks.SIDE, "cpu", 64)
     result = run([network], [Heat("small", 2)], seconds=0.05)
