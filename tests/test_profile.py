@@ -32,6 +32,7 @@ from ltcompile.core import profile as nouns
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.notice import Notice
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.image_size import parse
 from ltcompile.core.profile import Profile, Run
 from ltcompile.core.reached import Reached
 from ltcompile.core.surface import Grid, Sample
@@ -575,15 +576,16 @@ def test_the_next_command_fits_the_profile(told: Callable[..., str], tmp_path: P
     said = told("profile", "--model", "lenet5", "--batch", 8, *words, "-o", path)
     _, command, *arguments = shlex.split(said.split("next: ")[1])
     asked = get_command(app).commands[command].make_context(command, arguments).params  # type: ignore[attr-defined]
+    pixels = parse(asked["image_size"]) if asked["image_size"] else None
     assert (asked["model"], asked["on"], asked["profile"], asked["target_speedup"]) == ("lenet5", str(TARGET), path, 3)
     if command == "find":
         data = asked["data"]
         if data == "digits":
-            assert lt.load_data(data, image_size=asked["image_size"]).description.shape == (colours, side, side)
+            assert lt.load_data(data, image_size=pixels).description.shape == (colours, side, side)
         assert PUBLISHED.get(data, (classes, 3)) == (classes, colours) and (data in PUBLISHED or data.startswith("imagefolder:"))
-        assert (asked["image_size"] or 32) == side
+        assert (pixels or 32) == side
     else:
-        assert (asked["classes"], asked["in_channels"], asked["image_size"]) == (classes, colours, side)
+        assert (asked["classes"], asked["in_channels"], pixels) == (classes, colours, side)
         assert colours != 3 and (classes, colours) not in PUBLISHED.values()
 
 
