@@ -30,9 +30,9 @@ from ltcompile import energy
 from ltcompile.cli import app
 from ltcompile.core import profile as nouns
 from ltcompile.core.deployment import Deployment
+from ltcompile.core.image_size import parse
 from ltcompile.core.notice import Notice
 from ltcompile.core.plan import PruningPlan
-from ltcompile.core.image_size import parse
 from ltcompile.core.profile import Profile, Run
 from ltcompile.core.reached import Reached
 from ltcompile.core.surface import Grid, Sample
