@@ -9,8 +9,6 @@ import contextlib
 import gc
 import importlib
 import io
-import tempfile
-from pathlib import Path
 from unittest import mock
 
 import torch
@@ -19,7 +17,7 @@ from torch import nn
 
 from ltcompile import registry
 from ltcompile.cli import app
-from ltcompile.lower import export_onnx
+from ltcompile.lower.export import quiet
 
 torch.set_num_threads(1)
 tqdm.tqdm.monitor_interval = 0  # torch's exporter draws bars, and each bar would begin a thread that watches it
@@ -31,9 +29,11 @@ for module in ("cli.progress", "compare", "finding", "reporting", "shrinking", "
 for package in ("criteria", "data", "methods", "models", "rewind"):
     registry.names(f"ltcompile.{package}")  # imports all of its modules
 
-# The first export imports a thousand modules. It must not look for a GPU: forks could not use what their parent has touched.
-with tempfile.TemporaryDirectory() as scratch, mock.patch("torch.cuda.is_available", return_value=False):
-    export_onnx(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(2, 1, 2, 2), Path(scratch) / "net.onnx")
+# The first export imports a thousand modules. It must not look for a GPU: forks could not use what their parent has touched. Nor may it
+# run its file as `export_onnx` does, for that begins ONNX Runtime's threads.
+with mock.patch("torch.cuda.is_available", return_value=False), quiet():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval()
+    torch.onnx.export(torch.export.export(network, (torch.zeros(2, 1, 2, 2),)), dynamo=True, verbose=False)
 with contextlib.redirect_stdout(io.StringIO()):  # as the first use of typer does more
     app(["--version"], standalone_mode=False)
 

@@ -116,6 +116,8 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "lt.size": lambda net, _: lt.size(net, X),
     "lt.compile": lambda net, _: lt.compile(net, X, batch=(2,))(X),  # by ONNX Runtime alone, see below
     "trace": lambda net, _: graph.trace(net, X),
+    "agreeing": lambda net, _: graph.agreeing(net, X, graph.trace(net, X)),
+    "disagreements": lambda net, _: graph.disagreements(net, X, planned(net)),
     "zeros": lambda net, _: graph.zeros(net, planned(net)),
     "emptied": lambda net, _: graph.emptied(net, graph.trace(net, X), X),
     "on_meta": lambda net, _: graph.on_meta(net),
