@@ -81,10 +81,10 @@ def _new_part(path: Path) -> IO[bytes]:
     while True:
         file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False)  # noqa: SIM115
         try:
-            _hold(file)
+            held = _hold(file)
         except OSError:  # a file system without locks: nothing there is taken for an orphan
             return file
-        if _lies_at(file, Path(file.name)):
+        if held and _lies_at(file, Path(file.name)):
             return file
         file.close()
 
