@@ -21,15 +21,16 @@ EXPORTERS = ("ltcompile.shrinking.int8.export_classifier", "ltcompile.measure.su
 
 @contextlib.contextmanager
 def exported_once() -> Iterator[None]:
-    """The exporter is asked once for networks whose parameters have the same names; their widths and weights are filled in."""
-    made: dict[tuple[str, ...], tuple[Any, dict[str, Tensor]]] = {}
+    """The exporter runs once for networks with parameters of the same names and images of one size; widths and weights are filled in."""
+    made: dict[tuple[object, ...], tuple[Any, dict[str, Tensor]]] = {}
 
     def export(model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        if tuple(weights) not in made:
+        key = (*example.shape[1:], *weights)
+        if key not in made:
             export_classifier(model, example, path)
-            made[tuple(weights)] = onnx.load(path), weights
-        proto = resized(*made[tuple(weights)], weights)
+            made[key] = onnx.load(path), weights
+        proto = resized(*made[key], weights)
         onnx.helper.set_model_props(proto, dict(metadata or {}))
         onnx.save(proto, path)
 
