@@ -83,7 +83,7 @@ gpu:
 # tiny networks, a few of the tests, no times that mean anything. Stages run side by side there.
 gpu-rehearsal: env-dev
 	@rm -rf runs/gpu-rehearsal
-	$(BIN)/python bench/gpu.py --out runs/gpu-rehearsal --rehearse
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python bench/gpu.py --out runs/gpu-rehearsal --rehearse
 
 clean:
 	rm -rf .venv .venv-oldest build dist *.egg-info
