@@ -27,9 +27,9 @@ def hold_with_a_child(folder: Path, ready: multiprocessing.synchronize.Event) ->
     """As a search does whose data set is read by worker processes."""
     with locked(folder):
         if os.fork() == 0:
+            ready.set()  # here: the parent may be killed before its child has closed its copies
             time.sleep(20)
             os._exit(0)
-        ready.set()
         signal.pause()
 
 
