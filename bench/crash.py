@@ -38,10 +38,10 @@ import ltcompile as lt
 from ltcompile import paths
 from ltcompile.data import Dataset
 from ltcompile.data._dataset import TensorSplit
-from ltcompile.finding import rounds, search
-from ltcompile.finding.listener import Silence
-from ltcompile.rewind import weight
-from ltcompile.train import loop
+from ltcompile.search import rounds, search
+from ltcompile.search.listener import Silence
+from ltcompile.search.rewind import weight
+from ltcompile.training import loop
 
 POINTS = ("half written", "before its rename", "behind its rename")
 SEARCHING = "searching, none of these"

@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
-from ltcompile import criteria
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, seeded, stream
 from ltcompile.core.tensors import read_torch
-from ltcompile.criteria import Reduction
 from ltcompile.data import Dataset, Split
-from ltcompile.finding.evidence import gather
 from ltcompile.paths import write_text, write_torch
-from ltcompile.train import train
+from ltcompile.prune import criteria
+from ltcompile.prune.criteria import Reduction
+from ltcompile.search.evidence import gather
+from ltcompile.training import train
 
 CPU = torch.device("cpu")
 MACS = 0.5

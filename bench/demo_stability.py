@@ -26,7 +26,7 @@ from _common import finish
 from scipy import stats
 
 from ltcompile.core.records import Trained, Verdict
-from ltcompile.finding.verdict import judge
+from ltcompile.search.verdict import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMOS = (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)

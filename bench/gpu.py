@@ -72,12 +72,19 @@ def stages(out: Path, data_root: Path | None, rehearse: bool) -> list[Stage]:
         return Stage(f"race-{part}", limit_s, ((*command, *tiny, *data),))
 
     return [
-        Stage("kernels", 100, tests("tests/test_persistent.py", "tests/test_kernels.py", rehearsed=("--every=36",)), (0, 1, 5)),
+        Stage(
+            "kernels", 100, tests("tests/kernels/test_persistent.py", "tests/kernels/test_kernels.py", rehearsed=("--every=36",)), (0, 1, 5)
+        ),
         Stage("conv", 30, (("bench/gpu_conv.py", "--out", str(out), *tiny[:1]),)),
         race("quick", 230),
         race("rest", 200),
         race("tuned", 100),
-        Stage("engine", 60, tests("tests/test_engine.py", "tests/test_race.py", rehearsed=("-k", "what_came_before")), (0, 1, 5)),
+        Stage(
+            "engine",
+            60,
+            tests("tests/engine/test_engine.py", "tests/benchmark/test_race.py", rehearsed=("-k", "what_came_before")),
+            (0, 1, 5),
+        ),
     ]
 
 
@@ -161,7 +168,9 @@ def _run_stage(out: Path, stage: Stage, limit_s: float, rehearse: bool, stop: th
 def _run_once(out: Path, stage: Stage, end: float, rehearse: bool, stop: threading.Event) -> list[int | None]:
     """The exit codes of the stage's processes, None for those that were stopped."""
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "bench"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(ROOT), str(ROOT / "bench"), str(ROOT / "tests"), str(ROOT / "tests/support"), os.environ.get("PYTHONPATH", "")]
+        ),
         "PYTHONUNBUFFERED": "1",
         "XDG_CACHE_HOME": str(out / "cache"),
     }

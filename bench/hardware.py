@@ -24,16 +24,16 @@ import torch
 from _common import RESULTS, finish
 
 import ltcompile as lt
-from ltcompile.backends import Subject
+from ltcompile.benchmark.profiling import profile, stopwatch
+from ltcompile.benchmark.rows import measure
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.profile import Profile
 from ltcompile.core.records import provenance
-from ltcompile.finding.search import Found, data_for, recipe_for
+from ltcompile.deploy import dense_network, small_network
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.quantize import quantize_onnx
-from ltcompile.measure import bench as measure
-from ltcompile.profiling import profile, stopwatch
-from ltcompile.shrinking import dense_network, small_network
+from ltcompile.runtimes import Subject
+from ltcompile.search.search import Found, data_for, recipe_for
 
 PREDICTED = (  # network, side, batch, and the seconds that profiling it may take
     ("vgg16", 32, 64, 180),

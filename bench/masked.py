@@ -16,8 +16,8 @@ from pathlib import Path
 from _common import finish
 
 import ltcompile as lt
-from ltcompile.finding.listener import Silence
 from ltcompile.models import default_recipe
+from ltcompile.search.listener import Silence
 
 
 class Clock(Silence):

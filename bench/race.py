@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
+from ltcompile.benchmark.competitors import Check, Heat, Network, RaceResult, checks, heat, run, write
 from ltcompile.errors import BadFile, BadSetting, DeviceLost
-from ltcompile.race import Check, Heat, Network, RaceResult, checks, heat, run, write
 
 SEED, IMAGES, LARGE_IMAGES = 0, 256, 64
 SMALL, DENSE, ROUNDED, SMALL_50, DENSE_50 = (
@@ -308,7 +308,7 @@ def _judge_cpu(result: RaceResult) -> list[Check]:
 
 def odd_widths(end: float) -> list[Check]:
     """On a GPU, where there is time left."""
-    from ltcompile.race.widths import cost_of_odd
+    from ltcompile.benchmark.competitors.widths import cost_of_odd
 
     found = None
     if time.monotonic() < end - RESERVE_S["cuda"] / 2:

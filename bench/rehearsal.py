@@ -172,8 +172,8 @@ def install() -> None:
 
 def _shorten() -> None:
     """Few copies and configurations; and what is timed runs once, since times mean nothing and an interpreter is slow."""
+    from ltcompile.benchmark.competitors import layers, peaks
     from ltcompile.engine import events, gpu, tune
-    from ltcompile.race import layers, peaks
 
     timed = events.Events.timed
 

@@ -24,8 +24,8 @@ from ltcompile.core.records import cpu_name
 from ltcompile.core.streams import generator, seeded, stream
 from ltcompile.data._dataset import TensorSplit
 from ltcompile.errors import TrainingFailed
-from ltcompile.train import evaluate, multiplies_bf16, pick_device
-from ltcompile.train.step import Stepper
+from ltcompile.training import evaluate, multiplies_bf16, pick_device
+from ltcompile.training.step import Stepper
 
 TRAIN, VALIDATION, VALIDATED = 45_000, 5_000, 512
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ltcompile.finding.inference import FEWEST_SEEDS
+from ltcompile.search.inference import FEWEST_SEEDS
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"

@@ -145,14 +145,14 @@ def as_on_the_image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
 import copy, importlib, json, sys
 for name in {MISSING}:
     sys.modules[name] = None
-sys.path[:0] = [{str(BENCH)!r}, {str(BENCH.parent / "tests")!r}]
+sys.path[:0] = {[str(BENCH), *(str(BENCH.parent / "tests" / part) for part in ("", "support", "kernels", "engine", "benchmark"))]!r}
 import rehearsal
 rehearsal.install()
-for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.race.cuda", "ltcompile.engine.gpu", "test_persistent", "test_kernels",
+for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.benchmark.competitors.cuda", "ltcompile.engine.gpu", "test_persistent", "test_kernels",
              "test_engine", "test_race"):
     importlib.import_module(name)
 import race
-from ltcompile.race import RaceResult, write
+from ltcompile.benchmark.competitors import RaceResult, write
 write(RaceResult("cuda", "a GPU", "noise"), "race.json")
 found = {{}}
 for network in race.networks(None, {{race.SMALL, race.DENSE, race.SMALL_50, race.DENSE_50}}, tiny=True):
@@ -187,7 +187,7 @@ class FakeStream:
 
 
 def test_a_recorded_network_lives_as_long_as_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltcompile.race import _torch
+    from ltcompile.benchmark.competitors import _torch
 
     fakes = {"Stream": FakeStream, "CUDAGraph": FakeGraph, "current_stream": FakeStream}
     for name, fake in fakes.items():

@@ -47,15 +47,15 @@ TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each wit
     ("ltcompile/registry.py", "importlib.import_module"): "names that the package was found to offer",
     ("models/__init__.py", "importlib.import_module"): "timm; and package.module:factory, on the user's word",
     ("models/_published.py", "importlib.import_module"): "timm",
-    ("ltcompile/backends/tensorrt.py", "importlib.import_module"): "tensorrt",
-    ("ltcompile/backends/tensorrt.py", "ctypes.CDLL"): "a library of the installed tensorrt",
-    ("ltcompile/measure/memory.py", "ctypes.CDLL"): "the C library",
-    ("ltcompile/energy.py", "ctypes.CDLL"): "the driver's library",
+    ("ltcompile/runtimes/tensorrt.py", "importlib.import_module"): "tensorrt",
+    ("ltcompile/runtimes/tensorrt.py", "ctypes.CDLL"): "a library of the installed tensorrt",
+    ("ltcompile/benchmark/memory.py", "ctypes.CDLL"): "the C library",
+    ("ltcompile/benchmark/energy.py", "ctypes.CDLL"): "the driver's library",
     ("bench/rehearsal.py", "runpy"): "a script of this folder, or pytest, that its command names",
     ("bench/rehearsal.py", "runpy.run_module"): "the same",
     ("bench/rehearsal.py", "runpy.run_path"): "the same",
-    ("ltcompile/race/_torch.py", "aoti_load_package"): "the package that it has just made",
-    ("ltcompile/shrinking/shrink.py", "torch.export.load"): "the file that it has just written",
+    ("ltcompile/benchmark/competitors/_torch.py", "aoti_load_package"): "the package that it has just made",
+    ("ltcompile/deploy/shrink.py", "torch.export.load"): "the file that it has just written",
 }
 
 
@@ -407,7 +407,7 @@ class TestTickets:
 
         (tmp_path / "ticket.pt").write_bytes(forged(lenet, change))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ltcompile.shrinking.rebuild._free_bytes", lambda: 1 << 30)
+            patch.setattr("ltcompile.deploy.rebuild._free_bytes", lambda: 1 << 30)
             with pytest.raises(StaleTicket, match=r"takes 2\.\d GiB, and 1\.0 GiB of memory are free"):
                 lt.shrink(tmp_path / "ticket.pt", tmp_path / "s.onnx")
 

@@ -16,20 +16,32 @@ import torch
 from torch import Tensor, nn
 
 import ltcompile as lt
-from ltcompile import criteria, energy, graph, lower, profiling
+from ltcompile import graph, lower
+from ltcompile.benchmark import energy, profiling
 from ltcompile.core.deployment import Deployment
 from ltcompile.engine import cpu, host
-from ltcompile.finding import evidence
 from ltcompile.graph.factorise import factorise
 from ltcompile.graph.widths import layer_widths
+from ltcompile.graph.wrappers import in_eval_mode, unwrap
 from ltcompile.lower.lower import lower as lowered
 from ltcompile.lower.program import capture
-from ltcompile.modules import in_eval_mode, unwrap
-from ltcompile.train import choose_execution, evaluate, memory_format
+from ltcompile.prune import criteria
+from ltcompile.search import evidence
+from ltcompile.training import choose_execution, evaluate, memory_format
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-MODULES = ("criteria", "finding.evidence", "graph", "graph.factorise", "graph.widths", "lower", "lower.lower", "lower.program", "methods")
-MODULES += ("modules", "train")
+MODULES = (
+    "prune.criteria",
+    "search.evidence",
+    "graph",
+    "graph.factorise",
+    "graph.widths",
+    "lower",
+    "lower.lower",
+    "lower.program",
+    "search.methods",
+)
+MODULES += ("graph.wrappers", "training")
 EXEMPT = {
     "attach": "puts a method on a network, in place",
     "bake": "takes it off again, in place",
@@ -203,7 +215,7 @@ def test_measuring_leaves_networks_as_they_are(of: str, monkeypatch: pytest.Monk
     model = {"name": "lenet5", "arguments": {"classes": 4, "in_channels": 1, "image_size": 16}}
     monkeypatch.setattr(energy, "per_image", lambda *_: 1.0)
     monkeypatch.setattr(energy, "counter", lambda _: lambda: 0.0)
-    monkeypatch.setattr("ltcompile.profiling.work.STOPWATCH_SECONDS", 0.05)
+    monkeypatch.setattr("ltcompile.benchmark.profiling.work.STOPWATCH_SECONDS", 0.05)
     around = process()
     made = getattr(profiling, of)(model, Deployment("cpu", "eager", 2, "fp32"))
     measured = made[1] if of == "joulemeter" else made

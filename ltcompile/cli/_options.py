@@ -136,11 +136,11 @@ def timed(
         raise BadSetting(f"a cut has one target: leave {' or '.join(asked)} out")
     if on is None:
         raise BadSetting("a target of time or energy needs a place: add --on, as in --on cpu:onnxruntime:b1:fp32")
+    from ltcompile.benchmark.energy import counter
+    from ltcompile.benchmark.profiling import cached, joulemeter, stopwatch
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.profile import Profile
-    from ltcompile.energy import counter
     from ltcompile.errors import StaleProfile, Unavailable
-    from ltcompile.profiling import cached, joulemeter, stopwatch
 
     target, most = Deployment.parse(on), None if energy is None else _joules(energy)
     if most is not None:
@@ -193,7 +193,7 @@ def shown_profile(model: dict[str, Any], target: Deployment, path: Path, again: 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from ltcompile.profiling import profile as run
+    from ltcompile.benchmark.profiling import profile as run
 
     columns = (
         TextColumn("{task.description}"),

@@ -43,7 +43,7 @@ def bench(
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON."),
 ) -> None:
     """Measure the small network against the dense one: outputs checked first, then interleaved timings."""
-    from ltcompile.compare import bench as run
+    from ltcompile.benchmark.bench import bench as run
     from ltcompile.core.load import busy_share
     from ltcompile.errors import BadSetting
 
@@ -92,10 +92,10 @@ def _race(
     as_json: bool,
 ) -> None:
     """Both networks of a ticket, on the GPU where there is one."""
-    from ltcompile.compare import open_pair
+    from ltcompile.benchmark.bench import open_pair
+    from ltcompile.benchmark.competitors import Heat, Network, RaceResult, heat, run, write
     from ltcompile.paths import check_writable
-    from ltcompile.race import Heat, Network, RaceResult, heat, run, write
-    from ltcompile.train.device import pick_device
+    from ltcompile.training.device import pick_device
 
     for path in (output, output.with_suffix(".md"), output.with_name("layers.html")):
         check_writable(path)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from ltcompile.likeness import Likeness
+    from ltcompile.benchmark.likeness import Likeness
 
 EPILOG = (
     "Examples:  ltcompile compare runs/l1/ticket.pt runs/random/ticket.pt  ·  ltcompile compare runs/*/ticket.pt --data cifar10 "
@@ -32,7 +32,7 @@ def compare(
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
     """Compare tickets: Jaccard's distance of the weights that they keep, how often their answers agree, and their ensemble's accuracy."""
-    from ltcompile.likeness import liken
+    from ltcompile.benchmark.likeness import liken
 
     found = liken(tickets, data=data, data_root=data_root, model=model, device=device)
     if as_json:

@@ -34,9 +34,9 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON."))
 
 
 def _examine() -> dict[str, Any]:
-    from ltcompile.backends import DEVICES, available
     from ltcompile.core.records import provenance
-    from ltcompile.train import multiplies_bf16, pick_device
+    from ltcompile.runtimes import DEVICES, available
+    from ltcompile.training import multiplies_bf16, pick_device
 
     device = pick_device()
     half = multiplies_bf16(device)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ltcompile.cli._options import Timed
     from ltcompile.core.recipe import Recipe
     from ltcompile.data import Dataset
-    from ltcompile.finding import Found, SearchConfig
+    from ltcompile.search import Found, SearchConfig
 
 EPILOG = """Examples:  ltcompile find --model vgg16 --rewind lr  ·
 ltcompile find --model vgg16 --data cifar10 --data-root DIR --rewind weight --scope local --criterion l2 --rounds 8 --rate 0.2
@@ -160,8 +160,8 @@ def find(
     Ends with 4 where the ticket misses the target, as it may be of a level on the way there: all is written.
     """
     from ltcompile.core.image_size import parse
-    from ltcompile.finding import SearchConfig
-    from ltcompile.finding.search import data_for, default_folder, recipe_for
+    from ltcompile.search import SearchConfig
+    from ltcompile.search.search import data_for, default_folder, recipe_for
 
     stopped = attend()
     dataset = data_for(model, data, data_root, parse(image_size) if image_size else None, weights=weights, download=download, strict=strict)
@@ -266,7 +266,7 @@ def searched(
 ) -> Found:
     """A search under bars. Where it is stopped, what `attend` gave says by which signal, and the user is told how to go on."""
     from ltcompile.cli.progress import Bars
-    from ltcompile.finding import find as search
+    from ltcompile.search import find as search
 
     with Bars(config, recipe, quiet=quiet) as bars:
         if tensorboard:

@@ -33,8 +33,8 @@ from ltcompile.cli._options import (
 if TYPE_CHECKING:
     from ltcompile.core.plan import PruningPlan
     from ltcompile.core.reached import Reached
-    from ltcompile.finding import Limits
     from ltcompile.graph import Size
+    from ltcompile.prune import Limits
 
 EPILOG = """Examples:  ltcompile plan --model vgg16 --ratio 0.5  ·  ltcompile plan --model torchvision:resnet50 --classes 1000 --target-macs 0.5
 --align 8 --weights resnet50.pth -o plan.json  ·  ltcompile plan --model resnet20 --target-params 0.3 --keep conv --layer-ratio '.*conv1=0.6'"""
@@ -88,11 +88,11 @@ def plan(
 
     from ltcompile.core.image_size import height_width
     from ltcompile.core.streams import seeded, stream
-    from ltcompile.finding import Limits
-    from ltcompile.finding import plan as choose
-    from ltcompile.finding.target import Meter
     from ltcompile.models import build_model
     from ltcompile.paths import check_writable
+    from ltcompile.prune import Limits
+    from ltcompile.prune import plan as choose
+    from ltcompile.prune.target import Meter
 
     asked = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
     if output is not None:

@@ -44,8 +44,8 @@ def profile(
 
     `find --on` and `plan --on` read it; a profile that was made on the machine of the deployment can be carried to the one that trains.
     """
+    from ltcompile.benchmark.profiling import cached
     from ltcompile.core.deployment import Deployment
-    from ltcompile.profiling import cached
 
     target = Deployment(device, backend, batch, precision)
     sizes = {"classes": classes, "in_channels": in_channels, "image_size": size_for(model, image_size)}

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
 from ltcompile.errors import Unavailable
-from ltcompile.finding import SearchConfig
 from ltcompile.paths import writing
-from ltcompile.train import Epoch
+from ltcompile.search import SearchConfig
+from ltcompile.training import Epoch
 
 HEADER = f"{'seed':>4}  {'arm':<12} {'level':>5}  {'filters':>7} {'params':>11} {'MACs':>13}  {'val acc':>8}  {'seconds':>7}"
 

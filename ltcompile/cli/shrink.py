@@ -13,7 +13,7 @@ from ltcompile.cli._options import end_by_target
 
 if TYPE_CHECKING:
     from ltcompile.core.reached import Reached
-    from ltcompile.shrinking import Shrunk
+    from ltcompile.deploy import Shrunk
 
 EPILOG = (
     "Examples:  ltcompile shrink ticket.pt -o small.onnx  ·  ltcompile shrink ticket.pt -o small.pt2 --precision fp16  ·  "
@@ -66,12 +66,12 @@ def shrink(
     from rich.console import Console
     from rich.text import Text
 
+    from ltcompile.benchmark.profiling import stopwatch
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.ticket import Ticket
     from ltcompile.data import load_like
+    from ltcompile.deploy import shrink as run
     from ltcompile.paths import check_writable
-    from ltcompile.profiling import stopwatch
-    from ltcompile.shrinking import shrink as run
 
     check_writable(output)
     loaded = Ticket.load(ticket)

@@ -16,9 +16,9 @@ from ltcompile.cli._timing_options import BACKENDS, DATA_ROOT, DEVICE, SECONDS, 
 from ltcompile.errors import BadSetting
 
 if TYPE_CHECKING:
+    from ltcompile.benchmark.sweep import Sweep
     from ltcompile.core.curve import Picked
     from ltcompile.core.reached import Reached
-    from ltcompile.sweeping import Sweep
 
 EPILOG = """Examples:  ltcompile sweep runs/demo  ·  ltcompile sweep runs/demo --batch 1 --pick "fastest-within 0.5"  ·
 ltcompile sweep --model vgg16 --data digits --targets 2,4,8,16 --name curve"""
@@ -74,9 +74,9 @@ def sweep(
     recipe = {"epochs": epochs, "batch": train_batch}
     search = {"targets": targets, "on": on, "profile": profile, "name": name, "weights": weights, **chosen, "train-batch": train_batch}
     _check(run, {**search, "epochs": epochs, "resume": resume or None, "download": download or None})
+    from ltcompile.benchmark.sweep import PICKED, SWEEP
+    from ltcompile.benchmark.sweep import sweep as measured
     from ltcompile.core.picking import Rule
-    from ltcompile.sweeping import PICKED, SWEEP
-    from ltcompile.sweeping import sweep as measured
 
     Rule.parse(pick)
     if run is None:
@@ -197,8 +197,8 @@ def _searched(
 ) -> Path:
     """Search a level for every share of `path`; the run folder."""
     from ltcompile.cli.find import attend, changed, named, searched
-    from ltcompile.finding import SearchConfig
-    from ltcompile.finding.search import data_for, default_folder, recipe_for
+    from ltcompile.search import SearchConfig
+    from ltcompile.search.search import data_for, default_folder, recipe_for
 
     stopped = attend()
     dataset = data_for(model, data, data_root, weights=weights, download=download)
@@ -212,6 +212,6 @@ def _searched(
 
 def _joules(device: str, call: Callable[[], None], images: int) -> float:
     """What an image takes. Raises Unavailable where nobody counts it."""
-    from ltcompile import energy
+    from ltcompile.benchmark import energy
 
     return energy.per_image(energy.counter(device), call, images)

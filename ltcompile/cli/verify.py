@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from ltcompile.verifying import Check, Value
+    from ltcompile.verification import Check, Value
 
 EPILOG = (
     "Examples:  ltcompile verify small.onnx --claims report.json  ·  "
@@ -55,7 +55,7 @@ def verify(
     """
     from ltcompile.cli._timing_options import warn_if_busy
     from ltcompile.core.deployment import Deployment
-    from ltcompile.verifying import verify as run
+    from ltcompile.verification import verify as run
 
     target = None if on is None else Deployment.parse(on)
     kinds = [] if require is None else [kind.strip() for kind in require.split(",")]

@@ -25,7 +25,7 @@ class Recipe(Record):
     gives, where there is one (Hinton et al. 2015, arXiv:1503.02531).
     `precision` is that of products: "fp32", "bf16" (autocast), or "auto"; `compile` is "never", a backend of torch.compile ("inductor"), or
     "auto". "auto" takes what a trial of whole steps finds faster for long trainings, and for short ones fp32 and no compilation
-    (`ltcompile.train.choose_execution`). Where neither is "auto", a seed and a recipe fix the result, to the bit on one CPU.
+    (`ltcompile.training.choose_execution`). Where neither is "auto", a seed and a recipe fix the result, to the bit on one CPU.
     """
 
     epochs: int = 160

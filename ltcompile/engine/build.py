@@ -18,7 +18,7 @@ from ltcompile.engine.checks import relative_error, tile
 from ltcompile.engine.engine import Engine, Run
 from ltcompile.engine.file import Contents
 from ltcompile.errors import BadData, BadSetting, Disagreement, StaleEngine
-from ltcompile.modules import unwrap
+from ltcompile.graph.wrappers import unwrap
 
 BATCHES = (1, 8, 64)
 

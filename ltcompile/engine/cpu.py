@@ -14,7 +14,7 @@ from torch import Tensor
 from ltcompile.engine.engine import Run
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
-from ltcompile.runtimes import freezing, openvino_core
+from ltcompile.runtimes._process import freezing, openvino_core
 
 RUNTIMES = ONNXRUNTIME, OPENVINO, COMPILE = "onnxruntime", "openvino", "compile"
 OWN = 0

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.probe import Probes, on_probe, run
-from ltcompile.modules import unwrap
+from ltcompile.graph.wrappers import unwrap
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.rules import tensors_in
 from ltcompile.graph.surgeon import cut_, mask_
 from ltcompile.graph.trace import check_cuttable, halved, plain
-from ltcompile.modules import unwrap
+from ltcompile.graph.wrappers import unwrap
 
 FINE = 1e-9  # error relative to the largest value of an output, in float64
 COARSE = 1e-4  # the same where part of the network computes in less

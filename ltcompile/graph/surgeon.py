@@ -21,7 +21,7 @@ from ltcompile.graph.baked import bake_, is_computed
 from ltcompile.graph.layers import place, shrink_attributes, width
 from ltcompile.graph.stale import stale_attributes
 from ltcompile.graph.statistics import leave_out, mixes
-from ltcompile.modules import unwrap
+from ltcompile.graph.wrappers import unwrap
 
 Module = TypeVar("Module", bound=nn.Module)
 

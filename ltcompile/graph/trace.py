@@ -23,7 +23,7 @@ from ltcompile.graph.layers import storage
 from ltcompile.graph.probe import Probes, on_probe, run
 from ltcompile.graph.rules import Requests, tensors_in
 from ltcompile.graph.surgeon import cut_
-from ltcompile.modules import unwrap
+from ltcompile.graph.wrappers import unwrap
 
 
 def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:

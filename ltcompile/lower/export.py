@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from ltcompile.errors import BadModel, BadSetting, Disagreement
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Example
+from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower.inputs import Inputs, outputs_of
 from ltcompile.lower.trace import BATCH, exported_for_any_batch, reason
-from ltcompile.modules import unwrap
 from ltcompile.paths import write_bytes
 
 CHECKED = 3  # examples that file and network are compared on: neither the batch that was exported nor one

@@ -16,8 +16,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Example
+from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower.trace import exported
-from ltcompile.modules import unwrap
 
 Module = TypeVar("Module", bound=nn.Module)
 _FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

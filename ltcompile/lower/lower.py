@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from ltcompile.errors import BadSetting, Disagreement
 from ltcompile.graph._copy import copied
+from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower.fold import fold_batch_norm
 from ltcompile.lower.passes import PASSES, layout
 from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.program import Node, Program, capture
 from ltcompile.lower.simulate import HALVES, Rounded
-from ltcompile.modules import unwrap
 from ltcompile.numerics import Expected, largest_error
 
 TOLERANCE = 1e-5  # of the largest output

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.errors import BadModel
+from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import operations
 from ltcompile.lower.trace import exported
-from ltcompile.modules import unwrap
 
 
 @dataclass(frozen=True)

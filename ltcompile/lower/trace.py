@@ -12,8 +12,8 @@ from torch.export import Dim, ExportedProgram
 
 from ltcompile.errors import BadModel
 from ltcompile.graph.inputs import Example
+from ltcompile.graph.wrappers import in_eval_mode
 from ltcompile.lower.inputs import Inputs
-from ltcompile.modules import in_eval_mode
 
 BATCH = "batch"
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ltcompile.backends import unavailable
+from ltcompile.benchmark.sweep import Sweep, sweep
 from ltcompile.core.load import BUSY
+from ltcompile.runtimes import unavailable
 from ltcompile.study._nouns import Done
-from ltcompile.sweeping import Sweep, sweep
 
 BATCH = 64
 

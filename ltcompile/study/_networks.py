@@ -6,14 +6,14 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ltcompile.benchmark.likeness import weight_mask
+from ltcompile.benchmark.subjects import read_weights
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
-from ltcompile.finding.kept import Kept
-from ltcompile.finding.masks import everything
 from ltcompile.graph import cut, embed
-from ltcompile.likeness import weight_mask
-from ltcompile.measure.subjects import read_weights
 from ltcompile.models import build_model
+from ltcompile.search.kept import Kept
+from ltcompile.search.masks import everything
 from ltcompile.study._nouns import Done
 
 

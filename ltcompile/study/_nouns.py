@@ -12,7 +12,7 @@ from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Claim, Figure, Maps, Table
 from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting
-from ltcompile.finding import SearchConfig
+from ltcompile.search import SearchConfig
 
 SIZES = ("smoke", "small", "full")
 

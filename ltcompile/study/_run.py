@@ -19,13 +19,13 @@ from ltcompile.core.records import provenance
 from ltcompile.core.study import ArmNote, Study
 from ltcompile.data import Dataset
 from ltcompile.errors import BadFile, unknown
-from ltcompile.finding import find
-from ltcompile.finding.conditions import prize
-from ltcompile.finding.listener import Listener, Silence
-from ltcompile.finding.search import data_for, recipe_for
 from ltcompile.paths import locked, write_bytes
+from ltcompile.search import find
+from ltcompile.search.conditions import prize
+from ltcompile.search.listener import Listener, Silence
+from ltcompile.search.search import data_for, recipe_for
 from ltcompile.study._nouns import SIZES, Done, Scale, StudyArm, Told
-from ltcompile.train import pick_device
+from ltcompile.training import pick_device
 
 PACKAGE = "ltcompile.study"
 INTERVALS = (

@@ -18,8 +18,8 @@ from torch import Tensor
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.study import Claim, Estimate, Figure, Look, Maps, Picture, Series, Table
 from ltcompile.core.tensors import read_torch
-from ltcompile.finding import SearchConfig
-from ltcompile.finding.conditions import margins_of
+from ltcompile.search import SearchConfig
+from ltcompile.search.conditions import margins_of
 from ltcompile.study._curves import accuracy, band, curve, levels, percent, series, spread
 from ltcompile.study._images import pixel_order, shuffled_labels, shuffled_pixels
 from ltcompile.study._nouns import Done, Scale, StudyArm, Told

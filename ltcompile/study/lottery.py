@@ -18,8 +18,8 @@ from typing import Any, Literal
 import torch
 
 from ltcompile.core.study import Claim, Estimate, Figure, Series, Table
-from ltcompile.finding import SearchConfig
-from ltcompile.finding.conditions import margins_of
+from ltcompile.search import SearchConfig
+from ltcompile.search.conditions import margins_of
 from ltcompile.study import _lottery_said as paper
 from ltcompile.study._curves import Rows, accuracy, band, levels, percent, series, spread
 from ltcompile.study._lottery_said import NUMBERS, Curve, Measure, Said

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltcompile.benchmark.likeness import Answers, agreement, answers, distances, ensemble, unanimous
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.streams import stream
 from ltcompile.core.study import Claim, Estimate, Figure, Look, Series, Table
-from ltcompile.finding import SearchConfig
-from ltcompile.finding.conditions import margins_of
-from ltcompile.finding.masks import shuffled
-from ltcompile.likeness import Answers, agreement, answers, distances, ensemble, unanimous
 from ltcompile.models import build_model
+from ltcompile.search import SearchConfig
+from ltcompile.search.conditions import margins_of
+from ltcompile.search.masks import shuffled
 from ltcompile.study._curves import accuracy, band, levels, percent, series, spread
 from ltcompile.study._networks import mask, network, weights
 from ltcompile.study._nouns import Done, Scale, StudyArm, Told

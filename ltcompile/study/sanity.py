@@ -14,8 +14,8 @@ from statistics import fmean
 import torch
 
 from ltcompile.core.study import Claim, Figure, Table
-from ltcompile.finding import SearchConfig
-from ltcompile.finding.conditions import NONTRIVIAL_SHARE, Conditions, Margins, conditions, margins_of
+from ltcompile.search import SearchConfig
+from ltcompile.search.conditions import NONTRIVIAL_SHARE, Conditions, Margins, conditions, margins_of
 from ltcompile.study._curves import accuracy, band, curve, levels, percent, removed, series, spread
 from ltcompile.study._nouns import Done, Scale, StudyArm, Told
 from ltcompile.study._statistics import BySeed, difference, estimate

@@ -16,8 +16,9 @@ from statistics import fmean
 import torch
 
 from ltcompile.core.study import Claim, Estimate, Figure, Series, Side, Table
-from ltcompile.finding import Scope, SearchConfig
-from ltcompile.finding.conditions import margins_of
+from ltcompile.prune import Scope
+from ltcompile.search import SearchConfig
+from ltcompile.search.conditions import margins_of
 from ltcompile.study._curves import accuracy, band, curve, levels, percent, removed, series, spread
 from ltcompile.study._latency import Timed, remark, timed
 from ltcompile.study._nouns import Done, Scale, StudyArm, Told

@@ -13,15 +13,15 @@ from statistics import fmean
 
 import torch
 
+from ltcompile.benchmark.likeness import intersection, majority
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained
 from ltcompile.core.study import Claim, Figure, Look, Series, Table
 from ltcompile.data import Dataset, Split
 from ltcompile.data._dataset import TensorSplit
 from ltcompile.errors import BadData
-from ltcompile.finding import SearchConfig
-from ltcompile.finding.conditions import margins_of
-from ltcompile.likeness import intersection, majority
+from ltcompile.search import SearchConfig
+from ltcompile.search.conditions import margins_of
 from ltcompile.study._curves import accuracy, band, curve, levels, percent, series, spread
 from ltcompile.study._networks import mask
 from ltcompile.study._nouns import Done, Scale, StudyArm, Told

@@ -1,0 +1,10 @@
+"""Measured, not estimated: latency side by side, memory above what was held before, accuracy through the backend."""
+
+from __future__ import annotations
+
+from ltcompile.benchmark.memory import peak_above
+from ltcompile.benchmark.rows import BenchResult, measure
+from ltcompile.core.load import busy_share
+from ltcompile.timing import race, speedup
+
+__all__ = ["BenchResult", "busy_share", "measure", "peak_above", "race", "speedup"]

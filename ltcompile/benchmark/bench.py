@@ -1,0 +1,260 @@
+"""Put a small network beside the dense one it came from, and measure both: the wiring behind `bench`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ltcompile.benchmark.reference import OF_MODULE, Reference, file_reference, module_reference
+from ltcompile.benchmark.rows import BenchResult, measure
+from ltcompile.benchmark.subjects import images_of, misfit_of, read_weights, subject, told_images
+from ltcompile.core.fields import short
+from ltcompile.core.load import busy_share
+from ltcompile.core.network_file import NetworkFile, described
+from ltcompile.core.onnx_file import domains, external, read_onnx
+from ltcompile.core.records import Measurement, provenance
+from ltcompile.core.ticket import Ticket, check_model
+from ltcompile.deploy import check_ticket_fits, dense_network, named_network, small_network
+from ltcompile.deploy.rebuild import small_with_plan
+from ltcompile.deploy.snap import AS_IT_IS, moved
+from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket
+from ltcompile.graph import Size, size
+from ltcompile.lower import fold_batch_norm
+from ltcompile.models import is_own_code
+from ltcompile.paths import check_writable, write_bytes, write_json, write_text
+from ltcompile.runtimes import Subject
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What is known of a small network: its ticket or, failing that, what its ONNX file tells of itself."""
+
+    folder: Path
+    ticket: Ticket | None
+    onnx: Path | None
+    model: dict[str, Any]
+    data: dict[str, Any]  # what the ticket tells of it
+    file: NetworkFile | None = None  # of the ONNX file
+    snapped: str = AS_IT_IS  # how shrink moved the file's widths
+    holds_ticket: bool = True  # False for a file with weights that its ticket lacks: fine-tuned, or with new batch-norm statistics
+
+    @property
+    def ticket_checksum(self) -> str:
+        """Of the ticket, which a file names too."""
+        return self.ticket.checksum if self.ticket is not None else self.file.ticket_checksum if self.file is not None else ""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A ticket's networks, "dense" and "small", and the images (N, C, H, W) that they are measured on; `told` says which those are."""
+
+    networks: dict[str, nn.Module]
+    images: torch.Tensor
+    told: str
+
+
+def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | Path = "data", model: str | None = None) -> Pair:
+    """The two networks of a ticket, dense with its trained weights where the run folder holds them.
+
+    Raises:
+        BadFile: it is no ticket. StaleTicket: it does not fit.
+    """
+    known = _of_ticket(Ticket.load(ticket), Path(ticket).parent)
+    assert known.ticket is not None
+    check_ticket_fits(known.ticket, model)
+    images, labels = images_of(known.data, data, data_root)
+    networks, _ = _networks(known.ticket, known.folder)
+    return Pair(networks, torch.from_numpy(images), told_images(labels))
+
+
+def bench(
+    target: str | Path,
+    *,
+    backends: Sequence[str] | None = None,
+    devices: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 8, 64),
+    data: str | None = None,
+    data_root: str | Path = "data",
+    model: str | None = None,
+    seconds_per_row: float = 2.0,
+    output: str | Path | None = None,
+    write_dense: str | Path | None = None,
+    on_row: Callable[[Measurement], None] | None = None,
+) -> BenchResult:
+    """Measure a ticket or an ONNX file of `shrink` against its dense network, in one run, and write bench.json and bench.csv.
+
+    The dense network has its trained weights where the run folder holds them; else fresh ones, which are as fast, and no accuracy.
+    Answers are compared with the ticket's network in fp32 by PyTorch. Of an ONNX file without its ticket, and of one whose weights were
+    fine-tuned or whose batch-norm statistics were taken anew, nothing else holds the weights: its own graph is evaluated without a
+    runtime instead, and bench.json says so in "compared_with".
+    Accuracy is told where the ticket's data can be loaded. Files go beside the target, or to `output` and its .csv; the dense network as
+    it was measured to `write_dense`, an .onnx file for `verify`.
+
+    Raises:
+        BadFile: the target is no file of ours. StaleTicket: it does not fit. Disagreement: a backend computes something else.
+        BadSetting: `write_dense` is no place for an ONNX file.
+    """
+    known = _open(Path(target))
+    path = check_writable(Path(output) if output else known.folder / "bench.json")
+    dense_path = _dense_path(write_dense, Path(target)) if write_dense is not None else None
+    _check_code(known, model)
+    images, labels = images_of(known.data, data, data_root)
+    busy = busy_share()
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
+        subjects, sizes, trained, reference = _subjects(known, Path(scratch))
+        if dense_path is not None:
+            write_bytes(dense_path, subjects[0].need_onnx("bench").read_bytes())
+
+        def told(row: Measurement) -> None:
+            if on_row is not None:
+                on_row(_untrained_blank(row, trained))
+
+        result = measure(
+            subjects,
+            images,
+            labels,
+            backends=backends,
+            devices=devices,
+            batches=batches,
+            seconds_per_row=seconds_per_row,
+            references={"small": reference} if reference else {},
+            on_row=told,
+        )
+    rows = [_untrained_blank(row, trained) for row in result.rows]
+    value = {
+        "kind": "bench",
+        "format": 1,
+        "target": Path(target).name,
+        "file": asdict(known.file) if known.file else None,
+        "ticket_checksum": known.ticket_checksum,
+        "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
+        **BenchResult(rows, result.skipped, result.details).to_json(),
+        "images": told_images(labels),
+        "compared_with": reference.what if reference else OF_MODULE,
+        "busy_share": busy,
+        "provenance": provenance(),
+    }
+    write_json(path, value)
+    write_text(path.with_suffix(".csv"), BenchResult(rows).to_csv())
+    return BenchResult(rows, result.skipped, result.details)
+
+
+def _dense_path(asked: str | Path, target: Path) -> Path:
+    """Where the dense network goes. Raises BadSetting, and BadFile where nothing can be written."""
+    path = check_writable(asked)
+    if path.suffix != ".onnx" or path.resolve() == target.resolve():
+        raise BadSetting(f"--write-dense {path}: the dense network becomes an ONNX file of its own; name one, as in dense.onnx")
+    return path
+
+
+def _untrained_blank(row: Measurement, dense_is_trained: bool) -> Measurement:
+    """An untrained dense network has a speed, but no accuracy worth telling."""
+    return row if dense_is_trained or row.subject != "dense" else replace(row, accuracy=None)
+
+
+def _check_code(known: _Target, model: str | None) -> None:
+    """Raises StaleTicket where the network needs code of the user's that was not named, or is another."""
+    if known.ticket is not None:
+        check_ticket_fits(known.ticket, model)
+    elif is_own_code(known.model["name"]) and model != known.model["name"]:
+        raise StaleTicket(f"the dense network is your own code; to run it, say so with --model {known.model['name']}")
+
+
+def _open(path: Path) -> _Target:
+    if path.suffix == ".onnx":
+        return _open_onnx(path)
+    return _of_ticket(Ticket.load(path), path.parent)
+
+
+def _of_ticket(ticket: Ticket, folder: Path) -> _Target:
+    return _Target(folder, ticket, None, dict(ticket.model), dict(ticket.data))
+
+
+def _open_onnx(path: Path) -> _Target:
+    """An ONNX file of ours; its ticket too, if it lies beside it."""
+    model = read_onnx(path)
+    told = {p.key: p.value for p in model.metadata_props}
+    if told.get("producer") != "ltcompile":
+        raise BadFile(
+            f"{path} was not made by `ltcompile shrink`, so its dense network is unknown; shrink a ticket, or bench the ticket itself"
+        )
+    if strange := _strange(model):
+        raise BadFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    beside, file = path.parent / "ticket.pt", described(path.name, path.read_bytes(), told)
+    tuned = json.loads(told.get("int8", "{}")).get("fine_tuned", False)
+    holds_ticket = told.get("recalibrated") == "false" and not tuned
+    if beside.is_file() and (ticket := Ticket.load(beside)).checksum == file.ticket_checksum:
+        if list(ticket.data["shape"]) != shape:
+            raise BadFile(f"{path} takes images of {shape}, its ticket those of {ticket.data['shape']}; shrink the ticket again")
+        return replace(_of_ticket(ticket, path.parent), onnx=path, file=file, snapped=told["snapped"], holds_ticket=holds_ticket)
+    try:
+        data = {key: json.loads(told[key]) for key in ("class_names", "mean", "std")}
+        data |= {"name": told["data"], "shape": shape, "interpolation": told["interpolation"]}
+        network = json.loads(told["model"])
+        check_model(network, data)
+        return _Target(path.parent, None, path, network, data, file)
+    except LtcompileError as error:
+        raise BadFile(f"{path} tells nonsense of its network: {error}; shrink the ticket again") from error
+    except (KeyError, IndexError, ValueError, RecursionError) as error:
+        raise BadFile(f"{path} lacks what `ltcompile shrink` writes into its files ({error!r}); shrink the ticket again") from error
+
+
+def _strange(model: Any) -> str:
+    """What there is in a model that would read other files or run other code, or give no logits of images; empty where nothing is."""
+    if elsewhere := external(model):
+        return f"keeps {elsewhere[0]!r} in another file"
+    if foreign := domains(model) - {""}:
+        return f"uses operators of its own ({short(foreign)})"
+    ends = len(model.graph.input), len(model.graph.output)
+    return "" if ends == (1, 1) else f"has {ends[0]} inputs and {ends[1]} outputs"
+
+
+def _subjects(known: _Target, scratch: Path) -> tuple[list[Subject], dict[str, Size], bool, Reference | None]:
+    """Dense and small, both folded and exported in the same way; their sizes; whether the dense weights are trained ones; and what the
+    small network's answers are compared with, where that is not its module.
+    """
+    example = torch.zeros(2, *known.data["shape"])
+    networks, trained = (
+        _networks(known.ticket, known.folder) if known.ticket is not None else ({"dense": named_network(known.model)}, False)
+    )
+    sizes = {name: size(network, example) for name, network in networks.items()}
+    dense = subject("dense", networks["dense"], example, scratch, metadata={"ticket_checksum": known.ticket_checksum})
+    if known.onnx is None or known.file is None:
+        return [dense, subject("small", networks["small"], example, scratch)], sizes, trained, None
+    if known.ticket is None or not known.holds_ticket:
+        return [dense, Subject("small", None, known.onnx)], sizes, trained, file_reference(known.onnx)
+    small = networks["small"]
+    if known.snapped != AS_IT_IS:
+        dense_module = networks["dense"]
+        small = moved(*small_with_plan(known.ticket, dense_module), dense_module, known.snapped).module
+    if known.file.precision == "fp32":
+        return [dense, subject("small", small, example, scratch, known.onnx)], sizes, trained, None
+    folded, _ = fold_batch_norm(small, example)
+    reference = module_reference(folded.eval(), example, known.onnx, known.file.precision, scratch)
+    return [dense, Subject("small", None, known.onnx)], sizes, trained, reference
+
+
+def _networks(ticket: Ticket, folder: Path) -> tuple[dict[str, nn.Module], bool]:
+    """Dense and small; whether the dense weights are trained ones."""
+    dense = dense_network(ticket)
+    networks = {"dense": dense, "small": small_network(ticket, dense)}
+    return networks, _load_dense(dense, folder / f"seed{ticket.seed}" / "dense-0.pt")
+
+
+def _load_dense(dense: nn.Module, path: Path) -> bool:
+    """Give the dense network its trained weights, if the run folder has them."""
+    if not path.is_file():
+        return False
+    try:
+        dense.load_state_dict(read_weights(path, "the dense network"))
+    except RuntimeError as error:
+        raise misfit_of(path, "the dense network", error) from error
+    return True

@@ -1,0 +1,114 @@
+"""What a race gives: rows, who was kept out and why, layers, and the claims that were checked; as data that goes to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ltcompile.benchmark.competitors.entrant import ENGINE
+from ltcompile.benchmark.competitors.layers import Layer
+from ltcompile.benchmark.competitors.peaks import Peaks
+from ltcompile.core.records import Record
+from ltcompile.errors import BadFile
+from ltcompile.paths import read_json
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Row(Record):
+    """One entrant on one network and batch.
+
+    `max_error` is relative to fp32 eager's largest magnitude; `top1` the share of images whose best class is the same. `how` is what the
+    entrant chose by itself. `behind` is the 95 % interval of the engine's time over its fastest peer's. `joules_per_image` is told of the
+    engine and of the fastest peer, where a driver counts.
+    """
+
+    subject: str
+    entrant: str
+    precision: str
+    batch: int
+    ms_p20: float
+    ms_p50: float
+    ms_p80: float
+    runs: int
+    max_error: float
+    top1: float
+    joules_per_image: float | None
+    build_s: float
+    how: str
+    behind: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Refusal(Record):
+    """Who did not race, and why; `entrant` is "" where nobody did."""
+
+    subject: str
+    batch: int
+    entrant: str
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Check(Record):
+    """A claim, the number that was found for it (None: not measured), and whether it holds (None: that cannot be told)."""
+
+    claim: str
+    found: float | None
+    holds: bool | None
+
+
+@dataclass
+class RaceResult:
+    """`subjects` are parameters and MACs by network; `settings` those of each entrant; `energy` says why no joules are told, or "";
+    `busy_share` of all processors' time was other work's before it began, the most where it was resumed.
+    """
+
+    device: str
+    machine: str
+    images: str
+    energy: str = ""
+    busy_share: float | None = None
+    subjects: dict[str, dict[str, int]] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+    peaks: list[Peaks] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+    layers: list[Layer] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def heat(self, subject: str, batch: int) -> list[Row]:
+        """The rows of one network and batch, fastest first."""
+        return sorted((row for row in self.rows if (row.subject, row.batch) == (subject, batch)), key=lambda row: row.ms_p50)
+
+    def heats(self) -> list[tuple[str, int]]:
+        """What was raced, in order."""
+        return list(dict.fromkeys((row.subject, row.batch) for row in self.rows))
+
+    def row(self, subject: str, batch: int, entrant: str, precision: str) -> Row | None:
+        return next((r for r in self.heat(subject, batch) if (r.entrant, r.precision) == (entrant, precision)), None)
+
+    def fastest_peer(self, engine: Row) -> Row | None:
+        """The fastest of those who ran the same in the same precision."""
+        return next((r for r in self.heat(engine.subject, engine.batch) if r.entrant != ENGINE and r.precision == engine.precision), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "race", "format": FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def load(cls, path: str | Path) -> RaceResult:
+        """What was written to `path`. Raises BadFile where it is missing, or no race."""
+        value = read_json(path, "race")
+        kinds: Mapping[str, type[Record]] = {"peaks": Peaks, "rows": Row, "refused": Refusal, "layers": Layer, "checks": Check}
+        try:
+            if (value.pop("kind"), value.pop("format")) != ("race", FORMAT):
+                raise BadFile(f"{path} is no race that this ltcompile reads; run it again")
+            return cls(**value | {name: [kind.from_json(v) for v in value[name]] for name, kind in kinds.items()})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadFile(f"{path} is no race, or is damaged: {error!r}; run it again") from error

@@ -1,0 +1,299 @@
+"""Time a network at many widths, and write the profile as it grows: what is interrupted goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltcompile.benchmark import energy
+from ltcompile.benchmark.profiling import design
+from ltcompile.benchmark.profiling.runtimes import Call, Runtime, Timing, Variant, Whole, open_runtime
+from ltcompile.core.deployment import Deployment
+from ltcompile.core.image_size import height_width
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine
+from ltcompile.core.records import provenance
+from ltcompile.core.streams import seeded, stream
+from ltcompile.errors import BadModel, Unavailable
+from ltcompile.graph import cut, trace
+from ltcompile.graph._copy import copied
+from ltcompile.graph.bundle import bundles
+from ltcompile.graph.widths import kind, layer_widths
+from ltcompile.graph.wrappers import unwrap
+from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
+from ltcompile.lower.quantize import quantize_onnx
+from ltcompile.lower.resize import resized
+from ltcompile.models import build_model
+from ltcompile.numerics import Expected
+from ltcompile.paths import cache_folder, check_writable
+
+SAVED_EVERY = 10  # runs
+AGAIN = 24  # runs, at most, that are made again where the machine was slower meanwhile
+SLOWED, CALM = 1.15, 0.25  # beyond so many times what the small cut took in its calmest quarter of runs
+CHECKED = 4  # images
+STOPWATCH_SECONDS = 6.0  # of each of the two networks: shorter ones scatter by more than targets allow
+TURNS = 3  # of counting joules
+Progress = Callable[[int, int, Run], None]  # runs done, of how many, the last one
+
+
+def cached(model: Mapping[str, Any], target: Deployment) -> Path:
+    """Where a profile of this network, target, machine and versions is kept."""
+    key = json.dumps([dict(model), str(target), machine(target)], sort_keys=True)
+    return cache_folder() / "profiles" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+
+
+def profile(
+    model: Mapping[str, Any],
+    target: Deployment,
+    *,
+    output: str | Path | None = None,
+    resume: bool = True,
+    on_progress: Progress | None = None,
+) -> Profile:
+    """Time `model` (name and arguments of `build_model`) at `target`, at 82 combinations of widths, of which 8 are held back as a check.
+
+    Runs that the machine was slower in than in others are made again. Weights are random: they do not matter for the time. The profile is
+    written to `output` (by default the cache) as it grows.
+
+    Args:
+        resume: go on with what is there, if it is of this network, target and machine.
+
+    Raises:
+        Unavailable: the target cannot be profiled here. BadModel: the network cannot be cut, exported or told apart.
+        Disagreement: the runtime computes something else than PyTorch.
+        StaleProfile: what is there is of something else. BadFile: it cannot be read or written.
+    """
+    path = check_writable(output or cached(model, target))
+    runtime = open_runtime(target)
+    work = _work(model, target, runtime)
+    there = _there(path, model, target) if resume else None
+    found, told = there or Profile(dict(model), target, machine(target), {}, ()), on_progress or (lambda done, of, run: None)
+    if there is not None and len(there.runs) == len(work.runs):
+        return there
+    for why, kept in itertools.islice(work.runs, len(found.runs), None):
+        run = work.time(why, kept)
+        layers = found.layers or {name: work.layers[name] for name in run.layers_ms}
+        found = replace(found, layers=layers, runs=(*found.runs, _narrowed(run, layers)), provenance=provenance())
+        if len(found.runs) % SAVED_EVERY == 0 or len(found.runs) == len(work.runs):
+            found.save(path)
+        told(len(found.runs), len(work.runs), run)
+    found = _calmed(found, work, told)
+    found.save(path)
+    return found
+
+
+def _calmed(found: Profile, work: _Work, told: Progress) -> Profile:
+    """`found` with runs made again that fell into minutes in which the machine was slower: what ran beside them tells how slow, but other
+    networks, with other weights in the caches, are slowed more or less than that. The slowest are the first, and each keeps its calmest.
+    """
+    runs = list(found.runs)
+    for turn in range(AGAIN):
+        beside = np.array([run.beside_ms or 0.0 for run in runs])  # of older files, some have none
+        slowest = int(beside.argmax())
+        if beside[slowest] <= SLOWED * np.quantile(beside, CALM):
+            break
+        run = _narrowed(work.time(*work.runs[slowest]), found.layers)
+        runs[slowest] = min(run, runs[slowest], key=lambda r: r.beside_ms or 0.0)
+        told(len(runs) + turn + 1, len(runs) + AGAIN, run)
+    return replace(found, runs=tuple(runs))
+
+
+def stopwatch(model: Mapping[str, Any], target: Deployment) -> Callable[[nn.Module], float]:
+    """What share of the time of the whole network a cut of `model` takes at `target` on this machine, deployed: they run in turns.
+
+    Raises Unavailable where they cannot run here.
+    """
+    runtime = open_runtime(target, deployed=True)
+    whole = _work(model, target, runtime).itself
+
+    def measured(network: nn.Module) -> float:
+        timing = Whole.of(
+            _Work(copied(unwrap(network)).cpu().eval(), model, target, runtime).itself, whole, runtime.settle_s, STOPWATCH_SECONDS
+        )
+        return timing.ms / timing.beside_ms
+
+    return measured
+
+
+def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Callable[[nn.Module], float]]:
+    """The joules that an image takes in the whole network at `target` on this machine, all that the device spends meanwhile; and what tells
+    the share of them that a cut of `model` takes, in turns with it.
+
+    Raises Unavailable where the network cannot run here, or nothing counts joules.
+    """
+    runtime, joules = open_runtime(target, deployed=True), energy.counter(target.device)
+    whole = _work(model, target, runtime).itself
+
+    def spent(call: Call) -> float:
+        found = energy.per_image(joules, call, target.batch)
+        if found <= 0:
+            raise Unavailable(f"the counter of energy of this {target.device} stood still while a network ran")
+        return found
+
+    def measured(network: nn.Module) -> float:
+        small = _Work(copied(unwrap(network)).cpu().eval(), model, target, runtime).itself
+        return statistics.median(spent(small) / spent(whole) for _ in range(TURNS))
+
+    return statistics.median(spent(whole) for _ in range(TURNS)), measured
+
+
+def _work(model: Mapping[str, Any], target: Deployment, runtime: Runtime) -> _Work:
+    """The network with weights at random."""
+    with seeded(stream("first weights", 0)):
+        network = build_model(model["name"], **model["arguments"]).eval()
+    return _Work(network, model, target, runtime)
+
+
+def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile | None:
+    if not path.exists():
+        return None
+    found = Profile.load(path)
+    found.check_fits(model, target)
+    found.check_here()
+    return found
+
+
+def _narrowed(run: Run, layers: Mapping[str, LayerKind]) -> Run:
+    """What `run` tells of `layers`."""
+    told = {name: ms for name, ms in run.layers_ms.items() if name in layers}
+    return replace(run, widths={name: run.widths[name] for name in layers}, layers_ms=told)
+
+
+@dataclass
+class _Work:
+    """The network, and what it is timed as."""
+
+    network: nn.Module
+    model: Mapping[str, Any]
+    target: Deployment
+    runtime: Runtime
+
+    @cached_property
+    def images(self) -> Tensor:
+        """Seeded noise (batch, C, H, W)."""
+        made = self.model["arguments"]
+        shape = (self.target.batch, made["in_channels"], *height_width(made["image_size"]))
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    @cached_property
+    def folded(self) -> nn.Module:
+        return fold_batch_norm(self.network, self.images[:2])[0].eval()
+
+    @cached_property
+    def groups(self) -> tuple[Any, ...]:
+        return trace(self.folded, self.images[:2])
+
+    @cached_property
+    def widths(self) -> Mapping[str, Any]:
+        return layer_widths(self.folded, self.groups)
+
+    @cached_property
+    def layers(self) -> dict[str, LayerKind]:
+        free = {g.name for g in self.groups if not g.frozen}
+        return {
+            name: LayerKind(kind(self.folded.get_submodule(name)), bool(free & {*w.read.per_channel}), bool(free & {*w.made.per_channel}))
+            for name, w in self.widths.items()
+        }
+
+    @cached_property
+    def runs(self) -> list[tuple[Why, design.Kept]]:
+        """What is timed, in order: the whole network first."""
+        free = [b for b in bundles(self.groups) if not b.frozen]
+        if not free:
+            raise BadModel("nothing of this network can be cut, so its widths cannot be profiled; `ltcompile plan` says why")
+        colour = design.colours(free, self.widths.values())
+        whole, *others = design.grid(free, colour)
+        return [
+            ("dense", whole),
+            *(("grid", kept) for kept in others),
+            *(("stairs", kept) for kept in design.beside(free, colour)),
+            *(("check", kept) for kept in design.held_back(free)),
+        ]
+
+    def time(self, why: Why, some: design.Kept) -> Run:
+        kept = {g.name: g.width for g in self.groups} | some
+        timing: Timing = self.runtime.time(self._variant(some), self.images, self.beside)
+        widths = {name: (int(w.read.of(kept)), int(w.made.of(kept))) for name, w in self.widths.items()}
+        return Run(why, widths, timing.ms, timing.spread, timing.layers_ms, timing.beside_ms)
+
+    @cached_property
+    def beside(self) -> Call:
+        """A small cut that runs in turns with all others, and tells how fast the machine is just then."""
+        return self.runtime.call(self._variant(design.small([b for b in bundles(self.groups) if not b.frozen])), self.images)
+
+    def _variant(self, some: design.Kept) -> Variant:
+        """The network at some widths, its answers checked."""
+        kept = {g.name: g.width for g in self.groups} | some
+        module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
+        return self._checked(Variant(module, self._onnx(module)))
+
+    def _checked(self, variant: Variant) -> Variant:
+        images = torch.randn((CHECKED, *self.images.shape[1:]), generator=torch.Generator().manual_seed(1))
+        self.runtime.check(variant, images)
+        return variant
+
+    def _onnx(self, module: nn.Module) -> Any:
+        """The ONNX model of a cut, for runtimes that read one."""
+        if self.target.backend == "eager":
+            return None
+        try:
+            return resized(self._base, self.folded.state_dict(), module.state_dict()) if self._resizes else self._export(module)
+        except (ValueError, RuntimeError) as error:
+            raise BadModel(f"the network cannot be exported at other widths: {error}") from error
+
+    @cached_property
+    def itself(self) -> Call:
+        """The network as it is."""
+        return self.runtime.call(self._checked(Variant(self.folded, None if self.target.backend == "eager" else self._base)), self.images)
+
+    @cached_property
+    def _base(self) -> Any:
+        return self._export(self.folded) if self.target.precision == "int8" else self._float
+
+    @cached_property
+    def _resizes(self) -> bool:
+        """Whether the file of a cut can be made from the file of the whole: tried once, on fp32, with its answer compared."""
+        half = {b.groups[0].name: b for b in bundles(self.groups) if not b.frozen}
+        kept = {g.name: g.width for g in self.groups} | {
+            g.name: b.channels(g, max(1, b.steps // 2)) for b in half.values() for g in b.groups
+        }
+        module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
+        images = self.images[:1].repeat(CHECKED, 1, 1, 1)
+        import onnx
+
+        try:
+            with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+                path = Path(folder) / "half.onnx"
+                onnx.save(resized(self._float, self.folded.state_dict(), module.state_dict()), str(path))
+                answer = run_onnx(path, images)
+        except Exception:  # ONNX Runtime has its own types: the file counts channels in a place that we do not know
+            return False
+        with torch.no_grad():
+            expected = module(images)
+        return not Expected(expected.numpy()).refusal(answer)
+
+    @cached_property
+    def _float(self) -> Any:
+        return self._export(self.folded, "fp32")
+
+    def _export(self, module: nn.Module, precision: str = "") -> Any:
+        import onnx
+
+        with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+            path = Path(folder) / "network.onnx"
+            export_onnx(module, self.images[:2], path)
+            if (precision or self.target.precision) == "int8":
+                quantize_onnx(path, self.images[:CHECKED], path)
+            return onnx.load(str(path))

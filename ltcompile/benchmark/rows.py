@@ -1,0 +1,284 @@
+"""Every network on every backend at every batch size: answers checked first, then accuracy, then time.
+
+The networks are what is compared, so those of one backend, device and batch size race each other; backends take turns.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltcompile import numerics
+from ltcompile.benchmark.memory import watch
+from ltcompile.core.records import Measurement
+from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable
+from ltcompile.numerics import Expected, tile
+from ltcompile.runtimes import DEVICES, Array, Artifact, Subject, available, unavailable
+from ltcompile.runtimes import compile as compile_for
+from ltcompile.timing import Times, race, speedup
+
+if TYPE_CHECKING:
+    from ltcompile.benchmark.reference import Reference
+
+CHECKED = 128  # images on which answers in another precision are compared: at least numerics.LEAST_INPUTS
+TF32_TOLERANCE = 1e-2  # of the largest logit: TF32 keeps 10 bits, which are about 3e-4 a layer, 1e-3 after a dozen
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """The rows; what was left out, such as "openvino (cpu)" or "compile (cpu): ticket", with the reason; and the settings of
+    each backend on each device."""
+
+    rows: list[Measurement] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    details: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_csv(self) -> str:
+        """The rows as CSV with a header; what is not known is left empty."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [f.name for f in dataclasses.fields(Measurement)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.to_json() for row in self.rows)
+        return text.getvalue()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What stays the same over all backends."""
+
+    subjects: Sequence[Subject]
+    images: Array
+    labels: NDArray[np.integer[Any]] | None
+    reference: str
+    batches: Sequence[int]
+    references: Mapping[str, Reference]  # by subject
+    checked: Array  # the images that all answers in another precision than fp32 are compared on
+    expected: Mapping[str, Expected]  # by subject, for the images that are timed
+    expected_of_checked: Mapping[str, Expected]  # of subjects in another precision
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A subject on one backend, checked: errors and peaks are by batch size."""
+
+    artifact: Artifact
+    max_error: dict[int, float]
+    peak_bytes: dict[int, int | None]
+    accuracy: float | None
+
+
+def measure(
+    subjects: Sequence[Subject],
+    images: Array,
+    labels: NDArray[np.integer[Any]] | None = None,
+    *,
+    reference: str = "dense",
+    backends: Sequence[str] | None = None,
+    devices: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 8, 64),
+    seconds_per_row: float = 2.0,
+    references: Mapping[str, Reference] | None = None,
+    on_row: Callable[[Measurement], None] | None = None,
+) -> BenchResult:
+    """Measure `subjects` on real float32 `images` (N, C, H, W), in the order of the rows that `on_row` sees.
+
+    A batch larger than N repeats images. With `labels` (N,), every backend's accuracy on all images is told. Speedups
+    are against the subject named `reference` (None where a backend cannot run that one). None for `backends` or `devices` takes what works
+    and records why the others do not; a backend or device that is asked for must work somewhere.
+
+    Before anything is timed, the answers at every batch size are compared with the subject's reference, fp32 by PyTorch: with its module,
+    or without one with its file's own graph, or with what `references` has under its name. Subjects whose files are in another precision are
+    compared within its rounding, on 128 images, as `numerics` says: where there are fewer, noise like these follows.
+
+    Raises:
+        Unavailable: a backend or device that was asked for does not work here, or not for one of the subjects.
+        UnknownName: there is no such backend.
+        Disagreement: a backend's answers are not the network's.
+        BadSetting, BadData: settings or images that make no sense.
+    """
+    _check(subjects, images, labels, reference, batches)
+    result = BenchResult()
+    working = _working(backends, devices, result.skipped)
+    job = _job(subjects, images, labels, reference, batches, references or {})
+    loaded = [_load_all(job, backend, device, result, asked=backends is not None) for backend, device in working]
+    for row in (row for group in loaded for row in _rows(job, group, seconds_per_row)):
+        result.rows.append(row)
+        if on_row:
+            on_row(row)
+    return result
+
+
+def _job(
+    subjects: Sequence[Subject],
+    images: Array,
+    labels: NDArray[np.integer[Any]] | None,
+    reference: str,
+    batches: Sequence[int],
+    references: Mapping[str, Reference],
+) -> _Job:
+    from ltcompile.benchmark.reference import reference_of
+
+    found = {s.name: references.get(s.name) or reference_of(s) for s in subjects}
+    timed = images[: max(batches)]
+    checked = _with_noise(images[: max(CHECKED, *batches)])
+    of_checked = {name: one.expected(checked) for name, one in found.items() if one.rounded is not None}
+    expected = {name: of_checked.get(name) or one.expected(timed) for name, one in found.items()}
+    return _Job(subjects, images, labels, reference, batches, found, checked, expected, of_checked)
+
+
+def _with_noise(images: Array) -> Array:
+    """`images` (N, C, H, W), and behind fewer than CHECKED of them seeded noise with their mean and spread a channel."""
+    missing = CHECKED - len(images)
+    if missing <= 0:
+        return images
+    noise = np.random.default_rng(0).standard_normal((missing, *images.shape[1:]), dtype=np.float32)
+    mean, spread = images.mean((0, 2, 3), keepdims=True), images.std((0, 2, 3), keepdims=True)
+    return np.concatenate([images, mean + spread * noise])
+
+
+def _check(
+    subjects: Sequence[Subject], images: Array, labels: NDArray[np.integer[Any]] | None, reference: str, batches: Sequence[int]
+) -> None:
+    names = [s.name for s in subjects]
+    if len(set(names)) != len(names):
+        raise BadSetting(f"two subjects have one name: {', '.join(names)}")
+    if reference not in names:
+        raise BadSetting(f"the reference {reference!r} is none of the subjects: {', '.join(names)}")
+    if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
+        raise BadSetting(f"batch sizes must be different and at least 1, not {list(batches)}")
+    if images.ndim != 4 or images.dtype != np.float32 or len(images) == 0:
+        raise BadData(f"images must be float32 (N, C, H, W), not {images.dtype} {images.shape}")
+    if not images.any() or not np.isfinite(images).all():
+        raise BadData("images are all zero or not finite; measure on real ones")
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise BadData(f"{len(images)} images need labels ({len(images)},), not {labels.shape}")
+
+
+def _working(backends: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]) -> list[tuple[str, str]]:
+    """The (backend, device) pairs that work; the reasons of the others go to `skipped`."""
+    reasons = {(b, d): reason for d in devices or DEVICES for b, reason in _reasons(backends, d).items()}
+    for wanted in [*(backends or []), *(devices or [])]:
+        here = {pair: reason for pair, reason in reasons.items() if wanted in pair}
+        if all(here.values()):
+            raise Unavailable("; ".join(f"{b} ({d}): {reason}" for (b, d), reason in here.items()))
+    skipped.update({f"{b} ({d})": reason for (b, d), reason in reasons.items() if reason})
+    return [pair for pair, reason in reasons.items() if reason is None]
+
+
+def _reasons(backends: Sequence[str] | None, device: str) -> dict[str, str | None]:
+    return available(device) if backends is None else {b: unavailable(b, device) for b in backends}
+
+
+def _load_all(job: _Job, backend: str, device: str, result: BenchResult, *, asked: bool) -> dict[str, _Loaded]:
+    _load_libraries(job, backend, device)
+    loaded = {}
+    for subject in job.subjects:
+        try:
+            loaded[subject.name] = _load(job, subject, backend, device)
+        except Unavailable as error:
+            if asked:
+                raise
+            result.skipped[f"{backend} ({device}): {subject.name}"] = str(error)
+        else:
+            result.details[f"{backend} ({device})"] = loaded[subject.name].artifact.details
+    return loaded
+
+
+def _load_libraries(job: _Job, backend: str, device: str) -> None:
+    """Run one network and throw it away, so that what a backend loads on its first run counts as no subject's memory."""
+    try:
+        compile_for(backend, job.subjects[-1], device).run(tile(job.images, min(job.batches)))
+    except Unavailable:
+        return  # _load meets it again, and says so
+
+
+def _load(job: _Job, subject: Subject, backend: str, device: str) -> _Loaded:
+    above = watch(device)
+    artifact = compile_for(backend, subject, device)
+    errors, peaks = {}, {}
+    for batch in sorted(job.batches):
+        logits = artifact.run(tile(job.images, batch))
+        peaks[batch] = above()
+        errors[batch] = _agree(job, subject, artifact, logits)
+    _agree_on_checked(job, subject, artifact)
+    accuracy = None
+    if job.labels is not None:
+        accuracy = float((numerics.in_chunks(artifact.run, job.images).argmax(1) == job.labels).mean())
+    return _Loaded(artifact, errors, peaks, accuracy)
+
+
+def _agree(job: _Job, subject: Subject, artifact: Artifact, logits: Array) -> float:
+    """The largest difference of one batch to fp32 by PyTorch, relative to the largest magnitude. Raises Disagreement."""
+    expected, there = job.expected[subject.name], min(len(job.images), len(job.expected[subject.name].exact))
+    error = numerics.largest_error(logits, tile(expected.exact[:there], len(logits)))
+    where = f"at batch {len(logits)}"
+    if artifact.dtype == "tf32" and expected.rounded is None:
+        reason = "" if error <= TF32_TOLERANCE else f"outputs are off by {error:.1e} of the largest ({TF32_TOLERANCE:.0e} is allowed)"
+    else:
+        reason = expected.refusal(logits, there)
+    if reason:
+        raise _disagreement(subject, artifact, where, reason)
+    return error
+
+
+def _agree_on_checked(job: _Job, subject: Subject, artifact: Artifact) -> None:
+    """Raises Disagreement where a subject in another precision than fp32 computes something else."""
+    expected = job.expected_of_checked.get(subject.name)
+    if expected is not None and (reason := expected.refusal(numerics.in_chunks(artifact.run, job.checked))):
+        raise _disagreement(subject, artifact, f"on {len(job.checked)} images", reason)
+
+
+def _disagreement(subject: Subject, artifact: Artifact, where: str, reason: str) -> Disagreement:
+    return Disagreement(
+        f"{artifact.backend} ({artifact.device}) and the reference disagree on {subject.name!r} {where}: {reason}; "
+        "export the network again, or leave this backend out"
+    )
+
+
+def _rows(job: _Job, loaded: dict[str, _Loaded], seconds: float) -> Iterator[Measurement]:
+    for batch in job.batches if loaded else ():
+        images = tile(job.images, batch)
+        times = race({name: one.artifact.prepare(images) for name, one in loaded.items()}, seconds=seconds)
+        for name, one in loaded.items():
+            dtype = _dtype(job.references[name].precision, one.artifact)
+            yield _row(name, one, dtype, batch, times[name], None if name == job.reference else times.get(job.reference))
+
+
+def _dtype(precision: str, artifact: Artifact) -> str:
+    """What the products of a file in `precision` are computed in. On CPUs runtimes multiply integers, and cast half precision to single
+    first; on GPUs ONNX Runtime's providers do it the other way around."""
+    if precision == "int8" and artifact.device == "cpu":
+        return "int8"
+    return "float16" if precision == "fp16" and artifact.device == "cuda" else artifact.dtype
+
+
+def _row(name: str, one: _Loaded, dtype: str, batch: int, ms: Times, reference_ms: Times | None) -> Measurement:
+    p20, p50, p80 = (float(q) for q in np.quantile(ms, [0.2, 0.5, 0.8]))
+    ratio, low, high = speedup(reference_ms, ms) if reference_ms is not None else (None, None, None)
+    return Measurement(
+        subject=name,
+        backend=one.artifact.backend,
+        device=one.artifact.device,
+        dtype=dtype,
+        batch=batch,
+        ms_p20=p20,
+        ms_p50=p50,
+        ms_p80=p80,
+        runs=ms.size,
+        speedup=ratio,
+        speedup_low=low,
+        speedup_high=high,
+        peak_bytes=one.peak_bytes[batch],
+        accuracy=one.accuracy,
+        max_error=one.max_error[batch],
+    )

@@ -1,0 +1,79 @@
+"""Networks and images as a benchmark takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ltcompile.core.tensors import check_finite, check_held, read_torch
+from ltcompile.data import Dataset, load_like
+from ltcompile.errors import BadFile, LtcompileError, StaleTicket
+from ltcompile.lower import export_classifier, fold_batch_norm
+from ltcompile.runtimes import Subject
+
+NOISE_IMAGES = 128  # enough to compare answers on
+
+
+def subject(
+    name: str, module: nn.Module, example: Tensor, scratch: Path, onnx: Path | None = None, metadata: Mapping[str, str] | None = None
+) -> Subject:
+    """`module` with its batch norms folded, and its ONNX file: `onnx`, or else a new one in the folder `scratch`, with `metadata` in it."""
+    folded, _ = fold_batch_norm(module, example)
+    if onnx is None:
+        onnx = scratch / f"{name}.onnx"
+        export_classifier(folded, example, onnx, metadata)
+    return Subject(name, folded.eval(), onnx)
+
+
+def images_of(described: Mapping[str, Any], data: str | None, data_root: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Test images (N, C, H, W) and labels (N,) of the data that a ticket describes, or of `data`.
+
+    Without the data: seeded noise and no labels. Raises StaleTicket where `data` is other data; what loading raises, if `data` was named.
+    """
+    name = data or described["name"]
+    shape, class_names = tuple(described["shape"]), list(described["class_names"])
+    dataset: Dataset | None = None
+    try:
+        dataset = load_like(described, name, data_root)
+    except LtcompileError:
+        if data is not None:
+            raise
+    if dataset is None:
+        noise = torch.randn(NOISE_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
+        return noise.numpy(), None
+    there = dataset.description
+    if list(there.class_names) != class_names or there.shape != shape:
+        raise StaleTicket(
+            f"the network has {len(class_names)} classes and images {shape}, {name} has {there.classes} and {there.shape}; "
+            "pass the data that the ticket was found on"
+        )
+    batches = list(dataset.test.batches(256, torch.device("cpu"), None, 0))
+    return torch.cat([x for x, _ in batches]).contiguous().numpy(), torch.cat([y for _, y in batches]).numpy()
+
+
+def told_images(labels: np.ndarray | None) -> str:
+    """Which images those of `images_of` are."""
+    return "seeded noise" if labels is None else "test set"
+
+
+def read_weights(path: Path, what: str) -> dict[str, Tensor]:
+    """The weights of `what`, which a search left in `path`. Raises BadFile."""
+    saved = read_torch(path, "file of a run")
+    try:
+        weights = dict(saved["weights"])
+        check_held(weights, path.stat().st_size)
+        check_finite(weights)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, BadFile) as error:
+        raise misfit_of(path, what, error) from error
+    return weights
+
+
+def misfit_of(path: Path, what: str, error: Exception) -> BadFile:
+    """The error for a file of a run that does not hold the weights of `what`."""
+    told = (str(error).splitlines() or [type(error).__name__])[0]
+    return BadFile(f"{path} does not hold the weights of {what}: {told}; remove it, and search again with --resume")

@@ -1,0 +1,256 @@
+"""The curve to choose from: every level of a finished search, exported and timed side by side, and one of them picked by a rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from ltcompile.benchmark.rows import measure
+from ltcompile.benchmark.subjects import images_of, misfit_of, read_weights, subject, told_images
+from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
+from ltcompile.core.load import busy_share
+from ltcompile.core.mask import WeightMask
+from ltcompile.core.picking import KNEE, Option, Rule, front, pick_by
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.records import Arm, Measurement, Trained, provenance
+from ltcompile.core.ticket import Ticket
+from ltcompile.deploy import check_ticket_fits, dense_network, small_network
+from ltcompile.errors import BadFile, Unavailable
+from ltcompile.graph import cut
+from ltcompile.numerics import tile
+from ltcompile.paths import check_writable, write_json
+from ltcompile.runtimes import Subject
+from ltcompile.runtimes import compile as compile_for
+from ltcompile.search.kept import Kept
+
+SWEEP, PICKED = "sweep.json", "picked.pt"
+ARMS: tuple[Arm, ...] = ("dense", "ticket", "random")
+Joules = Callable[[str, Callable[[], None], int], float]  # device, call, images in it -> what an image takes
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The networks, their timings, and the pick; what was left out, with the reason; the settings of each backend on each device.
+
+    `energy` says why there are no joules, or "" where there are; `images`, on which the networks were timed; `busy_share`, how much of
+    the machine other work took just before.
+    """
+
+    points: list[CurvePoint]
+    rows: list[CurveTiming]
+    pick: Picked
+    skipped: dict[str, str]
+    details: dict[str, dict[str, str]]
+    energy: str
+    images: str
+    busy_share: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def sweep(
+    run: str | Path,
+    *,
+    pick: str = KNEE,
+    backends: Sequence[str] = ("onnxruntime",),
+    devices: Sequence[str] | None = None,
+    batches: Sequence[int] = (1, 64),
+    data: str | None = None,
+    data_root: str | Path = "data",
+    model: str | None = None,
+    seconds_per_row: float = 2.0,
+    joules: Joules | None = None,
+    on_row: Callable[[Measurement], None] | None = None,
+) -> Sweep:
+    """Time the dense network, every level's ticket and the random control of a finished search; write RUN/sweep.json and RUN/picked.pt.
+
+    Networks are those of the first seed; accuracies are of validation images, over all seeds: the test set is no help in picking. What was
+    picked is measured again in a fresh run, since the run that picked it flatters it; the second fastest beside it, where speed decided.
+
+    Args:
+        pick: the rule, as `Rule.parse` reads it; it looks at the latency on the first backend and device at the first batch size.
+        data: the images that the networks are timed on; by default the ticket's own test images, or noise where they do not load.
+        model: names one's own `package.module:factory` again where the tickets need it.
+        joules: what an image takes, where a device counts that; it raises Unavailable where none does.
+
+    Raises:
+        BadFile: `run` holds no finished search, or one of its files is damaged. StaleTicket: it does not fit.
+        UnknownName, BadSetting: no such rule. Others as `measure.bench`.
+    """
+    folder, rule, busy = Path(run), Rule.parse(pick), busy_share()
+    ticket = _finished(folder)
+    check_ticket_fits(ticket, model)
+    for name in (SWEEP, PICKED):
+        check_writable(folder / name)
+    rows = _first_seed(ticket)
+    images, labels = images_of(ticket.data, data, data_root)
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
+        subjects = [_subject(ticket, folder, row, Path(scratch)) for row in rows]
+        points = [_point(ticket, row, found) for row, found in zip(rows, subjects, strict=True)]
+        result = measure(
+            subjects, images, None, backends=backends, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row
+        )
+        spent, energy = _spent(joules, result.rows, subjects, images)
+        options = {_place(row): _options(ticket, points, result.rows, _place(row)) for row in result.rows}
+        first = result.rows[0]
+
+        def again(names: Sequence[str]) -> list[Measurement]:
+            """A fresh run of some of the networks where the rule looks, with speedups over the first of them."""
+            some = [next(s for s in subjects if s.name == name) for name in names]
+            where: dict[str, Any] = {"backends": [first.backend], "devices": [first.device], "batches": [first.batch]}
+            return measure(some, images, None, reference=names[0], seconds_per_row=seconds_per_row, **where).rows
+
+        chosen = pick_by(rule, options[_place(first)], first, again)
+    timings = [_timing(row, used, points, options[_place(row)]) for row, used in zip(result.rows, spent, strict=True)]
+    picked = None if chosen.level is None else ticket_of(ticket, folder, _row(ticket, "ticket", chosen.level))
+    found = Sweep(
+        points,
+        timings,
+        dataclasses.replace(chosen, checksum=None if picked is None else picked.checksum),
+        result.skipped,
+        result.details,
+        energy,
+        told_images(labels),
+        busy,
+    )
+    _write(folder, ticket, found, picked)
+    return found
+
+
+def _finished(folder: Path) -> Ticket:
+    """The ticket of a run folder. Raises BadFile where there is no finished search."""
+    if not folder.is_dir():
+        raise BadFile(f"{folder} is no run folder; name one that `ltcompile find` made")
+    for name in ("search.json", "ticket.pt"):
+        if not (folder / name).is_file():
+            raise BadFile(f"{folder} holds no finished search: it has no {name}; make it with `ltcompile find`, or go on with --resume")
+    return Ticket.load(folder / "ticket.pt")
+
+
+def _first_seed(ticket: Ticket) -> list[Trained]:
+    """The networks of the curve: dense, tickets by level, and the random control where it was trained."""
+    first = min(row.seed for row in ticket.history)
+    found = [row for row in ticket.history if row.seed == first and row.arm in ARMS]
+    return sorted(found, key=lambda row: (ARMS.index(row.arm), row.level))
+
+
+def _row(ticket: Ticket, arm: Arm, level: int) -> Trained:
+    return next(row for row in _first_seed(ticket) if (row.arm, row.level) == (arm, level))
+
+
+def _name(row: Trained) -> str:
+    return "dense" if row.arm == "dense" else f"{row.arm}-{row.level}"
+
+
+def ticket_of(ticket: Ticket, folder: Path, row: Trained) -> Ticket:
+    """The ticket of `row`'s level, with the plan or mask and the weights that the search left in `folder`; of a control, with the control's.
+
+    Raises BadFile.
+    """
+    home = folder / f"seed{row.seed}"
+    file = home / f"{row.arm}-{row.level}.pt"
+    plan = PruningPlan.load(home / f"plan-{row.level}.json")
+    weights: Mapping[str, torch.Tensor] = read_weights(file, _name(row))
+    if ticket.mask is not None:
+        own = Kept(plan, WeightMask.load(home / f"mask-{row.level}.pt")).as_mask(dense_network(ticket))
+        place: dict[str, Any] = {"seed": row.seed, "initial_seed": row.seed, "level": row.level}
+        return dataclasses.replace(ticket, weights=weights, mask=own, provenance=provenance(), **place)
+    same = dataclasses.replace(ticket, seed=row.seed, initial_seed=row.seed, level=row.level, plan=plan)
+    if ticket.config.get("masked") is True and row.arm == "ticket":
+        weights = cut(_loaded(same, file, weights), plan).state_dict()
+    return dataclasses.replace(same, weights=weights, provenance=provenance())
+
+
+def _loaded(ticket: Ticket, file: Path, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """The dense network with weights of its own shape, from `file`."""
+    dense = dense_network(ticket)
+    try:
+        dense.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise misfit_of(file, "the whole network", error) from error
+    return dense
+
+
+def _subject(ticket: Ticket, folder: Path, row: Trained, scratch: Path) -> Subject:
+    """The network of `row`, folded and exported as `bench` does it."""
+    if row.arm == "dense":
+        file = folder / f"seed{row.seed}" / "dense-0.pt"
+        network = _loaded(ticket, file, read_weights(file, "the dense network"))
+    else:
+        own = ticket_of(ticket, folder, row)
+        network = small_network(own, dense_network(own))
+    return subject(_name(row), network, torch.zeros(2, *ticket.data["shape"]), scratch)
+
+
+def _point(ticket: Ticket, row: Trained, found: Subject) -> CurvePoint:
+    rows = [other for other in ticket.history if (other.arm, other.level) == (row.arm, row.level)]
+    shares = [other.val_accuracy for other in rows]
+    return CurvePoint(
+        name=_name(row),
+        arm=row.arm,
+        level=row.level,
+        filters=row.filters,
+        params=row.params,
+        macs=row.macs,
+        bytes=found.need_onnx("a sweep").stat().st_size,
+        seeds=sorted(other.seed for other in rows),
+        val_accuracy=fmean(shares),
+        val_min=min(shares),
+        val_max=max(shares),
+        val_sd=stdev(shares) if len(shares) > 1 else None,
+    )
+
+
+def _place(row: Measurement) -> tuple[str, str, str, int]:
+    """Where a row was timed: rows of one place were interleaved, and make one curve."""
+    return row.backend, row.device, row.dtype, row.batch
+
+
+def _options(ticket: Ticket, points: list[CurvePoint], rows: list[Measurement], place: tuple[str, str, str, int]) -> list[Option]:
+    """The dense network and the tickets, as they ran at `place`."""
+    ms = {row.subject: row.ms_p50 for row in rows if _place(row) == place}
+    return [
+        Option(p.level, ms[p.name], p.val_accuracy, p.macs, ticket.verdict.includes(p.level))
+        for p in points
+        if p.arm != "random" and p.name in ms
+    ]
+
+
+def _timing(row: Measurement, joules: float | None, points: list[CurvePoint], options: list[Option]) -> CurveTiming:
+    point = next(p for p in points if p.name == row.subject)
+    best = {option.level for option in front(options)}
+    return CurveTiming(**row.to_json(), joules_per_image=joules, on_front=point.arm != "random" and point.level in best)
+
+
+def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subject], images: np.ndarray) -> tuple[list[float | None], str]:
+    """What an image takes, row by row, and why it is not told where it is not."""
+    if joules is None:
+        return [None] * len(rows), "nobody was asked"
+    spent: list[float | None] = []
+    for row in rows:
+        found = next(s for s in subjects if s.name == row.subject)
+        try:
+            call = compile_for(row.backend, found, row.device).prepare(tile(images, row.batch))
+            spent.append(joules(row.device, call, row.batch))
+        except Unavailable as reason:
+            return [None] * len(rows), str(reason)
+    return spent, ""
+
+
+def _write(folder: Path, ticket: Ticket, found: Sweep, picked: Ticket | None) -> None:
+    """Write the pick, then what tells of it; an earlier pick goes where there is none now."""
+    if picked is None:
+        (folder / PICKED).unlink(missing_ok=True)
+    else:
+        picked.save(folder / PICKED)
+    value = {"kind": "sweep", "format": 1, "ticket_checksum": ticket.checksum, **found.to_json(), "provenance": provenance()}
+    write_json(folder / SWEEP, value)

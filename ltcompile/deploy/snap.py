@@ -1,0 +1,160 @@
+"""Move a ticket's widths to where hardware likes them: multiples of 8, 16 or 32.
+
+Down, a layer loses its least important channels (by the L2 norm of their filters), and the network's answers change. Up, it gets channels of
+zeros back, and computes what it did. Which is faster, and whether either is, only a clock can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from ltcompile.core.fields import short
+from ltcompile.core.plan import Group, PruningPlan
+from ltcompile.deploy.equality import check_same
+from ltcompile.errors import BadFile, BadSetting
+from ltcompile.graph import cut, embed
+from ltcompile.graph.bundle import Bundle, bundles
+from ltcompile.graph.statistics import mixes
+from ltcompile.prune import criteria
+from ltcompile.prune.criteria import Evidence
+
+Snap = Literal["down", "up", "auto"]
+Clock = Callable[[nn.Module], float]  # a network -> the share of the dense one's time that it takes
+AS_IT_IS = "as it is"
+MULTIPLES = (8, 16, 32)
+USUAL = 16
+TIE = 0.02  # times so close count as the same: a network that keeps its answers is taken before one that does not
+
+
+@dataclass(frozen=True)
+class Snapped:
+    """A network at other widths, and its plan in the original's coordinates; `way` is "as it is", or as "down to 16".
+
+    `told_share` are the times of all that were tried, as shares of the dense network's. `again_share` are those of a second measurement, of
+    this way and then of the runner-up: the first one flatters whatever it picked.
+    """
+
+    module: nn.Module
+    plan: PruningPlan
+    way: str
+    told_share: Mapping[str, float]
+    again_share: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tie(self) -> bool:
+        """Whether the second measurement finds the runner-up within 2 %."""
+        own, *others = self.again_share.values() or (0.0,)
+        return any(abs(other / own - 1) <= TIE for other in others)
+
+    def to_json(self) -> dict[str, Any]:
+        """What was measured, without the network."""
+        return {"way": self.way, "told_share": dict(self.told_share), "again_share": dict(self.again_share), "tie": self.tie}
+
+    @property
+    def same_answers(self) -> bool:
+        """Whether it computes what the ticket does."""
+        return not self.way.startswith("down")
+
+
+def snap(small: nn.Module, plan: PruningPlan, dense: nn.Module, how: Snap, probe: Tensor, clock: Clock | None = None) -> Snapped:
+    """`small`, which `plan` leaves of `dense`, at widths that are multiples of 16; or, by "auto", whichever way and multiple is fastest.
+
+    That up changes no answer is proven on `probe`, images (N, C, H, W).
+
+    Raises:
+        BadSetting: no such way, no clock for "auto", or no way up. Disagreement: up changes an answer.
+    """
+    if how not in get_args(Snap):
+        raise BadSetting(f"--snap knows {', '.join(get_args(Snap))}, not {how!r}")
+    if how != "auto":
+        if how == "up" and _mixing(dense, plan):
+            raise BadSetting("this network has norms over all channels, which channels of zeros would change; use --snap down")
+        return _moved(small, plan, dense, how, USUAL, probe)
+    if clock is None:
+        raise BadSetting("--snap auto needs a place to measure: add --on, as in --on cpu:onnxruntime:b1:fp32")
+    tried = [Snapped(small, plan, AS_IT_IS, {})]
+    ways = ("down",) if _mixing(dense, plan) else ("up", "down")
+    tried += [_moved(small, plan, dense, way, multiple, probe) for way in ways for multiple in MULTIPLES]
+    told = {one.way: clock(one.module) for one in tried}
+    best = _fastest(tried, told)
+    rival = _fastest([one for one in tried if one is not best], told)
+    again = {one.way: clock(one.module) for one in (best, rival)}
+    if again[best.way] > (1 + TIE) * again[rival.way]:  # the first measurement was wrong
+        best, rival = rival, best
+    return replace(best, told_share=told, again_share={one.way: again[one.way] for one in (best, rival)})
+
+
+def _fastest(tried: Sequence[Snapped], share: Mapping[str, float]) -> Snapped:
+    """Of those that are as fast as the fastest, one with the ticket's answers."""
+    least = min(share[one.way] for one in tried)
+    same = [one for one in tried if one.same_answers and share[one.way] <= (1 + TIE) * least]
+    return min(same or tried, key=lambda one: share[one.way])
+
+
+def moved(small: nn.Module, plan: PruningPlan, dense: nn.Module, way: str) -> Snapped:
+    """`small`, which `plan` leaves of `dense`, at the widths of an earlier `Snapped.way`, as in "down to 16". Raises BadFile."""
+    direction, _, multiple = way.partition(" to ")
+    if direction not in get_args(Snap)[:2] or not multiple.isdigit() or int(multiple) not in MULTIPLES:
+        raise BadFile(f"the file says that its widths were moved {short(way)}; known are up and down to {', '.join(map(str, MULTIPLES))}")
+    return _at(small, plan, dense, direction, int(multiple))
+
+
+def _mixing(dense: nn.Module, plan: PruningPlan) -> bool:
+    """Whether a norm takes statistics over channels that `plan` cuts."""
+    return any(m.axis == "each" and mixes(dense.get_submodule(m.layer)) for g in plan.groups if not g.frozen for m in g.members)
+
+
+def _moved(small: nn.Module, plan: PruningPlan, dense: nn.Module, way: str, multiple: int, probe: Tensor) -> Snapped:
+    """`small` at other widths; that up changes no answer is proven on `probe`."""
+    found = _at(small, plan, dense, way, multiple)
+    if found.same_answers:
+        check_same("the network with channels of zeros and the one without", found.module, small, probe)
+    return found
+
+
+def _at(small: nn.Module, plan: PruningPlan, dense: nn.Module, way: str, multiple: int) -> Snapped:
+    move = _down if way == "down" else _up
+    module, moved_plan = move(small, plan, dense, multiple)
+    return Snapped(module.eval(), moved_plan, f"{way} to {multiple}", {})
+
+
+def _down(small: nn.Module, plan: PruningPlan, dense: nn.Module, multiple: int) -> tuple[nn.Module, PruningPlan]:
+    groups = plan.remaining()
+    scores = criteria.score("l2", groups, small, Evidence(), "producers")
+    kept: dict[str, tuple[int, ...]] = {}
+    for bundle in (b for b in bundles(groups) if not b.frozen):
+        unit = _unit(bundle, multiple, bundle.steps)
+        for group in bundle.groups:
+            best = scores[group.name].argsort(descending=True, stable=True)[: bundle.channels(group, bundle.steps // unit * unit)]
+            kept[group.name] = tuple(sorted(best.tolist()))
+    inner = PruningPlan(groups, kept)
+    return cut(small, inner), plan.then(inner)
+
+
+def _up(small: nn.Module, plan: PruningPlan, dense: nn.Module, multiple: int) -> tuple[nn.Module, PruningPlan]:
+    kept: dict[str, tuple[int, ...]] = {}
+    for bundle in (b for b in bundles(plan.groups) if not b.frozen):
+        first = bundle.groups[0]
+        steps = len(plan.kept[first.name]) * bundle.steps // first.width
+        unit = _unit(bundle, multiple, bundle.steps)
+        wanted = min(bundle.steps, -(-steps // unit) * unit)
+        kept |= {group.name: _with_more(group, plan.kept[group.name], bundle.channels(group, wanted)) for group in bundle.groups}
+    wider = PruningPlan(plan.groups, kept)
+    return cut(embed(small, plan, dense), wider), wider
+
+
+def _unit(bundle: Bundle, multiple: int, steps: int) -> int:
+    """The steps that make a multiple; of a smaller power of two where the layer is narrower."""
+    while (unit := bundle.aligned_steps(multiple)) > steps and multiple > 1:
+        multiple //= 2
+    return min(unit, steps)
+
+
+def _with_more(group: Group, kept: tuple[int, ...], width: int) -> tuple[int, ...]:
+    """`kept`, and the first of the dropped channels, `width` in all."""
+    dropped = [c for c in range(group.width) if c not in set(kept)]
+    return tuple(sorted((*kept, *dropped[: width - len(kept)])))

@@ -1,5 +1,0 @@
-"""How long each layer of a network takes at which widths, measured inside the runtime that will run it."""
-
-from ltcompile.profiling.work import cached, joulemeter, profile, stopwatch
-
-__all__ = ["cached", "joulemeter", "profile", "stopwatch"]

@@ -1,0 +1,352 @@
+"""The plan that a ranking of channels would make, within a budget of measured time.
+
+A width is worth what the ranking says: the largest share of all filters that it would leave with this layer so narrow. A plan is as good as
+its worst layers, so the sum of -share^-CARE is maximised, subject to the summed time of the layers, each of which depends on the widths
+that it reads and makes. Widths are chosen among multiples of 8 (of 4 and less in narrow layers): where time rises smoothly they follow the
+ranking's own cut, and where it jumps those just on an edge of the hardware win by themselves. (Sums and products of importance leave the
+ranking for whatever is cheap: layers of small images stay whole, and the dear ones next to the input starve.)
+
+- A chain of layers: exactly, by dynamic programming over (layer, width, time so far in thousandths of the budget).
+- Any other network where no layer reads more than one group's channels: time gets a price (Lagrange), and for each price the best widths
+  follow exactly, by eliminating one group after the other (Bertele & Brioschi 1972); the price is found by bisection. What that leaves of
+  the budget is filled by the best step that fits, until none does.
+- Where layers read several groups (concatenations), or elimination would need tables beyond memory: the same with a descent by one group
+  at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.profile import Profile
+from ltcompile.errors import BadSetting
+from ltcompile.graph import cut
+from ltcompile.graph.bundle import Bundle
+from ltcompile.graph.widths import Widths, layer_widths
+from ltcompile.prune.choose import Ranking
+
+Array = NDArray[np.float64]
+Clock = Callable[[nn.Module], float]  # a cut -> the share of the whole network's time that it takes, measured
+Choice = tuple[int, ...]  # for each bundle, which of its candidates
+STEPS = 1000  # that the budget of a chain is counted in
+LARGEST_TABLE = 1 << 22
+BISECTIONS = 40
+SWEEPS = 6
+CARE = 4  # the higher, the more the worst layers count
+NOTHING = 1e-2  # a share as good as none
+SLACK, CORRECTIONS = 0.03, 5
+FINE, COARSE = 128, 8  # below FINE channels widths are multiples of 4 and less, above of COARSE
+
+
+def within(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, budget_ms: float) -> PruningPlan:
+    """The best plan for `budget_ms`, among those that `ranking` allows.
+
+    Args:
+        layers: the widths of the network that `ranking` is of, with the layers' names in the profile.
+
+    Raises:
+        BadSetting: the budget is below the least time that is allowed.
+    """
+    problem = Problem.of(ranking, layers, profile)
+    least_ms = problem.time(problem.least)
+    if least_ms > budget_ms:
+        raise BadSetting(
+            f"{budget_ms:.4g} ms cannot be reached: with all that may be cut gone, the network takes {least_ms:.4g} ms by its profile "
+            f"({profile.dense_ms / least_ms:.3g} times as fast as whole); ask for that much, or allow larger cuts (--max-layer-ratio)"
+        )
+    best = problem.solve(budget_ms)
+    return ranking.plan(tuple(int(c[i]) for c, i in zip(problem.candidates, best, strict=True)))
+
+
+def met(model: nn.Module, ranking: Ranking, profile: Profile, share: float, measured: Clock | None = None) -> PruningPlan:
+    """The plan of `model`, which `ranking` is of, for `share` of the whole network's time: where `measured` finds more than that, or less
+    by more than SLACK, planning is repeated for a budget corrected by so much. Raises BadSetting as `within` does.
+    """
+    layers, asked_ms = layer_widths(model, ranking.groups), share * profile.dense_ms
+    found = within(ranking, layers, profile, asked_ms)
+    best, best_error = found, math.inf
+    for _ in range(CORRECTIONS if measured else 0):
+        assert measured is not None
+        error = measured(cut(model, found)) / (share * (1 - SLACK / 2)) - 1
+        if abs(error) < abs(best_error):
+            best, best_error = found, error
+        if abs(error) <= SLACK / 2:
+            break
+        asked_ms /= 1 + error
+        try:
+            found = within(ranking, layers, profile, asked_ms)
+        except BadSetting:  # by the profile out of reach, and by the clock no further
+            break
+    return best
+
+
+@dataclass(frozen=True)
+class Problem:
+    """For each bundle its candidates (steps, rising) and what they are worth; tables of milliseconds over the candidates of one or two
+    bundles; and what a layer over more of them takes, as a function of all choices."""
+
+    candidates: tuple[NDArray[np.intp], ...]
+    worth: tuple[Array, ...]
+    tables: Mapping[tuple[int, ...], Array]
+    wide: tuple[Wide, ...]
+
+    @classmethod
+    def of(cls, ranking: Ranking, layers: Mapping[str, Widths], profile: Profile) -> Problem:
+        candidates = tuple(_candidates(b, least, given) for b, least, given in ranking.bounds)
+        worth = tuple(_worth(b, ranking.left(b))[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
+        owner = {g.name: i for i, (b, *_) in enumerate(ranking.bounds) for g in b.groups}
+        fixed = {g.name: g.width for g in ranking.groups if g.name not in owner}
+        channels = {g.name: b.channels(g, 1) for b, *_ in ranking.bounds for g in b.groups}
+        tables: dict[tuple[int, ...], Array] = {}
+        wide = []
+        for name, surface in profile.surfaces.items():
+            over = tuple(sorted({owner[g] for g in layers[name].groups if g in owner}))
+            if len(over) > 2:
+                wide.append(Wide(over, layers[name], surface, owner, channels, fixed))
+                continue
+            kept: dict[str, Any] = dict(fixed)
+            for axis, i in enumerate(over):
+                shape = [-1 if a == axis else 1 for a in range(len(over))]
+                kept |= {g: candidates[i].reshape(shape) * channels[g] for g, o in owner.items() if o == i}
+            tables[over] = tables.get(over, 0.0) + surface(*layers[name].of(kept))
+        return cls(candidates, worth, tables, tuple(wide))
+
+    @property
+    def least(self) -> Choice:
+        return (0,) * len(self.candidates)
+
+    def time(self, choice: Choice) -> float:
+        """Milliseconds."""
+        narrow = sum(float(table[tuple(choice[i] for i in over)]) for over, table in self.tables.items())
+        return narrow + sum(float(layer.ms(self.candidates, choice)) for layer in self.wide)
+
+    def value(self, choice: Choice) -> float:
+        return sum(float(w[i]) for w, i in zip(self.worth, choice, strict=True))
+
+    def solve(self, budget_ms: float) -> Choice:
+        """The best choice that takes at most `budget_ms`; the least one is known to."""
+        order = self._chain()
+        if order is not None:
+            return self._exactly(order, budget_ms)
+        return self._filled(self._priced(budget_ms), budget_ms)
+
+    # A chain
+
+    def _chain(self) -> list[int] | None:
+        """The bundles in the order of a chain, or None where they form none."""
+        if self.wide:
+            return None
+        meets: dict[int, set[int]] = {i: set() for i in range(len(self.candidates))}
+        for a, b in (over for over in self.tables if len(over) == 2):
+            meets[a].add(b)
+            meets[b].add(a)
+        ends = [i for i, others in meets.items() if len(others) <= 1]
+        order: list[int] = []
+        while len(order) < len(meets):  # several chains are one, with nothing between
+            here = next((i for i in ends if i not in order), None)
+            while here is not None:
+                order.append(here)
+                here = next((i for i in meets[here] if i not in order), None)
+            if len(order) < len(meets) and all(i in order for i in ends):
+                return None
+        return order if all(len(others) <= 2 for others in meets.values()) else None
+
+    def _exactly(self, order: list[int], budget_ms: float) -> Choice:
+        """By dynamic programming: best[c, b] is the most that is worth keeping up to here, at candidate c, in b steps of time."""
+        unit = (budget_ms - float(self.tables.get((), np.zeros(())))) / STEPS
+        came: list[NDArray[np.intp]] = []
+        best = np.zeros((1, STEPS + 1))
+        for before, here in zip([None, *order], order, strict=False):
+            taken = self._between(before, here, len(best), unit)  # (candidates before, candidates here)
+            after = np.full((taken.shape[1], STEPS + 1), -np.inf)
+            origin = np.zeros((taken.shape[1], STEPS + 1), dtype=np.intp)
+            for c in range(taken.shape[1]):
+                left = np.arange(STEPS + 1) - taken[:, c, None]  # (candidates before, time)
+                reached = np.where(left >= 0, np.take_along_axis(best, np.maximum(left, 0), axis=1), -np.inf)
+                origin[c] = reached.argmax(0)
+                after[c] = reached.max(0) + self.worth[here][c]
+            came.append(origin)
+            best = after
+        return self._traced(order, best, came, unit, budget_ms)
+
+    def _between(self, before: int | None, here: int, many: int, unit: float) -> NDArray[np.intp]:
+        """Steps of time that `here` adds, for each pair of candidates before and here."""
+        ms = np.zeros((many, len(self.candidates[here]))) + self.tables.get((here,), np.zeros(1))
+        if before is not None:
+            pair = tuple(sorted((before, here)))
+            if (table := self.tables.get(pair)) is not None:
+                ms = ms + (table if pair == (before, here) else table.T)
+        return np.rint(ms / unit).astype(np.intp)
+
+    def _traced(self, order: list[int], best: Array, came: Sequence[NDArray[np.intp]], unit: float, budget_ms: float) -> Choice:
+        """The best end whose exact time fits: steps were rounded."""
+        for steps in range(STEPS, -1, -1):
+            c = int(best[:, steps].argmax())
+            if not np.isfinite(best[c, steps]):
+                break
+            choice, left = [0] * len(order), steps
+            for place in range(len(order) - 1, -1, -1):
+                choice[order[place]] = c
+                previous = int(came[place][c, left])
+                before = order[place - 1] if place else None
+                left -= int(self._between(before, order[place], came[place - 1].shape[0] if place else 1, unit)[previous, c])
+                c = previous
+            if self.time(tuple(choice)) <= budget_ms:
+                return self._filled(tuple(choice), budget_ms)
+        return self._filled(self.least, budget_ms)
+
+    # Any other network
+
+    def _priced(self, budget_ms: float) -> Choice:
+        """The best among the choices that are best for some price of time and fit."""
+        best, low, high = self.least, 0.0, self._dearest()
+        for _ in range(BISECTIONS):
+            price = (low * high) ** 0.5 if low else high / 1e3 if high > 1e-30 else 0.0
+            found = self._at(price, best)
+            if self.time(found) <= budget_ms:
+                high = price
+                best = max(best, found, key=self.value)
+            else:
+                low = price
+        return best
+
+    def _dearest(self) -> float:
+        """A price at which nothing is worth its time."""
+        least_ms = (
+            min(float(np.ptp(t)) for t in self.tables.values() if np.ptp(t) > 0)
+            if any(np.ptp(t) > 0 for t in self.tables.values())
+            else 1.0
+        )
+        return 1e3 * sum(float(np.ptp(w)) for w in self.worth) / max(least_ms, 1e-9)
+
+    def _at(self, price: float, start: Choice) -> Choice:
+        """The best choice where a millisecond costs `price`."""
+        if not self.wide:
+            try:
+                return self._eliminate(price)
+            except MemoryError:
+                pass
+        return self._descend(price, start)
+
+    def _eliminate(self, price: float) -> Choice:
+        """Exactly: each bundle in turn is replaced by the best that it can add, given its neighbours. Raises MemoryError."""
+        factors = {over: -price * table for over, table in self.tables.items()}
+        for i, worth in enumerate(self.worth):
+            factors[i,] = factors.get((i,), 0.0) + worth
+        answers: list[tuple[int, tuple[int, ...], NDArray[np.intp]]] = []
+        left = set(range(len(self.worth)))
+        while left:
+            here = min(left, key=lambda i: len(set().union(*(o for o in factors if i in o))))
+            mine = [over for over in factors if here in over]
+            others = tuple(sorted(set().union(*mine) - {here}))
+            shape = [len(self.worth[i]) for i in others]
+            if np.prod(shape, dtype=float) * len(self.worth[here]) > LARGEST_TABLE:
+                raise MemoryError
+            total = np.zeros((*shape, len(self.worth[here])))
+            for over in mine:
+                total += _spread(factors.pop(over), over, (*others, here))
+            answers.append((here, others, total.argmax(-1)))
+            factors[others] = factors.get(others, 0.0) + total.max(-1)
+            left.remove(here)
+        choice = [0] * len(self.worth)
+        for here, others, answer in reversed(answers):
+            choice[here] = int(answer[tuple(choice[i] for i in others)])
+        return tuple(choice)
+
+    def _descend(self, price: float, start: Choice) -> Choice:
+        """One bundle at a time, to its best given all others, until nothing changes."""
+        choice = list(start)
+        for _ in range(SWEEPS):
+            was = tuple(choice)
+            for here, worth in enumerate(self.worth):
+                total = worth - price * self._along(here, choice)
+                choice[here] = int(total.argmax())
+            if tuple(choice) == was:
+                break
+        return tuple(choice)
+
+    def _along(self, here: int, choice: Sequence[int]) -> Array:
+        """Milliseconds of all that depends on a bundle, for each of its candidates."""
+        ms = np.zeros(len(self.candidates[here]))
+        for over, table in self.tables.items():
+            if here in over:
+                ms = ms + table[tuple(slice(None) if i == here else choice[i] for i in over)]
+        for layer in self.wide:
+            if here in layer.over:
+                ms = ms + layer.ms(self.candidates, choice, here)
+        return ms
+
+    def _filled(self, choice: Choice, budget_ms: float) -> Choice:
+        """With whatever fits into what is left of the budget, the most worth for its time first."""
+        now = list(choice)
+        while True:
+            left = budget_ms - self.time(tuple(now))
+            offers = []
+            for here, worth in enumerate(self.worth):
+                ms, at = self._along(here, now), now[here]
+                for c in range(at + 1, len(worth)):
+                    if (more := float(ms[c] - ms[at])) <= left and worth[c] > worth[at]:
+                        offers.append((float(worth[c] - worth[at]) / max(more, 1e-12), here, c))
+            if not offers:
+                return tuple(now)
+            _, here, c = max(offers)
+            now[here] = c
+
+
+@dataclass(frozen=True)
+class Wide:
+    """A layer over the channels of more than two bundles."""
+
+    over: tuple[int, ...]
+    widths: Widths
+    surface: Any
+    owner: Mapping[str, int]
+    channels: Mapping[str, int]
+    fixed: Mapping[str, int]
+
+    def ms(self, candidates: Sequence[NDArray[np.intp]], choice: Sequence[int], along: int | None = None) -> Array:
+        """Milliseconds, for all candidates of the bundle `along` if one is named."""
+        kept: dict[str, Any] = {
+            g: self.channels[g] * (candidates[o] if o == along else candidates[o][choice[o]])
+            for g in self.widths.groups
+            if (o := self.owner.get(g)) is not None
+        }
+        return np.asarray(self.surface(*self.widths.of({**self.fixed, **kept})))
+
+
+def _spread(table: Any, over: tuple[int, ...], onto: tuple[int, ...]) -> Array:
+    """`table` with the axes of `over` as an array that broadcasts over those of `onto`."""
+    table = np.asarray(table)
+    order = sorted(range(len(over)), key=lambda a: onto.index(over[a]))
+    shape = [table.shape[over.index(i)] if i in over else 1 for i in onto]
+    return np.asarray(table.transpose(order).reshape(shape))
+
+
+@functools.cache
+def _multiples(width: int) -> tuple[int, ...]:
+    """Widths worth a thought up to `width`."""
+    fine = [w for w in range(1, min(width, FINE)) if w % 4 == 0 or w < 8]
+    return (*fine, *range(FINE, width, COARSE), width)
+
+
+def _worth(bundle: Bundle, left: Array) -> Array:
+    """Of plans in which the ranking leaves these shares of all filters; for each layer that makes the channels."""
+    return -sum(len(g.makers) for g in bundle.groups) * np.maximum(left, NOTHING) ** -CARE
+
+
+def _candidates(bundle: Bundle, least: int, given: int | None) -> NDArray[np.intp]:
+    """The numbers of steps that a bundle may keep, rising."""
+    if given is not None:
+        return np.array([given])
+    unit = bundle.channels(bundle.groups[0], 1)
+    steps = {w // unit for w in _multiples(bundle.steps * unit) if w % unit == 0}
+    return np.array(sorted({least, *(s for s in steps if s > least)}))

@@ -1,0 +1,120 @@
+"""How much a channel matters, or a weight; one criterion a file.
+
+A file offers `score(channels, evidence) -> Tensor (C,)`, higher is kept; `COMPARABLE`, whether raw scores may be ranked across
+groups (else they are divided by their group's mean); `NEEDS`, the fields of `Evidence` that it looks at; and `WEIGHTS = True` where it
+scores single weights as well. A criterion of gradients is a mean over mini-batches, and is called with one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import ModuleType
+from typing import Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile import registry
+from ltcompile.core.plan import Group
+from ltcompile.core.streams import generator, stream
+from ltcompile.errors import BadSetting
+from ltcompile.prune.criteria._channels import Channels, Reduction, Scored, Weights
+
+__all__ = ["Channels", "Evidence", "Reduction", "Scored", "Weights", "names", "needs", "score", "score_weights", "scores_weights"]
+
+
+class Gradients(Protocol):
+    """One mapping a mini-batch, parameter name -> gradient of its mean training loss. They may be computed while they are iterated over."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Mapping[str, Tensor]]: ...
+
+
+@dataclass
+class Evidence:
+    """What a criterion may look at beside the weights; `ltcompile.search.evidence.gather` collects it.
+
+    `curvature` is the diagonal of the loss's Gauss-Newton matrix, by parameter name. `activations` (mean
+    magnitude) and `nonzeros` (share above zero) are means over images and places of what a layer reads (axis "in", (C_in,)) and
+    of what it makes ("out" and "each", (C_out,)), by (layer, axis). `rng` is seeded.
+    """
+
+    gradients: Gradients = ()
+    curvature: Mapping[str, Tensor] = field(default_factory=dict)
+    activations: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    nonzeros: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    rng: torch.Generator = field(default_factory=lambda: generator(stream("random scores", 0)))
+
+
+def names() -> list[str]:
+    """The criteria there are."""
+    return list(registry.modules(__name__))
+
+
+def needs(name: str) -> tuple[str, ...]:
+    """The fields of `Evidence` without which the criterion cannot score. Raises UnknownName."""
+    return tuple(registry.load(__name__, "criterion", name).NEEDS)
+
+
+def scores_weights(name: str) -> bool:
+    """Whether the criterion tells single weights apart. Raises UnknownName."""
+    return bool(getattr(registry.load(__name__, "criterion", name), "WEIGHTS", False))
+
+
+@torch.no_grad()
+def score(
+    name: str, groups: tuple[Group, ...], model: nn.Module, evidence: Evidence, reduction: Reduction = "producers"
+) -> dict[str, Tensor]:
+    """Group -> scores (C,) on the CPU in float64, for every group that may be cut.
+
+    Args:
+        reduction: which weights speak for a channel: "producers", the filters that make it; "all", every slice that goes with it,
+            those of its norms and consumers too (Fang et al. 2023, arXiv:2301.12900). Either way a score is the mean over them.
+
+    Raises:
+        UnknownName: no such criterion. BadSetting: no such reduction, or evidence that the criterion needs is missing.
+    """
+    criterion = registry.load(__name__, "criterion", name)
+    if reduction not in get_args(Reduction):
+        raise BadSetting(f"the reduction must be one of {', '.join(get_args(Reduction))}, not {reduction!r}")
+    _check_evidence(name, evidence)
+    scores = _scored(criterion, {g.name: Channels(g, model, reduction) for g in groups if not g.frozen}, evidence)
+    if criterion.COMPARABLE:
+        return scores
+    return {group: s / s.abs().mean().clamp_min(1e-30) for group, s in scores.items()}
+
+
+@torch.no_grad()
+def score_weights(name: str, parameters: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
+    """Parameter name -> the scores of its weights, in its shape, on the CPU in float64; they compare across parameters as they are.
+
+    Raises:
+        UnknownName: no such criterion. BadSetting: it scores no single weights, or evidence that it needs is missing.
+    """
+    criterion = registry.load(__name__, "criterion", name)
+    if not scores_weights(name):
+        able = ", ".join(known for known in names() if scores_weights(known))
+        raise BadSetting(f"criterion {name!r} scores whole filters; weights are scored by {able}")
+    _check_evidence(name, evidence)
+    scores = _scored(criterion, {parameter: Weights(parameter, p) for parameter, p in parameters.items()}, evidence)
+    return {parameter: found.reshape(parameters[parameter].shape) for parameter, found in scores.items()}
+
+
+def _scored(criterion: ModuleType, scored: Mapping[str, Scored], evidence: Evidence) -> dict[str, Tensor]:
+    """What a criterion gives each of `scored`, on the CPU in float64. Gradients are looked at one mini-batch at a time."""
+    if "gradients" not in criterion.NEEDS:
+        return {name: criterion.score(one, evidence).double().cpu() for name, one in scored.items()}
+    total = {name: torch.zeros(one.width, dtype=torch.float64) for name, one in scored.items()}
+    for batch in evidence.gradients:
+        for name, one in scored.items():
+            total[name] += criterion.score(one, replace(evidence, gradients=(batch,))).double().cpu()
+    return {name: value / len(evidence.gradients) for name, value in total.items()}
+
+
+def _check_evidence(name: str, evidence: Evidence) -> None:
+    for kind in needs(name):
+        if not getattr(evidence, kind):
+            raise BadSetting(
+                f"criterion {name!r} needs {kind}, and got none: `ltcompile find` gathers them, and in Python ltcompile.search.evidence.gather"
+            )

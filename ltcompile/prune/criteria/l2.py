@@ -1,0 +1,14 @@
+"""score[c] = ||filter c||_2, its Euclidean length (He et al. 2018, arXiv:1808.06866)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ltcompile.prune.criteria import Channels, Evidence
+
+COMPARABLE = False
+NEEDS: tuple[str, ...] = ()
+
+
+def score(channels: Channels, evidence: Evidence) -> Tensor:
+    return channels.mean(lambda s: s.values.norm(p=2, dim=1))

@@ -1,0 +1,16 @@
+"""score[c] = -||filter c||_inf: the filters whose largest magnitude is smallest stay (the negative of L-inf, compared beside it in
+Paganini & Forde 2020, arXiv:2001.05050). It shows what the order of a criterion is worth.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ltcompile.prune.criteria import Channels, Evidence, linf
+
+COMPARABLE = False
+NEEDS: tuple[str, ...] = ()
+
+
+def score(channels: Channels, evidence: Evidence) -> Tensor:
+    return -linf.score(channels, evidence)

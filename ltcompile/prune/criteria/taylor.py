@@ -1,0 +1,23 @@
+"""score[c] = mean over mini-batches of (sum over the filter of weight * gradient)^2, the squared first-order change of the loss without the
+filter (Molchanov et al. 2019, arXiv:1906.10771, equations 8 and 9); of channels of several filters, for each of these.
+
+The square of the mean gradient would say nothing: at a minimum of the loss that gradient is noise. The paper compares filters across layers as
+they are, in many small steps with training in between; for one large cut that leaves some layers with next to nothing, so groups are
+divided by their mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ltcompile.prune.criteria import Evidence, Scored
+
+COMPARABLE = False  # of a ResNet-20 at half of its MACs, 38 % instead of 27 % of validation images were right (dense: 53 %)
+WEIGHTS = True
+NEEDS: tuple[str, ...] = ("gradients",)
+
+
+def score(channels: Scored, evidence: Evidence) -> Tensor:
+    squares = [channels.mean(lambda s: (s.values * s.of(batch)).sum(1).square()) for batch in evidence.gradients]  # noqa: B023
+    return torch.stack(squares).mean(0) / channels.block

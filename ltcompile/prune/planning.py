@@ -1,0 +1,164 @@
+"""A plan for a network without any search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import nn
+
+from ltcompile.core.notice import notify
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.profile import Profile
+from ltcompile.core.reached import Reached
+from ltcompile.core.streams import generator, stream
+from ltcompile.errors import BadModel, BadSetting
+from ltcompile.graph import Example, cut, disagreements, trace
+from ltcompile.graph.baked import baked
+from ltcompile.graph.trace import check_cuttable
+from ltcompile.graph.wrappers import unwrap
+from ltcompile.prune import criteria
+from ltcompile.prune.budget import Clock, met
+from ltcompile.prune.choose import Ranking, Scope
+from ltcompile.prune.criteria import Evidence, Reduction
+from ltcompile.prune.limits import Limits
+from ltcompile.prune.target import Meter, Target, check_reachable, meet
+
+
+def plan(
+    model: nn.Module,
+    example: Example,
+    ratio: float | None = None,
+    scope: Scope = "global",
+    criterion: str = "l1",
+    align: int = 1,
+    seed: int = 0,
+    *,
+    evidence: Evidence | None = None,
+    target_macs: float | None = None,
+    target_params: float | None = None,
+    target_time: float | None = None,
+    target_energy: float | None = None,
+    profile: Profile | None = None,
+    measured: Clock | None = None,
+    limits: Limits | None = None,
+    group_reduction: Reduction = "producers",
+    on_target: Callable[[Reached], None] | None = None,
+    check: bool = True,
+) -> PruningPlan:
+    """A plan that drops the least important filters of `model`, which stays as it is.
+
+    Args:
+        example: an input of the network to trace it: a tensor (N, C, H, W), a tuple of positional or a dict of keyword arguments.
+        ratio: the share of the filters to drop; 0.5 where there is no target.
+        scope: "global" ranks all filters together, "local" takes the same share from every group.
+        criterion: what tells important filters; see `criteria.names()`.
+        align: kept widths are multiples of it where the group is that wide.
+        seed: for criterion "random".
+        evidence: what the criterion looks at beside weights; `ltcompile.search.evidence.gather` collects it.
+        target_macs, target_params: instead of a ratio, the share of the dense network's MACs or parameters that may stay. The plan is
+            the smallest cut that meets it.
+        target_time: the share of the dense network's time that may stay, by `profile`; the plan keeps to the ranking as far as that allows.
+        target_energy: the same of its energy, which `measured` tells; the profile's times say how widths share it.
+        measured: the share of the whole network's time that a cut takes on this machine, as `profiling.stopwatch` tells it, or of its
+            energy, as `profiling.joulemeter` does: where the profile errs, the plan is made again for a corrected budget.
+        limits: what may be cut, and how far; by default every layer keeps 5 % of its channels.
+        group_reduction: which weights speak for a channel, "producers" or "all"; see `criteria.score`.
+        on_target: gets how the plan stands to its target, where there is one; without it, a missed target is a warning.
+        check: run the cut network against the masked one, in eval and in training mode, on random values in float64, and freeze the groups
+            for which they differ; see `graph.disagreements`. It takes five runs of two images: False for the largest networks.
+
+    Raises:
+        BadSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
+            fits no layer, or no evidence for the criterion. BadModel: the network cannot be traced or cut, or its
+            weights have no values.
+    """
+    target, limits = Target.asked(target_macs, target_params, target_time, target_energy), limits or Limits()
+    if target is not None and ratio is not None:
+        raise BadSetting("give a ratio of filters to drop or a target for what is left, not both")
+    ratio = 0.5 if ratio is None else ratio
+    if not 0 < ratio < 1:
+        raise BadSetting(f"the ratio of filters to drop must be between 0 and 1, not {ratio}")
+    if target is not None and target.profiled and (profile is None or align > 1):
+        raise BadSetting(
+            f"target_{target.measure} needs a profile, which `ltcompile profile` makes, and chooses widths by itself: leave align out"
+        )
+    if target_energy is not None and measured is None:
+        raise BadSetting("target_energy needs `measured`, as `profiling.joulemeter` makes it")
+    model = baked(unwrap(model))
+    _check_values(model)
+    groups = limits.freeze(trace(model, example))
+    evidence = evidence or Evidence(rng=generator(stream("random scores", seed)))
+    draws = evidence.rng.get_state()
+    while True:
+        evidence.rng.set_state(draws)  # a second ranking draws the same scores
+        scores = criteria.score(criterion, groups, model, evidence, group_reduction)
+        ranking = Ranking(groups, scores, scope, floors=limits.floors(groups), kept=limits.kept(groups), align=align)
+        found, reached = _found(model, example, ranking, ratio, target, profile, measured, limits, align)
+        blamed = disagreements(model, example, found) if check else {}
+        if not blamed:
+            _report(reached, on_target)
+            return found
+        groups = tuple(replace(g, frozen=blamed[g.name], tied="") if g.name in blamed else g for g in groups)
+        check_cuttable(groups)
+        groups = limits.freeze(groups)
+
+
+def _found(
+    model: nn.Module,
+    example: Example,
+    ranking: Ranking,
+    ratio: float,
+    target: Target | None,
+    profile: Profile | None,
+    measured: Clock | None,
+    limits: Limits,
+    align: int,
+) -> tuple[PruningPlan, Reached | None]:
+    """The cut by a share of the filters, or to a target, and how it stands to that."""
+    if target is None:
+        found = ranking.plan(ranking.steps(ratio))
+        if found.is_identity:
+            raise BadSetting(_nothing_cut(ranking, ratio, limits, align))
+        return found, None
+    if profile is not None and target.profiled:
+        found = met(model, ranking, profile, target.share, measured)
+        share = None if measured is None else measured(cut(model, found))  # again: the plan was chosen by a measurement that flatters it
+    else:
+        meter = Meter(model, example)
+        check_reachable(target, ranking, meter, limits, align)
+        found = meet(ranking, lambda tried: target.of(meter.left(tried)), target.share * target.of(meter.dense))
+        share = target.of(meter.left(found)) / target.of(meter.dense)
+    return found, Reached(target.measure, target.share, share)
+
+
+def _report(reached: Reached | None, on_target: Callable[[Reached], None] | None) -> None:
+    if reached is not None and on_target is not None:
+        on_target(reached)
+    elif reached is not None and reached.missed_by:
+        notify(str(reached))
+
+
+def _check_values(model: nn.Module) -> None:
+    """Raises BadModel where weights have no values."""
+    without = [name for name, tensor in model.named_parameters() if tensor.is_meta]
+    if without:
+        raise BadModel(
+            f"{without[0]} and {len(without) - 1} more weights have no values, being on the meta device; load them, for instance with "
+            "model.to_empty(device='cpu') and model.load_state_dict(weights)"
+        )
+
+
+def _nothing_cut(ranking: Ranking, ratio: float, limits: Limits, align: int) -> str:
+    """Why a share of the filters takes no channel, group by group."""
+    floors = limits.floors(ranking.groups)
+    told = []
+    for bundle, least, _ in ranking.bounds:
+        widths = " and ".join(f"{g.name!r} ({g.width} wide)" for g in bundle.groups[:3])
+        if least >= bundle.steps:
+            told.append(f"{widths} keeps at least {max(floors[g.name] for g in bundle.groups)} by the limits")
+        elif align > 1 and bundle.aligned_steps(align) >= bundle.steps:
+            told.append(f"{widths} has no smaller multiple of align={align}")
+        else:
+            told.append(f"{widths} loses {bundle.channels(bundle.groups[0], 1)} or more")
+    return f"a ratio of {ratio} cuts nothing: {'; '.join(told[:8])}; give a larger ratio, a smaller align or wider limits"

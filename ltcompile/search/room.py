@@ -1,0 +1,56 @@
+"""How much a search will write, and has written."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from ltcompile.search import methods
+from ltcompile.search.asked import Asked
+from ltcompile.search.config import PRUNE, SearchConfig
+
+TENSOR_BYTES = 400  # what torch.save writes around a tensor: its name twice, its entry in the archive, and padding
+FILE_BYTES = 3000  # and around a training: its row and its plan
+EPOCH_BYTES = 600  # there, and in the history
+
+
+def bytes_of_run(asked: Asked) -> int:
+    """About the bytes of a whole run folder: the weights of every training, masks, the ticket, and the checkpoint of the one under way.
+
+    A checkpoint holds weights and momentum, beside frozen weights where a method trains scores, and lies beside the one that it replaces.
+    Filters that are cut are counted as taking as large a share of the weights with them; in truth they take more.
+    """
+    config, model = asked.config, asked.initial(asked.config.seed)
+    dense = asked.dense_bytes + TENSOR_BYTES * len(model.state_dict()) + FILE_BYTES + EPOCH_BYTES * asked.recipe.epochs
+    mask = sum(value.numel() for value in asked.maskable(model).values()) if _masks(config) else 0
+    tickets, controls = _sizes(config)
+    networks = 1 + (config.rewind_epoch > 0) + sum(tickets)
+    if config.controls:
+        networks += 1 + controls[0]
+    if config.whole_curve:
+        networks += sum(controls) + (config.levels if mask else 0)
+    checkpoint = 2 if config.method == PRUNE else 3
+    return int(dense * (config.seeds * networks + tickets[0] + 2 * checkpoint) + mask * (config.seeds * config.levels + 1))
+
+
+def bytes_written(folder: Path) -> int:
+    """The bytes of the trainings in a run folder."""
+    return sum(file.stat().st_size for file in folder.glob("seed*/*.pt"))
+
+
+def _masks(config: SearchConfig) -> bool:
+    """Whether a level has a mask of single weights: a search for one, or a method that chooses weights rather than directions."""
+    return config.prune != "filters" or (config.method != PRUNE and not methods.iterative(config.method))
+
+
+def _sizes(config: SearchConfig) -> tuple[list[float], list[float]]:
+    """The files of each level as shares of the dense network's: of its ticket, and of a control in its shape. What is masked stays whole."""
+    if config.prune != "filters" or config.method != PRUNE:
+        return [1.0] * config.levels, [1.0] * config.levels
+    left = _left(config.shares, steady=config.target is not None)
+    return [1.0] * config.levels if config.masked else left, left
+
+
+def _left(shares: list[float], steady: bool) -> list[float]:
+    """The share of the dense network that each level leaves: `shares` themselves on the way to a target, else what was not dropped."""
+    return shares if steady else list(itertools.accumulate((1 - share for share in shares), lambda before, kept: before * kept))

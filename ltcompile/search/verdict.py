@@ -1,0 +1,172 @@
+"""Which ticket won, by a rule that is stated with the result; validation data only.
+
+With three seeds or more, fixed-sequence testing over levels: from the largest network down, a level passes if its accuracy is shown not
+inferior to the dense network's: the one-sided lower confidence bound of the difference, paired by seed (Student's t), lies above -margin.
+The first level that fails ends the test, and the last that passed wins. So an inferior level wins with a chance of at most
+1 - confidence, however many levels there are (`inference`).
+
+With one or two seeds nothing is decided between trainings. A level is then picked in the same order by the bound over validation images,
+which describes the networks that were trained, and claims nothing of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ltcompile.core.records import Trained, Verdict
+from ltcompile.search.conditions import CONTROLS, Margins, arm, conditions, removed
+from ltcompile.search.inference import FEWEST_SEEDS, image_lower_bounds, interval, levels_passed, lower_bounds
+
+Gap = dict[str, float | None]
+NAMES = {
+    "random": "the same architecture from random weights, with the ticket's whole training budget",
+    "reinit": "the same architecture from random weights",
+    "shuffled": "the same number of weights in other places",
+    "dense_budget": "the dense network with the ticket's whole training budget",
+}
+
+
+def difference(tickets: Sequence[Trained], dense: Sequence[Trained], confidence: float) -> dict[str, float]:
+    """Mean of ticket - dense in points of validation accuracy, its one-sided lower bound, and the number of samples.
+
+    Both have one row a seed, in the same order.
+    """
+    gaps = _paired(tickets, dense)
+    if len(gaps) >= FEWEST_SEEDS:
+        return {"mean": float(gaps.mean()), "low": float(lower_bounds(gaps, confidence, _images(dense[0]))), "n": len(gaps)}
+    changes = np.mean([_correct(t) - _correct(d) for t, d in zip(tickets, dense, strict=True)], axis=0)
+    return {"mean": float(gaps.mean()), "low": float(image_lower_bounds(changes, confidence)), "n": len(changes)}
+
+
+def gap(tickets: Sequence[Trained], control: Sequence[Trained], confidence: float) -> Gap:
+    """Mean of ticket - control in points of validation accuracy, and with enough seeds the two-sided interval (None otherwise)."""
+    seeds = sorted({t.seed for t in tickets} & {c.seed for c in control})
+    gaps = _paired([t for t in tickets if t.seed in seeds], [c for c in control if c.seed in seeds])
+    found: Gap = {"mean": float(gaps.mean()), "low": None, "high": None, "seeds": len(gaps)}
+    if len(gaps) >= FEWEST_SEEDS:
+        low, high = interval(gaps, confidence, _images(control[0]))
+        found |= {"low": float(low), "high": float(high)}
+    return found
+
+
+def choose_level(rows: Sequence[Trained], margin_points: float, confidence: float) -> tuple[int | None, dict[int, dict[str, float]]]:
+    """The level that the rule names, if any, and every level's difference to the dense network."""
+    dense = arm(rows, "dense", 0)
+    levels = sorted({r.level for r in rows if r.arm == "ticket"})
+    differences = {level: difference(arm(rows, "ticket", level), dense, confidence) for level in levels}
+    passed = int(levels_passed(np.array([differences[level]["low"] for level in levels]), margin_points))
+    return (levels[passed - 1] if passed else None), differences
+
+
+def closest_level(differences: dict[int, dict[str, float]]) -> int:
+    """Where the rule names no level: the one with the highest lower bound."""
+    return max(differences, key=lambda level: differences[level]["low"])
+
+
+def typical_seed(tickets: Sequence[Trained]) -> int:
+    """The seed of median validation accuracy, the lower one of an even number: the saved weights are not the luckiest training's."""
+    ranked = sorted(tickets, key=lambda row: (row.val_accuracy, row.seed))
+    return ranked[(len(ranked) - 1) // 2].seed
+
+
+def judge(rows: Sequence[Trained], margin_points: float, confidence: float, rewinding: str) -> Verdict:
+    """The verdict over all arms, in words and in the five conditions of Ma et al. 2021 (arXiv:2107.00166)."""
+    level, differences = choose_level(rows, margin_points, confidence)
+    shown = level if level is not None else closest_level(differences)
+    tickets, met = arm(rows, "ticket", shown), conditions(rows, shown, Margins(margin_points, margin_points))
+    gaps = {kind: gap(tickets, control, confidence) for kind in NAMES if (control := arm(rows, kind, shown))}
+    decided, seed = len(tickets) >= FEWEST_SEEDS, typical_seed(tickets)
+    which = "the only seed" if len(tickets) == 1 else f"of median validation accuracy among the {len(tickets)} seeds, not of the highest"
+    found = Verdict(
+        level=level,
+        rule=_rule(len(tickets), int(differences[shown]["n"]), margin_points, confidence),
+        margin_points=margin_points,
+        confidence=confidence,
+        differences={str(k): v for k, v in differences.items()},
+        summary=[],
+        flags=met.flags,
+        flag_reasons=met.reasons,
+        decided=decided,
+        gaps=gaps,
+        seed_rule=f"the saved weights are those of seed {seed}: {which}",
+    )
+    found.summary.extend(_summary(found, rows, shown, rewinding))
+    return found
+
+
+def _paired(ours: Sequence[Trained], theirs: Sequence[Trained]) -> np.ndarray:
+    """ours - theirs (seeds,) in points of validation accuracy."""
+    return np.array([100 * (a.val_accuracy - b.val_accuracy) for a, b in zip(ours, theirs, strict=True)])
+
+
+def _correct(row: Trained) -> np.ndarray:
+    """Which validation images were right (images,), as 0 and 1."""
+    bits = f"{int(row.val_correct, 16):0{4 * len(row.val_correct)}b}"
+    return np.array([int(b) for b in bits[len(bits) - _images(row) :]], dtype=float)
+
+
+def _images(row: Trained) -> int:
+    """How many validation images a row counts: up to three bits of the first hexadecimal digit are padding."""
+    most = 4 * len(row.val_correct)
+    correct = int(row.val_correct, 16).bit_count()
+    return min(most, max(most - 3, round(correct / row.val_accuracy))) if correct and row.val_accuracy else most
+
+
+def _rule(seeds: int, samples: int, margin: float, confidence: float) -> str:
+    if seeds >= FEWEST_SEEDS:
+        return (
+            f"fixed-sequence test: from the largest network down, a level passes if the {confidence:.0%} lower bound of (ticket - dense), "
+            f"paired over {seeds} seeds (Student's t), is above -{margin:g} points of validation accuracy; the first failure ends the test, "
+            "and the last level that passed wins"
+        )
+    return (
+        f"not decided between trainings, which takes {FEWEST_SEEDS} seeds; picked: from the largest network down, the last level before the "
+        f"first whose {confidence:.0%} lower bound of (ticket - dense) over {samples} validation images is not above -{margin:g} points "
+        "of accuracy; this describes the trained networks, and claims no confidence for others"
+    )
+
+
+def _summary(verdict: Verdict, rows: Sequence[Trained], shown: int, rewinding: str) -> list[str]:
+    gone, of = removed(arm(rows, "dense", 0)[0], arm(rows, "ticket", shown))
+    delta, seeds = verdict.differences[str(shown)], len(arm(rows, "ticket", shown))
+    over = "" if verdict.decided else " over validation images"
+    figures = f"{gone:.1%} of the {of} removed, {delta['mean']:+.2f} points of validation accuracy (lower bound{over} {delta['low']:+.2f})"
+    margin = f"within {verdict.margin_points:g} points of the dense network"
+    lines = []
+    if not verdict.decided:
+        lines.append(f"Not decided between trainings: {seeds} seed{'s' * (seeds > 1)}, and a verdict takes {FEWEST_SEEDS}.")
+    if verdict.level is None:
+        failed = "none is shown" if verdict.decided else "by its rule none is"
+        lines.append(f"No ticket {'won' if verdict.decided else 'is picked'}: {failed} {margin}. The closest is level {shown}: {figures}.")
+    else:
+        lines.append(f"Level {shown} {'won' if verdict.decided else 'is picked by the rule'} ({rewinding} rewinding): {figures}.")
+    lines += _controls(verdict.gaps, verdict.confidence)
+    return [*lines, f"{verdict.seed_rule[0].upper()}{verdict.seed_rule[1:]}."]
+
+
+def _controls(gaps: dict[str, Gap], confidence: float) -> list[str]:
+    """A line each for the best control of the ticket's size, and for the dense network with the ticket's budget."""
+    lines = []
+    sized = min((kind for kind in CONTROLS if kind in gaps), key=lambda kind: gaps[kind]["mean"] or 0.0, default=None)
+    if sized is not None:
+        told, low, high = _in_words(gaps[sized], confidence), gaps[sized]["low"], gaps[sized]["high"]
+        if low is None or high is None:
+            lines.append(f"Against {NAMES[sized]}: {told}.")
+        elif low > 0:
+            lines.append(f"It beats {NAMES[sized]}: {told}.")
+        elif high < 0:
+            lines.append(f"It is worse than {NAMES[sized]}: {told}. The ticket's weights were not needed.")
+        else:
+            lines.append(f"It is not shown to beat {NAMES[sized]}: {told}. Nothing shows that the ticket's weights matter.")
+    if "dense_budget" in gaps:
+        lines.append(f"Against {NAMES['dense_budget']}: {_in_words(gaps['dense_budget'], confidence)}.")
+    return lines
+
+
+def _in_words(found: Gap, confidence: float) -> str:
+    told = f"{found['mean']:+.2f} points"
+    if found["low"] is None:
+        return f"{told}, not decided between trainings"
+    return f"{told} ({confidence:.0%} interval {found['low']:+.2f} to {found['high']:+.2f})"

@@ -1,0 +1,23 @@
+"""The one training loop, and evaluation."""
+
+from ltcompile.training.device import lay_out, memory_format, multiplies_bf16, pick_device
+from ltcompile.training.evaluate import Evaluation, evaluate
+from ltcompile.training.execution import Execution, choose_execution
+from ltcompile.training.loop import Epoch, Progress, Training, train
+from ltcompile.training.memory import fitting
+
+__all__ = [
+    "Epoch",
+    "Evaluation",
+    "Execution",
+    "Progress",
+    "Training",
+    "choose_execution",
+    "evaluate",
+    "fitting",
+    "lay_out",
+    "memory_format",
+    "multiplies_bf16",
+    "pick_device",
+    "train",
+]

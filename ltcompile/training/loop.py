@@ -1,0 +1,158 @@
+"""One loop trains every network of every arm.
+
+Randomness is a function of (seed, epoch), never of what ran before: a run that stopped after any epoch resumes to the same
+bits. The loop sees a network, batches and an optimiser, so data-parallel training needs a wrapped network and split batches,
+not a second loop.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.records import Record
+from ltcompile.core.streams import seeded, stream
+from ltcompile.data import Dataset
+from ltcompile.errors import BadFile, TrainingFailed
+from ltcompile.training.evaluate import Evaluation, evaluate
+from ltcompile.training.execution import Execution, settled
+from ltcompile.training.step import Stepper
+
+LOOK_STEPS = 50  # how often losses are looked at: each look waits for the GPU
+
+
+@dataclass(frozen=True)
+class Epoch(Record):
+    """One epoch: mean loss over the (augmented) training images, accuracies as shares of one, seconds with validation."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """All epochs of one training, the validation behind the last of them, and in how many parts its batches had to be computed."""
+
+    epochs: list[Epoch]
+    val: Evaluation
+    parts: int
+
+
+class Progress(Protocol):
+    """Told after every epoch, with a state from which `train` can go on."""
+
+    def __call__(self, epoch: Epoch, state: dict[str, Any], /) -> None: ...
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    *,
+    execution: Execution | None = None,
+    first_epoch: int = 0,
+    after_step: Callable[[], None] | None = None,
+    progress: Progress | None = None,
+    state: dict[str, Any] | None = None,
+    teacher: nn.Module | None = None,
+) -> Training:
+    """Train `model` in place from `first_epoch` of the recipe's schedule to its end; momentum starts at zero.
+
+    A batch that does not fit into the GPU's memory is computed in parts whose gradients add up to the batch's.
+
+    Args:
+        execution: in which precision, and whether compiled; by default what the recipe fixes (`settled`).
+        after_step: called after each step (the masked search zeroes its dropped weights again).
+        state: what `progress` was handed before an interruption: training goes on behind its epoch, which is not the last.
+        teacher: a trained network, put into eval mode and on `device`, whose answers are `recipe.distill` of the loss.
+
+    Raises:
+        TrainingFailed: a loss is not finite, not even two images fit into memory, or the network cannot be compiled.
+    """
+    execution = execution or settled(recipe)
+    stepper = Stepper(model, recipe, device, execution.dtype, execution.backend, after_step, teacher)
+    loop = _Loop(stepper, data, seed)
+    done = loop.resume(state) if state is not None else []
+    for epoch in range(first_epoch + len(done), recipe.epochs):
+        with seeded(stream("dropout", seed, epoch=epoch)):
+            row, val = loop.epoch(epoch)
+        done.append(row)
+        if progress is not None:
+            progress(row, loop.state(done))
+    return Training(done, val, stepper.parts)
+
+
+class _Loop:
+    """One training under way."""
+
+    def __init__(self, stepper: Stepper, data: Dataset, seed: int) -> None:
+        self.stepper, self.data, self.seed = stepper, data, seed
+        self.model, self.recipe, self.device = stepper.model, stepper.recipe, stepper.device
+
+    def state(self, done: list[Epoch]) -> dict[str, Any]:
+        """All that the epochs to come depend on. Momentum is the optimiser's; the rate and all chance are functions of the epoch."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.stepper.optimiser.state_dict(),
+            "epochs": [epoch.to_json() for epoch in done],
+            "parts": self.stepper.parts,
+        }
+
+    def resume(self, state: dict[str, Any]) -> list[Epoch]:
+        """Take up a `state`; the epochs behind it. Raises BadFile where it is of another training."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.stepper.optimiser.load_state_dict(state["optimiser"])
+            self.stepper.parts = int(state["parts"])
+            return [Epoch.from_json(row) for row in state["epochs"]]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            told = " ".join(str(error).split())[:300]
+            raise BadFile(
+                f"the checkpoint is of another training ({told}); remove the run's .partial.pt, and --resume repeats it"
+            ) from error
+
+    def epoch(self, epoch: int) -> tuple[Epoch, Evaluation]:
+        """Train for one epoch, and validate."""
+        started = time.perf_counter()
+        self.model.train()
+        size = min(self.recipe.batch, len(self.data.train))
+        steps = len(self.data.train) // size
+        losses, right = torch.zeros(steps, device=self.device), torch.zeros((), device=self.device)
+        rates = [self.recipe.rate_at(epoch + step / steps) for step in range(steps)]
+        batches = self.data.train.batches(size, self.device, self.recipe, stream("batches", self.seed, epoch=epoch))
+        for step, (images, labels) in enumerate(batches):
+            losses[step], hits = self.stepper(images, labels, rates[step])
+            right += hits
+            if (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
+                self._check_finite(losses[: step + 1], epoch, rates)
+        val = evaluate(self.model, self.data.val, self.device)
+        if not math.isfinite(val.loss):
+            raise self._diverged(f"the validation loss is {val.loss} after epoch {epoch + 1}, at learning rate {rates[-1]:.3g}")
+        seconds, seen = time.perf_counter() - started, steps * size
+        return Epoch(epoch, rates[-1], losses.mean().item(), right.item() / seen, val.loss, val.accuracy, seconds, seen / seconds), val
+
+    def _check_finite(self, losses: Tensor, epoch: int, rates: list[float]) -> None:
+        """Raises TrainingFailed at the first of an epoch's `losses`, one a batch, that is not finite."""
+        bad = (~losses.isfinite()).nonzero().flatten().tolist()
+        if bad:
+            place = f"in epoch {epoch + 1}, batch {bad[0] + 1} of {len(rates)}, at learning rate {rates[bad[0]]:.3g}"
+            raise self._diverged(f"the loss is {losses[bad[0]].item()} {place}")
+
+    def _diverged(self, what: str) -> TrainingFailed:
+        rounded = "" if self.stepper.dtype is None else ", or --precision fp32"
+        return TrainingFailed(f"{what}; try a smaller --lr, such as {self.recipe.lr / 10:.1g}, or more --warmup-epochs{rounded}")

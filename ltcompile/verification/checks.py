@@ -1,0 +1,310 @@
+"""Each claim beside what this machine finds: the file, its size, its accuracy, its speed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ltcompile.core.deployment import Deployment
+from ltcompile.core.load import BUSY, busy_share
+from ltcompile.core.network_file import NetworkFile
+from ltcompile.core.records import cpu_name
+from ltcompile.errors import BadFile, BadSetting, StaleTicket, Unavailable, unknown
+from ltcompile.paths import check_writable, write_json
+from ltcompile.timing import Times, race
+from ltcompile.verification.claims import Claims, Timing, read_claims
+from ltcompile.verification.images import Labels, read_images
+from ltcompile.verification.network import Array, Network, gpu_name, missing, open_network
+from ltcompile.verification.result import CLAIMS, Check, Value, Verified, share_of
+from ltcompile.verification.rules import judge_accuracy, judge_latency, judge_speedup
+
+BACKEND = "onnxruntime"
+SECONDS = 6.0  # of a race, a network
+BLOCKS = 40  # more than a benchmark has: a verdict hangs on them
+BYTES_PER_PARAM = (0.9, 8.0)  # what an ONNX file of any precision has, with folded norms and names
+GRAPH_BYTES = 1 << 20  # what a file may hold beside weights
+DEFAULT_CLAIMS = ("report.json", "bench.json")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all checks share."""
+
+    small: Network
+    claims: Claims
+    timings: list[Timing]
+    dense: Network | None
+    images: tuple[Array, Labels] | None
+    seconds: float
+    required: Sequence[str]
+    busy: str | None  # why nothing is timed
+    times: dict[tuple[str, int], dict[str, Times] | str] = field(default_factory=dict)  # by device and batch
+
+
+def verify(
+    target: str | Path,
+    claims: str | Path | None = None,
+    *,
+    dense: str | Path | None = None,
+    on: Deployment | None = None,
+    data: str | Path | None = None,
+    require: Sequence[str] = (),
+    seconds: float = SECONDS,
+    output: str | Path | None = None,
+) -> Verified:
+    """Repeat on this machine what a report.json or bench.json claims of the ONNX file `target`; by default the one beside it.
+
+    With `dense`, the ONNX file of the network that it was cut from, both race each other and speedups are compared; without, latencies
+    are, if they were measured on such a machine as this. Accuracy takes `data`, a .npz file with images (N, C, H, W), float32 and ready
+    for the network, and labels (N,). `on` leaves out all other deployments. Each race takes about `seconds` a network. `require` are kinds of
+    claims ("accuracy", "latency", "speedup") without which nothing is confirmed as a whole: each of that kind must be.
+
+    A claim is confirmed by repeating it alone, by the rules and margins in `verifying.rules`. While other work takes more than 30 % of
+    the machine, nothing is timed. See `verifying.network` for what a file can do while it is examined.
+
+    Raises:
+        BadFile, BadData: a file is not what it should be. StaleTicket: the files do not belong together.
+        BadSetting: nothing is claimed for `on`. UnknownName: no such kind of claims. Unavailable: onnxruntime does not load.
+    """
+    for what in require:
+        if what not in CLAIMS:
+            raise unknown("kind of claims to require", what, list(CLAIMS))
+    path, busy = Path(target), busy_share()
+    small = open_network(path)
+    told = read_claims(Path(claims) if claims else _beside(path))
+    _check_belongs(small, told)
+    job = _Job(
+        small,
+        told,
+        _wanted(small, told, on),
+        _open_dense(Path(dense), small, told) if dense else None,
+        read_images(Path(data), small.shape, small.classes) if data else None,
+        seconds,
+        require,
+        f"other work took {busy:.0%} of this machine just before" if busy is not None and busy > BUSY else None,
+    )
+    written = check_writable(output) if output else None
+    verified = Verified(path.name, str(small.file.sha256), told.name, list(_checks(job)), busy, require)
+    if written is not None:
+        write_json(written, verified.to_json())
+    return verified
+
+
+# Do these files belong together?
+
+
+def _beside(path: Path) -> Path:
+    """The claims that lie beside a network."""
+    for name in DEFAULT_CLAIMS:
+        if (path.parent / name).is_file():
+            return path.parent / name
+    raise BadFile(f"there is no {' and no '.join(DEFAULT_CLAIMS)} beside {path}; name one with --claims")
+
+
+def _check_belongs(small: Network, claims: Claims) -> None:
+    """Raises BadFile or StaleTicket where the claims are about another network."""
+    if small.metadata.get("producer") != "ltcompile":
+        raise BadFile(f"{small.path} was not made by `ltcompile shrink`, so nothing tells whose claims are its own; take a file that was")
+    checksum = small.metadata.get("ticket_checksum", "")
+    if claims.checksum is not None and claims.checksum != checksum:
+        raise StaleTicket(
+            f"{small.path} was made from the ticket {checksum[:12] or 'of no name'}, {claims.name} is about {claims.checksum[:12]}; "
+            "take the claims that were made with this file"
+        )
+    if claims.shape is not None and claims.shape != small.shape:
+        raise StaleTicket(f"{small.path} takes images {small.shape}, {claims.name} is about {claims.shape}; take the claims of this file")
+
+
+def _wanted(small: Network, claims: Claims, on: Deployment | None) -> list[Timing]:
+    """The timings on ONNX Runtime, or those for `on` alone. Raises BadSetting."""
+    rows = [row for row in claims.timings if row.backend == BACKEND]
+    if on is None:
+        return rows
+    if on.backend != BACKEND:
+        raise BadSetting(f"--on {on}: claims are repeated by {BACKEND} alone; write {on.device}:{BACKEND}:b{on.batch}")
+    if on.precision != small.precision:
+        raise BadSetting(f"--on {on}: {small.path.name} is a file in {small.precision}; name that, or take another file")
+    if found := [row for row in rows if (row.device, row.batch) == (on.device, on.batch)]:
+        return found
+    known = ", ".join(dict.fromkeys(_deployment(small, row) for row in rows)) or "nowhere"
+    raise BadSetting(f"{claims.name} has no timing on {on}; it was timed on: {known}; choose one of these, or bench it there")
+
+
+def _open_dense(path: Path, small: Network, claims: Claims) -> Network:
+    """The network that the small one was cut from, as far as its file tells. Raises BadFile or StaleTicket."""
+    dense = open_network(path)
+    if (dense.shape, dense.classes) != (small.shape, small.classes):
+        raise StaleTicket(
+            f"{path} turns {dense.shape} into {dense.classes} logits, and {small.path.name} {small.shape} into {small.classes}; "
+            "take the network that it was cut from"
+        )
+    checksums = {network.metadata.get("ticket_checksum") for network in (dense, small)} - {None}
+    params = claims.dense_params
+    least, most = (0.0, np.inf) if params is None else (BYTES_PER_PARAM[0] * params, BYTES_PER_PARAM[1] * params + GRAPH_BYTES)
+    if len(checksums) > 1 or not least <= len(dense.data) <= most:
+        raise StaleTicket(
+            f"{path}, of {len(dense.data):,} bytes, is not the network that {small.path.name} was cut from"
+            f"{'' if params is None else f', which has {params:,} params'}; "
+            f"write it with `ltcompile bench {small.path.name} --write-dense {path.name}`"
+        )
+    return dense
+
+
+# The checks
+
+
+def _checks(job: _Job) -> Iterator[Check]:
+    yield _answers(job.small)
+    yield _ticket(job)
+    yield _size(job)
+    yield from _accuracies(job)
+    for row in job.timings:
+        if job.dense is not None:
+            yield _speedup(job, row)
+        if job.dense is None or "latency" in job.required:
+            yield _latency(job, row)
+
+
+def _answers(small: Network) -> Check:
+    """That the file computes something, and the same thing twice."""
+    claim = "the answers are finite, and the same twice"
+    try:
+        bound = small.bind("cpu", small.noise(small.batch if isinstance(small.batch, int) else 2))
+        first = bound.answer().copy()
+        bound.call()
+    except Unavailable as error:
+        return Check("file", claim, "not confirmed", str(error))
+    if not np.isfinite(first).all():
+        return Check("file", claim, "not confirmed", "some answers to seeded noise are not finite")
+    if not np.array_equal(first, bound.answer()):
+        return Check("file", claim, "not confirmed", "the same noise had two answers")
+    return Check("file", claim, "confirmed", "on seeded noise")
+
+
+def _ticket(job: _Job) -> Check:
+    """What `_check_belongs` has seen."""
+    claim = f"made from the ticket {job.small.metadata.get('ticket_checksum', '')[:12]}"
+    if job.claims.checksum is None:
+        return Check("ticket", claim, "not comparable", f"{job.claims.name} names no ticket; bench it again, or take report.json")
+    return Check("ticket", claim, "confirmed", f"{job.claims.name} is about this one")
+
+
+def _size(job: _Job) -> Check:
+    found, file = Value(len(job.small.data)), _claimed_file(job)
+    if file is None:
+        return Check("size", "size", "not comparable", f"{job.claims.name} tells no size of such a file", found=found)
+    claimed, same = Value(file.bytes), file.bytes == found.value and file.sha256 in (None, job.small.file.sha256)
+    if not same:
+        alike = "as many bytes, and others: " if claimed == found else ""
+        return Check("size", "size", "not confirmed", f"{alike}another file than {file}, or a damaged one", claimed, found)
+    return Check("size", "size", "confirmed", "to the byte" if file.sha256 is None else "to the byte, by SHA-256", claimed, found)
+
+
+def _claimed_file(job: _Job) -> NetworkFile | None:
+    """The file that the claims speak of: this very one, or else one of the same making, and of the same name if there are several."""
+    here, told = job.small.file, [job.claims.timed] if job.claims.timed else []
+    same = [file for file in (*told, *job.claims.files) if file.making == here.making]
+    ranks = (lambda file: file.sha256 == here.sha256, lambda file: file.output == here.output, lambda file: True)
+    return next((file for fits in ranks for file in same if fits(file)), None)
+
+
+def _accuracies(job: _Job) -> Iterator[Check]:
+    """One for each device on which one is claimed; the ticket's own where no benchmark tells one."""
+    claimed = {row.device: row.accuracy for row in job.timings if row.accuracy is not None}
+    for device, share in claimed.items():
+        yield _accuracy(job, device, share, _another_timed(job))
+    if not claimed and job.claims.accuracy is not None:
+        yield _accuracy(job, "cpu", job.claims.accuracy, _not_as_trained(job.small.file))
+
+
+def _accuracy(job: _Job, device: str, share: float, reason: str | None) -> Check:
+    """Not comparable for the `reason`, if there is one."""
+    claim = f"accuracy on test images, {device}"
+    claimed = Value(share) if job.claims.test_images is None else share_of(share, job.claims.test_images)
+    if reason := reason or ("not repeated: no test images" if job.images is None else missing(device)):
+        return Check("accuracy", claim, "not comparable", reason, claimed)
+    assert job.images is not None
+    images, labels = job.images
+    try:
+        logits = job.small.logits(device, images)
+    except Unavailable as error:
+        return Check("accuracy", claim, "not comparable", str(error), claimed)
+    verdict, why, found = judge_accuracy(share, int((logits.argmax(1) == labels).sum()), len(images))
+    return Check("accuracy", claim, verdict, why, claimed, found)
+
+
+def _another_timed(job: _Job) -> str | None:
+    """Why the benchmark was not of this file, as far as the claims tell."""
+    here, claims = job.small.file, job.claims
+    if claims.of_a_ticket:
+        changed = _not_as_trained(here)
+        return changed and f"{claims.target} itself was measured; {changed}"
+    if (timed := claims.timed) is not None:
+        return None if timed.sha256 in (None, here.sha256) else f"another file was measured: {timed}, and this is {here}"
+    named = next((file for file in claims.files if file.output == claims.target), None)
+    if named is None or named.precision == here.precision:
+        return None
+    return f"{named.output} was measured, in {named.precision}; this file is in {here.precision}"
+
+
+def _not_as_trained(file: NetworkFile) -> str | None:
+    """What sets a file apart from its ticket's network."""
+    if file.recalibrated:
+        return f"{file.output} has other batch-norm statistics than its ticket"
+    return None if file.precision == "fp32" else f"{file.output} is in {file.precision}, and its ticket in fp32"
+
+
+# Speed
+
+
+def _race(job: _Job, row: Timing) -> dict[str, Times] | str:
+    """Milliseconds (blocks, runs) of "small", and of "dense" where it is there, on the device and batch of `row`; or why there are none."""
+    if reason := _another_timed(job) or missing(row.device) or job.busy:
+        return reason
+    if (place := (row.device, row.batch)) not in job.times:
+        job.times[place] = _timed(job, *place)
+    return job.times[place]
+
+
+def _timed(job: _Job, device: str, batch: int) -> dict[str, Times] | str:
+    try:
+        images = job.small.noise(batch)
+        networks = {"small": job.small} | ({"dense": job.dense} if job.dense else {})
+        calls = {name: network.bind(device, images).call for name, network in networks.items()}
+    except Unavailable as error:
+        return str(error)
+    return race(calls, seconds=job.seconds, blocks=BLOCKS)
+
+
+def _elsewhere(job: _Job, row: Timing) -> str | None:
+    """Why a latency of `row` means nothing here; two networks in one race compare anywhere."""
+    there, here = (job.claims.machine.get("gpu"), gpu_name()) if row.device == "cuda" else (job.claims.machine.get("cpu"), cpu_name())
+    return None if there == here else f"measured on {there or 'a machine without a name'}, this is {here}; --dense compares anywhere"
+
+
+def _speedup(job: _Job, row: Timing) -> Check:
+    on = _deployment(job.small, row)
+    if row.speedup is None or row.speedup_low is None:
+        return Check("speedup", "speedup", "not comparable", f"{job.claims.name} claims none here", on=on)
+    claimed = Value(row.speedup, row.speedup_low, row.speedup_high)
+    times = _race(job, row)
+    if isinstance(times, str):
+        return Check("speedup", "speedup", "not comparable", times, claimed, on=on)
+    verdict, reason, found = judge_speedup(claimed, times["dense"], times["small"])
+    return Check("speedup", "speedup", verdict, reason, claimed, found, on)
+
+
+def _latency(job: _Job, row: Timing) -> Check:
+    on, claimed = _deployment(job.small, row), Value(row.ms_p50)
+    times = _another_timed(job) or missing(row.device) or _elsewhere(job, row) or _race(job, row)
+    if isinstance(times, str):
+        return Check("latency", "latency", "not comparable", times, claimed, on=on)
+    verdict, reason, found = judge_latency(row.ms_p50, times["small"])
+    return Check("latency", "latency", verdict, reason, claimed, found, on)
+
+
+def _deployment(small: Network, row: Timing) -> str:
+    return f"{row.device}:{row.backend}:b{row.batch}:{small.precision}"

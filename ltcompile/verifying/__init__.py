@@ -1,9 +1,0 @@
-"""Claims checked again where a network is deployed, with ONNX Runtime and numpy alone: nothing here imports torch or onnx."""
-
-from __future__ import annotations
-
-from ltcompile.verifying.checks import verify
-from ltcompile.verifying.claims import Claims, read_claims
-from ltcompile.verifying.result import Check, Value, Verified
-
-__all__ = ["Check", "Claims", "Value", "Verified", "read_claims", "verify"]

@@ -1,0 +1,234 @@
+"""Every backend computes what eager computes, and says so when it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ltcompile import registry, runtimes
+from ltcompile.errors import BadFile, BadSetting, Unavailable, UnknownName
+from ltcompile.runtimes import DEVICES, Subject, _devices, _ort
+
+NAMES = sorted(registry.names("ltcompile.runtimes"))
+TOLERANCE = {"float32": 1e-5, "tf32": 5e-3}
+
+
+class Net(nn.Module):
+    """Odd widths, because pruning makes them."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv1, self.bn, self.conv2 = nn.Conv2d(3, 7, 3, padding=1), nn.BatchNorm2d(7), nn.Conv2d(7, 13, 3)
+        self.linear = nn.Linear(13, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(torch.relu(self.conv2(torch.relu(self.bn(self.conv1(x))))).mean((2, 3)))
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 3, 8, 8), dtype=np.float32)
+
+
+@pytest.fixture(scope="session")
+def subjects(tmp_path_factory: pytest.TempPathFactory) -> list[Subject]:
+    """Two networks of one class and shape with different weights: a cache that mixes them up is caught."""
+    return [export(Net(seed).eval(), tmp_path_factory.mktemp("onnx") / f"net{seed}.onnx") for seed in (0, 1)]
+
+
+def export(module: nn.Module, path: Path) -> Subject:
+    example = (torch.from_numpy(images(2)),)
+    torch.onnx.export(module, example, str(path), dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False)
+    return Subject(path.stem, module, path)
+
+
+def eager(subject: Subject, x: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return subject.need_module("eager")(torch.from_numpy(x)).numpy()
+
+
+def need(name: str, device: str) -> None:
+    if reason := runtimes.unavailable(name, device):
+        pytest.skip(reason)
+
+
+def test_there_are_backends() -> None:
+    assert {"eager", "compile", "onnxruntime", "openvino", "tensorrt"} <= set(NAMES)
+    assert runtimes.available("cpu")["eager"] is None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", NAMES)
+def test_agrees_with_eager(name: str, device: str, subjects: list[Subject]) -> None:
+    need(name, device)
+    artifacts = [runtimes.compile(name, subject, device) for subject in subjects]
+    tolerance = TOLERANCE[artifacts[0].dtype]
+    for count in (1, 3):
+        for subject, artifact in zip(subjects, artifacts, strict=True):
+            x = images(count)
+            assert (artifact.backend, artifact.device) == (name, device)
+            np.testing.assert_allclose(artifact.run(x), eager(subject, x), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_answer_depends_on_its_images_alone(name: str, device: str, subjects: list[Subject]) -> None:
+    need(name, device)
+    artifact = runtimes.compile(name, subjects[0], device)
+    first = artifact.run(images(3, seed=1))
+    other = artifact.run(images(3, seed=2))
+    artifact.prepare(images(3, seed=3))()
+    assert not np.allclose(first, other)
+    np.testing.assert_allclose(artifact.run(images(3, seed=1)), first, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backend_names_what_the_subject_lacks(name: str, subjects: list[Subject]) -> None:
+    need(name, "cpu")
+    reads_onnx = name in ("onnxruntime", "openvino")
+    full = subjects[0]
+    poor = Subject("poor", full.module) if reads_onnx else Subject("poor", onnx=full.onnx)
+    with pytest.raises(Unavailable, match=f"{name} needs .*{'ONNX file' if reads_onnx else 'torch module'}.*'poor'"):
+        runtimes.compile(name, poor, "cpu")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backend_that_cannot_run_says_what_to_do(name: str, device: str, subjects: list[Subject]) -> None:
+    reason = runtimes.unavailable(name, device)
+    if reason is None:
+        pytest.skip(f"{name} works on {device}")
+    assert any(word in reason for word in ("install", "use", "check"))
+    with pytest.raises(Unavailable, match=name):
+        runtimes.compile(name, subjects[0], device)
+
+
+def test_signals_do_no_harm_after_openvino(subjects: list[Subject]) -> None:
+    """Ctrl-C after two networks came and went: a process with two cores would be left without a signal stack, and die."""
+    need("openvino", "cpu")
+    script = f"""
+import faulthandler, signal, numpy
+from pathlib import Path
+from ltcompile import runtimes
+faulthandler.enable()
+for _ in range(2):
+    pair = [runtimes.compile("openvino", runtimes.Subject(name, onnx=Path(name)), "cpu") for name in {[str(s.onnx) for s in subjects]}]
+    [artifact.run(numpy.zeros((1, 3, 8, 8), numpy.float32)) for artifact in pair]
+    del pair[0], pair
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UnknownName, match="onnxruntime"):
+        runtimes.unavailable("onnxruntim", "cpu")
+    with pytest.raises(BadSetting, match="tpu"):
+        runtimes.available("tpu")
+
+
+def test_listing_the_backends_imports_nothing_heavy() -> None:
+    script = "import sys; from ltcompile import registry, benchmark; registry.names('ltcompile.runtimes'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "ltcompile.runtimes.tensorrt" in loaded
+    assert not {"torch", "onnx", "onnxruntime", "openvino", "tensorrt"} & set(loaded)
+
+
+def test_subjects_check_themselves(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="neither"):
+        Subject("empty")
+    with pytest.raises(BadFile, match="no ONNX file"):
+        Subject("gone", onnx=tmp_path / "gone.onnx")
+    with pytest.raises(BadSetting, match="training mode"):
+        Subject("training", Net(0))
+    with pytest.raises(BadSetting, match="bfloat16"):
+        Subject("narrow", Net(0).eval().bfloat16())
+
+
+class Fallen:
+    """A session that was asked for CUDA and took the CPU, as ONNX Runtime does when a library is missing."""
+
+    def __init__(self, file: str, options: object, providers: object, enable_fallback: int) -> None:
+        type(self).options, type(self).enable_fallback = options, enable_fallback
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_falling_back_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch, subjects: list[Subject]) -> None:
+    import onnxruntime
+
+    module = registry.load("ltcompile.runtimes", "backend", "onnxruntime")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    with pytest.raises(Unavailable, match="fell back from CUDAExecutionProvider to CPUExecutionProvider"):
+        module.compile(subjects[0], "cuda")
+    assert Fallen.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
+    assert Fallen.enable_fallback == 0
+
+
+def test_a_missing_provider_library_is_an_error(subjects: list[Subject]) -> None:
+    if runtimes.unavailable("onnxruntime", "cuda") is None:
+        pytest.skip("CUDA works here")
+    with pytest.raises(Unavailable, match="CUDAExecutionProvider"):
+        registry.load("ltcompile.runtimes", "backend", "onnxruntime").compile(subjects[0], "cuda")
+
+
+def test_a_file_that_is_no_network(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"no network")
+    with pytest.raises(Unavailable, match=r"bad\.onnx"):
+        runtimes.compile("onnxruntime", Subject("bad", onnx=tmp_path / "bad.onnx"), "cpu")
+
+
+def test_replay_keeps_its_buffers(subjects: list[Subject]) -> None:
+    """The CUDA path's binding, on the CPU: fixed buffers, refilled for each answer."""
+    subject = subjects[0]
+    replay = _ort._Replay(_ort.open_session(subject.need_onnx("test"), [(_ort.CPU, {})], batch=3), "cpu")
+    for seed in (1, 2):
+        bound = replay.bind(images(3, seed))
+        bound.call()
+        np.testing.assert_allclose(bound.read(), eager(subject, images(3, seed)), rtol=1e-5, atol=1e-5)
+    with pytest.raises(Unavailable, match="fixed shapes"):
+        _ort._Replay(_ort.open_session(subject.need_onnx("test"), [(_ort.CPU, {})]), "cpu")
+
+
+def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "/nowhere/g++")
+    assert "C++ compiler" in str(runtimes.unavailable("compile", "cpu"))
+
+
+def test_a_failed_compilation_is_a_reason() -> None:
+    class Untraceable(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.flatten(1) if float(x.sum().item()) > 0 else x.flatten(1) + 1
+
+    need("compile", "cpu")
+    with pytest.raises(Unavailable, match="'untraceable'"):
+        runtimes.compile("compile", Subject("untraceable", Untraceable().eval()), "cpu").run(images(1))
+
+
+@pytest.mark.parametrize(("convolutions", "products"), [(True, False), (False, True), (False, False)])
+def test_tf32_is_reported_for_layers_that_take_it(convolutions: bool, products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    before = torch.backends.cuda.matmul.allow_tf32
+    convolution, linear = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=convolutions):
+        torch.backends.cuda.matmul.allow_tf32 = products
+        try:
+            found = [_devices.torch_dtype(network, "cuda") for network in (convolution, linear)]
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = before
+    assert found == ["tf32" if convolutions else "float32", "tf32" if products else "float32"]
+    assert _devices.torch_dtype(convolution, "cpu") == "float32" and _devices.onnxruntime_dtype("cuda") == "tf32"
