@@ -168,9 +168,7 @@ def _run_stage(out: Path, stage: Stage, limit_s: float, rehearse: bool, stop: th
 def _run_once(out: Path, stage: Stage, end: float, rehearse: bool, stop: threading.Event) -> list[int | None]:
     """The exit codes of the stage's processes, None for those that were stopped."""
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(
-            [str(ROOT), str(ROOT / "bench"), str(ROOT / "tests"), str(ROOT / "tests/support"), os.environ.get("PYTHONPATH", "")]
-        ),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "bench"), str(ROOT / "tests/support"), os.environ.get("PYTHONPATH", "")]),
         "PYTHONUNBUFFERED": "1",
         "XDG_CACHE_HOME": str(out / "cache"),
     }

@@ -20,9 +20,9 @@ import pytest
 import torch
 from commands import call, refused
 from onnx import TensorProto, helper
+from pictures import mnist_files, write_folder
 from PIL import Image
 from readers import READERS, network, some_ticket, whole_onnx
-from test_data import mnist_files, write_folder
 
 import ltcompile as lt
 from ltcompile.core import ticket as tickets

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from commands import call, refused
-from conftest import QUICK
 from hypothesis import given
 from hypothesis import strategies as st
+from searches import QUICK
 from torch import Tensor, nn
 
 import ltcompile as lt

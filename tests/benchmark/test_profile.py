@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from searches import QUICK
 from torch import nn
 from typer.main import get_command
 from typer.testing import CliRunner

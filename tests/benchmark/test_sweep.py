@@ -15,8 +15,8 @@ import torch
 from commands import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import HOSTILE, Page, curve, example, made, write
 from quickly import exported_once, timed_at_once
-from test_report import HOSTILE, Page, curve, example, made, write
 from typer.testing import CliRunner
 
 import ltcompile as lt

@@ -198,7 +198,7 @@ class TestBadInput:
         refused("shrink", folder / "runs/t/ticket.pt", "--model", "vgg16", says="not for 'vgg16'")
 
     def test_other_classes(self, folder: Path, tmp_path: Path) -> None:
-        from test_data import write_folder
+        from pictures import write_folder
 
         data = f"imagefolder:{write_folder(tmp_path / 'images')}"
         refused("bench", folder / "runs/t/ticket.pt", "--data", data, says="channels")

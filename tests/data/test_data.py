@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pictures import mnist_files, write_folder
 from PIL import Image
 
 import ltcompile as lt
@@ -21,15 +21,6 @@ from ltcompile.data._split import stratified
 from ltcompile.errors import BadData, BadSetting, UnknownName
 
 CPU = torch.device("cpu")
-
-
-def write_folder(root: Path, classes: int = 3, each: int = 12, seed: int = 0) -> Path:
-    rng = np.random.default_rng(seed)
-    for c in range(classes):
-        (root / f"class{c}").mkdir(parents=True)
-        for i in range(each):
-            Image.fromarray(rng.integers(0, 255, (20, 24, 3), dtype=np.uint8)).save(root / f"class{c}" / f"{i}.png")
-    return root
 
 
 def test_registry_lists_the_sources() -> None:
@@ -125,16 +116,6 @@ def test_images_keep_their_proportions(tmp_path: Path) -> None:
     for x, y in data.train.batches(64, CPU, None, 0):
         expected = torch.tensor([[1.0, 0, 0], [0, 0, 1]])[y][:, :, None, None].expand_as(x)
         torch.testing.assert_close(x, expected)
-
-
-def mnist_files(root: Path, images: int = 40) -> None:
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for part in ("train", "t10k"):
-        pixels, labels = rng.integers(0, 255, (images, 28, 28), dtype=np.uint8), (np.arange(images) % 10).astype(np.uint8)
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, images, 28, 28) + pixels.tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, images) + labels.tobytes())
 
 
 def test_mnist_layout(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import shaken
+from networks import shaken
 from torch import nn
 from torch.nn import functional as F
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import NETWORKS, shaken
+from networks import NETWORKS, shaken
 from torch import Tensor, nn
 from typer.testing import CliRunner
 

@@ -28,9 +28,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from conftest import NETWORKS, shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import NETWORKS, shaken
 from torch import Tensor, nn
 
 import ltcompile as lt

@@ -10,8 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import NETWORKS, shaken
-from networks import Net, conv
+from networks import NETWORKS, Net, conv, shaken
 from readers import some_ticket
 from torch import Tensor, nn
 from torch.nn import functional as F

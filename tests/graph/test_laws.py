@@ -6,10 +6,9 @@ import math
 
 import pytest
 import torch
-from conftest import shaken
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from networks import Auxiliary, Heads, Vision, conv, shared_layer
+from networks import Auxiliary, Heads, Vision, conv, shaken, shared_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import NETWORKS, shaken
+from networks import NETWORKS, shaken
 from torch import Tensor, nn
 
 import ltcompile as lt

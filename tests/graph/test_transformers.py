@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from conftest import shaken
+from networks import shaken
 
 import ltcompile as lt
 

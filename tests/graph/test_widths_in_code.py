@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import shaken
+from networks import shaken
 from torch import Tensor, nn
 from torch.nn import functional as F
 

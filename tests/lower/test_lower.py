@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import shaken
+from networks import shaken
 from torch import Tensor, nn
 from torch.nn import functional as F
 

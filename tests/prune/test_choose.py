@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NETWORKS, QUICK, shaken
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import NETWORKS, shaken
+from searches import QUICK
 from torch import Tensor, nn
 
 import ltcompile as lt

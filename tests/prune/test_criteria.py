@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import NETWORKS, QUICK, shaken
+from networks import NETWORKS, shaken
+from searches import QUICK
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK
-from test_find import Stop, StopAfter
+from searches import QUICK, Stop, StopAfter
 
 import ltcompile as lt
 from ltcompile.data import Dataset

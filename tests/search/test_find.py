@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK
+from searches import QUICK, Stop, StopAfter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -312,24 +312,6 @@ def _few(digits: Dataset, images: int) -> Dataset:
     assert isinstance(part, TensorSplit)
     rows = torch.linspace(0, len(part) - 1, images).long()
     return dataclasses.replace(digits, train=TensorSplit(part._images[rows], part._labels[rows], part._mean, part._std))
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAfter:
-    """A listener that stops the search after so many epochs."""
-
-    def __init__(self, epochs: int) -> None:
-        self.left = epochs
-
-    def started(self, *_: object) -> None: ...
-    def finished(self, *_: object) -> None: ...
-    def epoch(self, *_: object) -> None:
-        self.left -= 1
-        if not self.left:
-            raise Stop
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 6, 7, 11])

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK
 from hypothesis import given
 from hypothesis import strategies as st
+from searches import QUICK
 from torch import Tensor, nn
 
 import ltcompile as lt

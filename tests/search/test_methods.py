@@ -15,8 +15,8 @@ import onnx
 import pytest
 import scipy.fft
 import torch
-from conftest import QUICK
 from onnx import TensorProto, helper, numpy_helper
+from searches import QUICK
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize

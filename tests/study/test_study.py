@@ -16,14 +16,15 @@ import torch
 from commands import call, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import HOSTILE, Page, example
 from quickly import exported_once, timed_at_once
 from scipy import stats
-from test_report import HOSTILE, Page, example
+from studies import some_study
 
 import ltcompile as lt
 from ltcompile import study
 from ltcompile.core.records import Trained, Verdict
-from ltcompile.core.study import ArmNote, Claim, Estimate, Figure, Series, Study, Table
+from ltcompile.core.study import Claim, Estimate, Study
 from ltcompile.errors import BadFile, BadSetting, StaleTicket, UnknownName
 from ltcompile.graph import trace
 from ltcompile.models import default_recipe, least_size
@@ -386,36 +387,6 @@ def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
 
 
 # study.json and its page
-
-
-def some_study(text: str = "text") -> Study:
-    """A study whose every text is `text`."""
-    series = [
-        Series(text, "band", 0, [], [90.0], [89.0], [91.0]),
-        Series(text, "line", 1, [1.0, 2.0], [88.0, 70.0], [87.0, None], [89.0, None], [0.5, 1.5], [1.5, 2.5]),
-        Series(text, "control", 1, [1.0], [60.0], [50.0], [70.0]),
-    ]
-    arm = study_arm(text)
-    return Study(
-        name=text,
-        title=text,
-        source=text,
-        scale=text,
-        about=[text, text],
-        seeds=[0, 1, 2],
-        arms=[arm],
-        claims=[
-            Claim.judged(text, text, text, estimate(values), "above", unit=text)
-            for values in ([1.0, 1.1, 0.9], [-1.0, -1.1, -0.9], [1.0, -1.0, 0.0], [4.0])
-        ],
-        tables=[Table(text, [text, text], [[text, text]], text)],
-        figures=[Figure("one", text, f"{text} (%)", f"{text} (points)", text, series, log_x=True)],
-        provenance={"command": text, "versions": {text: text}, "commit": None},
-    )
-
-
-def study_arm(text: str) -> ArmNote:
-    return ArmNote(text, text, text, {"train": 1}, {text: text}, {text: [text]}, [text], {"1": True, "2": False, text: None}, text, 61.0)
 
 
 def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:

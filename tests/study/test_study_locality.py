@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_report import HOSTILE, Page
+from pages import HOSTILE, Page
 
 import ltcompile as lt
 from ltcompile.core.mask import WeightMask

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK
 from PIL import Image
 from safetensors.torch import save_file
+from searches import QUICK
 from torch import Tensor, nn
 
 import ltcompile as lt

@@ -23,6 +23,8 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, helper
+from pages import curve, example
+from studies import some_study
 from torch import nn
 
 import ltcompile as lt
@@ -209,21 +211,15 @@ def whole_profile() -> bytes:
 
 
 def whole_run() -> bytes:
-    from test_report import example
-
     run = example()
     return b"\0".join(json.dumps(run[name]).encode() for name in RUN)
 
 
 def whole_sweep() -> bytes:
-    from test_report import curve
-
     return json.dumps(curve()).encode()
 
 
 def whole_study() -> bytes:
-    from test_study import some_study
-
     return json.dumps({"kind": "study", "format": 1, **some_study().to_json()}).encode()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import QUICK
+from searches import QUICK
 from torch import Tensor, nn
 
 import ltcompile as lt

@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK
+from searches import QUICK
 
 import ltcompile as lt
 from ltcompile.core.records import Arm
