@@ -10,7 +10,8 @@ from typing import Any
 from ltcompile.core.records import provenance
 from ltcompile.paths import write_json
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
 
 
 def finish(name: str, result: dict[str, Any]) -> None:

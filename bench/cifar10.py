@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _common import RESULTS
+from _common import RESULTS, ROOT
 
 RUN = "cifar10-lenet5"
 
@@ -21,13 +21,13 @@ RUN = "cifar10-lenet5"
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--data-root", required=True, help="folder with CIFAR-10 in torchvision's layout")
-    arguments.add_argument("--epochs", default="5", help="epochs of each training")
+    arguments.add_argument("--epochs", help="epochs of each training, if not the recipe's")
     asked = arguments.parse_args()
     run, data = f"runs/{RUN}", ["--data-root", asked.data_root]
     shutil.rmtree(run, ignore_errors=True)
-    find = ["--model", "lenet5", "--data", "cifar10", "--rounds", "3", "--rate", "0.3", "--lr-schedule", "cosine", "--seeds", "3"]
+    find = ["--recipe", str(ROOT / "recipes" / f"{RUN}.toml"), *(["--epochs", asked.epochs] if asked.epochs else [])]
     for command in (
-        ["find", *find, *data, "--epochs", asked.epochs, "--margin", "1", "--name", RUN],
+        ["find", *find, *data, "--name", RUN],
         ["shrink", f"{run}/ticket.pt", "-o", f"{run}/small.onnx"],
         ["bench", f"{run}/small.onnx", *data, "--backend", "onnxruntime", "--backend", "eager"],
         ["report", run],

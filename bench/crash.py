@@ -38,8 +38,8 @@ import ltcompile as lt
 from ltcompile import paths
 from ltcompile.data import Dataset
 from ltcompile.data._dataset import TensorSplit
-from ltcompile.search import rounds, search
-from ltcompile.search.listener import Silence
+from ltcompile.search import iterative_pruning, search
+from ltcompile.search.listener import NullListener
 from ltcompile.search.rewind import weight
 from ltcompile.training import loop
 
@@ -71,7 +71,7 @@ def few_digits() -> Dataset:
 # The child
 
 
-class Teller(Silence):
+class Teller(NullListener):
     """Tells the parent, through a pipe that outlives this process, what runs here, and which epochs are begun and kept."""
 
     def __init__(self, pipe: int) -> None:
@@ -108,10 +108,10 @@ def work(folder: Path, data: Dataset, teller: Teller) -> None:
 def instrument(teller: Teller) -> None:
     """Let the parts of this process tell when they run."""
     for owner, name, phase in (
-        (rounds.Rounds, "_prune", "pruning"),
+        (iterative_pruning.IterativePruning, "_prune", "pruning"),
         (weight, "restart", "rewinding"),
         (search, "judge", "judging"),
-        (search, "_tested", "judging"),
+        (search, "_with_test", "judging"),
     ):
         setattr(owner, name, _telling(getattr(owner, name), phase, teller))
     epoch, scratch, replace = loop._Loop.epoch, paths._scratch, os.replace

@@ -2,7 +2,7 @@
 
     python bench/demo_stability.py [--only 0,1]        writes bench/results/demo-stability.json
 
-Settings are read from the Makefile; they were chosen on validation images of other seeds (20 to 23), which are left out here. So are the
+Settings are those of recipes/demo.toml; they were chosen on validation images of other seeds (20 to 23), which are left out here. So are the
 controls: they are trained after the level is picked. Search 11 trains the dense network of the first two demos' seeds for twice the epochs,
 which tells whether the demo's dense network is at its plateau. Runs stand in runs/demo-stability-*, and are resumed; what is still missing
 is named in the result, and nothing is stable before all are there. Verdicts are judged here from the rows, so that another margin needs no
@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shlex
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -26,9 +24,12 @@ from _common import finish
 from scipy import stats
 
 from ltcompile.core.records import Trained, Verdict
+from ltcompile.core.run_folder import RunFolder
+from ltcompile.search.settings import SearchSettings
 from ltcompile.search.verdict import judge
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "recipes" / "demo.toml"
 DEMOS = (0, 1, 2, 3, 4, 6, 7, 8, 9, 10)
 FEWEST_DEMOS = 3  # fewer give no range
 LONGER, LONGER_DEMOS = 11, 2  # the search with twice the epochs, and of how many demos' seeds
@@ -40,7 +41,7 @@ def main() -> None:
         "--only", help="run these alone, such as 0,1: several processes share the work; 11 is the search for the plateau"
     )
     asked = arguments.parse_args()
-    settings = demo_settings()
+    settings = SearchSettings.load(RECIPE)
     for number in (*DEMOS, LONGER) if asked.only is None else map(int, asked.only.split(",")):
         search(number, settings)
     found = {number: read(number, settings) for number in (*DEMOS, LONGER)}
@@ -49,12 +50,12 @@ def main() -> None:
     if len(demos) < FEWEST_DEMOS:
         print(f"still missing: {missing}")
         return
-    rows = [figures(demo, float(settings[settings.index("--margin") + 1])) for demo in demos]
+    rows = [figures(demo, settings.section("search")["margin_points"]) for demo in demos]
     show(rows)
     levels = [row["level"] for row in rows]
     result = {
         "bench": "demo-stability",
-        "settings": shlex.join(settings),
+        "settings": settings.values,
         "demos": rows,
         "levels": levels,
         "missing": missing,
@@ -69,29 +70,17 @@ def main() -> None:
     finish("demo-stability", result)
 
 
-def demo_settings() -> list[str]:
-    """The options of `ltcompile find` in `make demo`, but its name."""
-    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "ltcompile find" in line)
-    options = shlex.split(line.partition("ltcompile find")[2])
-    at = options.index("--name")
-    return options[:at] + options[at + 2 :]
-
-
-def option(settings: list[str], name: str) -> int:
-    return int(settings[settings.index(name) + 1])
-
-
-def search(number: int, settings: list[str]) -> None:
+def search(number: int, settings: SearchSettings) -> None:
     """One demo's search; search 11 is the dense networks of the first ones, trained for twice the epochs."""
-    folder = folder_of(number)
-    if (folder / "search.json").exists():
+    run = RunFolder(folder_of(number))
+    if run.summary.exists():
         return
-    seeds = option(settings, "--seeds")
-    options = [*settings, "--no-controls", "--name", folder.name, "--seed", str(number * seeds)]
+    seeds = settings.section("search")["seeds"]
+    options = ["--recipe", str(RECIPE), "--no-controls", "--name", run.path.name, "--seed", str(number * seeds)]
     if number == LONGER:
-        twice = {"--epochs": 2 * option(settings, "--epochs"), "--rounds": 1, "--seeds": LONGER_DEMOS * seeds, "--seed": 0}
+        twice = {"--epochs": 2 * settings.section("train")["epochs"], "--rounds": 1, "--seeds": LONGER_DEMOS * seeds, "--seed": 0}
         options += [str(part) for pair in twice.items() for part in pair]
-    options += ["--resume"] if (folder / "config.json").exists() else []
+    options += ["--resume"] if run.begun else []
     subprocess.run([sys.executable, "-m", "ltcompile", "find", *options], check=True, cwd=ROOT)
 
 
@@ -99,22 +88,19 @@ def folder_of(number: int) -> Path:
     return ROOT / "runs" / f"demo-stability-{number}"
 
 
-def read(number: int, settings: list[str]) -> dict[str, Any] | None:
+def read(number: int, settings: SearchSettings) -> dict[str, Any] | None:
     """A finished search; one that was made with other settings, but for the margin, is refused."""
-    path = folder_of(number) / "search.json"
+    path = RunFolder(folder_of(number)).summary
     if not path.exists():
         return None
     found: dict[str, Any] = json.loads(path.read_text())
-    made = pairs(shlex.split(found["provenance"]["command"]))
-    free = {"--margin", "--epochs", "--rounds", "--seeds"} if number == LONGER else {"--margin"}
-    wanted = {(name, value) for name, value in pairs(settings) if name not in free}
-    if not wanted <= made:
-        raise SystemExit(f"{path.parent} was made with other settings than {sorted(wanted - made)}; remove it and run this again")
+    made = {**found["config"], **found["recipe"], "model": found["model"]["name"], "data": found["data"]["name"]}
+    made |= {"image_size": found["data"]["shape"][1]}
+    free = {"margin_points", "epochs", "rounds", "seeds"} if number == LONGER else {"margin_points"}
+    wanted = {key: value for table in settings.values.values() for key, value in table.items() if key not in free}
+    if differing := sorted(key for key, value in wanted.items() if made[key] != value):
+        raise SystemExit(f"{path.parent} was made with other settings ({', '.join(differing)}); remove it and run this again")
     return found
-
-
-def pairs(words: list[str]) -> set[tuple[str, str]]:
-    return {(name, value) for name, value in pairwise(words) if name.startswith("--")}
 
 
 def figures(demo: dict[str, Any], margin: float) -> dict[str, Any]:

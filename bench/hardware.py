@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import RESULTS, finish
+from _common import RESULTS, ROOT, finish
 
 import ltcompile as lt
 from ltcompile.benchmark.profiling import profile, stopwatch
@@ -33,7 +33,8 @@ from ltcompile.deploy import dense_network, small_network
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.quantize import quantize_onnx
 from ltcompile.runtimes import Subject
-from ltcompile.search.search import Found, data_for, recipe_for
+from ltcompile.search import SearchResult, data_for, recipe_for
+from ltcompile.search.settings import SearchSettings
 
 PREDICTED = (  # network, side, batch, and the seconds that profiling it may take
     ("vgg16", 32, 64, 180),
@@ -122,7 +123,7 @@ def meet(scratch: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
 def equal(scratch: Path, asked: argparse.Namespace) -> dict[str, Any]:
     """VGG-16 on digits, cut once and rewound: by MACs, as it comes and rounded; and by time, in that of the fastest of those."""
     target = Deployment("cpu", "onnxruntime", 64)
-    found: dict[str, Found] = {}
+    found: dict[str, SearchResult] = {}
     for align in ALIGNS:
         folder = with_dense(scratch / f"a{align}", scratch / f"a{ALIGNS[0]}")
         found[f"MACs, multiples of {align}"] = search(folder, asked.seeds, asked.epochs, target_macs=MACS, align=align)
@@ -202,13 +203,13 @@ def with_dense(folder: Path, done: Path, seed: int | str = "*") -> Path:
     return folder
 
 
-def search(folder: Path, seeds: int, epochs: int, profiled: Profile | None = None, clock: Any = None, **settings: Any) -> Found:
-    config = lt.SearchConfig(schedule="oneshot", rounds=1, controls=False, seeds=seeds, **settings)
-    recipe = dataclasses.replace(recipe_for("vgg16", digits()), epochs=epochs, warmup_epochs=1)
-    return lt.find("vgg16", digits(), config, recipe=recipe, folder=folder, profile=profiled, measured=clock)
+def search(folder: Path, seeds: int, epochs: int, profiled: Profile | None = None, clock: Any = None, **settings: Any) -> SearchResult:
+    given = SearchSettings.load(ROOT / "recipes" / "hardware.toml")
+    recipe = dataclasses.replace(given.recipe(recipe_for("vgg16", digits())), epochs=epochs)
+    return lt.find("vgg16", digits(), given.config(seeds=seeds, **settings), recipe=recipe, folder=folder, profile=profiled, measured=clock)
 
 
-def accuracy(found: Found) -> dict[str, Any]:
+def accuracy(found: SearchResult) -> dict[str, Any]:
     """Test accuracy of the only level in points, mean over seeds and their spread."""
     points = [100 * (row.test_accuracy or 0) for row in found.rows if row.arm == "ticket"]
     return {

@@ -9,18 +9,21 @@ validation and saving; the dense training, which both share, is left out.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
 
-from _common import finish
+from _common import ROOT, finish
 
 import ltcompile as lt
-from ltcompile.models import default_recipe
-from ltcompile.search.listener import Silence
+from ltcompile.core.run_folder import RunFolder
+from ltcompile.search import recipe_for
+from ltcompile.search.listener import NullListener
+from ltcompile.search.settings import SearchSettings
 
 
-class Clock(Silence):
+class Clock(NullListener):
     """When each training ended."""
 
     def __init__(self) -> None:
@@ -32,22 +35,23 @@ class Clock(Silence):
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--epochs", type=int, default=1, help="epochs of each round")
-    arguments.add_argument("--rounds", type=int, default=8)
+    arguments.add_argument("--epochs", type=int, help="epochs of each round, if not the recipe's")
     asked = arguments.parse_args()
-    data = lt.load_data("digits")
-    recipe = lt.Recipe(**{**data.adapt(default_recipe("vgg16")).to_json(), "epochs": asked.epochs, "warmup_epochs": 0})
+    data, settings = lt.load_data("digits"), SearchSettings.load(ROOT / "recipes" / "masked.toml")
+    recipe = settings.recipe(recipe_for("vgg16", data))
+    recipe = dataclasses.replace(recipe, epochs=asked.epochs or recipe.epochs)
+    rounds = settings.config().rounds
     found, ends, plans = {}, {}, {}
     with tempfile.TemporaryDirectory() as scratch:
         for masked in (False, True):
             clock, name = Clock(), "masked" if masked else "cut"
-            config = lt.SearchConfig(rounds=asked.rounds, rate=0.2, controls=False, masked=masked)
+            config = settings.config(masked=masked)
             folder = Path(scratch) / name
             found[name] = lt.find("vgg16", data, config, recipe=recipe, folder=folder, listener=clock)
             ends[name] = clock.ends
-            plans[name] = [lt.PruningPlan.load(folder / f"seed0/plan-{level}.json") for level in range(1, asked.rounds + 1)]
+            plans[name] = [lt.PruningPlan.load(RunFolder(folder).plan(0, level)) for level in range(1, rounds + 1)]
     print(f"{'level':>5} {'MACs':>12} {'cut s':>8} {'masked s':>9} {'cut val':>8} {'masked val':>10} {'same filters':>12}")
-    for level in range(1, asked.rounds + 1):
+    for level in range(1, rounds + 1):
         cut, masked = found["cut"].rows[level], found["masked"].rows[level]
         same = _shared(plans["cut"][level - 1], plans["masked"][level - 1])
         print(
@@ -58,9 +62,9 @@ def main() -> None:
         "masked",
         {
             "bench": "masked",
-            "rounds": asked.rounds,
+            "rounds": rounds,
             "rate": 0.2,
-            "epochs": asked.epochs,
+            "epochs": recipe.epochs,
             "model": "vgg16",
             "data": "digits",
             "cut_wall_s": wall["cut"],

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 import runpy
-import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ltcompile.search.inference import FEWEST_SEEDS
+from ltcompile.search.settings import SearchSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 
 
-def settings() -> dict[str, str]:
-    """The options of `ltcompile find` in `make demo`."""
-    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "ltcompile find" in line)
-    words = shlex.split(line.partition("ltcompile find")[2])
-    return dict(zip(words[::2], words[1::2], strict=True))
+def settings() -> SearchSettings:
+    """The recipe of `make demo`."""
+    assert "ltcompile find --recipe recipes/demo.toml" in (ROOT / "Makefile").read_text()
+    return SearchSettings.load(ROOT / "recipes" / "demo.toml")
 
 
 @pytest.fixture(scope="module")
@@ -30,15 +29,14 @@ def stability() -> dict[str, Any]:
 
 def test_the_demo_trains_as_any_machine_does_and_decides() -> None:
     told = settings()
-    assert told["--precision"] == "fp32" and int(told["--seeds"]) >= FEWEST_SEEDS
+    assert told.section("train")["precision"] == "fp32" and told.section("search")["seeds"] >= FEWEST_SEEDS
 
 
 def test_ten_demos_with_these_settings_picked_one_level(stability: dict[str, Any]) -> None:
-    words = shlex.split(stability["settings"])
-    assert dict(zip(words[::2], words[1::2], strict=True)) == {k: v for k, v in settings().items() if k != "--name"}
+    assert stability["settings"] == settings().values
     assert stability["stable"] and len(stability["demos"]) == 10 and len({*stability["levels"]}) == 1
     seeds = [seed for demo in stability["demos"] for seed in demo["seeds"]]
-    assert len(set(seeds)) == len(seeds) == 10 * int(settings()["--seeds"])
+    assert len(set(seeds)) == len(seeds) == 10 * settings().section("search")["seeds"]
 
 
 def test_the_committed_demo_lies_in_the_ranges(stability: dict[str, Any]) -> None:

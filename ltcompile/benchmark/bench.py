@@ -14,12 +14,14 @@ from torch import nn
 
 from ltcompile.benchmark.reference import OF_MODULE, Reference, file_reference, module_reference
 from ltcompile.benchmark.rows import BenchResult, measure
-from ltcompile.benchmark.subjects import images_of, misfit_of, read_weights, subject, told_images
+from ltcompile.benchmark.subjects import images_of, subject, told_images
+from ltcompile.core.arm import Arm
 from ltcompile.core.fields import short
 from ltcompile.core.load import busy_share
 from ltcompile.core.network_file import NetworkFile, described
 from ltcompile.core.onnx_file import domains, external, read_onnx
 from ltcompile.core.records import Measurement, provenance
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket, check_model
 from ltcompile.deploy import check_ticket_fits, dense_network, named_network, small_network
 from ltcompile.deploy.rebuild import small_with_plan
@@ -102,7 +104,7 @@ def bench(
         BadSetting: `write_dense` is no place for an ONNX file.
     """
     known = _open(Path(target))
-    path = check_writable(Path(output) if output else known.folder / "bench.json")
+    path = check_writable(Path(output) if output else RunFolder(known.folder).bench)
     dense_path = _dense_path(write_dense, Path(target)) if write_dense is not None else None
     _check_code(known, model)
     images, labels = images_of(known.data, data, data_root)
@@ -188,7 +190,7 @@ def _open_onnx(path: Path) -> _Target:
     if strange := _strange(model):
         raise BadFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
-    beside, file = path.parent / "ticket.pt", described(path.name, path.read_bytes(), told)
+    beside, file = RunFolder(path.parent).ticket, described(path.name, path.read_bytes(), told)
     tuned = json.loads(told.get("int8", "{}")).get("fine_tuned", False)
     holds_ticket = told.get("recalibrated") == "false" and not tuned
     if beside.is_file() and (ticket := Ticket.load(beside)).checksum == file.ticket_checksum:
@@ -246,15 +248,12 @@ def _networks(ticket: Ticket, folder: Path) -> tuple[dict[str, nn.Module], bool]
     """Dense and small; whether the dense weights are trained ones."""
     dense = dense_network(ticket)
     networks = {"dense": dense, "small": small_network(ticket, dense)}
-    return networks, _load_dense(dense, folder / f"seed{ticket.seed}" / "dense-0.pt")
+    return networks, _load_dense(dense, RunFolder(folder), Arm(ticket.seed, "dense", 0))
 
 
-def _load_dense(dense: nn.Module, path: Path) -> bool:
+def _load_dense(dense: nn.Module, run: RunFolder, arm: Arm) -> bool:
     """Give the dense network its trained weights, if the run folder has them."""
-    if not path.is_file():
+    if not run.training(arm).is_file():
         return False
-    try:
-        dense.load_state_dict(read_weights(path, "the dense network"))
-    except RuntimeError as error:
-        raise misfit_of(path, "the dense network", error) from error
+    run.load_weights(dense, arm, "the dense network")
     return True

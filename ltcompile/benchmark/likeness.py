@@ -23,7 +23,7 @@ from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset, Split, load_like
 from ltcompile.deploy.rebuild import check_ticket_fits, dense_network, ticket_network
 from ltcompile.errors import BadPlan, BadSetting, StaleTicket
-from ltcompile.search.kept import Kept
+from ltcompile.search.selection import Selection
 from ltcompile.training import fitting, pick_device
 
 BATCH = 256
@@ -31,12 +31,12 @@ BATCH = 256
 # What they keep
 
 
-def weight_mask(model: nn.Module, kept: Kept) -> WeightMask:
+def weight_mask(model: nn.Module, selection: Selection) -> WeightMask:
     """Every weight (value of a matrix or filter) of the whole network `model` that is not dropped, be it by a plan or by a mask.
 
     Raises BadPlan where those do not fit the network, or leave no weight.
     """
-    gone = kept.zeros(model)
+    gone = selection.dropped(model)
     weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
     return WeightMask({name: ~gone[name].cpu() if name in gone else torch.ones(p.shape, dtype=torch.bool) for name, p in weights.items()})
 
@@ -221,7 +221,7 @@ def liken(
     masks, answered = [], []
     for _, ticket in loaded:
         network = dense_network(ticket)
-        masks.append(weight_mask(network, Kept(ticket.plan, ticket.mask)))
+        masks.append(weight_mask(network, Selection(ticket.plan, ticket.mask)))
         answered.append(answers(ticket_network(ticket, network), _images(ticket, source, data_root, sets).test, on))
     compared = [
         Compared(name, ticket.level, ticket.seed, mask.share, said.accuracy)

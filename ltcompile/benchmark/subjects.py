@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.tensors import check_finite, check_held, read_torch
 from ltcompile.data import Dataset, load_like
-from ltcompile.errors import BadFile, LtcompileError, StaleTicket
+from ltcompile.errors import LtcompileError, StaleTicket
 from ltcompile.lower import export_classifier, fold_batch_norm
 from ltcompile.runtimes import Subject
 
@@ -59,21 +58,3 @@ def images_of(described: Mapping[str, Any], data: str | None, data_root: str | P
 def told_images(labels: np.ndarray | None) -> str:
     """Which images those of `images_of` are."""
     return "seeded noise" if labels is None else "test set"
-
-
-def read_weights(path: Path, what: str) -> dict[str, Tensor]:
-    """The weights of `what`, which a search left in `path`. Raises BadFile."""
-    saved = read_torch(path, "file of a run")
-    try:
-        weights = dict(saved["weights"])
-        check_held(weights, path.stat().st_size)
-        check_finite(weights)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, BadFile) as error:
-        raise misfit_of(path, what, error) from error
-    return weights
-
-
-def misfit_of(path: Path, what: str, error: Exception) -> BadFile:
-    """The error for a file of a run that does not hold the weights of `what`."""
-    told = (str(error).splitlines() or [type(error).__name__])[0]
-    return BadFile(f"{path} does not hold the weights of {what}: {told}; remove it, and search again with --resume")

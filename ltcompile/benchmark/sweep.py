@@ -14,25 +14,24 @@ import numpy as np
 import torch
 
 from ltcompile.benchmark.rows import measure
-from ltcompile.benchmark.subjects import images_of, misfit_of, read_weights, subject, told_images
+from ltcompile.benchmark.subjects import images_of, subject, told_images
+from ltcompile.core.arm import Arm, ArmKind
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
 from ltcompile.core.load import busy_share
-from ltcompile.core.mask import WeightMask
 from ltcompile.core.picking import KNEE, Option, Rule, front, pick_by
-from ltcompile.core.plan import PruningPlan
-from ltcompile.core.records import Arm, Measurement, Trained, provenance
+from ltcompile.core.records import Measurement, Trained, provenance
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket
 from ltcompile.deploy import check_ticket_fits, dense_network, small_network
-from ltcompile.errors import BadFile, Unavailable
+from ltcompile.errors import Unavailable
 from ltcompile.graph import cut
 from ltcompile.numerics import tile
 from ltcompile.paths import check_writable, write_json
 from ltcompile.runtimes import Subject
 from ltcompile.runtimes import compile as compile_for
-from ltcompile.search.kept import Kept
+from ltcompile.search.selection import Selection
 
-SWEEP, PICKED = "sweep.json", "picked.pt"
-ARMS: tuple[Arm, ...] = ("dense", "ticket", "random")
+ARMS: tuple[ArmKind, ...] = ("dense", "ticket", "random")
 Joules = Callable[[str, Callable[[], None], int], float]  # device, call, images in it -> what an image takes
 
 
@@ -87,10 +86,10 @@ def sweep(
         UnknownName, BadSetting: no such rule. Others as `measure.bench`.
     """
     folder, rule, busy = Path(run), Rule.parse(pick), busy_share()
-    ticket = _finished(folder)
+    ticket = RunFolder(folder).finished()
     check_ticket_fits(ticket, model)
-    for name in (SWEEP, PICKED):
-        check_writable(folder / name)
+    for file in (RunFolder(folder).sweep, RunFolder(folder).picked):
+        check_writable(file)
     rows = _first_seed(ticket)
     images, labels = images_of(ticket.data, data, data_root)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
@@ -126,16 +125,6 @@ def sweep(
     return found
 
 
-def _finished(folder: Path) -> Ticket:
-    """The ticket of a run folder. Raises BadFile where there is no finished search."""
-    if not folder.is_dir():
-        raise BadFile(f"{folder} is no run folder; name one that `ltcompile find` made")
-    for name in ("search.json", "ticket.pt"):
-        if not (folder / name).is_file():
-            raise BadFile(f"{folder} holds no finished search: it has no {name}; make it with `ltcompile find`, or go on with --resume")
-    return Ticket.load(folder / "ticket.pt")
-
-
 def _first_seed(ticket: Ticket) -> list[Trained]:
     """The networks of the curve: dense, tickets by level, and the random control where it was trained."""
     first = min(row.seed for row in ticket.history)
@@ -143,7 +132,7 @@ def _first_seed(ticket: Ticket) -> list[Trained]:
     return sorted(found, key=lambda row: (ARMS.index(row.arm), row.level))
 
 
-def _row(ticket: Ticket, arm: Arm, level: int) -> Trained:
+def _row(ticket: Ticket, arm: ArmKind, level: int) -> Trained:
     return next(row for row in _first_seed(ticket) if (row.arm, row.level) == (arm, level))
 
 
@@ -156,35 +145,30 @@ def ticket_of(ticket: Ticket, folder: Path, row: Trained) -> Ticket:
 
     Raises BadFile.
     """
-    home = folder / f"seed{row.seed}"
-    file = home / f"{row.arm}-{row.level}.pt"
-    plan = PruningPlan.load(home / f"plan-{row.level}.json")
-    weights: Mapping[str, torch.Tensor] = read_weights(file, _name(row))
+    run, arm = RunFolder(folder), Arm(row.seed, row.arm, row.level)
+    plan, mask = run.load_selection(row.seed, row.level, ticket.mask is not None)
+    weights: Mapping[str, torch.Tensor] = run.weights(arm, _name(row))
     if ticket.mask is not None:
-        own = Kept(plan, WeightMask.load(home / f"mask-{row.level}.pt")).as_mask(dense_network(ticket))
+        own = Selection(plan, mask).as_mask(dense_network(ticket))
         place: dict[str, Any] = {"seed": row.seed, "initial_seed": row.seed, "level": row.level}
         return dataclasses.replace(ticket, weights=weights, mask=own, provenance=provenance(), **place)
     same = dataclasses.replace(ticket, seed=row.seed, initial_seed=row.seed, level=row.level, plan=plan)
     if ticket.config.get("masked") is True and row.arm == "ticket":
-        weights = cut(_loaded(same, file, weights), plan).state_dict()
+        weights = cut(_loaded(same, run, arm, "the whole network"), plan).state_dict()
     return dataclasses.replace(same, weights=weights, provenance=provenance())
 
 
-def _loaded(ticket: Ticket, file: Path, weights: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-    """The dense network with weights of its own shape, from `file`."""
+def _loaded(ticket: Ticket, run: RunFolder, arm: Arm, what: str) -> torch.nn.Module:
+    """The dense network with the weights of `arm`, which have its shapes."""
     dense = dense_network(ticket)
-    try:
-        dense.load_state_dict(dict(weights))
-    except RuntimeError as error:
-        raise misfit_of(file, "the whole network", error) from error
+    run.load_weights(dense, arm, what)
     return dense
 
 
 def _subject(ticket: Ticket, folder: Path, row: Trained, scratch: Path) -> Subject:
     """The network of `row`, folded and exported as `bench` does it."""
     if row.arm == "dense":
-        file = folder / f"seed{row.seed}" / "dense-0.pt"
-        network = _loaded(ticket, file, read_weights(file, "the dense network"))
+        network = _loaded(ticket, RunFolder(folder), Arm(row.seed, "dense", 0), "the dense network")
     else:
         own = ticket_of(ticket, folder, row)
         network = small_network(own, dense_network(own))
@@ -248,9 +232,10 @@ def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subjec
 
 def _write(folder: Path, ticket: Ticket, found: Sweep, picked: Ticket | None) -> None:
     """Write the pick, then what tells of it; an earlier pick goes where there is none now."""
+    run = RunFolder(folder)
     if picked is None:
-        (folder / PICKED).unlink(missing_ok=True)
+        run.picked.unlink(missing_ok=True)
     else:
-        picked.save(folder / PICKED)
+        picked.save(run.picked)
     value = {"kind": "sweep", "format": 1, "ticket_checksum": ticket.checksum, **found.to_json(), "provenance": provenance()}
-    write_json(folder / SWEEP, value)
+    write_json(run.sweep, value)

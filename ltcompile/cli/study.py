@@ -100,8 +100,10 @@ def study(
 
 
 def _how_to_go_on(folder: Path) -> str:
+    from ltcompile.core.run_folder import RunFolder
+
     command = ["ltcompile", *(a for a in sys.argv[1:] if a != "--resume")]
-    if any(folder.glob("*/config.json")):
+    if any(RunFolder(each).begun for each in folder.glob("*/")):
         return f"every finished epoch is kept. To go on:  {shlex.join([*command, '--resume'])}"
     return f"nothing had begun. To begin:  {shlex.join(command)}"
 

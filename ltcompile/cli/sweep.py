@@ -74,9 +74,9 @@ def sweep(
     recipe = {"epochs": epochs, "batch": train_batch}
     search = {"targets": targets, "on": on, "profile": profile, "name": name, "weights": weights, **chosen, "train-batch": train_batch}
     _check(run, {**search, "epochs": epochs, "resume": resume or None, "download": download or None})
-    from ltcompile.benchmark.sweep import PICKED, SWEEP
     from ltcompile.benchmark.sweep import sweep as measured
     from ltcompile.core.picking import Rule
+    from ltcompile.core.run_folder import RunFolder
 
     Rule.parse(pick)
     if run is None:
@@ -119,9 +119,10 @@ def sweep(
         where = f"{chose.backend} ({chose.device}), batch {chose.batch}"
         typer.echo(f"{chose.rule} at {where}: {chose.name or 'none'}, as {chose.reason}")
         _print_again(chose)
-        files = run / SWEEP if chose.name is None else f"{run / SWEEP} and {run / PICKED}"
-        following = f"report {run}" if chose.name is None else f"shrink {run / PICKED} -o {run / 'picked.onnx'}"
-        typer.echo(f"wrote {files}; next: ltcompile {following}")
+        files = RunFolder(run)
+        written = files.sweep if chose.name is None else f"{files.sweep} and {files.picked}"
+        following = f"report {run}" if chose.name is None else f"shrink {files.picked} -o {run / 'picked.onnx'}"
+        typer.echo(f"wrote {written}; next: ltcompile {following}")
     for level, reached in missed:
         typer.secho(f"{level}: {reached}", fg="yellow", err=True)
     if chose.name is None or missed:
@@ -196,16 +197,16 @@ def _searched(
     quiet: bool,
 ) -> Path:
     """Search a level for every share of `path`; the run folder."""
-    from ltcompile.cli.find import attend, changed, named, searched
-    from ltcompile.search import SearchConfig
-    from ltcompile.search.search import data_for, default_folder, recipe_for
+    from ltcompile.cli.find import attend, named, searched
+    from ltcompile.search import SearchConfig, data_for, default_folder, recipe_for
+    from ltcompile.search.settings import SearchSettings
 
     stopped = attend()
     dataset = data_for(model, data, data_root, weights=weights, download=download)
     time = timed(named(model, dataset), on, profile, 1 / path[-1] if on or profile else None, quiet=quiet)
     target = {**time.target, "on": time.on} if time else {"target_macs": path[-1]}
     config = SearchConfig(rounds=len(path), path=path, **target, **chosen)
-    recipe = changed(recipe_for(model, dataset, weights), asked)
+    recipe = SearchSettings({"train": _given(asked)}).recipe(recipe_for(model, dataset, weights))
     folder = Path("runs") / name if name else default_folder(model, dataset, config)
     return searched(model, dataset, config, recipe, folder, time, stopped, weights=weights, resume=resume, quiet=quiet).folder
 

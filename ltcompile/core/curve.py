@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ltcompile.core.records import Arm, Measurement, Record
+from ltcompile.core.arm import ArmKind
+from ltcompile.core.records import Measurement, Record
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class CurvePoint(Record):
     """
 
     name: str
-    arm: Arm
+    arm: ArmKind
     level: int
     filters: int
     params: int

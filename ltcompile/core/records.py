@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
+from ltcompile.core.arm import ArmKind
 from ltcompile.core.fields import Misfit, table
 from ltcompile.errors import BadFile
-
-Arm = Literal["dense", "ticket", "random", "dense_budget", "reinit", "shuffled"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Trained(Record):
     """
 
     seed: int
-    arm: Arm
+    arm: ArmKind
     level: int
     filters: int
     params: int

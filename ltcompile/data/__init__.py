@@ -14,10 +14,10 @@ from ltcompile import registry
 from ltcompile.core.description import Description
 from ltcompile.core.image_size import ImageSize, height_width, to_text
 from ltcompile.core.preprocessing import Preprocessing
-from ltcompile.data._dataset import Dataset, Split, Wanted
+from ltcompile.data._dataset import Dataset, Split, TensorSplit, Wanted
 from ltcompile.errors import BadData, BadSetting
 
-__all__ = ["Dataset", "Description", "Split", "load_data", "load_like", "names"]
+__all__ = ["Dataset", "Description", "Split", "TensorSplit", "load_data", "load_like", "names"]
 
 SPLIT_SEED = 20180309  # one split for all searches, so that their seeds compare on the same images
 

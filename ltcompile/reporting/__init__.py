@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import FILE
 from ltcompile.reporting import page, study
 
@@ -12,5 +13,5 @@ __all__ = ["report"]
 
 def report(run: str | Path, output: str | Path | None = None) -> Path:
     """Write the page on the folder of a run (`page.report`) or of a study (`study.report`). Raises BadFile."""
-    is_study = (Path(run) / FILE).is_file() and not (Path(run) / "search.json").exists()  # in a run's, a file may be called so
+    is_study = (Path(run) / FILE).is_file() and not RunFolder(run).summary.exists()  # in a run's, a file may be called so
     return (study.report if is_study else page.report)(run, output)

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ltcompile.core.arm import ArmKind
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
 from ltcompile.core.fields import Misfit, shaped, short
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.reached import TOLERANCE, Reached
-from ltcompile.core.records import Arm, Measurement, Trained, Verdict
+from ltcompile.core.records import Measurement, Trained, Verdict
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.errors import BadFile
 from ltcompile.paths import read_json
 
 T = TypeVar("T")
 FORMAT = 1
-STAGES = ("search.json", "bench.json", "sweep.json")
 MAKERS = {"search": "ltcompile find", "shrink": "ltcompile shrink", "bench": "ltcompile bench", "sweep": "ltcompile sweep"}
 
 
@@ -79,7 +80,7 @@ class Ailing:
     """A training that came to its end, and not well."""
 
     seed: int
-    arm: Arm
+    arm: ArmKind
     level: int
     dead: list[Dead]
     spikes: list[Spike]
@@ -191,19 +192,18 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise BadFile(f"{folder} is no run folder; name one that `ltcompile find` made")
-    path = folder / "search.json"
-    if not path.is_file():
-        raise BadFile(f"{folder} is no run folder: it has no search.json; make it with `ltcompile find`")
-    search = _load(path, Search, "search", _sane_search)
-    others = [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and p.name not in STAGES]
+    run = RunFolder(folder)
+    if not run.summary.is_file():
+        raise BadFile(f"{folder} is no run folder: it has no {run.summary.name}; make it with `ltcompile find`")
+    search = _load(run.summary, Search, "search", _sane_search)
+    others = [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and p not in (run.summary, run.bench, run.sweep)]
     shrinks = [_load(p, Shrink, "shrink", _sane_shrink) for p in others if kind(p) == "shrink"]
-    bench, sweep = folder / "bench.json", folder / "sweep.json"
     return Run(
         folder,
         search,
         shrinks,
-        _load(bench, Bench, "bench", _sane_bench) if bench.is_file() else None,
-        _load(sweep, Sweep, "sweep", _sane_sweep) if sweep.is_file() else None,
+        _load(run.bench, Bench, "bench", _sane_bench) if run.bench.is_file() else None,
+        _load(run.sweep, Sweep, "sweep", _sane_sweep) if run.sweep.is_file() else None,
     )
 
 

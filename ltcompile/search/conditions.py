@@ -65,7 +65,7 @@ def prize(flags: dict[str, bool | None]) -> Prize:
     return "jackpot" if flags["5"] else "secondary prize"
 
 
-def conditions(rows: Sequence[Trained], level: int, margins: Margins, others: Sequence[Sequence[Trained]] = ()) -> Conditions:
+def conditions_met(rows: Sequence[Trained], level: int, margins: Margins, others: Sequence[Sequence[Trained]] = ()) -> Conditions:
     """The conditions of the ticket at `level` of a search, among searches of the same network at `others` learning rates.
 
     Every search has its rows: dense, the ticket, and as far as they were trained the controls at `level` and the dense network with the

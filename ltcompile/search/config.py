@@ -1,4 +1,4 @@
-"""What a search is asked to do, checked before anything is trained."""
+"""The settings of a search, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class SearchConfig(Limits):
     `masked` runs the classical search that only zeroes what a round drops: slow, the reference for the real one.
     `prune` "weights" drops single weights of convolutions and linear layers instead, by a mask; "hybrid" filters of convolutions, and
     single weights of linear layers (Paganini & Forde 2020). `method` finds tickets otherwise: see `ltcompile.search.methods`; level by level, it
-    keeps what a rate leaves of the weights, or of the coordinates in its basis. `whole_curve` trains controls and looks at the test set at every level.
+    keeps what a rate leaves of the weights, or of the coordinates in its basis. `full_curve`
+    also trains, at every level, the ticket's architecture or mask on fresh weights and a shuffled mask, and shows every level the test set:
+    the curves of accuracy over size.
     """
 
     method: str = PRUNE
@@ -58,7 +60,7 @@ class SearchConfig(Limits):
     seed: int = 0
     seeds: int = 1
     controls: bool = True
-    whole_curve: bool = False
+    full_curve: bool = False
     masked: bool = False
     margin_points: float = 0.5
     confidence: float = 0.95
@@ -139,7 +141,7 @@ class SearchConfig(Limits):
 
     def to_json(self) -> dict[str, Any]:
         """Settings that came later are told where they are used: runs that began before there were any can be resumed."""
-        usual = {"path": (), "method": PRUNE, "prune": "filters", "whole_curve": False, "target_energy": None}
+        usual = {"path": (), "method": PRUNE, "prune": "filters", "full_curve": False, "target_energy": None}
         return {name: value for name, value in super().to_json().items() if name not in usual or value != usual[name]}
 
     @property

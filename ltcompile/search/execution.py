@@ -1,15 +1,15 @@
-"""How a run's trainings are computed: chosen once, written down, and kept when the run is resumed."""
+"""How a run's trainings are computed: chosen once, written to its folder, and kept when the run is resumed."""
 
 from __future__ import annotations
 
 from ltcompile.core.notice import notify
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.paths import read_json, write_json
-from ltcompile.search.asked import Asked
-from ltcompile.search.run import RunFolder
+from ltcompile.search.job import SearchJob
 from ltcompile.training import Execution, choose_execution, multiplies_bf16
 
 
-def settle(asked: Asked, folder: RunFolder) -> Execution:
+def run_execution(job: SearchJob, folder: RunFolder) -> Execution:
     """The run's execution: what its folder says, or else a new choice, timed on the dense network and written there.
 
     A Notice says where this device emulates the precision that the run began with.
@@ -17,14 +17,14 @@ def settle(asked: Asked, folder: RunFolder) -> Execution:
     Raises BadFile where the file is damaged; TrainingFailed where not even two images fit into memory.
     """
     if not folder.execution.exists():
-        found = choose_execution(asked.initial(asked.config.seed), asked.data, asked.recipe, asked.device)
+        found = choose_execution(job.initial(job.config.seed), job.data, job.recipe, job.device)
         write_json(folder.execution, found.to_json())
         return found
     with folder.fitting(folder.execution):
         found = Execution.from_json(read_json(folder.execution, "record of how a run computes"))
-    if found.precision == "bf16" and not multiplies_bf16(asked.device):
+    if found.precision == "bf16" and not multiplies_bf16(job.device):
         notify(
-            f"the run began in bf16, and stays so; this {asked.device.type} emulates it, far slower than fp32. Resume it on "
-            f"{found.machine or 'the machine where it began'}, or start a run with --precision fp32"
+            f"the run began in bf16, and stays so; this {job.device.type} emulates it, far slower than fp32. Resume it on "
+            f"{found.machine or 'the machine where it began'}, or start a run with precision=fp32"
         )
     return found

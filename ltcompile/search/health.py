@@ -20,16 +20,16 @@ FLOOR = 0.1  # of the first epoch's loss: below it, a jump is noise
 
 
 def health(model: nn.Module, groups: tuple[Group, ...], split: Split, device: torch.device, done: Training) -> dict[str, Any]:
-    """What there is to tell of `model` after its training, as plain values: dead channels of its `groups`, spikes, parts of batches."""
-    return {"dead": dead(model, groups, split, device), "spikes": spikes(done.epochs), "parts": done.parts}
+    """The health of `model` after its training, as plain values: dead channels of its `groups`, spikes, parts of batches."""
+    return {"dead": dead_channels(model, groups, split, device), "spikes": spikes(done.epochs), "parts": done.parts}
 
 
-def sound(told: dict[str, Any]) -> bool:
-    """Whether a `health` has nothing to tell."""
-    return not told["dead"] and not told["spikes"] and told["parts"] == 1
+def healthy(report: dict[str, Any]) -> bool:
+    """Whether a `health` has nothing to report."""
+    return not report["dead"] and not report["spikes"] and report["parts"] == 1
 
 
-def dead(model: nn.Module, groups: tuple[Group, ...], split: Split, device: torch.device) -> list[dict[str, Any]]:
+def dead_channels(model: nn.Module, groups: tuple[Group, ...], split: Split, device: torch.device) -> list[dict[str, Any]]:
     """Groups with channels that are zero on all images looked at, wherever they are consumed: how many of how many."""
     layout = lay_out(model.eval(), device)
     batches = islice(split.batches(IMAGES, device, None, 0), BATCHES)

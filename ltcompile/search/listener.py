@@ -1,4 +1,4 @@
-"""Who is told how a search goes on."""
+"""Progress reports of a search."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ltcompile.training import Epoch
 
 
 class Listener(Protocol):
-    """Told how a search goes on; the command line draws bars with it."""
+    """Receives the progress of a search; the command line draws bars with it."""
 
     def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None: ...
     def epoch(self, seed: int, arm: str, level: int, row: Epoch) -> None: ...
     def finished(self, row: Trained, from_file: bool) -> None: ...
 
 
-class Silence:
+class NullListener:
     """A listener that does nothing."""
 
     def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None: ...

@@ -32,16 +32,16 @@ def maskable(model: nn.Module, limits: Limits, kinds: tuple[type[nn.Module], ...
         f"{name}.weight".lstrip("."): layer.get_parameter("weight") for name, layer in layers.items() if limits.allows(name)
     }
     if not found:
-        raise BadSetting(f"the limits leave no weights to cut, of {len(layers)} layers; look at --keep and --only")
+        raise BadSetting(f"the limits leave no weights to cut, of {len(layers)} layers; look at keep= and only=")
     return found
 
 
-def everything(weights: Mapping[str, Tensor]) -> WeightMask:
+def full_mask(weights: Mapping[str, Tensor]) -> WeightMask:
     """The mask that keeps all of `weights`."""
     return WeightMask({name: torch.ones(value.shape, dtype=torch.bool) for name, value in weights.items()})
 
 
-def rates(mask: WeightMask, limits: Limits, groups: Iterable[Group], rate: float, levels: int) -> dict[str, float]:
+def layer_rates(mask: WeightMask, limits: Limits, groups: Iterable[Group], rate: float, levels: int) -> dict[str, float]:
     """Parameter name -> the share of its surviving weights that one of `levels` rounds at `rate` drops, layer by layer.
 
     The output layer's are dropped at half the rate of the rest; what has a ratio of its own reaches it by equal steps.
@@ -56,7 +56,7 @@ def rates(mask: WeightMask, limits: Limits, groups: Iterable[Group], rate: float
     return found
 
 
-def narrowed(mask: WeightMask, scores: Mapping[str, Tensor], rates: Mapping[str, float], scope: Scope) -> WeightMask:
+def prune_mask(mask: WeightMask, scores: Mapping[str, Tensor], rates: Mapping[str, float], scope: Scope) -> WeightMask:
     """`mask` without its weights of lowest `scores`, which are in the shapes of their parameters; of equal ones, the first stay.
 
     "local" drops the share `rates` of each parameter's; "global" as many in all, wherever they lie. Every parameter keeps a weight.
@@ -65,7 +65,7 @@ def narrowed(mask: WeightMask, scores: Mapping[str, Tensor], rates: Mapping[str,
     values = {name: scores[name].flatten().numpy()[places] for name, places in survivors.items()}
     counts = {name: math.floor(rates[name] * len(places) + _ROUNDING) for name, places in survivors.items()}
     if scope == "global":
-        counts = _spread(values, sum(counts.values()))
+        counts = _global_counts(values, sum(counts.values()))
     kept = {}
     for name, before in mask.kept.items():
         worst_first = np.argsort(-values[name], kind="stable")[::-1]
@@ -76,14 +76,14 @@ def narrowed(mask: WeightMask, scores: Mapping[str, Tensor], rates: Mapping[str,
     return WeightMask(kept)
 
 
-def _spread(values: Mapping[str, np.ndarray], total: int) -> dict[str, int]:
+def _global_counts(values: Mapping[str, np.ndarray], total: int) -> dict[str, int]:
     """How many of each parameter's values are among the `total` lowest of all."""
     owners = np.repeat(np.arange(len(values)), [len(v) for v in values.values()])
     lowest = np.argsort(np.concatenate(list(values.values())), kind="stable")[:total]
     return dict(zip(values, np.bincount(owners[lowest], minlength=len(values)).tolist(), strict=True))
 
 
-def shuffled(mask: WeightMask, seed: int, gone: Mapping[str, Tensor] | None = None) -> WeightMask:
+def shuffle_mask(mask: WeightMask, seed: int, gone: Mapping[str, Tensor] | None = None) -> WeightMask:
     """A random mask that keeps as many weights of every parameter: the control for what a mask knows beyond its counts.
 
     `gone` says, by parameter, where filters that went leave no place (True).

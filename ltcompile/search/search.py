@@ -1,6 +1,5 @@
 """The search itself. Per seed: the dense network, then one ticket per level. Over all seeds: the verdict on validation data, the
-control arms at the chosen level, and one look at the test set. Every training is a unit with a file of its own: a search is resumed
-by doing it again.
+control arms at the chosen level, and one look at the test set. Every arm has a file of its own: a search is resumed by doing it again.
 """
 
 from __future__ import annotations
@@ -11,33 +10,34 @@ from pathlib import Path
 
 import torch
 
+from ltcompile.core.arm import Arm
 from ltcompile.core.image_size import ImageSize
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.profile import Profile
 from ltcompile.core.reached import Reached
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset, load_data
 from ltcompile.errors import BadFile, TrainingFailed
 from ltcompile.models import default_recipe, least_size, preprocessing
 from ltcompile.paths import check_room, locked
 from ltcompile.prune.budget import Clock
-from ltcompile.search.asked import Asked
-from ltcompile.search.chosen import Chosen
+from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.config import PRUNE, SearchConfig
-from ltcompile.search.listener import Listener, Silence
-from ltcompile.search.result import reached_by, ticket_of, write_search
-from ltcompile.search.room import bytes_of_run, bytes_written
-from ltcompile.search.rounds import Rounds
-from ltcompile.search.run import RunFolder
-from ltcompile.search.units import Unit, Units
+from ltcompile.search.disk_space import run_bytes
+from ltcompile.search.iterative_pruning import IterativePruning
+from ltcompile.search.job import PreparedJob, SearchJob, prepare
+from ltcompile.search.listener import Listener, NullListener
+from ltcompile.search.result import build_ticket, measure_target, write_summary
+from ltcompile.search.scored_masks import ScoredMasks
 from ltcompile.search.verdict import choose_level, closest_level, judge
-from ltcompile.training import evaluate, pick_device
+from ltcompile.training import pick_device
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search found: the ticket of the level that the verdict names (or of the closest), all rows, the verdict, the run folder.
 
     `reached` is how the ticket stands to the target, where there was one: it may be of a level on the way there.
@@ -67,8 +67,8 @@ def find(
     listener: Listener | None = None,
     profile: Profile | None = None,
     measured: Clock | None = None,
-    given: WeightMask | None = None,
-) -> Found:
+    mask: WeightMask | None = None,
+) -> SearchResult:
     """Search for the smallest winning ticket of `model` on `data`, and write it to `folder`/ticket.pt.
 
     Args:
@@ -81,23 +81,24 @@ def find(
         profile: the layers' times that `config.target_time` is a share of, or that say how widths share `config.target_energy`.
         measured: the share of the whole network's time that a cut takes at `config.on`, to correct the profile by, as `profiling.stopwatch`
             tells it of this machine; None where that is elsewhere. For a target of energy what `profiling.joulemeter` tells.
-        given: the mask that the one level takes instead of choosing one, such as that of a ticket of other data.
+        mask: the mask that the one level takes instead of choosing one, such as that of a ticket of other data.
 
     Raises:
         LtcompileError: one of its kinds, for a name, setting, data set or file that does not fit, or a training that fails.
     """
-    config = config or SearchConfig()
-    on = pick_device(device)
+    config, on = config or SearchConfig(), pick_device(device)
     if isinstance(data, str):
         data = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
-    asked = Asked(model, data, config, recipe or recipe_for(model, data, weights), weights, on, profile, measured, given)
-    path = Path(folder) if folder is not None else default_folder(model, data, config)
-    if resume and not path.exists():
-        raise BadFile(f"there is no run to resume at {path}; leave --resume out to begin it")
+    recipe = recipe or recipe_for(model, data, weights)
+    prepared = prepare(SearchJob(model, data, config, recipe, on, weights, profile, measured, mask))
+    run = RunFolder(folder if folder is not None else default_folder(model, data, config))
+    if resume and not run.path.exists():
+        raise BadFile(f"there is no run to resume at {run.path}; leave --resume out to begin it")
     try:
-        with locked(path):
-            check_room(path, bytes_of_run(asked) - bytes_written(path), "this search")
-            return _search(asked, RunFolder(path, asked.to_json(), resume), listener or Silence())
+        with locked(run.path):
+            check_room(run.path, run_bytes(prepared) - run.bytes_written, "this search")
+            run.begin(prepared.job.to_json(), resume)
+            return _search(prepared, run, listener or NullListener())
     except torch.OutOfMemoryError as error:  # batches are computed in parts: it is the network itself
         raise TrainingFailed(
             "the GPU's memory does not hold the network, its gradients and momentum; end what else fills it, or train with --device cpu"
@@ -131,29 +132,27 @@ def recipe_for(model: str, data: Dataset, weights: str | Path | None = None) -> 
     return data.adapt(usual.fine_tuning() if weights else usual)
 
 
-def _search(asked: Asked, folder: RunFolder, listener: Listener) -> Found:
-    began, config = time.perf_counter(), asked.config
-    units = Units(asked, folder, listener)
-    rounds = (Rounds if config.method == PRUNE else Chosen)(asked, folder, units)
-    rows = [row for seed in config.all_seeds for row in rounds.descend(seed)]
+def _search(prepared: PreparedJob, folder: RunFolder, listener: Listener) -> SearchResult:
+    began, config = time.perf_counter(), prepared.job.config
+    runner = ArmRunner(prepared, folder, listener)
+    levels = (IterativePruning if config.method == PRUNE else ScoredMasks)(runner)
+    rows = [row for seed in config.all_seeds for row in levels.run_levels(seed)]
     named, differences = choose_level(rows, config.margin_points, config.confidence)
     level = named if named is not None else closest_level(differences)
     if config.controls:
-        rows += [row for seed in config.all_seeds for row in rounds.controls(seed, level, rows)]
-    if config.whole_curve:
-        rows += [row for seed in config.all_seeds for row in rounds.curve(seed)]
+        rows += [row for seed in config.all_seeds for row in levels.run_controls(seed, level, rows)]
+    if config.full_curve:
+        rows += [row for seed in config.all_seeds for row in levels.run_curve(seed)]
     verdict = judge(rows, config.margin_points, config.confidence, config.rewind)
-    looked_at = [config.whole_curve or row.level == level or row.arm == "dense" for row in rows]
-    rows = [_tested(asked, units, row) if looked else row for row, looked in zip(rows, looked_at, strict=True)]
-    ticket = ticket_of(asked, units, rows, verdict, level)
-    folder.check_there()
-    ticket.save(folder.path / "ticket.pt")
-    reached = reached_by(asked, units, ticket)
-    write_search(folder.path, asked, units, ticket, reached, time.perf_counter() - began)
-    return Found(ticket, tuple(rows), verdict, folder.path, reached)
+    shown = [config.full_curve or row.level == level or row.arm == "dense" for row in rows]
+    rows = [_with_test(runner, row) if test else row for row, test in zip(rows, shown, strict=True)]
+    ticket = build_ticket(runner, rows, verdict, level)
+    folder.check_exists()
+    ticket.save(folder.ticket)
+    reached = measure_target(runner, ticket)
+    write_summary(runner, ticket, reached, time.perf_counter() - began)
+    return SearchResult(ticket, tuple(rows), verdict, folder.path, reached)
 
 
-def _tested(asked: Asked, units: Units, row: Trained) -> Trained:
-    """`row` with its accuracy on the test set, which nothing has looked at before."""
-    model = units.trained(Unit(row.seed, row.arm, row.level)).to(asked.device)
-    return replace(row, test_accuracy=evaluate(model, asked.data.test, asked.device).accuracy)
+def _with_test(runner: ArmRunner, row: Trained) -> Trained:
+    return replace(row, test_accuracy=runner.tested(Arm(row.seed, row.arm, row.level)).accuracy)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ltcompile.core.records import Trained, Verdict
-from ltcompile.search.conditions import CONTROLS, Margins, arm, conditions, removed
+from ltcompile.search.conditions import CONTROLS, Margins, arm, conditions_met, removed
 from ltcompile.search.inference import FEWEST_SEEDS, image_lower_bounds, interval, levels_passed, lower_bounds
 
 Gap = dict[str, float | None]
@@ -75,7 +75,7 @@ def judge(rows: Sequence[Trained], margin_points: float, confidence: float, rewi
     """The verdict over all arms, in words and in the five conditions of Ma et al. 2021 (arXiv:2107.00166)."""
     level, differences = choose_level(rows, margin_points, confidence)
     shown = level if level is not None else closest_level(differences)
-    tickets, met = arm(rows, "ticket", shown), conditions(rows, shown, Margins(margin_points, margin_points))
+    tickets, met = arm(rows, "ticket", shown), conditions_met(rows, shown, Margins(margin_points, margin_points))
     gaps = {kind: gap(tickets, control, confidence) for kind in NAMES if (control := arm(rows, kind, shown))}
     decided, seed = len(tickets) >= FEWEST_SEEDS, typical_seed(tickets)
     which = "the only seed" if len(tickets) == 1 else f"of median validation accuracy among the {len(tickets)} seeds, not of the highest"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ltcompile.core.study import Side
+from ltcompile.search import margins_of
 from ltcompile.study._statistics import BySeed, difference
 
 SOURCE = "Frankle & Carbin 2019, arXiv:1803.03635"
@@ -132,3 +133,28 @@ def warm(name: str, left: float) -> tuple[Said, ...]:
         Said(f"{name} with warm-up: with {left:g} % of its weights a ticket is more accurate than the dense network", "gain", left),
         Said(f"{name} with warm-up: with {left:g} % a ticket is more accurate than its mask on fresh weights", "over reinit", left),
     )
+
+
+SAID: dict[str, tuple[Said, ...]] = {
+    "lenet": LENET,
+    "lenet-shots": LENET_SHOTS,
+    "lenet-late": LENET_LATE,
+    "conv2": conv("Conv-2", 8.8, 3.5, 4.6, 3.4),
+    "conv2-dropout": dropped("Conv-2", 4.6, 2.3),
+    "conv4": conv("Conv-4", 9.2, 3.5, 11.1, 3.5),
+    "conv4-dropout": dropped("Conv-4", 11.1, 4.6),
+    "conv6": conv("Conv-6", 15.1, 2.5, 26.4, 3.3),
+    "conv6-dropout": dropped("Conv-6", 26.4, 4.7),
+    "vgg19": high("VGG-19", 3.5, margins_of("cifar10").about),
+    "vgg19-low": (
+        Said("VGG-19 at rate 0.01: with 3.5 % of its weights a ticket is within a point of the dense network", "gain", 3.5, -1.0),
+        Said("VGG-19 at rate 0.01: with 3.5 % a ticket is more accurate than its mask on fresh weights", "over reinit", 3.5),
+    ),
+    "vgg19-warm": warm("VGG-19", 1.5),
+    "resnet": high("Resnet-18", 21.9, margins_of("cifar10").about),
+    "resnet-low": (
+        Said("Resnet-18 at rate 0.01: with 22 % of its weights a ticket is more accurate than the dense network", "gain", 21.9),
+        Said("Resnet-18 at rate 0.01: with 22 % a ticket is more accurate than its mask on fresh weights", "over reinit", 21.9),
+    ),
+    "resnet-warm": warm("Resnet-18", 11.8),
+}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor, nn
 
 from ltcompile.benchmark.likeness import weight_mask
-from ltcompile.benchmark.subjects import read_weights
+from ltcompile.core.arm import Arm
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.graph import cut, embed
 from ltcompile.models import build_model
-from ltcompile.search.kept import Kept
-from ltcompile.search.masks import everything
+from ltcompile.search import Selection, full_mask
 from ltcompile.study._nouns import Done
 
 
@@ -25,9 +23,10 @@ def original(done: Done) -> nn.Module:
 
 def network(done: Done, seed: int, level: int) -> nn.Module:
     """The trained ticket of a level, or at level 0 the dense network, in eval mode; of filters, the cut one. Raises BadFile."""
-    whole, folder = original(done), done.folder / f"seed{seed}"
-    found = whole if not level or _masked(done) else cut(whole, PruningPlan.load(folder / f"plan-{level}.json"))
-    found.load_state_dict(read_weights(_unit(done, seed, level), f"level {level}"))
+    run, found = RunFolder(done.folder), original(done)
+    if level and not _masked(done):
+        found = cut(found, PruningPlan.load(run.plan(seed, level)))
+    run.load_weights(found, Arm(seed, "ticket" if level else "dense", level), f"level {level}")
     return found
 
 
@@ -35,23 +34,18 @@ def weights(done: Done, seed: int, level: int) -> dict[str, Tensor]:
     """Parameter name -> the trained weights of a level, in the original's places with zeros for what is dropped. Raises BadFile."""
     found = network(done, seed, level)
     if level and not _masked(done):
-        found = embed(found, PruningPlan.load(done.folder / f"seed{seed}" / f"plan-{level}.json"), original(done))
+        found = embed(found, PruningPlan.load(RunFolder(done.folder).plan(seed, level)), original(done))
     return {name: p.detach() for name, p in found.named_parameters() if p.dim() > 1}
 
 
 def mask(done: Done, seed: int, level: int) -> WeightMask:
     """Which of the original's weights a level keeps; all of them at level 0. Raises BadFile."""
-    whole, folder = original(done), done.folder / f"seed{seed}"
+    whole = original(done)
     if not level:
-        return everything({name: p for name, p in whole.named_parameters() if p.dim() > 1})
-    found = WeightMask.load(folder / f"mask-{level}.pt") if _masked(done) else None
-    return weight_mask(whole, Kept(PruningPlan.load(folder / f"plan-{level}.json"), found))
+        return full_mask({name: p for name, p in whole.named_parameters() if p.dim() > 1})
+    return weight_mask(whole, Selection(*RunFolder(done.folder).load_selection(seed, level, _masked(done))))
 
 
 def _masked(done: Done) -> bool:
     """Whether its tickets are whole networks with zeros."""
     return done.arm.config.prune != "filters"
-
-
-def _unit(done: Done, seed: int, level: int) -> Path:
-    return done.folder / f"seed{seed}" / (f"ticket-{level}.pt" if level else "dense-0.pt")

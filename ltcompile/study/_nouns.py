@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from ltcompile.core.fields import table
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained, Verdict
-from ltcompile.core.study import Claim, Figure, Maps, Table
+from ltcompile.core.study import Claim, Estimate, Figure, Maps, Table
 from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting
 from ltcompile.search import SearchConfig
@@ -40,11 +42,41 @@ class Scale:
             raise BadSetting(f"a study takes at least 1 seed, and 3 to tell a spread, not {self.seeds}")
 
 
+S = TypeVar("S", bound=Scale)
+
+
+def scales(name: str, shape: type[S]) -> dict[str, S]:
+    """The settings of the study `name` at each scale, from papers/NAME.toml; `shape` is its kind of `Scale`."""
+    found = _paper(name)
+    return {size: table(found[size], shape, size) for size in SIZES}
+
+
+class PaperClaims:
+    """The claims of a paper, from papers/NAME.toml: [claims.KEY] with `statement`, `number`, and where they differ from the defaults
+    `side` ("above"), `bound` (0), `unit` ("points") and `source`. Texts may hold {words}.
+    """
+
+    def __init__(self, name: str, source: str) -> None:
+        self.claims: dict[str, dict[str, Any]] = _paper(name)["claims"]
+        self.source = source
+
+    def judged(self, key: str, found: Estimate, bound: float | None = None, **words: object) -> Claim:
+        """The claim `key` with its answer, by `found`."""
+        told = {name: text.format(**words) if isinstance(text, str) else text for name, text in self.claims[key].items()}
+        given: dict[str, Any] = {"source": self.source, "side": "above", **told} | ({} if bound is None else {"bound": bound})
+        return Claim.judged(**given, found=found)
+
+
+def _paper(name: str) -> dict[str, Any]:
+    file = Path(__file__).with_name("papers") / f"{name.rpartition('.')[2]}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
 @dataclass(frozen=True)
 class StudyArm:
     """One search of a study, and the name of its folder. Seeds, and so first weights, are the same in all arms.
 
-    `change` makes other images of those that were loaded, with a name of their own. `given` makes the search's only mask, of what the
+    `change` makes other images of those that were loaded, with a name of their own. `mask` makes the search's only mask, of what the
     arms before it left, for the one seed that such a search has.
     """
 
@@ -56,7 +88,7 @@ class StudyArm:
     config: SearchConfig
     recipe: Mapping[str, Any]
     change: Callable[[Dataset], Dataset] | None = None
-    given: Callable[[Mapping[str, Done]], WeightMask] | None = None
+    mask: Callable[[Mapping[str, Done]], WeightMask] | None = None
 
     @classmethod
     def of(cls, scale: Scale, name: str, config: SearchConfig, **recipe: Any) -> StudyArm:

@@ -16,14 +16,12 @@ import torch
 from ltcompile import registry
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import provenance
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import ArmNote, Study
 from ltcompile.data import Dataset
 from ltcompile.errors import BadFile, unknown
-from ltcompile.paths import locked, write_bytes
-from ltcompile.search import find
-from ltcompile.search.conditions import prize
-from ltcompile.search.listener import Listener, Silence
-from ltcompile.search.search import data_for, recipe_for
+from ltcompile.paths import locked
+from ltcompile.search import Listener, NullListener, data_for, find, prize, recipe_for
 from ltcompile.study._nouns import SIZES, Done, Scale, StudyArm, Told
 from ltcompile.training import pick_device
 
@@ -85,7 +83,7 @@ def run(
     study = load(name)
     chosen, path, on = scaled(study, scale, data, seeds), Path(folder or default_folder(name, scale)), pick_device(device)
     arms: list[StudyArm] = study.arms(chosen)
-    begun = {arm.name for arm in arms if (path / arm.name / "config.json").exists()}
+    begun = {arm.name for arm in arms if RunFolder(path / arm.name).begun}
     if resume and not path.exists():
         raise BadFile(f"there is no study to resume at {path}; leave --resume out to begin it")
     if begun and not resume:
@@ -130,17 +128,11 @@ def _of_images(arm: StudyArm) -> tuple[Any, ...]:
 def _search(
     arm: StudyArm, images: Dataset, before: Mapping[str, Done], path: Path, device: torch.device, resume: bool, watch: Watch
 ) -> Done:
-    recipe, folder, given = recipe_of(arm, images), path / arm.name, arm.given(before) if arm.given else None
+    recipe, folder, mask = recipe_of(arm, images), path / arm.name, arm.mask(before) if arm.mask else None
     _share_dense(arm, before, folder)
     with watch(arm, recipe) as listener:
         found = find(
-            *(arm.model, images, arm.config),
-            recipe=recipe,
-            folder=folder,
-            device=str(device),
-            resume=resume,
-            listener=listener,
-            given=given,
+            *(arm.model, images, arm.config), recipe=recipe, folder=folder, device=str(device), resume=resume, listener=listener, mask=mask
         )
     return Done(arm, found.rows, found.verdict, folder, images)
 
@@ -149,16 +141,9 @@ def _share_dense(arm: StudyArm, before: Mapping[str, Done], folder: Path) -> Non
     """Give a search the dense networks that one before it trained by the same recipe, from the same weights, on the same images; its other
     networks are then computed as those were.
     """
-    alike = [done for done in before.values() if _of_dense(done.arm) == _of_dense(arm)]
-    known = next((file for done in alike if (file := done.folder / "execution.json").exists()), None)
-    if known is not None and not (folder / "execution.json").exists():
-        write_bytes(folder / "execution.json", known.read_bytes())
-    for seed in arm.config.all_seeds:
-        for name in ("early.pt", "dense-0.pt"):  # the latter says that both are there
-            there = folder / f"seed{seed}" / name
-            trained = next((d.folder / f"seed{seed}" / name for d in alike if (d.folder / f"seed{seed}" / name).exists()), None)
-            if trained is not None and not there.exists():
-                write_bytes(there, trained.read_bytes())
+    for done in before.values():
+        if _of_dense(done.arm) == _of_dense(arm):
+            RunFolder(folder).copy_dense(RunFolder(done.folder), arm.config.all_seeds)
 
 
 def _of_dense(arm: StudyArm) -> tuple[Any, ...]:
@@ -170,7 +155,7 @@ def _of_dense(arm: StudyArm) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def _silently(arm: StudyArm, recipe: Recipe) -> Iterator[Listener]:
-    yield Silence()
+    yield NullListener()
 
 
 def _study(name: str, scale: str, chosen: Scale, study: ModuleType, done: dict[str, Done], told: Told) -> Study:

@@ -12,10 +12,11 @@ CONFIDENCE = 0.95
 BySeed = Mapping[int, float]
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(by_seed: BySeed | Sequence[float]) -> Estimate:
     """The mean of one value a seed; from two seeds on with an interval."""
     from scipy import stats
 
+    values = [*by_seed.values()] if isinstance(by_seed, Mapping) else by_seed
     mean, seeds = fmean(values), len(values)
     if seeds == 1:
         return Estimate(mean, None, None, 1)
@@ -30,7 +31,7 @@ def difference(ours: BySeed, theirs: BySeed) -> dict[int, float]:
 
 def paired(ours: BySeed, theirs: BySeed) -> Estimate:
     """The mean of ours - theirs over the seeds that both have."""
-    return estimate([*difference(ours, theirs).values()])
+    return estimate(difference(ours, theirs))
 
 
 def averaged(parts: Sequence[BySeed]) -> dict[int, float]:

@@ -8,28 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ltcompile.core.arm import Arm
 from ltcompile.core.mask import WeightMask
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import Claim, Estimate, Figure, Look, Maps, Picture, Series, Table
-from ltcompile.core.tensors import read_torch
-from ltcompile.search import SearchConfig
-from ltcompile.search.conditions import margins_of
+from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study._curves import accuracy, band, curve, levels, percent, series, spread
 from ltcompile.study._images import pixel_order, shuffled_labels, shuffled_pixels
-from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._nouns import Done, PaperClaims, Scale, StudyArm, Told, scales
 from ltcompile.study._pairs import NEAR, Pairs, pairs
-from ltcompile.study._statistics import difference, estimate, paired
+from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
 TITLE = "Locality: what is left of a fully connected network looks at patches of the image"
 SOURCE = "Pellegrini & Biroli 2021, arXiv:2104.13343"
-LATER = "Pellegrini & Biroli 2022, ICML"
-CONTROL = f"{SOURCE}; the control is this study's"
 IMAGES, PIXELS, LABELS = "images", "pixels-shuffled", "labels-shuffled"
 CHANGES = {IMAGES: None, PIXELS: shuffled_pixels, LABELS: shuffled_labels}
 WORDS = {IMAGES: "images as they are", PIXELS: "pixels shuffled", LABELS: "labels shuffled"}
@@ -50,39 +47,7 @@ class Rounds(Scale):
     rate: float = 0.3
 
 
-PLAIN = {"flip": False, "crop_pixels": 0, "schedule": "constant", "warmup_epochs": 0}  # of all scales: moved pixels have no neighbours
-SCALES = {
-    "smoke": Rounds(
-        about="Smoke: three hidden layers of 256 on 8x8 digits, 5 epochs of small steps with momentum, half of the weights dropped a round, "
-        "down to 3 %. It shows that the study runs; in images of 64 pixels hardly anything is far away.",
-        model="mlp256",
-        data="digits",
-        image_size=8,
-        recipe={**PLAIN, "epochs": 5, "batch": 32, "lr": 0.02, "momentum": 0.9},
-        rounds=5,
-        rewind_epoch=1,
-        rate=0.5,
-    ),
-    "small": Rounds(
-        about="Small: three hidden layers of 256 on all of CIFAR-10, 4 epochs of 351 steps at batch 128 with momentum in place of 100 000 steps "
-        "at batch 1000 without, down to 3 % of the weights; weights go back to step 351.",
-        model="mlp256",
-        data="cifar10",
-        recipe={**PLAIN, "epochs": 4, "batch": 128, "lr": 0.05, "momentum": 0.9},
-        rounds=10,
-        rewind_epoch=1,
-    ),
-    "full": Rounds(
-        about="Full: three hidden layers of 1024, SGD at 0.1 without momentum, batch 1000, 100 000 steps a round, weights go back to step 1000, "
-        "30 % of each hidden layer's weights go in a round. CIFAR-10 in place of the paper's ImageNet at 32x32 pixels, which --data "
-        "imagefolder:PATH takes where it is at hand: 45 000 training images for 1.28 million, so that 100 000 steps are 2222 epochs.",
-        model="mlp1024",
-        data="cifar10",
-        recipe={**PLAIN, "epochs": 2222, "batch": 1000, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
-        rounds=20,
-        rewind_epoch=22,
-    ),
-}
+SCALES = scales(__name__, Rounds)
 
 
 def arms(scale: Rounds) -> list[StudyArm]:
@@ -99,7 +64,7 @@ def arms(scale: Rounds) -> list[StudyArm]:
         controls=False,
         margin_points=margins_of(scale.data).about,
     )
-    whole = replace(config, whole_curve=True)
+    whole = replace(config, full_curve=True)
     return [replace(StudyArm.of(scale, name, whole if name == IMAGES else config), change=change) for name, change in CHANGES.items()]
 
 
@@ -151,7 +116,7 @@ def look(done: Done) -> dict[int, Seen]:
 
 def mask_of(done: Done, seed: int, level: int) -> WeightMask:
     """What a ticket kept. Raises BadFile where its file is gone or damaged."""
-    return WeightMask.load(done.folder / f"seed{seed}" / f"mask-{level}.pt")
+    return WeightMask.load(RunFolder(done.folder).mask(seed, level))
 
 
 def first_layer(done: Done, mask: WeightMask) -> tuple[str, Tensor]:
@@ -192,98 +157,42 @@ def _beyond(found: Mapping[int, Pairs]) -> dict[int, float]:
 
 
 def _claims(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]], level: int, margin: float) -> list[Claim]:
-    at, first = {name: each[level] for name, each in seen.items()}, min(seen[IMAGES])
-    own, where = at[IMAGES], f"level {level}, {at[IMAGES].left:.2g} % of the weights left"
-    judged = partial(Claim.judged, source=SOURCE, side="above", bound=1.0, unit=UNIT)
-    claims = [judged("The connections that a node keeps are local in the image", number=_number(where), found=_mean(own.same))]
-    if own.different:
-        number = _number(where, "of two channels")
-        claims.append(judged("They are local from one channel to another", number=number, found=_mean(own.different)))
-    claims.append(
-        Claim.judged(
-            "Pixels that all nodes like do not explain it",
-            CONTROL,
-            f"{_number(where)}, beside pairs of different nodes",
-            estimate([*_beyond(own.same).values()]),
-            "above",
-            1.0,
-            unit="times pairs of different nodes",
-        )
-    )
-    grown = paired(_locality(own.same), _locality(seen[IMAGES][first].same))
-    claims.append(
-        judged("Locality grows as pruning goes on", number=f"locality at level {level} less that at level {first}", found=grown, bound=0.0)
-    )
-    return [*claims, *_of_pixels(at, where), *_of_labels(at, where), *_of_accuracy(done[IMAGES], level, margin)]
-
-
-def _of_pixels(at: Mapping[str, Seen], where: str) -> list[Claim]:
-    judged = partial(Claim.judged, source=CONTROL, unit=UNIT)
-    real, moved = at[IMAGES], at[PIXELS]
-    return [
-        judged(
-            "Where pixels are shuffled, connections are less local",
-            number=f"locality with images as they are less that with pixels shuffled; {where}",
-            found=paired(_locality(real.same), _locality(moved.same)),
-            side="above",
-        ),
-        judged(
-            "Where pixels are shuffled, no locality is left",
-            number=_number(where),
-            found=_mean(moved.same),
-            side="below",
-            bound=NONE_LEFT,
-        ),
-        judged(
-            "The same connections are local where the pixels were before",
-            number=f"{_number(where)}, with the shuffled pixels put back",
-            found=_mean(moved.back),
-            side="above",
-            bound=1.0,
-        ),
-    ]
-
-
-def _of_labels(at: Mapping[str, Seen], where: str) -> list[Claim]:
-    judged = partial(Claim.judged, "Labels that say nothing of the images leave less locality", f"{LATER}; the control is this study's")
-    real, without = at[IMAGES].same, at[LABELS].same
-    what = "with the images' own labels less that with labels shuffled"
-    beyond = paired(_beyond(real), _beyond(without))
-    return [
-        judged(f"locality {what}; {where}", paired(_locality(real), _locality(without)), "above", unit=UNIT),
-        judged(f"locality beside pairs of different nodes, {what}; {where}", beyond, "above", unit="times pairs of different nodes"),
-    ]
-
-
-def _of_accuracy(done: Done, level: int, margin: float) -> list[Claim]:
-    """Of the networks that the masks make."""
-    gaps = {at: difference(accuracy(done.rows, "ticket", at, "val"), accuracy(done.rows, "dense", 0, "val")) for at in levels(done.rows)}
+    judged = PaperClaims(__name__, SOURCE).judged
+    real, moved, without = (seen[name][level] for name in (IMAGES, PIXELS, LABELS))
+    first, rows = min(seen[IMAGES]), done[IMAGES].rows
+    gaps = {at: difference(accuracy(rows, "ticket", at, "val"), accuracy(rows, "dense", 0, "val")) for at in levels(rows)}
     best = max(gaps, key=lambda at: (fmean(gaps[at].values()), at))
+    words: dict[str, Any] = {
+        "near": f"{NEAR:g}",
+        "where": f"level {level}, {real.left:.2g} % of the weights left",
+        "level": level,
+        "first": first,
+        "best": best,
+    }
+
+    def local(key: str, found: Mapping[int, Pairs]) -> Claim:
+        return judged(key, _mean(found), **words)
+
+    def more(key: str, ours: BySeed, theirs: BySeed, bound: float = 0.0) -> Claim:
+        return judged(key, paired(ours, theirs), bound, **words)
+
     return [
-        Claim.judged(
-            "Pruning finds a winning ticket of the fully connected network",
-            SOURCE,
-            f"ticket - dense in test accuracy at level {best}, the best on validation",
-            paired(accuracy(done.rows, "ticket", best), accuracy(done.rows, "dense", 0)),
-            "above",
-            -margin,
-        ),
-        Claim.judged(
-            "Which connections are kept matters",
-            SOURCE,
-            f"ticket - shuffled mask in test accuracy at level {level}",
-            paired(accuracy(done.rows, "ticket", level), accuracy(done.rows, "shuffled", level)),
-            "above",
-        ),
+        local("local", real.same),
+        *([local("between channels", real.different)] if real.different else []),
+        judged("not liked pixels", estimate(_beyond(real.same)), **words),
+        more("grows", _locality(real.same), _locality(seen[IMAGES][first].same)),
+        more("less in shuffled pixels", _locality(real.same), _locality(moved.same)),
+        judged("none in shuffled pixels", _mean(moved.same), NONE_LEFT, **words),
+        local("put back", moved.back),
+        more("less with shuffled labels", _locality(real.same), _locality(without.same)),
+        more("less beyond with shuffled labels", _beyond(real.same), _beyond(without.same)),
+        more("wins", accuracy(rows, "ticket", best), accuracy(rows, "dense", 0), -margin),
+        more("matters", accuracy(rows, "ticket", level), accuracy(rows, "shuffled", level)),
     ]
-
-
-def _number(where: str, of: str = "of one channel") -> str:
-    return f"share of a node's pairs {of} that are at most {NEAR:g} pixels apart; {where}"
 
 
 def _mean(found: Mapping[int, Pairs]) -> Estimate:
-    return estimate([*_locality(found).values()])
+    return estimate(_locality(found))
 
 
 # Table and figures
@@ -293,7 +202,7 @@ def _table(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]]) -> Tab
     rows = []
     for name, at in seen.items():
         for level, each in at.items():
-            others = [spread(_mean(each.different)) if each.different else "grey", spread(estimate([*_beyond(each.same).values()]))]
+            others = [spread(_mean(each.different)) if each.different else "grey", spread(estimate(_beyond(each.same)))]
             shown = [
                 *(_tested(done[name], arm, level, "test") for arm in ("ticket", "shuffled")),
                 _tested(done[name], "ticket", level, "val"),
@@ -315,7 +224,7 @@ def _table(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]]) -> Tab
 
 def _tested(done: Done, arm: str, level: int, images: Literal["test", "val"]) -> str:
     found = accuracy(done.rows, arm, level, images)
-    return spread(estimate([*found.values()])) if found else "not tested"
+    return spread(estimate(found)) if found else "not tested"
 
 
 def _figures(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]], level: int) -> list[Figure]:
@@ -355,7 +264,7 @@ def _figures(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]], leve
 
 def _over_levels(name: str, seen: Mapping[int, Seen]) -> list[Series]:
     x, colour = [each.left for each in seen.values()], list(CHANGES).index(name)
-    beyond = [estimate([*_beyond(each.same).values()]) for each in seen.values()]
+    beyond = [estimate(_beyond(each.same)) for each in seen.values()]
     return [
         series(WORDS[name], "line", colour, x, [_mean(each.same) for each in seen.values()]),
         series(f"{WORDS[name]}, beside different nodes", "control", colour, x, beyond),
@@ -375,7 +284,7 @@ def _accuracies(done: Done, seen: Mapping[int, Seen]) -> Figure:
         ("shuffled mask, its first weights", "control", "shuffled"),
     )
     lines = [curve(title, look, colour, rows, arm, lambda at: seen[at].left) for colour, (title, look, arm) in enumerate(drawn)]
-    dense = band("dense", len(drawn), estimate([*accuracy(rows, "dense", 0).values()]))
+    dense = band("dense", len(drawn), estimate(accuracy(rows, "dense", 0)))
     caption = "Images as they are. Mean test accuracy over seeds with its 95 % interval; the band is the dense network's."
     return Figure("accuracy", "Accuracy over weights left", LEFT, "test accuracy (%)", caption, [dense, *lines], log_x=True)
 
@@ -422,8 +331,8 @@ def _features(done: Done, level: int) -> list[Picture]:
     """Weights of the most connected nodes of the first seed; with shuffled pixels, also put back."""
     seed = done.arm.config.seed
     name, kept = first_layer(done, mask_of(done, seed, level))
-    trained = read_torch(done.folder / f"seed{seed}" / f"ticket-{level}.pt", "training of a run")
-    weights = trained["weights"][name].float().view(kept.shape) * kept
+    trained = RunFolder(done.folder).weights(Arm(seed, "ticket", level), f"level {level}")
+    weights = trained[name].float().view(kept.shape) * kept
     counts = kept.flatten(1).sum(1)
     nodes = counts.argsort(descending=True, stable=True)[:NODES]
     kinds = {WORDS[done.arm.name]: weights} | ({"put back": put_back(weights)} if done.arm.change is shuffled_pixels else {})

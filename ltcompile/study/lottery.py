@@ -11,19 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from statistics import fmean
 from typing import Any, Literal
 
 import torch
 
 from ltcompile.core.study import Claim, Estimate, Figure, Series, Table
-from ltcompile.search import SearchConfig
-from ltcompile.search.conditions import margins_of
+from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study import _lottery_said as paper
 from ltcompile.study._curves import Rows, accuracy, band, levels, percent, series, spread
 from ltcompile.study._lottery_said import NUMBERS, Curve, Measure, Said
-from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._nouns import Done, Scale, StudyArm, Told, scales
 from ltcompile.study._statistics import estimate
 
 TITLE = "The lottery ticket hypothesis: single weights, in rounds or at once, from their first values"
@@ -37,7 +35,7 @@ CONV_RATE, DEEPER_CONV_RATE = 0.1, 0.15  # of convolutions, where linear layers 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A network, its images, its recipe, and how it is pruned; `said` is what the paper says of it.
+    """A network, its images, its recipe, and how it is pruned; `claims` name what the paper says of it (`_lottery_said.SAID`).
 
     Each of `rounds` drops `rate` of the surviving weights, of layers that match a pattern of `rates` that pattern's. `shots` drop at once
     what so many rounds do. `late` is an epoch whose weights a further search resets to. `beside` is the same network without dropout.
@@ -48,7 +46,7 @@ class Subject:
     data: str
     rounds: int
     rate: float
-    said: tuple[Said, ...] = ()
+    claims: tuple[str, ...] = ()
     image_size: int | None = None
     train_images: int | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -58,6 +56,10 @@ class Subject:
     shots: tuple[int, ...] = ()
     late: int | None = None
     beside: str | None = None
+
+    @property
+    def said(self) -> tuple[Said, ...]:
+        return tuple(said for name in self.claims for said in paper.SAID[name])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,154 +71,7 @@ class Subjects(Scale):
     data: str = ""
 
 
-PLAIN = {"weight_decay": 0.0, "schedule": "constant", "warmup_epochs": 0, "flip": False, "crop_pixels": 0}
-CONV2, CONV4, CONV6 = "0|2", "0|2|5|7", "0|2|5|7|10|12"  # the convolutions of the networks
-
-
-def _conv_nets(epochs: Mapping[str, int]) -> list[Subject]:
-    """Conv-2, 4 and 6 as published, without dropout, and with dropout three times as long."""
-    told = {
-        "conv2": (18, CONV2, CONV_RATE, paper.conv("Conv-2", 8.8, 3.5, 4.6, 3.4), paper.dropped("Conv-2", 4.6, 2.3)),
-        "conv4": (22, CONV4, CONV_RATE, paper.conv("Conv-4", 9.2, 3.5, 11.1, 3.5), paper.dropped("Conv-4", 11.1, 4.6)),
-        "conv6": (23, CONV6, DEEPER_CONV_RATE, paper.conv("Conv-6", 15.1, 2.5, 26.4, 3.3), paper.dropped("Conv-6", 26.4, 4.7)),
-    }
-    found = []
-    for model, (rounds, layers, rate, plain, dropped) in told.items():
-        recipe = {**PLAIN, "batch": 60, "lr": 0.003, "epochs": epochs[model]}
-        one = partial(Subject, data="cifar10", rounds=rounds, rate=0.2, rates={layers: rate})
-        found.append(one(name=model, model=model, recipe=recipe, said=plain))
-        longer = {**recipe, "epochs": 3 * epochs[model]}
-        found.append(one(name=f"{model}-dropout", model=f"{model}-dropout", recipe=longer, said=dropped, beside=model))
-    return found
-
-
-def _deep_nets() -> list[Subject]:
-    """VGG-19 and the paper's "Resnet-18", each at a high rate, at a low one, and with warm-up."""
-    vgg = {"epochs": 160, "batch": 64, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75), "warmup_epochs": 0}
-    res = {"epochs": 85, "batch": 128, "weight_decay": 1e-4, "schedule": "step", "milestones": (2 / 3, 5 / 6), "warmup_epochs": 0}
-    pruned: dict[str, Any] = {"data": "cifar10", "rate": 0.2, "scope": "global", "keep": ("classifier",)}
-    vgg_low = (
-        Said("VGG-19 at rate 0.01: with 3.5 % of its weights a ticket is within a point of the dense network", "gain", 3.5, -1.0),
-        Said("VGG-19 at rate 0.01: with 3.5 % a ticket is more accurate than its mask on fresh weights", "over reinit", 3.5),
-    )
-    res_low = (
-        Said("Resnet-18 at rate 0.01: with 22 % of its weights a ticket is more accurate than the dense network", "gain", 21.9),
-        Said("Resnet-18 at rate 0.01: with 22 % a ticket is more accurate than its mask on fresh weights", "over reinit", 21.9),
-    )
-    margin = margins_of("cifar10").about
-    asked = {
-        "vgg19": ("vgg19", 19, {**vgg, "lr": 0.1}, paper.high("VGG-19", 3.5, margin)),
-        "vgg19-low": ("vgg19", 19, {**vgg, "lr": 0.01}, vgg_low),
-        "vgg19-warm": ("vgg19", 19, {**vgg, "lr": 0.1, "warmup_epochs": 14}, paper.warm("VGG-19", 1.5)),
-        "resnet": ("resnet20", 12, {**res, "lr": 0.1}, paper.high("Resnet-18", 21.9, margin)),
-        "resnet-low": ("resnet20", 12, {**res, "lr": 0.01}, res_low),
-        "resnet-warm": ("resnet20", 12, {**res, "lr": 0.03, "warmup_epochs": 56}, paper.warm("Resnet-18", 11.8)),
-    }
-    return [
-        Subject(name=name, model=model, rounds=rounds, recipe=recipe, said=said, **pruned)
-        for name, (model, rounds, recipe, said) in asked.items()
-    ]
-
-
-SCALES = {
-    "smoke": Subjects(
-        about="Smoke: LeNet-300-100, and Conv-2 with and without dropout, on 8x8 digits, in a few coarse rounds or one. It shows that the study "
-        "runs; its numbers say nothing of MNIST and CIFAR-10.",
-        subjects=(
-            Subject(
-                name="lenet300",
-                model="lenet300",
-                data="digits",
-                image_size=8,
-                recipe={**PLAIN, "epochs": 6, "lr": 0.05},
-                rounds=4,
-                rate=0.55,
-                shots=(2, 4),
-                late=1,
-                said=(*paper.LENET, *paper.LENET_SHOTS, *paper.LENET_LATE),
-            ),
-            *(
-                Subject(
-                    name=model,
-                    model=model,
-                    data="digits",
-                    image_size=8,
-                    train_images=450,
-                    recipe={**PLAIN, "epochs": 4, "lr": 0.02},
-                    rounds=1,
-                    rate=0.97,
-                    rates={CONV2: 0.65},
-                    said=said,
-                    beside=beside,
-                )
-                for model, said, beside in (
-                    ("conv2", paper.conv("Conv-2", 8.8, 3.5, 4.6, 3.4), None),
-                    ("conv2-dropout", paper.dropped("Conv-2", 4.6, 2.3), "conv2"),
-                )
-            ),
-        ),
-    ),
-    "small": Subjects(
-        about="Small: LeNet-300-100 on all of MNIST in 8 epochs of batch 128, 40 % of the weights a round; and Conv-2, with and without dropout, on "
-        "2500 of CIFAR-10's training images at 16x16 in 8 epochs of batch 32 (10 with dropout), 55 % of the weights of linear layers and 25 % "
-        "of those of convolutions a round. The paper trains on all images, for 55 and 27 epochs of batch 60, and drops 20 % (of convolutions "
-        "10 %) a round; by Adam, where this is momentum SGD at a constant rate. No weight decay and no augmentation, as there.",
-        seeds=5,
-        subjects=(
-            Subject(
-                name="lenet300",
-                model="lenet300",
-                data="mnist",
-                recipe={**PLAIN, "epochs": 8, "batch": 128, "lr": 0.05},
-                rounds=7,
-                rate=0.4,
-                shots=(3, 7),
-                said=(*paper.LENET, *paper.LENET_SHOTS),
-            ),
-            *(
-                Subject(
-                    name=model,
-                    model=model,
-                    data="cifar10",
-                    image_size=16,
-                    train_images=2500,
-                    recipe={**PLAIN, "epochs": epochs, "batch": 32, "lr": 0.02},
-                    rounds=5,
-                    rate=0.55,
-                    rates={CONV2: 0.25},
-                    said=said,
-                    beside=beside,
-                )
-                for model, epochs, said, beside in (
-                    ("conv2", 8, paper.conv("Conv-2", 8.8, 3.5, 4.6, 3.4), None),
-                    ("conv2-dropout", 10, paper.dropped("Conv-2", 4.6, 2.3), "conv2"),
-                )
-            ),
-        ),
-    ),
-    "full": Subjects(
-        about="Full: the published networks, images, batches, lengths, rates of pruning and five trials. LeNet-300-100 and Conv-2/4/6 train "
-        "by momentum SGD at a constant rate in place of Adam (the paper finds tickets by both), LeNet from PyTorch's first weights in place "
-        "of Glorot's. The paper's Resnet-18 is the network of 20 layers and 271,000 parameters that is called resnet20 here. Fresh weights are "
-        "drawn once for each ticket (there: three times). Some 4000 trainings, 1400 of them of deep networks: many days of one GPU.",
-        seeds=5,
-        subjects=(
-            Subject(
-                name="lenet300",
-                model="lenet300",
-                data="mnist",
-                recipe={**PLAIN, "epochs": 55, "batch": 60, "lr": 0.02},
-                rounds=18,
-                rate=0.2,
-                shots=(2, 5, 7, 10, 13, 15),
-                late=1,
-                said=(*paper.LENET, *paper.LENET_SHOTS, *paper.LENET_LATE),
-            ),
-            *_conv_nets({"conv2": 27, "conv4": 33, "conv6": 40}),
-            *_deep_nets(),
-        ),
-    ),
-}
+SCALES = scales(__name__, Subjects)
 
 
 def arms(scale: Subjects) -> list[StudyArm]:
@@ -240,7 +95,7 @@ def _arms(scale: Subjects, subject: Subject) -> list[StudyArm]:
             seeds=scale.seeds,
             margin_points=margins_of(data).about,
             controls=False,
-            whole_curve=True,
+            full_curve=True,
             **settings,
         )
         return StudyArm(name, subject.model, data, subject.image_size, subject.train_images, config, subject.recipe)
@@ -295,7 +150,7 @@ class Spot:
         return {seed: 100 * rows[seed].train_accuracy - tested[seed] for seed in sorted(tested)}
 
     def estimate(self, arm: str, measure: Measure) -> Estimate:
-        return estimate([*self.of(arm, measure).values()])
+        return estimate(self.of(arm, measure))
 
 
 Curves = Mapping[Curve, list[Spot]]
@@ -364,7 +219,7 @@ def judge(said: Said, curves: Curves) -> Claim | None:
         said.statement,
         said.source,
         f"{number.words}, with {' and '.join(shares)} % of the weights left",
-        estimate([*found.values()]),
+        estimate(found),
         said.side,
         said.bound,
         number.unit,

@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -23,12 +22,10 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.streams import stream
 from ltcompile.core.study import Claim, Estimate, Figure, Look, Series, Table
 from ltcompile.models import build_model
-from ltcompile.search import SearchConfig
-from ltcompile.search.conditions import margins_of
-from ltcompile.search.masks import shuffled
+from ltcompile.search import SearchConfig, margins_of, shuffle_mask
 from ltcompile.study._curves import accuracy, band, levels, percent, series, spread
 from ltcompile.study._networks import mask, network, weights
-from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._nouns import Done, PaperClaims, Scale, StudyArm, Told, scales
 from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
 
 TITLE = "Masks: which weights different criteria keep, and what their tickets know together"
@@ -65,42 +62,7 @@ class Rounds(Scale):
     rate: float
 
 
-SCALES = {
-    "smoke": Rounds(
-        about="Smoke: LeNet-5 on 8x8 digits shown at 16x16, 4 epochs, two seeds, 2 rounds of filters and 4 of weights at 40 %. It shows that "
-        "the study runs; its numbers say nothing of the paper's networks.",
-        model="lenet5",
-        data="digits",
-        image_size=16,
-        recipe={"epochs": 4, "lr": 0.05, "schedule": "constant", "warmup_epochs": 0, "crop_pixels": 0},
-        rounds=2,
-        rate=0.4,
-        seeds=2,
-    ),
-    "small": Rounds(
-        about="Small: LeNet-5 on all of MNIST, 2 epochs at batch 128 with momentum in place of 30 at batch 32 without, 4 rounds of filters and 8 "
-        "of weights at 35 %.",
-        model="lenet5",
-        data="mnist",
-        recipe={"epochs": 2, "lr": 0.02, "schedule": "constant", "warmup_epochs": 0, "crop_pixels": 0},
-        rounds=4,
-        rate=0.35,
-    ),
-    "full": Rounds(
-        about="Full: LeNet-5 on MNIST, 30 epochs of SGD at 0.01 without momentum, batch 32, no regularisation, seeds 0 to 5, 20 % in each of 8 "
-        "rounds of filters and 16 of weights. The paper does 20 of both, and tells ensembles after 18; a layer of six filters is down to one "
-        "after 8.",
-        model="lenet5",
-        data="mnist",
-        recipe={
-            **{"epochs": 30, "batch": 32, "lr": 0.01, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant"},
-            **{"warmup_epochs": 0, "crop_pixels": 0, "flip": False},
-        },
-        rounds=8,
-        rate=0.2,
-        seeds=6,
-    ),
-}
+SCALES = scales(__name__, Rounds)
 
 
 def arms(scale: Rounds) -> list[StudyArm]:
@@ -190,7 +152,7 @@ def _structure(kept: WeightMask, chance: int) -> Structure:
         return {name: int((~each.flatten(1)).all(1).sum()) for name, each in found.kept.items()}
 
     convolutions = tuple(name for name, each in kept.kept.items() if each.dim() > 2)
-    return Structure(emptied(kept), emptied(shuffled(kept, chance)), {n: len(each) for n, each in kept.kept.items()}, convolutions)
+    return Structure(emptied(kept), emptied(shuffle_mask(kept, chance)), {n: len(each) for n, each in kept.kept.items()}, convolutions)
 
 
 def _correlation(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kept: WeightMask) -> float:
@@ -265,52 +227,18 @@ def _alike_in_size(seen: All, fewer: str, more: str) -> BySeed:
 
 
 def _claims(seen: All) -> list[Claim]:
-    judged = partial(Claim.judged, source=SOURCE, side="above")
-    ranked, of_test = _ranked(seen), "test accuracy at the last levels"
-    everyone, best, alone = _together(seen, [*seen]), _together(seen, ranked[:BEST]), _together(seen, ranked[:1])
+    judged, ranked = PaperClaims(__name__, SOURCE).judged, _ranked(seen)
+    together, best, alone = _together(seen, [*seen]), _together(seen, ranked[:BEST]), _together(seen, ranked[:1])
     excess = {name: _excess(seen[name]) for name in ("l1-weights", "l1-weights-finetune")}
-    others = [name for name in seen if name.startswith("l") and name.endswith("-filters")]
+    apart = [_apart(seen, "l1-weights", name) for name in seen if name.startswith("l") and name.endswith("-filters")]
     return [
-        judged(
-            "Pruning random filters beats pruning random weights",
-            number="random filters at level k - random weights at level 2k, where about as many weights are left; test accuracy, mean over k",
-            found=estimate([*_alike_in_size(seen, "random-filters", "random-weights").values()]),
-        ),
-        judged(
-            "Pruning weights by magnitude, with weight rewinding, leaves whole filters empty",
-            number="emptied filters at the last level - those of a random mask with as many weights in each layer",
-            found=estimate([*excess["l1-weights"].values()]),
-            unit="% of the convolutions' filters",
-        ),
-        judged(
-            "Fine-tuning in place of rewinding does not: it leaves fewer filters empty",
-            number="emptied filters at the last level, beyond a random mask's: weight rewinding - fine-tuning",
-            found=paired(excess["l1-weights"], excess["l1-weights-finetune"]),
-            unit="% of the convolutions' filters",
-        ),
-        judged(
-            "Trainable sparse networks are not unique: other criteria keep other weights than those of largest magnitude",
-            number="Jaccard's distance to the mask of L1 over weights, mean over L1, L2 and L-inf of filters, last levels",
-            found=estimate([*averaged([_apart(seen, "l1-weights", name) for name in others]).values()]),
-            bound=APART,
-            unit="of 1",
-        ),
-        judged(
-            "Tickets of all criteria know more together than the best of them alone",
-            number=f"ensemble of all {len(seen)} - {ARMS[ranked[0]][0]}; {of_test}",
-            found=paired(everyone, alone),
-        ),
-        judged(
-            f"The best {BEST} together are better than all",
-            number=f"ensemble of {'; '.join(ARMS[name][0] for name in ranked[:BEST])} - ensemble of all; {of_test}",
-            found=paired(best, everyone),
-        ),
-        judged(
-            "Weights are steadier from round to round where the smallest are pruned than where random ones are",
-            number="correlation of surviving weights with what the round before made of them: L1 over weights - random weights, mean over rounds",
-            found=paired(_steady(seen["l1-weights"]), _steady(seen["random-weights"])),
-            unit="of correlation",
-        ),
+        judged("random", estimate(_alike_in_size(seen, "random-filters", "random-weights"))),
+        judged("emptied", estimate(excess["l1-weights"])),
+        judged("fine-tuned", paired(excess["l1-weights"], excess["l1-weights-finetune"])),
+        judged("not unique", estimate(averaged(apart)), APART),
+        judged("ensemble", paired(together, alone), count=len(seen), best=ARMS[ranked[0]][0]),
+        judged("best few", paired(best, together), count=BEST, names="; ".join(ARMS[name][0] for name in ranked[:BEST])),
+        judged("steady", paired(_steady(seen["l1-weights"]), _steady(seen["random-weights"]))),
     ]
 
 
@@ -322,8 +250,8 @@ def _sparsest(seen: All) -> Table:
     for name, found in seen.items():
         left = fmean(_last(each.left) for each in found.values())
         val = estimate([_last(each.val) for each in found.values()])
-        steady = estimate([*_steady(found).values()])
-        rows.append([ARMS[name][0], percent(left), spread(val), spread(estimate([*_tested(found).values()])), spread(steady)])
+        steady = estimate(_steady(found))
+        rows.append([ARMS[name][0], percent(left), spread(val), spread(estimate(_tested(found))), spread(steady)])
     columns = ["pruned", "weights left (%)", "validation accuracy (%)", "test accuracy (%)", "correlation with the round before"]
     return Table("The sparsest tickets of each search", columns, rows, "± is half of the 95 % interval.")
 
@@ -350,7 +278,7 @@ def _ensembles(seen: All) -> Table:
         seeds = sorted(_together(seen, names))
         common = [unanimous([seen[name][seed].answers for name in names]) for seed in seeds]
         shares = [percent(100 * fmean(getattr(each, which) for each in common)) for which in ("same", "right", "wrong")]
-        rows.append([title, "; ".join(ARMS[name][0] for name in names), spread(estimate([*_together(seen, names).values()])), *shares])
+        rows.append([title, "; ".join(ARMS[name][0] for name in names), spread(estimate(_together(seen, names))), *shares])
     columns = ["ensemble", "of", "test accuracy (%)", "all answer alike (%)", "all right (%)", "none right (%)"]
     return Table("Ensembles of the sparsest tickets", columns, rows, "± is half of the 95 % interval.")
 

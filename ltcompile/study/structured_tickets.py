@@ -15,13 +15,12 @@ from statistics import fmean
 
 import torch
 
-from ltcompile.core.study import Claim, Estimate, Figure, Series, Side, Table
+from ltcompile.core.study import Claim, Estimate, Figure, Series, Table
 from ltcompile.prune import Scope
-from ltcompile.search import SearchConfig
-from ltcompile.search.conditions import margins_of
+from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study._curves import accuracy, band, curve, levels, percent, removed, series, spread
 from ltcompile.study._latency import Timed, remark, timed
-from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._nouns import Done, PaperClaims, Scale, StudyArm, Told, scales
 from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
 
 TITLE = "Structured tickets: local or global, weight or learning-rate rewinding"
@@ -63,43 +62,7 @@ class Levels(Scale):
     race_seconds: float = 3.0  # of each network
 
 
-SCALES = {
-    "smoke": Levels(
-        about="Smoke: LeNet-5 on 8x8 digits shown at 16x16, 4 epochs, 40 and 64 % of the filters removed, random re-initialisation as the "
-        "only control. It shows that the study runs; its numbers say nothing of VGG-16.",
-        model="lenet5",
-        data="digits",
-        image_size=16,
-        recipe={"epochs": 4, "batch": 16, "lr": 0.03, "crop_pixels": 0},
-        rounds=2,
-        rate=0.4,
-        controls=False,
-        race_seconds=0.5,
-    ),
-    "small": Levels(
-        about="Small: VGG-16 with a quarter of its filters, on all of CIFAR-10 at 16x16, 4 epochs at batch 128 and learning rate 0.1, a fortieth "
-        "of the published training; 30 to 83 % of the filters removed by 30 % of the survivors at a time; weights are rewound to their initial "
-        "values. Random re-initialisation is the only control.",
-        model="vgg16-quarter",
-        data="cifar10",
-        image_size=16,
-        recipe={"epochs": 4, "schedule": "cosine", "warmup_epochs": 1, "crop_pixels": 2},
-        rounds=5,
-        rate=0.3,
-        controls=False,
-    ),
-    "full": Levels(
-        about="Full: VGG-16 on CIFAR-10, 160 epochs at batch 128 and learning rate 0.1, divided by ten at epochs 80 and 120; 20 to 95 % of the "
-        "filters removed by 20 % of the survivors at a time; weights are rewound to epoch 8. The paper's own rate a round, rewinding step and "
-        "weight decay are not known to us: these are open_lth's and Ma et al.'s.",
-        model="vgg16",
-        data="cifar10",
-        recipe={"epochs": 160, "batch": 128, "lr": 0.1, "weight_decay": 1e-4, "schedule": "step", "milestones": (0.5, 0.75)},
-        rounds=13,
-        rate=0.2,
-        rewind_epoch=8,
-    ),
-}
+SCALES = scales(__name__, Levels)
 
 
 def arms(scale: Levels) -> list[StudyArm]:
@@ -118,7 +81,7 @@ def _config(scale: Levels, regime: Regime, margin: float) -> SearchConfig:
         seeds=scale.seeds,
         margin_points=margin,
         controls=scale.controls,
-        whole_curve=True,
+        full_curve=True,
     )
 
 
@@ -154,7 +117,7 @@ def _answer(done: Done, level: int, margin: float) -> str:
 
 
 def _won(done: Done, level: int) -> Estimate:
-    return estimate([*_gap(done, level).values()])
+    return estimate(_gap(done, level))
 
 
 def _best(done: Done, among: list[int]) -> int:
@@ -172,94 +135,33 @@ def _split(done: Done) -> tuple[list[int], list[int]]:
 
 
 def _claims(done: Mapping[str, Done], margin: float) -> list[Claim]:
-    judged = partial(Claim.judged, source=SOURCE)
-    claims = []
-    for name in ("local-weight", "local-lr"):
-        claims.append(
-            judged(
-                f"{_capital(REGIMES[name])} finds no winning ticket",
-                number=_at_best(done[name], levels(done[name].rows)),
-                found=_at(done[name], _best(done[name], levels(done[name].rows))),
-                side="below",
-                bound=-margin,
-            )
-        )
-    one = done["global-weight"]
+    judged = PaperClaims(__name__, SOURCE).judged
+    one, best = done["global-weight"], done["global-lr"]
+
+    def at_best(key: str, own: Done, among: list[int], bound: float = 0.0) -> list[Claim]:
+        """On test images, at the level that is best on validation."""
+        if not among:
+            return []
+        level = max(among, key=lambda level: (fmean(_gap(own, level).values()), level))
+        share = f"{removed(own.rows, level, 'filters'):.0f}"
+        return [judged(key, estimate(_gap(own, level, images="test")), bound, regime=_capital(REGIMES[own.arm.name]), share=share)]
+
     low, high = _split(one)
-    where: tuple[tuple[str, list[int], Side], ...] = (
-        ("finds tickets at low levels", low, "above"),
-        ("finds none at higher levels", high, "below"),
-    )
-    for what, among, side in where:
-        if among:
-            claims.append(
-                judged(
-                    f"{_capital(REGIMES['global-weight'])} {what}",
-                    number=_at_best(one, among),
-                    found=_at(one, _best(one, among)),
-                    side=side,
-                    bound=-margin,
-                )
-            )
-    claims.append(
-        judged(
-            f"Tickets of {REGIMES['global-weight']} are about as good as random re-initialisation, or worse",
-            number="ticket - random re-initialisation, mean over levels",
-            found=estimate([*_over_levels(one, "reinit").values()]),
-            side="below",
-            bound=margin,
-        )
-    )
-    return [*claims, *_of_the_best(done, margin)]
-
-
-def _of_the_best(done: Mapping[str, Done], margin: float) -> list[Claim]:
-    """What is said of global learning-rate rewinding."""
-    judged = partial(Claim.judged, source=SOURCE)
-    best, ours = done["global-lr"], _capital(REGIMES["global-lr"])
-    claims = [
-        judged(
-            f"{ours} is better than {REGIMES[name]}",
-            number="difference of test accuracy, mean over levels",
-            found=paired(_mean_accuracy(best), _mean_accuracy(done[name])),
-            side="above",
-        )
-        for name in REGIMES
-        if name != "global-lr"
+    others = [name for name in REGIMES if name != "global-lr"]
+    ours = _capital(REGIMES["global-lr"])
+    return [
+        *(claim for name in ("local-weight", "local-lr") for claim in at_best("no ticket", done[name], levels(done[name].rows), -margin)),
+        *at_best("low", one, low, -margin),
+        *at_best("high", one, high, -margin),
+        judged("as random", estimate(_over_levels(one, "reinit")), margin, regime=REGIMES["global-weight"]),
+        *(judged("better", paired(_mean_accuracy(best), _mean_accuracy(done[o])), ours=ours, other=REGIMES[o]) for o in others),
+        judged("most levels", estimate(_share_won(best, margin)), ours=ours, margin=f"{margin:g}"),
+        *at_best("beats dense", best, levels(best.rows)),
     ]
-    claims.append(
-        judged(
-            f"{ours} finds tickets at most levels",
-            number=f"share of the levels at which test accuracy is at most {margin:g} points below the dense network's",
-            found=estimate([*_share_won(best, margin).values()]),
-            side="above",
-            bound=50.0,
-            unit="% of the levels",
-        )
-    )
-    claims.append(
-        judged(
-            f"{ours} beats the dense network",
-            number=_at_best(best, levels(best.rows)),
-            found=_at(best, _best(best, levels(best.rows))),
-            side="above",
-        )
-    )
-    return claims
 
 
 def _capital(regime: Regime) -> str:
     return str(regime).capitalize()
-
-
-def _at(done: Done, level: int) -> Estimate:
-    return estimate([*_gap(done, level, images="test").values()])
-
-
-def _at_best(done: Done, among: list[int]) -> str:
-    level = _best(done, among)
-    share = removed(done.rows, level, "filters")
-    return f"ticket - dense in test accuracy at the level that is best on validation ({share:.0f} % of the filters removed)"
 
 
 def _over_levels(done: Done, against: str) -> dict[int, float]:
@@ -312,9 +214,9 @@ def _table(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) 
     rows = []
     for name, regime in REGIMES.items():
         own = done[name]
-        rows.append([regime.title, "dense", *("0",) * 4, "", "", spread(estimate([*accuracy(own.rows, "dense", 0).values()])), ""])
+        rows.append([regime.title, "dense", *("0",) * 4, "", "", spread(estimate(accuracy(own.rows, "dense", 0))), ""])
         for level in levels(own.rows):
-            tested = [spread(estimate([*accuracy(own.rows, arm, level).values()])) for arm in ("ticket", "reinit")]
+            tested = [spread(estimate(accuracy(own.rows, arm, level))) for arm in ("ticket", "reinit")]
             saved = _saved(own, races[name], level)
             rows.append([regime.title, str(level), *saved, str(_won(own, level)), _answer(own, level, margin), *tested])
     columns = ["regime", "level", *(f"{what} removed (%)" for what in SAVED), "validation: ticket - dense (points)", "ticket"]
@@ -363,11 +265,11 @@ def _left(done: Done, level: int) -> float:
 
 def _dense(done: Mapping[str, Done]) -> Series:
     """The dense networks of all regimes, which are trained alike."""
-    return band("dense", DENSE, estimate([*averaged([accuracy(each.rows, "dense", 0) for each in done.values()]).values()]))
+    return band("dense", DENSE, estimate(averaged([accuracy(each.rows, "dense", 0) for each in done.values()])))
 
 
 def _clocked(done: Done, race: Timed, colour: int, title: str) -> Series:
-    found = {level: estimate([*accuracy(done.rows, "ticket", level).values()]) for level in race.levels}
+    found = {level: estimate(accuracy(done.rows, "ticket", level)) for level in race.levels}
     line = series(title, "line", colour, [race.levels[level].share for level in found], [*found.values()])
     lows, highs = ([getattr(race.levels[level], end) for level in found] for end in ("low", "high"))
     return Series(line.name, line.look, colour, line.x, line.y, line.low, line.high, lows, highs)

@@ -17,14 +17,12 @@ from ltcompile.benchmark.likeness import intersection, majority
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained
 from ltcompile.core.study import Claim, Figure, Look, Series, Table
-from ltcompile.data import Dataset, Split
-from ltcompile.data._dataset import TensorSplit
+from ltcompile.data import Dataset, Split, TensorSplit
 from ltcompile.errors import BadData
-from ltcompile.search import SearchConfig
-from ltcompile.search.conditions import margins_of
+from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study._curves import accuracy, band, curve, levels, percent, series, spread
 from ltcompile.study._networks import mask
-from ltcompile.study._nouns import Done, Scale, StudyArm, Told
+from ltcompile.study._nouns import Done, PaperClaims, Scale, StudyArm, Told, scales
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
 TITLE = "Transfer: masks that several tasks have in common, on a task that they have not seen"
@@ -50,39 +48,7 @@ class Rounds(Scale):
     rate: float
 
 
-SCALES = {
-    "smoke": Rounds(
-        about="Smoke: LeNet-5, tasks of two digits each out of 8x8 ones shown at 16x16, 4 epochs, 2 seeds, down to 22 % of the weights. It shows "
-        "that the study runs.",
-        model="lenet5",
-        data="digits",
-        image_size=16,
-        recipe={"epochs": 4, "lr": 0.05, "batch": 16, "schedule": "constant", "warmup_epochs": 0, "crop_pixels": 0},
-        rounds=3,
-        own_rounds=6,
-        rate=0.4,
-        seeds=2,
-    ),
-    "small": Rounds(
-        about="Small: LeNet-5, tasks of two classes of CIFAR-10 each, 8 epochs, down to 22 % of the weights.",
-        model="lenet5",
-        data="cifar10",
-        recipe={"epochs": 8, "schedule": "cosine"},
-        rounds=3,
-        own_rounds=6,
-        rate=0.4,
-    ),
-    "full": Rounds(
-        about="Full: Conv-6, tasks of 25 classes of CIFAR-100 each, 60 epochs, down to 7 % of the weights by 20 % a round.",
-        model="conv6",
-        data="cifar100",
-        recipe={"epochs": 60, "schedule": "cosine"},
-        rounds=12,
-        own_rounds=20,
-        rate=0.2,
-        seeds=5,
-    ),
-}
+SCALES = scales(__name__, Rounds)
 
 
 def arms(scale: Rounds) -> list[StudyArm]:
@@ -99,10 +65,10 @@ def arms(scale: Rounds) -> list[StudyArm]:
     )
     found = [replace(StudyArm.of(scale, name, config), change=partial(task, number=number)) for number, name in enumerate(SOURCES)]
     own = replace(
-        StudyArm.of(scale, TARGET, replace(config, rounds=scale.own_rounds, whole_curve=True)), change=partial(task, number=TASKS - 1)
+        StudyArm.of(scale, TARGET, replace(config, rounds=scale.own_rounds, full_curve=True)), change=partial(task, number=TASKS - 1)
     )
     given = [
-        replace(own, name=_given(way, seed), config=replace(own.config, rounds=1, seed=seed, seeds=1), given=partial(_in_common, way, seed))
+        replace(own, name=_given(way, seed), config=replace(own.config, rounds=1, seed=seed, seeds=1), mask=partial(_in_common, way, seed))
         for way in WAYS
         for seed in config.all_seeds
     ]
@@ -197,43 +163,15 @@ def _gaps(own: Sequence[Trained], given: Sequence[Trained]) -> dict[str, BySeed]
 
 
 def _claims(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]], margin: float) -> list[Claim]:
-    judged, found = partial(Claim.judged, source=SOURCE, side="above"), []
+    judged, found = PaperClaims(__name__, SOURCE).judged, []
     for way, (title, _) in WAYS.items():
-        gaps, said, left = _gaps(own, handed[way]), f"{title[0].upper()}{title[1:]}", _left(handed[way], 1)
-        asked = (
-            (
-                "shuffled",
-                "is a better mask than a random one of its counts",
-                0.0,
-                "a random mask of the same counts, first weights and recipe",
-            ),
-            (
-                "own",
-                "is about as good as the task's own ticket",
-                -margin,
-                f"own ticket with {percent(_left(own, _nearest(own, left)))} % of the weights, where this has {percent(left)} %",
-            ),
-            ("dense", "is about as good as the dense network", -margin, "dense network"),
-        )
-        found += [
-            judged(f"{said} {what}", number=f"this mask - {against}; test accuracy", found=estimate([*gaps[key].values()]), bound=bound)
-            for key, what, bound, against in asked
-        ]
-    most, every = (accuracy(handed[way], "ticket", 1) for way in ("majority", "intersection"))
-    one = accuracy(handed["one"], "ticket", 1)
-    found.append(
-        judged(
-            "What most keep is a better mask than one task's", number="majority - mask of one task; test accuracy", found=paired(most, one)
-        )
-    )
-    found.append(
-        judged(
-            "What most keep is a better mask than what all keep, which is smaller",
-            number="majority - intersection; test accuracy",
-            found=paired(most, every),
-        )
-    )
-    return found
+        gaps, left = _gaps(own, handed[way]), _left(handed[way], 1)
+        words = {"mask": f"{title[0].upper()}{title[1:]}", "left": percent(left), "own": percent(_left(own, _nearest(own, left)))}
+        bounds = {"shuffled": 0.0, "own": -margin, "dense": -margin}
+        found += [judged(key, estimate(gaps[key]), bound, **words) for key, bound in bounds.items()]
+    tickets = {way: accuracy(handed[way], "ticket", 1) for way in WAYS}
+    others = {"most over one": "one", "most over all": "intersection"}
+    return found + [judged(key, paired(tickets["majority"], tickets[other])) for key, other in others.items()]
 
 
 def _table(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]]) -> Table:
@@ -247,13 +185,13 @@ def _table(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]]) -> T
 def _cells(rows: Sequence[Trained], level: int, *only: str) -> list[str]:
     """Test accuracies of a level's arms; empty where there are none."""
     found = [accuracy(rows, arm, level) for arm in only or ("ticket", "shuffled", "reinit")]
-    return [*(spread(estimate([*each.values()])) for each in found), *[""] * (3 - len(found))]
+    return [*(spread(estimate(each)) for each in found), *[""] * (3 - len(found))]
 
 
 def _figure(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]]) -> Figure:
     x = partial(_left, own)
     lines = [
-        band("dense", 4, estimate([*accuracy(own, "dense", 0).values()])),
+        band("dense", 4, estimate(accuracy(own, "dense", 0))),
         curve("own ticket", "line", 0, own, "ticket", x),
         curve("its mask, shuffled", "control", 0, own, "shuffled", x),
     ]
@@ -267,4 +205,4 @@ def _figure(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]]) -> 
 
 
 def _point(name: str, look: Look, colour: int, rows: Sequence[Trained], arm: str) -> Series:
-    return series(name, look, colour, [_left(rows, 1)], [estimate([*accuracy(rows, arm, 1).values()])])
+    return series(name, look, colour, [_left(rows, 1)], [estimate(accuracy(rows, arm, 1))])

@@ -23,7 +23,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import BadPlan, BadSetting, StaleTicket
 from ltcompile.graph import mask, trace
-from ltcompile.search.kept import Kept
+from ltcompile.search.selection import Selection
 
 SHAPES = {"a.weight": (4, 5), "b.weight": (3, 2, 3, 3)}
 SEEDS = st.integers(0, 10_000)
@@ -126,7 +126,7 @@ class TestAnswers:
 
 def test_a_plan_is_the_mask_of_what_the_surgeon_zeroes(network: nn.Module, images: Tensor) -> None:
     plan = lt.plan(network, images, ratio=0.3)
-    found = weight_mask(network, Kept(plan))
+    found = weight_mask(network, Selection(plan))
     with torch.no_grad():
         for p in network.parameters():
             p.fill_(1)
@@ -134,7 +134,7 @@ def test_a_plan_is_the_mask_of_what_the_surgeon_zeroes(network: nn.Module, image
         assert (name in found.kept) == (p.dim() > 1)
         if name in found.kept:
             assert torch.equal(found.kept[name], p != 0)
-    untouched = weight_mask(network, Kept(PruningPlan(trace(network, images))))
+    untouched = weight_mask(network, Selection(PruningPlan(trace(network, images))))
     assert untouched.share == 1 and found.share < 1
 
 

@@ -26,7 +26,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
 from ltcompile.errors import BadFile
 from ltcompile.paths import write_bytes
-from ltcompile.search.listener import Silence
+from ltcompile.search.listener import NullListener
 
 ROOT = Path(__file__).parents[2]
 CONFIG = lt.SearchConfig(rounds=1, rate=0.3, controls=False, margin_points=50)
@@ -135,7 +135,7 @@ def digits() -> Dataset:
     return lt.load_data("digits", image_size=8)
 
 
-class After(Silence):
+class After(NullListener):
     """Does something behind so many epochs."""
 
     def __init__(self, epochs: int, action: Callable[[], object]) -> None:
@@ -183,27 +183,27 @@ class LargestCheckpoint:
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "filters": {"rewind": "weight", "rewind_epoch": 1, "seeds": 2},
-    "target": {"rate": None, "target_macs": 0.4, "whole_curve": True},
+    "target": {"rate": None, "target_macs": 0.4, "full_curve": True},
     "masked": {"masked": True},
-    "weights": {"prune": "weights", "whole_curve": True},
+    "weights": {"prune": "weights", "full_curve": True},
     "hybrid": {"prune": "hybrid", "controls": False},
     "scores": {"method": "edge-popup"},
-    "basis": {"method": "basis", "whole_curve": True},
+    "basis": {"method": "basis", "full_curve": True},
 }
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
 def test_the_estimate_is_what_is_written(tmp_path: Path, kind: str) -> None:
     """At the most: with two checkpoints, of which one replaces the other. At most a quarter more, and no less."""
-    from ltcompile.search.asked import Asked
-    from ltcompile.search.room import bytes_of_run
+    from ltcompile.search.disk_space import run_bytes
+    from ltcompile.search.job import SearchJob, prepare
 
     digits, config = lt.load_data("digits", image_size=16), lt.SearchConfig(**({"rounds": 2, "rate": 0.3} | SEARCHES[kind]))
     recipe = dataclasses.replace(RECIPE, epochs=2, batch=256)
     listener = LargestCheckpoint(tmp_path)
     lt.find("lenet5", digits, config, recipe=recipe, folder=tmp_path, listener=listener)
     written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) + 2 * listener.bytes
-    assert written <= bytes_of_run(Asked("lenet5", digits, config, recipe, None, torch.device("cpu"))) <= 1.25 * written
+    assert written <= run_bytes(prepare(SearchJob("lenet5", digits, config, recipe, torch.device("cpu")))) <= 1.25 * written
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

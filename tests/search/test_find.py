@@ -26,7 +26,7 @@ from ltcompile.errors import BadFile, BadSetting, StaleTicket, TrainingFailed, U
 from ltcompile.graph import cut, embed, trace
 from ltcompile.search import rewind
 from ltcompile.search.evidence import gather
-from ltcompile.search.health import dead, spikes
+from ltcompile.search.health import dead_channels, spikes
 from ltcompile.search.rewind import Sources
 from ltcompile.training import Epoch, evaluate, lay_out, memory_format, train
 from ltcompile.training.loss import loss_of
@@ -253,10 +253,10 @@ class TestHealth:
         with torch.no_grad():
             layer.weight.zero_()
             layer.bias.fill_(1.0)
-        assert all(told["layer"] != group.name for told in dead(network, groups, digits.val, CPU))
+        assert all(told["layer"] != group.name for told in dead_channels(network, groups, digits.val, CPU))
         with torch.no_grad():
             layer.bias[2:] = -1.0
-        assert {"layer": group.name, "channels": group.width - 2, "of": group.width} in dead(network, groups, digits.val, CPU)
+        assert {"layer": group.name, "channels": group.width - 2, "of": group.width} in dead_channels(network, groups, digits.val, CPU)
 
     def test_spikes(self) -> None:
         def epochs(*losses: float) -> list[Epoch]:
@@ -270,7 +270,7 @@ class TestHealth:
 
     def test_a_search_tells_of_it(self, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is odd survives an interruption, and reaches the report."""
-        monkeypatch.setattr("ltcompile.search.units.health", lambda *_: {"dead": [{"layer": "1", "channels": 9, "of": 9}], **ODD})
+        monkeypatch.setattr("ltcompile.search.arm_runner.health", lambda *_: {"dead": [{"layer": "1", "channels": 9, "of": 9}], **ODD})
         config, recipe = lt.SearchConfig(rounds=1, rate=0.3, controls=False), dataclasses.replace(QUICK, epochs=1)
         with pytest.raises(Stop):
             lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path / "run", listener=StopAfter(2))

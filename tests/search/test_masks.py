@@ -27,8 +27,8 @@ from ltcompile.graph import trace, zeros
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
 from ltcompile.prune.limits import Limits
-from ltcompile.search.kept import Kept
-from ltcompile.search.masks import everything, maskable, narrowed, rates, shuffled
+from ltcompile.search.masks import full_mask, layer_rates, maskable, prune_mask, shuffle_mask
+from ltcompile.search.selection import Selection
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def scores_like(mask: WeightMask, seed: int) -> dict[str, Tensor]:
 def test_narrowing_drops_the_lowest_and_as_many_as_asked(seed: int, rate: float, scope: str) -> None:
     before, share = random_mask(seed), {}
     scores, share = scores_like(before, seed + 1), dict.fromkeys(before.kept, rate)
-    after = narrowed(before, scores, share, scope)  # type: ignore[arg-type]
+    after = prune_mask(before, scores, share, scope)  # type: ignore[arg-type]
     assert all(bool((kept <= before.kept[name]).all()) for name, kept in after.kept.items()), "nothing comes back"
     counts = {name: int(kept.sum()) for name, kept in before.kept.items()}
     asked = {name: math.floor(rate * count + 1e-9) for name, count in counts.items()}
@@ -71,10 +71,10 @@ def test_narrowing_drops_the_lowest_and_as_many_as_asked(seed: int, rate: float,
 
 
 def test_outputs_go_at_half_the_rate_and_ratios_by_equal_steps() -> None:
-    network, example = lt.build_model("lenet300", 10, 1, 16), torch.zeros(2, 1, 16, 16)
+    network, example = lt.build_model("lenet300", 10, 1, 16), torch.dropped(2, 1, 16, 16)
     groups, limits = trace(network, example), Limits(ratios={"3": 0.75})
-    mask = everything(maskable(network, limits, (nn.Linear,)))
-    found = rates(mask, limits, groups, 0.2, levels=2)
+    mask = full_mask(maskable(network, limits, (nn.Linear,)))
+    found = layer_rates(mask, limits, groups, 0.2, levels=2)
     assert found == {"1.weight": 0.2, "3.weight": pytest.approx(0.5), "5.weight": 0.1}
 
 
@@ -93,14 +93,14 @@ def test_limits_choose_layers() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_shuffling_keeps_counts_and_nothing_else(seed: int) -> None:
     mask = random_mask(seed)
-    found = shuffled(mask, seed)
+    found = shuffle_mask(mask, seed)
     assert {n: int(k.sum()) for n, k in found.kept.items()} == {n: int(k.sum()) for n, k in mask.kept.items()}
     assert any(not torch.equal(found.kept[n], mask.kept[n]) for n in mask.kept)
-    assert all(torch.equal(found.kept[n], shuffled(mask, seed).kept[n]) for n in mask.kept)
-    gone = {"0.weight": torch.zeros(7, 5, dtype=torch.bool)}
+    assert all(torch.equal(found.kept[n], shuffle_mask(mask, seed).kept[n]) for n in mask.kept)
+    gone = {"0.weight": torch.dropped(7, 5, dtype=torch.bool)}
     gone["0.weight"][:, 2] = True
     left = WeightMask({"0.weight": mask.kept["0.weight"] & ~gone["0.weight"]})
-    assert not shuffled(left, seed, gone).kept["0.weight"][:, 2].any()
+    assert not shuffle_mask(left, seed, gone).kept["0.weight"][:, 2].any()
 
 
 def test_criteria_score_weights_in_their_places() -> None:
@@ -130,8 +130,8 @@ SEARCHES = {
 @pytest.fixture(scope="module", params=list(SEARCHES))
 def search(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, digits: Dataset
-) -> tuple[lt.SearchConfig, Path, lt.Found]:
-    config = lt.SearchConfig(rounds=2, rate=0.4, whole_curve=True, **SEARCHES[request.param])
+) -> tuple[lt.SearchConfig, Path, lt.SearchResult]:
+    config = lt.SearchConfig(rounds=2, rate=0.4, full_curve=True, **SEARCHES[request.param])
     folder = tmp_path_factory.mktemp("masks") / request.param
     return config, folder, lt.find("lenet5", digits, config, recipe=QUICK, folder=folder)
 
@@ -141,24 +141,24 @@ def weights_of(folder: Path, unit: str) -> dict[str, Tensor]:
     return found
 
 
-def kept_of(config: lt.SearchConfig, folder: Path, level: int) -> Kept:
-    return Kept(PruningPlan.load(folder / "seed0" / f"plan-{level}.json"), WeightMask.load(folder / "seed0" / f"mask-{level}.pt"))
+def kept_of(config: lt.SearchConfig, folder: Path, level: int) -> Selection:
+    return Selection(PruningPlan.load(folder / "seed0" / f"plan-{level}.json"), WeightMask.load(folder / "seed0" / f"mask-{level}.pt"))
 
 
 class TestSearch:
-    def test_what_is_dropped_stays_zero_and_levels_are_nested(self, search: tuple[lt.SearchConfig, Path, lt.Found]) -> None:
+    def test_what_is_dropped_stays_zero_and_levels_are_nested(self, search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
         config, folder, _ = search
         network = lt.build_model("lenet5", 10, 1, 16)
         kept = [kept_of(config, folder, level) for level in (1, 2)]
         for level, each in enumerate(kept, start=1):
-            gone, weights = each.zeros(network), weights_of(folder, f"ticket-{level}")
+            gone, weights = each.dropped(network), weights_of(folder, f"ticket-{level}")
             assert all(not weights[name][dropped].any() for name, dropped in gone.items())
             assert sum(int((~gone[name]).sum()) for name in gone) > 0
         for one, two in pairwise(kept):
-            before, after = one.zeros(network), two.zeros(network)
+            before, after = one.dropped(network), two.dropped(network)
             assert all(bool((before[name] <= after[name]).all()) for name in before)
 
-    def test_every_arm_is_told_and_tested(self, search: tuple[lt.SearchConfig, Path, lt.Found]) -> None:
+    def test_every_arm_is_told_and_tested(self, search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
         _, _, found = search
         arms = sorted((r.arm, r.level) for r in found.rows if r.arm not in ("random", "dense_budget"))
         assert arms == sorted([("dense", 0), *((arm, level) for arm in ("ticket", "reinit", "shuffled") for level in (1, 2))])
@@ -169,14 +169,14 @@ class TestSearch:
             assert len(counts) == 1, "controls keep as many weights"
         assert rows["dense", 0].weights > rows["ticket", 1].weights > rows["ticket", 2].weights  # type: ignore[operator]
 
-    def test_counts_are_those_of_the_weights(self, search: tuple[lt.SearchConfig, Path, lt.Found]) -> None:
+    def test_counts_are_those_of_the_weights(self, search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
         _, folder, found = search
         row = next(r for r in found.rows if (r.arm, r.level) == ("ticket", 2))
         matrices = {n: w for n, w in weights_of(folder, "ticket-2").items() if w.dim() > 1}
         assert row.weights == sum(int((w != 0).sum()) for w in matrices.values())
         assert row.params <= sum(w.numel() for w in weights_of(folder, "ticket-2").values())
 
-    def test_resuming_is_never_having_stopped(self, search: tuple[lt.SearchConfig, Path, lt.Found], digits: Dataset) -> None:
+    def test_resuming_is_never_having_stopped(self, search: tuple[lt.SearchConfig, Path, lt.SearchResult], digits: Dataset) -> None:
         config, folder, found = search
         (folder / "seed0" / "ticket-2.pt").unlink()
         again = lt.find("lenet5", digits, config, recipe=QUICK, folder=folder, resume=True)
@@ -184,7 +184,7 @@ class TestSearch:
         assert timeless[0] == timeless[1] and again.ticket.mask is not None
         assert all(torch.equal(again.ticket.weights[n], w) for n, w in found.ticket.weights.items())
 
-    def test_the_ticket_travels(self, search: tuple[lt.SearchConfig, Path, lt.Found], tmp_path: Path) -> None:
+    def test_the_ticket_travels(self, search: tuple[lt.SearchConfig, Path, lt.SearchResult], tmp_path: Path) -> None:
         ticket = search[2].ticket
         ticket.save(tmp_path / "t.pt")
         read = lt.Ticket.load(tmp_path / "t.pt")
@@ -192,7 +192,7 @@ class TestSearch:
         assert all(torch.equal(read.mask.kept[n], k) for n, k in ticket.mask.kept.items())
         assert read.plan.is_identity
 
-    def test_a_mask_that_does_not_fit_is_refused(self, search: tuple[lt.SearchConfig, Path, lt.Found]) -> None:
+    def test_a_mask_that_does_not_fit_is_refused(self, search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
         ticket = search[2].ticket
         assert ticket.mask is not None
         name = next(iter(ticket.mask.kept))
@@ -201,7 +201,7 @@ class TestSearch:
                 dataclasses.replace(ticket, mask=WeightMask({**ticket.mask.kept, name: wrong}))
 
 
-def test_every_level_of_a_masked_run_is_on_the_curve(search: tuple[lt.SearchConfig, Path, lt.Found]) -> None:
+def test_every_level_of_a_masked_run_is_on_the_curve(search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
     """Each level's network is its own mask's, without what that emptied."""
     _, folder, found = search
     images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -229,7 +229,7 @@ def test_hybrid_drops_filters_of_convolutions_and_weights_of_linear_layers(tmp_p
 
 def test_weight_rewinding_of_no_epochs_is_the_first_weights(tmp_path: Path, digits: Dataset) -> None:
     """With one epoch at a rate of almost nothing, tickets are the masked first weights, and shuffled ones other places of them."""
-    config = lt.SearchConfig(rounds=1, rate=0.5, prune="weights", scope="local", rewind="weight", whole_curve=True, controls=False)
+    config = lt.SearchConfig(rounds=1, rate=0.5, prune="weights", scope="local", rewind="weight", full_curve=True, controls=False)
     still = dataclasses.replace(QUICK, epochs=1, lr=1e-30, weight_decay=0.0)
     lt.find("lenet300", digits, config, recipe=still, folder=tmp_path / "run")
     with seeded(stream("first weights", 0)):
@@ -245,18 +245,18 @@ def test_weight_rewinding_of_no_epochs_is_the_first_weights(tmp_path: Path, digi
 
 def test_a_given_mask_is_the_only_level(tmp_path: Path, digits: Dataset) -> None:
     network = lt.build_model("lenet300", 10, 1, 16)
-    given = shuffled(WeightMask({n: torch.rand(p.shape) < 0.3 for n, p in network.named_parameters() if p.dim() > 1}), 0)
+    given = shuffle_mask(WeightMask({n: torch.rand(p.shape) < 0.3 for n, p in network.named_parameters() if p.dim() > 1}), 0)
     config = lt.SearchConfig(rounds=1, prune="weights", rewind="weight", controls=False)
-    found = lt.find("lenet300", digits, config, recipe=QUICK, folder=tmp_path / "run", given=given)
+    found = lt.find("lenet300", digits, config, recipe=QUICK, folder=tmp_path / "run", mask=given)
     mask = found.ticket.mask
     assert mask is not None and mask.digest == given.digest
     assert all(not found.ticket.weights[name][~kept].any() for name, kept in given.kept.items())
     with pytest.raises(StaleTicket, match="given"):
-        lt.find("lenet300", digits, config, recipe=QUICK, folder=tmp_path / "run", given=shuffled(given, 1), resume=True)
+        lt.find("lenet300", digits, config, recipe=QUICK, folder=tmp_path / "run", mask=shuffle_mask(given, 1), resume=True)
     with pytest.raises(BadSetting, match="the one level of a search for weights"):
-        lt.find("lenet300", digits, dataclasses.replace(config, rounds=2), recipe=QUICK, folder=tmp_path / "two", given=given)
+        lt.find("lenet300", digits, dataclasses.replace(config, rounds=2), recipe=QUICK, folder=tmp_path / "two", mask=given)
     with pytest.raises(BadPlan, match="of another network"):
-        lt.find("lenet5", digits, config, recipe=QUICK, folder=tmp_path / "other", given=given)
+        lt.find("lenet5", digits, config, recipe=QUICK, folder=tmp_path / "other", mask=given)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_masks_are_checked(tmp_path: Path) -> None:
     with pytest.raises(BadPlan, match="no boolean tensor"):
         WeightMask({"a": torch.ones(3)})
     with pytest.raises(BadPlan, match="keeps no weight"):
-        WeightMask({"a": torch.zeros(3, dtype=torch.bool)})
+        WeightMask({"a": torch.dropped(3, dtype=torch.bool)})
     with pytest.raises(BadPlan, match="of another network"):
         WeightMask({"a": torch.ones(3, dtype=torch.bool)}).dropped(nn.Linear(2, 2))
     mask = random_mask(0)
@@ -297,13 +297,13 @@ def test_rows_without_masks_tell_no_weights() -> None:
 
 
 def test_what_is_kept_is_one_mask() -> None:
-    network, example = lt.build_model("lenet5", 10, 1, 16), torch.zeros(2, 1, 16, 16)
+    network, example = lt.build_model("lenet5", 10, 1, 16), torch.dropped(2, 1, 16, 16)
     groups = trace(network, example)
     plan = PruningPlan(groups, {"0": (0, 2, 5)})
-    mask = everything(maskable(network, Limits(), (nn.Linear,)))
-    found = Kept(plan, mask).as_mask(network)
-    assert found is not None and Kept(plan).as_mask(network) is None
+    mask = full_mask(maskable(network, Limits(), (nn.Linear,)))
+    found = Selection(plan, mask).as_mask(network)
+    assert found is not None and Selection(plan).as_mask(network) is None
     assert all(torch.equal(~found.kept[name], gone) for name, gone in zeros(network, plan).items())
-    assert Kept(plan, mask).left(network)[1] == found.weights[1] + sum(
+    assert Selection(plan, mask).remaining(network)[1] == found.weights[1] + sum(
         p.numel() for name, p in network.named_parameters() if name not in found.kept
     )

@@ -29,8 +29,8 @@ from ltcompile.errors import BadFile, BadSetting, StaleTicket, UnknownName
 from ltcompile.graph import trace
 from ltcompile.models import default_recipe, least_size
 from ltcompile.reporting.study import draw, render
-from ltcompile.search.conditions import Margins, conditions, margins_of, prize
-from ltcompile.search.search import data_for
+from ltcompile.search import data_for
+from ltcompile.search.conditions import Margins, conditions_met, margins_of, prize
 from ltcompile.study import Done, StudyArm, sanity, structured_tickets
 from ltcompile.study._latency import Latency, Timed
 from ltcompile.study._run import recipe_of
@@ -123,22 +123,22 @@ class TestConditions:
     MET = search(dense=[90.0], ticket={1: [90.2]}, reinit={1: [85.0]}, dense_budget={1: [90.1]})
 
     def test_the_prizes(self) -> None:
-        met = conditions(self.MET, 1, Margins())
+        met = conditions_met(self.MET, 1, Margins())
         assert met.prize == "jackpot" and all(met.flags.values()) and len(met.flags) == 5
         best = search(dense=[95.0], ticket={1: [80.0]}, reinit={1: [70.0]}, dense_budget={1: [95.0]})
-        assert conditions(self.MET, 1, Margins(), [best]).prize == "secondary prize", "the dense network's best recipe is another"
-        assert conditions(self.MET[:2], 1, Margins()).prize == "not tested"
+        assert conditions_met(self.MET, 1, Margins(), [best]).prize == "secondary prize", "the dense network's best recipe is another"
+        assert conditions_met(self.MET[:2], 1, Margins()).prize == "not tested"
         assert prize({"1": None, "2": False, "3": True, "4": True, "5": True}) == "none"
 
     def test_random_weights_at_any_rate_count(self) -> None:
         other = search(dense=[80.0], ticket={1: [80.0]}, reinit={1: [90.5]}, dense_budget={1: [80.0]})
-        met = conditions(self.MET, 1, Margins(), [other])
-        assert conditions(self.MET, 1, Margins()).flags["3"] and not met.flags["3"] and not met.flags["2"]
+        met = conditions_met(self.MET, 1, Margins(), [other])
+        assert conditions_met(self.MET, 1, Margins()).flags["3"] and not met.flags["3"] and not met.flags["2"]
         assert "2 learning rates" in met.reasons["3"]
 
     def test_the_best_control_is_the_one_to_beat(self) -> None:
         longer = [*self.MET, trained(0, "random", 1, 90.1)]
-        assert not conditions(longer, 1, Margins()).flags["2"] and conditions(longer, 1, Margins()).flags["3"]
+        assert not conditions_met(longer, 1, Margins()).flags["2"] and conditions_met(longer, 1, Margins()).flags["3"]
 
     @pytest.mark.parametrize(
         ("data", "about"),
@@ -156,16 +156,16 @@ class TestConditions:
 
     def test_margins_decide(self) -> None:
         behind = search(dense=[90.0], ticket={1: [89.2]}, reinit={1: [80.0]}, dense_budget={1: [90.0]})
-        assert not conditions(behind, 1, margins_of("cifar10")).flags["4"]
-        assert conditions(behind, 1, margins_of("cifar100")).prize == "jackpot"
+        assert not conditions_met(behind, 1, margins_of("cifar10")).flags["4"]
+        assert conditions_met(behind, 1, margins_of("cifar100")).prize == "jackpot"
 
     def test_a_trivial_sparsity_wins_nothing(self) -> None:
         same = [dataclasses.replace(row, macs=1 << 20) for row in self.MET]
-        assert not conditions(same, 1, Margins()).flags["1"]
+        assert not conditions_met(same, 1, Margins()).flags["1"]
 
     def test_of_masks_weights_count(self) -> None:
         masked = [dataclasses.replace(row, macs=1 << 20, weights=500 if row.level else None) for row in self.MET]
-        assert conditions(masked, 1, Margins()).flags["1"]
+        assert conditions_met(masked, 1, Margins()).flags["1"]
 
 
 def test_there_are_studies() -> None:

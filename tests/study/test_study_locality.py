@@ -21,7 +21,7 @@ from ltcompile.data import Dataset, load_data
 from ltcompile.errors import BadFile, StaleTicket
 from ltcompile.graph import trace
 from ltcompile.reporting.study import draw_maps, render
-from ltcompile.search.search import recipe_for
+from ltcompile.search import recipe_for
 from ltcompile.study import locality, run
 from ltcompile.study._images import pixel_order, shuffled_labels, shuffled_pixels
 from ltcompile.study._pairs import distances, pairs
@@ -204,7 +204,8 @@ class TestMaps:
         assert sum(value is not None for row in sheet for value in row) == 6 * count
 
 
-SHRUNK = {"image_size": 6, "recipe": {**locality.PLAIN, "epochs": 2, "batch": 64, "lr": 0.05}, "rounds": 2, "seeds": 2, "rate": 0.5}
+RECIPE = {"flip": False, "crop_pixels": 0, "schedule": "constant", "warmup_epochs": 0, "epochs": 2, "batch": 64, "lr": 0.05}
+SHRUNK = {"image_size": 6, "recipe": RECIPE, "rounds": 2, "seeds": 2, "rate": 0.5}
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from ltcompile.errors import BadData
 from ltcompile.graph import trace
 from ltcompile.models.conv import PAIRS
 from ltcompile.reporting.study import render
-from ltcompile.search.asked import CONVOLUTIONS
-from ltcompile.search.masks import everything, maskable, rates
+from ltcompile.search.job import CONVOLUTIONS
+from ltcompile.search.masks import full_mask, layer_rates, maskable
 from ltcompile.study import Done, StudyArm, lottery
 from ltcompile.study._lottery_said import NUMBERS, Said
 from ltcompile.study.lottery import NEAR, SCALES, Spot, Subject, Subjects, curves_of, judge, nearest, tell
@@ -177,8 +177,8 @@ def planned(arm: StudyArm) -> list[float]:
     """P_m in percent at every level of a search, by counts alone."""
     channels, side = (3 if arm.data == "cifar10" else 1), arm.image_size or (28 if arm.data == "mnist" else 32)
     network, groups = traced(arm.model, channels, side)
-    mask = everything(maskable(network, arm.config, (*CONVOLUTIONS, nn.Linear)))
-    drops = rates(mask, arm.config, groups, arm.config.shares[0], arm.config.levels)
+    mask = full_mask(maskable(network, arm.config, (*CONVOLUTIONS, nn.Linear)))
+    drops = layer_rates(mask, arm.config, groups, arm.config.shares[0], arm.config.levels)
     counts = {name: kept.numel() for name, kept in mask.kept.items()}
     every = sum(p.numel() for p in network.parameters() if p.dim() > 1)
     unmasked, found = every - sum(counts.values()), []
@@ -216,7 +216,7 @@ def test_searches_are_of_three_kinds() -> None:
     arms = {arm.name: arm for arm in lottery.arms(Subjects(about="", subjects=(subject,), seeds=2))}
     assert list(arms) == ["s", "s-oneshot-1", "s-oneshot-3", "s-from-2"]
     for arm in arms.values():
-        assert arm.config.prune == "weights" and arm.config.rewind == "weight" and arm.config.whole_curve and not arm.config.controls
+        assert arm.config.prune == "weights" and arm.config.rewind == "weight" and arm.config.full_curve and not arm.config.controls
     assert arms["s"].config.levels == 3 and arms["s-from-2"].config.rewind_epoch == 2 and arms["s"].config.rewind_epoch == 0
     assert arms["s-oneshot-3"].config.levels == 1 and arms["s-oneshot-3"].config.shares == [pytest.approx(1 - 0.5**3)]
     assert [arms[name].config.ratios["0|2"] for name in ("s", "s-oneshot-1", "s-oneshot-3")] == pytest.approx([0.488, 0.2, 0.488])
@@ -280,7 +280,7 @@ def test_streamed_images_are_not_taken_in_part() -> None:
 
 
 def test_a_run_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = {**lottery.PLAIN, "epochs": 2, "lr": 0.05}
+    recipe = {**SCALES["smoke"].subjects[0].recipe, "epochs": 2, "lr": 0.05}
     subject = dataclasses.replace(SCALES["smoke"].subjects[0], train_images=200, rounds=2, rate=0.8, shots=(2,), late=1, recipe=recipe)
     monkeypatch.setitem(SCALES, "smoke", Subjects(about="tiny", subjects=(subject,), seeds=2))
     folder = tmp_path / "study"

@@ -25,7 +25,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
 from ltcompile.errors import BadData, BadFile, BadModel, BadSetting, UnknownName
 from ltcompile.models import preprocessing
-from ltcompile.search.search import data_for, recipe_for
+from ltcompile.search import data_for, recipe_for
 from ltcompile.training import Epoch, train
 from ltcompile.training.loss import TEMPERATURE, loss_of
 
@@ -331,7 +331,8 @@ class TestSearch:
 
         monkeypatch.chdir(tmp_path)
         options = (
-            "--model lenet5 --image-size 16 --rounds 1 --epochs 2 --distill 0.5 --rewind finetune --strict --name r --no-controls --json"
+            "--model lenet5 --image-size 16 --rounds 1 --epochs 2 --rewind finetune --name r --no-controls --json "
+            "--set train.distill=0.5 --set strict=true"
         )
         done = CliRunner().invoke(app, ["find", *options.split(), "--weights", str(weights)])
         assert done.exit_code == 0, done.output

@@ -14,26 +14,25 @@ import torch
 from searches import QUICK
 
 import ltcompile as lt
-from ltcompile.core.records import Arm
+from ltcompile.core.arm import Arm, ArmKind
 from ltcompile.core.streams import Purpose, generator, seeded, stream
-from ltcompile.search.units import Unit
 
 
-def units(config: lt.SearchConfig) -> Iterator[Unit]:
+def arms_of(config: lt.SearchConfig) -> Iterator[Arm]:
     """Every training that a search could have."""
     for seed in config.all_seeds:
-        yield Unit(seed, "dense", 0)
+        yield Arm(seed, "dense", 0)
         for level in range(1, config.levels + 1):
-            yield from (Unit(seed, arm, level) for arm in get_args(Arm) if arm != "dense")
+            yield from (Arm(seed, kind, level) for kind in get_args(ArmKind) if kind != "dense")
 
 
 @pytest.mark.parametrize("config", [lt.SearchConfig(), lt.SearchConfig(rounds=20, seeds=5, seed=3)], ids=["default", "large"])
 def test_no_two_streams_of_a_search_coincide(config: lt.SearchConfig) -> None:
     purposes = get_args(Purpose)
     numbers = [stream(purpose, seed) for purpose in purposes for seed in config.all_seeds]
-    for unit in units(config):
-        numbers += [unit.stream(purpose) for purpose in purposes]
-        training, scoring = unit.stream("training"), unit.stream("scoring")
+    for arm in arms_of(config):
+        numbers += [arm.stream(purpose) for purpose in purposes]
+        training, scoring = arm.stream("training"), arm.stream("scoring")
         numbers += [stream(purpose, training, epoch=epoch) for purpose in ("batches", "dropout") for epoch in range(160)]
         numbers += [stream(purpose, scoring) for purpose in ("scoring batches", "drawn labels", "random scores")]
     assert len(set(numbers)) == len(numbers) > 10_000
@@ -41,7 +40,7 @@ def test_no_two_streams_of_a_search_coincide(config: lt.SearchConfig) -> None:
 
 
 def test_a_stream_is_a_function_of_its_key_alone() -> None:
-    assert stream("training", 3, arm="ticket", level=2) == Unit(3, "ticket", 2).stream("training") == 7889388495615379273
+    assert stream("training", 3, arm="ticket", level=2) == Arm(3, "ticket", 2).stream("training") == 7889388495615379273
 
 
 def test_generators_tell_all_bits_of_a_number_apart() -> None:
@@ -70,7 +69,7 @@ def test_seeding_leaves_the_global_generator_as_it_was() -> None:
 
 def test_first_weights_are_shared_where_they_should_be_alone(tmp_path: Path) -> None:
     """With a rate of nothing, the weights of every training are those that it starts from."""
-    config = lt.SearchConfig(rewind="reinit", rounds=2, rate=0.3, seeds=2, whole_curve=True)
+    config = lt.SearchConfig(rewind="reinit", rounds=2, rate=0.3, seeds=2, full_curve=True)
     still = dataclasses.replace(QUICK, epochs=1, batch=256, lr=1e-20, weight_decay=0.0)
     before = torch.get_rng_state()
     lt.find("lenet300", "digits", config, recipe=still, image_size=8, folder=tmp_path)

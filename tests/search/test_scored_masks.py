@@ -27,8 +27,8 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module", params=methods.names())
 def search(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, digits: Dataset
-) -> tuple[lt.SearchConfig, Path, lt.Found]:
-    config = lt.SearchConfig(method=request.param, rounds=2, rate=RATE, whole_curve=True)
+) -> tuple[lt.SearchConfig, Path, lt.SearchResult]:
+    config = lt.SearchConfig(method=request.param, rounds=2, rate=RATE, full_curve=True)
     folder = tmp_path_factory.mktemp("chosen") / request.param
     return config, folder, lt.find("lenet5", digits, config, recipe=QUICK, folder=folder)
 
@@ -38,7 +38,7 @@ def weights_of(folder: Path, unit: str) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_levels_keep_what_the_rate_leaves(search: tuple[lt.SearchConfig, Path, lt.Found]) -> None:
+def test_levels_keep_what_the_rate_leaves(search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
     _, _, found = search
     rows = {(r.arm, r.level): r for r in found.rows}
     dense = rows["dense", 0].weights
@@ -49,7 +49,7 @@ def test_levels_keep_what_the_rate_leaves(search: tuple[lt.SearchConfig, Path, l
         assert rows["reinit", level].weights == left and rows["reinit", level].test_accuracy is not None
 
 
-def test_the_ticket_shrinks_to_what_it_computes(search: tuple[lt.SearchConfig, Path, lt.Found], tmp_path: Path) -> None:
+def test_the_ticket_shrinks_to_what_it_computes(search: tuple[lt.SearchConfig, Path, lt.SearchResult], tmp_path: Path) -> None:
     config, _, found = search
     found.ticket.save(tmp_path / "t.pt")
     ticket = lt.Ticket.load(tmp_path / "t.pt")
@@ -68,7 +68,7 @@ def test_the_ticket_shrinks_to_what_it_computes(search: tuple[lt.SearchConfig, P
         assert shrunk.record["ranks"] and ticket.row.macs < ticket.dense_row.macs
 
 
-def test_frozen_weights_stay_what_they_were_drawn(search: tuple[lt.SearchConfig, Path, lt.Found]) -> None:
+def test_frozen_weights_stay_what_they_were_drawn(search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
     config, folder, _ = search
     found = weights_of(folder, "ticket-2")
     matrices = [w for w in found.values() if w.dim() > 1]
@@ -79,7 +79,7 @@ def test_frozen_weights_stay_what_they_were_drawn(search: tuple[lt.SearchConfig,
         assert 0.1 < sum(int((w != 0).sum()) for w in matrices) / sum(w.numel() for w in matrices) < 0.22
 
 
-def test_resuming_equals_never_stopping(search: tuple[lt.SearchConfig, Path, lt.Found], digits: Dataset, tmp_path: Path) -> None:
+def test_resuming_equals_never_stopping(search: tuple[lt.SearchConfig, Path, lt.SearchResult], digits: Dataset, tmp_path: Path) -> None:
     """Stopped in the middle of a ticket's training, when scores or coefficients are what the checkpoint holds."""
     config, _, whole = search
     with pytest.raises(Stop):

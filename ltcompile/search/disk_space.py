@@ -1,41 +1,36 @@
-"""How much a search will write, and has written."""
+"""How much a search will write."""
 
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 from ltcompile.search import methods
-from ltcompile.search.asked import Asked
 from ltcompile.search.config import PRUNE, SearchConfig
+from ltcompile.search.job import PreparedJob
 
 TENSOR_BYTES = 400  # what torch.save writes around a tensor: its name twice, its entry in the archive, and padding
 FILE_BYTES = 3000  # and around a training: its row and its plan
 EPOCH_BYTES = 600  # there, and in the history
 
 
-def bytes_of_run(asked: Asked) -> int:
-    """About the bytes of a whole run folder: the weights of every training, masks, the ticket, and the checkpoint of the one under way.
+def run_bytes(prepared: PreparedJob) -> int:
+    """About the bytes of a complete run folder: the weights of every training, masks, the ticket, and the checkpoint of the one under way.
 
-    A checkpoint holds weights and momentum, beside frozen weights where a method trains scores, and lies beside the one that it replaces.
+    A checkpoint holds weights and momentum, and frozen weights where a method trains scores, and lies next to the one that it replaces.
     Filters that are cut are counted as taking as large a share of the weights with them; in truth they take more.
     """
-    config, model = asked.config, asked.initial(asked.config.seed)
-    dense = asked.dense_bytes + TENSOR_BYTES * len(model.state_dict()) + FILE_BYTES + EPOCH_BYTES * asked.recipe.epochs
-    mask = sum(value.numel() for value in asked.maskable(model).values()) if _masks(config) else 0
+    job, config = prepared.job, prepared.job.config
+    model = job.initial(config.seed)
+    dense = prepared.dense_bytes + TENSOR_BYTES * len(model.state_dict()) + FILE_BYTES + EPOCH_BYTES * job.recipe.epochs
+    mask = sum(value.numel() for value in prepared.maskable(model).values()) if _masks(config) else 0
     tickets, controls = _sizes(config)
     networks = 1 + (config.rewind_epoch > 0) + sum(tickets)
     if config.controls:
         networks += 1 + controls[0]
-    if config.whole_curve:
+    if config.full_curve:
         networks += sum(controls) + (config.levels if mask else 0)
     checkpoint = 2 if config.method == PRUNE else 3
     return int(dense * (config.seeds * networks + tickets[0] + 2 * checkpoint) + mask * (config.seeds * config.levels + 1))
-
-
-def bytes_written(folder: Path) -> int:
-    """The bytes of the trainings in a run folder."""
-    return sum(file.stat().st_size for file in folder.glob("seed*/*.pt"))
 
 
 def _masks(config: SearchConfig) -> bool:
@@ -44,7 +39,7 @@ def _masks(config: SearchConfig) -> bool:
 
 
 def _sizes(config: SearchConfig) -> tuple[list[float], list[float]]:
-    """The files of each level as shares of the dense network's: of its ticket, and of a control in its shape. What is masked stays whole."""
+    """The files of each level as shares of the dense network's: of its ticket, and of a control in its shape. What is masked keeps its size."""
     if config.prune != "filters" or config.method != PRUNE:
         return [1.0] * config.levels, [1.0] * config.levels
     left = _left(config.shares, steady=config.target is not None)

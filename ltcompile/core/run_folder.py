@@ -1,0 +1,232 @@
+"""The layout of a run folder, for every reader and writer of one. No other module names its files.
+
+config.json            the settings; a resumed run must have the same
+execution.json         how trainings are computed: precision, compiled or not, and the times behind that choice
+history.jsonl          a line per epoch of every arm
+seed0/ticket-3.pt      weights, row, epochs and health of a finished arm (kind-level)
+seed0/ticket-3.partial.pt, seed0/plan-3.json, seed0/early.pt
+seed0/mask-3.pt        the mask of a level, where the search prunes single weights
+search.json, ticket.pt the result of the search
+bench.json, sweep.json, picked.pt
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ltcompile.core.arm import Arm
+from ltcompile.core.mask import WeightMask
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.tensors import check_finite, check_held, read_torch
+from ltcompile.core.ticket import Ticket
+from ltcompile.errors import BadFile, StaleTicket
+from ltcompile.paths import read_json, write_bytes, write_json, write_text, write_torch, writing
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+REPEAT = "--resume repeats that training"
+
+
+class RunFolder:
+    """The files of one search. All writes but the history's are atomic; reads execute nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.settings, self.execution = self.path / "config.json", self.path / "execution.json"
+        self.history = self.path / "history.jsonl"
+        self.summary, self.ticket = self.path / "search.json", self.path / "ticket.pt"
+        self.bench, self.sweep, self.picked = self.path / "bench.json", self.path / "sweep.json", self.path / "picked.pt"
+
+    # Names
+
+    def training(self, arm: Arm) -> Path:
+        return self.path / f"seed{arm.seed}" / f"{arm.name}.pt"
+
+    def checkpoint(self, arm: Arm) -> Path:
+        """The state of an unfinished arm after its last completed epoch."""
+        return self.path / f"seed{arm.seed}" / f"{arm.name}.partial.pt"
+
+    def early(self, seed: int) -> Path:
+        """The dense network at the rewind epoch."""
+        return self.path / f"seed{seed}" / "early.pt"
+
+    def plan(self, seed: int, level: int) -> Path:
+        return self.path / f"seed{seed}" / f"plan-{level}.json"
+
+    def mask(self, seed: int, level: int) -> Path:
+        return self.path / f"seed{seed}" / f"mask-{level}.pt"
+
+    def _saved(self) -> list[Path]:
+        """All files of tensors: trainings, checkpoints, masks."""
+        return sorted(self.path.glob("seed*/*.pt"))
+
+    @property
+    def begun(self) -> bool:
+        return self.settings.exists()
+
+    @property
+    def bytes_written(self) -> int:
+        """The bytes of trainings, checkpoints and masks."""
+        return sum(file.stat().st_size for file in self._saved())
+
+    # Begin or resume
+
+    def begin(self, settings: dict[str, Any], resume: bool) -> None:
+        """Write the settings of a new run, or compare them with those of the run to resume; remove what an interruption left.
+
+        A folder whose run was stopped before it wrote its settings counts as empty.
+
+        Raises:
+            BadFile: the folder holds a run and `resume` is false. StaleTicket: that run has other settings.
+        """
+        settings = json.loads(json.dumps(settings))
+        if not self.begun:
+            write_json(self.settings, settings)
+        elif not resume:
+            raise BadFile(f"{self.path} holds a run already; go on with --resume, or choose another --name")
+        elif message := _differences(self._read_settings(), settings):
+            raise StaleTicket(
+                f"{self.path} was started with other settings ({message}); resume with the same, or start a new run with --name"
+            )
+        self._tidy()
+
+    def _read_settings(self) -> dict[str, Any]:
+        found = read_json(self.settings, "run to resume")
+        if not isinstance(found, dict):
+            raise BadFile(f"{self.settings} holds no settings of a run; remove {self.path}, or choose another --name")
+        return found
+
+    def _tidy(self) -> None:
+        """Remove checkpoints of finished arms, and rewrite the history with one line for every epoch that is in a file.
+
+        An epoch after the last checkpoint will be run, and logged, again.
+        """
+        lines = []
+        for file in self._saved():
+            if file.name.startswith("mask-"):
+                continue
+            name = file.name.removesuffix(".pt").removesuffix(".partial")
+            with self.fitting(file):
+                seed = int(file.parent.name[4:])
+                if file.name.endswith(".partial.pt") and file.with_name(f"{name}.pt").exists():
+                    file.unlink()
+                    continue
+                lines += [json.dumps({"seed": seed, "unit": name, **row}) for row in self.load(file).get("epochs", [])]
+        write_text(self.history, "".join(line + "\n" for line in lines))
+
+    def check_exists(self) -> None:
+        """Raises BadFile where the folder was removed while the search ran: what it had trained is gone with it."""
+        if not self.begun:
+            raise BadFile(f"{self.path} was removed or moved while the search ran; put it back and go on with --resume, or begin anew")
+
+    # Write
+
+    def save(self, path: Path, value: dict[str, Any]) -> None:
+        """Write tensors and plain values to a file of the run. Raises BadFile where it cannot be written."""
+        self.check_exists()
+        write_torch(path, value)
+
+    def save_selection(self, seed: int, level: int, plan: PruningPlan, mask: WeightMask | None) -> None:
+        """Write what a level keeps: the mask first, since the plan's file says that both are there."""
+        self.check_exists()
+        if mask:
+            mask.save(self.mask(seed, level))
+        plan.save(self.plan(seed, level))
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a line to the history."""
+        line = json.dumps(row) + "\n"
+        with writing(self.history, len(line)), self.history.open("a", encoding="utf-8") as history:
+            history.write(line)
+
+    def copy_dense(self, source: RunFolder, seeds: range) -> None:
+        """Copy how `source` computes, and its dense networks of `seeds`, to where this folder has none yet.
+
+        Both runs must train the same dense network by the same recipe on the same data.
+        """
+        pairs = [(source.execution, self.execution)]
+        for seed in seeds:  # dense-0.pt says that both are there
+            dense = Arm(seed, "dense", 0)
+            pairs += [(source.early(seed), self.early(seed)), (source.training(dense), self.training(dense))]
+        for there, here in pairs:
+            if there.exists() and not here.exists():
+                write_bytes(here, there.read_bytes())
+
+    # Read
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """What `save` wrote. Raises BadFile where it is missing or damaged."""
+        if not path.exists():
+            raise BadFile(f"{path} is gone; {REPEAT}")
+        value = read_torch(path, "training of a run", f"remove it, and {REPEAT}")
+        if not isinstance(value, dict):
+            raise BadFile(f"{path} is no training of a run; remove it, and {REPEAT}")
+        return value
+
+    def load_into(self, model: nn.Module, path: Path) -> dict[str, Any]:
+        """Give `model` the weights in a file of the run, in place; all that `save` wrote. Raises BadFile as `load` does, or where they do not fit."""
+        value = self.load(path)
+        with self.fitting(path):
+            model.load_state_dict(value["weights"])
+        return value
+
+    @contextlib.contextmanager
+    def fitting(self, path: Path) -> Iterator[None]:
+        """Turns an error in using the contents of `path` into a BadFile."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, BadFile) as error:
+            message = " ".join(str(error).split())[:300]
+            raise BadFile(f"{path} does not fit this run ({message}); remove it, and {REPEAT}") from error
+
+    def load_selection(self, seed: int, level: int, masked: bool = False) -> tuple[PruningPlan, WeightMask | None]:
+        """What a level keeps, with its mask where there is one or (`masked`) must be. Raises BadFile where a file is missing or damaged."""
+        plan, file = PruningPlan.load(self.plan(seed, level)), self.mask(seed, level)
+        return plan, WeightMask.load(file) if masked or file.exists() else None
+
+    def weights(self, arm: Arm, what: str) -> dict[str, Tensor]:
+        """The weights of a finished arm, which an error calls `what`. Raises BadFile."""
+        path = self.training(arm)
+        saved = read_torch(path, "file of a run")
+        try:
+            found = dict(saved["weights"])
+            check_held(found, path.stat().st_size)
+            check_finite(found)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, BadFile) as error:
+            raise _state_dict_error(path, what, error) from error
+        return found
+
+    def load_weights(self, model: nn.Module, arm: Arm, what: str) -> None:
+        """Give `model` the weights of a finished arm, in place. Raises BadFile."""
+        try:
+            model.load_state_dict(self.weights(arm, what))
+        except RuntimeError as error:
+            raise _state_dict_error(self.training(arm), what, error) from error
+
+    def finished(self) -> Ticket:
+        """The ticket of a finished search. Raises BadFile where there is none."""
+        if not self.path.is_dir():
+            raise BadFile(f"{self.path} is no run folder; name one that `ltcompile find` made")
+        for file in (self.summary, self.ticket):
+            if not file.is_file():
+                raise BadFile(
+                    f"{self.path} holds no finished search: it has no {file.name}; make it with `ltcompile find`, or go on with --resume"
+                )
+        return Ticket.load(self.ticket)
+
+
+def _state_dict_error(path: Path, what: str, error: Exception) -> BadFile:
+    """The error for a file of a run that does not hold the weights of `what`."""
+    message = (str(error).splitlines() or [type(error).__name__])[0]
+    return BadFile(f"{path} does not hold the weights of {what}: {message}; remove it, and search again with --resume")
+
+
+def _differences(there: dict[str, Any], settings: dict[str, Any]) -> str:
+    """In which settings two runs differ, in words; empty where in none."""
+    differing = [k for k in sorted(set(settings) | set(there)) if settings.get(k) != there.get(k)]
+    return "; ".join(f"{k}: {there.get(k)!r} there, {settings.get(k)!r} asked for" for k in differing)

@@ -1,0 +1,221 @@
+"""Trains the arms of a search one after another, each into a file of its own; a finished arm is read from there ever after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ltcompile.core.arm import Arm
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.records import Trained
+from ltcompile.core.run_folder import RunFolder
+from ltcompile.errors import TrainingFailed
+from ltcompile.graph import cut, size, zeros
+from ltcompile.graph.emptied import emptied
+from ltcompile.graph.factorise import factorise
+from ltcompile.graph.surgeon import zeroing
+from ltcompile.search import methods
+from ltcompile.search.config import PRUNE
+from ltcompile.search.execution import run_execution
+from ltcompile.search.health import health, healthy
+from ltcompile.search.job import PreparedJob
+from ltcompile.search.listener import Listener
+from ltcompile.search.masks import shuffle_mask
+from ltcompile.search.selection import Selection
+from ltcompile.training import Epoch, Evaluation, Training, evaluate, train
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method other than pruning chooses in a training: the share of coordinates to keep, and the network trained before."""
+
+    share: float
+    trained: nn.Module | None
+
+
+class ArmRunner:
+    """The arms of a search, finished or still to train."""
+
+    def __init__(self, prepared: PreparedJob, folder: RunFolder, listener: Listener) -> None:
+        self.prepared, self.job, self.folder, self.listener = prepared, prepared.job, folder, listener
+        self.execution = run_execution(self.job, folder)
+        self.unhealthy: list[dict[str, Any]] = []  # the health of trainings that have something to report
+
+    def run(
+        self,
+        arm: Arm,
+        start: Callable[[], nn.Module],
+        selection: Selection,
+        recipe: Recipe,
+        first_epoch: int = 0,
+        choice: Choice | None = None,
+    ) -> tuple[nn.Module, Trained]:
+        """Train what `start` gives, or read it from its file if that was done before; the network on the device, and its row.
+
+        With a `choice`, the search's method chooses while it trains, and what a ticket keeps is written to the folder.
+        """
+        model, file = start(), self.folder.training(arm)
+        found = file.exists()
+        if found:
+            saved = self.folder.load_into(model, file)
+        else:
+            saved = self._train(arm, model, selection, recipe, first_epoch, choice)
+        with self.folder.fitting(file):
+            row, report = Trained.from_json(saved["row"]), saved["health"]
+        if not healthy(report):
+            self.unhealthy.append({"seed": arm.seed, "arm": arm.kind, "level": arm.level, **report})
+        self.listener.finished(row, found)
+        return model.to(self.job.device), row
+
+    def _train(
+        self, arm: Arm, model: nn.Module, selection: Selection, recipe: Recipe, first_epoch: int, choice: Choice | None
+    ) -> dict[str, Any]:
+        """Train `model` in place, from its checkpoint if there is one; returns what is in the arm's file then."""
+        checkpoint = self.folder.checkpoint(arm)
+        state = self.folder.load(checkpoint) if checkpoint.exists() else None
+        with self.folder.fitting(checkpoint):
+            done_before = len(state["epochs"]) if state else 0
+        self.listener.started(arm.seed, arm.kind, arm.level, recipe.epochs - first_epoch, done_before)
+        dropped = selection.dropped(model.to(self.job.device)) if self._masked(arm, selection) and choice is None else {}
+        if choice is not None:
+            methods.attach(self.job.config.method, model, choice.share, arm.stream("method"), choice.trained)
+        try:
+            done = train(
+                model,
+                self.job.data,
+                recipe,
+                arm.stream("training"),
+                self.job.device,
+                execution=self.execution,
+                first_epoch=first_epoch,
+                after_step=zeroing(model, dropped) if dropped else None,
+                progress=lambda epoch, reached: self._save_epoch(arm, recipe, epoch, reached),
+                state=state,
+                teacher=self._teacher(arm, recipe),
+            )
+        except TrainingFailed as error:
+            kept = f"the state after its last good epoch is in {checkpoint}" if checkpoint.exists() else "it had no good epoch yet"
+            raise TrainingFailed(f"{arm.name} of seed {arm.seed}: {error}. Other settings need another --name; {kept}") from error
+        saved = self._finished(arm, model, selection, done, choice)
+        self.folder.save(self.folder.training(arm), saved)
+        checkpoint.unlink(missing_ok=True)
+        self._report(arm, done.epochs[-1])
+        return saved
+
+    def _save_epoch(self, arm: Arm, recipe: Recipe, epoch: Epoch, reached: dict[str, Any]) -> None:
+        if arm.kind == "dense" and epoch.epoch + 1 == self.job.config.rewind_epoch:
+            self.folder.save(self.folder.early(arm.seed), {"weights": reached["model"]})
+        if epoch.epoch + 1 < recipe.epochs:  # the last one is kept by the arm's own file
+            self.folder.save(self.folder.checkpoint(arm), reached)
+            self._report(arm, epoch)
+
+    def _finished(self, arm: Arm, model: nn.Module, selection: Selection, done: Training, choice: Choice | None) -> dict[str, Any]:
+        """The contents of the file of an arm that has just been trained; saves the selection that a method made."""
+        baked = methods.bake(model) if choice is not None else None
+        if baked is not None and arm.kind == "ticket":
+            selection = Selection(selection.plan, baked.mask)
+            self.folder.save_selection(arm.seed, arm.level, selection.plan, selection.mask)
+        small, plan = self._without_dead_channels(arm, model, selection)
+        remaining = self._remaining(arm, model, selection, baked)
+        groups = (plan or selection.plan).remaining()
+        return {
+            "weights": model.state_dict(),
+            "row": self._row(arm, small, model, done, remaining).to_json(),
+            "epochs": [epoch.to_json() for epoch in done.epochs],
+            "health": health(small if plan else model, groups, self.job.data.val, self.job.device, done),
+        }
+
+    def _report(self, arm: Arm, epoch: Epoch) -> None:
+        """Log an epoch that is in a file: it will not be run again."""
+        self.folder.log({"seed": arm.seed, "unit": arm.name, **epoch.to_json()})
+        self.listener.epoch(arm.seed, arm.kind, arm.level, epoch)
+
+    def _without_dead_channels(self, arm: Arm, model: nn.Module, selection: Selection) -> tuple[nn.Module, PruningPlan | None]:
+        """The trained network without what its zeros, or a low rank, make idle; the plan on the original that leads there, if one does."""
+        example = self.job.example.to(self.job.device)
+        if not arm.unpruned and selection.mask is not None:
+            found = emptied(model, self.prepared.traced, example)
+            return found.module, found.plan
+        if not arm.unpruned and self.job.config.method != PRUNE:
+            return factorise(model, example).module, None
+        return (cut(model, selection.plan) if self._masked(arm, selection) else model), selection.plan
+
+    def _remaining(self, arm: Arm, model: nn.Module, selection: Selection, baked: methods.Baked | None) -> tuple[int, int] | None:
+        """How many weights and parameters of the unpruned network remain; in another basis, coordinates in their place. None of cut ones."""
+        if self.prepared.everything.mask is None and self.job.config.method == PRUNE:
+            return None
+        weights, params = selection.remaining(model)
+        fewer = baked.coordinates - baked.kept if baked is not None and baked.mask is None else 0
+        return weights - fewer, params - fewer
+
+    def _row(self, arm: Arm, small: nn.Module, model: nn.Module, done: Training, remaining: tuple[int, int] | None) -> Trained:
+        counted = size(small, self.job.example.to(self.job.device))
+        last, stop = done.epochs[-1], min(done.epochs, key=lambda e: e.val_loss)
+        producers = {m.layer for g in self.prepared.groups for m in g.producers}
+        return Trained(
+            seed=arm.seed,
+            arm=arm.kind,
+            level=arm.level,
+            filters=sum(_filters(small.get_submodule(name)) or _filters(model.get_submodule(name)) for name in producers),
+            params=remaining[1] if remaining else counted.params,
+            macs=counted.macs,
+            epochs=len(done.epochs),
+            seconds=sum(e.seconds for e in done.epochs),
+            train_loss=last.train_loss,
+            train_accuracy=last.train_accuracy,
+            val_loss=done.val.loss,
+            val_accuracy=done.val.accuracy,
+            val_correct=done.val.correct_hex,
+            stop_epoch=stop.epoch + 1,
+            weights=remaining[0] if remaining else None,
+        )
+
+    # What finished arms left
+
+    def selection(self, arm: Arm) -> Selection:
+        """What of the original network an arm trained."""
+        if arm.unpruned:
+            return self.prepared.everything
+        found = Selection(*self.folder.load_selection(arm.seed, arm.level, self.prepared.everything.mask is not None))
+        if arm.kind != "shuffled" or found.mask is None:
+            return found
+        gone = {name: dropped.cpu() for name, dropped in zeros(self.job.initial(arm.seed), found.plan).items()}
+        return Selection(found.plan, shuffle_mask(found.mask, arm.stream("shuffled mask"), gone))
+
+    def trained(self, arm: Arm) -> nn.Module:
+        """The network of a finished arm, on the CPU; of a masked search, the unpruned one with zeros."""
+        model, selection = self.job.initial(arm.seed), self.selection(arm)
+        if not self._masked(arm, selection):
+            model = cut(model, selection.plan)
+        self.folder.load_into(model, self.folder.training(arm))
+        return model
+
+    def tested(self, arm: Arm) -> Evaluation:
+        """A finished arm on the test set, which nothing else looks at."""
+        return evaluate(self.trained(arm).to(self.job.device), self.job.data.test, self.job.device)
+
+    def early(self, seed: int) -> nn.Module:
+        """The dense network at the rewind epoch."""
+        model = self.job.initial(seed)
+        if self.job.config.rewind_epoch:
+            self.folder.load_into(model, self.folder.early(seed))
+        return model
+
+    def _teacher(self, arm: Arm, recipe: Recipe) -> nn.Module | None:
+        """The seed's dense network, for tickets and, in fairness, their controls; None where nothing is distilled."""
+        return self.trained(Arm(arm.seed, "dense", 0)) if recipe.distill > 0 and not arm.unpruned else None
+
+    def _masked(self, arm: Arm, selection: Selection) -> bool:
+        """Whether the arm trains the unpruned network with zeros."""
+        if selection.mask is not None:
+            return not arm.unpruned
+        return self.job.config.masked and arm.kind == "ticket"
+
+
+def _filters(layer: nn.Module) -> int:
+    """The output channels of a producing layer."""
+    return int(getattr(layer, "out_channels", 0) or getattr(layer, "out_features", 0))

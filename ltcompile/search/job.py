@@ -1,0 +1,189 @@
+"""What a search is to do: described first (`SearchJob`), then prepared (`prepare`: the network built, traced and checked)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile.core.deployment import Deployment
+from ltcompile.core.mask import WeightMask
+from ltcompile.core.plan import Group, PruningPlan
+from ltcompile.core.profile import Profile
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import seeded, stream
+from ltcompile.data import Dataset
+from ltcompile.errors import BadSetting
+from ltcompile.graph import Size, agreeing, trace
+from ltcompile.graph.widths import layer_widths
+from ltcompile.models import build_model
+from ltcompile.prune.budget import Clock, within
+from ltcompile.prune.choose import Ranking
+from ltcompile.prune.limits import Limits
+from ltcompile.prune.target import Meter, Target, check_reachable
+from ltcompile.search import methods, rewind
+from ltcompile.search.config import PRUNE, SearchConfig
+from ltcompile.search.masks import full_mask, maskable
+from ltcompile.search.selection import Selection
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True)
+class SearchJob:
+    """A model on data, the config of the search, the recipe of every training, and the device.
+
+    `weights` is a file to start from, `profile` and `measured` belong to a target of time or energy, and `mask` is the one level's where it
+    was found elsewhere: see `find`.
+
+    Raises:
+        BadSetting: settings contradict each other.
+    """
+
+    model: str
+    data: Dataset
+    config: SearchConfig
+    recipe: Recipe
+    device: torch.device
+    weights: str | Path | None = None
+    profile: Profile | None = None
+    measured: Clock | None = None
+    mask: WeightMask | None = None
+
+    def __post_init__(self) -> None:
+        config, target = self.config, self.config.target
+        if config.rewind_epoch >= self.recipe.epochs:
+            raise BadSetting(f"rewind_epoch={config.rewind_epoch} must lie before the last of {self.recipe.epochs} epochs")
+        if config.method != PRUNE and not methods.iterative(config.method) and self.weights:
+            raise BadSetting(f"method={config.method} draws weights of its own; leave weights out")
+        if self.mask is not None and (config.prune != "weights" or config.levels != 1):
+            raise BadSetting("a given mask is the one level of a search for weights: prune=weights, rounds=1")
+        if target is None or not target.profiled:
+            return
+        if self.profile is None:
+            raise BadSetting(f"a target of {target.measure} needs a profile; make one with `ltcompile profile`")
+        if target.measure == "energy" and self.measured is None:
+            raise BadSetting("a target of energy needs a meter, as `profiling.joulemeter` makes one on the machine that it is about")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the model's factory is called with."""
+        return self.data.description.arguments
+
+    @cached_property
+    def example(self) -> Tensor:
+        return self.data.example
+
+    @cached_property
+    def rewinding(self) -> ModuleType:
+        return rewind.load(self.config.rewind)
+
+    def initial(self, seed: int) -> nn.Module:
+        """The network before any training: from the seed, or from the given weights. Raises BadModel where it cannot be built."""
+        return self._build(stream("first weights", seed), self.weights)
+
+    def fresh(self, number: int) -> nn.Module:
+        """The network with other weights than `initial`'s, from a stream of its own."""
+        return self._build(number, None)
+
+    def _build(self, number: int, weights: str | Path | None) -> nn.Module:
+        with seeded(number):
+            return build_model(self.model, **self.arguments, weights=weights)
+
+    def to_json(self) -> dict[str, Any]:
+        """The settings that a resumed run must have too."""
+        return {
+            "model": self.model,
+            "arguments": self.arguments,
+            "data": self.data.description.name,
+            "config": self.config.to_json(),
+            "recipe": self.recipe.to_json(),
+            "weights": str(self.weights) if self.weights else None,
+            **({"mask": self.mask.digest} if self.mask else {}),
+        }
+
+
+@dataclass(frozen=True)
+class PreparedJob:
+    """A job with its dense network traced: all groups, those that the search may cut, the selection of everything, and its size."""
+
+    job: SearchJob
+    traced: tuple[Group, ...]
+    groups: tuple[Group, ...]
+    everything: Selection
+    dense_size: Size
+    dense_bytes: int
+
+    def maskable(self, model: nn.Module) -> dict[str, Tensor]:
+        """Parameter name -> the weights that a mask may drop, of the unpruned network `model`."""
+        return _maskable(self.job.config, model)
+
+    def ranking(self, groups: tuple[Group, ...], scores: Mapping[str, Tensor], level: int) -> Ranking:
+        """What may go of `groups`, the original network's or what an earlier level left of them, at `level`."""
+        return _ranking(self.job.config, self.groups, groups, scores, level)
+
+
+def prepare(job: SearchJob) -> PreparedJob:
+    """Build and trace the job's dense network, and check that the search can be done on it.
+
+    Raises:
+        BadSetting: settings do not fit the network. BadModel: it cannot be built or cut. StaleProfile: the profile is of another.
+        BadPlan: the given mask is.
+    """
+    config, dense = job.config, job.initial(job.config.seed)
+    traced = agreeing(dense, job.example, trace(dense, job.example))
+    groups = _cuttable(config, traced, dense)
+    config.check_fits(groups)
+    if job.mask is not None:
+        job.mask.dropped(dense)
+    everything = Selection(PruningPlan(groups), full_mask(_maskable(config, dense)) if config.prune != "filters" else None)
+    meter = Meter(dense, job.example)
+    if config.target is not None:
+        _check_reachable(job, config.target, groups, dense, meter)
+    return PreparedJob(job, traced, groups, everything, meter.dense, sum(value.nbytes for value in dense.state_dict().values()))
+
+
+def _check_reachable(job: SearchJob, target: Target, groups: tuple[Group, ...], dense: nn.Module, meter: Meter) -> None:
+    ranking = _ranking(job.config, groups, groups, {g.name: torch.zeros(g.width) for g in groups}, job.config.levels)
+    if not target.profiled:
+        check_reachable(target, ranking, meter, job.config, job.config.align)
+        return
+    assert job.profile is not None, "checked by SearchJob"
+    job.profile.check_fits({"name": job.model, "arguments": job.arguments}, Deployment.parse(job.config.on or ""))
+    within(ranking, layer_widths(dense, groups), job.profile, target.share * job.profile.dense_ms)
+
+
+def _maskable(config: SearchConfig, model: nn.Module) -> dict[str, Tensor]:
+    if config.prune == "weights":
+        return maskable(model, config, (*CONVOLUTIONS, nn.Linear))
+    return maskable(model, Limits(), (nn.Linear,))
+
+
+def _ranking(
+    config: SearchConfig, all_groups: tuple[Group, ...], groups: tuple[Group, ...], scores: Mapping[str, Tensor], level: int
+) -> Ranking:
+    floors, kept = config.floors(all_groups), config.kept(all_groups, level / config.levels)
+    return Ranking(groups, scores, config.scope, floors=floors, kept=kept, align=config.align)
+
+
+def _cuttable(config: SearchConfig, traced: tuple[Group, ...], dense: nn.Module) -> tuple[Group, ...]:
+    """The groups as the search may cut them: by its limits; of a hybrid one, those that convolutions alone make; of weights, none.
+
+    Raises BadSetting where nothing is left.
+    """
+    if config.prune == "weights" or config.method != PRUNE:
+        return tuple(replace(g, frozen=g.frozen or "the search is not for filters", tied="") for g in traced)
+    if config.prune == "hybrid":
+        mixed = "a linear layer makes it, of which single weights are masked"
+        traced = tuple(replace(g, frozen=g.frozen or ("" if _by_convolutions(g, dense) else mixed)) for g in traced)
+    return config.freeze(traced)
+
+
+def _by_convolutions(group: Group, model: nn.Module) -> bool:
+    return all(isinstance(model.get_submodule(m.layer), CONVOLUTIONS) for m in group.makers)
