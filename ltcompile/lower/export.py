@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,8 @@ from ltcompile.errors import BadModel, BadSetting, Disagreement
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.wrappers import unwrap
+from ltcompile.lower import exporter
+from ltcompile.lower.exporter import quiet
 from ltcompile.lower.inputs import Inputs, outputs_of
 from ltcompile.lower.trace import BATCH, exported_for_any_batch, reason
 from ltcompile.paths import write_bytes
@@ -62,16 +61,8 @@ def export_onnx(
     expected, filters = _answers(network, inputs)
     flat = _Flat(network, inputs)
     names = _checked_names(input_names, inputs.names, "input"), _checked_names(output_names, tuple(expected), "output")
-    program = exported_for_any_batch(flat, Inputs.of(flat, inputs.resized(2).tensors))
-    with quiet():
-        try:
-            made = torch.onnx.export(
-                program, dynamo=True, input_names=names[0], output_names=_apart(names[1], names[0]), verbose=False, external_data=False
-            )
-        except Exception as error:  # the exporter raises many types; all mean the same to a user
-            raise BadModel(f"torch cannot export this network to ONNX: {reason(error)}") from error
-    assert made is not None
-    proto = _plain(made.model_proto, metadata or {})
+    made = exporter.to_onnx(flat, Inputs.of(flat, inputs.resized(2).tensors), names[0], _apart(names[1], names[0]))
+    proto = _plain(made, metadata or {})
     _name_batch(proto.graph, names[0][inputs.batched.index(True)])
     onnx.checker.check_model(proto, full_check=True)
     _check_shapes(filters, proto, path)
@@ -265,16 +256,3 @@ def _filters_in(proto: Any) -> list[tuple[int, ...]]:
     shapes |= {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in proto.graph.value_info}
     weights = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}
     return [shape for name in weights if len(shape := shapes.get(name, ())) >= 3 and shape[0] > 0]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """The exporters report their progress; our one line says enough."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

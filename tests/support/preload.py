@@ -17,7 +17,7 @@ from torch import nn
 
 from ltcompile import registry
 from ltcompile.cli import app
-from ltcompile.lower.export import quiet
+from ltcompile.lower.exporter import quiet
 
 torch.set_num_threads(1)
 tqdm.tqdm.monitor_interval = 0  # torch's exporter draws bars, and each bar would begin a thread that watches it
