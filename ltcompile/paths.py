@@ -137,7 +137,7 @@ def _told(error: OSError, path: Path, needed: int) -> str:
             free = shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free
             return (
                 f"{reason}: {needed:,} bytes were to be written, and {free:,} are free. The old file, if any, is untouched; "
-                "make room there, and run the same command again (a search with --resume)"
+                "make room there, and run the same command again (a search with resume=True)"
             )
         case errno.EIO:
             return f"{reason}: the disk may be failing. The old file, if any, is untouched; copy what is there to another disk, and go on from it"

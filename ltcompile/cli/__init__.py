@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from ltcompile.cli import bench, compare, compile, doctor, find, inspect, lower, plan, profile, report, show, shrink, study, sweep, verify
+from ltcompile.cli._flags import with_flags
 from ltcompile.cli._terminal import printable
 from ltcompile.errors import LtcompileError
 
@@ -68,10 +69,16 @@ def main() -> None:
         sys.exit(code)
 
 
+def _command() -> Any:
+    """The click command that was run; the whole group where it cannot be told."""
+    group = typer.main.get_command(app)
+    return next((group.commands[word] for word in sys.argv[1:] if word in group.commands), group)  # type: ignore[attr-defined]
+
+
 def _told(error: Exception) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     if isinstance(error, LtcompileError):
-        return f"error: {error}", 2
+        return f"error: {with_flags(str(error), _command())}", 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"error: {error.filename}: {error.strerror}; check that it is there, and that you may use it", 2
     bug = f"this is a bug in ltcompile: {type(error).__name__}: {error}"

@@ -25,7 +25,7 @@ def to_json(height: int, width: int) -> int | list[int]:
 
 
 def to_text(size: ImageSize) -> str:
-    """The size as `--image-size` takes it: "32" or "32x48"."""
+    """The size as `parse` reads it: "32" or "32x48"."""
     height, width = height_width(size)
     return str(height) if height == width else f"{height}x{width}"
 
@@ -34,5 +34,5 @@ def parse(text: str) -> int | list[int]:
     """The size in "32" or "32x48" (height by width), as `to_json` gives it. Raises BadSetting."""
     found = re.fullmatch(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?", text.strip())
     if found is None:
-        raise BadSetting(f"--image-size takes a number of pixels, or HEIGHTxWIDTH as in 48x64, not {text!r}")
+        raise BadSetting(f"image_size= takes a number of pixels, or HEIGHTxWIDTH as in 48x64, not {text!r}")
     return to_json(*height_width((int(found[1]), int(found[2] or found[1]))))

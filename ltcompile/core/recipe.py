@@ -46,18 +46,18 @@ class Recipe(Record):
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         checks = {
-            f"epochs must be at least 1, not {self.epochs}": self.epochs >= 1,
-            f"batch must be at least 2 (batch norm needs two images), not {self.batch}": self.batch >= 2,
-            f"lr must be above 0, not {self.lr}": 0 < self.lr < math.inf,
-            f"momentum must be in [0, 1), not {self.momentum}": 0 <= self.momentum < 1,
-            f"weight decay must not be negative or without end: {self.weight_decay}": 0 <= self.weight_decay < math.inf,
-            f"schedule must be one of {', '.join(get_args(Schedule))}, not {self.schedule!r}": self.schedule in get_args(Schedule),
-            f"precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}": self.precision in get_args(Precision),
-            f"compile must be auto, never or the name of a torch.compile backend, not {self.compile!r}": _is_name(self.compile),
-            f"label smoothing must be in [0, 1), not {self.label_smoothing}": 0 <= self.label_smoothing < 1,
-            f"warm-up must be between 0 and {self.epochs} epochs, not {self.warmup_epochs}": 0 <= self.warmup_epochs <= self.epochs,
-            f"distillation takes a share of the loss in [0, 1], not {self.distill}": 0 <= self.distill <= 1,
-            f"crop pixels must not be negative: {self.crop_pixels}": self.crop_pixels >= 0,
+            f"epochs={self.epochs}: there must be at least 1": self.epochs >= 1,
+            f"batch={self.batch} must be at least 2 (batch norm needs two images)": self.batch >= 2,
+            f"lr={self.lr} must be above 0": 0 < self.lr < math.inf,
+            f"momentum={self.momentum} must lie in [0, 1)": 0 <= self.momentum < 1,
+            f"weight_decay={self.weight_decay} must be finite, and not negative": 0 <= self.weight_decay < math.inf,
+            f"schedule={self.schedule}: choose one of {', '.join(get_args(Schedule))}": self.schedule in get_args(Schedule),
+            f"precision={self.precision}: choose one of {', '.join(get_args(Precision))}": self.precision in get_args(Precision),
+            f"compile={self.compile}: choose auto, never or the name of a torch.compile backend": _is_name(self.compile),
+            f"label_smoothing={self.label_smoothing} must lie in [0, 1)": 0 <= self.label_smoothing < 1,
+            f"warmup_epochs={self.warmup_epochs} must lie between 0 and epochs={self.epochs}": 0 <= self.warmup_epochs <= self.epochs,
+            f"distill={self.distill}: the share of the loss lies in [0, 1]": 0 <= self.distill <= 1,
+            f"crop_pixels={self.crop_pixels} must not be negative": self.crop_pixels >= 0,
         }
         for message, holds in checks.items():
             if not holds:

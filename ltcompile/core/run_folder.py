@@ -29,7 +29,7 @@ from ltcompile.paths import read_json, write_bytes, write_json, write_text, writ
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-REPEAT = "--resume repeats that training"
+REPEAT = "resume=True repeats that training"
 
 
 class RunFolder:
@@ -88,17 +88,17 @@ class RunFolder:
         if not self.begun:
             write_json(self.settings, settings)
         elif not resume:
-            raise BadFile(f"{self.path} holds a run already; go on with --resume, or choose another --name")
+            raise BadFile(f"{self.path} holds a run already; continue it with resume=True, or choose another folder=")
         elif message := _differences(self._read_settings(), settings):
             raise StaleTicket(
-                f"{self.path} was started with other settings ({message}); resume with the same, or start a new run with --name"
+                f"{self.path} was started with other settings ({message}); resume with the same, or start a new run in another folder="
             )
         self._tidy()
 
     def _read_settings(self) -> dict[str, Any]:
         found = read_json(self.settings, "run to resume")
         if not isinstance(found, dict):
-            raise BadFile(f"{self.settings} holds no settings of a run; remove {self.path}, or choose another --name")
+            raise BadFile(f"{self.settings} holds no settings of a run; remove {self.path}, or choose another folder=")
         return found
 
     def _tidy(self) -> None:
@@ -122,7 +122,7 @@ class RunFolder:
     def check_exists(self) -> None:
         """Raises BadFile where the folder was removed while the search ran: what it had trained is gone with it."""
         if not self.begun:
-            raise BadFile(f"{self.path} was removed or moved while the search ran; put it back and go on with --resume, or begin anew")
+            raise BadFile(f"{self.path} was removed or moved while the search ran; put it back and continue with resume=True, or begin again")
 
     # Write
 
@@ -215,7 +215,7 @@ class RunFolder:
         for file in (self.summary, self.ticket):
             if not file.is_file():
                 raise BadFile(
-                    f"{self.path} holds no finished search: it has no {file.name}; make it with `ltcompile find`, or go on with --resume"
+                    f"{self.path} holds no finished search: it has no {file.name}; make it with `ltcompile find`, or continue it with resume=True"
                 )
         return Ticket.load(self.ticket)
 
@@ -223,7 +223,7 @@ class RunFolder:
 def _state_dict_error(path: Path, what: str, error: Exception) -> BadFile:
     """The error for a file of a run that does not hold the weights of `what`."""
     message = (str(error).splitlines() or [type(error).__name__])[0]
-    return BadFile(f"{path} does not hold the weights of {what}: {message}; remove it, and search again with --resume")
+    return BadFile(f"{path} does not hold the weights of {what}: {message}; remove it, and search again with resume=True")
 
 
 def _differences(there: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -225,7 +225,7 @@ def _check_memory(name: str, count: int, channels: int, size: tuple[int, int]) -
     if needed > IN_MEMORY_BYTES:
         raise BadData(
             f"{count} images of {name} at the {to_text(size)} pixels of the weights take {needed / 2**30:.1f} GiB of memory, "
-            f"and four times as much in training; pass a smaller --image-size (up to {int((IN_MEMORY_BYTES / count / channels) ** 0.5)} is light)"
+            f"and four times as much in training; pass a smaller image_size= (up to {int((IN_MEMORY_BYTES / count / channels) ** 0.5)} is light)"
         )
 
 

@@ -20,11 +20,11 @@ def load(kind: str, root: Path, wanted: Wanted) -> Dataset:
             part = getattr(torchvision.datasets, kind)(str(root), train=train, download=wanted.download)
         except RuntimeError as error:
             raise BadData(
-                f"{kind} is missing or corrupt in {root}: pass the folder that holds it in torchvision's layout as --data-root, "
-                "or --download to fetch it"
+                f"{kind} is missing or corrupt in {root}: pass the folder that holds it in torchvision's layout as data_root=, "
+                "or download=True to fetch it"
             ) from error
         except Exception as error:  # it asserts, indexes and looks up what the files tell
-            raise BadData(f"{kind} in {root} cannot be read: {error!r}; remove it, and fetch it again with --download") from error
+            raise BadData(f"{kind} in {root} cannot be read: {error!r}; remove it, and fetch it again with download=True") from error
         images, labels = torch.as_tensor(part.data), torch.as_tensor(part.targets)
         classes = [str(c) for c in part.classes]
         if len(images) != len(labels) or not set(labels.unique().tolist()) <= set(range(len(classes))):

@@ -1,6 +1,6 @@
 """One's own images: PATH/train, PATH/val, PATH/test with a folder per class, or one folder per class, split by seed.
 
-The middle of an image is cut to the shape of --image-size and resized, so nothing is distorted. Up to
+The middle of an image is cut to the shape of `image_size` and resized, so nothing is distorted. Up to
 `IN_MEMORY_BYTES` of images live in memory as one tensor, and unreadable ones are skipped with a notice, or refused if `strict`; larger
 folders are streamed by torchvision and a DataLoader, decoded again every epoch, and an unreadable image is an error when its turn comes.
 """
@@ -59,7 +59,7 @@ def _readable(root: Path, parts: list[Files], size: tuple[int, int], wanted: Wan
         names = ", ".join(str(path.relative_to(root)) for path in broken[:5])
         told = f"{len(broken)} of {count} images in {root} cannot be read: {names}{', ...' if len(broken) > 5 else ''}"
         if wanted.strict:
-            raise BadData(f"{told}; mend or remove them, or leave --strict out to skip them")
+            raise BadData(f"{told}; mend or remove them, or leave strict= out to skip them")
         notify(f"{told}; skipped")
     return read
 

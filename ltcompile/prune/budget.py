@@ -61,7 +61,7 @@ def within(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, bud
     if least_ms > budget_ms:
         raise BadSetting(
             f"{budget_ms:.4g} ms cannot be reached: with all that may be cut gone, the network takes {least_ms:.4g} ms by its profile "
-            f"({profile.dense_ms / least_ms:.3g} times as fast as whole); ask for that much, or allow larger cuts (--max-layer-ratio)"
+            f"({profile.dense_ms / least_ms:.3g} times as fast as whole); ask for that much, or allow larger cuts (max_layer_ratio=)"
         )
     best = problem.solve(budget_ms)
     return ranking.plan(tuple(int(c[i]) for c, i in zip(problem.candidates, best, strict=True)))

@@ -99,7 +99,7 @@ class ArmRunner:
             )
         except TrainingFailed as error:
             kept = f"the state after its last good epoch is in {checkpoint}" if checkpoint.exists() else "it had no good epoch yet"
-            raise TrainingFailed(f"{arm.name} of seed {arm.seed}: {error}. Other settings need another --name; {kept}") from error
+            raise TrainingFailed(f"{arm.name} of seed {arm.seed}: {error}. Other settings need another folder=; {kept}") from error
         saved = self._finished(arm, model, selection, done, choice)
         self.folder.save(self.folder.training(arm), saved)
         checkpoint.unlink(missing_ok=True)

@@ -79,20 +79,21 @@ class SearchConfig(Limits):
             if name not in known:
                 raise unknown(kind, name, known)
         checks = {
-            f"the rate is the share cut in each round, between 0 and 1, not {self.rate}": self.rate is None or 0 < self.rate < 1,
-            f"rounds must be at least 1, not {self.rounds}": self.rounds >= 1,
-            f"seeds must be at least 1, not {self.seeds}": self.seeds >= 1,
-            f"the first seed must not be negative: {self.seed}": self.seed >= 0,
-            f"the rewind epoch must not be negative: {self.rewind_epoch}": self.rewind_epoch >= 0,
-            f"--rewind-epoch belongs to --rewind weight, not to {self.rewind}": self.rewind == "weight" or self.rewind_epoch == 0,
-            f"widths must be multiples of at least 1, not {self.align}": self.align >= 1,
+            f"rate={self.rate}: the share cut in each round lies between 0 and 1": self.rate is None or 0 < self.rate < 1,
+            f"rounds={self.rounds}: there must be at least 1": self.rounds >= 1,
+            f"seeds={self.seeds}: there must be at least 1": self.seeds >= 1,
+            f"seed={self.seed}: the first seed must not be negative": self.seed >= 0,
+            f"rewind_epoch={self.rewind_epoch} must not be negative": self.rewind_epoch >= 0,
+            f"rewind_epoch={self.rewind_epoch} belongs to rewind=weight, not to rewind={self.rewind}": self.rewind == "weight"
+            or self.rewind_epoch == 0,
+            f"align={self.align}: widths must be multiples of at least 1": self.align >= 1,
             "a target of time or energy chooses widths by what they cost, and takes no align": not self._profiled or self.align == 1,
-            "a target of time or energy, and it alone, needs the place that it is measured at: --on": self._profiled
+            "a target of time or energy, and it alone, needs the place that it is measured at: on=": self._profiled
             == (self.on is not None),
             "a path leads to a target, in iterative rounds": not self.path or (self.target is not None and self.schedule == "iterative"),
             f"the shares of a path must fall, below 1, to the target, not {self.path}": self._leads(),
-            f"the confidence must be between 0.5 and 1, not {self.confidence}": 0.5 < self.confidence < 1,
-            f"the margin must not be negative: {self.margin_points}": self.margin_points >= 0,
+            f"confidence={self.confidence} must lie between 0.5 and 1": 0.5 < self.confidence < 1,
+            f"margin_points={self.margin_points} must not be negative": self.margin_points >= 0,
             f"scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}": self.scope in get_args(Scope),
             f"the reduction must be one of {', '.join(get_args(Reduction))}, not {self.group_reduction!r}": self.group_reduction
             in get_args(Reduction),
@@ -112,10 +113,10 @@ class SearchConfig(Limits):
         """What a search for a mask of weights asks of the other settings."""
         able = [name for name in criteria.names() if criteria.scores_weights(name)]
         return {
-            f"a mask of weights takes a rate, and no target: --prune {self.prune} leaves their number to you": self.target is None,
-            f"--prune {self.prune} masks by itself; leave --masked out": not self.masked,
-            f"widths are aligned where filters are pruned, not with --prune {self.prune}": self.align == 1,
-            f"criterion {self.criterion!r} scores whole filters; --prune weights takes {', '.join(able)}": self.prune == "hybrid"
+            f"a mask of weights takes a rate, and no target: prune={self.prune} leaves their number to you": self.target is None,
+            f"prune={self.prune} masks by itself; leave masked= out": not self.masked,
+            f"widths are aligned where filters are pruned, not with prune={self.prune}": self.align == 1,
+            f"criterion {self.criterion!r} scores whole filters; prune=weights takes {', '.join(able)}": self.prune == "hybrid"
             or self.criterion in able,
         }
 
@@ -124,9 +125,9 @@ class SearchConfig(Limits):
         usual = not self.ratios and all(getattr(self, name) == default for name, default in _OF_PRUNING.items())
         restarts = methods.iterative(self.method) or self.rewind == "lr"
         return {
-            f"--method {self.method} chooses by itself; leave out what pruning takes ({', '.join(_OF_PRUNING)}, ratios)": usual,
-            f"--method {self.method} takes a rate, and no target": self.target is None,
-            f"--method {self.method} never trains weights, and rewinds none; leave --rewind out": restarts,
+            f"method={self.method} chooses by itself; leave out what pruning takes ({', '.join(_OF_PRUNING)}, ratios)": usual,
+            f"method={self.method} takes a rate, and no target": self.target is None,
+            f"method={self.method} never trains weights, and rewinds none; leave rewind= out": restarts,
         }
 
     @property
@@ -185,7 +186,7 @@ class SearchConfig(Limits):
                 most = int(math.log(1 / thin.steps) / math.log(1 - self.rate))
                 raise BadSetting(
                     f"{self.rounds} rounds at rate {self.rate} would empty {thin.name!r} ({thin.steps} filters); "
-                    f"at most {most} rounds do not, or prune with --scope global"
+                    f"at most {most} rounds do not, or prune with scope=global"
                 )
             return
         total = sum(b.steps * b.filters_per_step for b in ranked)
@@ -194,8 +195,8 @@ class SearchConfig(Limits):
             most = int(math.log(least / total) / math.log(1 - self.rate))
             raise BadSetting(
                 f"{self.rounds} rounds at rate {self.rate} would leave {total * left:.0f} of {total} filters, fewer than the floors of all "
-                f"layers together ({least}) and so empty a layer; at most {most} rounds, or lower floors: --max-layer-ratio {self.max_layer_ratio} "
-                f"and --min-channels {self.min_channels}"
+                f"layers together ({least}) and so empty a layer; at most {most} rounds, or lower floors: max_layer_ratio={self.max_layer_ratio} "
+                f"and min_channels={self.min_channels}"
             )
 
 

@@ -93,7 +93,7 @@ def find(
     prepared = prepare(SearchJob(model, data, config, recipe, on, weights, profile, measured, mask))
     run = RunFolder(folder if folder is not None else default_folder(model, data, config))
     if resume and not run.path.exists():
-        raise BadFile(f"there is no run to resume at {run.path}; leave --resume out to begin it")
+        raise BadFile(f"there is no run to resume at {run.path}; leave resume= out to begin it")
     try:
         with locked(run.path):
             check_room(run.path, run_bytes(prepared) - run.bytes_written, "this search")
@@ -101,7 +101,7 @@ def find(
             return _search(prepared, run, listener or NullListener())
     except torch.OutOfMemoryError as error:  # batches are computed in parts: it is the network itself
         raise TrainingFailed(
-            "the GPU's memory does not hold the network, its gradients and momentum; end what else fills it, or train with --device cpu"
+            "the GPU's memory does not hold the network, its gradients and momentum; end what else fills it, or train with device=cpu"
         ) from error
 
 

@@ -33,7 +33,7 @@ TARGETS = ("target_macs", "target_params", "target_speedup", "target_latency", "
 TIMED = {"target_speedup": float, "target_latency": str, "target_energy": str}  # turned into shares of the dense network by a profile
 
 
-def _keys() -> dict[str, dict[str, Any]]:
+def sections() -> dict[str, dict[str, Any]]:
     """Section -> key -> type; the top level is the section ""."""
     config, limits = typing.get_type_hints(SearchConfig), {f.name for f in dataclasses.fields(Limits)}
     search = ("seed", "seeds", "controls", "full_curve", "margin_points", "confidence")
@@ -83,7 +83,7 @@ class SearchSettings:
 
     @classmethod
     def _checked(cls, values: Mapping[str, Mapping[str, Any]], source: str) -> SearchSettings:
-        known, found = _keys(), {}
+        known, found = sections(), {}
         for section, table in values.items():
             if section not in known:
                 raise _unknown(source, section, [name for name in known if name], "section")

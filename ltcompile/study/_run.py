@@ -85,9 +85,9 @@ def run(
     arms: list[StudyArm] = study.arms(chosen)
     begun = {arm.name for arm in arms if RunFolder(path / arm.name).begun}
     if resume and not path.exists():
-        raise BadFile(f"there is no study to resume at {path}; leave --resume out to begin it")
+        raise BadFile(f"there is no study to resume at {path}; leave resume= out to begin it")
     if begun and not resume:
-        raise BadFile(f"{path} holds a study already; go on with --resume, or choose another --name")
+        raise BadFile(f"{path} holds a study already; continue it with resume=True, or choose another folder=")
     images = _images(arms, data_root, download)
     with locked(path):
         done: dict[str, Done] = {}

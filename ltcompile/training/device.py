@@ -17,7 +17,7 @@ def pick_device(name: str | None = None) -> torch.device:
     if name not in (None, "cpu", "cuda"):
         raise Unavailable(f"there is no device {name!r}; choose cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise Unavailable("torch sees no CUDA device here; use --device cpu, or see `ltcompile doctor`")
+        raise Unavailable("torch sees no CUDA device here; use device=cpu, or see `ltcompile doctor`")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

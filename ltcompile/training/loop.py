@@ -123,7 +123,7 @@ class _Loop:
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             told = " ".join(str(error).split())[:300]
             raise BadFile(
-                f"the checkpoint is of another training ({told}); remove the run's .partial.pt, and --resume repeats it"
+                f"the checkpoint is of another training ({told}); remove the run's .partial.pt, and resume=True repeats it"
             ) from error
 
     def epoch(self, epoch: int) -> tuple[Epoch, Evaluation]:
@@ -154,5 +154,5 @@ class _Loop:
             raise self._diverged(f"the loss is {losses[bad[0]].item()} {place}")
 
     def _diverged(self, what: str) -> TrainingFailed:
-        rounded = "" if self.stepper.dtype is None else ", or --precision fp32"
-        return TrainingFailed(f"{what}; try a smaller --lr, such as {self.recipe.lr / 10:.1g}, or more --warmup-epochs{rounded}")
+        rounded = "" if self.stepper.dtype is None else ", or precision=fp32"
+        return TrainingFailed(f"{what}; try lr={self.recipe.lr / 10:.1g}, or a larger warmup_epochs={rounded}")

@@ -27,8 +27,8 @@ def fitting(work: Callable[[int], T], images: int, parts: int = 1) -> tuple[T, i
             return found, parts
         if parts >= images // FEWEST:
             raise TrainingFailed(
-                f"out of memory with {-(-images // parts)} images at a time: end what else fills the GPU, take a smaller --image-size, "
-                "or train with --device cpu"
+                f"out of memory with {-(-images // parts)} images at a time: end what else fills the GPU, take a smaller image_size=, "
+                "or train with device=cpu"
             )
         parts = min(2 * parts, images // FEWEST)
 

@@ -94,7 +94,7 @@ def _compiled(model: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
         reason = " ".join(str(error).split())[:200]
         return TrainingFailed(
             f"torch.compile's backend {backend!r} cannot compile the network here ({reason}); train where it can, or begin a new run with "
-            "--compile never"
+            "compile=never"
         )
 
     try:

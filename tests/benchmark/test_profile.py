@@ -439,7 +439,7 @@ def test_plans_meet_their_energy(counted: Law, tmp_path: Path) -> None:
 def test_what_cannot_be_reached_is_refused_with_the_fastest(law: Law, tmp_path: Path) -> None:
     found = profile(MODEL, TARGET, output=tmp_path / "p.json")
     network, images = lt.build_model("lenet5", in_channels=1).eval(), torch.zeros(2, 1, 32, 32)
-    with pytest.raises(BadSetting, match=r"cannot be reached.*takes [\d.]+ ms.*times as fast as whole.*--max-layer-ratio"):
+    with pytest.raises(BadSetting, match=r"cannot be reached.*takes [\d.]+ ms.*times as fast as whole.*max_layer_ratio="):
         lt.plan(network, images, target_time=0.001, profile=found)
     with pytest.raises(BadSetting, match="needs a profile"):
         lt.plan(network, images, target_time=0.5)

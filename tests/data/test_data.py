@@ -129,7 +129,7 @@ class TestBroken:
 
     @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist"])
     def test_missing(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(BadData, match="--download"):
+        with pytest.raises(BadData, match="download=True"):
             lt.load_data(name, tmp_path)
 
     def test_corrupt_cifar(self, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ class TestBroken:
         for split in (data.train, data.val, data.test):
             x = torch.cat([x for x, _ in split.batches(64, CPU, None, 0)])
             assert len(x) == len(split.labels) == len(split)
-        with pytest.raises(BadData, match=rf"{broken} of 90 images .* leave --strict out"):
+        with pytest.raises(BadData, match=rf"{broken} of 90 images .* leave strict= out"):
             lt.load_data(f"imagefolder:{tmp_path}", val_share=0.25, strict=True)
 
     @pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")

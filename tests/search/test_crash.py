@@ -150,7 +150,7 @@ class After(NullListener):
 def test_a_full_disk_keeps_the_last_checkpoint(disk: Disk, tmp_path: Path, digits: Dataset) -> None:
     whole = lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=tmp_path / "whole")
     run = disk.folder / "run"
-    with pytest.raises(BadFile, match=r"No space left.*bytes were to be written, and [\d,]+ are free.*--resume"):
+    with pytest.raises(BadFile, match=r"No space left.*bytes were to be written, and [\d,]+ are free.*resume=True"):
         lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=run, listener=After(2, disk.fill))
     assert len(torch.load(run / "seed0/dense-0.partial.pt", weights_only=True)["epochs"]) == 2
     assert [f.name for f in run.rglob(".*")] == [], "nothing half-written"
@@ -243,7 +243,7 @@ def test_a_folder_removed_while_the_search_runs(tmp_path: Path, digits: Dataset)
 
 def test_a_file_removed_while_the_search_runs(tmp_path: Path, digits: Dataset) -> None:
     run = tmp_path / "run"
-    with pytest.raises(BadFile, match=r"dense-0.pt is gone; --resume repeats that training"):
+    with pytest.raises(BadFile, match=r"dense-0.pt is gone; resume=True repeats that training"):
         lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=run, listener=After(4, (run / "seed0/dense-0.pt").unlink))
     found = lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=run, resume=True)
     assert found.ticket.level == 1
@@ -254,7 +254,7 @@ def test_a_damaged_file_is_named_and_can_be_done_again(tmp_path: Path, digits: D
     whole = lt.find("lenet300", digits, CONFIG, recipe=recipe, folder=run)
     damaged = run / "seed0/ticket-1.pt"
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(BadFile, match=r"ticket-1.pt .*; remove it, and --resume repeats that training"):
+    with pytest.raises(BadFile, match=r"ticket-1.pt .*; remove it, and resume=True repeats that training"):
         lt.find("lenet300", digits, CONFIG, recipe=recipe, folder=run, resume=True)
     damaged.unlink()
     again = lt.find("lenet300", digits, CONFIG, recipe=recipe, folder=run, resume=True)

@@ -72,7 +72,7 @@ class TestTraining:
         assert found == pytest.approx(sum(losses) / len(digits.val), rel=1e-6)
 
     def test_a_loss_that_is_not_finite_stops(self, digits: Dataset) -> None:
-        where = r"the loss is (nan|inf) in epoch 1, batch \d+ of \d+, at learning rate \S+e\+08; try a smaller --lr, such as 1e\+08"
+        where = r"the loss is (nan|inf) in epoch 1, batch \d+ of \d+, at learning rate \S+e\+08; try lr=1e\+08"
         with pytest.raises(TrainingFailed, match=where):
             train(lt.build_model("lenet5", 10, 1, 16), digits, dataclasses.replace(QUICK, lr=1e9), 0, CPU)
 
@@ -286,7 +286,7 @@ class TestHealth:
 
     def test_a_failed_training_says_what_is_kept(self, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         config, recipe = lt.SearchConfig(rounds=1, rate=0.3, controls=False), dataclasses.replace(QUICK, epochs=3, lr=1e30)
-        with pytest.raises(TrainingFailed, match=r"dense-0 of seed 0: the loss is .*--lr.* it had no good epoch yet"):
+        with pytest.raises(TrainingFailed, match=r"dense-0 of seed 0: the loss is .*lr=.* it had no good epoch yet"):
             lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path / "wild")
         recipe, run, batches = dataclasses.replace(recipe, lr=0.01), tmp_path / "run", iter(range(1000))
         with monkeypatch.context() as patch:
@@ -365,7 +365,7 @@ class TestRun:
         assert f"seed {ticket.seed}" in ticket.verdict.seed_rule and ticket.verdict.decided == (len(at_level) >= 3)
 
     def test_a_run_is_not_overwritten(self, run: Path, digits: Dataset) -> None:
-        with pytest.raises(BadFile, match="--resume"):
+        with pytest.raises(BadFile, match="resume=True"):
             lt.find("lenet5", digits, folder=run, recipe=QUICK, config=lt.SearchConfig(rounds=2))
         with pytest.raises(StaleTicket, match=r"other settings.*rounds"):
             lt.find("lenet5", digits, folder=run, recipe=QUICK, config=lt.SearchConfig(rounds=1), resume=True)
@@ -428,7 +428,7 @@ class TestSettings:
             ({"confidence": 1.0}, "confidence"),
             ({"scope": "x"}, "scope"),
             ({"schedule": "x"}, "schedule"),
-            ({"rewind_epoch": 2}, "--rewind weight"),
+            ({"rewind_epoch": 2}, "rewind=weight"),
             ({"max_layer_ratio": 0.0}, "largest ratio"),
             ({"margin_points": -1}, "margin"),
         ],

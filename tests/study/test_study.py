@@ -328,7 +328,7 @@ def test_a_study_from_beginning_to_end(tmp_path: Path, name: str) -> None:
     page = lt.report(folder)
     assert page == folder / "study.html" and found.title in page.read_text()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed*/*.pt")}
-    with pytest.raises(BadFile, match="--resume"):
+    with pytest.raises(BadFile, match="resume=True"):
         study.run(name, folder=folder)
     again = study.run(name, folder=folder, resume=True)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/seed*/*.pt")}, "nothing was trained again"

@@ -218,7 +218,7 @@ class TestPreprocessing:
     def test_a_size_that_would_fill_the_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ltcompile.data._dataset.IN_MEMORY_BYTES", 1797 * 40 * 40)
         grey = Preprocessing(224, (0.5,), (0.5,))
-        with pytest.raises(BadData, match=r"224 pixels of the weights.*--image-size \(up to 40"):
+        with pytest.raises(BadData, match=r"224 pixels of the weights.*image_size= \(up to 40"):
             lt.load_data("digits", preprocessing=grey)
         assert lt.load_data("digits", image_size=48, preprocessing=grey).description.shape == (1, 48, 48)
 

@@ -128,7 +128,7 @@ def test_a_run_keeps_the_execution_that_it_began_with(tmp_path: Path, digits: Da
 @pytest.mark.parametrize("backend", ["failing", "nosuch"])
 def test_a_backend_that_cannot_compile(digits: Dataset, backend: str) -> None:
     recipe = dataclasses.replace(QUICK, epochs=1, compile=backend)
-    with pytest.raises(TrainingFailed, match=f"backend '{backend}' cannot compile the network here .*--compile never"):
+    with pytest.raises(TrainingFailed, match=f"backend '{backend}' cannot compile the network here .*compile=never"):
         train(lt.build_model("lenet300", 10, 1, 8), digits, recipe, 0, CPU)
 
 

@@ -1,0 +1,38 @@
+"""Errors of the library name parameters; the command line shows the options that set them."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from ltcompile.cli import app
+from ltcompile.cli._flags import with_flags
+from ltcompile.errors import BadSetting
+from ltcompile.search import SearchConfig
+
+GROUP = typer.main.get_command(app)
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "shown"),
+    [
+        ("find", "rounds=0: there must be at least 1", "--rounds 0: there must be at least 1"),
+        ("find", "continue it with resume=True, or choose another folder=", "continue it with --resume, or choose another --name"),
+        ("find", "look at keep= and only=.", "look at --keep and --set limits.only=."),
+        ("find", "try lr=0.01, or precision=fp32", "try --lr 0.01, or --set train.precision=fp32"),
+        ("find", "use method=edge-popup; margin_points=-1", "use --set prune.method=edge-popup; --margin -1"),
+        ("find", "with strict= left out", "with --set strict= left out"),
+        ("study", "continue it with resume=True; lr=3", "continue it with --resume; lr=3"),
+        ("plan", "look at only=", "look at --only"),
+        ("find", "--set train.lr=3, x='lr=3', PATTERN=SHARE", "--set train.lr=3, x='lr=3', PATTERN=SHARE"),
+    ],
+)
+def test_parameters_become_options(command: str, message: str, shown: str) -> None:
+    assert with_flags(message, GROUP.commands[command]) == shown  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("setting", [{"rounds": 0}, {"seeds": 0}, {"rate": 2.0}, {"confidence": 2.0}, {"align": 0}, {"margin_points": -1}])
+def test_a_setting_out_of_range_is_quoted(setting: dict[str, float]) -> None:
+    ((name, value),) = setting.items()
+    with pytest.raises(BadSetting, match=f"{name}={value}"):
+        SearchConfig(**setting)  # type: ignore[arg-type]
