@@ -11,7 +11,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 OLDEST := .venv-oldest
 OLDEST_PYTHON ?= $(or $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3 /usr/bin/python3.12)),$(PYTHON))
 
-.PHONY: env env-dev env-oldest demo test test-oldest check bench race gpu gpu-rehearsal clean
+.PHONY: env env-dev env-oldest demo test test-oldest check docs dist bench race gpu gpu-rehearsal clean
 
 env: $(STAMP)
 env-dev: $(STAMP)-dev
@@ -63,6 +63,17 @@ check: env-dev
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
+# The site, in site/; --strict makes a broken link or an unknown name an error.
+docs: env-dev
+	$(BIN)/python docs/reference.py
+	$(BIN)/zensical build --clean --strict
+
+# Wheel and sdist in dist/, and the demo's short form from the installed wheel, outside the checkout.
+dist: env-dev
+	@rm -rf dist build
+	$(BIN)/python -m build --outdir dist
+	.ci/try_wheel $(BIN)/python dist/*.whl dist/*.tar.gz
+
 bench: env
 	$(BIN)/python bench/masked.py
 	$(BIN)/python bench/stages.py
@@ -86,4 +97,4 @@ gpu-rehearsal: env-dev
 	PYTHONDONTWRITEBYTECODE= $(BIN)/python bench/gpu.py --out runs/gpu-rehearsal --rehearse
 
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info
+	rm -rf .venv .venv-oldest build dist site .cache *.egg-info

@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def table(results: Path) -> str:
-    """The table, and what it says of controls, as Markdown."""
+    """The table and the verdict, as Markdown."""
     search, shrunk, bench = (read(results / "demo" / f"{name}.json") for name in ("search", "small", "bench"))
     stability = read(results / "demo-stability.json")
     dense, small = of(search, "dense", 0), of(search, "ticket", search["ticket"]["level"])
@@ -31,9 +31,9 @@ def table(results: Path) -> str:
     between = {name: f"{told['low']:.1f} to {told['high']:.1f}" for name, told in stability["ranges"].items()}
     machine = search["provenance"]["machine"]
     lines = [
-        f"On one {machine['cpu']} ({machine['simd']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}) it gave:",
+        f"Measured on one {machine['cpu']} ({machine['simd']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}):",
         "",
-        "| | dense | small | | another run |",
+        "| | dense | small | | other runs |",
         "| --- | --- | --- | --- | --- |",
         f"| parameters | {dense[0]['params'] / 1e3:.0f} k | {saved['params'] / 1e3:.1f} k | {dense[0]['params'] / saved['params']:.1f}x fewer | "
         f"{between['times fewer parameters']}x |",
@@ -43,10 +43,11 @@ def table(results: Path) -> str:
         f"| test accuracy, mean of {len(dense)} seeds | {accuracy(dense)} % | {accuracy(small)} % | 450 images | "
         f"dense {between['dense, test accuracy (%)']} %, small {between['tickets, test accuracy (%)']} % |",
         "",
-        f"“Another run” is where the figure lies in 99 % of runs with other seeds, by {len(stability['demos'])} searches "
-        f"([demo-stability.json](bench/results/demo-stability.json)); {picks(stability)}. Times depend on the machine.",
+        f"“Other runs” is the range that holds the figure in 99 % of runs with other seeds, estimated from {len(stability['demos'])} searches "
+        f"([demo-stability.json](bench/results/demo-stability.json)); {picks(stability)}. Times are medians; a speedup pairs "
+        "neighbouring blocks of runs, so it is not the ratio of the medians. Both depend on the machine.",
         *longer(stability["plateau"]),
-        f"Cut equals masked to {shrunk['equality_error']:.0e}. The verdict, over {len(dense)} seeds and on validation images:",
+        f"The cut network equals the masked one to {shrunk['equality_error']:.0e}. The verdict, over {len(dense)} seeds and on validation images:",
         "",
         *(f"- {line}" for line in search["verdict"]["summary"]),
         "",

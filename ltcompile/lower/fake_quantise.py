@@ -35,7 +35,7 @@ class Weight:
     def round(self, values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """`values` as this weight's scales would hold them, in float and in integers."""
         shape = [1] * values.ndim
-        if self.scale.ndim:
+        if self.scale.size > 1:  # the bias of a layer with one filter has one scale, and an axis that it lacks
             shape[self.axis] = self.scale.size
         scale, zero = self.scale.reshape(shape), self.zero.astype(np.int64).reshape(shape)
         limits = np.iinfo(self.integers.dtype)
