@@ -26,6 +26,16 @@ def accuracy(rows: Rows, arm: str, level: int, images: Images = "test") -> dict[
     return {seed: 100 * share for seed, share in sorted(found.items()) if share is not None}
 
 
+def mean(rows: Rows, arm: str, level: int, images: Images = "test") -> Estimate:
+    """Accuracy in points, over the seeds that have it."""
+    return estimate(accuracy(rows, arm, level, images))
+
+
+def cell(rows: Rows, arm: str, level: int, images: Images = "test", none: str = "not tested") -> str:
+    """Accuracy in points as a table's cell."""
+    return spread(mean(rows, arm, level, images)) if accuracy(rows, arm, level, images) else none
+
+
 def removed(rows: Rows, level: int, size: Size) -> float:
     """The share of the dense network's filters, parameters or MACs that is gone at a level, in percent; mean over seeds."""
     dense: int = next(getattr(row, size) for row in rows if row.arm == "dense")

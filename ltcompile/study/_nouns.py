@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ltcompile.core.fields import table
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained, Verdict
-from ltcompile.core.study import Claim, Estimate, Figure, Maps, Table
+from ltcompile.core.study import Claim, Estimate, Figure, Maps, Picture, Series, Table
 from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting
 from ltcompile.search import SearchConfig
@@ -51,20 +51,42 @@ def scales(name: str, shape: type[S]) -> dict[str, S]:
     return {size: table(found[size], shape, size) for size in SIZES}
 
 
-class PaperClaims:
-    """The claims of a paper, from papers/NAME.toml: [claims.KEY] with `statement`, `number`, and where they differ from the defaults
-    `side` ("above"), `bound` (0), `unit` ("points") and `source`. Texts may hold {words}.
+class Paper:
+    """The texts of a study, from papers/NAME.toml: `remarks`, [claims.KEY], [tables.KEY], [figures.KEY], [maps.KEY]. A text may hold {words}.
+
+    A claim has a `statement`, a `number`, and where they differ from the defaults `side` ("above"), `bound` (0), `unit` ("points") and
+    `source`. The others have the fields of `Table`, `Figure` and `Maps`.
     """
 
     def __init__(self, name: str, source: str) -> None:
-        self.claims: dict[str, dict[str, Any]] = _paper(name)["claims"]
-        self.source = source
+        self.texts, self.source = _paper(name), source
 
-    def judged(self, key: str, found: Estimate, bound: float | None = None, **words: object) -> Claim:
+    def _of(self, kind: str, key: str, words: Mapping[str, object]) -> dict[str, Any]:
+        def told(value: Any) -> Any:
+            if isinstance(value, list):
+                return [told(each) for each in value]
+            return value.format(**words) if isinstance(value, str) else value
+
+        found: dict[str, Any] = told([*self.texts[kind][key].values()])
+        return dict(zip(self.texts[kind][key], found, strict=True))
+
+    def remarks(self, **words: object) -> list[str]:
+        return [text.format(**words) for text in self.texts["remarks"]]
+
+    def claim(self, key: str, found: Estimate, bound: float | None = None, **words: object) -> Claim:
         """The claim `key` with its answer, by `found`."""
-        told = {name: text.format(**words) if isinstance(text, str) else text for name, text in self.claims[key].items()}
-        given: dict[str, Any] = {"source": self.source, "side": "above", **told} | ({} if bound is None else {"bound": bound})
-        return Claim.judged(**given, found=found)
+        given = {"source": self.source, "side": "above", **self._of("claims", key, words)}
+        return Claim.judged(**given | ({} if bound is None else {"bound": bound}), found=found)
+
+    def table(self, key: str, rows: list[list[str]], *more_columns: str, **words: object) -> Table:
+        found = self._of("tables", key, words)
+        return Table(**{**found, "columns": [*found["columns"], *more_columns]}, rows=rows)
+
+    def figure(self, key: str, series: list[Series], **words: object) -> Figure:
+        return Figure(**{"name": key, **self._of("figures", key, words)}, series=series)
+
+    def maps(self, key: str, pictures: list[Picture], **words: object) -> Maps:
+        return Maps(**{"name": key, **self._of("maps", key, words)}, pictures=pictures)
 
 
 def _paper(name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import Claim, Estimate, Figure, Look, Maps, Picture, Series, Table
 from ltcompile.search import SearchConfig, margins_of
-from ltcompile.study._curves import accuracy, band, curve, levels, percent, series, spread
+from ltcompile.study._curves import accuracy, band, cell, curve, levels, mean, percent, series, spread
 from ltcompile.study._images import pixel_order, shuffled_labels, shuffled_pixels
-from ltcompile.study._nouns import Done, PaperClaims, Scale, StudyArm, Told, scales
+from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
 from ltcompile.study._pairs import NEAR, Pairs, pairs
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
@@ -48,6 +48,7 @@ class Rounds(Scale):
 
 
 SCALES = scales(__name__, Rounds)
+PAPER = Paper(__name__, SOURCE)
 
 
 def arms(scale: Rounds) -> list[StudyArm]:
@@ -89,15 +90,7 @@ def tell(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Told:
     seen = {name: look(each) for name, each in done.items()}
     level = max(set.intersection(*(set(levels) for levels in seen.values())))
     margin = margins_of(scale.data).about
-    remarks = [
-        f"Locality is the share of pairs of a node's connections that are at most {NEAR:g} pixels apart, beside the share in a shuffled mask in "
-        "which every node keeps its number of connections: 1 is none. That share is exact, not drawn. Of one channel unless said otherwise.",
-        "Beside pairs of different nodes, the same share leaves out what is explained by pixels that all nodes like.",
-        f"Levels at which {CONNECTED:.0%} of a hidden layer's nodes at most are connected, or no node has two connections of one channel, are "
-        f"not looked at, as in the paper's code. Claims on locality are told at level {level}, the last that all searches leave.",
-        "Pixels are moved by one permutation of all images. Labels are shuffled among training images; validation and test images keep "
-        "theirs, so that accuracy there is chance.",
-    ]
+    remarks = PAPER.remarks(near=f"{NEAR:g}", connected=f"{CONNECTED:.0%}", level=level)
     figures, maps = _figures(done, seen, level), _maps(done, seen, level)
     return Told(_claims(done, seen, level, margin), [_table(done, seen)], figures, remarks, maps)
 
@@ -157,7 +150,7 @@ def _beyond(found: Mapping[int, Pairs]) -> dict[int, float]:
 
 
 def _claims(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]], level: int, margin: float) -> list[Claim]:
-    judged = PaperClaims(__name__, SOURCE).judged
+    judged = PAPER.claim
     real, moved, without = (seen[name][level] for name in (IMAGES, PIXELS, LABELS))
     first, rows = min(seen[IMAGES]), done[IMAGES].rows
     gaps = {at: difference(accuracy(rows, "ticket", at, "val"), accuracy(rows, "dense", 0, "val")) for at in levels(rows)}
@@ -203,63 +196,25 @@ def _table(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]]) -> Tab
     for name, at in seen.items():
         for level, each in at.items():
             others = [spread(_mean(each.different)) if each.different else "grey", spread(estimate(_beyond(each.same)))]
-            shown = [
-                *(_tested(done[name], arm, level, "test") for arm in ("ticket", "shuffled")),
-                _tested(done[name], "ticket", level, "val"),
-            ]
+            tested = [cell(done[name].rows, arm, level) for arm in ("ticket", "shuffled")]
             sizes = [f"{each.left:.2f}", percent(100 * each.connected)]
-            rows.append([WORDS[name], str(level), *sizes, spread(_mean(each.same)), *others, *shown])
-    columns = [
-        *("search", "level", "hidden weights left (%)", "nodes connected, least layer (%)", f"locality ({UNIT})"),
-        *("of two channels", "beside pairs of different nodes", "ticket, test accuracy (%)", "shuffled mask, test accuracy (%)"),
-        "ticket, validation accuracy (%)",
-    ]
-    return Table(
-        "Every level that is looked at",
-        columns,
-        rows,
-        "± is half of the 95 % interval. The first search is shown test images at every level, the others at the one of their verdict.",
-    )
-
-
-def _tested(done: Done, arm: str, level: int, images: Literal["test", "val"]) -> str:
-    found = accuracy(done.rows, arm, level, images)
-    return spread(estimate(found)) if found else "not tested"
+            val = cell(done[name].rows, "ticket", level, "val")
+            rows.append([WORDS[name], str(level), *sizes, spread(_mean(each.same)), *others, *tested, val])
+    return PAPER.table("levels", rows)
 
 
 def _figures(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]], level: int) -> list[Figure]:
-    ends = "Means over seeds with their 95 % intervals."
-    over = Figure(
-        "locality",
-        "Locality as pruning goes on",
-        LEFT,
-        f"pairs at most {NEAR:g} pixels apart ({UNIT})",
-        f"{ends} Dashed: beside pairs of different nodes, which pixels that all nodes like do not change.",
-        [line for name, at in seen.items() for line in _over_levels(name, at)],
-        log_x=True,
-    )
-    far = Figure(
-        "distance",
-        "How far apart the connections of a node lie",
-        "distance (pixels)",
-        f"pairs ({UNIT})",
-        f"{ends} At level {level}, pairs of one channel.",
-        [_profile(WORDS[name], "line", colour, at[level].same) for colour, (name, at) in enumerate(seen.items())],
-    )
-    shown = sorted({*list(seen[IMAGES])[:: max(1, len(seen[IMAGES]) // 3)], level})
-    grown = Figure(
-        "distance-levels",
-        "The same, level by level",
-        "distance (pixels)",
-        f"pairs ({UNIT})",
-        f"{ends} Images as they are, pairs of one channel.",
-        [
-            _profile(f"{at.left:.2g} % left (level {each})", "line", colour, at.same)
-            for colour, each in enumerate(shown)
-            for at in (seen[IMAGES][each],)
-        ],
-    )
-    return [over, far, grown, _accuracies(done[IMAGES], seen[IMAGES])]
+    real = seen[IMAGES]
+    over = [line for name, at in seen.items() for line in _over_levels(name, at)]
+    far = [_profile(WORDS[name], "line", colour, at[level].same) for colour, (name, at) in enumerate(seen.items())]
+    shown = sorted({*list(real)[:: max(1, len(real) // 3)], level})
+    grown = [_profile(f"{real[at].left:.2g} % left (level {at})", "line", colour, real[at].same) for colour, at in enumerate(shown)]
+    return [
+        PAPER.figure("locality", over, near=f"{NEAR:g}"),
+        PAPER.figure("distance", far, level=level),
+        PAPER.figure("distance-levels", grown),
+        PAPER.figure("accuracy", _accuracies(done[IMAGES], real)),
+    ]
 
 
 def _over_levels(name: str, seen: Mapping[int, Seen]) -> list[Series]:
@@ -276,7 +231,7 @@ def _profile(name: str, look: Look, colour: int, found: Mapping[int, Pairs]) -> 
     return series(name, look, colour, [float(d) for d in profiles[0]], [estimate([each[d] for each in profiles]) for d in profiles[0]])
 
 
-def _accuracies(done: Done, seen: Mapping[int, Seen]) -> Figure:
+def _accuracies(done: Done, seen: Mapping[int, Seen]) -> list[Series]:
     rows = [row for row in done.rows if row.arm == "dense" or row.level in seen]
     drawn: tuple[tuple[str, Look, str], ...] = (
         ("ticket", "line", "ticket"),
@@ -284,9 +239,7 @@ def _accuracies(done: Done, seen: Mapping[int, Seen]) -> Figure:
         ("shuffled mask, its first weights", "control", "shuffled"),
     )
     lines = [curve(title, look, colour, rows, arm, lambda at: seen[at].left) for colour, (title, look, arm) in enumerate(drawn)]
-    dense = band("dense", len(drawn), estimate(accuracy(rows, "dense", 0)))
-    caption = "Images as they are. Mean test accuracy over seeds with its 95 % interval; the band is the dense network's."
-    return Figure("accuracy", "Accuracy over weights left", LEFT, "test accuracy (%)", caption, [dense, *lines], log_x=True)
+    return [band("dense", len(drawn), mean(rows, "dense", 0)), *lines]
 
 
 # Pictures
@@ -295,25 +248,8 @@ def _accuracies(done: Done, seen: Mapping[int, Seen]) -> Figure:
 def _maps(done: Mapping[str, Done], seen: Mapping[str, dict[int, Seen]], level: int) -> list[Maps]:
     where = [picture for name, at in seen.items() for picture in _displacements(WORDS[name], at[level])]
     nodes = [picture for each in done.values() for picture in _features(each, level)]
-    return [
-        Maps(
-            "displacements",
-            "Where the other connections of a node lie",
-            "more than shuffled (%)",
-            f"(pairs - pairs of a shuffled mask) / (their sum), in percent, by displacement; none is in the middle, and a connection is not "
-            f"paired with itself. Level {level}, all nodes and seeds together.",
-            where,
-        ),
-        Maps(
-            "features",
-            "What the most connected nodes look at",
-            "weight (% of the node's largest)",
-            f"The {NODES} nodes of the first layer that keep most connections at level {level}, of seed {min(seen[IMAGES][level].same)}: trained "
-            "weights at their pixels, summed over channels; the number of connections is above. Where pixels are shuffled, they are shown "
-            "where the network sees them, and then where they were before.",
-            nodes,
-        ),
-    ]
+    seed = min(seen[IMAGES][level].same)
+    return [PAPER.maps("displacements", where, level=level), PAPER.maps("features", nodes, nodes=NODES, level=level, seed=seed)]
 
 
 def _displacements(name: str, seen: Seen) -> list[Picture]:

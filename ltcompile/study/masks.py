@@ -25,7 +25,7 @@ from ltcompile.models import build_model
 from ltcompile.search import SearchConfig, margins_of, shuffle_mask
 from ltcompile.study._curves import accuracy, band, levels, percent, series, spread
 from ltcompile.study._networks import mask, network, weights
-from ltcompile.study._nouns import Done, PaperClaims, Scale, StudyArm, Told, scales
+from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
 from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
 
 TITLE = "Masks: which weights different criteria keep, and what their tickets know together"
@@ -43,10 +43,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> what the page calls i
     "fc-only": ("linear layers only", {"prune": "weights"}),
     "l1-weights-finetune": ("L1, weights, fine-tuned", {"prune": "weights", "rewind": "finetune"}),
 }
-FIGURES = {  # name -> title and arms of a figure of accuracy
-    "filters": ("Accuracy over weights left, filters pruned", [name for name in ARMS if name.endswith("-filters")]),
-    "weights": ("Accuracy over weights left, weights pruned", [name for name in ARMS if "-weights" in name]),
-    "mixed": ("Accuracy over weights left, by what is pruned", ["l1-filters", "l1-weights", "hybrid", "fc-only"]),
+FIGURES = {  # the arms of a figure of accuracy
+    "filters": [name for name in ARMS if name.endswith("-filters")],
+    "weights": [name for name in ARMS if "-weights" in name],
+    "mixed": ["l1-filters", "l1-weights", "hybrid", "fc-only"],
 }
 BEST = 3  # networks of the smaller ensemble
 APART = 0.5  # Jaccard's distance from which on two masks are called different networks: they share less than half
@@ -63,6 +63,7 @@ class Rounds(Scale):
 
 
 SCALES = scales(__name__, Rounds)
+PAPER = Paper(__name__, SOURCE)
 
 
 def arms(scale: Rounds) -> list[StudyArm]:
@@ -167,17 +168,7 @@ def _correlation(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kept
 
 def told(seen: All) -> Told:
     """Claims, tables and figures of what was seen."""
-    return Told(_claims(seen), [_sparsest(seen), _pairs(seen), _ensembles(seen), _layers(seen)], _figures(seen), _remarks())
-
-
-def _remarks() -> list[str]:
-    return [
-        "Searches are compared at their last levels, where about as many weights are left of each layer that a search prunes: a filter takes "
-        "the weights that read it along, so filters go in half as many rounds. Hybrid searches go in as few, and linear ones keep convolutions "
-        "whole, so both keep more.",
-        "Distances are Jaccard's, 1 - kept by both / kept by either, over all matrices and filters of the original network; 0 is the same mask.",
-        f"Ensembles average softmax outputs. The best alone and the best {BEST} are picked by validation accuracy, mean over seeds.",
-    ]
+    return Told(_claims(seen), [_sparsest(seen), _pairs(seen), _ensembles(seen), _layers(seen)], _figures(seen), PAPER.remarks(best=BEST))
 
 
 def _last(by_level: Mapping[int, Any]) -> Any:
@@ -227,7 +218,7 @@ def _alike_in_size(seen: All, fewer: str, more: str) -> BySeed:
 
 
 def _claims(seen: All) -> list[Claim]:
-    judged, ranked = PaperClaims(__name__, SOURCE).judged, _ranked(seen)
+    judged, ranked = PAPER.claim, _ranked(seen)
     together, best, alone = _together(seen, [*seen]), _together(seen, ranked[:BEST]), _together(seen, ranked[:1])
     excess = {name: _excess(seen[name]) for name in ("l1-weights", "l1-weights-finetune")}
     apart = [_apart(seen, "l1-weights", name) for name in seen if name.startswith("l") and name.endswith("-filters")]
@@ -252,8 +243,7 @@ def _sparsest(seen: All) -> Table:
         val = estimate([_last(each.val) for each in found.values()])
         steady = estimate(_steady(found))
         rows.append([ARMS[name][0], percent(left), spread(val), spread(estimate(_tested(found))), spread(steady)])
-    columns = ["pruned", "weights left (%)", "validation accuracy (%)", "test accuracy (%)", "correlation with the round before"]
-    return Table("The sparsest tickets of each search", columns, rows, "± is half of the 95 % interval.")
+    return PAPER.table("sparsest", rows)
 
 
 def _pairs(seen: All) -> Table:
@@ -267,8 +257,7 @@ def _pairs(seen: All) -> Table:
         by_layer = [fmean(each.layers[layer] for each in apart) for layer in layers]
         cells = [f"{value:.3f}" for value in (fmean(each.total for each in apart), *by_layer)]
         rows.append([ARMS[one][0], ARMS[other][0], percent(alike), *cells])
-    columns = ["pruned", "beside", "answers alike (%)", "distance", *(f"distance in {layer}" for layer in layers)]
-    return Table("Pairs of tickets", columns, rows, "Test images, and Jaccard's distances; means over seeds.")
+    return PAPER.table("pairs", rows, *(f"distance in {layer}" for layer in layers))
 
 
 def _ensembles(seen: All) -> Table:
@@ -279,68 +268,37 @@ def _ensembles(seen: All) -> Table:
         common = [unanimous([seen[name][seed].answers for name in names]) for seed in seeds]
         shares = [percent(100 * fmean(getattr(each, which) for each in common)) for which in ("same", "right", "wrong")]
         rows.append([title, "; ".join(ARMS[name][0] for name in names), spread(estimate(_together(seen, names))), *shares])
-    columns = ["ensemble", "of", "test accuracy (%)", "all answer alike (%)", "all right (%)", "none right (%)"]
-    return Table("Ensembles of the sparsest tickets", columns, rows, "± is half of the 95 % interval.")
+    return PAPER.table("ensembles", rows)
 
 
 def _layers(seen: All) -> Table:
     """How structured unstructured masks are at their last levels, layer by layer."""
     rows = []
-    for name in FIGURES["weights"][1]:
+    for name in FIGURES["weights"]:
         last = [_last(each.structure) for each in seen[name].values()]
         for layer, count in last[0].all.items():
             found = [f"{fmean(getattr(each, kind)[layer] for each in last):.1f}" for kind in ("emptied", "by_chance")]
             rows.append([ARMS[name][0], layer, str(count), *found])
-    columns = ["pruned", "layer", "filters or units", "emptied", "emptied by a random mask"]
-    return Table("Filters and units that masks of weights empty", columns, rows, "At the last level; means over seeds.")
+    return PAPER.table("layers", rows)
 
 
 # Figures
 
 
 def _figures(seen: All) -> list[Figure]:
-    axis, ends = "weights left (%)", "Means over seeds with 95 % intervals"
-    dense = band("dense", 4, estimate([*averaged([{s: each.test[0] for s, each in found.items()} for found in seen.values()]).values()]))
-    drawn = [
-        Figure(
-            name,
-            title,
-            axis,
-            "test accuracy (%)",
-            f"{ends}; the band is the dense network's.",
-            [dense, *(_curve(seen[arm], ARMS[arm][0], colour, lambda each, level: each.test[level]) for colour, arm in enumerate(names))],
-            log_x=True,
-        )
-        for name, (title, names) in FIGURES.items()
+    dense = band("dense", 4, estimate(averaged([{s: each.test[0] for s, each in found.items()} for found in seen.values()])))
+
+    def lines(names: Sequence[str], value: Callable[[Seen, int], float]) -> list[Series]:
+        return [_curve(seen[arm], ARMS[arm][0], colour, value) for colour, arm in enumerate(names)]
+
+    emptied = lines(FIGURES["weights"], lambda each, level: each.structure[level].share())
+    by_chance = "random mask with the counts of L1, weights"
+    chance = _curve(seen["l1-weights"], by_chance, 0, lambda each, level: each.structure[level].share(chance=True), "control")
+    return [
+        *(PAPER.figure(name, [dense, *lines(arms, lambda each, level: each.test[level])]) for name, arms in FIGURES.items()),
+        PAPER.figure("emptied", [*emptied, chance]),
+        PAPER.figure("stability", lines(FIGURES["weights"], lambda each, level: each.stability[level])),
     ]
-    emptied = [
-        _curve(seen[arm], ARMS[arm][0], c, lambda each, lv: each.structure[lv].share()) for c, arm in enumerate(FIGURES["weights"][1])
-    ]
-    chance = _curve(
-        seen["l1-weights"],
-        "random mask with the counts of L1, weights",
-        0,
-        lambda each, lv: each.structure[lv].share(chance=True),
-        "control",
-    )
-    steady = [_curve(seen[arm], ARMS[arm][0], c, lambda each, lv: each.stability[lv]) for c, arm in enumerate(FIGURES["weights"][1])]
-    drawn.append(
-        Figure(
-            "emptied", "Whole filters that masks of weights empty", axis, "filters emptied (%)", f"{ends}.", [*emptied, chance], log_x=True
-        )
-    )
-    drawn.append(
-        Figure(
-            "stability",
-            "How steady surviving weights are from round to round",
-            axis,
-            "correlation with the round before (of 1)",
-            f"{ends}. After each training, of the weights that it had.",
-            steady,
-            log_x=True,
-        )
-    )
-    return drawn
 
 
 def _curve(found: Mapping[int, Seen], name: str, colour: int, value: Callable[[Seen, int], float], look: Look = "line") -> Series:

@@ -15,8 +15,8 @@ import torch
 
 from ltcompile.core.study import Claim, Figure, Table
 from ltcompile.search import NONTRIVIAL_SHARE, Conditions, Margins, SearchConfig, conditions_met, margins_of
-from ltcompile.study._curves import accuracy, band, curve, levels, percent, removed, series, spread
-from ltcompile.study._nouns import Done, PaperClaims, Scale, StudyArm, Told, scales
+from ltcompile.study._curves import accuracy, band, cell, curve, levels, mean, percent, removed, series
+from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
 TITLE = "Sanity checks: the five conditions of a winning ticket, over learning rates"
@@ -35,6 +35,7 @@ class Rates(Scale):
 
 
 SCALES = scales(__name__, Rates)
+PAPER = Paper(__name__, SOURCE)
 
 
 def arms(scale: Rates) -> list[StudyArm]:
@@ -68,14 +69,9 @@ def tell(scale: Rates, done: Mapping[str, Done], device: torch.device) -> Told:
     judged = [judge(done, level, margins) for level in levels(next(iter(done.values())).rows)]
     sparse = [each for each in judged if removed(done[each.ticket].rows, each.level, "macs") >= 100 * NONTRIVIAL_SHARE] or judged
     shown = max(sparse, key=lambda each: fmean(slack(done, each, margins, "val").values()))
-    remarks = [
-        f'"About as good" is at most {margins.about:g} points worse, "clearly" is more than {margins.clearly:g} points. Conditions are of means '
-        "of validation accuracy, as in the paper; claims are of test accuracy with intervals.",
-        f"Claims are told at level {shown.level}, with the ticket of {shown.ticket}, the random re-initialisation of {shown.control} and the "
-        f"dense network of {shown.dense}: the choices that are best for each on validation, among levels without {NONTRIVIAL_SHARE:.0%} "
-        "of the MACs at least.",
-        "These tickets are of filters: the small dense network of condition 2 has their own architecture, and is the control of condition 3.",
-    ]
+    picked = {"level": shown.level, "ticket": shown.ticket, "control": shown.control, "dense": shown.dense}
+    bounds = {"about": f"{margins.about:g}", "clearly": f"{margins.clearly:g}", "nontrivial": f"{NONTRIVIAL_SHARE:.0%}"}
+    remarks = PAPER.remarks(**picked, **bounds)
     return Told(_claims(done, shown, margins), [_table(done, judged)], _figures(done, shown), remarks)
 
 
@@ -114,7 +110,7 @@ def slack(done: Mapping[str, Done], judged: Judged, margins: Margins, images: st
 
 
 def _claims(done: Mapping[str, Done], shown: Judged, margins: Margins) -> list[Claim]:
-    judged, bounds = PaperClaims(__name__, SOURCE).judged, {"2": margins.clearly, "3": 0.0, "4": -margins.about, "5": -margins.about}
+    judged, bounds = PAPER.claim, {"2": margins.clearly, "3": 0.0, "4": -margins.about, "5": -margins.about}
     found, spare = gaps(done, shown, "test"), slack(done, shown, margins, "test")
     first, *_, last = done.values()
 
@@ -136,36 +132,26 @@ def _table(done: Mapping[str, Done], judged: list[Judged]) -> Table:
         own = done[each.ticket]
         sizes = [percent(removed(own.rows, each.level, size)) for size in ("filters", "params", "macs")]  # type: ignore[arg-type]
         tested = [
-            spread(estimate(accuracy(done[name].rows, arm, level)))
+            cell(done[name].rows, arm, level)
             for name, arm, level in ((each.ticket, "ticket", each.level), (each.control, "reinit", each.level), (each.dense, "dense", 0))
         ]
         flags = [words[each.met.flags[n]] for n in sorted(each.met.flags)]
         rows.append([str(each.level), *sizes, each.ticket, *flags, each.met.prize, *tested])
-    columns = ["level", *(f"{what} removed (%)" for what in ("filters", "parameters", "MACs")), "ticket of"]
-    met = [f"condition {number}" for number in range(1, 6)]
-    tested_columns = [f"{what}, test accuracy (%)" for what in ("ticket", "best random re-initialisation", "best dense")]
-    note = (
-        "At each level the ticket of the rate that meets most; conditions by means of validation accuracy. ± is half of the 95 % interval."
-    )
-    return Table("The five conditions, level by level", [*columns, *met, "prize", *tested_columns], rows, note)
+    return PAPER.table("conditions", rows)
 
 
 def _figures(done: Mapping[str, Done], shown: Judged) -> list[Figure]:
     lines = []
     for colour, (name, each) in enumerate(done.items()):
         x = partial(removed, each.rows, size="filters")
-        lines.append(band(f"dense, {name}", colour, estimate(accuracy(each.rows, "dense", 0))))
+        lines.append(band(f"dense, {name}", colour, mean(each.rows, "dense", 0)))
         lines.append(curve(f"ticket, {name}", "line", colour, each.rows, "ticket", x))
         lines.append(curve(f"re-initialised, {name}", "control", colour, each.rows, "reinit", x))
-    caption = "Mean test accuracy over seeds with its 95 % interval; bands are the dense networks, dashed lines random re-initialisation."
-    over = Figure("rates", "Accuracy over filters removed, by learning rate", "filters removed (%)", "test accuracy (%)", caption, lines)
     rates = [float(each.arm.recipe["lr"]) for each in done.values()]
     at = [
-        series(title, "control" if arm == "reinit" else "line", colour, rates, [estimate(accuracy(d.rows, arm, lv)) for d in done.values()])
+        series(title, "control" if arm == "reinit" else "line", colour, rates, [mean(d.rows, arm, lv) for d in done.values()])
         for colour, (title, arm, lv) in enumerate(
             (("ticket", "ticket", shown.level), ("random re-initialisation", "reinit", shown.level), ("dense", "dense", 0))
         )
     ]
-    told = f"At level {shown.level}. Mean test accuracy over seeds with its 95 % interval."
-    by_rate = Figure("over-rates", "Accuracy over the learning rate", "learning rate (per step)", "test accuracy (%)", told, at, log_x=True)
-    return [over, by_rate]
+    return [PAPER.figure("rates", lines), PAPER.figure("over-rates", at, level=shown.level)]

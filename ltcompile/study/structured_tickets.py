@@ -18,9 +18,9 @@ import torch
 from ltcompile.core.study import Claim, Estimate, Figure, Series, Table
 from ltcompile.prune import Scope
 from ltcompile.search import SearchConfig, margins_of
-from ltcompile.study._curves import accuracy, band, curve, levels, percent, removed, series, spread
+from ltcompile.study._curves import accuracy, band, cell, curve, levels, mean, percent, removed, series
 from ltcompile.study._latency import Timed, remark, timed
-from ltcompile.study._nouns import Done, PaperClaims, Scale, StudyArm, Told, scales
+from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
 from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
 
 TITLE = "Structured tickets: local or global, weight or learning-rate rewinding"
@@ -63,6 +63,7 @@ class Levels(Scale):
 
 
 SCALES = scales(__name__, Levels)
+PAPER = Paper(__name__, SOURCE)
 
 
 def arms(scale: Levels) -> list[StudyArm]:
@@ -93,12 +94,7 @@ def tell(scale: Levels, done: Mapping[str, Done], device: torch.device) -> Told:
 
 def told(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Told:
     """What the rows and the clock say; a ticket wins where it is less than `margin` points below the dense network."""
-    remarks = [
-        f"A ticket wins a level where the whole interval of (ticket - dense), in validation accuracy, lies above -{margin:g} points, and "
-        f"loses it where the whole of it lies below. A level is low up to {LOW_PERCENT:g} % of the filters removed.",
-        "Random re-initialisation trains each ticket's own architecture from fresh weights by the ticket's own recipe, at every level.",
-        remark([*races.values()]),
-    ]
+    remarks = [*PAPER.remarks(margin=f"{margin:g}", low=f"{LOW_PERCENT:g}"), remark([*races.values()])]
     return Told(_claims(done, margin), [_winners(done, races, margin), _table(done, races, margin)], _figures(done, races), remarks)
 
 
@@ -135,14 +131,14 @@ def _split(done: Done) -> tuple[list[int], list[int]]:
 
 
 def _claims(done: Mapping[str, Done], margin: float) -> list[Claim]:
-    judged = PaperClaims(__name__, SOURCE).judged
+    judged = PAPER.claim
     one, best = done["global-weight"], done["global-lr"]
 
     def at_best(key: str, own: Done, among: list[int], bound: float = 0.0) -> list[Claim]:
         """On test images, at the level that is best on validation."""
         if not among:
             return []
-        level = max(among, key=lambda level: (fmean(_gap(own, level).values()), level))
+        level = _best(own, among)
         share = f"{removed(own.rows, level, 'filters'):.0f}"
         return [judged(key, estimate(_gap(own, level, images="test")), bound, regime=_capital(REGIMES[own.arm.name]), share=share)]
 
@@ -191,16 +187,7 @@ def _winners(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float
         smallest = max((level for level in by["wins"] if level < failed), default=None)  # no level is picked for its luck
         saved = ["none"] * 4 if smallest is None else _saved(done[name], races[name], smallest)
         rows.append([regime.title, *(str(len(by[word])) for word in by), *saved])
-    columns = ["regime", "levels that win", "undecided", "levels that lose", *(f"smallest winner: {what} removed (%)" for what in SAVED)]
-    return Table(
-        "Winning tickets, by validation accuracy",
-        columns,
-        rows,
-        "The smallest winner is the last level before the first that does not win. Sparsity is told four ways; latency is measured.",
-    )
-
-
-SAVED = ("filters", "parameters", "MACs", "latency")
+    return PAPER.table("winners", rows)
 
 
 def _saved(done: Done, race: Timed, level: int) -> list[str]:
@@ -214,40 +201,30 @@ def _table(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) 
     rows = []
     for name, regime in REGIMES.items():
         own = done[name]
-        rows.append([regime.title, "dense", *("0",) * 4, "", "", spread(estimate(accuracy(own.rows, "dense", 0))), ""])
+        rows.append([regime.title, "dense", *("0",) * 4, "", "", cell(own.rows, "dense", 0), ""])
         for level in levels(own.rows):
-            tested = [spread(estimate(accuracy(own.rows, arm, level))) for arm in ("ticket", "reinit")]
+            tested = [cell(own.rows, arm, level) for arm in ("ticket", "reinit")]
             saved = _saved(own, races[name], level)
             rows.append([regime.title, str(level), *saved, str(_won(own, level)), _answer(own, level, margin), *tested])
-    columns = ["regime", "level", *(f"{what} removed (%)" for what in SAVED), "validation: ticket - dense (points)", "ticket"]
-    return Table(
-        "Every level",
-        [*columns, "test accuracy (%)", "random re-initialisation, test accuracy (%)"],
-        rows,
-        "± is half of the 95 % interval.",
-    )
+    return PAPER.table("levels", rows)
 
 
 # Figures
 
 
 def _figures(done: Mapping[str, Done], races: Mapping[str, Timed]) -> list[Figure]:
-    ends = "Mean test accuracy over seeds with its 95 % interval; the band is the dense network's."
-    drawn = [_by_filters(done, scope, ends) for scope in ("local", "global")]
-    lines = [
-        curve(regime.title, "line", colour, done[name].rows, "ticket", partial(_left, done[name]))
-        for colour, (name, regime) in enumerate(REGIMES.items())
+    colours = [(colour, name, regime.title) for colour, (name, regime) in enumerate(REGIMES.items())]
+    over_macs = [curve(title, "line", c, done[name].rows, "ticket", partial(_left, done[name])) for c, name, title in colours]
+    clocked = [_clocked(done[name], races[name], colour, title) for colour, name, title in colours]
+    where = next(iter(races.values())).where
+    return [
+        *(PAPER.figure("filters", _by_filters(done, scope), scope=scope) for scope in ("local", "global")),
+        PAPER.figure("macs", [_dense(done), *over_macs]),
+        PAPER.figure("latency", [_dense(done), *clocked], where=where),
     ]
-    drawn.append(Figure("macs", "Accuracy over MACs", "MACs left (%)", "test accuracy (%)", ends, [_dense(done), *lines]))
-    clocked = [_clocked(done[name], races[name], colour, regime.title) for colour, (name, regime) in enumerate(REGIMES.items())]
-    caption = (
-        f"{ends} Latency is a share of the dense network's in the same race, with its own interval: {next(iter(races.values())).where}."
-    )
-    axis = "latency beside the dense network (%)"
-    return [*drawn, Figure("latency", "Accuracy over measured latency", axis, "test accuracy (%)", caption, [_dense(done), *clocked])]
 
 
-def _by_filters(done: Mapping[str, Done], scope: str, ends: str) -> Figure:
+def _by_filters(done: Mapping[str, Done], scope: str) -> list[Series]:
     """The paper's figure: tickets, and their architectures from random weights."""
     lines = [_dense(done)]
     for colour, (name, regime) in enumerate(REGIMES.items()):
@@ -255,8 +232,7 @@ def _by_filters(done: Mapping[str, Done], scope: str, ends: str) -> Figure:
             x = partial(removed, done[name].rows, size="filters")
             lines.append(curve(regime.rewinding, "line", colour, done[name].rows, "ticket", x))
             lines.append(curve(f"its architecture, re-initialised ({regime.rewinding})", "control", colour, done[name].rows, "reinit", x))
-    title = f"Accuracy over filters removed, {scope} pruning"
-    return Figure(f"filters-{scope}", title, "filters removed (%)", "test accuracy (%)", f"{ends} Dashed: random re-initialisation.", lines)
+    return lines
 
 
 def _left(done: Done, level: int) -> float:
@@ -269,7 +245,7 @@ def _dense(done: Mapping[str, Done]) -> Series:
 
 
 def _clocked(done: Done, race: Timed, colour: int, title: str) -> Series:
-    found = {level: estimate(accuracy(done.rows, "ticket", level)) for level in race.levels}
+    found = {level: mean(done.rows, "ticket", level) for level in race.levels}
     line = series(title, "line", colour, [race.levels[level].share for level in found], [*found.values()])
     lows, highs = ([getattr(race.levels[level], end) for level in found] for end in ("low", "high"))
     return Series(line.name, line.look, colour, line.x, line.y, line.low, line.high, lows, highs)

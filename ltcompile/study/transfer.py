@@ -20,9 +20,9 @@ from ltcompile.core.study import Claim, Figure, Look, Series, Table
 from ltcompile.data import Dataset, Split, TensorSplit
 from ltcompile.errors import BadData
 from ltcompile.search import SearchConfig, margins_of
-from ltcompile.study._curves import accuracy, band, curve, levels, percent, series, spread
+from ltcompile.study._curves import accuracy, band, curve, levels, mean, percent, series, spread
 from ltcompile.study._networks import mask
-from ltcompile.study._nouns import Done, PaperClaims, Scale, StudyArm, Told, scales
+from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
 TITLE = "Transfer: masks that several tasks have in common, on a task that they have not seen"
@@ -49,6 +49,7 @@ class Rounds(Scale):
 
 
 SCALES = scales(__name__, Rounds)
+PAPER = Paper(__name__, SOURCE)
 
 
 def arms(scale: Rounds) -> list[StudyArm]:
@@ -125,11 +126,7 @@ def tell(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Told:
 def told(done: Mapping[str, Done], margin: float) -> Told:
     """Claims, a table and a figure; "about as good" is at most `margin` points worse."""
     handed = {way: _merged(done, way) for way in WAYS}
-    remarks = [
-        "Masks are made seed by seed; all tasks have the same first weights under a seed, and the same number of classes. Shuffled masks keep "
-        "as many weights of each layer in random places, and train as the ticket does.",
-        f'The own ticket is that of the level with the nearest share of weights. "About as good" is at most {margin:g} points worse.',
-    ]
+    remarks = PAPER.remarks(margin=f"{margin:g}")
     return Told(
         _claims(done[TARGET].rows, handed, margin), [_table(done[TARGET].rows, handed)], [_figure(done[TARGET].rows, handed)], remarks
     )
@@ -163,7 +160,7 @@ def _gaps(own: Sequence[Trained], given: Sequence[Trained]) -> dict[str, BySeed]
 
 
 def _claims(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]], margin: float) -> list[Claim]:
-    judged, found = PaperClaims(__name__, SOURCE).judged, []
+    judged, found = PAPER.claim, []
     for way, (title, _) in WAYS.items():
         gaps, left = _gaps(own, handed[way]), _left(handed[way], 1)
         words = {"mask": f"{title[0].upper()}{title[1:]}", "left": percent(left), "own": percent(_left(own, _nearest(own, left)))}
@@ -178,8 +175,7 @@ def _table(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]]) -> T
     rows = [["dense", "100.0", *_cells(own, 0, "dense")]]
     rows += [[f"own ticket, level {level}", percent(_left(own, level)), *_cells(own, level)] for level in levels(own)]
     rows += [[WAYS[way][0], percent(_left(given, 1)), *_cells(given, 1)] for way, given in handed.items()]
-    columns = ["mask", "weights left (%)", "test accuracy (%)", "shuffled (%)", "re-initialised (%)"]
-    return Table("The last task, by what it is trained with", columns, rows, "± is half of the 95 % interval.")
+    return PAPER.table("last task", rows)
 
 
 def _cells(rows: Sequence[Trained], level: int, *only: str) -> list[str]:
@@ -191,7 +187,7 @@ def _cells(rows: Sequence[Trained], level: int, *only: str) -> list[str]:
 def _figure(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]]) -> Figure:
     x = partial(_left, own)
     lines = [
-        band("dense", 4, estimate(accuracy(own, "dense", 0))),
+        band("dense", 4, mean(own, "dense", 0)),
         curve("own ticket", "line", 0, own, "ticket", x),
         curve("its mask, shuffled", "control", 0, own, "shuffled", x),
     ]
@@ -200,9 +196,8 @@ def _figure(own: Sequence[Trained], handed: Mapping[str, Sequence[Trained]]) -> 
             _point(WAYS[way][0], "line", colour, rows, "ticket"),
             _point(f"{WAYS[way][0]}, shuffled", "control", colour, rows, "shuffled"),
         ]
-    caption = "Mean test accuracy over seeds with its 95 % interval; the band is the dense network's."
-    return Figure("handed-on", "The last task with masks of others", "weights left (%)", "test accuracy (%)", caption, lines, log_x=True)
+    return PAPER.figure("handed-on", lines)
 
 
 def _point(name: str, look: Look, colour: int, rows: Sequence[Trained], arm: str) -> Series:
-    return series(name, look, colour, [_left(rows, 1)], [estimate(accuracy(rows, arm, 1))])
+    return series(name, look, colour, [_left(rows, 1)], [mean(rows, arm, 1)])
