@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer.main
 from typer.cli import get_docs_for_click
@@ -13,8 +14,8 @@ from ltcompile.cli import app
 FOLDER = Path(__file__).parent / "reference"
 INTRODUCTION = """# Python
 
-`import ltcompile as lt` offers the names below; each is imported on first use. Functions of one module of the package that are
-named after a command do what the command does, without printing.
+`import ltcompile as lt` offers the names below; each is imported on first use. Functions with the name of a command do what the
+command does, without printing.
 """
 
 
@@ -32,8 +33,13 @@ def python() -> str:
     parts = [INTRODUCTION]
     for title, names in (("Functions", functions), ("Nouns", nouns)):
         parts.append(f"## {title}\n")
-        parts += [f"::: {lt._HOMES[name]}.{name}\n    options:\n      heading: lt.{name}\n      heading_level: 3\n" for name in names]
+        parts += [f"::: {_path(getattr(lt, name))}\n    options:\n      heading: lt.{name}\n      heading_level: 3\n" for name in names]
     return "\n".join(parts)
+
+
+def _path(value: Any) -> str:
+    """Where a function or class is defined: a module may have the name of a function in it."""
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 if __name__ == "__main__":
