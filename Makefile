@@ -53,7 +53,7 @@ test: env-dev
 	$(BIN)/python -m pytest
 
 # The tests of what depends on versions most (tracing, lowering, runtimes, kernels), under the oldest versions that are supported.
-OLDEST_TESTS := $(addprefix tests/,graph/test_surgeon.py lower/test_lower.py runtimes/test_backends.py kernels/test_kernels.py kernels/test_persistent.py)
+OLDEST_TESTS := $(addprefix tests/,graph/test_surgeon.py lower/test_lower.py runtimes/test_backends.py $(addprefix kernels/test_,compiled.py fuse.py interpreted.py operators.py))
 test-oldest: env-oldest
 	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS) -k "not cutting_equals_masking"
 

@@ -72,9 +72,7 @@ def stages(out: Path, data_root: Path | None, rehearse: bool) -> list[Stage]:
         return Stage(f"race-{part}", limit_s, ((*command, *tiny, *data),))
 
     return [
-        Stage(
-            "kernels", 100, tests("tests/kernels/test_persistent.py", "tests/kernels/test_kernels.py", rehearsed=("--every=36",)), (0, 1, 5)
-        ),
+        Stage("kernels", 100, tests("tests/kernels/test_on_gpu.py", rehearsed=("--every=36",)), (0, 1, 5)),
         Stage("conv", 30, (("bench/gpu_conv.py", "--out", str(out), *tiny[:1]),)),
         race("quick", 230),
         race("rest", 200),

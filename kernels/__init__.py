@@ -1,16 +1,16 @@
 """Triton kernels for small dense networks, one kernel a file. NHWC, channel stride padded, padded lanes exactly zero.
 
-A file `x.py` offers the operator `x`, usable in any network, and what it is made of:
+A file `x.py` offers the operator `x`, usable in any network, and its parts:
 
+    Arguments                    the record of the operator's arguments: `empty()` is the output, not filled, `default()` and `space()` are
+                                 configurations
     pack(...)                    weights of a torch layer -> the tensors that the operator takes, once
+    reference(arguments)         the output in torch operations; float64 in, float64 out
+    prepare(y, arguments, config=...)  -> Call: checked, configured, ready to `launch` repeatedly or to `compile_ahead`
     x(...)                       `torch.ops.ltcompile.x`: the Triton kernel on a GPU, `reference` on a CPU, traceable everywhere
-    empty(...)                   the output, not filled: its shape is the operator's
-    reference(...)               the same in torch operations; float64 in, float64 out
-    prepare(y, ..., config=...)  -> Call: checked, configured, ready for `launch` (again and again) or `compile_ahead`
-    CASES, TOL, sample(...)      what the tests walk over; a case's `lanes` are the output channels that are not padding
 
-Two ways past the time between launches, for calls that follow each other in a stream: `dependent(call)` starts while the one before it
-ends, and `fuse(calls)` is all of them in one launch.
+Two ways avoid the time between launches of calls that follow each other in a stream: `dependent(call)` starts while the previous one ends,
+and `fuse(calls)` is all of them in one launch.
 
 Importing this package imports neither torch nor Triton; `load` does.
 """
@@ -24,46 +24,23 @@ from typing import TYPE_CHECKING, Any
 from ltcompile import registry
 
 if TYPE_CHECKING:
-    from ltcompile.kernels._config import Config
-    from ltcompile.kernels._epilogue import ACTIVATIONS
+    from ltcompile.kernels._config import PERSISTENT_WARPS, Config
+    from ltcompile.kernels._convolution import ACTIVATIONS, KEEPS_ZERO
     from ltcompile.kernels._launch import Call, Compiled, compile_ahead, dependent, interpreted, launch
-    from ltcompile.kernels._layout import nchw, nhwc, padded
-    from ltcompile.kernels.persistent import fuse
+    from ltcompile.kernels._layout import IMAGE_STRIDE, nchw, nhwc, padded
+    from ltcompile.kernels._persistent import fuse
 
-__all__ = [
-    "ACTIVATIONS",
-    "Call",
-    "Compiled",
-    "Config",
-    "compile_ahead",
-    "dependent",
-    "fuse",
-    "interpreted",
-    "launch",
-    "load",
-    "names",
-    "nchw",
-    "nhwc",
-    "padded",
-]
-_HOMES = {
-    "ACTIVATIONS": "_epilogue",
-    "Call": "_launch",
-    "Compiled": "_launch",
-    "Config": "_config",
-    "compile_ahead": "_launch",
-    "dependent": "_launch",
-    "fuse": "persistent",
-    "interpreted": "_launch",
-    "launch": "_launch",
-    "nchw": "_layout",
-    "nhwc": "_layout",
-    "padded": "_layout",
-}
+__all__ = ["ACTIVATIONS", "IMAGE_STRIDE", "KEEPS_ZERO", "PERSISTENT_WARPS", "Call", "Compiled", "Config"]
+__all__ += ["compile_ahead", "dependent", "fuse", "interpreted", "launch", "load", "names", "nchw", "nhwc", "padded"]
+
+_HOMES = dict.fromkeys(("ACTIVATIONS", "KEEPS_ZERO"), "_convolution") | {"fuse": "_persistent"}
+_HOMES |= dict.fromkeys(("Config", "PERSISTENT_WARPS"), "_config")
+_HOMES |= dict.fromkeys(("IMAGE_STRIDE", "nchw", "nhwc", "padded"), "_layout")
+_HOMES |= dict.fromkeys(("Call", "Compiled", "compile_ahead", "dependent", "interpreted", "launch"), "_launch")
 
 
 def names() -> list[str]:
-    """The kernels there are."""
+    """The names of all kernels."""
     return list(registry.modules(__name__))
 
 
@@ -73,7 +50,7 @@ def load(name: str) -> ModuleType:
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, when it is asked for."""
+    """Import a name at its first use."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

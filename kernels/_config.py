@@ -1,14 +1,15 @@
-"""How a kernel's work is cut into programs: one frozen `Config`, a default for every shape, and the space that a tuner walks."""
+"""How a kernel's work is split into programs: a `Config`, a default for every shape, and the configurations worth timing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
 from ltcompile.errors import BadSetting
 
 PROGRAMS = 132  # enough to keep a large GPU busy: the multiprocessors of an H100
-PERSISTENT_WARPS = 4  # of every layer in a persistent kernel, which has one number for all
+PERSISTENT_WARPS = 4  # of every layer in a persistent kernel, which has one number for all layers
 _SHARED_BYTES = 160 * 1024  # what an sm_80 program can have; sm_90 has 227 KB
 
 
@@ -46,7 +47,7 @@ def power_of_two(size: int) -> int:
 
 
 def gemm_default(pixels: int, channels: int, depth: int, itemsize: int, block_n: int | None = None, warps: int | None = None) -> Config:
-    """The configuration that a matrix product (pixels, depth) x (depth, channels) gets when nobody has measured.
+    """The configuration that a matrix product (pixels, depth) x (depth, channels) gets when none was timed.
 
     Large tiles where they fill the GPU; up to 32 pixels the operands are swapped; a long sum over few tiles is split.
     `block_n` and `warps` (4 or 8) where they are not free.
@@ -69,7 +70,7 @@ def gemm_default(pixels: int, channels: int, depth: int, itemsize: int, block_n:
 
 
 def gemm_space(pixels: int, channels: int, depth: int, itemsize: int, block_n: int | None = None) -> list[Config]:
-    """The configurations worth timing for a matrix product (pixels, depth) x (depth, channels), the default first."""
+    """The configurations worth timing for a matrix product (pixels, depth) x (depth, channels), the default first, then by estimated time."""
     default = gemm_default(pixels, channels, depth, itemsize, block_n)
     shapes = [(m, n, False) for m, n in product((64, 128, 256), (16, 32, 64, 128, 256))]
     shapes += [(m, n, True) for m, n in product((16, 32), (64, 128))]
@@ -77,11 +78,24 @@ def gemm_space(pixels: int, channels: int, depth: int, itemsize: int, block_n: i
         Config(m, n, k, 4 if m * n <= 64 * 128 else 8, stages, split_k, swapped)
         for (m, n, swapped), k, stages, split_k in product(shapes, (128 // itemsize, 256 // itemsize), (2, 3, 4), (1, 2, 4, 8, 16))
     ]
-    fitting = [config for config in found if block_n in (None, config.block_n) and _worth(config, pixels, channels, depth, itemsize)]
-    return [default, *(config for config in fitting if config != default)]
+    fitting = [config for config in found if block_n in (None, config.block_n) and _is_candidate(config, pixels, channels, depth, itemsize)]
+    return _default_first(default, sorted(fitting, key=lambda config: _estimate(config, pixels, channels, depth)))
 
 
-def _worth(config: Config, pixels: int, channels: int, depth: int, itemsize: int) -> bool:
+def _estimate(config: Config, rows: int, channels: int, depth: int) -> float:
+    """How long a matrix product takes, without a unit: what the busiest multiprocessor multiplies and reads, large tiles doing it better."""
+    tiles = cdiv(rows, config.block_m) * cdiv(channels, config.block_n) * config.split_k
+    steps = cdiv(depth, config.block_k * config.split_k)
+    multiplied, read = config.block_m * config.block_n * config.block_k, (config.block_m + config.block_n) * config.block_k
+    prologue = config.stages - 1  # steps that only fill the pipeline
+    return cdiv(tiles, PROGRAMS) * (steps + prologue) * (multiplied + 64 * read)
+
+
+def _default_first(default: Config, candidates: Iterable[Config]) -> list[Config]:
+    return [default, *(config for config in candidates if config != default)]
+
+
+def _is_candidate(config: Config, pixels: int, channels: int, depth: int, itemsize: int) -> bool:
     """Whether a configuration fits into the registers and shared memory of any GPU since sm_80, and wastes less than half of its work."""
     steps = cdiv(depth, config.block_k)
     tiles = cdiv(pixels, config.block_m) * cdiv(channels, config.block_n)
@@ -122,14 +136,14 @@ def window_space(pixels: int, channels: int) -> list[Config]:
         and config.block_m <= max(4, power_of_two(pixels))
         and config.block_m * config.block_n // config.warps in (256, 512)  # 8 or 16 sums a thread
     ]
-    return [default, *(config for config in fitting if config != default)]
+    return _default_first(default, fitting)
 
 
-def head_default(images: int, classes: int, channels: int) -> Config:
+def head_default(images: int, classes: int, channels: int, warps: int | None = None) -> Config:
     """The configuration of a pooled head: one image a program where there are few, sixteen on the matrix unit where there are many."""
     block_n = min(64, max(16, power_of_two(classes)))
     few = images < 16
-    return Config(1 if few else 16, block_n, max(16, min(128 if few else 64, power_of_two(channels))))
+    return Config(1 if few else 16, block_n, max(16, min(128 if few else 64, power_of_two(channels))), warps or 4)
 
 
 def head_space(images: int, classes: int, channels: int) -> list[Config]:
@@ -145,25 +159,4 @@ def head_space(images: int, classes: int, channels: int) -> list[Config]:
         and config.block_n * config.block_k <= 8192
         and config.block_m * config.block_n <= 2048
     ]
-    return [default, *(config for config in fitting if config != default)]
-
-
-def persistent_default(pixels: int, channels: int, depth: int, itemsize: int, block_n: int | None = None) -> Config:
-    """The configuration of a matrix product among the layers of a persistent kernel: as by itself, in the warps that all have."""
-    return gemm_default(pixels, channels, depth, itemsize, block_n, PERSISTENT_WARPS)
-
-
-def persistent_space(pixels: int, channels: int, depth: int, itemsize: int, block_n: int | None = None) -> list[Config]:
-    """The configurations worth timing there, the default first: those that have work for about as many programs. Few, as chains compile long."""
-    default = persistent_default(pixels, channels, depth, itemsize, block_n)
-
-    def items(config: Config) -> int:
-        return cdiv(pixels, config.block_m) * cdiv(channels, config.block_n) * config.split_k
-
-    fitting = [
-        config
-        for config in gemm_space(pixels, channels, depth, itemsize, block_n)
-        if (config.warps, config.block_k, config.stages) == (default.warps, default.block_k, default.stages)
-        and items(default) <= 2 * items(config) <= 4 * items(default)
-    ]
-    return [default, *(config for config in fitting if config != default)]
+    return _default_first(default, fitting)

@@ -1,33 +1,10 @@
 # mypy: disable-error-code="import-untyped,untyped-decorator"
-"""What the kernels share around their sums: which pixel a row is, and what is done to a sum, in float32, before it is written.
-
-`KEEPS_ZERO` are the activations that map 0 to 0, so padded lanes stay zero by themselves; behind the others `finish` masks.
-"""
+"""Triton functions that the kernels share around their sums: which pixel a row is, and the epilogue in float32 before the output is written."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch.nn import functional as F
-
-from ltcompile.errors import BadSetting
-from ltcompile.kernels._layout import IMAGE_STRIDE, LANES, TYPES
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda v: v,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "gelu": F.gelu,
-    "sigmoid": F.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
-}
-KEEPS_ZERO = frozenset(ACTIVATIONS) - {"sigmoid", "hardsigmoid"}
 
 
 @triton.jit
@@ -43,7 +20,7 @@ def clamp01(v: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def activate(v: tl.tensor, NAME: tl.constexpr) -> tl.tensor:
-    """`ACTIVATIONS[NAME]` of a block of float32."""
+    """The activation NAME (`_convolution.ACTIVATIONS`) of a block of float32."""
     if NAME == "relu":
         v = larger(v, 0.0)
     elif NAME == "relu6":
@@ -63,7 +40,7 @@ def activate(v: tl.tensor, NAME: tl.constexpr) -> tl.tensor:
 
 @triton.jit
 def positions(m: tl.tensor, M: tl.tensor, OH: tl.constexpr, OW: tl.constexpr, POOL: tl.constexpr) -> tl.tensor:
-    """Rows of M -> (n, p, q). Rows behind the end become pixel 0: they read what is there and are not written."""
+    """Rows of M -> (n, p, q). Rows behind the end become pixel 0: they are read, and not written."""
     m = tl.where(m < M, m, 0)
     if POOL:  # (n, p/2, q/2, 2, 2): a window's four pixels are neighbours
         window = m // 4
@@ -79,9 +56,9 @@ def positions(m: tl.tensor, M: tl.tensor, OH: tl.constexpr, OW: tl.constexpr, PO
 
 @triton.jit
 def follow() -> None:
-    """Let the next kernel start, and wait for the one before: everything that it wrote is seen, and everything before it has ended too.
+    """Let the next kernel start, and wait until the previous one, and all before it, have ended and their results are visible.
 
-    Behind the arithmetic of addresses, in front of the first read. Never in a pipelined loop, whose reads start ahead of its body.
+    Call it after the arithmetic of addresses and before the first read, never in a pipelined loop, whose reads start ahead of its body.
     """
     tl.extra.cuda.gdc_launch_dependents()
     tl.extra.cuda.gdc_wait()
@@ -105,7 +82,7 @@ def finish(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ) -> None:
-    """Bias, residual, activation, 2x2 maximum; then written."""
+    """Add bias and residual, apply the activation and the 2x2 maximum, write."""
     inside = column[None, :] < STRIDE
     acc += tl.load(bias + column, mask=column < STRIDE, other=0.0)[None, :]
     if HAS_RESIDUAL:
@@ -122,63 +99,3 @@ def finish(
         rows = M
     target = y + row[:, None] * STRIDE + column[None, :]
     tl.store(target, acc.to(y.dtype.element_ty), mask=(row[:, None] < rows) & inside)
-
-
-def check(x: Tensor, w: Tensor, bias: Tensor, residual: Tensor | None, y: Tensor, out: tuple[int, int], activation: str, pool: bool) -> int:
-    """The rows of M of a convolution with `out` = (OH, OW) positions before pooling.
-
-    Raises:
-        BadSetting: shapes or types do not fit together.
-    """
-    stride = bias.shape[0]
-    halve = 2 if pool else 1
-    final = (x.shape[0], out[0] // halve, out[1] // halve, stride)
-    before = (x.shape[0], *out, stride)
-    if activation not in ACTIVATIONS:
-        raise BadSetting(f"there is no activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    if x.dtype not in TYPES or w.dtype != x.dtype or y.dtype != x.dtype or bias.dtype != torch.float32:
-        raise BadSetting(
-            f"x is {x.dtype}, w {w.dtype}, y {y.dtype} and bias {bias.dtype}; the first three must be one of float32, float16 and "
-            "bfloat16, and bias float32: pack the weights for x's type"
-        )
-    if x.shape[-1] % LANES and x.shape[-1] != IMAGE_STRIDE:
-        raise BadSetting(f"x has a channel stride of {x.shape[-1]}; lay it out with `nhwc`, which pads to a multiple of {LANES}")
-    if 0 in final:
-        raise BadSetting(f"x is {tuple(x.shape)}: the output {final} is empty")
-    if y.shape != final:
-        raise BadSetting(f"y is {tuple(y.shape)}, the output is {final}")
-    if residual is not None and (residual.shape != before or residual.dtype != x.dtype):
-        raise BadSetting(f"residual is {tuple(residual.shape)} of {residual.dtype}, it must be {before} of {x.dtype}")
-    return x.shape[0] * final[1] * final[2] * halve * halve
-
-
-def constants(
-    x: Tensor,
-    stride: int,
-    channels: int,
-    kernel: Sequence[int],
-    step: Sequence[int],
-    padding: Sequence[int],
-    out: tuple[int, int],
-    activation: str,
-    residual: Tensor | None,
-    pool: bool,
-) -> dict[str, int | bool | str]:
-    """What every convolution kernel wants to know when it is compiled."""
-    return {
-        "H": x.shape[1],
-        "W": x.shape[2],
-        "OH": out[0],
-        "OW": out[1],
-        "CHANNELS": stride if activation in KEEPS_ZERO else channels,
-        "STRIDE": stride,
-        "R": kernel[0],
-        "S": kernel[1],
-        "STEP_H": step[0],
-        "STEP_W": step[1],
-        "PAD_H": padding[0],
-        "PAD_W": padding[1],
-        "ACT": activation,
-        "HAS_RESIDUAL": residual is not None,
-        "POOL": pool,
-    }

@@ -7,7 +7,7 @@ M is the pixels (n, p, q), N the output channels, K the flattened (r, s, c): c r
 wasted on a tap's rest and every load is 16 bytes. With pooling M is ordered (n, p/2, q/2, 2, 2): the four pixels of a window lie side
 by side in one program, which takes their maximum before it writes. A group's channels are a window into the stride (see `grouped`).
 
-Shared, because `conv2d`, `linear` and `grouped` differ in their shapes alone.
+`conv2d`, `linear` and `grouped` share it, because they differ in their shapes alone.
 """
 
 from __future__ import annotations
@@ -20,10 +20,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ltcompile.errors import BadSetting
-from ltcompile.kernels._config import Config, cdiv, gemm_default
-from ltcompile.kernels._epilogue import check, constants, finish, follow, positions
-from ltcompile.kernels._launch import Call, interpreted
+from ltcompile.kernels._config import Config, cdiv, gemm_default, gemm_space
+from ltcompile.kernels._convolution import Convolution
+from ltcompile.kernels._epilogue import finish, follow, positions
+from ltcompile.kernels._launch import Call, configured, interpreted
 from ltcompile.kernels._layout import pad_last, padded
+
+TRIED = 16  # configurations that a tuner compiles and times
 
 
 @triton.jit
@@ -133,7 +136,7 @@ def _gemm(  # noqa: PLR0912, PLR0915  (a Triton kernel is one function)
         block = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
         shares = partial + pid * (SPLIT_K * BM * BN) + block
         tl.store(shares + split * (BM * BN), acc)
-        tl.debug_barrier()  # all of this program's share is written before its arrival is told
+        tl.debug_barrier()  # write all of this program's share before announcing it
         if tl.atomic_add(arrived + pid, 1, sem="acq_rel") == SPLIT_K - 1:
             total = tl.zeros((BM, BN), tl.float32)
             for other in range(SPLIT_K):  # always in this order: the same bits in every run
@@ -142,24 +145,19 @@ def _gemm(  # noqa: PLR0912, PLR0915  (a Triton kernel is one function)
             finish(total, bias, residual, y, pixel, pid_m, column, M, CHANNELS, STRIDE, ACT, HAS_RESIDUAL, POOL, BM, BN)
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What the compiler knows of one layer."""
+def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, in_stride: int | None = None) -> tuple[Tensor, Tensor]:
+    """A torch convolution's weight (K, C, R, S) and bias (K,) -> w (R S Cs, Ks), bias (Ks,) float32, zeros in all padding.
 
-    kernel: tuple[int, int]
-    step: tuple[int, int]
-    padding: tuple[int, int]
-    out: tuple[int, int]  # (OH, OW) before pooling
-    channels: int
-    window: int  # channels that one program reads of a pixel: all, or those of its groups
-    group: tuple[int, int] = (0, 0)  # channels (in, out) of a group
-    activation: str = "none"
-    pool: bool = False
-    block_n: int | None = None  # where the packing fixed it
+    Args:
+        weight: a linear layer's (K, C) counts as 1x1.
+        bias: None for zeros.
+        dtype: the type of w.
+        in_stride: the channel stride Cs of the input, by default `padded(C)`; 4 for images.
 
-
-def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, in_stride: int | None) -> tuple[Tensor, Tensor]:
-    """(K, C, R, S), (K,) -> (R S Cs, Ks), (Ks,) float32. Raises BadSetting where the stride is below the channels."""
+    Raises:
+        BadSetting: `in_stride` is below C, or `dtype` is not a type of the kernels.
+    """
+    weight = weight[:, :, None, None] if weight.dim() == 2 else weight
     out_channels, channels = weight.shape[:2]
     in_stride = in_stride or padded(channels, dtype)
     if in_stride < channels:
@@ -170,55 +168,62 @@ def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, in_stride: int
 
 
 def pack_bias(bias: Tensor | None, weight: Tensor, stride: int) -> Tensor:
-    """(K,) -> (stride,) float32, zeros where there is none."""
+    """(K,) -> (stride,) float32; zeros where `bias` is None."""
     return pad_last(weight.new_zeros(weight.shape[0]) if bias is None else bias, stride).float().contiguous()
 
 
-def prepare(x: Tensor, w: Tensor, bias: Tensor, residual: Tensor | None, y: Tensor, shape: Shape, config: Config | None) -> Call:
-    """The call that fills y (N, OH, OW, stride) from x (N, H, W, Cs).
+@dataclass(frozen=True)
+class Product(Convolution):
+    """Arguments of a convolution that is a matrix product; `w` is (R S Cs, Ks)."""
+
+    def default(self, warps: int | None = None) -> Config:
+        """The configuration to use when none was timed, in so many warps where these are not free."""
+        return gemm_default(*self.sizes(), warps=warps)
+
+    def space(self) -> list[Config]:
+        """The configurations worth timing, the default first: those of the least estimated time."""
+        return gemm_space(*self.sizes())[:TRIED]
+
+    def sizes(self) -> tuple[int, int, int, int, int | None]:
+        """Rows, columns and depth of the product, bytes of an element, and the columns of a tile where the packing fixes them."""
+        return self.rows, self.bias.shape[0], self.w.shape[0], self.x.element_size(), None
+
+
+def prepare(y: Tensor, a: Product, config: Config | None, window: int, group: tuple[int, int] = (0, 0)) -> Call:
+    """The call that fills y.
+
+    Args:
+        y: as `a.empty()`.
+        a: the arguments.
+        config: by default `a.default()`.
+        window: channels that one program reads of a pixel: all, or those of its groups.
+        group: channels (in, out) of a group; zeros for a dense convolution.
 
     Raises:
         BadSetting: shapes, types or the configuration do not fit together.
     """
-    stride, depth = bias.shape[0], shape.kernel[0] * shape.kernel[1] * shape.window
-    rows = check(x, w, bias, residual, y, shape.out, shape.activation, shape.pool)
-    config = config or gemm_default(rows, stride, depth, x.element_size(), shape.block_n)
-    if shape.block_n not in (None, config.block_n):
-        raise BadSetting(f"these weights were packed for block_n={shape.block_n}, the configuration has {config.block_n}; pack them again")
-    if config.block_k < 16 or (shape.pool and config.block_m < 4):
+    a.check(y)
+    config, block_n = config or a.default(), a.sizes()[-1]
+    if block_n not in (None, config.block_n):
+        raise BadSetting(f"these weights were packed for block_n={block_n}, the configuration has {config.block_n}; pack them again")
+    if config.block_k < 16 or (a.pool and config.block_m < 4):
         raise BadSetting(f"{config}: block_k is at least 16, and block_m at least 4 where a pooling window must fit")
-    tiles = cdiv(rows, config.block_m) * cdiv(stride, config.block_n)
+    tiles = cdiv(a.rows, config.block_m) * cdiv(a.bias.shape[0], config.block_n)
     shared = tiles if config.split_k > 1 else 0
-    return Call(
-        kernel=_gemm,
-        programs=tiles * config.split_k,
-        tensors={
-            "x": x,
-            "w": w,
-            "bias": bias,
-            "residual": x if residual is None else residual,
-            "y": y,
-            "partial": x.new_empty(max(1, shared * config.split_k * config.block_m * config.block_n), dtype=torch.float32),
-            "arrived": x.new_zeros(max(1, shared), dtype=torch.int32),
-        },
-        numbers={"first": 0, "M": rows},
-        constants={
-            **constants(
-                x, stride, shape.channels, shape.kernel, shape.step, shape.padding, shape.out, shape.activation, residual, shape.pool
-            ),
-            "IN_STRIDE": x.shape[-1],
-            "WINDOW": shape.window,
-            "GROUP_IN": shape.group[0],
-            "GROUP_OUT": shape.group[1],
-            "BM": config.block_m,
-            "BN": config.block_n,
-            "BK": config.block_k,
-            "SPLIT_K": config.split_k,
-            "SWAPPED": config.swapped,
-            "STAGES": config.stages,
-            "UPCAST": interpreted(_gemm) and x.dtype == torch.bfloat16,
-            "DEPENDENT": False,
-        },
-        warps=config.warps,
-        stages=config.stages,
-    )
+    tensors = {"x": a.x, "w": a.w, "bias": a.bias, "residual": a.x if a.residual is None else a.residual, "y": y}
+    scratch = {
+        "partial": a.x.new_empty(max(1, shared * config.split_k * config.block_m * config.block_n), dtype=torch.float32),
+        "arrived": a.x.new_zeros(max(1, shared), dtype=torch.int32),
+    }
+    constants = a.constants() | {
+        "IN_STRIDE": a.x.shape[-1],
+        "WINDOW": window,
+        "GROUP_IN": group[0],
+        "GROUP_OUT": group[1],
+        "BK": config.block_k,
+        "SPLIT_K": config.split_k,
+        "SWAPPED": config.swapped,
+        "STAGES": config.stages,
+        "UPCAST": interpreted(_gemm) and a.x.dtype == torch.bfloat16,
+    }
+    return configured(_gemm, config, tiles * config.split_k, tensors | scratch, {"M": a.rows}, constants)

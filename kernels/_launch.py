@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-untyped"
-"""The one door through which a kernel is launched, interpreted or compiled ahead of time."""
+"""The only place where kernels are launched, interpreted and compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 
 from ltcompile.errors import BadSetting, Unavailable
+from ltcompile.kernels._config import Config
 
 REGISTERS = 65536  # of a multiprocessor, of every NVIDIA GPU since 2012
 _POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
@@ -23,19 +24,20 @@ _POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*b
 
 @dataclass(frozen=True)
 class Call:
-    """A kernel with everything it is called with. Tensors stay alive and in place, so a Call can be captured and replayed.
+    """A kernel with its arguments. Tensors stay alive and in place, so a Call can be captured and replayed.
 
-    A tensor or constant may be a tuple, also of tuples, where the kernel takes one.
+    A tensor or constant may be a tuple, also of tuples, where the kernel takes one. A cooperative call's programs run at the same time and
+    may wait for one another; a GPU refuses more than it can hold.
     """
 
     kernel: Any
     programs: int
     tensors: dict[str, Any]
-    numbers: dict[str, int]  # known when it runs
-    constants: dict[str, Any]  # known when it is compiled
+    numbers: dict[str, int]  # known at run time
+    constants: dict[str, Any]  # known at compile time
     warps: int
     stages: int
-    cooperative: bool = False  # all programs run at once and may wait for one another; a GPU refuses more than it can hold
+    cooperative: bool = False
 
     def __post_init__(self) -> None:
         for name, tensor in self._given_tensors():
@@ -46,32 +48,45 @@ class Call:
 
     @property
     def dependent(self) -> bool:
-        """Whether it starts before the kernel in front of it has ended; see `dependent`."""
+        """Whether it starts before the previous kernel has ended; see `dependent`."""
         return bool(self.constants.get("DEPENDENT"))
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the kernel takes, by name."""
+        """The kernel's arguments by name."""
         return {**self.tensors, **self.numbers, **self.constants}
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """What Triton takes beside that."""
+        """Triton's launch options."""
         rare = {"launch_pdl": self.dependent, "launch_cooperative_grid": self.cooperative}
         return {"num_warps": self.warps, "num_stages": self.stages} | {name: True for name, wanted in rare.items() if wanted}
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its first tensor."""
+        return next(tensor.device for _, tensor in self._given_tensors())
 
     def _given_tensors(self) -> Iterator[tuple[str, Tensor]]:
         return ((name, tensor) for name, given in self.tensors.items() for _, tensor in _leaves(given))
 
 
+def configured(
+    kernel: Any, config: Config, programs: int, tensors: dict[str, Any], numbers: dict[str, int], constants: dict[str, Any]
+) -> Call:
+    """The call of a kernel by itself in `config`: program 0 computes item 0, and it does not start before the previous kernel has ended."""
+    blocks = {"BM": config.block_m, "BN": config.block_n, "DEPENDENT": False}
+    return Call(kernel, programs, tensors, {"first": 0} | numbers, constants | blocks, config.warps, config.stages)
+
+
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a call."""
+    """The compiler's result for a call; registers and stack bytes are for each thread, and spilled registers lie on the stack."""
 
     ptx: str
     shared_bytes: int
-    registers: int  # a thread
-    stack_bytes: int  # a thread; spilled registers lie there
+    registers: int
+    stack_bytes: int
 
 
 def interpreted(kernel: Any) -> bool:
@@ -80,22 +95,21 @@ def interpreted(kernel: Any) -> bool:
 
 
 def dependent(call: Call) -> Call:
-    """`call`, ready to start while the kernel in front of it in the stream ends (programmatic dependent launch).
+    """`call`, ready to start while the previous kernel in the stream ends (programmatic dependent launch).
 
     It computes addresses ahead and waits before it reads or writes anything. Every program of every such kernel waits, so that the end of
     one is the end of all before it: in one stream, dependent and other kernels may reuse buffers as if none had started early.
 
     Raises:
-        BadSetting: the kernel has no such form, or Triton's interpreter runs it, which knows no other kernel.
-        Unavailable: the tensors are on a GPU that cannot (compute capability below 9.0).
+        BadSetting: the kernel has no such form, or Triton's interpreter runs it.
+        Unavailable: the tensors are on a GPU of a compute capability below 9.0.
     """
     if interpreted(call.kernel) or "DEPENDENT" not in call.constants:
         why = "Triton's interpreter runs it" if interpreted(call.kernel) else "it has no such form"
-        raise BadSetting(f"{call.kernel.__name__} cannot start before the kernel in front of it has ended: {why}; launch it as it is")
+        raise BadSetting(f"{call.kernel.__name__} cannot start before the previous kernel has ended: {why}; launch it without `dependent`")
     made = replace(call, constants=call.constants | {"DEPENDENT": True})
-    home = next(tensor.device for _, tensor in call._given_tensors())
-    if home.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(home)
+    if call.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(call.device)
         _check_dependent(made, 10 * major + minor)
     return made
 
@@ -103,13 +117,14 @@ def dependent(call: Call) -> Call:
 def _check_dependent(call: Call, capability: int) -> None:
     if call.dependent and capability < 90:
         raise Unavailable(
-            f"a GPU of compute capability {capability / 10} starts no kernel before the last has ended; launch it without `dependent`"
+            f"a GPU of compute capability {capability / 10} cannot start a kernel before the previous one has ended; launch it without "
+            "`dependent`"
         )
 
 
 @dataclass(frozen=True)
 class Multiprocessor:
-    """What one of them holds at once."""
+    """What a multiprocessor holds at once."""
 
     registers: int
     shared_bytes: int
@@ -118,55 +133,51 @@ class Multiprocessor:
 
 
 def resident(used: Compiled, warps: int, one: Multiprocessor) -> int:
-    """How many programs of `warps` warps a multiprocessor holds at once, by CUDA's rules: registers are given out by 256 to a warp, and
-    every program has 1 KB of shared memory for itself."""
+    """How many programs of `warps` warps a multiprocessor holds at once, by CUDA's rules: a warp gets registers in units of 256, and a
+    program takes 1 KB of shared memory more than it asks for."""
     registers = warps * -(-max(used.registers, 1) * 32 // 256) * 256
     return min(one.registers // registers, one.shared_bytes // (used.shared_bytes + 1024), one.threads // (32 * warps), one.programs)
 
 
 def check_resident(programs: int, used: Compiled, warps: int, one: Multiprocessor, count: int) -> None:
-    """That a cooperative call's `programs` are on the `count` multiprocessors of a GPU at once: they wait for one another.
-
-    Raises:
-        Unavailable: there are more than fit.
-    """
-    if programs > (there := count * resident(used, warps, one)):
+    """Raises Unavailable where the `programs` of a cooperative call do not fit on the `count` multiprocessors of a GPU at once."""
+    if programs > (fitting := count * resident(used, warps, one)):
         raise Unavailable(
-            f"{programs} programs wait for one another, and this GPU holds {there} of them at once ({used.registers} registers a thread, "
-            f"{used.shared_bytes:,} bytes of shared memory a program); ask for at most {there} programs, or launch the layers one by one"
+            f"{programs} programs wait for one another, and this GPU holds {fitting} of them at once ({used.registers} registers a thread, "
+            f"{used.shared_bytes:,} bytes of shared memory a program); ask for at most {fitting} programs, or launch the layers one by one"
         )
 
 
 def _check_fits(call: Call) -> None:
     """`check_resident` for a cooperative call on the GPU that its tensors are on. One program a multiprocessor always fits."""
-    home = next(tensor.device for _, tensor in call._given_tensors())
-    there = torch.cuda.get_device_properties(home)
-    if call.programs <= there.multi_processor_count:
+    gpu = torch.cuda.get_device_properties(call.device)
+    if call.programs <= gpu.multi_processor_count:
         return
     kernel = call.kernel.warmup(**call.arguments, **call.options, grid=(call.programs,))
-    kernel._init_handles()  # loads it, which tells its registers
+    kernel._init_handles()  # loads it, and sets n_regs
     used = Compiled("", kernel.metadata.shared, kernel.n_regs, 0)
-    one = Multiprocessor(REGISTERS, there.shared_memory_per_multiprocessor, there.max_threads_per_multi_processor)
-    check_resident(call.programs, used, call.warps, one, there.multi_processor_count)
+    one = Multiprocessor(REGISTERS, gpu.shared_memory_per_multiprocessor, gpu.max_threads_per_multi_processor)
+    check_resident(call.programs, used, call.warps, one, gpu.multi_processor_count)
 
 
 def launch(call: Call, wrap: Callable[[Any], Any] | None = None) -> None:
-    """Run the kernel; its outputs are written when the current stream gets there.
+    """Run the kernel in the current stream, asynchronously on a GPU.
 
     Args:
+        call: the kernel and its arguments.
         wrap: `torch.library.wrap_triton` inside an operator, so that compilers see the kernel.
 
     Raises:
-        Unavailable: the tensors are not on a CUDA device (and Triton does not interpret), or the programs of a cooperative call are more
-            than the GPU holds at once.
+        Unavailable: the tensors are not on a CUDA device (and Triton does not interpret), or a cooperative call has more programs than the
+            GPU holds at once.
     """
     if interpreted(call.kernel):
         kernel = call.kernel
     else:
-        homes = {tensor.device.type for _, tensor in call._given_tensors()}
-        if homes != {"cuda"}:
+        devices = {tensor.device.type for _, tensor in call._given_tensors()}
+        if devices != {"cuda"}:
             raise Unavailable(
-                f"a Triton kernel needs its tensors on a CUDA device, they are on {', '.join(sorted(homes))}; "
+                f"a Triton kernel needs its tensors on a CUDA device, they are on {', '.join(sorted(devices))}; "
                 "move them, or call the operator, which also runs on a CPU"
             )
         if call.cooperative:
@@ -176,14 +187,14 @@ def launch(call: Call, wrap: Callable[[Any], Any] | None = None) -> None:
 
 
 def compile_ahead(call: Call, capability: int) -> Compiled:
-    """Compile for a GPU that need not be here; the tensors may be on the meta device.
+    """Compile for a GPU, which this machine need not have.
 
     Args:
-        capability: 80, 90 or 100, ...: the compute capability, times ten.
+        call: its tensors may be on the meta device.
+        capability: the compute capability, times ten: 80, 90, 100, ...
 
     Raises:
-        Unavailable: kernels are interpreted in this process, this Triton has no NVIDIA tools, or the call is dependent and such a GPU
-            knows no dependence.
+        Unavailable: kernels are interpreted in this process, this Triton has no NVIDIA tools, or such a GPU has no dependent launch.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -195,7 +206,7 @@ def compile_ahead(call: Call, capability: int) -> Compiled:
     leaves = {(names.index(name), *path): leaf for name, value in arguments.items() for path, leaf in _leaves(value)}
     numbers = {(names.index(name),) for name in call.numbers}
     constants = {path: leaf for path, leaf in leaves.items() if path not in numbers and not isinstance(leaf, Tensor)}
-    # as torch allocates, and as Triton tells of the numbers that it is launched with
+    # as torch allocates, and as Triton specialises numbers at a launch
     wide = [path for path, leaf in leaves.items() if isinstance(leaf, Tensor) or (path in numbers and leaf % 16 == 0)]
     aligned: Any = {path: [["tt.divisibility", 16]] for path in wide}
     signature = {name: "i32" if name in call.numbers else _signature(arguments[name]) for name in names}
@@ -209,7 +220,7 @@ def compile_ahead(call: Call, capability: int) -> Compiled:
 
 
 def _leaves(value: Any, *path: int) -> Iterator[tuple[tuple[int, ...], Any]]:
-    """What `value` holds, through tuples of tuples, and where."""
+    """The values in tuples of tuples, each with its path."""
     if isinstance(value, tuple):
         for at, part in enumerate(value):
             yield from _leaves(part, *path, at)
@@ -218,14 +229,14 @@ def _leaves(value: Any, *path: int) -> Iterator[tuple[tuple[int, ...], Any]]:
 
 
 def _signature(value: Any) -> Any:
-    """The type of an argument in Triton's words: of a tuple, a tuple."""
+    """Triton's name for the type of an argument; a tuple of them for a tuple."""
     if isinstance(value, tuple):
         return tuple(_signature(part) for part in value)
     return _POINTERS[value.dtype] if isinstance(value, Tensor) else "constexpr"
 
 
 def _usage(cubin: bytes) -> dict[str, int]:
-    """Registers, stack and so on, as cuobjdump tells them."""
+    """Registers, stack and so on, by cuobjdump."""
     from triton.backends import nvidia
 
     tool = Path(nvidia.__path__[0]) / "bin" / "cuobjdump"
@@ -234,5 +245,5 @@ def _usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", told)}
+        report = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", report)}

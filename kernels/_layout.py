@@ -1,4 +1,4 @@
-"""How activations lie in memory: NHWC, contiguous, channels padded with zeros so that 16-byte loads never straddle a pixel.
+"""The memory layout of activations: NHWC, contiguous, channels padded with zeros so that 16-byte loads never straddle a pixel.
 
     x[n, h, w, c] at ((n H + h) W + w) Cs + c,   Cs = padded(C)
 
@@ -8,6 +8,7 @@ Images of up to four channels may have Cs = 4, which keeps the first layer's rea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def padded(channels: int, dtype: torch.dtype) -> int:
     """The channel stride of `channels` channels of type `dtype`: the next multiple of 8 elements.
 
     Raises:
-        BadSetting: the kernels have no such type.
+        BadSetting: `dtype` is not a type of the kernels.
     """
     if dtype not in TYPES:
         raise BadSetting(f"kernels compute in float32, float16 and bfloat16, not in {dtype}; convert the network first")
@@ -48,13 +49,19 @@ def pad_last(x: Tensor, size: int) -> Tensor:
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What sums are kept in: float32, as in the kernels, unless the input is wider."""
+    """The type of sums: float32, as in the kernels, or float64 for a float64 input."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def out_sizes(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> tuple[int, int]:
-    """(OH, OW) of a window that slides over x (N, H, W, Cs). Raises BadSetting where it does not fit in once."""
+    """(OH, OW) of a window that slides over x (N, H, W, Cs). Raises BadSetting where the window is larger than x."""
     height, width = ((s + 2 * p - k) // u + 1 for s, k, u, p in zip(x.shape[1:3], kernel, stride, padding, strict=True))
     if height < 1 or width < 1:
         raise BadSetting(f"a window of {tuple(kernel)} does not fit into x {tuple(x.shape)} with a padding of {tuple(padding)}")
     return height, width
+
+
+def geometry(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> dict[str, Any]:
+    """The constants of a kernel that slides a window over x (N, H, W, Cs)."""
+    sizes = (*x.shape[1:3], *out_sizes(x, kernel, stride, padding), *kernel, *stride, *padding)
+    return dict(zip(("H", "W", "OH", "OW", "R", "S", "STEP_H", "STEP_W", "PAD_H", "PAD_W"), sizes, strict=True))

@@ -2,79 +2,40 @@
 """y[n, p, q, c] = act(b[c] + residual[n, p, q, c] + sum over (r, s) of x[n, p u + r - P, q v + s - Q, c] w[r, s, c]).
 
 Strides (u, v), paddings (P, Q), optionally the 2x2 maximum of y behind it. NHWC; x (N, H, W, Cs), w packed (R S, Cs), b (Cs,) float32.
-No matrix unit: each sum has R S terms, and memory is what it waits for.
+It uses no matrix unit: each sum has R S terms, and memory bounds its time.
 
 Floor: x, w and residual read once, y written once; 2 N OH OW C R S flop.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
 from ltcompile.errors import BadSetting
 from ltcompile.kernels import _gemm
-from ltcompile.kernels._config import Config, cdiv, window_default
-from ltcompile.kernels._epilogue import ACTIVATIONS, check, constants, finish, follow, positions
-from ltcompile.kernels._launch import Call, launch
-from ltcompile.kernels._layout import accumulator, nhwc, out_sizes, pad_last, padded
-
-TOL = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+from ltcompile.kernels._config import Config, cdiv, window_default, window_space
+from ltcompile.kernels._convolution import Convolution
+from ltcompile.kernels._epilogue import finish, follow, positions
+from ltcompile.kernels._launch import Call, configured
+from ltcompile.kernels._layout import pad_last, padded
+from ltcompile.kernels._operator import operator
 
 
 @dataclass(frozen=True)
-class Case:
-    n: int
-    h: int
-    w: int
-    c: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
-    activation: str = "relu6"
-    residual: bool = False
-    pool: bool = False
-    config: Config | None = None
+class Arguments(Convolution):
+    """`w` is (R S, Cs); x and y have the same channels."""
 
-    @property
-    def lanes(self) -> int:
-        return self.c
+    def default(self, warps: int | None = None) -> Config:
+        """The configuration to use when none was timed, in so many warps where these are not free."""
+        return window_default(self.rows, self.x.shape[-1], warps)
 
-
-CASES = [
-    Case(1, 3, 5, 37),
-    Case(1, 1, 1, 61, activation="hardswish"),
-    Case(1, 1, 1, 1, (1, 1), padding=(0, 0), activation="none"),
-    Case(2, 6, 5, 53, (5, 5), (2, 2), (2, 2), "silu", config=Config(32, 64)),
-    Case(2, 5, 7, 13, (7, 3), (1, 2), (3, 0), "sigmoid", residual=True),
-    Case(2, 6, 7, 13, pool=True, residual=True),
-    Case(3, 4, 4, 40, pool=True, config=Config(32, 16, warps=2)),
-]
-
-
-def sample(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
-    """Random arguments of the operator."""
-    x = nhwc(torch.randn(case.n, case.c, case.h, case.w, dtype=dtype, device=device))
-    weight = torch.randn(case.c, 1, *case.kernel, device=device) / (case.kernel[0] * case.kernel[1]) ** 0.5
-    w, bias = pack(weight, torch.randn(case.c, device=device), dtype)
-    oh, ow = out_sizes(x, case.kernel, case.stride, case.padding)
-    return {
-        "x": x,
-        "w": w,
-        "bias": bias,
-        "residual": nhwc(torch.randn(case.n, case.c, oh, ow, dtype=dtype, device=device)) if case.residual else None,
-        "kernel": list(case.kernel),
-        "stride": list(case.stride),
-        "padding": list(case.padding),
-        "channels": case.c,
-        "activation": case.activation,
-        "pool": case.pool,
-    }
+    def space(self) -> list[Config]:
+        """The configurations worth timing, the default first."""
+        return window_space(self.rows, self.x.shape[-1])
 
 
 def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -90,44 +51,11 @@ def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tenso
     return w.to(dtype).contiguous(), _gemm.pack_bias(bias, weight, stride)
 
 
-def empty(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    channels: int,
-    activation: str,
-    pool: bool,
-) -> Tensor:
-    """The output, not filled."""
-    height, width = out_sizes(x, kernel, stride, padding)
-    halve = 2 if pool else 1
-    return x.new_empty(x.shape[0], height // halve, width // halve, bias.shape[0])
-
-
-def reference(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    channels: int,
-    activation: str,
-    pool: bool,
-) -> Tensor:
-    wide = accumulator(x.dtype)
-    weight = w.view(*kernel, 1, -1).permute(3, 2, 0, 1)  # (Cs, 1, R, S)
-    y = F.conv2d(x.permute(0, 3, 1, 2).to(wide), weight.to(wide), bias.to(wide), stride, padding, groups=weight.shape[0])
-    if residual is not None:
-        y = y + residual.permute(0, 3, 1, 2)
-    y = ACTIVATIONS[activation](y)
-    y = F.max_pool2d(y, 2) if pool else y
-    return pad_last(y.permute(0, 2, 3, 1)[..., :channels], bias.shape[0]).to(x.dtype).contiguous()
+def reference(a: Arguments) -> Tensor:
+    """The output in torch operations."""
+    images = a.images()
+    weight = a.w.view(*a.kernel, 1, -1).permute(3, 2, 0, 1).to(images.dtype)  # (Cs, 1, R, S)
+    return a.finished(F.conv2d(images, weight, a.bias.to(images.dtype), a.stride, a.padding, groups=weight.shape[0]))
 
 
 @triton.jit
@@ -178,70 +106,21 @@ def _depthwise(
     finish(acc, bias, residual, y, pixel, pid_m, column, M, CHANNELS, STRIDE, ACT, HAS_RESIDUAL, POOL, BM, BN)
 
 
-def prepare(
-    y: Tensor,
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    channels: int,
-    activation: str,
-    pool: bool,
-    config: Config | None = None,
-) -> Call:
-    """The call that fills y, which has the shape of `empty`.
-
-    Raises:
-        BadSetting: shapes, types or the configuration do not fit together.
-    """
-    out = out_sizes(x, kernel, stride, padding)
-    rows = check(x, w, bias, residual, y, out, activation, pool)
-    if w.shape != (kernel[0] * kernel[1], x.shape[-1]) or x.shape[-1] != bias.shape[0]:
+def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
+    """The call that fills y, which is as `a.empty()`. Raises BadSetting where shapes, types or `config` do not fit together."""
+    a.check(y)
+    taps, channels = a.kernel[0] * a.kernel[1], a.x.shape[-1]
+    if a.w.shape != (taps, channels) or channels != a.bias.shape[0]:
         raise BadSetting(
-            f"w is {tuple(w.shape)}, bias {tuple(bias.shape)}; a depthwise {kernel[0]}x{kernel[1]} of {tuple(x.shape)} needs "
-            f"{(kernel[0] * kernel[1], x.shape[-1])} and {(x.shape[-1],)}"
+            f"w is {tuple(a.w.shape)}, bias {tuple(a.bias.shape)}; a depthwise {a.kernel[0]}x{a.kernel[1]} of {tuple(a.x.shape)} needs "
+            f"{(taps, channels)} and {(channels,)}"
         )
-    config = config or window_default(rows, x.shape[-1])
-    if pool and config.block_m < 4:
+    config = config or a.default()
+    if a.pool and config.block_m < 4:
         raise BadSetting(f"{config}: block_m is at least 4, so that a pooling window fits")
-    return Call(
-        kernel=_depthwise,
-        programs=cdiv(rows, config.block_m) * cdiv(x.shape[-1], config.block_n),
-        tensors={"x": x, "w": w, "bias": bias, "residual": x if residual is None else residual, "y": y},
-        numbers={"first": 0, "M": rows},
-        constants={
-            **constants(x, x.shape[-1], channels, kernel, stride, padding, out, activation, residual, pool),
-            "BM": config.block_m,
-            "BN": config.block_n,
-            "DEPENDENT": False,
-        },
-        warps=config.warps,
-        stages=config.stages,
-    )
+    programs = cdiv(a.rows, config.block_m) * cdiv(channels, config.block_n)
+    tensors = {"x": a.x, "w": a.w, "bias": a.bias, "residual": a.x if a.residual is None else a.residual, "y": y}
+    return configured(_depthwise, config, programs, tensors, {"M": a.rows}, a.constants())
 
 
-@triton_op("ltcompile::depthwise", mutates_args={})
-def depthwise(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    channels: int,
-    activation: str,
-    pool: bool,
-) -> Tensor:
-    """x (N, H, W, Cs), packed w and bias -> (N, OH, OW, Cs), halved with `pool`; lanes behind `channels` are zero."""
-    if x.device.type == "cpu":
-        return reference(x, w, bias, residual, kernel, stride, padding, channels, activation, pool)
-    y = empty(x, w, bias, residual, kernel, stride, padding, channels, activation, pool)
-    launch(prepare(y, x, w, bias, residual, kernel, stride, padding, channels, activation, pool), wrap_triton)
-    return y
-
-
-depthwise.register_fake(empty)
+depthwise = operator("depthwise", Arguments, reference, prepare)

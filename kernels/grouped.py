@@ -1,6 +1,6 @@
 """y[n, p, q, k] = act(b[k] + residual[n, p, q, k] + sum over (r, s) and the c of k's group of x[n, p u + r - P, q v + s - Q, c] w[r, s, c, k]).
 
-Groups are small and, pruned, of odd widths, and their channels lie side by side in x. So the columns of a tile, BN of them, are computed
+Groups are small and, pruned, of odd widths, and their channels are adjacent in x. So the BN columns of a tile are computed
 as a small dense product over the channels that their groups read: a window of Cw channels that starts at a multiple of 8. Weights are
 packed a tile at a time, (tiles, R S Cw, BN), with zeros where a column's group does not reach: loads stay 16 bytes wide and the matrix
 unit is used, for BN / (a group's columns) times the arithmetic.
@@ -11,77 +11,39 @@ Floor: x, w and residual read once, y written once; 2 N OH OW K R S C / groups f
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
 from ltcompile.errors import BadSetting
 from ltcompile.kernels import _gemm
 from ltcompile.kernels._config import Config, cdiv
-from ltcompile.kernels._epilogue import ACTIVATIONS
-from ltcompile.kernels._launch import Call, launch
-from ltcompile.kernels._layout import LANES, accumulator, nhwc, out_sizes, pad_last, padded
-
-TOL = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+from ltcompile.kernels._launch import Call
+from ltcompile.kernels._layout import LANES, padded
+from ltcompile.kernels._operator import operator
 
 
 @dataclass(frozen=True)
-class Case:
-    n: int
-    h: int
-    w: int
+class Arguments(_gemm.Product):
+    """`w` is (tiles, R S Cw, BN); `in_channels` counts the channels of x that are not padding."""
+
     groups: int
-    group_in: int
-    group_out: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (1, 1)
-    activation: str = "relu"
-    residual: bool = False
-    pool: bool = False
-    config: Config | None = None
+    in_channels: int
+
+    def sizes(self) -> tuple[int, int, int, int, int | None]:
+        """Rows, columns and depth of the product, bytes of an element, and the columns of a tile, which the packing fixes."""
+        return self.rows, self.bias.shape[0], self.w.shape[1], self.x.element_size(), self.w.shape[2]
 
     @property
-    def lanes(self) -> int:
-        return self.groups * self.group_out
+    def window(self) -> int:
+        """Cw, the channels that a tile reads."""
+        return self.w.shape[1] // (self.kernel[0] * self.kernel[1])
 
-
-CASES = [
-    Case(1, 4, 5, 7, 5, 3),
-    Case(1, 1, 1, 61, 1, 1, activation="none"),
-    Case(2, 3, 3, 2, 13, 37, activation="hardswish"),
-    Case(1, 5, 5, 13, 1, 2, (5, 3), (2, 1), (2, 0), "sigmoid", residual=True),
-    Case(1, 5, 6, 3, 9, 12, pool=True, residual=True),
-    Case(1, 3, 4, 3, 13, 37, config=Config(16, 64, 32, split_k=4, swapped=True)),
-    Case(2, 3, 4, 10, 4, 4, config=Config(32, 16, 32, split_k=2)),
-]
-
-
-def sample(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
-    """Random arguments of the operator."""
-    channels, out_channels = case.groups * case.group_in, case.groups * case.group_out
-    x = nhwc(torch.randn(case.n, channels, case.h, case.w, dtype=dtype, device=device))
-    weight = torch.randn(out_channels, case.group_in, *case.kernel, device=device)
-    weight = weight / (case.group_in * case.kernel[0] * case.kernel[1]) ** 0.5
-    w, bias = pack(weight, torch.randn(out_channels, device=device), case.groups, dtype)
-    oh, ow = out_sizes(x, case.kernel, case.stride, case.padding)
-    return {
-        "x": x,
-        "w": w,
-        "bias": bias,
-        "residual": nhwc(torch.randn(case.n, out_channels, oh, ow, dtype=dtype, device=device)) if case.residual else None,
-        "kernel": list(case.kernel),
-        "stride": list(case.stride),
-        "padding": list(case.padding),
-        "groups": case.groups,
-        "in_channels": channels,
-        "channels": out_channels,
-        "activation": case.activation,
-        "pool": case.pool,
-    }
+    @property
+    def group(self) -> tuple[int, int]:
+        """The input and output channels of a group."""
+        return self.in_channels // self.groups, self.channels // self.groups
 
 
 def columns(group_out: int) -> int:
@@ -119,120 +81,25 @@ def pack(weight: Tensor, bias: Tensor | None, groups: int, dtype: torch.dtype) -
     return w.to(dtype).contiguous(), _gemm.pack_bias(bias, weight, stride)
 
 
-def empty(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    groups: int,
-    in_channels: int,
-    channels: int,
-    activation: str,
-    pool: bool,
-) -> Tensor:
-    """The output, not filled."""
-    height, width = out_sizes(x, kernel, stride, padding)
-    halve = 2 if pool else 1
-    return x.new_empty(x.shape[0], height // halve, width // halve, bias.shape[0])
+def reference(a: Arguments) -> Tensor:
+    """The output in torch operations."""
+    images, (tiles, _, block_n), window = a.images(), a.w.shape, a.window
+    starts = _starts(tiles, block_n, *a.group, a.x.shape[-1], window)
+    blocks = a.w.view(tiles, *a.kernel, window, block_n).permute(0, 4, 3, 1, 2).to(images.dtype)  # (tiles, BN, Cw, R, S)
+    sums = [F.conv2d(images[:, at : at + window], w, None, a.stride, a.padding) for at, w in zip(starts, blocks, strict=True)]
+    return a.finished(torch.cat(sums, 1)[:, : a.bias.shape[0]] + a.bias.to(images.dtype)[:, None, None])
 
 
-def reference(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    groups: int,
-    in_channels: int,
-    channels: int,
-    activation: str,
-    pool: bool,
-) -> Tensor:
-    wide = accumulator(x.dtype)
-    tiles, depth, block_n = w.shape
-    window = depth // (kernel[0] * kernel[1])
-    starts = _starts(tiles, block_n, in_channels // groups, channels // groups, x.shape[-1], window)
-    blocks = w.view(tiles, *kernel, window, block_n).permute(0, 4, 3, 1, 2).to(wide)  # (tiles, BN, Cw, R, S)
-    image = x.permute(0, 3, 1, 2).to(wide)
-    y = torch.cat([F.conv2d(image[:, a : a + window], block, None, stride, padding) for a, block in zip(starts, blocks, strict=True)], 1)
-    y = y[:, : bias.shape[0]] + bias.to(wide)[:, None, None]
-    if residual is not None:
-        y = y + residual.permute(0, 3, 1, 2)
-    y = ACTIVATIONS[activation](y)
-    y = F.max_pool2d(y, 2) if pool else y
-    return pad_last(y.permute(0, 2, 3, 1)[..., :channels], bias.shape[0]).to(x.dtype).contiguous()
-
-
-def prepare(
-    y: Tensor,
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    groups: int,
-    in_channels: int,
-    channels: int,
-    activation: str,
-    pool: bool,
-    config: Config | None = None,
-) -> Call:
-    """The call that fills y, which has the shape of `empty`.
-
-    Raises:
-        BadSetting: shapes, types or the configuration do not fit together.
-    """
-    tiles, depth, block_n = w.shape
-    window = depth // (kernel[0] * kernel[1])
-    group = (in_channels // groups, channels // groups)
-    needed = (cdiv(bias.shape[0], columns(group[1])), columns(group[1]))
-    if (tiles, block_n) != needed or depth % (kernel[0] * kernel[1]) or window > x.shape[-1] or in_channels > x.shape[-1]:
+def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
+    """The call that fills y, which is as `a.empty()`. Raises BadSetting where shapes, types or `config` do not fit together."""
+    (tiles, depth, block_n), in_stride = a.w.shape, a.x.shape[-1]
+    needed = (cdiv(a.bias.shape[0], columns(a.group[1])), columns(a.group[1]))
+    if (tiles, block_n) != needed or depth % (a.kernel[0] * a.kernel[1]) or max(a.window, a.in_channels) > in_stride:
         raise BadSetting(
-            f"w is {tuple(w.shape)}, which is not packed for {groups} groups of {group[0]} to {group[1]} channels in {tuple(x.shape)}"
+            f"w is {tuple(a.w.shape)}, which is not packed for {a.groups} groups of {a.group[0]} to {a.group[1]} channels in "
+            f"{tuple(a.x.shape)}"
         )
-    shape = _gemm.Shape(
-        (kernel[0], kernel[1]),
-        (stride[0], stride[1]),
-        (padding[0], padding[1]),
-        out_sizes(x, kernel, stride, padding),
-        channels,
-        window,
-        group,
-        activation,
-        pool,
-        block_n,
-    )
-    return _gemm.prepare(x, w, bias, residual, y, shape, config)
+    return _gemm.prepare(y, a, config, a.window, a.group)
 
 
-@triton_op("ltcompile::grouped", mutates_args={})
-def grouped(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    kernel: list[int],
-    stride: list[int],
-    padding: list[int],
-    groups: int,
-    in_channels: int,
-    channels: int,
-    activation: str,
-    pool: bool,
-) -> Tensor:
-    """x (N, H, W, Cs), packed w and bias -> (N, OH, OW, Ks), halved with `pool`; lanes behind `channels` are zero."""
-    if x.device.type == "cpu":
-        return reference(x, w, bias, residual, kernel, stride, padding, groups, in_channels, channels, activation, pool)
-    y = empty(x, w, bias, residual, kernel, stride, padding, groups, in_channels, channels, activation, pool)
-    launch(prepare(y, x, w, bias, residual, kernel, stride, padding, groups, in_channels, channels, activation, pool), wrap_triton)
-    return y
-
-
-grouped.register_fake(empty)
+grouped = operator("grouped", Arguments, reference, prepare)

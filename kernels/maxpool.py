@@ -8,64 +8,55 @@ Floor: x read once, y written once.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
 from torch.nn import functional as F
 
 from ltcompile.errors import BadSetting
-from ltcompile.kernels._config import Config, cdiv, window_default
+from ltcompile.kernels._config import Config, cdiv, window_default, window_space
 from ltcompile.kernels._epilogue import follow, larger, positions
-from ltcompile.kernels._launch import Call, launch
-from ltcompile.kernels._layout import TYPES, nhwc, out_sizes
-
-TOL = {torch.float32: 0.0, torch.float16: 0.0, torch.bfloat16: 0.0}  # nothing is rounded
+from ltcompile.kernels._launch import Call, configured
+from ltcompile.kernels._layout import TYPES, geometry, out_sizes
+from ltcompile.kernels._operator import operator
 
 
 @dataclass(frozen=True)
-class Case:
-    n: int
-    h: int
-    w: int
-    c: int
-    kernel: tuple[int, int] = (3, 3)
-    stride: tuple[int, int] = (2, 2)
-    padding: tuple[int, int] = (1, 1)
-    config: Config | None = None
+class Arguments:
+    """`kernel`, `stride` and `padding` are two numbers each, for height and width."""
+
+    x: Tensor
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
 
     @property
-    def lanes(self) -> int:
-        return self.c
+    def shape(self) -> tuple[int, int, int, int]:
+        """The shape of the output."""
+        return self.x.shape[0], *out_sizes(self.x, self.kernel, self.stride, self.padding), self.x.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        """The pixels of the output."""
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    def empty(self) -> Tensor:
+        """The output, not filled."""
+        return self.x.new_empty(self.shape)
+
+    def default(self, warps: int | None = None) -> Config:
+        """The configuration to use when none was timed, in so many warps where these are not free."""
+        return window_default(self.rows, self.x.shape[-1], warps)
+
+    def space(self) -> list[Config]:
+        """The configurations worth timing, the default first."""
+        return window_space(self.rows, self.x.shape[-1])
 
 
-CASES = [
-    Case(1, 7, 7, 37),
-    Case(1, 1, 1, 61),
-    Case(1, 1, 1, 1, (1, 1), (1, 1), (0, 0)),
-    Case(2, 8, 5, 13, (2, 3), (2, 1), (0, 1)),
-    Case(2, 5, 4, 53, (5, 5), (1, 1), (2, 2), Config(64, 64)),
-]
-
-
-def sample(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
-    """Random arguments of the operator; all negative in the first channel, where zeros from outside would show."""
-    x = torch.randn(case.n, case.c, case.h, case.w, dtype=dtype, device=device)
-    x[:, 0] = -x[:, 0].abs() - 1
-    return {"x": nhwc(x), "kernel": list(case.kernel), "stride": list(case.stride), "padding": list(case.padding)}
-
-
-def empty(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    """The output, not filled."""
-    height, width = out_sizes(x, kernel, stride, padding)
-    return x.new_empty(x.shape[0], height, width, x.shape[-1])
-
-
-def reference(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    return F.max_pool2d(x.permute(0, 3, 1, 2), kernel, stride, padding).permute(0, 2, 3, 1).contiguous()
+def reference(a: Arguments) -> Tensor:
+    """The output in torch operations."""
+    return F.max_pool2d(a.x.permute(0, 3, 1, 2), a.kernel, a.stride, a.padding).permute(0, 2, 3, 1).contiguous()
 
 
 @triton.jit
@@ -108,54 +99,20 @@ def _maxpool(
     tl.store(y + m[:, None] * STRIDE + column[None, :], best.to(y.dtype.element_ty), mask=(m < M)[:, None] & (column < STRIDE)[None, :])
 
 
-def prepare(y: Tensor, x: Tensor, kernel: list[int], stride: list[int], padding: list[int], config: Config | None = None) -> Call:
-    """The call that fills y, which has the shape of `empty`.
+def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
+    """The call that fills y, which is as `a.empty()`.
 
     Raises:
         BadSetting: shapes or types do not fit together, or the padding is more than half the window.
     """
-    images, height, width, channels = x.shape
-    out = out_sizes(x, kernel, stride, padding)
-    if 2 * padding[0] > kernel[0] or 2 * padding[1] > kernel[1]:
-        raise BadSetting(f"padding {padding} is more than half of the window {kernel}")
-    if y.shape != (images, *out, channels) or y.dtype != x.dtype or x.dtype not in TYPES or y.numel() == 0:
-        raise BadSetting(f"y is {tuple(y.shape)} of {y.dtype}, the output of {x.dtype} is {(images, *out, channels)}")
-    rows = images * out[0] * out[1]
-    config = config or window_default(rows, channels)
-    return Call(
-        kernel=_maxpool,
-        programs=cdiv(rows, config.block_m) * cdiv(channels, config.block_n),
-        tensors={"x": x, "y": y},
-        numbers={"first": 0, "M": rows},
-        constants={
-            "H": height,
-            "W": width,
-            "OH": out[0],
-            "OW": out[1],
-            "STRIDE": channels,
-            "R": kernel[0],
-            "S": kernel[1],
-            "STEP_H": stride[0],
-            "STEP_W": stride[1],
-            "PAD_H": padding[0],
-            "PAD_W": padding[1],
-            "BM": config.block_m,
-            "BN": config.block_n,
-            "DEPENDENT": False,
-        },
-        warps=config.warps,
-        stages=config.stages,
-    )
+    if any(2 * p > k for p, k in zip(a.padding, a.kernel, strict=True)):
+        raise BadSetting(f"padding {a.padding} is more than half of the window {a.kernel}")
+    if y.shape != a.shape or y.dtype != a.x.dtype or a.x.dtype not in TYPES or y.numel() == 0:
+        raise BadSetting(f"y is {tuple(y.shape)} of {y.dtype}, the output of {a.x.dtype} is {a.shape}")
+    config = config or a.default()
+    programs = cdiv(a.rows, config.block_m) * cdiv(a.x.shape[-1], config.block_n)
+    constants = geometry(a.x, a.kernel, a.stride, a.padding) | {"STRIDE": a.x.shape[-1]}
+    return configured(_maxpool, config, programs, {"x": a.x, "y": y}, {"M": a.rows}, constants)
 
 
-@triton_op("ltcompile::maxpool", mutates_args={})
-def maxpool(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
-    """x (N, H, W, Cs) -> (N, OH, OW, Cs); padded lanes stay as they are, zero."""
-    if x.device.type == "cpu":
-        return reference(x, kernel, stride, padding)
-    y = empty(x, kernel, stride, padding)
-    launch(prepare(y, x, kernel, stride, padding), wrap_triton)
-    return y
-
-
-maxpool.register_fake(empty)
+maxpool = operator("maxpool", Arguments, reference, prepare)

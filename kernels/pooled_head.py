@@ -1,75 +1,56 @@
 # mypy: disable-error-code="import-untyped,untyped-decorator"
 """y[n, k] = b[k] + sum over c of (mean over (h, w) of x[n, h, w, c]) w[c, k].  x (N, H, W, Cs), w packed (Cs, Ks), b (Ks,) float32.
 
-Global average pooling and the classifier in one kernel; the means never leave the registers.
+Global average pooling and the classifier in one kernel; the means stay in registers.
 
 Floor: x and w read once, y written once; N H W C + 2 N K C flop.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
 
 from ltcompile.errors import BadSetting
-from ltcompile.kernels import _gemm
-from ltcompile.kernels._config import Config, cdiv, head_default, power_of_two
-from ltcompile.kernels._epilogue import check, follow
-from ltcompile.kernels._launch import Call, interpreted, launch
-from ltcompile.kernels._layout import accumulator, nhwc
+from ltcompile.kernels._config import Config, cdiv, head_default, head_space, power_of_two
+from ltcompile.kernels._convolution import Convolution
+from ltcompile.kernels._epilogue import follow
+from ltcompile.kernels._gemm import pack
+from ltcompile.kernels._launch import Call, configured, interpreted
+from ltcompile.kernels._layout import accumulator
+from ltcompile.kernels._operator import operator
 
-TOL = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+__all__ = ["Arguments", "pack", "pooled_head", "prepare", "reference"]
 _READ = 4096  # elements of x that a program holds at once
 
 
 @dataclass(frozen=True)
-class Case:
-    n: int
-    h: int
-    w: int
-    c: int
-    k: int
-    config: Config | None = None
+class Arguments:
+    """Images, and the weights and biases of the classifier."""
 
-    @property
-    def lanes(self) -> int:
-        return self.k
+    x: Tensor
+    w: Tensor
+    bias: Tensor
 
+    def empty(self) -> Tensor:
+        """The output, not filled."""
+        return self.x.new_empty(self.x.shape[0], self.bias.shape[0])
 
-CASES = [
-    Case(1, 7, 7, 37, 53),
-    Case(1, 1, 1, 61, 10),
-    Case(1, 1, 1, 1, 1),
-    Case(3, 2, 5, 13, 61, Config(16, 16, 16)),
-    Case(17, 4, 4, 53, 10),
-    Case(2, 8, 8, 37, 100, Config(1, 64, 16)),
-]
+    def default(self, warps: int | None = None) -> Config:
+        """The configuration to use when none was timed, in so many warps where these are not free."""
+        return head_default(self.x.shape[0], self.bias.shape[0], self.x.shape[-1], warps)
+
+    def space(self) -> list[Config]:
+        """The configurations worth timing, the default first."""
+        return head_space(self.x.shape[0], self.bias.shape[0], self.x.shape[-1])
 
 
-def sample(case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Any]:
-    """Random arguments of the operator."""
-    x = nhwc(torch.randn(case.n, case.c, case.h, case.w, dtype=dtype, device=device))
-    w, bias = pack(torch.randn(case.k, case.c, device=device) / case.c**0.5, torch.randn(case.k, device=device), dtype)
-    return {"x": x, "w": w, "bias": bias}
-
-
-def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A torch linear layer's weight (K, C) and bias (K,) -> w (Cs, Ks), bias (Ks,) float32, zeros in all padding."""
-    return _gemm.pack(weight[:, :, None, None], bias, dtype, None)
-
-
-def empty(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    """The output, not filled."""
-    return x.new_empty(x.shape[0], bias.shape[0])
-
-
-def reference(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    wide = accumulator(x.dtype)
-    return torch.addmm(bias.to(wide), x.to(wide).mean((1, 2)), w.to(wide)).to(x.dtype)
+def reference(a: Arguments) -> Tensor:
+    """The output in torch operations."""
+    wide = accumulator(a.x.dtype)
+    return a.bias.to(wide).addmm(a.x.to(wide).mean((1, 2)), a.w.to(wide)).to(a.x.dtype)
 
 
 @triton.jit
@@ -120,49 +101,26 @@ def _pooled_head(
     tl.store(y + image[:, None] * STRIDE + column[None, :], acc.to(y.dtype.element_ty), mask=written)
 
 
-def prepare(y: Tensor, x: Tensor, w: Tensor, bias: Tensor, config: Config | None = None) -> Call:
-    """The call that fills y, which has the shape of `empty`.
-
-    Raises:
-        BadSetting: shapes, types or the configuration do not fit together.
-    """
-    images, height, width, in_stride = x.shape
-    stride = bias.shape[0]
-    check(x, w, bias, None, y[:, None, None], (1, 1), "none", False)
-    if w.shape != (in_stride, stride):
-        raise BadSetting(f"w is {tuple(w.shape)}, an input of {tuple(x.shape)} needs {(in_stride, stride)}")
-    config = config or head_default(images, stride, in_stride)
+def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
+    """The call that fills y, which is as `a.empty()`. Raises BadSetting where shapes, types or `config` do not fit together."""
+    images, height, width, in_stride = a.x.shape
+    stride = a.bias.shape[0]
+    Convolution(a.x, a.w, a.bias, None, [height, width], [1, 1], [0, 0], stride, "none", False).check(y[:, None, None])
+    if a.w.shape != (in_stride, stride):
+        raise BadSetting(f"w is {tuple(a.w.shape)}, an input of {tuple(a.x.shape)} needs {(in_stride, stride)}")
+    config = config or a.default()
     if config.block_k < 16 or 1 < config.block_m < 16:
         raise BadSetting(f"{config}: block_k is at least 16, block_m 1 or at least 16")
-    return Call(
-        kernel=_pooled_head,
-        programs=cdiv(images, config.block_m) * cdiv(stride, config.block_n),
-        tensors={"x": x, "w": w, "bias": bias, "y": y},
-        numbers={"first": 0, "N": images},
-        constants={
-            "PIXELS": height * width,
-            "IN_STRIDE": in_stride,
-            "STRIDE": stride,
-            "BM": config.block_m,
-            "BN": config.block_n,
-            "BK": config.block_k,
-            "BP": min(power_of_two(height * width), max(1, _READ // (config.block_m * config.block_k))),
-            "UPCAST": interpreted(_pooled_head) and x.dtype == torch.bfloat16,
-            "DEPENDENT": False,
-        },
-        warps=config.warps,
-        stages=config.stages,
-    )
+    constants = {
+        "PIXELS": height * width,
+        "IN_STRIDE": in_stride,
+        "STRIDE": stride,
+        "BK": config.block_k,
+        "BP": min(power_of_two(height * width), max(1, _READ // (config.block_m * config.block_k))),
+        "UPCAST": interpreted(_pooled_head) and a.x.dtype == torch.bfloat16,
+    }
+    programs = cdiv(images, config.block_m) * cdiv(stride, config.block_n)
+    return configured(_pooled_head, config, programs, {"x": a.x, "w": a.w, "bias": a.bias, "y": y}, {"N": images}, constants)
 
 
-@triton_op("ltcompile::pooled_head", mutates_args={})
-def pooled_head(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    """x (N, H, W, Cs), packed w and bias -> (N, Ks); lanes behind the classes are zero."""
-    if x.device.type == "cpu":
-        return reference(x, w, bias)
-    y = empty(x, w, bias)
-    launch(prepare(y, x, w, bias), wrap_triton)
-    return y
-
-
-pooled_head.register_fake(empty)
+pooled_head = operator("pooled_head", Arguments, reference, prepare)

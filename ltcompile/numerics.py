@@ -35,6 +35,7 @@ Rows = TypeVar("Rows")  # an array or a tensor whose first dimension counts inpu
 
 CHUNK = 64  # inputs at once where nothing is timed
 FP32_TOLERANCE = 1e-4  # of the largest output, for sums in another order
+KERNEL_TOLERANCES = {"torch.float32": 1e-5, "torch.float16": 2e-3, "torch.bfloat16": 2e-2}  # of a kernel's sum of variance 1
 LEAST_INPUTS = 100  # for a share of classes, a mean over inputs or an accuracy to say anything
 ERROR_OF_NOISE, ERROR_OF_NOISE_FEW, SHIFT_OF_NOISE = 1.5, 4.0, 0.3
 STANDARD_ERRORS = 4.0

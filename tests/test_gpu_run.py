@@ -148,7 +148,7 @@ for name in {MISSING}:
 sys.path[:0] = {[str(BENCH), *(str(BENCH.parent / "tests" / part) for part in ("", "support", "kernels", "engine", "benchmark"))]!r}
 import rehearsal
 rehearsal.install()
-for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.benchmark.competitors.cuda", "ltcompile.engine.gpu", "test_persistent", "test_kernels",
+for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.benchmark.competitors.cuda", "ltcompile.engine.gpu", "test_on_gpu",
              "test_engine", "test_race"):
     importlib.import_module(name)
 import race

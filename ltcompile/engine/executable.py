@@ -7,7 +7,6 @@ everything but speed can be checked there.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -162,7 +161,8 @@ class Executable:
         if not self._launches():
             return y.copy_(node.run(self._values))
         if node.name not in self._calls:
-            call = self._prepare(node, self._values, self.choices.get(node.name, Choice()).config)
+            module, arguments = kernel_and_arguments(node, self._values)
+            call = module.prepare(y, arguments, self.choices.get(node.name, Choice()).config)
             self._calls[node.name] = kernels.dependent(call) if self.way == DEPENDENT else call
         call = self._calls[node.name]
         moved = {"x": x} | ({"residual": x if residual is None else residual} if "residual" in call.tensors else {})
@@ -177,21 +177,15 @@ class Executable:
 
     def _fuse(self) -> kernels.Call:
         """All kernels as one; between them stand only views, which are taken once."""
-        from ltcompile.kernels import persistent
-
         values = self._values | self._buffers
         calls = []
         for node in self.program.nodes:
             if node.target == "aten.reshape.default" and node.args[0].name in self._buffers:
                 values[node.name] = node.run(values)
             if _is_kernel(node):
-                calls.append(self._prepare(node, values, persistent.default(*_described(node, values, self._buffers[node.name]))))
-        return persistent.fuse(calls)
-
-    def _prepare(self, node: Node, values: Mapping[str, Any], config: kernels.Config | None) -> kernels.Call:
-        args, kwargs = filled(list(node.args), values), filled(dict(node.kwargs), values)
-        call: kernels.Call = _module(node).prepare(self._buffers[node.name], *args, **kwargs, config=config)
-        return call
+                module, arguments = kernel_and_arguments(node, values)
+                calls.append(module.prepare(self._buffers[node.name], arguments, arguments.default(kernels.PERSISTENT_WARPS)))
+        return kernels.fuse(calls)
 
 
 def interpreting() -> bool:
@@ -201,12 +195,7 @@ def interpreting() -> bool:
     return kernels.interpreted(maxpool._maxpool)
 
 
-def _module(node: Node) -> Any:
-    return kernels.load(node.target.removeprefix("kernel."))
-
-
-def _described(node: Node, values: Mapping[str, Any], y: Tensor) -> tuple[str, Tensor, dict[str, Any]]:
-    """What `persistent.default` wants to know of a layer."""
-    names = list(inspect.signature(_module(node).empty).parameters)
-    positional = dict(zip(names, filled(list(node.args), values), strict=False))
-    return node.target.removeprefix("kernel."), y, positional | filled(dict(node.kwargs), values)
+def kernel_and_arguments(node: Node, values: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The module of the kernel that `node` calls, and its arguments with tensors from `values`."""
+    module = kernels.load(node.target.removeprefix("kernel."))
+    return module, module.Arguments(*filled(list(node.args), values), **filled(dict(node.kwargs), values))

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from ltcompile import kernels
 from ltcompile.engine.events import copies
-from ltcompile.engine.executable import CUDNN, TRITON, Choice, specs
+from ltcompile.engine.executable import CUDNN, TRITON, Choice, kernel_and_arguments, specs
 from ltcompile.errors import BadFile, BadSetting, Disagreement
 from ltcompile.kernels import Config
-from ltcompile.kernels._config import PROGRAMS, gemm_space, head_space, window_space
 from ltcompile.lower import vendor
 from ltcompile.lower.program import Node, Program, filled
+from ltcompile.numerics import KERNEL_TOLERANCES
 from ltcompile.paths import cache_folder, exclusive, read_json, write_json
 
 # (name -> work on the i-th copy of its memory, copies, seconds of the device for each) -> name -> microseconds
@@ -34,7 +34,6 @@ Timer = Callable[[Mapping[str, Callable[[int], Any]], int, float], Mapping[str, 
 SCREEN_S, FINAL_S = 0.005, 0.05
 FINALISTS = 4
 CLOSE = 1.2  # times as slow as the fastest alone: timed again inside the network
-TRIED = 16  # configurations of a matrix product that are compiled and timed, those of the least estimated time
 
 
 class Cache:
@@ -149,15 +148,13 @@ class _Layer:
         self._values = {name: constants[name].to(device) if name in constants else sample(name) for name in node.reads}
         if len(node.args) > 3 and node.args[3] is not None:
             self._values[node.args[3].name][..., node.kwargs["channels"] :] = 0  # a residual's padding is added to the output's
-        args, kwargs = filled(list(node.args), self._values), filled(dict(node.kwargs), self._values)
-        module = kernels.load(node.target.removeprefix("kernel."))
+        module, arguments = kernel_and_arguments(node, self._values)
         with exact():
-            self.expected: Tensor = module.reference(*args, **kwargs)
-        self._tolerance = module.TOL[self.expected.dtype]
+            self.expected: Tensor = module.reference(arguments)
+        self._tolerance = 0.0 if node.target == "kernel.maxpool" else 2 * KERNEL_TOLERANCES[str(self.expected.dtype)]  # a maximum is exact
         self.output = torch.empty_like(self.expected)
-        space = _space(node.target.removeprefix("kernel."), self.output, args, kwargs)
-        self.calls = {str(at): module.prepare(self.output, *args, **kwargs, config=config) for at, config in enumerate(space)}
-        self.space = {str(at): config for at, config in enumerate(space)}
+        self.space = {str(at): config for at, config in enumerate(arguments.space())}
+        self.calls = {name: module.prepare(self.output, arguments, config) for name, config in self.space.items()}
 
     def choose(self, timer: Timer) -> tuple[Choice, ...]:
         """The fastest whose answers are right, those that are close to it behind it. Raises Disagreement where no answers are right."""
@@ -219,28 +216,7 @@ class _Layer:
     def _right(self, answer: Tensor) -> bool:
         scale = self.expected.float().abs().max().clamp_min(1.0)
         error = (answer.float() - self.expected.float()).abs().max() / scale
-        return bool(error <= 2 * self._tolerance)
-
-
-def _space(kernel: str, y: Tensor, args: list[Any], how: Mapping[str, Any]) -> list[Config]:
-    """The configurations worth timing."""
-    rows = y.numel() // y.shape[-1] * (4 if how.get("pool") else 1)
-    if kernel in ("depthwise", "maxpool"):
-        return window_space(rows, y.shape[-1])
-    if kernel == "pooled_head":
-        return head_space(y.shape[0], y.shape[-1], args[0].shape[-1])
-    depth, block_n = (args[1].shape[1], args[1].shape[2]) if kernel == "grouped" else (args[1].shape[0], None)
-    default, *others = gemm_space(rows, y.shape[-1], depth, y.element_size(), block_n)
-    return [default, *sorted(others, key=lambda config: _estimate(config, rows, y.shape[-1], depth))[: TRIED - 1]]
-
-
-def _estimate(config: Config, rows: int, channels: int, depth: int) -> float:
-    """How long a matrix product takes, in no unit: what the busiest multiprocessor multiplies and reads, large tiles doing it better."""
-    tiles = -(-rows // config.block_m) * -(-channels // config.block_n) * config.split_k
-    steps = -(-depth // (config.block_k * config.split_k))
-    multiplied, read = config.block_m * config.block_n * config.block_k, (config.block_m + config.block_n) * config.block_k
-    prologue = config.stages - 1  # steps that only fill the pipeline
-    return -(-tiles // PROGRAMS) * (steps + prologue) * (multiplied + 64 * read)
+        return bool(error <= self._tolerance)
 
 
 def _compile_all(calls: list[kernels.Call]) -> None:

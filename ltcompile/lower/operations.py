@@ -15,17 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ltcompile import kernels
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "gelu": F.gelu,
-    "sigmoid": F.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
-}
+from ltcompile.kernels import ACTIVATIONS
 
 _LIST = """
 _native_batch_norm_legit_no_training.default _to_copy.default _unsafe_view.default abs.default adaptive_avg_pool1d.default

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltcompile.lower.operations import ACTIVATIONS
+from ltcompile.kernels import ACTIVATIONS, KEEPS_ZERO
 from ltcompile.lower.program import Node
 
 Layer = Callable[[Tensor, Tensor | None], Tensor]
@@ -19,7 +19,7 @@ def refusal(node: Node) -> str:
     """Why cuDNN (or cuBLAS) is not tried for a node, or ""."""
     if node.target not in ("kernel.conv2d", "kernel.linear"):
         return "only dense convolutions and linear layers have a form that both can take"
-    if node.kwargs["activation"] in ("sigmoid", "hardsigmoid"):
+    if node.kwargs["activation"] not in KEEPS_ZERO:
         return f"{node.kwargs['activation']} would not keep the padding zero"
     return ""
 

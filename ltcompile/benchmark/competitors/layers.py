@@ -23,7 +23,7 @@ from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.core.records import Record
 from ltcompile.engine.checks import tile
 from ltcompile.engine.events import cold_us, copies
-from ltcompile.engine.executable import TRITON, Choice, specs
+from ltcompile.engine.executable import TRITON, Choice, kernel_and_arguments, specs
 from ltcompile.engine.file import Part
 from ltcompile.engine.tune import read_choice
 from ltcompile.lower import vendor
@@ -162,8 +162,8 @@ def call_on(program: Program, node: Node, choice: Choice | None, device: str, sh
 def _call(node: Node, choice: Choice | None, values: Mapping[str, Tensor]) -> Callable[[], Any]:
     if choice is None:
         return functools.partial(node.run, values)
-    args, kwargs = filled(list(node.args), values), filled(dict(node.kwargs), values)
     if choice.by != TRITON:
+        args = filled(list(node.args), values)
         return functools.partial(vendor.cudnn(node, values), args[0], args[3] if len(args) > 3 else None)
-    kernel = kernels.load(node.target.removeprefix("kernel."))
-    return functools.partial(kernels.launch, kernel.prepare(values[node.name], *args, **kwargs, config=choice.config))
+    kernel, arguments = kernel_and_arguments(node, values)
+    return functools.partial(kernels.launch, kernel.prepare(values[node.name], arguments, choice.config))

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltcompile.kernels import padded
+from ltcompile.kernels import IMAGE_STRIDE, padded
 from ltcompile.lower.passes._chain import argument, pair
 from ltcompile.lower.program import Node, Program, Value
 
-IMAGE_STRIDE = 4
 _KEEP_ZEROS = frozenset(
     f"aten.{name}.default"
     for name in ["relu", "relu6", "hardtanh", "silu", "hardswish", "gelu", "tanh", "mish", "leaky_relu", "elu", "neg"]

@@ -1,0 +1,27 @@
+"""Kernels in Triton's interpreter, which a process of its own runs: against float64, and fused against one after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from kernel_laws import LAWS
+
+
+@pytest.fixture(scope="module")
+def failures() -> dict[str, str | None]:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    script = [sys.executable, str(Path(__file__).with_name("kernel_laws.py"))]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_interpreted_kernels_hold(failures: dict[str, str | None], law: str) -> None:
+    assert failures[law] is None
