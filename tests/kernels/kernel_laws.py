@@ -86,8 +86,12 @@ def check_no_dependence() -> None:
         kernels.dependent(build(CHAIN, torch.float32, "cpu").calls[0])
 
 
+# float16 differs from float32 in its default configurations: where a case has one, or in every second, it is interpreted too
+INTERPRETED = [(n, i, dtype) for n, i, dtype in RUNS if dtype != "float16" or CASES[n][i].config or i % 2 == 0]
 LAWS: dict[str, Any] = {
-    **{f"{name} {i} {dtype}": lambda n=name, i=i, dtype=dtype: check(n, CASES[n][i], TYPES[dtype], "cpu") for name, i, dtype in RUNS},
+    **{
+        f"{name} {i} {dtype}": lambda n=name, i=i, dtype=dtype: check(n, CASES[n][i], TYPES[dtype], "cpu") for name, i, dtype in INTERPRETED
+    },
     **{f"fused {name}": lambda name=name: check_fused(NETWORKS[name], "cpu") for name in ("split sums", "residuals", "flattened")},
     "nan": lambda: check_nan("cpu"),
     "memory": lambda: check_memory("cpu"),

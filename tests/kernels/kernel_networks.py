@@ -130,6 +130,7 @@ def vgg(*widths: int) -> tuple[Layer, ...]:
 _SPLIT = Config(16, 64, 32, split_k=4, swapped=True)
 CHAIN = Network(1, 4, 4, 3, chain(13, 37, 61), (*[Config(16, 32, 64)] * 3, Config(1, 16, 16)))
 VGG = Network(1, 32, 32, 3, vgg(37, 61, 101, 118, 203, 190, 171, 240, 181, 133, 97, 85, 64))
+HALF_VGG = Network(1, 16, 16, 3, chain(37, 61, 118, 240, 181, 64))
 SHORT = Network(1, 8, 8, 3, (*chain(37, 61)[:2], Layer("conv2d", 1, 64, THREE, padding=ONE, residual=1), Layer("pooled_head", 2, 10)))
 NETWORKS = {
     "split sums": Network(3, 4, 4, 3, chain(37, 61, 13), (Config(32, 16, 32), _SPLIT, _SPLIT, Config(16, 16, 16))),

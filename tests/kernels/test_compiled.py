@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from kernel_cases import Conv, Depthwise, Grouped, Linear, Maxpool, PooledHead
-from kernel_networks import SHORT, VGG, Network, build
+from kernel_networks import HALF_VGG, SHORT, Network, build
 
 from ltcompile import kernels
 from ltcompile.errors import Unavailable
@@ -136,7 +136,7 @@ def test_spaces_begin_with_the_default_and_repeat_nothing() -> None:
 @pytest.mark.parametrize(
     ("network", "dtype", "capability", "instruction"),
     [
-        (VGG, torch.float16, 90, "wgmma.mma_async"),
+        (HALF_VGG, torch.float16, 90, "wgmma.mma_async"),
         (SHORT, torch.float16, 80, "mma.sync"),
         (SHORT, torch.float16, 100, "tcgen05.mma"),
         (SHORT, torch.float32, 90, "wgmma.mma_async"),
