@@ -43,6 +43,6 @@ def operator(name: str, record: Callable[..., Any], reference: Callable[[Any], T
         return y
 
     compute.__signature__ = inspect.signature(record).replace(return_annotation=Tensor)  # type: ignore[attr-defined]
-    made = triton_op(f"ltcompile::{name}", compute, mutates_args={})
+    made: Any = triton_op(f"ltcompile::{name}", compute, mutates_args={})
     made.register_fake(lambda *args, **kwargs: record(*args, **kwargs).empty())
     return made

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from ltcompile.errors import BadModel
-from ltcompile.lower.export import quiet
+from ltcompile.lower.exporter import quiet
 from ltcompile.paths import write_bytes
 
 CHUNK = 32

@@ -44,6 +44,7 @@ from ltcompile.engine.gpu import Graph, vendor_at_its_best, ways
 from ltcompile.engine.memory import Buffer, living_bytes, plan_memory
 from ltcompile.engine.rerank import rerank
 from ltcompile.errors import BadData, BadFile, BadSetting, Disagreement, StaleEngine, Unavailable
+from ltcompile.kernels import _gemm
 from ltcompile.lower import serial, vendor
 from ltcompile.lower.lower import lower, place
 from ltcompile.lower.program import Program
@@ -708,7 +709,7 @@ def interpret_all() -> None:
 
 def _tune_interpreted() -> dict[str, str]:
     program = placed(nn.Sequential(nn.Conv2d(3, 5, 1)).eval(), pictures(1, 2))
-    space = lambda kernel, y, args, how: [kernels.Config(64, 16, 16), kernels.Config(64, 16, 32)]  # noqa: E731
+    space = lambda arguments: [kernels.Config(64, 16, 16), kernels.Config(64, 16, 32)]  # noqa: E731
     timed = list[dict[str, Any]]()
 
     def timer(work: Mapping[str, Callable[[int], Any]], count: int, seconds: float) -> dict[str, float]:
@@ -717,7 +718,7 @@ def _tune_interpreted() -> dict[str, str]:
             run(count - 1)
         return {name: {"0": 3.0, "1": 1.0, "cudnn": 2.0}[name] for name in work}
 
-    with mock.patch.object(tune, "_space", space), tempfile.TemporaryDirectory() as folder:
+    with mock.patch.object(_gemm.Product, "space", space), tempfile.TemporaryDirectory() as folder:
         cache = tune.Cache(Path(folder) / "tuned.json")
         found, again = (tune.tune(program, torch.device("cpu"), "here", cache, timer, lambda told: None) for _ in range(2))
     expected = (Choice("triton", kernels.Config(64, 16, 32), {"cudnn": 2.0, "triton": 1.0}),)
@@ -748,6 +749,7 @@ def _gpu_engine_without_a_gpu() -> dict[str, str]:
     cuda = {"get_device_capability": lambda: (9, 0), "get_device_name": lambda: "none"}
     with (
         mock.patch.multiple(torch.cuda, **cuda),
+        mock.patch.object(_gemm, "TRIED", 2),
         mock.patch.multiple(
             module,
             Graph=functools.partial(module.Graph, capture=Recorded),
@@ -773,7 +775,7 @@ def _gpu_engine_without_a_gpu() -> dict[str, str]:
 
 
 def test_interpreted_kernels_run_whole_networks_in_every_way() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {}
