@@ -13,6 +13,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
 from ltcompile.core.run_folder import RunFolder
+from ltcompile.core.task import Score
 from ltcompile.errors import TrainingFailed
 from ltcompile.graph import cut, size, zeros
 from ltcompile.graph.emptied import emptied
@@ -26,7 +27,8 @@ from ltcompile.search.job import PreparedJob
 from ltcompile.search.listener import Listener
 from ltcompile.search.masks import shuffle_mask
 from ltcompile.search.selection import Selection
-from ltcompile.training import Epoch, Evaluation, Training, evaluate, train
+from ltcompile.tasks import SgdTrainer
+from ltcompile.training import ArmTraining, Epoch, Outcome, Trainer
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class ArmRunner:
     def __init__(self, prepared: PreparedJob, folder: RunFolder, listener: Listener) -> None:
         self.prepared, self.job, self.folder, self.listener = prepared, prepared.job, folder, listener
         self.execution = run_execution(self.job, folder)
+        self.trainer: Trainer = self.job.trainer or SgdTrainer(self.execution)
         self.unhealthy: list[dict[str, Any]] = []  # the health of trainings that have something to report
 
     def run(
@@ -84,18 +87,13 @@ class ArmRunner:
         if choice is not None:
             methods.attach(self.job.config.method, model, choice.share, arm.stream("method"), choice.trained)
         try:
-            done = train(
+            after_step, teacher = zeroing(model, dropped) if dropped else None, self._teacher(arm, recipe)
+            done = self.trainer(
                 model,
-                self.job.data,
-                recipe,
-                arm.stream("training"),
-                self.job.device,
-                execution=self.execution,
-                first_epoch=first_epoch,
-                after_step=zeroing(model, dropped) if dropped else None,
-                progress=lambda epoch, reached: self._save_epoch(arm, recipe, epoch, reached),
-                state=state,
-                teacher=self._teacher(arm, recipe),
+                self.job.task,
+                ArmTraining(arm, recipe, self.job.device, first_epoch, after_step, teacher),
+                state,
+                lambda epoch, reached: self._save_epoch(arm, recipe, epoch, reached),
             )
         except TrainingFailed as error:
             kept = f"the state after its last good epoch is in {checkpoint}" if checkpoint.exists() else "it had no good epoch yet"
@@ -113,7 +111,7 @@ class ArmRunner:
             self.folder.save(self.folder.checkpoint(arm), reached)
             self._report(arm, epoch)
 
-    def _finished(self, arm: Arm, model: nn.Module, selection: Selection, done: Training, choice: Choice | None) -> dict[str, Any]:
+    def _finished(self, arm: Arm, model: nn.Module, selection: Selection, done: Outcome, choice: Choice | None) -> dict[str, Any]:
         """The contents of the file of an arm that has just been trained; saves the selection that a method made."""
         baked = methods.bake(model) if choice is not None else None
         if baked is not None and arm.kind == "ticket":
@@ -126,7 +124,7 @@ class ArmRunner:
             "weights": model.state_dict(),
             "row": self._row(arm, small, model, done, remaining).to_json(),
             "epochs": [epoch.to_json() for epoch in done.epochs],
-            "health": health(small if plan else model, groups, self.job.data.val, self.job.device, done),
+            "health": health(small if plan else model, groups, self.job.task.splits["val"], self.job.device, done),
         }
 
     def _report(self, arm: Arm, epoch: Epoch) -> None:
@@ -152,7 +150,7 @@ class ArmRunner:
         fewer = baked.coordinates - baked.kept if baked is not None and baked.mask is None else 0
         return weights - fewer, params - fewer
 
-    def _row(self, arm: Arm, small: nn.Module, model: nn.Module, done: Training, remaining: tuple[int, int] | None) -> Trained:
+    def _row(self, arm: Arm, small: nn.Module, model: nn.Module, done: Outcome, remaining: tuple[int, int] | None) -> Trained:
         counted = size(small, self.job.example.to(self.job.device))
         last, stop = done.epochs[-1], min(done.epochs, key=lambda e: e.val_loss)
         producers = {m.layer for g in self.prepared.groups for m in g.producers}
@@ -167,9 +165,9 @@ class ArmRunner:
             seconds=sum(e.seconds for e in done.epochs),
             train_loss=last.train_loss,
             train_accuracy=last.train_accuracy,
-            val_loss=done.val.loss,
-            val_accuracy=done.val.accuracy,
-            val_correct=done.val.correct_hex,
+            val_loss=done.score.loss,
+            val_accuracy=done.score.value,
+            val_correct=done.score.items,
             stop_epoch=stop.epoch + 1,
             weights=remaining[0] if remaining else None,
         )
@@ -194,9 +192,9 @@ class ArmRunner:
         self.folder.load_into(model, self.folder.training(arm))
         return model
 
-    def tested(self, arm: Arm) -> Evaluation:
-        """A finished arm on the test set, which nothing else looks at."""
-        return evaluate(self.trained(arm).to(self.job.device), self.job.data.test, self.job.device)
+    def tested(self, arm: Arm) -> Score:
+        """A finished arm on the test items, which nothing else looks at."""
+        return self.job.task.evaluate(self.trained(arm).to(self.job.device), "test", self.job.device)
 
     def early(self, seed: int) -> nn.Module:
         """The dense network at the rewind epoch."""

@@ -7,7 +7,7 @@
 5  the ticket is about as good as the dense network with its best recipe.
 
 All five are the jackpot, the first four the secondary prize. In structured pruning the small dense network has the ticket's own
-architecture: 2 and 3 ask the same control, and differ in by how much it must be beaten. Means of validation accuracy over seeds.
+architecture: 2 and 3 ask the same control, and differ in by how much it must be beaten. Means over seeds of the task's metric on validation items.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 
 from ltcompile.core.records import Trained
+from ltcompile.core.task import ACCURACY, Metric
 
 NONTRIVIAL_SHARE = 0.5  # of the MACs, or of a mask's weights: less is not called a sparse ticket
 ABOUT_POINTS = {"cifar10": 0.5, "cifar100": 1.0, "tinyimagenet": 1.0, "tinyimagenet200": 1.0, "imagenet": 1.5, "imagenet1k": 1.5}
@@ -65,38 +66,40 @@ def prize(flags: dict[str, bool | None]) -> Prize:
     return "jackpot" if flags["5"] else "secondary prize"
 
 
-def conditions_met(rows: Sequence[Trained], level: int, margins: Margins, others: Sequence[Sequence[Trained]] = ()) -> Conditions:
+def conditions_met(
+    rows: Sequence[Trained], level: int, margins: Margins, others: Sequence[Sequence[Trained]] = (), metric: Metric = ACCURACY
+) -> Conditions:
     """The conditions of the ticket at `level` of a search, among searches of the same network at `others` learning rates.
 
     Every search has its rows: dense, the ticket, and as far as they were trained the controls at `level` and the dense network with the
     ticket's whole budget.
     """
-    searches = [rows, *others]
-    dense, ticket = points(rows, "dense", 0), points(rows, "ticket", level)
-    budgets = [_mean_of(each, "dense_budget") for each in searches]
+    searches, unit = [rows, *others], metric.unit
+    dense, ticket = mean_worth(rows, "dense", 0, metric), mean_worth(rows, "ticket", level, metric)
+    budgets = [_mean_of(each, "dense_budget", metric) for each in searches]
     gone, what = removed(arm(rows, "dense", 0)[0], arm(rows, "ticket", level))
     met: dict[str, tuple[bool | None, str]] = {str(n): (None, "needs the control arms") for n in range(1, 6)}
     if budgets[0] is not None:
         gain = budgets[0] - dense
         met["1"] = (
             gone >= NONTRIVIAL_SHARE and gain <= margins.about,
-            f"{gone:.1%} of the {what} removed; training on changes the dense network by {gain:+.2f} points",
+            f"{gone:.1%} of the {what} removed; training on changes the dense network by {gain:+.2f} {unit}",
         )
-        best = ticket - max([points(each, "dense", 0) for each in searches] + [b for b in budgets if b is not None])
-        met["5"] = best >= -margins.about, f"ticket {best:+.2f} points against the best of the dense trainings"
+        best = ticket - max([mean_worth(each, "dense", 0, metric) for each in searches] + [b for b in budgets if b is not None])
+        met["5"] = best >= -margins.about, f"ticket {best:+.2f} {unit} against the best of the dense trainings"
     tried = "one learning rate" if not others else f"{len(searches)} learning rates"
-    if (control := best_control(searches, level)) is not None:
+    if (control := best_control(searches, level, metric)) is not None:
         gap = ticket - control
-        met["2"] = gap > margins.clearly, f"the small dense network without the ticket is {gap:.2f} points behind"
-        met["3"] = gap > 0, f"ticket {gap:+.2f} points against random re-initialisation; tried at {tried}"
+        met["2"] = gap > margins.clearly, f"the small dense network without the ticket is {gap:.2f} {unit} behind"
+        met["3"] = gap > 0, f"ticket {gap:+.2f} {unit} against random re-initialisation; tried at {tried}"
     to_dense = ticket - dense
-    met["4"] = to_dense >= -margins.about, f"ticket {to_dense:+.2f} points against the dense network at the same learning rate"
+    met["4"] = to_dense >= -margins.about, f"ticket {to_dense:+.2f} {unit} against the dense network at the same learning rate"
     return Conditions({n: flag for n, (flag, _) in met.items()}, {n: reason for n, (_, reason) in met.items()})
 
 
-def best_control(searches: Sequence[Sequence[Trained]], level: int) -> float | None:
+def best_control(searches: Sequence[Sequence[Trained]], level: int, metric: Metric = ACCURACY) -> float | None:
     """The best mean, over searches and kinds of control, of the ticket's size from random weights; None where none was trained."""
-    found = [points(rows, kind, level) for rows in searches for kind in CONTROLS if arm(rows, kind, level)]
+    found = [mean_worth(rows, kind, level, metric) for rows in searches for kind in CONTROLS if arm(rows, kind, level)]
     return max(found, default=None)
 
 
@@ -105,9 +108,9 @@ def arm(rows: Sequence[Trained], kind: str, level: int) -> list[Trained]:
     return sorted((r for r in rows if r.arm == kind and r.level == level), key=lambda r: r.seed)
 
 
-def points(rows: Sequence[Trained], kind: str, level: int) -> float:
-    """Mean validation accuracy of an arm at a level, in points."""
-    return float(np.mean([100 * r.val_accuracy for r in arm(rows, kind, level)]))
+def mean_worth(rows: Sequence[Trained], kind: str, level: int, metric: Metric = ACCURACY) -> float:
+    """Mean of an arm's metric on validation items at a level, in the metric's units."""
+    return float(np.mean([metric.worth(r.val_accuracy) for r in arm(rows, kind, level)]))
 
 
 def removed(dense: Trained, tickets: Sequence[Trained]) -> tuple[float, str]:
@@ -117,7 +120,7 @@ def removed(dense: Trained, tickets: Sequence[Trained]) -> tuple[float, str]:
     return 1 - float(np.mean([row.macs for row in tickets])) / dense.macs, "MACs"
 
 
-def _mean_of(rows: Sequence[Trained], kind: str) -> float | None:
+def _mean_of(rows: Sequence[Trained], kind: str, metric: Metric) -> float | None:
     """The same of an arm that is trained at one level only, whichever; None where it was not."""
-    found = [100 * r.val_accuracy for r in rows if r.arm == kind]
+    found = [metric.worth(r.val_accuracy) for r in rows if r.arm == kind]
     return float(np.mean(found)) if found else None

@@ -6,18 +6,22 @@ from ltcompile.core.notice import notify
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.paths import read_json, write_json
 from ltcompile.search.job import SearchJob
-from ltcompile.training import Execution, choose_execution, multiplies_bf16
+from ltcompile.tasks.classification import data_of
+from ltcompile.training import Execution, choose_execution, multiplies_bf16, settled
 
 
 def run_execution(job: SearchJob, folder: RunFolder) -> Execution:
-    """The run's execution: what its folder says, or else a new choice, timed on the dense network and written there.
+    """The run's execution: what its folder says, or else a new choice, timed on the dense network and written there; for a trainer of the
+    user's own, what the recipe fixes.
 
     A Notice says where this device emulates the precision that the run began with.
 
     Raises BadFile where the file is damaged; TrainingFailed where not even two images fit into memory.
     """
+    if job.trainer is not None:
+        return settled(job.recipe)
     if not folder.execution.exists():
-        found = choose_execution(job.initial(job.config.seed), job.data, job.recipe, job.device)
+        found = choose_execution(job.initial(job.config.seed), data_of(job.task), job.recipe, job.device)
         write_json(folder.execution, found.to_json())
         return found
     with folder.fitting(folder.execution):

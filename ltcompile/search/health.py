@@ -12,14 +12,14 @@ from ltcompile.core.plan import Group
 from ltcompile.data import Split
 from ltcompile.prune.criteria import Channels
 from ltcompile.search.evidence import channel_means
-from ltcompile.training import Epoch, Training, lay_out
+from ltcompile.training import Epoch, Outcome, lay_out
 
 BATCHES, IMAGES = 8, 32  # of validation data; small batches, for what every layer reads and makes is looked at in float64
 JUMP = 2.0  # times the lowest loss of the epochs before
 FLOOR = 0.1  # of the first epoch's loss: below it, a jump is noise
 
 
-def health(model: nn.Module, groups: tuple[Group, ...], split: Split, device: torch.device, done: Training) -> dict[str, Any]:
+def health(model: nn.Module, groups: tuple[Group, ...], split: Split, device: torch.device, done: Outcome) -> dict[str, Any]:
     """The health of `model` after its training, as plain values: dead channels of its `groups`, spikes, parts of batches."""
     return {"dead": dead_channels(model, groups, split, device), "spikes": spikes(done.epochs), "parts": done.parts}
 

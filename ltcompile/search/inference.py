@@ -22,7 +22,7 @@ FEWEST_SEEDS = 3
 Array = NDArray[np.floating[Any]]
 
 
-def lower_bounds(differences: Array, confidence: float, images: int) -> Array:
+def lower_bounds(differences: Array, confidence: float, images: float) -> Array:
     """One-sided lower bounds (...) of the means over seeds of `differences` (..., seeds), in points.
 
     `images` is how many validation images each accuracy counts.
@@ -31,13 +31,13 @@ def lower_bounds(differences: Array, confidence: float, images: int) -> Array:
     return low
 
 
-def interval(differences: Array, confidence: float, images: int) -> tuple[Array, Array]:
+def interval(differences: Array, confidence: float, images: float) -> tuple[Array, Array]:
     """The ends (...), (...) of the two-sided interval around the means over seeds of `differences` (..., seeds), in points."""
     mean, half = differences.mean(axis=-1), _half_width(differences, (1 + confidence) / 2, images)
     return mean - half, mean + half
 
 
-def _half_width(differences: Array, confidence: float, images: int) -> Array:
+def _half_width(differences: Array, confidence: float, images: float) -> Array:
     from scipy import stats
 
     seeds, step = differences.shape[-1], 100 / images

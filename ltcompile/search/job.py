@@ -18,7 +18,7 @@ from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded, stream
-from ltcompile.data import Dataset
+from ltcompile.core.task import Task
 from ltcompile.errors import BadSetting
 from ltcompile.graph import Size, agreeing, trace
 from ltcompile.graph.widths import layer_widths
@@ -31,23 +31,25 @@ from ltcompile.search import methods, rewind
 from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.masks import full_mask, maskable
 from ltcompile.search.selection import Selection
+from ltcompile.tasks.classification import data_of
+from ltcompile.training import Trainer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
 class SearchJob:
-    """A model on data, the config of the search, the recipe of every training, and the device.
+    """A model for a task, the config of the search, the recipe of every training, and the device.
 
     `weights` is a file to start from, `profile` and `measured` belong to a target of time or energy, and `mask` is the one level's where it
-    was found elsewhere: see `find`.
+    was found elsewhere: see `find`. Without a `trainer`, the project's own loop trains; it takes classification alone.
 
     Raises:
         BadSetting: settings contradict each other.
     """
 
     model: str
-    data: Dataset
+    task: Task
     config: SearchConfig
     recipe: Recipe
     device: torch.device
@@ -55,9 +57,12 @@ class SearchJob:
     profile: Profile | None = None
     measured: Clock | None = None
     mask: WeightMask | None = None
+    trainer: Trainer | None = None
 
     def __post_init__(self) -> None:
         config, target = self.config, self.config.target
+        if self.trainer is None:
+            data_of(self.task)
         if config.rewind_epoch >= self.recipe.epochs:
             raise BadSetting(f"rewind_epoch={config.rewind_epoch} must lie before the last of {self.recipe.epochs} epochs")
         if config.method != PRUNE and not methods.iterative(config.method) and self.weights:
@@ -74,11 +79,12 @@ class SearchJob:
     @property
     def arguments(self) -> dict[str, Any]:
         """What the model's factory is called with."""
-        return self.data.description.arguments
+        found: dict[str, Any] = self.task.description.arguments
+        return found
 
     @cached_property
-    def example(self) -> Tensor:
-        return self.data.example
+    def example(self) -> Any:
+        return self.task.example
 
     @cached_property
     def rewinding(self) -> ModuleType:
@@ -101,7 +107,7 @@ class SearchJob:
         return {
             "model": self.model,
             "arguments": self.arguments,
-            "data": self.data.description.name,
+            "data": self.task.description.name,
             "config": self.config.to_json(),
             "recipe": self.recipe.to_json(),
             "weights": str(self.weights) if self.weights else None,

@@ -16,7 +16,7 @@ from ltcompile.search.verdict import typical_seed
 
 def build_ticket(runner: ArmRunner, rows: list[Trained], verdict: Verdict, level: int) -> Ticket:
     """The chosen level's ticket of the seed that `typical_seed` names."""
-    seed, prepared, job = typical_seed(arm(rows, "ticket", level)), runner.prepared, runner.job
+    seed, prepared, job = typical_seed(arm(rows, "ticket", level), runner.job.task.metric), runner.prepared, runner.job
     chosen = Arm(seed, "ticket", level)
     selection, model = runner.selection(chosen), runner.trained(chosen)
     mask = selection.as_mask(model)
@@ -27,7 +27,7 @@ def build_ticket(runner: ArmRunner, rows: list[Trained], verdict: Verdict, level
         weights=small.state_dict(),
         initial_seed=seed,
         recipe=job.recipe,
-        data=job.data.description.to_json(),
+        data=job.task.description.to_json(),
         config=job.config.to_json(),
         history=tuple(rows),
         verdict=verdict,
@@ -60,7 +60,7 @@ def write_summary(runner: ArmRunner, ticket: Ticket, reached: Reached | None, se
         {"layer": name, "before": before, "after": after, "frozen": ticket.plan.frozen.get(name, "")}
         for name, (before, after) in ticket.plan.widths.items()
     ]
-    sizes = {"train": len(job.data.train), "val": len(job.data.val), "test": len(job.data.test)}
+    sizes = {part: len(items) for part, items in job.task.splits.items()}
     write_json(
         runner.folder.summary,
         {

@@ -18,6 +18,7 @@ from ltcompile.core.reached import Reached
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
+from ltcompile.core.task import Task
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset, load_data
 from ltcompile.errors import BadFile, TrainingFailed
@@ -33,7 +34,8 @@ from ltcompile.search.listener import Listener, NullListener
 from ltcompile.search.result import build_ticket, measure_target, write_summary
 from ltcompile.search.scored_masks import ScoredMasks
 from ltcompile.search.verdict import choose_level, closest_level, judge
-from ltcompile.training import pick_device
+from ltcompile.tasks import Classification
+from ltcompile.training import Trainer, pick_device
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class SearchResult:
 
 def find(
     model: str = "vgg16",
-    data: str | Dataset = "digits",
+    data: str | Dataset | Task = "digits",
     config: SearchConfig | None = None,
     *,
     recipe: Recipe | None = None,
@@ -68,10 +70,12 @@ def find(
     profile: Profile | None = None,
     measured: Clock | None = None,
     mask: WeightMask | None = None,
+    trainer: Trainer | None = None,
 ) -> SearchResult:
     """Search for the smallest winning ticket of `model` on `data`, and write it to `folder`/ticket.pt.
 
     Args:
+        data: the name of a data set of images, one that was loaded, or any task.
         recipe: how every arm is trained; by default the model's usual recipe, adapted to the data and to given weights.
         weights: trained weights to start from instead of fresh ones. For a `torchvision:` or `timm:` model, images are then prepared
             as for its published ones.
@@ -82,6 +86,7 @@ def find(
         measured: the share of the whole network's time that a cut takes at `config.on`, to correct the profile by, as `profiling.stopwatch`
             tells it of this machine; None where that is elsewhere. For a target of energy what `profiling.joulemeter` tells.
         mask: the mask that the one level takes instead of choosing one, such as that of a ticket of other data.
+        trainer: what trains every network in the place of the project's own loop, which takes classification alone.
 
     Raises:
         LtcompileError: one of its kinds, for a name, setting, data set or file that does not fit, or a training that fails.
@@ -89,9 +94,10 @@ def find(
     config, on = config or SearchConfig(), pick_device(device)
     if isinstance(data, str):
         data = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
-    recipe = recipe or recipe_for(model, data, weights)
-    prepared = prepare(SearchJob(model, data, config, recipe, on, weights, profile, measured, mask))
-    run = RunFolder(folder if folder is not None else default_folder(model, data, config))
+    task: Task = Classification(data) if isinstance(data, Dataset) else data
+    recipe = recipe or recipe_for(model, task, weights)
+    prepared = prepare(SearchJob(model, task, config, recipe, on, weights, profile, measured, mask, trainer))
+    run = RunFolder(folder if folder is not None else default_folder(model, task, config))
     if resume and not run.path.exists():
         raise BadFile(f"there is no run to resume at {run.path}; leave resume= out to begin it")
     try:
@@ -105,7 +111,7 @@ def find(
         ) from error
 
 
-def default_folder(model: str, data: Dataset, config: SearchConfig) -> Path:
+def default_folder(model: str, data: Dataset | Task, config: SearchConfig) -> Path:
     """runs/MODEL-DATA-REWIND."""
     return Path("runs") / "-".join((model, data.description.name, config.rewind)).replace(":", "-").replace("/", "-")
 
@@ -126,7 +132,7 @@ def data_for(
     return load_data(data, data_root, side, download=download, preprocessing=prepared, strict=strict)
 
 
-def recipe_for(model: str, data: Dataset, weights: str | Path | None = None) -> Recipe:
+def recipe_for(model: str, data: Dataset | Task, weights: str | Path | None = None) -> Recipe:
     """The model's usual recipe, at a fine-tuning rate where there are trained `weights`, adapted to the data. Raises UnknownName."""
     usual = default_recipe(model)
     return data.adapt(usual.fine_tuning() if weights else usual)
@@ -134,16 +140,16 @@ def recipe_for(model: str, data: Dataset, weights: str | Path | None = None) -> 
 
 def _search(prepared: PreparedJob, folder: RunFolder, listener: Listener) -> SearchResult:
     began, config = time.perf_counter(), prepared.job.config
-    runner = ArmRunner(prepared, folder, listener)
+    runner, metric = ArmRunner(prepared, folder, listener), prepared.job.task.metric
     levels = (IterativePruning if config.method == PRUNE else ScoredMasks)(runner)
     rows = [row for seed in config.all_seeds for row in levels.run_levels(seed)]
-    named, differences = choose_level(rows, config.margin_points, config.confidence)
+    named, differences = choose_level(rows, config.margin_points, config.confidence, metric)
     level = named if named is not None else closest_level(differences)
     if config.controls:
         rows += [row for seed in config.all_seeds for row in levels.run_controls(seed, level, rows)]
     if config.full_curve:
         rows += [row for seed in config.all_seeds for row in levels.run_curve(seed)]
-    verdict = judge(rows, config.margin_points, config.confidence, config.rewind)
+    verdict = judge(rows, config.margin_points, config.confidence, config.rewind, metric)
     shown = [config.full_curve or row.level == level or row.arm == "dense" for row in rows]
     rows = [_with_test(runner, row) if test else row for row, test in zip(rows, shown, strict=True)]
     ticket = build_ticket(runner, rows, verdict, level)
@@ -155,4 +161,4 @@ def _search(prepared: PreparedJob, folder: RunFolder, listener: Listener) -> Sea
 
 
 def _with_test(runner: ArmRunner, row: Trained) -> Trained:
-    return replace(row, test_accuracy=runner.tested(Arm(row.seed, row.arm, row.level)).accuracy)
+    return replace(row, test_accuracy=runner.tested(Arm(row.seed, row.arm, row.level)).value)

@@ -11,11 +11,13 @@ which describes the networks that were trained, and claims nothing of others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from ltcompile.core.records import Trained, Verdict
+from ltcompile.core.task import ACCURACY, Metric
 from ltcompile.search.conditions import CONTROLS, Margins, arm, conditions_met, removed
 from ltcompile.search.inference import FEWEST_SEEDS, image_lower_bounds, interval, levels_passed, lower_bounds
 
@@ -28,22 +30,25 @@ NAMES = {
 }
 
 
-def difference(tickets: Sequence[Trained], dense: Sequence[Trained], confidence: float) -> dict[str, float]:
-    """Mean of ticket - dense in points of validation accuracy, its one-sided lower bound, and the number of samples.
+def difference(tickets: Sequence[Trained], dense: Sequence[Trained], confidence: float, metric: Metric = ACCURACY) -> dict[str, float]:
+    """Mean of ticket - dense on validation items in the metric's units (above 0: the ticket is better), its one-sided lower bound, and the
+    number of samples. With few seeds, and a metric that is no share of items, there is no bound: it is the mean.
 
     Both have one row a seed, in the same order.
     """
-    gaps = _paired(tickets, dense)
+    gaps = _paired(tickets, dense, metric)
     if len(gaps) >= FEWEST_SEEDS:
         return {"mean": float(gaps.mean()), "low": float(lower_bounds(gaps, confidence, _images(dense[0]))), "n": len(gaps)}
+    if not dense[0].val_correct:
+        return {"mean": float(gaps.mean()), "low": float(gaps.mean()), "n": len(gaps)}
     changes = np.mean([_correct(t) - _correct(d) for t, d in zip(tickets, dense, strict=True)], axis=0)
     return {"mean": float(gaps.mean()), "low": float(image_lower_bounds(changes, confidence)), "n": len(changes)}
 
 
-def gap(tickets: Sequence[Trained], control: Sequence[Trained], confidence: float) -> Gap:
-    """Mean of ticket - control in points of validation accuracy, and with enough seeds the two-sided interval (None otherwise)."""
+def gap(tickets: Sequence[Trained], control: Sequence[Trained], confidence: float, metric: Metric = ACCURACY) -> Gap:
+    """Mean of ticket - control on validation items in the metric's units, and with enough seeds the two-sided interval (None otherwise)."""
     seeds = sorted({t.seed for t in tickets} & {c.seed for c in control})
-    gaps = _paired([t for t in tickets if t.seed in seeds], [c for c in control if c.seed in seeds])
+    gaps = _paired([t for t in tickets if t.seed in seeds], [c for c in control if c.seed in seeds], metric)
     found: Gap = {"mean": float(gaps.mean()), "low": None, "high": None, "seeds": len(gaps)}
     if len(gaps) >= FEWEST_SEEDS:
         low, high = interval(gaps, confidence, _images(control[0]))
@@ -51,11 +56,13 @@ def gap(tickets: Sequence[Trained], control: Sequence[Trained], confidence: floa
     return found
 
 
-def choose_level(rows: Sequence[Trained], margin_points: float, confidence: float) -> tuple[int | None, dict[int, dict[str, float]]]:
+def choose_level(
+    rows: Sequence[Trained], margin_points: float, confidence: float, metric: Metric = ACCURACY
+) -> tuple[int | None, dict[int, dict[str, float]]]:
     """The level that the rule names, if any, and every level's difference to the dense network."""
     dense = arm(rows, "dense", 0)
     levels = sorted({r.level for r in rows if r.arm == "ticket"})
-    differences = {level: difference(arm(rows, "ticket", level), dense, confidence) for level in levels}
+    differences = {level: difference(arm(rows, "ticket", level), dense, confidence, metric) for level in levels}
     passed = int(levels_passed(np.array([differences[level]["low"] for level in levels]), margin_points))
     return (levels[passed - 1] if passed else None), differences
 
@@ -65,23 +72,27 @@ def closest_level(differences: dict[int, dict[str, float]]) -> int:
     return max(differences, key=lambda level: differences[level]["low"])
 
 
-def typical_seed(tickets: Sequence[Trained]) -> int:
-    """The seed of median validation accuracy, the lower one of an even number: the saved weights are not the luckiest training's."""
-    ranked = sorted(tickets, key=lambda row: (row.val_accuracy, row.seed))
+def typical_seed(tickets: Sequence[Trained], metric: Metric = ACCURACY) -> int:
+    """The seed whose metric on validation items is the median, the lower one of an even number: the saved weights are not the luckiest training's."""
+    ranked = sorted(tickets, key=lambda row: (metric.worth(row.val_accuracy), row.seed))
     return ranked[(len(ranked) - 1) // 2].seed
 
 
-def judge(rows: Sequence[Trained], margin_points: float, confidence: float, rewinding: str) -> Verdict:
+def judge(rows: Sequence[Trained], margin_points: float, confidence: float, rewinding: str, metric: Metric = ACCURACY) -> Verdict:
     """The verdict over all arms, in words and in the five conditions of Ma et al. 2021 (arXiv:2107.00166)."""
-    level, differences = choose_level(rows, margin_points, confidence)
+    level, differences = choose_level(rows, margin_points, confidence, metric)
     shown = level if level is not None else closest_level(differences)
-    tickets, met = arm(rows, "ticket", shown), conditions_met(rows, shown, Margins(margin_points, margin_points))
-    gaps = {kind: gap(tickets, control, confidence) for kind in NAMES if (control := arm(rows, kind, shown))}
-    decided, seed = len(tickets) >= FEWEST_SEEDS, typical_seed(tickets)
-    which = "the only seed" if len(tickets) == 1 else f"of median validation accuracy among the {len(tickets)} seeds, not of the highest"
+    tickets, met = arm(rows, "ticket", shown), conditions_met(rows, shown, Margins(margin_points, margin_points), metric=metric)
+    gaps = {kind: gap(tickets, control, confidence, metric) for kind in NAMES if (control := arm(rows, kind, shown))}
+    decided, seed = len(tickets) >= FEWEST_SEEDS, typical_seed(tickets, metric)
+    which = (
+        "the only seed"
+        if len(tickets) == 1
+        else f"of median validation {metric.name} among the {len(tickets)} seeds, not of the {metric.best}"
+    )
     found = Verdict(
         level=level,
-        rule=_rule(len(tickets), int(differences[shown]["n"]), margin_points, confidence),
+        rule=_rule(tickets, int(differences[shown]["n"]), margin_points, confidence, metric),
         margin_points=margin_points,
         confidence=confidence,
         differences={str(k): v for k, v in differences.items()},
@@ -92,48 +103,56 @@ def judge(rows: Sequence[Trained], margin_points: float, confidence: float, rewi
         gaps=gaps,
         seed_rule=f"the saved weights are those of seed {seed}: {which}",
     )
-    found.summary.extend(_summary(found, rows, shown, rewinding))
+    found.summary.extend(_summary(found, rows, shown, rewinding, metric))
     return found
 
 
-def _paired(ours: Sequence[Trained], theirs: Sequence[Trained]) -> np.ndarray:
-    """ours - theirs (seeds,) in points of validation accuracy."""
-    return np.array([100 * (a.val_accuracy - b.val_accuracy) for a, b in zip(ours, theirs, strict=True)])
+def _paired(ours: Sequence[Trained], theirs: Sequence[Trained], metric: Metric) -> np.ndarray:
+    """By how many units `ours` are better (seeds,)."""
+    return np.array([metric.gain(a.val_accuracy, b.val_accuracy) for a, b in zip(ours, theirs, strict=True)])
 
 
 def _correct(row: Trained) -> np.ndarray:
     """Which validation images were right (images,), as 0 and 1."""
     bits = f"{int(row.val_correct, 16):0{4 * len(row.val_correct)}b}"
-    return np.array([int(b) for b in bits[len(bits) - _images(row) :]], dtype=float)
+    return np.array([int(b) for b in bits[len(bits) - int(_images(row)) :]], dtype=float)
 
 
-def _images(row: Trained) -> int:
+def _images(row: Trained) -> float:
     """How many validation images a row counts: up to three bits of the first hexadecimal digit are padding."""
+    if not row.val_correct:
+        return math.inf  # no share of items: values come in no steps
     most = 4 * len(row.val_correct)
     correct = int(row.val_correct, 16).bit_count()
     return min(most, max(most - 3, round(correct / row.val_accuracy))) if correct and row.val_accuracy else most
 
 
-def _rule(seeds: int, samples: int, margin: float, confidence: float) -> str:
+def _rule(tickets: Sequence[Trained], samples: int, margin: float, confidence: float, metric: Metric) -> str:
+    seeds, of = len(tickets), f"{metric.unit} of validation {metric.name}"
     if seeds >= FEWEST_SEEDS:
         return (
             f"fixed-sequence test: from the largest network down, a level passes if the {confidence:.0%} lower bound of (ticket - dense), "
-            f"paired over {seeds} seeds (Student's t), is above -{margin:g} points of validation accuracy; the first failure ends the test, "
+            f"paired over {seeds} seeds (Student's t), is above -{margin:g} {of}; the first failure ends the test, "
             "and the last level that passed wins"
+        )
+    if not tickets[0].val_correct:
+        return (
+            f"not decided between trainings, which takes {FEWEST_SEEDS} seeds; picked: from the largest network down, the last level before the "
+            f"first at which the mean of (ticket - dense) is not above -{margin:g} {of}; this claims no confidence"
         )
     return (
         f"not decided between trainings, which takes {FEWEST_SEEDS} seeds; picked: from the largest network down, the last level before the "
-        f"first whose {confidence:.0%} lower bound of (ticket - dense) over {samples} validation images is not above -{margin:g} points "
-        "of accuracy; this describes the trained networks, and claims no confidence for others"
+        f"first whose {confidence:.0%} lower bound of (ticket - dense) over {samples} validation images is not above -{margin:g} {metric.unit} "
+        f"of {metric.name}; this describes the trained networks, and claims no confidence for others"
     )
 
 
-def _summary(verdict: Verdict, rows: Sequence[Trained], shown: int, rewinding: str) -> list[str]:
+def _summary(verdict: Verdict, rows: Sequence[Trained], shown: int, rewinding: str, metric: Metric) -> list[str]:
     gone, of = removed(arm(rows, "dense", 0)[0], arm(rows, "ticket", shown))
     delta, seeds = verdict.differences[str(shown)], len(arm(rows, "ticket", shown))
     over = "" if verdict.decided else " over validation images"
-    figures = f"{gone:.1%} of the {of} removed, {delta['mean']:+.2f} points of validation accuracy (lower bound{over} {delta['low']:+.2f})"
-    margin = f"within {verdict.margin_points:g} points of the dense network"
+    figures = f"{gone:.1%} of the {of} removed, {delta['mean']:+.2f} {metric.unit} of validation {metric.name} (lower bound{over} {delta['low']:+.2f})"
+    margin = f"within {verdict.margin_points:g} {metric.unit} of the dense network"
     lines = []
     if not verdict.decided:
         lines.append(f"Not decided between trainings: {seeds} seed{'s' * (seeds > 1)}, and a verdict takes {FEWEST_SEEDS}.")
@@ -142,31 +161,31 @@ def _summary(verdict: Verdict, rows: Sequence[Trained], shown: int, rewinding: s
         lines.append(f"No ticket {'won' if verdict.decided else 'is picked'}: {failed} {margin}. The closest is level {shown}: {figures}.")
     else:
         lines.append(f"Level {shown} {'won' if verdict.decided else 'is picked by the rule'} ({rewinding} rewinding): {figures}.")
-    lines += _controls(verdict.gaps, verdict.confidence)
+    lines += _controls(verdict.gaps, verdict.confidence, metric.unit)
     return [*lines, f"{verdict.seed_rule[0].upper()}{verdict.seed_rule[1:]}."]
 
 
-def _controls(gaps: dict[str, Gap], confidence: float) -> list[str]:
+def _controls(gaps: dict[str, Gap], confidence: float, unit: str) -> list[str]:
     """A line each for the best control of the ticket's size, and for the dense network with the ticket's budget."""
     lines = []
     sized = min((kind for kind in CONTROLS if kind in gaps), key=lambda kind: gaps[kind]["mean"] or 0.0, default=None)
     if sized is not None:
-        told, low, high = _in_words(gaps[sized], confidence), gaps[sized]["low"], gaps[sized]["high"]
+        words, low, high = _in_words(gaps[sized], confidence, unit), gaps[sized]["low"], gaps[sized]["high"]
         if low is None or high is None:
-            lines.append(f"Against {NAMES[sized]}: {told}.")
+            lines.append(f"Against {NAMES[sized]}: {words}.")
         elif low > 0:
-            lines.append(f"It beats {NAMES[sized]}: {told}.")
+            lines.append(f"It beats {NAMES[sized]}: {words}.")
         elif high < 0:
-            lines.append(f"It is worse than {NAMES[sized]}: {told}. The ticket's weights were not needed.")
+            lines.append(f"It is worse than {NAMES[sized]}: {words}. The ticket's weights were not needed.")
         else:
-            lines.append(f"It is not shown to beat {NAMES[sized]}: {told}. Nothing shows that the ticket's weights matter.")
+            lines.append(f"It is not shown to beat {NAMES[sized]}: {words}. Nothing shows that the ticket's weights matter.")
     if "dense_budget" in gaps:
-        lines.append(f"Against {NAMES['dense_budget']}: {_in_words(gaps['dense_budget'], confidence)}.")
+        lines.append(f"Against {NAMES['dense_budget']}: {_in_words(gaps['dense_budget'], confidence, unit)}.")
     return lines
 
 
-def _in_words(found: Gap, confidence: float) -> str:
-    told = f"{found['mean']:+.2f} points"
+def _in_words(found: Gap, confidence: float, unit: str) -> str:
+    words = f"{found['mean']:+.2f} {unit}"
     if found["low"] is None:
-        return f"{told}, not decided between trainings"
-    return f"{told} ({confidence:.0%} interval {found['low']:+.2f} to {found['high']:+.2f})"
+        return f"{words}, not decided between trainings"
+    return f"{words} ({confidence:.0%} interval {found['low']:+.2f} to {found['high']:+.2f})"

@@ -2,15 +2,19 @@
 
 from ltcompile.training.device import lay_out, memory_format, multiplies_bf16, pick_device
 from ltcompile.training.evaluate import Evaluation, evaluate
-from ltcompile.training.execution import Execution, choose_execution
+from ltcompile.training.execution import Execution, choose_execution, settled
 from ltcompile.training.loop import Epoch, Progress, Training, train
 from ltcompile.training.memory import fitting
+from ltcompile.training.trainer import ArmTraining, Outcome, Trainer
 
 __all__ = [
+    "ArmTraining",
     "Epoch",
     "Evaluation",
     "Execution",
+    "Outcome",
     "Progress",
+    "Trainer",
     "Training",
     "choose_execution",
     "evaluate",
@@ -19,5 +23,6 @@ __all__ = [
     "memory_format",
     "multiplies_bf16",
     "pick_device",
+    "settled",
     "train",
 ]

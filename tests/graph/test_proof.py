@@ -18,6 +18,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.errors import BadModel, BadSetting
 from ltcompile.graph import disagreements
 from ltcompile.search.job import SearchJob, prepare
+from ltcompile.tasks import Classification
 
 IMAGES = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(1))
 Code = Callable[["Net", Tensor], Tensor]
@@ -75,7 +76,9 @@ def missed(in_channels: int, classes: int) -> Net:
 
 
 def test_a_search_freezes_what_tracing_misses_before_it_trains() -> None:
-    job = prepare(SearchJob("test_proof:missed", lt.load_data("digits"), lt.SearchConfig(), lt.Recipe(epochs=2), torch.device("cpu")))
+    job = prepare(
+        SearchJob("test_proof:missed", Classification(lt.load_data("digits")), lt.SearchConfig(), lt.Recipe(epochs=2), torch.device("cpu"))
+    )
     frozen = {g.name: g.frozen for g in job.groups if g.frozen}
     assert frozen.keys() == {"b", "head"} and "differs" in frozen["b"]
 

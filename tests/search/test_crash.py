@@ -197,13 +197,14 @@ def test_the_estimate_is_what_is_written(tmp_path: Path, kind: str) -> None:
     """At the most: with two checkpoints, of which one replaces the other. At most a quarter more, and no less."""
     from ltcompile.search.disk_space import run_bytes
     from ltcompile.search.job import SearchJob, prepare
+    from ltcompile.tasks import Classification
 
     digits, config = lt.load_data("digits", image_size=16), lt.SearchConfig(**({"rounds": 2, "rate": 0.3} | SEARCHES[kind]))
     recipe = dataclasses.replace(RECIPE, epochs=2, batch=256)
     listener = LargestCheckpoint(tmp_path)
     lt.find("lenet5", digits, config, recipe=recipe, folder=tmp_path, listener=listener)
     written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) + 2 * listener.bytes
-    assert written <= run_bytes(prepare(SearchJob("lenet5", digits, config, recipe, torch.device("cpu")))) <= 1.25 * written
+    assert written <= run_bytes(prepare(SearchJob("lenet5", Classification(digits), config, recipe, torch.device("cpu")))) <= 1.25 * written
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

@@ -185,7 +185,7 @@ def test_every_study_has_every_scale(name: str, scale: str) -> None:
     arms = module.arms(chosen)
     assert len({arm.name for arm in arms}) == len(arms) > 0 and chosen.about
     for arm in arms:
-        assert arm.config.seeds == (4 if arm.given is None else 1) and arm.config.margin_points == margins_of(arm.data).about
+        assert arm.config.seeds == (4 if arm.mask is None else 1) and arm.config.margin_points == margins_of(arm.data).about
         recipe = dataclasses.replace(default_recipe(arm.model), **arm.recipe)
         assert arm.config.rewind_epoch < recipe.epochs
         channels, side = (3 if "cifar" in arm.data else 1), arm.image_size or max(28 if arm.data == "mnist" else 32, least_size(arm.model))
