@@ -68,7 +68,7 @@ def stages(out: Path, data_root: Path | None, rehearse: bool) -> list[Stage]:
         return tuple((*PYTEST, f"--shard={at}/{shards}", f"--rows={out / 'tests.jsonl'}", *some, *files) for at in range(shards))
 
     def race(part: str, limit_s: float) -> Stage:
-        command = ("bench/race.py", "--device", "cuda", "--out", str(out), "--heats", part, "--minutes", f"{limit_s / 60:.2f}", "--resume")
+        command = ("bench/race.py", "--device", "cuda", "--out", str(out), "--parts", part, "--minutes", f"{limit_s / 60:.2f}", "--resume")
         return Stage(f"race-{part}", limit_s, ((*command, *tiny, *data),))
 
     return [
@@ -222,7 +222,7 @@ def summary(out: Path, outcomes: Sequence[Outcome]) -> str:
     parts += [_tests(out), _convolutions(out)]
     for result in (race, tuned):
         if result:
-            parts += [_claims(result), _heats(result)]
+            parts += [_claims(result), _cases(result)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -250,15 +250,15 @@ def _claims(result: dict[str, Any]) -> str:
     return "\n".join(["**Claims**", *found]) if found else ""
 
 
-def _heats(result: dict[str, Any]) -> str:
-    """A line a heat, fastest first, and who did not race."""
-    heats = list(dict.fromkeys((row["subject"], row["batch"]) for row in result["rows"]))
+def _cases(result: dict[str, Any]) -> str:
+    """A line a case, fastest first, and who did not race."""
+    cases = list(dict.fromkeys((row["subject"], row["batch"]) for row in result["rows"]))
     told = ["**Race**, median us"]
-    for heat in heats:
-        rows = sorted((r for r in result["rows"] if (r["subject"], r["batch"]) == heat), key=lambda r: float(r["ms_p50"]))
-        told.append(f"- {heat[0]}, batch {heat[1]}: " + ", ".join(f"{r['entrant']} {1000 * r['ms_p50']:.4g}" for r in rows))
+    for case in cases:
+        rows = sorted((r for r in result["rows"] if (r["subject"], r["batch"]) == case), key=lambda r: float(r["ms_p50"]))
+        told.append(f"- {case[0]}, batch {case[1]}: " + ", ".join(f"{r['competitor']} {1000 * r['ms_p50']:.4g}" for r in rows))
     for reason in dict.fromkeys(r["reason"] for r in result["refused"]):
-        who = dict.fromkeys(f"{r['entrant']} {r['subject']} {r['batch']}".strip() for r in result["refused"] if r["reason"] == reason)
+        who = dict.fromkeys(f"{r['competitor']} {r['subject']} {r['batch']}".strip() for r in result["refused"] if r["reason"] == reason)
         told.append(f"- not: {', '.join(list(who)[:4])}{' ...' if len(who) > 4 else ''}: {reason[:200]}")
     return "\n".join(told)
 

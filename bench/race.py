@@ -5,7 +5,7 @@
 
 Nothing is trained: weights are seeded, and filters are scaled at random, so that a global L1 plan leaves layers of every width, most of
 them odd. Batch norms then get the statistics of the images, and the last bias is set such that images fall into several classes. Images
-are CIFAR-10's where --data-root has them, else seeded noise. Heats run in the order of their importance, quick entrants first; whatever
+are CIFAR-10's where --data-root has them, else seeded noise. Cases run in the order of their importance, quick competitors first; whatever
 is found is written at once. What does not fit into --minutes is left out, and --resume runs it.
 """
 
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
-from ltcompile.benchmark.competitors import Check, Heat, Network, RaceResult, checks, heat, run, write
+from ltcompile.benchmark.competitors import Case, Check, CompetitorsResult, Network, case_table, checks, run, write
 from ltcompile.errors import BadFile, BadSetting, DeviceLost
 
 SEED, IMAGES, LARGE_IMAGES = 0, 256, 64
@@ -48,9 +48,9 @@ CPU_BATCHES = (1, 8, 64)
 SECONDS = {"cpu": 4.0, "cuda": 1.0}
 QUICK = ("engine", "eager, recorded", "torch.compile, reduce-overhead", "onnxruntime", "tensorrt")  # ready in seconds
 TUNED = "torch.compile, max-autotune, recorded"  # the fastest that PyTorch has, ready in a minute
-HEATS = ("quick", "rest", "tuned")  # the parts of a race on a GPU; the last in a file of its own, since a heat runs once
+PARTS_ON_GPU = ("quick", "rest", "tuned")  # the parts of a race on a GPU; the last in a file of its own, since a case runs once
 ON_CPU = ("engine fp32", "torch.compile fp32", "onnxruntime fp32", "openvino fp32")
-RESERVE_S = {"cpu": 60, "cuda": 90}  # a heat that begins takes about as long
+RESERVE_S = {"cpu": 60, "cuda": 90}  # a case that begins takes about as long
 MOST_RESERVED = 0.6  # of the time there is
 PICTURE = Path("runs/race-layers.html")
 BRANCH_SCALE = 0.2  # of the last batch norm of a residual branch: random ones of 1 add up beyond fp16
@@ -65,18 +65,18 @@ def main() -> None:
     result = _resumed(path) if arguments.resume else None
     if result and result.device != arguments.device:
         raise BadSetting(f"{path} is a race on {result.device}; leave --resume out")
-    wanted = heats(arguments.device, arguments.batch, arguments.heats)
+    wanted = cases(arguments.device, arguments.batch, arguments.parts)
     if arguments.tiny:
         wanted = [replace(wanted[0], batch=TINY_BATCH)]
     picture = path.with_name("layers.html") if arguments.out else PICTURE
 
-    def keep(so_far: RaceResult) -> None:
+    def keep(so_far: CompetitorsResult) -> None:
         so_far.checks = judge(so_far)
         write(so_far, path, picture)
 
-    def on_heat(so_far: RaceResult, last: Heat) -> None:
+    def on_case(so_far: CompetitorsResult, last: Case) -> None:
         keep(so_far)
-        print(f"\n{last.subject}, batch {last.batch}\n{heat(so_far, last.subject, last.batch)}\n", flush=True)
+        print(f"\n{last.subject}, batch {last.batch}\n{case_table(so_far, last.subject, last.batch)}\n", flush=True)
 
     result = _run_or_exit(
         networks(arguments.data_root, {h.subject for h in wanted}, arguments.tiny),
@@ -88,31 +88,31 @@ def main() -> None:
         result=result,
         on_progress=lambda text: print(f"{end - time.monotonic():5.0f} s left  {text}", flush=True),
         on_result=keep,
-        on_heat=on_heat,
+        on_case=on_case,
     )
     result.checks = judge(result)
-    if arguments.device == "cuda" and "rest" in arguments.heats and not arguments.tiny:
+    if arguments.device == "cuda" and "rest" in arguments.parts and not arguments.tiny:
         result.checks += odd_widths(end)
     result.provenance["command"] = shlex.join(["python", *sys.argv])
     write(result, path, picture)
-    left = [f"{refusal.subject} at {refusal.batch}" for refusal in result.refused if not refusal.entrant]
+    left = [f"{refusal.subject} at {refusal.batch}" for refusal in result.refused if not refusal.competitor]
     if left:
         print(f"left out for want of time: {', '.join(left)}; the same command with --resume runs them")
     print(json.dumps({"race": path.name, "claims": {check.claim: [check.found, check.holds] for check in result.checks}}))
     sys.exit(LEFT_OUT if left else 0)
 
 
-def _resumed(path: Path) -> RaceResult | None:
+def _resumed(path: Path) -> CompetitorsResult | None:
     """What the file holds; one that cannot be read is kept under another name, and the race begins again."""
     try:
-        return RaceResult.load(path) if path.exists() else None
+        return CompetitorsResult.load(path) if path.exists() else None
     except BadFile as error:
         print(error, flush=True)
         path.replace(path.with_suffix(".damaged.json"))
         return None
 
 
-def _run_or_exit(*args: Any, **settings: Any) -> RaceResult:
+def _run_or_exit(*args: Any, **settings: Any) -> CompetitorsResult:
     """`run`; a process whose GPU is lost says so by its exit code."""
     try:
         return run(*args, **settings)
@@ -127,16 +127,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results, by default bench/results")
     parser.add_argument("--data-root", type=Path, help="folder with CIFAR-10 in torchvision's layout")
     parser.add_argument("--batch", type=int, nargs="*", default=CPU_BATCHES, help="batch sizes on a CPU")
-    parser.add_argument("--heats", nargs="*", default=HEATS[:2], choices=HEATS, help="parts of the race on a GPU")
-    parser.add_argument("--seconds", type=float, help="time of each entrant in a heat")
-    parser.add_argument("--minutes", type=float, default=60.0, help="no heat begins later")
+    parser.add_argument("--parts", nargs="*", default=PARTS_ON_GPU[:2], choices=PARTS_ON_GPU, help="parts of the race on a GPU")
+    parser.add_argument("--seconds", type=float, help="time of each competitor in a case")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no case begins later")
     parser.add_argument("--resume", action="store_true", help="keep what the file has, and run the rest")
     parser.add_argument("--tiny", action="store_true", help="small networks of the same kinds: a rehearsal, no result")
     return parser.parse_args()
 
 
 def _path(arguments: argparse.Namespace) -> Path:
-    name = "race-tuned" if "tuned" in arguments.heats else "race"
+    name = "race-tuned" if "tuned" in arguments.parts else "race"
     return arguments.out / f"{name}.json" if arguments.out else RESULTS / f"{_name(arguments.device)}.json"
 
 
@@ -245,28 +245,28 @@ def _noise(count: int, side: int) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(SEED))
 
 
-def heats(device: str, batches: Sequence[int], parts: Collection[str] = HEATS[:2]) -> list[Heat]:
+def cases(device: str, batches: Sequence[int], parts: Collection[str] = PARTS_ON_GPU[:2]) -> list[Case]:
     """The most important first; `parts` of those on a GPU."""
     if device == "cpu":
-        vgg = [h for b in batches for h in (Heat(SMALL, b), Heat(DENSE, b), Heat(ROUNDED, b, ("engine fp32", "onnxruntime fp32")))]
-        return [*vgg, Heat(SMALL_50, 1, ON_CPU), Heat(DENSE_50, 1, ON_CPU)]
+        vgg = [h for b in batches for h in (Case(SMALL, b), Case(DENSE, b), Case(ROUNDED, b, ("engine fp32", "onnxruntime fp32")))]
+        return [*vgg, Case(SMALL_50, 1, ON_CPU), Case(DENSE_50, 1, ON_CPU)]
     quick = [(SMALL, 1), (SMALL, 64), (SMALL, 1024), (DENSE, 1024), (DENSE, 64)]
     rest = [(SMALL_50, 64), (DENSE_50, 64), (SMALL, 256), (DENSE, 256), (DENSE, 1), (SMALL, 8), (DENSE, 8)]
-    rounded = [Heat(ROUNDED, batch, ("engine", "onnxruntime")) for batch in (1, 64, 1024)]
+    rounded = [Case(ROUNDED, batch, ("engine", "onnxruntime")) for batch in (1, 64, 1024)]
     of = {
-        "quick": [Heat(*pair, QUICK) for pair in quick],
-        "rest": [*(Heat(*pair, QUICK) for pair in rest), *rounded],
-        "tuned": [Heat(SMALL, 64, ("engine", TUNED)), Heat(SMALL, 1, ("engine", TUNED))],
+        "quick": [Case(*pair, QUICK) for pair in quick],
+        "rest": [*(Case(*pair, QUICK) for pair in rest), *rounded],
+        "tuned": [Case(SMALL, 64, ("engine", TUNED)), Case(SMALL, 1, ("engine", TUNED))],
     }
-    return [h for part in HEATS if part in parts for h in of[part]]
+    return [h for part in PARTS_ON_GPU if part in parts for h in of[part]]
 
 
-def judge(result: RaceResult) -> list[Check]:
+def judge(result: CompetitorsResult) -> list[Check]:
     """What we claim, and what was found."""
     return _judge_gpu(result) if result.device == "cuda" else _judge_cpu(result)
 
 
-def _judge_gpu(result: RaceResult) -> list[Check]:
+def _judge_gpu(result: CompetitorsResult) -> list[Check]:
     def promised(batch: int) -> Check:
         claim = f"batch {batch}: the measured speedup over the same engine's dense network is at least 80 % of the ratio of MACs"
         return checks.at_least(claim, checks.of_macs(result, SMALL, DENSE, batch, "fp16"), 0.8)
@@ -289,13 +289,13 @@ def _judge_gpu(result: RaceResult) -> list[Check]:
     ]
 
 
-def _over_cudnn(result: RaceResult) -> float | None:
+def _over_cudnn(result: CompetitorsResult) -> float | None:
     return checks.against_cudnn(result, (SMALL, DENSE, SMALL_50, DENSE_50))
 
 
-def _judge_cpu(result: RaceResult) -> list[Check]:
-    batches = [batch for subject, batch in result.heats() if subject == SMALL]
-    plain = [ratio for b in batches if (ratio := checks.over_entrant(result, SMALL, b, "onnxruntime", "fp32")) is not None]
+def _judge_cpu(result: CompetitorsResult) -> list[Check]:
+    batches = [batch for subject, batch in result.cases() if subject == SMALL]
+    plain = [ratio for b in batches if (ratio := checks.over_competitor(result, SMALL, b, "onnxruntime", "fp32")) is not None]
     return [
         checks.never_behind("the engine's time over the best backend's, in its worst row: at most 1.05", result, 1.05),
         checks.at_least(

@@ -138,7 +138,7 @@ def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def as_on_the_image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
-    """What a process does on the fake device, with these packages blocked: it imports the race's script, its entrants and the tests, writes
+    """What a process does on the fake device, with these packages blocked: it imports the race's script, its competitors and the tests, writes
     a race without a page, and builds the race's tiny networks. Its folder; network -> classes of its images, error in fp16."""
     folder = tmp_path_factory.mktemp("image")
     code = f"""
@@ -148,12 +148,12 @@ for name in {MISSING}:
 sys.path[:0] = {[str(BENCH), *(str(BENCH.parent / "tests" / part) for part in ("", "support", "kernels", "engine", "benchmark"))]!r}
 import rehearsal
 rehearsal.install()
-for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.benchmark.competitors.cuda", "ltcompile.engine.gpu", "test_on_gpu",
+for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.benchmark.competitors.entries", "ltcompile.engine.gpu", "test_on_gpu",
              "test_engine", "test_race"):
     importlib.import_module(name)
 import race
-from ltcompile.benchmark.competitors import RaceResult, write
-write(RaceResult("cuda", "a GPU", "noise"), "race.json")
+from ltcompile.benchmark.competitors import CompetitorsResult, write
+write(CompetitorsResult("cuda", "a GPU", "noise"), "race.json")
 found = {{}}
 for network in race.networks(None, {{race.SMALL, race.DENSE, race.SMALL_50, race.DENSE_50}}, tiny=True):
     expected = network.expected(network.images)
@@ -187,21 +187,21 @@ class FakeStream:
 
 
 def test_a_recorded_network_lives_as_long_as_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltcompile.benchmark.competitors import _torch
+    from ltcompile.runtimes import _torch
 
     fakes = {"Stream": FakeStream, "CUDAGraph": FakeGraph, "current_stream": FakeStream}
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: contextlib.nullcontext())
     module = nn.Linear(3, 2)
     weight, images = weakref.ref(module.weight), torch.zeros(1, 3)
-    ready = _torch._recorded(module, images)
+    replay, _ = _torch._recorded(module, [images])
     del module
     gc.collect()
     assert weight() is not None
-    ready.call()
-    del ready
+    replay()
+    del replay, _
     gc.collect()
     assert weight() is None
 
@@ -226,12 +226,12 @@ def test_a_deep_residual_network_stays_within_fp16() -> None:
     assert float((run(images) - expected).abs().max() / expected.abs().max()) < 5e-3
 
 
-def test_heats_of_a_gpu_begin_with_quick_entrants() -> None:
+def test_cases_of_a_gpu_begin_with_quick_competitors() -> None:
     import race
 
-    quick = race.heats("cuda", (), ["quick"])
+    quick = race.cases("cuda", (), ["quick"])
     assert [(h.subject, h.batch) for h in quick][:3] == [(race.SMALL, 1), (race.SMALL, 64), (race.SMALL, 1024)]
-    assert all(race.TUNED not in h.entrants and "engine" in h.entrants for h in race.heats("cuda", ()))
-    assert all(race.TUNED in h.entrants for h in race.heats("cuda", (), ["tuned"]))
-    keys = [(h.subject, h.batch) for h in race.heats("cuda", ())]
-    assert len(keys) == len(set(keys)), "a heat runs once"
+    assert all(race.TUNED not in h.competitors and "engine" in h.competitors for h in race.cases("cuda", ()))
+    assert all(race.TUNED in h.competitors for h in race.cases("cuda", (), ["tuned"]))
+    keys = [(h.subject, h.batch) for h in race.cases("cuda", ())]
+    assert len(keys) == len(set(keys)), "a case runs once"

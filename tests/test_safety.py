@@ -54,7 +54,7 @@ TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each wit
     ("bench/rehearsal.py", "runpy"): "a script of this folder, or pytest, that its command names",
     ("bench/rehearsal.py", "runpy.run_module"): "the same",
     ("bench/rehearsal.py", "runpy.run_path"): "the same",
-    ("ltcompile/benchmark/competitors/_torch.py", "aoti_load_package"): "the package that it has just made",
+    ("ltcompile/runtimes/torch_compile.py", "aoti_load_package"): "the package that it has just made",
     ("ltcompile/deploy/shrink.py", "torch.export.load"): "the file that it has just written",
 }
 

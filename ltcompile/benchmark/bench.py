@@ -112,7 +112,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         subjects, sizes, trained, reference = _subjects(known, Path(scratch))
         if dense_path is not None:
-            write_bytes(dense_path, subjects[0].need_onnx("bench").read_bytes())
+            write_bytes(dense_path, subjects[0].onnx_bytes("bench"))
 
         def told(row: Measurement) -> None:
             if on_row is not None:

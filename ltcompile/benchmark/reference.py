@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -63,9 +64,9 @@ def module_reference(module: nn.Module, example: Tensor, file: Path, precision: 
     return Reference(_answer(module), evaluator(fake_quantised(prepared(plain), read_onnx(file))), precision)
 
 
-def file_reference(file: Path) -> Reference:
+def file_reference(file: Path | bytes) -> Reference:
     """The reference of a file alone, in the precision that its graph has. Raises BadModel where it cannot be evaluated."""
-    model = read_onnx(file)
+    model = onnx.load_from_string(file) if isinstance(file, bytes) else read_onnx(file)
     precision, exact = precision_of(model), unrounded(model)
     rounded = {"fp32": None, "fp16": in_half(exact) if precision == "fp16" else None, "int8": model}[precision]
     return Reference(evaluator(exact), None if rounded is None else evaluator(rounded), precision, OF_FILE)

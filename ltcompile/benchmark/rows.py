@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ltcompile import numerics
 from ltcompile.benchmark.memory import watch
+from ltcompile.core.deployment import DEVICES, Deployment
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable
 from ltcompile.numerics import Expected, tile
-from ltcompile.runtimes import DEVICES, Array, Artifact, Subject, available, unavailable
-from ltcompile.runtimes import compile as compile_for
+from ltcompile.runtimes import Array, Session, Subject, available, load, unavailable
 from ltcompile.timing import Times, race, speedup
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A subject on one backend, checked: errors and peaks are by batch size."""
+    """A subject in one runtime, checked: sessions, errors and peaks by batch size."""
 
-    artifact: Artifact
+    sessions: dict[int, Session]
     max_error: dict[int, float]
     peak_bytes: dict[int, int | None]
     accuracy: float | None
@@ -179,97 +179,102 @@ def _reasons(backends: Sequence[str] | None, device: str) -> dict[str, str | Non
     return available(device) if backends is None else {b: unavailable(b, device) for b in backends}
 
 
-def _load_all(job: _Job, backend: str, device: str, result: BenchResult, *, asked: bool) -> dict[str, _Loaded]:
-    _load_libraries(job, backend, device)
+def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, asked: bool) -> dict[str, _Loaded]:
+    _load_libraries(job, runtime, device)
     loaded = {}
     for subject in job.subjects:
         try:
-            loaded[subject.name] = _load(job, subject, backend, device)
+            loaded[subject.name] = _load(job, subject, runtime, device)
         except Unavailable as error:
             if asked:
                 raise
-            result.skipped[f"{backend} ({device}): {subject.name}"] = str(error)
+            result.skipped[f"{runtime} ({device}): {subject.name}"] = str(error)
         else:
-            result.details[f"{backend} ({device})"] = loaded[subject.name].artifact.details
+            result.details[f"{runtime} ({device})"] = next(iter(loaded[subject.name].sessions.values())).details
     return loaded
 
 
-def _load_libraries(job: _Job, backend: str, device: str) -> None:
-    """Run one network and throw it away, so that what a backend loads on its first run counts as no subject's memory."""
+def _open(job: _Job, subject: Subject, runtime: str, device: str, batch: int) -> Session:
+    return load(subject, Deployment(device, runtime, batch, job.references[subject.name].precision))
+
+
+def _load_libraries(job: _Job, runtime: str, device: str) -> None:
+    """Run one network and throw it away, so that what a runtime loads on its first run counts as no subject's memory."""
+    batch = min(job.batches)
     try:
-        compile_for(backend, job.subjects[-1], device).run(tile(job.images, min(job.batches)))
+        _open(job, job.subjects[-1], runtime, device, batch).run(tile(job.images, batch))
     except Unavailable:
         return  # _load meets it again, and says so
 
 
-def _load(job: _Job, subject: Subject, backend: str, device: str) -> _Loaded:
-    above = watch(device)
-    artifact = compile_for(backend, subject, device)
-    errors, peaks = {}, {}
+def _load(job: _Job, subject: Subject, runtime: str, device: str) -> _Loaded:
+    loaded = _Loaded({}, {}, {}, None)
     for batch in sorted(job.batches):
-        logits = artifact.run(tile(job.images, batch))
-        peaks[batch] = above()
-        errors[batch] = _agree(job, subject, artifact, logits)
-    _agree_on_checked(job, subject, artifact)
-    accuracy = None
-    if job.labels is not None:
-        accuracy = float((numerics.in_chunks(artifact.run, job.images).argmax(1) == job.labels).mean())
-    return _Loaded(artifact, errors, peaks, accuracy)
+        above = watch(device)
+        session = loaded.sessions[batch] = _open(job, subject, runtime, device, batch)
+        outputs = session.answers(tile(job.images, batch))
+        loaded.peak_bytes[batch] = above()
+        loaded.max_error[batch] = _agree(job, subject, session, outputs)
+    largest = loaded.sessions[max(job.batches)]
+    _agree_on_checked(job, subject, largest)
+    if job.labels is None:
+        return loaded
+    return dataclasses.replace(loaded, accuracy=float((largest.answers(job.images).argmax(1) == job.labels).mean()))
 
 
-def _agree(job: _Job, subject: Subject, artifact: Artifact, logits: Array) -> float:
+def _agree(job: _Job, subject: Subject, session: Session, outputs: Array) -> float:
     """The largest difference of one batch to fp32 by PyTorch, relative to the largest magnitude. Raises Disagreement."""
     expected, there = job.expected[subject.name], min(len(job.images), len(job.expected[subject.name].exact))
-    error = numerics.largest_error(logits, tile(expected.exact[:there], len(logits)))
-    where = f"at batch {len(logits)}"
-    if artifact.dtype == "tf32" and expected.rounded is None:
+    error = numerics.largest_error(outputs, tile(expected.exact[:there], len(outputs)))
+    if session.dtype == "tf32" and expected.rounded is None:
         reason = "" if error <= TF32_TOLERANCE else f"outputs are off by {error:.1e} of the largest ({TF32_TOLERANCE:.0e} is allowed)"
     else:
-        reason = expected.refusal(logits, there)
+        reason = expected.refusal(outputs, there)
     if reason:
-        raise _disagreement(subject, artifact, where, reason)
+        raise _disagreement(subject, session, f"at batch {len(outputs)}", reason)
     return error
 
 
-def _agree_on_checked(job: _Job, subject: Subject, artifact: Artifact) -> None:
+def _agree_on_checked(job: _Job, subject: Subject, session: Session) -> None:
     """Raises Disagreement where a subject in another precision than fp32 computes something else."""
     expected = job.expected_of_checked.get(subject.name)
-    if expected is not None and (reason := expected.refusal(numerics.in_chunks(artifact.run, job.checked))):
-        raise _disagreement(subject, artifact, f"on {len(job.checked)} images", reason)
+    if expected is not None and (reason := expected.refusal(session.answers(job.checked))):
+        raise _disagreement(subject, session, f"on {len(job.checked)} images", reason)
 
 
-def _disagreement(subject: Subject, artifact: Artifact, where: str, reason: str) -> Disagreement:
+def _disagreement(subject: Subject, session: Session, where: str, reason: str) -> Disagreement:
     return Disagreement(
-        f"{artifact.backend} ({artifact.device}) and the reference disagree on {subject.name!r} {where}: {reason}; "
-        "export the network again, or leave this backend out"
+        f"{session.deployment.runtime} ({session.deployment.device}) and the reference disagree on {subject.name!r} {where}: {reason}; "
+        "export the network again, or leave this runtime out"
     )
 
 
 def _rows(job: _Job, loaded: dict[str, _Loaded], seconds: float) -> Iterator[Measurement]:
     for batch in job.batches if loaded else ():
         images = tile(job.images, batch)
-        times = race({name: one.artifact.prepare(images) for name, one in loaded.items()}, seconds=seconds)
+        times = race({name: one.sessions[batch].bind(images).call for name, one in loaded.items()}, seconds=seconds)
         for name, one in loaded.items():
-            dtype = _dtype(job.references[name].precision, one.artifact)
-            yield _row(name, one, dtype, batch, times[name], None if name == job.reference else times.get(job.reference))
+            yield _row(name, one, batch, times[name], None if name == job.reference else times.get(job.reference))
 
 
-def _dtype(precision: str, artifact: Artifact) -> str:
-    """What the products of a file in `precision` are computed in. On CPUs runtimes multiply integers, and cast half precision to single
-    first; on GPUs ONNX Runtime's providers do it the other way around."""
-    if precision == "int8" and artifact.device == "cpu":
+def _dtype(session: Session) -> str:
+    """What products are computed in. On CPUs runtimes multiply integers, and cast half precision to single first; on GPUs ONNX Runtime's
+    providers do it the other way around."""
+    precision, device = session.deployment.precision, session.deployment.device
+    if precision == "int8" and device == "cpu":
         return "int8"
-    return "float16" if precision == "fp16" and artifact.device == "cuda" else artifact.dtype
+    return "float16" if precision == "fp16" and device == "cuda" else session.dtype
 
 
-def _row(name: str, one: _Loaded, dtype: str, batch: int, ms: Times, reference_ms: Times | None) -> Measurement:
+def _row(name: str, one: _Loaded, batch: int, ms: Times, reference_ms: Times | None) -> Measurement:
     p20, p50, p80 = (float(q) for q in np.quantile(ms, [0.2, 0.5, 0.8]))
     ratio, low, high = speedup(reference_ms, ms) if reference_ms is not None else (None, None, None)
+    deployment = one.sessions[batch].deployment
     return Measurement(
         subject=name,
-        backend=one.artifact.backend,
-        device=one.artifact.device,
-        dtype=dtype,
+        backend=deployment.runtime,
+        device=deployment.device,
+        dtype=_dtype(one.sessions[batch]),
         batch=batch,
         ms_p20=p20,
         ms_p50=p50,

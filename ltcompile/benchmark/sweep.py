@@ -17,6 +17,7 @@ from ltcompile.benchmark.rows import measure
 from ltcompile.benchmark.subjects import images_of, subject, told_images
 from ltcompile.core.arm import Arm, ArmKind
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
+from ltcompile.core.deployment import Deployment
 from ltcompile.core.load import busy_share
 from ltcompile.core.picking import KNEE, Option, Rule, front, pick_by
 from ltcompile.core.records import Measurement, Trained, provenance
@@ -27,12 +28,11 @@ from ltcompile.errors import Unavailable
 from ltcompile.graph import cut
 from ltcompile.numerics import tile
 from ltcompile.paths import check_writable, write_json
-from ltcompile.runtimes import Subject
-from ltcompile.runtimes import compile as compile_for
+from ltcompile.runtimes import Subject, load
 from ltcompile.search.selection import Selection
 
 ARMS: tuple[ArmKind, ...] = ("dense", "ticket", "random")
-Joules = Callable[[str, Callable[[], None], int], float]  # device, call, images in it -> what an image takes
+Joules = Callable[[str, Callable[[], object], int], float]  # device, call, images in it -> what an image takes
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _point(ticket: Ticket, row: Trained, found: Subject) -> CurvePoint:
         filters=row.filters,
         params=row.params,
         macs=row.macs,
-        bytes=found.need_onnx("a sweep").stat().st_size,
+        bytes=len(found.onnx_bytes("a sweep")),
         seeds=sorted(other.seed for other in rows),
         val_accuracy=fmean(shares),
         val_min=min(shares),
@@ -223,8 +223,8 @@ def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subjec
     for row in rows:
         found = next(s for s in subjects if s.name == row.subject)
         try:
-            call = compile_for(row.backend, found, row.device).prepare(tile(images, row.batch))
-            spent.append(joules(row.device, call, row.batch))
+            session = load(found, Deployment(row.device, row.backend, row.batch))
+            spent.append(joules(row.device, session.bind(tile(images, row.batch)).call, row.batch))
         except Unavailable as reason:
             return [None] * len(rows), str(reason)
     return spent, ""

@@ -93,7 +93,7 @@ def _race(
 ) -> None:
     """Both networks of a ticket, on the GPU where there is one."""
     from ltcompile.benchmark.bench import open_pair
-    from ltcompile.benchmark.competitors import Heat, Network, RaceResult, heat, run, write
+    from ltcompile.benchmark.competitors import Case, CompetitorsResult, Network, case_table, run, write
     from ltcompile.paths import check_writable
     from ltcompile.training.device import pick_device
 
@@ -102,19 +102,19 @@ def _race(
     pair = open_pair(ticket, data=data, data_root=data_root, model=model)
     images = pair.images[: max(IMAGES, *batches)]
 
-    def on_heat(result: RaceResult, last: Heat) -> None:
+    def on_case(result: CompetitorsResult, last: Case) -> None:
         write(result, output)
         if not as_json:
-            typer.echo(f"\n{last.subject}, batch {last.batch}\n{heat(result, last.subject, last.batch)}")
+            typer.echo(f"\n{last.subject}, batch {last.batch}\n{case_table(result, last.subject, last.batch)}")
 
     result = run(
         [Network(name, network, images) for name, network in pair.networks.items()],
-        [Heat(name, batch) for batch in batches for name in ("small", "dense")],
+        [Case(name, batch) for batch in batches for name in ("small", "dense")],
         device=pick_device(device).type,
         seconds=seconds,
         images=pair.told,
         on_progress=lambda text: typer.echo(text, err=True),
-        on_heat=on_heat,
+        on_case=on_case,
     )
     typer.echo(json.dumps(result.to_json()) if as_json else f"wrote {output}, {output.stem}.md and layers.html")
 

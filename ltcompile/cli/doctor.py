@@ -34,8 +34,9 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON."))
 
 
 def _examine() -> dict[str, Any]:
+    from ltcompile.core.deployment import DEVICES
     from ltcompile.core.records import provenance
-    from ltcompile.runtimes import DEVICES, available
+    from ltcompile.runtimes import available
     from ltcompile.training import multiplies_bf16, pick_device
 
     device = pick_device()

@@ -139,7 +139,7 @@ def reached_by(found: Sweep, path: tuple[float, ...], on: str | None) -> list[tu
         return [(f"ticket-{level}", Reached("macs", share, macs[level] / macs[0])) for level, share in enumerate(path, start=1)]
     place = Deployment.parse(on)
     there = {
-        row.subject: row.speedup for row in found.rows if (row.device, row.backend, row.batch) == (place.device, place.backend, place.batch)
+        row.subject: row.speedup for row in found.rows if (row.device, row.backend, row.batch) == (place.device, place.runtime, place.batch)
     }
     times = {name: 1 / speedup for name, speedup in there.items() if speedup and place.precision == "fp32"}
     return [(f"ticket-{level}", Reached("time", share, times.get(f"ticket-{level}"))) for level, share in enumerate(path, start=1)]
@@ -211,7 +211,7 @@ def _searched(
     return searched(model, dataset, config, recipe, folder, time, stopped, weights=weights, resume=resume, quiet=quiet).folder
 
 
-def _joules(device: str, call: Callable[[], None], images: int) -> float:
+def _joules(device: str, call: Callable[[], object], images: int) -> float:
     """What an image takes. Raises Unavailable where nobody counts it."""
     from ltcompile.benchmark import energy
 

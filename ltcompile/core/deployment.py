@@ -1,4 +1,4 @@
-"""Where a network is to run, in one word: which device, what runs it there, how many images at once, and in which precision."""
+"""Where a network is to run, in one word: device, runtime, images at once, precision and threads."""
 
 from __future__ import annotations
 
@@ -9,39 +9,46 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from ltcompile import registry
 from ltcompile.core.fields import short
 from ltcompile.core.records import Record
 from ltcompile.errors import BadSetting
 
 DEVICES = ("cpu", "cuda")
-BACKENDS = ("onnxruntime", "openvino", "eager", "engine")
+ENGINE = "engine"  # what `lt.compile` makes: the runtime that is fastest
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.25}  # of the largest output, against the fp32 network
 MOST_IMAGES = 1 << 20  # in a batch
-FORM = "device:backend:bN:precision"
+MOST_THREADS = 1024
+FORM = "device:runtime:bN:precision:tN"
 
 
 @dataclass(frozen=True)
 class Deployment(Record):
-    """A target, as in `cpu:onnxruntime:b1:fp32`; its text and `parse` are inverse to each other.
+    """A target, as in `cpu:onnxruntime:b1:fp32:t2`; its text and `parse` are inverse to each other.
 
-    `batch` is the number of images in one call. Raises BadSetting where a field is none of those above.
+    `batch` is the number of images in one call. `threads` are those of one operation on a CPU; 0 leaves the number to the runtime, and is
+    left out of the text. `runtimes.load` turns it into a session. Raises BadSetting where a field is none of those known.
     """
 
     device: str
-    backend: str = "onnxruntime"
+    runtime: str = "onnxruntime"
     batch: int = 1
     precision: str = "fp32"
+    threads: int = 0
 
     def __post_init__(self) -> None:
         _check_known("device", self.device, DEVICES)
-        _check_known("backend", self.backend, BACKENDS)
+        _check_known("runtime", self.runtime, (*sorted(registry.names("ltcompile.runtimes")), ENGINE))
         _check_known("precision", self.precision, PRECISIONS)
         if not 1 <= self.batch <= MOST_IMAGES:
             raise BadSetting(f"a target has no batch of {short(self.batch)}; take 1 to {MOST_IMAGES:,} images, as in b{type(self).batch}")
+        if not 0 <= self.threads <= MOST_THREADS or (self.threads and self.device != "cpu"):
+            raise BadSetting(f"a target has no {short(self.threads)} threads on {self.device}; take 1 to {MOST_THREADS:,} on a cpu, or none")
 
     def __str__(self) -> str:
-        return f"{self.device}:{self.backend}:b{self.batch}:{self.precision}"
+        threads = f":t{self.threads}" if self.threads else ""
+        return f"{self.device}:{self.runtime}:b{self.batch}:{self.precision}{threads}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -55,15 +62,15 @@ class Deployment(Record):
         if len(parts) > len(names):
             raise BadSetting(f"the target {short(text)} has {len(parts)} parts; write {FORM}, as in {cls('cpu')}")
         fields: dict[str, str | int] = dict(zip(names, parts, strict=False))
-        if "batch" in fields:
-            fields["batch"] = _batch(parts[2], text)
-        return cls(**fields)  # type: ignore[arg-type]  # the one number among them is one
+        for name in fields.keys() & {"batch", "threads"}:
+            fields[name] = _number(name, str(fields[name]), text)
+        return cls(**fields)  # type: ignore[arg-type]  # the numbers among them are
 
 
-def _batch(part: str, text: str) -> int:
-    """The N of `bN`."""
-    if not re.fullmatch(r"b[0-9]{1,9}", part):
-        raise BadSetting(f"the target {short(text)} has the batch {short(part)}; write b and a number, as in b1: {FORM}")
+def _number(name: str, part: str, text: str) -> int:
+    """The N of `bN` or `tN`."""
+    if not re.fullmatch(rf"{name[0]}[0-9]{{1,9}}", part) or part == "t0":
+        raise BadSetting(f"the target {short(text)} has the {name} {short(part)}; write {name[0]} and a number, as in {name[0]}1: {FORM}")
     return int(part[1:])
 
 

@@ -20,7 +20,7 @@ from ltcompile.paths import read_json, write_json
 FORMAT = 1
 MOST_RUNS = 128  # that a file may hold
 MOST_MS, LEAST_MS, WIDEST = 1e9, 1e-7, 1 << 22
-RELEVANT = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime"), "openvino": ("openvino",), "eager": ("torch",)}  # packages, by backend
+RELEVANT = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime"), "openvino": ("openvino",), "eager": ("torch",)}  # packages, by runtime
 Why = Literal["dense", "grid", "stairs", "check"]
 
 
@@ -28,7 +28,7 @@ Why = Literal["dense", "grid", "stairs", "check"]
 class Run(Record):
     """One timing of the network, at widths of its own: layer -> (read, made); `layers_ms` add up to `ms`, the median of the whole.
 
-    `spread` is p80 over p20. Why it was run: "grid" and "stairs" tell the law, "check" is held against it. `beside_ms` is the median of
+    `spread` is p80 over p20. Why it was run: "grid" and "stairs" tell the law, "check" is held against it. `reference_ms` is the median of
     a small cut that ran in turns with it: how fast the machine was just then (profiles from before it was timed have none).
     """
 
@@ -37,7 +37,7 @@ class Run(Record):
     ms: float
     spread: float
     layers_ms: dict[str, float]
-    beside_ms: float | None = None
+    reference_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Profile(Record):
             if run.widths.keys() != self.layers.keys() or not run.layers_ms.keys() <= self.layers.keys():
                 raise BadFile("a run of the profile is of other layers")
             times, widths = (
-                (run.ms, run.beside_ms or 1.0, *run.layers_ms.values()),
+                (run.ms, run.reference_ms or 1.0, *run.layers_ms.values()),
                 [width for pair in run.widths.values() for width in pair],
             )
             if not all(LEAST_MS <= ms <= MOST_MS for ms in times) or not all(1 <= width <= WIDEST for width in widths):
@@ -81,11 +81,11 @@ class Profile(Record):
     @property
     def dense_ms(self) -> float:
         """The whole network's median, at the machine's usual pace."""
-        return self.runs[0].ms * self.pace(self.runs[0].beside_ms)
+        return self.runs[0].ms * self.pace(self.runs[0].reference_ms)
 
-    def pace(self, beside_ms: float | None) -> float:
-        """What a time is multiplied by that was taken while the small cut took `beside_ms`: in the middle of all runs, one."""
-        return 1.0 if beside_ms is None or self._usual_ms is None else self._usual_ms / beside_ms
+    def pace(self, reference_ms: float | None) -> float:
+        """What a time is multiplied by that was taken while the small cut took `reference_ms`: in the middle of all runs, one."""
+        return 1.0 if reference_ms is None or self._usual_ms is None else self._usual_ms / reference_ms
 
     @property
     def spread(self) -> float:
@@ -95,13 +95,13 @@ class Profile(Record):
     @property
     def drift(self) -> float:
         """p90 over p10 of the times of the small cut: by how much the machine's speed changed meanwhile; 1 where it was not timed."""
-        beside = [run.beside_ms for run in self.runs if run.beside_ms is not None]
-        return float(np.divide(*np.quantile(beside, [0.9, 0.1]))) if beside else 1.0
+        found = [run.reference_ms for run in self.runs if run.reference_ms is not None]
+        return float(np.divide(*np.quantile(found, [0.9, 0.1]))) if found else 1.0
 
     @functools.cached_property
     def _usual_ms(self) -> float | None:
         """The median time of the small cut."""
-        found = [run.beside_ms for run in self.runs if run.beside_ms is not None]
+        found = [run.reference_ms for run in self.runs if run.reference_ms is not None]
         return float(np.median(found)) if found else None
 
     def predict(self, widths: Mapping[str, tuple[Any, Any]]) -> Any:
@@ -121,7 +121,7 @@ class Profile(Record):
 
     def errors(self) -> list[float]:
         """Of the runs that the law has not seen: predicted over measured, minus one."""
-        return [float(self.predict(run.widths)) / (run.ms * self.pace(run.beside_ms)) - 1 for run in self.runs if run.why == "check"]
+        return [float(self.predict(run.widths)) / (run.ms * self.pace(run.reference_ms)) - 1 for run in self.runs if run.why == "check"]
 
     @property
     def median_error(self) -> float:
@@ -130,7 +130,7 @@ class Profile(Record):
 
     def _samples(self, layer: str, *why: Why) -> list[Sample]:
         told = [run for run in self.runs if run.why in why and layer in run.layers_ms]
-        return [Sample(*run.widths[layer], run.layers_ms[layer] * self.pace(run.beside_ms)) for run in told]
+        return [Sample(*run.widths[layer], run.layers_ms[layer] * self.pace(run.reference_ms)) for run in told]
 
     def check_here(self) -> None:
         """Raises StaleProfile where it is of another machine or of other versions; it says which."""
@@ -179,4 +179,4 @@ def machine(target: Deployment) -> dict[str, str]:
         import torch
 
         found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "nothing"
-    return found | {name: there[name] for name in RELEVANT.get(target.backend, ()) if name in there}
+    return found | {name: there[name] for name in RELEVANT.get(target.runtime, ()) if name in there}

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ltcompile.core.deployment import Deployment
 from ltcompile.core.onnx_file import read_onnx
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import stream
@@ -31,8 +32,7 @@ from ltcompile.lower.evaluate import evaluator
 from ltcompile.lower.fake_quantise import fake_quantised
 from ltcompile.lower.quantize import METHODS, WEIGHT_TOP, Quantizer, Scheme
 from ltcompile.numerics import CHUNK, LEAST_INPUTS, Compared, Expected, changed_classes, in_chunks, largest_error
-from ltcompile.runtimes import Subject, unavailable
-from ltcompile.runtimes import compile as compile_for
+from ltcompile.runtimes import Session, Subject, load, unavailable
 
 CALIBRATION_IMAGES = 512
 MOST_ERROR = 0.25  # of the largest output, against fp32: what rounding may change, where the network is computed as it should be
@@ -189,17 +189,20 @@ class _Goal:
         return self.drop(judged) <= self.max_drop + 1e-9 and judged.agrees
 
 
-def answers(file: Path, split: Split, backend: str = "onnxruntime") -> Tensor:
-    """What an ONNX file says to all images of a split, in order: (N, classes). Raises Unavailable where the backend cannot run it."""
-    artifact = compile_for(backend, Subject(file.name, None, file), "cpu")
+def answers(file: Path, split: Split, runtime: str = "onnxruntime") -> Tensor:
+    """What an ONNX file says to all images of a split, in order: (N, classes). Raises Unavailable where the runtime cannot run it."""
+    session = _session(file, runtime)
     batches = split.batches(CHUNK, CPU, None, 0)
-    return torch.cat([torch.from_numpy(artifact.run(images.contiguous().numpy())) for images, _ in batches])
+    return torch.cat([torch.from_numpy(session.answers(images.contiguous().numpy())) for images, _ in batches])
 
 
-def _answers(file: Path, images: Tensor, backend: str = "onnxruntime") -> NDArray[np.float32]:
+def _answers(file: Path, images: Tensor, runtime: str = "onnxruntime") -> NDArray[np.float32]:
     """What an ONNX file says to images (N, C, H, W). Raises Unavailable."""
-    artifact = compile_for(backend, Subject(file.name, None, file), "cpu")
-    return in_chunks(artifact.run, images.numpy())
+    return _session(file, runtime).answers(images.numpy())
+
+
+def _session(file: Path, runtime: str) -> Session:
+    return load(Subject(file.name, None, file), Deployment("cpu", runtime, CHUNK))
 
 
 @torch.no_grad()

@@ -1,23 +1,22 @@
-"""Who can run a network on a CPU, and with how many threads: ONNX Runtime, OpenVINO and torch.compile, from data alone."""
+"""The candidates of the engine on a CPU: which runtimes may run a network there, with how many threads, from data alone."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from ltcompile import registry, runtimes
+from ltcompile.core.deployment import Deployment
 from ltcompile.engine.engine import Run
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
-from ltcompile.runtimes._process import freezing, openvino_core
+from ltcompile.runtimes import Subject, first_line
 
-RUNTIMES = ONNXRUNTIME, OPENVINO, COMPILE = "onnxruntime", "openvino", "compile"
-OWN = 0
+_PACKAGE = runtimes.__name__
 
 
 @dataclass(frozen=True)
@@ -31,24 +30,32 @@ class Source:
     programs: Mapping[int, Program] = field(default_factory=dict)
     plain: bytes = b""
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """A runtime and the threads it gets (OWN: as many as it takes by itself, placed as it likes)."""
-
-    runtime: str
-    threads: int = OWN
-
-    def __str__(self) -> str:
-        return f"{self.runtime}, {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else self.runtime
+    def subject(self, batch: int) -> Subject:
+        """What runtimes read. Raises Unavailable where there is nothing for this batch size."""
+        if batch not in self.programs and not self.onnx:
+            raise Unavailable(f"the network has no ONNX form, and no program for batches of {batch}")
+        module = self.programs[batch].module().eval() if batch in self.programs else None
+        return Subject("the network", module, self.onnx or None, self.precision)
 
 
-def candidates(precision: str) -> tuple[list[Candidate], dict[str, str]]:
-    """Who is worth timing in a precision on this machine, and who is not, with the reason."""
-    threads = thread_counts()
-    out = {runtime: reason for runtime in RUNTIMES if (reason := _refusal(runtime, precision))}
-    everyone = [Candidate(runtime, n) for runtime in (ONNXRUNTIME, OPENVINO) for n in (OWN, *threads)] + [Candidate(COMPILE)]
-    return [c for c in everyone if c.runtime not in out], out
+def candidates(precision: str, batch: int = 1) -> tuple[list[Deployment], dict[str, str]]:
+    """The deployments that are worth timing in a precision on this machine, and the runtimes that are not, with the reason."""
+    found, refused = list[Deployment](), dict[str, str]()
+    for runtime in sorted(registry.names(_PACKAGE)):
+        module = registry.load(_PACKAGE, "runtime", runtime)
+        if not hasattr(module, "ENGINE"):
+            continue
+        if reason := module.ENGINE.get(precision, f"it does not compute in {precision}") or module.unavailable("cpu"):
+            refused[runtime] = reason
+            continue
+        threads = (0, *thread_counts()) if getattr(module, "THREADS", False) else (0,)
+        found += [Deployment("cpu", runtime, batch, precision, n) for n in threads]
+    return found, refused
+
+
+def label(candidate: Deployment) -> str:
+    """Its runtime, and the number of its threads where that is not the runtime's own."""
+    return f"{candidate.runtime}, {candidate.threads} thread{'s' * (candidate.threads > 1)}" if candidate.threads else candidate.runtime
 
 
 def thread_counts() -> list[int]:
@@ -57,96 +64,18 @@ def thread_counts() -> list[int]:
     return sorted({1, max(1, there // 2), there})
 
 
-def _refusal(runtime: str, precision: str) -> str:
-    if runtime == COMPILE:
-        if precision == "int8":
-            return "torch.compile does not read ONNX files, and int8 lives in one"
-        from torch._inductor import cpp_builder, exc
-
-        try:
-            cpp_builder.get_cpp_compiler()
-        except (exc.InvalidCxxCompiler, RuntimeError):
-            return "it finds no C++ compiler; install g++"
-        return ""
-    if importlib.util.find_spec(runtime) is None:
-        return f"pip install {'ltcompile[openvino]' if runtime == OPENVINO else runtime}"
-    return "its CPU provider computes bf16 as fp32" if runtime == ONNXRUNTIME and precision == "bf16" else ""
-
-
-def build(candidate: Candidate, source: Source, batch: int) -> Run:
-    """The network for batches of `batch` contiguous float32 images on the CPU; any number of threads may call it at the same time.
+def build(candidate: Deployment, source: Source) -> Run:
+    """The network for batches of contiguous float32 images on the CPU; any number of threads may call it at the same time.
 
     Raises:
         Unavailable: the runtime is not there, or cannot run the network.
     """
-    builders = {ONNXRUNTIME: _onnxruntime, OPENVINO: _openvino, COMPILE: _compile}
     try:
-        return builders[candidate.runtime](candidate.threads, source, batch)
+        session = runtimes.load(source.subject(candidate.batch), candidate)
+        if candidate.batch in source.programs:  # some compile what they see first
+            session.run(np.zeros(source.programs[candidate.batch].input_shape, np.float32))
     except Unavailable:
         raise
     except Exception as error:  # each runtime raises its own
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise Unavailable(f"{candidate.runtime} cannot run this network: {lines[0][:300]}") from error
-
-
-def _onnxruntime(threads: int, source: Source, batch: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads
-    options.add_free_dimension_override_by_name("batch", batch)
-    session = onnxruntime.InferenceSession(_need_onnx(source), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
-
-
-def _openvino(threads: int, source: Source, batch: int) -> Run:
-    import openvino
-
-    network = openvino_core().read_model(_need_onnx(source))
-    shape = network.inputs[0].partial_shape
-    network.reshape([batch, *(d.get_length() for d in list(shape)[1:])])
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "bf16" if source.precision == "bf16" else "f32",
-    }
-    compiled = openvino_core().compile_model(network, "CPU", settings)
-    idle = deque([compiled.create_infer_request()])  # a request holds one input and one output: threads never share one
-
-    def run(images: Tensor) -> Tensor:
-        try:
-            request = idle.pop()
-        except IndexError:
-            request = compiled.create_infer_request()
-        try:
-            request.set_input_tensor(openvino.Tensor(images.numpy(), shared_memory=True))
-            request.infer()
-            return torch.from_numpy(request.get_output_tensor().data.copy())
-        finally:
-            idle.append(request)
-
-    return run
-
-
-def _compile(threads: int, source: Source, batch: int) -> Run:
-    if batch not in source.programs:
-        raise Unavailable(f"there is no program for batches of {batch}")
-    module = source.programs[batch].module().to(memory_format=torch.channels_last)
-    network = torch.compile(module, fullgraph=True, dynamic=False)
-
-    def run(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            out: Tensor = network(images.contiguous(memory_format=torch.channels_last))
-        return out
-
-    with freezing():
-        run(torch.zeros(source.programs[batch].input_shape))
-    return run
-
-
-def _need_onnx(source: Source) -> bytes:
-    if not source.onnx:
-        raise Unavailable("the network has no ONNX form")
-    return source.onnx
+        raise Unavailable(f"{candidate.runtime} cannot run this network: {first_line(error)}") from error
+    return lambda images: torch.from_numpy(next(iter(session.run(images.numpy()).values())))

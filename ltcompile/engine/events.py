@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ltcompile.runtimes._cuda import record
 from ltcompile.timing import Fastest, fastest, race
 
 HOLD_CYCLES = 100_000  # of the device, about 50 us: longer than the CPU takes to launch a replay
@@ -48,14 +49,6 @@ class Events:
     def wait(self) -> None:
         """Until everything that was called has ended."""
         torch.cuda.synchronize()
-
-
-def record(work: Callable[[], Any]) -> torch.cuda.CUDAGraph:
-    """A CUDA graph of `work`; other threads may use the GPU meanwhile."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        work()
-    return graph
 
 
 def replays_ms(graphs: Mapping[str, torch.cuda.CUDAGraph], seconds: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ from ltcompile.engine.cpu import Source
 from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import Made, Progress
 from ltcompile.engine.engine import Run
-from ltcompile.engine.events import cold_us, fastest_replay, record, replays_ms
+from ltcompile.engine.events import cold_us, fastest_replay, replays_ms
 from ltcompile.engine.executable import DEPENDENT, GRAPH, PERSISTENT, WAYS, Choice, Executable, persistent_refusal
 from ltcompile.engine.file import Contents, Part
 from ltcompile.engine.rerank import rerank
@@ -26,6 +26,7 @@ from ltcompile.engine.tune import Cache, default_cache, read_choice, tune, write
 from ltcompile.errors import BadFile, BadSetting, Disagreement, LtcompileError, Unavailable
 from ltcompile.lower.lower import lower, place
 from ltcompile.lower.program import Program
+from ltcompile.runtimes._cuda import record
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 WARMUPS = 3

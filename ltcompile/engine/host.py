@@ -1,21 +1,20 @@
-"""The engine on a CPU: everyone who can run the network is checked, timed side by side, and the fastest taken, a batch size at a time."""
+"""The engine on a CPU: all runtimes that can run the network are checked and timed side by side, and the fastest is taken, by batch size."""
 
 from __future__ import annotations
 
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.deployment import Deployment
 from ltcompile.core.records import cpu_name, versions
 from ltcompile.engine.agreement import Agreement, agreement, agreement_of_file
 from ltcompile.engine.checks import refusal, relative_error, tile
-from ltcompile.engine.cpu import RUNTIMES, Candidate, Source, build, candidates, thread_counts
+from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts
 from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import Made, Progress
 from ltcompile.engine.engine import Run
@@ -55,7 +54,7 @@ class Host:
 
     def load(self, contents: Contents) -> dict[int, Run]:
         source = _source(contents)
-        return {part.decision.batch: build(_candidate(part.how), source, part.decision.batch) for part in contents.parts}
+        return {part.decision.batch: build(_candidate(part, source.precision), source) for part in contents.parts}
 
     def again(self, contents: Contents, on_progress: Progress) -> Made:
         batches = [part.decision.batch for part in contents.parts]
@@ -75,12 +74,12 @@ def _source(contents: Contents) -> Source:
     return Source(contents.precision, contents.onnx, programs)
 
 
-def _candidate(how: Mapping[str, Any]) -> Candidate:
-    """Raises BadFile where a file names nobody we know."""
+def _candidate(part: Part, precision: str) -> Deployment:
+    """Raises BadFile where a file names no runtime that there is."""
     try:
-        return Candidate(RUNTIMES[RUNTIMES.index(how["runtime"])], int(how["threads"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadFile(f"the engine does not say who runs it: {error!r}; make it again with `ltcompile compile`") from error
+        return Deployment("cpu", str(part.how["runtime"]), part.decision.batch, precision, int(part.how["threads"]))
+    except (KeyError, TypeError, ValueError, BadSetting) as error:
+        raise BadFile(f"the engine names no runtime that this ltcompile has: {error!r}; make it again with `ltcompile compile`") from error
 
 
 def _choose_all(
@@ -93,12 +92,13 @@ def _choose_all(
     parts, runs = [], {}
     for batch in images:
         candidate, runs[batch], decision = choose(source, images[batch], expected[batch], on_progress, agreed)
-        parts.append(Part(decision, asdict(candidate), source.programs.get(batch)))
+        how = {"runtime": candidate.runtime, "threads": candidate.threads}
+        parts.append(Part(decision, how, source.programs.get(batch)))
     return Made(tuple(parts), runs, source.onnx)
 
 
 def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], precision: str) -> Source:
-    """The network as data, for everyone who may run it; for int8, `example` are the images whose ranges count."""
+    """The network as data, for all runtimes; for int8, `example` are the images whose ranges count."""
     programs = {}
     if precision != "int8":
         for batch in batches:
@@ -120,31 +120,33 @@ def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], preci
 
 def choose(
     source: Source, images: Tensor, expected: Tensor, on_progress: Progress, agreed: Agreement | None = None
-) -> tuple[Candidate, Run, Decision]:
+) -> tuple[Deployment, Run, Decision]:
     """The fastest for batches like `images` among those whose answers are `expected`, and which agree on more images where these are given.
 
     Raises:
-        Unavailable: nobody can run the network. Disagreement: nobody computes it.
+        Unavailable: no runtime can run the network. Disagreement: none computes it.
     """
-    batch, errors = len(images), dict[Candidate, float]()
-    people, refused = candidates(source.precision)
-    runs: dict[Candidate, Run] = {}
-    for candidate in people:
-        on_progress(f"batch {batch}: building {candidate}")
+    batch, errors = len(images), dict[str, float]()
+    deployments, refused = candidates(source.precision, batch)
+    found: dict[str, tuple[Deployment, Run]] = {}
+    for name, candidate in ((label(candidate), candidate) for candidate in deployments):
+        on_progress(f"batch {batch}: building {name}")
         try:
-            runs[candidate] = build(candidate, source, batch)
+            run = build(candidate, source)
         except Unavailable as reason:
-            refused[str(candidate)] = str(reason)
+            refused[name] = str(reason)
             continue
-        errors[candidate] = relative_error(runs[candidate](images), expected)
-        if wrong := agreed.refusal(runs[candidate], batch) if agreed else refusal(errors[candidate], source.precision):
-            refused[str(candidate)] = wrong
-            del runs[candidate]
-    if not runs:
+        errors[name] = relative_error(run(images), expected)
+        if wrong := agreed.refusal(run, batch) if agreed else refusal(errors[name], source.precision):
+            refused[name] = wrong
+        else:
+            found[name] = candidate, run
+    if not found:
         kind = Disagreement if errors else Unavailable
-        raise kind(f"nobody can run this network for batches of {batch} on this CPU: " + "; ".join(f"{k}: {v}" for k, v in refused.items()))
-    on_progress(f"batch {batch}: timing {len(runs)} candidates")
-    calls = {str(candidate): functools.partial(run, images) for candidate, run in runs.items()}
+        raise kind(
+            f"no runtime can run this network for batches of {batch} on this CPU: " + "; ".join(f"{k}: {v}" for k, v in refused.items())
+        )
+    on_progress(f"batch {batch}: timing {len(found)} candidates")
+    calls = {name: functools.partial(run, images) for name, (_, run) in found.items()}
     picked = fastest(calls, screen_s=SCREEN_S, seconds=FINAL_S)
-    winner = next(candidate for candidate in runs if str(candidate) == picked.name)
-    return winner, runs[winner], decided(batch, picked, refused, errors[winner], {})
+    return *found[picked.name], decided(batch, picked, refused, errors[picked.name], {})

@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcompile.errors import BadModel, BadSetting, Disagreement
+from ltcompile.errors import BadModel, BadSetting, Disagreement, Unavailable
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Example
+from ltcompile.graph.outputs import outputs_of
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import exporter
 from ltcompile.lower.exporter import quiet
-from ltcompile.lower.inputs import Inputs, outputs_of
+from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.trace import BATCH, exported_for_any_batch, reason
 from ltcompile.paths import write_bytes
+from ltcompile.runtimes._ort import run_once
 
 CHECKED = 3  # examples that file and network are compared on: neither the batch that was exported nor one
 TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 6e-2}  # of the largest value of an output
@@ -98,10 +100,7 @@ def export_program(model: nn.Module, example: Example, path: str | Path, metadat
 
 def run_onnx(path: str | Path, images: Tensor) -> Tensor:
     """The first output of an ONNX file with one input for `images` (N, ...), by ONNX Runtime on the CPU."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+    return torch.from_numpy(next(iter(run_once(Path(path), images.numpy()).values())))
 
 
 class _Flat(nn.Module):
@@ -194,18 +193,12 @@ def _name_batch(graph: Any, name: str) -> None:
 
 def _run(data: bytes, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """All outputs of an ONNX file by ONNX Runtime on the CPU; inputs that the network does not read are left out."""
-    import onnxruntime
-
     try:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what fails is an error of ours
-        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        there = {end.name for end in session.get_inputs()}
-        found = session.run(None, {name: tensor.numpy() for name, tensor in feeds.items() if name in there})
-    except Exception as error:  # it raises its own types
+        found = run_once(data, {name: tensor.numpy() for name, tensor in feeds.items()})
+    except Unavailable as error:
         hint = "; it has no fp64 for many operations: export model.float()" if any(t.dtype == torch.float64 for t in feeds.values()) else ""
-        raise BadModel(f"ONNX Runtime cannot run this network: {reason(error)}{hint}") from error
-    return tuple(torch.from_numpy(value) for value in found)
+        raise BadModel(f"ONNX Runtime cannot run this network: {reason(error.__cause__ or error)}{hint}") from error
+    return tuple(torch.from_numpy(value) for value in found.values())
 
 
 def _tolerance(network: nn.Module) -> float:

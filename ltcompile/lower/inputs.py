@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ltcompile.errors import BadModel
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.inputs import Inputs as Call
+from ltcompile.graph.outputs import named_leaves, unique_names
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Inputs:
             ) from error
         paths, spec = pytree.tree_flatten_with_path(given)
         for path, leaf in paths:
-            if not isinstance(leaf, Tensor) and any(isinstance(inner, Tensor) for _, inner in _named("", leaf)):
+            if not isinstance(leaf, Tensor) and any(isinstance(inner, Tensor) for _, inner in named_leaves("", leaf)):
                 raise BadModel(f"{_name(path)} is a {type(leaf).__name__}, which hides its tensors; pass tensors, tuples, lists or dicts")
         found = [(path, leaf.detach()) for path, leaf in paths if isinstance(leaf, Tensor)]
         batch = next((len(tensor) for _, tensor in found if tensor.dim()), 0)
@@ -64,7 +63,7 @@ class Inputs:
             )
         return cls(
             tuple(tensor for _, tensor in found),
-            _unique(_name(path) for path, _ in found),
+            unique_names(_name(path) for path, _ in found),
             tuple(tensor.dim() > 0 and len(tensor) == batch for _, tensor in found),
             signature,
             tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for _, leaf in paths),
@@ -104,43 +103,7 @@ class Inputs:
 _TENSOR = object()
 
 
-def outputs_of(output: Any) -> dict[str, Tensor]:
-    """The tensors that a network gives, by name: "output" alone, "output_0" ... of a sequence, else keys and fields; places inside
-    containers behind a dot. Raises BadModel where there is none."""
-    if isinstance(output, Tensor):
-        return {"output": output}
-    if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
-        output = {f"output_{at}": value for at, value in enumerate(output)}
-    found = [(name, leaf) for name, leaf in _named("", output) if isinstance(leaf, Tensor)]
-    if not found:
-        raise BadModel(f"the network gives no tensor but {type(output).__name__}; return tensors, or tuples, dicts or dataclasses of them")
-    return dict(zip(_unique(name for name, _ in found), (leaf for _, leaf in found), strict=True))
-
-
 def _name(path: tuple[Any, ...]) -> str:
     """The name of a leaf: of `x`, "x"; of `d["img"][0]`, "d.img.0"."""
     parts = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", ""))) for key in path)
     return ".".join(str(part) for part in parts)
-
-
-def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """(name, leaf) of everything in nested containers, in order."""
-    if isinstance(value, Mapping):
-        items = [(str(key), v) for key, v in value.items()]
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
-    elif isinstance(value, (tuple, list)):
-        items = list(zip(getattr(value, "_fields", map(str, range(len(value)))), value, strict=True))
-    else:
-        yield name, value
-        return
-    for key, inner in items:
-        yield from _named(f"{name}.{key}" if name else key, inner)
-
-
-def _unique(names: Iterable[str]) -> tuple[str, ...]:
-    """The names, each once: those that were there before get a line behind them."""
-    taken: list[str] = []
-    for name in names:
-        taken.append(next(free for lines in count() if (free := name + "_" * lines) not in taken))
-    return tuple(taken)

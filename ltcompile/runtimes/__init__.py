@@ -1,20 +1,47 @@
-"""What runs a network: one file per backend, found by its name.
+"""What runs a network: one file a runtime, found by its name, and the only place that opens sessions.
 
-A backend offers `unavailable(device) -> str | None`, the reason why it cannot run here and what to do about it, and
-`compile(subject, device) -> Artifact`. The generic tests walk this folder.
+A runtime is a file `x.py` here that offers
+
+    unavailable(device) -> str | None                  why it cannot run on "cpu" or "cuda" here and what to do, None where it works
+    load(subject, deployment, options) -> Session      the network ready to run on that device, for batches of that size
+
+and, where they are not the usual ones, the constants
+
+    NAMES = ("x",)                     what users call it, by default the file's name
+    ENGINE = {"fp32": "", ...}         the precisions in which the engine tries it on a CPU; "" or the reason why it does not
+    READS_ONNX = True                  it reads the subject's ONNX file, not its module
+    THREADS = True                     it takes `deployment.threads`
+    SLEEPS = True                      it takes `options.spin`
+    TRACED = {"cpu": ("fp32", ...)}    by device, the precisions in which `options.trace` records the time of each operation
+
+A session takes one array, a sequence of arrays or arrays by name, of any rank and dtype, and gives arrays by name:
+
+    session = runtimes.load(Subject("small", module, Path("small.onnx")), Deployment.parse("cpu:onnxruntime:b8:fp32:t2"))
+    session.run(images)                             {"logits": ...}; any number of threads may call it
+    session.answers(images)                         the first output for any number of rows, in batches
+    bound = session.bind(images)                    the inputs in place; bound.call() is what is timed, bound.read() its outputs
+    session.layer_times()                           of a session that was opened with `trace`
+
+Every caller (bench, profile, sweep, competitors, the engine, int8) comes through `load`, so that batches are handled, threads are set and
+spin in one way. Tests walk this folder, and find no session that is opened elsewhere.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ltcompile import registry
 from ltcompile.errors import Unavailable
-from ltcompile.runtimes._base import DEVICES, Array, Artifact, Bound, Subject
+from ltcompile.runtimes._base import Array, Bound, Inputs, Options, Session, Subject, Trace, first_line
 
-__all__ = ["DEVICES", "Array", "Artifact", "Bound", "Subject", "available", "compile", "unavailable"]
+if TYPE_CHECKING:
+    from ltcompile.core.deployment import Deployment
+
+__all__ = ["Array", "Bound", "Inputs", "Options", "Session", "Subject", "Trace", "available", "first_line", "load", "unavailable"]
 
 
 def available(device: str) -> dict[str, str | None]:
-    """Every backend -> None where it works on `device` ("cpu" or "cuda"), else the reason and what to do.
+    """Every runtime -> None where it works on `device` ("cpu" or "cuda"), else the reason and what to do.
 
     Raises:
         BadSetting: no such device.
@@ -22,24 +49,32 @@ def available(device: str) -> dict[str, str | None]:
     return {name: unavailable(name, device) for name in sorted(registry.names(__name__))}
 
 
-def unavailable(backend: str, device: str) -> str | None:
-    """Why `backend` cannot run on `device` and what to do, or None where it works.
+def unavailable(runtime: str, device: str) -> str | None:
+    """Why `runtime` cannot run on `device` and what to do, or None where it works.
 
     Raises:
-        UnknownName, BadSetting: no such backend, no such device.
+        UnknownName, BadSetting: no such runtime, no such device.
     """
-    reason: str | None = registry.load(__name__, "backend", backend).unavailable(device)
+    reason: str | None = registry.load(__name__, "runtime", runtime).unavailable(device)
     return reason
 
 
-def compile(backend: str, subject: Subject, device: str) -> Artifact:
-    """`subject` made ready to run by `backend` on `device`.
+def load(subject: Subject, deployment: Deployment, options: Options | None = None) -> Session:
+    """`subject` ready to run at `deployment`.
 
     Raises:
-        UnknownName, BadSetting: no such backend, no such device.
-        Unavailable: the backend does not work here, the subject lacks what it needs, or it cannot compile the network.
+        UnknownName: no such runtime.
+        Unavailable: the runtime does not work here, the subject lacks what it needs, or it cannot compile the network.
     """
-    if reason := unavailable(backend, device):
-        raise Unavailable(f"{backend} ({device}): {reason}")
-    artifact: Artifact = registry.load(__name__, "backend", backend).compile(subject, device)
-    return artifact
+    module = registry.load(__name__, "runtime", deployment.runtime)
+    if reason := module.unavailable(deployment.device):
+        raise Unavailable(f"{deployment.runtime} ({deployment.device}): {reason}")
+    if deployment.threads and not getattr(module, "THREADS", False):
+        raise Unavailable(
+            f"{deployment.runtime} runs on the threads of PyTorch; leave threads out, and set OMP_NUM_THREADS for the process"
+        )
+    options = options or Options()
+    if options.trace and deployment.precision not in getattr(module, "TRACED", {}).get(deployment.device, ()):
+        raise Unavailable(f"{deployment.runtime} records no times of operations in {deployment.precision} on {deployment.device}")
+    session: Session = module.load(subject, deployment, options)
+    return session

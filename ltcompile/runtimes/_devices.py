@@ -1,11 +1,11 @@
-"""Which device a backend may use, and what precision it computes in there."""
+"""Which device a runtime may use, and what precision it computes in there."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ltcompile.core.deployment import DEVICES
 from ltcompile.errors import BadSetting
-from ltcompile.runtimes._base import DEVICES
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,23 +1,35 @@
-"""What ONNX Runtime's providers share: sessions that never fall back in silence, and replayed CUDA graphs on GPUs."""
+"""What ONNX Runtime's providers share: sessions that never fall back silently, on a CPU or as a replayed CUDA graph. Imports no torch."""
 
 from __future__ import annotations
 
-import functools
+import json
+import shutil
+import tempfile
 import threading
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ltcompile.errors import Unavailable
 from ltcompile.runtimes import _devices
-from ltcompile.runtimes._base import Array, Artifact, Bound, Subject, first_line
+from ltcompile.runtimes._base import Array, Bound, Inputs, Options, Session, Subject, Trace, by_name, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
 
-Providers = list[tuple[str, dict[str, str]]]
-CPU = "CPUExecutionProvider"
+    from ltcompile.core.deployment import Deployment
+
+Provider = tuple[str, dict[str, str]]
+CPU: Provider = ("CPUExecutionProvider", {})
+CUDA: Provider = ("CUDAExecutionProvider", {"prefer_nhwc": "1", "enable_cuda_graph": "1"})
+ERRORS, NOTHING = 3, 4  # what is logged
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul", "QLinearConv", "QLinearMatMul", "QGemm")
+_NUMPY = {"float": np.float32, "double": np.float64, "float16": np.float16, "bool": np.bool_} | {
+    f"{sign}int{bits}": np.dtype(f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)
+}
 
 
 def missing(device: str, provider: str) -> str | None:
@@ -33,116 +45,234 @@ def missing(device: str, provider: str) -> str | None:
     return None
 
 
-def open_session(file: Path, providers: Providers, batch: int | None = None) -> onnxruntime.InferenceSession:
-    """A session on the first of `providers`, with every node on one of them; `batch` fixes the dynamic first dimension.
+def open_session(
+    model: Path | bytes,
+    providers: Sequence[Provider] = (CPU,),
+    sizes: Mapping[str, int] | None = None,
+    *,
+    threads: int = 0,
+    spin: bool = True,
+    trace: Path | None = None,
+    log: int = ERRORS,
+) -> onnxruntime.InferenceSession:
+    """A session of `model` on the first of `providers`, with every node on one of them.
+
+    Args:
+        sizes: what to fix dynamic dimensions to, by name.
+        threads: of one operation; 0 for one on each physical core.
+        spin: they wait actively for 40 ms after a call, on cores that others could use.
+        trace: how the file begins into which ONNX Runtime writes the time of each operation.
+        log: the least severity that is logged.
 
     Raises:
         Unavailable: the provider does not load, leaves a node to the CPU, or cannot read the file.
     """
-    import onnxruntime
-
-    wanted = providers[0][0]
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Unavailable(f"onnxruntime does not load ({error}); pip install onnxruntime, or onnxruntime-gpu") from error
+    wanted, what = providers[0][0], "the network" if isinstance(model, bytes) else str(model)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    if batch is not None and (dimension := _batch_dimension(file)):
-        options.add_free_dimension_override_by_name(dimension, batch)
-    if wanted != CPU:
+    options.log_severity_level = log
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    for name, size in (sizes or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
+    if not spin:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+    if trace is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace)
+    if wanted != CPU[0]:
         onnxruntime.preload_dlls()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=providers, enable_fallback=0)
-    except Exception as error:
-        raise Unavailable(
-            f"ONNX Runtime's {wanted} cannot run {file}: {first_line(error)}; its log above may say more, or use another backend"
-        ) from error
+        source = model if isinstance(model, bytes) else str(model)
+        session = onnxruntime.InferenceSession(source, options, providers=list(providers), enable_fallback=0)
+    except Exception as error:  # it raises its own types
+        raise Unavailable(f"ONNX Runtime's {wanted} cannot run {what}: {first_line(error)}; use another runtime") from error
     if (got := session.get_providers()[0]) != wanted:
         raise Unavailable(
-            f"ONNX Runtime fell back from {wanted} to {got} for {file}: its libraries did not load (its log "
+            f"ONNX Runtime fell back from {wanted} to {got} for {what}: its libraries did not load (its log "
             "above says why); install the CUDA and cuDNN versions that this onnxruntime was built for"
         )
     return session
 
 
-def _batch_dimension(file: Path) -> str:
-    """The name of the input's first dimension, "" where it is fixed."""
-    import onnx
+def run_once(model: Path | bytes, inputs: Inputs) -> dict[str, Array]:
+    """The outputs by name of an ONNX file on the CPU, with its dimensions left dynamic. Raises Unavailable."""
+    session = open_session(model, log=NOTHING)
+    try:
+        return dict(zip(_outputs(session), session.run(None, by_name(inputs, _inputs(session))), strict=True))
+    except Exception as error:
+        raise Unavailable(f"ONNX Runtime cannot run the network: {first_line(error)}") from error
 
-    graph = onnx.load(str(file), load_external_data=False).graph
-    return str(graph.input[0].type.tensor_type.shape.dim[0].dim_param)
 
-
-def on_gpu(backend: str, subject: Subject, device: str, providers: Providers) -> Artifact:
-    """The subject on a GPU: one session, one pair of device buffers and one CUDA graph for each batch size.
-
-    A session for batch size 1 is opened at once, so that a missing library shows here.
+def load(subject: Subject, deployment: Deployment, options: Options, providers: Sequence[Provider]) -> Session:
+    """The subject's ONNX file on `providers`.
 
     Raises:
         Unavailable: the subject has no ONNX file, or `open_session` refuses it.
     """
-    file = subject.need_onnx(backend)
-
-    @functools.cache
-    def replay(batch: int) -> _Replay:
-        return _Replay(open_session(file, providers, batch), device)
-
-    def bind(images: Array) -> Bound:
-        return replay(len(images)).bind(images)
-
-    details = {"provider": providers[0][0], **{key: value for _, options in providers for key, value in options.items()}}
-    replay(1)
-    return Artifact(backend, device, _devices.onnxruntime_dtype(device), details, bind)
+    model = subject.need_onnx(deployment.runtime)
+    sizes = dict.fromkeys(_batch_names(model), deployment.batch)
+    if deployment.device == "cpu":
+        folder = Path(tempfile.mkdtemp(prefix="ltcompile-")) if options.trace else None
+        trace = folder and folder / "trace"
+        return OnCpu(open_session(model, providers, sizes, threads=deployment.threads, spin=options.spin, trace=trace), deployment, folder)
+    if not options.wait:
+        providers = [(name, settings | _stream()) for name, settings in providers]
+    return Replayed(open_session(model, providers, sizes), deployment, dict(providers[0][1]), wait=options.wait)
 
 
-class _Replay:
-    """A session of fixed shape whose CUDA graph reads and writes the same device memory on every call.
+def _batch_names(model: Path | bytes) -> set[str]:
+    """What the file calls the dynamic first dimensions of its inputs."""
+    import onnx
 
-    All that is bound to it shares that memory, also between threads: what was bound last finds its images there, and any other puts its
+    try:
+        proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model), load_external_data=False)
+    except Exception:  # the session says why
+        return set()
+    shapes = [end.type.tensor_type.shape.dim for end in proto.graph.input]
+    return {dims[0].dim_param for dims in shapes if dims and dims[0].dim_param}
+
+
+def _stream() -> dict[str, str]:
+    """PyTorch's current stream, as a provider's setting."""
+    import torch
+
+    return {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
+
+
+def _inputs(session: Any) -> list[str]:
+    return [end.name for end in session.get_inputs()]
+
+
+def _outputs(session: Any) -> list[str]:
+    return [end.name for end in session.get_outputs()]
+
+
+class OnCpu(Session):
+    """A session of the CPU provider; `traces` is the folder of its trace, which goes when the session does."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, deployment: Deployment, traces: Path | None = None) -> None:
+        threads = str(deployment.threads or "default: one for each physical core, spinning between calls")
+        super().__init__(deployment, {"provider": CPU[0], "threads": threads})
+        self._session, self._inputs, self._outputs, self._traced = session, _inputs(session), _outputs(session), traces is not None
+        if traces is not None:
+            weakref.finalize(self, shutil.rmtree, traces, True)
+
+    def bind(self, inputs: Inputs) -> Bound:
+        feed, outputs = by_name(inputs, self._inputs), list[Array]()
+
+        def call() -> None:
+            outputs[:] = self._session.run(self._outputs, feed)
+
+        return Bound(call, lambda: dict(zip(self._outputs, outputs, strict=True)), lambda more: feed.update(by_name(more, self._inputs)))
+
+    def layer_times(self) -> Trace:
+        """Each operation lasts from its start to the start of the next one."""
+        if not self._traced:
+            return super().layer_times()
+        return _trace(json.loads(Path(self._session.end_profiling()).read_text()))
+
+
+def _trace(events: list[dict[str, Any]]) -> Trace:
+    runs: list[list[dict[str, Any]]] = []
+    for event in sorted((e for e in events if e.get("cat") in ("Node", "Session")), key=lambda e: e["ts"]):
+        if event["name"] == "model_run":
+            runs.append([])
+        elif runs and event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            runs[-1].append(event)
+    runs = [run for run in runs if run]
+    ends = [[*(e["ts"] for e in run[1:]), run[-1]["ts"] + run[-1]["dur"]] for run in runs]
+    return Trace(
+        tuple(e["name"].removesuffix("_kernel_time") for e in runs[0]),
+        tuple(e["args"].get("op_name") in PRODUCTS for e in runs[0]),
+        np.array([[end - e["ts"] for e, end in zip(run, stops, strict=True)] for run, stops in zip(runs, ends, strict=True)], np.float64),
+    )
+
+
+class Replayed(Session):
+    """A session of fixed shapes whose CUDA graph reads and writes the same device memory on every call.
+
+    All that is bound to it shares that memory, also between threads: what was bound last finds its inputs there, and any other puts its
     own back before it runs.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, device: str) -> None:
-        from onnxruntime import OrtValue
+    thread_safe = False
 
-        source, target = session.get_inputs()[0], session.get_outputs()[0]
-        if not all(isinstance(size, int) for size in [*source.shape, *target.shape]):
-            raise Unavailable(
-                f"CUDA graphs need fixed shapes, and {source.name} {source.shape} -> {target.name} {target.shape} "
-                "has others than the batch; export the network with only its first dimension dynamic"
-            )
-        self._session, self._binding = session, session.io_binding()
-        self._x = OrtValue.ortvalue_from_shape_and_type(source.shape, np.float32, device)
-        self._y = OrtValue.ortvalue_from_shape_and_type(target.shape, np.float32, device)
-        self._binding.bind_ortvalue_input(source.name, self._x)
-        self._binding.bind_ortvalue_output(target.name, self._y)
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        deployment: Deployment,
+        settings: Mapping[str, str],
+        wait: bool = True,
+        at: str = "cuda",
+    ) -> None:
+        import onnxruntime
+
+        super().__init__(deployment, {"provider": session.get_providers()[0], **settings})
+        for end in (*session.get_inputs(), *session.get_outputs()):
+            if not all(isinstance(size, int) for size in end.shape):
+                raise Unavailable(
+                    f"CUDA graphs need fixed shapes, and {end.name} {end.shape} has others than the batch; "
+                    "export the network with only its first dimension dynamic"
+                )
+        self._session, self._binding, self._wait = session, session.io_binding(), wait
+        self._x, self._y = ({end.name: _place(end, at) for end in ends} for ends in (session.get_inputs(), session.get_outputs()))
+        for name, value in self._x.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._y.items():
+            self._binding.bind_ortvalue_output(name, value)
+        self._options = onnxruntime.RunOptions()
+        if not wait:
+            self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._lock = threading.Lock()
-        self._there: Array | None = None  # the images in x
-        self._answered: Array | None = None  # those whose answers are in y
+        self._there: object = None  # whose inputs are in x
+        self._answered: object = None  # whose outputs are in y
 
-    def bind(self, images: Array) -> Bound:
-        own = np.array(images, order="C")
+    @property
+    def dtype(self) -> str:
+        return _devices.onnxruntime_dtype(self.deployment.device)
+
+    def bind(self, inputs: Inputs) -> Bound:
+        own: list[dict[str, Array]] = []
+
+        def write(more: Inputs) -> None:
+            own[:] = [{name: np.array(array, order="C") for name, array in by_name(more, list(self._x)).items()}]
+            with self._lock:
+                self._put(own[0])
+
+        write(inputs)
+        return Bound(lambda: self._call(own[0]), lambda: self._read(own[0]), write)
+
+    def _call(self, inputs: dict[str, Array]) -> None:
         with self._lock:
-            self._place(own)
-        return Bound(lambda: self._call(own), lambda: self._read(own))
+            self._run(inputs)
 
-    def _call(self, images: Array) -> None:
+    def _read(self, inputs: dict[str, Array]) -> dict[str, Array]:
         with self._lock:
-            self._run(images)
+            if self._answered is not inputs:
+                self._run(inputs)
+            return {name: value.numpy() for name, value in self._y.items()}
 
-    def _read(self, images: Array) -> Array:
-        with self._lock:
-            if self._answered is not images:
-                self._run(images)
-            answer: Array = self._y.numpy()
-            return answer
-
-    def _run(self, images: Array) -> None:
-        self._place(images)
+    def _run(self, inputs: dict[str, Array]) -> None:
+        self._put(inputs)
         self._answered = None
-        self._session.run_with_iobinding(self._binding)
-        self._binding.synchronize_outputs()
-        self._answered = images
+        self._session.run_with_iobinding(self._binding, self._options)
+        if self._wait:
+            self._binding.synchronize_outputs()
+        self._answered = inputs
 
-    def _place(self, images: Array) -> None:
-        if self._there is not images:
-            self._x.update_inplace(images)
-            self._there = images
+    def _put(self, inputs: dict[str, Array]) -> None:
+        if self._there is not inputs:
+            for name, array in inputs.items():
+                self._x[name].update_inplace(array)
+            self._there = inputs
+
+
+def _place(end: Any, at: str) -> Any:
+    """Memory for one input or output."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_shape_and_type(end.shape, _NUMPY[end.type.removeprefix("tensor(").removesuffix(")")], at)

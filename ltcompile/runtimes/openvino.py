@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ltcompile.errors import Unavailable
 from ltcompile.runtimes import _devices
-from ltcompile.runtimes._base import Array, Artifact, Bound, Subject, first_line
-from ltcompile.runtimes._process import openvino_core
+from ltcompile.runtimes._base import Array, Bound, Inputs, Options, Session, Subject, Trace, by_name, first_line
 
-SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+if TYPE_CHECKING:
+    from ltcompile.core.deployment import Deployment
+
+ENGINE = {"fp32": "", "bf16": "", "int8": ""}
+READS_ONNX = THREADS = True
+TRACED = {"cpu": ("fp32", "bf16", "int8")}
+PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
 def unavailable(device: str) -> str | None:
@@ -28,29 +33,75 @@ def unavailable(device: str) -> str | None:
     return None
 
 
-def compile(subject: Subject, device: str) -> Artifact:
-    """The ONNX file in OpenVINO; each input shape is compiled when it is first bound.
+@functools.cache
+def core() -> Any:
+    """The process's only core. Each one swaps the main thread's signal stack for its own (OpenVINO pull request 11894); when two are
+    dropped in the order they were made, the thread is left with an unmapped one, and the next signal kills the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
+    """The ONNX file, compiled for the deployment's batch.
 
     Raises:
         Unavailable: the subject has no ONNX file, or OpenVINO cannot compile it.
     """
-    import openvino
+    model = subject.need_onnx("openvino")
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if deployment.precision == "bf16" else "f32",
+    }
+    more = {"INFERENCE_NUM_THREADS": deployment.threads} if deployment.threads else {}
+    try:
+        network = core().read_model(model)
+        network.reshape({end: _fixed(end.partial_shape, deployment.batch) for end in network.inputs})
+        compiled = core().compile_model(network, "CPU", settings | more | {"PERF_COUNT": options.trace})
+    except RuntimeError as error:
+        raise Unavailable(f"OpenVINO cannot compile {subject.what}: {first_line(error)}; use another runtime") from error
+    return _Session(compiled, deployment, {**settings, "threads": str(deployment.threads or "default")}, options.trace)
 
-    file = subject.need_onnx("openvino")
-    core = openvino_core()
 
-    @functools.cache
-    def compiled(shape: tuple[int, ...]) -> Any:
-        try:
-            network = core.read_model(file)
-            network.reshape(list(shape))
-            return core.compile_model(network, "CPU", SETTINGS)
-        except RuntimeError as error:
-            raise Unavailable(f"OpenVINO cannot compile {file}: {first_line(error)}; use another backend") from error
+def _fixed(shape: Any, batch: int) -> Any:
+    """`shape` with its dynamic first dimension fixed."""
+    if shape.rank.is_static and len(shape) and shape[0].is_dynamic:
+        shape[0] = batch
+    return shape
 
-    def bind(images: Array) -> Bound:
-        request = compiled(images.shape).create_infer_request()
-        request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(images)))
-        return Bound(request.infer, lambda: np.array(request.get_output_tensor().data))
 
-    return Artifact("openvino", device, "float32", {**SETTINGS, "threads": "default"}, bind)
+class _Session(Session):
+    """A compiled network; each binding has an inference request of its own, which holds its inputs and outputs."""
+
+    def __init__(self, compiled: Any, deployment: Deployment, details: dict[str, str], trace: bool) -> None:
+        super().__init__(deployment, details)
+        self._compiled, self._trace, self._calls = compiled, trace, list[list[Any]]()
+        self._inputs, self._outputs = ([end.get_any_name() for end in ends] for ends in (compiled.inputs, compiled.outputs))
+
+    def bind(self, inputs: Inputs) -> Bound:
+        import openvino
+
+        request, held = self._compiled.create_infer_request(), dict[str, Array]()
+
+        def write(more: Inputs) -> None:
+            held.update(by_name(more, self._inputs))  # the request keeps no reference
+            for name, array in held.items():
+                request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+
+        def read() -> dict[str, Array]:
+            return {name: np.array(request.get_tensor(name).data) for name in self._outputs}
+
+        def traced() -> None:
+            request.infer()
+            self._calls.append(request.profiling_info)
+
+        write(inputs)
+        return Bound(traced if self._trace else request.infer, read, write)
+
+    def layer_times(self) -> Trace:
+        if not self._trace:
+            return super().layer_times()
+        first = self._calls[0]
+        us = [[operation.real_time.total_seconds() * 1e6 for operation in call] for call in self._calls]
+        return Trace(tuple(o.node_name for o in first), tuple(o.node_type in PRODUCTS for o in first), np.array(us))

@@ -7,18 +7,23 @@ import ctypes
 import importlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ltcompile.runtimes import _ort
-from ltcompile.runtimes._base import Artifact, Subject
+from ltcompile.runtimes._base import Options, Session, Subject
 
-PROVIDERS: _ort.Providers = [("TensorrtExecutionProvider", {"trt_cuda_graph_enable": "1"}), ("CUDAExecutionProvider", {})]
+if TYPE_CHECKING:
+    from ltcompile.core.deployment import Deployment
+
+READS_ONNX = True
+TENSORRT = "TensorrtExecutionProvider"
 
 
 def unavailable(device: str) -> str | None:
     """Why TensorRT cannot run on `device`, or None."""
     if device == "cpu":
         return "TensorRT runs on NVIDIA GPUs only; use the device cuda"
-    return _ort.missing(device, PROVIDERS[0][0]) or _missing_library()
+    return _ort.missing(device, TENSORRT) or _missing_library()
 
 
 def _missing_library() -> str | None:
@@ -40,11 +45,11 @@ def _missing_library() -> str | None:
     return None
 
 
-def compile(subject: Subject, device: str) -> Artifact:
-    """The ONNX file through TensorRT; an engine is built when a batch size is first bound, which can take minutes.
+def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
+    """The ONNX file through TensorRT; its engine is built by the first call, which can take minutes.
 
     Raises:
-        Unavailable: the subject has no ONNX file, TensorRT does not load or leaves a node to the CPU, or the file cannot
-            be run.
+        Unavailable: the subject has no ONNX file, TensorRT does not load or leaves a node to the CPU, or the file cannot be run.
     """
-    return _ort.on_gpu("tensorrt", subject, device, PROVIDERS)
+    half = {"trt_fp16_enable": "1"} if deployment.precision == "fp16" else {}
+    return _ort.load(subject, deployment, options, [(TENSORRT, {**half, "trt_cuda_graph_enable": "1"}), ("CUDAExecutionProvider", {})])

@@ -1,19 +1,34 @@
-"""torch.compile with frozen weights, one compilation for each input shape.
+"""torch.compile with frozen weights, for one input shape at a time.
 
 On a GPU in `reduce-overhead` mode: small networks at small batches are all launches there, and a CUDA graph removes them;
-`max-autotune` would tune every convolution for minutes to gain a few percent over cuDNN.
+`max-autotune` would tune every convolution for minutes to gain a few percent over cuDNN. The mode "ahead-of-time" is AOTInductor with
+the configurations that it finds by timing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ltcompile.errors import Unavailable
 from ltcompile.runtimes import _devices, _torch
-from ltcompile.runtimes._base import Array, Artifact, Bound, Subject, first_line
-from ltcompile.runtimes._process import freezing
+from ltcompile.runtimes._base import Bound, Inputs, Options, Session, Subject, first_line, in_order
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ltcompile.core.deployment import Deployment
 
 NAMES = ("compile",)
+ENGINE = {"fp32": "", "bf16": "", "int8": "torch.compile does not read ONNX files, and int8 lives in one"}
+AHEAD_OF_TIME = "ahead-of-time"
+SHAPES = 256  # compilations of one forward(), over all networks of that class in this process; PyTorch's default is 8
+_SETTINGS = threading.RLock()
 
 
 def unavailable(device: str) -> str | None:
@@ -40,35 +55,78 @@ def _has_compiler() -> bool:
         return False
 
 
-def compile(subject: Subject, device: str) -> Artifact:
-    """The module for torch.compile; each input shape is compiled when it is first bound.
+def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
+    """The module for torch.compile, which compiles when inputs are first bound.
 
     Raises:
-        Unavailable: the subject has no module; or, when a shape is bound, the compiler failed.
+        Unavailable: the subject has no module; or, when inputs are bound, the compiler failed.
     """
     import torch
 
-    mode = "reduce-overhead" if device == "cuda" else None
-    placed = _torch.placed(subject.need_module("compile"), device)
-    network = torch.compile(placed, fullgraph=True, dynamic=False, mode=mode)
-
-    compiled: set[tuple[int, ...]] = set()
-
-    def bind(images: Array) -> Bound:
-        bound = _torch.bind(network, device, images)
-        if images.shape not in compiled:
-            _compile_now(subject.name, bound)
-            compiled.add(images.shape)
-        return bound
-
-    details = {**_torch.details(), "freezing": "True", "dynamic": "False", "mode": mode or "default"}
-    return Artifact("compile", device, _devices.torch_dtype(placed, device), details, bind)
+    mode = options.mode or ("reduce-overhead" if deployment.device == "cuda" else "default")
+    module = _torch.placed(subject.need_module("compile"), deployment.device)
+    compile: Callable[..., Any] = torch.compile
+    network = module if mode == AHEAD_OF_TIME else compile(module, fullgraph=True, dynamic=False, mode=mode)
+    return _Compiled(subject.name, network, module, deployment, options, mode)
 
 
-def _compile_now(name: str, bound: Bound) -> None:
-    """The first call compiles."""
-    try:
-        with freezing():
-            bound.call()
-    except Exception as error:
-        raise Unavailable(f"torch.compile cannot compile {name!r}: {first_line(error)}; use another backend") from error
+class _Compiled(_torch.OfModule):
+    """A network whose first binding compiles it."""
+
+    def __init__(
+        self, name: str, network: Callable[..., Any], module: nn.Module, deployment: Deployment, options: Options, mode: str
+    ) -> None:
+        super().__init__(network, module, deployment, options, freezing="True", dynamic="False", mode=mode)
+        self.thread_safe = deployment.device == "cpu" or mode == AHEAD_OF_TIME  # a mode's CUDA graphs share their memory
+        self._name, self._mode, self._compiled = name, mode, set[tuple[Any, ...]]()
+
+    def bind(self, inputs: Inputs) -> Bound:
+        shapes = tuple(array.shape for array in in_order(inputs))
+        with _SETTINGS:
+            if shapes not in self._compiled:
+                self._compile(inputs)
+                self._compiled.add(shapes)
+        return super().bind(inputs)
+
+    def _compile(self, inputs: Inputs) -> None:
+        """The first call compiles. Its inputs must not be marked as static: freezing would fold them with the weights, and the whole
+        network into its answer.
+        """
+        import torch
+
+        tensors = [_torch.tensor(array).to(self._device) for array in in_order(inputs)]
+        try:
+            if self._mode == AHEAD_OF_TIME:
+                self._network = _ahead_of_time(self._module, tensors)
+                return
+            with freezing(), torch.inference_mode():
+                _torch.channels_last(self._network, tensors)
+        except Exception as error:
+            raise Unavailable(f"torch.compile cannot compile {self._name!r}: {first_line(error)}; use another runtime") from error
+
+
+@contextlib.contextmanager
+def freezing() -> Iterator[None]:
+    """First calls of torch.compile's functions in it compile with frozen weights, one thread at a time.
+
+    Set for all of PyTorch meanwhile: as an option of one torch.compile it would come after tracing, and two networks of one class and shape
+    would then share the first one's frozen weights.
+    """
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
+    with _SETTINGS, inductor.patch(freezing=True), dynamo.patch(recompile_limit=SHAPES):
+        yield
+
+
+def _ahead_of_time(module: nn.Module, tensors: list[Any]) -> Callable[..., Any]:
+    import torch
+
+    inductor: Any = torch._inductor
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder, torch.no_grad():
+        path = Path(folder) / "network.pt2"
+        last = (t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors)
+        program = torch.export.export(module, tuple(last))
+        inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs={"max_autotune": True, "freezing": True})
+        loaded: Callable[..., Any] = inductor.aoti_load_package(str(path))
+        return loaded

@@ -17,7 +17,7 @@ from ltcompile.paths import check_writable, write_json
 from ltcompile.timing import Times, race
 from ltcompile.verification.claims import Claims, Timing, read_claims
 from ltcompile.verification.images import Labels, read_images
-from ltcompile.verification.network import Array, Network, gpu_name, missing, open_network
+from ltcompile.verification.network import Array, Network, gpu_name, logits_of, missing, open_network
 from ltcompile.verification.result import CLAIMS, Check, Value, Verified, share_of
 from ltcompile.verification.rules import judge_accuracy, judge_latency, judge_speedup
 
@@ -123,8 +123,10 @@ def _wanted(small: Network, claims: Claims, on: Deployment | None) -> list[Timin
     rows = [row for row in claims.timings if row.backend == BACKEND]
     if on is None:
         return rows
-    if on.backend != BACKEND:
-        raise BadSetting(f"--on {on}: claims are repeated by {BACKEND} alone; write {on.device}:{BACKEND}:b{on.batch}")
+    if on.runtime != BACKEND or on.threads:
+        raise BadSetting(
+            f"--on {on}: claims are repeated by {BACKEND} alone, on its own number of threads; write {on.device}:{BACKEND}:b{on.batch}"
+        )
     if on.precision != small.precision:
         raise BadSetting(f"--on {on}: {small.path.name} is a file in {small.precision}; name that, or take another file")
     if found := [row for row in rows if (row.device, row.batch) == (on.device, on.batch)]:
@@ -173,13 +175,13 @@ def _answers(small: Network) -> Check:
     claim = "the answers are finite, and the same twice"
     try:
         bound = small.bind("cpu", small.noise(small.batch if isinstance(small.batch, int) else 2))
-        first = bound.answer().copy()
+        first = logits_of(bound)
         bound.call()
     except Unavailable as error:
         return Check("file", claim, "not confirmed", str(error))
     if not np.isfinite(first).all():
         return Check("file", claim, "not confirmed", "some answers to seeded noise are not finite")
-    if not np.array_equal(first, bound.answer()):
+    if not np.array_equal(first, logits_of(bound)):
         return Check("file", claim, "not confirmed", "the same noise had two answers")
     return Check("file", claim, "confirmed", "on seeded noise")
 

@@ -192,7 +192,7 @@ def test_a_wrong_answer_is_never_timed(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_timing")
 def test_not_a_number_is_a_wrong_answer(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module.Artifact, "run", lambda _, images: np.full((len(images), CLASSES), np.nan, dtype=np.float32))
+    monkeypatch.setattr(bench_module.Session, "answers", lambda _, images: np.full((len(images), CLASSES), np.nan, dtype=np.float32))
     with pytest.raises(Disagreement, match="nan"):
         measure(pair, IMAGES, backends=["eager"], **QUICK)
 
@@ -203,7 +203,7 @@ def no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def break_backend(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
-    monkeypatch.setattr(registry.load("ltcompile.runtimes", "backend", name), "unavailable", lambda _: reason)
+    monkeypatch.setattr(registry.load("ltcompile.runtimes", "runtime", name), "unavailable", lambda _: reason)
 
 
 def leave_only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -28,9 +28,9 @@ from typer.testing import CliRunner
 import ltcompile as lt
 from ltcompile.benchmark import energy
 from ltcompile.benchmark.profiling import joulemeter, profile, stopwatch
-from ltcompile.benchmark.profiling.design import BESIDE, SHARES, colours, pairs
+from ltcompile.benchmark.profiling.design import BELOW, SHARES, colours, pairs
 from ltcompile.benchmark.profiling.layers import assign, shares
-from ltcompile.benchmark.profiling.runtimes import Call, Timing, Variant, open_runtime
+from ltcompile.benchmark.profiling.timer import Call, Timing, Variant, open_timer
 from ltcompile.benchmark.profiling.work import AGAIN
 from ltcompile.cli import app
 from ltcompile.core import profile as nouns
@@ -86,7 +86,7 @@ class Law:
 
         return call
 
-    def time(self, variant: Variant, images: torch.Tensor, beside: Call) -> Timing:
+    def time(self, variant: Variant, images: torch.Tensor, reference: Call) -> Timing:
         self.calls += 1
         pace = (1 + self.drift * math.sin(self.calls)) * (2 if self.calls in self.slow else 1)
         layers = {name: law_ms(m) for name, m in variant.module.named_modules() if isinstance(m, LAYERS)}
@@ -98,7 +98,7 @@ class Law:
 @pytest.fixture
 def law(monkeypatch: pytest.MonkeyPatch) -> Law:
     found = Law()
-    monkeypatch.setattr("ltcompile.benchmark.profiling.work.open_runtime", lambda target, **_: found)
+    monkeypatch.setattr("ltcompile.benchmark.profiling.work.open_timer", lambda target, **_: found)
     monkeypatch.setattr("ltcompile.benchmark.profiling.work._Work._onnx", lambda self, module: None)
     monkeypatch.setattr("ltcompile.benchmark.profiling.work._Work._base", None)
     return found
@@ -120,7 +120,7 @@ def test_a_machine_that_changes_its_speed_is_told(told: Callable[..., str], law:
 def test_a_profile_finds_the_law(law: Law, tmp_path: Path, name: str, noise: float, most: float) -> None:
     law.noise = noise
     found = profile(model(name), TARGET, output=tmp_path / "p.json")
-    assert law.calls == len(found.runs) == len(SHARES) ** 2 + len(BESIDE) ** 2 + 8
+    assert law.calls == len(found.runs) == len(SHARES) ** 2 + len(BELOW) ** 2 + 8
     assert (found.median_error < most and found.dense_ms == max(run.ms for run in found.runs if run.why in ("dense", "grid"))) or noise
     wide = next(n for n, layer in found.layers.items() if layer.kind == "3x3 by 1x1" and layer.reads)
     stairs = found.surfaces[wide].stairs
@@ -172,7 +172,7 @@ def test_what_ran_in_a_slow_minute_is_timed_again(law: Law, tmp_path: Path) -> N
 
 
 def test_the_stopwatch_tells_shares_whatever_the_machine_does(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltcompile.benchmark.profiling.runtimes.race", functools.partial(race, clock=lambda: law.seconds))
+    monkeypatch.setattr("ltcompile.benchmark.profiling.timer.race", functools.partial(race, clock=lambda: law.seconds))
     law.drift, named = 0.5, model("vgg16")
     dense = lt.build_model("vgg16").eval()
     small = cut(dense, lt.plan(dense, torch.zeros(2, 3, 32, 32), 0.7, "local")).eval()
@@ -221,21 +221,21 @@ def test_a_foreign_profile_is_refused_by_what_differs(law: Law, tmp_path: Path, 
 
 def test_what_tells_no_layers_is_refused() -> None:
     for text in ("cpu:onnxruntime:b1:bf16", "cpu:openvino:b1:fp16", "cpu:eager:b1:int8"):
-        with pytest.raises(Unavailable, match="nothing tells"):
-            open_runtime(Deployment.parse(text))
+        with pytest.raises(Unavailable, match="no times of single layers"):
+            open_timer(Deployment.parse(text))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_instead_of_the_engine_its_runtimes_are_named(precision: str) -> None:
     """Those that it would choose between here, as targets that can be profiled."""
     with pytest.raises(Unavailable, match="ltcompile compile") as refused:
-        open_runtime(Deployment("cpu", "engine", 4, precision))
+        open_timer(Deployment("cpu", "engine", 4, precision))
     named = [Deployment.parse(word) for word in re.findall(r"cpu:\w+:b4:\w+", str(refused.value))]
     there = {candidate.runtime for candidate in candidates(precision)[0]}
     assert (named or there <= {"compile"}) and all(
-        target.backend in there and target.precision == precision and open_runtime(target) for target in named
+        target.runtime in there and target.precision == precision and open_timer(target) for target in named
     )
-    assert {target.backend for target in named} == there - {"compile"}
+    assert {target.runtime for target in named} == there - {"compile"}
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "eager"])
@@ -244,7 +244,7 @@ def test_every_runtime_tells_every_layer(backend: str) -> None:
     work = profiling_work("resnet20", backend)
     kept = {g.name: g.width - (not g.frozen) for g in work.groups}
     module = cut(work.folded, PruningPlan(work.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-    timing = open_runtime(work.target).time(Variant(module, work._onnx(module)), work.images, lambda: None)
+    timing = open_timer(work.target).time(Variant(module, work._onnx(module)), work.images, lambda: None)
     assert timing.layers_ms.keys() == work.widths.keys()
     assert sum(timing.layers_ms.values()) == pytest.approx(timing.ms)
 
@@ -252,15 +252,15 @@ def test_every_runtime_tells_every_layer(backend: str) -> None:
 def profiling_work(name: str, backend: str) -> Any:
     from ltcompile.benchmark.profiling.work import _Work
 
-    target = replace(TARGET, backend=backend, batch=2)
-    return _Work(lt.build_model(name).eval(), model(name), target, open_runtime(target))
+    target = replace(TARGET, runtime=backend, batch=2)
+    return _Work(lt.build_model(name).eval(), model(name), target, open_timer(target))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "eager"])
 def test_what_computes_something_else_is_not_timed(backend: str, tmp_path: Path) -> None:
     network, images = lt.build_model("lenet5", 10, 1, 16).eval(), torch.randn(4, 1, 16, 16)
     export_onnx(network, images, tmp_path / "network.onnx")
-    runtime, file = open_runtime(Deployment("cpu", backend)), onnx.load(tmp_path / "network.onnx")
+    runtime, file = open_timer(Deployment("cpu", backend)), onnx.load(tmp_path / "network.onnx")
     runtime.check(Variant(network, file), images)
     other = copy.deepcopy(network)
     with torch.no_grad():
@@ -409,7 +409,7 @@ def test_where_time_has_no_stairs_a_plan_keeps_to_the_ranking(
         assert len(kept) >= 0.75 * len(ranked.kept[g.name]) - 4, f"{g.name} is behind, and its share of the time no excuse"
 
 
-def smooth_time(law: Law, variant: Variant, images: torch.Tensor, beside: Call) -> Timing:
+def smooth_time(law: Law, variant: Variant, images: torch.Tensor, reference: Call) -> Timing:
     layers = {name: 1e-4 + 1e-6 * m.weight.numel() for name, m in variant.module.named_modules() if isinstance(m, LAYERS)}
     return Timing(sum(layers.values()), 1.0, layers, 0.2)
 

@@ -18,12 +18,12 @@ from ltcompile import kernels, timing
 from ltcompile.benchmark import energy
 from ltcompile.benchmark.competitors import (
     ENGINE,
-    Heat,
+    Case,
+    CompetitorsResult,
     Network,
-    RaceResult,
+    case_table,
     checks,
     clock,
-    heat,
     layers,
     markdown,
     peaks,
@@ -31,8 +31,8 @@ from ltcompile.benchmark.competitors import (
     run,
     write,
 )
-from ltcompile.benchmark.competitors.cpu import ENTRANTS
-from ltcompile.benchmark.competitors.entrant import Entrant, Ready
+from ltcompile.benchmark.competitors.competitor import Competitor, Ready
+from ltcompile.benchmark.competitors.entries import ON_CPU
 from ltcompile.benchmark.competitors.layers import Layer
 from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.benchmark.competitors.result import Row
@@ -44,7 +44,7 @@ from ltcompile.errors import BadFile, BadSetting, DeviceLost, Unavailable
 from ltcompile.lower import run_onnx
 from ltcompile.lower.lower import place
 
-race_module = importlib.import_module("ltcompile.benchmark.competitors.race")
+race_module = importlib.import_module("ltcompile.benchmark.competitors.cases")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CLASSES = 5
 
@@ -68,14 +68,14 @@ def network() -> Network:
     return Network("small", net(), torch.randn(128, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
 
 
-def fake(name: str, precision: str, answer: Callable[[Tensor], Tensor]) -> Entrant:
+def fake(name: str, precision: str, answer: Callable[[Tensor], Tensor]) -> Competitor:
     """Somebody who changes the network's answers by `answer`."""
 
     def build(network: Network, images: Tensor) -> Ready:
         placed = images.clone()
         return Ready(lambda: None, lambda: answer(network.expected(placed)), placed.copy_)
 
-    return Entrant(name, precision, "none", build)
+    return Competitor(name, precision, "none", build)
 
 
 def folded(network: Network, images: Tensor) -> Ready:
@@ -100,18 +100,18 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         fake("nan", "fp32", lambda y: y * float("nan")),
         fake("shape", "fp32", lambda y: y[:, :2]),
         fake("broken", "fp32", broken),
-        Entrant("folded", "fp32", "none", folded),
+        Competitor("folded", "fp32", "none", folded),
     )
-    monkeypatch.setattr(race_module, "entrants", lambda _: people)
+    monkeypatch.setattr(race_module, "competitors", lambda _: people)
     monkeypatch.setattr(race_module.peaks, "measure", lambda *_: Peaks("fp32", 1e9, 1e10))
 
 
 @pytest.mark.usefixtures("fakes")
 def test_answers_come_before_times_and_nobody_stops_the_others(network: Network) -> None:
-    result = run([network], [Heat("small", 20)], seconds=0.01)
-    assert {(row.entrant, row.precision) for row in result.rows} == {(ENGINE, "fp32"), ("exact", "fp32"), ("rough", "bf16")}
+    result = run([network], [Case("small", 20)], seconds=0.01)
+    assert {(row.competitor, row.precision) for row in result.rows} == {(ENGINE, "fp32"), ("exact", "fp32"), ("rough", "bf16")}
     assert all(0 < row.ms_p20 <= row.ms_p50 <= row.ms_p80 and row.runs >= 10 for row in result.rows)
-    reasons = {refusal.entrant: refusal.reason for refusal in result.refused}
+    reasons = {refusal.competitor: refusal.reason for refusal in result.refused}
     assert set(reasons) == {"off", "turned", "rougher", "nan", "shape", "broken", "folded"}
     assert "off by 1.0e-02" in reasons["off"] and "change their class" in reasons["turned"]
     assert "from a simulation of the rounding" in reasons["rougher"]
@@ -120,83 +120,83 @@ def test_answers_come_before_times_and_nobody_stops_the_others(network: Network)
 
 
 @pytest.mark.usefixtures("fakes")
-def test_heats_run_in_order_until_the_time_is_up_and_go_on_later(network: Network, tmp_path: Path) -> None:
-    asked = [Heat("small", batch, (ENGINE, "exact fp32")) for batch in (3, 1, 2)]
+def test_cases_run_in_order_until_the_time_is_up_and_go_on_later(network: Network, tmp_path: Path) -> None:
+    asked = [Case("small", batch, (ENGINE, "exact fp32")) for batch in (3, 1, 2)]
     seen: list[tuple[str, int]] = []
-    cut_off = run([network], asked[:1], seconds=0.01, on_heat=lambda _, heat: seen.append((heat.subject, heat.batch)))
+    cut_off = run([network], asked[:1], seconds=0.01, on_case=lambda _, case: seen.append((case.subject, case.batch)))
     late = run([network], asked, seconds=0.01, until=0.0, result=cut_off)
-    assert late.heats() == [("small", 3)] and [r.batch for r in late.refused] == [1, 2] and "time was up" in late.refused[0].reason
+    assert late.cases() == [("small", 3)] and [r.batch for r in late.refused] == [1, 2] and "time was up" in late.refused[0].reason
     write(late, tmp_path / "race.json")
-    again = RaceResult.load(tmp_path / "race.json")
+    again = CompetitorsResult.load(tmp_path / "race.json")
     assert again.to_json() == late.to_json()
-    before = again.heat("small", 3)
-    run([network], asked, seconds=0.01, result=again, on_heat=lambda _, heat: seen.append((heat.subject, heat.batch)))
-    assert seen == [("small", 3), ("small", 1), ("small", 2)] and again.heat("small", 3) == before
+    before = again.case("small", 3)
+    run([network], asked, seconds=0.01, result=again, on_case=lambda _, case: seen.append((case.subject, case.batch)))
+    assert seen == [("small", 3), ("small", 1), ("small", 2)] and again.case("small", 3) == before
     assert not again.refused, "what was left out has been run"
 
 
 def failing_later(network: Network, images: Tensor) -> Ready:
-    """An entrant whose answers are right, and which fails while it is timed."""
+    """A competitor whose answers are right, and which fails while it is timed."""
     calls = iter(range(5))
     placed = images.clone()
     return Ready(lambda: next(calls), lambda: network.expected(placed), placed.copy_)
 
 
 def test_what_fails_while_it_is_measured_ends_nothing_else(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    people = (fake(ENGINE, "fp32", lambda y: y), Entrant("tired", "fp32", "none", failing_later), fake("exact", "fp32", lambda y: y))
-    monkeypatch.setattr(race_module, "entrants", lambda _: people)
+    people = (fake(ENGINE, "fp32", lambda y: y), Competitor("tired", "fp32", "none", failing_later), fake("exact", "fp32", lambda y: y))
+    monkeypatch.setattr(race_module, "competitors", lambda _: people)
     for module, name in ((race_module.peaks, "measure"), (race_module.energy, "counter"), (race_module, "size")):
         monkeypatch.setattr(module, name, lambda *_: 1 / 0)
     seen: list[int] = []
     result = run(
-        [network], [Heat("small", 2), Heat("small", 1)], seconds=0.01, on_result=lambda r: seen.append(len(r.rows) + len(r.refused))
+        [network], [Case("small", 2), Case("small", 1)], seconds=0.01, on_result=lambda r: seen.append(len(r.rows) + len(r.refused))
     )
-    assert [(row.entrant, row.batch) for row in result.rows] == [(ENGINE, 2), ("exact", 2), (ENGINE, 1), ("exact", 1)]
-    refused = [(r.entrant, r.batch) for r in result.refused]
+    assert [(row.competitor, row.batch) for row in result.rows] == [(ENGINE, 2), ("exact", 2), (ENGINE, 1), ("exact", 1)]
+    refused = [(r.competitor, r.batch) for r in result.refused]
     assert refused == [(what, batch) for batch in (2, 1) for what in ("size", "tired", "energy", "layers")]
     assert seen == sorted(seen) and len(seen) > 8, "everything is seen when it is found"
 
 
 def test_a_race_without_rows_is_a_result(network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(race_module, "entrants", lambda _: (fake("broken", "fp32", broken),))
-    seen: list[Heat] = []
-    result = run([network], [Heat("small", 2)], on_heat=lambda _, heat: seen.append(heat))
+    monkeypatch.setattr(race_module, "competitors", lambda _: (fake("broken", "fp32", broken),))
+    seen: list[Case] = []
+    result = run([network], [Case("small", 2)], on_case=lambda _, case: seen.append(case))
     write(result, tmp_path / "race.json")
-    assert not RaceResult.load(tmp_path / "race.json").rows and seen == [Heat("small", 2)]
+    assert not CompetitorsResult.load(tmp_path / "race.json").rows and seen == [Case("small", 2)]
 
 
 def test_a_lost_gpu_ends_the_process_and_what_lost_it_is_left_out_later(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     people = (fake("broken", "fp32", broken), fake("exact", "fp32", lambda y: y))
-    monkeypatch.setattr(race_module, "entrants", lambda _: people)
+    monkeypatch.setattr(race_module, "competitors", lambda _: people)
     monkeypatch.setattr(race_module, "_lost", lambda _: True)
-    result = RaceResult("cpu", "a CPU", "noise")
+    result = CompetitorsResult("cpu", "a CPU", "noise")
     with pytest.raises(DeviceLost, match="broken broke the GPU"):
-        run([network], [Heat("small", 2)], seconds=0.01, result=result)
-    again = run([network], [Heat("small", 2)], seconds=0.01, result=result)
-    assert [row.entrant for row in again.rows] == ["exact"]
-    assert [(r.entrant, r.reason) for r in again.refused] == [("broken", race_module.LOST + "ValueError: it has no legs")]
+        run([network], [Case("small", 2)], seconds=0.01, result=result)
+    again = run([network], [Case("small", 2)], seconds=0.01, result=result)
+    assert [row.competitor for row in again.rows] == ["exact"]
+    assert [(r.competitor, r.reason) for r in again.refused] == [("broken", race_module.LOST + "ValueError: it has no legs")]
 
 
 @pytest.mark.usefixtures("fakes")
-def test_senseless_heats_are_refused(network: Network) -> None:
-    for senseless in (Heat("large", 1), Heat("small", 0), Heat("small", 1, ("nobody",))):
+def test_senseless_cases_are_refused(network: Network) -> None:
+    for senseless in (Case("large", 1), Case("small", 0), Case("small", 1, ("nobody",))):
         with pytest.raises(BadSetting, match="known: "):
             run([network], [senseless])
 
 
 def test_no_race_without_its_device() -> None:
     with pytest.raises(BadSetting, match="tpu"):
-        race_module.entrants("tpu")
+        race_module.competitors("tpu")
     if not torch.cuda.is_available():
         with pytest.raises(Unavailable):
-            race_module.entrants("cuda")
+            race_module.competitors("cuda")
 
 
 def test_a_damaged_file_is_no_race(tmp_path: Path) -> None:
     for text in ("[]", "{}", '{"kind": "bench", "format": 1}'):
         (tmp_path / "race.json").write_text(text)
         with pytest.raises(BadFile, match="race"):
-            RaceResult.load(tmp_path / "race.json")
+            CompetitorsResult.load(tmp_path / "race.json")
 
 
 def test_everyone_on_a_cpu_answers_or_says_why_not(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,9 +204,9 @@ def test_everyone_on_a_cpu_answers_or_says_why_not(network: Network, monkeypatch
     monkeypatch.setattr(host, "FINAL_S", 0.01)
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 2**20)
     monkeypatch.setitem(peaks.SIDE, "cpu", 64)
-    result = run([network], [Heat("small", 2)], seconds=0.05)
-    raced = {(row.entrant, row.precision) for row in result.rows}
-    assert raced | {(r.entrant, r.precision) for r in result.refused} == {(e.name, e.precision) for e in ENTRANTS}
+    result = run([network], [Case("small", 2)], seconds=0.05)
+    raced = {(row.competitor, row.precision) for row in result.rows}
+    assert raced | {(r.competitor, r.precision) for r in result.refused} == {(e.name, e.precision) for e in ON_CPU}
     assert {(ENGINE, "fp32"), ("eager", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")} <= raced
     assert {layer.layer for layer in result.layers} == {"0", "4", "8"} and all(layer.us > 0 for layer in result.layers)
     assert all(row.max_error < 1e-4 for row in result.rows if row.precision == "fp32")
@@ -240,15 +240,15 @@ def test_layers_of_a_placed_program_run_by_whoever_was_chosen(network: Network, 
     assert [one.kernel.__name__ for one in launched] == ["_pooled_head"]
 
 
-def row(entrant: str, precision: str, batch: int, ms: float, subject: str = "small") -> Row:
-    return Row(subject, entrant, precision, batch, ms, ms, ms, 100, 0.0, 1.0, None, 1.0, "")
+def row(competitor: str, precision: str, batch: int, ms: float, subject: str = "small") -> Row:
+    return Row(subject, competitor, precision, batch, ms, ms, ms, 100, 0.0, 1.0, None, 1.0, "")
 
 
 def layer(floor_us: float, told_us: dict[str, float], what: str = "kernel.conv2d", name: str = "conv") -> Layer:
     return Layer("small", 8, "fp16", name, what, "triton", 2 * floor_us, 10**6, 10**9, floor_us, told_us)
 
 
-def result() -> RaceResult:
+def result() -> CompetitorsResult:
     rows = [
         row(ENGINE, "fp16", 8, 0.02),
         row("eager", "fp16", 8, 0.05),
@@ -258,14 +258,14 @@ def result() -> RaceResult:
     rows += [row(ENGINE, "fp16", 8, 0.09, "dense"), row("eager", "fp16", 8, 0.08, "dense"), row(ENGINE, "fp32", 1, 0.5)]
     timed = [layer(4.0, {"triton": 2.0, "cudnn": 8.0}), layer(8.0, {"triton": 4.0, "cudnn": 1.0}), layer(1.0, {}, "kernel.linear")]
     sizes = {"small": {"params": 1, "macs": 20}, "dense": {"params": 4, "macs": 100}}
-    return RaceResult("cuda", "a GPU", "noise", subjects=sizes, rows=rows, layers=timed)
+    return CompetitorsResult("cuda", "a GPU", "noise", subjects=sizes, rows=rows, layers=timed)
 
 
 def test_claims_are_numbers_that_were_found() -> None:
     race = result()
     assert checks.over_peer(race, "small", 8, "fp16") == pytest.approx(1.5), "int8 is no peer of fp16"
     assert checks.engine_us(race, "small", 8, "fp16") == pytest.approx(20)
-    assert checks.over_entrant(race, "small", 8, "eager", "fp16") == pytest.approx(2.5)
+    assert checks.over_competitor(race, "small", 8, "eager", "fp16") == pytest.approx(2.5)
     assert checks.over_dense(race, "small", "dense", 8, "fp16") == pytest.approx(4.5)
     assert checks.of_macs(race, "small", "dense", 8, "fp16") == pytest.approx(0.9)
     assert checks.of_roofline(race, "small", 8, "fp16") == pytest.approx(13 / 20)
@@ -276,7 +276,7 @@ def test_claims_are_numbers_that_were_found() -> None:
 @pytest.mark.parametrize(("bound", "behind", "holds"), [(1.2, (0.9, 1.3), True), (1.05, (0.9, 1.3), None), (1.05, (1.08, 1.2), False)])
 def test_being_behind_needs_an_interval(bound: float, behind: tuple[float, float], holds: bool | None) -> None:
     race = result()
-    race.rows = [dataclasses.replace(r, behind=behind) if r.entrant == ENGINE else r for r in race.rows]
+    race.rows = [dataclasses.replace(r, behind=behind) if r.competitor == ENGINE else r for r in race.rows]
     check = checks.never_behind("never behind", race, bound)
     assert check.holds is holds and check.found == pytest.approx(9 / 8)
     race.checks = [check]
@@ -291,7 +291,7 @@ def test_what_was_not_measured_is_neither_true_nor_false() -> None:
         checks.of_macs(race, "small", "dense", 64, "fp16"),
         checks.of_roofline(race, "small", 1, "fp32"),
         checks.against_cudnn(race, ["dense"]),
-        checks.never_behind("claim", RaceResult("cpu", "a CPU", "noise"), 1.05).found,
+        checks.never_behind("claim", CompetitorsResult("cpu", "a CPU", "noise"), 1.05).found,
     ):
         assert found is None and checks.at_least("claim", found, 1).holds is None and checks.at_most("claim", found, 1).holds is None
     assert checks.at_least("claim", 1.5, 1.5).holds is True and checks.at_most("claim", 1.5, 1.4).holds is False
@@ -300,7 +300,7 @@ def test_what_was_not_measured_is_neither_true_nor_false() -> None:
 def test_tables_are_sorted_and_mark_the_engine() -> None:
     race = result()
     race.checks = [checks.at_least("it is fast", 1.4, 1.5), checks.at_least("it was seen", None, 1)]
-    lines = heat(race, "small", 8).splitlines()
+    lines = case_table(race, "small", 8).splitlines()
     assert [line.split(" | ")[1] for line in lines[2:6]] == ["onnxruntime", "**engine**", "tensorrt", "eager"]
     assert lines[3].startswith("| → ") and lines[-1] == "fp16: engine is 1.50 times as fast as the fastest peer, tensorrt."
     text = markdown(race)
@@ -413,8 +413,8 @@ class TestOnGpu:
 
     def test_everyone_answers_or_says_why_not(self, network: Network) -> None:
         quick = (ENGINE, "eager", "eager, recorded", "torch.compile", "torch.compile, reduce-overhead", "onnxruntime", "tensorrt")
-        result = run([network], [Heat("small", 8, quick)], device="cuda", seconds=0.05)
-        assert set(quick[:5]) <= {row.entrant for row in result.rows}, result.refused
+        result = run([network], [Case("small", 8, quick)], device="cuda", seconds=0.05)
+        assert set(quick[:5]) <= {row.competitor for row in result.rows}, result.refused
         assert all(row.ms_p50 > 0 for row in result.rows)
         assert result.layers and all(layer.us > 0 for layer in result.layers), result.refused
         assert sum(layer.flop for layer in result.layers) == 8 * 2 * lt.size(net(), network.images).macs
@@ -422,8 +422,8 @@ class TestOnGpu:
     def test_those_who_compile_for_a_minute_answer_too(self) -> None:
         tiny = nn.Sequential(nn.Conv2d(3, 13, 3), nn.ReLU(), nn.Flatten(), nn.Linear(13 * 36, CLASSES)).eval()
         slow = ("torch.compile, max-autotune", "torch.compile, max-autotune, recorded", "AOTInductor")
-        result = run([Network("tiny", tiny, torch.randn(8, 3, 8, 8))], [Heat("tiny", 8, slow)], device="cuda", seconds=0.05)
-        assert set(slow) == {row.entrant for row in result.rows}, result.refused
+        result = run([Network("tiny", tiny, torch.randn(8, 3, 8, 8))], [Case("tiny", 8, slow)], device="cuda", seconds=0.05)
+        assert set(slow) == {row.competitor for row in result.rows}, result.refused
 
     def test_peaks_are_a_gpus(self) -> None:
         with clock.track("cuda") as events:

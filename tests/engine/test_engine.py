@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile import kernels, runtimes
-from ltcompile.core.deployment import TOLERANCES
+from ltcompile.core.deployment import TOLERANCES, Deployment
 from ltcompile.engine import cpu, file, host, tune
 from ltcompile.engine.checks import relative_error
 from ltcompile.engine.events import cold_us, copies, record, replays_ms
@@ -222,14 +222,14 @@ class TestSerial:
         assert serial.from_json(told, program.constants).nodes[0].kwargs["a"] == [float("-inf"), [None, True]]
 
 
-def only(*runtimes: str) -> Callable[[str], tuple[list[cpu.Candidate], dict[str, str]]]:
-    return lambda precision: ([cpu.Candidate(runtime, 1) for runtime in runtimes], {})
+def only(*names: str) -> Callable[[str, int], tuple[list[Deployment], dict[str, str]]]:
+    return lambda precision, batch=1: ([Deployment("cpu", name, batch, precision, 1) for name in names], {})
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines of one candidate, timed as briefly as can be."""
-    monkeypatch.setattr(host, "candidates", only(cpu.ONNXRUNTIME))
+    monkeypatch.setattr(host, "candidates", only("onnxruntime"))
     monkeypatch.setattr(host, "SCREEN_S", 0.0)
     monkeypatch.setattr(host, "FINAL_S", 0.0)
 
@@ -264,7 +264,7 @@ class TestOnCpu:
         """What a runtime makes of the file: one filter of 13 is zero, which 0.25 of the largest output allowed."""
         right = host.build
 
-        def wrong(candidate: cpu.Candidate, source: cpu.Source, batch: int) -> Callable[[Tensor], Tensor]:
+        def wrong(candidate: Deployment, source: cpu.Source) -> Callable[[Tensor], Tensor]:
             import onnx
             from onnx import numpy_helper
 
@@ -273,7 +273,7 @@ class TestOnCpu:
             values = numpy_helper.to_array(weight).copy()
             values[1] = 0
             weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-            return right(candidate, replace(source, onnx=model.SerializeToString()), batch)
+            return right(candidate, replace(source, onnx=model.SerializeToString()))
 
         monkeypatch.setattr(host, "build", wrong)
         with pytest.raises(Disagreement, match="from a simulation of the rounding"):
@@ -287,7 +287,7 @@ class TestOnCpu:
             torch.testing.assert_close(engine(images[:count]), model(images[:count]), rtol=1e-4, atol=1e-5)
 
     def test_bf16_where_the_processor_has_it(self, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(host, "candidates", only(cpu.OPENVINO))
+        monkeypatch.setattr(host, "candidates", only("openvino"))
         if host.multiplies_bf16():
             assert lt.compile(small(), pictures(), batch=[1], precision="bf16").decisions[1].max_error < 0.06
         else:
@@ -296,7 +296,7 @@ class TestOnCpu:
 
     def test_who_computes_something_else_is_not_taken(self, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
         right = host.build
-        wrong = lambda candidate, source, batch: lambda images: right(candidate, source, batch)(images) + 1  # noqa: E731
+        wrong = lambda candidate, source: lambda images: right(candidate, source)(images) + 1  # noqa: E731
         monkeypatch.setattr(host, "build", wrong)
         with pytest.raises(Disagreement, match=r"onnxruntime, 1 thread: its outputs are off by"):
             lt.compile(small(), pictures(), batch=[1])
@@ -352,22 +352,22 @@ class TestThreads:
         return host.make_source(small(), pictures(), [2], "fp32")
 
     @pytest.mark.parametrize("threads", [2, 8])
-    @pytest.mark.parametrize("runtime", cpu.RUNTIMES)
+    @pytest.mark.parametrize("runtime", sorted({c.runtime for c in cpu.candidates("fp32")[0]}))
     def test_runtimes_of_the_engine(self, source: cpu.Source, runtime: str, threads: int) -> None:
-        run = cpu.build(cpu.Candidate(runtime, 0 if runtime == cpu.COMPILE else 1), source, 2)
+        run = cpu.build(Deployment("cpu", runtime, 2, "fp32", 0 if runtime == "compile" else 1), source)
         assert wrong_answers(run, small(), threads, 600 // threads) == 0
 
     @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "compile", "eager"])
     def test_backends(self, source: cpu.Source, backend: str, tmp_path: Path) -> None:
         (tmp_path / "small.onnx").write_bytes(source.onnx)
-        artifact = runtimes.compile(backend, Subject("small", small(), tmp_path / "small.onnx"), "cpu")
-        bound = [artifact.bind(images.numpy()) for images in (pictures(), pictures() + 1)]
+        session = runtimes.load(Subject("small", small(), tmp_path / "small.onnx"), Deployment("cpu", backend, len(pictures())))
+        bound = [session.bind(images.numpy()) for images in (pictures(), pictures() + 1)]
         for one in bound:
             one.call()
         with torch.no_grad():
             for one, images in zip(bound, (pictures(), pictures() + 1), strict=True):
-                torch.testing.assert_close(torch.from_numpy(one.read()), small()(images), rtol=1e-3, atol=1e-4)
-        assert wrong_answers(lambda images: torch.from_numpy(artifact.run(images.numpy())), small(), 8, 50) == 0
+                torch.testing.assert_close(torch.from_numpy(next(iter(one.read().values()))), small()(images), rtol=1e-3, atol=1e-4)
+        assert wrong_answers(lambda images: torch.from_numpy(session.answers(images.numpy())), small(), 8, 50) == 0
 
     @pytest.mark.parametrize("threads", [2, 8])
     def test_a_loaded_engine(self, saved: Path, threads: int) -> None:
@@ -375,7 +375,7 @@ class TestThreads:
         assert wrong_answers(engine, small(), threads, 800 // threads, count=3) == 0
 
     def test_an_engine_of_openvino(self, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(host, "candidates", only(cpu.OPENVINO))
+        monkeypatch.setattr(host, "candidates", only("openvino"))
         assert wrong_answers(lt.compile(small(), pictures(), batch=[1]), small(), 8, 50) == 0
 
     @pytest.mark.parametrize("threads", [2, 8])
@@ -388,16 +388,16 @@ class TestThreads:
         import onnxruntime
 
         monkeypatch.setattr(onnxruntime, "OrtValue", FakeValue)
-        replay = _ort._Replay(FakeSession(), "cuda")  # type: ignore[arg-type]
+        replay = _ort.Replayed(FakeSession(), Deployment("cuda"), {})  # type: ignore[arg-type]
         first, second = np.ones((2, 3), np.float32), np.full((2, 3), 2, np.float32)
         a, b = replay.bind(first), replay.bind(second)
         a.call()
         b.call()
-        assert (a.read() == 10).all() and (b.read() == 20).all()
+        assert (a.read()["logits"] == 10).all() and (b.read()["logits"] == 20).all()
 
         def call(value: int) -> bool:
             bound = replay.bind(np.full((2, 3), value, np.float32))
-            return all([bound.call() is None and (bound.read() == 10 * value).all() for _ in range(50)])
+            return all([bound.call() is None and (bound.read()["logits"] == 10 * value).all() for _ in range(50)])
 
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(call, range(8)))
@@ -423,18 +423,21 @@ class FakeValue:
 class FakeSession:
     """In the place of a session of ONNX Runtime on a GPU: ten times its images, and time for another thread in between."""
 
+    def get_providers(self) -> list[str]:
+        return ["CUDAExecutionProvider"]
+
     def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(name="images", shape=[2, 3])]
+        return [SimpleNamespace(name="images", shape=[2, 3], type="tensor(float)")]
 
     def get_outputs(self) -> list[Any]:
-        return [SimpleNamespace(name="logits", shape=[2, 3])]
+        return [SimpleNamespace(name="logits", shape=[2, 3], type="tensor(float)")]
 
     def io_binding(self) -> Any:
         self.ends: list[FakeValue] = []
         bind = lambda name, value: self.ends.append(value)  # noqa: E731
         return SimpleNamespace(bind_ortvalue_input=bind, bind_ortvalue_output=bind, synchronize_outputs=lambda: None)
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
         time.sleep(0)
         self.ends[1].update_inplace(10 * self.ends[0].held)
 
@@ -454,7 +457,7 @@ class TestOwnership:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engine") / "small.engine"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "candidates", only(cpu.ONNXRUNTIME))
+        patch.setattr(host, "candidates", only("onnxruntime"))
         patch.setattr(host, "SCREEN_S", 0.0)
         lt.compile(small(), pictures(), batch=[1, 4]).save(path)
     return path

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile.errors import BadModel, BadSetting, Disagreement
+from ltcompile.graph.outputs import outputs_of
 from ltcompile.lower import export_onnx, export_program, fold_batch_norm, run_onnx
-from ltcompile.lower.inputs import outputs_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

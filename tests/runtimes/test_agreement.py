@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile import numerics
+from ltcompile.core.deployment import Deployment
 from ltcompile.errors import Disagreement
 from ltcompile.lower import HalfInside, export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.evaluate import evaluator
@@ -32,8 +33,7 @@ from ltcompile.lower.fake_quantise import fake_quantised, in_half, unrounded
 from ltcompile.lower.quantize import Quantizer, Scheme
 from ltcompile.lower.simulate import in_double, rounded_network
 from ltcompile.numerics import Expected
-from ltcompile.runtimes import Subject
-from ltcompile.runtimes import compile as compile_for
+from ltcompile.runtimes import Subject, load
 
 FILTERS = {"resnet20": 2, "vgg": 4}  # of each layer
 CAUGHT = 0.95
@@ -143,10 +143,10 @@ def test_honest_runtimes_pass(trained: Trained, tmp_path: Path) -> None:
     for precision, file in (("int8", tmp_path / "int8.onnx"), ("fp16", trained.half)):
         expected = trained.expected(precision)
         for backend in ("onnxruntime", "openvino"):
-            artifact = compile_for(backend, Subject(backend, None, file), "cpu")
-            compared = expected.compare(artifact.run(trained.images.numpy()))
+            session = load(Subject(backend, None, file, precision), Deployment("cpu", backend, 64, precision))
+            compared = expected.compare(session.answers(trained.images.numpy()))
             assert not compared.refusal and compared.error <= compared.allowed, (precision, backend)
-            assert not expected.refusal(artifact.run(trained.images[:1].numpy())), (precision, backend)
+            assert not expected.refusal(session.answers(trained.images[:1].numpy())), (precision, backend)
 
 
 def test_every_weight_of_an_int8_file_is_the_networks(trained: Trained) -> None:

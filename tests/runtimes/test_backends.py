@@ -1,7 +1,8 @@
-"""Every backend computes what eager computes, and says so when it cannot."""
+"""Every runtime computes what eager computes, and says so when it cannot."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 from ltcompile import registry, runtimes
+from ltcompile.core.deployment import DEVICES, Deployment
 from ltcompile.errors import BadFile, BadSetting, Unavailable, UnknownName
-from ltcompile.runtimes import DEVICES, Subject, _devices, _ort
+from ltcompile.lower import export_onnx
+from ltcompile.runtimes import Options, Session, Subject, _devices, _ort
 
 NAMES = sorted(registry.names("ltcompile.runtimes"))
 TOLERANCE = {"float32": 1e-5, "tf32": 5e-3}
@@ -53,12 +56,20 @@ def eager(subject: Subject, x: np.ndarray) -> np.ndarray:
         return subject.need_module("eager")(torch.from_numpy(x)).numpy()
 
 
+def load(name: str, subject: Subject, device: str = "cpu", batch: int = 3, **options: bool) -> Session:
+    return runtimes.load(subject, Deployment(device, name, batch), Options(**options))
+
+
+def answer(session: Session, x: np.ndarray) -> np.ndarray:
+    return next(iter(session.run(x).values()))
+
+
 def need(name: str, device: str) -> None:
     if reason := runtimes.unavailable(name, device):
         pytest.skip(reason)
 
 
-def test_there_are_backends() -> None:
+def test_there_are_runtimes() -> None:
     assert {"eager", "compile", "onnxruntime", "openvino", "tensorrt"} <= set(NAMES)
     assert runtimes.available("cpu")["eager"] is None
 
@@ -67,46 +78,52 @@ def test_there_are_backends() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_eager(name: str, device: str, subjects: list[Subject]) -> None:
     need(name, device)
-    artifacts = [runtimes.compile(name, subject, device) for subject in subjects]
-    tolerance = TOLERANCE[artifacts[0].dtype]
     for count in (1, 3):
-        for subject, artifact in zip(subjects, artifacts, strict=True):
+        sessions = [load(name, subject, device, count) for subject in subjects]
+        tolerance = TOLERANCE[sessions[0].dtype]
+        for subject, session in zip(subjects, sessions, strict=True):
             x = images(count)
-            assert (artifact.backend, artifact.device) == (name, device)
-            np.testing.assert_allclose(artifact.run(x), eager(subject, x), rtol=tolerance, atol=tolerance)
+            assert str(session.deployment) == f"{device}:{name}:b{count}:fp32"
+            np.testing.assert_allclose(answer(session, x), eager(subject, x), rtol=tolerance, atol=tolerance)
+        many = images(7)
+        np.testing.assert_allclose(sessions[0].answers(many), eager(subjects[0], many), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_depends_on_its_images_alone(name: str, device: str, subjects: list[Subject]) -> None:
     need(name, device)
-    artifact = runtimes.compile(name, subjects[0], device)
-    first = artifact.run(images(3, seed=1))
-    other = artifact.run(images(3, seed=2))
-    artifact.prepare(images(3, seed=3))()
+    session = load(name, subjects[0], device)
+    first = answer(session, images(3, seed=1))
+    other = answer(session, images(3, seed=2))
+    bound = session.bind(images(3, seed=3))
+    bound.call()
     assert not np.allclose(first, other)
-    np.testing.assert_allclose(artifact.run(images(3, seed=1)), first, rtol=1e-6)
+    np.testing.assert_allclose(answer(session, images(3, seed=1)), first, rtol=1e-6)
+    bound.write(images(3, seed=2))
+    bound.call()
+    np.testing.assert_allclose(next(iter(bound.read().values())), other, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_backend_names_what_the_subject_lacks(name: str, subjects: list[Subject]) -> None:
+def test_a_runtime_names_what_the_subject_lacks(name: str, subjects: list[Subject]) -> None:
     need(name, "cpu")
     reads_onnx = name in ("onnxruntime", "openvino")
     full = subjects[0]
     poor = Subject("poor", full.module) if reads_onnx else Subject("poor", onnx=full.onnx)
     with pytest.raises(Unavailable, match=f"{name} needs .*{'ONNX file' if reads_onnx else 'torch module'}.*'poor'"):
-        runtimes.compile(name, poor, "cpu")
+        load(name, poor)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_backend_that_cannot_run_says_what_to_do(name: str, device: str, subjects: list[Subject]) -> None:
+def test_a_runtime_that_cannot_run_says_what_to_do(name: str, device: str, subjects: list[Subject]) -> None:
     reason = runtimes.unavailable(name, device)
     if reason is None:
         pytest.skip(f"{name} works on {device}")
     assert any(word in reason for word in ("install", "use", "check"))
     with pytest.raises(Unavailable, match=name):
-        runtimes.compile(name, subjects[0], device)
+        load(name, subjects[0], device)
 
 
 def test_signals_do_no_harm_after_openvino(subjects: list[Subject]) -> None:
@@ -116,10 +133,12 @@ def test_signals_do_no_harm_after_openvino(subjects: list[Subject]) -> None:
 import faulthandler, signal, numpy
 from pathlib import Path
 from ltcompile import runtimes
+from ltcompile.core.deployment import Deployment
+from ltcompile.runtimes import Subject
 faulthandler.enable()
 for _ in range(2):
-    pair = [runtimes.compile("openvino", runtimes.Subject(name, onnx=Path(name)), "cpu") for name in {[str(s.onnx) for s in subjects]}]
-    [artifact.run(numpy.zeros((1, 3, 8, 8), numpy.float32)) for artifact in pair]
+    pair = [runtimes.load(Subject(name, onnx=Path(name)), Deployment("cpu", "openvino")) for name in {[str(s.onnx) for s in subjects]}]
+    [session.run(numpy.zeros((1, 3, 8, 8), numpy.float32)) for session in pair]
     del pair[0], pair
 try:
     signal.raise_signal(signal.SIGINT)
@@ -137,7 +156,7 @@ def test_unknown_names() -> None:
         runtimes.available("tpu")
 
 
-def test_listing_the_backends_imports_nothing_heavy() -> None:
+def test_listing_the_runtimes_imports_nothing_heavy() -> None:
     script = "import sys; from ltcompile import registry, benchmark; registry.names('ltcompile.runtimes'); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "ltcompile.runtimes.tensorrt" in loaded
@@ -155,6 +174,80 @@ def test_subjects_check_themselves(tmp_path: Path) -> None:
         Subject("narrow", Net(0).eval().bfloat16())
 
 
+class Many(nn.Module):
+    """Inputs of several ranks and dtypes, and a dictionary of outputs."""
+
+    def forward(self, tokens: torch.Tensor, scale: torch.Tensor, volume: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum": tokens.float().sum(1, keepdim=True) * scale, "largest": volume.amax((2, 3, 4)), "tokens": tokens + 1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_number_of_inputs_and_outputs_of_any_rank_and_dtype(name: str, tmp_path: Path) -> None:
+    need(name, "cpu")
+    rng = np.random.default_rng(0)
+    arrays = {
+        "tokens": rng.integers(0, 9, (3, 5)),
+        "scale": rng.standard_normal((3, 1), dtype=np.float32),
+        "volume": rng.standard_normal((3, 2, 4, 3, 2), dtype=np.float32),
+    }
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    export_onnx(Many(), tensors, tmp_path / "many.onnx")
+    session = load(name, Subject("many", Many().eval(), tmp_path / "many.onnx"))
+    expected = Many()(**tensors)
+    for inputs in (arrays, dict(reversed(arrays.items())) if name in ("onnxruntime", "openvino") else arrays, list(arrays.values())):
+        found = session.run(inputs)
+        assert len(found) == len(expected)
+        for got, wanted in zip(found.values(), expected.values(), strict=True):
+            assert got.dtype == wanted.numpy().dtype
+            np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-5, atol=1e-6)
+    with pytest.raises((BadSetting, TypeError)):
+        session.run(arrays["scale"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_threads_are_the_deployments_or_refused(name: str, subjects: list[Subject]) -> None:
+    need(name, "cpu")
+    deployment = Deployment.parse(f"cpu:{name}:b3:fp32:t2")
+    if name in ("onnxruntime", "openvino"):
+        session = runtimes.load(subjects[0], deployment)
+        assert session.details["threads"] == "2"
+        np.testing.assert_allclose(answer(session, images(3)), eager(subjects[0], images(3)), rtol=1e-5, atol=1e-5)
+    else:
+        with pytest.raises(Unavailable, match="OMP_NUM_THREADS"):
+            runtimes.load(subjects[0], deployment)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_operations_are_timed_where_a_runtime_records_them(name: str, subjects: list[Subject]) -> None:
+    need(name, "cpu")
+    if name in ("onnxruntime", "openvino", "eager"):
+        session = load(name, subjects[0], trace=True)
+        bound = session.bind(images(3))
+        for _ in range(4):
+            bound.call()
+        trace = session.layer_times()
+        assert trace.us.shape == (4, len(trace.names)) and (trace.us >= 0).all() and trace.us.sum() > 0 and sum(trace.products) >= 3
+        with pytest.raises(Unavailable, match="without recording"):
+            load(name, subjects[0]).layer_times()
+    else:
+        with pytest.raises(Unavailable, match="records no times"):
+            load(name, subjects[0], trace=True)
+
+
+def test_sessions_are_opened_here_alone() -> None:
+    """Whatever drives a runtime of its own handles batches, threads and spinning in its own way."""
+    opens = re.compile(r"InferenceSession\(|openvino\.Core|compile_model\(|torch\.compile\(|cuda\.graph\(|aoti_")
+    package = Path(runtimes.__file__).parents[1]
+    lines = {
+        f"{path.relative_to(package)}": line
+        for path in [*package.rglob("*.py"), *(package / "kernels").rglob("*.py")]
+        for line in path.read_text().splitlines()
+        if opens.search(line) and '"""' not in line
+    }
+    there = {name for name in lines if not name.startswith("runtimes/")}
+    assert len(lines) - len(there) >= 3 and there <= {"training/step.py"}, there  # which compiles what is trained
+
+
 class Fallen:
     """A session that was asked for CUDA and took the CPU, as ONNX Runtime does when a library is missing."""
 
@@ -168,11 +261,11 @@ class Fallen:
 def test_falling_back_to_the_cpu_is_an_error(monkeypatch: pytest.MonkeyPatch, subjects: list[Subject]) -> None:
     import onnxruntime
 
-    module = registry.load("ltcompile.runtimes", "backend", "onnxruntime")
+    module = registry.load("ltcompile.runtimes", "runtime", "onnxruntime")
     monkeypatch.setattr(onnxruntime, "InferenceSession", Fallen)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     with pytest.raises(Unavailable, match="fell back from CUDAExecutionProvider to CPUExecutionProvider"):
-        module.compile(subjects[0], "cuda")
+        module.load(subjects[0], Deployment("cuda"), Options())
     assert Fallen.options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
     assert Fallen.enable_fallback == 0
 
@@ -181,25 +274,26 @@ def test_a_missing_provider_library_is_an_error(subjects: list[Subject]) -> None
     if runtimes.unavailable("onnxruntime", "cuda") is None:
         pytest.skip("CUDA works here")
     with pytest.raises(Unavailable, match="CUDAExecutionProvider"):
-        registry.load("ltcompile.runtimes", "backend", "onnxruntime").compile(subjects[0], "cuda")
+        registry.load("ltcompile.runtimes", "runtime", "onnxruntime").load(subjects[0], Deployment("cuda"), Options())
 
 
 def test_a_file_that_is_no_network(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"no network")
     with pytest.raises(Unavailable, match=r"bad\.onnx"):
-        runtimes.compile("onnxruntime", Subject("bad", onnx=tmp_path / "bad.onnx"), "cpu")
+        load("onnxruntime", Subject("bad", onnx=tmp_path / "bad.onnx"))
 
 
 def test_replay_keeps_its_buffers(subjects: list[Subject]) -> None:
     """The CUDA path's binding, on the CPU: fixed buffers, refilled for each answer."""
-    subject = subjects[0]
-    replay = _ort._Replay(_ort.open_session(subject.need_onnx("test"), [(_ort.CPU, {})], batch=3), "cpu")
+    subject, deployment = subjects[0], Deployment("cpu", batch=3)
+    file = subject.need_onnx("test")
+    replay = _ort.Replayed(_ort.open_session(file, sizes={"batch": 3}), deployment, {}, at="cpu")
     for seed in (1, 2):
         bound = replay.bind(images(3, seed))
         bound.call()
-        np.testing.assert_allclose(bound.read(), eager(subject, images(3, seed)), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(next(iter(bound.read().values())), eager(subject, images(3, seed)), rtol=1e-5, atol=1e-5)
     with pytest.raises(Unavailable, match="fixed shapes"):
-        _ort._Replay(_ort.open_session(subject.need_onnx("test"), [(_ort.CPU, {})]), "cpu")
+        _ort.Replayed(_ort.open_session(file), deployment, {}, at="cpu")
 
 
 def test_no_compiler_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +310,7 @@ def test_a_failed_compilation_is_a_reason() -> None:
 
     need("compile", "cpu")
     with pytest.raises(Unavailable, match="'untraceable'"):
-        runtimes.compile("compile", Subject("untraceable", Untraceable().eval()), "cpu").run(images(1))
+        load("compile", Subject("untraceable", Untraceable().eval()), batch=1).run(images(1))
 
 
 @pytest.mark.parametrize(("convolutions", "products"), [(True, False), (False, True), (False, False)])

@@ -24,8 +24,9 @@ from quickly import exported_once, timed_at_once
 from readers import READERS, some_ticket, spoil_onnx
 
 import ltcompile as lt
+from ltcompile import registry
 from ltcompile.cli import main
-from ltcompile.core.deployment import BACKENDS, DEVICES, MOST_IMAGES, PRECISIONS, Deployment
+from ltcompile.core.deployment import DEVICES, MOST_IMAGES, PRECISIONS, Deployment
 from ltcompile.core.interval import wilson
 from ltcompile.core.network_file import described
 from ltcompile.core.onnx_file import domains, external
@@ -131,17 +132,22 @@ def check(folder: Path, what: str, **options: Any) -> Check:
 # Targets
 
 
-@given(st.sampled_from(DEVICES), st.sampled_from(BACKENDS), st.integers(1, MOST_IMAGES), st.sampled_from(PRECISIONS))
-def test_targets_are_read_as_they_are_written(device: str, backend: str, batch: int, precision: str) -> None:
-    target = Deployment(device, backend, batch, precision)
+RUNTIMES = [*registry.names("ltcompile.runtimes"), "engine"]
+
+
+@given(st.sampled_from(DEVICES), st.sampled_from(RUNTIMES), st.integers(1, MOST_IMAGES), st.sampled_from(PRECISIONS), st.integers(0, 64))
+def test_targets_are_read_as_they_are_written(device: str, runtime: str, batch: int, precision: str, threads: int) -> None:
+    target = Deployment(device, runtime, batch, precision, threads if device == "cpu" else 0)
     assert Deployment.parse(str(target)) == target == Deployment.from_json(target.to_json())
-    for parts in range(1, 5):
+    for parts in range(1, 6):
         begun = Deployment.parse(":".join(str(target).split(":")[:parts]))
         rest = Deployment(device)
         assert begun == Deployment(*[getattr(target if i < parts else rest, name) for i, name in enumerate(target.to_json())])
 
 
-@given(st.lists(st.sampled_from([*DEVICES, *BACKENDS, *PRECISIONS, "b1", "b0", "b-1", "8", "b99999999", "", "cpu "]), max_size=6))
+@given(
+    st.lists(st.sampled_from([*DEVICES, *RUNTIMES, *PRECISIONS, "b1", "t2", "t0", "b0", "b-1", "8", "b99999999", "", "cpu "]), max_size=6)
+)
 def test_targets_are_read_or_refused(parts: list[str]) -> None:
     text = ":".join(parts)
     try:
@@ -202,6 +208,7 @@ def test_one_target_is_checked_alone(folder: Path) -> None:
     for target, says in (
         ("cpu:onnxruntime:b3", "b1:fp32, cpu"),
         ("cpu:openvino", "onnxruntime alone"),
+        ("cpu:onnxruntime:b1:fp32:t2", "own number of threads"),
         ("cpu:onnxruntime:b1:int8", "fp32"),
     ):
         with pytest.raises(BadSetting, match=says):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from ltcompile.benchmark.competitors.entrant import ENGINE
-from ltcompile.benchmark.competitors.result import Check, RaceResult
+from ltcompile.benchmark.competitors.competitor import ENGINE
+from ltcompile.benchmark.competitors.result import Check, CompetitorsResult
 
 Number = float | None
 
@@ -19,31 +19,31 @@ def at_most(claim: str, found: Number, bound: float) -> Check:
     return Check(claim, found, None if found is None else found <= bound)
 
 
-def over_peer(result: RaceResult, subject: str, batch: int, precision: str) -> Number:
+def over_peer(result: CompetitorsResult, subject: str, batch: int, precision: str) -> Number:
     """How many times as fast the engine is as its fastest peer."""
     engine = result.row(subject, batch, ENGINE, precision)
     peer = result.fastest_peer(engine) if engine else None
     return peer.ms_p50 / engine.ms_p50 if engine and peer else None
 
 
-def engine_us(result: RaceResult, subject: str, batch: int, precision: str) -> Number:
+def engine_us(result: CompetitorsResult, subject: str, batch: int, precision: str) -> Number:
     engine = result.row(subject, batch, ENGINE, precision)
     return 1000 * engine.ms_p50 if engine else None
 
 
-def over_entrant(result: RaceResult, subject: str, batch: int, entrant: str, precision: str) -> Number:
-    """How many times as fast the engine is as that entrant."""
-    engine, other = (result.row(subject, batch, name, precision) for name in (ENGINE, entrant))
+def over_competitor(result: CompetitorsResult, subject: str, batch: int, competitor: str, precision: str) -> Number:
+    """How many times as fast the engine is as that competitor."""
+    engine, other = (result.row(subject, batch, name, precision) for name in (ENGINE, competitor))
     return other.ms_p50 / engine.ms_p50 if engine and other else None
 
 
-def over_dense(result: RaceResult, small: str, dense: str, batch: int, precision: str) -> Number:
+def over_dense(result: CompetitorsResult, small: str, dense: str, batch: int, precision: str) -> Number:
     """How many times as fast the engine runs the small network as the dense one."""
     fast, slow = (result.row(subject, batch, ENGINE, precision) for subject in (small, dense))
     return slow.ms_p50 / fast.ms_p50 if fast and slow else None
 
 
-def of_macs(result: RaceResult, small: str, dense: str, batch: int, precision: str) -> Number:
+def of_macs(result: CompetitorsResult, small: str, dense: str, batch: int, precision: str) -> Number:
     """The measured speedup over the dense network, as a share of what the MACs promise."""
     speedup = over_dense(result, small, dense, batch, precision)
     if speedup is None:
@@ -51,19 +51,19 @@ def of_macs(result: RaceResult, small: str, dense: str, batch: int, precision: s
     return speedup * result.subjects[small]["macs"] / result.subjects[dense]["macs"]
 
 
-def of_roofline(result: RaceResult, subject: str, batch: int, precision: str) -> Number:
+def of_roofline(result: CompetitorsResult, subject: str, batch: int, precision: str) -> Number:
     """The least time for all layers, as a share of the engine's for the whole network."""
     us = engine_us(result, subject, batch, precision)
     floors_us = [layer.floor_us for layer in result.layers if (layer.subject, layer.batch, layer.precision) == (subject, batch, precision)]
     return sum(floors_us) / us if us and floors_us else None
 
 
-def never_behind(claim: str, result: RaceResult, bound: float) -> Check:
-    """That in all heats the engine's time over that of the fastest peer of its precision is at most `bound`; found is the worst.
+def never_behind(claim: str, result: CompetitorsResult, bound: float) -> Check:
+    """That in all cases the engine's time over that of the fastest peer of its precision is at most `bound`; found is the worst.
 
     It fails where one row's whole interval lies above the bound, and cannot be told where only the row's median does.
     """
-    pairs = [(row, result.fastest_peer(row)) for row in result.rows if row.entrant == ENGINE]
+    pairs = [(row, result.fastest_peer(row)) for row in result.rows if row.competitor == ENGINE]
     ratios = {row: row.ms_p50 / peer.ms_p50 for row, peer in pairs if peer}
     if not ratios:
         return Check(claim, None, None)
@@ -72,7 +72,7 @@ def never_behind(claim: str, result: RaceResult, bound: float) -> Check:
     return Check(claim, max(ratios.values()), True if max(ratios.values()) <= bound else None)
 
 
-def against_cudnn(result: RaceResult, subjects: Iterable[str]) -> Number:
+def against_cudnn(result: CompetitorsResult, subjects: Iterable[str]) -> Number:
     """The geometric mean of cuDNN's time over our kernel's, among the dense convolutions where both were timed."""
     wanted = set(subjects)
     told = [layer.told_us for layer in result.layers if layer.subject in wanted and layer.what == "kernel.conv2d"]

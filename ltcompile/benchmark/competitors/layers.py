@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ltcompile import kernels
 from ltcompile.benchmark.competitors.clock import Clock
-from ltcompile.benchmark.competitors.entrant import Network
+from ltcompile.benchmark.competitors.competitor import Network
 from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.core.records import Record
 from ltcompile.engine.checks import tile

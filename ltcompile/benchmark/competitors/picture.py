@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ltcompile.benchmark.competitors.layers import Layer
-from ltcompile.benchmark.competitors.result import RaceResult
+from ltcompile.benchmark.competitors.result import CompetitorsResult
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -31,12 +31,12 @@ TOLD = {
 }
 
 
-def page(result: RaceResult) -> str:
+def page(result: CompetitorsResult) -> str:
     """The page; empty of figures where no layers were timed. Raises ImportError where there is no Plotly."""
     from plotly.offline import get_plotlyjs
 
-    heats = dict.fromkeys((layer.subject, layer.batch) for layer in result.layers)
-    figures = [_figure([layer for layer in result.layers if (layer.subject, layer.batch) == key]) for key in heats]
+    cases = dict.fromkeys((layer.subject, layer.batch) for layer in result.layers)
+    figures = [_figure([layer for layer in result.layers if (layer.subject, layer.batch) == key]) for key in cases]
     parts = [figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) for figure in figures]
     title = html.escape(f"Layers on {result.machine}")
     return PAGE.format(title=title, plotly=get_plotlyjs(), told=TOLD[result.device], figures="\n".join(parts))

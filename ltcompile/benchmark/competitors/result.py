@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltcompile.benchmark.competitors.entrant import ENGINE
+from ltcompile.benchmark.competitors.competitor import ENGINE
 from ltcompile.benchmark.competitors.layers import Layer
 from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.core.records import Record
@@ -20,15 +20,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Row(Record):
-    """One entrant on one network and batch.
+    """One competitor on one network and batch.
 
     `max_error` is relative to fp32 eager's largest magnitude; `top1` the share of images whose best class is the same. `how` is what the
-    entrant chose by itself. `behind` is the 95 % interval of the engine's time over its fastest peer's. `joules_per_image` is told of the
+    competitor chose by itself. `behind` is the 95 % interval of the engine's time over its fastest peer's. `joules_per_image` is told of the
     engine and of the fastest peer, where a driver counts.
     """
 
     subject: str
-    entrant: str
+    competitor: str
     precision: str
     batch: int
     ms_p20: float
@@ -45,11 +45,11 @@ class Row(Record):
 
 @dataclass(frozen=True)
 class Refusal(Record):
-    """Who did not race, and why; `entrant` is "" where nobody did."""
+    """Who did not race, and why; `competitor` is "" where nobody did."""
 
     subject: str
     batch: int
-    entrant: str
+    competitor: str
     precision: str
     reason: str
 
@@ -64,8 +64,8 @@ class Check(Record):
 
 
 @dataclass
-class RaceResult:
-    """`subjects` are parameters and MACs by network; `settings` those of each entrant; `energy` says why no joules are told, or "";
+class CompetitorsResult:
+    """`subjects` are parameters and MACs by network; `settings` those of each competitor; `energy` says why no joules are told, or "";
     `busy_share` of all processors' time was other work's before it began, the most where it was resumed.
     """
 
@@ -83,26 +83,28 @@ class RaceResult:
     checks: list[Check] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def heat(self, subject: str, batch: int) -> list[Row]:
+    def case(self, subject: str, batch: int) -> list[Row]:
         """The rows of one network and batch, fastest first."""
         return sorted((row for row in self.rows if (row.subject, row.batch) == (subject, batch)), key=lambda row: row.ms_p50)
 
-    def heats(self) -> list[tuple[str, int]]:
+    def cases(self) -> list[tuple[str, int]]:
         """What was raced, in order."""
         return list(dict.fromkeys((row.subject, row.batch) for row in self.rows))
 
-    def row(self, subject: str, batch: int, entrant: str, precision: str) -> Row | None:
-        return next((r for r in self.heat(subject, batch) if (r.entrant, r.precision) == (entrant, precision)), None)
+    def row(self, subject: str, batch: int, competitor: str, precision: str) -> Row | None:
+        return next((r for r in self.case(subject, batch) if (r.competitor, r.precision) == (competitor, precision)), None)
 
     def fastest_peer(self, engine: Row) -> Row | None:
         """The fastest of those who ran the same in the same precision."""
-        return next((r for r in self.heat(engine.subject, engine.batch) if r.entrant != ENGINE and r.precision == engine.precision), None)
+        return next(
+            (r for r in self.case(engine.subject, engine.batch) if r.competitor != ENGINE and r.precision == engine.precision), None
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "race", "format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
-    def load(cls, path: str | Path) -> RaceResult:
+    def load(cls, path: str | Path) -> CompetitorsResult:
         """What was written to `path`. Raises BadFile where it is missing, or no race."""
         value = read_json(path, "race")
         kinds: Mapping[str, type[Record]] = {"peaks": Peaks, "rows": Row, "refused": Refusal, "layers": Layer, "checks": Check}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ltcompile.benchmark.competitors.entrant import ENGINE
+from ltcompile.benchmark.competitors.competitor import ENGINE
 from ltcompile.benchmark.competitors.layers import Layer
-from ltcompile.benchmark.competitors.result import Check, RaceResult, Row
+from ltcompile.benchmark.competitors.result import Check, CompetitorsResult, Row
 
-HEAD = ("", "entrant", "precision", "p50 ms", "p20 to p80", "images/s", "largest error", "same class", "mJ an image", "what it chose")
+HEAD = ("", "competitor", "precision", "p50 ms", "p20 to p80", "images/s", "largest error", "same class", "mJ an image", "what it chose")
 BUSY = 0.3
 CLOCKS = {
     "cpu": "by the clock",
@@ -17,13 +17,13 @@ CLOCKS = {
 LAYERS_HEAD = ("layer", "what", "by", "us", "MB", "MFLOP", "share of the roofline")
 
 
-def markdown(result: RaceResult) -> str:
-    """The whole race: claims, heats, who did not race, layers."""
+def markdown(result: CompetitorsResult) -> str:
+    """The whole race: claims, cases, who did not race, layers."""
     parts = [f"# The race on {result.machine}", _preamble(result)]
     if result.checks:
         parts += ["## Claims", _table(("claim", "found", ""), [(c.claim, _found(c.found), _holds(c)) for c in result.checks])]
-    for subject, batch in result.heats():
-        parts += [f"## {subject}, batch {batch}", heat(result, subject, batch)]
+    for subject, batch in result.cases():
+        parts += [f"## {subject}, batch {batch}", case_table(result, subject, batch)]
     if result.refused:
         parts += ["## Who did not race", "\n".join(_refused(result))]
     for key in dict.fromkeys((layer.subject, layer.batch) for layer in result.layers):
@@ -32,26 +32,26 @@ def markdown(result: RaceResult) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def heat(result: RaceResult, subject: str, batch: int) -> str:
+def case_table(result: CompetitorsResult, subject: str, batch: int) -> str:
     """One network at one batch size, fastest first, and how the engine stands against the fastest peer of each precision."""
-    rows = result.heat(subject, batch)
+    rows = result.case(subject, batch)
     return "\n\n".join([_table(HEAD, [_cells(row) for row in rows]), *_standings(result, rows)])
 
 
-def _standings(result: RaceResult, rows: Sequence[Row]) -> Iterable[str]:
-    for engine in (row for row in rows if row.entrant == ENGINE):
+def _standings(result: CompetitorsResult, rows: Sequence[Row]) -> Iterable[str]:
+    for engine in (row for row in rows if row.competitor == ENGINE):
         if peer := result.fastest_peer(engine):
             spread = f" (95 %: {1 / engine.behind[1]:.2f} to {1 / engine.behind[0]:.2f})" if engine.behind else ""
             ratio = f"{peer.ms_p50 / engine.ms_p50:.2f}{spread}"
-            yield f"{engine.precision}: engine is {ratio} times as fast as the fastest peer, {peer.entrant}."
+            yield f"{engine.precision}: engine is {ratio} times as fast as the fastest peer, {peer.competitor}."
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    ours = row.entrant == ENGINE
+    ours = row.competitor == ENGINE
     energy = "" if row.joules_per_image is None else f"{1000 * row.joules_per_image:.3g}"
     return (
         "→" if ours else "",
-        f"**{row.entrant}**" if ours else row.entrant,
+        f"**{row.competitor}**" if ours else row.competitor,
         row.precision,
         f"{row.ms_p50:.4g}",
         f"{row.ms_p20:.4g} to {row.ms_p80:.4g}",
@@ -63,7 +63,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _preamble(result: RaceResult) -> str:
+def _preamble(result: CompetitorsResult) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result.provenance.get("versions", {}).items())
     sizes = ", ".join(f"{name} {size['macs'] / 1e6:,.1f} MMAC" for name, size in result.subjects.items())
     peaks = ", ".join(
@@ -84,13 +84,13 @@ def _preamble(result: RaceResult) -> str:
     return "\n".join([*told, "", *(f"- {name}: {settings}" for name, settings in result.settings.items())])
 
 
-def _refused(result: RaceResult) -> Iterable[str]:
+def _refused(result: CompetitorsResult) -> Iterable[str]:
     """One line a reason."""
     for reason in dict.fromkeys(refusal.reason for refusal in result.refused):
         where = [r for r in result.refused if r.reason == reason]
-        who = ", ".join(dict.fromkeys(f"{r.entrant} {r.precision}".strip() or "everyone" for r in where))
-        heats = ", ".join(dict.fromkeys(f"{r.subject} at {r.batch}" for r in where))
-        yield f"- {who} ({heats}): {reason}"
+        who = ", ".join(dict.fromkeys(f"{r.competitor} {r.precision}".strip() or "everyone" for r in where))
+        cases = ", ".join(dict.fromkeys(f"{r.subject} at {r.batch}" for r in where))
+        yield f"- {who} ({cases}): {reason}"
 
 
 def _layers(rows: Sequence[Layer]) -> str:

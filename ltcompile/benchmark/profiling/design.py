@@ -13,7 +13,7 @@ from ltcompile.graph.bundle import Bundle
 from ltcompile.graph.widths import Widths
 
 SHARES = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125, 0.0625)  # of the whole width; as many as a prime
-BESIDE = (0, 1, 2, 4, 8)  # channels below an edge: widths that 16, 1, 2, 4 and 8 divide and no more; as many as a prime
+BELOW = (0, 1, 2, 4, 8)  # channels below an edge: widths that 16, 1, 2, 4 and 8 divide and no more; as many as a prime
 BASES = (0.5, 1.0, 0.25, 0.75)  # shares of the whole width, below which they lie in turns
 EDGE = 16
 CHECKS = 8
@@ -52,12 +52,12 @@ def small(bundles: Sequence[Bundle]) -> Kept:
     return _kept(bundles, [_level(b, 0.25) for b in bundles])
 
 
-def beside(bundles: Sequence[Bundle], colour: Sequence[int]) -> list[Kept]:
+def below_edges(bundles: Sequence[Bundle], colour: Sequence[int]) -> list[Kept]:
     """Widths just below edges, all along the way down."""
     found = []
-    for run, row in enumerate(pairs(len(BESIDE))):
+    for run, row in enumerate(pairs(len(BELOW))):
         base = BASES[run % len(BASES)]
-        found.append(_kept(bundles, [_below(b, base, BESIDE[row[c % len(row)]]) for b, c in zip(bundles, colour, strict=True)]))
+        found.append(_kept(bundles, [_below(b, base, BELOW[row[c % len(row)]]) for b, c in zip(bundles, colour, strict=True)]))
     return found
 
 

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul", "QLinearConv", "QLinearMatMul", "QGemm")
+from ltcompile.runtimes._ort import PRODUCTS
+
 DECORATION = re.compile(r"^fused |(_nchwc|_nhwc|_quant|_token_\d+|/\w+)$")
 Names = dict[str, set[str]]  # name of an operation or value -> the layers that it may stand for
 

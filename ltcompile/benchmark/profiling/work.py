@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ltcompile import registry, runtimes
 from ltcompile.benchmark import energy
 from ltcompile.benchmark.profiling import design
-from ltcompile.benchmark.profiling.runtimes import Call, Runtime, Timing, Variant, Whole, open_runtime
+from ltcompile.benchmark.profiling.timer import Call, LayerTimer, Timing, Variant, Whole, open_timer
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.image_size import height_width
 from ltcompile.core.plan import PruningPlan
@@ -76,8 +77,8 @@ def profile(
         StaleProfile: what is there is of something else. BadFile: it cannot be read or written.
     """
     path = check_writable(output or cached(model, target))
-    runtime = open_runtime(target)
-    work = _work(model, target, runtime)
+    timer = open_timer(target)
+    work = _work(model, target, timer)
     there = _there(path, model, target) if resume else None
     found, told = there or Profile(dict(model), target, machine(target), {}, ()), on_progress or (lambda done, of, run: None)
     if there is not None and len(there.runs) == len(work.runs):
@@ -95,17 +96,17 @@ def profile(
 
 
 def _calmed(found: Profile, work: _Work, told: Progress) -> Profile:
-    """`found` with runs made again that fell into minutes in which the machine was slower: what ran beside them tells how slow, but other
+    """`found` with runs made again that fell into minutes in which the machine was slower: the reference tells how slow, but other
     networks, with other weights in the caches, are slowed more or less than that. The slowest are the first, and each keeps its calmest.
     """
     runs = list(found.runs)
     for turn in range(AGAIN):
-        beside = np.array([run.beside_ms or 0.0 for run in runs])  # of older files, some have none
-        slowest = int(beside.argmax())
-        if beside[slowest] <= SLOWED * np.quantile(beside, CALM):
+        reference_ms = np.array([run.reference_ms or 0.0 for run in runs])  # of older files, some have none
+        slowest = int(reference_ms.argmax())
+        if reference_ms[slowest] <= SLOWED * np.quantile(reference_ms, CALM):
             break
         run = _narrowed(work.time(*work.runs[slowest]), found.layers)
-        runs[slowest] = min(run, runs[slowest], key=lambda r: r.beside_ms or 0.0)
+        runs[slowest] = min(run, runs[slowest], key=lambda r: r.reference_ms or 0.0)
         told(len(runs) + turn + 1, len(runs) + AGAIN, run)
     return replace(found, runs=tuple(runs))
 
@@ -115,14 +116,14 @@ def stopwatch(model: Mapping[str, Any], target: Deployment) -> Callable[[nn.Modu
 
     Raises Unavailable where they cannot run here.
     """
-    runtime = open_runtime(target, deployed=True)
-    whole = _work(model, target, runtime).itself
+    timer = open_timer(target, deployed=True)
+    whole = _work(model, target, timer).itself
 
     def measured(network: nn.Module) -> float:
         timing = Whole.of(
-            _Work(copied(unwrap(network)).cpu().eval(), model, target, runtime).itself, whole, runtime.settle_s, STOPWATCH_SECONDS
+            _Work(copied(unwrap(network)).cpu().eval(), model, target, timer).itself, whole, timer.settle_s, STOPWATCH_SECONDS
         )
-        return timing.ms / timing.beside_ms
+        return timing.ms / timing.reference_ms
 
     return measured
 
@@ -133,8 +134,8 @@ def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Cal
 
     Raises Unavailable where the network cannot run here, or nothing counts joules.
     """
-    runtime, joules = open_runtime(target, deployed=True), energy.counter(target.device)
-    whole = _work(model, target, runtime).itself
+    timer, joules = open_timer(target, deployed=True), energy.counter(target.device)
+    whole = _work(model, target, timer).itself
 
     def spent(call: Call) -> float:
         found = energy.per_image(joules, call, target.batch)
@@ -143,17 +144,17 @@ def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Cal
         return found
 
     def measured(network: nn.Module) -> float:
-        small = _Work(copied(unwrap(network)).cpu().eval(), model, target, runtime).itself
+        small = _Work(copied(unwrap(network)).cpu().eval(), model, target, timer).itself
         return statistics.median(spent(small) / spent(whole) for _ in range(TURNS))
 
     return statistics.median(spent(whole) for _ in range(TURNS)), measured
 
 
-def _work(model: Mapping[str, Any], target: Deployment, runtime: Runtime) -> _Work:
+def _work(model: Mapping[str, Any], target: Deployment, timer: LayerTimer) -> _Work:
     """The network with weights at random."""
     with seeded(stream("first weights", 0)):
         network = build_model(model["name"], **model["arguments"]).eval()
-    return _Work(network, model, target, runtime)
+    return _Work(network, model, target, timer)
 
 
 def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile | None:
@@ -178,7 +179,7 @@ class _Work:
     network: nn.Module
     model: Mapping[str, Any]
     target: Deployment
-    runtime: Runtime
+    timer: LayerTimer
 
     @cached_property
     def images(self) -> Tensor:
@@ -218,20 +219,20 @@ class _Work:
         return [
             ("dense", whole),
             *(("grid", kept) for kept in others),
-            *(("stairs", kept) for kept in design.beside(free, colour)),
+            *(("stairs", kept) for kept in design.below_edges(free, colour)),
             *(("check", kept) for kept in design.held_back(free)),
         ]
 
     def time(self, why: Why, some: design.Kept) -> Run:
         kept = {g.name: g.width for g in self.groups} | some
-        timing: Timing = self.runtime.time(self._variant(some), self.images, self.beside)
+        timing: Timing = self.timer.time(self._variant(some), self.images, self.reference)
         widths = {name: (int(w.read.of(kept)), int(w.made.of(kept))) for name, w in self.widths.items()}
-        return Run(why, widths, timing.ms, timing.spread, timing.layers_ms, timing.beside_ms)
+        return Run(why, widths, timing.ms, timing.spread, timing.layers_ms, timing.reference_ms)
 
     @cached_property
-    def beside(self) -> Call:
+    def reference(self) -> Call:
         """A small cut that runs in turns with all others, and tells how fast the machine is just then."""
-        return self.runtime.call(self._variant(design.small([b for b in bundles(self.groups) if not b.frozen])), self.images)
+        return self.timer.call(self._variant(design.small([b for b in bundles(self.groups) if not b.frozen])), self.images)
 
     def _variant(self, some: design.Kept) -> Variant:
         """The network at some widths, its answers checked."""
@@ -241,12 +242,12 @@ class _Work:
 
     def _checked(self, variant: Variant) -> Variant:
         images = torch.randn((CHECKED, *self.images.shape[1:]), generator=torch.Generator().manual_seed(1))
-        self.runtime.check(variant, images)
+        self.timer.check(variant, images)
         return variant
 
     def _onnx(self, module: nn.Module) -> Any:
         """The ONNX model of a cut, for runtimes that read one."""
-        if self.target.backend == "eager":
+        if not self._reads_onnx:
             return None
         try:
             return resized(self._base, self.folded.state_dict(), module.state_dict()) if self._resizes else self._export(module)
@@ -256,7 +257,11 @@ class _Work:
     @cached_property
     def itself(self) -> Call:
         """The network as it is."""
-        return self.runtime.call(self._checked(Variant(self.folded, None if self.target.backend == "eager" else self._base)), self.images)
+        return self.timer.call(self._checked(Variant(self.folded, self._base if self._reads_onnx else None)), self.images)
+
+    @property
+    def _reads_onnx(self) -> bool:
+        return bool(getattr(registry.load(runtimes.__name__, "runtime", self.target.runtime), "READS_ONNX", False))
 
     @cached_property
     def _base(self) -> Any:

@@ -1,6 +1,6 @@
-"""Running a race: heat by heat, every entrant is placed and checked, then all are timed side by side.
+"""Running a race: case by case, every competitor is placed and checked, then all are timed side by side.
 
-Nothing that one entrant or one measurement raises ends the others; only a GPU that is lost ends the process, since nothing runs on it any
+Nothing that one competitor or one measurement raises ends the others; only a GPU that is lost ends the process, since nothing runs on it any
 more.
 """
 
@@ -18,104 +18,94 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ltcompile import runtimes, timing
+from ltcompile import timing
 from ltcompile.benchmark import busy_share, energy
 from ltcompile.benchmark.competitors import layers, peaks
 from ltcompile.benchmark.competitors.clock import Call, Clock, track
-from ltcompile.benchmark.competitors.entrant import ENGINE, Entrant, Network, Ready
+from ltcompile.benchmark.competitors.competitor import ENGINE, Competitor, Network, Ready
+from ltcompile.benchmark.competitors.entries import competitors
 from ltcompile.benchmark.competitors.peaks import Peaks
-from ltcompile.benchmark.competitors.result import RaceResult, Refusal, Row
+from ltcompile.benchmark.competitors.result import CompetitorsResult, Refusal, Row
 from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import cpu_name, provenance
 from ltcompile.engine.checks import relative_error, tile
 from ltcompile.errors import BadSetting, DeviceLost, Disagreement, LtcompileError, Unavailable
 from ltcompile.graph import size
 from ltcompile.numerics import FP32_TOLERANCE
-from ltcompile.runtimes._base import first_line
+from ltcompile.runtimes import first_line
 
 LAYERS_IN = {"cpu": "fp32", "cuda": "fp16"}
 LOST = "the GPU was lost: "  # how a reason begins; a resumed race leaves out who did it
 
 
 @dataclass(frozen=True)
-class Heat:
-    """One network (by name) at one batch size, by these entrants ("engine", or "engine fp32" for one precision); by all where none are named."""
+class Case:
+    """One network (by name) at one batch size, by these competitors ("engine", or "engine fp32" for one precision); by all where none are named."""
 
     subject: str
     batch: int
-    entrants: tuple[str, ...] = ()
+    competitors: tuple[str, ...] = ()
 
-    def takes(self, entrant: Entrant) -> bool:
+    def takes(self, competitor: Competitor) -> bool:
         """Whether it races."""
-        return not self.entrants or bool({entrant.name, str(entrant)} & set(self.entrants))
-
-
-def entrants(device: str) -> tuple[Entrant, ...]:
-    """Everyone who races on `device`. Raises BadSetting or Unavailable where there is no such device."""
-    if reason := runtimes.unavailable("eager", device):
-        raise Unavailable(reason)
-    if device == "cpu":
-        from ltcompile.benchmark.competitors.cpu import ENTRANTS
-    else:
-        from ltcompile.benchmark.competitors.cuda import ENTRANTS
-    return ENTRANTS
+        return not self.competitors or bool({competitor.name, str(competitor)} & set(self.competitors))
 
 
 def run(
     networks: Sequence[Network],
-    heats: Sequence[Heat],
+    cases: Sequence[Case],
     *,
     device: str = "cpu",
     seconds: float = 1.0,
     images: str = "as given",
     until: float | None = None,
-    result: RaceResult | None = None,
+    result: CompetitorsResult | None = None,
     on_progress: Callable[[str], None] | None = None,
-    on_result: Callable[[RaceResult], None] | None = None,
-    on_heat: Callable[[RaceResult, Heat], None] | None = None,
-) -> RaceResult:
-    """Race `heats` in their order, the most important first.
+    on_result: Callable[[CompetitorsResult], None] | None = None,
+    on_case: Callable[[CompetitorsResult, Case], None] | None = None,
+) -> CompetitorsResult:
+    """Race `cases` in their order, the most important first.
 
     Args:
-        seconds: what each entrant is timed for, of the clock (on a GPU the time of its work alone).
+        seconds: what each competitor is timed for, of the clock (on a GPU the time of its work alone).
         images: which they are, for the reader.
-        until: of `time.monotonic()`; heats that would begin later are left out, and told as that.
+        until: of `time.monotonic()`; cases that would begin later are left out, and told as that.
         result: of a race that was cut off: what it holds is not run again.
         on_result: sees the result so far whenever something was added: a refusal, times, energy, a layer.
-        on_heat: sees the result so far after each heat.
+        on_case: sees the result so far after each case.
 
     Raises:
-        Unavailable, BadSetting: there is no such device, network or entrant.
+        Unavailable, BadSetting: there is no such device, network or competitor.
         DeviceLost: a kernel broke the GPU for this process. Run the race again in another one, with `result`.
     """
-    everyone, by_name = entrants(device), {network.name: network for network in networks}
-    _check(heats, by_name, everyone)
+    everyone, by_name = competitors(device), {network.name: network for network in networks}
+    _check(cases, by_name, everyone)
     if result is None:
-        result = RaceResult(device, cpu_name() if device == "cpu" else torch.cuda.get_device_name(), images)
+        result = CompetitorsResult(device, cpu_name() if device == "cpu" else torch.cuda.get_device_name(), images)
     result.busy_share = max(filter(None, (busy_share(), result.busy_share)), default=None)
-    done = result.heats()
+    done = result.cases()
     result.refused = [r for r in result.refused if (r.subject, r.batch) in done or r.reason.startswith(LOST)]
     result.provenance = provenance()
     result.settings = {str(e): e.settings for e in everyone}
     with track(device) as clock:
-        for heat in heats:
-            if (heat.subject, heat.batch) in result.heats():
+        for case in cases:
+            if (case.subject, case.batch) in result.cases():
                 continue
             if until is not None and time.monotonic() > until:
-                result.refused.append(Refusal(heat.subject, heat.batch, "", "", "left out: the time was up"))
+                result.refused.append(Refusal(case.subject, case.batch, "", "", "left out: the time was up"))
                 continue
-            broke = {(r.entrant, r.precision) for r in result.refused if (r.subject, r.batch) == (heat.subject, heat.batch)}
-            racing = [e for e in everyone if heat.takes(e) and (e.name, e.precision) not in broke]
-            with _guarded(result, heat, "heat", "", on_result):
-                _Heat(by_name[heat.subject], heat, result, clock, on_progress or (lambda _: None), on_result).run(racing, seconds)
-            if on_heat:
-                on_heat(result, heat)
+            broke = {(r.competitor, r.precision) for r in result.refused if (r.subject, r.batch) == (case.subject, case.batch)}
+            racing = [e for e in everyone if case.takes(e) and (e.name, e.precision) not in broke]
+            with _guarded(result, case, "case", "", on_result):
+                _CaseRun(by_name[case.subject], case, result, clock, on_progress or (lambda _: None), on_result).run(racing, seconds)
+            if on_case:
+                on_case(result, case)
     return result
 
 
 @contextlib.contextmanager
 def _guarded(
-    result: RaceResult, heat: Heat, what: str, precision: str, on_result: Callable[[RaceResult], None] | None = None
+    result: CompetitorsResult, case: Case, what: str, precision: str, on_result: Callable[[CompetitorsResult], None] | None = None
 ) -> Iterator[None]:
     """What `what` raises becomes a refusal. Raises DeviceLost where the GPU does not answer afterwards."""
     try:
@@ -125,7 +115,7 @@ def _guarded(
     except Exception as error:  # each runtime and each driver has its own types
         reason = _plain(str(error) if isinstance(error, LtcompileError) else first_line(error))
         lost = _lost(result.device)
-        result.refused.append(Refusal(heat.subject, heat.batch, what, precision, LOST + reason if lost else reason))
+        result.refused.append(Refusal(case.subject, case.batch, what, precision, LOST + reason if lost else reason))
         if on_result:
             on_result(result)
         if lost:
@@ -149,42 +139,42 @@ def _lost(device: str) -> bool:
     return False
 
 
-def _check(heats: Sequence[Heat], networks: dict[str, Network], everyone: Sequence[Entrant]) -> None:
-    names = {name for entrant in everyone for name in (entrant.name, str(entrant))}
-    for heat in heats:
-        if heat.subject not in networks or heat.batch < 1:
-            raise BadSetting(f"{heat} names no network at a batch size of 1 or more; known: {', '.join(networks)}")
-        if unknown := set(heat.entrants) - names:
+def _check(cases: Sequence[Case], networks: dict[str, Network], everyone: Sequence[Competitor]) -> None:
+    names = {name for competitor in everyone for name in (competitor.name, str(competitor))}
+    for case in cases:
+        if case.subject not in networks or case.batch < 1:
+            raise BadSetting(f"{case} names no network at a batch size of 1 or more; known: {', '.join(networks)}")
+        if unknown := set(case.competitors) - names:
             raise BadSetting(f"nobody here is called {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
 
 
-class _Heat:
+class _CaseRun:
     """One network at one batch size; what it finds goes into `result`."""
 
     def __init__(
         self,
         network: Network,
-        heat: Heat,
-        result: RaceResult,
+        case: Case,
+        result: CompetitorsResult,
         clock: Clock,
         on_progress: Callable[[str], None],
-        on_result: Callable[[RaceResult], None] | None,
+        on_result: Callable[[CompetitorsResult], None] | None,
     ) -> None:
-        self.network, self.heat, self.batch, self.result, self.clock = network, heat, heat.batch, result, clock
+        self.network, self.case, self.batch, self.result, self.clock = network, case, case.batch, result, clock
         self._on_progress, self._on_result = on_progress, on_result
         self.images = tile(network.images, self.batch)
         self.expected, self.of_half = network.expected(self.images), network.expected(self.images / 2)
 
-    def run(self, entrants: Sequence[Entrant], seconds: float) -> None:
+    def run(self, competitors: Sequence[Competitor], seconds: float) -> None:
         self._report_size()
         ready, rows = dict[str, Ready](), dict[str, Row]()
-        for entrant in entrants:
-            name = str(entrant)
+        for competitor in competitors:
+            name = str(competitor)
             self._progress(f"placing {name}")
-            with self._guarded(entrant.name, entrant.precision):
-                ready[name], rows[name] = self._place(entrant)
+            with self._guarded(competitor.name, competitor.precision):
+                ready[name], rows[name] = self._place(competitor)
                 self._progress(f"{name} is ready after {rows[name].build_s:.1f} s, error {rows[name].max_error:.1e} of the largest output")
-        self._progress(f"timing {len(ready)} entrants")
+        self._progress(f"timing {len(ready)} competitors")
         times = self._times(ready, rows, seconds)
         self.result.rows += [_timed(rows[name], ms) for name, ms in times.items()]
         self._changed()
@@ -206,10 +196,10 @@ class _Heat:
             self._on_result(self.result)
 
     def _guarded(self, what: str, precision: str = "") -> contextlib.AbstractContextManager[None]:
-        return _guarded(self.result, self.heat, what, precision, self._on_result)
+        return _guarded(self.result, self.case, what, precision, self._on_result)
 
     def _times(self, ready: dict[str, Ready], rows: dict[str, Row], seconds: float) -> dict[str, timing.Times]:
-        """Times of all side by side; an entrant that fails is taken out of `ready`, and the others start again."""
+        """Times of all side by side; a competitor that fails is taken out of `ready`, and the others start again."""
         running = ""
 
         def naming(name: str, call: Call) -> Call:
@@ -226,25 +216,25 @@ class _Heat:
                 return timing.race(calls, seconds=seconds, settle_s=self.clock.settle_s, clock=self.clock)
             except Exception as error:
                 del ready[running]
-                with self._guarded(rows[running].entrant, rows[running].precision):
+                with self._guarded(rows[running].competitor, rows[running].precision):
                     raise error
         return {}
 
-    def _place(self, entrant: Entrant) -> tuple[Ready, Row]:
-        """The entrant, its answers checked, and a row without times."""
+    def _place(self, competitor: Competitor) -> tuple[Ready, Row]:
+        """The competitor, its answers checked, and a row without times."""
         start = time.perf_counter()
-        ready = entrant.build(self.network, self.images)
+        ready = competitor.build(self.network, self.images)
         build_s = time.perf_counter() - start
-        tolerance = FP32_TOLERANCE if entrant.precision == "fp32" else math.inf
+        tolerance = FP32_TOLERANCE if competitor.precision == "fp32" else math.inf
         error, same = _agreement(self._answer(ready, self.images), self.expected, tolerance)
-        agreed = self.network.agreement(entrant.precision)
+        agreed = self.network.agreement(competitor.precision)
         if agreed and (reason := agreed.refusal(lambda images: self._answer(ready, images), self.batch)):
             raise Disagreement(reason)
-        followed = max(TOLERANCES[entrant.precision], relative_error(self.expected, self.of_half) / 2)
+        followed = max(TOLERANCES[competitor.precision], relative_error(self.expected, self.of_half) / 2)
         if not relative_error(self._answer(ready, self.images / 2), self.of_half) <= followed:
             raise Disagreement("its answers do not follow its images: a compiler may have folded the first ones")
         ready.write(self.images)
-        row = Row(self.network.name, entrant.name, entrant.precision, self.batch, 0, 0, 0, 0, error, same, None, build_s, ready.how)
+        row = Row(self.network.name, competitor.name, competitor.precision, self.batch, 0, 0, 0, 0, error, same, None, build_s, ready.how)
         return ready, row
 
     def _answer(self, ready: Ready, images: Tensor) -> Tensor:
@@ -258,11 +248,11 @@ class _Heat:
         """How far each engine is behind its fastest peer, with the interval."""
         for engine in self._engines():
             if peer := self.result.fastest_peer(engine):
-                _, low, high = timing.speedup(times[f"{ENGINE} {engine.precision}"], times[f"{peer.entrant} {peer.precision}"])
+                _, low, high = timing.speedup(times[f"{ENGINE} {engine.precision}"], times[f"{peer.competitor} {peer.precision}"])
                 self._replace(engine, replace(engine, behind=(low, high)))
 
     def _engines(self) -> list[Row]:
-        return [row for row in self.result.heat(self.network.name, self.batch) if row.entrant == ENGINE]
+        return [row for row in self.result.case(self.network.name, self.batch) if row.competitor == ENGINE]
 
     def _replace(self, row: Row, with_more: Row) -> None:
         self.result.rows[self.result.rows.index(row)] = with_more
@@ -277,7 +267,7 @@ class _Heat:
             return
         for engine in self._engines():
             for row in filter(None, (engine, self.result.fastest_peer(engine))):
-                one = ready[f"{row.entrant} {row.precision}"]
+                one = ready[f"{row.competitor} {row.precision}"]
 
                 def call(one: Ready = one) -> None:
                     one.call()
@@ -300,7 +290,7 @@ class _Heat:
         self._changed()
 
     def _roofline(self, precision: str) -> Peaks:
-        """Measured once in a race, beside the first heat."""
+        """Measured once in a race, beside the first case."""
         if not self.result.peaks:
             self.result.peaks.append(peaks.measure(self.result.device, precision, self.clock))
         return self.result.peaks[0]

@@ -1,4 +1,4 @@
-"""Who races, and what each is given: a network in every form that somebody reads, each made once."""
+"""A competitor, and what it is given: a network in every form that runtimes read, each made once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ltcompile import registry, runtimes
 from ltcompile.engine.agreement import Agreement, agreement
 from ltcompile.engine.checks import tile
 from ltcompile.engine.cpu import Source
@@ -22,16 +23,17 @@ from ltcompile.lower import HalfInside, export_onnx, fold_batch_norm
 from ltcompile.lower.lower import lower
 from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.program import Program
+from ltcompile.runtimes import Subject
 
 ENGINE = "engine"
 MAX_DROP = 10.0  # per cent of images that may change their class
 
 
 class Ready(NamedTuple):
-    """An entrant with its images in place.
+    """A competitor with its images in place.
 
     `call` computes their answers once; on a GPU it may return before they are there. `answer` fetches what the last call gave, float32
-    (N, classes). `write` puts other images, on the CPU, in the place of the first. `how` is what the entrant chose by itself, and `part`
+    (N, classes). `write` puts other images, on the CPU, in the place of the first. `how` is what the competitor chose by itself, and `part`
     what an engine decided.
     """
 
@@ -43,8 +45,8 @@ class Ready(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """Somebody who runs networks in one precision on one device.
+class Competitor:
+    """A way to run networks in one precision on one device.
 
     `build` takes a network and float32 images (N, C, H, W) on the CPU, and may raise anything: what it says is written into the result.
     `settings` are what a reader needs to repeat it.
@@ -60,7 +62,7 @@ class Entrant:
 
 
 class Network:
-    """One network of a race: an fp32 `module` with its batch norms folded, in eval mode on the CPU, and real `images` (N, C, H, W).
+    """One network of a benchmark of competitors: an fp32 `module` with its batch norms folded, in eval mode on the CPU, and real `images` (N, C, H, W).
 
     Raises:
         BadModel: it cannot be traced.
@@ -72,7 +74,7 @@ class Network:
         self._scratch = tempfile.TemporaryDirectory(prefix="ltcompile-")
         self._sources: dict[str, Source] = {}
 
-    @functools.cache  # noqa: B019  (a race holds its networks to its end)
+    @functools.cache  # noqa: B019  (a benchmark holds its networks to its end)
     def lowered(self, batch: int) -> Program:
         """The network as a program of fused operations, in fp32."""
         return lower(self.module, tile(self.images, batch)).program
@@ -85,9 +87,17 @@ class Network:
             return self._sources[precision]
         return replace(self._sources[precision], programs={batch: precisions.rewrite(self.lowered(batch), precision)})
 
+    def subject(self, runtime: str, precision: str) -> Subject:
+        """What `runtime` reads, in `precision`."""
+        if getattr(registry.load(runtimes.__name__, "runtime", runtime), "READS_ONNX", False):
+            file = self.half_onnx() if precision == "fp16" else self.source(precision, 1).onnx
+            return Subject(self.name, None, file, precision)
+        module = self.module if precision == "fp32" else HalfInside(self.module, precisions.DTYPES[precision]).eval()
+        return Subject(self.name, module, None, precision)
+
     @functools.cache  # noqa: B019
     def agreement(self, precision: str) -> Agreement | None:
-        """What entrants in `precision` have to answer to all images; None in fp32."""
+        """What competitors in `precision` have to answer to all images; None in fp32."""
         source = self.source(precision, 1) if precision == "int8" else Source(precision)
         return agreement(self.module, self.images, source, MAX_DROP)
 
