@@ -65,8 +65,7 @@ def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
 
     mode = options.mode or ("reduce-overhead" if deployment.device == "cuda" else "default")
     module = _torch.placed(subject.need_module("compile"), deployment.device)
-    compile: Callable[..., Any] = torch.compile
-    network = module if mode == AHEAD_OF_TIME else compile(module, fullgraph=True, dynamic=False, mode=mode)
+    network: Any = module if mode == AHEAD_OF_TIME else torch.compile(module, fullgraph=True, dynamic=False, mode=mode)
     return _Compiled(subject.name, network, module, deployment, options, mode)
 
 
