@@ -140,7 +140,7 @@ def find(
     from ltcompile.search import data_for, default_folder, recipe_for
     from ltcompile.search.settings import SearchSettings
 
-    stopped = attend()
+    stopped = StopSignal()
     flags: dict[str, dict[str, Any]] = {
         "": {"model": model, "data": data, "image_size": image_size, "weights": str(weights) if weights else None},
         "train": {"epochs": epochs, "batch": batch, "lr": lr},
@@ -161,11 +161,11 @@ def find(
     )
     if "train_images" in top:
         dataset = dataset.with_train_images(top["train_images"])
-    time = timed(named(network, dataset), cut.get("on"), profile, **_timed_targets(cut), quiet=as_json)
+    time = timed(profiled_model(network, dataset), cut.get("on"), profile, **_timed_targets(cut), quiet=as_json)
     config = chosen.config(**({**time.target, "on": time.on} if time else {}))
     training = chosen.recipe(recipe_for(network, dataset, trained))
     folder = Path("runs") / name if name else default_folder(network, dataset, config)
-    found = searched(
+    found = run_search(
         *(network, dataset, config, training, folder, time, stopped),
         weights=trained,
         device=device,
@@ -189,25 +189,43 @@ def _timed_targets(cut: dict[str, Any]) -> dict[str, Any]:
     return {name: cut.get(f"target_{name}") for name in ("speedup", "latency", "energy")}
 
 
-def named(model: str, dataset: Dataset) -> dict[str, Any]:
+def profiled_model(model: str, dataset: Dataset) -> dict[str, Any]:
     """What a profile calls the network that `model` builds for this data."""
     return {"name": model, "arguments": dataset.description.arguments}
 
 
-def attend() -> dict[str, int]:
-    """Print notices as their text, and let the first SIGINT or SIGTERM end a search in order; the dictionary will tell the signal."""
-    warnings.formatwarning = _plainly
-    return _stopped_once()
+class StopSignal:
+    """Lets the first SIGINT or SIGTERM end a search in order, and a second one at once; prints notices as their text."""
+
+    def __init__(self) -> None:
+        self.number: int = signal.SIGINT
+        warnings.formatwarning = _plain_notice
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, self._stop)
+
+    def _stop(self, number: int, _: object) -> None:
+        self.number = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    def exit(self, begun: bool) -> typer.Exit:
+        """The exit of a stopped command, once the user has read how to resume it, or how to begin it again."""
+        command = ["ltcompile", *(a for a in sys.argv[1:] if a != "--resume")]
+        resume = f"every completed epoch is kept. To resume:  {shlex.join([*command, '--resume'])}"
+        hint = resume if begun else f"nothing had begun. To begin:  {shlex.join(command)}"
+        typer.secho(f"\nstopped; {hint}", fg="yellow", err=True)
+        return typer.Exit(128 + self.number)
 
 
-def searched(
+def run_search(
     model: str,
     dataset: Dataset,
     config: SearchConfig,
     recipe: Recipe,
     folder: Path,
     time: Timed | None,
-    stopped: dict[str, int],
+    stopped: StopSignal,
     *,
     weights: Path | None,
     device: str | None = None,
@@ -215,8 +233,9 @@ def searched(
     tensorboard: bool = False,
     quiet: bool = False,
 ) -> SearchResult:
-    """A search under bars. Where it is stopped, what `attend` gave says by which signal, and the user is told how to go on."""
+    """Run a search under progress bars. Raises typer.Exit where a signal stops it."""
     from ltcompile.cli.progress import Bars
+    from ltcompile.core.run_folder import RunFolder
     from ltcompile.search import find as search
 
     with Bars(config, recipe, quiet=quiet) as bars:
@@ -237,36 +256,11 @@ def searched(
                 measured=time.measured if time else None,
             )
         except KeyboardInterrupt:
-            typer.secho(f"\nstopped; {_how_to_go_on(folder)}", fg="yellow", err=True)
-            raise typer.Exit(128 + stopped.get("signal", signal.SIGINT)) from None
+            raise stopped.exit(RunFolder(folder).begun) from None
 
 
-def _how_to_go_on(folder: Path) -> str:
-    from ltcompile.core.run_folder import RunFolder
-
-    command = ["ltcompile", *(a for a in sys.argv[1:] if a != "--resume")]
-    if RunFolder(folder).begun:
-        return f"every finished epoch is kept. To go on:  {shlex.join([*command, '--resume'])}"
-    return f"nothing had begun. To begin:  {shlex.join(command)}"
-
-
-def _stopped_once() -> dict[str, int]:
-    """Let the first SIGINT or SIGTERM end the search in order, and a second one at once; the dictionary will tell the signal."""
-    told: dict[str, int] = {}
-
-    def stop(number: int, _: object) -> None:
-        told["signal"] = number
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stop)
-    return told
-
-
-def _plainly(message: Warning | str, category: type[Warning], *where: Any, usual: Any = warnings.formatwarning, **line: Any) -> str:
-    """A notice as its text alone, other warnings as ever."""
+def _plain_notice(message: Warning | str, category: type[Warning], *where: Any, usual: Any = warnings.formatwarning, **line: Any) -> str:
+    """A notice as its text alone, other warnings as usual."""
     from ltcompile.core.notice import Notice
 
     return f"note: {message}\n" if issubclass(category, Notice) else str(usual(message, category, *where, **line))

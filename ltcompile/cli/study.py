@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
-import signal
-import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,12 +40,13 @@ def study(
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there."),
     run: str | None = typer.Option(None, "--name", help="Name of the study's folder, which is runs/NAME.  [default: STUDY-SCALE]"),
-    resume: bool = typer.Option(False, "--resume", help="Go on with the study behind the last finished epoch."),
+    resume: bool = typer.Option(False, "--resume", help="Resume the study after its last completed epoch."),
     device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Run a study's searches over seeds, and say of every claim of its paper: holds, does not hold, or not decidable here."""
-    from ltcompile.cli.find import attend
+    from ltcompile.cli.find import StopSignal
+    from ltcompile.core.run_folder import RunFolder
     from ltcompile.study import load, names
 
     if name is None:
@@ -63,7 +61,7 @@ def study(
     from ltcompile.study import default_folder
     from ltcompile.study import run as run_study
 
-    stopped = attend()
+    stopped = StopSignal()
     folder = Path("runs") / run if run else default_folder(name, scale)
 
     @contextlib.contextmanager
@@ -89,23 +87,13 @@ def study(
             watch=watch,
         )
     except KeyboardInterrupt:
-        typer.secho(f"\nstopped; {_how_to_go_on(folder)}", fg="yellow", err=True)
-        raise typer.Exit(128 + stopped.get("signal", signal.SIGINT)) from None
+        raise stopped.exit(any(RunFolder(each).begun for each in folder.glob("*/"))) from None
     page = report(folder)
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         return
     _print(found)
     typer.echo(f"wrote {folder / 'study.json'} and {page}")
-
-
-def _how_to_go_on(folder: Path) -> str:
-    from ltcompile.core.run_folder import RunFolder
-
-    command = ["ltcompile", *(a for a in sys.argv[1:] if a != "--resume")]
-    if any(RunFolder(each).begun for each in folder.glob("*/")):
-        return f"every finished epoch is kept. To go on:  {shlex.join([*command, '--resume'])}"
-    return f"nothing had begun. To begin:  {shlex.join(command)}"
 
 
 def _print(found: Study) -> None:

@@ -197,18 +197,18 @@ def _searched(
     quiet: bool,
 ) -> Path:
     """Search a level for every share of `path`; the run folder."""
-    from ltcompile.cli.find import attend, named, searched
+    from ltcompile.cli.find import StopSignal, profiled_model, run_search
     from ltcompile.search import SearchConfig, data_for, default_folder, recipe_for
     from ltcompile.search.settings import SearchSettings
 
-    stopped = attend()
+    stopped = StopSignal()
     dataset = data_for(model, data, data_root, weights=weights, download=download)
-    time = timed(named(model, dataset), on, profile, 1 / path[-1] if on or profile else None, quiet=quiet)
+    time = timed(profiled_model(model, dataset), on, profile, 1 / path[-1] if on or profile else None, quiet=quiet)
     target = {**time.target, "on": time.on} if time else {"target_macs": path[-1]}
     config = SearchConfig(rounds=len(path), path=path, **target, **chosen)
     recipe = SearchSettings({"train": _given(asked)}).recipe(recipe_for(model, dataset, weights))
     folder = Path("runs") / name if name else default_folder(model, dataset, config)
-    return searched(model, dataset, config, recipe, folder, time, stopped, weights=weights, resume=resume, quiet=quiet).folder
+    return run_search(model, dataset, config, recipe, folder, time, stopped, weights=weights, resume=resume, quiet=quiet).folder
 
 
 def _joules(device: str, call: Callable[[], object], images: int) -> float:

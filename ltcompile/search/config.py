@@ -141,13 +141,13 @@ class SearchConfig(Limits):
         return all(before > after for before, after in pairwise((1.0, *self.path))) and self.path[-1] == self.target.share
 
     def to_json(self) -> dict[str, Any]:
-        """Settings that came later are told where they are used: runs that began before there were any can be resumed."""
+        """Newer settings are left out at their defaults, so that older runs can be resumed."""
         usual = {"path": (), "method": PRUNE, "prune": "filters", "full_curve": False, "target_energy": None}
         return {name: value for name, value in super().to_json().items() if name not in usual or value != usual[name]}
 
     @property
     def target(self) -> Target | None:
-        """What the last level may leave, where that is asked for instead of a rate."""
+        """What the last level may leave; None where there is a rate."""
         return Target.asked(self.target_macs, self.target_params, self.target_time, self.target_energy)
 
     @property

@@ -1,4 +1,4 @@
-"""What criteria look at beside weights, from a few training batches before a round's cut: gradients, curvature, activations."""
+"""What criteria look at besides weights, from a few training batches before a round's cut: gradients, curvature, activations."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def image_lower_bounds(changes: Array, confidence: float) -> Array:
 
     A change is 1 for an image that only the ticket has right, -1 for one that only the reference has. Two images are added, one of each
     (Bonett & Price 2012, "Adjusted Wald confidence interval for a difference of binomial proportions based on paired data"). These bounds
-    say how well the images tell two trained networks apart, and nothing of other trainings.
+    describe the two trained networks on these images, and nothing of other trainings.
     """
     from scipy import stats
 

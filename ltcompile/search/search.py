@@ -80,11 +80,11 @@ def find(
         weights: trained weights to start from instead of fresh ones. For a `torchvision:` or `timm:` model, images are then prepared
             as for its published ones.
         folder: the run folder, by default runs/MODEL-DATA-REWIND.
-        resume: go on with the run in `folder` behind its last finished epoch.
+        resume: continue the run in `folder` after its last completed epoch.
         strict: refuse a folder with unreadable images instead of skipping them.
         profile: the layers' times that `config.target_time` is a share of, or that say how widths share `config.target_energy`.
-        measured: the share of the whole network's time that a cut takes at `config.on`, to correct the profile by, as `profiling.stopwatch`
-            tells it of this machine; None where that is elsewhere. For a target of energy what `profiling.joulemeter` tells.
+        measured: measures the share of the dense network's time that a cut takes at `config.on`, to correct the profile by
+            (`profiling.stopwatch`); None where that is another machine. For a target of energy, `profiling.joulemeter`.
         mask: the mask that the one level takes instead of choosing one, such as that of a ticket of other data.
         trainer: what trains every network in the place of the project's own loop, which takes classification alone.
 

@@ -5,12 +5,12 @@ A study is a file `study/x.py` with
 - `TITLE`, `SOURCE`: what it repeats, and of whom;
 - `SCALES`: a `Scale` for each of smoke, small and full;
 - `arms(scale) -> list[StudyArm]`: the searches that it runs, by `find`, each in a folder of its own;
-- `tell(scale, done, device) -> Told`: tables, figures and claims of what they found; it may look into their run folders.
+- `analyse(scale, done, device) -> Findings`: tables, figures and claims of what they found; it may look into their run folders.
 
 No study trains by itself: find, cut, mask and rewind are the search's own.
 """
 
-from ltcompile.study._nouns import SIZES, Done, Scale, StudyArm, Told
+from ltcompile.study._nouns import SIZES, Done, Findings, Scale, StudyArm
 from ltcompile.study._run import default_folder, load, names, run, scaled
 
-__all__ = ["SIZES", "Done", "Scale", "StudyArm", "Told", "default_folder", "load", "names", "run", "scaled"]
+__all__ = ["SIZES", "Done", "Findings", "Scale", "StudyArm", "default_folder", "load", "names", "run", "scaled"]

@@ -1,4 +1,4 @@
-"""Data that lack what a study asks about: pixels that are nobody's neighbours, labels that say nothing of their images.
+"""Data that lack what a study asks about: pixels without neighbours, labels that say nothing of their images.
 
 A change is the same for all seeds, and has its name in the data's, so that a run with other images is not resumed by mistake.
 """

@@ -16,9 +16,9 @@ from ltcompile.study._nouns import Done
 
 
 def original(done: Done) -> nn.Module:
-    """The whole network of a search, with weights of no matter, in eval mode."""
-    told = done.data.description
-    return build_model(done.arm.model, told.classes, told.shape[0], told.shape[1]).eval()
+    """The unpruned network of a search, with arbitrary weights, in eval mode."""
+    images = done.data.description
+    return build_model(done.arm.model, images.classes, images.shape[0], images.shape[1]).eval()
 
 
 def network(done: Done, seed: int, level: int) -> nn.Module:
@@ -47,5 +47,5 @@ def mask(done: Done, seed: int, level: int) -> WeightMask:
 
 
 def _masked(done: Done) -> bool:
-    """Whether its tickets are whole networks with zeros."""
+    """Whether its tickets are unpruned networks with zeros."""
     return done.arm.config.prune != "filters"

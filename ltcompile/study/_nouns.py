@@ -39,7 +39,7 @@ class Scale:
     def __post_init__(self) -> None:
         """Raises BadSetting where there are no seeds."""
         if self.seeds < 1:
-            raise BadSetting(f"a study takes at least 1 seed, and 3 to tell a spread, not {self.seeds}")
+            raise BadSetting(f"seeds={self.seeds}: a study takes at least 1 seed, and 3 for an interval that means much")
 
 
 S = TypeVar("S", bound=Scale)
@@ -62,12 +62,12 @@ class Paper:
         self.texts, self.source = _paper(name), source
 
     def _of(self, kind: str, key: str, words: Mapping[str, object]) -> dict[str, Any]:
-        def told(value: Any) -> Any:
+        def formatted(value: Any) -> Any:
             if isinstance(value, list):
-                return [told(each) for each in value]
+                return [formatted(each) for each in value]
             return value.format(**words) if isinstance(value, str) else value
 
-        found: dict[str, Any] = told([*self.texts[kind][key].values()])
+        found: dict[str, Any] = formatted([*self.texts[kind][key].values()])
         return dict(zip(self.texts[kind][key], found, strict=True))
 
     def remarks(self, **words: object) -> list[str]:
@@ -130,8 +130,8 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a study makes of its searches; `remarks` are what a reader must know beside, `maps` are pictures."""
+class Findings:
+    """What a study makes of its searches; `remarks` are what a reader must know, `maps` are pictures."""
 
     claims: list[Claim]
     tables: list[Table]

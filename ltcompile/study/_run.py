@@ -22,7 +22,7 @@ from ltcompile.data import Dataset
 from ltcompile.errors import BadFile, unknown
 from ltcompile.paths import locked
 from ltcompile.search import Listener, NullListener, data_for, find, prize, recipe_for
-from ltcompile.study._nouns import SIZES, Done, Scale, StudyArm, Told
+from ltcompile.study._nouns import SIZES, Done, Findings, Scale, StudyArm
 from ltcompile.training import pick_device
 
 PACKAGE = "ltcompile.study"
@@ -32,7 +32,7 @@ INTERVALS = (
 )
 PICKED = "Levels, rates and winners are picked on validation images; test images only tell, and are looked at after that."
 
-Watch = Callable[[StudyArm, Recipe], AbstractContextManager[Listener]]  # who is told how an arm goes on
+Watch = Callable[[StudyArm, Recipe], AbstractContextManager[Listener]]  # the listener of an arm
 
 
 def names() -> list[str]:
@@ -72,10 +72,10 @@ def run(
 
     Args:
         data: other images than the scale's own.
-        seeds: another number of them; fewer than three tell next to nothing of the spread between trainings, and claims say so.
+        seeds: another number of them; fewer than three say next to nothing about the spread between trainings, and claims say so.
         folder: where the arms' run folders go, by default runs/NAME-SCALE.
-        resume: go on behind the last finished epoch of any arm; with other settings that is refused.
-        watch: who listens to an arm's search.
+        resume: continue after the last completed epoch of any arm; other settings are refused.
+        watch: makes the listener of an arm's search.
 
     Raises:
         LtcompileError: as `find`; StaleTicket where a resumed study was begun with other settings.
@@ -93,7 +93,7 @@ def run(
         done: dict[str, Done] = {}
         for arm in arms:
             done[arm.name] = _search(arm, images[arm.name], done, path, on, arm.name in begun, watch or _silently)
-        told: Told = study.tell(chosen, done, on)
+        told: Findings = study.analyse(chosen, done, on)
         found = _study(name, scale, chosen, study, done, told)
         found.save(path)
     return found
@@ -158,7 +158,7 @@ def _silently(arm: StudyArm, recipe: Recipe) -> Iterator[Listener]:
     yield NullListener()
 
 
-def _study(name: str, scale: str, chosen: Scale, study: ModuleType, done: dict[str, Done], told: Told) -> Study:
+def _study(name: str, scale: str, chosen: Scale, study: ModuleType, done: dict[str, Done], told: Findings) -> Study:
     first = next(iter(done.values())).arm.config
     return Study(
         name=name.replace("_", "-"),

@@ -21,7 +21,7 @@ from ltcompile.core.study import Claim, Estimate, Figure, Look, Maps, Picture, S
 from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study._curves import accuracy, band, cell, curve, levels, mean, percent, series, spread
 from ltcompile.study._images import pixel_order, shuffled_labels, shuffled_pixels
-from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
+from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
 from ltcompile.study._pairs import NEAR, Pairs, pairs
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
@@ -85,14 +85,14 @@ class Seen:
     back: dict[int, Pairs]
 
 
-def tell(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Told:
+def analyse(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Findings:
     """What masks say of where connections lie, level by level, and what networks they make."""
     seen = {name: look(each) for name, each in done.items()}
     level = max(set.intersection(*(set(levels) for levels in seen.values())))
     margin = margins_of(scale.data).about
     remarks = PAPER.remarks(near=f"{NEAR:g}", connected=f"{CONNECTED:.0%}", level=level)
     figures, maps = _figures(done, seen, level), _maps(done, seen, level)
-    return Told(_claims(done, seen, level, margin), [_table(done, seen)], figures, remarks, maps)
+    return Findings(_claims(done, seen, level, margin), [_table(done, seen)], figures, remarks, maps)
 
 
 def look(done: Done) -> dict[int, Seen]:

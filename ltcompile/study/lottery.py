@@ -2,7 +2,7 @@
 
 Weights of lowest magnitude are dropped layer by layer (in the deep networks over all of them), and the others reset to what they were
 before training, in rounds or at once; beside every ticket its mask on fresh weights, and a random mask with each layer's count on its
-own. Told over P_m, the share of the weights that is left: test accuracy, the epoch of minimum validation loss, at which early stopping
+own. Findings over P_m, the share of the weights that is left: test accuracy, the epoch of minimum validation loss, at which early stopping
 would stop, and the gap between training and test accuracy. What masks empty is counted as `shrink` removes it.
 """
 
@@ -18,10 +18,10 @@ import torch
 
 from ltcompile.core.study import Claim, Estimate, Figure, Series, Table
 from ltcompile.search import SearchConfig, margins_of
-from ltcompile.study import _lottery_said as paper
+from ltcompile.study import _lottery_claims as paper
 from ltcompile.study._curves import Rows, accuracy, band, levels, percent, series, spread
-from ltcompile.study._lottery_said import NUMBERS, Curve, Measure, Said
-from ltcompile.study._nouns import Done, Scale, StudyArm, Told, scales
+from ltcompile.study._lottery_claims import NUMBERS, Curve, Measure, Said
+from ltcompile.study._nouns import Done, Findings, Scale, StudyArm, scales
 from ltcompile.study._statistics import estimate
 
 TITLE = "The lottery ticket hypothesis: single weights, in rounds or at once, from their first values"
@@ -35,7 +35,7 @@ CONV_RATE, DEEPER_CONV_RATE = 0.1, 0.15  # of convolutions, where linear layers 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A network, its images, its recipe, and how it is pruned; `claims` name what the paper says of it (`_lottery_said.SAID`).
+    """A network, its images, its recipe, and how it is pruned; `claims` name what the paper says of it (`_lottery_claims.SAID`).
 
     Each of `rounds` drops `rate` of the surviving weights, of layers that match a pattern of `rates` that pattern's. `shots` drop at once
     what so many rounds do. `late` is an epoch whose weights a further search resets to. `beside` is the same network without dropout.
@@ -177,7 +177,7 @@ def nearest(spots: list[Spot], left: float) -> Spot | None:
     return found if found is not None and abs(math.log(found.left / left)) <= math.log(NEAR) else None
 
 
-def tell(scale: Subjects, done: Mapping[str, Done], device: torch.device) -> Told:
+def analyse(scale: Subjects, done: Mapping[str, Done], device: torch.device) -> Findings:
     """Claims where a level is near enough to the published share of weights; a table and three figures of each subject."""
     claims, tables, figures, unasked = [], [], [], []
     for subject in scale.subjects:
@@ -187,7 +187,7 @@ def tell(scale: Subjects, done: Mapping[str, Done], device: torch.device) -> Tol
         unasked += [statement for statement, claim in judged.items() if claim is None]
         tables.append(_table(subject, curves))
         figures += _figures(subject, curves)
-    return Told(claims, tables, figures, [*REMARKS, *_left_out(unasked)])
+    return Findings(claims, tables, figures, [*REMARKS, *_left_out(unasked)])
 
 
 REMARKS = (

@@ -25,7 +25,7 @@ from ltcompile.models import build_model
 from ltcompile.search import SearchConfig, margins_of, shuffle_mask
 from ltcompile.study._curves import accuracy, band, levels, percent, series, spread
 from ltcompile.study._networks import mask, network, weights
-from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
+from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
 from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
 
 TITLE = "Masks: which weights different criteria keep, and what their tickets know together"
@@ -125,9 +125,9 @@ class Seen:
 All = Mapping[str, Mapping[int, Seen]]  # arm -> seed -> what is seen of it
 
 
-def tell(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Told:
+def analyse(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Findings:
     """Look into every run folder, then compare."""
-    return told({name: {seed: look(each, seed, device) for seed in each.arm.config.all_seeds} for name, each in done.items()})
+    return compare({name: {seed: look(each, seed, device) for seed in each.arm.config.all_seeds} for name, each in done.items()})
 
 
 def look(done: Done, seed: int, device: torch.device) -> Seen:
@@ -166,9 +166,11 @@ def _correlation(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kept
 # What searches say beside each other
 
 
-def told(seen: All) -> Told:
+def compare(seen: All) -> Findings:
     """Claims, tables and figures of what was seen."""
-    return Told(_claims(seen), [_sparsest(seen), _pairs(seen), _ensembles(seen), _layers(seen)], _figures(seen), PAPER.remarks(best=BEST))
+    return Findings(
+        _claims(seen), [_sparsest(seen), _pairs(seen), _ensembles(seen), _layers(seen)], _figures(seen), PAPER.remarks(best=BEST)
+    )
 
 
 def _last(by_level: Mapping[int, Any]) -> Any:

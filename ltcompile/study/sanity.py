@@ -16,7 +16,7 @@ import torch
 from ltcompile.core.study import Claim, Figure, Table
 from ltcompile.search import NONTRIVIAL_SHARE, Conditions, Margins, SearchConfig, conditions_met, margins_of
 from ltcompile.study._curves import accuracy, band, cell, curve, levels, mean, percent, removed, series
-from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
+from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
 TITLE = "Sanity checks: the five conditions of a winning ticket, over learning rates"
@@ -63,7 +63,7 @@ class Judged:
     met: Conditions
 
 
-def tell(scale: Rates, done: Mapping[str, Done], device: torch.device) -> Told:
+def analyse(scale: Rates, done: Mapping[str, Done], device: torch.device) -> Findings:
     """The conditions at every level, and the claims at the level where the ticket comes closest to the jackpot, by validation."""
     margins = margins_of(scale.data)
     judged = [judge(done, level, margins) for level in levels(next(iter(done.values())).rows)]
@@ -72,7 +72,7 @@ def tell(scale: Rates, done: Mapping[str, Done], device: torch.device) -> Told:
     picked = {"level": shown.level, "ticket": shown.ticket, "control": shown.control, "dense": shown.dense}
     bounds = {"about": f"{margins.about:g}", "clearly": f"{margins.clearly:g}", "nontrivial": f"{NONTRIVIAL_SHARE:.0%}"}
     remarks = PAPER.remarks(**picked, **bounds)
-    return Told(_claims(done, shown, margins), [_table(done, judged)], _figures(done, shown), remarks)
+    return Findings(_claims(done, shown, margins), [_table(done, judged)], _figures(done, shown), remarks)
 
 
 def judge(done: Mapping[str, Done], level: int, margins: Margins) -> Judged:

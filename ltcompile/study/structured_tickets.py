@@ -20,7 +20,7 @@ from ltcompile.prune import Scope
 from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study._curves import accuracy, band, cell, curve, levels, mean, percent, removed, series
 from ltcompile.study._latency import Timed, remark, timed
-from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
+from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
 from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
 
 TITLE = "Structured tickets: local or global, weight or learning-rate rewinding"
@@ -86,16 +86,16 @@ def _config(scale: Levels, regime: Regime, margin: float) -> SearchConfig:
     )
 
 
-def tell(scale: Levels, done: Mapping[str, Done], device: torch.device) -> Told:
+def analyse(scale: Levels, done: Mapping[str, Done], device: torch.device) -> Findings:
     """The networks of all levels race each other first, search by search."""
     races = {name: timed(each, device, scale.race_seconds) for name, each in done.items()}
-    return told(done, races, margins_of(scale.data).about)
+    return compare(done, races, margins_of(scale.data).about)
 
 
-def told(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Told:
+def compare(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Findings:
     """What the rows and the clock say; a ticket wins where it is less than `margin` points below the dense network."""
     remarks = [*PAPER.remarks(margin=f"{margin:g}", low=f"{LOW_PERCENT:g}"), remark([*races.values()])]
-    return Told(_claims(done, margin), [_winners(done, races, margin), _table(done, races, margin)], _figures(done, races), remarks)
+    return Findings(_claims(done, margin), [_winners(done, races, margin), _table(done, races, margin)], _figures(done, races), remarks)
 
 
 # What is picked, on validation

@@ -22,7 +22,7 @@ from ltcompile.errors import BadData
 from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study._curves import accuracy, band, curve, levels, mean, percent, series, spread
 from ltcompile.study._networks import mask
-from ltcompile.study._nouns import Done, Paper, Scale, StudyArm, Told, scales
+from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
 TITLE = "Transfer: masks that several tasks have in common, on a task that they have not seen"
@@ -118,16 +118,16 @@ def _only(split: Split, classes: range, name: str) -> TensorSplit:
 # What is told
 
 
-def tell(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Told:
+def analyse(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Findings:
     """What rows say; the weights that masks leave are in them."""
-    return told(done, margins_of(scale.data).about)
+    return compare(done, margins_of(scale.data).about)
 
 
-def told(done: Mapping[str, Done], margin: float) -> Told:
+def compare(done: Mapping[str, Done], margin: float) -> Findings:
     """Claims, a table and a figure; "about as good" is at most `margin` points worse."""
     handed = {way: _merged(done, way) for way in WAYS}
     remarks = PAPER.remarks(margin=f"{margin:g}")
-    return Told(
+    return Findings(
         _claims(done[TARGET].rows, handed, margin), [_table(done[TARGET].rows, handed)], [_figure(done[TARGET].rows, handed)], remarks
     )
 

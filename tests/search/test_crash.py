@@ -48,7 +48,7 @@ def test_killed_at_any_moment_and_resumed() -> None:
 
 
 def test_a_second_signal_ends_at_once() -> None:
-    code = "import time\nfrom ltcompile.cli.find import _stopped_once\n_stopped_once()\n"
+    code = "import time\nfrom ltcompile.cli.find import StopSignal\nStopSignal()\n"
     code += "try:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('leaving', flush=True)\n    time.sleep(60)\n"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -58,13 +58,19 @@ def test_a_second_signal_ends_at_once() -> None:
     assert process.wait(10) == -signal.SIGTERM
 
 
-def test_what_a_stopped_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ltcompile.cli.find import _how_to_go_on
+def test_a_stopped_run_says_how_to_resume(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from ltcompile.cli.find import StopSignal
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
     monkeypatch.setattr(sys, "argv", ["ltcompile", "find", "--name", "a b"])
-    assert _how_to_go_on(tmp_path).endswith("To begin:  ltcompile find --name 'a b'")
-    (tmp_path / "config.json").touch()
-    assert _how_to_go_on(tmp_path).endswith("To go on:  ltcompile find --name 'a b' --resume")
+    stopped = StopSignal()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert stopped.exit(begun=False).exit_code == 130
+    assert capsys.readouterr().err.rstrip().endswith("To begin:  ltcompile find --name 'a b'")
+    stopped.exit(begun=True)
+    assert capsys.readouterr().err.rstrip().endswith("To resume:  ltcompile find --name 'a b' --resume")
 
 
 # Disks

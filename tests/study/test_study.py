@@ -225,7 +225,7 @@ def answers(claims: list[Claim]) -> dict[str, str]:
 def test_structured_tickets_repeats_the_paper_where_rows_do() -> None:
     """Rows as the paper tells them, but for global weight rewinding, which wins at high levels here as it does at low ones."""
     searches = regimes(local_weight=-2, local_lr=-1.5, global_weight=-3.2, global_lr=1)
-    told = structured_tickets.told(searches, dict.fromkeys(searches, RACE), 0.5)
+    told = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5)
     said = answers(told.claims)
     assert said.pop("Global pruning with weight rewinding finds tickets at low levels") == "does not hold"
     assert set(said.values()) == {"holds"} and len(said) == 9
@@ -238,13 +238,13 @@ def test_the_smallest_winner_stands_before_the_first_that_does_not_win() -> None
     searches = regimes(local_weight=0, local_lr=1, global_weight=1, global_lr=1)
     rows = [dataclasses.replace(r, val_accuracy=0.5) if (r.arm, r.level) == ("ticket", 2) else r for r in searches["global-lr"].rows]
     searches["global-lr"] = done("global-lr", rows)
-    told = structured_tickets.told(searches, dict.fromkeys(searches, RACE), 0.5).tables[0].rows[3]
+    told = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5).tables[0].rows[3]
     assert told[1:4] == ["2", "0", "1"] and told[4:] == ["20.0", "50.0", "50.0", "20.0"], "level 1: level 3 is behind a failure"
 
 
 def test_structured_tickets_contradicts_the_paper_where_rows_do() -> None:
     searches = regimes(local_weight=0, local_lr=1, global_weight=0.2, global_lr=-2)
-    said = answers(structured_tickets.told(searches, dict.fromkeys(searches, RACE), 0.5).claims)
+    said = answers(structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5).claims)
     assert said.pop("Global pruning with weight rewinding finds tickets at low levels") == "holds"
     assert set(said.values()) == {"does not hold"}
 
@@ -260,14 +260,14 @@ def test_structured_tickets_picks_without_the_test_set() -> None:
         for row in best.rows
     ]
     searches["global-lr"] = dataclasses.replace(best, rows=changed)
-    told = structured_tickets.told(searches, dict.fromkeys(searches, RACE), 0.5)
+    told = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5)
     found = next(each for each in told.claims if "beats the dense network" in each.statement)
     assert found.found.mean == pytest.approx(70 - 90.2) and "(20 % of the filters removed)" in found.number
 
 
 def test_structured_tickets_draws_what_the_paper_lacks() -> None:
     searches = regimes(local_weight=-2, local_lr=-1, global_weight=0, global_lr=1)
-    drawn = {figure.name: figure for figure in structured_tickets.told(searches, dict.fromkeys(searches, RACE), 0.5).figures}
+    drawn = {figure.name: figure for figure in structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5).figures}
     assert set(drawn) == {"filters-local", "filters-global", "macs", "latency"}
     assert [series.x for series in drawn["macs"].series[1:]] == [[50.0, 25.0, 12.5]] * 4
     assert drawn["latency"].series[1].x == [80.0, 40.0, 80 / 3] and drawn["latency"].series[1].x_low == [75.0, 37.5, 25.0]
@@ -286,11 +286,11 @@ def rates(low_gain: float, high_gain: float, **high: float) -> dict[str, Done]:
 
 
 def test_sanity_finds_a_jackpot_and_its_absence() -> None:
-    found = sanity.tell(sanity.SCALES["full"], rates(2.0, 1.0), torch.device("cpu"))
+    found = sanity.analyse(sanity.SCALES["full"], rates(2.0, 1.0), torch.device("cpu"))
     said = answers(found.claims)
     assert said.pop("There is no clear jackpot") == "does not hold" and set(said.values()) == {"holds"} and len(said) == 5
     assert {row[-4] for row in found.tables[0].rows} == {"jackpot"}
-    found = sanity.tell(sanity.SCALES["full"], rates(2.0, 0.0), torch.device("cpu"))
+    found = sanity.analyse(sanity.SCALES["full"], rates(2.0, 0.0), torch.device("cpu"))
     assert answers(found.claims)["There is no clear jackpot"] == "holds"
     assert {row[-4] for row in found.tables[0].rows} == {"none"}
 

@@ -26,8 +26,8 @@ from ltcompile.reporting.study import render
 from ltcompile.search.job import CONVOLUTIONS
 from ltcompile.search.masks import full_mask, layer_rates, maskable
 from ltcompile.study import Done, StudyArm, lottery
-from ltcompile.study._lottery_said import NUMBERS, Said
-from ltcompile.study.lottery import NEAR, SCALES, Spot, Subject, Subjects, curves_of, judge, nearest, tell
+from ltcompile.study._lottery_claims import NUMBERS, Said
+from ltcompile.study.lottery import NEAR, SCALES, Spot, Subject, Subjects, analyse, curves_of, judge, nearest
 
 WEIGHTS = 10_000
 CPU = torch.device("cpu")
@@ -138,10 +138,10 @@ def test_the_back_of_the_hill_is_flat() -> None:
 def test_one_seed_decides_nothing_and_far_levels_are_not_asked() -> None:
     lenet = dataclasses.replace(FULL[0], shots=(), late=None)
     rows = search([60.0, 36.0], gain=2.0, speed=2.0, gap=-1.0)
-    far = tell(Subjects(about="", subjects=(lenet,)), {"lenet300": done("lenet300", rows)}, CPU)
+    far = analyse(Subjects(about="", subjects=(lenet,)), {"lenet300": done("lenet300", rows)}, CPU)
     assert far.claims == [] and all(said.statement in far.remarks[-1] for said in lenet.said)
     single = search(SHARES, gain=2.0, speed=2.0, gap=-1.0, noise=(0.0,))
-    near = tell(Subjects(about="", subjects=(lenet,)), {"lenet300": done("lenet300", single)}, CPU)
+    near = analyse(Subjects(about="", subjects=(lenet,)), {"lenet300": done("lenet300", single)}, CPU)
     assert near.claims and {claim.answer for claim in near.claims} == {"not decidable here"}
 
 
@@ -150,7 +150,7 @@ def test_tables_and_figures_show_every_level() -> None:
     dropped = next(subject for subject in FULL if subject.beside == "conv2")
     told: dict[str, Any] = {"gain": 1.0, "speed": 2.0, "gap": -1.0}
     searches = found(lenet, **told) | found(dropped, **told) | found(plain, **told)
-    page = tell(Subjects(about="", subjects=(lenet, plain, dropped)), searches, CPU)
+    page = analyse(Subjects(about="", subjects=(lenet, plain, dropped)), searches, CPU)
     assert [len(table.rows) for table in page.tables] == [1 + 2 * len(SHARES) + len(lenet.shots), 1 + len(SHARES), 1 + len(SHARES)]
     assert page.tables[0].rows[1][:4] == ["in rounds", "50.0", "50.0", "50.0"], "half of the units went with half of the weights"
     assert len(page.figures) == 9 and len({figure.name for figure in page.figures}) == 9

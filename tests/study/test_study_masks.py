@@ -58,7 +58,7 @@ def everything(**changes: dict[str, Any]) -> dict[str, dict[int, Seen]]:
 
 
 def claims_of(**changes: dict[str, Any]) -> dict[str, Claim]:
-    return {claim.statement: claim for claim in masks.told(everything(**changes)).claims}
+    return {claim.statement: claim for claim in masks.compare(everything(**changes)).claims}
 
 
 def claim_of(start: str, **changes: dict[str, Any]) -> Claim:
@@ -100,7 +100,7 @@ class TestClaimsOfMasks:
         assert claim_of("Weights are steadier", l1_weights={"steady": 0.9}).found.mean == pytest.approx(0.4)
 
     def test_tables_tell_every_pair_and_layer(self) -> None:
-        told = masks.told(everything())
+        told = masks.compare(everything())
         tables = {table.title: table for table in told.tables}
         assert len(tables["Pairs of tickets"].rows) == len(ARMS) * (len(ARMS) - 1) // 2
         assert "distance in 0.weight" in tables["Pairs of tickets"].columns
@@ -225,7 +225,7 @@ def handed_on(**given: tuple[float, float, int]) -> dict[str, Done]:
 
 class TestClaimsOfTasks:
     def test_each_way_is_put_beside_its_controls(self) -> None:
-        told = transfer.told(handed_on(majority=(85.0, 60.0, 290), intersection=(69.8, 80.0, 110)), 0.5)
+        told = transfer.compare(handed_on(majority=(85.0, 60.0, 290), intersection=(69.8, 80.0, 110)), 0.5)
         found = {claim.statement: claim for claim in told.claims}
         most, every = "What most of three other tasks keep", "What all of three other tasks keep"
         assert found[f"{most} is a better mask than a random one of its counts"].found.mean == pytest.approx(25)

@@ -256,7 +256,7 @@ class TestDistillation:
 
     @pytest.mark.parametrize("share", [-0.1, 1.1])
     def test_shares(self, share: float) -> None:
-        with pytest.raises(BadSetting, match="distillation"):
+        with pytest.raises(BadSetting, match="distill="):
             Recipe(distill=share)
 
     def test_recipes_from_before(self) -> None:
