@@ -44,7 +44,7 @@ demo: env
 	@rm -rf runs/demo
 	$(BIN)/ltcompile find --recipe recipes/demo.toml --name demo
 	$(BIN)/ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx
-	$(BIN)/ltcompile bench runs/demo/small.onnx --against dense --backend onnxruntime --backend eager --batch 1 --batch 64 --seconds 1
+	$(BIN)/ltcompile bench runs/demo/small.onnx --against dense --runtime onnxruntime --runtime eager --batch 1 --batch 64 --seconds 1
 	$(BIN)/ltcompile report runs/demo -o runs/demo/report.html
 	$(if $(DEMO_RESULTS),cp $(addprefix runs/demo/,search.json history.jsonl small.json bench.json bench.csv report.json) bench/results/demo && $(BIN)/python bench/demo_table.py)
 	@echo "open runs/demo/report.html"

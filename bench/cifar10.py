@@ -29,7 +29,7 @@ def main() -> None:
     for command in (
         ["find", *find, *data, "--name", RUN],
         ["shrink", f"{run}/ticket.pt", "-o", f"{run}/small.onnx"],
-        ["bench", f"{run}/small.onnx", *data, "--backend", "onnxruntime", "--backend", "eager"],
+        ["bench", f"{run}/small.onnx", *data, "--runtime", "onnxruntime", "--runtime", "eager"],
         ["report", run],
     ):
         print("ltcompile", *command, flush=True)

@@ -62,9 +62,9 @@ TIMINGS = (
 )
 
 
-def timing(bench: dict[str, Any], backend: str, batch: int, what: str) -> str:
+def timing(bench: dict[str, Any], runtime: str, batch: int, what: str) -> str:
     """A row of the table: median latencies, and the speedup with its 95 % interval."""
-    rows = [row for row in bench["rows"] if (row["backend"], row["batch"]) == (backend, batch)]
+    rows = [row for row in bench["rows"] if (row["runtime"], row["batch"]) == (runtime, batch)]
     dense, small = (next(row for row in rows if (row["subject"] == "dense") is of_dense) for of_dense in (True, False))
     speed = f"**{small['speedup']:.3g}x faster** ({small['speedup_low']:.3g}-{small['speedup_high']:.3g}): the measurement"
     return f"| {what} | {dense['ms_p50']:.3g} ms | {small['ms_p50']:.3g} ms | {speed} | |"

@@ -228,7 +228,7 @@ def subject(name: str, network: torch.nn.Module, images: torch.Tensor, scratch: 
 
 def race(subjects: Iterable[Subject], images: torch.Tensor, batch: int, seconds: float = SECONDS) -> list[Any]:
     return measure(
-        list(subjects), images.contiguous().numpy(), backends=["onnxruntime"], devices=["cpu"], batches=[batch], seconds_per_row=seconds
+        list(subjects), images.contiguous().numpy(), runtimes=["onnxruntime"], devices=["cpu"], batches=[batch], seconds_per_row=seconds
     ).rows
 
 

@@ -297,7 +297,7 @@ def _judge_cpu(result: CompetitorsResult) -> list[Check]:
     batches = [batch for subject, batch in result.cases() if subject == SMALL]
     plain = [ratio for b in batches if (ratio := checks.over_competitor(result, SMALL, b, "onnxruntime", "fp32")) is not None]
     return [
-        checks.never_behind("the engine's time over the best backend's, in its worst row: at most 1.05", result, 1.05),
+        checks.never_behind("the engine's time over the best runtime's, in its worst row: at most 1.05", result, 1.05),
         checks.at_least(
             "odd widths: at least 1.2 times as fast as ONNX Runtime fp32 with default settings, in the worst row",
             min(plain, default=None),

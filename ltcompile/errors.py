@@ -11,7 +11,7 @@ class LtcompileError(Exception):
 
 
 class UnknownName(LtcompileError):
-    """A model, data set, criterion or backend that does not exist."""
+    """A model, data set, criterion or runtime that does not exist."""
 
 
 class BadData(LtcompileError):
@@ -47,7 +47,7 @@ class StaleProfile(LtcompileError):
 
 
 class Unavailable(LtcompileError):
-    """A backend or device that this machine lacks."""
+    """A runtime or device that this machine lacks."""
 
 
 class DeviceLost(LtcompileError):

@@ -1,4 +1,4 @@
-"""Measured, not estimated: latency side by side, memory above what was held before, accuracy through the backend."""
+"""Measured, not estimated: latency side by side, memory above what was held before, accuracy through the runtime."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | P
 def bench(
     target: str | Path,
     *,
-    backends: Sequence[str] | None = None,
+    runtimes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None,
     batches: Sequence[int] = (1, 8, 64),
     data: str | None = None,
@@ -100,7 +100,7 @@ def bench(
     it was measured to `write_dense`, an .onnx file for `verify`.
 
     Raises:
-        BadFile: the target is no file of ours. StaleTicket: it does not fit. Disagreement: a backend computes something else.
+        BadFile: the target is no file of ours. StaleTicket: it does not fit. Disagreement: a runtime computes something else.
         BadSetting: `write_dense` is no place for an ONNX file.
     """
     known = _open(Path(target))
@@ -122,7 +122,7 @@ def bench(
             subjects,
             images,
             labels,
-            backends=backends,
+            runtimes=runtimes,
             devices=devices,
             batches=batches,
             seconds_per_row=seconds_per_row,

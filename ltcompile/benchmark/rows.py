@@ -1,6 +1,6 @@
-"""Every network on every backend at every batch size: answers checked first, then accuracy, then time.
+"""Every network on every runtime at every batch size: answers checked first, then accuracy, then time.
 
-The networks are what is compared, so those of one backend, device and batch size race each other; backends take turns.
+The networks are what is compared, so those of one runtime, device and batch size race each other; runtimes take turns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TF32_TOLERANCE = 1e-2  # of the largest logit: TF32 keeps 10 bits, which are abo
 @dataclass(frozen=True)
 class BenchResult:
     """The rows; what was left out, such as "openvino (cpu)" or "compile (cpu): ticket", with the reason; and the settings of
-    each backend on each device."""
+    each runtime on each device."""
 
     rows: list[Measurement] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class _Job:
-    """What stays the same over all backends."""
+    """What stays the same over all runtimes."""
 
     subjects: Sequence[Subject]
     images: Array
@@ -83,7 +83,7 @@ def measure(
     labels: NDArray[np.integer[Any]] | None = None,
     *,
     reference: str = "dense",
-    backends: Sequence[str] | None = None,
+    runtimes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None,
     batches: Sequence[int] = (1, 8, 64),
     seconds_per_row: float = 2.0,
@@ -92,25 +92,25 @@ def measure(
 ) -> BenchResult:
     """Measure `subjects` on real float32 `images` (N, C, H, W), in the order of the rows that `on_row` sees.
 
-    A batch larger than N repeats images. With `labels` (N,), every backend's accuracy on all images is told. Speedups
-    are against the subject named `reference` (None where a backend cannot run that one). None for `backends` or `devices` takes what works
-    and records why the others do not; a backend or device that is asked for must work somewhere.
+    A batch larger than N repeats images. With `labels` (N,), every runtime's accuracy on all images is told. Speedups
+    are against the subject named `reference` (None where a runtime cannot run that one). None for `runtimes` or `devices` takes what works
+    and records why the others do not; a runtime or device that is asked for must work somewhere.
 
     Before anything is timed, the answers at every batch size are compared with the subject's reference, fp32 by PyTorch: with its module,
     or without one with its file's own graph, or with what `references` has under its name. Subjects whose files are in another precision are
     compared within its rounding, on 128 images, as `numerics` says: where there are fewer, noise like these follows.
 
     Raises:
-        Unavailable: a backend or device that was asked for does not work here, or not for one of the subjects.
-        UnknownName: there is no such backend.
-        Disagreement: a backend's answers are not the network's.
+        Unavailable: a runtime or device that was asked for does not work here, or not for one of the subjects.
+        UnknownName: there is no such runtime.
+        Disagreement: a runtime's answers are not the network's.
         BadSetting, BadData: settings or images that make no sense.
     """
     _check(subjects, images, labels, reference, batches)
     result = BenchResult()
-    working = _working(backends, devices, result.skipped)
+    working = _working(runtimes, devices, result.skipped)
     job = _job(subjects, images, labels, reference, batches, references or {})
-    loaded = [_load_all(job, backend, device, result, asked=backends is not None) for backend, device in working]
+    loaded = [_load_all(job, runtime, device, result, asked=runtimes is not None) for runtime, device in working]
     for row in (row for group in loaded for row in _rows(job, group, seconds_per_row)):
         result.rows.append(row)
         if on_row:
@@ -164,10 +164,10 @@ def _check(
         raise BadData(f"{len(images)} images need labels ({len(images)},), not {labels.shape}")
 
 
-def _working(backends: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]) -> list[tuple[str, str]]:
-    """The (backend, device) pairs that work; the reasons of the others go to `skipped`."""
-    reasons = {(b, d): reason for d in devices or DEVICES for b, reason in _reasons(backends, d).items()}
-    for wanted in [*(backends or []), *(devices or [])]:
+def _working(runtimes: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]) -> list[tuple[str, str]]:
+    """The (runtime, device) pairs that work; the reasons of the others go to `skipped`."""
+    reasons = {(b, d): reason for d in devices or DEVICES for b, reason in _reasons(runtimes, d).items()}
+    for wanted in [*(runtimes or []), *(devices or [])]:
         here = {pair: reason for pair, reason in reasons.items() if wanted in pair}
         if all(here.values()):
             raise Unavailable("; ".join(f"{b} ({d}): {reason}" for (b, d), reason in here.items()))
@@ -175,8 +175,8 @@ def _working(backends: Sequence[str] | None, devices: Sequence[str] | None, skip
     return [pair for pair, reason in reasons.items() if reason is None]
 
 
-def _reasons(backends: Sequence[str] | None, device: str) -> dict[str, str | None]:
-    return available(device) if backends is None else {b: unavailable(b, device) for b in backends}
+def _reasons(runtimes: Sequence[str] | None, device: str) -> dict[str, str | None]:
+    return available(device) if runtimes is None else {b: unavailable(b, device) for b in runtimes}
 
 
 def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, asked: bool) -> dict[str, _Loaded]:
@@ -272,7 +272,7 @@ def _row(name: str, one: _Loaded, batch: int, ms: Times, reference_ms: Times | N
     deployment = one.sessions[batch].deployment
     return Measurement(
         subject=name,
-        backend=deployment.runtime,
+        runtime=deployment.runtime,
         device=deployment.device,
         dtype=_dtype(one.sessions[batch]),
         batch=batch,

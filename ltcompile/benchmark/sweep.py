@@ -37,7 +37,7 @@ Joules = Callable[[str, Callable[[], object], int], float]  # device, call, imag
 
 @dataclass(frozen=True)
 class Sweep:
-    """The networks, their timings, and the pick; what was left out, with the reason; the settings of each backend on each device.
+    """The networks, their timings, and the pick; what was left out, with the reason; the settings of each runtime on each device.
 
     `energy` says why there are no joules, or "" where there are; `images`, on which the networks were timed; `busy_share`, how much of
     the machine other work took just before.
@@ -60,7 +60,7 @@ def sweep(
     run: str | Path,
     *,
     pick: str = KNEE,
-    backends: Sequence[str] = ("onnxruntime",),
+    runtimes: Sequence[str] = ("onnxruntime",),
     devices: Sequence[str] | None = None,
     batches: Sequence[int] = (1, 64),
     data: str | None = None,
@@ -76,7 +76,7 @@ def sweep(
     picked is measured again in a fresh run, since the run that picked it flatters it; the second fastest beside it, where speed decided.
 
     Args:
-        pick: the rule, as `Rule.parse` reads it; it looks at the latency on the first backend and device at the first batch size.
+        pick: the rule, as `Rule.parse` reads it; it looks at the latency on the first runtime and device at the first batch size.
         data: the images that the networks are timed on; by default the ticket's own test images, or noise where they do not load.
         model: names one's own `package.module:factory` again where the tickets need it.
         joules: what an image takes, where a device counts that; it raises Unavailable where none does.
@@ -96,7 +96,7 @@ def sweep(
         subjects = [_subject(ticket, folder, row, Path(scratch)) for row in rows]
         points = [_point(ticket, row, found) for row, found in zip(rows, subjects, strict=True)]
         result = measure(
-            subjects, images, None, backends=backends, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row
+            subjects, images, None, runtimes=runtimes, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row
         )
         spent, energy = _spent(joules, result.rows, subjects, images)
         options = {_place(row): _options(ticket, points, result.rows, _place(row)) for row in result.rows}
@@ -105,7 +105,7 @@ def sweep(
         def again(names: Sequence[str]) -> list[Measurement]:
             """A fresh run of some of the networks where the rule looks, with speedups over the first of them."""
             some = [next(s for s in subjects if s.name == name) for name in names]
-            where: dict[str, Any] = {"backends": [first.backend], "devices": [first.device], "batches": [first.batch]}
+            where: dict[str, Any] = {"runtimes": [first.runtime], "devices": [first.device], "batches": [first.batch]}
             return measure(some, images, None, reference=names[0], seconds_per_row=seconds_per_row, **where).rows
 
         chosen = pick_by(rule, options[_place(first)], first, again)
@@ -196,7 +196,7 @@ def _point(ticket: Ticket, row: Trained, found: Subject) -> CurvePoint:
 
 def _place(row: Measurement) -> tuple[str, str, str, int]:
     """Where a row was timed: rows of one place were interleaved, and make one curve."""
-    return row.backend, row.device, row.dtype, row.batch
+    return row.runtime, row.device, row.dtype, row.batch
 
 
 def _options(ticket: Ticket, points: list[CurvePoint], rows: list[Measurement], place: tuple[str, str, str, int]) -> list[Option]:
@@ -223,7 +223,7 @@ def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subjec
     for row in rows:
         found = next(s for s in subjects if s.name == row.subject)
         try:
-            session = load(found, Deployment(row.device, row.backend, row.batch))
+            session = load(found, Deployment(row.device, row.runtime, row.batch))
             spent.append(joules(row.device, session.bind(tile(images, row.batch)).call, row.batch))
         except Unavailable as reason:
             return [None] * len(rows), str(reason)

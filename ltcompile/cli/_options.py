@@ -57,7 +57,7 @@ TARGET_ENERGY: Any = typer.Option(
 ON: Any = typer.Option(
     None,
     metavar="TARGET",
-    help="Where the network will run: device:backend:bBATCH:precision, as in cpu:onnxruntime:b1:fp32.",
+    help="Where the network will run: device:runtime:bBATCH:precision, as in cpu:onnxruntime:b1:fp32.",
     rich_help_panel=PRUNING,
 )
 PROFILE: Any = typer.Option(

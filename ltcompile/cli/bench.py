@@ -1,4 +1,4 @@
-"""ltcompile bench: dense and small, side by side, on every backend that this machine has."""
+"""ltcompile bench: dense and small, side by side, on every runtime that this machine has."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ltcompile.cli._timing_options import BACKENDS, DATA_ROOT, DEVICE, SECONDS, batches, print_header, print_row, warn_if_busy
+from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, batches, print_header, print_row, warn_if_busy
 
 if TYPE_CHECKING:
     from ltcompile.core.records import Measurement
 
 EPILOG = (
-    "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile bench ticket.pt --backend onnxruntime --batch 1 --batch 64  ·  "
+    "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile bench ticket.pt --runtime onnxruntime --batch 1 --batch 64  ·  "
     "ltcompile bench ticket.pt --race --batch 64  ·  ltcompile bench small.onnx --write-dense dense.onnx"
 )
 NAME = 6  # characters of a network's name
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def bench(
     target: Path = typer.Argument(..., help="A file of `ltcompile shrink` (.onnx), or a ticket.pt."),
     against: str = typer.Option("dense", help="What to race it against: the dense network that it was cut from."),
-    backend: list[str] | None = typer.Option(None, help=f"{BACKENDS}; all that work by default."),
+    runtime: list[str] | None = typer.Option(None, help=f"{RUNTIMES}; all that work by default."),
     device: list[str] | None = DEVICE,
     batch: list[int] = batches(1, 8, 64),
     data: str | None = typer.Option(None, help="Test images; the ticket's own data by default."),
@@ -51,15 +51,15 @@ def bench(
         raise BadSetting(f"--against knows dense, not {against!r}")
     warn_if_busy(busy_share())
     if race:
-        if backend or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
-            raise BadSetting("--race takes a ticket.pt and one --device, and no --backend or --write-dense: everyone races")
+        if runtime or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
+            raise BadSetting("--race takes a ticket.pt and one --device, and no --runtime or --write-dense: everyone races")
         _race(target, device[0] if device else None, batch, data, data_root, model, seconds, output or target.parent / "race.json", as_json)
         return
     if not as_json:
         print_header(NAME, "accuracy")
     result = run(
         target,
-        backends=backend or None,
+        runtimes=runtime or None,
         devices=device or None,
         batches=batch,
         data=data,

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON.")) -> None:
-    """Tell what this machine has: devices, precisions, backends, versions; what will be used and why."""
+    """Tell what this machine has: devices, precisions, runtimes, versions; what will be used and why."""
     told = _examine()
     if as_json:
         typer.echo(json.dumps(told))
@@ -24,9 +24,9 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON."))
     typer.echo(f"processor  {machine['cpu']}, {machine['threads']} threads, {machine['simd']}")
     typer.echo(f"GPU        {machine['gpu'] or 'none that torch sees'}")
     typer.echo(f"training   on {told['training']['device']} in {told['training']['precision']}: {told['training']['why']}")
-    for device, backends in told["backends"].items():
-        typer.secho(f"backends on {device}", bold=True)
-        for name, reason in backends.items():
+    for device, runtimes in told["runtimes"].items():
+        typer.secho(f"runtimes on {device}", bold=True)
+        for name, reason in runtimes.items():
             typer.echo(f"  {'works' if reason is None else 'not here':<9} {name:<12} {reason or ''}")
     typer.secho("versions", bold=True)
     for package, version in told["versions"].items():
@@ -50,5 +50,5 @@ def _examine() -> dict[str, Any]:
             "precision": "bf16 autocast or fp32" if half else "fp32",
             "why": "long trainings take what is faster for their network" if half else "it emulates bfloat16, far slower than fp32",
         },
-        "backends": {name: available(name) for name in DEVICES},
+        "runtimes": {name: available(name) for name in DEVICES},
     }

@@ -15,8 +15,8 @@ from ltcompile.cli._options import IMAGE_SIZE, MOST_IMAGES, shown_profile, size_
 if TYPE_CHECKING:
     from ltcompile.core.profile import Profile
 
-EPILOG = """Examples:  ltcompile profile --model vgg16 --backend onnxruntime --batch 64  ·
-ltcompile profile --model torchvision:resnet50 --classes 1000 --backend openvino --precision int8 -o resnet50-edge.json"""
+EPILOG = """Examples:  ltcompile profile --model vgg16 --runtime onnxruntime --batch 64  ·
+ltcompile profile --model torchvision:resnet50 --classes 1000 --runtime openvino --precision int8 -o resnet50-edge.json"""
 NOISY = 1.25
 DATA = {(10, 1): "digits", (10, 3): "cifar10", (100, 3): "cifar100"}  # by classes and colours
 ASK = ("--target-speedup", "3")
@@ -29,10 +29,10 @@ def register(app: typer.Typer) -> None:
 
 def profile(
     model: str = typer.Option("vgg16", help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own."),
-    backend: str = typer.Option("onnxruntime", help="onnxruntime, openvino or eager."),
+    runtime: str = typer.Option("onnxruntime", help="onnxruntime, openvino or eager."),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     batch: int = typer.Option(1, min=1, max=MOST_IMAGES, help="Images in one call."),
-    precision: str = typer.Option("fp32", help="fp32, bf16, fp16 or int8, as the backend has it."),
+    precision: str = typer.Option("fp32", help="fp32, bf16, fp16 or int8, as the runtime has it."),
     classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network tells apart."),
     in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
     image_size: str | None = IMAGE_SIZE,
@@ -47,7 +47,7 @@ def profile(
     from ltcompile.benchmark.profiling import cached
     from ltcompile.core.deployment import Deployment
 
-    target = Deployment(device, backend, batch, precision)
+    target = Deployment(device, runtime, batch, precision)
     sizes = {"classes": classes, "in_channels": in_channels, "image_size": size_for(model, image_size)}
     named = {"name": model, "arguments": sizes}
     path = output or cached(named, target)

@@ -45,7 +45,7 @@ def shrink(
         help="Move widths to multiples of 16: down (the least important channels go), up (zeros fill) or auto (what is faster at --on).",
     ),
     on: str = typer.Option(
-        "cpu:onnxruntime:b1:fp32", metavar="TARGET", help="Where --snap auto measures: device:backend:bBATCH:precision."
+        "cpu:onnxruntime:b1:fp32", metavar="TARGET", help="Where --snap auto measures: device:runtime:bBATCH:precision."
     ),
     max_drop: float = typer.Option(
         0.5,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ltcompile.cli._options import LAST_SEED, MISSED, MOST_IMAGES, timed
-from ltcompile.cli._timing_options import BACKENDS, DATA_ROOT, DEVICE, SECONDS, batches, print_header, print_row, warn_if_busy
+from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, batches, print_header, print_row, warn_if_busy
 from ltcompile.errors import BadSetting
 
 if TYPE_CHECKING:
@@ -32,12 +32,12 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     run: Path | None = typer.Argument(None, help="Folder of a finished run; without one, --targets searches first."),
-    backend: list[str] = typer.Option(["onnxruntime"], help=f"{BACKENDS}; repeat for several."),
+    runtime: list[str] = typer.Option(["onnxruntime"], help=f"{RUNTIMES}; repeat for several."),
     batch: list[int] = batches(1, 64),
     device: list[str] | None = DEVICE,
     seconds: float = SECONDS,
     pick: str = typer.Option(
-        "knee", metavar="RULE", help="knee, 'fastest-within POINTS' or smallest; looks at the first backend, device and batch."
+        "knee", metavar="RULE", help="knee, 'fastest-within POINTS' or smallest; looks at the first runtime, device and batch."
     ),
     model: str | None = typer.Option(None, help="The network to search; with RUN, names your own package.module:factory again."),
     data: str | None = typer.Option(None, help="The data to search on, digits by default; with RUN, test images other than its own."),
@@ -101,7 +101,7 @@ def sweep(
     found = measured(
         run,
         pick=pick,
-        backends=backend,
+        runtimes=runtime,
         devices=device or None,
         batches=batch,
         data=data,
@@ -116,7 +116,7 @@ def sweep(
         typer.echo(json.dumps({**found.to_json(), "missed": {name: reached.to_json() for name, reached in missed}}))
     else:
         warn_if_busy(found.busy_share)
-        where = f"{chose.backend} ({chose.device}), batch {chose.batch}"
+        where = f"{chose.runtime} ({chose.device}), batch {chose.batch}"
         typer.echo(f"{chose.rule} at {where}: {chose.name or 'none'}, as {chose.reason}")
         _print_again(chose)
         files = RunFolder(run)
@@ -139,7 +139,7 @@ def reached_by(found: Sweep, path: tuple[float, ...], on: str | None) -> list[tu
         return [(f"ticket-{level}", Reached("macs", share, macs[level] / macs[0])) for level, share in enumerate(path, start=1)]
     place = Deployment.parse(on)
     there = {
-        row.subject: row.speedup for row in found.rows if (row.device, row.backend, row.batch) == (place.device, place.runtime, place.batch)
+        row.subject: row.speedup for row in found.rows if (row.device, row.runtime, row.batch) == (place.device, place.runtime, place.batch)
     }
     times = {name: 1 / speedup for name, speedup in there.items() if speedup and place.precision == "fp32"}
     return [(f"ticket-{level}", Reached("time", share, times.get(f"ticket-{level}"))) for level, share in enumerate(path, start=1)]

@@ -34,7 +34,7 @@ def verify(
         help="The network that it was cut from, as `ltcompile bench --write-dense` writes it: both race each other, and speedups are compared.",
     ),
     on: str | None = typer.Option(
-        None, metavar="TARGET", help="Check this deployment alone, as in cpu:onnxruntime:b1:fp32 (device:backend:bN:precision)."
+        None, metavar="TARGET", help="Check this deployment alone, as in cpu:onnxruntime:b1:fp32 (device:runtime:bN:precision)."
     ),
     data: Path | None = typer.Option(
         None, help="Test images: a .npz file with images (N, C, H, W), float32 as the network takes them, and labels (N,)."

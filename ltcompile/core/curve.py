@@ -50,7 +50,7 @@ class Picked(Record):
     name: str | None
     level: int | None
     reason: str
-    backend: str
+    runtime: str
     device: str
     batch: int
     checksum: str | None

@@ -158,7 +158,7 @@ def pick_by(rule: Rule, options: Sequence[Option], row: Measurement, again: Agai
     is faster, that is picked.
     """
     chosen, reason = choose(rule, options)
-    place: dict[str, Any] = {"rule": str(rule), "backend": row.backend, "device": row.device, "batch": row.batch, "checksum": None}
+    place: dict[str, Any] = {"rule": str(rule), "runtime": row.runtime, "device": row.device, "batch": row.batch, "checksum": None}
     if chosen is None:
         return Picked(**place, name=None, level=None, reason=reason, missed_by_points=missed_by(rule, options))
     rival = runner_up(rule, options, chosen)

@@ -305,7 +305,7 @@ def _bench(bench: Bench) -> Figures:
 
 
 def _place(row: Measurement) -> tuple[str, str, str, int, bool, str]:
-    return row.device, row.backend, row.dtype, row.batch, row.subject != "dense", row.subject
+    return row.device, row.runtime, row.dtype, row.batch, row.subject != "dense", row.subject
 
 
 def _timing(bench: Bench, row: Measurement) -> Figures:
@@ -313,7 +313,7 @@ def _timing(bench: Bench, row: Measurement) -> Figures:
 
     The dense network beside it is one of its dtype, which makes the two comparable, or else of any: files in int8 race one in fp32.
     """
-    beside = [r for r in bench.rows if r.subject == "dense" and (r.device, r.backend, r.batch) == (row.device, row.backend, row.batch)]
+    beside = [r for r in bench.rows if r.subject == "dense" and (r.device, r.runtime, r.batch) == (row.device, row.runtime, row.batch)]
     comparable = any(r.dtype == row.dtype for r in beside)
     dense = min(beside, key=lambda r: r.dtype != row.dtype, default=None)
     claimed = bench.subjects["dense"].macs / bench.subjects[row.subject].macs if row.subject != "dense" else None
@@ -341,9 +341,9 @@ def _headline(rows: list[Figures]) -> Figures | None:
 
 
 def _sweep(sweep: Sweep) -> Figures:
-    """One curve for each backend, device, dtype and batch; each with all networks that were timed there, in the order of their levels."""
+    """One curve for each runtime, device, dtype and batch; each with all networks that were timed there, in the order of their levels."""
     points = {point.name: point for point in sweep.points}
-    places = dict.fromkeys((row.backend, row.device, row.dtype, row.batch) for row in sweep.rows)
+    places = dict.fromkeys((row.runtime, row.device, row.dtype, row.batch) for row in sweep.rows)
     return {
         "curves": [_curve(sweep, points, place) for place in places],
         "pick": asdict(sweep.pick),
@@ -355,11 +355,11 @@ def _sweep(sweep: Sweep) -> Figures:
 
 
 def _curve(sweep: Sweep, points: dict[str, CurvePoint], place: tuple[str, str, str, int]) -> Figures:
-    rows = [row for row in sweep.rows if (row.backend, row.device, row.dtype, row.batch) == place]
-    backend, device, dtype, batch = place
-    picked_by = (sweep.pick.backend, sweep.pick.device, sweep.pick.batch) == (backend, device, batch)
+    rows = [row for row in sweep.rows if (row.runtime, row.device, row.dtype, row.batch) == place]
+    runtime, device, dtype, batch = place
+    picked_by = (sweep.pick.runtime, sweep.pick.device, sweep.pick.batch) == (runtime, device, batch)
     return {
-        "backend": backend,
+        "runtime": runtime,
         "device": device,
         "dtype": dtype,
         "batch": batch,

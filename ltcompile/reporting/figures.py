@@ -199,7 +199,7 @@ class Labels:
         self.told = [key for key in ("device", "dtype") if len({row[key] for row in rows}) > 1]
 
     def __call__(self, row: dict[str, Any]) -> str:
-        parts = [safe(row["backend"]), *(safe(row[key]) for key in self.told), f"batch {row['batch']}"]
+        parts = [safe(row["runtime"]), *(safe(row[key]) for key in self.told), f"batch {row['batch']}"]
         return " · ".join(parts) if not self.told else f"{parts[0]}<br>{' · '.join(parts[1:])}"
 
 

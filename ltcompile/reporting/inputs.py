@@ -291,7 +291,7 @@ def _sane_sweep(sweep: Sweep) -> None:
         _shares(where, val_accuracy=point.val_accuracy, val_min=point.val_min, val_max=point.val_max)
         if not point.seeds or point.level < 0 or point.val_min > point.val_max or (point.val_sd or 0) < 0:
             raise Misfit(f"{where}: its seeds, level or spread make no sense")
-    timed = [(row.subject, row.backend, row.device, row.dtype, row.batch) for row in sweep.rows]
+    timed = [(row.subject, row.runtime, row.device, row.dtype, row.batch) for row in sweep.rows]
     for i, row in enumerate(sweep.rows):
         if row.subject not in known or timed.count(timed[i]) > 1:
             raise Misfit(f"rows[{i}] times {short(row.subject)}, which is none of the points, or is timed twice")

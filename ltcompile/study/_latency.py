@@ -37,9 +37,9 @@ def timed(done: Done, device: torch.device, seconds: float) -> Timed:
 
     It leaves sweep.json in the search's folder. Raises as `sweep`.
     """
-    backend = "onnxruntime" if unavailable("onnxruntime", device.type) is None else "eager"
-    found = sweep(done.folder, backends=(backend,), devices=(device.type,), batches=(BATCH,), seconds_per_row=seconds)
-    return Timed(_shares(found), f"{backend}, {device.type}, batch {BATCH}", found.busy_share)
+    runtime = "onnxruntime" if unavailable("onnxruntime", device.type) is None else "eager"
+    found = sweep(done.folder, runtimes=(runtime,), devices=(device.type,), batches=(BATCH,), seconds_per_row=seconds)
+    return Timed(_shares(found), f"{runtime}, {device.type}, batch {BATCH}", found.busy_share)
 
 
 def _shares(found: Sweep) -> dict[int, Latency]:

@@ -21,7 +21,7 @@ from ltcompile.verification.network import Array, Network, gpu_name, logits_of, 
 from ltcompile.verification.result import CLAIMS, Check, Value, Verified, share_of
 from ltcompile.verification.rules import judge_accuracy, judge_latency, judge_speedup
 
-BACKEND = "onnxruntime"
+RUNTIME = "onnxruntime"
 SECONDS = 6.0  # of a race, a network
 BLOCKS = 40  # more than a benchmark has: a verdict hangs on them
 BYTES_PER_PARAM = (0.9, 8.0)  # what an ONNX file of any precision has, with folded norms and names
@@ -120,12 +120,12 @@ def _check_belongs(small: Network, claims: Claims) -> None:
 
 def _wanted(small: Network, claims: Claims, on: Deployment | None) -> list[Timing]:
     """The timings on ONNX Runtime, or those for `on` alone. Raises BadSetting."""
-    rows = [row for row in claims.timings if row.backend == BACKEND]
+    rows = [row for row in claims.timings if row.runtime == RUNTIME]
     if on is None:
         return rows
-    if on.runtime != BACKEND or on.threads:
+    if on.runtime != RUNTIME or on.threads:
         raise BadSetting(
-            f"--on {on}: claims are repeated by {BACKEND} alone, on its own number of threads; write {on.device}:{BACKEND}:b{on.batch}"
+            f"--on {on}: claims are repeated by {RUNTIME} alone, on its own number of threads; write {on.device}:{RUNTIME}:b{on.batch}"
         )
     if on.precision != small.precision:
         raise BadSetting(f"--on {on}: {small.path.name} is a file in {small.precision}; name that, or take another file")
@@ -309,4 +309,4 @@ def _latency(job: _Job, row: Timing) -> Check:
 
 
 def _deployment(small: Network, row: Timing) -> str:
-    return f"{row.device}:{row.backend}:b{row.batch}:{small.precision}"
+    return f"{row.device}:{row.runtime}:b{row.batch}:{small.precision}"

@@ -23,7 +23,7 @@ class Timing:
     """A row of a benchmark: milliseconds a batch, and how many times as fast as the dense network, with a 95 % interval."""
 
     subject: str
-    backend: str
+    runtime: str
     device: str
     batch: int
     ms_p20: float

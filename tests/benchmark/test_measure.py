@@ -164,9 +164,9 @@ def test_bench_measures_every_subject_on_every_backend(pair: list[Subject]) -> N
     with torch.inference_mode():
         labels = module(0)(torch.from_numpy(IMAGES)).argmax(1).numpy()
     seen: list[Measurement] = []
-    result = measure(pair, IMAGES, labels, backends=["eager", "onnxruntime"], **(QUICK | {"batches": (1, 100)}), on_row=seen.append)
+    result = measure(pair, IMAGES, labels, runtimes=["eager", "onnxruntime"], **(QUICK | {"batches": (1, 100)}), on_row=seen.append)
     assert result.rows == seen
-    assert [(r.backend, r.batch, r.subject) for r in seen] == list(
+    assert [(r.runtime, r.batch, r.subject) for r in seen] == list(
         itertools.product(["eager", "onnxruntime"], [1, 100], ["dense", "ticket"])
     )
     for row in seen:
@@ -187,14 +187,14 @@ def test_bench_measures_every_subject_on_every_backend(pair: list[Subject]) -> N
 def test_a_wrong_answer_is_never_timed(tmp_path: Path) -> None:
     wrong = [subject("dense", tmp_path), subject("ticket", tmp_path, seed=1, onnx_seed=2)]
     with pytest.raises(Disagreement, match=r"onnxruntime \(cpu\) and the reference disagree on 'ticket' at batch 1: outputs are off by"):
-        measure(wrong, IMAGES, backends=["eager", "onnxruntime"], **QUICK)
+        measure(wrong, IMAGES, runtimes=["eager", "onnxruntime"], **QUICK)
 
 
 @pytest.mark.usefixtures("no_timing")
 def test_not_a_number_is_a_wrong_answer(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module.Session, "answers", lambda _, images: np.full((len(images), CLASSES), np.nan, dtype=np.float32))
     with pytest.raises(Disagreement, match="nan"):
-        measure(pair, IMAGES, backends=["eager"], **QUICK)
+        measure(pair, IMAGES, runtimes=["eager"], **QUICK)
 
 
 @pytest.fixture
@@ -215,11 +215,11 @@ def leave_only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_what_was_asked_for_must_work(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     break_backend(monkeypatch, "openvino", "no library; pip install it")
     with pytest.raises(Unavailable, match=r"openvino \(cpu\): no library; pip install it"):
-        measure(pair, IMAGES, backends=["eager", "openvino"], **QUICK)
+        measure(pair, IMAGES, runtimes=["eager", "openvino"], **QUICK)
     with pytest.raises(UnknownName, match="onnxruntime"):
-        measure(pair, IMAGES, backends=["onnxruntim"], **QUICK)
+        measure(pair, IMAGES, runtimes=["onnxruntim"], **QUICK)
     with pytest.raises(Unavailable, match="'dense' has none"):
-        measure([Subject("dense", pair[0].module)], IMAGES, backends=["onnxruntime"], **QUICK)
+        measure([Subject("dense", pair[0].module)], IMAGES, runtimes=["onnxruntime"], **QUICK)
     if not torch.cuda.is_available():
         with pytest.raises(Unavailable, match=r"eager \(cuda\)"):
             measure(pair, IMAGES, devices=["cuda"])
@@ -231,7 +231,7 @@ def test_what_was_not_asked_for_is_skipped_with_its_reason(pair: list[Subject], 
     result = measure([pair[0], Subject("ticket", pair[1].module)], IMAGES, **QUICK)
     assert result.skipped["openvino (cpu)"] == "left out; install it"
     assert "'ticket' has none" in result.skipped["onnxruntime (cpu): ticket"]
-    assert {(r.backend, r.subject) for r in result.rows} == {("eager", "dense"), ("eager", "ticket"), ("onnxruntime", "dense")}
+    assert {(r.runtime, r.subject) for r in result.rows} == {("eager", "dense"), ("eager", "ticket"), ("onnxruntime", "dense")}
 
 
 @pytest.mark.usefixtures("no_settling")
@@ -240,7 +240,7 @@ def test_rows_tell_what_products_are_computed_in(tmp_path: Path, precision: str 
     """Of each network its own; a CPU multiplies integers as they are, and half precision in single."""
     pair = [subject("dense", tmp_path), Subject("small", None, subject("small", tmp_path, seed=1).onnx)]
     references = {"small": replace(reference_of(pair[1]), precision=precision)} if precision else None
-    rows = measure(pair, IMAGES, backends=["onnxruntime"], **(QUICK | {"batches": (1,)}), references=references).rows
+    rows = measure(pair, IMAGES, runtimes=["onnxruntime"], **(QUICK | {"batches": (1,)}), references=references).rows
     assert {row.subject: row.dtype for row in rows} == {"dense": "float32", "small": dtype}
 
 
@@ -260,7 +260,7 @@ def test_busy_share_is_of_the_time_between(
 def test_without_the_reference_there_is_no_speedup(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     leave_only(monkeypatch, "eager", "onnxruntime")
     result = measure([Subject("dense", None, pair[0].onnx), pair[1]], IMAGES, **QUICK)
-    assert [(r.subject, r.speedup) for r in result.rows if r.backend == "eager"] == [("ticket", None)] * 2
+    assert [(r.subject, r.speedup) for r in result.rows if r.runtime == "eager"] == [("ticket", None)] * 2
 
 
 @pytest.mark.usefixtures("no_timing")

@@ -238,10 +238,10 @@ def test_instead_of_the_engine_its_runtimes_are_named(precision: str) -> None:
     assert {target.runtime for target in named} == there - {"compile"}
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "eager"])
-def test_every_runtime_tells_every_layer(backend: str) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "eager"])
+def test_every_runtime_tells_every_layer(runtime: str) -> None:
     """Of a residual network with odd widths; their times add up to the whole."""
-    work = profiling_work("resnet20", backend)
+    work = profiling_work("resnet20", runtime)
     kept = {g.name: g.width - (not g.frozen) for g in work.groups}
     module = cut(work.folded, PruningPlan(work.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
     timing = open_timer(work.target).time(Variant(module, work._onnx(module)), work.images, lambda: None)
@@ -249,25 +249,25 @@ def test_every_runtime_tells_every_layer(backend: str) -> None:
     assert sum(timing.layers_ms.values()) == pytest.approx(timing.ms)
 
 
-def profiling_work(name: str, backend: str) -> Any:
+def profiling_work(name: str, runtime: str) -> Any:
     from ltcompile.benchmark.profiling.work import _Work
 
-    target = replace(TARGET, runtime=backend, batch=2)
+    target = replace(TARGET, runtime=runtime, batch=2)
     return _Work(lt.build_model(name).eval(), model(name), target, open_timer(target))
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "eager"])
-def test_what_computes_something_else_is_not_timed(backend: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "eager"])
+def test_what_computes_something_else_is_not_timed(runtime: str, tmp_path: Path) -> None:
     network, images = lt.build_model("lenet5", 10, 1, 16).eval(), torch.randn(4, 1, 16, 16)
     export_onnx(network, images, tmp_path / "network.onnx")
-    runtime, file = open_timer(Deployment("cpu", backend)), onnx.load(tmp_path / "network.onnx")
-    runtime.check(Variant(network, file), images)
+    timer, file = open_timer(Deployment("cpu", runtime)), onnx.load(tmp_path / "network.onnx")
+    timer.check(Variant(network, file), images)
     other = copy.deepcopy(network)
     with torch.no_grad():
         [*other.modules()][-1].bias[3] += 0.01
-    if backend != "eager":  # which is PyTorch itself
+    if runtime != "eager":  # which is PyTorch itself
         with pytest.raises(Disagreement, match="not compute the network at widths"):
-            runtime.check(Variant(other, file), images)
+            timer.check(Variant(other, file), images)
 
 
 @pytest.mark.parametrize("name", ["vgg11", "resnet20", "torchvision:mobilenet_v2"])
@@ -594,7 +594,7 @@ def test_the_next_command_fits_the_profile(told: Callable[..., str], tmp_path: P
     [
         (("--target-speedup", 2), "add --on"),
         (("--on", "cpu"), "say how fast"),
-        (("--on", "cpu:onnx", "--target-speedup", 2), "no backend"),
+        (("--on", "cpu:onnx", "--target-speedup", 2), "no runtime"),
         (("--on", TARGET, "--target-speedup", 2, "--target-latency", "1ms"), "one target"),
         (("--on", TARGET, "--target-latency", "fast"), "with its unit"),
         (("--on", TARGET, "--target-latency", "9s"), "already"),

@@ -404,7 +404,7 @@ def test_bench_races_both_networks_of_a_ticket(tmp_path: Path) -> None:
     assert (tmp_path / "race.md").exists() and (tmp_path / "layers.html").exists()
     told = CliRunner().invoke(app, [*command, "--json"])
     assert json.loads(told.stdout)["kind"] == "race"
-    refused = CliRunner().invoke(app, [*command, "--backend", "eager"])
+    refused = CliRunner().invoke(app, [*command, "--runtime", "eager"])
     assert isinstance(refused.exception, BadSetting) and "--race" in str(refused.exception)
 
 

@@ -1,4 +1,4 @@
-"""Laws of the curve: every level is on it once a backend and batch, nothing of the test set is, and a pick follows its rule."""
+"""Laws of the curve: every level is on it once a runtime and batch, nothing of the test set is, and a pick follows its rule."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from ltcompile.core.records import Measurement
 from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket, Unavailable, UnknownName
 from ltcompile.reporting import report
 
-BACKENDS, BATCHES = ("onnxruntime", "eager"), (1, 3)
+RUNTIMES, BATCHES = ("onnxruntime", "eager"), (1, 3)
 
 
 def quick(folder: Path, **settings: Any) -> Sweep:
@@ -63,7 +63,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its curve, where half a joule goes into every image."""
     folder = copied(run, tmp_path_factory.mktemp("swept") / "lenet")
-    quick(folder, backends=BACKENDS, batches=BATCHES, pick="fastest-within 100", joules=lambda device, ran, images: (ran(), 0.5)[1])
+    quick(folder, runtimes=RUNTIMES, batches=BATCHES, pick="fastest-within 100", joules=lambda device, ran, images: (ran(), 0.5)[1])
     return folder
 
 
@@ -79,8 +79,8 @@ class TestCurve:
         names = {"dense", *(f"{row.arm}-{row.level}" for row in history if row.arm in ("ticket", "random"))}
         assert len(names) == 4, "dense, two tickets, the random control of one"
         assert [point["name"] for point in told["points"]] == sorted(names, key=["dense", "ticket-1", "ticket-2", *names].index)
-        timed = [(row["subject"], row["backend"], row["batch"]) for row in told["rows"]]
-        assert sorted(timed) == sorted((name, backend, batch) for name in names for backend in BACKENDS for batch in BATCHES)
+        timed = [(row["subject"], row["runtime"], row["batch"]) for row in told["rows"]]
+        assert sorted(timed) == sorted((name, runtime, batch) for name in names for runtime in RUNTIMES for batch in BATCHES)
         assert all(row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"] and row["max_error"] < 1e-3 for row in told["rows"])
         assert all((row["speedup"] is None) == (row["subject"] == "dense") for row in told["rows"])
 
@@ -100,7 +100,7 @@ class TestCurve:
 
     def test_the_front_is_told(self, told: dict[str, Any]) -> None:
         points = {point["name"]: point for point in told["points"]}
-        place = [row for row in told["rows"] if (row["backend"], row["batch"]) == ("eager", 3)]
+        place = [row for row in told["rows"] if (row["runtime"], row["batch"]) == ("eager", 3)]
         options = [
             Option(points[row["subject"]]["level"], row["ms_p50"], points[row["subject"]]["val_accuracy"], 1)
             for row in place
@@ -128,8 +128,8 @@ class TestPicked:
         pick, ticket = told["pick"], lt.Ticket.load(folder / "picked.pt")
         assert {pick["name"], pick["runner_up"]} == {"ticket-1", "ticket-2"}, "a hundred points below allow everything"
         assert pick["level"] == ticket.level
-        assert (pick["backend"], pick["batch"], pick["checksum"]) == ("onnxruntime", 1, ticket.checksum)
-        ms = [row["ms_p50"] for row in told["rows"] if (row["subject"], row["backend"], row["batch"]) == (pick["name"], "onnxruntime", 1)]
+        assert (pick["runtime"], pick["batch"], pick["checksum"]) == ("onnxruntime", 1, ticket.checksum)
+        ms = [row["ms_p50"] for row in told["rows"] if (row["subject"], row["runtime"], row["batch"]) == (pick["name"], "onnxruntime", 1)]
         assert pick["ms_p50"] not in ms, "its figures are of a run of their own"
         assert pick["speedup_low"] <= pick["speedup"] <= pick["speedup_high"]
         assert pick["tie"] == (pick["lead_low"] <= 1 <= pick["lead_high"])
@@ -151,12 +151,12 @@ class TestPicked:
         monkeypatch.setattr("ltcompile.core.picking.choose", lambda rule, options: (None, "no level is fit"))
         monkeypatch.setattr("ltcompile.cli.sweep._joules", nobody)
         done = CliRunner().invoke(
-            app, ["sweep", str(again), "--backend", "eager", "--batch", "2", "--seconds", "0", "--device", "cpu", "--json"]
+            app, ["sweep", str(again), "--runtime", "eager", "--batch", "2", "--seconds", "0", "--device", "cpu", "--json"]
         )
         assert done.exit_code == 4, done.output
         found = json.loads(done.stdout)
         assert not (again / "picked.pt").exists()
-        place = {"backend": "eager", "device": "cpu", "batch": 2}
+        place = {"runtime": "eager", "device": "cpu", "batch": 2}
         nothing = {"rule": "knee", "name": None, "level": None, "reason": "no level is fit", **place, "checksum": None, "tie": False}
         assert found["pick"] == {**dict.fromkeys(found["pick"]), **nothing}
         assert found["energy"] == "nobody counts" and {row["joules_per_image"] for row in found["rows"]} == {None}
@@ -327,7 +327,7 @@ class TestPath:
 def test_a_search_and_its_curve_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each level leaves as many times fewer MACs as was asked for; what was searched is not searched again unasked."""
     command = ["sweep", "--model", "lenet5", "--targets", "2,4", "--name", "t", "--epochs", "1", "--pick", "fastest-within=100"]
-    command += ["--backend", "eager", "--batch", "1", "--seconds", "0.02", "--device", "cpu"]
+    command += ["--runtime", "eager", "--batch", "1", "--seconds", "0.02", "--device", "cpu"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ltcompile.cli.find.StopSignal", dict)  # signals and warnings stay those of the tests
     done = CliRunner().invoke(app, command)
@@ -351,7 +351,7 @@ def test_levels_that_miss_their_targets_are_named(folder: Path, told: dict[str, 
     (one, first), (two, second) = reached_by(found, (share, 0.01), None)
     assert (one, first, first.missed_by) == ("ticket-1", Reached("macs", share, share), 0)
     assert two == "ticket-2" and second.missed_by == pytest.approx(macs["ticket-2"] / macs["dense"] / 0.01 - 1)
-    (row,) = [r for r in found.rows if (r.subject, r.backend, r.batch) == ("ticket-1", "onnxruntime", 3)]
+    (row,) = [r for r in found.rows if (r.subject, r.runtime, r.batch) == ("ticket-1", "onnxruntime", 3)]
     assert row.speedup is not None
     assert reached_by(found, (0.5,), "cpu:onnxruntime:b3:fp32") == [("ticket-1", Reached("time", 0.5, 1 / row.speedup))]
     assert reached_by(found, (0.5,), "cpu:onnxruntime:b7:fp32") == [("ticket-1", Reached("time", 0.5, None))]
@@ -407,7 +407,7 @@ class TestReport:
     def test_it_draws_a_real_run(self, folder: Path, told: dict[str, Any]) -> None:
         page = Page(report(folder).read_text())
         figures = [attrs["data-figure"] for _, attrs in page.tags if "data-figure" in attrs]
-        assert sum(str(name).startswith("curve-") for name in figures) == len(BACKENDS) * len(BATCHES)
+        assert sum(str(name).startswith("curve-") for name in figures) == len(RUNTIMES) * len(BATCHES)
         assert f"Picked by the rule fastest-within 100: {told['pick']['name']}" in page.text
 
     def test_a_curve_for_each_place(self, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def tell(told: Connection) -> None:
 
 
 def test_commands_are_forked_with_nothing_that_a_fork_breaks() -> None:
-    """No second thread, no CUDA, no backend that has begun; but what takes seconds to import."""
+    """No second thread, no CUDA, no runtime that has begun; but what takes seconds to import."""
     here, there = SERVER.Pipe(duplex=False)
     process = fork(tell, there)
     assert here.recv() == (1, False, {"torch"})
@@ -97,11 +97,11 @@ def test_show(folder: Path) -> None:
 def test_bench(folder: Path, target: str) -> None:
     run = folder / "runs/t"
     done = call(
-        "bench", run / target, "--backend", "onnxruntime", "--backend", "eager", "--batch", 1, "--batch", 3, "--seconds", 0.5, "--json"
+        "bench", run / target, "--runtime", "onnxruntime", "--runtime", "eager", "--batch", 1, "--batch", 3, "--seconds", 0.5, "--json"
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    assert {(r["subject"], r["backend"], r["batch"]) for r in rows} == {
+    assert {(r["subject"], r["runtime"], r["batch"]) for r in rows} == {
         (s, b, n) for s in ("dense", "small") for b in ("onnxruntime", "eager") for n in (1, 3)
     }
     ticket = lt.Ticket.load(run / "ticket.pt")
@@ -117,7 +117,7 @@ def test_bench(folder: Path, target: str) -> None:
 def test_bench_without_the_run_folder(folder: Path, tmp_path: Path) -> None:
     """A file that has left its run: its dense network is rebuilt from what the file tells, and has a speed but no accuracy."""
     (tmp_path / "small.onnx").write_bytes((folder / "runs/t/small.onnx").read_bytes())
-    done = call("bench", tmp_path / "small.onnx", "--backend", "onnxruntime", "--batch", 1, "--seconds", 0.5, "--json")
+    done = call("bench", tmp_path / "small.onnx", "--runtime", "onnxruntime", "--batch", 1, "--seconds", 0.5, "--json")
     assert done.returncode == 0, done.stderr
     rows = {r["subject"]: r for r in json.loads(done.stdout)["rows"]}
     assert rows["dense"]["accuracy"] is None and rows["small"]["accuracy"] > 0.5
@@ -128,7 +128,7 @@ def test_files_that_shrink_changed_on_purpose_are_their_own_reference(folder: Pa
     run = folder / "runs/t"
     assert call("shrink", run / "ticket.pt", "-o", run / "other.onnx", *option).returncode == 0
     done = call(
-        "bench", run / "other.onnx", "--backend", "onnxruntime", "--batch", 1, "--seconds", 0.5, "-o", folder / "other.json", "--json"
+        "bench", run / "other.onnx", "--runtime", "onnxruntime", "--batch", 1, "--seconds", 0.5, "-o", folder / "other.json", "--json"
     )
     assert done.returncode == 0 and json.loads(done.stdout)["rows"][1]["accuracy"] > 0.5, done.stderr
 
@@ -148,7 +148,7 @@ def test_report(folder: Path) -> None:
 
 def test_doctor() -> None:
     told = json.loads(call("doctor", "--json").stdout)
-    assert told["backends"]["cpu"]["eager"] is None and told["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert told["runtimes"]["cpu"]["eager"] is None and told["versions"]["torch"] == torch.__version__.split("+")[0]
     assert "works" in call("doctor").stdout
 
 
@@ -218,7 +218,7 @@ class TestBadInput:
         refused("bench", tmp_path / "none.onnx", says="there is no ONNX file")
 
     def test_backends_and_runs(self, folder: Path, tmp_path: Path) -> None:
-        refused("bench", folder / "runs/t/ticket.pt", "--backend", "onnx", says="onnxruntime")
+        refused("bench", folder / "runs/t/ticket.pt", "--runtime", "onnx", says="onnxruntime")
         refused("bench", folder / "runs/t/ticket.pt", "--against", "sparse", says="dense")
         refused("report", tmp_path, says="ltcompile find")
 

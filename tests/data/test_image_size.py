@@ -91,7 +91,7 @@ def test_a_search_of_such_images_ends_in_a_file_that_is_verified(tmp_path: Path)
     assert ticket.model["arguments"] == found.ticket.model["arguments"] == {"classes": 10, "in_channels": 1, "image_size": [HEIGHT, WIDTH]}
     lt.shrink(ticket, tmp_path / "run" / "small.onnx")
     assert open_network(tmp_path / "run" / "small.onnx").shape == (1, HEIGHT, WIDTH)
-    result = lt.bench(tmp_path / "run" / "small.onnx", backends=["onnxruntime"], batches=[2], seconds_per_row=0.05)
+    result = lt.bench(tmp_path / "run" / "small.onnx", runtimes=["onnxruntime"], batches=[2], seconds_per_row=0.05)
     assert {row.subject for row in result.rows} == {"dense", "small"} and result.rows[0].max_error < 1e-3
     checks = verify(tmp_path / "run" / "small.onnx", seconds=0.05).checks
     assert {check.verdict for check in checks if check.what == "size"} == {"confirmed"}

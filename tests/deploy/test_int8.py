@@ -151,7 +151,7 @@ class TestFile:
 
     def test_bench_takes_it(self, shrunk: Shrunk, tmp_path: Path) -> None:
         result = lt.bench(
-            shrunk.path, backends=["onnxruntime"], devices=["cpu"], batches=(2,), seconds_per_row=0.02, output=tmp_path / "bench.json"
+            shrunk.path, runtimes=["onnxruntime"], devices=["cpu"], batches=(2,), seconds_per_row=0.02, output=tmp_path / "bench.json"
         )
         small, dense = (next(row for row in result.rows if row.subject == name) for name in ("small", "dense"))
         assert (small.dtype, dense.dtype) == ("int8", "float32")
@@ -168,10 +168,10 @@ class TestFile:
         weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
         onnx.save(model, tmp_path / "small.onnx")
         with pytest.raises(Disagreement, match="is not the network's"):
-            lt.bench(tmp_path / "small.onnx", backends=["onnxruntime"], devices=["cpu"], batches=(2,))
+            lt.bench(tmp_path / "small.onnx", runtimes=["onnxruntime"], devices=["cpu"], batches=(2,))
         (tmp_path / "ticket.pt").unlink()
         result = tmp_path / "bench.json"
-        lt.bench(tmp_path / "small.onnx", backends=["onnxruntime"], devices=["cpu"], batches=(2,), seconds_per_row=0.02, output=result)
+        lt.bench(tmp_path / "small.onnx", runtimes=["onnxruntime"], devices=["cpu"], batches=(2,), seconds_per_row=0.02, output=result)
         assert "the file's own graph" in json.loads(result.read_text())["compared_with"], "what it cannot compare, it says"
 
 

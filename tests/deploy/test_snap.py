@@ -122,7 +122,7 @@ def test_shrink_snaps(run: Path, tmp_path: Path, how: str) -> None:
     assert all(width % 16 == 0 or width < 16 for width in made)
     told = {p.key: p.value for p in onnx.load(shrunk.path).metadata_props}
     assert (json.loads(told["accuracy"])["value"] is None) == (how == "down"), "what was changed has no accuracy that anyone measured"
-    assert lt.bench(shrunk.path, backends=["onnxruntime"], batches=[1], seconds_per_row=0.01).rows
+    assert lt.bench(shrunk.path, runtimes=["onnxruntime"], batches=[1], seconds_per_row=0.01).rows
 
 
 def test_the_command_measures_by_itself(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,10 +357,10 @@ class TestThreads:
         run = cpu.build(Deployment("cpu", runtime, 2, "fp32", 0 if runtime == "compile" else 1), source)
         assert wrong_answers(run, small(), threads, 600 // threads) == 0
 
-    @pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "compile", "eager"])
-    def test_backends(self, source: cpu.Source, backend: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "compile", "eager"])
+    def test_all_runtimes(self, source: cpu.Source, runtime: str, tmp_path: Path) -> None:
         (tmp_path / "small.onnx").write_bytes(source.onnx)
-        session = runtimes.load(Subject("small", small(), tmp_path / "small.onnx"), Deployment("cpu", backend, len(pictures())))
+        session = runtimes.load(Subject("small", small(), tmp_path / "small.onnx"), Deployment("cpu", runtime, len(pictures())))
         bound = [session.bind(images.numpy()) for images in (pictures(), pictures() + 1)]
         for one in bound:
             one.call()

@@ -43,7 +43,7 @@ def test_headline_speed_is_the_fastest_comparable_backend(tmp_path: Path) -> Non
     """Not the largest ratio (eager), and not one without a dense network of its dtype (int8)."""
     _, told = made(tmp_path / "run", example())
     best = told["bench"]["headline"]
-    assert (best["backend"], best["dtype"], best["batch"], best["speedup"]) == ("onnxruntime", "fp32", 1, 2.0)
+    assert (best["runtime"], best["dtype"], best["batch"], best["speedup"]) == ("onnxruntime", "fp32", 1, 2.0)
     latency = told["sparsity"][3]
     assert (latency["dense"], latency["small"], latency["removed_share"]) == (6.0, 3.0, 0.5)
 

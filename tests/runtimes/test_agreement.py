@@ -142,11 +142,11 @@ def test_honest_runtimes_pass(trained: Trained, tmp_path: Path) -> None:
     onnx.save(trained.int8, tmp_path / "int8.onnx")
     for precision, file in (("int8", tmp_path / "int8.onnx"), ("fp16", trained.half)):
         expected = trained.expected(precision)
-        for backend in ("onnxruntime", "openvino"):
-            session = load(Subject(backend, None, file, precision), Deployment("cpu", backend, 64, precision))
+        for runtime in ("onnxruntime", "openvino"):
+            session = load(Subject(runtime, None, file, precision), Deployment("cpu", runtime, 64, precision))
             compared = expected.compare(session.answers(trained.images.numpy()))
-            assert not compared.refusal and compared.error <= compared.allowed, (precision, backend)
-            assert not expected.refusal(session.answers(trained.images[:1].numpy())), (precision, backend)
+            assert not compared.refusal and compared.error <= compared.allowed, (precision, runtime)
+            assert not expected.refusal(session.answers(trained.images[:1].numpy())), (precision, runtime)
 
 
 def test_every_weight_of_an_int8_file_is_the_networks(trained: Trained) -> None:

@@ -49,7 +49,7 @@ def timing(subject: str, batch: int, ms: float, speedup: float | None = None, **
     low, high = (None, None) if speedup is None else (speedup * 0.95, speedup * 1.05)
     return {
         "subject": subject,
-        "backend": "onnxruntime",
+        "runtime": "onnxruntime",
         "device": "cpu",
         "dtype": "fp32",
         "batch": batch,
@@ -147,8 +147,8 @@ def example() -> Run:
             timing("small", 1, 3.0, 2.0),
             timing("dense", 32, 90.0),
             timing("small", 32, 30.0, 3.0),
-            timing("dense", 1, 9.0, backend="eager"),
-            timing("small", 1, 3.6, 2.5, backend="eager"),
+            timing("dense", 1, 9.0, runtime="eager"),
+            timing("small", 1, 3.6, 2.5, runtime="eager"),
             timing("small", 1, 1.0, 6.0, dtype="int8"),
         ],
         "skipped": {"openvino": "not installed"},
@@ -178,7 +178,7 @@ def curve() -> Run:
         for batch in (1, 32)
         for name, arm, level in networks
     ]
-    place = {"backend": "onnxruntime", "device": "cpu", "batch": 1}
+    place = {"runtime": "onnxruntime", "device": "cpu", "batch": 1}
     again = {"ms_p50": 2.125, "speedup": 2.75, "speedup_low": 2.5, "speedup_high": 3.0}
     rival = {"runner_up": "ticket-2", "lead": 1.01, "lead_low": 0.99, "lead_high": 1.03, "tie": True}
     return {

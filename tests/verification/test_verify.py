@@ -74,7 +74,7 @@ def network(width: int, change: Callable[[Any], object] = lambda model: None, **
 
 
 def timing(batch: int = 1, speedup: float | None = 1.0, **fields: Any) -> dict[str, Any]:
-    told = {"subject": "small", "backend": "onnxruntime", "device": "cpu", "dtype": "float32", "batch": batch, **FAST}
+    told = {"subject": "small", "runtime": "onnxruntime", "device": "cpu", "dtype": "float32", "batch": batch, **FAST}
     return {**told, "speedup": speedup, "speedup_low": speedup, "speedup_high": speedup, "accuracy": None, **fields}
 
 
@@ -196,7 +196,7 @@ def test_latencies_count_on_the_same_machine_alone(folder: Path, ms: float, verd
 
 
 def test_what_this_machine_lacks_is_told(folder: Path) -> None:
-    report(folder, timing(device="tpu"), timing(batch=1 << 40), timing(backend="eager"))
+    report(folder, timing(device="tpu"), timing(batch=1 << 40), timing(runtime="eager"))
     lacking, huge = (c for c in verify(folder / "small.onnx", seconds=QUICK).checks if c.what == "latency")
     assert lacking.verdict == huge.verdict == "not comparable" and "tpu" in lacking.reason and "bytes" in huge.reason
 
@@ -458,7 +458,7 @@ def test_what_report_writes_is_read(tmp_path: Path) -> None:
     told, value = read_claims(tmp_path / "report.json"), json.loads(READERS["claims"].whole())
     assert told.checksum == value["ticket"]["checksum"] and [f.output for f in told.files] == [s["output"] for s in value["shrinks"]]
     small = [row for row in value["bench"]["rows"] if row["subject"] != "dense"]
-    assert [(t.backend, t.batch, t.ms_p50) for t in told.timings] == [(row["backend"], row["batch"], row["ms_p50"]) for row in small]
+    assert [(t.runtime, t.batch, t.ms_p50) for t in told.timings] == [(row["runtime"], row["batch"], row["ms_p50"]) for row in small]
     assert told.machine and told.timings and told.files
 
 
@@ -516,7 +516,7 @@ def benched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("benched")
     ticket = dataclasses.replace(some_ticket(), data={**some_ticket().data, "name": "nowhere"})
     ticket.save(folder / "ticket.pt")
-    own, quick = {"model": "readers:network"}, {"backends": ["onnxruntime"], "batches": (1,), "seconds_per_row": 0.02}
+    own, quick = {"model": "readers:network"}, {"runtimes": ["onnxruntime"], "batches": (1,), "seconds_per_row": 0.02}
     with exported_once(), timed_at_once():
         lt.shrink(ticket, folder / "small.onnx", **own)
         lt.bench(folder / "small.onnx", **own, **quick, output=folder / "of_file.json", write_dense=folder / "dense.onnx")
