@@ -16,9 +16,9 @@ from gpu import append, lines
 from torch import nn
 
 from ltcompile.engine.events import cold_us
-from ltcompile.engine.gpu import Gpu, vendor_at_its_best
+from ltcompile.engine.gpu import Gpu, cudnn_autotuned
 from ltcompile.engine.tune import Cache, default_cache, tune
-from ltcompile.lower.lower import lower, place
+from ltcompile.lower.lower import lower, to_layout
 
 SHAPES = ((32, 64, 64), (16, 128, 128), (8, 256, 256), (4, 512, 512), (2, 512, 512))  # side, channels in, channels out
 BATCHES = (64, 1, 1024)
@@ -46,10 +46,10 @@ def main() -> None:
 def _times(gpu: Gpu, batch: int, side: int, channels: int, filters: int) -> dict[str, object]:
     torch.manual_seed(0)
     layer, images = nn.Sequential(nn.Conv2d(channels, filters, 3, padding=1), nn.ReLU()).eval(), torch.randn(batch, channels, side, side)
-    program, machine = place(lower(layer, images).program, images, gpu.precision).program, ", ".join(gpu.machine().values())
-    with vendor_at_its_best():
+    program, machine = to_layout(lower(layer, images).program, images, gpu.precision).program, ", ".join(gpu.machine().values())
+    with cudnn_autotuned():
         ((best, *_),) = tune(program, gpu.device, machine, Cache(default_cache()), cold_us, lambda _: None).values()
-    times = {f"{name}_us": round(us, 2) for name, us in best.told_us.items()}
+    times = {f"{name}_us": round(us, 2) for name, us in best.times_us.items()}
     return times | {"fastest": best.by, "config": str(best.config)}
 
 

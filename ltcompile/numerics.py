@@ -35,6 +35,9 @@ Rows = TypeVar("Rows")  # an array or a tensor whose first dimension counts inpu
 
 CHUNK = 64  # inputs at once where nothing is timed
 FP32_TOLERANCE = 1e-4  # of the largest output, for sums in another order
+TOLERANCES = {"fp32": FP32_TOLERANCE, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.25}  # of the largest output, against the fp32 network
+EXPORT_TOLERANCES = {"torch.float16": 2e-2, "torch.bfloat16": 6e-2}  # of a file against the network in its own type
+REWRITE_TOLERANCE = 1e-5  # of the largest output, for the same arithmetic in another order
 KERNEL_TOLERANCES = {"torch.float32": 1e-5, "torch.float16": 2e-3, "torch.bfloat16": 2e-2}  # of a kernel's sum of variance 1
 LEAST_INPUTS = 100  # for a share of classes, a mean over inputs or an accuracy to say anything
 ERROR_OF_NOISE, ERROR_OF_NOISE_FEW, SHIFT_OF_NOISE = 1.5, 4.0, 0.3
@@ -51,6 +54,11 @@ def largest_error(found: Any, expected: Any) -> float:
         return math.inf
     error = float(np.abs(y - x).max(initial=0.0)) / max(float(np.abs(x).max(initial=0.0)), TINY)
     return error if math.isfinite(error) else math.inf
+
+
+def refusal_of(error: float, precision: str) -> str:
+    """Why outputs with this error, relative to the largest, are not the fp32 network's in `precision`; "" where they are."""
+    return "" if error <= TOLERANCES[precision] else f"its outputs are off by {error:.1e} of the largest"
 
 
 def largest_error_by_output(found: Any, expected: Any) -> float:

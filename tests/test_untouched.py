@@ -46,7 +46,7 @@ EXEMPT = {
     "attach": "puts a method on a network, in place",
     "bake": "takes it off again, in place",
     "train": "trains a network, in place",
-    "lay_out": "moves a network, in place",
+    "to_memory_format": "moves a network, in place",
     "loss_gradients": "works on the copy that `gather` makes",
     "loss_curvature": "works on the copy that `gather` makes",
     "channel_means": "works on the copy that `gather` makes",

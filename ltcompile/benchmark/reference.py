@@ -20,7 +20,7 @@ from ltcompile import numerics
 from ltcompile.core.onnx_file import read_onnx
 from ltcompile.lower import export_classifier
 from ltcompile.lower.evaluate import evaluator
-from ltcompile.lower.fake_quantise import fake_quantised, in_half, precision_of, unrounded
+from ltcompile.lower.fake_quantize import fake_quantized, in_half, precision_of, unrounded
 from ltcompile.lower.quantize import prepared
 from ltcompile.lower.simulate import rounded_network
 from ltcompile.runtimes import Array, Subject
@@ -61,7 +61,7 @@ def module_reference(module: nn.Module, example: Tensor, file: Path, precision: 
     if precision == "fp16":
         return Reference(_answer(module), _answer(rounded_network(module, precision)), precision)
     export_classifier(module, example, plain := scratch / "plain.onnx")
-    return Reference(_answer(module), evaluator(fake_quantised(prepared(plain), read_onnx(file))), precision)
+    return Reference(_answer(module), evaluator(fake_quantized(prepared(plain), read_onnx(file))), precision)
 
 
 def file_reference(file: Path | bytes) -> Reference:

@@ -1,4 +1,4 @@
-"""ltcompile lower: what becomes of a ticket's network on its way to an engine."""
+"""ltcompile lower: what becomes of a ticket's network on its mode to an engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from ltcompile.cli._options import MOST_IMAGES
 
 if TYPE_CHECKING:
-    from ltcompile.lower.lower import Lowered, Placed
+    from ltcompile.lower.lower import LaidOut, Lowered
 
 EPILOG = "Examples:  ltcompile lower ticket.pt  ·  ltcompile lower ticket.pt --explain --precision fp16  ·  ltcompile lower ticket.pt --batch 64 --json"
 
@@ -36,7 +36,7 @@ def lower(
     from ltcompile.deploy import check_ticket_fits, dense_network, small_network
     from ltcompile.errors import BadSetting
     from ltcompile.lower.lower import lower as run
-    from ltcompile.lower.lower import place
+    from ltcompile.lower.lower import to_layout
     from ltcompile.lower.passes.precision import DTYPES
 
     if precision not in DTYPES:
@@ -45,7 +45,7 @@ def lower(
     check_ticket_fits(loaded, model)
     example = torch.randn(batch, *loaded.data["shape"], generator=torch.Generator().manual_seed(0))
     done = run(small_network(loaded, dense_network(loaded)), example)
-    placed = place(done.program, example, precision)
+    placed = to_layout(done.program, example, precision)
     rows: list[dict[str, Any]] = [
         {"node": n.name, "layer": n.layer, "operation": n.target, "shape": list(n.shape), "became": _became(n.name, done, placed)}
         for n in done.captured
@@ -76,10 +76,10 @@ def lower(
     )
 
 
-def _became(name: str, done: Lowered, placed: Placed) -> str:
+def _became(name: str, done: Lowered, placed: LaidOut) -> str:
     """What the passes did with an operation, and where it would run on a GPU if it is still there."""
-    where = placed.told.get(name)
-    return done.told[name] if where is None else f"{done.told[name]}; on a GPU: {where}"
+    where = placed.outcomes.get(name)
+    return done.outcomes[name] if where is None else f"{done.outcomes[name]}; on a GPU: {where}"
 
 
 def _print(rows: list[dict[str, Any]], done: Lowered) -> None:

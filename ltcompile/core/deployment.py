@@ -17,7 +17,6 @@ from ltcompile.errors import BadSetting
 DEVICES = ("cpu", "cuda")
 ENGINE = "engine"  # what `lt.compile` makes: the runtime that is fastest
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-TOLERANCES = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 6e-2, "int8": 0.25}  # of the largest output, against the fp32 network
 MOST_IMAGES = 1 << 20  # in a batch
 MOST_THREADS = 1024
 FORM = "device:runtime:bN:precision:tN"
@@ -44,7 +43,9 @@ class Deployment(Record):
         if not 1 <= self.batch <= MOST_IMAGES:
             raise BadSetting(f"a target has no batch of {short(self.batch)}; take 1 to {MOST_IMAGES:,} images, as in b{type(self).batch}")
         if not 0 <= self.threads <= MOST_THREADS or (self.threads and self.device != "cpu"):
-            raise BadSetting(f"a target has no {short(self.threads)} threads on {self.device}; take 1 to {MOST_THREADS:,} on a cpu, or none")
+            raise BadSetting(
+                f"a target has no {short(self.threads)} threads on {self.device}; take 1 to {MOST_THREADS:,} on a cpu, or none"
+            )
 
     def __str__(self) -> str:
         threads = f":t{self.threads}" if self.threads else ""

@@ -122,7 +122,9 @@ class RunFolder:
     def check_exists(self) -> None:
         """Raises BadFile where the folder was removed while the search ran: what it had trained is gone with it."""
         if not self.begun:
-            raise BadFile(f"{self.path} was removed or moved while the search ran; put it back and continue with resume=True, or begin again")
+            raise BadFile(
+                f"{self.path} was removed or moved while the search ran; put it back and continue with resume=True, or begin again"
+            )
 
     # Write
 

@@ -29,7 +29,7 @@ from ltcompile.deploy.qat import fine_tune, tuning
 from ltcompile.errors import BadData, BadModel, BadSetting, Disagreement, TrainingFailed, Unavailable
 from ltcompile.lower import export_classifier, run_onnx
 from ltcompile.lower.evaluate import evaluator
-from ltcompile.lower.fake_quantise import fake_quantised
+from ltcompile.lower.fake_quantize import fake_quantized
 from ltcompile.lower.quantize import METHODS, WEIGHT_TOP, Quantizer, Scheme
 from ltcompile.numerics import CHUNK, LEAST_INPUTS, Compared, Expected, changed_classes, in_chunks, largest_error
 from ltcompile.runtimes import Session, Subject, load, unavailable
@@ -171,7 +171,7 @@ class _Network:
         """What the file that was written last has to answer to `images`. Raises Disagreement where it holds other weights."""
         with torch.no_grad():
             exact = torch.cat([self.module.eval()(chunk) for chunk in images.split(CHUNK)]).numpy()
-        simulated = evaluator(fake_quantised(self.quantizer.plain, read_onnx(self.file)))
+        simulated = evaluator(fake_quantized(self.quantizer.plain, read_onnx(self.file)))
         return Expected(exact, in_chunks(simulated, images.numpy()))
 
 

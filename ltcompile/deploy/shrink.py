@@ -32,7 +32,7 @@ from ltcompile.errors import BadSetting, Disagreement, StaleTicket
 from ltcompile.graph import Emptied, Size, size, zeros
 from ltcompile.graph.factorise import Factorised
 from ltcompile.lower import HalfInside, export_classifier, export_program, fold_batch_norm, run_onnx
-from ltcompile.lower.signs import write_signs
+from ltcompile.lower.binary_weights import write_binary_weights
 from ltcompile.lower.simulate import rounded_network
 from ltcompile.numerics import Compared, Expected, in_chunks
 from ltcompile.paths import check_writable, write_bytes, write_json
@@ -190,8 +190,8 @@ def _with_signs(ticket: Ticket, output: Path, precision: str, probe: Tensor) -> 
     """Put signs in place of the binary weights of a multi-prize ticket's file; the record of that, empty for any other."""
     if ticket.config.get("method") != "biprop" or precision != "fp32" or output.suffix != ".onnx":
         return {}
-    found = write_signs(output, output, probe)
-    return {"signs": {"error": found.error, "bytes_before": found.bytes_before, "told": dict(found.told)}}
+    found = write_binary_weights(output, output, probe)
+    return {"signs": {"error": found.error, "bytes_before": found.bytes_before, "told": dict(found.outcomes)}}
 
 
 def _write_int8(

@@ -1,4 +1,4 @@
-"""A network compiled for one machine: `compile` measures who runs it fastest, `load_engine` brings a saved engine back.
+"""A network compiled for one machine: `compile` measures the candidates, `load_engine` loads a saved engine.
 
 engine = lt.compile(small, images, device="cpu", batch=[1, 8, 64])
 logits = engine(images)                     # any number of images

@@ -1,7 +1,7 @@
-"""What an engine's candidates have to answer before one is timed: the network in fp32 by PyTorch, within its precision's rounding.
+"""The outputs that an engine's candidates must give before they are timed: those of PyTorch in fp32, within the rounding of a precision.
 
-In another precision than fp32 that is checked on all images of the example, a hundred or more for int8, because a bound that a few images
-allow is too wide to see a wrong layer (`numerics`). int8 also has to answer well: most images must keep their class.
+In other precisions than fp32 they are checked on all images of the example, a hundred or more for int8, because a bound that holds for few
+images is too wide to see a wrong layer (`numerics`). In int8 most images must also keep their class.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ltcompile import numerics
 from ltcompile.engine.cpu import Source
 from ltcompile.errors import BadData, BadSetting
 from ltcompile.lower.evaluate import evaluator
-from ltcompile.lower.fake_quantise import fake_quantised, unrounded
+from ltcompile.lower.fake_quantize import fake_quantized, unrounded
 from ltcompile.lower.simulate import HALVES, rounded_network
 from ltcompile.numerics import LEAST_INPUTS, Expected, changed_classes
 
@@ -30,15 +30,15 @@ NOISE_IMAGES = 128
 
 @dataclass(frozen=True)
 class Agreement:
-    """Images (N, C, H, W), what a candidate has to answer to them, and the per cent of them that may change their class against fp32."""
+    """Images (N, C, H, W), the expected outputs, and the per cent of images that may change their class against fp32."""
 
     images: Tensor
     expected: Expected
     max_drop: float
 
     def refusal(self, run: Callable[[Tensor], Tensor], batch: int) -> str:
-        """Why `run`, which takes `batch` images at a time, is not the network or not good enough; "" where it is."""
-        images = numerics.tile(self.images, max(batch, len(self.images))).numpy()  # a run takes its batch size alone
+        """Why the outputs of `run`, which takes `batch` images at a time, are not the expected ones; "" where they are."""
+        images = numerics.tile(self.images, max(batch, len(self.images))).numpy()  # a run takes its batch size only
         found = numerics.in_chunks(lambda chunk: run(_tensor(chunk)).cpu().numpy(), images, batch)[: len(self.images)]
         if reason := self.expected.refusal(found):
             return reason
@@ -52,18 +52,18 @@ class Agreement:
 
 
 def agreement(model: nn.Module, example: Tensor, source: Source, max_drop: float) -> Agreement | None:
-    """What candidates that run `source`, made of `model`, have to answer to `example`; None in fp32, where each batch is compared by itself.
+    """What candidates that run `source`, made of `model`, must give for `example`; None in fp32, where each batch is compared by itself.
 
     Raises:
-        BadData: int8 gets fewer than a hundred images. BadSetting: `max_drop` is no per cent. Disagreement: the int8 file holds other
+        BadData: int8 gets fewer than a hundred images. BadSetting: `max_drop` is not a per cent. Disagreement: the int8 file holds other
         weights.
     """
     precision = source.precision
     if not 0 <= max_drop <= 100:
-        raise BadSetting(f"max_drop is the per cent of images that may change their class, between 0 and 100, not {max_drop}")
+        raise BadSetting(f"max_drop={max_drop}: it is the per cent of images that may change their class, between 0 and 100")
     if precision == "int8" and len(example) < LEAST_INPUTS:
         raise BadData(
-            f"int8 loses accuracy, and {len(example)} images do not tell how much: give {LEAST_INPUTS} real ones or more as the example, or "
+            f"int8 loses accuracy, and {len(example)} images do not show how much: pass {LEAST_INPUTS} real ones or more as `example`, or "
             "compile in fp32"
         )
     images = example[:CHECKED]
@@ -75,9 +75,9 @@ def agreement(model: nn.Module, example: Tensor, source: Source, max_drop: float
 
 
 def agreement_of_file(source: Source, noise: Tensor) -> Agreement | None:
-    """What candidates have to answer that run a loaded engine's `source`: its own graph without a runtime, on noise like `noise`.
+    """What candidates that run a loaded engine's `source` must give: the outputs of its own graph without a runtime, on noise like `noise`.
 
-    None in fp32, and where it holds no graph. Weights are taken as the file has them.
+    None in fp32, and for a file without a graph. Weights are as the file has them.
     """
     if source.precision not in ("int8", "bf16") or not source.onnx:
         return None
@@ -93,9 +93,9 @@ def agreement_of_file(source: Source, noise: Tensor) -> Agreement | None:
 
 
 def _simulated(source: Source, images: Tensor) -> NDArray[np.float32]:
-    """The float graph with the rounding of the int8 file, without a runtime."""
+    """The outputs of the float graph with the rounding of the int8 file, without a runtime."""
     plain, int8 = onnx.load_from_string(source.plain), onnx.load_from_string(source.onnx)
-    return numerics.in_chunks(evaluator(fake_quantised(plain, int8)), images.numpy())
+    return numerics.in_chunks(evaluator(fake_quantized(plain, int8)), images.numpy())
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What an engine decided for one batch size, and why."""
+"""The decision of an engine for one batch size, and its reasons."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ltcompile.timing import Fastest, is_tie
 
 @dataclass(frozen=True)
 class Decision:
-    """What runs one batch size, and why: the median milliseconds of all that were timed, and what kept the others out.
+    """What runs one batch size: the median milliseconds of all timed candidates, and why the others were refused.
 
     `ms` of the winner `by` and of the runner-up are from a run of their own, after the winner was picked. `lead` is how many times as long
-    the runner-up took there, with the ends of the 95 % interval (None where there is no other); `tie` says that the interval holds 1.
-    `max_error` is the largest difference to the fp32 network's outputs, relative to their largest magnitude. `layers` says of each layer
-    who runs it, where the engine decides that.
+    the runner-up took there, with the ends of the 95 % interval (None without a runner-up); `tie` says that the interval holds 1.
+    `max_error` is the largest difference to the fp32 network's outputs, relative to their largest magnitude. `layers` names what runs each
+    layer, where the engine decides that.
     """
 
     batch: int
@@ -36,7 +36,7 @@ class Decision:
 
     @property
     def tie(self) -> bool:
-        """Whether timing cannot say that the winner is faster than the runner-up."""
+        """Whether the winner is not measurably faster than the runner-up."""
         return self.lead is not None and is_tie(self.lead)
 
     def to_json(self) -> dict[str, Any]:

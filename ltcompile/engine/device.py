@@ -1,4 +1,4 @@
-"""What an engine's device has to offer, and which devices there are."""
+"""The protocol of devices that engines are compiled for, and the devices."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from ltcompile.engine.engine import Run
-from ltcompile.engine.file import Contents, Part
+from ltcompile.engine.file import EngineFile, EngineVariant
 from ltcompile.errors import BadSetting
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Made:
-    """What is saved of each batch size, and what runs it; the network's ONNX form where someone may run that."""
+class CompiledArtifacts:
+    """What is saved for each batch size, what runs it, and the network's ONNX form where a runtime may use that."""
 
-    parts: tuple[Part, ...]
+    variants: tuple[EngineVariant, ...]
     runs: Mapping[int, Run]
     onnx: bytes = b""
 
 
 class Device(Protocol):
-    """A kind of machine that engines are made for, in one precision."""
+    """A kind of machine that engines are compiled for, in one precision."""
 
     precision: str
 
     def machine(self) -> dict[str, str]:
-        """What must be the same for an engine's decisions to hold."""
+        """The hardware and versions for which an engine's decisions hold."""
 
-    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> Made:
-        """The fastest for each batch size, its answers checked on the example; in int8 `max_drop` per cent may change their class."""
+    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> CompiledArtifacts:
+        """The fastest candidate for each batch size, checked on the example; in int8 `max_drop` per cent may change their class."""
 
-    def load(self, contents: Contents) -> Mapping[int, Run]:
-        """What was decided, ready to run."""
+    def load(self, contents: EngineFile) -> Mapping[int, Run]:
+        """The decided variants, ready to run."""
 
-    def again(self, contents: Contents, on_progress: Progress) -> Made:
-        """Decided anew on this machine, from a file alone."""
+    def recompile(self, contents: EngineFile, on_progress: Progress) -> CompiledArtifacts:
+        """Decide again on this machine, from a file alone."""
 
 
 def find(device: str, precision: str | None) -> Device:
@@ -56,4 +56,4 @@ def find(device: str, precision: str | None) -> Device:
         from ltcompile.engine.gpu import Gpu
 
         return Gpu(precision or "fp16")
-    raise BadSetting(f"there is no device {device!r} for engines; known: cpu, cuda")
+    raise BadSetting(f"unknown device {device!r} for engines; choose cpu or cuda")

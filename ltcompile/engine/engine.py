@@ -1,4 +1,4 @@
-"""The engine: one network, ready for the batch sizes that were asked for, each run by whoever measured fastest here."""
+"""The engine: one network for some batch sizes, each run by the candidate that measured fastest on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ltcompile.engine import file
-from ltcompile.engine.file import Contents
+from ltcompile.engine.file import EngineFile
 from ltcompile.errors import BadData
 
 Run = Callable[[Tensor], Tensor]
@@ -22,9 +22,9 @@ class Engine:
     time: each gets the answers to its own images, in memory of its own. On a GPU the calls run one after the other.
     """
 
-    def __init__(self, contents: Contents, runs: Mapping[int, Run]) -> None:
+    def __init__(self, contents: EngineFile, runs: Mapping[int, Run]) -> None:
         self.device, self.precision, self.input_shape = contents.device, contents.precision, contents.input_shape
-        self.decisions = {part.decision.batch: part.decision for part in contents.parts}
+        self.decisions = {variant.decision.batch: variant.decision for variant in contents.variants}
         self._contents, self._runs = contents, dict(sorted(runs.items()))
 
     @property
@@ -41,13 +41,13 @@ class Engine:
         images = (images.cpu() if self.device == "cpu" else images).contiguous()  # a GPU's graph copies from anywhere
         if len(images) in self._runs:
             return self._runs[len(images)](images)
-        return torch.cat([self._part(part) for part in images.split(self.batches[-1])])
+        return torch.cat([self._padded(rest) for rest in images.split(self.batches[-1])])
 
     def save(self, path: str | Path) -> None:
         """Write the engine to one file of data, which `load_engine` reads. Raises BadFile where it cannot be written."""
         file.save(self._contents, path)
 
-    def _part(self, images: Tensor) -> Tensor:
+    def _padded(self, images: Tensor) -> Tensor:
         batch = next(b for b in self.batches if b >= len(images))
         filled = torch.cat([images, images.new_zeros(batch - len(images), *self.input_shape)])
         return self._runs[batch](filled)[: len(images)]

@@ -1,4 +1,4 @@
-"""Time on a GPU: by events on the current stream, without what launching costs the CPU, and with nothing left in the caches."""
+"""Times on a GPU by events on the current stream, without the CPU's launch time, and with emptied caches."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FLUSHED_BYTES = 1 << 28  # read to empty the caches; the L2 of an H200 holds 50 
 
 
 class Events:
-    """Seconds of the current stream, which timed calls alone move: from an event in front of each to one behind it.
+    """A clock of the current stream: the sum, over timed calls, of the seconds between an event before and one after each.
 
-    The device waits before the first event until the CPU has launched the call, so that a replay's time is the device's alone. A call that
-    takes the CPU longer than 50 us to launch still counts what is beyond.
+    The device waits before the first event until the CPU has launched the call, so that a replay's time is the device's alone. Of a launch
+    that takes the CPU longer than 50 us, the rest counts.
     """
 
     settle_s = 0.0
@@ -34,7 +34,7 @@ class Events:
         return self._seconds
 
     def timed(self, call: Callable[[], object]) -> Callable[[], object]:
-        """`call`, ended before it returns."""
+        """`call`, which returns when the device has completed it."""
 
         def run() -> None:
             torch.cuda._sleep(HOLD_CYCLES)
@@ -47,12 +47,12 @@ class Events:
         return run
 
     def wait(self) -> None:
-        """Until everything that was called has ended."""
+        """Wait until the device has completed all calls."""
         torch.cuda.synchronize()
 
 
 def replays_ms(graphs: Mapping[str, torch.cuda.CUDAGraph], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each graph, side by side."""
+    """Median milliseconds of each graph, timed interleaved."""
     events = Events()
     times = race({name: events.timed(graph.replay) for name, graph in graphs.items()}, seconds=seconds, settle_s=0.0, clock=events)
     return {name: float(np.median(ms)) for name, ms in times.items()}
@@ -71,7 +71,7 @@ def copies(layer_bytes: int) -> int:
 
 
 def cold_us(work: Mapping[str, Callable[[int], Any]], count: int, seconds: float) -> dict[str, float]:
-    """Median microseconds of each, side by side: launches that find nothing of their memory in the caches.
+    """Median microseconds of each, timed interleaved: launches on memory that no cache holds.
 
     Each graph reads memory beyond the caches' size, then launches `work[name](i)` for i below `count`, each on the i-th copy of its memory;
     the time of the reading alone is subtracted.

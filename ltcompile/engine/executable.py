@@ -1,8 +1,8 @@
-"""A placed program ready to run again and again on one device: buffers in one arena, constants in place, one step after the other.
+"""A program in the kernels' layout, ready to run repeatedly on one device: buffers in one arena, constants in place, step by step.
 
-Kernels write into the arena. What enters their layout has buffers of its own, whose padding is zeroed once. What PyTorch computes allocates
-for itself, and is dropped after its last use; inside a CUDA graph all stays where it is. On a CPU kernels are their references, so that
-everything but speed can be checked there.
+Kernels write into the arena. Values that enter the kernels' layout have buffers of their own, whose padding is zeroed once. PyTorch's
+operations allocate their results, which are dropped after their last use; in a CUDA graph all memory stays in place. On a CPU kernels are
+their references, so that everything but speed can be checked there.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ import torch
 from torch import Tensor
 
 from ltcompile import kernels
+from ltcompile.engine import cudnn
 from ltcompile.engine.memory import Buffer, MemoryPlan, plan_memory
-from ltcompile.lower import vendor
 from ltcompile.lower.program import Node, Program, filled
 
 TRITON, CUDNN = "triton", "cudnn"
-WAYS = GRAPH, DEPENDENT, PERSISTENT = "graph", "dependent graph", "one kernel"
+MODES = GRAPH, DEPENDENT, PERSISTENT = "graph", "dependent graph", "one kernel"
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Who runs a node: our kernel in some configuration (None: the default), or cuDNN. `told_us` are the times that decided."""
+    """What runs a node: our kernel in a configuration (None for the default), or cuDNN; `times_us` are the times that decided."""
 
     by: str = TRITON
     config: kernels.Config | None = None
-    told_us: Mapping[str, float] = field(default_factory=dict)
+    times_us: Mapping[str, float] = field(default_factory=dict)
 
 
 def specs(program: Program) -> dict[str, Tensor]:
-    """Every value as a tensor without memory: its shape and type."""
+    """Every value as a tensor on the meta device: its shape and type."""
     values: dict[str, Any] = {name: constant.to("meta") for name, constant in program.constants.items()}
     values[program.input] = torch.empty(program.input_shape, device="meta")
     with torch.no_grad():
@@ -43,7 +43,7 @@ def specs(program: Program) -> dict[str, Tensor]:
 
 
 def buffers(program: Program, choices: Mapping[str, Choice]) -> list[Buffer]:
-    """What our kernels write, with its life: until nothing that may be a view of it is read any more."""
+    """The outputs of our kernels, each alive until the last read of anything that may be a view of it."""
     shapes, owned, last = specs(program), {program.input: set[str]()}, dict[str, int]()
     for step, node in enumerate(program.nodes):
         for owner in {owner for name in node.reads for owner in owned.get(name, ())}:
@@ -75,20 +75,24 @@ def persistent_refusal(program: Program) -> str:
     if not ours:
         return "none of our kernels runs in it"
     between = program.nodes[ours[0] : ours[-1]]
-    fine = ("kernel.", "layout.", "aten.reshape.")  # what enters or leaves the layout in between does so for another operation
-    other = next((node for node in between if not node.target.startswith(fine)), None)
+    allowed = ("kernel.", "layout.", "aten.reshape.")  # conversions in between belong to another operation
+    other = next((node for node in between if not node.target.startswith(allowed)), None)
     return "" if other is None else f"{other.layer or other.name} is {other.target}, which is none of our kernels"
 
 
 class Executable:
     """The program on `device`: write `images`, call `run()`, read `answer()`.
 
-    `way`: kernels one after the other, each starting while the one before ends, or all as one.
+    Args:
+        program: in the kernels' layout.
+        device: the CPU or a GPU.
+        choices: what runs each kernel node, by its name; by default our kernels in their default configurations.
+        mode: kernels one after the other (GRAPH), each starting while the previous one ends (DEPENDENT), or all as one (PERSISTENT).
     """
 
-    def __init__(self, program: Program, device: torch.device, choices: Mapping[str, Choice] | None = None, way: str = GRAPH) -> None:
-        self.program, self.device, self.way = program, device, way
-        self.choices = {} if way == PERSISTENT else dict(choices or {})
+    def __init__(self, program: Program, device: torch.device, choices: Mapping[str, Choice] | None = None, mode: str = GRAPH) -> None:
+        self.program, self.device, self.mode = program, device, mode
+        self.choices = {} if mode == PERSISTENT else dict(choices or {})
         self.constants = {name: constant.to(device) for name, constant in program.constants.items()}
         self.images = torch.zeros(program.input_shape, device=device)
         planned, shapes = buffers(program, self.choices), specs(program)
@@ -105,15 +109,15 @@ class Executable:
 
     @torch.no_grad()
     def run(self) -> None:
-        """Every step, once, on what `images` holds."""
+        """Run every step once on the current `images`."""
         self._values = {self.program.input: self.images, **self.constants}
-        for step, name, done in self._steps:
+        for step, name, unused in self._steps:
             self._values[name] = step()
-            for gone in done:
-                del self._values[gone]
+            for read in unused:
+                del self._values[read]
 
     def answer(self) -> Tensor:
-        """What the last run gave; the next one overwrites it."""
+        """The output of the last run; the next one overwrites it."""
         answer: Tensor = self._values[self.program.output]
         return answer
 
@@ -122,7 +126,7 @@ class Executable:
         return self._arena[start : start + buffer.size_bytes].view(like.dtype).view(like.shape)
 
     def _last_reads(self, at: int) -> list[str]:
-        """The values that no node behind `at` reads."""
+        """The inputs of node `at` that no later node reads."""
         node, later = self.program.nodes[at], {name for n in self.program.nodes[at + 1 :] for name in n.reads}
         keep = {self.program.output, self.program.input, *self.constants}
         return [name for name in dict.fromkeys(node.reads) if name not in later and name not in keep]
@@ -133,15 +137,15 @@ class Executable:
         if not _is_kernel(node):
             return lambda: node.run(self._values)
         if self.choices.get(node.name, Choice()).by == CUDNN:
-            layer = vendor.cudnn(node, self.constants)
+            layer = cudnn.layer(node, self.constants)
             return lambda: layer(*self._read(node))
-        if self.way == PERSISTENT and self._launches():
+        if self.mode == PERSISTENT and self._launches():
             first = node is next(n for n in self.program.nodes if _is_kernel(n))
             return lambda: self._launch_all(node) if first else self._buffers[node.name]
         return lambda: self._launch(node)
 
     def _launches(self) -> bool:
-        """Whether kernels run here; else their references do."""
+        """Whether kernels run on this device; otherwise their references do."""
         return self.device.type == "cuda" or interpreting()
 
     def _enter(self, node: Node) -> Tensor:
@@ -151,7 +155,7 @@ class Executable:
         return y
 
     def _read(self, node: Node) -> tuple[Tensor, Tensor | None]:
-        """The values among its arguments: what it works on, and a residual."""
+        """The input among its arguments, and the residual or None."""
         x = self._values[node.args[0].name]
         residual = self._values[node.args[3].name] if len(node.args) > 3 and node.args[3] is not None else None
         return x, residual
@@ -163,10 +167,10 @@ class Executable:
         if node.name not in self._calls:
             module, arguments = kernel_and_arguments(node, self._values)
             call = module.prepare(y, arguments, self.choices.get(node.name, Choice()).config)
-            self._calls[node.name] = kernels.dependent(call) if self.way == DEPENDENT else call
+            self._calls[node.name] = kernels.dependent(call) if self.mode == DEPENDENT else call
         call = self._calls[node.name]
         moved = {"x": x} | ({"residual": x if residual is None else residual} if "residual" in call.tensors else {})
-        kernels.launch(replace(call, tensors={**call.tensors, **moved}))  # what PyTorch computes lies elsewhere in a graph
+        kernels.launch(replace(call, tensors={**call.tensors, **moved}))  # PyTorch's results are in new memory on each run
         return y
 
     def _launch_all(self, first: Node) -> Tensor:
@@ -176,7 +180,7 @@ class Executable:
         return self._buffers[first.name]
 
     def _fuse(self) -> kernels.Call:
-        """All kernels as one; between them stand only views, which are taken once."""
+        """All kernels as one call; only views are between them, which are taken once."""
         values = self._values | self._buffers
         calls = []
         for node in self.program.nodes:

@@ -1,6 +1,6 @@
-"""An engine as one file, of data only: tensors in safetensors, everything else as JSON in its header. Reading it runs nothing of it.
+"""An engine as one file of data: tensors in safetensors, everything else as JSON in its header. Reading it executes nothing.
 
-Tensors are named by what they hold, so that batch sizes, and an ONNX graph beside a program, share their weights.
+Tensors are named by a hash of their contents, so that all batch sizes, and an ONNX graph next to a program, share weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from ltcompile.core.records import provenance
 from ltcompile.engine.decision import Decision
 from ltcompile.errors import BadFile
-from ltcompile.lower import serial
+from ltcompile.lower import serialization
 from ltcompile.lower.program import Program
 from ltcompile.paths import write_bytes
 
@@ -29,31 +29,31 @@ _SMALL = 64  # bytes; smaller weights stay in the ONNX graph, whose shapes and a
 
 
 @dataclass(frozen=True)
-class Part:
-    """One batch size: what was decided, who runs it in which way (plain values), and the program, where that one needs it."""
+class EngineVariant:
+    """One batch size: the decision, the options of what runs it (plain values), and the program, where that needs one."""
 
     decision: Decision
-    how: Mapping[str, Any]
+    options: Mapping[str, Any]
     program: Program | None = None
 
 
 @dataclass(frozen=True)
-class Contents:
-    """Everything that an engine file holds.
+class EngineFile:
+    """The contents of an engine file.
 
-    `machine` is what must be the same for the decisions to hold; `probe` are noise (1, C, H, W) and the engine's answer (1, classes).
+    `machine` must be the same for the decisions to hold; `probe` is noise (1, C, H, W) and the engine's answer to it (1, classes).
     """
 
     device: str
     precision: str
     input_shape: tuple[int, ...]
     machine: Mapping[str, str]
-    parts: tuple[Part, ...]
+    variants: tuple[EngineVariant, ...]
     probe: tuple[Tensor, Tensor]
     onnx: bytes = b""
 
 
-def save(contents: Contents, path: str | Path) -> None:
+def save(contents: EngineFile, path: str | Path) -> None:
     """Write `contents` to `path`, atomically. Raises BadFile where it cannot be written."""
     from safetensors.torch import save as as_bytes
 
@@ -65,7 +65,7 @@ def save(contents: Contents, path: str | Path) -> None:
         "precision": contents.precision,
         "input_shape": list(contents.input_shape),
         "machine": dict(contents.machine),
-        "parts": [_part(part, pool) for part in contents.parts],
+        "variants": [_variant(variant, pool) for variant in contents.variants],
         "probe": [pool.add(tensor) for tensor in contents.probe],
         "onnx": _onnx(contents.onnx, pool) if contents.onnx else None,
         "provenance": provenance(),
@@ -73,12 +73,8 @@ def save(contents: Contents, path: str | Path) -> None:
     write_bytes(path, as_bytes(pool.tensors, {_KEY: json.dumps(header)}))
 
 
-def load(path: str | Path) -> Contents:
-    """What `save` wrote.
-
-    Raises:
-        BadFile: it is missing, damaged, or no engine.
-    """
+def load(path: str | Path) -> EngineFile:
+    """The contents of a file of `save`. Raises BadFile where it is missing, damaged, or not an engine."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -88,20 +84,20 @@ def load(path: str | Path) -> Contents:
             header = json.loads((file.metadata() or {})[_KEY])
             if header["format"] != FORMAT:
                 raise BadFile(f"{path} has format {header['format']}, this ltcompile reads {FORMAT}; install the one that made it")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
-        parts = tuple(_read_part(part, tensors) for part in header["parts"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dictionary)
+        variants = tuple(_read_variant(variant, tensors) for variant in header["variants"])
         shape, machine = tuple(int(n) for n in header["input_shape"]), {str(k): str(v) for k, v in header["machine"].items()}
         onnx = _read_onnx(header["onnx"], tensors) if header["onnx"] else b""
         noise, answer = (tensors[name] for name in header["probe"])
-        return Contents(str(header["device"]), str(header["precision"]), shape, machine, parts, (noise, answer), onnx)
+        return EngineFile(str(header["device"]), str(header["precision"]), shape, machine, variants, (noise, answer), onnx)
     except BadFile:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
-        raise BadFile(f"{path} is no engine, or is damaged: {error!r}; make it again with `ltcompile compile`") from error
+        raise BadFile(f"{path} is not an engine, or is damaged: {error!r}; make it again with `ltcompile compile`") from error
 
 
 class _Pool:
-    """Tensors by a hash of what they hold."""
+    """Tensors by a hash of their contents."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
@@ -114,22 +110,24 @@ class _Pool:
         return name
 
 
-def _part(part: Part, pool: _Pool) -> dict[str, Any]:
+def _variant(variant: EngineVariant, pool: _Pool) -> dict[str, Any]:
     program = None
-    if part.program is not None:
-        program = serial.to_json(part.program) | {"constants": {name: pool.add(value) for name, value in part.program.constants.items()}}
-    return {"decision": part.decision.to_json(), "how": dict(part.how), "program": program}
+    if variant.program is not None:
+        program = serialization.to_json(variant.program) | {
+            "constants": {name: pool.add(value) for name, value in variant.program.constants.items()}
+        }
+    return {"decision": variant.decision.to_json(), "options": dict(variant.options), "program": program}
 
 
-def _read_part(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+def _read_variant(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EngineVariant:
     program = value["program"]
     if program is not None:
-        program = serial.from_json(program, {str(name): tensors[key] for name, key in program["constants"].items()})
-    return Part(Decision(**value["decision"]), dict(value["how"]), program)
+        program = serialization.from_json(program, {str(name): tensors[key] for name, key in program["constants"].items()})
+    return EngineVariant(Decision(**value["decision"]), dict(value["options"]), program)
 
 
 def _onnx(model: bytes, pool: _Pool) -> dict[str, Any]:
-    """The graph without its weights, and these."""
+    """The graph without its weights, and the names of these."""
     import onnx
 
     proto = onnx.load_from_string(model)
@@ -154,7 +152,7 @@ def _read_onnx(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes
         raise BadFile(f"the engine's ONNX graph is damaged: {error}") from error
     for weight in proto.graph.initializer:
         if weight.external_data:
-            raise BadFile(f"the engine's ONNX graph wants to read other files for {weight.name}; refused")
+            raise BadFile(f"the engine's ONNX graph reads other files for {weight.name}; make the engine again with `ltcompile compile`")
         if weight.name in value["weights"]:
             tensor = tensors[value["weights"][weight.name]]
             if list(tensor.shape) != list(weight.dims):

@@ -1,5 +1,4 @@
-"""The engine on a GPU: layers by whoever is fastest, a CUDA graph a batch size, and at small batches the network as one kernel if that is
-faster still."""
+"""The engine on a GPU: the fastest implementation of each layer, in a CUDA graph a batch size, or at small batches all layers in one kernel."""
 
 from __future__ import annotations
 
@@ -13,24 +12,24 @@ from torch import Tensor, nn
 
 from ltcompile.core.records import versions
 from ltcompile.engine.agreement import Agreement, agreement
-from ltcompile.engine.checks import refusal, relative_error, tile
 from ltcompile.engine.cpu import Source
 from ltcompile.engine.decision import Decision, decided
-from ltcompile.engine.device import Made, Progress
+from ltcompile.engine.device import CompiledArtifacts, Progress
 from ltcompile.engine.engine import Run
 from ltcompile.engine.events import cold_us, fastest_replay, replays_ms
-from ltcompile.engine.executable import DEPENDENT, GRAPH, PERSISTENT, WAYS, Choice, Executable, persistent_refusal
-from ltcompile.engine.file import Contents, Part
+from ltcompile.engine.executable import DEPENDENT, GRAPH, MODES, PERSISTENT, Choice, Executable, persistent_refusal
+from ltcompile.engine.file import EngineFile, EngineVariant
 from ltcompile.engine.rerank import rerank
 from ltcompile.engine.tune import Cache, default_cache, read_choice, tune, write_choice
 from ltcompile.errors import BadFile, BadSetting, Disagreement, LtcompileError, Unavailable
-from ltcompile.lower.lower import lower, place
+from ltcompile.lower.lower import lower, to_layout
 from ltcompile.lower.program import Program
+from ltcompile.numerics import largest_error, refusal_of, tile
 from ltcompile.runtimes._cuda import record
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 WARMUPS = 3
-WAY_S, RERANK_S = 0.3, 0.05  # seconds of the device for each way to run a network, and for each finalist of a layer in it
+MODE_S, RERANK_S = 0.3, 0.05  # seconds on the device for each execution mode, and for each finalist of a layer in the network
 PERSISTENT_IMAGES = 64  # in a larger batch launches cost next to nothing, and all layers in one kernel take long to compile
 
 
@@ -43,28 +42,28 @@ class Gpu:
         if precision not in PRECISIONS:
             raise BadSetting(f"a GPU engine computes in {', '.join(PRECISIONS)}, not in {precision}; int8 is for CPUs")
         if not torch.cuda.is_available():
-            raise Unavailable("there is no NVIDIA GPU here; compile for the CPU, or run this where one is")
+            raise Unavailable("there is no NVIDIA GPU here; compile for the CPU, or on a machine that has one")
         self.precision = precision
 
     def machine(self) -> dict[str, str]:
         return {"gpu": torch.cuda.get_device_name()} | {name: versions()[name] for name in ("triton", "torch")}
 
-    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> Made:
+    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> CompiledArtifacts:
         agreed = agreement(model, example, Source(self.precision), max_drop)
         programs, images, expected = {}, {}, {}
         for batch in batches:
             images[batch] = tile(example, batch)
             with torch.no_grad():
                 expected[batch] = model(images[batch])
-            programs[batch] = place(lower(model, images[batch]).program, images[batch], self.precision).program
+            programs[batch] = to_layout(lower(model, images[batch]).program, images[batch], self.precision).program
         return self._choose_all(programs, images, expected, on_progress, agreed)
 
-    def load(self, contents: Contents) -> dict[int, Run]:
-        with vendor_at_its_best():
-            return {part.decision.batch: Graph(self._executable(part)) for part in contents.parts}
+    def load(self, contents: EngineFile) -> dict[int, Run]:
+        with cudnn_autotuned():
+            return {variant.decision.batch: Graph(self._executable(variant)) for variant in contents.variants}
 
-    def again(self, contents: Contents, on_progress: Progress) -> Made:
-        programs = {part.decision.batch: part.program for part in contents.parts if part.program is not None}
+    def recompile(self, contents: EngineFile, on_progress: Progress) -> CompiledArtifacts:
+        programs = {variant.decision.batch: variant.program for variant in contents.variants if variant.program is not None}
         noise, answer = contents.probe
         return self._choose_all(programs, {b: tile(noise, b) for b in programs}, {b: tile(answer, b) for b in programs}, on_progress)
 
@@ -75,46 +74,46 @@ class Gpu:
         expected: Mapping[int, Tensor],
         on_progress: Progress,
         agreed: Agreement | None = None,
-    ) -> Made:
-        cache, parts, runs = Cache(default_cache()), [], {}
+    ) -> CompiledArtifacts:
+        cache, variants, runs = Cache(default_cache()), [], {}
         name = ", ".join(self.machine().values())
         for batch, program in programs.items():
-            with vendor_at_its_best():
+            with cudnn_autotuned():
                 finalists = tune(program, self.device, name, cache, cold_us, on_progress)
                 on_progress(f"batch {batch}: timing the fastest of each layer inside the network")
                 choices = rerank(program, finalists, lambda found, program=program: self._in_network_ms(program, found))  # type: ignore[misc]
-                on_progress(f"batch {batch}: timing ways to run the network")
-                way, runs[batch], decision = self._choose(program, choices, images[batch], expected[batch], agreed)
-            how = {"way": way, "choices": {name: write_choice(choice) for name, choice in choices.items()}}
-            parts.append(Part(decision, how, program))
-        return Made(tuple(parts), runs)
+                on_progress(f"batch {batch}: timing the execution modes")
+                mode, runs[batch], decision = self._choose(program, choices, images[batch], expected[batch], agreed)
+            options = {"mode": mode, "choices": {name: write_choice(choice) for name, choice in choices.items()}}
+            variants.append(EngineVariant(decision, options, program))
+        return CompiledArtifacts(tuple(variants), runs)
 
-    def _executable(self, part: Part) -> Executable:
+    def _executable(self, variant: EngineVariant) -> Executable:
         try:
-            assert part.program is not None
-            choices = {str(name): read_choice(value) for name, value in part.how["choices"].items()}
-            return Executable(part.program, self.device, choices, WAYS[WAYS.index(part.how["way"])])
+            assert variant.program is not None
+            choices = {str(name): read_choice(value) for name, value in variant.options["choices"].items()}
+            return Executable(variant.program, self.device, choices, MODES[MODES.index(variant.options["mode"])])
         except (AssertionError, KeyError, TypeError, ValueError, AttributeError, BadSetting) as error:
-            raise BadFile(f"the engine does not say how it runs: {error!r}; make it again with `ltcompile compile`") from error
+            raise BadFile(f"the engine's options are invalid: {error!r}; make it again with `ltcompile compile`") from error
 
     def _in_network_ms(self, program: Program, found: Mapping[str, Mapping[str, Choice]]) -> dict[str, float]:
-        """Median milliseconds of the whole network with each of these choices; one that fails is left out."""
+        """Median milliseconds of the full network with each of these choices; one that fails is left out."""
         graphs = {}
-        way = DEPENDENT if DEPENDENT in ways(program)[0] else GRAPH
+        mode = DEPENDENT if DEPENDENT in execution_modes(program)[0] else GRAPH
         for name, choices in found.items():
             with contextlib.suppress(RuntimeError, LtcompileError):
-                graphs[name] = Graph(Executable(program, self.device, choices, way))  # which holds the memory of its graph
+                graphs[name] = Graph(Executable(program, self.device, choices, mode))  # which holds the memory of its graph
         return replays_ms({name: graph.graph for name, graph in graphs.items()}, RERANK_S) if graphs else {}
 
     def _choose(
         self, program: Program, choices: Mapping[str, Choice], images: Tensor, expected: Tensor, agreed: Agreement | None
     ) -> tuple[str, Run, Decision]:
-        """The fastest way to run `program` among those whose answers are right.
+        """The fastest execution mode of `program` among those whose answers are correct.
 
         Raises:
-            Disagreement: none is.
+            Disagreement: none is correct.
         """
-        found, refused = ways(program)
+        found, refused = execution_modes(program)
         graphs, errors = {}, {}
         for name in found:
             try:
@@ -122,21 +121,21 @@ class Gpu:
             except Exception as error:  # more programs than fit at once, more memory than there is: each layer below has its own types
                 refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
                 continue
-            errors[name] = relative_error(graph(images), expected)
-            if reason := agreed.refusal(graph, len(images)) if agreed else refusal(errors[name], self.precision):
+            errors[name] = largest_error(graph(images), expected)
+            if reason := agreed.refusal(graph, len(images)) if agreed else refusal_of(errors[name], self.precision):
                 refused[name] = reason
             else:
                 graphs[name] = graph
         if not graphs:
             raise Disagreement(
-                "no way to run this network on this GPU gives its outputs: " + "; ".join(f"{k}: {v}" for k, v in refused.items())
+                "no execution mode on this GPU gives the outputs of this network: " + "; ".join(f"{k}: {v}" for k, v in refused.items())
             )
-        picked = fastest_replay({name: graph.graph for name, graph in graphs.items()}, WAY_S)
+        picked = fastest_replay({name: graph.graph for name, graph in graphs.items()}, MODE_S)
         decision = decided(len(images), picked, refused, errors[picked.name], layers(program, choices))
         return picked.name, graphs[picked.name], decision
 
 
-def vendor_at_its_best() -> contextlib.AbstractContextManager[None]:
+def cudnn_autotuned() -> contextlib.AbstractContextManager[None]:
     """cuDNN tries its algorithms on the first call of a shape, and keeps the fastest; fp32 stays fp32."""
     return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)  # type: ignore[no-any-return]
 
@@ -178,23 +177,23 @@ class Graph:
             return answer
 
 
-def ways(program: Program) -> tuple[list[str], dict[str, str]]:
-    """The ways in which a placed program can run on this GPU, and why not in the others."""
+def execution_modes(program: Program) -> tuple[list[str], dict[str, str]]:
+    """The modes in which a program in the kernels' layout can run on this GPU, and why it cannot in the others."""
     refused = {}
     if torch.cuda.get_device_capability() < (9, 0):
-        refused[DEPENDENT] = "this GPU starts no kernel before the last has ended"
+        refused[DEPENDENT] = "this GPU cannot start a kernel before the previous one has ended"
     if program.input_shape[0] > PERSISTENT_IMAGES:
         refused[PERSISTENT] = f"it is for at most {PERSISTENT_IMAGES} images"
     elif reason := persistent_refusal(program):
         refused[PERSISTENT] = reason
-    return [way for way in WAYS if way not in refused], refused
+    return [mode for mode in MODES if mode not in refused], refused
 
 
 def layers(program: Program, choices: Mapping[str, Choice]) -> dict[str, str]:
-    """Each operation -> who runs it, with the times that decided."""
-    told = {}
+    """Each operation -> what runs it, with the times that decided."""
+    runners = {}
     for node in program.nodes:
         choice = choices.get(node.name)
-        times = "" if choice is None else ", ".join(f"{who} {us:.1f} us" for who, us in choice.told_us.items())
-        told[node.name] = "PyTorch" if choice is None else f"{choice.by} ({times})"
-    return told
+        times = "" if choice is None else ", ".join(f"{name} {us:.1f} us" for name, us in choice.times_us.items())
+        runners[node.name] = "PyTorch" if choice is None else f"{choice.by} ({times})"
+    return runners

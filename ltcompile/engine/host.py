@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.records import cpu_name, versions
 from ltcompile.engine.agreement import Agreement, agreement, agreement_of_file
-from ltcompile.engine.checks import refusal, relative_error, tile
 from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts
 from ltcompile.engine.decision import Decision, decided
-from ltcompile.engine.device import Made, Progress
+from ltcompile.engine.device import CompiledArtifacts, Progress
 from ltcompile.engine.engine import Run
-from ltcompile.engine.file import Contents, Part
+from ltcompile.engine.file import EngineFile, EngineVariant
 from ltcompile.errors import BadFile, BadModel, BadSetting, Disagreement, Unavailable
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.lower import lower
 from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.quantize import quantize_onnx
+from ltcompile.numerics import largest_error, refusal_of, tile
 from ltcompile.timing import fastest
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -45,19 +45,19 @@ class Host:
         packages = ("onnxruntime-gpu", "onnxruntime", "openvino", "torch")
         return {"cpu": cpu_name(), "threads": str(thread_counts()[-1])} | {name: there[name] for name in packages if name in there}
 
-    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> Made:
+    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> CompiledArtifacts:
         source = make_source(model, example, batches, self.precision)
         agreed = agreement(model, example, source, max_drop)
         with torch.no_grad():
             expected = {batch: model(tile(example, batch)) for batch in batches}
         return _choose_all(source, {batch: tile(example, batch) for batch in batches}, expected, on_progress, agreed)
 
-    def load(self, contents: Contents) -> dict[int, Run]:
+    def load(self, contents: EngineFile) -> dict[int, Run]:
         source = _source(contents)
-        return {part.decision.batch: build(_candidate(part, source.precision), source) for part in contents.parts}
+        return {variant.decision.batch: build(_candidate(variant, source.precision), source) for variant in contents.variants}
 
-    def again(self, contents: Contents, on_progress: Progress) -> Made:
-        batches = [part.decision.batch for part in contents.parts]
+    def recompile(self, contents: EngineFile, on_progress: Progress) -> CompiledArtifacts:
+        batches = [variant.decision.batch for variant in contents.variants]
         noise, answer = contents.probe
         source = _source(contents)
         images, expected = {b: tile(noise, b) for b in batches}, {b: tile(answer, b) for b in batches}
@@ -69,15 +69,15 @@ def multiplies_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _source(contents: Contents) -> Source:
-    programs = {part.decision.batch: part.program for part in contents.parts if part.program is not None}
+def _source(contents: EngineFile) -> Source:
+    programs = {variant.decision.batch: variant.program for variant in contents.variants if variant.program is not None}
     return Source(contents.precision, contents.onnx, programs)
 
 
-def _candidate(part: Part, precision: str) -> Deployment:
+def _candidate(variant: EngineVariant, precision: str) -> Deployment:
     """Raises BadFile where a file names no runtime that there is."""
     try:
-        return Deployment("cpu", str(part.how["runtime"]), part.decision.batch, precision, int(part.how["threads"]))
+        return Deployment("cpu", str(variant.options["runtime"]), variant.decision.batch, precision, int(variant.options["threads"]))
     except (KeyError, TypeError, ValueError, BadSetting) as error:
         raise BadFile(f"the engine names no runtime that this ltcompile has: {error!r}; make it again with `ltcompile compile`") from error
 
@@ -88,13 +88,13 @@ def _choose_all(
     expected: Mapping[int, Tensor],
     on_progress: Progress,
     agreed: Agreement | None = None,
-) -> Made:
-    parts, runs = [], {}
+) -> CompiledArtifacts:
+    variants, runs = [], {}
     for batch in images:
         candidate, runs[batch], decision = choose(source, images[batch], expected[batch], on_progress, agreed)
-        how = {"runtime": candidate.runtime, "threads": candidate.threads}
-        parts.append(Part(decision, how, source.programs.get(batch)))
-    return Made(tuple(parts), runs, source.onnx)
+        options = {"runtime": candidate.runtime, "threads": candidate.threads}
+        variants.append(EngineVariant(decision, options, source.programs.get(batch)))
+    return CompiledArtifacts(tuple(variants), runs, source.onnx)
 
 
 def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], precision: str) -> Source:
@@ -136,8 +136,8 @@ def choose(
         except Unavailable as reason:
             refused[name] = str(reason)
             continue
-        errors[name] = relative_error(run(images), expected)
-        if wrong := agreed.refusal(run, batch) if agreed else refusal(errors[name], source.precision):
+        errors[name] = largest_error(run(images), expected)
+        if wrong := agreed.refusal(run, batch) if agreed else refusal_of(errors[name], source.precision):
             refused[name] = wrong
         else:
             found[name] = candidate, run

@@ -1,4 +1,4 @@
-"""Where each buffer of a program lies in one arena, planned before anything runs.
+"""The offset of each buffer of a program in one arena, planned before anything runs.
 
 Buffers that live at the same time do not overlap; the largest are placed first, each at the lowest place that is free as long as it lives
 (Pisarchyk & Lee 2020, "greedy by size", which stays within a few percent of the largest sum of living bytes on convolutional networks).
@@ -9,19 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-ALIGNMENT_BYTES = 256  # what a GPU's allocator promises too
+ALIGNMENT_BYTES = 256  # as a GPU's allocator
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A buffer and the steps, first and last, between which what it holds is needed."""
+    """A buffer, and the first and last step at which its contents are needed."""
 
     name: str
     size_bytes: int
     first: int
     last: int
 
-    def meets(self, other: Buffer) -> bool:
+    def overlaps(self, other: Buffer) -> bool:
         """Whether both live at some step."""
         return self.first <= other.last and other.first <= self.last
 
@@ -39,7 +39,7 @@ def plan_memory(buffers: Sequence[Buffer]) -> MemoryPlan:
     placed: list[tuple[int, Buffer]] = []
     for buffer in sorted(buffers, key=lambda b: (-b.size_bytes, b.first)):
         offset = 0
-        for start, other in sorted(((start, other) for start, other in placed if other.meets(buffer)), key=lambda pair: pair[0]):
+        for start, other in sorted(((start, other) for start, other in placed if other.overlaps(buffer)), key=lambda pair: pair[0]):
             if offset + buffer.size_bytes <= start:
                 break
             offset = max(offset, _aligned(start + other.size_bytes))

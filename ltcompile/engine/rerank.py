@@ -1,7 +1,7 @@
-"""Which configuration of each layer is fastest inside the whole network.
+"""The fastest configuration of each layer inside the full network.
 
-A layer that is timed alone finds its memory cold; in a network its input was just written, and its launch overlaps the one before. So the
-finalists of each layer shape, few and close, are timed again in the network, one shape after the other.
+A layer timed alone reads cold memory; in a network its input was just written, and its launch overlaps the previous one. So the few close
+finalists of each layer shape are timed again in the network, one shape after the other.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ltcompile.lower.program import Program
 
 Finalists = Sequence[Choice]  # fastest alone first
 InNetwork = Callable[[Mapping[str, Mapping[str, Choice]]], Mapping[str, float]]  # name -> node -> choice; name -> milliseconds
-GAIN = 0.005  # a finalist replaces the fastest alone if it saves more of the network's time than this
+GAIN = 0.005  # the fraction of the network's time that a finalist must save to replace the fastest alone
 
 
 def rerank(program: Program, finalists: Mapping[str, Finalists], in_network_ms: InNetwork) -> dict[str, Choice]:
-    """Node -> its choice. Nodes of one shape keep one choice; what cannot be timed in the network is not chosen."""
+    """Node -> its choice. Nodes of one shape share a choice; a finalist that cannot be timed in the network is not chosen."""
     shapes, groups = specs(program), dict[str, list[str]]()
     for node in program.nodes:
         if node.name in finalists:

@@ -1,8 +1,7 @@
 # mypy: disable-error-code="import-untyped"
-"""What runs each layer on this GPU, found by timing: our kernel over its configurations against cuDNN (cuBLAS), a layer shape once.
+"""The fastest implementation of each layer on this GPU: our kernel in its configurations or cuDNN (cuBLAS), timed once a layer shape.
 
-All answers are checked against the reference before they are timed, with caches emptied before. What was found is kept in a cache file for
-the next engine, and in the engine's own file for the next process.
+Each is checked against the kernel's reference before it is timed, with emptied caches. A cache file keeps the finalists for the next engine.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import torch
 from torch import Tensor
 
 from ltcompile import kernels
+from ltcompile.engine import cudnn
 from ltcompile.engine.events import copies
 from ltcompile.engine.executable import CUDNN, TRITON, Choice, kernel_and_arguments, specs
 from ltcompile.errors import BadFile, BadSetting, Disagreement
 from ltcompile.kernels import Config
-from ltcompile.lower import vendor
 from ltcompile.lower.program import Node, Program, filled
 from ltcompile.numerics import KERNEL_TOLERANCES
 from ltcompile.paths import cache_folder, exclusive, read_json, write_json
@@ -33,7 +32,7 @@ from ltcompile.paths import cache_folder, exclusive, read_json, write_json
 Timer = Callable[[Mapping[str, Callable[[int], Any]], int, float], Mapping[str, float]]
 SCREEN_S, FINAL_S = 0.005, 0.05
 FINALISTS = 4
-CLOSE = 1.2  # times as slow as the fastest alone: timed again inside the network
+CLOSE = 1.2  # finalists take at most so many times as long as the fastest, and are timed again inside the network
 
 
 class Cache:
@@ -45,7 +44,7 @@ class Cache:
         self._new: dict[str, dict[str, Any]] = {}
 
     def get(self, machine: str, signature: str) -> tuple[Choice, ...]:
-        """What was found, fastest first; empty where nothing was."""
+        """The finalists, fastest first; empty where the shape is unknown."""
         try:
             return tuple(read_choice(value) for value in self._known[machine][signature])
         except (KeyError, TypeError, ValueError, BadSetting):
@@ -56,7 +55,7 @@ class Cache:
             values.setdefault(machine, {})[signature] = [write_choice(choice) for choice in finalists]
 
     def write(self) -> None:
-        """Add what this process found to the file, beside what others wrote meanwhile. Raises BadFile where it cannot be written."""
+        """Merge the new finalists into the file, which other processes may have written to. Raises BadFile where it cannot be written."""
         with exclusive(self._path):
             merged = _read_cache(self._path)
             for machine, found in self._new.items():
@@ -66,7 +65,7 @@ class Cache:
 
 
 def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
-    """What the file holds; a damaged one costs time, nothing else."""
+    """The contents of the file; empty where it is damaged, which costs time and nothing else."""
     try:
         held = read_json(path, "cache of tuned kernels")
     except BadFile:
@@ -75,24 +74,24 @@ def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def default_cache() -> Path:
-    """Where choices are kept for the next engine."""
+    """The cache file of this user."""
     return cache_folder() / "tuned.json"
 
 
 def write_choice(choice: Choice) -> dict[str, Any]:
-    return {"by": choice.by, "config": None if choice.config is None else asdict(choice.config), "told_us": dict(choice.told_us)}
+    return {"by": choice.by, "config": None if choice.config is None else asdict(choice.config), "times_us": dict(choice.times_us)}
 
 
 def read_choice(value: Mapping[str, Any]) -> Choice:
-    """Raises KeyError, TypeError, ValueError or BadSetting where it is none."""
+    """The choice of `write_choice`. Raises KeyError, TypeError, ValueError or BadSetting where `value` is not one."""
     if value["by"] not in (TRITON, CUDNN):
-        raise ValueError(f"a layer is run by {TRITON} or {CUDNN}, not by {value['by']!r}")
+        raise ValueError(f"unknown implementation {value['by']!r}; choose {TRITON} or {CUDNN}")
     config = None if value["config"] is None else Config(**value["config"])
-    return Choice(str(value["by"]), config, {str(k): float(v) for k, v in value["told_us"].items()})
+    return Choice(str(value["by"]), config, {str(k): float(v) for k, v in value["times_us"].items()})
 
 
 def signature(node: Node, shapes: Mapping[str, Tensor]) -> str:
-    """What two layers must share to run equally fast."""
+    """The key of a layer's shape: layers with the same key take the same time."""
     like = [[*shapes[name].shape, str(shapes[name].dtype)] for name in node.reads]
     return json.dumps([node.target, like, dict(node.kwargs)], sort_keys=True)
 
@@ -118,7 +117,7 @@ def tune(
         try:
             cache.write()
         except BadFile as error:
-            on_progress(f"what was tuned is not kept for the next engine: {error}")
+            on_progress(f"the tuned configurations are not kept for the next engine: {error}")
     return {node.name: cache.get(machine, signature(node, shapes)) for node in ours}
 
 
@@ -135,14 +134,14 @@ def exact() -> Iterator[None]:
 
 
 class _Layer:
-    """One layer on random inputs of its shapes, ready to be run by our kernel and by cuDNN."""
+    """One layer on random inputs of its shapes, ready to run by our kernel and by cuDNN."""
 
     def __init__(self, node: Node, shapes: Mapping[str, Tensor], constants: Mapping[str, Tensor], device: torch.device) -> None:
         generator = torch.Generator(device).manual_seed(0)
 
         def sample(name: str) -> Tensor:
             like = shapes[name]
-            return torch.randn(like.shape, generator=generator, device=device).to(like.dtype)  # zeros would run unrealistically fast
+            return torch.randn(like.shape, generator=generator, device=device).to(like.dtype)  # all-zero inputs run unrealistically fast
 
         self._node = node
         self._values = {name: constants[name].to(device) if name in constants else sample(name) for name in node.reads}
@@ -157,30 +156,30 @@ class _Layer:
         self.calls = {name: module.prepare(self.output, arguments, config) for name, config in self.space.items()}
 
     def choose(self, timer: Timer) -> tuple[Choice, ...]:
-        """The fastest whose answers are right, those that are close to it behind it. Raises Disagreement where no answers are right."""
-        right = [name for name in self.calls if self._launches_right(name)]
-        vendor_right = self._vendor_right()
-        if not right and not vendor_right:
+        """The fastest correct candidate and those close to it, fastest first. Raises Disagreement where none is correct."""
+        correct = [name for name in self.calls if self._kernel_is_correct(name)]
+        cudnn_correct = self._cudnn_is_correct()
+        if not correct and not cudnn_correct:
             raise Disagreement("no configuration of our kernel computes this layer; please report it with the output of `ltcompile doctor`")
         count = copies(sum(t.numel() * t.element_size() for t in (*self._values.values(), self.output)))
         memory = [self._copied() for _ in range(count)]
-        work: dict[str, Callable[[int], Any]] = {name: self._launching(name, memory) for name in right}
-        if vendor_right:
-            work[CUDNN] = self._vendor_running(memory)
+        work: dict[str, Callable[[int], Any]] = {name: self._launching(name, memory) for name in correct}
+        if cudnn_correct:
+            work[CUDNN] = self._cudnn_running(memory)
         first = timer(work, count, SCREEN_S)
-        best = sorted(right, key=first.__getitem__)[:FINALISTS]
-        final = timer({name: work[name] for name in [*best, *([CUDNN] if vendor_right else [])]}, count, FINAL_S)
-        told = {CUDNN: final[CUDNN]} if vendor_right else {}
+        best = sorted(correct, key=first.__getitem__)[:FINALISTS]
+        final = timer({name: work[name] for name in [*best, *([CUDNN] if cudnn_correct else [])]}, count, FINAL_S)
+        times_us = {CUDNN: final[CUDNN]} if cudnn_correct else {}
         if best:
-            told[TRITON] = min(final[name] for name in best)
+            times_us[TRITON] = min(final[name] for name in best)
         close = [name for name in sorted(final, key=final.__getitem__) if final[name] <= CLOSE * min(final.values())]
-        return tuple(Choice(CUDNN, None, told) if name == CUDNN else Choice(TRITON, self.space[name], told) for name in close)
+        return tuple(Choice(CUDNN, None, times_us) if name == CUDNN else Choice(TRITON, self.space[name], times_us) for name in close)
 
     def _copied(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self._values.items()} | {"": self.output.clone()}
 
     def _launching(self, name: str, memory: Sequence[Mapping[str, Tensor]]) -> Callable[[int], None]:
-        """Our kernel on a copy of the memory; scratch and counters stay the call's own, since launches follow one another."""
+        """Our kernel on a copy of the memory; launches share the call's scratch and counters, since they follow one another."""
         call = self.calls[name]
         own = {value.data_ptr(): key for key, value in self._values.items()} | {self.output.data_ptr(): ""}
         at = {key: own[value.data_ptr()] for key, value in call.tensors.items() if value.data_ptr() in own}  # views among them
@@ -191,36 +190,35 @@ class _Layer:
 
         return launch
 
-    def _vendor_running(self, memory: Sequence[Mapping[str, Tensor]]) -> Callable[[int], Any]:
-        layers = [vendor.cudnn(self._node, values) for values in memory]
+    def _cudnn_running(self, memory: Sequence[Mapping[str, Tensor]]) -> Callable[[int], Any]:
+        layers = [cudnn.layer(self._node, values) for values in memory]
         inputs = [filled(list(self._node.args), values) for values in memory]
         return lambda copy: layers[copy](inputs[copy][0], inputs[copy][3] if len(inputs[copy]) > 3 else None)
 
-    def _launches_right(self, name: str) -> bool:
+    def _kernel_is_correct(self, name: str) -> bool:
         self.output.fill_(float("nan"))
         try:
             kernels.launch(self.calls[name])
-        except Exception:  # a configuration that this GPU's memory does not hold; Triton and the driver have their own types
+        except Exception:  # such as too little shared memory; Triton and the driver raise their own types
             return False
-        return self._right(self.output)
+        return self._is_correct(self.output)
 
-    def _vendor_right(self) -> bool:
-        """Whether cuDNN has a form of this layer, runs it, and gives its answers."""
-        if vendor.refusal(self._node):
+    def _cudnn_is_correct(self) -> bool:
+        """Whether cuDNN has a form of this layer, runs it, and gives the correct output."""
+        if cudnn.refusal(self._node):
             return False
         try:
-            return self._right(self._vendor_running([self._values])(0))
-        except RuntimeError:  # cuDNN supports not every shape
+            return self._is_correct(self._cudnn_running([self._values])(0))
+        except RuntimeError:  # a shape that cuDNN does not support
             return False
 
-    def _right(self, answer: Tensor) -> bool:
-        scale = self.expected.float().abs().max().clamp_min(1.0)
-        error = (answer.float() - self.expected.float()).abs().max() / scale
-        return bool(error <= self._tolerance)
+    def _is_correct(self, answer: Tensor) -> bool:
+        error, scale = (answer.float() - self.expected.float()).abs().max(), self.expected.float().abs().max().clamp_min(1.0)
+        return bool(error <= self._tolerance * scale)
 
 
 def _compile_all(calls: list[kernels.Call]) -> None:
-    """Compile on all processors at once; what fails shows again when it is launched."""
+    """Compile on all processors at once; failures show again at the launch."""
     if not calls or calls[0].tensors["x"].device.type != "cuda":
         return
     import triton

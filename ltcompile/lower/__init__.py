@@ -2,6 +2,6 @@
 
 from ltcompile.lower.export import export_classifier, export_onnx, export_program, run_onnx
 from ltcompile.lower.fold import fold_batch_norm
-from ltcompile.lower.precision import HalfInside
+from ltcompile.lower.simulate import HalfInside
 
 __all__ = ["HalfInside", "export_classifier", "export_onnx", "export_program", "fold_batch_norm", "run_onnx"]

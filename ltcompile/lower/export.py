@@ -21,12 +21,11 @@ from ltcompile.lower import exporter
 from ltcompile.lower.exporter import quiet
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.trace import BATCH, exported_for_any_batch, reason
+from ltcompile.numerics import EXPORT_TOLERANCES, FP32_TOLERANCE, largest_error
 from ltcompile.paths import write_bytes
 from ltcompile.runtimes._ort import run_once
 
 CHECKED = 3  # examples that file and network are compared on: neither the batch that was exported nor one
-TOLERANCES = {torch.float16: 2e-2, torch.bfloat16: 6e-2}  # of the largest value of an output
-TOLERANCE = 1e-4  # in fp32 and fp64
 UNEQUAL = 0.01  # of whole numbers: where two values all but tie, either may be the largest
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -203,7 +202,7 @@ def _run(data: bytes, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 
 def _tolerance(network: nn.Module) -> float:
     dtypes = {tensor.dtype for tensor in (*network.parameters(), *network.buffers())}
-    return max((TOLERANCES[d] for d in dtypes if d in TOLERANCES), default=TOLERANCE)
+    return max(EXPORT_TOLERANCES.get(str(dtype), FP32_TOLERANCE) for dtype in (torch.float32, *dtypes))
 
 
 def _compare(found: Sequence[Tensor], expected: Sequence[Tensor], names: Sequence[str], tolerance: float, path: str | Path) -> None:
@@ -227,12 +226,10 @@ def _difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
     if not expected.is_floating_point():
         share = float((found != expected).double().mean())
         return f"differs in {share:.1%} of its values" if share > UNEQUAL else ""
-    found, expected = found.double(), expected.double()
     finite = expected.isfinite()
     if not torch.equal(found[~finite].nan_to_num(0.5), expected[~finite].nan_to_num(0.5)):
         return "differs in its infinite or undefined values"
-    left, right = found[finite], expected[finite]
-    error = float((left - right).abs().max() / right.abs().max().clamp_min(1e-12)) if len(right) else 0.0
+    error = largest_error(found[finite], expected[finite])
     return "" if error <= tolerance else f"differs by {error:.2e} of its largest value, more than {tolerance:.0e}"
 
 

@@ -1,4 +1,4 @@
-"""From a small network to the program that an engine runs: fold, capture, fuse; each step is followed by a comparison."""
+"""From a small network to the program that an engine runs: fold, capture, fuse. A comparison with the network follows each step."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from ltcompile.lower.passes import PASSES, layout
 from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.program import Node, Program, capture
 from ltcompile.lower.simulate import HALVES, Rounded
-from ltcompile.numerics import Expected, largest_error
-
-TOLERANCE = 1e-5  # of the largest output
+from ltcompile.numerics import REWRITE_TOLERANCE, Expected, largest_error
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """The program; the nodes as they were captured, and what became of each; batch norms by name; the error after each step."""
+    """The program; the captured nodes, and the outcome of each by name; that of each batch norm; the error after each step."""
 
     program: Program
     captured: tuple[Node, ...]
-    told: Mapping[str, str]
+    outcomes: Mapping[str, str]
     batch_norms: Mapping[str, str]
     errors: Mapping[str, float]
 
@@ -44,24 +42,24 @@ def lower(model: nn.Module, example: Tensor) -> Lowered:
     folded, batch_norms = fold_batch_norm(model, example)
     program = capture(folded, example)
     errors = {"fold_batch_norm": _checked("folding batch norms", program.run(example), expected)}
-    captured, told = program.nodes, {node.name: "kept as it is" for node in program.nodes}
+    captured, outcomes = program.nodes, {node.name: "kept as it is" for node in program.nodes}
     for name, rewrite in PASSES.items():
-        program, news = rewrite(program)
-        told |= news
+        program, changed = rewrite(program)
+        outcomes |= changed
         errors[name] = _checked(name, program.run(example), expected)
-    return Lowered(program, captured, told, batch_norms, errors)
+    return Lowered(program, captured, outcomes, batch_norms, errors)
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A program on our kernels in some precision; what became of each node of the one before; the error against that one."""
+class LaidOut:
+    """A program on our kernels in some precision; the outcome of each node of the fp32 program; the error against that program."""
 
     program: Program
-    told: Mapping[str, str]
+    outcomes: Mapping[str, str]
     error: float
 
 
-def place(program: Program, example: Tensor, precision: str) -> Placed:
+def to_layout(program: Program, example: Tensor, precision: str) -> LaidOut:
     """A lowered program in `precision` ("fp32", "fp16", "bf16") and in the kernels' layout.
 
     Raises:
@@ -69,16 +67,16 @@ def place(program: Program, example: Tensor, precision: str) -> Placed:
     """
     if reason := precisions.refusal(program, precision):
         raise BadSetting(f"{precision} does not fit this network: {reason}; use another precision")
-    placed, told = layout.rewrite(precisions.rewrite(program, precision))
-    exact, found = program.run(example), placed.run(example)
+    laid_out, outcomes = layout.rewrite(precisions.rewrite(program, precision))
+    exact, found = program.run(example), laid_out.run(example)
     rounded = None if precision == "fp32" else _rounded(program, precision, example)
     if reason := Expected(exact.numpy(), None if rounded is None else rounded.numpy()).refusal(found):
         raise Disagreement(f"{precision} in the kernels' layout changed the network: {reason}; please report this network")
-    return Placed(placed, told, largest_error(found, exact))
+    return LaidOut(laid_out, outcomes, largest_error(found, exact))
 
 
 def _rounded(program: Program, precision: str, example: Tensor) -> Tensor:
-    """What `program`, lowered in fp32, answers where weights and every operation's result are rounded to `precision`."""
+    """The outputs of `program`, lowered in fp32, with weights and every operation's result rounded to `precision`."""
     dtype = HALVES[precision]
     placed = precisions.rewrite(program, precision)
     constants = {name: value.float() if value.dtype == dtype else value for name, value in placed.constants.items()}
@@ -88,8 +86,8 @@ def _rounded(program: Program, precision: str, example: Tensor) -> Tensor:
 
 def _checked(step: str, found: Tensor, expected: Tensor) -> float:
     error = largest_error(found, expected)
-    if not error <= TOLERANCE:
+    if not error <= REWRITE_TOLERANCE:
         raise Disagreement(
-            f"{step} changed the outputs by {error:.2e} of the largest, more than {TOLERANCE:.0e}; please report this network"
+            f"{step} changed the outputs by {error:.2e} of the largest, more than {REWRITE_TOLERANCE:.0e}; please report this network"
         )
     return error

@@ -1,6 +1,6 @@
-"""A network of PyTorch as other arithmetic computes it: every result rounded to half precision, or everything in double.
+"""A network in other arithmetic: in half precision, with every result rounded to half precision, or in double.
 
-The module itself is left alone: a mode of torch sees each operation, widens what goes in, or rounds what comes out.
+Callers' modules stay as they are. To round or to widen, a mode of torch sees each operation, widens its inputs, or rounds its results.
 """
 
 from __future__ import annotations
@@ -49,6 +49,19 @@ class Rounded(TorchDispatchMode):
 
     def _round(self, value: Any) -> Any:
         return value.to(self._dtype).to(torch.float32) if _is_fp32(value) else value
+
+
+class HalfInside(nn.Module):
+    """A copy of `module` in `dtype` behind float32 inputs and outputs; `module` itself stays as it is."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float16) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.module(x.to(self.dtype))
+        return y.float()
 
 
 @torch.no_grad()

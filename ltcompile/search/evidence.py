@@ -20,7 +20,7 @@ from ltcompile.graph._copy import copied
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
-from ltcompile.training import fitting, lay_out
+from ltcompile.training import fitting, to_memory_format
 
 BATCHES = 8
 GRADIENT_BATCH = 32  # images: the squares of smaller batches' gradients vary less around what single images say
@@ -41,7 +41,7 @@ def gather(criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed:
         "activations": partial(channel_means, model, measure=torch.abs),
         "nonzeros": partial(channel_means, model, measure=_positive),
     }
-    layout = lay_out(model, device)
+    layout = to_memory_format(model, device)
     batch = min(recipe.batch, len(split))
 
     def batches(parts: int) -> Batches:

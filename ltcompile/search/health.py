@@ -12,7 +12,7 @@ from ltcompile.core.plan import Group
 from ltcompile.data import Split
 from ltcompile.prune.criteria import Channels
 from ltcompile.search.evidence import channel_means
-from ltcompile.training import Epoch, Outcome, lay_out
+from ltcompile.training import Epoch, Outcome, to_memory_format
 
 BATCHES, IMAGES = 8, 32  # of validation data; small batches, for what every layer reads and makes is looked at in float64
 JUMP = 2.0  # times the lowest loss of the epochs before
@@ -31,7 +31,7 @@ def healthy(report: dict[str, Any]) -> bool:
 
 def dead_channels(model: nn.Module, groups: tuple[Group, ...], split: Split, device: torch.device) -> list[dict[str, Any]]:
     """Groups with channels that are zero on all images looked at, wherever they are consumed: how many of how many."""
-    layout = lay_out(model.eval(), device)
+    layout = to_memory_format(model.eval(), device)
     batches = islice(split.batches(IMAGES, device, None, 0), BATCHES)
     means = channel_means(model, ((images.contiguous(memory_format=layout), labels) for images, labels in batches), torch.abs)
     counts = {group: _zeros(Channels(group, model), means) for group in groups if group.producers}

@@ -1,6 +1,6 @@
 """The one training loop, and evaluation."""
 
-from ltcompile.training.device import lay_out, memory_format, multiplies_bf16, pick_device
+from ltcompile.training.device import memory_format, multiplies_bf16, pick_device, to_memory_format
 from ltcompile.training.evaluate import Evaluation, evaluate
 from ltcompile.training.execution import Execution, choose_execution, settled
 from ltcompile.training.loop import Epoch, Progress, Training, train
@@ -19,10 +19,10 @@ __all__ = [
     "choose_execution",
     "evaluate",
     "fitting",
-    "lay_out",
     "memory_format",
     "multiplies_bf16",
     "pick_device",
     "settled",
+    "to_memory_format",
     "train",
 ]

@@ -31,7 +31,7 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def lay_out(model: nn.Module, device: torch.device) -> torch.memory_format:
+def to_memory_format(model: nn.Module, device: torch.device) -> torch.memory_format:
     """Move `model` to `device`, in place, in the layout that suits it; the layout, for its inputs."""
     layout = memory_format(model, device)
     model.to(device)

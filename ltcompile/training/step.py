@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ltcompile.core.notice import notify
 from ltcompile.core.recipe import Recipe
 from ltcompile.errors import TrainingFailed
-from ltcompile.training.device import lay_out
+from ltcompile.training.device import to_memory_format
 from ltcompile.training.loss import loss_of
 from ltcompile.training.memory import fitting
 
@@ -42,7 +42,7 @@ class Stepper:
         teacher: nn.Module | None = None,
     ) -> None:
         self.model, self.recipe, self.device, self.dtype, self.after_step = model, recipe, device, dtype, after_step
-        self.layout, self.parts = lay_out(model, device), 1
+        self.layout, self.parts = to_memory_format(model, device), 1
         self.optimiser = torch.optim.SGD(
             _decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
         )
@@ -123,7 +123,7 @@ def _taught(teacher: nn.Module | None, device: torch.device) -> Callable[[Tensor
     """Images (N, C, H, W) -> the teacher's logits (N, classes); None without one."""
     if teacher is None:
         return lambda images: None
-    layout = lay_out(teacher.eval(), device)
+    layout = to_memory_format(teacher.eval(), device)
 
     @torch.no_grad()
     def answer(images: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ from ltcompile.graph import cut, trace
 from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import LAYERS, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
-from ltcompile.lower.resize import resized
+from ltcompile.lower.onnx_weights import with_weights
 from ltcompile.prune.budget import Problem
 from ltcompile.timing import race
 
@@ -278,7 +278,7 @@ def test_resizing_a_file_is_exporting_the_cut(name: str, tmp_path: Path) -> None
     folded = fold_batch_norm(lt.build_model(name).eval(), images)[0].eval()
     small = cut(folded, lt.plan(folded, images, 0.4)).eval()
     export_onnx(folded, images, tmp_path / "whole.onnx")
-    onnx.save(resized(onnx.load(tmp_path / "whole.onnx"), folded.state_dict(), small.state_dict()), str(tmp_path / "small.onnx"))
+    onnx.save(with_weights(onnx.load(tmp_path / "whole.onnx"), folded.state_dict(), small.state_dict()), str(tmp_path / "small.onnx"))
     with torch.no_grad():
         torch.testing.assert_close(run_onnx(tmp_path / "small.onnx", images), small(images), rtol=1e-4, atol=1e-4)
 

@@ -42,7 +42,7 @@ from ltcompile.engine import host
 from ltcompile.engine.executable import Choice, specs
 from ltcompile.errors import BadFile, BadSetting, DeviceLost, Unavailable
 from ltcompile.lower import run_onnx
-from ltcompile.lower.lower import place
+from ltcompile.lower.lower import to_layout
 
 race_module = importlib.import_module("ltcompile.benchmark.competitors.cases")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -220,7 +220,7 @@ def test_work_is_what_the_formulas_say(network: Network) -> None:
     assert convolution.value_bytes == 4 * (3 * 64 + 7 * 16), "the pool behind it is part of it"
     assert sum(work.flop for work in found) == 2 * lt.size(net(), network.images).macs
     assert list(layers.work(network.lowered(4), 4).values()) == found
-    placed = place(network.lowered(4), network.images[:4], "fp16").program
+    placed = to_layout(network.lowered(4), network.images[:4], "fp16").program
     ours = layers.work(placed, 4)
     assert {node.name for node in placed.nodes if node.target.startswith("kernel.")} <= set(ours) & set(layers.work(network.lowered(1)))
 
@@ -233,7 +233,7 @@ def test_the_file_for_gpus_takes_and_gives_float32(network: Network) -> None:
 def test_layers_of_a_placed_program_run_by_whoever_was_chosen(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[kernels.Call] = []
     monkeypatch.setattr(kernels, "launch", launched.append)
-    program = place(network.lowered(2), network.images[:2], "fp32").program
+    program = to_layout(network.lowered(2), network.images[:2], "fp32").program
     choices = {node.name: Choice("cudnn" if "conv" in node.target else "triton") for node in program.nodes if "kernel." in node.target}
     for node in program.nodes:
         layers.call_on(program, node, choices.get(node.name), "cpu", specs(program))()

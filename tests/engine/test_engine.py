@@ -35,19 +35,19 @@ from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile import kernels, runtimes
-from ltcompile.core.deployment import TOLERANCES, Deployment
-from ltcompile.engine import cpu, file, host, tune
-from ltcompile.engine.checks import relative_error
+from ltcompile.core.deployment import Deployment
+from ltcompile.engine import cpu, cudnn, file, host, tune
 from ltcompile.engine.events import cold_us, copies, record, replays_ms
 from ltcompile.engine.executable import GRAPH, PERSISTENT, Choice, Executable, buffers, persistent_refusal, specs
-from ltcompile.engine.gpu import Graph, vendor_at_its_best, ways
+from ltcompile.engine.gpu import Graph, cudnn_autotuned, execution_modes
 from ltcompile.engine.memory import Buffer, living_bytes, plan_memory
 from ltcompile.engine.rerank import rerank
 from ltcompile.errors import BadData, BadFile, BadSetting, Disagreement, StaleEngine, Unavailable
 from ltcompile.kernels import _gemm
-from ltcompile.lower import serial, vendor
-from ltcompile.lower.lower import lower, place
+from ltcompile.lower import serialization
+from ltcompile.lower.lower import lower, to_layout
 from ltcompile.lower.program import Program
+from ltcompile.numerics import TOLERANCES, largest_error
 from ltcompile.runtimes import Subject, _ort
 from ltcompile.timing import Fastest
 
@@ -80,11 +80,11 @@ def pictures(count: int = 4, side: int = 8) -> Tensor:
 
 
 def placed(model: nn.Module, images: Tensor, precision: str = "fp32") -> Program:
-    return place(lower(model, images).program, images, precision).program
+    return to_layout(lower(model, images).program, images, precision).program
 
 
-def with_vendor(program: Program) -> dict[str, Choice]:
-    return {n.name: Choice("cudnn") for n in program.nodes if n.target.startswith("kernel.") and not vendor.refusal(n)}
+def with_cudnn(program: Program) -> dict[str, Choice]:
+    return {n.name: Choice("cudnn") for n in program.nodes if n.target.startswith("kernel.") and not cudnn.refusal(n)}
 
 
 def run_twice(executable: Executable, images: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class TestMemory:
                     plan.offsets[a.name] + a.size_bytes <= plan.offsets[b.name]
                     or plan.offsets[b.name] + b.size_bytes <= plan.offsets[a.name]
                 )
-                assert a is b or apart or not a.meets(b)
+                assert a is b or apart or not a.overlaps(b)
         assert plan.size_bytes >= living_bytes(there)
 
     def test_a_chain_takes_two_buffers_and_a_network_little_more_than_its_floor(self) -> None:
@@ -125,13 +125,13 @@ class TestPlacing:
         program = placed(network, images)
         with torch.no_grad():
             expected = network(images)
-        for choices in ({}, with_vendor(program)):
+        for choices in ({}, with_cudnn(program)):
             found = run_twice(Executable(program, torch.device("cpu"), choices), images)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
     def test_every_network_survives_json_and_half_precision(self, network: nn.Module, images: Tensor) -> None:
         program = placed(network, images, "fp16")
-        again = serial.from_json(json.loads(json.dumps(serial.to_json(program))), program.constants)
+        again = serialization.from_json(json.loads(json.dumps(serialization.to_json(program))), program.constants)
         assert torch.equal(again.run(images), program.run(images))
 
     @pytest.mark.parametrize(
@@ -167,11 +167,11 @@ class TestPlacing:
             model[0].weight[0, 0] = 1e5
         program = lower(model, pictures()).program
         with pytest.raises(BadSetting, match=r"fp16 does not fit this network: .* beyond 65504"):
-            place(program, pictures(), "fp16")
-        assert place(program, pictures(), "bf16").error < 0.06
+            to_layout(program, pictures(), "fp16")
+        assert to_layout(program, pictures(), "bf16").error < 0.06
 
     def test_biases_stay_in_fp32(self) -> None:
-        """Not rounded on the way, and a large one is no reason to refuse."""
+        """Not rounded on the mode, and a large one is no reason to refuse."""
         model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4)).eval()
         with torch.no_grad():
             model[0].bias[0] = -1e5
@@ -179,18 +179,18 @@ class TestPlacing:
         biases = [value for name, value in program.constants.items() if name.endswith(".bias") and value.dtype == torch.float32]
         for layer, found in zip((model[0], model[3]), biases, strict=True):
             assert torch.equal(found[:4], layer.bias)
-        assert relative_error(program.run(pictures()), model(pictures()).detach()) < 5e-3
+        assert largest_error(program.run(pictures()), model(pictures()).detach()) < 5e-3
 
     def test_told_names_what_is_left_to_pytorch_and_why(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Conv2d(4, 4, 1)).eval()
-        told = place(lower(model, pictures()).program, pictures(), "fp32").told
+        told = to_layout(lower(model, pictures()).program, pictures(), "fp32").outcomes
         assert told["softplus"] == "left to PyTorch: no kernel does it" and told["conv2d"].startswith("our conv2d, stride 8")
 
 
 class TestSerial:
     def program(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
         program = lower(small(), pictures()).program
-        return serial.to_json(program), program.constants
+        return serialization.to_json(program), program.constants
 
     @pytest.mark.parametrize(
         "target", ["aten.set_.source_Tensor", "os.system", "fused.nothing", "kernel.persistent", "aten.nothing.default"]
@@ -199,7 +199,7 @@ class TestSerial:
         value, constants = self.program()
         value["nodes"][0]["target"] = target
         with pytest.raises(BadFile, match="which programs do not have"):
-            serial.from_json(value, constants)
+            serialization.from_json(value, constants)
 
     @pytest.mark.parametrize("harm", ["no nodes", "a later value", "given twice", "no output", "not a dictionary"])
     def test_damage_is_told(self, harm: str) -> None:
@@ -213,13 +213,13 @@ class TestSerial:
         elif harm == "no output":
             value["output"] = "nothing"
         with pytest.raises(BadFile, match="this is no program"):
-            serial.from_json([] if harm == "not a dictionary" else value, constants)
+            serialization.from_json([] if harm == "not a dictionary" else value, constants)
 
     def test_infinities_and_nested_values(self) -> None:
         program = lower(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), pictures()).program
         node = replace(program.nodes[-1], kwargs={**program.nodes[-1].kwargs, "a": [float("-inf"), [None, True]]})
-        told = json.loads(json.dumps(serial.to_json(replace(program, nodes=(node,)))))
-        assert serial.from_json(told, program.constants).nodes[0].kwargs["a"] == [float("-inf"), [None, True]]
+        told = json.loads(json.dumps(serialization.to_json(replace(program, nodes=(node,)))))
+        assert serialization.from_json(told, program.constants).nodes[0].kwargs["a"] == [float("-inf"), [None, True]]
 
 
 def only(*names: str) -> Callable[[str, int], tuple[list[Deployment], dict[str, str]]]:
@@ -249,9 +249,9 @@ class TestOnCpu:
         assert ("compile" in decision.refused) == (precision == "int8")
 
     def test_int8_is_refused_where_it_costs_too_much_or_nothing_tells(self, quick: None) -> None:
-        with pytest.raises(BadData, match=r"99 images do not tell how much: give 100 real ones or more"):
+        with pytest.raises(BadData, match=r"99 images do not show how much: pass 100 real ones or more"):
             lt.compile(small(), pictures(99), batch=[1], precision="int8")
-        with pytest.raises(BadSetting, match="max_drop is the per cent"):
+        with pytest.raises(BadSetting, match="max_drop=101: it is the per cent"):
             lt.compile(small(), pictures(100), batch=[1], precision="int8", max_drop=101)
         lopsided = small()
         with torch.no_grad():  # one range for all: what is small among the activations is lost
@@ -520,7 +520,7 @@ class TestFile:
         elif harm == "shape":
             weight.dims[0] = 10**9
         elif harm == "runtime":
-            header["parts"][0]["how"]["runtime"] = "os.system"
+            header["variants"][0]["options"]["runtime"] = "os.system"
         else:
             header["onnx"]["weights"][weight.name] = "nothing"
         tensors[header["onnx"]["graph"]] = torch.frombuffer(bytearray(graph.SerializeToString()), dtype=torch.uint8)
@@ -589,7 +589,7 @@ class TestTuning:
                 cudnn = torch.backends.cudnn
                 inside = (torch.get_float32_matmul_precision(), cudnn.benchmark, cudnn.allow_tf32)
             assert inside == ("highest", False, False) and (torch.get_float32_matmul_precision(), cudnn.benchmark) == ("high", True)
-            with vendor_at_its_best():
+            with cudnn_autotuned():
                 assert cudnn.benchmark and not cudnn.allow_tf32
         finally:
             torch.set_float32_matmul_precision(was[0])
@@ -600,7 +600,7 @@ class TestTuning:
         """Without the interpreter our kernel runs on no CPU: what is left is cuDNN's form of the layer."""
         program = placed(nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU()).eval(), pictures(1, 2))
         node = next(node for node in program.nodes if node.target == "kernel.conv2d")
-        right = vendor.cudnn
+        right = cudnn.layer
 
         def harmed(*given: Any) -> Callable[..., Tensor]:
             if harm == "refuses":
@@ -608,7 +608,7 @@ class TestTuning:
             layer = right(*given)
             return lambda x, residual: layer(x, residual) + (0.1 if harm == "wrong" else 0.0)
 
-        monkeypatch.setattr(vendor, "cudnn", harmed)
+        monkeypatch.setattr(cudnn, "layer", harmed)
         layer = tune._Layer(node, specs(program), program.constants, torch.device("cpu"))
         timer = lambda work, count, seconds: {name: float(run(count - 1) is not None) for name, run in work.items()}  # noqa: E731
         if harm:
@@ -658,8 +658,8 @@ class TestTuning:
     def test_a_persistent_kernel_is_for_small_batches(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
         model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
-        assert PERSISTENT in ways(placed(model, pictures(64, 2)))[0]
-        assert "at most 64 images" in ways(placed(model, pictures(65, 2)))[1][PERSISTENT]
+        assert PERSISTENT in execution_modes(placed(model, pictures(64, 2)))[0]
+        assert "at most 64 images" in execution_modes(placed(model, pictures(65, 2)))[1][PERSISTENT]
 
     def test_equal_layers_are_one(self) -> None:
         program = placed(shaken(lt.build_model("resnet20")), pictures(1, 32), "fp16")
@@ -697,15 +697,15 @@ class TestCommand:
 
 
 def interpret_all() -> None:
-    """Every way to run a network, and tuning with a timer that is told what is fast; prints what went wrong."""
+    """Every mode to run a network, and tuning with a timer that is told what is fast; prints what went wrong."""
     failures: dict[str, str] = {}
     model, images = small(), pictures(2, 4)
     program = placed(model, images, "fp16")
-    for way in (GRAPH, PERSISTENT):
-        found = run_twice(Executable(program, torch.device("cpu"), way=way), images)
-        error = relative_error(found, model(images).detach())
+    for mode in (GRAPH, PERSISTENT):
+        found = run_twice(Executable(program, torch.device("cpu"), mode=mode), images)
+        error = largest_error(found, model(images).detach())
         if not error < 5e-3:
-            failures[way] = str(error)
+            failures[mode] = str(error)
     failures |= _tune_interpreted() | _gpu_engine_without_a_gpu()
     print(json.dumps(failures))
 
@@ -732,7 +732,7 @@ class Recorded:
     """In the place of a CUDA graph: a replay runs the executable on its one copy of the memory."""
 
     def __init__(self, executable: Executable) -> None:
-        if executable.way == "dependent graph":
+        if executable.mode == "dependent graph":
             raise Unavailable("the interpreter knows no other kernel")
         self.replay = executable.run
         executable.run()
@@ -769,7 +769,7 @@ def _gpu_engine_without_a_gpu() -> dict[str, str]:
         engine = lt.compile(model, images, device="cuda", batch=[2])
         engine.save(folder / "a.engine")
         loaded, again = lt.load_engine(folder / "a.engine"), lt.load_engine(folder / "a.engine", retune=True)
-        error = max(relative_error(e(images), model(images).detach()) for e in (engine, loaded, again))
+        error = max(largest_error(e(images), model(images).detach()) for e in (engine, loaded, again))
         decision = engine.decisions[2]
         right = decision.by == "graph" and set(decision.ms) == {"graph", "one kernel"} and "dependent graph" in decision.refused
         layers = list(decision.layers.values())

@@ -32,7 +32,7 @@ def test_every_network_lowers(network: nn.Module, images: Tensor) -> None:
     done = lower(network, images)
     with torch.no_grad():
         torch.testing.assert_close(done.program.run(images), network(images), rtol=1e-4, atol=1e-5)
-    assert {n.name for n in done.captured} == set(done.told) and done.errors.keys() == {"fold_batch_norm", *PASSES}
+    assert {n.name for n in done.captured} == set(done.outcomes) and done.errors.keys() == {"fold_batch_norm", *PASSES}
     assert not any(t.startswith("aten.conv2d.default") or t == "aten.linear.default" for t in targets(done.program))
 
 
@@ -71,7 +71,7 @@ class TestFusion:
         assert targets(done.program) == {"fused.conv2d": 2}
         last = done.program.nodes[-1]
         assert last.args[3] == Value("conv2d_1") and last.kwargs["activation"] == "relu" and last.kwargs["pool"]
-        assert done.told["conv2d"] == "fused conv2d + residual + relu + 2x2 max pool" and done.told["max_pool2d"] == "fused into a"
+        assert done.outcomes["conv2d"] == "fused conv2d + residual + relu + 2x2 max pool" and done.outcomes["max_pool2d"] == "fused into a"
 
     @pytest.mark.parametrize(
         ("layers", "node", "why"),
@@ -86,7 +86,7 @@ class TestFusion:
         ],
     )
     def test_refusals_say_why(self, layers: tuple[nn.Module, ...], node: str, why: str) -> None:
-        assert why in lowered(*layers).told[node]
+        assert why in lowered(*layers).outcomes[node]
 
     def test_what_is_used_twice_is_not_fused(self) -> None:
         class Twice(nn.Module):
@@ -99,7 +99,7 @@ class TestFusion:
                 return F.relu(y) - y
 
         done = lower(Twice(), torch.randn(2, 3, 4, 4))
-        assert "used by 2 operations" in done.told["conv2d"] and "aten.relu.default" in targets(done.program)
+        assert "used by 2 operations" in done.outcomes["conv2d"] and "aten.relu.default" in targets(done.program)
 
     def test_a_residual_that_is_broadcast_is_not_fused(self) -> None:
         class Shifted(nn.Module):

@@ -29,7 +29,7 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.errors import Disagreement
 from ltcompile.lower import HalfInside, export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.evaluate import evaluator
-from ltcompile.lower.fake_quantise import fake_quantised, in_half, unrounded
+from ltcompile.lower.fake_quantize import fake_quantized, in_half, unrounded
 from ltcompile.lower.quantize import Quantizer, Scheme
 from ltcompile.lower.simulate import in_double, rounded_network
 from ltcompile.numerics import Expected
@@ -57,7 +57,7 @@ class Trained:
 
     def expected(self, precision: str) -> Expected:
         if precision == "int8":
-            simulated = evaluator(fake_quantised(self.quantizer.plain, self.int8))(self.images.numpy())
+            simulated = evaluator(fake_quantized(self.quantizer.plain, self.int8))(self.images.numpy())
         else:
             simulated = rounded_network(self.network, precision)(self.images).numpy()
         return Expected(self.exact(), simulated)
@@ -151,7 +151,7 @@ def test_honest_runtimes_pass(trained: Trained, tmp_path: Path) -> None:
 
 def test_every_weight_of_an_int8_file_is_the_networks(trained: Trained) -> None:
     """To the step, whatever it does to the answers."""
-    honest = fake_quantised(trained.quantizer.plain, trained.int8)
+    honest = fake_quantized(trained.quantizer.plain, trained.int8)
     np.testing.assert_allclose(evaluator(honest)(trained.images.numpy()), evaluator(trained.int8)(trained.images.numpy()), atol=0.3)
     for at, tensor in enumerate(trained.int8.graph.initializer):
         if tensor.name.endswith("_quantized"):
@@ -159,7 +159,7 @@ def test_every_weight_of_an_int8_file_is_the_networks(trained: Trained) -> None:
             values.flat[0] = values.flat[0] + (3 if values.flat[0] < 0 else -3)
             wrong.graph.initializer[at].CopyFrom(numpy_helper.from_array(values, tensor.name))
             with pytest.raises(Disagreement, match="is not the network's: 3 steps apart"):
-                fake_quantised(trained.quantizer.plain, wrong)
+                fake_quantized(trained.quantizer.plain, wrong)
 
 
 def test_a_file_evaluates_to_what_it_means(trained: Trained) -> None:

@@ -28,7 +28,7 @@ from ltcompile.search import rewind
 from ltcompile.search.evidence import gather
 from ltcompile.search.health import dead_channels, spikes
 from ltcompile.search.rewind import Sources
-from ltcompile.training import Epoch, evaluate, lay_out, memory_format, train
+from ltcompile.training import Epoch, evaluate, memory_format, to_memory_format, train
 from ltcompile.training.loss import loss_of
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ class TestTraining:
         assert memory_format(model, CPU) == torch.contiguous_format
         assert memory_format(lt.build_model("vgg16"), CPU) == torch.channels_last
         was_channels_last = model.to(memory_format=torch.channels_last)
-        lay_out(was_channels_last, CPU)
+        to_memory_format(was_channels_last, CPU)
         filters = [m.weight for m in was_channels_last.modules() if isinstance(m, nn.Conv2d)]
         assert all(w.stride() == torch.empty(w.shape).stride() for w in filters), "strides alone can ask for the layout"
 

@@ -29,7 +29,7 @@ from ltcompile.errors import BadModel, BadSetting, UnknownName
 from ltcompile.graph import size
 from ltcompile.graph.factorise import factorise
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
-from ltcompile.lower.signs import write_signs
+from ltcompile.lower.binary_weights import write_binary_weights
 from ltcompile.models.vgg import VGG
 from ltcompile.search import methods
 from ltcompile.search.methods import _scores, basis
@@ -499,7 +499,7 @@ class TestSigns:
     def test_the_same_weights_in_fewer_bytes(self, network: str, tmp_path: Path) -> None:
         folded, float_file, signs_file = self.ticket(network), tmp_path / "float.onnx", tmp_path / "signs.onnx"
         export_onnx(folded, IMAGES, float_file, {"producer": "x"})
-        told = write_signs(float_file, signs_file, IMAGES)
+        told = write_binary_weights(float_file, signs_file, IMAGES)
         assert told.error <= 1e-5 and (told.bytes_before, told.bytes) == (float_file.stat().st_size, signs_file.stat().st_size)
         saved = sum(3 * layer.weight.numel() for layer in layers(folded).values())
         assert told.bytes < told.bytes_before - 0.9 * saved + 300 * len(layers(folded))
@@ -513,13 +513,13 @@ class TestSigns:
             assert signs.dtype == np.int8 and set(np.unique(signs)) == {-1, 0, 1} and f"{name}.weight" not in held
             assert np.array_equal(signs * scale, layer.weight.detach().numpy())
             expected[f"{name}.weight"] = f"signs with {scale.size} scales" if scale.size > 1 else "signs with 1 scale"
-        assert told.told == expected
-        assert any("scales" in t for t in told.told.values()) == (network == "vgg")
+        assert told.outcomes == expected
+        assert any("scales" in t for t in told.outcomes.values()) == (network == "vgg")
 
     def test_in_place_and_any_batch(self, tmp_path: Path) -> None:
         folded, path = self.ticket("conv2"), tmp_path / "net.onnx"
         export_onnx(folded, IMAGES, path)
-        write_signs(path, path, IMAGES)
+        write_binary_weights(path, path, IMAGES)
         for batch in (1, 3, 9):
             images = torch.randn(batch, 1, 16, 16)
             close(run_onnx(path, images), answers(folded, images))
@@ -529,14 +529,14 @@ class TestSigns:
         folded, path = self.ticket("conv2"), tmp_path / "net.onnx"
         nn.init.normal_(folded.get_submodule("2").weight)  # type: ignore[arg-type]
         export_onnx(folded, IMAGES, path)
-        told = write_signs(path, path, IMAGES).told
+        told = write_binary_weights(path, path, IMAGES).outcomes
         assert {n for n, t in told.items() if not t.startswith("signs")} == {"2.weight"} and "differ in more" in told["2.weight"]
         close(run_onnx(path, IMAGES), answers(folded))
 
     def test_refuses_floats(self, tmp_path: Path) -> None:
         export_onnx(built("lenet300"), IMAGES, tmp_path / "net.onnx")
         with pytest.raises(BadModel, match="biprop"):
-            write_signs(tmp_path / "net.onnx", tmp_path / "signs.onnx", IMAGES)
+            write_binary_weights(tmp_path / "net.onnx", tmp_path / "signs.onnx", IMAGES)
         assert not (tmp_path / "signs.onnx").exists()
 
     @pytest.mark.parametrize("each", [False, True])
@@ -561,5 +561,5 @@ class TestSigns:
         path = tmp_path / "net.onnx"
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
         expected = run_onnx(path, images)
-        assert write_signs(path, path, images).told == {"w": "signs with 16 scales" if each else "signs with 1 scale"}
+        assert write_binary_weights(path, path, images).outcomes == {"w": "signs with 16 scales" if each else "signs with 1 scale"}
         close(run_onnx(path, images), expected)

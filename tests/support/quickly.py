@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ltcompile.lower import exporter
 from ltcompile.lower.inputs import Inputs
-from ltcompile.lower.resize import resized
+from ltcompile.lower.onnx_weights import with_weights
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _to_onnx = exporter.to_onnx
@@ -33,7 +33,7 @@ def _to_onnx_once(network: nn.Module, inputs: Inputs, input_names: Sequence[str]
     key = (*shapes, *input_names, *output_names, *layers)
     if key not in _made:
         _made[key] = _to_onnx(network, inputs, input_names, output_names), weights
-    return resized(*_made[key], weights)
+    return with_weights(*_made[key], weights)
 
 
 @contextlib.contextmanager

@@ -26,12 +26,10 @@ from ltcompile.benchmark.competitors.competitor import ENGINE, Competitor, Netwo
 from ltcompile.benchmark.competitors.entries import competitors
 from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.benchmark.competitors.result import CompetitorsResult, Refusal, Row
-from ltcompile.core.deployment import TOLERANCES
 from ltcompile.core.records import cpu_name, provenance
-from ltcompile.engine.checks import relative_error, tile
 from ltcompile.errors import BadSetting, DeviceLost, Disagreement, LtcompileError, Unavailable
 from ltcompile.graph import size
-from ltcompile.numerics import FP32_TOLERANCE
+from ltcompile.numerics import FP32_TOLERANCE, TOLERANCES, largest_error, tile
 from ltcompile.runtimes import first_line
 
 LAYERS_IN = {"cpu": "fp32", "cuda": "fp16"}
@@ -230,8 +228,8 @@ class _CaseRun:
         agreed = self.network.agreement(competitor.precision)
         if agreed and (reason := agreed.refusal(lambda images: self._answer(ready, images), self.batch)):
             raise Disagreement(reason)
-        followed = max(TOLERANCES[competitor.precision], relative_error(self.expected, self.of_half) / 2)
-        if not relative_error(self._answer(ready, self.images / 2), self.of_half) <= followed:
+        followed = max(TOLERANCES[competitor.precision], largest_error(self.expected, self.of_half) / 2)
+        if not largest_error(self._answer(ready, self.images / 2), self.of_half) <= followed:
             raise Disagreement("its answers do not follow its images: a compiler may have folded the first ones")
         ready.write(self.images)
         row = Row(self.network.name, competitor.name, competitor.precision, self.batch, 0, 0, 0, 0, error, same, None, build_s, ready.how)
@@ -282,10 +280,10 @@ class _CaseRun:
             return
         self._progress("timing layers")
         roofline = self._roofline(precision)
-        if engine.part is None:
+        if engine.variant is None:
             self.result.layers += layers.on_cpu(self.network, self.batch, roofline, self.clock)
         else:
-            for layer in layers.on_gpu(self.network, engine.part, roofline):
+            for layer in layers.on_gpu(self.network, engine.variant, roofline):
                 self.result.layers.append(layer)
         self._changed()
 
@@ -303,7 +301,7 @@ class _CaseRun:
 
 def _agreement(answer: Tensor, expected: Tensor, tolerance: float) -> tuple[float, float]:
     """The error relative to the largest magnitude, and the share of images whose best class is the same. Raises Disagreement."""
-    error = relative_error(answer, expected)
+    error = largest_error(answer, expected)
     if not error <= tolerance:
         raise Disagreement(f"its answers are off by {error:.1e} of the largest")
     batch = len(expected)

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from ltcompile import registry, runtimes
 from ltcompile.engine.agreement import Agreement, agreement
-from ltcompile.engine.checks import tile
 from ltcompile.engine.cpu import Source
-from ltcompile.engine.file import Part
+from ltcompile.engine.file import EngineVariant
 from ltcompile.engine.host import make_source
 from ltcompile.lower import HalfInside, export_onnx, fold_batch_norm
 from ltcompile.lower.lower import lower
 from ltcompile.lower.passes import precision as precisions
 from ltcompile.lower.program import Program
+from ltcompile.numerics import tile
 from ltcompile.runtimes import Subject
 
 ENGINE = "engine"
@@ -33,7 +33,7 @@ class Ready(NamedTuple):
     """A competitor with its images in place.
 
     `call` computes their answers once; on a GPU it may return before they are there. `answer` fetches what the last call gave, float32
-    (N, classes). `write` puts other images, on the CPU, in the place of the first. `how` is what the competitor chose by itself, and `part`
+    (N, classes). `write` puts other images, on the CPU, in the place of the first. `how` is what the competitor chose by itself, and `variant`
     what an engine decided.
     """
 
@@ -41,12 +41,12 @@ class Ready(NamedTuple):
     answer: Callable[[], Tensor]
     write: Callable[[Tensor], object]
     how: str = ""
-    part: Part | None = None
+    variant: EngineVariant | None = None
 
 
 @dataclass(frozen=True)
 class Competitor:
-    """A way to run networks in one precision on one device.
+    """A mode to run networks in one precision on one device.
 
     `build` takes a network and float32 images (N, C, H, W) on the CPU, and may raise anything: what it says is written into the result.
     `settings` are what a reader needs to repeat it.

@@ -70,7 +70,7 @@ def _engine_on_gpu(network: Network, images: Tensor) -> Ready:
     from ltcompile.engine.gpu import Gpu, Graph
 
     made = Gpu(FP16).make(network.module, images, [len(images)], MAX_DROP, lambda _: None)
-    (part,), graph = made.parts, made.runs[len(images)]
+    (variant,), graph = made.variants, made.runs[len(images)]
     assert isinstance(graph, Graph)
     answers: list[Tensor] = []
 
@@ -81,7 +81,7 @@ def _engine_on_gpu(network: Network, images: Tensor) -> Ready:
         return answers[0].cpu()
 
     write(images)
-    return Ready(graph.graph.replay, answer, write, part.decision.by, part)
+    return Ready(graph.graph.replay, answer, write, variant.decision.by, variant)
 
 
 def _entry(name: str, device: str, runtime: str, precision: str, settings: str, **options: Any) -> Competitor:

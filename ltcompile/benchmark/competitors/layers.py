@@ -21,14 +21,14 @@ from ltcompile.benchmark.competitors.clock import Clock
 from ltcompile.benchmark.competitors.competitor import Network
 from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.core.records import Record
-from ltcompile.engine.checks import tile
+from ltcompile.engine import cudnn
 from ltcompile.engine.events import cold_us, copies
 from ltcompile.engine.executable import TRITON, Choice, kernel_and_arguments, specs
-from ltcompile.engine.file import Part
+from ltcompile.engine.file import EngineVariant
 from ltcompile.engine.tune import read_choice
-from ltcompile.lower import vendor
 from ltcompile.lower.passes.precision import rewrite
 from ltcompile.lower.program import Node, Program, filled
+from ltcompile.numerics import tile
 
 CPU_RUNS = 5
 GPU_S = 0.05  # for each layer
@@ -78,11 +78,11 @@ def _median_us(call: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
     return 1e6 * statistics.median(taken[1:]), made
 
 
-def on_gpu(network: Network, part: Part, peaks: Peaks) -> Iterator[Layer]:
+def on_gpu(network: Network, variant: EngineVariant, peaks: Peaks) -> Iterator[Layer]:
     """Each node of the engine's program by what it chose, on random inputs that no cache holds; one by one, as they are timed."""
-    program, batch = part.program, part.decision.batch
+    program, batch = variant.program, variant.decision.batch
     assert program is not None
-    choices = {name: read_choice(value) for name, value in part.how["choices"].items()}
+    choices = {name: read_choice(value) for name, value in variant.options["choices"].items()}
     ours, shapes = work(program, batch), specs(program)
     works = ours | work(rewrite(network.lowered(1), peaks.precision))  # channels of padding count for nothing
     for node in program.nodes:
@@ -111,7 +111,7 @@ def _layer(subject: str, batch: int, node: Node, us: float, work: Work, peaks: P
         moved_bytes=moved_bytes,
         flop=flop,
         floor_us=peaks.floor_us(moved_bytes, flop),
-        told_us=dict(choice.told_us) if choice else {},
+        told_us=dict(choice.times_us) if choice else {},
     )
 
 
@@ -164,6 +164,6 @@ def _call(node: Node, choice: Choice | None, values: Mapping[str, Tensor]) -> Ca
         return functools.partial(node.run, values)
     if choice.by != TRITON:
         args = filled(list(node.args), values)
-        return functools.partial(vendor.cudnn(node, values), args[0], args[3] if len(args) > 3 else None)
+        return functools.partial(cudnn.layer(node, values), args[0], args[3] if len(args) > 3 else None)
     kernel, arguments = kernel_and_arguments(node, values)
     return functools.partial(kernels.launch, kernel.prepare(values[node.name], arguments, choice.config))

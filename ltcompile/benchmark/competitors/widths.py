@@ -12,7 +12,7 @@ from ltcompile.engine.executable import TRITON
 from ltcompile.engine.gpu import Gpu
 from ltcompile.engine.tune import Cache, default_cache, tune
 from ltcompile.kernels import padded
-from ltcompile.lower.lower import lower, place
+from ltcompile.lower.lower import lower, to_layout
 
 ODD = ((32, 61), (16, 125), (8, 253))  # side in pixels, channels: VGG-16's, three short of an edge
 BATCH = 64
@@ -30,7 +30,7 @@ def _conv_us(side: int, channels: int, on_progress: Callable[[str], None]) -> fl
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()).eval()
     images, gpu = torch.randn(BATCH, channels, side, side), Gpu("fp16")
-    program = place(lower(layer, images).program, images, gpu.precision).program
+    program = to_layout(lower(layer, images).program, images, gpu.precision).program
     machine = ", ".join(gpu.machine().values())
     ((choice, *_),) = tune(program, torch.device("cuda"), machine, Cache(default_cache()), cold_us, on_progress).values()
-    return float(choice.told_us[TRITON])
+    return float(choice.times_us[TRITON])

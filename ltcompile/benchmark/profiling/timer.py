@@ -21,7 +21,7 @@ from ltcompile.errors import BadModel, Disagreement, Unavailable
 from ltcompile.graph.widths import LAYERS
 from ltcompile.lower import HalfInside
 from ltcompile.lower.evaluate import evaluator
-from ltcompile.lower.fake_quantise import precision_of
+from ltcompile.lower.fake_quantize import precision_of
 from ltcompile.lower.simulate import HALVES, rounded_network
 from ltcompile.numerics import Expected
 from ltcompile.runtimes import Options, Session, Subject, Trace

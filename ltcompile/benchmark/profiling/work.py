@@ -34,8 +34,8 @@ from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
+from ltcompile.lower.onnx_weights import with_weights
 from ltcompile.lower.quantize import quantize_onnx
-from ltcompile.lower.resize import resized
 from ltcompile.models import build_model
 from ltcompile.numerics import Expected
 from ltcompile.paths import cache_folder, check_writable
@@ -250,7 +250,7 @@ class _Work:
         if not self._reads_onnx:
             return None
         try:
-            return resized(self._base, self.folded.state_dict(), module.state_dict()) if self._resizes else self._export(module)
+            return with_weights(self._base, self.folded.state_dict(), module.state_dict()) if self._resizes else self._export(module)
         except (ValueError, RuntimeError) as error:
             raise BadModel(f"the network cannot be exported at other widths: {error}") from error
 
@@ -281,7 +281,7 @@ class _Work:
         try:
             with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
                 path = Path(folder) / "half.onnx"
-                onnx.save(resized(self._float, self.folded.state_dict(), module.state_dict()), str(path))
+                onnx.save(with_weights(self._float, self.folded.state_dict(), module.state_dict()), str(path))
                 answer = run_onnx(path, images)
         except Exception:  # ONNX Runtime has its own types: the file counts channels in a place that we do not know
             return False

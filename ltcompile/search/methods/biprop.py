@@ -3,7 +3,7 @@
     weight = alpha * sign(w0) * kept,    alpha = |w0 * kept|_1 / count of kept, one for each layer
 
 The gradient passes to the scores as in edge-popup, through w0 and not through its sign, as in the paper's code (chrundle/biprop,
-`GetQuantnet_binary`). `lower.signs` writes such a network as signs and alphas.
+`GetQuantnet_binary`). `lower.binary_weights` writes such a network as signs and alphas.
 """
 
 from __future__ import annotations

@@ -24,24 +24,23 @@ from ltcompile.core.onnx_file import read_onnx
 from ltcompile.errors import BadModel, Disagreement
 from ltcompile.lower.export import run_onnx
 from ltcompile.lower.quantize import PRODUCTS
-from ltcompile.numerics import largest_error
+from ltcompile.numerics import REWRITE_TOLERANCE, largest_error
 from ltcompile.paths import write_bytes
 
-TOLERANCE = 1e-5  # of the largest output: the runtime may add in another order
 FLOAT = 1  # TensorProto.FLOAT
 
 
 @dataclass(frozen=True)
-class Signed:
-    """What became of each weight of a file, the bytes of the file before and after, and the error relative to the largest output."""
+class BinaryFile:
+    """The outcome of each weight of a file, the bytes of the file before and after, and the error relative to the largest output."""
 
-    told: Mapping[str, str]
+    outcomes: Mapping[str, str]
     bytes_before: int
     bytes: int
     error: float
 
 
-def write_signs(path: str | Path, output: str | Path, images: Tensor) -> Signed:
+def write_binary_weights(path: str | Path, output: str | Path, images: Tensor) -> BinaryFile:
     """Write the float ONNX file `path` with signs for its binary weights to `output`, which may be the same; both run on `images`.
 
     Raises:
@@ -52,18 +51,18 @@ def write_signs(path: str | Path, output: str | Path, images: Tensor) -> Signed:
     path, output = Path(path), Path(output)
     model = read_onnx(path)
     before, expected = path.stat().st_size, run_onnx(path, images)
-    told = _rewrite(model.graph)
-    if not any(told[name].startswith("signs") for name in told):
-        reasons = "; ".join(f"{name}: {why}" for name, why in list(told.items())[:3])
+    outcomes = _rewrite(model.graph)
+    if not any(outcomes[name].startswith("signs") for name in outcomes):
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(outcomes.items())[:3])
         raise BadModel(f"{path} holds no weights that differ in sign alone ({reasons}); signs are for tickets of --method biprop")
     onnx.checker.check_model(model, full_check=True)
     write_bytes(output, model.SerializeToString())
     error = largest_error(run_onnx(output, images), expected)
-    if not error <= TOLERANCE:
+    if not error <= REWRITE_TOLERANCE:
         raise Disagreement(
-            f"{output} differs from the float file by {error:.2e} of the largest output, more than {TOLERANCE:.0e}; use fp32"
+            f"{output} differs from the float file by {error:.2e} of the largest output, more than {REWRITE_TOLERANCE:.0e}; use fp32"
         )
-    return Signed(told, before, output.stat().st_size, error)
+    return BinaryFile(outcomes, before, output.stat().st_size, error)
 
 
 def _rewrite(graph: Any) -> dict[str, str]:
@@ -71,12 +70,12 @@ def _rewrite(graph: Any) -> dict[str, str]:
     from onnx import helper, numpy_helper
 
     held = {tensor.name: tensor for tensor in graph.initializer}
-    told: dict[str, str] = {}
+    outcomes: dict[str, str] = {}
     for name, axes in _weights(graph, held).items():
         tensor = held[name]
         refusal, scales = _scales(tensor, axes)
         if refusal:
-            told[name] = refusal
+            outcomes[name] = refusal
             continue
         signs = numpy_helper.from_array(np.sign(numpy_helper.to_array(tensor)).astype(np.int8), f"{name}_signs")
         graph.initializer.remove(tensor)
@@ -86,8 +85,8 @@ def _rewrite(graph: Any) -> dict[str, str]:
         graph.node.insert(0, cast)
         if name not in {value.name for value in graph.value_info}:  # tools look there for the shapes of what is computed
             graph.value_info.append(helper.make_tensor_value_info(name, FLOAT, list(tensor.dims)))
-        told[name] = f"signs with {scales.size} scale{'s' if scales.size > 1 else ''}"
-    return told
+        outcomes[name] = f"signs with {scales.size} scale{'s' if scales.size > 1 else ''}"
+    return outcomes
 
 
 def _weights(graph: Any, held: Mapping[str, Any]) -> dict[str, set[int]]:

@@ -43,7 +43,7 @@ class Weight:
         return ((integers - zero) * scale).astype(np.float32), integers
 
 
-def fake_quantised(plain: Any, int8: Any) -> Any:
+def fake_quantized(plain: Any, int8: Any) -> Any:
     """The float graph `plain` with the rounding of the file `int8`: places, scales and zero points are the file's, weights and all else
     `plain`'s.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 SUFFIXES = ("_quantized", "_scale", "_zero_point", "_quantized_scale", "_quantized_zero_point")
 
 
-def resized(model: Any, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Any:
+def with_weights(model: Any, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Any:
     """A copy of the onnx `model` of a network with the state dict `before`, for the one with `after`."""
     import onnx
     from onnx import numpy_helper

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ltcompile.lower.fake_quantise import Weight
+from ltcompile.lower.fake_quantize import Weight
 
 
 def test_the_bias_of_a_layer_with_one_filter_has_one_scale_and_no_axis() -> None:
