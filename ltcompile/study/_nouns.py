@@ -14,7 +14,7 @@ from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Claim, Estimate, Figure, Maps, Picture, Series, Table
 from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting
-from ltcompile.search import SearchConfig
+from ltcompile.search import SearchConfig, margins_of
 
 SIZES = ("smoke", "small", "full")
 
@@ -40,6 +40,26 @@ class Scale:
         """Raises BadSetting where there are no seeds."""
         if self.seeds < 1:
             raise BadSetting(f"seeds={self.seeds}: a study takes at least 1 seed, and 3 for an interval that means much")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningScale(Scale):
+    """`rounds` that each drop the share `rate` of what is left; weight rewinding goes back to `rewind_epoch`."""
+
+    rounds: int
+    rate: float
+    rewind_epoch: int = 0
+
+    @property
+    def margin(self) -> float:
+        """In points: what Ma et al. 2021 call "about as good" on these images."""
+        return margins_of(self.data).about
+
+    def config(self, **settings: Any) -> SearchConfig:
+        """These rounds, seeds and margin, with `settings` in their place or besides."""
+        epoch = self.rewind_epoch if settings.get("rewind") == "weight" else 0
+        usual = {"rounds": self.rounds, "rate": self.rate, "rewind_epoch": epoch, "seeds": self.seeds, "margin_points": self.margin}
+        return SearchConfig(**{**usual, **settings})
 
 
 S = TypeVar("S", bound=Scale)

@@ -18,10 +18,9 @@ from ltcompile.core.arm import Arm
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import Claim, Estimate, Figure, Look, Maps, Picture, Series, Table
-from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study._curves import accuracy, band, cell, curve, levels, mean, percent, series, spread
 from ltcompile.study._images import pixel_order, shuffled_labels, shuffled_pixels
-from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
+from ltcompile.study._nouns import Done, Findings, Paper, PruningScale, StudyArm, scales
 from ltcompile.study._pairs import NEAR, Pairs, pairs
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
@@ -38,33 +37,13 @@ UNIT, LEFT = "times a shuffled mask", "hidden weights left (%)"
 NODES = 6  # whose pictures are shown, of each search
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rounds(Scale):
-    """Rounds that each drop the share `rate` of every hidden layer's weights; the others go back to `rewind_epoch`."""
-
-    rounds: int
-    rewind_epoch: int
-    rate: float = 0.3
-
-
-SCALES = scales(__name__, Rounds)
+SCALES = scales(__name__, PruningScale)
 PAPER = Paper(__name__, SOURCE)
 
 
-def arms(scale: Rounds) -> list[StudyArm]:
+def arms(scale: PruningScale) -> list[StudyArm]:
     """The same search on the images and on both controls; masks that are shuffled are trained where the images are as they are."""
-    config = SearchConfig(
-        prune="weights",
-        scope="local",
-        rewind="weight",
-        rewind_epoch=scale.rewind_epoch,
-        rounds=scale.rounds,
-        rate=scale.rate,
-        keep=KEPT,
-        seeds=scale.seeds,
-        controls=False,
-        margin_points=margins_of(scale.data).about,
-    )
+    config = scale.config(prune="weights", scope="local", rewind="weight", keep=KEPT, controls=False)
     whole = replace(config, full_curve=True)
     return [replace(StudyArm.of(scale, name, whole if name == IMAGES else config), change=change) for name, change in CHANGES.items()]
 
@@ -85,11 +64,11 @@ class Seen:
     back: dict[int, Pairs]
 
 
-def analyse(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Findings:
+def analyse(scale: PruningScale, done: Mapping[str, Done], device: torch.device) -> Findings:
     """What masks say of where connections lie, level by level, and what networks they make."""
     seen = {name: look(each) for name, each in done.items()}
     level = max(set.intersection(*(set(levels) for levels in seen.values())))
-    margin = margins_of(scale.data).about
+    margin = scale.margin
     remarks = PAPER.remarks(near=f"{NEAR:g}", connected=f"{CONNECTED:.0%}", level=level)
     figures, maps = _figures(done, seen, level), _maps(done, seen, level)
     return Findings(_claims(done, seen, level, margin), [_table(done, seen)], figures, remarks, maps)

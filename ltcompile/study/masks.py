@@ -22,10 +22,10 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.streams import stream
 from ltcompile.core.study import Claim, Estimate, Figure, Look, Series, Table
 from ltcompile.models import build_model
-from ltcompile.search import SearchConfig, margins_of, shuffle_mask
+from ltcompile.search import SearchConfig, shuffle_mask
 from ltcompile.study._curves import accuracy, band, levels, percent, series, spread
 from ltcompile.study._networks import mask, network, weights
-from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
+from ltcompile.study._nouns import Done, Findings, Paper, PruningScale, StudyArm, scales
 from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
 
 TITLE = "Masks: which weights different criteria keep, and what their tickets know together"
@@ -52,34 +52,23 @@ BEST = 3  # networks of the smaller ensemble
 APART = 0.5  # Jaccard's distance from which on two masks are called different networks: they share less than half
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rounds(Scale):
-    """`rounds` of filters at `rate`, and twice as many of weights: a layer loses a share of what makes it and of what it reads, so that
-    about as many weights are left.
-    """
-
-    rounds: int
-    rate: float
-
-
-SCALES = scales(__name__, Rounds)
+SCALES = scales(__name__, PruningScale)
 PAPER = Paper(__name__, SOURCE)
 
 
-def arms(scale: Rounds) -> list[StudyArm]:
-    """A search for each way to prune; without controls, for tickets are compared with each other."""
+def arms(scale: PruningScale) -> list[StudyArm]:
+    """A search for each way to prune; without controls, for tickets are compared with each other.
+
+    Weights go in twice as many rounds as filters: a layer loses a share of what makes it and of what it reads, so that about as many
+    weights are left.
+    """
     return [StudyArm.of(scale, name, _config(scale, name)) for name in ARMS]
 
 
-def _config(scale: Rounds, name: str) -> SearchConfig:
-    by_weights = ARMS[name][1].get("prune") == "weights"
-    asked: dict[str, Any] = {
-        **{"scope": "local", "rewind": "weight", "rounds": scale.rounds * (1 + by_weights), "rate": scale.rate, "seeds": scale.seeds},
-        **{"controls": False, "margin_points": margins_of(scale.data).about, **ARMS[name][1]},
-    }
-    if name == "fc-only":
-        asked["only"] = tuple(_linear_layers(scale.model))
-    return SearchConfig(**asked)
+def _config(scale: PruningScale, name: str) -> SearchConfig:
+    own = ARMS[name][1] | ({"only": tuple(_linear_layers(scale.model))} if name == "fc-only" else {})
+    rounds = scale.rounds * (1 + (own.get("prune") == "weights"))
+    return scale.config(**{"scope": "local", "rewind": "weight", "rounds": rounds, "controls": False, **own})
 
 
 def _linear_layers(model: str) -> list[str]:
@@ -125,7 +114,7 @@ class Seen:
 All = Mapping[str, Mapping[int, Seen]]  # arm -> seed -> what is seen of it
 
 
-def analyse(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Findings:
+def analyse(scale: PruningScale, done: Mapping[str, Done], device: torch.device) -> Findings:
     """Look into every run folder, then compare."""
     return compare({name: {seed: look(each, seed, device) for seed in each.arm.config.all_seeds} for name, each in done.items()})
 

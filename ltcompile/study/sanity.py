@@ -14,9 +14,9 @@ from statistics import fmean
 import torch
 
 from ltcompile.core.study import Claim, Figure, Table
-from ltcompile.search import NONTRIVIAL_SHARE, Conditions, Margins, SearchConfig, conditions_met, margins_of
+from ltcompile.search import NONTRIVIAL_SHARE, Conditions, Margins, conditions_met, margins_of
 from ltcompile.study._curves import accuracy, band, cell, curve, levels, mean, percent, removed, series
-from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
+from ltcompile.study._nouns import Done, Findings, Paper, PruningScale, StudyArm, scales
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
 TITLE = "Sanity checks: the five conditions of a winning ticket, over learning rates"
@@ -25,13 +25,10 @@ WORTH = ("jackpot", "secondary prize", "not tested", "none")  # of prizes, the b
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates(Scale):
-    """One search at each of `rates`, in rounds that remove `rate` of the surviving filters; weights go back to `rewind_epoch`."""
+class Rates(PruningScale):
+    """One search of filters at each of `rates`."""
 
     rates: tuple[float, ...]
-    rounds: int
-    rate: float
-    rewind_epoch: int = 0
 
 
 SCALES = scales(__name__, Rates)
@@ -40,15 +37,7 @@ PAPER = Paper(__name__, SOURCE)
 
 def arms(scale: Rates) -> list[StudyArm]:
     """The lottery ticket's own search, weight rewinding, at every rate."""
-    config = SearchConfig(
-        rewind="weight",
-        rewind_epoch=scale.rewind_epoch,
-        rounds=scale.rounds,
-        rate=scale.rate,
-        seeds=scale.seeds,
-        margin_points=margins_of(scale.data).about,
-        full_curve=True,
-    )
+    config = scale.config(rewind="weight", full_curve=True)
     return [StudyArm.of(scale, f"lr-{rate:g}", config, lr=rate) for rate in scale.rates]
 
 

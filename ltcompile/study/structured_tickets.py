@@ -17,10 +17,9 @@ import torch
 
 from ltcompile.core.study import Claim, Estimate, Figure, Series, Table
 from ltcompile.prune import Scope
-from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study._curves import accuracy, band, cell, curve, levels, mean, percent, removed, series
 from ltcompile.study._latency import Timed, remark, timed
-from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
+from ltcompile.study._nouns import Done, Findings, Paper, PruningScale, StudyArm, scales
 from ltcompile.study._statistics import BySeed, averaged, difference, estimate, paired
 
 TITLE = "Structured tickets: local or global, weight or learning-rate rewinding"
@@ -52,12 +51,9 @@ DENSE = len(REGIMES)  # the dense network's colour
 
 
 @dataclass(frozen=True, kw_only=True)
-class Levels(Scale):
-    """Rounds that each remove `rate` of the surviving filters; weight rewinding goes back to `rewind_epoch`. Then every network is timed."""
+class Levels(PruningScale):
+    """Rounds of filters; then every network is timed."""
 
-    rounds: int
-    rate: float
-    rewind_epoch: int = 0
     controls: bool = True  # at each search's own level: the dense network, and the ticket's architecture, with all of its epochs
     race_seconds: float = 3.0  # of each network
 
@@ -68,28 +64,14 @@ PAPER = Paper(__name__, SOURCE)
 
 def arms(scale: Levels) -> list[StudyArm]:
     """The four regimes; all tickets and their random re-initialisations have one schedule."""
-    margin = margins_of(scale.data).about
-    return [StudyArm.of(scale, name, _config(scale, regime, margin)) for name, regime in REGIMES.items()]
-
-
-def _config(scale: Levels, regime: Regime, margin: float) -> SearchConfig:
-    return SearchConfig(
-        scope=regime.scope,
-        rewind=regime.rewind,
-        rewind_epoch=scale.rewind_epoch if regime.rewind == "weight" else 0,
-        rounds=scale.rounds,
-        rate=scale.rate,
-        seeds=scale.seeds,
-        margin_points=margin,
-        controls=scale.controls,
-        full_curve=True,
-    )
+    shared = {"controls": scale.controls, "full_curve": True}
+    return [StudyArm.of(scale, name, scale.config(scope=regime.scope, rewind=regime.rewind, **shared)) for name, regime in REGIMES.items()]
 
 
 def analyse(scale: Levels, done: Mapping[str, Done], device: torch.device) -> Findings:
     """The networks of all levels race each other first, search by search."""
     races = {name: timed(each, device, scale.race_seconds) for name, each in done.items()}
-    return compare(done, races, margins_of(scale.data).about)
+    return compare(done, races, scale.margin)
 
 
 def compare(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Findings:

@@ -19,10 +19,9 @@ from ltcompile.core.records import Trained
 from ltcompile.core.study import Claim, Figure, Look, Series, Table
 from ltcompile.data import Dataset, Split, TensorSplit
 from ltcompile.errors import BadData
-from ltcompile.search import SearchConfig, margins_of
 from ltcompile.study._curves import accuracy, band, curve, levels, mean, percent, series, spread
 from ltcompile.study._networks import mask
-from ltcompile.study._nouns import Done, Findings, Paper, Scale, StudyArm, scales
+from ltcompile.study._nouns import Done, Findings, Paper, PruningScale, StudyArm, scales
 from ltcompile.study._statistics import BySeed, difference, estimate, paired
 
 TITLE = "Transfer: masks that several tasks have in common, on a task that they have not seen"
@@ -37,15 +36,13 @@ WAYS: dict[str, tuple[str, Callable[[Sequence[WeightMask]], WeightMask]]] = {  #
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rounds(Scale):
-    """Every task is pruned in rounds that each drop the share `rate` of every layer's weights; the last masks are handed on.
+class Rounds(PruningScale):
+    """Every task is pruned in rounds of every layer's weights; the last masks are handed on.
 
     The last task's own search goes `own_rounds`, to tickets as small as what masks have in common.
     """
 
-    rounds: int
     own_rounds: int
-    rate: float
 
 
 SCALES = scales(__name__, Rounds)
@@ -54,16 +51,7 @@ PAPER = Paper(__name__, SOURCE)
 
 def arms(scale: Rounds) -> list[StudyArm]:
     """A search on each task, and trainings of the last task with masks of the others: one for each seed, as every seed has masks of its own."""
-    config = SearchConfig(
-        prune="weights",
-        scope="local",
-        rewind="weight",
-        rounds=scale.rounds,
-        rate=scale.rate,
-        seeds=scale.seeds,
-        controls=False,
-        margin_points=margins_of(scale.data).about,
-    )
+    config = scale.config(prune="weights", scope="local", rewind="weight", controls=False)
     found = [replace(StudyArm.of(scale, name, config), change=partial(task, number=number)) for number, name in enumerate(SOURCES)]
     own = replace(
         StudyArm.of(scale, TARGET, replace(config, rounds=scale.own_rounds, full_curve=True)), change=partial(task, number=TASKS - 1)
@@ -120,7 +108,7 @@ def _only(split: Split, classes: range, name: str) -> TensorSplit:
 
 def analyse(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Findings:
     """What rows say; the weights that masks leave are in them."""
-    return compare(done, margins_of(scale.data).about)
+    return compare(done, scale.margin)
 
 
 def compare(done: Mapping[str, Done], margin: float) -> Findings:
