@@ -69,6 +69,9 @@ class SgdTrainer:
         return Outcome(done.epochs, _score(done.val), done.parts)
 
 
+task, trainer = Classification, SgdTrainer
+
+
 def data_of(task: Task) -> Dataset:
     """The data set of a classification. Raises BadSetting for another task, which the project's own loop cannot train."""
     if not isinstance(task, Classification):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
+from ltcompile import tasks
+from ltcompile.core.arm import Arm
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
 from ltcompile.core.streams import generator
@@ -24,7 +26,7 @@ from ltcompile.data import Dataset
 from ltcompile.errors import BadSetting
 from ltcompile.search import Margins, conditions_met
 from ltcompile.search.verdict import choose_level, judge, typical_seed
-from ltcompile.training import ArmTraining, Epoch, Outcome, Progress
+from ltcompile.training import ArmTraining, Epoch, Execution, Outcome, Progress
 
 ERROR = Metric("error", "units", 1.0, higher_is_better=False)
 CPU = torch.device("cpu")
@@ -158,3 +160,18 @@ def test_turning_the_metric_turns_nothing_else() -> None:
 def test_few_seeds_of_a_metric_without_items_claim_nothing() -> None:
     verdict = judge(rows([1.0], [1.1], [3.0]), 0.5, 0.95, "lr", ERROR)
     assert verdict.level == 1 and not verdict.decided and "claims no confidence" in verdict.rule
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_task_evaluates_and_trains(name: str, task: Brightness) -> None:
+    """The score is the same whenever it is taken, lies where the metric says, and training makes the network better."""
+    module = tasks.load(name)
+    found, trainer = module.task(task.data), module.trainer(Execution())
+    model = lt.build_model("lenet300", **found.description.arguments)
+    assert model(found.example).shape[0] == 2 and {*found.splits} == {"train", "val", "test"}
+    before = found.evaluate(model.train(), "val", CPU)
+    assert model.training and found.evaluate(model, "val", CPU) == before and found.adapt(RECIPE).epochs
+    saved: list[Epoch] = []
+    done = trainer(model, found, ArmTraining(Arm(0, "dense", 0), RECIPE, CPU), None, lambda epoch, _: saved.append(epoch))
+    assert done.epochs == saved and len(saved) == RECIPE.epochs and done.score == found.evaluate(model, "val", CPU)
+    assert found.metric.gain(done.score.value, before.value) > 0
