@@ -45,6 +45,7 @@ def bench(
     """Measure the small network against the dense one: outputs checked first, then interleaved timings."""
     from ltcompile.benchmark.bench import bench as run
     from ltcompile.core.load import busy_share
+    from ltcompile.core.run_folder import RunFolder
     from ltcompile.errors import BadSetting
 
     if against != "dense":
@@ -76,7 +77,7 @@ def bench(
     for reason in dict.fromkeys(result.skipped.values()):
         names = ", ".join(name for name, why in result.skipped.items() if why == reason)
         typer.echo(f"skipped {names}: {reason}")
-    files = " and ".join(str(path) for path in (output or target.parent / "bench.json", write_dense) if path)
+    files = " and ".join(str(path) for path in (output or RunFolder(target.parent).bench, write_dense) if path)
     typer.echo(f"wrote {files}; next: ltcompile report {target.parent}")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from ltcompile.core.curve import CurvePoint, CurveTiming
 from ltcompile.core.interval import wilson
 from ltcompile.core.records import Measurement, Trained
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.reporting import units
 from ltcompile.reporting.inputs import Ailing, Bench, Provenance, Run, Search, Shrink, Sweep, read_run
 
@@ -91,7 +92,7 @@ def collect(folder: Path) -> Figures:
 
 def _command(stage: str, folder: Path) -> str:
     """The command that adds the part that `stage` makes."""
-    small, ticket = (shlex.quote(str(folder / name)) for name in ("small.onnx", "ticket.pt"))
+    small, ticket = (shlex.quote(str(path)) for path in (folder / "small.onnx", RunFolder(folder).ticket))
     return f"ltcompile shrink {ticket} -o {small}" if stage == "shrink" else f"ltcompile bench {small}"
 
 
