@@ -403,6 +403,8 @@ def _sentence(search: Search, levels: list[Figures]) -> str:
     shown = next(level for level in levels if level["chosen"])
     axis = _axis(search)
     there = f"{units.percent(_removed(search.dense, search.ticket_row)[f'{axis}_removed'])} of the {units.SIZES[axis]} are gone"
+    if len(search.seeds) > 1:
+        there += f" from the saved ticket (seed {search.ticket.seed})"
     if difference := shown["difference"]:
         there += (
             f", and validation accuracy is {units.apart(difference['mean'])} the dense network's "
