@@ -3,9 +3,10 @@
     python bench/criteria.py --data-root DIR --folder RUN        writes bench/results/criteria.json and criteria.md
 
 ResNet-20 on CIFAR-10, trained for a few epochs (kept in RUN, and read from there the next time), is cut once, over all layers together, to half
-of its MACs. Batch-norm statistics are taken anew from training images, as every cut changes them; no weight is trained after the cut. Each side
-looks at the same training images. A criterion that depends on chance, as which images are looked at, is measured with several seeds.
-What a criterion does by default was chosen on validation images (--validation); test images are looked at here.
+of its MACs. Batch-norm statistics are computed again from training images, as every cut changes them; no weight is trained after the cut. Both
+sides read the same training images. One network does not rank criteria, so there are several, of different seeds; a criterion that
+depends on chance, such as which images it reads, is measured several times on each. A criterion's default was chosen on validation images
+(--validation); the results are of test images.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from _common import RESULTS, finish
@@ -39,6 +40,7 @@ CPU = torch.device("cpu")
 MACS = 0.5
 IMAGES = 1024  # that gradients are taken from
 CALIBRATION_BATCHES = 16
+REDUCTIONS: tuple[Reduction, ...] = ("producers", "filters", "all")
 POINTS = 2.0  # that a criterion may be behind
 
 
@@ -49,21 +51,23 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, default=4, help="epochs of its training")
     arguments.add_argument("--image-size", type=int, default=16)
     arguments.add_argument("--images", type=int, default=10_000, help="test images that are looked at")
-    arguments.add_argument("--seeds", type=int, default=4, help="of criteria that depend on chance")
+    arguments.add_argument("--networks", type=int, default=3, help="trainings, of different seeds")
+    arguments.add_argument("--seeds", type=int, default=2, help="of criteria that depend on chance, on each network")
     arguments.add_argument("--validation", action="store_true", help="look at validation images, and write no file")
     arguments.add_argument("--criteria", nargs="*", default=criteria.names())
     asked = arguments.parse_args()
     data = lt.load_data("cifar10", asked.data_root, asked.image_size)
     recipe = recipe_for(asked.epochs, asked.image_size)
-    dense = dense_network(asked.folder, data, recipe)
+    networks = [dense_network(asked.folder, data, recipe, seed) for seed in range(asked.networks)]
     if asked.validation:
         data = replace(data, test=data.val)
     settings = {"network": "resnet20", "macs": MACS, "epochs": asked.epochs, "image_size": asked.image_size}
-    settings |= {"images": min(asked.images, len(data.test)), "dense": float(correct(dense, data.test, asked.images).mean())}
+    settings |= {"images": min(asked.images, len(data.test))}
+    settings |= {"dense": [float(correct(dense, data.test, asked.images).mean()) for dense in networks]}
     print(table(settings, []), flush=True)
     rows = []
     for name in asked.criteria:
-        rows.append(compared(name, dense, data, recipe, asked))
+        rows.append(compared(name, networks, data, recipe, asked))
         print(line(rows[-1]), flush=True)
     if not asked.validation:
         write_text(
@@ -73,40 +77,51 @@ def main() -> None:
         finish("criteria", {**settings, "rows": rows})
 
 
-def compared(name: str, dense: nn.Module, data: Dataset, recipe: Recipe, asked: argparse.Namespace) -> dict[str, Any]:
-    """One row of the table: accuracies by each side, one a seed, their means, and how many points ours is behind."""
+def compared(name: str, networks: list[nn.Module], data: Dataset, recipe: Recipe, asked: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table: accuracies by each side, one a network and seed, their means, and how many points the default is behind."""
     seeds = range(asked.seeds if criteria.needs(name) or name == "random" else 1)
-    runs: dict[str, list[float]] = {"producers": [], "all": []} | ({"torch-pruning": []} if name in THEIRS else {})
-    for seed in seeds:
-        cut = ours(dense, data, recipe, name, seed)
-        if name in THEIRS:
-            cut["torch-pruning"] = theirs(dense, data, recipe, name, seed)
-        for side, model in cut.items():
-            runs[side].append(measured(model, data, recipe, asked.images))
-    row: dict[str, Any] = {"criterion": name, **{side: fmean(found) for side, found in runs.items()}, "runs": runs}
+    runs: dict[str, list[list[float]]] = {side: [] for side in (*REDUCTIONS, "torch-pruning") if side != "torch-pruning" or name in THEIRS}
+    for dense in networks:
+        found: dict[str, list[float]] = {side: [] for side in runs}
+        for seed in seeds:
+            cut = ours(dense, data, recipe, name, seed)
+            if name in THEIRS:
+                cut["torch-pruning"] = theirs(dense, data, recipe, name, seed)
+            for side, model in cut.items():
+                found[side].append(measured(model, data, recipe, asked.images))
+        for side, values in found.items():
+            runs[side].append(values)
+    row: dict[str, Any] = {"criterion": name, "default": criteria.default_reduction(name)}
+    row |= {side: fmean(map(fmean, values)) for side, values in runs.items()}
+    row |= {"runs": runs}
     if name in THEIRS:
-        row["points_behind"] = 100 * (row["torch-pruning"] - row["producers"])
-        row["holds"] = row["points_behind"] <= POINTS
+        pairs = zip(runs["torch-pruning"], runs[row["default"]], strict=True)
+        row["points_behind"] = [100 * (fmean(other) - fmean(mine)) for other, mine in pairs]
+        row["holds"] = fmean(row["points_behind"]) <= POINTS
     return row
 
 
 def table(settings: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    text = f"The dense network is right on {settings['dense']:.2%} of {settings['images']} images. Of several seeds, the mean and the range.\n\n"
-    text += (
-        f"| criterion | ours, by producers (default) | ours, by all slices | Torch-Pruning | behind by no more than {POINTS:g} points |\n"
-    )
-    return text + "| --- | --- | --- | --- | --- |\n" + "".join(line(row) + "\n" for row in rows)
+    dense = ", ".join(f"{accuracy:.2%}" for accuracy in settings["dense"])
+    text = f"The dense networks are right on {dense} of {settings['images']} images. Each figure is the mean over the networks, and their range; "
+    text += "the criterion's default is bold, and is compared with Torch-Pruning.\n\n"
+    text += f"| criterion | {' | '.join(REDUCTIONS)} | Torch-Pruning | behind by at most {POINTS:g} points |\n"
+    return text + "| --- | --- | --- | --- | --- | --- |\n" + "".join(line(row) + "\n" for row in rows)
 
 
 def line(row: dict[str, Any]) -> str:
-    cells = [shown(row["runs"].get(side, [])) for side in ("producers", "all", "torch-pruning")]
-    verdict = f"{'yes' if row['holds'] else 'no'} ({row['points_behind']:+.1f})" if "holds" in row else ""
+    cells = [shown(row["runs"].get(side, []), bold=side == row["default"]) for side in (*REDUCTIONS, "torch-pruning")]
+    verdict = ""
+    if "holds" in row:
+        behind = row["points_behind"]
+        verdict = f"{'yes' if row['holds'] else 'no'}: {fmean(behind):+.1f} ({min(behind):+.1f} to {max(behind):+.1f})"
     return "| " + " | ".join([row["criterion"], *cells, verdict]) + " |"
 
 
-def shown(found: list[float]) -> str:
-    spread = f" ({min(found):.1%} to {max(found):.1%})" if len(found) > 1 else ""
-    return f"{fmean(found):.1%}{spread}" if found else ""
+def shown(found: list[list[float]], bold: bool) -> str:
+    means = [fmean(values) for values in found]
+    mark = "**" * bold
+    return f"{mark}{fmean(means):.1%}{mark} ({min(means):.1%} to {max(means):.1%})" if means else ""
 
 
 def recipe_for(epochs: int, side: int) -> Recipe:
@@ -121,13 +136,13 @@ def recipe_for(epochs: int, side: int) -> Recipe:
     )
 
 
-def dense_network(folder: Path, data: Dataset, recipe: Recipe) -> nn.Module:
-    """The trained network of `folder`; it is trained first where it is not there."""
-    file = folder / f"dense-{recipe.epochs}-{data.description.shape[-1]}.pt"
-    with seeded(stream("first weights", 0)):
+def dense_network(folder: Path, data: Dataset, recipe: Recipe, seed: int) -> nn.Module:
+    """The network that `folder` holds of this seed; it is trained first where it is not there."""
+    file = folder / f"dense-{recipe.epochs}-{data.description.shape[-1]}-{seed}.pt"
+    with seeded(stream("first weights", seed)):
         model = lt.build_model("resnet20", *(len(data.description.class_names), *data.description.shape[:2]))
     if not file.exists():
-        train(model, data, recipe, stream("training", 0, arm="dense"), CPU, progress=lambda epoch, _: print(epoch, flush=True))
+        train(model, data, recipe, stream("training", seed, arm="dense"), CPU, progress=lambda epoch, _: print(epoch, flush=True))
         write_torch(file, {"weights": model.state_dict()})
     model.load_state_dict(read_torch(file, "trained network")["weights"])
     return model.eval()
@@ -135,8 +150,8 @@ def dense_network(folder: Path, data: Dataset, recipe: Recipe) -> nn.Module:
 
 def ours(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, seed: int) -> dict[str, nn.Module]:
     """Group reduction -> the network that is left."""
-    evidence, left = gather(name, dense, data.train, recipe, seed, CPU), {}
-    for reduction in get_args(Reduction):
+    evidence, left = gather(name, dense, data.train, recipe, seed, CPU), dict[str, nn.Module]()
+    for reduction in REDUCTIONS:
         evidence.rng = generator(stream("random scores", seed))
         plan = lt.plan(dense, data.example, criterion=name, evidence=evidence, target_macs=MACS, group_reduction=reduction)
         left[reduction] = lt.cut(dense, plan)

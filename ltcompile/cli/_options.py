@@ -68,8 +68,9 @@ PROFILE: Any = typer.Option(
 SIDE, FOREIGN_SIDE = 32, 224
 MISSED = 4  # exit code: done, files are written, and a target was missed
 GROUP_REDUCTION: Any = typer.Option(
-    "producers",
-    help="Which weights speak for a channel: the filters that make it (producers), or all that go with it (all).",
+    "default",
+    help="Which weights of a channel are scored: the filters that make it (producers), those that read it too (filters), or the scales of "
+    "its norms as well (all); by default as the criterion declares.",
     rich_help_panel=PRUNING,
 )
 

@@ -42,7 +42,7 @@ def plan(
     profile: Profile | None = None,
     measured: Clock | None = None,
     limits: Limits | None = None,
-    group_reduction: Reduction = "producers",
+    group_reduction: Reduction = "default",
     on_target: Callable[[Reached], None] | None = None,
     check: bool = True,
 ) -> PruningPlan:
@@ -63,7 +63,7 @@ def plan(
         measured: the share of the whole network's time that a cut takes on this machine, as `profiling.stopwatch` tells it, or of its
             energy, as `profiling.joulemeter` does: where the profile errs, the plan is made again for a corrected budget.
         limits: what may be cut, and how far; by default every layer keeps 5 % of its channels.
-        group_reduction: which weights speak for a channel, "producers" or "all"; see `criteria.score`.
+        group_reduction: which weights speak for a channel; see `criteria.score`.
         on_target: gets how the plan stands to its target, where there is one; without it, a missed target is a warning.
         check: run the cut network against the masked one, in eval and in training mode, on random values in float64, and freeze the groups
             for which they differ; see `graph.disagreements`. It takes five runs of two images: False for the largest networks.

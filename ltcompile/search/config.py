@@ -47,7 +47,7 @@ class SearchConfig(Limits):
     scope: Scope = "global"
     schedule: PruneSchedule = "iterative"
     criterion: str = "l1"
-    group_reduction: Reduction = "producers"
+    group_reduction: Reduction = "default"
     rounds: int = 8
     rate: float | None = None
     target_macs: float | None = None

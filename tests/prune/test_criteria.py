@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import importlib
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import pytest
 import torch
@@ -105,6 +105,15 @@ class TestFormulas:
         expected = torch.tensor([filters, scales, readers], dtype=torch.float64).mean(0)
         close(score(name, PAIR, GROUP, BENT, "all"), expected)
 
+    def test_filters_are_averaged_without_the_scales_of_norms(self) -> None:
+        expected = torch.tensor([[5, 1, 8**0.5], [1, 29**0.5, 5]], dtype=torch.float64).mean(0)
+        close(score("l2", PAIR, GROUP, BENT, "filters"), expected)
+
+    @pytest.mark.parametrize("name", ["l1", "l2", "fpgm", "taylor", "hessian"])
+    def test_by_default_a_criterion_scores_the_slices_that_it_declares(self, name: str) -> None:
+        found = {r: criteria.score(name, (GROUP,), PAIR, BENT, r)["0"] for r in get_args(criteria.Reduction)}
+        assert [r for r in found if r != "default" and torch.equal(found[r], found["default"])] == [criteria.default_reduction(name)]
+
     def test_lamp_divides_layer_by_layer(self) -> None:
         filters, scales, readers = [25 / 25, 1 / 34, 8 / 33], [0.25 / 10.25, 9 / 9, 1 / 10], [1 / 55, 29 / 29, 25 / 54]
         close(score("lamp", PAIR, GROUP, BENT, "all"), torch.tensor([filters, scales, readers], dtype=torch.float64).mean(0))
@@ -133,7 +142,7 @@ class TestFormulas:
     def test_criteria_that_do_not_compare_are_divided_by_the_groups_mean(self) -> None:
         for name in criteria.names():
             if not criteria.needs(name) and name != "random":
-                raw, found = score(name, PAIR, GROUP), criteria.score(name, (GROUP,), PAIR, Evidence())["0"]
+                raw, found = score(name, PAIR, GROUP), criteria.score(name, (GROUP,), PAIR, Evidence(), "producers")["0"]
                 close(found / found.mean(), raw / raw.mean())
                 assert name == "lamp" or found.abs().mean() == pytest.approx(1)
 

@@ -1,8 +1,9 @@
 """How much a channel matters, or a weight; one criterion a file.
 
 A file offers `score(channels, evidence) -> Tensor (C,)`, higher is kept; `COMPARABLE`, whether raw scores may be ranked across
-groups (else they are divided by their group's mean); `NEEDS`, the fields of `Evidence` that it looks at; and `WEIGHTS = True` where it
-scores single weights as well. A criterion of gradients is a mean over mini-batches, and is called with one at a time.
+groups (else they are divided by their group's mean); `NEEDS`, the fields of `Evidence` that it looks at; `REDUCTION`, which
+slices of a group count by default ("producers" without it); and `WEIGHTS = True` where it scores single weights as well. A criterion of
+gradients is a mean over mini-batches, and is called with one at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,19 @@ from ltcompile.core.streams import generator, stream
 from ltcompile.errors import BadSetting
 from ltcompile.prune.criteria._channels import Channels, Reduction, Scored, Weights
 
-__all__ = ["Channels", "Evidence", "Reduction", "Scored", "Weights", "names", "needs", "score", "score_weights", "scores_weights"]
+__all__ = [
+    "Channels",
+    "Evidence",
+    "Reduction",
+    "Scored",
+    "Weights",
+    "default_reduction",
+    "names",
+    "needs",
+    "score",
+    "score_weights",
+    "scores_weights",
+]
 
 
 class Gradients(Protocol):
@@ -57,6 +70,12 @@ def needs(name: str) -> tuple[str, ...]:
     return tuple(registry.load(__name__, "criterion", name).NEEDS)
 
 
+def default_reduction(name: str) -> Reduction:
+    """The slices that count by default; see `score`. Raises UnknownName."""
+    found: Reduction = getattr(registry.load(__name__, "criterion", name), "REDUCTION", "producers")
+    return found
+
+
 def scores_weights(name: str) -> bool:
     """Whether the criterion tells single weights apart. Raises UnknownName."""
     return bool(getattr(registry.load(__name__, "criterion", name), "WEIGHTS", False))
@@ -64,13 +83,14 @@ def scores_weights(name: str) -> bool:
 
 @torch.no_grad()
 def score(
-    name: str, groups: tuple[Group, ...], model: nn.Module, evidence: Evidence, reduction: Reduction = "producers"
+    name: str, groups: tuple[Group, ...], model: nn.Module, evidence: Evidence, reduction: Reduction = "default"
 ) -> dict[str, Tensor]:
     """Group -> scores (C,) on the CPU in float64, for every group that may be cut.
 
     Args:
-        reduction: which weights speak for a channel: "producers", the filters that make it; "all", every slice that goes with it,
-            those of its norms and consumers too (Fang et al. 2023, arXiv:2301.12900). Either way a score is the mean over them.
+        reduction: which weights speak for a channel: "producers", the filters that make it; "filters", the slices of its
+            consumers' weights too; "all", those of its norms as well (Fang et al. 2023, arXiv:2301.12900); "default", what the criterion's
+            file declares. A score is the mean over them.
 
     Raises:
         UnknownName: no such criterion. BadSetting: no such reduction, or evidence that the criterion needs is missing.
@@ -79,6 +99,7 @@ def score(
     if reduction not in get_args(Reduction):
         raise BadSetting(f"the reduction must be one of {', '.join(get_args(Reduction))}, not {reduction!r}")
     _check_evidence(name, evidence)
+    reduction = default_reduction(name) if reduction == "default" else reduction
     scores = _scored(criterion, {g.name: Channels(g, model, reduction) for g in groups if not g.frozen}, evidence)
     if criterion.COMPARABLE:
         return scores

@@ -16,7 +16,7 @@ from ltcompile.core.plan import Group, Member
 from ltcompile.errors import BadSetting
 from ltcompile.graph.layers import place
 
-Reduction = Literal["producers", "all"]
+Reduction = Literal["default", "producers", "filters", "all"]
 PART = 2**17  # values that are looked at together
 
 
@@ -138,8 +138,10 @@ class Channels(Scored):
 
         Biases are left out, as they say where a channel's values lie rather than how much they vary, unless there is nothing else.
         """
-        members = self.group.members if self.reduction == "all" else self.group.producers or self.group.members
-        found = [piece for member in members for piece in self._slices(member)]
+        members = self.group.producers if self.reduction == "producers" else ()
+        found = [piece for member in members or self.group.members for piece in self._slices(member)]
+        if self.reduction == "filters":
+            found = [s for s in found if s.parameter.dim() > 1] or found  # no scales of norms
         return [s for s in found if not s.name.endswith("bias")] or found
 
     def told(self, found: Mapping[tuple[str, str], Tensor], *choices: Iterable[Member]) -> Tensor:

@@ -1,14 +1,16 @@
 """score[c] = sum over the other filters d of the layer of ||filter c - filter d||_2: what is near the geometric median of all can be
-made up for by the others (He et al. 2019, arXiv:1811.00250)."""
+made up for by the others (He et al. 2019, arXiv:1811.00250). The paper looks at the filters that make the channels; by default those that
+read them count as well, each layer's distances by themselves."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ltcompile.prune.criteria import Channels, Evidence
+from ltcompile.prune.criteria import Channels, Evidence, Reduction
 
 COMPARABLE = False  # it grows with the width of the layer and the size of its filters
+REDUCTION: Reduction = "filters"
 NEEDS: tuple[str, ...] = ()
 CHUNK = 1024  # rows of the table of distances that are in memory at once
 

@@ -1,12 +1,13 @@
-"""score[c] = ||filter c||_2, its Euclidean length (He et al. 2018, arXiv:1808.06866)."""
+"""score[c] = ||filter c||_2, its Euclidean length (He et al. 2018, arXiv:1808.06866). By default those that read the channel count as well."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from ltcompile.prune.criteria import Channels, Evidence
+from ltcompile.prune.criteria import Channels, Evidence, Reduction
 
 COMPARABLE = False
+REDUCTION: Reduction = "filters"
 NEEDS: tuple[str, ...] = ()
 
 
