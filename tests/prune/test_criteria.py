@@ -426,7 +426,7 @@ class TestGather:
 
 class TestRefusals:
     def test_unknown_reduction(self) -> None:
-        with pytest.raises(BadSetting, match=r"producers, all, not 'some'"):
+        with pytest.raises(BadSetting, match=r"producers, filters, all, not 'some'"):
             criteria.score("l1", (GROUP,), PAIR, Evidence(), "some")  # type: ignore[arg-type]
 
     def test_unknown_criterion(self) -> None:
