@@ -804,7 +804,7 @@ class TestOnGpu:
         engine = lt.compile(model, images, device="cuda", batch=[1, 8], precision=precision)
         for decision in engine.decisions.values():
             assert set(decision.ms) >= {"graph", "one kernel"}, decision.refused
-        assert relative_error(engine(images).cpu(), model(images)) <= TOLERANCES[precision]
+        assert largest_error(engine(images).cpu(), model(images)) <= TOLERANCES[precision]
         engine.save(tmp_path / "a.engine")
         torch.testing.assert_close(lt.load_engine(tmp_path / "a.engine")(images), engine(images), rtol=1e-3, atol=1e-3)
 
