@@ -93,7 +93,7 @@ class SearchSettings:
             try:
                 found[section] = {key: shaped(value, known[section][key], f"{section}.{key}".lstrip(".")) for key, value in table.items()}
             except Misfit as error:
-                raise BadSetting(f"{source}: {error}") from error
+                raise BadSetting(f"{source}: {error}; give it such a value") from error
         return cls(found, source)
 
     def section(self, name: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from readers import READERS
 
 from ltcompile.cli import app, main
 from ltcompile.errors import LtcompileError
+from ltcompile.search.settings import sections
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 OPTIONS = [(name, option) for name, command in COMMANDS.items() for option in command.params if option.param_type_name == "option"]
@@ -121,8 +122,23 @@ def test_numbers_out_of_their_range(tmp_path: Path, command: str, option: str) -
         assert done.returncode in (0, 2) and "Traceback" not in done.stderr, (value, done.stderr)
 
 
+SETTINGS = [
+    f"{section}.{key}".lstrip(".")
+    for section, keys in sections().items()
+    for key, hint in keys.items()
+    if re.search(r"\b(int|float)\b", str(hint)) and "tuple" not in str(hint) and "Mapping" not in str(hint)
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_settings_out_of_their_range(misused: Callable[..., None], setting: str) -> None:
+    """The rarer numbers of `find` stand in a recipe file or behind --set."""
+    for value in ("nan", f"{10**30}", "many"):
+        misused("find", "--set", f"{setting}={value}", names=setting)
+
+
 def test_there_are_numbers() -> None:
-    assert len(NUMBERS) > 20
+    assert len(NUMBERS) + len(SETTINGS) > 40 and len(SETTINGS) > 20
 
 
 def of_the_future(value: dict[str, Any]) -> dict[str, Any]:
