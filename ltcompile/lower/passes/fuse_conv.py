@@ -2,34 +2,25 @@
 
     y = pool(act(conv(x, w) + b + r))
 
-May it? Each step's output goes to the next step alone; the convolution has dilation 1 and padding in numbers; the residual has the
-convolution's shape; the pool is 2x2 with stride 2 on even sides. The fused operation stands where its last step stood, so that the
-residual is there in time.
+Preconditions: only the next step reads each step's output; the convolution has dilation 1 and padding in numbers; the residual has the
+convolution's shape; the pool is 2x2 with stride 2 on even sides. The fused operation replaces the last step, so that the residual is
+computed before it.
 """
 
 from __future__ import annotations
 
-from ltcompile.lower.passes._chain import activation_of, argument, describe, pair, why_not
+from ltcompile.lower.passes._fusion import Fusion, activation_of, argument, nothing_more, pair
 from ltcompile.lower.program import Node, Program, Value
 
-
-def rewrite(program: Program) -> tuple[Program, dict[str, str]]:
-    """`program` with its convolutions fused, and what became of each node that was looked at."""
-    told: dict[str, str] = {}
-    for node in program.nodes:
-        if not node.target.startswith("aten.conv2d.") or node.name not in program.by_name or node.name in told:
-            continue
-        if reason := refusal(node):
-            told[node.name] = f"left to PyTorch: {reason}"
-            continue
-        chain, fused, parts = _fused(program, node)
-        program = program.fused(chain, fused)
-        rest = f"; nothing more, for {why_not(program, fused)}" if not parts else ""
-        describe(told, chain, f"fused conv2d{''.join(f' + {p}' for p in parts)}{rest}")
-    return program, told
+REFUSED = "left to PyTorch"
 
 
-def refusal(node: Node) -> str:
+def applies(program: Program, node: Node) -> bool:
+    """Whether `node` is a convolution of images that no other has taken."""
+    return node.target.startswith("aten.conv2d.") and node.name in program.by_name
+
+
+def refusal(program: Program, node: Node) -> str:
     """Why this convolution may not be fused, or ""."""
     if node.target != "aten.conv2d.default":
         return "its padding is not in numbers"
@@ -37,11 +28,12 @@ def refusal(node: Node) -> str:
     return "" if list(dilation) in ([1, 1], [1]) else f"it has dilation {dilation}"
 
 
-def _fused(program: Program, conv: Node) -> tuple[tuple[Node, ...], Node, list[str]]:
-    chain, residual, activation, pool = [conv], None, "none", False
+def fuse(program: Program, node: Node) -> Fusion:
+    """The convolution and as many of the following steps as an epilogue computes."""
+    chain, residual, activation, pool = [node], None, "none", False
     parts: list[str] = []
-    following = program.only_user(conv.name)
-    if following is not None and (other := _residual(program, conv, following)):
+    following = program.only_user(node.name)
+    if following is not None and (other := _residual(program, node, following)):
         chain, residual, parts = [*chain, following], Value(other), [*parts, "residual"]
         following = program.only_user(following.name)
     if following is not None and (name := activation_of(following)):
@@ -50,15 +42,16 @@ def _fused(program: Program, conv: Node) -> tuple[tuple[Node, ...], Node, list[s
     if following is not None and _is_pool(following, program.by_name[chain[-1].name]):
         chain, pool, parts = [*chain, following], True, [*parts, "2x2 max pool"]
     settings = {
-        "stride": pair(argument(conv, 3, [1, 1])),
-        "padding": pair(argument(conv, 4, [0, 0])),
-        "groups": argument(conv, 6, 1),
+        "stride": pair(argument(node, 3, [1, 1])),
+        "padding": pair(argument(node, 4, [0, 0])),
+        "groups": argument(node, 6, 1),
         "activation": activation,
         "pool": pool,
     }
-    last = chain[-1]
-    args = (conv.args[0], conv.args[1], argument(conv, 2, None), residual)
-    return tuple(chain), Node(last.name, "fused.conv2d", args, settings, last.shape, conv.layer), parts
+    last, args = chain[-1], (node.args[0], node.args[1], argument(node, 2, None), residual)
+    new = Node(last.name, "fused.conv2d", args, settings, last.shape, node.layer)
+    rest = "".join(f" + {part}" for part in parts) or f"; {nothing_more(program, new)}"
+    return Fusion(chain, new, f"fused conv2d{rest}")
 
 
 def _residual(program: Program, conv: Node, add: Node) -> str | None:
