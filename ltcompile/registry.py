@@ -31,6 +31,11 @@ def names(package: str) -> dict[str, str]:
     return offered
 
 
+def load_all(package: str) -> list[ModuleType]:
+    """All modules that `package` offers, by name."""
+    return [importlib.import_module(f"{package}.{module}") for module in modules(package)]
+
+
 def load(package: str, kind: str, name: str) -> ModuleType:
     """The module that offers `name`.
 

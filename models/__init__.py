@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def _maker(name: str) -> Maker:
         return lambda classes, in_channels, image_size: family.build(name, classes, in_channels, image_size)
     source, _, inner = name.partition(":")
     makers = {"torchvision": _torchvision, "timm": _timm}
-    return makers[source](inner) if source in makers else _own(name, source, inner)
+    return makers[source](inner) if source in makers else _own(name)
 
 
 def _torchvision(inner: str) -> Maker:
@@ -126,13 +126,17 @@ def _timm(inner: str) -> Maker:
     return lambda classes, in_channels, _: timm.create_model(inner, num_classes=classes, in_chans=in_channels)
 
 
-def _own(name: str, module: str, factory: str) -> Maker:
-    from torch import nn
+def own_network(name: str) -> nn.Module:
+    """What `package.module:factory` makes without arguments; any other name as `build_model` builds it by default.
 
-    try:
-        make = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadModel(f"{name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    Raises:
+        BadModel: it cannot be imported, fails, or does not make a network. UnknownName: no such network.
+    """
+    return _built(name, _imported(name), {}) if is_own_code(name) else build_model(name)
+
+
+def _own(name: str) -> Maker:
+    make = _imported(name)
 
     def call(classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
         offered: dict[str, Any] = {
@@ -141,12 +145,27 @@ def _own(name: str, module: str, factory: str) -> Maker:
             "image_size": image_size[0] if image_size[0] == image_size[1] else image_size,
         }
         wanted = inspect.signature(make).parameters
-        try:
-            model = make(**{k: v for k, v in offered.items() if k in wanted})
-        except Exception as error:  # the user's own code may raise anything
-            raise BadModel(f"{name!r} failed with {type(error).__name__}: {error}") from error
-        if not isinstance(model, nn.Module):
-            raise BadModel(f"{name!r} gave a {type(model).__name__}, not a torch.nn.Module")
-        return model
+        return _built(name, make, {k: v for k, v in offered.items() if k in wanted})
 
     return call
+
+
+def _imported(name: str) -> Callable[..., Any]:
+    module, _, factory = name.partition(":")
+    try:
+        make: Callable[..., Any] = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadModel(f"{name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    return make
+
+
+def _built(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:
+    from torch import nn
+
+    try:
+        model = make(**arguments)
+    except Exception as error:  # the user's own code may raise anything
+        raise BadModel(f"{name!r} failed with {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise BadModel(f"{name!r} gave a {type(model).__name__}, not a torch.nn.Module")
+    return model

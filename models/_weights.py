@@ -30,12 +30,7 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
         BadFile: the file cannot be read, holds other numbers than weights, or does not fit elsewhere.
     """
     own = model.state_dict()
-    there = _named_as(own, _tensors(_read(path), path))
-    try:
-        check_held(there, path.stat().st_size)
-        check_finite(there)
-    except BadFile as error:
-        raise BadFile(f"{path} holds no weights to start from: {error}") from error
+    there = read_state_dict(path, own)
     wrong = {name for name in own.keys() & there.keys() if _kind(own[name]) != _kind(there[name])}
     head, old_classes = _head(own, there, wrong, classes)
     missing = [name for name in own if name not in there and not name.endswith("num_batches_tracked")]
@@ -47,6 +42,17 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
     model.load_state_dict(fitting, strict=False)
     if head:
         notify(f"{path}: head swapped: {old_classes} -> {classes} classes ({', '.join(sorted(head))} fresh, all else loaded)")
+
+
+def read_state_dict(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in `path` under the names of `own`, a network's state dict; nothing is executed. Raises BadFile."""
+    there = _named_as(own, _tensors(_read(path), path))
+    try:
+        check_held(there, path.stat().st_size)
+        check_finite(there)
+    except BadFile as error:
+        raise BadFile(f"{path} holds no weights to start from: {error}") from error
+    return there
 
 
 def _read(path: Path) -> Any:

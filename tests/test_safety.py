@@ -55,7 +55,7 @@ TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each wit
     ("bench/rehearsal.py", "runpy.run_module"): "the same",
     ("bench/rehearsal.py", "runpy.run_path"): "the same",
     ("ltcompile/runtimes/torch_compile.py", "aoti_load_package"): "the package that it has just made",
-    ("ltcompile/deploy/shrink.py", "torch.export.load"): "the file that it has just written",
+    ("ltcompile/deploy/formats/pt2.py", "torch.export.load"): "the file that it has just written",
 }
 
 

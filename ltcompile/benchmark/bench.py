@@ -25,7 +25,7 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket, check_model
 from ltcompile.deploy import check_ticket_fits, dense_network, named_network, small_network
 from ltcompile.deploy.rebuild import small_with_plan
-from ltcompile.deploy.snap import AS_IT_IS, moved
+from ltcompile.deploy.steps.snap import AS_IT_IS, moved
 from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket
 from ltcompile.graph import Size, size
 from ltcompile.lower import fold_batch_norm

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-RENAMED = {"folder": "name", "margin_points": "margin", "ratios": "layer_ratio", "target_time": "target_speedup"}
+RENAMED = {"folder": "name", "margin_points": "margin", "ratios": "layer_ratio", "target_time": "target_speedup", "timer": "on"}
 _PARAMETER = re.compile(r"(?<![\w.'\"/])([a-z][a-z_]*)=([\w.+-]*(?<!\.))")
 
 

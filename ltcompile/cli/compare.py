@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from ltcompile.benchmark.likeness import Likeness
+    from ltcompile.benchmark.similarity import Similarity
 
 EPILOG = (
     "Examples:  ltcompile compare runs/l1/ticket.pt runs/random/ticket.pt  ·  ltcompile compare runs/*/ticket.pt --data cifar10 "
@@ -18,7 +18,7 @@ EPILOG = (
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Put tickets of one network beside each other.")(compare)
+    app.command(epilog=EPILOG, short_help="Compare tickets of one network.")(compare)
 
 
 def compare(
@@ -32,16 +32,16 @@ def compare(
     as_json: bool = typer.Option(False, "--json", help="Print everything as JSON."),
 ) -> None:
     """Compare tickets: Jaccard's distance of the weights that they keep, how often their answers agree, and their ensemble's accuracy."""
-    from ltcompile.benchmark.likeness import liken
+    from ltcompile.benchmark.similarity import similarity
 
-    found = liken(tickets, data=data, data_root=data_root, model=model, device=device)
+    found = similarity(tickets, data=data, data_root=data_root, model=model, device=device)
     if as_json:
         typer.echo(json.dumps(found.to_json()))
         return
     _print(found)
 
 
-def _print(found: Likeness) -> None:
+def _print(found: Similarity) -> None:
     from ltcompile.cli._terminal import printable, show_table
 
     number = {name: i for i, name in enumerate(dict.fromkeys(t.name for t in found.tickets), start=1)}

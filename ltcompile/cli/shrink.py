@@ -1,11 +1,11 @@
-"""ltcompile shrink: from a ticket to a verified, smaller file."""
+"""ltcompile shrink: from a ticket, or any pruned network, to a verified, smaller file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
@@ -13,21 +13,25 @@ from ltcompile.cli._options import end_by_target
 
 if TYPE_CHECKING:
     from ltcompile.core.reached import Reached
-    from ltcompile.deploy import Shrunk
+    from ltcompile.core.ticket import Ticket
+    from ltcompile.deploy import Pruned, Shrunk
+    from ltcompile.deploy.job import Calibration, RelativeTimer
 
 EPILOG = (
     "Examples:  ltcompile shrink ticket.pt -o small.onnx  ·  ltcompile shrink ticket.pt -o small.pt2 --precision fp16  ·  "
-    "ltcompile shrink ticket.pt -o small.onnx --precision int8 --calibrate digits  ·  ltcompile shrink ticket.pt --snap auto"
+    "ltcompile shrink ticket.pt -o small.onnx --precision int8 --calibrate digits  ·  ltcompile shrink ticket.pt --snap auto  ·  "
+    "ltcompile shrink --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64 -o small.onnx --dynamic batch,height,width"
 )
 INT8 = "int8"
+OWN = "any network"
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Cut a ticket's network for real; export it.")(shrink)
+    app.command(epilog=EPILOG, short_help="Cut a network for real; export it.")(shrink)
 
 
 def shrink(
-    ticket: Path = typer.Argument(..., help="ticket.pt of a search."),
+    ticket: Optional[Path] = typer.Argument(None, help="ticket.pt of a search; without one, --model names the network."),
     output: Path = typer.Option(Path("small.onnx"), "-o", "--output", help="File to write: .onnx, .pt2 (torch.export) or .safetensors."),
     precision: str = typer.Option(
         "fp32", help="fp32, fp16 or int8 inside; inputs and outputs stay fp32. int8 is for .onnx, and needs --calibrate."
@@ -35,11 +39,26 @@ def shrink(
     calibrate: str | None = typer.Option(
         None,
         metavar="DATA",
-        help="digits, cifar10, imagefolder:PATH, ... In fp32 and fp16: take batch norm's statistics anew from its training images. In int8 "
-        "those stay as they are: the ranges of activations come from its training images, choices from validation images.",
+        help="digits, cifar10, imagefolder:PATH, ..., or a file of inputs by name. In fp32 and fp16, batch norm takes its statistics from the "
+        "training images. In int8 they stay as they are: the ranges of activations come from training images, choices from validation images.",
     ),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
-    model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
+    model: str | None = typer.Option(
+        None, help="Your own package.module:factory, called without arguments. With a ticket: names it again, where the ticket needs it."
+    ),
+    weights: Optional[Path] = typer.Option(
+        None, help="State dict of --model, before or after the cut (.safetensors, .pth).", rich_help_panel=OWN
+    ),
+    plan: Optional[Path] = typer.Option(None, help="plan.json of `ltcompile plan`: what is cut.", rich_help_panel=OWN),
+    example: str | None = typer.Option(
+        None,
+        metavar="SHAPES",
+        help="Inputs of --model: 1x3x32x32, or image=1x3x64x64,tokens=1x16:int64, or a file of tensors by name.",
+        rich_help_panel=OWN,
+    ),
+    dynamic: str = typer.Option(
+        "batch", help="Axes of the inputs that vary in the file: batch,height,width, length, depth, or NAME.AXIS.", rich_help_panel=OWN
+    ),
     snap: str | None = typer.Option(
         None,
         help="Move widths to multiples of 16: down (the least important channels go), up (zeros fill) or auto (what is faster at --on).",
@@ -59,42 +78,84 @@ def shrink(
     ),
     as_json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
 ) -> None:
-    """Make a ticket's network physically small, prove it equal to the masked one, and export it.
+    """Make a pruned network physically small, prove it equal to the masked one, and export it.
 
-    Ends with 4 where the ticket was searched for a target that the network misses: the file is written.
+    Ends with 4 where a ticket was searched for a target that the network misses: the file is written.
     """
     from rich.console import Console
     from rich.text import Text
 
-    from ltcompile.benchmark.profiling import stopwatch
-    from ltcompile.core.deployment import Deployment
     from ltcompile.core.ticket import Ticket
-    from ltcompile.data import load_like
     from ltcompile.deploy import shrink as run
     from ltcompile.paths import check_writable
 
     check_writable(output)
-    loaded = Ticket.load(ticket)
-    dataset = load_like(loaded.data, calibrate, data_root) if calibrate else None
+    _check_origin(ticket, model, {"--weights": weights, "--plan": plan, "--example": example})
+    source = Ticket.load(ticket) if ticket is not None else _own(str(model), weights, plan, str(example))
     with Console(stderr=True, quiet=as_json).status("shrinking") as status:
         done = run(
-            loaded,
+            source,
             output,
             precision=precision,  # type: ignore[arg-type]
-            model=model,
-            calibrate=dataset,
+            model=model if ticket is not None else None,
+            calibrate=_calibration(source, calibrate, data_root),
             max_drop=max_drop,
             finetune_epochs=finetune_epochs,
             snap=snap,  # type: ignore[arg-type]
-            clock=stopwatch(loaded.model, Deployment.parse(on)) if snap == "auto" else None,
-            on_progress=lambda told: status.update(Text(told)),
+            timer=_timer(source, on) if snap == "auto" else None,
+            dynamic=tuple(name.strip() for name in dynamic.split(",") if name.strip()),
+            on_progress=lambda message: status.update(Text(message)),
         )
-    record, reached = done.record, _reached(loaded.config, done.record, on)
+    reached = _reached(source.config, done.record, on) if isinstance(source, Ticket) else None
     if as_json:
-        typer.echo(json.dumps({**record, "target": reached.to_json() if reached else None}))
+        typer.echo(json.dumps({**done.record, "target": reached.to_json() if reached else None}))
     else:
         _print(done)
     end_by_target(reached, quiet=as_json)
+
+
+def _check_origin(ticket: Path | None, model: str | None, own: Mapping[str, object]) -> None:
+    """Raises BadSetting unless there is a ticket, or a model with example inputs."""
+    from ltcompile.errors import BadSetting
+
+    given = [flag for flag, value in own.items() if value is not None]
+    if ticket is not None and given:
+        raise BadSetting(f"{given[0]} belongs to a network of your own, and a ticket holds its network; leave one of them out")
+    if ticket is None and (model is None or own["--example"] is None):
+        raise BadSetting("name a ticket.pt, or a network of your own: --model package.module:factory --example 1x3x32x32")
+
+
+def _own(model: str, weights: Path | None, plan: Path | None, example: str) -> Pruned:
+    from ltcompile.deploy.own import pruned_from_files
+
+    return pruned_from_files(model, weights, plan, example)
+
+
+def _calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path) -> Calibration | None:
+    """A data set for a ticket; of any other network, a file of inputs."""
+    from ltcompile.core.ticket import Ticket
+    from ltcompile.data import load_like
+    from ltcompile.deploy.own import TENSORS, read_inputs
+    from ltcompile.errors import BadSetting
+
+    if calibrate is None:
+        return None
+    if calibrate.endswith(TENSORS):
+        return [read_inputs(Path(calibrate))]
+    if not isinstance(source, Ticket):
+        raise BadSetting(f"--calibrate takes a file of inputs ({', '.join(TENSORS)}) for a network of your own, not {calibrate!r}")
+    return load_like(source.data, calibrate, data_root)
+
+
+def _timer(source: Ticket | Pruned, on: str) -> RelativeTimer:
+    from ltcompile.benchmark.profiling import stopwatch
+    from ltcompile.core.deployment import Deployment
+    from ltcompile.core.ticket import Ticket
+    from ltcompile.errors import BadSetting
+
+    if not isinstance(source, Ticket):
+        raise BadSetting("--snap auto measures networks of tickets; choose --snap down or up")
+    return stopwatch(source.model, Deployment.parse(on))
 
 
 def _reached(config: Mapping[str, Any], record: Mapping[str, Any], on: str) -> Reached | None:
@@ -111,60 +172,9 @@ def _reached(config: Mapping[str, Any], record: Mapping[str, Any], on: str) -> R
 
 
 def _print(done: Shrunk) -> None:
-    record = done.record
-    typer.echo(
-        f"params {record['dense_params']:,} → {record['params']:,}   MACs {record['dense_macs']:,} → {record['macs']:,} "
-        f"({record['dense_macs'] / record['macs']:.1f}x fewer)"
-    )
-    typer.echo(
-        f"cut = masked to {record['equality_error']:.1e}, file = torch to {record['onnx_error']:.1e} (allowed {record['tolerance']:.0e}), "
-        f"{record['folded_batch_norms']} batch norms folded"
-    )
-    if "structure" in record:
-        _tell_structure(record["structure"])
-    if record["snapped"]["way"] != "as it is" or record["snapped"]["told_share"]:
-        _tell_snapped(record["snapped"])
-    if "int8" in record:
-        _tell_int8(record["int8"])
-    typer.echo(f"wrote {done.path} ({record['bytes'] / 1e6:.2f} MB) in {record['seconds']:.1f} s; next: ltcompile bench {done.path}")
+    from ltcompile.deploy.steps import summary
 
-
-def _tell_snapped(told: Mapping[str, Any]) -> None:
-    """What the widths became and, where a clock decided, what it said at first and in a second measurement."""
-    tried = ", ".join(f"{way} {share:.1%}" for way, share in told["told_share"].items())
-    typer.echo(f"widths: {told['way']}{f' (of the dense network: {tried})' if tried else ''}")
-    if told["again_share"]:
-        (_, own), (rival, other) = told["again_share"].items()
-        typer.echo(
-            f"measured again: {own:.1%} of the dense network's time; {'a tie with' if told['tie'] else 'ahead of'} {rival}, {other:.1%}"
-        )
-
-
-def _tell_structure(told: Mapping[str, Any]) -> None:
-    """How much of a mask's sparsity was whole channels."""
-    weights, channels = told["weights"], told["channels"]
-    typer.echo(
-        f"mask keeps {weights['kept']:,} of {weights['all']:,} weights; {told['share_in_removed']:.1%} of the zeros left with "
-        f"{channels['constant'] + channels['unread']:,} of {channels['all']:,} channels ({channels['unread']:,} unread, "
-        f"{channels['constant']:,} constant)"
-    )
-
-
-def _tell_int8(told: Mapping[str, Any]) -> None:
-    """What was chosen, what it costs, and what stayed in float."""
-    val, test, images = told["val_accuracy"], told["test_accuracy"], told["images"]
-    typer.echo(
-        f"int8 with {told['ranges']} ranges of {images['calibration']} training images, weights of {told['weight_bits']} bits: "
-        f"validation {val['fp32']:.2%} → {val['int8']:.2%}, test {test['fp32']:.2%} → {test['int8']:.2%}"
-    )
-    if told["fine_tuning"] != "not asked for":
-        typer.echo(f"fine-tuned weights {told['fine_tuning']}")
-    for name, why in told["float_nodes"].items():
-        typer.echo(f"{name} stays in float: {why}")
-    if "same_class" in (second := told["openvino"]):
-        typer.echo(
-            f"OpenVINO agrees: {second['same_class']:.2%} of validation images in the same class, outputs {second['error']:.1e} (RMS) from "
-            f"the simulated rounding ({second['allowed']:.0e} is allowed)"
-        )
-    else:
-        typer.echo(f"OpenVINO was not asked: {second['not_asked']}")
+    for line in summary(done.record):
+        typer.echo(line)
+    after = f"; next: ltcompile bench {done.path}" if "ticket_checksum" in done.record else ""
+    typer.echo(f"wrote {done.path} ({done.record['bytes'] / 1e6:.2f} MB) in {done.record['seconds']:.1f} s{after}")

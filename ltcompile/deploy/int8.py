@@ -1,7 +1,7 @@
-"""From a folded network to an int8 ONNX file that answers about as well: everything is chosen by validation images.
+"""From a folded network to an int8 ONNX file that answers about as well: a judge, such as validation images, chooses everything.
 
 Weights get the bits that bring the outputs closer to fp32's: eight, but seven where this machine's products overflow. Candidates differ in
-how the ranges of activations are taken; of those whose outputs stay near fp32's the most accurate wins, the smaller error between equals.
+how the ranges of activations are taken; of those whose outputs stay near fp32's the one with the best score wins, the smaller error between equals.
 If that loses more than is allowed, the layers that int8 hurts most stay in float, one after the other, until it does not. Test images are
 looked at once, when all is chosen. Files are judged by what ONNX Runtime answers through them. The file that is chosen must hold the
 network's weights, integer by integer, and must answer in every runtime as a simulation of its rounding does (`numerics`).
@@ -17,211 +17,173 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ltcompile.core.deployment import Deployment
-from ltcompile.core.onnx_file import read_onnx
-from ltcompile.core.recipe import Recipe
-from ltcompile.core.streams import stream
-from ltcompile.data import Dataset, Split
+from ltcompile.data import Dataset
+from ltcompile.deploy.answers import Answers, Run, answers, compare, of_file, of_network
+from ltcompile.deploy.job import Progress, ShrinkJob
+from ltcompile.deploy.judges import Judge
 from ltcompile.deploy.qat import fine_tune, tuning
-from ltcompile.errors import BadData, BadModel, BadSetting, Disagreement, TrainingFailed, Unavailable
-from ltcompile.lower import export_classifier, run_onnx
-from ltcompile.lower.evaluate import evaluator
-from ltcompile.lower.fake_quantize import fake_quantized
-from ltcompile.lower.quantize import METHODS, WEIGHT_TOP, Quantizer, Scheme
-from ltcompile.numerics import CHUNK, LEAST_INPUTS, Compared, Expected, changed_classes, in_chunks, largest_error
-from ltcompile.runtimes import Session, Subject, load, unavailable
+from ltcompile.errors import Disagreement, TrainingFailed, Unavailable
+from ltcompile.graph.inputs import Inputs as Call
+from ltcompile.lower.inputs import Inputs
+from ltcompile.lower.int8 import Int8Network
+from ltcompile.lower.quantize import CHUNK as CALIBRATED
+from ltcompile.lower.quantize import METHODS, WEIGHT_TOP, Scheme
+from ltcompile.numerics import CHUNK, Compared, changed_classes, largest_error
+from ltcompile.runtimes import unavailable
 
-CALIBRATION_IMAGES = 512
 MOST_ERROR = 0.25  # of the largest output, against fp32: what rounding may change, where the network is computed as it should be
-MOST_EPOCHS = 10_000
 RATE_SHARES = (1.0, 0.1, 0.01)  # of the fine-tuning rate
-CPU = torch.device("cpu")
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Int8:
-    """How far int8 may go.
-
-    `max_drop` is in points of validation accuracy below the fp32 file; `finetune_epochs` are trained with rounded weights first, at up to
-    three rates.
-    """
-
-    max_drop: float = 0.5
-    finetune_epochs: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_drop <= 100:
-            raise BadSetting(f"--max-drop takes points of accuracy between 0 and 100, not {self.max_drop}")
-        if not 0 <= self.finetune_epochs <= MOST_EPOCHS:
-            raise BadSetting(f"--finetune-epochs must be between 0 and {MOST_EPOCHS:,}, not {self.finetune_epochs}")
+Names = tuple[tuple[str, ...] | None, tuple[str, ...] | None]  # of inputs and outputs
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A file on validation images: the share that is right, and its outputs against fp32's.
+    """A file as the judge finds it: its score, and its outputs against fp32's.
 
     `max_error` is the largest difference, of the largest output; `noise` the root mean square of all, of that of the outputs.
     """
 
-    accuracy: float
+    score: float
     max_error: float
     noise: float
 
     @property
     def agrees(self) -> bool:
-        """Whether the outputs are near those of fp32: accuracy alone may come by luck."""
+        """Whether the outputs are near those of fp32: a good score alone may come by luck."""
         return self.max_error <= MOST_ERROR
 
     @property
     def rank(self) -> tuple[bool, float, float]:
         """Higher is better."""
-        return self.agrees, self.accuracy, -self.noise
+        return self.agrees, self.score, -self.noise
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """The float network and how it is quantised, how the file's answers compare with it, and what the record tells of all that was tried."""
+    """The float network and how it is quantised, how the file's answers compare with it, and the record of all that was tried."""
 
     module: nn.Module
     compared: Compared
-    test_accuracy: float
+    test_score: float | None
     record: Mapping[str, Any]
     write: Callable[[Path, Mapping[str, str]], None] = field(repr=False)  # the file, with metadata; raises BadFile
 
 
-def to_int8(module: nn.Module, data: Dataset, recipe: Recipe, seed: int, asked: Int8, scratch: Path, tell: Progress) -> Quantized:
+def to_int8(module: nn.Module, judge: Judge, job: ShrinkJob, scratch: Path, names: Names = (None, None)) -> Quantized:
     """Choose how the folded network `module` is quantised; files that are tried go to the folder `scratch`.
 
     Raises:
         Disagreement: int8 loses too much however many layers stay in float, or a runtime computes something else.
-        BadModel: the network has nothing to quantise, or ONNX Runtime cannot. BadData: there are too few images to measure accuracy.
+        BadModel: the network has nothing to quantise, or ONNX Runtime cannot.
     """
-    _check_images(data)
-    images = _calibration_images(data.train)
-    plain = _Network(module, images, data.val, scratch / "plain")
-    choice, fine_tuning = _try_all(plain, tell), "not asked for"
-    if asked.finetune_epochs:
-        choice, fine_tuning = _or_tuned(choice, data, images, recipe, seed, asked.finetune_epochs, scratch, tell)
+    plain = _Network(module, judge, job.dynamic, scratch / "plain", names)
+    choice, fine_tuning = _try_all(plain, job.on_progress), "not asked for"
+    if job.int8.finetune_epochs:
+        choice, fine_tuning = _or_tuned(choice, judge, job, scratch, names)
     network, tried, scheme, judged = choice.network, choice.tried, choice.scheme, choice.judged
-    goal, float_nodes = _Goal(plain.accuracy, asked.max_drop), dict[str, str]()
+    goal, float_nodes = _Goal(judge, plain.score, job.int8.max_drop), dict[str, str]()
     if not goal.met(judged):
-        scheme, judged, float_nodes = _spare(network, scheme, judged, goal, tell)
-    network.quantizer.write(scheme, network.file)
-    expected = network.expected(images)
-    compared = expected.compare(_answers(network.file, images))
+        scheme, judged, float_nodes = _spare(network, scheme, judged, goal, job.on_progress)
+    network.write(scheme)
+    exact, simulated = network.expected()
+    compared = compare(answers(network.run(), judge.inputs, CHUNK), exact, simulated)
     if compared.refusal:
         raise Disagreement(f"ONNX Runtime computes something else through the int8 file: {compared.refusal}; nothing was written")
     record = {
         "ranges": scheme.ranges,
         "weight_bits": scheme.weight_bits,
         "float_nodes": float_nodes,
-        "quantized_nodes": len(network.quantizer.products) - len(float_nodes),
-        "val_accuracy": {"fp32": plain.accuracy, "int8": judged.accuracy},
-        "max_drop_points": asked.max_drop,
+        "quantized_nodes": len(network.products) - len(float_nodes),
+        judge.key: {"fp32": plain.score, "int8": judged.score},
+        judge.drop_key: job.int8.max_drop,
         "error": {"max": judged.max_error, "rms": judged.noise},
-        "data": data.description.name,
-        "images": {"calibration": len(images), "validation": len(data.val), "test": len(data.test)},
-        "tried": [{"ranges": s.ranges, "weight_bits": s.weight_bits, "val_accuracy": j.accuracy, "rms": j.noise} for s, j in tried.items()],
+        **judge.record(),
+        "tried": [{"ranges": s.ranges, "weight_bits": s.weight_bits, judge.key: j.score, "rms": j.noise} for s, j in tried.items()],
         "fine_tuning": fine_tuning,
-        "openvino": _second_opinion(network.file, expected, images, data.val),
+        "openvino": _second_opinion(network, exact, simulated),
     }
-    tell("test images")
-    test = {name: _accuracy(answers(file, data.test), data.test) for name, file in (("fp32", plain.float_file), ("int8", network.file))}
-    return Quantized(network.module, compared, test["int8"], {**record, "test_accuracy": test}, partial(network.quantizer.write, scheme))
+    job.on_progress("test images")
+    test = judge.test({"fp32": plain.run_float(), "int8": network.run()})
+    if test is not None:
+        record["test_accuracy"] = test
+    return Quantized(network.module, compared, test["int8"] if test else None, record, partial(network.quantizer.write, scheme))
 
 
-def _check_images(data: Dataset) -> None:
-    """Raises BadData where an accuracy would be noise."""
-    for name, split in (("training", data.train), ("validation", data.val)):
-        if len(split) < LEAST_INPUTS:
-            raise BadData(
-                f"int8 is chosen and checked by accuracy, and {data.description.name} has {len(split)} {name} images, of {LEAST_INPUTS} that it "
-                "takes to tell; use more images, or leave the network in fp32 or fp16"
-            )
+class _Network(Int8Network):
+    """One set of weights: its float file, what that answers, and the int8 files that are made of it."""
 
-
-class _Network:
-    """One set of weights: its float file, what that answers to validation images, and the int8 files that are made of it."""
-
-    def __init__(self, module: nn.Module, images: Tensor, val: Split, folder: Path) -> None:
+    def __init__(self, module: nn.Module, judge: Judge, dynamic: tuple[str, ...], folder: Path, names: Names) -> None:
         folder.mkdir()
-        self.module, self._val = module, val
-        self.float_file, self.file = folder / "float.onnx", folder / "int8.onnx"
-        export_classifier(module, images, self.float_file)
-        _check_float(module, self.float_file, images[:CHUNK])
-        self.quantizer = Quantizer(self.float_file, images)
-        if not self.quantizer.products:
-            raise BadModel("this network has no layer that int8 would compute; leave it in fp32 or fp16")
-        self._logits = answers(self.float_file, val)
-        self.accuracy = _accuracy(self._logits, val)
+        self.module, self.judge = module.eval(), judge
+        self._input_names = names[0] or judge.inputs.names
+        feeds = [self._feed(judge.inputs.rows(rows)) for rows in torch.arange(judge.inputs.batch).split(CALIBRATED)]
+        super().__init__(module, Call(*judge.inputs.resized(2).arguments()), feeds, folder, names, dynamic)
+        self._check_float()
+        self._outputs = judge.outputs(self.run_float())
+        self.score = judge.score(self.run_float(), self._outputs)
 
-    def judge(self, scheme: Scheme) -> Judged:
+    @property
+    def products(self) -> tuple[str, ...]:
+        return self.quantizer.products
+
+    def _feed(self, inputs: Inputs) -> dict[str, Tensor]:
+        return dict(zip(self._input_names, inputs.tensors, strict=True))
+
+    def run(self, runtime: str = "onnxruntime") -> Run:
+        """What the int8 file that was written last answers."""
+        return of_file(self.file, self._input_names, runtime)
+
+    def run_float(self) -> Run:
+        return of_file(self.float_file, self._input_names)
+
+    def _check_float(self) -> None:
+        """Raises Disagreement where the float file is not the network."""
+        some = self.judge.inputs.resized(min(CHUNK, self.judge.inputs.batch))
+        if reason := compare(answers(self.run_float(), some, CHUNK), answers(of_network(self.module), some, CHUNK)).refusal:
+            raise Disagreement(f"the network and its ONNX file disagree: {reason}; please report this with the ticket")
+
+    def try_scheme(self, scheme: Scheme) -> Judged:
         """How good the file of a scheme is."""
-        self.quantizer.write(scheme, self.file)
-        found = answers(self.file, self._val)
-        off = found - self._logits
-        noise = off.square().mean().sqrt() / self._logits.square().mean().sqrt().clamp_min(1e-12)
-        return Judged(_accuracy(found, self._val), largest_error(found, self._logits), float(noise))
+        self.write(scheme)
+        run = self.run()
+        found = self.judge.outputs(run)
+        errors = [_errors(found[name], x) for name, x in self._outputs.items() if np.issubdtype(x.dtype, np.floating)]
+        return Judged(self.judge.score(run, found), max(error for error, _ in errors), max(noise for _, noise in errors))
 
-    def expected(self, images: Tensor) -> Expected:
-        """What the file that was written last has to answer to `images`. Raises Disagreement where it holds other weights."""
-        with torch.no_grad():
-            exact = torch.cat([self.module.eval()(chunk) for chunk in images.split(CHUNK)]).numpy()
-        simulated = evaluator(fake_quantized(self.quantizer.plain, read_onnx(self.file)))
-        return Expected(exact, in_chunks(simulated, images.numpy()))
+    def expected(self) -> tuple[Answers, Answers]:
+        """What the file that was written last has to answer: exact, and with its rounding simulated. Raises Disagreement."""
+        simulated = self.simulated()
+
+        def run(inputs: Inputs) -> Mapping[str, Tensor]:
+            found = simulated({name: tensor.numpy() for name, tensor in self._feed(inputs).items()})
+            return {name: torch.from_numpy(np.array(value)) for name, value in found.items()}
+
+        inputs = self.judge.inputs
+        return answers(of_network(self.module), inputs, CHUNK), answers(run, inputs, CHUNK)
+
+
+def _errors(found: Answers | Any, expected: Any) -> tuple[float, float]:
+    """The largest error, and the root mean square of all, relative to the outputs."""
+    y, x = torch.from_numpy(found), torch.from_numpy(expected)
+    noise = (y - x).square().mean().sqrt() / x.square().mean().sqrt().clamp_min(1e-12)
+    return largest_error(found, expected), float(noise)
 
 
 @dataclass(frozen=True)
 class _Goal:
     """What an int8 file has to reach."""
 
-    fp32_accuracy: float
-    max_drop: float  # points
+    judge: Judge
+    fp32_score: float
+    max_drop: float
 
     def drop(self, judged: Judged) -> float:
-        return 100 * (self.fp32_accuracy - judged.accuracy)
+        return self.judge.unit * (self.fp32_score - judged.score)
 
     def met(self, judged: Judged) -> bool:
         return self.drop(judged) <= self.max_drop + 1e-9 and judged.agrees
-
-
-def answers(file: Path, split: Split, runtime: str = "onnxruntime") -> Tensor:
-    """What an ONNX file says to all images of a split, in order: (N, classes). Raises Unavailable where the runtime cannot run it."""
-    session = _session(file, runtime)
-    batches = split.batches(CHUNK, CPU, None, 0)
-    return torch.cat([torch.from_numpy(session.answers(images.contiguous().numpy())) for images, _ in batches])
-
-
-def _answers(file: Path, images: Tensor, runtime: str = "onnxruntime") -> NDArray[np.float32]:
-    """What an ONNX file says to images (N, C, H, W). Raises Unavailable."""
-    return _session(file, runtime).answers(images.numpy())
-
-
-def _session(file: Path, runtime: str) -> Session:
-    return load(Subject(file.name, None, file), Deployment("cpu", runtime, CHUNK))
-
-
-@torch.no_grad()
-def _check_float(module: nn.Module, file: Path, images: Tensor) -> None:
-    """Raises Disagreement where the float file is not the network."""
-    expected = module.eval()(images)
-    if reason := Expected(expected.numpy()).refusal(run_onnx(file, images)):
-        raise Disagreement(f"the network and its ONNX file disagree: {reason}; please report this with the ticket")
-
-
-def _accuracy(logits: Tensor, split: Split) -> float:
-    return float((logits.argmax(1) == split.labels).double().mean())
-
-
-def _calibration_images(split: Split) -> Tensor:
-    """Some training images (N, C, H, W), drawn by a fixed seed from all classes, as they are when nothing is augmented."""
-    plain = Recipe(flip=False, crop_pixels=0)
-    images, _ = next(iter(split.batches(min(CALIBRATION_IMAGES, len(split)), CPU, plain, stream("int8 calibration", 0))))
-    return images.contiguous()
 
 
 @dataclass(frozen=True)
@@ -250,7 +212,7 @@ def _try_all(network: _Network, tell: Progress) -> _Choice:
 
     def judge(scheme: Scheme) -> Judged:
         tell(f"{scheme.ranges} ranges, weights of {scheme.weight_bits} bits")
-        return tried.setdefault(scheme, network.judge(scheme))
+        return tried.setdefault(scheme, network.try_scheme(scheme))
 
     first, *others = METHODS
     bits = min(WEIGHT_TOP, key=lambda bits: judge(Scheme(first, bits)).noise)
@@ -259,25 +221,25 @@ def _try_all(network: _Network, tell: Progress) -> _Choice:
     return _Choice(network, tried, bits)
 
 
-def _or_tuned(
-    plain: _Choice, data: Dataset, images: Tensor, recipe: Recipe, seed: int, epochs: int, scratch: Path, tell: Progress
-) -> tuple[_Choice, str]:
-    """The network after fine-tuning where int8 then answers more validation images rightly, else as it was; and which, with the reason.
+def _or_tuned(plain: _Choice, judge: Judge, job: ShrinkJob, scratch: Path, names: Names) -> tuple[_Choice, str]:
+    """The network after fine-tuning where int8 then answers more validation images correctly, else as it was; and which, with the reason.
 
     A rate that suits a network with batch norm can wreck it once they are folded: while it does not help, a tenth of it is tried.
     """
-    top, before, reached = WEIGHT_TOP[plain.bits], plain.judged.accuracy, list[str]()
+    assert isinstance(job.calibrate, Dataset) and job.recipe is not None
+    epochs, images = job.int8.finetune_epochs, judge.inputs.tensors[0]
+    top, before, reached = WEIGHT_TOP[plain.bits], plain.judged.score, list[str]()
     for share in RATE_SHARES:
-        trial = tuning(recipe, epochs)
+        trial = tuning(job.recipe, epochs)
         trial = replace(trial, lr=share * trial.lr)
-        tell(f"fine-tuning for {epochs} epochs at rate {trial.lr:.1g}")
+        job.on_progress(f"fine-tuning for {epochs} epochs at rate {trial.lr:.1g}")
         try:
-            module = fine_tune(plain.network.module, data, images, trial, seed, top)
+            module = fine_tune(plain.network.module, job.calibrate, images, trial, job.seed, top)
         except TrainingFailed:
             reached.append(f"a loss that is not finite at rate {trial.lr:.1g}")
             continue
-        tuned = _try_all(_Network(module, images, data.val, scratch / f"tuned{len(reached)}"), tell)
-        reached.append(f"{tuned.judged.accuracy:.2%} at rate {trial.lr:.1g}")
+        tuned = _try_all(_Network(module, judge, job.dynamic, scratch / f"tuned{len(reached)}", names), job.on_progress)
+        reached.append(f"{tuned.judged.score:.2%} at rate {trial.lr:.1g}")
         if tuned.judged.rank[:2] > plain.judged.rank[:2]:
             return tuned, f"kept: {epochs} epochs brought int8's validation accuracy from {before:.2%} to {reached[-1]}"
     return plain, f"thrown away: {epochs} epochs brought int8's validation accuracy from {before:.2%} to {', '.join(reached)}"
@@ -291,41 +253,43 @@ def _spare(network: _Network, scheme: Scheme, judged: Judged, goal: _Goal, tell:
     Raises:
         Disagreement: it is not met while one layer is left in int8.
     """
-    products, alone = network.quantizer.products, {}
+    products, alone = network.products, {}
     for name in products:
         tell(f"int8 for {name} alone")
-        alone[name] = network.judge(replace(scheme, float_nodes=tuple(p for p in products if p != name))).noise
+        alone[name] = network.try_scheme(replace(scheme, float_nodes=tuple(p for p in products if p != name))).noise
     best, why = judged, dict[str, str]()
     for name in sorted(alone, key=alone.__getitem__, reverse=True)[:-1]:
         why[name] = f"alone in int8 it gives the outputs an error of {alone[name]:.2%}"
         scheme = replace(scheme, float_nodes=(*scheme.float_nodes, name))
         tell(f"int8 without {len(why)} of {len(alone)} layers")
-        judged = network.judge(scheme)
+        judged = network.try_scheme(scheme)
         if goal.met(judged):
             return scheme, judged, why
         best = max(best, judged, key=lambda j: j.rank)
     raise Disagreement(
-        f"int8 reaches {best.accuracy:.2%} on validation images, {goal.drop(best):.2f} points below fp32 ({goal.max_drop:g} are allowed), "
+        f"int8 reaches {goal.judge.format(best.score)}, {goal.drop(best):.2f} points below fp32 ({goal.max_drop:g} are allowed), "
         f"and outputs within {best.max_error:.2f} of the largest ({MOST_ERROR} is allowed), with {len(why)} of {len(alone)} layers "
-        "in float; nothing was written: try --finetune-epochs, a larger --max-drop, or --precision fp16"
+        "in float; nothing was written: try finetune_epochs=, a larger max_drop=, or precision=fp16"
     )
 
 
-def _second_opinion(file: Path, expected: Expected, images: Tensor, val: Split) -> dict[str, Any]:
+def _second_opinion(network: _Network, exact: Answers, simulated: Answers) -> dict[str, Any]:
     """What OpenVINO answers through the file; or why it is not asked. Raises Disagreement."""
     if reason := unavailable("openvino", "cpu"):
         return {"not_asked": reason}
+    judge, run = network.judge, network.run("openvino")
     try:
-        compared, found = expected.compare(_answers(file, images, "openvino")), answers(file, val, "openvino")
+        compared, found = compare(answers(run, judge.inputs, CHUNK), exact, simulated), judge.outputs(run)
     except Unavailable as refusal:
         return {"not_asked": str(refusal)}
     if compared.refusal:
         raise Disagreement(
-            f"OpenVINO computes something else through the int8 file: {compared.refusal}; nothing was written: use --precision fp16"
+            f"OpenVINO computes something else through the int8 file: {compared.refusal}; nothing was written: use precision=fp16"
         )
+    ours = next(iter(judge.outputs(network.run()).values()))
     return {
         "error": compared.error,
         "allowed": compared.allowed,
-        "same_class": 1 - changed_classes(found, answers(file, val)),
-        "val_accuracy": _accuracy(found, val),
+        "same_class": 1 - changed_classes(next(iter(found.values())), ours),
+        judge.key: judge.score(run, found),
     }

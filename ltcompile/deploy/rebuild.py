@@ -1,7 +1,8 @@
-"""Build the networks that a ticket speaks of."""
+"""Build the networks that a ticket describes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,21 @@ from torch import nn
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.streams import seeded, stream
 from ltcompile.core.ticket import Ticket
-from ltcompile.errors import BadPlan, LtcompileError, StaleTicket
-from ltcompile.graph import Emptied, cut, emptied
-from ltcompile.graph.factorise import Factorised, factorise
+from ltcompile.deploy.pruned import Metric, Pruned
+from ltcompile.errors import LtcompileError, StaleTicket
+from ltcompile.graph import cut
 from ltcompile.models import build_model, is_own_code
+
+PROBES = 16
 
 
 def check_ticket_fits(ticket: Ticket, model: str | None = None, classes: int | None = None) -> None:
     """Raises StaleTicket where the ticket is of another model, needs code that was not named, or has other classes."""
     name, there = ticket.model["name"], len(ticket.data["class_names"])
     if model is not None and model != name:
-        raise StaleTicket(f"the ticket was found for {name!r}, not for {model!r}; leave --model out, or search again")
+        raise StaleTicket(f"the ticket was found for {name!r}, not for {model!r}; leave model= out, or search again")
     if is_own_code(name) and model is None:
-        raise StaleTicket(f"the ticket needs your own code {name!r}; to run it, say so with --model {name}")
+        raise StaleTicket(f"the ticket needs your own code {name!r}; to run it, say so with model={name}")
     if classes is not None and classes != there:
         raise StaleTicket(
             f"the ticket has {there} classes, this data has {classes}; use the ticket's data, {ticket.data['name']}, or search again"
@@ -39,7 +42,7 @@ def dense_network(ticket: Ticket) -> nn.Module:
 def named_network(model: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """The network that a file names, fresh from `seed`, in eval mode. Raises StaleTicket where it cannot be built here."""
     try:
-        _check_room(model)
+        _check_free_memory(model)
         with seeded(stream("first weights", seed)):
             return build_model(model["name"], **model["arguments"]).eval()
     except LtcompileError:
@@ -48,7 +51,7 @@ def named_network(model: Mapping[str, Any], seed: int = 0) -> nn.Module:
         raise StaleTicket(f"the dense network {model['name']!r} cannot be built: {_line(error)}; search again") from error
 
 
-def _check_room(model: Mapping[str, Any]) -> None:
+def _check_free_memory(model: Mapping[str, Any]) -> None:
     """Raises StaleTicket where a few bytes of a file name a network that would fill the memory."""
     free = _free_bytes()
     if free is None or is_own_code(model["name"]):
@@ -76,7 +79,7 @@ def _free_bytes() -> int | None:
 
 
 def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
-    """The network whose weights the ticket holds, in eval mode: the cut one, or with a mask the whole one with zeros.
+    """The network whose weights the ticket holds, in eval mode: the cut one, or with a mask the full one with zeros.
 
     Raises StaleTicket where they do not fit, or leave nothing that runs.
     """
@@ -92,16 +95,38 @@ def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
     return network
 
 
-def without_emptied(ticket: Ticket, masked: nn.Module) -> Emptied:
-    """`masked`, the network of a ticket with a mask, without the channels that zeros emptied. Raises StaleTicket where its plan does not fit."""
-    try:
-        return emptied(masked, ticket.plan.groups, torch.zeros(1, *ticket.data["shape"]))
-    except BadPlan as error:
-        raise StaleTicket(f"the ticket's groups are not those of {ticket.model['name']!r}: {_line(error)}; search again") from error
+def pruned_of(ticket: Ticket, model: str | None = None, dense: nn.Module | None = None) -> Pruned:
+    """The ticket as a `Pruned`: its network with its weights, or with a mask the full one with zeros. Raises StaleTicket."""
+    check_ticket_fits(ticket, model)
+    dense = dense_network(ticket) if dense is None else dense
+    row, data = ticket.row, ticket.data
+    metric = Metric("accuracy", row.val_accuracy, "validation")
+    if row.test_accuracy is not None:
+        metric = Metric("accuracy", row.test_accuracy, "test")
+    return Pruned(
+        ticket_network(ticket, dense),
+        torch.randn(PROBES, *data["shape"], generator=torch.Generator().manual_seed(0)),  # about as normalised data looks
+        dense,
+        ticket.plan,
+        ticket.mask,
+        {
+            "data": str(data["name"]),
+            "class_names": json.dumps(list(data["class_names"])),
+            "mean": json.dumps(list(data["mean"])),
+            "std": json.dumps(list(data["std"])),
+            "interpolation": str(data.get("interpolation", "bilinear")),  # tickets before it knew no other
+            "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey",
+        },
+        metric,
+        ("images",),
+        ("logits",),
+        str(ticket.config.get("method", "")),
+        {"ticket_checksum": ticket.checksum, "model": json.dumps(dict(ticket.model))},
+    )
 
 
 def small_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
-    """The ticket's network with its weights, in eval mode, without what a mask emptied, or with layers of low rank in two.
+    """The ticket's network with its weights, in eval mode, without dead channels, and with layers of low rank in two.
 
     Raises StaleTicket as `ticket_network` does.
     """
@@ -110,21 +135,15 @@ def small_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
 
 def small_with_plan(ticket: Ticket, dense: nn.Module) -> tuple[nn.Module, PruningPlan]:
     """The same, and the plan that leaves it of the dense network."""
-    network = ticket_network(ticket, dense)
+    from ltcompile.deploy.steps.eliminate import without_dead_channels
+    from ltcompile.deploy.steps.factorise import has_low_rank, in_two
+
+    network, example = ticket_network(ticket, dense), torch.zeros(1, *ticket.data["shape"])
     if ticket.mask is not None:
-        found = without_emptied(ticket, network)
+        found = without_dead_channels(network, ticket.plan, example)
         return found.module, found.plan
-    return factorised(ticket, network).module if in_a_basis(ticket) else network, ticket.plan
-
-
-def in_a_basis(ticket: Ticket) -> bool:
-    """Whether the ticket's weights were pruned as coefficients of a basis: then some have a low rank."""
-    return str(ticket.config.get("method", "")).startswith("basis")
-
-
-def factorised(ticket: Ticket, network: nn.Module) -> Factorised:
-    """`network` of a ticket with layers of low rank in two. Raises Disagreement where that changes its answers."""
-    return factorise(network, torch.randn(2, *ticket.data["shape"], generator=torch.Generator().manual_seed(0)))
+    low_rank = has_low_rank(str(ticket.config.get("method", "")))
+    return in_two(network, example).module if low_rank else network, ticket.plan
 
 
 def _line(error: Exception) -> str:

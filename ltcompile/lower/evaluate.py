@@ -5,7 +5,7 @@ It is what runtimes are compared with where no network of PyTorch stands beside 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -24,6 +24,12 @@ def evaluator(model: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]
     Raises:
         BadModel: the model has a node that onnx's reference does not define.
     """
+    evaluate, name = evaluator_of_all(model), model.graph.input[0].name
+    return lambda images: np.asarray(next(iter(evaluate({name: images}).values())))
+
+
+def evaluator_of_all(model: Any) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+    """The same for all inputs and outputs, by their names."""
     from onnx.reference import ReferenceEvaluator
 
     from ltcompile.errors import BadModel
@@ -32,11 +38,11 @@ def evaluator(model: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]
         session = ReferenceEvaluator(model, new_ops=list(_fast()))
     except (NotImplementedError, RuntimeError, TypeError) as error:
         raise BadModel(f"onnx's reference cannot evaluate this graph: {str(error).splitlines()[0]}") from error
-    name = model.graph.input[0].name
+    inputs, outputs = {value.name for value in model.graph.input}, [value.name for value in model.graph.output]
 
-    def answer(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        outputs: Any = session.run(None, {name: images})
-        return np.asarray(outputs[0])
+    def answer(feeds: Mapping[str, Array]) -> dict[str, Array]:
+        found: Any = session.run(None, {name: value for name, value in feeds.items() if name in inputs})
+        return dict(zip(outputs, found, strict=True))
 
     return answer
 

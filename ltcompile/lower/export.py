@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from ltcompile.graph.inputs import Example
 from ltcompile.graph.outputs import outputs_of
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import exporter
+from ltcompile.lower.dynamic import DynamicAxes, exported_with, rename_axes
 from ltcompile.lower.exporter import quiet
 from ltcompile.lower.inputs import Inputs
-from ltcompile.lower.trace import BATCH, exported_for_any_batch, reason
+from ltcompile.lower.trace import BATCH, reason
 from ltcompile.numerics import EXPORT_TOLERANCES, FP32_TOLERANCE, largest_error
 from ltcompile.paths import write_bytes
 from ltcompile.runtimes._ort import run_once
@@ -38,8 +39,9 @@ def export_onnx(
     *,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
+    dynamic: Sequence[str] = (BATCH,),
 ) -> None:
-    """Write `model` in eval mode to `path` as ONNX, weights inside, for any batch; `model` itself stays as it is.
+    """Write `model` in eval mode to `path` as ONNX, weights inside; `model` itself stays as it is.
 
     Inputs are called as the forward's parameters. Outputs are called "output", or "output_0", ... of a sequence, or as the keys or
     fields of a dict, named tuple or dataclass. ONNX Runtime runs the file on three examples, and every output must be the network's;
@@ -51,6 +53,7 @@ def export_onnx(
             The first dimension of the first tensor is the batch, and so is that of tensors that are as long there. All others are fixed.
         metadata: texts that the file carries.
         input_names, output_names: other names, one for each tensor.
+        dynamic: the axes that vary in the file; `lower.dynamic` says how they are named.
 
     Raises:
         BadModel: torch cannot export it, its code fixes the batch, or ONNX Runtime cannot run it. BadSetting: too few or many names.
@@ -58,17 +61,28 @@ def export_onnx(
     """
     import onnx
 
-    network, inputs = _prepared(model, example)
+    network, inputs = _prepared(model, example, dynamic)
     expected, filters = _answers(network, inputs)
     flat = _Flat(network, inputs)
     names = _checked_names(input_names, inputs.names, "input"), _checked_names(output_names, tuple(expected), "output")
-    made = exporter.to_onnx(flat, Inputs.of(flat, inputs.resized(2).tensors), names[0], _apart(names[1], names[0]))
+    flat_inputs = replace(
+        Inputs.of(flat, (inputs.resized(2) if BATCH in dynamic else inputs).tensors), names=tuple(names[0]), batched=inputs.batched
+    )
+    axes = DynamicAxes.of(flat_inputs, dynamic)
+    if axes.only_batch:
+        made = exporter.to_onnx(flat, flat_inputs, names[0], _apart(names[1], names[0]))
+    else:
+        program, axes = exported_with(flat, flat_inputs, dynamic)
+        made = exporter.convert(program, names[0], _apart(names[1], names[0]))
     proto = _plain(made, metadata or {})
-    _name_batch(proto.graph, names[0][inputs.batched.index(True)])
+    rename_axes(proto.graph, names[0], axes)
     onnx.checker.check_model(proto, full_check=True)
     _check_shapes(filters, proto, path)
     data = proto.SerializeToString()
-    _compare(_run(data, dict(zip(names[0], inputs.tensors, strict=True))), tuple(expected.values()), names[1], _tolerance(network), path)
+    for some in _sizes(inputs, axes):
+        found = _run(data, dict(zip(names[0], some.tensors, strict=True)))
+        answers = expected if some is inputs else _answers(network, some)[0]
+        _compare(found, tuple(answers.values()), names[1], _tolerance(network), path)
     write_bytes(path, data)
 
 
@@ -77,21 +91,25 @@ def export_classifier(model: nn.Module, example: Tensor, path: str | Path, metad
     export_onnx(model, example, path, metadata, input_names=("images",), output_names=("logits",))
 
 
-def export_program(model: nn.Module, example: Example, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write `model` in eval mode to `path` as a torch.export program for any batch, on the CPU and in its own dtype.
+def export_program(
+    model: nn.Module, example: Example, path: str | Path, metadata: Mapping[str, str] | None = None, *, dynamic: Sequence[str] = (BATCH,)
+) -> None:
+    """Write `model` in eval mode to `path` as a torch.export program, on the CPU and in its own dtype.
 
     The program is called as the module is, and gives what it gives; it is compared with the module on three examples.
 
     Raises:
-        BadModel, Disagreement, BadFile: as `export_onnx`, whose `example` it takes.
+        BadModel, Disagreement, BadFile: as `export_onnx`, whose `example` and `dynamic` it takes.
     """
-    network, inputs = _prepared(model, example, {})
-    expected, _ = _answers(network, inputs)
-    program = exported_for_any_batch(network, inputs.resized(2))
-    args, kwargs = inputs.arguments()
-    with torch.no_grad():
-        found = outputs_of(program.module()(*args, **kwargs))
-    _compare(tuple(found.values()), tuple(expected.values()), tuple(expected), _tolerance(network), path)
+    network, inputs = _prepared(model, example, dynamic, {})
+    _answers(network, inputs)
+    program, axes = exported_with(network, inputs.resized(2) if BATCH in dynamic else inputs, dynamic)
+    for some in _sizes(inputs, axes):
+        expected, _ = _answers(network, some)
+        args, kwargs = some.arguments()
+        with torch.no_grad():
+            found = outputs_of(program.module()(*args, **kwargs))
+        _compare(tuple(found.values()), tuple(expected.values()), tuple(expected), _tolerance(network), path)
     with quiet():
         torch.export.save(program, buffer := io.BytesIO(), extra_files=dict(metadata or {}))
     write_bytes(path, buffer.getbuffer())
@@ -118,13 +136,21 @@ _PREFIX = "network."  # of the names of parameters in a _Flat
 _WIDENED = {torch.bfloat16: torch.float32}
 
 
-def _prepared(model: nn.Module, example: Example, dtypes: Mapping[torch.dtype, torch.dtype] = _WIDENED) -> tuple[nn.Module, Inputs]:
-    """A copy of the network in eval mode on the CPU, with `dtypes` exchanged, and three examples for it."""
+def _sizes(inputs: Inputs, axes: DynamicAxes) -> list[Inputs]:
+    """The inputs that a file is compared on: of their own size, and of a larger one where that may vary."""
+    return [inputs, axes.resized(inputs, 3)] if axes.sides else [inputs]
+
+
+def _prepared(
+    model: nn.Module, example: Example, dynamic: Sequence[str], dtypes: Mapping[torch.dtype, torch.dtype] = _WIDENED
+) -> tuple[nn.Module, Inputs]:
+    """A copy of the network in eval mode on the CPU, with `dtypes` exchanged, and three examples for it, or as many as there are."""
     network = unwrap(model)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if tensor.is_meta:
             raise BadModel(f"{name} is on the meta device and has no values; load the network's weights before it is exported")
-    inputs = Inputs.of(network, example).resized(CHECKED).on_cpu(dtypes)
+    inputs = Inputs.of(network, example).on_cpu(dtypes)
+    inputs = inputs.resized(CHECKED) if BATCH in dynamic else inputs
     network = copied(network).cpu().eval().requires_grad_(False)
     network._apply(lambda tensor: tensor.to(dtypes.get(tensor.dtype, tensor.dtype)))
     return network, inputs
@@ -180,14 +206,6 @@ def _plain(proto: Any, metadata: Mapping[str, str]) -> Any:
     for key, text in metadata.items():
         proto.metadata_props.add(key=key, value=text)
     return proto
-
-
-def _name_batch(graph: Any, name: str) -> None:
-    """Call the batch, the first dimension of the input `name`, "batch" in all shapes; the exporter invents names."""
-    types = {value.name: value.type.tensor_type for value in (*graph.input, *graph.output, *graph.value_info)}
-    batch = types[name].shape.dim[0].dim_param
-    for dim in (dim for value in types.values() for dim in value.shape.dim if dim.dim_param):
-        dim.dim_param = re.sub(rf"\b{re.escape(batch)}\b", BATCH, dim.dim_param)
 
 
 def _run(data: bytes, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

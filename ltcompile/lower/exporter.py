@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from ltcompile.errors import BadModel
 from ltcompile.lower.inputs import Inputs
@@ -19,7 +20,11 @@ from ltcompile.lower.trace import exported_for_any_batch, reason
 
 def to_onnx(network: nn.Module, inputs: Inputs, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
     """The `onnx.ModelProto` of `network`, for any batch; `inputs` hold two examples. Raises BadModel where torch cannot export it."""
-    program = exported_for_any_batch(network, inputs)
+    return convert(exported_for_any_batch(network, inputs), input_names, output_names)
+
+
+def convert(program: ExportedProgram, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
+    """The `onnx.ModelProto` of a program. Raises BadModel."""
     with quiet():
         try:
             made = torch.onnx.export(

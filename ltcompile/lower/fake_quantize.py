@@ -62,7 +62,7 @@ def fake_quantized(plain: Any, int8: Any) -> Any:
         floats[name].CopyFrom(numpy_helper.from_array(values, name))
     places = [node for node in int8.graph.node if node.op_type == QUANTIZE]
     held = {tensor.name: tensor for tensor in int8.graph.initializer}
-    there = {model.graph.input[0].name, *(name for node in model.graph.node for name in node.output)}
+    there = {*(value.name for value in model.graph.input), *(name for node in model.graph.node for name in node.output)}
     for at, node in enumerate(places):
         name = node.input[0].removesuffix("_QuantizeLinear_Input")
         if name not in there:

@@ -76,8 +76,14 @@ class Inputs:
 
     def resized(self, batch: int) -> Inputs:
         """The first `batch` examples, repeated where there are fewer."""
-        rows = torch.arange(batch) % self.batch
-        tensors = (t[rows.to(t.device)] if has else t for t, has in zip(self.tensors, self.batched, strict=True))
+        return self.rows(torch.arange(batch) % self.batch)
+
+    def rows(self, rows: Tensor) -> Inputs:
+        """The examples at the indices `rows` (M,)."""
+        return self.with_tensors([t[rows.to(t.device)] if has else t for t, has in zip(self.tensors, self.batched, strict=True)])
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Inputs:
+        """The same call with other tensors, in the same order."""
         return replace(self, tensors=tuple(tensors))
 
     def on_cpu(self, dtypes: Mapping[torch.dtype, torch.dtype] | None = None) -> Inputs:
@@ -89,9 +95,9 @@ class Inputs:
         bound = inspect.BoundArguments(self._signature, self._filled(self.tensors if tensors is None else tensors))
         return bound.args, bound.kwargs
 
-    def dynamic_shapes(self, sizes: Sequence[Any]) -> dict[str, Any]:
-        """What torch.export takes for the arguments, where `sizes` says what the first dimension of each tensor is, None for fixed."""
-        shapes: dict[str, Any] = self._filled([None if size is None else {0: size} for size in sizes], other=None)
+    def dynamic_shapes(self, sizes: Sequence[Mapping[int, Any] | None]) -> dict[str, Any]:
+        """What torch.export takes for the arguments, where `sizes` maps the open axes of each tensor to what they are, None for none."""
+        shapes: dict[str, Any] = self._filled(sizes, other=None)
         return shapes
 
     def _filled(self, values: Sequence[Any], **other: None) -> Any:

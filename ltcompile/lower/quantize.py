@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,15 +46,18 @@ class Scheme:
 
 
 class Quantizer:
-    """A float ONNX file that `export_onnx` wrote, and real images (N, C, H, W) from which the ranges of its activations are taken.
+    """A float ONNX file that `export_onnx` wrote, and real inputs from which the ranges of its activations are taken.
+
+    `inputs` are images (N, C, H, W), or a sequence of feeds, each with a tensor for every input of the file.
 
     Raises:
         BadModel: ONNX Runtime cannot quantise it.
     """
 
-    def __init__(self, path: str | Path, images: Tensor) -> None:
+    def __init__(self, path: str | Path, inputs: Tensor | Sequence[Mapping[str, Tensor]]) -> None:
         self._model = prepared(path)
-        self._images = images
+        name = self._model.graph.input[0].name
+        self._feeds = [{name: chunk} for chunk in inputs.split(CHUNK)] if isinstance(inputs, Tensor) else inputs
         self._ranges: dict[Method, Any] = {}
 
     @property
@@ -99,7 +102,7 @@ class Quantizer:
         return copy.deepcopy(self._ranges[method])  # who quantises adjusts them to what is left in float
 
     def _take(self, method: Method) -> Any:
-        """The images go through in chunks: a collector of histograms keeps all activations of one."""
+        """The inputs go through in chunks: a collector of histograms keeps all activations of one."""
         import onnx
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -110,8 +113,8 @@ class Quantizer:
             calibrator = create_calibrator(
                 plain, _operations(), str(augmented), calibrate_method=CalibrationMethod[name], extra_options=options
             )
-            for chunk in self._images.split(CHUNK):
-                calibrator.collect_data(_reader(self._model.graph.input[0].name, chunk))
+            for feed in self._feeds:
+                calibrator.collect_data(_reader(feed))
             return calibrator.compute_data()
 
 
@@ -158,13 +161,13 @@ def _prepared(path: str | Path) -> Any:
     return model
 
 
-def _reader(name: str, images: Tensor) -> Any:
+def _reader(feed: Mapping[str, Tensor]) -> Any:
     """One batch for a calibrator."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._left: Iterator[dict[str, Any]] = iter([{name: images.numpy()}])
+            self._left: Iterator[dict[str, Any]] = iter([{name: tensor.numpy() for name, tensor in feed.items()}])
 
         def get_next(self) -> dict[str, Any] | None:
             return next(self._left, None)

@@ -6,6 +6,7 @@ Callers' modules stay as they are. To round or to widen, a mode of torch sees ea
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -52,43 +53,53 @@ class Rounded(TorchDispatchMode):
 
 
 class HalfInside(nn.Module):
-    """A copy of `module` in `dtype` behind float32 inputs and outputs; `module` itself stays as it is."""
+    """A copy of `module` in `dtype` behind float32 inputs and outputs, called as `module` is; `module` itself stays as it is."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype = torch.float16) -> None:
         super().__init__()
         self.module = copy.deepcopy(module).to(dtype)
         self.dtype = dtype
+        # Exporters read the names of inputs off the signature of `forward`.
+        own = {"forward": functools.wraps(type(module).forward)(HalfInside.forward)}
+        self.__class__ = type("HalfInside", (HalfInside,), own)
 
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.module(x.to(self.dtype))
-        return y.float()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map(functools.partial(_cast, torch.float32, self.dtype), (args, kwargs))
+        return tree_map(functools.partial(_cast, self.dtype, torch.float32), self.module(*args, **kwargs))
 
 
 @torch.no_grad()
-def in_double(model: nn.Module, images: Tensor) -> Tensor:
-    """What `model` (eval mode, on the CPU) answers to `images`, computed in float64, image by image: little memory is taken.
+def in_double(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What `model` (eval mode, on the CPU) answers, computed in float64.
 
     Weights stay as they are, so that rounding is left out of a comparison of two networks.
     """
     with InDouble():
-        return torch.cat([model(image) for image in images.split(1)])
+        return model(*args, **kwargs)
 
 
-def rounded_network(model: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
+def rounded_network(model: nn.Module, precision: str) -> Callable[..., Any]:
     """`model` (fp32, eval mode, on the CPU) with weights, inputs and every operation's result rounded to "fp16" or "bf16"; fp32 outside."""
     dtype, network = HALVES[precision], copy.deepcopy(model)
+
+    def rounded(value: Any) -> Any:
+        return value.to(dtype).float() if _is_fp32(value) else value
+
     with torch.no_grad():
         for value in (*network.parameters(), *network.buffers()):
             if value.dtype == torch.float32:
                 value.copy_(value.to(dtype))
 
     @torch.no_grad()
-    def answer(images: Tensor) -> Tensor:
+    def answer(*args: Any, **kwargs: Any) -> Any:
         with Rounded(dtype):
-            out: Tensor = network(images.to(dtype).float())
-        return out
+            return network(*tree_map(rounded, args), **tree_map(rounded, kwargs))
 
     return answer
+
+
+def _cast(source: torch.dtype, target: torch.dtype, value: Any) -> Any:
+    return value.to(target) if isinstance(value, Tensor) and value.dtype == source else value
 
 
 def _is_fp32(value: Any) -> bool:

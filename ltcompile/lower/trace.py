@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ BATCH = "batch"
 def exported(model: nn.Module, example: Example) -> ExportedProgram:
     """The graph of `model` in eval mode for inputs of `example`'s shapes. Raises BadModel where torch cannot trace it."""
     try:
-        return _export(model, Inputs.of(model, example), None)
+        return export(model, Inputs.of(model, example), None)
     except BadModel:
         raise
     except Exception as error:  # the exporter raises many types; all mean the same to a user
@@ -36,7 +36,7 @@ def exported_for_any_batch(network: nn.Module, inputs: Inputs) -> ExportedProgra
     """
     batch = Dim(BATCH, min=1)
     try:
-        return _export(network, inputs, [batch if has else None for has in inputs.batched])
+        return export(network, inputs, [{0: batch} if has else None for has in inputs.batched])
     except Exception as error:
         if _depends_on_batch(network, inputs):
             raise BadModel(
@@ -57,13 +57,14 @@ def reason(error: BaseException) -> str:
 def _depends_on_batch(network: nn.Module, inputs: Inputs) -> bool:
     """Whether torch exports the network where it may fix the batch, or bound it."""
     try:
-        _export(network, inputs, [Dim.AUTO if has else None for has in inputs.batched])
+        export(network, inputs, [{0: Dim.AUTO} if has else None for has in inputs.batched])
     except Exception:
         return False
     return True
 
 
-def _export(network: nn.Module, inputs: Inputs, sizes: Sequence[Any] | None) -> ExportedProgram:
+def export(network: nn.Module, inputs: Inputs, sizes: Sequence[Mapping[int, Any] | None] | None) -> ExportedProgram:
+    """torch.export of `network` in eval mode; `sizes` are the open axes of each input. Raises what torch raises."""
     args, kwargs = inputs.arguments()
     shapes = None if sizes is None else inputs.dynamic_shapes(sizes)
     with in_eval_mode(network), torch.no_grad():

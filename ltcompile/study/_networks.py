@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ltcompile.benchmark.likeness import weight_mask
+from ltcompile.benchmark.similarity import weight_mask
 from ltcompile.core.arm import Arm
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcompile.benchmark.likeness import Answers, agreement, answers, distances, ensemble, unanimous
+from ltcompile.benchmark.similarity import Answers, agreement, answers, distances, ensemble, unanimous
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.streams import stream
 from ltcompile.core.study import Claim, Estimate, Figure, Look, Series, Table

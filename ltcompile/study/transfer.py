@@ -13,7 +13,7 @@ from statistics import fmean
 
 import torch
 
-from ltcompile.benchmark.likeness import intersection, majority
+from ltcompile.benchmark.similarity import intersection, majority
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained
 from ltcompile.core.study import Claim, Figure, Look, Series, Table

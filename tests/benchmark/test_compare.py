@@ -17,7 +17,17 @@ from searches import QUICK
 from torch import Tensor, nn
 
 import ltcompile as lt
-from ltcompile.benchmark.likeness import Answers, agreement, distances, ensemble, intersection, liken, majority, unanimous, weight_mask
+from ltcompile.benchmark.similarity import (
+    Answers,
+    agreement,
+    distances,
+    ensemble,
+    intersection,
+    majority,
+    similarity,
+    unanimous,
+    weight_mask,
+)
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.ticket import Ticket
@@ -151,7 +161,7 @@ def tickets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 class TestTickets:
     def test_each_is_what_its_search_says(self, tickets: dict[str, Path]) -> None:
-        found = liken([tickets["filters"], tickets["weights"]])
+        found = similarity([tickets["filters"], tickets["weights"]])
         for said, name in zip(found.tickets, ("filters", "weights"), strict=True):
             ticket = Ticket.load(tickets[name])
             assert said.accuracy == pytest.approx(ticket.row.test_accuracy)
@@ -164,29 +174,29 @@ class TestTickets:
         assert found.to_json()["pairs"][0]["distance"] == pair.distance
 
     def test_the_same_twice_is_one(self, tickets: dict[str, Path]) -> None:
-        found = liken([tickets["filters"]] * 2)
+        found = similarity([tickets["filters"]] * 2)
         assert found.pairs[0].distance == 0 and set(found.pairs[0].layers.values()) == {0} and found.pairs[0].agreement == 1
         assert found.ensemble_accuracy == found.tickets[0].accuracy == found.unanimous.right
 
     def test_strangers_are_refused(self, tickets: dict[str, Path], tmp_path: Path) -> None:
         one = tickets["filters"]
         with pytest.raises(BadSetting, match="at least two"):
-            liken([one])
+            similarity([one])
         with pytest.raises(StaleTicket, match=r"lenet300.*compare tickets of the same network"):
-            liken([one, tickets["other"]])
+            similarity([one, tickets["other"]])
         with pytest.raises(StaleTicket, match="found for 'lenet5', not for 'vgg16'"):
-            liken([one, one], model="vgg16")
+            similarity([one, one], model="vgg16")
         ticket = Ticket.load(one)
         letters = {**ticket.data, "class_names": list("abcdefghij")}
         dataclasses.replace(ticket, data=letters).save(tmp_path / "letters.pt")
         with pytest.raises(StaleTicket, match="their answers do not compare"):
-            liken([one, tmp_path / "letters.pt"])
+            similarity([one, tmp_path / "letters.pt"])
         dataclasses.replace(ticket, data={**ticket.data, "name": "mnist"}).save(tmp_path / "mnist.pt")
         with pytest.raises(BadSetting, match="digits and mnist; say with --data"):
-            liken([one, tmp_path / "mnist.pt"])
-        assert liken([one, tmp_path / "mnist.pt"], data="digits").pairs[0].agreement == 1
+            similarity([one, tmp_path / "mnist.pt"])
+        assert similarity([one, tmp_path / "mnist.pt"], data="digits").pairs[0].agreement == 1
         with pytest.raises(StaleTicket, match="pass the data that they were found on"):
-            liken([tmp_path / "letters.pt"] * 2, data="digits")
+            similarity([tmp_path / "letters.pt"] * 2, data="digits")
 
     def test_the_command(self, tickets: dict[str, Path], tmp_path: Path) -> None:
         pair = tickets["filters"], tickets["weights"]
@@ -194,6 +204,6 @@ class TestTickets:
         assert told.returncode == 0, told.stderr
         assert "ensemble" in told.stdout and "answers alike" in told.stdout and "1-2" in told.stdout and "11.weight" in told.stdout
         value = json.loads(call("compare", *pair, "--json", cwd=tmp_path).stdout)
-        assert value == json.loads(json.dumps(liken(pair).to_json()))
+        assert value == json.loads(json.dumps(similarity(pair).to_json()))
         refused("compare", pair[0], tickets["other"], says="compare tickets of the same network", cwd=tmp_path)
         refused("compare", pair[0], says="at least two tickets", cwd=tmp_path)

@@ -23,6 +23,8 @@ from ltcompile.cli import main
 from ltcompile.cli.inspect import _examine
 from ltcompile.data import Dataset, Split
 from ltcompile.deploy import Int8, Shrunk, int8, qat
+from ltcompile.deploy.job import ShrinkJob
+from ltcompile.deploy.judges import judge_for
 from ltcompile.errors import BadSetting, Disagreement, StaleTicket, TrainingFailed
 from ltcompile.lower import run_onnx
 from ltcompile.lower.quantize import METHODS, PRODUCTS, WEIGHT_TOP, Quantizer, Scheme
@@ -76,6 +78,11 @@ def quantizer(plain: Shrunk) -> Quantizer:
 def minmax(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other ranges are tried."""
     monkeypatch.setattr(int8, "METHODS", ("minmax",))
+
+
+def quantised(network: nn.Module, data: Dataset, folder: Path, recipe: lt.Recipe, asked: Int8) -> int8.Quantized:
+    job = ShrinkJob(folder / "small.onnx", "int8", data, int8=asked, recipe=recipe)
+    return int8.to_int8(network, judge_for(network, job), job, folder)
 
 
 def weights(path: Path) -> Iterator[tuple[str, TensorProto, tuple[TensorProto, int] | None]]:
@@ -214,7 +221,7 @@ class TestChoice:
     def test_test_images_come_last_and_once(self, network: nn.Module, digits: Dataset, tmp_path: Path) -> None:
         looked: list[str] = []
         watched = replace(digits, **{name: Watched(getattr(digits, name), name, looked) for name in ("train", "val", "test")})
-        int8.to_int8(network, watched, lt.Recipe(), 0, Int8(max_drop=100), tmp_path, lambda told: None)
+        quantised(network, watched, tmp_path, lt.Recipe(), Int8(max_drop=100))
         assert looked[-2:] == ["test", "test"] and looked.count("test") == 2, "fp32 and int8"
         assert looked.count("train") == 1 and looked[0] == "train"
 
@@ -252,7 +259,7 @@ class TestSensitiveLayers:
     @pytest.mark.usefixtures("minmax")
     def test_layers_are_spared_until_it_is_good(self, network: nn.Module, digits: Dataset, tmp_path: Path) -> None:
         lopsided = of_very_different_channels(network)
-        done = int8.to_int8(lopsided, digits, lt.Recipe(), 0, Int8(), tmp_path, lambda told: None)
+        done = quantised(lopsided, digits, tmp_path, lt.Recipe(), Int8())
         told = done.record
         best = max(t["val_accuracy"] for t in told["tried"])
         assert best < told["val_accuracy"]["fp32"] - 0.005 <= told["val_accuracy"]["int8"]
@@ -320,7 +327,7 @@ class TestFineTuning:
             monkeypatch.setattr(lt.Recipe, "fine_tuning", lambda recipe: recipe)
             monkeypatch.setattr(int8, "RATE_SHARES", (1.0,))
         before = [p.clone() for p in network.parameters()]
-        done = int8.to_int8(network, digits, recipe, 0, Int8(max_drop=100, finetune_epochs=1), tmp_path, lambda told: None)
+        done = quantised(network, digits, tmp_path, recipe, Int8(max_drop=100, finetune_epochs=1))
         told = done.record["fine_tuning"]
         assert told.startswith("kept: " if helps else "thrown away: "), told
         assert (done.module is network) == (not helps)
@@ -338,22 +345,22 @@ class TestFineTuning:
 
         monkeypatch.setattr(int8, "fine_tune", fail)
         asked = Int8(max_drop=100, finetune_epochs=1)
-        done = int8.to_int8(network, digits, lt.Recipe(), 0, asked, tmp_path, lambda told: None)
+        done = quantised(network, digits, tmp_path, lt.Recipe(), asked)
         assert rates == pytest.approx([1e-2, 1e-3, 1e-4])
         assert "thrown away" in done.record["fine_tuning"] and done.module is network
 
 
 class TestRefusals:
     def test_settings(self, ticket: Path, digits: Dataset, tmp_path: Path) -> None:
-        with pytest.raises(BadSetting, match="--calibrate"):
+        with pytest.raises(BadSetting, match="calibrate="):
             lt.shrink(ticket, tmp_path / "small.onnx", precision="int8")
         for ending in ("pt2", "safetensors"):
             with pytest.raises(BadSetting, match=r"ends in \.onnx"):
                 lt.shrink(ticket, tmp_path / f"small.{ending}", precision="int8", calibrate=digits)
-        with pytest.raises(BadSetting, match="--precision int8"):
+        with pytest.raises(BadSetting, match="precision=int8"):
             lt.shrink(ticket, tmp_path / "small.onnx", finetune_epochs=1)
         for wrong in ({"max_drop": -1.0}, {"max_drop": float("nan")}, {"finetune_epochs": -1}, {"finetune_epochs": 10**30}):
-            with pytest.raises(BadSetting, match=r"--(max-drop|finetune-epochs)"):
+            with pytest.raises(BadSetting, match=r"(max_drop|finetune_epochs)="):
                 lt.shrink(ticket, tmp_path / "small.onnx", precision="int8", calibrate=digits, **wrong)  # type: ignore[arg-type]
 
     def test_images_of_another_size(self, ticket: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -17,8 +18,10 @@ from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile.data import Dataset
+from ltcompile.deploy.answers import Run, of_file
 from ltcompile.deploy.equality import check_cut, check_same
-from ltcompile.deploy.recalibrate import take_statistics
+from ltcompile.deploy.job import training_inputs
+from ltcompile.deploy.steps.recalibrate import BATCH, take_statistics
 from ltcompile.errors import BadFile, BadSetting, Disagreement, StaleTicket
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 
@@ -116,7 +119,7 @@ class TestRecalibration:
         images, data = self.data(257)
         model = Stochastic()
         momentum = model.first.momentum
-        take_statistics(model, data)
+        take_statistics(model, training_inputs(data, BATCH))
         assert not any(m.training for m in model.modules()) and model.first.momentum == momentum
         torch.testing.assert_close(model.first.running_mean, images.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(model.first.running_var, images.var((0, 2, 3)), rtol=1e-2, atol=0)
@@ -127,7 +130,7 @@ class TestRecalibration:
         images, data = self.data(300)  # of 256 and of 44
         images[256:] += 10
         model = Stochastic()
-        take_statistics(model, data)
+        take_statistics(model, training_inputs(data, BATCH))
         torch.testing.assert_close(model.first.running_mean, images.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
 
 
@@ -216,10 +219,10 @@ class TestRefusals:
         assert not list(tmp_path.iterdir()), "nothing half-written stays"
 
     def test_a_wrong_file_is_noticed(self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        import importlib
+        def wrong(*arguments: Any) -> Run:
+            run = of_file(*arguments)
+            return lambda inputs: {name: value + 1e-2 for name, value in run(inputs).items()}
 
-        module = importlib.import_module("ltcompile.deploy.shrink")
-
-        monkeypatch.setattr(module, "run_onnx", lambda path, probe: run_onnx(path, probe) + 1e-2)
+        monkeypatch.setattr("ltcompile.deploy.formats.onnx.of_file", wrong)
         with pytest.raises(Disagreement, match="outputs are off by"):
             lt.shrink(run / "ticket.pt", tmp_path / "small.onnx")

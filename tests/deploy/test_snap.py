@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import ltcompile as lt
 from ltcompile.cli import app
 from ltcompile.core.plan import PruningPlan
-from ltcompile.deploy.snap import AS_IT_IS, snap
+from ltcompile.deploy.steps.snap import AS_IT_IS, snap
 from ltcompile.errors import BadSetting
 from ltcompile.graph import cut, embed
 
@@ -44,7 +44,7 @@ def test_up_changes_no_answer_and_down_is_a_cut(name: str) -> None:
         try:
             up = snap(small, plan, dense, "up", images)
         except BadSetting as error:
-            assert "--snap down" in str(error)
+            assert "snap=down" in str(error)
             return
         torch.testing.assert_close(up.module(images), small(images), rtol=1e-4, atol=1e-5)
         assert all(set(up.plan.kept[n]) >= set(plan.kept[n]) for n in plan.kept) and up.same_answers
@@ -137,5 +137,5 @@ def test_bad_ways_are_refused() -> None:
     dense, small, plan, images = ticket()
     with pytest.raises(BadSetting, match="down, up, auto"):
         snap(small, plan, dense, "sideways", images)  # type: ignore[arg-type]
-    with pytest.raises(BadSetting, match="add --on"):
+    with pytest.raises(BadSetting, match="timer="):
         snap(small, plan, dense, "auto", images)

@@ -10,7 +10,7 @@ from ltcompile import study
 
 FILES = sorted(Path(study.__file__).parent.glob("*.py"))
 NOUNS = "ltcompile.core."  # every module of it is public
-MODULES = {"ltcompile.benchmark.likeness", "ltcompile.benchmark.sweep"}  # public beside the packages that hold them
+MODULES = {"ltcompile.benchmark.similarity", "ltcompile.benchmark.sweep"}  # public beside the packages that hold them
 
 
 def is_public(module: str, names: set[str]) -> bool:

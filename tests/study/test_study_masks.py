@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ltcompile as lt
 from ltcompile import study
-from ltcompile.benchmark.likeness import Answers
+from ltcompile.benchmark.similarity import Answers
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Claim, Study

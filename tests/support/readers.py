@@ -37,6 +37,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, machine
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Study
+from ltcompile.deploy.own import read_inputs
 from ltcompile.errors import LtcompileError
 from ltcompile.models import _weights
 from ltcompile.reporting.collect import collect
@@ -190,6 +191,14 @@ def read_weights(path: Path) -> None:
     _weights.load_weights(network(), path, classes=2, in_channels=1)
 
 
+def read_small(path: Path) -> None:
+    lt.load_pruned(network, path)
+
+
+def read_calibration(path: Path) -> None:
+    read_inputs(path)
+
+
 # A whole file for each
 
 
@@ -269,6 +278,15 @@ def whole_safetensors() -> bytes:
     from safetensors.torch import save
 
     return save(network().state_dict(), {"made": "here"})
+
+
+@functools.cache
+def whole_small() -> bytes:
+    """A cut network with a folded batch norm."""
+    plan, dense = some_ticket().plan, network().eval()
+    pruned = lt.Pruned(lt.cut(dense, plan), torch.zeros(1, *SHAPE), dense=dense, plan=plan)
+    with tempfile.TemporaryDirectory() as folder:
+        return lt.shrink(pruned, Path(folder) / "small.safetensors").path.read_bytes()
 
 
 def _written(write: Callable[[Path], None]) -> bytes:
@@ -387,6 +405,18 @@ def spoil_safetensors(whole: bytes, chance: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + whole[8 + length :]
 
 
+def spoil_small(whole: bytes, chance: random.Random) -> bytes:
+    """Its header, or the JSON inside it."""
+    if chance.random() < 0.5:
+        return spoil_safetensors(whole, chance)
+    (length,) = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8 : 8 + length])
+    part = chance.choice(("changes", "plan"))
+    header["__metadata__"][part] = json.dumps(spoil_json(json.loads(header["__metadata__"][part]), chance))
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + whole[8 + length :]
+
+
 def spoil_onnx(whole: bytes, chance: random.Random) -> bytes:
     """Its bytes, or its fields."""
     if chance.random() < 0.3:
@@ -467,5 +497,7 @@ READERS = {
     "onnx": Reader(read_onnx, ".onnx", whole_onnx, spoil_onnx),
     "onnx_bytes": Reader(read_wire, ".onnx", whole_onnx, spoil_onnx),
     "weights": Reader(read_weights, ".pth", whole_weights, spoil_archive),
+    "small": Reader(read_small, ".safetensors", whole_small, spoil_small),
+    "inputs": Reader(read_calibration, ".safetensors", whole_safetensors, spoil_safetensors),
     "safetensors": Reader(read_weights, ".safetensors", whole_safetensors, spoil_safetensors),
 }

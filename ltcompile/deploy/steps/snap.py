@@ -1,29 +1,32 @@
-"""Move a ticket's widths to where hardware likes them: multiples of 8, 16 or 32.
+"""Move widths to multiples of 8, 16 or 32, which hardware computes well.
 
 Down, a layer loses its least important channels (by the L2 norm of their filters), and the network's answers change. Up, it gets channels of
-zeros back, and computes what it did. Which is faster, and whether either is, only a clock can tell.
+zeros back, and computes what it did. Only a measurement tells which is faster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from ltcompile.core.fields import short
 from ltcompile.core.plan import Group, PruningPlan
-from ltcompile.deploy.equality import check_same
+from ltcompile.deploy.equality import check_cut, check_same
+from ltcompile.deploy.job import RelativeTimer, ShrinkJob, Snap
+from ltcompile.deploy.pruned import Pruned
+from ltcompile.deploy.steps.factorise import has_low_rank
 from ltcompile.errors import BadFile, BadSetting
 from ltcompile.graph import cut, embed
 from ltcompile.graph.bundle import Bundle, bundles
+from ltcompile.graph.inputs import Example
 from ltcompile.graph.statistics import mixes
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
 
-Snap = Literal["down", "up", "auto"]
-Clock = Callable[[nn.Module], float]  # a network -> the share of the dense one's time that it takes
+ORDER = 50
 AS_IT_IS = "as it is"
 MULTIPLES = (8, 16, 32)
 USUAL = 16
@@ -60,29 +63,73 @@ class Snapped:
         return not self.way.startswith("down")
 
 
-def snap(small: nn.Module, plan: PruningPlan, dense: nn.Module, how: Snap, probe: Tensor, clock: Clock | None = None) -> Snapped:
+def check(job: ShrinkJob) -> None:
+    """Raises BadSetting where there is no such way to snap."""
+    if job.snap is not None:
+        _check_way(job.snap)
+
+
+def _check_way(way: str) -> None:
+    if way not in get_args(Snap):
+        raise BadSetting(f"snap= must be one of {', '.join(get_args(Snap))}, not {way!r}")
+
+
+def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
+    """The network at other widths; that it is still a cut of the dense network is proven again."""
+    dense, plan, lines = pruned.dense, pruned.plan, dict[str, Any]()
+    snapped = Snapped(pruned.small, plan or PruningPlan(()), AS_IT_IS, {})
+    if job.snap:
+        if has_low_rank(pruned.method):
+            raise BadSetting("a ticket in a basis has layers in two, whose widths are ranks; leave snap= out")
+        if dense is None or plan is None:
+            raise BadSetting("snap= moves the widths of a plan; pass the dense network and the plan as well")
+        snapped = snap(pruned.small, plan, dense, job.snap, pruned.example, job.timer)
+        if snapped.module is not pruned.small:
+            lines["equality_error"] = check_cut(snapped.module, snapped.plan, dense, pruned.example)
+            pruned = replace(pruned, small=snapped.module, plan=snapped.plan)
+        if pruned.metric and not snapped.same_answers:
+            pruned = replace(pruned, metric=replace(pruned.metric, value=None, split="not measured: widths were rounded down"))
+    pruned = replace(pruned, provenance={**pruned.provenance, "snapped": snapped.way})
+    return pruned, {**lines, "snapped": snapped.to_json()}
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """What the widths became and, where measurements decided, what they were at first and again."""
+    snapped = record["snapped"]
+    if snapped["way"] == AS_IT_IS and not snapped["told_share"]:
+        return []
+    tried = ", ".join(f"{way} {share:.1%}" for way, share in snapped["told_share"].items())
+    lines = [f"widths: {snapped['way']}{f' (of the dense network: {tried})' if tried else ''}"]
+    if snapped["again_share"]:
+        (_, own), (rival, other) = snapped["again_share"].items()
+        lines.append(
+            f"measured again: {own:.1%} of the dense network's time; {'a tie with' if snapped['tie'] else 'ahead of'} {rival}, {other:.1%}"
+        )
+    return lines
+
+
+def snap(small: nn.Module, plan: PruningPlan, dense: nn.Module, how: Snap, example: Example, timer: RelativeTimer | None = None) -> Snapped:
     """`small`, which `plan` leaves of `dense`, at widths that are multiples of 16; or, by "auto", whichever way and multiple is fastest.
 
-    That up changes no answer is proven on `probe`, images (N, C, H, W).
+    That up changes no answer is proven on `example`.
 
     Raises:
-        BadSetting: no such way, no clock for "auto", or no way up. Disagreement: up changes an answer.
+        BadSetting: no such way, no timer for "auto", or no way up. Disagreement: up changes an answer.
     """
-    if how not in get_args(Snap):
-        raise BadSetting(f"--snap knows {', '.join(get_args(Snap))}, not {how!r}")
+    _check_way(how)
     if how != "auto":
         if how == "up" and _mixing(dense, plan):
-            raise BadSetting("this network has norms over all channels, which channels of zeros would change; use --snap down")
-        return _moved(small, plan, dense, how, USUAL, probe)
-    if clock is None:
-        raise BadSetting("--snap auto needs a place to measure: add --on, as in --on cpu:onnxruntime:b1:fp32")
+            raise BadSetting("this network has norms over all channels, which channels of zeros would change; use snap=down")
+        return _moved(small, plan, dense, how, USUAL, example)
+    if timer is None:
+        raise BadSetting("snap=auto measures candidates; say with timer= where")
     tried = [Snapped(small, plan, AS_IT_IS, {})]
     ways = ("down",) if _mixing(dense, plan) else ("up", "down")
-    tried += [_moved(small, plan, dense, way, multiple, probe) for way in ways for multiple in MULTIPLES]
-    told = {one.way: clock(one.module) for one in tried}
+    tried += [_moved(small, plan, dense, way, multiple, example) for way in ways for multiple in MULTIPLES]
+    told = {one.way: timer(one.module) for one in tried}
     best = _fastest(tried, told)
     rival = _fastest([one for one in tried if one is not best], told)
-    again = {one.way: clock(one.module) for one in (best, rival)}
+    again = {one.way: timer(one.module) for one in (best, rival)}
     if again[best.way] > (1 + TIE) * again[rival.way]:  # the first measurement was wrong
         best, rival = rival, best
     return replace(best, told_share=told, again_share={one.way: again[one.way] for one in (best, rival)})
@@ -108,11 +155,11 @@ def _mixing(dense: nn.Module, plan: PruningPlan) -> bool:
     return any(m.axis == "each" and mixes(dense.get_submodule(m.layer)) for g in plan.groups if not g.frozen for m in g.members)
 
 
-def _moved(small: nn.Module, plan: PruningPlan, dense: nn.Module, way: str, multiple: int, probe: Tensor) -> Snapped:
-    """`small` at other widths; that up changes no answer is proven on `probe`."""
+def _moved(small: nn.Module, plan: PruningPlan, dense: nn.Module, way: str, multiple: int, example: Example) -> Snapped:
+    """`small` at other widths; that up changes no answer is proven on `example`."""
     found = _at(small, plan, dense, way, multiple)
     if found.same_answers:
-        check_same("the network with channels of zeros and the one without", found.module, small, probe)
+        check_same("the network with channels of zeros and the one without", found.module, small, example)
     return found
 
 

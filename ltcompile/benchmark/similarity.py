@@ -1,4 +1,4 @@
-"""How alike tickets of one network are: which weights they keep, on which images they answer alike, and how right they are together.
+"""The similarity of tickets of one network: which weights they keep, on which images they agree, and how accurate their ensemble is.
 
 Masks are compared as Paganini & Forde 2020 (arXiv:2001.05050) do, by Jaccard's distance. A ticket of filters has a mask as well: the
 weights of the filters that went, and those that read them, are dropped.
@@ -28,11 +28,11 @@ from ltcompile.training import fitting, pick_device
 
 BATCH = 256
 
-# What they keep
+# Masks
 
 
 def weight_mask(model: nn.Module, selection: Selection) -> WeightMask:
-    """Every weight (value of a matrix or filter) of the whole network `model` that is not dropped, be it by a plan or by a mask.
+    """Every weight (value of a matrix or filter) of the full network `model` that neither a plan nor a mask drops.
 
     Raises BadPlan where those do not fit the network, or leave no weight.
     """
@@ -89,12 +89,12 @@ def _check_same(masks: Sequence[WeightMask]) -> None:
             )
 
 
-# What they answer
+# Answers
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network says of images: `probabilities` (N, classes) in float64 on the CPU, and the images' `labels` (N,)."""
+    """The answers of a network to images: `probabilities` (N, classes) in float64 on the CPU, and the images' `labels` (N,)."""
 
     probabilities: Tensor
     labels: Tensor
@@ -111,7 +111,7 @@ class Answers:
 
 @torch.no_grad()
 def answers(model: nn.Module, split: Split, device: torch.device) -> Answers:
-    """What `model`, in eval mode and fp32, says of all images of `split`."""
+    """The answers of `model`, in eval mode and fp32, to all images of `split`."""
     model.eval().to(device)
     found, labels, parts = [], [], 1
 
@@ -131,7 +131,7 @@ def agreement(one: Answers, other: Answers) -> float:
 
 
 def ensemble(members: Sequence[Answers]) -> Answers:
-    """What the members say together: the mean of their probabilities."""
+    """The mean of the members' probabilities."""
     return Answers(torch.stack([each.probabilities for each in members]).mean(0), members[0].labels)
 
 
@@ -178,8 +178,8 @@ class Pair(Record):
 
 
 @dataclass(frozen=True)
-class Likeness(Record):
-    """Tickets of one network beside each other, on the test images of `data`; accuracies are shares of one."""
+class Similarity(Record):
+    """A comparison of tickets of one network, on the test images of `data`; accuracies are fractions of one."""
 
     model: dict[str, Any]
     data: str
@@ -190,14 +190,14 @@ class Likeness(Record):
     ensemble_accuracy: float
 
 
-def liken(
+def similarity(
     tickets: Sequence[str | Path],
     *,
     data: str | None = None,
     data_root: str | Path = "data",
     model: str | None = None,
     device: str | None = None,
-) -> Likeness:
+) -> Similarity:
     """Compare two or more files of tickets of one network: masks, and answers to test images.
 
     Args:
@@ -210,9 +210,7 @@ def liken(
     """
     loaded = [(str(path), Ticket.load(path)) for path in tickets]
     if len(loaded) < 2:
-        raise BadSetting(
-            f"{', '.join(name for name, _ in loaded) or 'nothing'} alone has nothing to be compared with; give at least two tickets"
-        )
+        raise BadSetting(f"{', '.join(name for name, _ in loaded) or 'nothing'} has nothing to be compared with; give at least two tickets")
     for name, ticket in loaded:
         check_ticket_fits(ticket, model)
         _check_alike(loaded[0], (name, ticket))
@@ -227,7 +225,7 @@ def liken(
         Compared(name, ticket.level, ticket.seed, mask.share, said.accuracy)
         for (name, ticket), mask, said in zip(loaded, masks, answered, strict=True)
     ]
-    return Likeness(
+    return Similarity(
         model=dict(loaded[0][1].model),
         data=source,
         images=len(answered[0].labels),
@@ -268,7 +266,7 @@ def _common_data(loaded: Sequence[tuple[str, Ticket]]) -> str:
     """The name of the data that all tickets were found on. Raises BadSetting where that is not one."""
     names = sorted({ticket.data["name"] for _, ticket in loaded})
     if len(names) > 1:
-        raise BadSetting(f"the tickets were found on {' and '.join(names)}; say with --data whose test images they are to answer")
+        raise BadSetting(f"the tickets were found on {' and '.join(names)}; pass data=, whose test images they are compared on")
     return str(names[0])
 
 

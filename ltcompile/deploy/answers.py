@@ -1,0 +1,142 @@
+"""What networks and files answer to inputs of any kind, output by output, and how far two answers are apart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ltcompile.core.deployment import Deployment
+from ltcompile.graph.inputs import Example
+from ltcompile.graph.outputs import outputs_of
+from ltcompile.lower.inputs import Inputs
+from ltcompile.numerics import Compared, Expected
+from ltcompile.runtimes import Session, Subject, load
+
+UNEQUAL = 0.01  # of whole numbers, such as classes: where two values all but tie, either may be the largest
+STANDARD_MEAN, STANDARD_DEVIATION = 0.25, (0.75, 1.25)  # an example within these looks like the output of torch.randn
+
+Answers = dict[str, NDArray[Any]]  # by the names of outputs
+Run = Callable[[Inputs], Mapping[str, Tensor]]
+
+
+def probe(network: nn.Module, example: Example, count: int) -> Inputs:
+    """`count` seeded inputs of `network` on the CPU: the rows of `example`, then noise that is distributed alike.
+
+    Noise of a floating-point tensor has the example's mean and deviation, and stays within its smallest and largest value; where the example
+    looks like the output of torch.randn, it is that. All other tensors repeat their rows.
+    """
+    given = Inputs.of(network, example).on_cpu()
+    inputs = given.resized(count)
+    if count <= given.batch:
+        return inputs
+    return inputs.with_tensors(
+        [
+            _extended(tensor, count) if batched and tensor.is_floating_point() else resized
+            for tensor, resized, batched in zip(given.tensors, inputs.tensors, inputs.batched, strict=True)
+        ]
+    )
+
+
+def _extended(rows: Tensor, count: int) -> Tensor:
+    """`rows` and, behind them, noise like them."""
+    noise = torch.randn(count, *rows.shape[1:], generator=torch.Generator().manual_seed(0)).to(rows.dtype)
+    mean, deviation = float(rows.mean()), float(rows.std(correction=0))
+    least, most = STANDARD_DEVIATION
+    if deviation > 0 and not (abs(mean) <= STANDARD_MEAN and least <= deviation <= most):
+        noise = (mean + deviation * noise).clamp(rows.min(), rows.max())
+    noise[: len(rows)] = rows
+    return noise
+
+
+def chunks(inputs: Inputs, size: int) -> Iterator[Inputs]:
+    """`inputs`, `size` rows at a time; the last chunk repeats its rows, so that all have one shape."""
+    for start in range(0, inputs.batch, size):
+        left = min(size, inputs.batch - start)
+        yield inputs.rows(start + torch.arange(size) % left)
+
+
+def of_network(network: Callable[..., Any]) -> Run:
+    """Runs a network, without gradients."""
+
+    @torch.no_grad()
+    def run(inputs: Inputs) -> Mapping[str, Tensor]:
+        args, kwargs = inputs.arguments()
+        return outputs_of(network(*args, **kwargs))
+
+    return run
+
+
+def of_file(file: Path, names: Sequence[str], runtime: str = "onnxruntime") -> Run:
+    """Runs an ONNX file whose inputs have `names`, on the CPU. Raises Unavailable where the runtime cannot."""
+    subject, sessions = Subject(file.name, None, file), dict[int, Session]()
+
+    def run(inputs: Inputs) -> Mapping[str, Tensor]:
+        if inputs.batch not in sessions:
+            sessions[inputs.batch] = load(subject, Deployment("cpu", runtime, inputs.batch))
+        found = sessions[inputs.batch].run({name: tensor.numpy() for name, tensor in zip(names, inputs.tensors, strict=True)})
+        return {name: torch.from_numpy(value) for name, value in found.items()}
+
+    return run
+
+
+def answers(run: Run, inputs: Inputs, size: int) -> Answers:
+    """The outputs for all rows of `inputs`, computed `size` rows at a time."""
+    return joined([run(chunk) for chunk in chunks(inputs, min(size, inputs.batch))], inputs.batch)
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]], count: int) -> Answers:
+    """The outputs of several chunks as one array each: rows in order, at most `count`; values alone where shapes vary or have no rows."""
+    found: Answers = {}
+    for name in parts[0]:
+        values = [part[name].detach().numpy() for part in parts]
+        if len({value.shape[1:] for value in values}) > 1 or not all(value.ndim for value in values):
+            found[name] = np.concatenate([value.reshape(-1) for value in values])
+        else:
+            found[name] = np.concatenate(values)[:count] if len(parts) > 1 else values[0]
+    return found
+
+
+def compare(found: Answers, exact: Answers, rounded: Answers | None = None) -> Compared:
+    """The output that is furthest off, of those that a file gives: `exact` is by PyTorch in fp32, `rounded` with its rounding simulated.
+
+    Outputs are taken in order, since a file may name them otherwise.
+    """
+    if len(found) != len(exact):
+        return Compared(math.inf, 0.0, f"there are {len(found)} outputs instead of {len(exact)}")
+    simulated = list(rounded.values()) if rounded is not None else [None] * len(exact)
+    compared = []
+    for (name, x), y, s in zip(exact.items(), found.values(), simulated, strict=True):
+        one = _compare_numbers(y, x, s) if np.issubdtype(x.dtype, np.floating) else _compare_integers(y, x, s)
+        prefix = f"output {name!r}: " if one.refusal and len(exact) > 1 else ""
+        compared.append(Compared(one.error, one.allowed, prefix + one.refusal))
+    return max(compared, key=lambda one: (bool(one.refusal), one.error / one.allowed if one.allowed else 0.0))
+
+
+def _compare_numbers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None) -> Compared:
+    finite = np.isfinite(exact)
+    if finite.all() or found.shape != exact.shape:
+        return Expected(exact, rounded).compare(found)
+    if not np.array_equal(np.nan_to_num(found[~finite], nan=0.5), np.nan_to_num(exact[~finite], nan=0.5)):
+        return Compared(math.inf, 0.0, "infinite or undefined values differ")
+    held = [None if value is None else np.where(finite, value, 0.0).astype(np.float32) for value in (exact, rounded, found)]
+    assert held[0] is not None and held[2] is not None
+    return Expected(held[0], held[1]).compare(held[2])
+
+
+def _compare_integers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None) -> Compared:
+    if found.shape != exact.shape:
+        return Compared(math.inf, 0.0, f"outputs have the shape {found.shape}, not {exact.shape}")
+    allowed = UNEQUAL + (0.0 if rounded is None else _unequal(rounded, exact))
+    error = _unequal(found, exact)
+    return Compared(error, allowed, "" if error <= allowed else f"{error:.1%} of the values differ ({allowed:.1%} is allowed)")
+
+
+def _unequal(found: NDArray[Any], exact: NDArray[Any]) -> float:
+    return float((found != exact).mean()) if exact.size else 0.0

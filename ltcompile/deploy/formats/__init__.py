@@ -1,0 +1,38 @@
+"""File formats of deployed networks, one file each, found by their ending.
+
+A format offers `SUFFIX`, `write(network, pruned, job)`, and `reader(network, pruned, job) -> Run`, what the written file answers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+from ltcompile import registry
+from ltcompile.deploy.job import ShrinkJob
+from ltcompile.deploy.pruned import Pruned
+from ltcompile.errors import BadSetting
+
+
+def by_suffix() -> dict[str, ModuleType]:
+    """Ending -> format."""
+    return {kind.SUFFIX: kind for kind in registry.load_all(__name__)}
+
+
+def of(output: Path) -> ModuleType:
+    """The format of a file, by its ending."""
+    return by_suffix()[output.suffix]
+
+
+def check(job: ShrinkJob) -> None:
+    """Raises BadSetting where no format has the output's ending."""
+    if job.output.suffix not in by_suffix():
+        raise BadSetting(f"{job.output} must end in {', '.join(by_suffix())}")
+
+
+def metadata(pruned: Pruned, job: ShrinkJob) -> dict[str, str]:
+    """The texts that travel inside the file: all that a deployment has to know."""
+    metric = pruned.metric
+    told = {} if metric is None else {metric.name: json.dumps({"value": metric.value, "split": metric.split})}
+    return {"producer": "ltcompile", **pruned.provenance, **pruned.preprocessing, "precision": job.precision, **told}

@@ -1,0 +1,84 @@
+"""What one call of `shrink` is asked for; every step reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from ltcompile.core.recipe import Recipe
+from ltcompile.data import Dataset
+from ltcompile.errors import BadSetting
+from ltcompile.graph.inputs import Example
+
+Precision = Literal["fp32", "fp16", "int8"]
+Snap = Literal["down", "up", "auto"]
+RelativeTimer = Callable[[nn.Module], float]  # a network -> the share of the dense network's time that it takes
+Progress = Callable[[str], None]
+Calibration = Dataset | Iterable[Example]
+Metric = Callable[[Callable[..., object]], float]  # of a callable network; higher is better
+MOST_EPOCHS = 10_000
+
+
+@dataclass(frozen=True)
+class Int8:
+    """How far int8 may go.
+
+    `max_drop` is in points of validation accuracy (or in units of the metric) below the fp32 file; `finetune_epochs` are trained with rounded
+    weights first, at up to three rates.
+    """
+
+    max_drop: float = 0.5
+    finetune_epochs: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_drop <= 100:
+            raise BadSetting(f"max_drop={self.max_drop}: it must be between 0 and 100 points of accuracy, or units of the metric")
+        if not 0 <= self.finetune_epochs <= MOST_EPOCHS:
+            raise BadSetting(f"finetune_epochs={self.finetune_epochs}: it must be between 0 and {MOST_EPOCHS:,}")
+
+
+@dataclass(frozen=True)
+class ShrinkJob:
+    """Settings of `shrink` that do not contradict each other; `recipe`, `seed` and `target` come from a ticket.
+
+    Raises:
+        BadSetting: they do.
+    """
+
+    output: Path
+    precision: Precision = "fp32"
+    calibrate: Calibration | None = None
+    metric: Metric | None = None
+    int8: Int8 = Int8()
+    snap: Snap | None = None
+    timer: RelativeTimer | None = None
+    dynamic: tuple[str, ...] = ("batch",)
+    base: nn.Module | None = None  # the network as its own code builds it
+    recipe: Recipe | None = None
+    seed: int = 0
+    target: Mapping[str, float] = field(default_factory=dict)  # "macs" or "params" -> the share of the dense network's asked for
+    on_progress: Progress = lambda message: None
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise BadSetting(f"precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}")
+        if self.precision != "int8" and self.int8.finetune_epochs:
+            raise BadSetting(
+                f"finetune_epochs= trains for int8, and the precision is {self.precision}; add precision=int8, or leave it out"
+            )
+
+    @property
+    def any_batch(self) -> bool:
+        return "batch" in self.dynamic
+
+
+def training_inputs(calibrate: Calibration, size: int) -> Iterator[Example]:
+    """The training images of a data set, `size` at a time; or the inputs as the user hands them over."""
+    if isinstance(calibrate, Dataset):
+        return (images for images, _ in calibrate.train.batches(size, torch.device("cpu"), None, 0))
+    return iter(calibrate)

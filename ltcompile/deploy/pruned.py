@@ -1,0 +1,125 @@
+"""`Pruned`: a small network and what its deployment needs, whatever found it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ltcompile.core.mask import WeightMask
+from ltcompile.core.plan import PruningPlan
+from ltcompile.errors import BadModel, BadSetting
+from ltcompile.graph import cut
+from ltcompile.graph.inputs import Example, Inputs
+from ltcompile.graph.wrappers import in_eval_mode, unwrap
+
+if TYPE_CHECKING:
+    from ltcompile.core.ticket import Ticket
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit of the network: `value` (None: not measured) on `split`, as in Metric("mAP", 0.412, "test")."""
+
+    name: str
+    value: float | None
+    split: str
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A network that is ready for deployment: `small`, inputs that it takes, and where it came from.
+
+    Args:
+        small: the pruned network; it stays as it is.
+        example: a tensor (N, ...), a tuple of arguments or a dict of keyword arguments, nested as the forward takes them.
+        dense: the network that `small` was cut from. With `plan`, the two are proven equal up to the cut.
+        plan: which channels of `dense` stay.
+        mask: which single weights of `small` stay; channels that it leaves without weights are eliminated.
+        preprocessing: texts about the inputs, which travel in the file.
+        metric: how good the network is.
+        input_names, output_names: names in the file, one for each tensor; by default the parameters of the forward and the keys of the output.
+        method: how the weights were found, such as "basis" (some have a low rank) or "biprop" (they differ in sign alone).
+        provenance: texts about the origin, which travel in the file.
+
+    Raises:
+        BadModel: `small` is not a network, or does not run on `example`. BadSetting: the example is of another kind, or `plan` comes
+            without `dense`. BadPlan: the plan is of another network.
+    """
+
+    small: nn.Module
+    example: Example
+    dense: nn.Module | None = None
+    plan: PruningPlan | None = None
+    mask: WeightMask | None = None
+    preprocessing: Mapping[str, str] = field(default_factory=dict)
+    metric: Metric | None = None
+    input_names: tuple[str, ...] | None = None
+    output_names: tuple[str, ...] | None = None
+    method: str = ""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "small", unwrap(self.small))
+        inputs = Inputs.of(self.example)
+        for texts in (self.preprocessing, self.provenance):
+            if not all(isinstance(text, str) for pair in texts.items() for text in pair):
+                raise BadSetting("preprocessing and provenance map names to texts; write other values as JSON")
+        if self.plan is not None and self.dense is None:
+            raise BadSetting("a plan tells what stays of the dense network; pass that as well, dense=...")
+        if self.dense is not None:
+            object.__setattr__(self, "dense", unwrap(self.dense))
+        self._check_runs(inputs)
+
+    def _check_runs(self, inputs: Inputs) -> None:
+        tensors = (*self.small.parameters(), *self.small.buffers())
+        if any(tensor.is_meta for tensor in tensors):
+            raise BadModel("the small network is on the meta device and has no values; load its weights first")
+        device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        placed = inputs.map(lambda tensor: tensor.to(device))
+        try:
+            with in_eval_mode(self.small), torch.no_grad():
+                try:
+                    self._call(placed.first())
+                except Exception:  # rows may belong together, as the nodes of a graph do
+                    self._call(placed)
+        except Exception as error:  # the user's code may raise anything
+            line = " ".join(str(error).split())[:300]
+            raise BadModel(
+                f"the small network ({type(self.small).__name__}) does not run on the example {inputs.shapes}: {type(error).__name__}: {line}"
+            ) from error
+
+    def _call(self, inputs: Inputs) -> None:
+        self.small(*inputs.args, **inputs.kwargs)
+
+    @classmethod
+    def of_ticket(cls, ticket: Ticket | str | Path, model: str | None = None) -> Pruned:
+        """The network of a ticket, or of its file. `model` names one's own `package.module:factory` again where the ticket needs it.
+
+        Raises:
+            BadFile, StaleTicket: the file is not a ticket, or does not fit its network.
+        """
+        from ltcompile.core.ticket import Ticket
+        from ltcompile.deploy.rebuild import pruned_of
+
+        return pruned_of(ticket if isinstance(ticket, Ticket) else Ticket.load(ticket), model)
+
+    @classmethod
+    def of_cut(cls, dense: nn.Module, plan: PruningPlan, example: Example, **rest: Any) -> Pruned:
+        """`dense`, with trained weights, cut by `plan`; `rest` are other fields. Raises BadPlan where the plan is of another network."""
+        return cls(cut(dense, plan).eval(), example, dense, plan, **rest)
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over the small network's state dict."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.small.state_dict().items()):
+            digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,39 @@
+"""Replace layers whose weights have a low rank by two smaller ones each: what pruning in a basis leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile.deploy.equality import check_rewritten
+from ltcompile.deploy.job import ShrinkJob
+from ltcompile.deploy.pruned import Pruned
+from ltcompile.errors import BadSetting
+from ltcompile.graph.factorise import Factorised, factorise
+
+ORDER = 40
+
+
+def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
+    """The network with layers in two; the lines tell the rank of each, and why the others stay in one."""
+    if not has_low_rank(pruned.method):
+        return pruned, {}
+    if not isinstance(pruned.example, Tensor):
+        raise BadSetting("layers of low rank are split in networks of one input; pass one tensor as the example")
+    found = in_two(pruned.small, pruned.example)
+    check_rewritten("the network with layers in two and the full one", found.module, pruned.small, pruned.example)
+    refused = {name: why for name, why in found.told.items() if name not in found.ranks}
+    return replace(pruned, small=found.module), {"ranks": dict(found.ranks), "not_in_two": refused}
+
+
+def has_low_rank(method: str) -> bool:
+    """Whether `method` prunes weights as coefficients of a basis: then some have a low rank."""
+    return method.startswith("basis")
+
+
+def in_two(network: nn.Module, example: Tensor) -> Factorised:
+    """`network` with layers of low rank in two. Raises Disagreement where that changes its answers."""
+    return factorise(network, torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)))

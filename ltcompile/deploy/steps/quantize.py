@@ -1,0 +1,101 @@
+"""Quantize the network to int8 and write its ONNX file."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ltcompile.data import Dataset
+from ltcompile.deploy import formats
+from ltcompile.deploy.int8 import to_int8
+from ltcompile.deploy.job import ShrinkJob
+from ltcompile.deploy.judges import judge_for
+from ltcompile.deploy.pruned import Metric, Pruned
+from ltcompile.errors import BadSetting, StaleTicket
+
+ORDER = 70
+IN_FILE = ("ranges", "weight_bits", "float_nodes", "val_accuracy", "score", "test_accuracy", "images")  # of the record
+
+
+def check(job: ShrinkJob) -> None:
+    """Raises BadSetting where int8 lacks what it needs."""
+    if job.precision != "int8":
+        return
+    if job.output.suffix != ".onnx":
+        raise BadSetting(f"int8 lives in ONNX files, and {job.output} is none; name an output that ends in .onnx")
+    if job.calibrate is None:
+        raise BadSetting("int8 takes the ranges of activations from images; pass calibrate=, a data set or real inputs")
+    if not job.any_batch:
+        raise BadSetting("int8 is checked in batches; keep batch among the dynamic axes")
+    if job.int8.finetune_epochs and not (isinstance(job.calibrate, Dataset) and job.recipe and job.metric is None):
+        raise BadSetting("finetune_epochs trains tickets, on the images of a data set and by accuracy; leave it out for other networks")
+
+
+def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
+    """The network with the float weights that were quantised, which fine-tuning may change."""
+    if job.precision != "int8":
+        return pruned, {}
+    if isinstance(job.calibrate, Dataset):
+        _check_same_data(pruned, job.calibrate)
+    judge = judge_for(pruned.small, job)
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
+        made = to_int8(pruned.small, judge, job, Path(scratch), (pruned.input_names, pruned.output_names))
+        told = {name: made.record[name] for name in IN_FILE if name in made.record}
+        told["fine_tuned"] = made.module is not pruned.small
+        if made.test_score is not None:
+            pruned = replace(pruned, metric=Metric("accuracy", made.test_score, "test"))
+        elif job.metric is not None:
+            pruned = replace(pruned, metric=Metric("metric", made.record[judge.key]["int8"], "given by the user"))
+        elif pruned.metric is not None:
+            pruned = replace(pruned, metric=replace(pruned.metric, value=None, split="not measured: int8 was checked by its outputs"))
+        made.write(job.output, {**formats.metadata(pruned, job), "int8": json.dumps(told)})
+    return replace(pruned, small=made.module), {
+        "onnx_error": made.compared.error,
+        "tolerance": made.compared.allowed,
+        "int8": dict(made.record),
+    }
+
+
+def _check_same_data(pruned: Pruned, data: Dataset) -> None:
+    """Raises StaleTicket where the images or classes are not those that the network answers to."""
+    own, there = pruned.preprocessing, data.description
+    if "class_names" not in own:
+        return
+    shape, names = list(pruned.example.shape[1:]), json.loads(own["class_names"])  # type: ignore[union-attr]
+    if list(there.class_names) != names or list(there.shape) != shape:
+        raise StaleTicket(
+            f"the ticket is for {len(names)} classes of {own['data']} and images {shape}, "
+            f"{there.name} has other ones; pass the data that the ticket was found on"
+        )
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """What was chosen, what it costs, and what stayed in float."""
+    if "int8" not in record:
+        return []
+    told = record["int8"]
+    images, second = told["images"], told["openvino"]
+    start = f"int8 with {told['ranges']} ranges of {images['calibration']} {'training images' if 'test' in images else 'inputs'}, "
+    lines = [f"{start}weights of {told['weight_bits']} bits: {_scores(told)}"]
+    if told["fine_tuning"] != "not asked for":
+        lines.append(f"fine-tuned weights {told['fine_tuning']}")
+    lines += [f"{name} stays in float: {why}" for name, why in told["float_nodes"].items()]
+    if "same_class" in second:
+        return [
+            *lines,
+            f"OpenVINO agrees: {second['same_class']:.2%} of validation images in the same class, outputs {second['error']:.1e} (RMS) from "
+            f"the simulated rounding ({second['allowed']:.0e} is allowed)",
+        ]
+    return [*lines, f"OpenVINO was not asked: {second['not_asked']}"]
+
+
+def _scores(told: Mapping[str, Any]) -> str:
+    if "val_accuracy" not in told:
+        score = f"metric {told['score']['fp32']:g} → {told['score']['int8']:g}, " if told["judged_by"] == "metric" else ""
+        return f"{score}outputs {told['error']['rms']:.1e} (RMS) from fp32"
+    val, test = told["val_accuracy"], told["test_accuracy"]
+    return f"validation {val['fp32']:.2%} → {val['int8']:.2%}, test {test['fp32']:.2%} → {test['int8']:.2%}"

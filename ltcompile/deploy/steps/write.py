@@ -1,0 +1,51 @@
+"""Write the file in fp32 or fp16, read it back, and compare its answers with PyTorch's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ltcompile.deploy import formats
+from ltcompile.deploy.answers import answers, compare, of_network, probe
+from ltcompile.deploy.job import ShrinkJob
+from ltcompile.deploy.pruned import Pruned
+from ltcompile.errors import Disagreement
+from ltcompile.lower import HalfInside
+from ltcompile.lower.inputs import Inputs
+from ltcompile.lower.simulate import rounded_network
+
+ORDER = 80
+PROBES, CHECKED, CHUNK = 16, 128, 16  # inputs that a file is compared on in fp32, in half precision, and so many at once
+
+
+def check(job: ShrinkJob) -> None:
+    """Raises BadSetting where no format has the output's ending, or it does not hold the precision."""
+    formats.check(job)
+
+
+def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
+    """The same network, which stays in fp32. Raises Disagreement where the file computes something else."""
+    if job.precision == "int8":
+        return pruned, {}
+    network = pruned.small.eval()
+    kind = formats.of(job.output)
+    inside = HalfInside(network) if job.precision == "fp16" else network
+    kind.write(inside, pruned, job)
+    inputs = probe(network, pruned.example, PROBES if job.precision == "fp32" else CHECKED)
+    size = CHUNK
+    if not job.any_batch:
+        size = Inputs.of(network, pruned.example).batch
+        inputs = inputs.resized(-(-inputs.batch // size) * size)
+    exact = answers(of_network(network), inputs, size)
+    rounded = None if job.precision == "fp32" else answers(of_network(rounded_network(network, job.precision)), inputs, size)
+    compared = compare(answers(kind.reader(inside, pruned, job), inputs, size), exact, rounded)
+    if compared.refusal:
+        raise Disagreement(f"{job.output} and torch disagree: {compared.refusal}; please report this with the ticket")
+    return pruned, {"onnx_error": compared.error, "tolerance": compared.allowed}
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    cut = "" if record["equality_error"] is None else f"cut = masked to {record['equality_error']:.1e}, "
+    return [
+        f"{cut}file = torch to {record['onnx_error']:.1e} (allowed {record['tolerance']:.0e}), {record['folded_batch_norms']} batch norms folded"
+    ]
