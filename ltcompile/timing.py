@@ -1,4 +1,4 @@
-"""Race calls against each other, and say how sure the ratio of their times is.
+"""Time calls in turns, and say how sure the ratio of their times is.
 
 Subjects run in short blocks that alternate, so that a slow minute of the machine falls on all of them. A block starts with
 unmeasured runs: worker threads of the subject before keep spinning for work (ONNX Runtime's for 40 ms on two cores, PyTorch's
@@ -33,7 +33,7 @@ SCREEN_S, FINAL_S = 0.4, 1.5  # seconds that `fastest` spends on a candidate, an
 CLOSE = 1.3  # times as slow as the fastest at first sight
 
 
-def race(
+def interleave(
     calls: Mapping[str, Call],
     *,
     seconds: float = 2.0,
@@ -111,18 +111,20 @@ def _seconds(call: Call, clock: Clock) -> float:
 def speedup(dense_ms: Times, small_ms: Times, confidence: float = 0.95) -> tuple[float, float, float]:
     """How many times as long `dense_ms` takes as `small_ms`, with the low and high end of the interval.
 
-    Both are (blocks, runs) from one race, so that block i of both saw the same machine: what counts are the logarithms of the ratios of
+    Both are (blocks, runs) from one interleaved run, so that block i of both saw the same machine: what counts are the logarithms of the ratios of
     their medians, one a block. Turns alternate between forth and back; each pair of a turn forth and a turn back has a mean, in which a
     steady drift and the order of the subjects cancel. The ratio is the median of these means, and the interval lies between two of them,
     by the null distribution of Mann and Whitney's U: the estimate of Hodges and Lehmann (1963). It needs no normal distribution, and one
     interrupted block does not widen it; the coverage is the attainable one closest to `confidence` (94 to 96 % for 95 %).
 
     Raises:
-        ValueError: not from one race, or fewer than 10 blocks.
+        ValueError: not from one interleaved run, or fewer than 10 blocks.
     """
     blocks = len(dense_ms)
     if len(small_ms) != blocks or blocks < MIN_BLOCKS:
-        raise ValueError(f"{blocks} blocks of the one, {len(small_ms)} of the other; both must come from one race of at least {MIN_BLOCKS}")
+        raise ValueError(
+            f"{blocks} blocks of the one, {len(small_ms)} of the other; both must come from one interleaved run of at least {MIN_BLOCKS}"
+        )
     ratios = np.log(np.median(dense_ms, axis=1) / np.median(small_ms, axis=1))  # (blocks,)
     forth, back = ratios[::2], ratios[1::2]
     means = np.sort(np.add.outer(forth, back).ravel() / 2)
@@ -197,10 +199,10 @@ def fastest(
     settle_s: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> Fastest:
-    """Pick the fastest of `calls`, then time it again beside the runner-up, in a fresh race of `seconds` each.
+    """Pick the fastest of `calls`, then time it again beside the runner-up, in a fresh run of `seconds` each.
 
     All are timed for `screen_s` each; those at most 1.3 times as slow as the fastest for `seconds` more, and the medians pick. Where the
-    fresh race says with its whole interval that the runner-up is faster, that is the winner.
+    fresh run says with its whole interval that the runner-up is faster, that is the winner.
 
     Raises:
         ValueError: there are no calls.
@@ -209,12 +211,12 @@ def fastest(
         raise ValueError("no calls to pick the fastest of")
     ms = dict.fromkeys(calls, 0.0)
     if len(calls) > 1:
-        ms = _medians(race(calls, seconds=screen_s, settle_s=settle_s, clock=clock, min_blocks=SCREEN_BLOCKS))
+        ms = _medians(interleave(calls, seconds=screen_s, settle_s=settle_s, clock=clock, min_blocks=SCREEN_BLOCKS))
     close = {name: calls[name] for name in ms if ms[name] <= CLOSE * min(ms.values())}
     if len(close) > 1:
-        ms |= _medians(race(close, seconds=seconds, settle_s=settle_s, clock=clock, min_blocks=SCREEN_BLOCKS))
+        ms |= _medians(interleave(close, seconds=seconds, settle_s=settle_s, clock=clock, min_blocks=SCREEN_BLOCKS))
     first, *others = sorted(ms, key=lambda name: (name not in close, ms[name]))[:2]
-    times = race({name: calls[name] for name in (first, *others)}, seconds=seconds, settle_s=settle_s, clock=clock)
+    times = interleave({name: calls[name] for name in (first, *others)}, seconds=seconds, settle_s=settle_s, clock=clock)
     if not others:
         return Fastest(first, None, times, None, _medians(times))
     ratio, low, high = speedup(times[others[0]], times[first])

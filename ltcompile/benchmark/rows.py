@@ -1,6 +1,6 @@
 """Every network on every runtime at every batch size: answers checked first, then accuracy, then time.
 
-The networks are what is compared, so those of one runtime, device and batch size race each other; runtimes take turns.
+The networks are what is compared, so those of one runtime, device and batch size run in turns; runtimes take turns.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ltcompile.core.records import Measurement
 from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable
 from ltcompile.numerics import Expected, tile
 from ltcompile.runtimes import Array, Session, Subject, available, load, unavailable
-from ltcompile.timing import Times, race, speedup
+from ltcompile.timing import Times, interleave, speedup
 
 if TYPE_CHECKING:
     from ltcompile.benchmark.reference import Reference
@@ -252,7 +252,7 @@ def _disagreement(subject: Subject, session: Session, where: str, reason: str) -
 def _rows(job: _Job, loaded: dict[str, _Loaded], seconds: float) -> Iterator[Measurement]:
     for batch in job.batches if loaded else ():
         images = tile(job.images, batch)
-        times = race({name: one.sessions[batch].bind(images).call for name, one in loaded.items()}, seconds=seconds)
+        times = interleave({name: one.sessions[batch].bind(images).call for name, one in loaded.items()}, seconds=seconds)
         for name, one in loaded.items():
             yield _row(name, one, batch, times[name], None if name == job.reference else times.get(job.reference))
 

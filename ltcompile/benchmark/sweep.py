@@ -19,7 +19,7 @@ from ltcompile.core.arm import Arm, ArmKind
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.load import busy_share
-from ltcompile.core.picking import KNEE, Option, Rule, front, pick_by
+from ltcompile.core.picking import KNEE, Option, Rule, pareto_front, pick_by
 from ltcompile.core.records import Measurement, Trained, provenance
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket
@@ -211,7 +211,7 @@ def _options(ticket: Ticket, points: list[CurvePoint], rows: list[Measurement], 
 
 def _timing(row: Measurement, joules: float | None, points: list[CurvePoint], options: list[Option]) -> CurveTiming:
     point = next(p for p in points if p.name == row.subject)
-    best = {option.level for option in front(options)}
+    best = {option.level for option in pareto_front(options)}
     return CurveTiming(**row.to_json(), joules_per_image=joules, on_front=point.arm != "random" and point.level in best)
 
 

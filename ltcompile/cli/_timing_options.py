@@ -25,9 +25,9 @@ def batches(*usual: int) -> Any:
 
 def warn_if_busy(share: float | None) -> None:
     """Say on stderr that other work took so much of the machine, if it did."""
-    from ltcompile.core.load import BUSY
+    from ltcompile.core.load import is_busy
 
-    if share is not None and share > BUSY:
+    if is_busy(share):
         typer.secho(f"other work took {share:.0%} of this machine: intervals are wide; quote no timing of now", fg="yellow", err=True)
 
 

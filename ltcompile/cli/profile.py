@@ -89,10 +89,18 @@ def _print(found: Profile) -> None:
     rows = []
     for kind in dict.fromkeys(layer.kind for layer in found.layers.values()):
         alike = [name for name, layer in found.layers.items() if layer.kind == kind]
-        stairs = found.surfaces[alike[0]].stairs
+        alignment = found.surfaces[alike[0]].alignment
         ms = sum(found.runs[0].layers_ms[name] for name in alike)
         rows.append(
-            (kind, len(alike), f"{ms:.3f}", f"{ms / found.dense_ms:.0%}", stairs.read_block, stairs.made_block, f"{stairs.slow.max():.2f}x")
+            (
+                kind,
+                len(alike),
+                f"{ms:.3f}",
+                f"{ms / found.dense_ms:.0%}",
+                alignment.read_block,
+                alignment.made_block,
+                f"{alignment.penalty.max():.2f}x",
+            )
         )
     show_table(("layers", "how many", "ms", "of all", "block read", "block made", "worst width costs"), rows)
     checks = [run for run in found.runs if run.why == "check"]

@@ -31,7 +31,7 @@ def verify(
     claims: Path | None = typer.Option(None, help="A report.json or bench.json; the one beside the file by default."),
     dense: Path | None = typer.Option(
         None,
-        help="The network that it was cut from, as `ltcompile bench --write-dense` writes it: both race each other, and speedups are compared.",
+        help="The network that it was cut from, as `ltcompile bench --write-dense` writes it: both run in turns, and speedups are compared.",
     ),
     on: str | None = typer.Option(
         None, metavar="TARGET", help="Check this deployment alone, as in cpu:onnxruntime:b1:fp32 (device:runtime:bN:precision)."

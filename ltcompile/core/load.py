@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 SAMPLE_S = 0.5
-BUSY = 0.3  # of the machine, taken by other work: timings beside more than this are not worth quoting
+BUSY = 0.3  # of the machine, taken by other work
 
 
 def busy_share() -> float | None:
@@ -17,6 +17,11 @@ def busy_share() -> float | None:
         return None
     idle, total = (b - a for a, b in zip(before, after, strict=True))
     return 1 - idle / total if total else 0.0
+
+
+def is_busy(share: float | None) -> bool:
+    """Whether other work took so much of the machine that timings are not worth quoting; False where it is not known."""
+    return share is not None and share > BUSY
 
 
 def _ticks() -> tuple[int, int] | None:

@@ -66,7 +66,7 @@ class Option:
         return f"ticket-{self.level}" if self.level else "dense"
 
 
-def front(options: Iterable[Option]) -> list[Option]:
+def pareto_front(options: Iterable[Option]) -> list[Option]:
     """The Pareto front, from the fastest to the most accurate: no other option is as fast and as accurate as one of these, or better."""
     found: list[Option] = []
     for option in sorted(options, key=lambda o: (o.ms, -o.accuracy, o.level)):
@@ -92,7 +92,7 @@ def choose(rule: Rule, options: Sequence[Option]) -> tuple[Option | None, str]:
         )
     if rule.name == WITHIN:
         return _fastest_within(rule.points or 0.0, options, tickets)
-    return _knee(front(options))
+    return _knee(pareto_front(options))
 
 
 def _fastest_within(points: float, options: Sequence[Option], tickets: list[Option]) -> tuple[Option | None, str]:

@@ -13,7 +13,7 @@ import numpy as np
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.fields import Misfit
 from ltcompile.core.records import Record, cpu_name, versions
-from ltcompile.core.surface import Grid, Sample, Stairs, Surface, fit_stairs
+from ltcompile.core.surface import Alignment, Grid, Sample, Surface, fit_alignment
 from ltcompile.errors import BadFile, LtcompileError, StaleProfile
 from ltcompile.paths import read_json, write_json
 
@@ -21,14 +21,14 @@ FORMAT = 1
 MOST_RUNS = 128  # that a file may hold
 MOST_MS, LEAST_MS, WIDEST = 1e9, 1e-7, 1 << 22
 RELEVANT = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime"), "openvino": ("openvino",), "eager": ("torch",)}  # packages, by runtime
-Why = Literal["dense", "grid", "stairs", "check"]
+Why = Literal["dense", "grid", "alignment", "check"]
 
 
 @dataclass(frozen=True)
 class Run(Record):
     """One timing of the network, at widths of its own: layer -> (read, made); `layers_ms` add up to `ms`, the median of the whole.
 
-    `spread` is p80 over p20. Why it was run: "grid" and "stairs" tell the law, "check" is held against it. `reference_ms` is the median of
+    `spread` is p80 over p20. Why it was run: "grid" and "alignment" tell the law, "check" is held against it. `reference_ms` is the median of
     a small cut that ran in turns with it: how fast the machine was just then (profiles from before it was timed have none).
     """
 
@@ -113,11 +113,13 @@ class Profile(Record):
         """Layer -> its time over widths."""
         timed = sorted(self.layers)
         grids = {name: Grid(self._samples(name, "dense", "grid")) for name in timed}
-        stairs: dict[str, Stairs] = {}
+        alignment: dict[str, Alignment] = {}
         for kind in {self.layers[name].kind for name in timed}:
             alike = [name for name in timed if self.layers[name].kind == kind]
-            stairs[kind] = fit_stairs([(grids[n], self.layers[n].reads, self.layers[n].makes, self._samples(n, "stairs")) for n in alike])
-        return {n: Surface(grids[n], stairs[self.layers[n].kind], self.layers[n].reads, self.layers[n].makes) for n in timed}
+            alignment[kind] = fit_alignment(
+                [(grids[n], self.layers[n].reads, self.layers[n].makes, self._samples(n, "alignment")) for n in alike]
+            )
+        return {n: Surface(grids[n], alignment[self.layers[n].kind], self.layers[n].reads, self.layers[n].makes) for n in timed}
 
     def errors(self) -> list[float]:
         """Of the runs that the law has not seen: predicted over measured, minus one."""

@@ -1,10 +1,10 @@
-"""The time of one layer over the widths that it reads and makes, from samples: monotone, with stairs at powers of two.
+"""The time of one layer over the widths that it reads and makes, from samples: monotone, with steps of alignment at powers of two.
 
-    ms(x, y) = max(g, slow[v(x)][v(y)] * g)                           with g = grid(ceil_p(x), ceil_q(y))
-    ms(x, y) = max(g, launch + slow[v(x)][v(y)] * rate * x * y)       where that tells the layers of a kind better
+    ms(x, y) = max(g, penalty[v(x)][v(y)] * g)                           with g = grid(ceil_p(x), ceil_q(y))
+    ms(x, y) = max(g, launch + penalty[v(x)][v(y)] * rate * x * y)       where that tells the layers of a kind better
 
 `grid` goes through the medians of what was measured, linearly between; p and q are the blocks that hardware rounds widths up to; v is how
-often 2 divides a width (at most 4), and `slow` what an unfit width costs beyond rounding: one channel past an edge can take a whole
+often 2 divides a width (at most 4), and `penalty` what an unfit width costs beyond rounding: one channel past an edge can take a whole
 layer off the fast path. By the second law it is the arithmetic that is slower, at the best `rate` of all widths: layers that wait for
 their weights anyway do not notice (a roofline: Williams et al. 2009).
 """
@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 Array = NDArray[np.float64]
 BLOCKS = (1, 2, 4, 8, 16, 32)
 CLASSES = 5  # of widths: odd, and those that 2, 4, 8 and 16 divide
-SLOWS = np.geomspace(1.0, 8.0, 105)  # that unfit widths may be: each 2 % more than the last
+PENALTIES = np.geomspace(1.0, 8.0, 105)  # that unfit widths may be: each 2 % more than the last
 MEASURED_SHARE = 0.5  # of a grid's places; where fewer were measured, only the smooth law is used
 
 
@@ -121,68 +121,68 @@ def _between(knots: Array, x: Array) -> tuple[NDArray[np.intp], Array]:
 
 
 @dataclass(frozen=True)
-class Stairs:
-    """What widths that do not suit the hardware cost layers of one kind: blocks of the widths read and made, the table `slow`, and whether
+class Alignment:
+    """What widths that do not suit the hardware cost layers of one kind: blocks of the widths read and made, the table `penalty`, and whether
     it is the arithmetic alone that is slower."""
 
     read_block: int = 1
     made_block: int = 1
-    slow: Array = field(default_factory=lambda: np.ones((CLASSES, CLASSES)))
+    penalty: Array = field(default_factory=lambda: np.ones((CLASSES, CLASSES)))
     roofline: bool = False
 
 
 @dataclass(frozen=True)
 class Surface:
-    """Milliseconds of one layer. `reads` and `makes` tell whether these widths can change at all: what cannot has no stairs."""
+    """Milliseconds of one layer. `reads` and `makes` tell whether these widths can change at all: what cannot has no steps."""
 
     grid: Grid
-    stairs: Stairs
+    alignment: Alignment
     reads: bool
     makes: bool
 
     def __call__(self, x: Any, y: Any) -> Array:
-        return self.slowed(x, y, self.stairs.slow[self.classes(x, y)])
+        return self.penalised(x, y, self.alignment.penalty[self.classes(x, y)])
 
-    def slowed(self, x: Any, y: Any, slow: Any) -> Array:
+    def penalised(self, x: Any, y: Any, penalty: Any) -> Array:
         """With widths that cost so many times as much as those that suit the hardware."""
-        x, y = _up(x, self.stairs.read_block * self.reads), _up(y, self.stairs.made_block * self.makes)
+        x, y = _up(x, self.alignment.read_block * self.reads), _up(y, self.alignment.made_block * self.makes)
         suits = self.grid(x, y)
-        unfit = self.grid.launch + slow * self.grid.arithmetic(x, y) if self.stairs.roofline else slow * suits
+        unfit = self.grid.launch + penalty * self.grid.arithmetic(x, y) if self.alignment.roofline else penalty * suits
         return np.asarray(np.maximum(suits, unfit))
 
     def classes(self, x: Any, y: Any) -> tuple[Any, Any]:
         return _class(x, self.reads), _class(y, self.makes)
 
 
-def fit_stairs(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]]) -> Stairs:
-    """The stairs of layers of one kind, from samples at widths beside the grid: each layer is (grid, reads, makes, samples)."""
+def fit_alignment(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]]) -> Alignment:
+    """The alignment of layers of one kind, from samples at widths beside the grid: each layer is (grid, reads, makes, samples)."""
     told = [layer for layer in layers if layer[-1]]
     if not told:
-        return Stairs()
+        return Alignment()
     laws = itertools.product(BLOCKS, BLOCKS, (False, True))
-    found = [_fitted(told, Stairs(read_block, made_block, roofline=roofline)) for read_block, made_block, roofline in laws]
+    found = [_fitted(told, Alignment(read_block, made_block, roofline=roofline)) for read_block, made_block, roofline in laws]
     return min(found, key=lambda f: f[1])[0]
 
 
-def _fitted(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]], bare: Stairs) -> tuple[Stairs, float]:
+def _fitted(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]], bare: Alignment) -> tuple[Alignment, float]:
     """`bare` with the table that tells the samples best, and the mean error left, of logarithms."""
     places, measured, laws = [], [], []
     for grid, reads, makes, samples in layers:
         x, y = (np.array([getattr(s, name) for s in samples]) for name in ("read", "made"))
         surface = Surface(grid, bare, reads, makes)
-        places.append(np.ravel_multi_index(surface.classes(x, y), bare.slow.shape))
+        places.append(np.ravel_multi_index(surface.classes(x, y), bare.penalty.shape))
         measured.append(np.log([s.ms for s in samples]))
-        laws.append(np.log(surface.slowed(x, y, SLOWS[:, None])))  # (SLOWS, samples)
+        laws.append(np.log(surface.penalised(x, y, PENALTIES[:, None])))  # (PENALTIES, samples)
     place, beside = np.concatenate(places), np.concatenate(measured) - np.concatenate(laws, axis=1)
     # Not beside the grid: those runs are of other networks, whose weights fill other caches.
-    suits = place == bare.slow.size - 1
+    suits = place == bare.penalty.size - 1
     errors = np.abs(beside - (np.median(beside[0, suits]) if suits.any() else 0.0))
-    table, left = np.ones(bare.slow.size), float(errors[0, suits].sum())
+    table, left = np.ones(bare.penalty.size), float(errors[0, suits].sum())
     for unfit in set(place[~suits]):
         lost = errors[:, place == unfit].sum(1)
-        table[unfit] = SLOWS[lost.argmin()]
+        table[unfit] = PENALTIES[lost.argmin()]
         left += float(lost.min())
-    return replace(bare, slow=table.reshape(bare.slow.shape)), left / len(place)
+    return replace(bare, penalty=table.reshape(bare.penalty.shape)), left / len(place)
 
 
 def _up(width: Any, block: int) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ltcompile.runtimes._cuda import record
-from ltcompile.timing import Fastest, fastest, race
+from ltcompile.timing import Fastest, fastest, interleave
 
 HOLD_CYCLES = 100_000  # of the device, about 50 us: longer than the CPU takes to launch a replay
 COPIES = (2, 32)  # launches of one kernel in a graph, each on memory of its own
@@ -54,7 +54,7 @@ class Events:
 def replays_ms(graphs: Mapping[str, torch.cuda.CUDAGraph], seconds: float) -> dict[str, float]:
     """Median milliseconds of each graph, timed interleaved."""
     events = Events()
-    times = race({name: events.timed(graph.replay) for name, graph in graphs.items()}, seconds=seconds, settle_s=0.0, clock=events)
+    times = interleave({name: events.timed(graph.replay) for name, graph in graphs.items()}, seconds=seconds, settle_s=0.0, clock=events)
     return {name: float(np.median(ms)) for name, ms in times.items()}
 
 

@@ -35,7 +35,7 @@ from ltcompile.graph.widths import Widths, layer_widths
 from ltcompile.prune.choose import Ranking
 
 Array = NDArray[np.float64]
-Clock = Callable[[nn.Module], float]  # a cut -> the share of the whole network's time that it takes, measured
+RelativeTimer = Callable[[nn.Module], float]  # a cut -> the share of the whole network's time that it takes, measured
 Choice = tuple[int, ...]  # for each bundle, which of its candidates
 STEPS = 1000  # that the budget of a chain is counted in
 LARGEST_TABLE = 1 << 22
@@ -47,7 +47,7 @@ SLACK, CORRECTIONS = 0.03, 5
 FINE, COARSE = 128, 8  # below FINE channels widths are multiples of 4 and less, above of COARSE
 
 
-def within(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, budget_ms: float) -> PruningPlan:
+def solve_budget(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, budget_ms: float) -> PruningPlan:
     """The best plan for `budget_ms`, among those that `ranking` allows.
 
     Args:
@@ -56,7 +56,7 @@ def within(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, bud
     Raises:
         BadSetting: the budget is below the least time that is allowed.
     """
-    problem = Problem.of(ranking, layers, profile)
+    problem = WidthAllocation.of(ranking, layers, profile)
     least_ms = problem.time(problem.least)
     if least_ms > budget_ms:
         raise BadSetting(
@@ -67,12 +67,14 @@ def within(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, bud
     return ranking.plan(tuple(int(c[i]) for c, i in zip(problem.candidates, best, strict=True)))
 
 
-def met(model: nn.Module, ranking: Ranking, profile: Profile, share: float, measured: Clock | None = None) -> PruningPlan:
+def plan_for_latency(
+    model: nn.Module, ranking: Ranking, profile: Profile, share: float, measured: RelativeTimer | None = None
+) -> PruningPlan:
     """The plan of `model`, which `ranking` is of, for `share` of the whole network's time: where `measured` finds more than that, or less
-    by more than SLACK, planning is repeated for a budget corrected by so much. Raises BadSetting as `within` does.
+    by more than SLACK, planning is repeated for a budget corrected by so much. Raises BadSetting as `solve_budget` does.
     """
     layers, asked_ms = layer_widths(model, ranking.groups), share * profile.dense_ms
-    found = within(ranking, layers, profile, asked_ms)
+    found = solve_budget(ranking, layers, profile, asked_ms)
     best, best_error = found, math.inf
     for _ in range(CORRECTIONS if measured else 0):
         assert measured is not None
@@ -83,14 +85,14 @@ def met(model: nn.Module, ranking: Ranking, profile: Profile, share: float, meas
             break
         asked_ms /= 1 + error
         try:
-            found = within(ranking, layers, profile, asked_ms)
+            found = solve_budget(ranking, layers, profile, asked_ms)
         except BadSetting:  # by the profile out of reach, and by the clock no further
             break
     return best
 
 
 @dataclass(frozen=True)
-class Problem:
+class WidthAllocation:
     """For each bundle its candidates (steps, rising) and what they are worth; tables of milliseconds over the candidates of one or two
     bundles; and what a layer over more of them takes, as a function of all choices."""
 
@@ -100,7 +102,7 @@ class Problem:
     wide: tuple[Wide, ...]
 
     @classmethod
-    def of(cls, ranking: Ranking, layers: Mapping[str, Widths], profile: Profile) -> Problem:
+    def of(cls, ranking: Ranking, layers: Mapping[str, Widths], profile: Profile) -> WidthAllocation:
         candidates = tuple(_candidates(b, least, given) for b, least, given in ranking.bounds)
         worth = tuple(_worth(b, ranking.left(b))[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
         owner = {g.name: i for i, (b, *_) in enumerate(ranking.bounds) for g in b.groups}

@@ -18,7 +18,7 @@ from ltcompile.graph.baked import baked
 from ltcompile.graph.trace import check_cuttable
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.prune import criteria
-from ltcompile.prune.budget import Clock, met
+from ltcompile.prune.budget import RelativeTimer, plan_for_latency
 from ltcompile.prune.choose import Ranking, Scope
 from ltcompile.prune.criteria import Evidence, Reduction
 from ltcompile.prune.limits import Limits
@@ -40,7 +40,7 @@ def plan(
     target_time: float | None = None,
     target_energy: float | None = None,
     profile: Profile | None = None,
-    measured: Clock | None = None,
+    measured: RelativeTimer | None = None,
     limits: Limits | None = None,
     group_reduction: Reduction = "default",
     on_target: Callable[[Reached], None] | None = None,
@@ -111,7 +111,7 @@ def _found(
     ratio: float,
     target: Target | None,
     profile: Profile | None,
-    measured: Clock | None,
+    measured: RelativeTimer | None,
     limits: Limits,
     align: int,
 ) -> tuple[PruningPlan, Reached | None]:
@@ -122,7 +122,7 @@ def _found(
             raise BadSetting(_nothing_cut(ranking, ratio, limits, align))
         return found, None
     if profile is not None and target.profiled:
-        found = met(model, ranking, profile, target.share, measured)
+        found = plan_for_latency(model, ranking, profile, target.share, measured)
         share = None if measured is None else measured(cut(model, found))  # again: the plan was chosen by a measurement that flatters it
     else:
         meter = Meter(model, example)

@@ -15,7 +15,7 @@ from ltcompile.core.records import Trained
 from ltcompile.graph import cut, mask, zeros
 from ltcompile.graph.surgeon import zero_
 from ltcompile.prune import criteria
-from ltcompile.prune.budget import met
+from ltcompile.prune.budget import plan_for_latency
 from ltcompile.prune.choose import Ranking
 from ltcompile.prune.criteria import Evidence
 from ltcompile.prune.limits import Limits
@@ -100,7 +100,7 @@ class IterativePruning:
             return ranking.plan(ranking.steps(share))
         if target.profiled:
             assert self.job.profile is not None, "checked by SearchJob"
-            return met(small, ranking, self.job.profile, share, self.job.measured)
+            return plan_for_latency(small, ranking, self.job.profile, share, self.job.measured)
         meter = Meter(small, self.job.example)
         return meet(ranking, lambda found: target.of(meter.left(found)), share * target.of(self.prepared.dense_size))
 

@@ -23,7 +23,7 @@ from ltcompile.errors import BadSetting
 from ltcompile.graph import Size, agreeing, trace
 from ltcompile.graph.widths import layer_widths
 from ltcompile.models import build_model
-from ltcompile.prune.budget import Clock, within
+from ltcompile.prune.budget import RelativeTimer, solve_budget
 from ltcompile.prune.choose import Ranking
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import Meter, Target, check_reachable
@@ -55,7 +55,7 @@ class SearchJob:
     device: torch.device
     weights: str | Path | None = None
     profile: Profile | None = None
-    measured: Clock | None = None
+    measured: RelativeTimer | None = None
     mask: WeightMask | None = None
     trainer: Trainer | None = None
 
@@ -162,7 +162,7 @@ def _check_reachable(job: SearchJob, target: Target, groups: tuple[Group, ...], 
         return
     assert job.profile is not None, "checked by SearchJob"
     job.profile.check_fits({"name": job.model, "arguments": job.arguments}, Deployment.parse(job.config.on or ""))
-    within(ranking, layer_widths(dense, groups), job.profile, target.share * job.profile.dense_ms)
+    solve_budget(ranking, layer_widths(dense, groups), job.profile, target.share * job.profile.dense_ms)
 
 
 def _maskable(config: SearchConfig, model: nn.Module) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from ltcompile.data import Dataset, load_data
 from ltcompile.errors import BadFile, TrainingFailed
 from ltcompile.models import default_recipe, least_size, preprocessing
 from ltcompile.paths import check_room, locked
-from ltcompile.prune.budget import Clock
+from ltcompile.prune.budget import RelativeTimer
 from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.disk_space import run_bytes
@@ -68,7 +68,7 @@ def find(
     strict: bool = False,
     listener: Listener | None = None,
     profile: Profile | None = None,
-    measured: Clock | None = None,
+    measured: RelativeTimer | None = None,
     mask: WeightMask | None = None,
     trainer: Trainer | None = None,
 ) -> SearchResult:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ltcompile.benchmark.sweep import Sweep, sweep
-from ltcompile.core.load import BUSY
+from ltcompile.core.load import is_busy
 from ltcompile.runtimes import unavailable
 from ltcompile.study._nouns import Done
 
@@ -55,4 +55,4 @@ def remark(races: list[Timed]) -> str:
     """Where latencies come from, and whether they can be trusted."""
     busy = max((race.busy_share or 0.0 for race in races), default=0.0)
     told = f"Latencies are of the first seed's networks ({races[0].where}), each beside the dense network in the same race."
-    return told + (f" Other work took up to {busy:.0%} of the machine just before: do not quote them." if busy > BUSY else "")
+    return told + (f" Other work took up to {busy:.0%} of the machine just before: do not quote them." if is_busy(busy) else "")

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from ltcompile.core.deployment import Deployment
-from ltcompile.core.load import BUSY, busy_share
+from ltcompile.core.load import busy_share, is_busy
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.records import cpu_name
 from ltcompile.errors import BadFile, BadSetting, StaleTicket, Unavailable, unknown
 from ltcompile.paths import check_writable, write_json
-from ltcompile.timing import Times, race
+from ltcompile.timing import Times, interleave
 from ltcompile.verification.claims import Claims, Timing, read_claims
 from ltcompile.verification.images import Labels, read_images
 from ltcompile.verification.network import Array, Network, gpu_name, logits_of, missing, open_network
@@ -22,7 +22,7 @@ from ltcompile.verification.result import CLAIMS, Check, Value, Verified, share_
 from ltcompile.verification.rules import judge_accuracy, judge_latency, judge_speedup
 
 RUNTIME = "onnxruntime"
-SECONDS = 6.0  # of a race, a network
+SECONDS = 6.0  # of a run, a network
 BLOCKS = 40  # more than a benchmark has: a verdict hangs on them
 BYTES_PER_PARAM = (0.9, 8.0)  # what an ONNX file of any precision has, with folded norms and names
 GRAPH_BYTES = 1 << 20  # what a file may hold beside weights
@@ -57,9 +57,9 @@ def verify(
 ) -> Verified:
     """Repeat on this machine what a report.json or bench.json claims of the ONNX file `target`; by default the one beside it.
 
-    With `dense`, the ONNX file of the network that it was cut from, both race each other and speedups are compared; without, latencies
+    With `dense`, the ONNX file of the network that it was cut from, both run in turns and speedups are compared; without, latencies
     are, if they were measured on such a machine as this. Accuracy takes `data`, a .npz file with images (N, C, H, W), float32 and ready
-    for the network, and labels (N,). `on` leaves out all other deployments. Each race takes about `seconds` a network. `require` are kinds of
+    for the network, and labels (N,). `on` leaves out all other deployments. Each run takes about `seconds` a network. `require` are kinds of
     claims ("accuracy", "latency", "speedup") without which nothing is confirmed as a whole: each of that kind must be.
 
     A claim is confirmed by repeating it alone, by the rules and margins in `verifying.rules`. While other work takes more than 30 % of
@@ -84,7 +84,7 @@ def verify(
         read_images(Path(data), small.shape, small.classes) if data else None,
         seconds,
         require,
-        f"other work took {busy:.0%} of this machine just before" if busy is not None and busy > BUSY else None,
+        f"other work took {busy:.0%} of this machine just before" if is_busy(busy) else None,
     )
     written = check_writable(output) if output else None
     verified = Verified(path.name, str(small.file.sha256), told.name, list(_checks(job)), busy, require)
@@ -278,11 +278,11 @@ def _timed(job: _Job, device: str, batch: int) -> dict[str, Times] | str:
         calls = {name: network.bind(device, images).call for name, network in networks.items()}
     except Unavailable as error:
         return str(error)
-    return race(calls, seconds=job.seconds, blocks=BLOCKS)
+    return interleave(calls, seconds=job.seconds, blocks=BLOCKS)
 
 
 def _elsewhere(job: _Job, row: Timing) -> str | None:
-    """Why a latency of `row` means nothing here; two networks in one race compare anywhere."""
+    """Why a latency of `row` means nothing here; two networks in one run compare anywhere."""
     there, here = (job.claims.machine.get("gpu"), gpu_name()) if row.device == "cuda" else (job.claims.machine.get("cpu"), cpu_name())
     return None if there == here else f"measured on {there or 'a machine without a name'}, this is {here}; --dense compares anywhere"
 

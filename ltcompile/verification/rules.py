@@ -28,7 +28,7 @@ Judged = tuple[Verdict, str, Value]  # with the reason, and what was found
 
 
 def judge_speedup(claimed: Value, dense_ms: Times, small_ms: Times) -> Judged:
-    """Of a speedup and its 95 % interval, by times (blocks, runs) from one race. How sure the claim itself is counts too."""
+    """Of a speedup and its 95 % interval, by times (blocks, runs) from one interleaved run. How sure the claim itself is counts too."""
     assert claimed.low is not None and claimed.high is not None
     ratio, low, high = speedup(dense_ms, small_ms)
     _, least, most = speedup(dense_ms, small_ms, 1 - 2 * ERROR)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ltcompile import registry, timing
-from ltcompile.benchmark import busy_share, measure, peak_above, race
+from ltcompile.benchmark import busy_share, interleave, measure, peak_above
 from ltcompile.benchmark.reference import reference_of
 from ltcompile.core import load
 from ltcompile.core.records import Measurement
@@ -45,14 +45,14 @@ class World:
 
         return run
 
-    def race(self, durations_s: dict[str, float], **settings: float) -> dict[str, np.ndarray]:
+    def interleave(self, durations_s: dict[str, float], **settings: float) -> dict[str, np.ndarray]:
         calls = {name: self.call(name, seconds) for name, seconds in durations_s.items()}
-        return race(calls, clock=lambda: self.now, **settings)
+        return interleave(calls, clock=lambda: self.now, **settings)
 
 
 def test_race_takes_turns() -> None:
     world = World()
-    times = world.race({"a": 0.001, "b": 0.002, "c": 0.004})
+    times = world.interleave({"a": 0.001, "b": 0.002, "c": 0.004})
     turns = [name for name, _ in itertools.groupby(world.order[world.order.index("c") :])]
     forth_and_back = list("abc" + "cba") * (timing.BLOCKS // 2 + 1)
     expected = [name for name, _ in itertools.groupby(["c", *forth_and_back[: 3 * timing.BLOCKS]])]
@@ -65,7 +65,7 @@ def test_race_takes_turns() -> None:
 def test_a_block_settles_before_it_measures() -> None:
     for run_s in (0.001, 0.5):
         world = World()
-        ms = world.race({"a": run_s}, warmup=2)["a"]
+        ms = world.interleave({"a": run_s}, warmup=2)["a"]
         unmeasured = len(world.order) - 2 - ms.size
         assert unmeasured * run_s >= len(ms) * timing.SETTLE_S * 0.999
         assert unmeasured >= len(ms)
@@ -75,7 +75,7 @@ def test_a_block_settles_before_it_measures() -> None:
 @pytest.mark.parametrize("subjects", [1, 3])
 def test_race_keeps_its_budget(run_s: float, subjects: int) -> None:
     world = World()
-    times = world.race({str(i): run_s for i in range(subjects)}, seconds=2.0, runs=1500)
+    times = world.interleave({str(i): run_s for i in range(subjects)}, seconds=2.0, runs=1500)
     assert world.now <= 2.0 * subjects + 2 * subjects * (timing.SETTLE_S + 3 * run_s)
     for ms in times.values():
         assert timing.MIN_BLOCKS * timing.MIN_RUNS_PER_BLOCK <= ms.size <= 1500
@@ -83,7 +83,7 @@ def test_race_keeps_its_budget(run_s: float, subjects: int) -> None:
 
 def test_slow_calls_get_the_minimum_and_fast_ones_beside_them_more() -> None:
     world = World()
-    times = world.race({"slow": 0.4, "fast": 0.001}, seconds=2.0)
+    times = world.interleave({"slow": 0.4, "fast": 0.001}, seconds=2.0)
     assert times["slow"].shape == (timing.MIN_BLOCKS, timing.MIN_RUNS_PER_BLOCK)
     assert times["fast"].shape[0] == timing.MIN_BLOCKS
     assert times["fast"].size > 100
@@ -92,10 +92,10 @@ def test_slow_calls_get_the_minimum_and_fast_ones_beside_them_more() -> None:
 def test_what_takes_much_longer_than_settling_settles_within_itself() -> None:
     slow_s = 1.01 * timing.SLOW * timing.SETTLE_S
     world = World()
-    times = world.race({"slow": slow_s, "fast": 0.001}, seconds=2.0)
+    times = world.interleave({"slow": slow_s, "fast": 0.001}, seconds=2.0)
     assert times["slow"].shape == (timing.MIN_BLOCKS, 1)
     assert world.order.count("slow") == timing.MIN_BLOCKS + 2, "but for the warm-up, every run is measured"
-    assert World().race({"slow": slow_s}, seconds=2.0, settle_s=0.0)["slow"].shape == (timing.MIN_BLOCKS, timing.MIN_RUNS_PER_BLOCK)
+    assert World().interleave({"slow": slow_s}, seconds=2.0, settle_s=0.0)["slow"].shape == (timing.MIN_BLOCKS, timing.MIN_RUNS_PER_BLOCK)
 
 
 def test_gc_is_restored_after_a_failing_call() -> None:
@@ -103,7 +103,7 @@ def test_gc_is_restored_after_a_failing_call() -> None:
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        race({"a": fail})
+        interleave({"a": fail})
     assert gc.isenabled()
 
 
@@ -156,7 +156,7 @@ def no_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("timed before it was checked")
 
-    monkeypatch.setattr(bench_module, "race", never)
+    monkeypatch.setattr(bench_module, "interleave", never)
 
 
 @pytest.mark.usefixtures("no_settling")

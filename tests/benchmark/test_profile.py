@@ -48,8 +48,8 @@ from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import LAYERS, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.onnx_weights import with_weights
-from ltcompile.prune.budget import Problem
-from ltcompile.timing import race
+from ltcompile.prune.budget import WidthAllocation
+from ltcompile.timing import interleave
 
 TARGET = Deployment("cpu", "onnxruntime", 8, "fp32")
 READ_BLOCK, MADE_BLOCK, ODD = 8, 16, 1.6
@@ -123,9 +123,11 @@ def test_a_profile_finds_the_law(law: Law, tmp_path: Path, name: str, noise: flo
     assert law.calls == len(found.runs) == len(SHARES) ** 2 + len(BELOW) ** 2 + 8
     assert (found.median_error < most and found.dense_ms == max(run.ms for run in found.runs if run.why in ("dense", "grid"))) or noise
     wide = next(n for n, layer in found.layers.items() if layer.kind == "3x3 by 1x1" and layer.reads)
-    stairs = found.surfaces[wide].stairs
-    assert (stairs.read_block, stairs.made_block) == (READ_BLOCK, MADE_BLOCK) or noise, "classes of widths can stand for smaller blocks"
-    assert stairs.slow[0].max() == pytest.approx(ODD, rel=0.15) and stairs.slow[4, 4] == pytest.approx(1, rel=0.1)
+    alignment = found.surfaces[wide].alignment
+    assert (alignment.read_block, alignment.made_block) == (READ_BLOCK, MADE_BLOCK) or noise, (
+        "classes of widths can stand for smaller blocks"
+    )
+    assert alignment.penalty[0].max() == pytest.approx(ODD, rel=0.15) and alignment.penalty[4, 4] == pytest.approx(1, rel=0.1)
     assert Profile.load(tmp_path / "p.json") == found
 
 
@@ -142,7 +144,7 @@ def test_a_profile_finds_which_layers_wait_for_their_weights(law: Law, tmp_path:
     assert found.median_error < 0.04
     for layer, width in (("features.40", 512), ("features.3", 64)):
         surface = found.surfaces[layer]
-        assert surface.stairs.roofline
+        assert surface.alignment.roofline
         told = surface(width - 1, width) / surface(width, width)
         law_told = waiting_ms(nn.Conv2d(width - 1, width, 3)) / waiting_ms(nn.Conv2d(width, width, 3))
         assert told == pytest.approx(law_told, rel=0.1), layer
@@ -172,7 +174,7 @@ def test_what_ran_in_a_slow_minute_is_timed_again(law: Law, tmp_path: Path) -> N
 
 
 def test_the_stopwatch_tells_shares_whatever_the_machine_does(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ltcompile.benchmark.profiling.timer.race", functools.partial(race, clock=lambda: law.seconds))
+    monkeypatch.setattr("ltcompile.benchmark.profiling.timer.interleave", functools.partial(interleave, clock=lambda: law.seconds))
     law.drift, named = 0.5, model("vgg16")
     dense = lt.build_model("vgg16").eval()
     small = cut(dense, lt.plan(dense, torch.zeros(2, 3, 32, 32), 0.7, "local")).eval()
@@ -334,7 +336,7 @@ SHAPES = {
 }
 
 
-def problem(shape: Shape, seed: int) -> Problem:
+def problem(shape: Shape, seed: int) -> WidthAllocation:
     dice = np.random.default_rng(seed)
     many = 5
     candidates = tuple(np.arange(1, many + 1) * 4 for _ in range(4))
@@ -345,7 +347,7 @@ def problem(shape: Shape, seed: int) -> Problem:
         for axis in range(len(over)):
             table = np.cumsum(table, axis)
         tables[over] = table
-    return Problem(candidates, worth, tables, ())
+    return WidthAllocation(candidates, worth, tables, ())
 
 
 @pytest.mark.parametrize("name", SHAPES)

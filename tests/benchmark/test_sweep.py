@@ -26,7 +26,7 @@ from ltcompile.cli import app
 from ltcompile.cli.sweep import reached_by, shares
 from ltcompile.core.curve import Picked
 from ltcompile.core.fields import table
-from ltcompile.core.picking import KNEE, SMALLEST, WITHIN, Option, Rule, above_line, below, choose, front, missed_by, pick_by
+from ltcompile.core.picking import KNEE, SMALLEST, WITHIN, Option, Rule, above_line, below, choose, missed_by, pareto_front, pick_by
 from ltcompile.core.reached import Reached
 from ltcompile.core.records import Measurement
 from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket, Unavailable, UnknownName
@@ -107,7 +107,7 @@ class TestCurve:
             if not row["subject"].startswith("random")
         ]
         on_front = {row["subject"] for row in place if row["on_front"]}
-        assert on_front == {f"ticket-{option.level}" if option.level else "dense" for option in front(options)}
+        assert on_front == {f"ticket-{option.level}" if option.level else "dense" for option in pareto_front(options)}
 
     def test_energy(self, told: dict[str, Any]) -> None:
         assert told["energy"] == "" and {row["joules_per_image"] for row in told["rows"]} == {0.5}
@@ -233,7 +233,7 @@ class TestRules:
     @settings(deadline=None)
     @given(options)
     def test_the_front_is_what_nothing_beats(self, options: list[Option]) -> None:
-        found = front(options)
+        found = pareto_front(options)
         for a in options:
             better = [b for b in options if b.ms <= a.ms and b.accuracy >= a.accuracy and (b.ms, b.accuracy) != (a.ms, a.accuracy)]
             assert bool(better) != any((b.ms, b.accuracy) == (a.ms, a.accuracy) for b in found)
@@ -242,7 +242,7 @@ class TestRules:
     @given(options)
     def test_the_knee_is_on_the_front_and_farthest(self, options: list[Option]) -> None:
         knee, reason = choose(Rule(KNEE), options)
-        line = front(options)
+        line = pareto_front(options)
         assert reason and (knee is None) == (not any(o.level for o in line))
         if knee is not None:
             assert knee in line and knee.level

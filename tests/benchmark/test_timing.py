@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from ltcompile import timing
-from ltcompile.timing import Fastest, fastest, race, speedup
+from ltcompile.timing import Fastest, fastest, interleave, speedup
 
 Array = NDArray[np.float64]
 RUNS, BLOCK_SD, RUN_SD = 10, 0.02, 0.05  # of a block; of the logarithms of times
@@ -22,7 +22,7 @@ RACES = 2000
 def simulated(random: np.random.Generator, races: int, blocks: int, drift: float, shape: str, noise: str) -> tuple[Array, Array]:
     """Milliseconds (races, blocks, RUNS) of two subjects that are as fast as each other, and take turns forth and back.
 
-    The machine drifts by `drift` over a race: as a trend, as a random walk, or from level to level, one a turn. Blocks have noise of
+    The machine drifts by `drift` over a run: as a trend, as a random walk, or from level to level, one a turn. Blocks have noise of
     their own: normal, heavy-tailed (Student's t with 3 degrees of freedom), or normal with one in ten prolonged by 20 % on average.
     """
     turns = 2 * blocks
@@ -91,7 +91,7 @@ def test_speedup_is_ordered_and_narrower_where_less_is_claimed() -> None:
     assert speedup(small, dense) == pytest.approx((1 / ratio, 1 / high, 1 / low))
     assert speedup(dense, dense) == (1.0, 1.0, 1.0)
     for unlike in ((dense[1:], small), (dense[:9], small[:9])):
-        with pytest.raises(ValueError, match="one race"):
+        with pytest.raises(ValueError, match="one interleaved run"):
             speedup(*unlike)
 
 
@@ -116,7 +116,7 @@ def test_real_settling_times_keep_subjects_out_of_each_others_way() -> None:
 
     def timed(**settings: float) -> dict[str, Array]:
         machine = Machine()
-        return race({"dense": machine.call("dense", 0.008), "small": machine.call("small", 0.002)}, seconds=0.6, **settings)
+        return interleave({"dense": machine.call("dense", 0.008), "small": machine.call("small", 0.002)}, seconds=0.6, **settings)
 
     times = timed()
     assert min(len(ms) for ms in times.values()) >= timing.MIN_BLOCKS
@@ -127,7 +127,7 @@ def test_real_settling_times_keep_subjects_out_of_each_others_way() -> None:
 
 @pytest.fixture
 def little_garbage() -> Iterator[None]:
-    """What is there already is not looked at when a race collects garbage."""
+    """What is there already is not looked at when a run collects garbage."""
     gc.collect()
     gc.freeze()
     yield

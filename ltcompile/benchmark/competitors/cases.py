@@ -21,7 +21,7 @@ from torch import Tensor
 from ltcompile import timing
 from ltcompile.benchmark import busy_share, energy
 from ltcompile.benchmark.competitors import layers, peaks
-from ltcompile.benchmark.competitors.clock import Call, Clock, track
+from ltcompile.benchmark.competitors.clock import Call, DeviceClock, track
 from ltcompile.benchmark.competitors.competitor import ENGINE, Competitor, Network, Ready
 from ltcompile.benchmark.competitors.entries import competitors
 from ltcompile.benchmark.competitors.peaks import Peaks
@@ -154,7 +154,7 @@ class _CaseRun:
         network: Network,
         case: Case,
         result: CompetitorsResult,
-        clock: Clock,
+        clock: DeviceClock,
         on_progress: Callable[[str], None],
         on_result: Callable[[CompetitorsResult], None] | None,
     ) -> None:
@@ -211,7 +211,7 @@ class _CaseRun:
         while ready:
             calls = {name: self.clock.timed(naming(name, one.call)) for name, one in ready.items()}
             try:
-                return timing.race(calls, seconds=seconds, settle_s=self.clock.settle_s, clock=self.clock)
+                return timing.interleave(calls, seconds=seconds, settle_s=self.clock.settle_s, clock=self.clock)
             except Exception as error:
                 del ready[running]
                 with self._guarded(rows[running].competitor, rows[running].precision):

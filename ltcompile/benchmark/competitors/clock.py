@@ -15,8 +15,8 @@ from ltcompile.engine.events import Events
 Call = Callable[[], object]
 
 
-class Clock(Protocol):
-    """Seconds, for `timing.race`, and what its calls need to be timed by them."""
+class DeviceClock(Protocol):
+    """Seconds, for `timing.interleave`, and what its calls need to be timed by them."""
 
     settle_s: float
 
@@ -45,7 +45,7 @@ class Wall:
 
 
 @contextlib.contextmanager
-def track(device: str) -> Iterator[Clock]:
+def track(device: str) -> Iterator[DeviceClock]:
     """Where everyone runs, and its clock; on a GPU one stream of its own, since the default one cannot be recorded."""
     if device == "cpu":
         yield Wall()

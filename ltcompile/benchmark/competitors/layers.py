@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ltcompile import kernels
-from ltcompile.benchmark.competitors.clock import Clock
+from ltcompile.benchmark.competitors.clock import DeviceClock
 from ltcompile.benchmark.competitors.competitor import Network
 from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.core.records import Record
@@ -56,7 +56,7 @@ class Layer(Record):
         return self.floor_us / self.us
 
 
-def on_cpu(network: Network, batch: int, peaks: Peaks, clock: Clock) -> list[Layer]:
+def on_cpu(network: Network, batch: int, peaks: Peaks, clock: DeviceClock) -> list[Layer]:
     """Each fused operation by PyTorch, on the values of the first images."""
     program, works = network.lowered(batch), work(network.lowered(1))
     values: dict[str, Any] = {program.input: tile(network.images, batch), **program.constants}
@@ -69,7 +69,7 @@ def on_cpu(network: Network, batch: int, peaks: Peaks, clock: Clock) -> list[Lay
 
 
 @torch.inference_mode()
-def _median_us(call: Callable[[], Any], clock: Clock) -> tuple[float, Any]:
+def _median_us(call: Callable[[], Any], clock: DeviceClock) -> tuple[float, Any]:
     taken = []
     for _ in range(1 + CPU_RUNS):
         start = clock()

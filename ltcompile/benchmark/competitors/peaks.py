@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ltcompile.benchmark.competitors.clock import Clock
+from ltcompile.benchmark.competitors.clock import DeviceClock
 from ltcompile.core.records import Record
 from ltcompile.lower.passes.precision import DTYPES
 
@@ -30,7 +30,7 @@ class Peaks(Record):
 
 
 @torch.inference_mode()
-def measure(device: str, precision: str, clock: Clock) -> Peaks:
+def measure(device: str, precision: str, clock: DeviceClock) -> Peaks:
     """On random numbers: zeros would be faster than life."""
     side, dtype = SIDE[device], DTYPES[precision]
     source = torch.empty(COPY_BYTES[device] // 4, device=device).normal_()
@@ -42,7 +42,7 @@ def measure(device: str, precision: str, clock: Clock) -> Peaks:
     return Peaks(precision, 2 * COPY_BYTES[device] / copy_s, 2 * side**3 / product_s)
 
 
-def _best_s(call: Callable[[], object], clock: Clock) -> float:
+def _best_s(call: Callable[[], object], clock: DeviceClock) -> float:
     timed, taken = clock.timed(call), []
     for _ in range(RUNS):
         start = clock()

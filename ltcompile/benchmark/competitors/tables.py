@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from ltcompile.benchmark.competitors.competitor import ENGINE
 from ltcompile.benchmark.competitors.layers import Layer
 from ltcompile.benchmark.competitors.result import Check, CompetitorsResult, Row
+from ltcompile.core.load import is_busy
 
 HEAD = ("", "competitor", "precision", "p50 ms", "p20 to p80", "images/s", "largest error", "same class", "mJ an image", "what it chose")
-BUSY = 0.3
 CLOCKS = {
     "cpu": "by the clock",
     "cuda": "by events on the stream, behind 50 us in which the device waits for the launch, so that launching a replay does not count",
@@ -77,7 +77,7 @@ def _preamble(result: CompetitorsResult) -> str:
         f"before anything was timed. Medians, {CLOCKS[result.device]}, all by turns.",
     ]
     if result.busy_share is not None:
-        loud = " **Quote none of these times.**" if result.busy_share > BUSY else ""
+        loud = " **Quote none of these times.**" if is_busy(result.busy_share) else ""
         told.append(f"Before it began, other work took {result.busy_share:.0%} of the machine.{loud}")
     if result.energy:
         told.append(f"No energy is told: {result.energy}.")

@@ -25,7 +25,7 @@ from ltcompile.lower.fake_quantize import precision_of
 from ltcompile.lower.simulate import HALVES, rounded_network
 from ltcompile.numerics import Expected
 from ltcompile.runtimes import Options, Session, Subject, Trace
-from ltcompile.timing import SETTLE_S, race
+from ltcompile.timing import SETTLE_S, interleave
 
 SECONDS = 0.3  # for each of the whole, the reference, and the layers
 SLOW_MS, SLOW_SECONDS = 20.0, 0.5  # where recording takes nothing beside it: for the whole with its layers, and the reference
@@ -180,7 +180,7 @@ class Whole:
         """About `seconds` of either; what is noisy is timed again, for longer."""
         longest = PATIENCE * seconds
         while True:
-            times = race({"": call, "reference": reference}, seconds=seconds, settle_s=settle_s)
+            times = interleave({"": call, "reference": reference}, seconds=seconds, settle_s=settle_s)
             turns = np.log(np.median(times[""], axis=1) / np.median(times["reference"], axis=1))
             between = (turns[1:] + turns[:-1]) / 2  # which is first alternates, so that a drift cancels
             p20, p50, p80 = (float(q) for q in np.exp(np.quantile(between, [0.2, 0.5, 0.8])))

@@ -219,7 +219,7 @@ class _Work:
         return [
             ("dense", whole),
             *(("grid", kept) for kept in others),
-            *(("stairs", kept) for kept in design.below_edges(free, colour)),
+            *(("alignment", kept) for kept in design.below_edges(free, colour)),
             *(("check", kept) for kept in design.held_back(free)),
         ]
 
