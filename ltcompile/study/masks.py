@@ -32,7 +32,7 @@ TITLE = "Masks: which weights different criteria keep, and what their tickets kn
 SOURCE = "Paganini & Forde 2020, arXiv:2001.05050"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> what the page calls it, and the search
     "l1-filters": ("L1, filters", {"criterion": "l1"}),
-    "l2-filters": ("L2, filters", {"criterion": "l2"}),
+    "l2-filters": ("L2, filters", {"criterion": "l2", "group_reduction": "producers"}),
     "linf-filters": ("L-inf, filters", {"criterion": "linf"}),
     "neg-linf-filters": ("-L-inf, filters", {"criterion": "neg_linf"}),
     "random-filters": ("random, filters", {"criterion": "random"}),

@@ -328,5 +328,5 @@ def test_criteria_score_by_their_formula(images: Tensor) -> None:
         "taylor": (weight * grads[f"{group.name}.weight"].flatten(1)).sum(1).square(),
     }
     for name, value in expected.items():
-        found = criteria.score(name, (group,), model, criteria.Evidence((grads,)))[group.name]
+        found = criteria.score(name, (group,), model, criteria.Evidence((grads,)), "producers")[group.name]
         torch.testing.assert_close(found / found.sum(), (value / value.sum()).double(), rtol=1e-4, atol=1e-9, msg=name)

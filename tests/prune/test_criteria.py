@@ -369,7 +369,9 @@ class TestTaylor:
         """At a minimum, where the gradients of two batches cancel, the weights still matter."""
         opposite = ({"0.weight": torch.full((3, 2), 2.0)}, {"0.weight": torch.full((3, 2), -2.0)})
         close(score("taylor", PAIR, GROUP, Evidence(gradients=opposite)), [4, 4, 64])
-        close(criteria.score("taylor", (GROUP,), PAIR, Evidence(gradients=opposite))["0"], [4 / 24, 4 / 24, 64 / 24])  # divided by the mean
+        close(
+            criteria.score("taylor", (GROUP,), PAIR, Evidence(gradients=opposite), "producers")["0"], [4 / 24, 4 / 24, 64 / 24]
+        )  # divided by the mean
         weights = criteria.score_weights("taylor", {"0.weight": PAIR[0].weight}, Evidence(gradients=opposite))["0.weight"]
         close(weights, (2 * PAIR[0].weight.detach()).square())
 
@@ -386,7 +388,7 @@ class TestTaylor:
             expected += torch.autograd.grad(loss, gates)[0].double().square() / 5
         evidence = gather("taylor", net, split, recipe, 0, CPU)  # type: ignore[arg-type]
         close(score("taylor", net, group, evidence), expected, 1e-5)
-        close(criteria.score("taylor", (group,), net, evidence)[group.name], expected / expected.mean(), 1e-5)
+        close(criteria.score("taylor", (group,), net, evidence, "producers")[group.name], expected / expected.mean(), 1e-5)
 
 
 class TestGather:

@@ -3,7 +3,7 @@ filter (Molchanov et al. 2019, arXiv:1906.10771, equations 8 and 9); of channels
 
 The square of the mean gradient would say nothing: at a minimum of the loss that gradient is noise. The paper compares filters across layers as
 they are, in many small steps with training in between; for one large cut that leaves some layers with next to nothing, so groups are
-divided by their mean.
+divided by their mean. By default all weights that go with a channel count, since all of them are lost.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ltcompile.prune.criteria import Evidence, Scored
+from ltcompile.prune.criteria import Evidence, Reduction, Scored
 
 COMPARABLE = False  # see above
+REDUCTION: Reduction = "all"
 WEIGHTS = True
 NEEDS: tuple[str, ...] = ("gradients",)
 
