@@ -71,7 +71,7 @@ def test_narrowing_drops_the_lowest_and_as_many_as_asked(seed: int, rate: float,
 
 
 def test_outputs_go_at_half_the_rate_and_ratios_by_equal_steps() -> None:
-    network, example = lt.build_model("lenet300", 10, 1, 16), torch.dropped(2, 1, 16, 16)
+    network, example = lt.build_model("lenet300", 10, 1, 16), torch.zeros(2, 1, 16, 16)
     groups, limits = trace(network, example), Limits(ratios={"3": 0.75})
     mask = full_mask(maskable(network, limits, (nn.Linear,)))
     found = layer_rates(mask, limits, groups, 0.2, levels=2)
@@ -97,7 +97,7 @@ def test_shuffling_keeps_counts_and_nothing_else(seed: int) -> None:
     assert {n: int(k.sum()) for n, k in found.kept.items()} == {n: int(k.sum()) for n, k in mask.kept.items()}
     assert any(not torch.equal(found.kept[n], mask.kept[n]) for n in mask.kept)
     assert all(torch.equal(found.kept[n], shuffle_mask(mask, seed).kept[n]) for n in mask.kept)
-    gone = {"0.weight": torch.dropped(7, 5, dtype=torch.bool)}
+    gone = {"0.weight": torch.zeros(7, 5, dtype=torch.bool)}
     gone["0.weight"][:, 2] = True
     left = WeightMask({"0.weight": mask.kept["0.weight"] & ~gone["0.weight"]})
     assert not shuffle_mask(left, seed, gone).kept["0.weight"][:, 2].any()
@@ -278,7 +278,7 @@ def test_masks_are_checked(tmp_path: Path) -> None:
     with pytest.raises(BadPlan, match="no boolean tensor"):
         WeightMask({"a": torch.ones(3)})
     with pytest.raises(BadPlan, match="keeps no weight"):
-        WeightMask({"a": torch.dropped(3, dtype=torch.bool)})
+        WeightMask({"a": torch.zeros(3, dtype=torch.bool)})
     with pytest.raises(BadPlan, match="of another network"):
         WeightMask({"a": torch.ones(3, dtype=torch.bool)}).dropped(nn.Linear(2, 2))
     mask = random_mask(0)
@@ -297,7 +297,7 @@ def test_rows_without_masks_tell_no_weights() -> None:
 
 
 def test_what_is_kept_is_one_mask() -> None:
-    network, example = lt.build_model("lenet5", 10, 1, 16), torch.dropped(2, 1, 16, 16)
+    network, example = lt.build_model("lenet5", 10, 1, 16), torch.zeros(2, 1, 16, 16)
     groups = trace(network, example)
     plan = PruningPlan(groups, {"0": (0, 2, 5)})
     mask = full_mask(maskable(network, Limits(), (nn.Linear,)))
