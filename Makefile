@@ -11,7 +11,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 OLDEST := .venv-oldest
 OLDEST_PYTHON ?= $(or $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3 /usr/bin/python3.12)),$(PYTHON))
 
-.PHONY: env env-dev env-oldest demo test test-oldest check docs dist bench race gpu gpu-rehearsal clean
+.PHONY: env env-dev env-oldest demo test test-quick test-oldest check docs dist bench race gpu gpu-rehearsal clean
 
 env: $(STAMP)
 env-dev: $(STAMP)-dev
@@ -52,10 +52,14 @@ demo: env
 test: env-dev
 	$(BIN)/python -m pytest
 
+# The inner loop, under three minutes: of every package the tests that take no seconds.
+test-quick: env-dev
+	$(BIN)/python -m pytest -m "not slow"
+
 # The tests of what depends on versions most (tracing, lowering, runtimes, kernels), under the oldest versions that are supported.
 OLDEST_TESTS := $(addprefix tests/,graph/test_surgeon.py lower/test_lower.py runtimes/test_backends.py $(addprefix kernels/test_,compiled.py fuse.py interpreted.py operators.py))
 test-oldest: env-oldest
-	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS) -k "not cutting_equals_masking"
+	$(OLDEST)/bin/python -m pytest -W default $(OLDEST_TESTS) -k "not cutting_equals_masking"
 
 check: env-dev
 	$(BIN)/ruff check .

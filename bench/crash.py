@@ -37,7 +37,6 @@ from torch import nn
 import ltcompile as lt
 from ltcompile import paths
 from ltcompile.data import Dataset
-from ltcompile.data._dataset import TensorSplit
 from ltcompile.search import iterative_pruning, search
 from ltcompile.search.listener import NullListener
 from ltcompile.search.rewind import weight
@@ -65,7 +64,7 @@ def few_digits() -> Dataset:
     """An eighth of the embedded digits, at 8x8 pixels."""
     digits = lt.load_data("digits", image_size=8)
     parts = {name: getattr(digits, name) for name in ("train", "val", "test")}
-    return dataclasses.replace(digits, **{n: TensorSplit(p._images[::8], p._labels[::8], p._mean, p._std) for n, p in parts.items()})
+    return dataclasses.replace(digits, **{name: part.part(torch.arange(0, len(part), 8)) for name, part in parts.items()})
 
 
 # The child

@@ -33,7 +33,7 @@ POLL_S = 0.05
 SHARDS = 8
 LOST, LEFT_OUT = 75, 74  # exit codes of bench/race.py: the GPU must be opened again; the time was up
 RESTARTS = 3
-PYTEST = ["-m", "pytest", "-o", "addopts=", "-q", "--strict-markers", "-p", "no:logging", "-p", "gpu_tests", "-m", "gpu"]
+PYTEST = ["-m", "pytest", "-o", "addopts=", "-q", "-W", "default", "--strict-markers", "-p", "no:logging", "-p", "gpu_tests", "-m", "gpu"]
 
 
 @dataclass(frozen=True)

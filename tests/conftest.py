@@ -1,17 +1,30 @@
-"""What the tests share: small networks of every shape that the surgeon promises to handle, and quick searches."""
+"""What the tests share: networks of every shape that the surgeon promises to handle, and a finished search."""
 
 from __future__ import annotations
 
+import fcntl
+import gc
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from networks import NETWORKS, shaken
+from quickly import exported_once, timed_at_once
 from torch import Tensor, nn
 
 import ltcompile as lt
 
 torch.set_num_threads(1)  # the command-line tests start processes of their own, whose threads would wait for these
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> None:
+    """What is there already is not looked at again when garbage is collected, as it is before timings: hundreds of imported modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=sorted(NETWORKS))
@@ -27,9 +40,34 @@ def images() -> Tensor:
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished search of LeNet-5 on digits, with two seeds and all controls."""
+    """The folder of a finished search of LeNet-5 on digits, with two seeds and all controls. The workers share one search."""
     folder = tmp_path_factory.mktemp("runs") / "lenet"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        _search(folder)
+        return folder
+    shared = tmp_path_factory.getbasetemp().parent / "lenet"
+    with open(f"{shared}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "ticket.pt").exists():
+            _search(shared)
+    return Path(shutil.copytree(shared, folder, ignore=shutil.ignore_patterns("*lock")))
+
+
+def _search(folder: Path) -> None:
     recipe = lt.Recipe(epochs=8, batch=32, lr=0.02, schedule="cosine", warmup_epochs=1, flip=False, crop_pixels=2, weight_decay=0.0)
     config = lt.SearchConfig(rounds=2, rate=0.3, seeds=2, margin_points=2.0)
     lt.find("lenet5", "digits", config, recipe=recipe, image_size=16, folder=folder)
-    return folder
+
+
+@pytest.fixture(scope="module")
+def cached_exports() -> Iterator[None]:
+    """For modules that export networks and do not test how."""
+    with exported_once():
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_timings() -> Iterator[None]:
+    """For modules that time networks and compare no times."""
+    with timed_at_once():
+        yield

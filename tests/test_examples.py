@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from commands import call
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORTER = {
-    "photos\n": "photos 300\n",
+    "photos\n": "photos 150\n",
     "resnet18.pth 6": "resnet18.pth 1",
     "--rounds 2": "--rounds 1",
     "--epochs 4": "--epochs 1",
@@ -38,6 +41,6 @@ def test_own_images(tmp_path: Path) -> None:
         assert done.returncode == 0, (line, done.stdout, done.stderr)
     run = tmp_path / "runs/photos"
     search, shrunk = (json.loads((run / name).read_text()) for name in ("search.json", "small.json"))
-    assert search["data"]["sizes"] == {"train": 180, "val": 60, "test": 60} and search["data"]["mean"][0] == 0.485
+    assert search["data"]["sizes"] == {"train": 90, "val": 30, "test": 30} and search["data"]["mean"][0] == 0.485
     assert shrunk["macs"] < 0.2 * shrunk["dense_macs"] and shrunk["equality_error"] < 1e-5
     assert "resnet18" in (run / "report.html").read_text()

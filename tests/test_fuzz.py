@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from readers import READERS
 
+pytestmark = pytest.mark.slow
+
 CORPUS = Path(__file__).parent / "corpus"  # what once was neither read nor refused, by reader
 FAILED = sorted(file for file in CORPUS.glob("*/*") if file.is_file())
-FILES = 500  # for each reader
+FILES = 200  # for each reader
 LONGEST_S, MOST_BYTES = 5.0, 1 << 30
 
 

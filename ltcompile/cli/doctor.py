@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON.")) -> None:
     """Tell what this machine has: devices, precisions, runtimes, versions; what will be used and why."""
-    told = _examine()
+    told = examine()
     if as_json:
         typer.echo(json.dumps(told))
         return
@@ -33,7 +33,7 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON."))
         typer.echo(f"  {package:<16} {version}")
 
 
-def _examine() -> dict[str, Any]:
+def examine() -> dict[str, Any]:
     from ltcompile.core.deployment import DEVICES
     from ltcompile.core.records import provenance
     from ltcompile.runtimes import available

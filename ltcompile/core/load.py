@@ -10,9 +10,9 @@ BUSY = 0.3  # of the machine, taken by other work
 
 def busy_share() -> float | None:
     """The share of all processors' time that was used while this process slept half a second; None where it is not told."""
-    before = _ticks()
+    before = ticks()
     time.sleep(SAMPLE_S)
-    after = _ticks()
+    after = ticks()
     if before is None or after is None:
         return None
     idle, total = (b - a for a, b in zip(before, after, strict=True))
@@ -24,11 +24,11 @@ def is_busy(share: float | None) -> bool:
     return share is not None and share > BUSY
 
 
-def _ticks() -> tuple[int, int] | None:
+def ticks() -> tuple[int, int] | None:
     """(idle, all) clock ticks since boot, by Linux."""
     try:
         with open("/proc/stat") as file:
-            ticks = [int(t) for t in file.readline().split()[1:9]]
+            counts = [int(t) for t in file.readline().split()[1:9]]
     except (OSError, ValueError):
         return None
-    return ticks[3] + ticks[4], sum(ticks)
+    return counts[3] + counts[4], sum(counts)

@@ -53,7 +53,7 @@ def named_network(model: Mapping[str, Any], seed: int = 0) -> nn.Module:
 
 def _check_free_memory(model: Mapping[str, Any]) -> None:
     """Raises StaleTicket where a few bytes of a file name a network that would fill the memory."""
-    free = _free_bytes()
+    free = free_memory_bytes()
     if free is None or is_own_code(model["name"]):
         return
     try:
@@ -69,7 +69,7 @@ def _check_free_memory(model: Mapping[str, Any]) -> None:
         )
 
 
-def _free_bytes() -> int | None:
+def free_memory_bytes() -> int | None:
     """The memory that the system could still give, where it tells."""
     try:
         told = Path("/proc/meminfo").read_text()

@@ -251,7 +251,7 @@ def test_busy_share_is_of_the_time_between(
     monkeypatch: pytest.MonkeyPatch, before: tuple[int, int] | None, after: tuple[int, int], share: float | None
 ) -> None:
     ticks = iter([before, after])
-    monkeypatch.setattr(load, "_ticks", lambda: next(ticks))
+    monkeypatch.setattr(load, "ticks", lambda: next(ticks))
     monkeypatch.setattr(load, "SAMPLE_S", 0.0)
     assert busy_share() == share
 

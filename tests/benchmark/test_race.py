@@ -44,6 +44,7 @@ from ltcompile.errors import BadFile, BadSetting, DeviceLost, Unavailable
 from ltcompile.lower import run_onnx
 from ltcompile.lower.lower import to_layout
 
+pytestmark = pytest.mark.usefixtures("cached_exports")
 race_module = importlib.import_module("ltcompile.benchmark.competitors.cases")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CLASSES = 5
@@ -119,6 +120,7 @@ def test_answers_come_before_times_and_nobody_stops_the_others(network: Network)
     assert reasons["broken"] == "ValueError: it has no legs"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fakes")
 def test_cases_run_in_order_until_the_time_is_up_and_go_on_later(network: Network, tmp_path: Path) -> None:
     asked = [Case("small", batch, (ENGINE, "exact fp32")) for batch in (3, 1, 2)]
@@ -168,7 +170,7 @@ def test_a_race_without_rows_is_a_result(network: Network, monkeypatch: pytest.M
 def test_a_lost_gpu_ends_the_process_and_what_lost_it_is_left_out_later(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     people = (fake("broken", "fp32", broken), fake("exact", "fp32", lambda y: y))
     monkeypatch.setattr(race_module, "competitors", lambda _: people)
-    monkeypatch.setattr(race_module, "_lost", lambda _: True)
+    monkeypatch.setattr(race_module, "gpu_lost", lambda _: True)
     result = CompetitorsResult("cpu", "a CPU", "noise")
     with pytest.raises(DeviceLost, match="broken broke the GPU"):
         run([network], [Case("small", 2)], seconds=0.01, result=result)
@@ -199,6 +201,7 @@ def test_a_damaged_file_is_no_race(tmp_path: Path) -> None:
             CompetitorsResult.load(tmp_path / "race.json")
 
 
+@pytest.mark.slow
 def test_everyone_on_a_cpu_answers_or_says_why_not(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "SCREEN_S", 0.01)
     monkeypatch.setattr(host, "FINAL_S", 0.01)
@@ -392,6 +395,7 @@ def ticket(folder: Path) -> Path:
     return folder / "ticket.pt"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fakes")
 def test_bench_races_both_networks_of_a_ticket(tmp_path: Path) -> None:
     command = ["bench", str(ticket(tmp_path)), "--race", "--device", "cpu", "--batch", "2", "--seconds", "0.01"]

@@ -149,7 +149,7 @@ class TestPicked:
 
         again = copied(folder, tmp_path / "again")
         monkeypatch.setattr("ltcompile.core.picking.choose", lambda rule, options: (None, "no level is fit"))
-        monkeypatch.setattr("ltcompile.cli.sweep._joules", nobody)
+        monkeypatch.setattr("ltcompile.benchmark.energy.counter", nobody)
         done = CliRunner().invoke(
             app, ["sweep", str(again), "--runtime", "eager", "--batch", "2", "--seconds", "0", "--device", "cpu", "--json"]
         )

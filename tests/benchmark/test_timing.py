@@ -45,6 +45,7 @@ def simulated(random: np.random.Generator, races: int, blocks: int, drift: float
     return ms[:, :, 0], ms[:, :, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["normal", "heavy", "interrupted"])
 @pytest.mark.parametrize("blocks", [10, 15])
 def test_intervals_cover_the_true_ratio_as_often_as_they_say(blocks: int, noise: str) -> None:
@@ -111,6 +112,7 @@ class Machine:
         return run
 
 
+@pytest.mark.slow
 def test_real_settling_times_keep_subjects_out_of_each_others_way() -> None:
     """The protocol as it is used, by the real clock."""
 

@@ -18,8 +18,10 @@ from commands import SERVER, Command, call, fork, refused
 
 import ltcompile as lt
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(sys.executable).with_name("ltcompile")
-QUICK = ("--model", "lenet5", "--epochs", 4, "--rounds", 2, "--rate", 0.3, "--margin", 5)
+QUICK = ("--model", "lenet5", "--image-size", 16, "--epochs", 4, "--rounds", 2, "--rate", 0.3, "--margin", 5)
 LONG = ("find", *QUICK, "--epochs", 12, "--rounds", 1, "--no-controls", "--name", "t")
 
 
@@ -80,7 +82,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tensorboard_logs_on_request(tmp_path: Path) -> None:
-    command = ("find", "--model", "lenet5", "--epochs", 1, "--rounds", 1, "--no-controls", "--name", "t", "--tensorboard")
+    command = (
+        "find",
+        "--model",
+        "lenet5",
+        "--image-size",
+        16,
+        "--epochs",
+        1,
+        "--rounds",
+        1,
+        "--no-controls",
+        "--name",
+        "t",
+        "--tensorboard",
+    )
     done = call(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "runs/t/tensorboard").glob("events*"))
@@ -234,7 +250,7 @@ def test_a_bug_of_ours_is_told_as_one(monkeypatch: pytest.MonkeyPatch, capsys: p
     def fail() -> None:
         raise AssertionError("impossible")
 
-    monkeypatch.setattr(doctor, "_examine", fail)
+    monkeypatch.setattr(doctor, "examine", fail)
     monkeypatch.setattr(sys, "argv", ["ltcompile", "doctor"])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -113,6 +113,7 @@ def test_wrong_values(misused: Callable[..., None], command: str, option: Any) -
 NUMBERS = [(name, flag(option)) for name, option in OPTIONS if name in ("plan", "find") and is_number(name, option)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "option"), NUMBERS, ids=[" ".join(pair) for pair in NUMBERS])
 def test_numbers_out_of_their_range(tmp_path: Path, command: str, option: str) -> None:
     """They are refused, or taken; neither is a bug of ours, nor takes all there is."""
@@ -181,13 +182,15 @@ def targets() -> Iterator[tuple[str, str, str]]:
                     yield command, kind, suffix
 
 
-@pytest.mark.parametrize(("command", "kind", "suffix"), targets())
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "kind", "suffix"), list(targets()))
 def test_wrong_files(tmp_path: Path, wrong: Path, command: str, kind: str, suffix: str) -> None:
     path = tmp_path / f"{kind}{suffix}"
     path.symlink_to(wrong / kind)
     refused(command, path, names=path, cwd=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_wrong_weights(tmp_path: Path, wrong: Path, kind: str) -> None:
     for suffix in (".pth", ".safetensors"):
@@ -201,6 +204,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, wrong: Path) -> None:
         refused("plan", "--model", "lenet5", "-o", place, names=place, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_wrong_data(tmp_path: Path, wrong: Path) -> None:
     for data in ("folder", "text", "empty", "missing"):
         refused("find", "--data", f"imagefolder:{wrong / data}", names=wrong / data, cwd=tmp_path)
@@ -221,7 +225,7 @@ def raised(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
     def fail() -> None:
         raise error
 
-    monkeypatch.setattr(doctor, "_examine", fail)
+    monkeypatch.setattr(doctor, "examine", fail)
     monkeypatch.setattr(sys, "argv", ["ltcompile", "doctor", *flags])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -287,6 +287,7 @@ def of_very_different_channels(network: nn.Module) -> nn.Module:
     return changed
 
 
+@pytest.mark.slow
 class TestFineTuning:
     @pytest.mark.parametrize("top", WEIGHT_TOP.values())
     def test_filters_take_few_values_and_learn(self, network: nn.Module, top: int) -> None:
@@ -369,6 +370,7 @@ class TestRefusals:
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 class TestCommand:
     @pytest.fixture
     def say(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[Any, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +21,13 @@ from ltcompile.deploy.steps.snap import AS_IT_IS, snap
 from ltcompile.errors import BadSetting
 from ltcompile.graph import cut, embed
 
+pytestmark = pytest.mark.usefixtures("cached_exports", "short_timings")
 SIDE = 16
 
 
+@functools.cache
 def ticket(name: str = "vgg11") -> tuple[nn.Module, nn.Module, PruningPlan, Tensor]:
     """A network, an odd cut of it, its plan, and images."""
-    images = torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
     side = 32 if name == "vgg11" else SIDE
     images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(1))
@@ -114,6 +116,7 @@ def test_the_winner_is_measured_again() -> None:
     assert found.way == AS_IT_IS and found.again_share == {AS_IT_IS: 0.3, "up to 32": pytest.approx(0.36)} and not found.tie
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["down", "up"])
 def test_shrink_snaps(run: Path, tmp_path: Path, how: str) -> None:
     shrunk = lt.shrink(run / "ticket.pt", tmp_path / "small.onnx", snap=how)  # type: ignore[arg-type]
@@ -125,6 +128,7 @@ def test_shrink_snaps(run: Path, tmp_path: Path, how: str) -> None:
     assert lt.bench(shrunk.path, runtimes=["onnxruntime"], batches=[1], seconds_per_row=0.01).rows
 
 
+@pytest.mark.slow
 def test_the_command_measures_by_itself(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltcompile.benchmark.profiling.work.STOPWATCH_SECONDS", 0.1)
     done = CliRunner().invoke(

@@ -51,6 +51,7 @@ from ltcompile.numerics import TOLERANCES, largest_error
 from ltcompile.runtimes import Subject, _ort
 from ltcompile.timing import Fastest
 
+pytestmark = pytest.mark.usefixtures("cached_exports")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
@@ -121,19 +122,19 @@ class TestMemory:
 
 
 class TestPlacing:
-    def test_every_network_runs_in_planned_memory(self, network: nn.Module, images: Tensor) -> None:
-        program = placed(network, images)
+    def test_every_network_runs_in_planned_memory_and_survives_json_in_half_precision(self, network: nn.Module, images: Tensor) -> None:
+        lowered = lower(network, images).program
+        program = to_layout(lowered, images, "fp32").program
         with torch.no_grad():
             expected = network(images)
         for choices in ({}, with_cudnn(program)):
             found = run_twice(Executable(program, torch.device("cpu"), choices), images)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        half = to_layout(lowered, images, "fp16").program
+        again = serialization.from_json(json.loads(json.dumps(serialization.to_json(half))), half.constants)
+        assert torch.equal(again.run(images), half.run(images))
 
-    def test_every_network_survives_json_and_half_precision(self, network: nn.Module, images: Tensor) -> None:
-        program = placed(network, images, "fp16")
-        again = serialization.from_json(json.loads(json.dumps(serialization.to_json(program))), program.constants)
-        assert torch.equal(again.run(images), program.run(images))
-
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "side", "left"),
         [
@@ -234,6 +235,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "FINAL_S", 0.0)
 
 
+@pytest.mark.slow
 class TestOnCpu:
     @pytest.mark.parametrize("precision", ["fp32", "int8"])
     def test_everyone_is_timed_and_the_fastest_taken(self, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -344,6 +346,7 @@ def wrong_answers(run: Callable[[Tensor], Tensor], model: nn.Module, threads: in
         return sum(pool.map(call, range(threads)))
 
 
+@pytest.mark.slow
 class TestThreads:
     """Every thread gets the answers to its own images."""
 
@@ -667,6 +670,7 @@ class TestTuning:
         assert (len(ours), len({tune.signature(n, specs(program)) for n in ours})) == (22, 12)
 
 
+@pytest.mark.slow
 class TestCommand:
     def call(self, *arguments: object) -> tuple[int, str]:
         from typer.testing import CliRunner
@@ -777,6 +781,7 @@ def _gpu_engine_without_a_gpu() -> dict[str, str]:
     return {} if right and told and error < 5e-3 and (folder / "ltcompile/tuned.json").exists() else {"gpu": f"{decision} {error}"}
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_run_whole_networks_in_every_way() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)

@@ -238,6 +238,7 @@ SAMPLE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_networks_from_torchvision(name: str) -> None:
     """One of each family; bench/coverage.py runs all of them, to ONNX. Every group but the classifier's can be cut."""
@@ -260,6 +261,7 @@ def _axis(layer: nn.Module, handler: str) -> str:
     return "in" if "prune_in" in handler else "out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["vgg16", "resnet20", "torchvision:mobilenet_v2", "torchvision:densenet121", "torchvision:efficientnet_b0"]
 )
@@ -283,6 +285,8 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_networks_from_timm(name: str) -> None:
     """A quick sample of bench/coverage.py's families."""
@@ -296,6 +300,7 @@ def test_networks_from_timm(name: str) -> None:
     assert float((made - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [Vision, Heads, Auxiliary])
 def test_files_of_networks_with_attention_or_a_second_head(network: type[nn.Module], tmp_path) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(0)

@@ -307,6 +307,8 @@ STAYS_OPS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:(reduction. 'mean' divides|enable_nested_tensor is True):UserWarning")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ALL if name not in NO_LAYERS])
 def test_modules_of_torch(name: str) -> None:
     if name.startswith("Lazy"):

@@ -46,6 +46,7 @@ class Wrapped(nn.Module):
         return out
 
 
+@pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")
 @pytest.mark.parametrize("side", [1, 2])
 def test_what_a_method_reads_is_listed_and_what_forward_reads_follows(side: int) -> None:
     model = Resettable(side).eval()
@@ -62,6 +63,7 @@ def test_what_a_method_reads_is_listed_and_what_forward_reads_follows(side: int)
     assert small(IMAGES).shape == (2, 7)
 
 
+@pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")
 def test_it_is_found_in_inner_modules_and_only_where_the_features_were_cut() -> None:
     model = Wrapped().eval()
     plan = lt.plan(model, IMAGES, 0.5, "local")

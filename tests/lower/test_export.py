@@ -78,6 +78,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_every_rank(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -137,6 +138,7 @@ class Many(nn.Module):
         return self.give((self.a(image) + self.words(tokens).mean(1)) * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GIVES)
 def test_inputs_and_outputs_keep_their_names(kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from networks import shaken
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
 import ltcompile as lt
 from ltcompile.errors import BadModel, Disagreement
@@ -36,6 +38,7 @@ def test_every_network_lowers(network: nn.Module, images: Tensor) -> None:
     assert not any(t.startswith("aten.conv2d.default") or t == "aten.linear.default" for t in targets(done.program))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -49,12 +52,20 @@ def test_known_networks_are_all_fused(name: str, expected: dict[str, int]) -> No
     assert targets(lower(model, torch.randn(1, 3, 32, 32)).program) == expected
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "swin_t", "vit_b_32"])
-def test_networks_from_torchvision(name: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "build",
+    [
+        models.mobilenet_v3_small,
+        models.shufflenet_v2_x0_5,
+        lambda: models.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=4),
+        lambda: models.VisionTransformer(64, 16, 2, 3, 48, 96, num_classes=4),
+    ],
+    ids=["mobilenet", "shufflenet", "swin", "vit"],
+)
+def test_networks_from_torchvision(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
-    side = 224 if name == "vit_b_32" else 64
-    model, x = shaken(lt.build_model(f"torchvision:{name}", classes=4)), torch.randn(2, 3, side, side)
-    assert max(lower(model, x).errors.values()) < 1e-5
+    assert max(lower(shaken(build()), torch.randn(2, 3, 64, 64)).errors.values()) < 1e-5
 
 
 class TestFusion:

@@ -392,26 +392,24 @@ class TestTaylor:
 
 
 class TestGather:
-    @pytest.mark.parametrize("criterion", criteria.names())
-    def test_it_gathers_what_is_needed_and_no_more(self, criterion: str, network: nn.Module) -> None:
-        evidence = gather(criterion, network, Few(), QUICK, 0, CPU)  # type: ignore[arg-type]
-        kinds = {kind for kind in ("gradients", "curvature", "activations", "nonzeros") if getattr(evidence, kind)}
-        assert kinds == set(criteria.needs(criterion))
-        assert all(p.grad is None for p in network.parameters())
-
-    @pytest.mark.parametrize("reduction", ["producers", "all"])
-    @pytest.mark.parametrize("criterion", criteria.names())
-    def test_every_network_is_scored_and_cut(self, criterion: str, network: nn.Module, images: Tensor, reduction: str) -> None:
+    def test_every_network_is_scored_and_cut(self, network: nn.Module, images: Tensor) -> None:
+        """By every criterion, from what it needs and no more, over the producers and over all slices."""
         groups = trace(network, images)
-        evidence = gather(criterion, network, Few(), QUICK, 0, CPU)  # type: ignore[arg-type]
-        scores = criteria.score(criterion, groups, network, evidence, reduction)  # type: ignore[arg-type]
-        for group in groups:
-            if not group.frozen:
-                found = scores[group.name]
-                assert found.shape == (group.width,) and found.dtype == torch.float64 and found.isfinite().all()
-                assert found.unique().numel() > 1, "the channels are told apart"
-        plan = choose(groups, scores, 0.5, "global")
-        torch.testing.assert_close(lt.cut(network, plan)(images), lt.mask(network, plan)(images), rtol=1e-5, atol=1e-5)
+        for criterion in criteria.names():
+            evidence = gather(criterion, network, Few(), QUICK, 0, CPU)  # type: ignore[arg-type]
+            kinds = {kind for kind in ("gradients", "curvature", "activations", "nonzeros") if getattr(evidence, kind)}
+            assert kinds == set(criteria.needs(criterion)), criterion
+            assert all(p.grad is None for p in network.parameters()), criterion
+            for reduction in ("producers", "all"):
+                case = f"{criterion}, {reduction}"
+                scores = criteria.score(criterion, groups, network, evidence, reduction)  # type: ignore[arg-type]
+                for found, group in ((scores[group.name], group) for group in groups if not group.frozen):
+                    assert found.shape == (group.width,) and found.dtype == torch.float64 and found.isfinite().all(), case
+                    assert found.unique().numel() > 1, f"{case}: all channels have one score"
+                plan = choose(groups, scores, 0.5, "global")
+                with torch.no_grad():
+                    small, masked = lt.cut(network, plan)(images), lt.mask(network, plan)(images)
+                torch.testing.assert_close(small, masked, rtol=1e-5, atol=1e-5, msg=lambda told, case=case: f"{case}: {told}")
 
     @pytest.mark.parametrize("criterion", ["l2", "linf", "neg_linf", "fpgm", "lamp", "bn", "taylor", "activation", "apoz"])
     def test_scores_follow_their_channels(self, criterion: str) -> None:

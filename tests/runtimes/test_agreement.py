@@ -131,6 +131,7 @@ def without_filters(trained: Trained, precision: str) -> Iterator[tuple[str, NDA
                 yield f"{name}[{filter_}]", rounded_network(wrong, precision)(trained.images).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["int8", "fp16", "bf16"])
 def test_a_wrong_filter_is_seen_in_any_layer(trained: Trained, precision: str) -> None:
     expected = trained.expected(precision)

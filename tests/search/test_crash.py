@@ -28,19 +28,21 @@ from ltcompile.errors import BadFile
 from ltcompile.paths import write_bytes
 from ltcompile.search.listener import NullListener
 
+pytestmark = pytest.mark.usefixtures("cached_exports")
 ROOT = Path(__file__).parents[2]
 CONFIG = lt.SearchConfig(rounds=1, rate=0.3, controls=False, margin_points=50)
 RECIPE = Recipe(epochs=3, batch=32, lr=0.02, flip=False, crop_pixels=1, precision="fp32")
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_and_resumed() -> None:
     """bench/crash.py in small: it forks, which a process with threads, as pytest's, cannot."""
-    code = "import json, crash; print(json.dumps(crash.measure(60)))"
+    code = "import json, crash; print(json.dumps(crash.measure(30)))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "bench"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
-    assert told["kills"] == 60 and not told["problems"], told
+    assert told["kills"] == 30 and not told["problems"], told
     for row in told["phases"].values():
         assert row["resumed_equal"] == row["kills"] and row["epochs_repeated_at_most"] <= 1 and row["leftovers"] == 0
     given = {"half written", "before its rename", "behind its rename"}
@@ -198,6 +200,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SEARCHES)
 def test_the_estimate_is_what_is_written(tmp_path: Path, kind: str) -> None:
     """At the most: with two checkpoints, of which one replaces the other. At most a quarter more, and no less."""

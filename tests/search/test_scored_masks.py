@@ -16,6 +16,7 @@ from ltcompile.errors import BadSetting, UnknownName
 from ltcompile.lower import run_onnx
 from ltcompile.search import methods
 
+pytestmark = pytest.mark.usefixtures("cached_exports")
 RATE = 0.6
 
 
@@ -38,6 +39,7 @@ def weights_of(folder: Path, unit: str) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_levels_keep_what_the_rate_leaves(search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
     _, _, found = search
     rows = {(r.arm, r.level): r for r in found.rows}
@@ -49,6 +51,7 @@ def test_levels_keep_what_the_rate_leaves(search: tuple[lt.SearchConfig, Path, l
         assert rows["reinit", level].weights == left and rows["reinit", level].test_accuracy is not None
 
 
+@pytest.mark.slow
 def test_the_ticket_shrinks_to_what_it_computes(search: tuple[lt.SearchConfig, Path, lt.SearchResult], tmp_path: Path) -> None:
     config, _, found = search
     found.ticket.save(tmp_path / "t.pt")
@@ -68,6 +71,7 @@ def test_the_ticket_shrinks_to_what_it_computes(search: tuple[lt.SearchConfig, P
         assert shrunk.record["ranks"] and ticket.row.macs < ticket.dense_row.macs
 
 
+@pytest.mark.slow
 def test_frozen_weights_stay_what_they_were_drawn(search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
     config, folder, _ = search
     found = weights_of(folder, "ticket-2")
@@ -79,6 +83,7 @@ def test_frozen_weights_stay_what_they_were_drawn(search: tuple[lt.SearchConfig,
         assert 0.1 < sum(int((w != 0).sum()) for w in matrices) / sum(w.numel() for w in matrices) < 0.22
 
 
+@pytest.mark.slow
 def test_resuming_equals_never_stopping(search: tuple[lt.SearchConfig, Path, lt.SearchResult], digits: Dataset, tmp_path: Path) -> None:
     """Stopped in the middle of a ticket's training, when scores or coefficients are what the checkpoint holds."""
     config, _, whole = search

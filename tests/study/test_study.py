@@ -315,6 +315,7 @@ def shrunk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shrunk")
 @pytest.mark.parametrize("name", ["structured-tickets", "sanity"])
 def test_a_study_from_beginning_to_end(tmp_path: Path, name: str) -> None:
@@ -337,6 +338,7 @@ def test_a_study_from_beginning_to_end(tmp_path: Path, name: str) -> None:
         study.run(name, folder=folder, resume=True, seeds=3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shrunk")
 def test_searches_share_dense_networks_where_those_are_the_same(tmp_path: Path) -> None:
     trained = []
@@ -360,6 +362,7 @@ def test_searches_share_dense_networks_where_those_are_the_same(tmp_path: Path) 
     assert sorted(seed for seed, arm in trained if arm == "dense") == [0, 0, 1, 1], "two searches, two rates"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shrunk")
 def test_a_study_that_was_stopped_goes_on(tmp_path: Path) -> None:
     whole = study.run("sanity", folder=tmp_path / "whole")

@@ -22,6 +22,7 @@ from ltcompile.study import Done, StudyArm, masks, transfer
 from ltcompile.study._networks import mask, network, weights
 from ltcompile.study.masks import ARMS, Seen, Structure
 
+pytestmark = pytest.mark.usefixtures("cached_exports")
 SEEDS = range(3)
 LABELS = torch.arange(10) % 2
 
@@ -159,6 +160,7 @@ def shrunk(monkeypatch: pytest.MonkeyPatch, module: Any, **changes: Any) -> None
     monkeypatch.setattr(module, "SCALES", {**module.SCALES, "smoke": scale})
 
 
+@pytest.mark.slow
 class TestMasksOnDigits:
     @pytest.fixture(scope="class")
     def finished(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
@@ -238,6 +240,7 @@ class TestClaimsOfTasks:
         assert len(told.tables[0].rows) == 1 + 3 + 3
 
 
+@pytest.mark.slow
 class TestTasks:
     def test_classes_are_dealt_out(self) -> None:
         digits = lt.load_data("digits", image_size=16)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from searches import QUICK
+from searches import QUICK, Stop, StopAfter
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -64,24 +64,6 @@ def backends() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return lt.load_data("digits", image_size=8)
-
-
-class Stop(Exception):
-    pass
-
-
-class StopAfter:
-    """A listener that stops the search after so many epochs."""
-
-    def __init__(self, epochs: int) -> None:
-        self.left = epochs
-
-    def started(self, *_: object) -> None: ...
-    def finished(self, *_: object) -> None: ...
-    def epoch(self, *_: object) -> None:
-        self.left -= 1
-        if not self.left:
-            raise Stop
 
 
 def test_every_training_of_a_process_is_compiled(digits: Dataset) -> None:

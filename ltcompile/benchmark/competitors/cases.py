@@ -112,7 +112,7 @@ def _guarded(
         raise
     except Exception as error:  # each runtime and each driver has its own types
         reason = _plain(str(error) if isinstance(error, LtcompileError) else first_line(error))
-        lost = _lost(result.device)
+        lost = gpu_lost(result.device)
         result.refused.append(Refusal(case.subject, case.batch, what, precision, LOST + reason if lost else reason))
         if on_result:
             on_result(result)
@@ -125,7 +125,7 @@ def _plain(reason: str) -> str:
     return "".join(c for c in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", reason) if c.isprintable() or c == " ")
 
 
-def _lost(device: str) -> bool:
+def gpu_lost(device: str) -> bool:
     """Whether the GPU answers no more, as after a kernel that read where it may not."""
     if device == "cpu":
         return False

@@ -71,6 +71,11 @@ class LayerTimer:
         sleeps = not self.deployed and getattr(registry.load(runtimes.__name__, "runtime", self.target.runtime), "SLEEPS", False)
         object.__setattr__(self, "settle_s", ASLEEP_S if sleeps else SETTLE_S)
 
+    @property
+    def reads_onnx(self) -> bool:
+        """Whether variants need an ONNX model."""
+        return bool(getattr(registry.load(runtimes.__name__, "runtime", self.target.runtime), "READS_ONNX", False))
+
     def check(self, variant: Variant, images: Tensor) -> None:
         """Raises Disagreement where the runtime does not answer to images (N, C, H, W) what PyTorch does."""
         session = self._session(variant, replace(self.target, batch=len(images)))

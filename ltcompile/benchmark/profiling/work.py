@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltcompile import registry, runtimes
 from ltcompile.benchmark import energy
 from ltcompile.benchmark.profiling import design
 from ltcompile.benchmark.profiling.timer import Call, LayerTimer, Timing, Variant, Whole, open_timer
@@ -247,7 +246,7 @@ class _Work:
 
     def _onnx(self, module: nn.Module) -> Any:
         """The ONNX model of a cut, for runtimes that read one."""
-        if not self._reads_onnx:
+        if not self.timer.reads_onnx:
             return None
         try:
             return with_weights(self._base, self.folded.state_dict(), module.state_dict()) if self._resizes else self._export(module)
@@ -257,11 +256,7 @@ class _Work:
     @cached_property
     def itself(self) -> Call:
         """The network as it is."""
-        return self.timer.call(self._checked(Variant(self.folded, self._base if self._reads_onnx else None)), self.images)
-
-    @property
-    def _reads_onnx(self) -> bool:
-        return bool(getattr(registry.load(runtimes.__name__, "runtime", self.target.runtime), "READS_ONNX", False))
+        return self.timer.call(self._checked(Variant(self.folded, self._base if self.timer.reads_onnx else None)), self.images)
 
     @cached_property
     def _base(self) -> Any:
