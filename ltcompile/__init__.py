@@ -25,6 +25,7 @@ _HOMES = {
     "Pruned": "ltcompile.deploy",
     "PruningPlan": "ltcompile.core.plan",
     "Recipe": "ltcompile.core.recipe",
+    "Schedule": "ltcompile.prune.schedule",
     "SearchConfig": "ltcompile.search",
     "SearchResult": "ltcompile.search",
     "Ticket": "ltcompile.core.ticket",
@@ -45,6 +46,7 @@ _HOMES = {
     "shrink": "ltcompile.deploy",
     "similarity": "ltcompile.benchmark.similarity",
     "size": "ltcompile.graph",
+    "squeeze": "ltcompile.graph",
     "sweep": "ltcompile.benchmark.sweep",
 }
 __all__ = [*sorted(_HOMES)]

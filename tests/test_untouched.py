@@ -19,7 +19,7 @@ import ltcompile as lt
 from ltcompile import graph, lower
 from ltcompile.benchmark import energy, profiling
 from ltcompile.core.deployment import Deployment
-from ltcompile.engine import cpu, host
+from ltcompile.engine import host
 from ltcompile.graph.factorise import factorise
 from ltcompile.graph.widths import layer_widths
 from ltcompile.graph.wrappers import in_eval_mode, unwrap
@@ -127,6 +127,7 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "lt.embed": lambda net, _: lt.embed(lt.cut(net, planned(net)), planned(net), net),
     "lt.size": lambda net, _: lt.size(net, X),
     "lt.compile": lambda net, _: lt.compile(net, X, batch=(2,))(X),  # by ONNX Runtime alone, see below
+    "lt.squeeze": lambda net, _: lt.squeeze(net, X),
     "trace": lambda net, _: graph.trace(net, X),
     "agreeing": lambda net, _: graph.agreeing(net, X, graph.trace(net, X)),
     "disagreements": lambda net, _: graph.disagreements(net, X, planned(net)),
@@ -193,7 +194,7 @@ def test_the_walk_is_not_empty_and_every_public_function_is_called_below() -> No
 
 @pytest.mark.parametrize("name", CALLS)
 def test_networks_and_the_process_stay_as_they_are(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "candidates", lambda _: ([cpu.Candidate(cpu.ONNXRUNTIME, 1)], {}))
+    monkeypatch.setattr(host, "candidates", lambda precision, batch: ([lt.Deployment("cpu", "onnxruntime", batch, precision, 1)], {}))
     monkeypatch.setattr(host, "SCREEN_S", 0.0)
     monkeypatch.setattr(host, "FINAL_S", 0.0)
     net = network()

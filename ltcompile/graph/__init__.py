@@ -5,6 +5,7 @@ from ltcompile.graph.emptied import Emptied, emptied
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.probe import on_meta
 from ltcompile.graph.proof import agreeing, disagreements
+from ltcompile.graph.squeeze import squeeze
 from ltcompile.graph.surgeon import cut, embed, mask, zeros
 from ltcompile.graph.trace import trace
 
@@ -20,6 +21,7 @@ __all__ = [
     "mask",
     "on_meta",
     "size",
+    "squeeze",
     "trace",
     "zeros",
 ]

@@ -24,6 +24,7 @@ from ltcompile.core.plan import Group, Member, PruningPlan
 from ltcompile.errors import BadPlan
 from ltcompile.graph._copy import copied
 from ltcompile.graph.bundle import Bundle, bundles
+from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.layers import place, storage
 from ltcompile.graph.surgeon import cut, zero_, zeros
 from ltcompile.graph.widths import LAYERS
@@ -50,7 +51,7 @@ class Emptied:
 
 
 @torch.no_grad()
-def emptied(model: nn.Module, groups: tuple[Group, ...], example: Tensor) -> Emptied:
+def emptied(model: nn.Module, groups: tuple[Group, ...], example: Example) -> Emptied:
     """`model` without the channels that zeros among its weights emptied; it answers as `model` does in eval mode, but for rounding.
 
     At least one channel of each group stays, and all of the groups that are frozen, that hold bare parameters or share weights
@@ -58,20 +59,29 @@ def emptied(model: nn.Module, groups: tuple[Group, ...], example: Tensor) -> Emp
 
     Args:
         groups: as `trace` finds them in `model`.
-        example: images (N, C, H, W), of which shape, type and device matter.
+        example: what the network is called with; shapes, types, devices and the values of integers matter.
 
     Raises:
         BadPlan: the groups are of another network.
     """
     network = copied(model).eval()
     found = _open(network, groups)
-    images = torch.randn(IMAGES, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
+    calls = noise_like(example)
     plan = PruningPlan(groups)
-    while _one_round(network, found, images):
+    while _one_round(network, found, calls):
         plan = PruningPlan(groups, {channels.group.name: channels.kept for bundle in found for channels in bundle})
         zero_(network, zeros(network, plan))  # what only they read, or made, is empty now
     every = [channels for bundle in found for channels in bundle]
     return Emptied(cut(network, plan), plan, sum(c.constant for c in every), sum(c.unread for c in every))
+
+
+def noise_like(example: Example) -> list[Inputs]:
+    """Calls of the network with noise: one of `IMAGES` images, or so many calls where there is more than one input."""
+    dice = torch.Generator().manual_seed(0)
+    if isinstance(example, Tensor):
+        return [Inputs.of(torch.randn(IMAGES, *example.shape[1:], generator=dice).to(example))]
+    inputs = Inputs.of(example)
+    return [inputs.map(lambda t: torch.randn(t.shape, generator=dice).to(t) if t.is_floating_point() else t) for _ in range(IMAGES)]
 
 
 class _Axis:
@@ -173,10 +183,10 @@ def _is_plain(network: nn.Module, bundle: Bundle) -> bool:
     return not any(isinstance(layer, _MIXING) or any(owners[id(p)] > 1 for p in layer.parameters(recurse=False)) for layer in layers)
 
 
-def _one_round(network: nn.Module, found: list[list[_Channels]], images: Tensor) -> bool:
+def _one_round(network: nn.Module, found: list[list[_Channels]], calls: list[Inputs]) -> bool:
     """Fold and mark what is emptied now; whether there was anything."""
     hopeful = any(bool(channels.made_of_nothing().any()) for bundle in found for channels in bundle)
-    seen = _read(network, {r.name for bundle in found for channels in bundle for r in channels.readers}, images) if hopeful else {}
+    seen = _read(network, {r.name for bundle in found for channels in bundle for r in channels.readers}, calls) if hopeful else {}
     gone = False
     for bundle in found:
         going = [_going(channels, seen) for channels in bundle]
@@ -256,7 +266,7 @@ def _fold(reader: _Axis, constant: Tensor, values: Tensor, staying: Tensor) -> N
     reader.weight[reader.index[constant]] = 0
 
 
-def _read(network: nn.Module, readers: set[str], images: Tensor) -> _Seen:
+def _read(network: nn.Module, readers: set[str], calls: list[Inputs]) -> _Seen:
     """The least and largest value that each reader sees, as the network is and with everything in it stirred.
 
     In the type of the network itself: what it reads there is what it will read, to the bit.
@@ -264,9 +274,10 @@ def _read(network: nn.Module, readers: set[str], images: Tensor) -> _Seen:
     seen: _Seen = {}
     handles = [network.get_submodule(name).register_forward_pre_hook(_Watch(name, seen), with_kwargs=True) for name in sorted(readers)]
     try:
-        network(images)
-        with _stirred(network):
-            network(images)
+        for call in calls:
+            network(*call.args, **call.kwargs)
+            with _stirred(network):
+                network(*call.args, **call.kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -19,6 +19,7 @@ from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.baked import bake_, is_computed
 from ltcompile.graph.layers import place, shrink_attributes, width
+from ltcompile.graph.optimizer import carry_
 from ltcompile.graph.stale import stale_attributes
 from ltcompile.graph.statistics import leave_out, mixes
 from ltcompile.graph.wrappers import unwrap
@@ -26,8 +27,11 @@ from ltcompile.graph.wrappers import unwrap
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def cut(model: Module, plan: PruningPlan) -> Module:
+def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | None = None) -> Module:
     """A copy of `model` without the channels that `plan` drops: dense, smaller, and equal to `mask(model, plan)`.
+
+    `optimizer`, if given, trains `model`; from then on it trains the copy, with its momentum and moments cut alike, so that a training
+    goes through the cut (see `optimizer.carry_`). An averaged copy of the weights is cut as any network is: `ema.module = lt.cut(ema, plan)`.
 
     torch's own attention is exchanged for `graph.attention.Attention` where the plan cuts it, with the same parameter names. A pickle of
     the whole module then needs ltcompile to be loaded; a state dict, TorchScript, ONNX and pt2 do not. Weights that a hook or a
@@ -40,8 +44,12 @@ def cut(model: Module, plan: PruningPlan) -> Module:
 
     Raises:
         BadPlan: the plan does not fit the network; the message names the layer. BadModel: this is no network; see `unwrap`.
+        BadSetting: the optimizer does not train this network, or has state that cannot be cut.
     """
-    small = cut_(copied(unwrap(model)), plan)
+    dense = unwrap(model)
+    small = cut_(copied(dense), plan)
+    if optimizer is not None:
+        carry_(optimizer, dense, small, _kept_positions(dense, plan))
     if stale := stale_attributes(small, plan):
         told = "; ".join(map(str, stale))
         notify(f"attributes are as before the cut: {told}; set those that count channels before you call these methods")
@@ -154,10 +162,7 @@ def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
     Raises BadPlan where `small` is not what `plan` leaves of `model`.
     """
     masked = mask(model, plan)
-    kept_at: dict[str, dict[int, Tensor]] = {}
-    for name, axis, kept in _slices(masked, plan):
-        for tensor_name, dim in place(masked.get_submodule(name), axis).tensors:
-            kept_at.setdefault(_full(name, tensor_name), {})[dim] = kept
+    kept_at = _kept_positions(masked, plan)
     source, persistent = unwrap(small).state_dict(), masked.state_dict().keys()
     for full, target in [(n, t) for n, t in [*masked.named_parameters(), *masked.named_buffers()] if n in persistent]:
         value = source.get(full)
@@ -171,6 +176,15 @@ def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
         axes = [places.get(d, torch.arange(n)).to(target.device) for d, n in enumerate(target.shape)]
         target[torch.meshgrid(*axes, indexing="ij")] = value.to(target.device)
     return masked
+
+
+def _kept_positions(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Tensor]]:
+    """Parameter or buffer name -> dimension -> the positions that stay; those that the plan leaves whole are left out."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, axis, kept in _slices(model, plan):
+        for tensor_name, dim in place(model.get_submodule(name), axis).tensors:
+            found.setdefault(_full(name, tensor_name), {})[dim] = kept
+    return found
 
 
 def _full(layer: str, name: str) -> str:
