@@ -43,6 +43,7 @@ MODULES = (
 )
 MODULES += ("graph.wrappers", "training")
 EXEMPT = {
+    "lt.load_pruned": "cuts and fills the network that it has built itself",
     "attach": "puts a method on a network, in place",
     "bake": "takes it off again, in place",
     "train": "trains a network, in place",
