@@ -80,7 +80,7 @@ def stages(out: Path, data_root: Path | None, rehearse: bool) -> list[Stage]:
         Stage(
             "engine",
             60,
-            tests("tests/engine/test_engine.py", "tests/benchmark/test_race.py", rehearsed=("-k", "what_came_before")),
+            tests("tests/engine/test_engine_on_gpu.py", "tests/benchmark/test_race.py", rehearsed=("-k", "what_came_before")),
             (0, 1, 5),
         ),
     ]

@@ -149,7 +149,7 @@ sys.path[:0] = {[str(BENCH), *(str(BENCH.parent / "tests" / part) for part in ("
 import rehearsal
 rehearsal.install()
 for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.benchmark.competitors.entries", "ltcompile.engine.gpu", "test_on_gpu",
-             "test_engine", "test_race"):
+             "test_engine_on_gpu", "test_race"):
     importlib.import_module(name)
 import race
 from ltcompile.benchmark.competitors import CompetitorsResult, write

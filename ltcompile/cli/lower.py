@@ -1,4 +1,4 @@
-"""ltcompile lower: what becomes of a ticket's network on its mode to an engine."""
+"""ltcompile lower: lower a ticket's network to the program that an engine runs."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from ltcompile import kernels
 from ltcompile.engine import cudnn
 from ltcompile.engine.memory import Buffer, MemoryPlan, plan_memory
-from ltcompile.lower.program import Node, Program, filled
+from ltcompile.lower.program import Node, Program
 
 TRITON, CUDNN = "triton", "cudnn"
 MODES = GRAPH, DEPENDENT, PERSISTENT = "graph", "dependent graph", "one kernel"
@@ -202,4 +202,5 @@ def interpreting() -> bool:
 def kernel_and_arguments(node: Node, values: Mapping[str, Any]) -> tuple[Any, Any]:
     """The module of the kernel that `node` calls, and its arguments with tensors from `values`."""
     module = kernels.load(node.target.removeprefix("kernel."))
-    return module, module.Arguments(*filled(list(node.args), values), **filled(dict(node.kwargs), values))
+    args, kwargs = node.filled(values)
+    return module, module.Arguments(*args, **kwargs)

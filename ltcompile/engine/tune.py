@@ -24,7 +24,7 @@ from ltcompile.engine.events import copies
 from ltcompile.engine.executable import CUDNN, TRITON, Choice, kernel_and_arguments, specs
 from ltcompile.errors import BadFile, BadSetting, Disagreement
 from ltcompile.kernels import Config
-from ltcompile.lower.program import Node, Program, filled
+from ltcompile.lower.program import Node, Program
 from ltcompile.numerics import KERNEL_TOLERANCES
 from ltcompile.paths import cache_folder, exclusive, read_json, write_json
 
@@ -192,7 +192,7 @@ class _Layer:
 
     def _cudnn_running(self, memory: Sequence[Mapping[str, Tensor]]) -> Callable[[int], Any]:
         layers = [cudnn.layer(self._node, values) for values in memory]
-        inputs = [filled(list(self._node.args), values) for values in memory]
+        inputs = [self._node.filled(values)[0] for values in memory]
         return lambda copy: layers[copy](inputs[copy][0], inputs[copy][3] if len(inputs[copy]) > 3 else None)
 
     def _kernel_is_correct(self, name: str) -> bool:

@@ -2,10 +2,10 @@
 
     w[k, ...] = scale[k] * float(sign[k, ...])        (one scale for all filters where it is the same)
 
-A filter's values differ in sign alone in a multi-prize ticket, and still do behind a folded batch norm, which multiplies each filter by its
-own number. So nothing is rounded: a file of signs multiplies with the same numbers as the float file, to the bit. A Cast and a Mul say it, which
-ONNX Runtime computes once, as it loads the file. Behind a DequantizeLinear, a MatMul or Gemm of ONNX Runtime 1.31 answers as if
-activations were rounded too.
+A filter's values differ only in their signs in a multi-prize ticket, and still do after folding a batch norm, which multiplies each filter
+by one number. So nothing is rounded: a file of signs multiplies with the same numbers as the float file, to the bit. The graph holds a Cast
+and a Mul, which ONNX Runtime computes once, when it loads the file. With a DequantizeLinear instead, a MatMul or Gemm of ONNX Runtime 1.31
+computes as if activations were rounded too.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class BinaryFile:
 
 
 def write_binary_weights(path: str | Path, output: str | Path, images: Tensor) -> BinaryFile:
-    """Write the float ONNX file `path` with signs for its binary weights to `output`, which may be the same; both run on `images`.
+    """Write the float ONNX file `path` to `output`, which may be the same, with signs for its binary weights; both run on `images`.
 
     Raises:
-        BadModel: none of its weights is binary. Disagreement: the two files do. BadFile: one cannot be read or written.
+        BadModel: none of its weights is binary. Disagreement: the outputs of the files differ. BadFile: one cannot be read or written.
     """
     import onnx
 
@@ -66,7 +66,7 @@ def write_binary_weights(path: str | Path, output: str | Path, images: Tensor) -
 
 
 def _rewrite(graph: Any) -> dict[str, str]:
-    """Exchange binary weights for signs, in place; what became of each weight of a product."""
+    """Replace binary weights by signs, in place; the outcome of each weight of a product."""
     from onnx import helper, numpy_helper
 
     held = {tensor.name: tensor for tensor in graph.initializer}
@@ -90,7 +90,7 @@ def _rewrite(graph: Any) -> dict[str, str]:
 
 
 def _weights(graph: Any, held: Mapping[str, Any]) -> dict[str, set[int]]:
-    """The names of weights of products, and the axes along which their users find filters."""
+    """The names of weights of products, and the axes of their filters in the nodes that read them."""
     found: dict[str, set[int]] = defaultdict(set)
     for node in graph.node:
         if node.op_type in PRODUCTS and len(node.input) > 1 and node.input[1] in held:
@@ -107,23 +107,23 @@ def _axis(node: Any, tensor: Any) -> int:
 
 
 def _scales(tensor: Any, axes: set[int]) -> tuple[str, NDArray[np.float32]]:
-    """The magnitude of a weight's values, or one for each filter, or why it has none."""
+    """("", the magnitude of a weight's values, one or one for each filter), or the reason why it has none."""
     from onnx import numpy_helper
 
     none = np.zeros((), np.float32)
     if tensor.data_type != FLOAT:
         return "its values are not in fp32", none
     magnitudes = np.abs(numpy_helper.to_array(tensor))
-    whole = magnitudes.max(initial=0.0)
-    if not ((magnitudes == 0) | (magnitudes == whole)).all():
+    scale = magnitudes.max(initial=0.0)
+    if not ((magnitudes == 0) | (magnitudes == scale)).all():
         if len(axes) > 1:
             return "its values differ in more than their signs, and products read it along several axes", none
         others = tuple(d for d in range(magnitudes.ndim) if d not in axes)
         each = magnitudes.max(axis=others, keepdims=True, initial=0.0)
         if not ((magnitudes == 0) | (magnitudes == each)).all():
             return "the values of a filter differ in more than their signs", none
-        whole = each
-    scales = np.where(whole == 0, 1, whole).astype(np.float32)  # of a filter of zeros, any
+        scale = each
+    scales = np.where(scale == 0, 1, scale).astype(np.float32)  # a filter of zeros may have any scale
     if magnitudes.size + scales.nbytes >= magnitudes.nbytes:
         return "signs and scales would take as many bytes", none
     return "", scales

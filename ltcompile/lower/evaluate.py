@@ -1,6 +1,6 @@
-"""What an ONNX graph means, without any runtime: onnx's reference evaluator, with the operations that take time computed by PyTorch.
+"""The outputs of an ONNX graph without a runtime: by onnx's reference evaluator, with the slow operations computed by PyTorch.
 
-It is what runtimes are compared with where no network of PyTorch stands beside a file, and what simulates the rounding of an int8 file.
+Runtimes are compared with them where a file has no PyTorch network next to it, and they simulate the rounding of an int8 file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 Array = NDArray[Any]
-UNPADDED = (None, "NOTSET", "VALID")  # values of auto_pad by which pads are as they are given
+UNPADDED = (None, "NOTSET", "VALID")  # values of auto_pad that leave `pads` as they are
 
 
 def evaluator(model: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
@@ -49,32 +49,32 @@ def evaluator_of_all(model: Any) -> Callable[[Mapping[str, Array]], dict[str, Ar
 
 @cache
 def _fast() -> tuple[Any, ...]:
-    """Operations whose reference is written in loops, by PyTorch; what these do not cover goes to the reference."""
+    """Operations whose reference consists of loops, by PyTorch; cases that these do not cover go to the reference."""
     from onnx.reference.ops.op_conv import Conv as SlowConv
     from onnx.reference.ops.op_max_pool import MaxPool as SlowMaxPool
 
     class Conv(SlowConv):
         op_domain = ""
 
-        def _run(self, x: Array, w: Array, b: Array | None = None, **how: Any) -> Any:  # type: ignore[override]
+        def _run(self, x: Array, w: Array, b: Array | None = None, **attributes: Any) -> Any:  # type: ignore[override]
             places = x.ndim - 2
-            if how["auto_pad"] not in UNPADDED or places > 3:
-                return super()._run(x, w, b, **how)
+            if attributes["auto_pad"] not in UNPADDED or places > 3:
+                return super()._run(x, w, b, **attributes)
             convolve = (F.conv1d, F.conv2d, F.conv3d)[places - 1]
             bias = None if b is None else _tensor(b)
-            strides, dilations, groups = how["strides"] or 1, how["dilations"] or 1, how["group"] or 1
-            return (convolve(_padded(x, how["pads"], 0.0), _tensor(w), bias, strides, 0, dilations, groups).numpy(),)
+            strides, dilations, groups = attributes["strides"] or 1, attributes["dilations"] or 1, attributes["group"] or 1
+            return (convolve(_padded(x, attributes["pads"], 0.0), _tensor(w), bias, strides, 0, dilations, groups).numpy(),)
 
     class MaxPool(SlowMaxPool):
         op_domain = ""
 
-        def _run(self, x: Array, **how: Any) -> Any:  # type: ignore[override]
+        def _run(self, x: Array, **attributes: Any) -> Any:  # type: ignore[override]
             places = x.ndim - 2
-            if how["auto_pad"] not in UNPADDED or how["ceil_mode"] or places > 3 or len(self.onnx_node.output) > 1:
-                return super()._run(x, **how)
+            if attributes["auto_pad"] not in UNPADDED or attributes["ceil_mode"] or places > 3 or len(self.onnx_node.output) > 1:
+                return super()._run(x, **attributes)
             pool = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[places - 1]
-            strides, dilations = how["strides"] or [1] * places, how["dilations"] or 1
-            return (pool(_padded(x, how["pads"], -torch.inf), how["kernel_shape"], strides, 0, dilations).numpy(),)
+            strides, dilations = attributes["strides"] or [1] * places, attributes["dilations"] or 1
+            return (pool(_padded(x, attributes["pads"], -torch.inf), attributes["kernel_shape"], strides, 0, dilations).numpy(),)
 
     return Conv, MaxPool
 

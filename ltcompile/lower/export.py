@@ -26,8 +26,8 @@ from ltcompile.numerics import EXPORT_TOLERANCES, FP32_TOLERANCE, largest_error
 from ltcompile.paths import write_bytes
 from ltcompile.runtimes._ort import run_once
 
-CHECKED = 3  # examples that file and network are compared on: neither the batch that was exported nor one
-UNEQUAL = 0.01  # of whole numbers: where two values all but tie, either may be the largest
+CHECKED = 3  # examples for the comparison of file and network: not the exported batch size, and not one
+UNEQUAL = 0.01  # the fraction of integer outputs that may differ: of two nearly equal values either may be the largest
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -49,7 +49,7 @@ def export_onnx(
     does not compute on a CPU, is written in float32 with the same values. Wrappers of torch.compile and DataParallel are left out.
 
     Args:
-        example: a tensor (N, ...), a tuple of arguments, or a dict of keyword arguments; what is no tensor becomes part of the network.
+        example: a tensor (N, ...), a tuple of arguments, or a dict of keyword arguments; other values become constants of the network.
             The first dimension of the first tensor is the batch, and so is that of tensors that are as long there. All others are fixed.
         metadata: texts that the file carries.
         input_names, output_names: other names, one for each tensor.
@@ -121,7 +121,7 @@ def run_onnx(path: str | Path, images: Tensor) -> Tensor:
 
 
 class _Flat(nn.Module):
-    """A network as one that takes its tensors one after the other, and gives its output's tensors as a tuple."""
+    """A network that takes its tensors as positional arguments, and returns the tensors of its output as a tuple."""
 
     def __init__(self, network: nn.Module, inputs: Inputs) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ def _sizes(inputs: Inputs, axes: DynamicAxes) -> list[Inputs]:
 def _prepared(
     model: nn.Module, example: Example, dynamic: Sequence[str], dtypes: Mapping[torch.dtype, torch.dtype] = _WIDENED
 ) -> tuple[nn.Module, Inputs]:
-    """A copy of the network in eval mode on the CPU, with `dtypes` exchanged, and three examples for it, or as many as there are."""
+    """A copy of the network in eval mode on the CPU, with dtypes replaced as in `dtypes`, and three examples for it, or as many as there are."""
     network = unwrap(model)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if tensor.is_meta:
@@ -158,7 +158,7 @@ def _prepared(
 
 @torch.no_grad()
 def _answers(network: nn.Module, inputs: Inputs) -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
-    """The outputs for `inputs`, and the shapes of the filters of all convolutions that ran: auxiliary heads do so in training alone."""
+    """The outputs for `inputs`, and the shapes of the filters of all convolutions that ran; auxiliary heads run only in training."""
     ran: dict[nn.Module, tuple[int, ...]] = {}
     convolutions = [m for m in network.modules() if isinstance(m, _CONVOLUTIONS)]
     hooks = [m.register_forward_hook(lambda layer, *_: ran.update({layer: tuple(layer.weight.shape)})) for m in convolutions]
@@ -193,7 +193,7 @@ def _apart(names: Sequence[str], taken: Sequence[str]) -> list[str]:
 
 
 def _plain(proto: Any, metadata: Mapping[str, str]) -> Any:
-    """The file with the network's own names of parameters, `metadata`, and without the exporter's notes, which hold paths of this machine."""
+    """The file with the network's parameter names and `metadata`, without the exporter's notes, which hold paths of this machine."""
     graph = proto.graph
     del proto.metadata_props[:]
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -236,7 +236,7 @@ def _compare(found: Sequence[Tensor], expected: Sequence[Tensor], names: Sequenc
 
 
 def _difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
-    """How two outputs differ, or ""."""
+    """The difference of two outputs in words, or ""."""
     if found.shape != expected.shape:
         return f"has shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
     if not expected.numel():
@@ -252,14 +252,14 @@ def _difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
 
 
 def _check_shapes(filters: list[tuple[int, ...]], proto: Any, path: str | Path) -> None:
-    """The file must hold as many filters as the network runs, not zeros in their place."""
+    """Raises Disagreement where the file does not hold all filters that the network runs."""
     expected, found = Counter(filters), Counter(_filters_in(proto))  # there may be others, of code that convolves by itself
     if missing := sorted((expected - found).elements()):
         raise Disagreement(f"{path} would not hold the network's filters of shapes {missing}, but {sorted(found.elements())}")
 
 
 def _filters_in(proto: Any) -> list[tuple[int, ...]]:
-    """The shapes of what convolutions multiply by: initializers, or values that are computed from them (standardised filters)."""
+    """The shapes of the weights of convolutions: initializers, or values that are computed from them (standardised filters)."""
     shapes = {i.name: tuple(i.dims) for i in proto.graph.initializer}
     shapes |= {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in proto.graph.value_info}
     weights = {node.input[1] for node in proto.graph.node if node.op_type == "Conv"}

@@ -1,8 +1,8 @@
-"""The rounding that an ONNX file holds, put on another graph or taken out of its own; graphs are data, nothing runs here.
+"""Fake quantization: the rounding of an ONNX file, applied to another graph or removed from its own. Nothing runs here.
 
-    q(t) = s * (clamp(round(t / s) + z, low, high) - z)        s, z and the integers' range as the file has them
+    q(t) = s * (clamp(round(t / s) + z, low, high) - z)        s, z and the range of the integers from the file
 
-for every activation that the file quantises, and for every weight and bias, whose s and z count filters.
+for every activation that the file quantizes, and for every weight and bias, whose s and z are per filter.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ltcompile.core.fields import short
 from ltcompile.errors import Disagreement
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-INTEGERS = "_quantized"  # ONNX Runtime's ending for the integers of a weight
-STEPS = 1  # by which integers may differ that two programs rounded
+INTEGERS = "_quantized"  # the suffix of ONNX Runtime for the integers of a weight
+STEPS = 1  # by which integers may differ that two programs have rounded
 FLOAT16, FLOAT = 10, 1  # TensorProto's
 
 
@@ -33,7 +33,7 @@ class Weight:
     axis: int
 
     def round(self, values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """`values` as this weight's scales would hold them, in float and in integers."""
+        """`values` rounded by this weight's scales, as floats and as integers."""
         shape = [1] * values.ndim
         if self.scale.size > 1:  # the bias of a layer with one filter has one scale, and an axis that it lacks
             shape[self.axis] = self.scale.size
@@ -44,11 +44,11 @@ class Weight:
 
 
 def fake_quantized(plain: Any, int8: Any) -> Any:
-    """The float graph `plain` with the rounding of the file `int8`: places, scales and zero points are the file's, weights and all else
-    `plain`'s.
+    """The float graph `plain` with the rounding of the file `int8`: places, scales and zero points are from the file, weights and
+    everything else from `plain`.
 
     Raises:
-        Disagreement: the file holds other weights than `plain` rounded, or rounds what `plain` does not have.
+        Disagreement: the file holds other weights than `plain` rounded, or rounds a value that `plain` does not have.
     """
     from onnx import helper, numpy_helper
 
@@ -78,37 +78,37 @@ def fake_quantized(plain: Any, int8: Any) -> Any:
 
 
 def unrounded(model: Any) -> Any:
-    """An ONNX model with its own weights in float32, and nothing rounded between them: int8 and half precision leave its graph."""
+    """A copy of an ONNX model with its weights in float32 and without any rounding to int8 or half precision."""
     from onnx import numpy_helper
 
     found = copy.deepcopy(model)
     for tensor in found.graph.initializer:
         if tensor.data_type == FLOAT16:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    quantised = {node.output[0] for node in found.graph.node if node.op_type == QUANTIZE}
+    quantized = {node.output[0] for node in found.graph.node if node.op_type == QUANTIZE}
     for node in found.graph.node:
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == FLOAT16:
                 attribute.i = FLOAT
-        if node.op_type == QUANTIZE or (node.op_type == DEQUANTIZE and node.input[0] in quantised):
+        if node.op_type == QUANTIZE or (node.op_type == DEQUANTIZE and node.input[0] in quantized):
             _becomes_identity(node)
     return found
 
 
 def precision_of(model: Any) -> str:
-    """ "int8", "fp16" or "fp32": what the graph of an ONNX model rounds to."""
+    """The precision that the graph of an ONNX model rounds to: "int8", "fp16" or "fp32"."""
     if any(node.op_type == QUANTIZE for node in model.graph.node):
         return "int8"
     return "fp16" if any(tensor.data_type == FLOAT16 for tensor in model.graph.initializer) else "fp32"
 
 
 def in_half(model: Any) -> Any:
-    """A float32 graph with what every node gives rounded to float16 and back; counts and shapes stay as they are."""
+    """A float32 graph with the floating-point output of every node rounded to float16 and back."""
     import onnx
     from onnx import helper
 
     found = copy.deepcopy(model)
-    del found.graph.value_info[:]  # of the types that a file had before `unrounded`
+    del found.graph.value_info[:]  # the types before `unrounded`
     known = onnx.shape_inference.infer_shapes(found).graph
     floats = {value.name for value in (*known.value_info, *known.output) if value.type.tensor_type.elem_type == FLOAT}
     for name in [name for node in found.graph.node if node.op_type != "Identity" for name in node.output if name in floats]:
@@ -118,7 +118,7 @@ def in_half(model: Any) -> Any:
 
 
 def weights_of(int8: Any) -> dict[str, Weight]:
-    """The weights and biases of an int8 file, by the names that they have in float."""
+    """The weights and biases of an int8 file, by their names in the float file."""
     from onnx import numpy_helper
 
     held = {tensor.name: tensor for tensor in int8.graph.initializer}
@@ -145,7 +145,7 @@ def _check_integers(name: str, weight: Weight, integers: NDArray[np.int64]) -> N
 
 
 def _insert(graph: Any, name: str, rounding: list[Any]) -> None:
-    """Two nodes between value `name` and everything that reads it, the graph's output included."""
+    """Insert two nodes between value `name` and all its readers, including the graph's output."""
     first, last = rounding
     produced = next((at for at, node in enumerate(graph.node) if name in node.output), None)
     if produced is None:  # the graph's input

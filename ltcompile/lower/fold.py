@@ -2,8 +2,8 @@
 
     y = gamma * (w*x + b - mean) / sqrt(var + eps) + beta  =  (s w)*x + (s (b - mean) + beta),   s = gamma / sqrt(var + eps)
 
-May it? Only where the layer's output goes to that batch norm alone and both run once; read off the torch.export graph, so that no
-assumption on the network's form is made.
+Precondition: only that batch norm reads the layer's output, and both run once, by the torch.export graph. So the form of the network's
+code does not matter.
 """
 
 from __future__ import annotations
@@ -27,25 +27,27 @@ _BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def fold_batch_norm(model: Module, example: Example) -> tuple[Module, dict[str, str]]:
     """A copy of `model` in eval mode with its batch norms folded, and for each batch norm "folded into X" or why not.
 
-    `example` is a tensor (N, ...), a tuple of arguments or a dict of keyword arguments, on the model's device. Raises BadModel where
-    torch.export cannot trace it.
+    Args:
+        model: any network; it stays as it is.
+        example: a tensor (N, ...), a tuple of arguments or a dict of keyword arguments, on the model's device.
+
+    Raises:
+        BadModel: torch.export cannot trace it.
     """
     folded = copied(unwrap(model)).eval()
-    told = {}
-    for name, module in list(folded.named_modules()):
-        if isinstance(module, _BATCH_NORM):
-            told[name] = "nothing says which layer feeds it"
+    unknown = "nothing says which layer feeds it"
+    outcomes = {name: unknown for name, module in folded.named_modules() if isinstance(module, _BATCH_NORM)}
     pairs = _pairs(folded, example)
     for norm_name, (layer_name, refusal) in pairs.items():
         if refusal:
-            told[norm_name] = refusal
+            outcomes[norm_name] = refusal
             continue
         layer, norm = folded.get_submodule(layer_name), folded.get_submodule(norm_name)
         fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         _set(folded, layer_name, fuse(layer, norm))
         _set(folded, norm_name, nn.Identity())
-        told[norm_name] = f"folded into {layer_name}"
-    return folded, told
+        outcomes[norm_name] = f"folded into {layer_name}"
+    return folded, outcomes
 
 
 def _pairs(model: nn.Module, example: Example) -> dict[str, tuple[str, str]]:

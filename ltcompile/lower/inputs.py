@@ -1,4 +1,4 @@
-"""What a network takes and gives as named tensors: any arguments, any rank, and which of them have the batch in front."""
+"""The arguments of a network as named tensors of any rank, and which of them have the batch as their first dimension."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ltcompile.graph.outputs import named_leaves, unique_names
 class Inputs:
     """The arguments of one call, as tensors and the rest.
 
-    `tensors` are those in the arguments, in the order of the forward's parameters; `names` are the parameters', with places inside
-    containers behind a dot; `batched` says which tensors have the batch as their first dimension. Other values belong to the network.
+    `tensors` are those in the arguments, in the order of the forward's parameters; `names` are the parameters' names, followed
+    by a dot and the key or index inside containers; `batched` says which tensors have the batch first. Other values are constants.
     """
 
     tensors: tuple[Tensor, ...]
@@ -72,6 +72,7 @@ class Inputs:
 
     @property
     def batch(self) -> int:
+        """The batch size."""
         return next(len(t) for t, has in zip(self.tensors, self.batched, strict=True) if has)
 
     def resized(self, batch: int) -> Inputs:
@@ -87,16 +88,16 @@ class Inputs:
         return replace(self, tensors=tuple(tensors))
 
     def on_cpu(self, dtypes: Mapping[torch.dtype, torch.dtype] | None = None) -> Inputs:
-        """The same on the CPU, with the dtypes that `dtypes` names exchanged."""
+        """The same inputs on the CPU, with dtypes replaced as in `dtypes`."""
         return replace(self, tensors=tuple(t.cpu().to((dtypes or {}).get(t.dtype, t.dtype)) for t in self.tensors))
 
     def arguments(self, tensors: Sequence[Tensor] | None = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """(args, kwargs) of the forward, with `tensors` in the places of its own."""
+        """(args, kwargs) of the forward, with `tensors` instead of these."""
         bound = inspect.BoundArguments(self._signature, self._filled(self.tensors if tensors is None else tensors))
         return bound.args, bound.kwargs
 
     def dynamic_shapes(self, sizes: Sequence[Mapping[int, Any] | None]) -> dict[str, Any]:
-        """What torch.export takes for the arguments, where `sizes` maps the open axes of each tensor to what they are, None for none."""
+        """The `dynamic_shapes` of torch.export, where `sizes` maps the dynamic axes of each tensor to their dimensions, None for none."""
         shapes: dict[str, Any] = self._filled(sizes, other=None)
         return shapes
 

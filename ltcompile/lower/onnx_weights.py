@@ -1,7 +1,7 @@
-"""The ONNX file of another cut of a network, from the file of the whole: seconds of exporting become milliseconds.
+"""The ONNX graph of a cut network from that of the dense one, in milliseconds; exporting takes seconds.
 
-Initializers carry the names of the network's parameters; those of int8 files have a suffix, and take the first of their values. May it? Only
-where nothing else in the file counts channels, but for a flatten in front of a linear layer: ONNX Runtime refuses the file otherwise.
+Initializers carry the names of the network's parameters. Those of int8 files have a suffix, and keep their first values. Precondition: apart
+from a flatten in front of a linear layer, nothing else in the graph counts channels. Otherwise ONNX Runtime refuses it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SUFFIXES = ("_quantized", "_scale", "_zero_point", "_quantized_scale", "_quantiz
 
 
 def with_weights(model: Any, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Any:
-    """A copy of the onnx `model` of a network with the state dict `before`, for the one with `after`."""
+    """A copy of the ONNX `model` of a network with the state dict `before`, with the weights and shapes of `after`."""
     import onnx
     from onnx import numpy_helper
 
@@ -24,8 +24,7 @@ def with_weights(model: Any, before: Mapping[str, Tensor], after: Mapping[str, T
     graph = small.graph
     del graph.value_info[:]
     shapes = {name: (tuple(before[name].shape), tuple(value.shape)) for name, value in after.items() if name in before}
-    kept = [initializer for initializer in graph.initializer]
-    for initializer in kept:
+    for initializer in graph.initializer:
         base, suffix = _base(initializer.name, shapes)
         if not base or (shapes[base][0] == shapes[base][1] and suffix):
             continue
@@ -43,14 +42,14 @@ def with_weights(model: Any, before: Mapping[str, Tensor], after: Mapping[str, T
 
 
 def _base(name: str, known: Mapping[str, Any]) -> tuple[str, str]:
-    """The parameter that an initializer is made of, and the suffix of its name; "" where it is of none."""
+    """The parameter that an initializer belongs to, and the suffix of its name; "" where there is none."""
     if name in known:
         return name, ""
     return next(((name.removesuffix(s), s) for s in SUFFIXES if name.endswith(s) and name.removesuffix(s) in known), ("", ""))
 
 
 def _regroup(graph: Any, shapes: Mapping[str, Any]) -> None:
-    """Grouped convolutions keep their share of the groups."""
+    """Reduce the groups of grouped convolutions in proportion to their filters."""
     for node in graph.node:
         for attribute in (a for a in node.attribute if a.name == "group" and a.i > 1):
             base = next((b for b in (_base(n.removesuffix("_DequantizeLinear_Output"), shapes)[0] for n in node.input[1:2]) if b), "")
@@ -60,7 +59,7 @@ def _regroup(graph: Any, shapes: Mapping[str, Any]) -> None:
 
 
 def _flatten_anything(graph: Any) -> None:
-    """A reshape to (batch, C) becomes one to (batch, whatever there is)."""
+    """Replace reshapes to (batch, C) by reshapes to (batch, -1)."""
     import numpy as np
     from onnx import numpy_helper
 
@@ -69,6 +68,6 @@ def _flatten_anything(graph: Any) -> None:
         target = initializers[node.input[1]]
         if list(target.dims) == [2]:
             target.CopyFrom(numpy_helper.from_array(np.array([0, -1]), target.name))
-            kept = [a for a in node.attribute if a.name != "allowzero"]
+            others = [a for a in node.attribute if a.name != "allowzero"]
             del node.attribute[:]
-            node.attribute.extend(kept)
+            node.attribute.extend(others)

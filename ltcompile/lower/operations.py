@@ -1,5 +1,5 @@
-"""What a program may call: operations of aten by an explicit list, fused ones of our own with their meaning in PyTorch, our kernels,
-and the ways into and out of the kernels' layout.
+"""The operations of programs: those of aten in an explicit list, our fused ones with their meaning in PyTorch, our kernels, and the
+conversions into and out of the kernels' layout.
 
 The list is closed, so that a program from a file can only compute.
 """
@@ -41,7 +41,7 @@ _WORDS = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64, torch.bool),
     *(torch.contiguous_format, torch.preserve_format, torch.channels_last),
 )
-WORDS = {str(word): word for word in _WORDS}  # what arguments may name
+WORDS = {str(word): word for word in _WORDS}  # the types and formats that arguments may name
 
 
 def conv2d(
@@ -68,7 +68,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -
 
 
 def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
-    """A bias, which programs in half precision hold in fp32 as the kernels add it, in the type of what it is added to."""
+    """A bias in the type of x; programs in half precision hold it in fp32, as the kernels add it."""
     return None if bias is None else bias.to(x.dtype)
 
 
@@ -84,7 +84,7 @@ def enter(x: Tensor, stride: int, *, dtype: torch.dtype | None = None) -> Tensor
 
 
 def leave(x: Tensor, channels: int) -> Tensor:
-    """And back, as a view: (N, H, W, stride) -> (N, channels, H, W), or (N, stride) -> (N, channels)."""
+    """Out of the kernels' layout, as a view: (N, H, W, stride) -> (N, channels, H, W), or (N, stride) -> (N, channels)."""
     y = x[..., :channels]
     return y.permute(0, 3, 1, 2) if x.dim() == 4 else y
 
@@ -95,14 +95,14 @@ KERNELS = ("conv2d", "depthwise", "grouped", "linear", "maxpool", "pooled_head")
 
 
 def known(target: str) -> bool:
-    """Whether programs may call `target`; nothing is imported to find out."""
+    """Whether programs may call `target`; imports nothing."""
     family, _, name = target.partition(".")
     names = {"aten": _ATEN, "fused": _FUSED, "layout": _LAYOUT, "kernel": KERNELS}
     return target == "getitem" or name in names.get(family, ())
 
 
 def find(target: str) -> Callable[..., Any]:
-    """What `target` calls: "aten.NAME.OVERLOAD", "fused.NAME", "kernel.NAME", "layout.NAME" or "getitem"; KeyError for anything else."""
+    """The function of "aten.NAME.OVERLOAD", "fused.NAME", "kernel.NAME", "layout.NAME" or "getitem"; KeyError for anything else."""
     if not known(target):
         raise KeyError(target)
     if target == "getitem":
@@ -118,7 +118,7 @@ def find(target: str) -> Callable[..., Any]:
 
 
 def name_of(called: Any) -> str | None:
-    """The target of what a torch.fx node calls, or None where programs do not have it."""
+    """The target for the function of a torch.fx node, or None where programs do not have it."""
     if called is operator.getitem:
         return "getitem"
     name = str(called).removeprefix("aten.")

@@ -1,4 +1,4 @@
-"""A network as data, for one batch size: operations on named values. Passes rewrite it, engines run it, files hold it."""
+"""A network as data for one batch size: operations on named values. Passes rewrite it, engines run it, files hold it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ltcompile.lower.trace import exported
 
 @dataclass(frozen=True)
 class Value:
-    """The input, a constant or what a node gives, by name, as an argument of a node."""
+    """The input, a constant or the output of a node, by name, as an argument of a node."""
 
     name: str
 
@@ -43,11 +43,16 @@ class Node:
         return tuple(_names([*self.args, *self.kwargs.values()]))
 
     def run(self, values: Mapping[str, Any]) -> Any:
-        """What it gives, by PyTorch, on tensors by name."""
-        return operations.find(self.target)(*filled(list(self.args), values), **filled(dict(self.kwargs), values))
+        """Its output by PyTorch, for tensors by name."""
+        args, kwargs = self.filled(values)
+        return operations.find(self.target)(*args, **kwargs)
+
+    def filled(self, values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """(args, kwargs) for PyTorch, with `values` in place of their names, and types in place of theirs."""
+        return _filled(list(self.args), values), _filled(dict(self.kwargs), values)
 
     def with_reads(self, names: Mapping[str, str]) -> Node:
-        """The node, reading `names[n]` for n."""
+        """The node with `names[n]` in place of each name n that it reads."""
 
         def renamed(value: Any) -> Any:
             return Value(names.get(value.name, value.name)) if isinstance(value, Value) else value
@@ -79,19 +84,19 @@ class Program:
         return {node.name: node for node in self.nodes}
 
     def only_user(self, name: str) -> Node | None:
-        """The node that alone reads `name`, which is not the output."""
+        """The node that reads `name`, if it is the only one and `name` is not the output."""
         users = self.users.get(name, [])
         return users[0] if len(users) == 1 and name != self.output else None
 
     def fused(self, gone: tuple[Node, ...], new: Node) -> Program:
-        """`new` in the place of the last of `gone`, whose name it has, and the others left out."""
+        """The program with `new` in place of the last of `gone`, which has the same name, and without the others."""
         names = {node.name for node in gone}
         nodes = [new if node.name == new.name else node for node in self.nodes if node.name == new.name or node.name not in names]
         return replace(self, nodes=tuple(nodes))
 
     @torch.no_grad()
     def run(self, images: Tensor) -> Tensor:
-        """The output for `images`, by PyTorch, one operation after the other: what the program means."""
+        """The output for `images` by PyTorch, operation by operation: the definition of what the program computes."""
         values: dict[str, Any] = {self.input: images, **self.constants}
         for node in self.nodes:
             values[node.name] = node.run(values)
@@ -99,7 +104,7 @@ class Program:
         return out
 
     def module(self) -> nn.Module:
-        """The program as a module that torch.compile takes: constants are buffers, names are its own."""
+        """The program as a module for torch.compile, with its constants as buffers."""
         graph = torch.fx.Graph()
         made: dict[str, torch.fx.Node] = {self.input: graph.placeholder("images")}
         root = nn.Module()
@@ -107,7 +112,7 @@ class Program:
             root.register_buffer(f"constant{at}", constant)
             made[name] = graph.get_attr(f"constant{at}")
         for node in self.nodes:
-            args, kwargs = filled(list(node.args), made), filled(dict(node.kwargs), made)
+            args, kwargs = node.filled(made)
             made[node.name] = graph.call_function(operations.find(node.target), tuple(args), kwargs)
         graph.output(made[self.output])
         return torch.fx.GraphModule(root, graph)
@@ -140,7 +145,7 @@ def capture(model: nn.Module, example: Tensor) -> Program:
 
 @torch.no_grad()
 def _computed(node: torch.fx.Node, known: dict[str, Any]) -> bool:
-    """Whether `node` depends on no value of the input: then it is computed once, here, and `known`."""
+    """Whether `node` does not depend on the input; then its value is computed here and added to `known`."""
     fill, like = _FILLED.get(str(node.target)), node.meta.get("val")
     if fill is not None and isinstance(like, Tensor):
         known[node.name] = torch.full(like.shape, fill, dtype=like.dtype)
@@ -161,7 +166,7 @@ def _node(node: torch.fx.Node) -> Node:
     value = node.meta.get("val")
     target = _RESHAPES.get(target, target)
     shape = tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
-    kwargs = {k: _plain(v) for k, v in node.kwargs.items() if k not in ("device", "layout", "pin_memory")}  # whoever runs it decides
+    kwargs = {k: _plain(v) for k, v in node.kwargs.items() if k not in ("device", "layout", "pin_memory")}
     args = tuple(_plain(a) for a in node.args)
     if target == "aten.reshape.default":
         args = (args[0], list(shape))
@@ -195,7 +200,7 @@ def _names(value: Any) -> Iterator[str]:
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """An argument, with `change` made to everything in it that is no list or dictionary."""
+    """An argument with `change` applied to everything in it that is not a list or dictionary."""
     if isinstance(value, dict):
         return {k: mapped(v, change) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -203,8 +208,8 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
-def filled(value: Any, values: Mapping[str, Any]) -> Any:
-    """An argument as PyTorch takes it: what the Values name in their places, and types for their names."""
+def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    """An argument for PyTorch, with `values` in place of their names, and types in place of theirs."""
 
     def fill(value: Any) -> Any:
         if isinstance(value, Value):

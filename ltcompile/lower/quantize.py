@@ -1,4 +1,4 @@
-"""Static int8 in an ONNX file: quantise and dequantise pairs around every product, one scale for each filter, ranges from images.
+"""Static int8 in an ONNX file: quantize and dequantize pairs around every product, one scale for each filter, ranges from images.
 
 A `Quantizer` makes a float file ready once and takes each method's ranges once; it writes as many int8 files as are to be compared.
 """
@@ -35,7 +35,7 @@ _METHODS: dict[Method, tuple[str, dict[str, Any]]] = {  # ONNX Runtime's name, a
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a file is quantised: whose ranges activations get, the bits that weights use, and the names of nodes that stay in float.
+    """How a file is quantized: whose ranges activations get, the bits that weights use, and the names of nodes that stay in float.
 
     Weights of seven bits never overflow: x86 without VNNI adds two products of a weight and an activation in 16 bits, and saturates.
     """
@@ -51,7 +51,7 @@ class Quantizer:
     `inputs` are images (N, C, H, W), or a sequence of feeds, each with a tensor for every input of the file.
 
     Raises:
-        BadModel: ONNX Runtime cannot quantise it.
+        BadModel: ONNX Runtime cannot quantize it.
     """
 
     def __init__(self, path: str | Path, inputs: Tensor | Sequence[Mapping[str, Tensor]]) -> None:
@@ -62,7 +62,7 @@ class Quantizer:
 
     @property
     def plain(self) -> Any:
-        """The float model that is quantised."""
+        """The float model that is quantized."""
         return self._model
 
     @property
@@ -76,7 +76,7 @@ class Quantizer:
         import onnx
         from onnxruntime.quantization import QDQQuantizer, QuantType
 
-        with _understood():
+        with _as_bad_model():
             quantizer = QDQQuantizer(
                 copy.deepcopy(self._model),
                 per_channel=True,
@@ -96,13 +96,13 @@ class Quantizer:
         write_bytes(output, proto.SerializeToString())
 
     def _range(self, method: Method) -> Any:
-        """The range of every activation, taken once a method."""
+        """The range of every activation by `method`, computed once."""
         if method not in self._ranges:
             self._ranges[method] = self._take(method)
-        return copy.deepcopy(self._ranges[method])  # who quantises adjusts them to what is left in float
+        return copy.deepcopy(self._ranges[method])  # the quantizer changes them
 
     def _take(self, method: Method) -> Any:
-        """The inputs go through in chunks: a collector of histograms keeps all activations of one."""
+        """Compute the ranges in chunks of inputs, because a collector of histograms keeps all activations of a chunk."""
         import onnx
         from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -121,10 +121,10 @@ class Quantizer:
 def quantize_onnx(path: str | Path, images: Tensor, output: str | Path) -> Any:
     """Write `path` with int8 weights and activations to `output`; ranges are those of `images` (N, C, H, W), as many as are real.
 
-    Gives back the float model, as it was quantised.
+    Gives back the float model, as it was quantized.
 
     Raises:
-        BadModel: ONNX Runtime cannot quantise it.
+        BadModel: ONNX Runtime cannot quantize it.
     """
     quantizer = Quantizer(path, images)
     quantizer.write(Scheme(), output)
@@ -132,19 +132,19 @@ def quantize_onnx(path: str | Path, images: Tensor, output: str | Path) -> Any:
 
 
 @contextlib.contextmanager
-def _understood() -> Iterator[None]:
-    """What ONNX Runtime says against a network, as a BadModel."""
+def _as_bad_model() -> Iterator[None]:
+    """Raise errors of ONNX Runtime as BadModel."""
     with quiet():
         try:
             yield
         except Exception as error:  # it raises many types; all mean the same to a user
-            told = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadModel(f"ONNX Runtime cannot quantise this network: {told}; leave it in fp32 or fp16") from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise BadModel(f"ONNX Runtime cannot quantize this network: {reason}; leave it in fp32 or fp16") from error
 
 
 def prepared(path: str | Path) -> Any:
-    """The float model in `path` as it is quantised: constants folded, shapes inferred and every product named. Raises BadModel."""
-    with _understood():
+    """The float model in `path` as it is quantized: constants folded, shapes inferred and every product named. Raises BadModel."""
+    with _as_bad_model():
         return _prepared(path)
 
 
@@ -176,7 +176,7 @@ def _reader(feed: Mapping[str, Tensor]) -> Any:
 
 
 def _operations() -> list[str]:
-    """All that ONNX Runtime knows to quantise."""
+    """All operations that ONNX Runtime can quantize."""
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     return sorted({*QDQRegistry, *QLinearOpsRegistry})

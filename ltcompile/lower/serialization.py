@@ -1,4 +1,4 @@
-"""Programs as JSON: plain values, checked on their way back, so that a file can hold one. Constants are kept apart, by name."""
+"""Programs as JSON: plain values, checked when they are read, so that a file can hold a program. Constants are kept apart, by name."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ def to_json(program: Program) -> dict[str, Any]:
 
 
 def from_json(value: Any, constants: Mapping[str, Tensor]) -> Program:
-    """The program that was written, with `constants`.
+    """The program of `to_json`, with `constants`.
 
     Raises:
-        BadFile: it is none, it calls what programs do not have, or a node reads what is not there yet.
+        BadFile: it is not a program, it calls an unknown operation, or a node reads a value that is not computed before it.
     """
     try:
         nodes = tuple(_node(node) for node in value["nodes"])
         name, output, shape = str(value["input"]), str(value["output"]), tuple(int(n) for n in value["input_shape"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadFile(f"this is no program: {error!r}") from error
+        raise BadFile(f"this is not a program: {error!r}") from error
     known = {name, *constants}
     for node in nodes:
         if missing := [read for read in node.reads if read not in known]:
-            raise BadFile(f"this is no program: {node.name} reads {missing[0]!r}, which nothing gives before it")
+            raise BadFile(f"this is not a program: {node.name} reads {missing[0]!r}, which is not computed before it")
         if node.name in known:
-            raise BadFile(f"this is no program: {node.name!r} is given twice")
+            raise BadFile(f"this is not a program: {node.name!r} is computed twice")
         known.add(node.name)
     if output not in known:
-        raise BadFile(f"this is no program: nothing gives its output {output!r}")
+        raise BadFile(f"this is not a program: its output {output!r} is not computed")
     used = {read for node in nodes for read in node.reads}
     return Program(name, nodes, output, {key: tensor for key, tensor in constants.items() if key in used}, shape)
 
@@ -62,7 +62,7 @@ def _node(value: Mapping[str, Any]) -> Node:
 
 
 def _written(value: Any) -> Any:
-    """JSON has neither references nor infinities."""
+    """A value as JSON, which has neither references nor infinities."""
     if isinstance(value, Value):
         return {"value": value.name}
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""torch.export with errors that a user can read, on networks that stay as they are."""
+"""torch.export of networks that stay as they are, with errors that a user can understand."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Ready(NamedTuple):
 
 @dataclass(frozen=True)
 class Competitor:
-    """A mode to run networks in one precision on one device.
+    """A way to run networks in one precision on one device.
 
     `build` takes a network and float32 images (N, C, H, W) on the CPU, and may raise anything: what it says is written into the result.
     `settings` are what a reader needs to repeat it.

@@ -27,7 +27,7 @@ from ltcompile.engine.executable import TRITON, Choice, kernel_and_arguments, sp
 from ltcompile.engine.file import EngineVariant
 from ltcompile.engine.tune import read_choice
 from ltcompile.lower.passes.precision import rewrite
-from ltcompile.lower.program import Node, Program, filled
+from ltcompile.lower.program import Node, Program
 from ltcompile.numerics import tile
 
 CPU_RUNS = 5
@@ -163,7 +163,7 @@ def _call(node: Node, choice: Choice | None, values: Mapping[str, Tensor]) -> Ca
     if choice is None:
         return functools.partial(node.run, values)
     if choice.by != TRITON:
-        args = filled(list(node.args), values)
+        args, _ = node.filled(values)
         return functools.partial(cudnn.layer(node, values), args[0], args[3] if len(args) > 3 else None)
     kernel, arguments = kernel_and_arguments(node, values)
     return functools.partial(kernels.launch, kernel.prepare(values[node.name], arguments, choice.config))
