@@ -40,7 +40,7 @@ DEPLOYMENTS = (
     "cpu:openvino:b8:fp32",
 )
 AGREE = 0.03
-SECONDS = 6.0  # of each session
+SECONDS = 4.0  # of each session
 BENCH = "bench"
 
 

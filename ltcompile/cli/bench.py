@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile bench ticket.pt --runtime onnxruntime --batch 1 --batch 64  ·  "
-    "ltcompile bench ticket.pt --race --batch 64  ·  ltcompile bench small.onnx --write-dense dense.onnx"
+    "ltcompile bench ticket.pt --competitors --batch 64  ·  ltcompile bench small.onnx --write-dense dense.onnx"
 )
 NAME = 6  # characters of a network's name
 IMAGES = 256  # outputs are compared on as many at most, and int8 takes its ranges from them
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Race the small network against the dense.")(bench)
+    app.command(epilog=EPILOG, short_help="Time the small network next to the dense.")(bench)
 
 
 def bench(
     target: Path = typer.Argument(..., help="A file of `ltcompile shrink` (.onnx), or a ticket.pt."),
-    against: str = typer.Option("dense", help="What to race it against: the dense network that it was cut from."),
+    against: str = typer.Option("dense", help="What to time it next to: the dense network that it was cut from."),
     runtime: list[str] | None = typer.Option(None, help=f"{RUNTIMES}; all that work by default."),
     device: list[str] | None = DEVICE,
     batch: list[int] = batches(1, 8, 64),
@@ -39,7 +39,9 @@ def bench(
     write_dense: Path | None = typer.Option(
         None, metavar="FILE", help="Write the dense network to this .onnx file too: what `ltcompile verify --dense` takes."
     ),
-    race: bool = typer.Option(False, "--race", help="Race the engine against everyone who could run a ticket's networks; takes minutes."),
+    competitors: bool = typer.Option(
+        False, "--competitors", help="Time the engine against all runtimes that could run a ticket's networks; takes minutes."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON."),
 ) -> None:
     """Measure the small network against the dense one: outputs checked first, then interleaved timings."""
@@ -51,10 +53,20 @@ def bench(
     if against != "dense":
         raise BadSetting(f"--against knows dense, not {against!r}")
     warn_if_busy(busy_share())
-    if race:
+    if competitors:
         if runtime or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
-            raise BadSetting("--race takes a ticket.pt and one --device, and no --runtime or --write-dense: everyone races")
-        _race(target, device[0] if device else None, batch, data, data_root, model, seconds, output or target.parent / "race.json", as_json)
+            raise BadSetting("--competitors takes a ticket.pt and one --device, and no --runtime or --write-dense: all run")
+        _competitors(
+            target,
+            device[0] if device else None,
+            batch,
+            data,
+            data_root,
+            model,
+            seconds,
+            output or target.parent / "competitors.json",
+            as_json,
+        )
         return
     if not as_json:
         print_header(NAME, "accuracy")
@@ -81,7 +93,7 @@ def bench(
     typer.echo(f"wrote {files}; next: ltcompile report {target.parent}")
 
 
-def _race(
+def _competitors(
     ticket: Path,
     device: str | None,
     batches: list[int],

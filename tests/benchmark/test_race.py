@@ -1,4 +1,4 @@
-"""The laws of the race: everyone is checked before timed, nobody stops the others, and claims are numbers that were found."""
+"""The laws of the benchmark of competitors: all are checked before timed, none stops the others, and claims are numbers that were found."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fakes")
-def test_answers_come_before_times_and_nobody_stops_the_others(network: Network) -> None:
+def test_answers_come_before_times_and_none_stops_the_others(network: Network) -> None:
     result = run([network], [Case("small", 20)], seconds=0.01)
     assert {(row.competitor, row.precision) for row in result.rows} == {(ENGINE, "fp32"), ("exact", "fp32"), ("rough", "bf16")}
     assert all(0 < row.ms_p20 <= row.ms_p50 <= row.ms_p80 and row.runs >= 10 for row in result.rows)
@@ -181,7 +181,7 @@ def test_a_lost_gpu_ends_the_process_and_what_lost_it_is_left_out_later(network:
 
 @pytest.mark.usefixtures("fakes")
 def test_senseless_cases_are_refused(network: Network) -> None:
-    for senseless in (Case("large", 1), Case("small", 0), Case("small", 1, ("nobody",))):
+    for senseless in (Case("large", 1), Case("small", 0), Case("small", 1, ("unknown",))):
         with pytest.raises(BadSetting, match="known: "):
             run([network], [senseless])
 
@@ -197,12 +197,12 @@ def test_no_race_without_its_device() -> None:
 def test_a_damaged_file_is_no_race(tmp_path: Path) -> None:
     for text in ("[]", "{}", '{"kind": "bench", "format": 1}'):
         (tmp_path / "race.json").write_text(text)
-        with pytest.raises(BadFile, match="race"):
+        with pytest.raises(BadFile, match="result of competitors"):
             CompetitorsResult.load(tmp_path / "race.json")
 
 
 @pytest.mark.slow
-def test_everyone_on_a_cpu_answers_or_says_why_not(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_on_a_cpu_answer_or_say_why_not(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "SCREEN_S", 0.01)
     monkeypatch.setattr(host, "FINAL_S", 0.01)
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 2**20)
@@ -398,24 +398,24 @@ def ticket(folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("fakes")
 def test_bench_races_both_networks_of_a_ticket(tmp_path: Path) -> None:
-    command = ["bench", str(ticket(tmp_path)), "--race", "--device", "cpu", "--batch", "2", "--seconds", "0.01"]
+    command = ["bench", str(ticket(tmp_path)), "--competitors", "--device", "cpu", "--batch", "2", "--seconds", "0.01"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "small, batch 2" in done.stdout and "times as fast as the fastest peer, exact." in done.stdout
-    written = json.loads((tmp_path / "race.json").read_text())
+    written = json.loads((tmp_path / "competitors.json").read_text())
     assert written["images"] == "seeded noise" and {r["subject"] for r in written["rows"]} == {"small", "dense"}
     assert written["subjects"]["small"]["macs"] < written["subjects"]["dense"]["macs"]
-    assert (tmp_path / "race.md").exists() and (tmp_path / "layers.html").exists()
+    assert (tmp_path / "competitors.md").exists() and (tmp_path / "layers.html").exists()
     told = CliRunner().invoke(app, [*command, "--json"])
-    assert json.loads(told.stdout)["kind"] == "race"
+    assert json.loads(told.stdout)["kind"] == "competitors"
     refused = CliRunner().invoke(app, [*command, "--runtime", "eager"])
-    assert isinstance(refused.exception, BadSetting) and "--race" in str(refused.exception)
+    assert isinstance(refused.exception, BadSetting) and "--competitors" in str(refused.exception)
 
 
 class TestOnGpu:
     pytestmark = gpu
 
-    def test_everyone_answers_or_says_why_not(self, network: Network) -> None:
+    def test_all_answer_or_say_why_not(self, network: Network) -> None:
         quick = (ENGINE, "eager", "eager, recorded", "torch.compile", "torch.compile, reduce-overhead", "onnxruntime", "tensorrt")
         result = run([network], [Case("small", 8, quick)], device="cuda", seconds=0.05)
         assert set(quick[:5]) <= {row.competitor for row in result.rows}, result.refused

@@ -1,7 +1,7 @@
-"""The race: networks by the engine and by everyone else who could run them, side by side on one device, answers checked first.
+"""Networks by the engine and by all runtimes that could run them instead, in turns on one device, with answers checked first.
 
 result = run([Network("small", small, images)], [Case("small", 64)], device="cpu")
-write(result, "race.json")                  # and race.md, layers.html
+write(result, "competitors.json")           # and competitors.md, layers.html
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["ENGINE", "Case", "Check", "CompetitorsResult", "Network", "case_tabl
 
 
 def write(result: CompetitorsResult, path: str | Path, picture: str | Path | None = None) -> None:
-    """The race as JSON at `path`, as Markdown next to it, and its layers as a page, by default layers.html there.
+    """The result as JSON at `path`, as Markdown next to it, and its layers as a page, by default layers.html there.
 
     Where Plotly is not installed there is no page. Raises BadFile.
     """

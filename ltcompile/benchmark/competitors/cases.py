@@ -1,4 +1,4 @@
-"""Running a race: case by case, every competitor is placed and checked, then all are timed side by side.
+"""Case by case, every competitor is placed and checked, then all are timed in turns.
 
 Nothing that one competitor or one measurement raises ends the others; only a GPU that is lost ends the process, since nothing runs on it any
 more.
@@ -33,7 +33,7 @@ from ltcompile.numerics import FP32_TOLERANCE, TOLERANCES, largest_error, tile
 from ltcompile.runtimes import first_line
 
 LAYERS_IN = {"cpu": "fp32", "cuda": "fp16"}
-LOST = "the GPU was lost: "  # how a reason begins; a resumed race leaves out who did it
+LOST = "the GPU was lost: "  # how a reason begins; a resumed run leaves out the competitor
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Case:
     competitors: tuple[str, ...] = ()
 
     def takes(self, competitor: Competitor) -> bool:
-        """Whether it races."""
+        """Whether this case is for that competitor."""
         return not self.competitors or bool({competitor.name, str(competitor)} & set(self.competitors))
 
 
@@ -62,29 +62,29 @@ def run(
     on_result: Callable[[CompetitorsResult], None] | None = None,
     on_case: Callable[[CompetitorsResult, Case], None] | None = None,
 ) -> CompetitorsResult:
-    """Race `cases` in their order, the most important first.
+    """Run `cases` in their order, the most important first.
 
     Args:
         seconds: what each competitor is timed for, of the clock (on a GPU the time of its work alone).
         images: which they are, for the reader.
-        until: of `time.monotonic()`; cases that would begin later are left out, and told as that.
-        result: of a race that was cut off: what it holds is not run again.
+        until: of `time.monotonic()`; cases that would begin later are left out, with that reason.
+        result: of a run that was interrupted: what it holds is not run again.
         on_result: sees the result so far whenever something was added: a refusal, times, energy, a layer.
         on_case: sees the result so far after each case.
 
     Raises:
         Unavailable, BadSetting: there is no such device, network or competitor.
-        DeviceLost: a kernel broke the GPU for this process. Run the race again in another one, with `result`.
+        DeviceLost: a kernel broke the GPU for this process. Run the same again in another one, with `result`.
     """
-    everyone, by_name = competitors(device), {network.name: network for network in networks}
-    _check(cases, by_name, everyone)
+    known, by_name = competitors(device), {network.name: network for network in networks}
+    _check(cases, by_name, known)
     if result is None:
         result = CompetitorsResult(device, cpu_name() if device == "cpu" else torch.cuda.get_device_name(), images)
     result.busy_share = max(filter(None, (busy_share(), result.busy_share)), default=None)
     done = result.cases()
     result.refused = [r for r in result.refused if (r.subject, r.batch) in done or r.reason.startswith(LOST)]
     result.provenance = provenance()
-    result.settings = {str(e): e.settings for e in everyone}
+    result.settings = {str(e): e.settings for e in known}
     with track(device) as clock:
         for case in cases:
             if (case.subject, case.batch) in result.cases():
@@ -93,9 +93,9 @@ def run(
                 result.refused.append(Refusal(case.subject, case.batch, "", "", "left out: the time was up"))
                 continue
             broke = {(r.competitor, r.precision) for r in result.refused if (r.subject, r.batch) == (case.subject, case.batch)}
-            racing = [e for e in everyone if case.takes(e) and (e.name, e.precision) not in broke]
+            running = [e for e in known if case.takes(e) and (e.name, e.precision) not in broke]
             with _guarded(result, case, "case", "", on_result):
-                _CaseRun(by_name[case.subject], case, result, clock, on_progress or (lambda _: None), on_result).run(racing, seconds)
+                _CaseRun(by_name[case.subject], case, result, clock, on_progress or (lambda _: None), on_result).run(running, seconds)
             if on_case:
                 on_case(result, case)
     return result
@@ -137,13 +137,13 @@ def gpu_lost(device: str) -> bool:
     return False
 
 
-def _check(cases: Sequence[Case], networks: dict[str, Network], everyone: Sequence[Competitor]) -> None:
-    names = {name for competitor in everyone for name in (competitor.name, str(competitor))}
+def _check(cases: Sequence[Case], networks: dict[str, Network], known: Sequence[Competitor]) -> None:
+    names = {name for competitor in known for name in (competitor.name, str(competitor))}
     for case in cases:
         if case.subject not in networks or case.batch < 1:
             raise BadSetting(f"{case} names no network at a batch size of 1 or more; known: {', '.join(networks)}")
         if unknown := set(case.competitors) - names:
-            raise BadSetting(f"nobody here is called {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
+            raise BadSetting(f"unknown competitor {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
 
 
 class _CaseRun:
@@ -288,7 +288,7 @@ class _CaseRun:
         self._changed()
 
     def _roofline(self, precision: str) -> Peaks:
-        """Measured once in a race, beside the first case."""
+        """Measured once, next to the first case."""
         if not self.result.peaks:
             self.result.peaks.append(peaks.measure(self.result.device, precision, self.clock))
         return self.result.peaks[0]

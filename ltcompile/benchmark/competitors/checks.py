@@ -1,4 +1,4 @@
-"""Claims that a race can be asked about. Each gives the number that was found and whether it holds; nothing is assumed."""
+"""Claims about a result. Each gives the number that was found and whether it holds; nothing is assumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a race is timed by: the wall's clock on a CPU, events on a GPU."""
+"""What competitors are timed by: the wall's clock on a CPU, events on a GPU."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Wall:
 
 @contextlib.contextmanager
 def track(device: str) -> Iterator[DeviceClock]:
-    """Where everyone runs, and its clock; on a GPU one stream of its own, since the default one cannot be recorded."""
+    """Where all run, and its clock; on a GPU one stream of its own, since the default one cannot be recorded."""
     if device == "cpu":
         yield Wall()
         return

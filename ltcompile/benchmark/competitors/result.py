@@ -1,4 +1,4 @@
-"""What a race gives: rows, who was kept out and why, layers, and the claims that were checked; as data that goes to JSON and back."""
+"""What a benchmark of competitors gives: rows, refusals with their reasons, layers, and the claims that were checked; to JSON and back."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Row(Record):
 
 @dataclass(frozen=True)
 class Refusal(Record):
-    """Who did not race, and why; `competitor` is "" where nobody did."""
+    """A competitor that was not timed, and why; `competitor` is "" where none was."""
 
     subject: str
     batch: int
@@ -88,29 +88,29 @@ class CompetitorsResult:
         return sorted((row for row in self.rows if (row.subject, row.batch) == (subject, batch)), key=lambda row: row.ms_p50)
 
     def cases(self) -> list[tuple[str, int]]:
-        """What was raced, in order."""
+        """The cases that were run, in order."""
         return list(dict.fromkeys((row.subject, row.batch) for row in self.rows))
 
     def row(self, subject: str, batch: int, competitor: str, precision: str) -> Row | None:
         return next((r for r in self.case(subject, batch) if (r.competitor, r.precision) == (competitor, precision)), None)
 
     def fastest_peer(self, engine: Row) -> Row | None:
-        """The fastest of those who ran the same in the same precision."""
+        """The fastest competitor that ran the same in the same precision."""
         return next(
             (r for r in self.case(engine.subject, engine.batch) if r.competitor != ENGINE and r.precision == engine.precision), None
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {"kind": "race", "format": FORMAT, **dataclasses.asdict(self)}
+        return {"kind": "competitors", "format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def load(cls, path: str | Path) -> CompetitorsResult:
-        """What was written to `path`. Raises BadFile where it is missing, or no race."""
-        value = read_json(path, "race")
+        """What was written to `path`. Raises BadFile where it is missing, or something else."""
+        value = read_json(path, "result of competitors")
         kinds: Mapping[str, type[Record]] = {"peaks": Peaks, "rows": Row, "refused": Refusal, "layers": Layer, "checks": Check}
         try:
-            if (value.pop("kind"), value.pop("format")) != ("race", FORMAT):
-                raise BadFile(f"{path} is no race that this ltcompile reads; run it again")
+            if (value.pop("kind"), value.pop("format")) != ("competitors", FORMAT):
+                raise BadFile(f"{path} is not a result of competitors that this ltcompile reads; run it again")
             return cls(**value | {name: [kind.from_json(v) for v in value[name]] for name, kind in kinds.items()})
         except (KeyError, TypeError, AttributeError) as error:
-            raise BadFile(f"{path} is no race, or is damaged: {error!r}; run it again") from error
+            raise BadFile(f"{path} is not a result of competitors, or is damaged: {error!r}; run it again") from error

@@ -1,4 +1,4 @@
-"""A race as Markdown, which a terminal shows as well."""
+"""A result as Markdown, which a terminal shows as well."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ LAYERS_HEAD = ("layer", "what", "by", "us", "MB", "MFLOP", "share of the rooflin
 
 
 def markdown(result: CompetitorsResult) -> str:
-    """The whole race: claims, cases, who did not race, layers."""
-    parts = [f"# The race on {result.machine}", _preamble(result)]
+    """All of it: claims, cases, refusals, layers."""
+    parts = [f"# The engine and its competitors on {result.machine}", _preamble(result)]
     if result.checks:
         parts += ["## Claims", _table(("claim", "found", ""), [(c.claim, _found(c.found), _holds(c)) for c in result.checks])]
     for subject, batch in result.cases():
         parts += [f"## {subject}, batch {batch}", case_table(result, subject, batch)]
     if result.refused:
-        parts += ["## Who did not race", "\n".join(_refused(result))]
+        parts += ["## Not timed", "\n".join(_refused(result))]
     for key in dict.fromkeys((layer.subject, layer.batch) for layer in result.layers):
         rows = [layer for layer in result.layers if (layer.subject, layer.batch) == key]
         parts += [f"## Layers of {key[0]}, batch {key[1]}, {rows[0].precision}", _layers(rows)]
@@ -73,7 +73,7 @@ def _preamble(result: CompetitorsResult) -> str:
     told = [
         f"{result.provenance.get('date', '')}, commit {result.provenance.get('commit')}; {versions}.",
         f"Images: {result.images}. For one of them: {sizes}. This device {peaks or 'was not measured'}.",
-        "Everyone takes float32 images (N, C, H, W) on the device and gives float32 logits there; answers were compared with fp32 eager "
+        "All take float32 images (N, C, H, W) on the device and gives float32 logits there; answers were compared with fp32 eager "
         f"before anything was timed. Medians, {CLOCKS[result.device]}, all by turns.",
     ]
     if result.busy_share is not None:
@@ -88,7 +88,7 @@ def _refused(result: CompetitorsResult) -> Iterable[str]:
     """One line a reason."""
     for reason in dict.fromkeys(refusal.reason for refusal in result.refused):
         where = [r for r in result.refused if r.reason == reason]
-        who = ", ".join(dict.fromkeys(f"{r.competitor} {r.precision}".strip() or "everyone" for r in where))
+        who = ", ".join(dict.fromkeys(f"{r.competitor} {r.precision}".strip() or "all" for r in where))
         cases = ", ".join(dict.fromkeys(f"{r.subject} at {r.batch}" for r in where))
         yield f"- {who} ({cases}): {reason}"
 
