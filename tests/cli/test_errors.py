@@ -117,7 +117,11 @@ NUMBERS = [(name, flag(option)) for name, option in OPTIONS if name in ("plan", 
 @pytest.mark.parametrize(("command", "option"), NUMBERS, ids=[" ".join(pair) for pair in NUMBERS])
 def test_numbers_out_of_their_range(tmp_path: Path, command: str, option: str) -> None:
     """They are refused, or taken; neither is a bug of ours, nor takes all there is."""
-    quick = ("--model", "lenet5") if command == "plan" else ("--model", "lenet5", "--epochs", 1, "--rounds", 1, "--no-controls")
+    quick = (
+        ("--model", "lenet5")
+        if command == "plan"
+        else ("--model", "lenet5", "--image-size", 16, "--epochs", 1, "--rounds", 1, "--no-controls")
+    )
     for value in ("-1", "nan", f"{10**30}")[0 if command == "plan" else 1 :]:
         done = call(command, *quick, option, value, cwd=tmp_path, memory_bytes=REFUSAL_BYTES, timeout=60)
         assert done.returncode in (0, 2) and "Traceback" not in done.stderr, (value, done.stderr)

@@ -62,12 +62,13 @@ class Command:
 
     def wait(self, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Its exit code (minus the signal that ended it), output and errors; it is killed when its time is up."""
-        self._process.join(timeout)
-        if self._process.exitcode is None:
-            self._process.kill()
-            self._process.join()
-            raise subprocess.TimeoutExpired(self._arguments, timeout)
-        stdout, stderr = (path.read_text(encoding="utf-8") for path in self._outputs)
+        with self._scratch:
+            self._process.join(timeout)
+            if self._process.exitcode is None:
+                self._process.kill()
+                self._process.join()
+                raise subprocess.TimeoutExpired(self._arguments, timeout)
+            stdout, stderr = (path.read_text(encoding="utf-8") for path in self._outputs)
         return subprocess.CompletedProcess(self._arguments, self._process.exitcode, stdout, stderr)
 
 
