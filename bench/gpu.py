@@ -1,8 +1,8 @@
-"""Everything that needs an NVIDIA GPU, in under eight minutes: `make gpu OUT=DIR`, and again with RESUME=DIR for what did not fit.
+"""All tests and benchmarks that need an NVIDIA GPU, in under eight minutes: `make gpu OUT=DIR`; RESUME=DIR runs the missing stages.
 
 Stages run one after the other, each in processes of its own with a limit and a log, and none depends on another: the tests of the kernels,
-our convolution against cuDNN's, the race with entrants that are ready in seconds, and the rest. What they find is in DIR as soon as it is
-found, and so is the cache of tuned kernels; DIR/summary.md is one page, whatever ended the run.
+our convolution against cuDNN's, the benchmark of competitors that build in seconds, and the rest. Results are written to DIR as soon as they
+exist, as is the cache of tuned kernels; DIR/summary.md is one page, however the run ended.
 
     python bench/gpu.py --out DIR [--data-root FOLDER] [--rehearse]
 """
@@ -28,27 +28,27 @@ ROOT = Path(__file__).resolve().parents[1]
 TOTAL_S = 465
 REHEARSAL_SLOWER = 3  # times as long as a stage may take on a GPU
 GRACE_S = 8  # from the signal that ends a stage to the one that kills it
-LEAST_S = 15  # a stage is not begun with less
+LEAST_S = 15  # a stage does not start with less
 POLL_S = 0.05
 SHARDS = 8
-LOST, LEFT_OUT = 75, 74  # exit codes of bench/race.py: the GPU must be opened again; the time was up
+LOST, LEFT_OUT = 75, 74  # exit codes of bench/race.py: the GPU must be opened again; out of time
 RESTARTS = 3
 PYTEST = ["-m", "pytest", "-o", "addopts=", "-q", "-W", "default", "--strict-markers", "-p", "no:logging", "-p", "gpu_tests", "-m", "gpu"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Processes that run side by side, and how long."""
+    """Commands that run at the same time, and their limit. `ended_by`: the exit codes after which a resumed run skips the stage."""
 
     name: str
     limit_s: float
     commands: tuple[tuple[str, ...], ...]
-    ended_by: tuple[int, ...] = (0,)  # exit codes of a stage that is not run again
+    ended_by: tuple[int, ...] = (0,)
 
 
 @dataclass
 class Outcome:
-    """How a stage ended: its exit codes (None where it was stopped), and whether a resumed run leaves it out."""
+    """How a stage ended: its exit codes (None where it was stopped), and whether a resumed run skips it."""
 
     name: str
     seconds: float
@@ -100,34 +100,34 @@ def main() -> int:
 
 
 def run(out: Path, planned: Sequence[Stage], total_s: float, rehearse: bool = False) -> int:
-    """Run what is not finished in `out`, in at most `total_s`; 0 where every stage ended well."""
+    """Run the unfinished stages in `out`, in at most `total_s`; 0 where every stage passed."""
     end, lock, stop = time.monotonic() + total_s, threading.Lock(), threading.Event()
     outcomes = {name: Outcome(**value) for name, value in _read(out / "stages.json", {}).items()}
 
-    def keep(outcome: Outcome) -> None:
+    def record(outcome: Outcome) -> None:
         with lock:
             outcomes[outcome.name] = outcome
             write(out / "stages.json", json.dumps({name: asdict(o) for name, o in outcomes.items()}, indent=1))
             write(out / "summary.md", summary(out, list(outcomes.values())))
 
-    def walk(lane: Sequence[Stage]) -> None:
+    def run_lane(lane: Sequence[Stage]) -> None:
         for stage in lane:
             if stop.is_set():
                 return
             if stage.name in outcomes and outcomes[stage.name].finished:
                 continue
             if (left := min(stage.limit_s, end - time.monotonic())) < LEAST_S:
-                keep(Outcome(stage.name, 0.0, [], False, "the time was up before it began"))
+                record(Outcome(stage.name, 0.0, [], False, "out of time before it started"))
                 continue
             print(f"{end - time.monotonic():5.0f} s left  {stage.name}", flush=True)
-            keep(outcome := _run_stage(out, stage, left, rehearse, stop))
+            record(outcome := _run_stage(out, stage, left, rehearse, stop))
             print(f"            {stage.name}: {outcome.note} ({outcome.seconds:.0f} s)", flush=True)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     lanes = _lanes(planned) if rehearse else [planned]
     with ThreadPoolExecutor(len(lanes)) as pool:
         try:
-            list(pool.map(walk, lanes))
+            list(pool.map(run_lane, lanes))
         except (KeyboardInterrupt, SystemExit):
             print("stopped", flush=True)
         finally:
@@ -139,7 +139,7 @@ def run(out: Path, planned: Sequence[Stage], total_s: float, rehearse: bool = Fa
 
 
 def _lanes(planned: Sequence[Stage]) -> list[list[Stage]]:
-    """Stages side by side, for a rehearsal; those that write race.json stay one after the other."""
+    """Stages that a rehearsal runs at the same time; those that write race.json stay one after the other."""
     race = [stage for stage in planned if stage.name in ("race-quick", "race-rest")]
     return [race, [stage for stage in planned if stage not in race]]
 
@@ -157,7 +157,7 @@ def _run_stage(out: Path, stage: Stage, limit_s: float, rehearse: bool, stop: th
         0: "done",
         1: "something failed",
         LOST: "the GPU was lost",
-        LEFT_OUT: "the time was up",
+        LEFT_OUT: "out of time",
     }
     note = ", ".join(dict.fromkeys(known.get(code, f"exit code {code}") for code in codes if code not in (0, 5))) or "done"
     return Outcome(stage.name, time.monotonic() - start, codes, finished, note)
@@ -191,7 +191,7 @@ def _run_once(out: Path, stage: Stage, end: float, rehearse: bool, stop: threadi
 
 
 def _wait(running: Sequence[subprocess.Popen[bytes]], end: float, stop: threading.Event) -> list[int | None]:
-    """The exit codes; those that still run at the end are told to stop, so that they can write what they have, and killed later."""
+    """The exit codes; at the end, running processes are interrupted, so that they can write their results, and killed after the grace time."""
     while time.monotonic() < end - GRACE_S and not stop.is_set() and any(process.poll() is None for process in running):
         time.sleep(POLL_S)
     codes = [process.poll() for process in running]
@@ -216,8 +216,8 @@ def _signal(process: subprocess.Popen[bytes], what: signal.Signals) -> None:
 def summary(out: Path, outcomes: Sequence[Outcome]) -> str:
     """One page of what is in `out`."""
     race, tuned = (_read(out / f"{name}.json", {}) for name in ("race", "race-tuned"))
-    where = race.get("machine", "no race yet")
-    parts = [f"# What ran on the GPU: {where}, commit {race.get('provenance', {}).get('commit')}"]
+    where = race.get("machine", "no benchmark yet")
+    parts = [f"# Results on the GPU: {where}, commit {race.get('provenance', {}).get('commit')}"]
     parts.append("\n".join(f"- {o.name}: {o.note or 'done'}, {o.seconds:.0f} s" for o in outcomes) or "Nothing has run.")
     parts += [_tests(out), _convolutions(out)]
     for result in (race, tuned):
@@ -231,9 +231,9 @@ def _tests(out: Path) -> str:
     last = {row["test"]: row for row in lines(out / "tests.jsonl")}
     counts = {kind: sum(row["outcome"] == kind for row in last.values()) for kind in ("passed", "failed", "skipped")}
     failed = [f"- `{row['test'].rpartition('/')[2]}`: {row['why'][:160]}" for row in last.values() if row["outcome"] == "failed"]
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+    counted = ", ".join(f"{count} {kind}" for kind, count in counts.items())
     more = [f"- and {len(failed) - 12} more in tests.jsonl"] if len(failed) > 12 else []
-    return "\n".join([f"**Tests**: {told}.", *failed[:12], *more]) if last else ""
+    return "\n".join([f"**Tests**: {counted}.", *failed[:12], *more]) if last else ""
 
 
 def _convolutions(out: Path) -> str:
@@ -251,23 +251,23 @@ def _claims(result: dict[str, Any]) -> str:
 
 
 def _cases(result: dict[str, Any]) -> str:
-    """A line a case, fastest first, and who did not race."""
+    """A line a case, fastest first, and the competitors that were refused, by reason."""
     cases = list(dict.fromkeys((row["subject"], row["batch"]) for row in result["rows"]))
-    told = ["**Race**, median us"]
+    found = ["**Benchmark**, median us"]
     for case in cases:
         rows = sorted((r for r in result["rows"] if (r["subject"], r["batch"]) == case), key=lambda r: float(r["ms_p50"]))
-        told.append(f"- {case[0]}, batch {case[1]}: " + ", ".join(f"{r['competitor']} {1000 * r['ms_p50']:.4g}" for r in rows))
+        found.append(f"- {case[0]}, batch {case[1]}: " + ", ".join(f"{r['competitor']} {1000 * r['ms_p50']:.4g}" for r in rows))
     for reason in dict.fromkeys(r["reason"] for r in result["refused"]):
-        who = dict.fromkeys(f"{r['competitor']} {r['subject']} {r['batch']}".strip() for r in result["refused"] if r["reason"] == reason)
-        told.append(f"- not: {', '.join(list(who)[:4])}{' ...' if len(who) > 4 else ''}: {reason[:200]}")
-    return "\n".join(told)
+        names = dict.fromkeys(f"{r['competitor']} {r['subject']} {r['batch']}".strip() for r in result["refused"] if r["reason"] == reason)
+        found.append(f"- not: {', '.join(list(names)[:4])}{' ...' if len(names) > 4 else ''}: {reason[:200]}")
+    return "\n".join(found)
 
 
 # Files
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; one that was cut off is left out."""
+    """The rows of a file of JSON lines, without a last one that was cut off."""
     found = []
     for line in path.read_text().splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):

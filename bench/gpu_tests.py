@@ -1,4 +1,4 @@
-"""A plugin of pytest for `bench/gpu.py`: a share of the tests in this process, and a row of each as soon as it has run."""
+"""A pytest plugin for `bench/gpu.py`: one shard of the tests in this process, and a row for each as soon as it has run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from gpu import append, lines
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--shard", default="0/1", help="which of how many shares of the tests, as 0/8")
+    parser.addoption("--shard", default="0/1", help="which shard of how many, as 0/8")
     parser.addoption("--rows", type=Path, default=None, help="file of JSON lines; tests that passed there are not run again")
     parser.addoption("--every", type=int, default=1, help="run one test in so many")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests go to the shares by turns."""
+    """Assign tests to shards in turn, without those that passed already."""
     at, count = (int(part) for part in config.getoption("--shard").split("/"))
     rows, every = config.getoption("--rows"), config.getoption("--every")
     passed = {row["test"] for row in lines(rows) if row["outcome"] == "passed"} if rows else set()

@@ -1,7 +1,7 @@
-"""Run a script or module of the GPU's path without a GPU: `python bench/rehearsal.py SCRIPT ARGUMENTS` or `... -m MODULE ARGUMENTS`.
+"""Run a script or module for the GPU without a GPU: `python bench/rehearsal.py SCRIPT ARGUMENTS` or `... -m MODULE ARGUMENTS`.
 
 "cuda" is the CPU, kernels run in Triton's interpreter, and a CUDA graph is a list of operations that a replay runs again on the same
-memory. Times mean nothing; what breaks at import, in bookkeeping or in what is compared breaks here.
+memory. Times mean nothing; errors at import, in bookkeeping and in comparisons show here.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpretedFunction
 
 NAME = "no GPU, a rehearsal"
-LATER_S = 1e-3  # what runs of a timed call seem to take, but the first
+LATER_S = 1e-3  # the made-up time of all runs of a timed call but the first
 _generator = torch.Generator
 
 
 class OnCpu(TorchFunctionMode):
-    """Whatever is asked of a CUDA device is done on the CPU."""
+    """Redirects calls for a CUDA device to the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.Tensor.cuda, torch.Tensor.cpu):  # copies between a GPU and its host
@@ -60,7 +60,7 @@ class Graph:
 
 
 class Recorder(TorchDispatchMode):
-    """Notes every operation of a graph."""
+    """Records every operation of a graph."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def record(graph: Graph, **_: Any) -> Iterator[None]:
 launch = InterpretedFunction.run
 
 
-def noted(kernel: Any, *args: Any, **kwargs: Any) -> None:
+def recorded_run(kernel: Any, *args: Any, **kwargs: Any) -> None:
     graph = Graph.recording
     if graph is None:
         return launch(kernel, *args, **kwargs)
@@ -138,11 +138,11 @@ class Stream:
 
 
 def install() -> None:
-    """Put the fake device in the place of PyTorch's, and shorten what a rehearsal need not repeat."""
+    """Replace PyTorch's CUDA device by the fake one, and shorten timing."""
     torch.Generator = Generator  # type: ignore[misc,assignment]
     torch.compile = lambda module=None, **_: module  # type: ignore[assignment]
     torch.version.cuda = torch.version.cuda or "13.0"
-    InterpretedFunction.run = noted
+    InterpretedFunction.run = recorded_run
     fakes = {
         "is_available": lambda: True,
         "get_device_name": lambda *_: NAME,
@@ -171,7 +171,7 @@ def install() -> None:
 
 
 def _shorten() -> None:
-    """Few copies and configurations; and what is timed runs once, since times mean nothing and an interpreter is slow."""
+    """Use few copies and configurations, and run timed calls once, since the interpreter is slow."""
     from ltcompile.benchmark.competitors import layers, peaks
     from ltcompile.engine import events, gpu, tune
     from ltcompile.kernels import _gemm

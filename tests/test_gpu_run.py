@@ -54,7 +54,7 @@ def test_stages_do_not_depend_on_each_other_and_a_resumed_run_does_the_rest(tmp_
         "good": True,
     }
     summary = (tmp_path / "summary.md").read_text()
-    assert "- hanging: stopped at its limit" in summary and "- short of time: the time was up" in summary
+    assert "- hanging: stopped at its limit" in summary and "- short of time: out of time" in summary
     assert "0 passed, 1 failed" in summary and "`test_x.py::test_a`: ValueError: a | b" in summary
     assert "it says so" in (tmp_path / "good.log").read_text()
     again = [Stage(stage.name, 20, (python(""),)) for stage in planned]
@@ -84,7 +84,7 @@ sys.exit(run(pathlib.Path({str(tmp_path)!r}), [Stage("hanging", 90, (("-c", {han
 
 def test_no_stage_begins_without_time(tmp_path: Path) -> None:
     assert gpu.run(tmp_path, [Stage("late", 100, (python(""),))], 1.0) == 1
-    assert "late: the time was up before it began" in (tmp_path / "summary.md").read_text()
+    assert "late: out of time before it started" in (tmp_path / "summary.md").read_text()
 
 
 def test_all_stages_fit_into_eight_minutes_and_name_files_that_exist(tmp_path: Path) -> None:
