@@ -228,9 +228,9 @@ def _compare(found: Sequence[Tensor], expected: Sequence[Tensor], names: Sequenc
     if len(found) != len(expected):
         raise Disagreement(f"{path} would give {len(found)} outputs, and the network gives {len(expected)}; please report this network")
     for name, left, right in zip(names, found, expected, strict=True):
-        if told := _difference(left, right, tolerance):
+        if difference := _difference(left, right, tolerance):
             raise Disagreement(
-                f"{path} would not compute what the network does: its output {name!r} {told}; does the network draw random numbers? "
+                f"{path} would not compute what the network does: its output {name!r} {difference}; does the network draw random numbers? "
                 "If not, please report it"
             )
 

@@ -18,7 +18,7 @@ NAMES = ("edge-popup",)
 ITERATIVE = False
 
 
-class Popped(_scores.Scored):
+class EdgePopupMask(_scores.Scored):
     """Frozen weights -> themselves where kept, zero elsewhere."""
 
     def effective(self, weight: Tensor, kept: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ class Popped(_scores.Scored):
 
 
 def attach(name: str, model: nn.Module, share: float, seed: int, trained: nn.Module | None) -> None:
-    _scores.attach(model, share, seed, Popped)
+    _scores.attach(model, share, seed, EdgePopupMask)
 
 
 def recipe(usual: Recipe) -> Recipe:
