@@ -192,7 +192,7 @@ class TestTickets:
         with pytest.raises(StaleTicket, match="their answers do not compare"):
             similarity([one, tmp_path / "letters.pt"])
         dataclasses.replace(ticket, data={**ticket.data, "name": "mnist"}).save(tmp_path / "mnist.pt")
-        with pytest.raises(BadSetting, match="digits and mnist; say with --data"):
+        with pytest.raises(BadSetting, match="digits and mnist; pass data="):
             similarity([one, tmp_path / "mnist.pt"])
         assert similarity([one, tmp_path / "mnist.pt"], data="digits").pairs[0].agreement == 1
         with pytest.raises(StaleTicket, match="pass the data that they were found on"):

@@ -399,7 +399,7 @@ class TestRefusals:
         folder = copied(run, tmp_path / "run")
         ticket = lt.Ticket.load(folder / "ticket.pt")
         dataclasses.replace(ticket, model={**ticket.model, "name": "mine:make"}).save(folder / "ticket.pt")
-        with pytest.raises(StaleTicket, match="--model mine:make"):
+        with pytest.raises(StaleTicket, match="model=mine:make"):
             quick(folder)
 
 
