@@ -11,7 +11,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 OLDEST := .venv-oldest
 OLDEST_PYTHON ?= $(or $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3 /usr/bin/python3.12)),$(PYTHON))
 
-.PHONY: env env-dev env-oldest demo test test-quick test-oldest check docs dist bench race gpu gpu-rehearsal clean
+.PHONY: env env-dev env-oldest demo test test-quick test-oldest check golden docs dist bench race gpu gpu-rehearsal clean
 
 env: $(STAMP)
 env-dev: $(STAMP)-dev
@@ -77,6 +77,10 @@ dist: env-dev
 	@rm -rf dist build
 	$(BIN)/python -m build --outdir dist
 	.ci/try_wheel $(BIN)/python dist/*.whl dist/*.tar.gz
+
+# In 90 seconds: what ltcompile computes and prints equals what tests/golden/outputs.json says, which `python tests/golden/freeze.py` writes.
+golden: env-dev
+	$(BIN)/python tests/golden/freeze.py --check
 
 bench: env
 	$(BIN)/python bench/masked.py

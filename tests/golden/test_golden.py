@@ -1,0 +1,61 @@
+"""The golden outputs hold: plans, a search to the bit, the JSON of commands, the command line. `make golden` compares all of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from golden_compare import Unlike, differences, masked, renamed  # noqa: E402
+
+
+def test_outputs_are_the_golden_ones() -> None:
+    """In a process of its own, since commands change signal handlers and the current folder."""
+    checked = subprocess.run([sys.executable, HERE / "freeze.py", "--check", "--quick"], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_differences_name_the_place_and_both_values() -> None:
+    old, new = {"rows": [{"loss": 0.5, "seconds": "<float>"}], "gone": 1}, {"rows": [{"loss": 0.25, "seconds": 3.0}], "fresh": 2}
+    assert list(differences(old, new)) == ["rows/0/loss: 0.5 → 0.25", "gone: 1 → absent", "fresh: absent → 2"]
+    assert list(differences({"seconds": "<float>"}, {"seconds": "soon"})) == ["seconds: '<float>' → 'soon'"]
+
+
+def test_on_another_machine_numbers_are_close_and_hashes_differ() -> None:
+    old, new = {"loss": 2.0, "kept": [1, 2], "tensors": "bits:0a"}, {"loss": 2.1, "kept": [1, 3], "tensors": "bits:0b"}
+    assert len(list(differences(old, new))) == 3
+    assert not list(differences(old, new, exact=False))
+    assert list(differences({"loss": 2.0}, {"loss": 3.0}, exact=False))
+
+
+def test_renamed_keys_hold_the_same_values() -> None:
+    old = {"why": "2 of 3 remain", "took": "<float>", "sizes": {"before": 8, "after": 4}}
+    notes: list[str] = []
+    assert renamed(old, {"sizes": {"old": 8, "new": 4}, "duration": 1.5, "why": "2 of 3 remain"}, notes.append) == {
+        "sizes": {"old": 8, "new": 4},
+        "duration": "<float>",
+        "why": "2 of 3 remain",
+    }
+    assert notes == ["sizes/before is now old", "sizes/after is now new", "took is now duration"]
+    with pytest.raises(Unlike, match="after: 4"):
+        renamed(old, {**old, "sizes": {"before": 8, "after": 5}}, notes.append)
+    reworded = {**old, "why": "3 were there, 2 are left"}
+    with pytest.raises(Unlike, match="why"):
+        renamed(old, reworded, notes.append)
+    assert renamed(old, reworded, notes.append, reworded=True) == reworded
+    with pytest.raises(Unlike, match="why"):
+        renamed(old, {**old, "why": "1 is left of 3"}, notes.append, reworded=True)
+
+
+def test_masks_keep_keys_and_types() -> None:
+    assert masked({"seconds": 1.5, "speedup": None, "pick": {"name": "a"}, "kept": [1]}, ("pick/name",)) == {
+        "seconds": "<float>",
+        "speedup": None,
+        "pick": {"name": "<any>"},
+        "kept": [1],
+    }
