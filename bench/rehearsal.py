@@ -20,6 +20,7 @@ os.environ["TRITON_INTERPRET"] = "1"  # before kernels are defined
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils import _triton
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpretedFunction
@@ -142,6 +143,7 @@ def install() -> None:
     torch.Generator = Generator  # type: ignore[misc,assignment]
     torch.compile = lambda module=None, **_: module  # type: ignore[assignment]
     torch.version.cuda = torch.version.cuda or "13.0"
+    _triton.has_triton = lambda: True
     InterpretedFunction.run = recorded_run
     fakes = {
         "is_available": lambda: True,
