@@ -31,7 +31,7 @@ from ltcompile.core.profile import Profile
 from ltcompile.core.records import provenance
 from ltcompile.deploy import dense_network, small_network
 from ltcompile.lower import export_onnx, fold_batch_norm
-from ltcompile.lower.quantize import quantize_onnx
+from ltcompile.lower.quantize import Quantizer, Scheme
 from ltcompile.runtimes import Subject
 from ltcompile.search import SearchResult, data_for, recipe_for
 from ltcompile.search.settings import SearchSettings
@@ -184,7 +184,7 @@ def whole_int8_speedup(scratch: Path, images: torch.Tensor) -> float:
     """How much faster the whole network is in int8, at batch 1."""
     network = lt.build_model("vgg16", in_channels=images.shape[1])
     whole = subject("dense", network, images, scratch)
-    quantize_onnx(whole.onnx, images[:4], scratch / "whole-int8.onnx")
+    Quantizer(whole.onnx, images[:4]).write(Scheme(), scratch / "whole-int8.onnx")
     row = next(r for r in race([whole, Subject("int8", None, scratch / "whole-int8.onnx")], images, 1) if r.subject == "int8")
     return float(row.speedup)
 

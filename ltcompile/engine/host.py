@@ -20,9 +20,9 @@ from ltcompile.engine.engine import Run
 from ltcompile.engine.file import EngineFile, EngineVariant
 from ltcompile.errors import BadFile, BadModel, BadSetting, Disagreement, Unavailable
 from ltcompile.lower import export_onnx, fold_batch_norm
+from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.lower import lower
 from ltcompile.lower.passes import precision as precisions
-from ltcompile.lower.quantize import quantize_onnx
 from ltcompile.numerics import largest_error, refusal_of, tile
 from ltcompile.timing import fastest
 
@@ -99,22 +99,17 @@ def _choose_all(
 
 def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], precision: str) -> Source:
     """The network as data, for all runtimes; for int8, `example` are the images whose ranges count."""
-    programs = {}
-    if precision != "int8":
-        for batch in batches:
-            programs[batch] = precisions.rewrite(lower(model, tile(example, batch)).program, precision)
     folded, _ = fold_batch_norm(model, example)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
-        path = Path(folder) / "network.onnx"
-        try:
-            export_onnx(folded, example, path)
-        except BadModel:
-            if precision == "int8":
-                raise
-            return Source(precision, b"", programs)
         if precision == "int8":
-            plain = quantize_onnx(path, example, path)
-            return Source(precision, path.read_bytes(), plain=plain.SerializeToString())
+            network = Int8Network(folded, example, example, Path(folder))
+            network.write()
+            return Source(precision, network.file.read_bytes(), plain=network.quantizer.plain.SerializeToString())
+        programs = {batch: precisions.rewrite(lower(model, tile(example, batch)).program, precision) for batch in batches}
+        try:
+            export_onnx(folded, example, path := Path(folder) / "network.onnx")
+        except BadModel:
+            return Source(precision, b"", programs)
         return Source(precision, path.read_bytes(), programs)
 
 

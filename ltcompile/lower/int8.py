@@ -25,7 +25,7 @@ class Int8Network:
     """A folded network in `folder`, as float file and as the int8 file that was written last.
 
     Args:
-        feeds: real inputs, by the names of the file's inputs, whose ranges activations get.
+        feeds: real inputs, whose ranges activations get: a tensor, or in chunks by the names of the file's inputs.
 
     Raises:
         BadModel: torch cannot export the network, or it has no layer that int8 would compute.
@@ -35,7 +35,7 @@ class Int8Network:
         self,
         network: nn.Module,
         example: Example,
-        feeds: Sequence[Mapping[str, Tensor]],
+        feeds: Tensor | Sequence[Mapping[str, Tensor]],
         folder: Path,
         names: tuple[Sequence[str] | None, Sequence[str] | None] = (None, None),
         dynamic: Sequence[str] = (BATCH,),
@@ -46,7 +46,7 @@ class Int8Network:
         if not self.quantizer.products:
             raise BadModel("this network has no layer that int8 would compute; leave it in fp32 or fp16")
 
-    def write(self, scheme: Scheme) -> None:
+    def write(self, scheme: Scheme = Scheme()) -> None:  # noqa: B008
         """Write the int8 file."""
         self.quantizer.write(scheme, self.file)
 

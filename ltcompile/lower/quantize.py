@@ -118,19 +118,6 @@ class Quantizer:
             return calibrator.compute_data()
 
 
-def quantize_onnx(path: str | Path, images: Tensor, output: str | Path) -> Any:
-    """Write `path` with int8 weights and activations to `output`; ranges are those of `images` (N, C, H, W), as many as are real.
-
-    Gives back the float model, as it was quantized.
-
-    Raises:
-        BadModel: ONNX Runtime cannot quantize it.
-    """
-    quantizer = Quantizer(path, images)
-    quantizer.write(Scheme(), output)
-    return quantizer.plain
-
-
 @contextlib.contextmanager
 def _as_bad_model() -> Iterator[None]:
     """Raise errors of ONNX Runtime as BadModel."""

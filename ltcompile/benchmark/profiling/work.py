@@ -33,8 +33,8 @@ from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
+from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.onnx_weights import with_weights
-from ltcompile.lower.quantize import quantize_onnx
 from ltcompile.models import build_model
 from ltcompile.numerics import Expected
 from ltcompile.paths import cache_folder, check_writable
@@ -293,7 +293,10 @@ class _Work:
 
         with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
             path = Path(folder) / "network.onnx"
-            export_onnx(module, self.images[:2], path)
             if (precision or self.target.precision) == "int8":
-                quantize_onnx(path, self.images[:CHECKED], path)
+                network = Int8Network(module, self.images[:2], self.images[:CHECKED], Path(folder))
+                network.write()
+                path = network.file
+            else:
+                export_onnx(module, self.images[:2], path)
             return onnx.load(str(path))
