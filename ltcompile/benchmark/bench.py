@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ltcompile.benchmark.pruned import bench_pruned
 from ltcompile.benchmark.reference import OF_MODULE, Reference, file_reference, module_reference
 from ltcompile.benchmark.rows import BenchResult, measure
 from ltcompile.benchmark.subjects import images_of, subject, told_images
@@ -23,7 +24,7 @@ from ltcompile.core.onnx_file import domains, external, read_onnx
 from ltcompile.core.records import Measurement, provenance
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket, check_model
-from ltcompile.deploy import check_ticket_fits, dense_network, named_network, small_network
+from ltcompile.deploy import Pruned, check_ticket_fits, dense_network, named_network, small_network
 from ltcompile.deploy.rebuild import small_with_plan
 from ltcompile.deploy.steps.snap import AS_IT_IS, moved
 from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket
@@ -77,7 +78,7 @@ def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | P
 
 
 def bench(
-    target: str | Path,
+    target: str | Path | Pruned,
     *,
     runtimes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None,
@@ -92,6 +93,8 @@ def bench(
 ) -> BenchResult:
     """Measure a ticket or an ONNX file of `shrink` against its dense network, in one run, and write bench.json and bench.csv.
 
+    A `Pruned` is measured in the same way, on its example and noise like it, and nothing is written.
+
     The dense network has its trained weights where the run folder holds them; else fresh ones, which are as fast, and no accuracy.
     Answers are compared with the ticket's network in fp32 by PyTorch. Of an ONNX file without its ticket, and of one whose weights were
     fine-tuned or whose batch-norm statistics were taken anew, nothing else holds the weights: its own graph is evaluated without a
@@ -103,6 +106,10 @@ def bench(
         BadFile: the target is no file of ours. StaleTicket: it does not fit. Disagreement: a runtime computes something else.
         BadSetting: `write_dense` is no place for an ONNX file.
     """
+    if isinstance(target, Pruned):
+        if any(value is not None for value in (data, model, output, write_dense)):
+            raise BadSetting("data=, model=, output= and write_dense= belong to tickets and files; leave them out for a Pruned")
+        return bench_pruned(target, runtimes=runtimes, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row)
     known = _open(Path(target))
     path = check_writable(Path(output) if output else RunFolder(known.folder).bench)
     dense_path = _dense_path(write_dense, Path(target)) if write_dense is not None else None
@@ -187,6 +194,8 @@ def _open_onnx(path: Path) -> _Target:
         raise BadFile(
             f"{path} was not made by `ltcompile shrink`, so its dense network is unknown; shrink a ticket, or bench the ticket itself"
         )
+    if "ticket_checksum" not in told:
+        raise BadFile(f"{path} was made of a network without a ticket, so its dense network is unknown; use lt.bench(pruned)")
     if strange := _strange(model):
         raise BadFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]

@@ -68,7 +68,7 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """A subject in one runtime, checked: sessions, errors and peaks by batch size."""
 
     sessions: dict[int, Session]
@@ -108,9 +108,9 @@ def measure(
     """
     _check(subjects, images, labels, reference, batches)
     result = BenchResult()
-    working = _working(runtimes, devices, result.skipped)
+    pairs = working(runtimes, devices, result.skipped)
     job = _job(subjects, images, labels, reference, batches, references or {})
-    loaded = [_load_all(job, runtime, device, result, asked=runtimes is not None) for runtime, device in working]
+    loaded = [_load_all(job, runtime, device, result, asked=runtimes is not None) for runtime, device in pairs]
     for row in (row for group in loaded for row in _rows(job, group, seconds_per_row)):
         result.rows.append(row)
         if on_row:
@@ -164,7 +164,7 @@ def _check(
         raise BadData(f"{len(images)} images need labels ({len(images)},), not {labels.shape}")
 
 
-def _working(runtimes: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]) -> list[tuple[str, str]]:
+def working(runtimes: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]) -> list[tuple[str, str]]:
     """The (runtime, device) pairs that work; the reasons of the others go to `skipped`."""
     reasons = {(b, d): reason for d in devices or DEVICES for b, reason in _reasons(runtimes, d).items()}
     for wanted in [*(runtimes or []), *(devices or [])]:
@@ -179,7 +179,7 @@ def _reasons(runtimes: Sequence[str] | None, device: str) -> dict[str, str | Non
     return available(device) if runtimes is None else {b: unavailable(b, device) for b in runtimes}
 
 
-def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, asked: bool) -> dict[str, _Loaded]:
+def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, asked: bool) -> dict[str, Loaded]:
     _load_libraries(job, runtime, device)
     loaded = {}
     for subject in job.subjects:
@@ -207,8 +207,8 @@ def _load_libraries(job: _Job, runtime: str, device: str) -> None:
         return  # _load meets it again, and says so
 
 
-def _load(job: _Job, subject: Subject, runtime: str, device: str) -> _Loaded:
-    loaded = _Loaded({}, {}, {}, None)
+def _load(job: _Job, subject: Subject, runtime: str, device: str) -> Loaded:
+    loaded = Loaded({}, {}, {}, None)
     for batch in sorted(job.batches):
         above = watch(device)
         session = loaded.sessions[batch] = _open(job, subject, runtime, device, batch)
@@ -249,12 +249,12 @@ def _disagreement(subject: Subject, session: Session, where: str, reason: str) -
     )
 
 
-def _rows(job: _Job, loaded: dict[str, _Loaded], seconds: float) -> Iterator[Measurement]:
+def _rows(job: _Job, loaded: dict[str, Loaded], seconds: float) -> Iterator[Measurement]:
     for batch in job.batches if loaded else ():
         images = tile(job.images, batch)
         times = interleave({name: one.sessions[batch].bind(images).call for name, one in loaded.items()}, seconds=seconds)
         for name, one in loaded.items():
-            yield _row(name, one, batch, times[name], None if name == job.reference else times.get(job.reference))
+            yield measurement(name, one, batch, times[name], None if name == job.reference else times.get(job.reference))
 
 
 def _dtype(session: Session) -> str:
@@ -266,7 +266,7 @@ def _dtype(session: Session) -> str:
     return "float16" if precision == "fp16" and device == "cuda" else session.dtype
 
 
-def _row(name: str, one: _Loaded, batch: int, ms: Times, reference_ms: Times | None) -> Measurement:
+def measurement(name: str, one: Loaded, batch: int, ms: Times, reference_ms: Times | None) -> Measurement:
     p20, p50, p80 = (float(q) for q in np.quantile(ms, [0.2, 0.5, 0.8]))
     ratio, low, high = speedup(reference_ms, ms) if reference_ms is not None else (None, None, None)
     deployment = one.sessions[batch].deployment

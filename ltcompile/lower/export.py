@@ -63,7 +63,7 @@ def export_onnx(
 
     network, inputs = _prepared(model, example, dynamic)
     expected, filters = _answers(network, inputs)
-    flat = _Flat(network, inputs)
+    flat = Flat(network, inputs)
     names = _checked_names(input_names, inputs.names, "input"), _checked_names(output_names, tuple(expected), "output")
     flat_inputs = replace(
         Inputs.of(flat, (inputs.resized(2) if BATCH in dynamic else inputs).tensors), names=tuple(names[0]), batched=inputs.batched
@@ -120,7 +120,7 @@ def run_onnx(path: str | Path, images: Tensor) -> Tensor:
     return torch.from_numpy(next(iter(run_once(Path(path), images.numpy()).values())))
 
 
-class _Flat(nn.Module):
+class Flat(nn.Module):
     """A network that takes its tensors as positional arguments, and returns the tensors of its output as a tuple."""
 
     def __init__(self, network: nn.Module, inputs: Inputs) -> None:
@@ -132,7 +132,7 @@ class _Flat(nn.Module):
         return tuple(outputs_of(self.network(*args, **kwargs)).values())
 
 
-_PREFIX = "network."  # of the names of parameters in a _Flat
+_PREFIX = "network."  # of the names of parameters in a Flat
 _WIDENED = {torch.bfloat16: torch.float32}
 
 

@@ -107,7 +107,8 @@ class Inputs:
         return pytree.tree_unflatten(leaves, self._spec)
 
 
-_TENSOR = object()
+class _TENSOR:  # a class, which copies of a network share
+    pass
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from quickly import timed_at_once
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
 import ltcompile as lt
-from ltcompile import registry
+from ltcompile import registry, runtimes
 from ltcompile.cli import app
 from ltcompile.deploy import Metric, Pruned, formats, steps
 from ltcompile.deploy.answers import answers, of_file, of_network, probe
@@ -277,6 +278,31 @@ class TestInt8:
                 lt.shrink(given, tmp_path / "s.onnx", precision="int8", calibrate=calibrate)
         with pytest.raises(BadSetting, match="finetune_epochs trains tickets"):
             lt.shrink(given, tmp_path / "s.onnx", precision="int8", calibrate=[torch.randn(128, 2, 20)], finetune_epochs=1)
+
+
+class TestBench:
+    def test_times_of_small_and_dense_for_any_inputs(self) -> None:
+        with timed_at_once():
+            found = lt.bench(pruned("two inputs"), runtimes=["onnxruntime", "eager"], devices=["cpu"], batches=(1, 3), seconds_per_row=0.01)
+        assert [(r.subject, r.runtime, r.batch) for r in found.rows] == [
+            (subject, runtime, batch) for runtime in ("onnxruntime", "eager") for batch in (1, 3) for subject in ("dense", "small")
+        ]
+        assert all(row.max_error <= 1e-4 and row.ms_p50 > 0 and (row.speedup is None) == (row.subject == "dense") for row in found.rows)
+
+    def test_a_runtime_that_computes_something_else(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        honest = runtimes.load
+
+        def wrong(*arguments: Any) -> runtimes.Session:
+            session = honest(*arguments)
+            run = session.run
+            monkeypatch.setattr(session, "run", lambda inputs: {name: value + 1e-2 for name, value in run(inputs).items()})
+            return session
+
+        monkeypatch.setattr("ltcompile.benchmark.pruned.load", wrong)
+        with pytest.raises(Disagreement, match="output 'logits': outputs are off by"):
+            lt.bench(pruned("two inputs"), runtimes=["onnxruntime"], devices=["cpu"], batches=(1,))
+        with pytest.raises(BadSetting, match="belong to tickets and files"):
+            lt.bench(pruned("two inputs"), data="digits")
 
 
 class TestSteps:
