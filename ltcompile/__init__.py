@@ -26,6 +26,7 @@ _HOMES = {
     "PruningPlan": "ltcompile.core.plan",
     "Recipe": "ltcompile.core.recipe",
     "Schedule": "ltcompile.prune.schedule",
+    "Search": "ltcompile.search.own_loop",
     "SearchConfig": "ltcompile.search",
     "SearchResult": "ltcompile.search",
     "Ticket": "ltcompile.core.ticket",

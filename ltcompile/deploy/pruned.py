@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
@@ -20,6 +20,8 @@ from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.wrappers import in_eval_mode, unwrap
 
 if TYPE_CHECKING:
+    from ltcompile.core.records import Trained
+    from ltcompile.core.task import Metric as TaskMetric
     from ltcompile.core.ticket import Ticket
 
 
@@ -30,6 +32,23 @@ class Metric:
     name: str
     value: float | None
     split: str
+
+
+class Result(Protocol):
+    """What a search in one's own loop found, as `lt.Search.result()` gives it."""
+
+    @property
+    def small(self) -> nn.Module: ...
+    @property
+    def dense(self) -> nn.Module: ...
+    @property
+    def plan(self) -> PruningPlan: ...
+    @property
+    def example(self) -> Example: ...
+    @property
+    def metric(self) -> TaskMetric: ...
+    @property
+    def row(self) -> Trained: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +133,15 @@ class Pruned:
     def of_cut(cls, dense: nn.Module, plan: PruningPlan, example: Example, **rest: Any) -> Pruned:
         """`dense`, with trained weights, cut by `plan`; `rest` are other fields. Raises BadPlan where the plan is of another network."""
         return cls(cut(dense, plan).eval(), example, dense, plan, **rest)
+
+    @classmethod
+    def of_result(cls, found: Result) -> Pruned:
+        """What `lt.Search.result()` gives. Raises BadSetting where `found` is something else."""
+        if not all(hasattr(found, name) for name in ("small", "dense", "plan", "example", "metric", "row")):
+            raise BadSetting(f"pruned= takes a Pruned, a ticket, its path or the result of a search, not {type(found).__name__}")
+        return cls(
+            found.small, found.example, found.dense, found.plan, metric=Metric(found.metric.name, found.row.val_accuracy, "validation")
+        )
 
     @property
     def checksum(self) -> str:

@@ -14,7 +14,7 @@ from ltcompile.core.records import provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
 from ltcompile.deploy.job import Calibration, Int8, Metric, Precision, Progress, RelativeTimer, ShrinkJob, Snap
-from ltcompile.deploy.pruned import Pruned
+from ltcompile.deploy.pruned import Pruned, Result
 from ltcompile.deploy.rebuild import check_ticket_fits
 from ltcompile.deploy.steps import check_all, run_all
 from ltcompile.errors import BadSetting
@@ -31,7 +31,7 @@ class Shrunk:
 
 
 def shrink(
-    pruned: Pruned | Ticket | str | Path,
+    pruned: Pruned | Ticket | Result | str | Path,
     output: str | Path,
     *,
     precision: Precision = "fp32",
@@ -51,7 +51,7 @@ def shrink(
     output, and the file with the cut network, within the rounding of its precision (`numerics`); the record holds both errors.
 
     Args:
-        pruned: a `Pruned`, a ticket, or the path of one.
+        pruned: a `Pruned`, a ticket, the path of one, or the result of a `lt.Search`.
         precision: "fp16" computes in half precision, "int8" (.onnx alone) in integers, both behind fp32 inputs and outputs.
         model: names one's own `package.module:factory` again where the ticket needs it.
         calibrate: a data set, or an iterable of inputs, each as the network takes it. fp32 and fp16 take batch norm's running statistics
@@ -93,6 +93,8 @@ def shrink(
     if isinstance(pruned, Ticket):
         check_ticket_fits(pruned, model, calibrate.description.classes if isinstance(calibrate, Dataset) else None)
         pruned = Pruned.of_ticket(pruned, model)
+    elif not isinstance(pruned, Pruned):
+        pruned = Pruned.of_result(pruned)
     job = replace(job, base=pruned.dense or pruned.small)
     origin = {"ticket_checksum": pruned.provenance["ticket_checksum"]} if "ticket_checksum" in pruned.provenance else {}
     done, lines = run_all(pruned, job)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ltcompile.core.arm import Arm
 from ltcompile.core.plan import PruningPlan
@@ -124,7 +125,7 @@ class ArmRunner:
             "weights": model.state_dict(),
             "row": self._row(arm, small, model, done, remaining).to_json(),
             "epochs": [epoch.to_json() for epoch in done.epochs],
-            "health": health(small if plan else model, groups, self.job.task.splits["val"], self.job.device, done),
+            "health": health(small if plan else model, groups, self.job.task.splits.get("val"), self.job.device, done),
         }
 
     def _report(self, arm: Arm, epoch: Epoch) -> None:
@@ -134,7 +135,7 @@ class ArmRunner:
 
     def _without_dead_channels(self, arm: Arm, model: nn.Module, selection: Selection) -> tuple[nn.Module, PruningPlan | None]:
         """The trained network without what its zeros, or a low rank, make idle; the plan on the original that leads there, if one does."""
-        example = self.job.example.to(self.job.device)
+        example = self._example
         if not arm.unpruned and selection.mask is not None:
             found = emptied(model, self.prepared.traced, example)
             return found.module, found.plan
@@ -150,8 +151,13 @@ class ArmRunner:
         fewer = baked.coordinates - baked.kept if baked is not None and baked.mask is None else 0
         return weights - fewer, params - fewer
 
+    @property
+    def _example(self) -> Any:
+        """The task's example on the device of the search."""
+        return tree_map_only(Tensor, lambda tensor: tensor.to(self.job.device), self.job.example)
+
     def _row(self, arm: Arm, small: nn.Module, model: nn.Module, done: Outcome, remaining: tuple[int, int] | None) -> Trained:
-        counted = size(small, self.job.example.to(self.job.device))
+        counted = size(small, self._example)
         last, stop = done.epochs[-1], min(done.epochs, key=lambda e: e.val_loss)
         producers = {m.layer for g in self.prepared.groups for m in g.producers}
         return Trained(

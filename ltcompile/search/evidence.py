@@ -29,12 +29,16 @@ DRAWS = 4  # labels drawn for each image
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
-def gather(criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed: int, device: torch.device) -> Evidence:
-    """What `criterion` needs to score a copy of `model` in eval mode, and no more. `seed` picks the batches of `split`, and all chance.
+def gather(criterion: str, model: nn.Module, split: Split | None, recipe: Recipe, seed: int, device: torch.device) -> Evidence:
+    """What `criterion` needs to score a copy of `model` in eval mode, and no more. `seed` picks the batches of `split`, and all chance; a
+    criterion that looks at weights alone needs no split.
 
     Raises:
         UnknownName: no such criterion. BadModel: its curvature is needed, and the network's logits are not finite.
     """
+    evidence = Evidence(rng=generator(stream("random scores", seed)))
+    if split is None or not criteria.needs(criterion):
+        return evidence
     model = copied(unwrap(model)).eval()
     collect: dict[str, Callable[[Batches], object]] = {
         "curvature": partial(loss_curvature, model, seed=stream("drawn labels", seed)),
@@ -52,7 +56,6 @@ def gather(criterion: str, model: nn.Module, split: Split, recipe: Recipe, seed:
     def collected(kind: str, parts: int) -> object:
         return collect[kind](batches(parts))
 
-    evidence = Evidence(rng=generator(stream("random scores", seed)))
     if "gradients" in criteria.needs(criterion):
         evidence.gradients = BatchGradients(model, split, recipe, stream("scoring batches", seed), device, layout)
     for kind in (kind for kind in criteria.needs(criterion) if kind != "gradients"):

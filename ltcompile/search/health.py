@@ -19,9 +19,11 @@ JUMP = 2.0  # times the lowest loss of the epochs before
 FLOOR = 0.1  # of the first epoch's loss: below it, a jump is noise
 
 
-def health(model: nn.Module, groups: tuple[Group, ...], split: Split, device: torch.device, done: Outcome) -> dict[str, Any]:
-    """The health of `model` after its training, as plain values: dead channels of its `groups`, spikes, parts of batches."""
-    return {"dead": dead_channels(model, groups, split, device), "spikes": spikes(done.epochs), "parts": done.parts}
+def health(model: nn.Module, groups: tuple[Group, ...], split: Split | None, device: torch.device, done: Outcome) -> dict[str, Any]:
+    """The health of `model` after its training, as plain values: dead channels of its `groups` (on a validation split that can be seen),
+    spikes, parts of batches.
+    """
+    return {"dead": dead_channels(model, groups, split, device) if split else [], "spikes": spikes(done.epochs), "parts": done.parts}
 
 
 def healthy(report: dict[str, Any]) -> bool:

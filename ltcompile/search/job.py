@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,8 @@ class SearchJob:
     """A model for a task, the config of the search, the recipe of every training, and the device.
 
     `weights` is a file to start from, `profile` and `measured` belong to a target of time or energy, and `mask` is the one level's where it
-    was found elsewhere: see `find`. Without a `trainer`, the project's own loop trains; it takes classification alone.
+    was found elsewhere: see `find`. Without a `trainer`, the project's own loop trains; it takes classification alone. `build` makes the
+    network in the place of the factory that `model` names.
 
     Raises:
         BadSetting: settings contradict each other.
@@ -58,6 +59,7 @@ class SearchJob:
     measured: RelativeTimer | None = None
     mask: WeightMask | None = None
     trainer: Trainer | None = None
+    build: Callable[[], nn.Module] | None = None
 
     def __post_init__(self) -> None:
         config, target = self.config, self.config.target
@@ -100,7 +102,7 @@ class SearchJob:
 
     def _build(self, number: int, weights: str | Path | None) -> nn.Module:
         with seeded(number):
-            return build_model(self.model, **self.arguments, weights=weights)
+            return self.build() if self.build else build_model(self.model, **self.arguments, weights=weights)
 
     def to_json(self) -> dict[str, Any]:
         """The settings that a resumed run must have too."""

@@ -1,0 +1,277 @@
+"""A search whose arms the caller trains, in a loop of the caller's own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile.core.arm import Arm
+from ltcompile.core.plan import PruningPlan
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.records import Trained, Verdict
+from ltcompile.core.run_folder import RunFolder
+from ltcompile.core.task import Metric, Part, Score
+from ltcompile.errors import BadModel, BadSetting
+from ltcompile.graph import Example, embed
+from ltcompile.graph.wrappers import unwrap
+from ltcompile.paths import locked, write_json
+from ltcompile.prune import criteria
+from ltcompile.search.arm_runner import ArmRunner
+from ltcompile.search.config import SearchConfig
+from ltcompile.search.iterative_pruning import IterativePruning
+from ltcompile.search.job import PreparedJob, SearchJob, prepare
+from ltcompile.search.listener import NullListener
+from ltcompile.search.verdict import choose_level, closest_level, judge, typical_seed
+from ltcompile.training import ArmTraining, Epoch, Outcome, Progress
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a run folder says of data that the search never sees."""
+
+    name: str = "own"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task whose data and evaluation are the caller's."""
+
+    metric: Metric
+    example: Example
+    description: _Data = _Data()
+    splits: Mapping[Part, Any] = field(default_factory=dict)
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        return recipe
+
+    def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
+        raise NotImplementedError("the caller evaluates")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search in one's own loop found: the network that the verdict names (or of the closest level), and every arm.
+
+    `dense` is the full-width network that holds `small`'s weights and zeros where `plan` drops channels.
+    """
+
+    small: nn.Module
+    dense: nn.Module
+    plan: PruningPlan
+    example: Example
+    row: Trained
+    rows: tuple[Trained, ...]
+    metric: Metric
+    verdict: Verdict
+
+
+class ArmToTrain:
+    """One arm of a search, for the caller to train.
+
+    `model` is the network, at its first weights: train it in place, at its own widths. `epochs` is how long, in the schedule of
+    `Search(epochs=...)` from `first_epoch` on; `seed` is the seed of the arm's randomness; `folder` is for the caller's own checkpoints.
+    """
+
+    def __init__(self, search: Search, model: nn.Module, training: ArmTraining) -> None:
+        self._search, self.arm = search, training.arm
+        self.model, self.first_epoch, self.epochs = model, training.first_epoch, training.recipe.epochs - training.first_epoch
+        self.seed, self.name = training.arm.stream("training"), f"seed{training.arm.seed}/{training.arm.name}"
+        self.folder = search.folder.path / f"seed{training.arm.seed}" / training.arm.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._shapes, self._began = _shapes(model), time.monotonic()
+        self.early: dict[str, Tensor] | None = None
+
+    def keep_early(self) -> None:
+        """Keep the weights as they are now, to rewind to. Call it after epoch `rewind_epoch` of every dense arm where rewind="weight"."""
+        self.early = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+
+    def report(self, value: float, items: Sequence[bool] | None = None) -> None:
+        """Finish the arm: write its weights, and the metric's `value` on validation data, to the run folder.
+
+        `items` says which validation items were correct, where the metric is their fraction: with fewer than three seeds a verdict pairs
+        them. The order must be the same for all arms.
+
+        Raises:
+            BadSetting: the value is not finite, or `items` contradict it. BadModel: the network has other parameters than the arm's.
+        """
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise BadSetting(f"report({value!r}) of {self.name}: the metric must be a finite number; the arm is not finished")
+        if items is not None and not math.isclose(sum(map(bool, items)) / max(len(items), 1), value, abs_tol=1e-6):
+            raise BadSetting(f"report({value}) of {self.name}: items has {sum(map(bool, items))} of {len(items)} correct, another fraction")
+        if (found := _shapes(self.model)) != self._shapes:
+            name = next(n for n in [*self._shapes, *found] if self._shapes.get(n) != found.get(n))
+            raise BadModel(
+                f"{self.name}: {name} has shape {found.get(name, 'none')}, the arm's network {self._shapes.get(name, 'none')}; "
+                "train arm.model in place, do not replace it or change its layers"
+            )
+        self._search._finish(self, Score(float(value), 0.0, _bits(items) if items is not None else ""))
+
+
+class Search:
+    """A lottery-ticket search over a network of one's own, trained by a loop of one's own.
+
+        search = lt.Search(build, example, folder="runs/bottles", metric="mAP", rounds=4, target_macs=0.25, seeds=3)
+        for arm in search:                                   # finished arms are skipped
+            train(arm.model, epochs=arm.epochs, seed=arm.seed, checkpoints=arm.folder)
+            arm.report(evaluate(arm.model))
+        lt.shrink(search.result(), "bottles.onnx")
+
+    Per seed the arms are the dense network and a ticket for each round; then, at the chosen level, the controls: the ticket's architecture on
+    fresh weights with the ticket's whole budget, and the dense network with that budget. Each finished arm is a file, so that the same script
+    started again continues with the first unfinished arm.
+
+    Args:
+        build: makes the dense network with first weights; it is called with torch's generators seeded.
+        example: an input of the network: a tensor, a tuple of positional or a dict of keyword arguments, nested as the forward takes them.
+        folder: the run folder; a folder with another search is refused.
+        metric: the name of the metric that `report` gets, or a `Metric`, which says its unit, scale and direction.
+        epochs: how long the dense network trains.
+        margin: a ticket wins where the lower bound of (its metric - the dense network's) lies above minus so many of the metric's units.
+        settings: any other field of `SearchConfig`, such as rounds, rate or target_macs, rewind, seeds, criterion, controls, keep, only.
+
+    Raises:
+        BadSetting: settings contradict each other, or the criterion needs data. BadModel: the network cannot be traced or cut.
+        StaleTicket: the folder holds a search with other settings.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        example: Example,
+        folder: str | Path,
+        metric: str | Metric = "accuracy",
+        *,
+        epochs: int = 1,
+        margin: float = 0.5,
+        **settings: Any,
+    ) -> None:
+        metric = Metric(metric) if isinstance(metric, str) else metric
+        config = SearchConfig(**{"rounds": 4, "margin_points": margin} | settings)
+        if needed := criteria.needs(config.criterion):
+            free = ", ".join(name for name in criteria.names() if not criteria.needs(name))
+            raise BadSetting(
+                f"criterion={config.criterion} needs {', '.join(needed)} of data that lt.Search does not see; choose one of {free}"
+            )
+        if config.prune != "filters" or (config.target is not None and config.target.profiled):
+            raise BadSetting("lt.Search prunes filters, by a rate or to target_macs or target_params; lt.find takes other targets")
+        task = _Task(metric, example)
+        job = SearchJob(
+            "own",
+            task,
+            config,
+            Recipe(epochs=epochs, precision="fp32", compile="never"),
+            torch.device("cpu"),
+            trainer=self._train,
+            build=build,
+        )
+        self.folder = RunFolder(folder)
+        self._prepared: PreparedJob = prepare(job)
+        self._finished: tuple[ArmToTrain, Score] | None = None
+        self._found: Found | None = None
+        with locked(self.folder.path):
+            self.folder.begin(job.to_json(), resume=self.folder.begun)
+
+    def __iter__(self) -> Iterator[ArmToTrain]:
+        """The arms that are not finished, each as soon as those before it are. Raises BadSetting where one was not reported."""
+        while (pending := self._advance()) is not None:
+            yield pending
+            if not self.folder.training(pending.arm).exists():
+                raise BadSetting(f"{pending.name} was trained, and nothing reported; call arm.report(value) at the end of the loop's body")
+
+    def result(self) -> Found:
+        """The network, the rows of all arms and the verdict. Raises BadSetting while arms are unfinished."""
+        if (pending := self._advance()) is not None:
+            raise BadSetting(f"the search is not finished: {pending.name} is still to be trained; iterate over the search first")
+        assert self._found is not None
+        return self._found
+
+    def _advance(self) -> ArmToTrain | None:
+        """The next arm to train; None where all are finished."""
+        try:
+            with locked(self.folder.path):
+                self._found = self._run()
+        except _Pending as pending:
+            return ArmToTrain(self, pending.model, pending.training)
+        return None
+
+    def _finish(self, arm: ArmToTrain, score: Score) -> None:
+        """Write a trained arm to its file: the search runs up to it, and its trainer hands over the weights."""
+        self._finished = arm, score
+        try:
+            with locked(self.folder.path):
+                self._run()
+        except _Pending:
+            pass
+        finally:
+            self._finished = None
+
+    def _run(self) -> Found:
+        """The whole search over finished arms. Raises _Pending at the first that is not finished."""
+        config, metric = self._prepared.job.config, self._prepared.job.task.metric
+        runner = ArmRunner(self._prepared, self.folder, NullListener())
+        levels = IterativePruning(runner)
+        rows = [row for seed in config.all_seeds for row in levels.run_levels(seed)]
+        named, differences = choose_level(rows, config.margin_points, config.confidence, metric)
+        level = named if named is not None else closest_level(differences)
+        if config.controls:
+            rows += [row for seed in config.all_seeds for row in levels.run_controls(seed, level, rows)]
+        verdict = judge(rows, config.margin_points, config.confidence, config.rewind, metric)
+        tickets = [row for row in rows if (row.arm, row.level) == ("ticket", level)]
+        arm = Arm(typical_seed(tickets, metric), "ticket", level)
+        small, plan = runner.trained(arm), runner.selection(arm).plan
+        summary = {
+            "kind": "own search",
+            "format": 1,
+            "metric": metric.name,
+            "config": config.to_json(),
+            "rows": [row.to_json() for row in rows],
+            "verdict": verdict.to_json(),
+            "ticket": {"seed": arm.seed, "level": level, "won": verdict.won},
+        }
+        write_json(self.folder.path / "own-search.json", summary)
+        row = next(row for row in tickets if row.seed == arm.seed)
+        dense = embed(small, plan, self._prepared.job.initial(arm.seed)).eval()
+        return Found(small.eval(), dense, plan, self._prepared.job.example, row, tuple(rows), metric, verdict)
+
+    def _train(self, model: nn.Module, task: Any, training: ArmTraining, state: dict[str, Any] | None, save: Progress) -> Outcome:
+        """The trainer of the arms: it takes what was reported, or stops the search for the caller to train."""
+        if self._finished is None or self._finished[0].arm != training.arm:
+            raise _Pending(model, training)
+        arm, score = self._finished
+        seconds = time.monotonic() - arm._began
+        model.load_state_dict(unwrap(arm.model).state_dict())
+        epochs = training.recipe.epochs - training.first_epoch
+        rows = [Epoch(e + training.first_epoch, 0.0, 0.0, 0.0, score.loss, score.value, seconds / epochs, 0.0) for e in range(epochs)]
+        if training.arm.kind == "dense" and (at := self._prepared.job.config.rewind_epoch):
+            if arm.early is None:
+                raise BadSetting(f"{arm.name}: rewind=weight needs the weights after epoch {at}; call arm.keep_early() then")
+            save(rows[at - 1], {"model": arm.early, "epochs": [row.to_json() for row in rows[:at]]})
+        return Outcome(rows, score)
+
+
+class _Pending(Exception):
+    """The search stops at an arm that the caller has to train."""
+
+    def __init__(self, model: nn.Module, training: ArmTraining) -> None:
+        super().__init__(training.arm.name)
+        self.model, self.training = model, training
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in unwrap(model).state_dict().items()}
+
+
+def _bits(items: Sequence[bool]) -> str:
+    """Hexadecimal bits, the first item in the highest."""
+    return f"{int(''.join(str(int(bool(i))) for i in items), 2):0{-(-len(items) // 4)}x}"

@@ -1,0 +1,150 @@
+"""A search whose arms a loop of the user's own trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ltcompile as lt
+from ltcompile.core.task import Metric
+from ltcompile.errors import BadFile, BadModel, BadSetting, StaleTicket
+
+EXAMPLE = {"image": torch.randn(2, 1, 8, 8), "place": torch.randn(2, 3)}
+ERROR = Metric("error", "units", 1.0, higher_is_better=False)
+
+
+class Regressor(nn.Module):
+    """An image and a vector, by name, to a dict of two maps: nothing of classification."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.place = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(3, 8)
+        self.map, self.norm = nn.Conv2d(8, 2, 1), nn.BatchNorm2d(8)
+
+    def forward(self, image: Tensor, place: Tensor) -> dict[str, Tensor]:
+        y = F.relu(self.norm(self.first(image))) + self.place(place)[:, :, None, None]
+        y = self.map(F.relu(self.second(y)))
+        return {"blurred": y[:, :1], "edges": y[:, 1:]}
+
+
+def batches(count: int, seed: int) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(count):
+        image, place = torch.randn(16, 1, 8, 8, generator=generator), torch.randn(16, 3, generator=generator)
+        blurred = F.avg_pool2d(image, 3, 1, 1)
+        found.append(({"image": image, "place": place}, {"blurred": blurred + place[:, :1, None, None], "edges": image - blurred}))
+    return found
+
+
+def loss(model: nn.Module, inputs: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+    outputs = model(**inputs)
+    return sum((F.mse_loss(outputs[name], target) for name, target in targets.items()), torch.zeros(()))
+
+
+def train(arm: Any) -> float:
+    """The user's loop: it knows nothing of the search but the arm."""
+    optimizer = torch.optim.Adam(arm.model.parameters(), 0.02)
+    for epoch in range(arm.epochs):
+        for inputs, targets in batches(4, arm.seed + epoch):
+            optimizer.zero_grad()
+            loss(arm.model, inputs, targets).backward()
+            optimizer.step()
+        if epoch == 0:
+            arm.keep_early()
+    arm.model.eval()
+    with torch.no_grad():
+        return sum(loss(arm.model, *batch).item() for batch in batches(2, 1)) / 2
+
+
+def search(folder: Path, **settings: Any) -> lt.Search:
+    given: dict[str, Any] = {"epochs": 2, "rounds": 2, "rate": 0.3, "margin": 0.5, "rewind": "weight", "rewind_epoch": 1} | settings
+    return lt.Search(Regressor, EXAMPLE, folder, ERROR, **given)
+
+
+def test_the_same_script_resumes_and_finds_the_same(tmp_path: Path) -> None:
+    whole = search(tmp_path / "whole")
+    names = [(arm.name, arm.report(train(arm)))[0] for arm in whole]
+    level = whole.result().row.level
+    assert names == [f"seed0/{arm}" for arm in ("dense-0", "ticket-1", "ticket-2", f"random-{level}", f"dense_budget-{level}")]
+
+    for count in (1, 2, 2):  # a process that ends after so many arms; the loop of the last one begins a third, and is killed
+        for done, arm in enumerate(search(tmp_path / "cut")):
+            value = train(arm)
+            if done == count:
+                break
+            arm.report(value)
+    resumed = search(tmp_path / "cut")
+    assert [arm.name for arm in resumed] == []
+    one, two = whole.result(), resumed.result()
+    assert one.verdict == two.verdict and one.plan == two.plan
+    assert all(torch.equal(value, two.small.state_dict()[name]) for name, value in one.small.state_dict().items())
+    assert "units of validation error" in " ".join([one.verdict.rule, *one.verdict.summary])
+
+
+def test_what_is_found_ships(tmp_path: Path) -> None:
+    found = search(tmp_path / "run", rounds=1, controls=False, rewind="lr", rewind_epoch=0)
+    for arm in found:
+        arm.report(train(arm))
+    result = found.result()
+    example = {name: value.clone() for name, value in EXAMPLE.items()}
+    dense, small = result.dense(**example), result.small(**example)
+    for name, value in small.items():
+        torch.testing.assert_close(dense[name], value, rtol=1e-4, atol=1e-5)
+    assert lt.size(result.small, example).params < lt.size(Regressor(), example).params
+    lt.shrink(result, tmp_path / "maps.onnx")
+    assert (tmp_path / "maps.onnx").exists()
+
+
+def first_arm(folder: Path, **settings: Any) -> Any:
+    return next(iter(search(folder, **settings)))
+
+
+def test_what_goes_wrong_is_said_and_finished_arms_stay(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="seed0/dense-0 was trained, and nothing reported"):
+        list(search(tmp_path / "a"))
+    arm = first_arm(tmp_path / "a")
+    with pytest.raises(BadSetting, match=r"report\(nan\).* must be a finite number"):
+        arm.report(float("nan"))
+    with pytest.raises(BadSetting, match=r"call arm\.keep_early"):
+        arm.report(0.5)
+    with pytest.raises(BadSetting, match="items has 1 of 2 correct"):
+        arm.report(0.9, items=[True, False])
+    arm.keep_early()
+    arm.model.second = nn.Conv2d(8, 4, 3, padding=1)
+    with pytest.raises(BadModel, match=r"second.weight has shape \(4, 8, 3, 3\), the arm's network \(8, 8, 3, 3\)"):
+        arm.report(0.5)
+    arm = first_arm(tmp_path / "a")
+    arm.keep_early()
+    arm.report(0.5)
+    with pytest.raises(BadSetting, match="not finished: seed0/ticket-1"):
+        search(tmp_path / "a").result()
+    with pytest.raises(StaleTicket, match="other settings"):
+        search(tmp_path / "a", rounds=3)
+    assert first_arm(tmp_path / "a").name == "seed0/ticket-1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [({"criterion": "taylor"}, "lt.Search does not see"), ({"prune": "weights"}, "prunes filters"), ({"rounds": 0}, "rounds=0")],
+)
+def test_settings_are_checked(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match=says):
+        search(tmp_path, **settings)
+
+
+def test_a_script_that_builds_otherwise_is_refused(tmp_path: Path) -> None:
+    arm = first_arm(tmp_path, rewind="lr", rewind_epoch=0)
+    arm.report(0.5)
+    wide = lt.Search(wide_network, torch.randn(2, 1, 8, 8), tmp_path, ERROR, epochs=2, rounds=2, rate=0.3)
+    with pytest.raises(BadFile, match="does not fit this run"):
+        list(wide)
+
+
+def wide_network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 9, 3), nn.ReLU(), nn.Conv2d(9, 2, 3))
