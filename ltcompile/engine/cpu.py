@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ltcompile import registry, runtimes
+from ltcompile import runtimes
 from ltcompile.core.deployment import Deployment
 from ltcompile.engine.engine import Run
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
 from ltcompile.runtimes import Subject, first_line
-
-_PACKAGE = runtimes.__name__
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,14 @@ class Source:
 def candidates(precision: str, batch: int = 1) -> tuple[list[Deployment], dict[str, str]]:
     """The deployments that are worth timing in a precision on this machine, and the runtimes that are not, with the reason."""
     found, refused = list[Deployment](), dict[str, str]()
-    for runtime in sorted(registry.names(_PACKAGE)):
-        module = registry.load(_PACKAGE, "runtime", runtime)
-        if not hasattr(module, "ENGINE"):
+    for runtime in runtimes.names():
+        precisions = runtimes.declared(runtime, "ENGINE", None)
+        if precisions is None:
             continue
-        if reason := module.ENGINE.get(precision, f"it does not compute in {precision}") or module.unavailable("cpu"):
+        if reason := precisions.get(precision, f"it does not compute in {precision}") or runtimes.unavailable(runtime, "cpu"):
             refused[runtime] = reason
             continue
-        threads = (0, *thread_counts()) if getattr(module, "THREADS", False) else (0,)
+        threads = (0, *thread_counts()) if runtimes.declared(runtime, "THREADS") else (0,)
         found += [Deployment("cpu", runtime, batch, precision, n) for n in threads]
     return found, refused
 

@@ -28,7 +28,7 @@ spin in one way. Tests walk this folder, and find no session that is opened else
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ltcompile import registry
 from ltcompile.errors import Unavailable
@@ -37,7 +37,31 @@ from ltcompile.runtimes._base import Array, Bound, Inputs, Options, Session, Sub
 if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
 
-__all__ = ["Array", "Bound", "Inputs", "Options", "Session", "Subject", "Trace", "available", "first_line", "load", "unavailable"]
+__all__ = [
+    "Array",
+    "Bound",
+    "Inputs",
+    "Options",
+    "Session",
+    "Subject",
+    "Trace",
+    "available",
+    "declared",
+    "first_line",
+    "load",
+    "names",
+    "unavailable",
+]
+
+
+def names() -> list[str]:
+    """All runtimes."""
+    return sorted(registry.names(__name__))
+
+
+def declared(runtime: str, constant: str, default: Any = False) -> Any:
+    """What the file of `runtime` declares as `constant`. Raises UnknownName."""
+    return getattr(registry.load(__name__, "runtime", runtime), constant, default)
 
 
 def available(device: str) -> dict[str, str | None]:
@@ -46,7 +70,7 @@ def available(device: str) -> dict[str, str | None]:
     Raises:
         BadSetting: no such device.
     """
-    return {name: unavailable(name, device) for name in sorted(registry.names(__name__))}
+    return {name: unavailable(name, device) for name in names()}
 
 
 def unavailable(runtime: str, device: str) -> str | None:
@@ -69,12 +93,12 @@ def load(subject: Subject, deployment: Deployment, options: Options | None = Non
     module = registry.load(__name__, "runtime", deployment.runtime)
     if reason := module.unavailable(deployment.device):
         raise Unavailable(f"{deployment.runtime} ({deployment.device}): {reason}")
-    if deployment.threads and not getattr(module, "THREADS", False):
+    if deployment.threads and not declared(deployment.runtime, "THREADS"):
         raise Unavailable(
             f"{deployment.runtime} runs on the threads of PyTorch; leave threads out, and set OMP_NUM_THREADS for the process"
         )
     options = options or Options()
-    if options.trace and deployment.precision not in getattr(module, "TRACED", {}).get(deployment.device, ()):
+    if options.trace and deployment.precision not in declared(deployment.runtime, "TRACED", {}).get(deployment.device, ()):
         raise Unavailable(f"{deployment.runtime} records no times of operations in {deployment.precision} on {deployment.device}")
     session: Session = module.load(subject, deployment, options)
     return session

@@ -108,7 +108,7 @@ def test_an_answer_depends_on_its_images_alone(name: str, device: str, subjects:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_runtime_names_what_the_subject_lacks(name: str, subjects: list[Subject]) -> None:
     need(name, "cpu")
-    reads_onnx = name in ("onnxruntime", "openvino")
+    reads_onnx = runtimes.declared(name, "READS_ONNX")
     full = subjects[0]
     poor = Subject("poor", full.module) if reads_onnx else Subject("poor", onnx=full.onnx)
     with pytest.raises(Unavailable, match=f"{name} needs .*{'ONNX file' if reads_onnx else 'torch module'}.*'poor'"):
@@ -194,7 +194,7 @@ def test_any_number_of_inputs_and_outputs_of_any_rank_and_dtype(name: str, tmp_p
     export_onnx(Many(), tensors, tmp_path / "many.onnx")
     session = load(name, Subject("many", Many().eval(), tmp_path / "many.onnx"))
     expected = Many()(**tensors)
-    for inputs in (arrays, dict(reversed(arrays.items())) if name in ("onnxruntime", "openvino") else arrays, list(arrays.values())):
+    for inputs in (arrays, dict(reversed(arrays.items())) if runtimes.declared(name, "READS_ONNX") else arrays, list(arrays.values())):
         found = session.run(inputs)
         assert len(found) == len(expected)
         for got, wanted in zip(found.values(), expected.values(), strict=True):
@@ -208,7 +208,7 @@ def test_any_number_of_inputs_and_outputs_of_any_rank_and_dtype(name: str, tmp_p
 def test_threads_are_the_deployments_or_refused(name: str, subjects: list[Subject]) -> None:
     need(name, "cpu")
     deployment = Deployment.parse(f"cpu:{name}:b3:fp32:t2")
-    if name in ("onnxruntime", "openvino"):
+    if runtimes.declared(name, "THREADS"):
         session = runtimes.load(subjects[0], deployment)
         assert session.details["threads"] == "2"
         np.testing.assert_allclose(answer(session, images(3)), eager(subjects[0], images(3)), rtol=1e-5, atol=1e-5)
@@ -220,7 +220,7 @@ def test_threads_are_the_deployments_or_refused(name: str, subjects: list[Subjec
 @pytest.mark.parametrize("name", NAMES)
 def test_operations_are_timed_where_a_runtime_records_them(name: str, subjects: list[Subject]) -> None:
     need(name, "cpu")
-    if name in ("onnxruntime", "openvino", "eager"):
+    if "fp32" in runtimes.declared(name, "TRACED", {}).get("cpu", ()):
         session = load(name, subjects[0], trace=True)
         bound = session.bind(images(3))
         for _ in range(4):

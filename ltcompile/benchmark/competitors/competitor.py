@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ltcompile import registry, runtimes
+from ltcompile import runtimes
 from ltcompile.engine.agreement import Agreement, agreement
 from ltcompile.engine.cpu import Source
 from ltcompile.engine.file import EngineVariant
@@ -62,7 +62,7 @@ class Competitor:
 
 
 class Network:
-    """One network of a benchmark of competitors: an fp32 `module` with its batch norms folded, in eval mode on the CPU, and real `images` (N, C, H, W).
+    """One network to compare: an fp32 `module`, folded and in eval mode on the CPU here, and real `images` (N, C, H, W).
 
     Raises:
         BadModel: it cannot be traced.
@@ -89,7 +89,7 @@ class Network:
 
     def subject(self, runtime: str, precision: str) -> Subject:
         """What `runtime` reads, in `precision`."""
-        if getattr(registry.load(runtimes.__name__, "runtime", runtime), "READS_ONNX", False):
+        if runtimes.declared(runtime, "READS_ONNX"):
             file = self.half_onnx() if precision == "fp16" else self.source(precision, 1).onnx
             return Subject(self.name, None, file, precision)
         module = self.module if precision == "fp32" else HalfInside(self.module, precisions.DTYPES[precision]).eval()

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ltcompile import registry, runtimes
+from ltcompile import runtimes
 from ltcompile.benchmark.profiling.layers import assign, names, shares
 from ltcompile.core.deployment import ENGINE, Deployment
 from ltcompile.engine.cpu import candidates
@@ -68,13 +68,13 @@ class LayerTimer:
     settle_s: float = field(init=False)
 
     def __post_init__(self) -> None:
-        sleeps = not self.deployed and getattr(registry.load(runtimes.__name__, "runtime", self.target.runtime), "SLEEPS", False)
+        sleeps = not self.deployed and runtimes.declared(self.target.runtime, "SLEEPS")
         object.__setattr__(self, "settle_s", ASLEEP_S if sleeps else SETTLE_S)
 
     @property
     def reads_onnx(self) -> bool:
         """Whether variants need an ONNX model."""
-        return bool(getattr(registry.load(runtimes.__name__, "runtime", self.target.runtime), "READS_ONNX", False))
+        return bool(runtimes.declared(self.target.runtime, "READS_ONNX"))
 
     def check(self, variant: Variant, images: Tensor) -> None:
         """Raises Disagreement where the runtime does not answer to images (N, C, H, W) what PyTorch does."""
@@ -143,7 +143,7 @@ def open_timer(target: Deployment, *, deployed: bool = False) -> LayerTimer:
     if target.precision not in _traced(target.runtime, target.device):
         known = (
             f"{device}:{name} ({', '.join(_traced(name, device))})"
-            for name in sorted(registry.names(runtimes.__name__))
+            for name in runtimes.names()
             for device in ("cpu", "cuda")
             if _traced(name, device)
         )
@@ -155,7 +155,7 @@ def open_timer(target: Deployment, *, deployed: bool = False) -> LayerTimer:
 
 def _traced(runtime: str, device: str) -> tuple[str, ...]:
     """The precisions in which a runtime records the times of operations."""
-    found: tuple[str, ...] = getattr(registry.load(runtimes.__name__, "runtime", runtime), "TRACED", {}).get(device, ())
+    found: tuple[str, ...] = runtimes.declared(runtime, "TRACED", {}).get(device, ())
     return found
 
 
