@@ -26,7 +26,7 @@ from ltcompile.benchmark.competitors.entries import ON_CPU
 from ltcompile.benchmark.profiling.timer import LayerTimer, Variant
 from ltcompile.benchmark.subjects import subject
 from ltcompile.core.deployment import Deployment
-from ltcompile.core.load import busy_share
+from ltcompile.core.load import busy_share, is_busy
 from ltcompile.engine import cpu, host
 from ltcompile.timing import interleave, speedup
 from ltcompile.verification.network import open_network
@@ -89,7 +89,10 @@ def markdown(result: dict[str, Any]) -> str:
         "",
     ]
     if result["busy_share"] is not None:
-        lines += [f"Before it began, other work took {result['busy_share']:.0%} of the machine.", ""]
+        lines += [
+            f"Before it began, other work took {result['busy_share']:.0%} of the machine.{' These ratios are noise: run it again alone.' if is_busy(result['busy_share']) else ''}",
+            "",
+        ]
     lines += ["| network | deployment | user | ratio | interval |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {r['network']} | {r['deployment']} | {r['user']} | {r['ratio']:.3f} | {r['low']:.3f} to {r['high']:.3f} |"
