@@ -88,11 +88,9 @@ def markdown(result: dict[str, Any]) -> str:
         "How many times as long a session takes as the one of `bench`, run in turns; 95 % intervals.",
         "",
     ]
-    if result["busy_share"] is not None:
-        lines += [
-            f"Before it began, other work took {result['busy_share']:.0%} of the machine.{' These ratios are noise: run it again alone.' if is_busy(result['busy_share']) else ''}",
-            "",
-        ]
+    if (busy := result["busy_share"]) is not None:
+        noise = " These ratios are noise: run it again alone." if is_busy(busy) else ""
+        lines += [f"Before it began, other work took {busy:.0%} of the machine.{noise}", ""]
     lines += ["| network | deployment | user | ratio | interval |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {r['network']} | {r['deployment']} | {r['user']} | {r['ratio']:.3f} | {r['low']:.3f} to {r['high']:.3f} |"
