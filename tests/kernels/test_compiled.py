@@ -69,7 +69,7 @@ def test_dependent_calls_are_refused_where_there_is_no_dependence() -> None:
         kernels.compile_ahead(kernels.dependent(prepared(*LAYERS[5], torch.float16)), 80)
 
 
-@pytest.mark.parametrize("capability", MATRIX)
+@pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "case"), LAYERS, ids=str)
 def test_defaults_compile_without_spills_and_with_wide_loads(name: str, case: Any, capability: int) -> None:
     call = prepared(name, case, torch.float16)
@@ -86,6 +86,7 @@ def test_defaults_compile_without_spills_and_with_wide_loads(name: str, case: An
             assert min(copies(made.ptx)) >= (8 if image or name == "grouped" else 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "case"), OTHER_LAYERS, ids=str)
 def test_other_types_compile_without_spills(name: str, case: Any, dtype: torch.dtype) -> None:
@@ -108,6 +109,7 @@ def spaces() -> list[tuple[str, Any, Config]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "case", "config"), spaces()[:: 1 if os.environ.get("LTCOMPILE_SWEEP") else 30])
 def test_search_space_compiles(name: str, case: Any, config: Config) -> None:
     """A sample; all of it with LTCOMPILE_SWEEP=1. A register pair on the stack is the assembler's choice, more would be a spill."""
@@ -133,6 +135,7 @@ def test_spaces_begin_with_the_default_and_repeat_nothing() -> None:
 # Fused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "dtype", "capability", "instruction"),
     [
@@ -163,6 +166,7 @@ def test_all_programs_fit_onto_a_gpu_at_once(network: Network, dtype: torch.dtyp
     assert "ld.global.nc" not in made.ptx  # the non-coherent cache would keep what a layer wrote from the next
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["fused", "dependent"])
 def test_a_launch_compiles_what_is_compiled_ahead(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the driver: the same code, and the attributes of the launch."""
