@@ -18,7 +18,7 @@ Call = Callable[[], object]
 
 
 def counter(device: str) -> Counter:
-    """The joules that `device` ("cpu", "cuda") has taken since some moment. Raises Unavailable where nobody tells."""
+    """The joules that `device` ("cpu", "cuda") has taken since some moment. Raises Unavailable where no counter can be read."""
     return _rapl(POWERCAP) if device == "cpu" else _nvml()
 
 

@@ -1,4 +1,4 @@
-"""Is anything else running? Timings beside other work are not worth quoting."""
+"""Whether other work runs on this machine: timings next to it are not worth quoting."""
 
 from __future__ import annotations
 

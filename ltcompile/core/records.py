@@ -110,7 +110,7 @@ class Verdict(Record):
 
 @dataclass(frozen=True)
 class Measurement(Record):
-    """One row of a benchmark: a subject on a runtime at a batch size, beside the dense network in the same run.
+    """One row of a benchmark: a subject on a runtime at a batch size, timed in turns with the dense network.
 
     Latencies are milliseconds per batch. `speedup` is how many times as long the dense network takes, paired block by block, with its
     95 % interval (`timing.speedup`; None for the dense row itself). `max_error` is the largest difference to eager fp32 outputs,

@@ -247,8 +247,8 @@ def row(competitor: str, precision: str, batch: int, ms: float, subject: str = "
     return Row(subject, competitor, precision, batch, ms, ms, ms, 100, 0.0, 1.0, None, 1.0, "")
 
 
-def layer(floor_us: float, told_us: dict[str, float], what: str = "kernel.conv2d", name: str = "conv") -> Layer:
-    return Layer("small", 8, "fp16", name, what, "triton", 2 * floor_us, 10**6, 10**9, floor_us, told_us)
+def layer(floor_us: float, times_us: dict[str, float], what: str = "kernel.conv2d", name: str = "conv") -> Layer:
+    return Layer("small", 8, "fp16", name, what, "triton", 2 * floor_us, 10**6, 10**9, floor_us, times_us)
 
 
 def result() -> CompetitorsResult:

@@ -75,6 +75,6 @@ def never_behind(claim: str, result: CompetitorsResult, bound: float) -> Check:
 def against_cudnn(result: CompetitorsResult, subjects: Iterable[str]) -> Number:
     """The geometric mean of cuDNN's time over our kernel's, among the dense convolutions where both were timed."""
     wanted = set(subjects)
-    told = [layer.told_us for layer in result.layers if layer.subject in wanted and layer.what == "kernel.conv2d"]
+    told = [layer.times_us for layer in result.layers if layer.subject in wanted and layer.what == "kernel.conv2d"]
     ratios = [math.log(us["cudnn"] / us["triton"]) for us in told if {"cudnn", "triton"} <= set(us)]
     return math.exp(sum(ratios) / len(ratios)) if ratios else None

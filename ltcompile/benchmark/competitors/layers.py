@@ -36,7 +36,7 @@ GPU_S = 0.05  # for each layer
 
 @dataclass(frozen=True)
 class Layer(Record):
-    """One operation of a network for one batch. `told_us` are the times of who was tried for it, where an engine chose."""
+    """One operation of a network for one batch. `times_us` are the times of its candidates, where an engine chose."""
 
     subject: str
     batch: int
@@ -48,7 +48,7 @@ class Layer(Record):
     moved_bytes: int  # what it reads and writes, once
     flop: int
     floor_us: float
-    told_us: dict[str, float]
+    times_us: dict[str, float]
 
     @property
     def share(self) -> float:
@@ -111,7 +111,7 @@ def _layer(subject: str, batch: int, node: Node, us: float, work: Work, peaks: P
         moved_bytes=moved_bytes,
         flop=flop,
         floor_us=peaks.floor_us(moved_bytes, flop),
-        told_us=dict(choice.times_us) if choice else {},
+        times_us=dict(choice.times_us) if choice else {},
     )
 
 

@@ -31,7 +31,7 @@ class Peaks(Record):
 
 @torch.inference_mode()
 def measure(device: str, precision: str, clock: DeviceClock) -> Peaks:
-    """On random numbers: zeros would be faster than life."""
+    """On random numbers: all-zero inputs draw less power and run unrealistically fast."""
     side, dtype = SIDE[device], DTYPES[precision]
     source = torch.empty(COPY_BYTES[device] // 4, device=device).normal_()
     target = torch.empty_like(source)
