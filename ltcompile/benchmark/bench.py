@@ -1,4 +1,4 @@
-"""Put a small network beside the dense one it came from, and measure both: the wiring behind `bench`."""
+"""Measures a small network in turns with the dense one that it came from: the wiring behind `bench`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from ltcompile.benchmark.pruned import bench_pruned
 from ltcompile.benchmark.reference import OF_MODULE, Reference, file_reference, module_reference
 from ltcompile.benchmark.rows import BenchResult, measure
-from ltcompile.benchmark.subjects import images_of, subject, told_images
+from ltcompile.benchmark.subjects import images_of, images_origin, subject
 from ltcompile.core.arm import Arm
 from ltcompile.core.fields import short
 from ltcompile.core.load import busy_share
@@ -56,11 +56,11 @@ class _Target:
 
 @dataclass(frozen=True)
 class Pair:
-    """A ticket's networks, "dense" and "small", and the images (N, C, H, W) that they are measured on; `told` says which those are."""
+    """A ticket's networks, "dense" and "small", and the images (N, C, H, W) that they are measured on; `origin` says which those are."""
 
     networks: dict[str, nn.Module]
     images: torch.Tensor
-    told: str
+    origin: str
 
 
 def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | Path = "data", model: str | None = None) -> Pair:
@@ -74,7 +74,7 @@ def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | P
     check_ticket_fits(known.ticket, model)
     images, labels = images_of(known.data, data, data_root)
     networks, _ = _networks(known.ticket, known.folder)
-    return Pair(networks, torch.from_numpy(images), told_images(labels))
+    return Pair(networks, torch.from_numpy(images), images_origin(labels))
 
 
 def bench(
@@ -97,9 +97,9 @@ def bench(
 
     The dense network has its trained weights where the run folder holds them; else fresh ones, which are as fast, and no accuracy.
     Answers are compared with the ticket's network in fp32 by PyTorch. Of an ONNX file without its ticket, and of one whose weights were
-    fine-tuned or whose batch-norm statistics were taken anew, nothing else holds the weights: its own graph is evaluated without a
+    fine-tuned or whose batch-norm statistics were taken again, nothing else holds the weights: its own graph is evaluated without a
     runtime instead, and bench.json says so in "compared_with".
-    Accuracy is told where the ticket's data can be loaded. Files go beside the target, or to `output` and its .csv; the dense network as
+    Accuracy is given where the ticket's data can be loaded. Files go next to the target, or to `output` and its .csv; the dense network as
     it was measured to `write_dense`, an .onnx file for `verify`.
 
     Raises:
@@ -121,7 +121,7 @@ def bench(
         if dense_path is not None:
             write_bytes(dense_path, subjects[0].onnx_bytes("bench"))
 
-        def told(row: Measurement) -> None:
+        def report(row: Measurement) -> None:
             if on_row is not None:
                 on_row(_untrained_blank(row, trained))
 
@@ -134,7 +134,7 @@ def bench(
             batches=batches,
             seconds_per_row=seconds_per_row,
             references={"small": reference} if reference else {},
-            on_row=told,
+            on_row=report,
         )
     rows = [_untrained_blank(row, trained) for row in result.rows]
     value = {
@@ -145,7 +145,7 @@ def bench(
         "ticket_checksum": known.ticket_checksum,
         "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
         **BenchResult(rows, result.skipped, result.details).to_json(),
-        "images": told_images(labels),
+        "images": images_origin(labels),
         "compared_with": reference.what if reference else OF_MODULE,
         "busy_share": busy,
         "provenance": provenance(),
@@ -187,29 +187,29 @@ def _of_ticket(ticket: Ticket, folder: Path) -> _Target:
 
 
 def _open_onnx(path: Path) -> _Target:
-    """An ONNX file of ours; its ticket too, if it lies beside it."""
+    """An ONNX file of ours; its ticket too, if it lies next to it."""
     model = read_onnx(path)
-    told = {p.key: p.value for p in model.metadata_props}
-    if told.get("producer") != "ltcompile":
+    metadata = {p.key: p.value for p in model.metadata_props}
+    if metadata.get("producer") != "ltcompile":
         raise BadFile(
             f"{path} was not made by `ltcompile shrink`, so its dense network is unknown; shrink a ticket, or bench the ticket itself"
         )
-    if "ticket_checksum" not in told:
+    if "ticket_checksum" not in metadata:
         raise BadFile(f"{path} was made of a network without a ticket, so its dense network is unknown; use lt.bench(pruned)")
     if strange := _strange(model):
         raise BadFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
-    beside, file = RunFolder(path.parent).ticket, described(path.name, path.read_bytes(), told)
-    tuned = json.loads(told.get("int8", "{}")).get("fine_tuned", False)
-    holds_ticket = told.get("recalibrated") == "false" and not tuned
-    if beside.is_file() and (ticket := Ticket.load(beside)).checksum == file.ticket_checksum:
+    neighbour, file = RunFolder(path.parent).ticket, described(path.name, path.read_bytes(), metadata)
+    tuned = json.loads(metadata.get("int8", "{}")).get("fine_tuned", False)
+    holds_ticket = metadata.get("recalibrated") == "false" and not tuned
+    if neighbour.is_file() and (ticket := Ticket.load(neighbour)).checksum == file.ticket_checksum:
         if list(ticket.data["shape"]) != shape:
             raise BadFile(f"{path} takes images of {shape}, its ticket those of {ticket.data['shape']}; shrink the ticket again")
-        return replace(_of_ticket(ticket, path.parent), onnx=path, file=file, snapped=told["snapped"], holds_ticket=holds_ticket)
+        return replace(_of_ticket(ticket, path.parent), onnx=path, file=file, snapped=metadata["snapped"], holds_ticket=holds_ticket)
     try:
-        data = {key: json.loads(told[key]) for key in ("class_names", "mean", "std")}
-        data |= {"name": told["data"], "shape": shape, "interpolation": told["interpolation"]}
-        network = json.loads(told["model"])
+        data = {key: json.loads(metadata[key]) for key in ("class_names", "mean", "std")}
+        data |= {"name": metadata["data"], "shape": shape, "interpolation": metadata["interpolation"]}
+        network = json.loads(metadata["model"])
         check_model(network, data)
         return _Target(path.parent, None, path, network, data, file)
     except LtcompileError as error:

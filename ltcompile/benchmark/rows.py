@@ -92,7 +92,7 @@ def measure(
 ) -> BenchResult:
     """Measure `subjects` on real float32 `images` (N, C, H, W), in the order of the rows that `on_row` sees.
 
-    A batch larger than N repeats images. With `labels` (N,), every runtime's accuracy on all images is told. Speedups
+    A batch larger than N repeats images. With `labels` (N,), every runtime's accuracy on all images is measured. Speedups
     are against the subject named `reference` (None where a runtime cannot run that one). None for `runtimes` or `devices` takes what works
     and records why the others do not; a runtime or device that is asked for must work somewhere.
 

@@ -55,6 +55,6 @@ def images_of(described: Mapping[str, Any], data: str | None, data_root: str | P
     return torch.cat([x for x, _ in batches]).contiguous().numpy(), torch.cat([y for _, y in batches]).numpy()
 
 
-def told_images(labels: np.ndarray | None) -> str:
+def images_origin(labels: np.ndarray | None) -> str:
     """Which images those of `images_of` are."""
     return "seeded noise" if labels is None else "test set"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ltcompile.benchmark.rows import measure
-from ltcompile.benchmark.subjects import images_of, subject, told_images
+from ltcompile.benchmark.subjects import images_of, images_origin, subject
 from ltcompile.core.arm import Arm, ArmKind
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
 from ltcompile.core.deployment import Deployment
@@ -118,7 +118,7 @@ def sweep(
         result.skipped,
         result.details,
         energy,
-        told_images(labels),
+        images_origin(labels),
         busy,
     )
     _write(folder, ticket, found, picked)
@@ -216,7 +216,7 @@ def _timing(row: Measurement, joules: float | None, points: list[CurvePoint], op
 
 
 def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subject], images: np.ndarray) -> tuple[list[float | None], str]:
-    """What an image takes, row by row, and why it is not told where it is not."""
+    """What an image takes, row by row, and why there is none where it is not measured."""
     if joules is None:
         return [None] * len(rows), "nobody was asked"
     spent: list[float | None] = []

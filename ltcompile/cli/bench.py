@@ -125,7 +125,7 @@ def _competitors(
         [Case(name, batch) for batch in batches for name in ("small", "dense")],
         device=pick_device(device).type,
         seconds=seconds,
-        images=pair.told,
+        images=pair.origin,
         on_progress=lambda text: typer.echo(text, err=True),
         on_case=on_case,
     )

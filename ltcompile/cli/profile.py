@@ -37,7 +37,7 @@ def profile(
     in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
     image_size: str | None = IMAGE_SIZE,
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; kept in the user's cache by default."),
-    again: bool = typer.Option(False, "--again", help="Measure anew, instead of going on with what is there."),
+    again: bool = typer.Option(False, "--again", help="Measure again, instead of resuming what is there."),
     as_json: bool = typer.Option(False, "--json", help="Print where it was written and how well it predicts, as JSON."),
 ) -> None:
     """Time every layer of a network over a grid of widths, inside the runtime that will run it. Needs no data and no trained weights.
@@ -108,7 +108,7 @@ def _print(found: Profile) -> None:
     if max(found.spread, found.drift) > NOISY:
         typer.secho(
             f"timings were noisy (p80 is {found.spread:.2f} of p20 within a network's runs, and the machine's speed changed by "
-            f"{found.drift:.2f} between networks): is other work on this machine? --again measures anew",
+            f"{found.drift:.2f} between networks): is other work on this machine? --again measures again",
             fg="yellow",
             err=True,
         )

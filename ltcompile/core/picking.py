@@ -103,8 +103,8 @@ def _fastest_within(points: float, options: Sequence[Option], tickets: list[Opti
     if fastest is not None:
         return fastest, f"it is the fastest that is {allowed}"
     closest = min(tickets, key=lambda o: (below(o, dense), o.level), default=None)
-    told = f"; the closest, level {closest.level}, misses that by {below(closest, dense) - points:.2g} points" if closest else ""
-    return None, f"no level is {allowed}{told}"
+    closest_misses = f"; the closest, level {closest.level}, misses that by {below(closest, dense) - points:.2g} points" if closest else ""
+    return None, f"no level is {allowed}{closest_misses}"
 
 
 def runner_up(rule: Rule, options: Sequence[Option], chosen: Option) -> Option | None:

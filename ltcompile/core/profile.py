@@ -131,8 +131,8 @@ class Profile(Record):
         return float(np.median(np.abs(self.errors()))) if self.errors() else float("nan")
 
     def _samples(self, layer: str, *why: Why) -> list[Sample]:
-        told = [run for run in self.runs if run.why in why and layer in run.layers_ms]
-        return [Sample(*run.widths[layer], run.layers_ms[layer] * self.pace(run.reference_ms)) for run in told]
+        runs = [run for run in self.runs if run.why in why and layer in run.layers_ms]
+        return [Sample(*run.widths[layer], run.layers_ms[layer] * self.pace(run.reference_ms)) for run in runs]
 
     def check_here(self) -> None:
         """Raises StaleProfile where it is of another machine or of other versions; it says which."""

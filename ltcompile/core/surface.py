@@ -155,12 +155,12 @@ class Surface:
 
 
 def fit_alignment(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]]) -> Alignment:
-    """The alignment of layers of one kind, from samples at widths beside the grid: each layer is (grid, reads, makes, samples)."""
-    told = [layer for layer in layers if layer[-1]]
-    if not told:
+    """The alignment of layers of one kind, from samples at widths off the grid: each layer is (grid, reads, makes, samples)."""
+    sampled = [layer for layer in layers if layer[-1]]
+    if not sampled:
         return Alignment()
     laws = itertools.product(BLOCKS, BLOCKS, (False, True))
-    found = [_fitted(told, Alignment(read_block, made_block, roofline=roofline)) for read_block, made_block, roofline in laws]
+    found = [_fitted(sampled, Alignment(read_block, made_block, roofline=roofline)) for read_block, made_block, roofline in laws]
     return min(found, key=lambda f: f[1])[0]
 
 
@@ -173,10 +173,10 @@ def _fitted(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]], bare: A
         places.append(np.ravel_multi_index(surface.classes(x, y), bare.penalty.shape))
         measured.append(np.log([s.ms for s in samples]))
         laws.append(np.log(surface.penalised(x, y, PENALTIES[:, None])))  # (PENALTIES, samples)
-    place, beside = np.concatenate(places), np.concatenate(measured) - np.concatenate(laws, axis=1)
-    # Not beside the grid: those runs are of other networks, whose weights fill other caches.
+    place, excess = np.concatenate(places), np.concatenate(measured) - np.concatenate(laws, axis=1)
+    # Relative to their own median, not to the grid: those runs are of other networks, whose weights fill other caches.
     suits = place == bare.penalty.size - 1
-    errors = np.abs(beside - (np.median(beside[0, suits]) if suits.any() else 0.0))
+    errors = np.abs(excess - (np.median(excess[0, suits]) if suits.any() else 0.0))
     table, left = np.ones(bare.penalty.size), float(errors[0, suits].sum())
     for unfit in set(place[~suits]):
         lost = errors[:, place == unfit].sum(1)

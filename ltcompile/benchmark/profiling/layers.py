@@ -35,7 +35,7 @@ def _parameter(name: str) -> str:
 
 
 def assign(events: Sequence[tuple[str, bool]], known: Names) -> list[str | None]:
-    """For the operations that a runtime told, in order (name, whether it is a product): the layer that each is, None for all others.
+    """For the operations that a runtime recorded, in order (name, whether it is a product): the layer that each is, None for all others.
 
     Fusing renames operations after the last value that they make, so that a name may stand for several layers: those that are
     named clearly come first.

@@ -79,7 +79,7 @@ def profile(
     timer = open_timer(target)
     work = _work(model, target, timer)
     there = _there(path, model, target) if resume else None
-    found, told = there or Profile(dict(model), target, machine(target), {}, ()), on_progress or (lambda done, of, run: None)
+    found, report = there or Profile(dict(model), target, machine(target), {}, ()), on_progress or (lambda done, of, run: None)
     if there is not None and len(there.runs) == len(work.runs):
         return there
     for why, kept in itertools.islice(work.runs, len(found.runs), None):
@@ -88,13 +88,13 @@ def profile(
         found = replace(found, layers=layers, runs=(*found.runs, _narrowed(run, layers)), provenance=provenance())
         if len(found.runs) % SAVED_EVERY == 0 or len(found.runs) == len(work.runs):
             found.save(path)
-        told(len(found.runs), len(work.runs), run)
-    found = _calmed(found, work, told)
+        report(len(found.runs), len(work.runs), run)
+    found = _calmed(found, work, report)
     found.save(path)
     return found
 
 
-def _calmed(found: Profile, work: _Work, told: Progress) -> Profile:
+def _calmed(found: Profile, work: _Work, report: Progress) -> Profile:
     """`found` with runs made again that fell into minutes in which the machine was slower: the reference tells how slow, but other
     networks, with other weights in the caches, are slowed more or less than that. The slowest are the first, and each keeps its calmest.
     """
@@ -106,7 +106,7 @@ def _calmed(found: Profile, work: _Work, told: Progress) -> Profile:
             break
         run = _narrowed(work.time(*work.runs[slowest]), found.layers)
         runs[slowest] = min(run, runs[slowest], key=lambda r: r.reference_ms or 0.0)
-        told(len(runs) + turn + 1, len(runs) + AGAIN, run)
+        report(len(runs) + turn + 1, len(runs) + AGAIN, run)
     return replace(found, runs=tuple(runs))
 
 
@@ -167,8 +167,8 @@ def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile 
 
 def _narrowed(run: Run, layers: Mapping[str, LayerKind]) -> Run:
     """What `run` tells of `layers`."""
-    told = {name: ms for name, ms in run.layers_ms.items() if name in layers}
-    return replace(run, widths={name: run.widths[name] for name in layers}, layers_ms=told)
+    layers_ms = {name: ms for name, ms in run.layers_ms.items() if name in layers}
+    return replace(run, widths={name: run.widths[name] for name in layers}, layers_ms=layers_ms)
 
 
 @dataclass
