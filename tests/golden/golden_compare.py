@@ -17,7 +17,7 @@ UNDECIDED = re.compile(r"lead.*|runner_up|by|on_front|tie")
 # Only on the same machine are values equal to the bit. Elsewhere numbers lie this close, hashes are skipped, and texts agree but for their figures.
 RELATIVE, ABSOLUTE = 0.1, 0.05
 FIGURES = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
-HASH = re.compile(r"bits:\w+|[0-9a-f]{32,}")
+HEXADECIMAL = re.compile(r"[0-9a-f]{32,}")
 
 
 class Unlike(Exception):
@@ -63,6 +63,15 @@ def differences(old: Any, new: Any, path: str = "", *, exact: bool = True) -> It
         yield f"{path}: {short(old)} → {short(new)}"
 
 
+def without_bits(value: Any) -> Any:
+    """`value` with "<any>" in place of hashes of floating-point values."""
+    if isinstance(value, dict):
+        return {key: without_bits(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_bits(item) for item in value]
+    return "<any>" if isinstance(value, str) and value.startswith("bits:") else value
+
+
 def same(old: Any, new: Any, *, exact: bool = True, reworded: bool = False) -> bool:
     """Whether two leaves agree; a masked one agrees with all of its type."""
     if isinstance(old, str) and re.fullmatch(r"<\w+>", old):
@@ -73,7 +82,9 @@ def same(old: Any, new: Any, *, exact: bool = True, reworded: bool = False) -> b
         if reworded and " " in old + new:
             return sorted(FIGURES.findall(old)) == sorted(FIGURES.findall(new))
         if not exact:
-            return bool(HASH.fullmatch(old) and HASH.fullmatch(new)) or (" " in old and FIGURES.sub("", old) == FIGURES.sub("", new))
+            return bool(HEXADECIMAL.fullmatch(old) and HEXADECIMAL.fullmatch(new)) or (
+                " " in old and FIGURES.sub("", old) == FIGURES.sub("", new)
+            )
     if not exact and type(old) is type(new) and isinstance(old, int | float) and not isinstance(old, bool):
         return _near(old, new)
     return type(old) is type(new) and bool(old == new)

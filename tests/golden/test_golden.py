@@ -11,6 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from freeze import comparable  # noqa: E402
 from golden_compare import Unlike, differences, masked, renamed  # noqa: E402
 
 
@@ -27,10 +28,15 @@ def test_differences_name_the_place_and_both_values() -> None:
 
 
 def test_on_another_machine_numbers_are_close_and_hashes_differ() -> None:
-    old, new = {"loss": 2.0, "kept": [1, 2], "tensors": "bits:0a"}, {"loss": 2.1, "kept": [1, 3], "tensors": "bits:0b"}
-    assert len(list(differences(old, new))) == 3
-    assert not list(differences(old, new, exact=False))
-    assert list(differences({"loss": 2.0}, {"loss": 3.0}, exact=False))
+    old = {name: {"loss": 2.0, "kept": [1, 2], "tensors": "bits:0a"} for name in ("search x", "plans, x")}
+    near, far = {"loss": 2.1, "kept": [1, 3], "tensors": "bits:0b"}, {"loss": 3.0, "kept": [1, 2], "tensors": "bits:0a"}
+    assert len(list(comparable(old, {"search x": near, "plans, x": old["plans, x"]}, same_machine=True))) == 3
+    assert not list(comparable(old, {"search x": near, "plans, x": {**old["plans, x"], "tensors": "bits:0b"}}, same_machine=False))
+    assert list(comparable(old, {"search x": far, "plans, x": near}, same_machine=False)) == [
+        "search x/loss: 2.0 → 3.0",
+        "plans, x/loss: 2.0 → 2.1",
+        "plans, x/kept/1: 2 → 3",
+    ]
 
 
 def test_renamed_keys_hold_the_same_values() -> None:
