@@ -133,7 +133,8 @@ class TestThreads:
     """Every thread gets the answers to its own images."""
 
     @pytest.fixture(scope="class")
-    def source(self) -> cpu.Source:
+    @classmethod
+    def source(cls) -> cpu.Source:
         return host.make_source(small(), pictures(), [2], "fp32")
 
     @pytest.mark.parametrize("threads", [2, 8])

@@ -118,7 +118,8 @@ class TestLayout:
 
 class TestSerialization:
     @pytest.fixture(scope="class")
-    def program(self) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    @classmethod
+    def program(cls) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
         program = lower(small(), pictures()).program
         return serialization.to_json(program), program.constants
 

@@ -172,7 +172,8 @@ class TestLimits:
     """What the user forbids stays; a limit that fits nothing is refused."""
 
     @pytest.fixture(scope="class")
-    def resnet(self) -> nn.Module:
+    @classmethod
+    def resnet(cls) -> nn.Module:
         torch.manual_seed(0)
         return shaken(NETWORKS["resnet20"]())
 

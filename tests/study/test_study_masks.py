@@ -163,7 +163,8 @@ def shrunk(monkeypatch: pytest.MonkeyPatch, module: Any, **changes: Any) -> None
 @pytest.mark.slow
 class TestMasksOnDigits:
     @pytest.fixture(scope="class")
-    def finished(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+    @classmethod
+    def finished(cls, tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
         folder = tmp_path_factory.mktemp("masks") / "m"
         with pytest.MonkeyPatch.context() as patch:
             shrunk(patch, masks, rounds=1)

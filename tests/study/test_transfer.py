@@ -275,12 +275,14 @@ class TestSearch:
     TAUGHT = dataclasses.replace(QUICK, distill=0.5)
 
     @pytest.fixture(scope="class")
-    def weights(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    @classmethod
+    def weights(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(5)
         return written(tmp_path_factory.mktemp("weights"), lt.build_model("lenet5", 12, 1, 16).state_dict())
 
     @pytest.fixture(scope="class")
-    def taught(self, tmp_path_factory: pytest.TempPathFactory, digits: Dataset, weights: Path) -> Path:
+    @classmethod
+    def taught(cls, tmp_path_factory: pytest.TempPathFactory, digits: Dataset, weights: Path) -> Path:
         folder = tmp_path_factory.mktemp("taught") / "run"
         with pytest.warns(Notice, match="head swapped: 12 -> 10"):
             lt.find("lenet5", digits, self.CONFIG, recipe=self.TAUGHT, weights=weights, folder=folder)
