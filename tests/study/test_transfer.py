@@ -285,7 +285,7 @@ class TestSearch:
     def taught(cls, tmp_path_factory: pytest.TempPathFactory, digits: Dataset, weights: Path) -> Path:
         folder = tmp_path_factory.mktemp("taught") / "run"
         with pytest.warns(Notice, match="head swapped: 12 -> 10"):
-            lt.find("lenet5", digits, self.CONFIG, recipe=self.TAUGHT, weights=weights, folder=folder)
+            lt.find("lenet5", digits, cls.CONFIG, recipe=cls.TAUGHT, weights=weights, folder=folder)
         return folder
 
     def test_tickets_and_the_random_control_are_taught_the_dense_arms_not(
