@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile.benchmark.competitors import Case, Check, CompetitorsResult, Network, case_table, checks, run, write
-from ltcompile.errors import BadFile, BadSetting, DeviceLost
+from ltcompile.errors import DeviceLost, InvalidFile, InvalidSetting
 
 SEED, IMAGES, LARGE_IMAGES = 0, 256, 128
 SMALL, DENSE, ROUNDED, SMALL_50, DENSE_50 = (
@@ -63,7 +63,7 @@ def main() -> None:
     path = _path(arguments)
     result = _resumed(path) if arguments.resume else None
     if result and result.device != arguments.device:
-        raise BadSetting(f"{path} is a race on {result.device}; leave --resume out")
+        raise InvalidSetting(f"{path} is a race on {result.device}; leave --resume out")
     wanted = cases(arguments.device, arguments.batch, arguments.parts)
     if arguments.tiny:
         wanted = [replace(wanted[0], batch=TINY_BATCH)]
@@ -105,7 +105,7 @@ def _resumed(path: Path) -> CompetitorsResult | None:
     """What the file holds; one that cannot be read is kept under another name, and the race begins again."""
     try:
         return CompetitorsResult.load(path) if path.exists() else None
-    except BadFile as error:
+    except InvalidFile as error:
         print(error, flush=True)
         path.replace(path.with_suffix(".damaged.json"))
         return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 PROGRAMS = 132  # enough to keep a large GPU busy: the multiprocessors of an H100
 PERSISTENT_WARPS = 4  # of every layer in a persistent kernel, which has one number for all layers
@@ -33,7 +33,7 @@ class Config:
     def __post_init__(self) -> None:
         sizes = (self.block_m, self.block_n, self.block_k, self.warps, self.split_k)
         if any(size < 1 or size & (size - 1) for size in sizes) or self.stages < 1:
-            raise BadSetting(f"{self}: block sizes, warps and split_k are powers of two, stages at least 1")
+            raise InvalidSetting(f"{self}: block sizes, warps and split_k are powers of two, stages at least 1")
 
 
 def cdiv(a: int, b: int) -> int:

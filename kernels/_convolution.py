@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels._layout import IMAGE_STRIDE, LANES, TYPES, accumulator, geometry, out_sizes, pad_last
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -83,24 +83,24 @@ class Convolution:
         return self.x.permute(0, 3, 1, 2).to(accumulator(self.x.dtype))
 
     def check(self, y: Tensor) -> None:
-        """Raises BadSetting where shapes or types do not fit together."""
+        """Raises InvalidSetting where shapes or types do not fit together."""
         x, w, bias, residual = self.x, self.w, self.bias, self.residual
         before = (x.shape[0], *self.out, bias.shape[0])
         if self.activation not in ACTIVATIONS:
-            raise BadSetting(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+            raise InvalidSetting(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
         if x.dtype not in TYPES or w.dtype != x.dtype or y.dtype != x.dtype or bias.dtype != torch.float32:
-            raise BadSetting(
+            raise InvalidSetting(
                 f"x is {x.dtype}, w {w.dtype}, y {y.dtype} and bias {bias.dtype}; the first three must be one of float32, float16 and "
                 "bfloat16, and bias float32: pack the weights for x's type"
             )
         if x.shape[-1] % LANES and x.shape[-1] != IMAGE_STRIDE:
-            raise BadSetting(f"x has a channel stride of {x.shape[-1]}; lay it out with `nhwc`, which pads to a multiple of {LANES}")
+            raise InvalidSetting(f"x has a channel stride of {x.shape[-1]}; lay it out with `nhwc`, which pads to a multiple of {LANES}")
         if 0 in self.shape:
-            raise BadSetting(f"x is {tuple(x.shape)}: the output {self.shape} is empty")
+            raise InvalidSetting(f"x is {tuple(x.shape)}: the output {self.shape} is empty")
         if y.shape != self.shape:
-            raise BadSetting(f"y is {tuple(y.shape)}, the output is {self.shape}")
+            raise InvalidSetting(f"y is {tuple(y.shape)}, the output is {self.shape}")
         if residual is not None and (residual.shape != before or residual.dtype != x.dtype):
-            raise BadSetting(f"residual is {tuple(residual.shape)} of {residual.dtype}, it must be {before} of {x.dtype}")
+            raise InvalidSetting(f"residual is {tuple(residual.shape)} of {residual.dtype}, it must be {before} of {x.dtype}")
 
     def constants(self) -> dict[str, int | bool | str]:
         """What a convolution kernel is compiled for."""

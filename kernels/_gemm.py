@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels._config import Config, cdiv, gemm_default, gemm_space
 from ltcompile.kernels._convolution import Convolution
 from ltcompile.kernels._epilogue import finish, follow, positions
@@ -155,13 +155,13 @@ def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, in_stride: int
         in_stride: the channel stride Cs of the input, by default `padded(C)`; 4 for images.
 
     Raises:
-        BadSetting: `in_stride` is below C, or `dtype` is not a type of the kernels.
+        InvalidSetting: `in_stride` is below C, or `dtype` is not a type of the kernels.
     """
     weight = weight[:, :, None, None] if weight.dim() == 2 else weight
     out_channels, channels = weight.shape[:2]
     in_stride = in_stride or padded(channels, dtype)
     if in_stride < channels:
-        raise BadSetting(f"an input of channel stride {in_stride} cannot hold the {channels} channels of the weight")
+        raise InvalidSetting(f"an input of channel stride {in_stride} cannot hold the {channels} channels of the weight")
     stride = padded(out_channels, dtype)
     w = pad_last(pad_last(weight.permute(2, 3, 0, 1), in_stride).transpose(2, 3), stride)  # (R, S, Cs, Ks)
     return w.reshape(-1, stride).to(dtype).contiguous(), pack_bias(bias, weight, stride)
@@ -200,14 +200,14 @@ def prepare(y: Tensor, a: Product, config: Config | None, window: int, group: tu
         group: channels (in, out) of a group; zeros for a dense convolution.
 
     Raises:
-        BadSetting: shapes, types or the configuration do not fit together.
+        InvalidSetting: shapes, types or the configuration do not fit together.
     """
     a.check(y)
     config, block_n = config or a.default(), a.sizes()[-1]
     if block_n not in (None, config.block_n):
-        raise BadSetting(f"these weights were packed for block_n={block_n}, the configuration has {config.block_n}; pack them again")
+        raise InvalidSetting(f"these weights were packed for block_n={block_n}, the configuration has {config.block_n}; pack them again")
     if config.block_k < 16 or (a.pool and config.block_m < 4):
-        raise BadSetting(f"{config}: block_k is at least 16, and block_m at least 4 where a pooling window must fit")
+        raise InvalidSetting(f"{config}: block_k is at least 16, and block_m at least 4 where a pooling window must fit")
     tiles = cdiv(a.rows, config.block_m) * cdiv(a.bias.shape[0], config.block_n)
     shared = tiles if config.split_k > 1 else 0
     tensors = {"x": a.x, "w": a.w, "bias": a.bias, "residual": a.x if a.residual is None else a.residual, "y": y}

@@ -15,7 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ltcompile.errors import BadSetting, Unavailable
+from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.kernels._config import Config
 
 REGISTERS = 65536  # of a multiprocessor, of every NVIDIA GPU since 2012
@@ -42,9 +42,9 @@ class Call:
     def __post_init__(self) -> None:
         for name, tensor in self._given_tensors():
             if not tensor.is_contiguous():
-                raise BadSetting(f"{name} is not contiguous (strides {tensor.stride()}); call .contiguous() on it")
+                raise InvalidSetting(f"{name} is not contiguous (strides {tensor.stride()}); call .contiguous() on it")
             if tensor.numel() >= 2**31:
-                raise BadSetting(f"{name} has {tensor.numel()} elements, positions are 32-bit; split the batch")
+                raise InvalidSetting(f"{name} has {tensor.numel()} elements, positions are 32-bit; split the batch")
 
     @property
     def dependent(self) -> bool:
@@ -101,12 +101,14 @@ def dependent(call: Call) -> Call:
     one is the end of all before it: in one stream, dependent and other kernels may reuse buffers as if none had started early.
 
     Raises:
-        BadSetting: the kernel has no such form, or Triton's interpreter runs it.
+        InvalidSetting: the kernel has no such form, or Triton's interpreter runs it.
         Unavailable: the tensors are on a GPU of a compute capability below 9.0.
     """
     if interpreted(call.kernel) or "DEPENDENT" not in call.constants:
         why = "Triton's interpreter runs it" if interpreted(call.kernel) else "it has no such form"
-        raise BadSetting(f"{call.kernel.__name__} cannot start before the previous kernel has ended: {why}; launch it without `dependent`")
+        raise InvalidSetting(
+            f"{call.kernel.__name__} cannot start before the previous kernel has ended: {why}; launch it without `dependent`"
+        )
     made = replace(call, constants=call.constants | {"DEPENDENT": True})
     if call.device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(call.device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 IMAGE_STRIDE = 4
 LANES = 8  # 16 bytes of half precision, 32 of single
@@ -25,10 +25,10 @@ def padded(channels: int, dtype: torch.dtype) -> int:
     """The channel stride of `channels` channels of type `dtype`: the next multiple of 8 elements.
 
     Raises:
-        BadSetting: `dtype` is not a type of the kernels.
+        InvalidSetting: `dtype` is not a type of the kernels.
     """
     if dtype not in TYPES:
-        raise BadSetting(f"kernels compute in float32, float16 and bfloat16, not in {dtype}; convert the network first")
+        raise InvalidSetting(f"kernels compute in float32, float16 and bfloat16, not in {dtype}; convert the network first")
     return -(-channels // LANES) * LANES
 
 
@@ -54,10 +54,10 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def out_sizes(x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> tuple[int, int]:
-    """(OH, OW) of a window that slides over x (N, H, W, Cs). Raises BadSetting where the window is larger than x."""
+    """(OH, OW) of a window that slides over x (N, H, W, Cs). Raises InvalidSetting where the window is larger than x."""
     height, width = ((s + 2 * p - k) // u + 1 for s, k, u, p in zip(x.shape[1:3], kernel, stride, padding, strict=True))
     if height < 1 or width < 1:
-        raise BadSetting(f"a window of {tuple(kernel)} does not fit into x {tuple(x.shape)} with a padding of {tuple(padding)}")
+        raise InvalidSetting(f"a window of {tuple(kernel)} does not fit into x {tuple(x.shape)} with a padding of {tuple(padding)}")
     return height, width
 
 

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels._config import PROGRAMS
 from ltcompile.kernels._launch import Call, interpreted
 
@@ -66,11 +66,11 @@ def fuse(calls: Sequence[Call], programs: int | None = None) -> Call:
             no layer has work for them. In Triton's interpreter it is always one, because programs run one after the other there.
 
     Raises:
-        BadSetting: there are no calls, or they are not as above.
+        InvalidSetting: there are no calls, or they are not as above.
     """
     if len({call.warps for call in calls}) != 1 or any(call.cooperative or call.dependent for call in calls):
         listed = ", ".join(f"{call.kernel.__name__} ({call.warps} warps)" for call in calls)
-        raise BadSetting(f"cannot fuse {listed or 'no calls'}: calls need the same warps, and may be neither dependent nor persistent")
+        raise InvalidSetting(f"cannot fuse {listed or 'no calls'}: calls need the same warps, and may be neither dependent nor persistent")
     calls = _sharing(_sharing(calls, "partial"), "arrived")
     given = [[call.arguments[name] for name in call.kernel.arg_names if name != "first"] for call in calls]
     x = calls[0].tensors["x"]

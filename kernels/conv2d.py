@@ -8,7 +8,7 @@ Floor: x, w and residual read once, y written once; 2 N OH OW K R S C flop.
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels import _gemm
 from ltcompile.kernels._config import Config
 from ltcompile.kernels._gemm import Product as Arguments
@@ -27,10 +27,10 @@ def reference(a: Arguments) -> Tensor:
 
 
 def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
-    """The call that fills y, which is as `a.empty()`. Raises BadSetting where shapes, types or `config` do not fit together."""
+    """The call that fills y, which is as `a.empty()`. Raises InvalidSetting where shapes, types or `config` do not fit together."""
     needed = (a.kernel[0] * a.kernel[1] * a.x.shape[-1], a.bias.shape[0])
     if a.w.shape != needed:
-        raise BadSetting(
+        raise InvalidSetting(
             f"w is {tuple(a.w.shape)}, a {a.kernel[0]}x{a.kernel[1]} convolution of {a.x.shape[-1]} channels needs {needed}; "
             "pack it with this input's stride"
         )

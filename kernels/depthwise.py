@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels import _gemm
 from ltcompile.kernels._config import Config, cdiv, window_default, window_space
 from ltcompile.kernels._convolution import Convolution
@@ -42,10 +42,10 @@ def pack(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tenso
     """A torch depthwise convolution's weight (C, 1, R, S) and bias (C,) -> w (R S, Cs), bias (Cs,) float32, zeros in all padding.
 
     Raises:
-        BadSetting: the weight is not that of a depthwise convolution with one filter a channel.
+        InvalidSetting: the weight is not that of a depthwise convolution with one filter a channel.
     """
     if weight.shape[1] != 1:
-        raise BadSetting(f"a depthwise weight has one input channel a filter, this is {tuple(weight.shape)}; use `grouped`")
+        raise InvalidSetting(f"a depthwise weight has one input channel a filter, this is {tuple(weight.shape)}; use `grouped`")
     stride = padded(weight.shape[0], dtype)
     w = pad_last(weight[:, 0].permute(1, 2, 0), stride).reshape(-1, stride)
     return w.to(dtype).contiguous(), _gemm.pack_bias(bias, weight, stride)
@@ -107,17 +107,17 @@ def _depthwise(
 
 
 def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
-    """The call that fills y, which is as `a.empty()`. Raises BadSetting where shapes, types or `config` do not fit together."""
+    """The call that fills y, which is as `a.empty()`. Raises InvalidSetting where shapes, types or `config` do not fit together."""
     a.check(y)
     taps, channels = a.kernel[0] * a.kernel[1], a.x.shape[-1]
     if a.w.shape != (taps, channels) or channels != a.bias.shape[0]:
-        raise BadSetting(
+        raise InvalidSetting(
             f"w is {tuple(a.w.shape)}, bias {tuple(a.bias.shape)}; a depthwise {a.kernel[0]}x{a.kernel[1]} of {tuple(a.x.shape)} needs "
             f"{(taps, channels)} and {(channels,)}"
         )
     config = config or a.default()
     if a.pool and config.block_m < 4:
-        raise BadSetting(f"{config}: block_m is at least 4, so that a pooling window fits")
+        raise InvalidSetting(f"{config}: block_m is at least 4, so that a pooling window fits")
     programs = cdiv(a.rows, config.block_m) * cdiv(channels, config.block_n)
     tensors = {"x": a.x, "w": a.w, "bias": a.bias, "residual": a.x if a.residual is None else a.residual, "y": y}
     return configured(_depthwise, config, programs, tensors, {"M": a.rows}, a.constants())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels import _gemm
 from ltcompile.kernels._config import Config, cdiv
 from ltcompile.kernels._launch import Call
@@ -60,11 +60,11 @@ def pack(weight: Tensor, bias: Tensor | None, groups: int, dtype: torch.dtype) -
     """A torch grouped convolution's weight (K, C / groups, R, S) and bias (K,) -> w (tiles, R S Cw, BN), bias (Ks,) float32.
 
     Raises:
-        BadSetting: the output channels do not divide into the groups.
+        InvalidSetting: the output channels do not divide into the groups.
     """
     out_channels, group_in, height, width = weight.shape
     if out_channels % groups:
-        raise BadSetting(f"{out_channels} output channels do not divide into {groups} groups")
+        raise InvalidSetting(f"{out_channels} output channels do not divide into {groups} groups")
     group_out = out_channels // groups
     stride, in_stride, block_n = padded(out_channels, dtype), padded(group_in * groups, dtype), columns(group_out)
     tiles = cdiv(stride, block_n)
@@ -91,11 +91,11 @@ def reference(a: Arguments) -> Tensor:
 
 
 def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
-    """The call that fills y, which is as `a.empty()`. Raises BadSetting where shapes, types or `config` do not fit together."""
+    """The call that fills y, which is as `a.empty()`. Raises InvalidSetting where shapes, types or `config` do not fit together."""
     (tiles, depth, block_n), in_stride = a.w.shape, a.x.shape[-1]
     needed = (cdiv(a.bias.shape[0], columns(a.group[1])), columns(a.group[1]))
     if (tiles, block_n) != needed or depth % (a.kernel[0] * a.kernel[1]) or max(a.window, a.in_channels) > in_stride:
-        raise BadSetting(
+        raise InvalidSetting(
             f"w is {tuple(a.w.shape)}, which is not packed for {a.groups} groups of {a.group[0]} to {a.group[1]} channels in "
             f"{tuple(a.x.shape)}"
         )

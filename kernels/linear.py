@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels import _gemm
 from ltcompile.kernels._config import Config
 from ltcompile.kernels._gemm import pack
@@ -58,9 +58,9 @@ def reference(a: Arguments) -> Tensor:
 
 
 def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
-    """The call that fills y, which is as `a.empty()`. Raises BadSetting where shapes, types or `config` do not fit together."""
+    """The call that fills y, which is as `a.empty()`. Raises InvalidSetting where shapes, types or `config` do not fit together."""
     if a.w.shape != (needed := (a.x.shape[-1], a.bias.shape[0])):
-        raise BadSetting(f"w is {tuple(a.w.shape)}, an input of {tuple(a.x.shape)} needs {needed}")
+        raise InvalidSetting(f"w is {tuple(a.w.shape)}, an input of {tuple(a.x.shape)} needs {needed}")
     return _gemm.prepare(y[:, None, None], a.convolution, config, window=a.x.shape[-1])
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels._config import Config, cdiv, window_default, window_space
 from ltcompile.kernels._epilogue import follow, larger, positions
 from ltcompile.kernels._launch import Call, configured
@@ -103,12 +103,12 @@ def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
     """The call that fills y, which is as `a.empty()`.
 
     Raises:
-        BadSetting: shapes or types do not fit together, or the padding is more than half the window.
+        InvalidSetting: shapes or types do not fit together, or the padding is more than half the window.
     """
     if any(2 * p > k for p, k in zip(a.padding, a.kernel, strict=True)):
-        raise BadSetting(f"padding {a.padding} is more than half of the window {a.kernel}")
+        raise InvalidSetting(f"padding {a.padding} is more than half of the window {a.kernel}")
     if y.shape != a.shape or y.dtype != a.x.dtype or a.x.dtype not in TYPES or y.numel() == 0:
-        raise BadSetting(f"y is {tuple(y.shape)} of {y.dtype}, the output of {a.x.dtype} is {a.shape}")
+        raise InvalidSetting(f"y is {tuple(y.shape)} of {y.dtype}, the output of {a.x.dtype} is {a.shape}")
     config = config or a.default()
     programs = cdiv(a.rows, config.block_m) * cdiv(a.x.shape[-1], config.block_n)
     constants = geometry(a.x, a.kernel, a.stride, a.padding) | {"STRIDE": a.x.shape[-1]}

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels._config import Config, cdiv, head_default, head_space, power_of_two
 from ltcompile.kernels._convolution import Convolution
 from ltcompile.kernels._epilogue import follow
@@ -102,15 +102,15 @@ def _pooled_head(
 
 
 def prepare(y: Tensor, a: Arguments, config: Config | None = None) -> Call:
-    """The call that fills y, which is as `a.empty()`. Raises BadSetting where shapes, types or `config` do not fit together."""
+    """The call that fills y, which is as `a.empty()`. Raises InvalidSetting where shapes, types or `config` do not fit together."""
     images, height, width, in_stride = a.x.shape
     stride = a.bias.shape[0]
     Convolution(a.x, a.w, a.bias, None, [height, width], [1, 1], [0, 0], stride, "none", False).check(y[:, None, None])
     if a.w.shape != (in_stride, stride):
-        raise BadSetting(f"w is {tuple(a.w.shape)}, an input of {tuple(a.x.shape)} needs {(in_stride, stride)}")
+        raise InvalidSetting(f"w is {tuple(a.w.shape)}, an input of {tuple(a.x.shape)} needs {(in_stride, stride)}")
     config = config or a.default()
     if config.block_k < 16 or 1 < config.block_m < 16:
-        raise BadSetting(f"{config}: block_k is at least 16, block_m 1 or at least 16")
+        raise InvalidSetting(f"{config}: block_k is at least 16, block_m 1 or at least 16")
     constants = {
         "PIXELS": height * width,
         "IN_STRIDE": in_stride,

@@ -14,35 +14,35 @@ class UnknownName(LtcompileError):
     """A model, data set, criterion or runtime that does not exist."""
 
 
-class BadData(LtcompileError):
+class InvalidData(LtcompileError):
     """A data set that is missing, corrupt or unfit for training."""
 
 
-class BadPlan(LtcompileError):
+class InvalidPlan(LtcompileError):
     """A pruning plan that contradicts itself or the network it is applied to."""
 
 
-class BadModel(LtcompileError):
+class InvalidModel(LtcompileError):
     """A network that cannot be built, traced or cut."""
 
 
-class BadSetting(LtcompileError):
+class InvalidSetting(LtcompileError):
     """A setting outside its range, or settings that contradict each other."""
 
 
-class BadFile(LtcompileError):
+class InvalidFile(LtcompileError):
     """A file that cannot be read as what it should be, or a place that cannot be written."""
 
 
-class StaleTicket(LtcompileError):
+class TicketMismatch(LtcompileError):
     """A ticket that does not fit the model, the data or the run that it is used with."""
 
 
-class StaleEngine(LtcompileError):
+class EngineMismatch(LtcompileError):
     """An engine that was tuned on another machine or with other versions."""
 
 
-class StaleProfile(LtcompileError):
+class ProfileMismatch(LtcompileError):
     """A profile of another network, target or machine than the one it is used for."""
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 
 MOST_JSON_BYTES = 1 << 26  # ours have a hundredth of that, and each byte may take twenty in memory
 
@@ -28,7 +28,7 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     """Replace `path` by `data`, atomically: whatever ends this process, nobody sees half a file.
 
     Raises:
-        BadFile: the folder cannot be made or written, or the disk is full; `path` is as it was.
+        InvalidFile: the folder cannot be made or written, or the disk is full; `path` is as it was.
     """
     path = Path(path)
     with writing(path, len(data)):
@@ -99,11 +99,11 @@ def check_writable(path: str | Path) -> Path:
     """Fail now rather than after the work: `path` can be written as a file.
 
     Raises:
-        BadFile: it is a folder, or its folder cannot be written.
+        InvalidFile: it is a folder, or its folder cannot be written.
     """
     path = Path(path)
     if path.is_dir():
-        raise BadFile(f"cannot write {path}: it is a folder; name a file inside it")
+        raise InvalidFile(f"cannot write {path}: it is a folder; name a file inside it")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _scratch(path):
@@ -112,21 +112,21 @@ def check_writable(path: str | Path) -> Path:
 
 
 def check_room(folder: str | Path, needed: int, what: str) -> None:
-    """Fail now rather than after the work: the disk of `folder` has `needed` bytes for `what`. Raises BadFile."""
+    """Fail now rather than after the work: the disk of `folder` has `needed` bytes for `what`. Raises InvalidFile."""
     disk = shutil.disk_usage(folder)
     if disk.total > 0 and disk.free < needed:  # some file systems tell nothing but zeros
-        raise BadFile(
+        raise InvalidFile(
             f"{what} will take about {needed:,} bytes, and {disk.free:,} are free in {folder}; make room there, or choose another place"
         )
 
 
 @contextlib.contextmanager
 def writing(path: Path, needed: int = 0) -> Iterator[None]:
-    """What the system has against writing `needed` bytes to `path`, as a BadFile that says what to do now."""
+    """What the system has against writing `needed` bytes to `path`, as an InvalidFile that says what to do now."""
     try:
         yield
     except OSError as error:
-        raise BadFile(f"cannot write {path}: {_told(error, path, needed)}") from error
+        raise InvalidFile(f"cannot write {path}: {_told(error, path, needed)}") from error
 
 
 def _told(error: OSError, path: Path, needed: int) -> str:
@@ -158,7 +158,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     """Inside it, no other process is: `folder`/lock names the one that is. A process that died holds nothing, however it died.
 
     Raises:
-        BadFile: another process is at work there, or the folder cannot be written.
+        InvalidFile: another process is at work there, or the folder cannot be written.
     """
     folder = Path(folder)
     path = folder / "lock"
@@ -187,7 +187,7 @@ def exclusive(path: str | Path) -> Iterator[None]:
     The lock is a file next to `path`, `.NAME.lock`, which stays. Where the file system has no locks, nothing is held.
 
     Raises:
-        BadFile: the folder cannot be made or written.
+        InvalidFile: the folder cannot be made or written.
     """
     import fcntl
 
@@ -214,12 +214,12 @@ def _lock(path: Path) -> IO[bytes]:
         told = file.read()
         if not _hold(file):
             file.close()
-            raise BadFile(f"{path.parent} is in use by {_owner(told)}; wait until it is done, stop it, or choose another place")
+            raise InvalidFile(f"{path.parent} is in use by {_owner(told)}; wait until it is done, stop it, or choose another place")
         if not _lies_at(file, path):
             file.close()  # its owner has just removed it
         elif told and _owner(told, "host") != socket.gethostname():  # whose locks this kernel may not know
             file.close()
-            raise BadFile(f"{path.parent} is in use by {_owner(told)}; if that has ended, remove {path}")
+            raise InvalidFile(f"{path.parent} is in use by {_owner(told)}; if that has ended, remove {path}")
         else:
             return file
 
@@ -256,14 +256,14 @@ def read_json(path: str | Path, what: str) -> Any:
     """The JSON in `path`, which should be `what`.
 
     Raises:
-        BadFile: missing, unreadable or no JSON.
+        InvalidFile: missing, unreadable or no JSON.
     """
     path = Path(path)
     try:
         if (size := path.stat().st_size) > MOST_JSON_BYTES or not path.is_file():
-            raise BadFile(f"{path} is no {what}, but a folder, a device or {size:,} bytes of something else; name another file")
+            raise InvalidFile(f"{path} is no {what}, but a folder, a device or {size:,} bytes of something else; name another file")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise BadFile(f"there is no {what} at {path}; check its name") from error
+        raise InvalidFile(f"there is no {what} at {path}; check its name") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise BadFile(f"{path} is no {what}: {error}") from error
+        raise InvalidFile(f"{path} is no {what}: {error}") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltcompile import registry
 from ltcompile.core.image_size import ImageSize, height_width
-from ltcompile.errors import BadModel, unknown
+from ltcompile.errors import InvalidModel, unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +38,7 @@ def build_model(
             another number of classes, the final layer stays fresh, and a `Notice` says so.
 
     Raises:
-        UnknownName: no such network. BadModel: it cannot be built so. BadFile: the weights do not fit.
+        UnknownName: no such network. InvalidModel: it cannot be built so. InvalidFile: the weights do not fit.
     """
     model = _maker(name)(classes, in_channels, height_width(image_size))
     if weights is not None:
@@ -52,7 +52,7 @@ def preprocessing(name: str) -> Preprocessing | None:
     """How images are prepared for the published weights of a `torchvision:` or `timm:` network; None for all others.
 
     Raises:
-        UnknownName: no such network. BadModel: timm is not installed.
+        UnknownName: no such network. InvalidModel: timm is not installed.
     """
     from ltcompile.models import _published
 
@@ -109,7 +109,7 @@ def _torchvision(inner: str) -> Maker:
 
     def make(classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
         if in_channels != 3:
-            raise BadModel(f"torchvision:{inner} takes 3 colour channels, the data has {in_channels}; choose another model or data set")
+            raise InvalidModel(f"torchvision:{inner} takes 3 colour channels, the data has {in_channels}; choose another model or data set")
         model: nn.Module = torchvision.models.get_model(inner, weights=None, num_classes=classes, **extra)
         return model
 
@@ -120,7 +120,7 @@ def _timm(inner: str) -> Maker:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        raise BadModel("timm is not installed; run `pip install 'ltcompile[timm]'`") from error
+        raise InvalidModel("timm is not installed; run `pip install 'ltcompile[timm]'`") from error
     if not timm.is_model(inner):
         raise unknown("timm model", inner, timm.list_models(f"*{inner[:4]}*")[:40])
     return lambda classes, in_channels, _: timm.create_model(inner, num_classes=classes, in_chans=in_channels)
@@ -130,7 +130,7 @@ def own_network(name: str) -> nn.Module:
     """What `package.module:factory` makes without arguments; any other name as `build_model` builds it by default.
 
     Raises:
-        BadModel: it cannot be imported, fails, or does not make a network. UnknownName: no such network.
+        InvalidModel: it cannot be imported, fails, or does not make a network. UnknownName: no such network.
     """
     return _built(name, _imported(name), {}) if is_own_code(name) else build_model(name)
 
@@ -155,7 +155,7 @@ def _imported(name: str) -> Callable[..., Any]:
     try:
         make: Callable[..., Any] = getattr(importlib.import_module(module), factory)
     except (ImportError, AttributeError, ValueError) as error:
-        raise BadModel(f"{name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+        raise InvalidModel(f"{name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
     return make
 
 
@@ -165,7 +165,7 @@ def _built(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) ->
     try:
         model = make(**arguments)
     except Exception as error:  # the user's own code may raise anything
-        raise BadModel(f"{name!r} failed with {type(error).__name__}: {error}") from error
+        raise InvalidModel(f"{name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise BadModel(f"{name!r} gave a {type(model).__name__}, not a torch.nn.Module")
+        raise InvalidModel(f"{name!r} gave a {type(model).__name__}, not a torch.nn.Module")
     return model

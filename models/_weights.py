@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.notice import notify
 from ltcompile.core.tensors import check_finite, check_held, check_is_file, read_torch
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 
 WHAT = "file of weights"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "weights")
@@ -27,7 +27,7 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
     A final layer for another number of classes keeps its fresh values, which is said in a notice.
 
     Raises:
-        BadFile: the file cannot be read, holds other numbers than weights, or does not fit elsewhere.
+        InvalidFile: the file cannot be read, holds other numbers than weights, or does not fit elsewhere.
     """
     own = model.state_dict()
     there = read_state_dict(path, own)
@@ -36,7 +36,9 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
     missing = [name for name in own if name not in there and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in there if name not in own]
     if missing or unexpected or wrong - head:
-        raise BadFile(f"{path} holds no weights that fit this network: {_told(own, there, missing, unexpected, wrong - head, in_channels)}")
+        raise InvalidFile(
+            f"{path} holds no weights that fit this network: {_told(own, there, missing, unexpected, wrong - head, in_channels)}"
+        )
     fitting = OrderedDict((name, value) for name, value in there.items() if name not in head)
     fitting._metadata = own._metadata  # type: ignore[attr-defined]  # layers that tell versions apart by it get the present one
     model.load_state_dict(fitting, strict=False)
@@ -45,13 +47,13 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
 
 
 def read_state_dict(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights in `path` under the names of `own`, a network's state dict; nothing is executed. Raises BadFile."""
+    """The weights in `path` under the names of `own`, a network's state dict; nothing is executed. Raises InvalidFile."""
     there = _named_as(own, _tensors(_read(path), path))
     try:
         check_held(there, path.stat().st_size)
         check_finite(there)
-    except BadFile as error:
-        raise BadFile(f"{path} holds no weights to start from: {error}") from error
+    except InvalidFile as error:
+        raise InvalidFile(f"{path} holds no weights to start from: {error}") from error
     return there
 
 
@@ -64,7 +66,7 @@ def _read(path: Path) -> Any:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own types, and torch's for dtypes that it lacks
-        raise BadFile(f"{path} cannot be read as {WHAT}: {error}; take a fresh copy") from error
+        raise InvalidFile(f"{path} cannot be read as {WHAT}: {error}; take a fresh copy") from error
 
 
 def _tensors(value: Any, path: Path) -> dict[str, Tensor]:
@@ -73,7 +75,7 @@ def _tensors(value: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(value, Mapping) and (inner := [value[w] for w in WRAPPERS if isinstance(value.get(w), Mapping)]):
             value = inner[0]
     if not isinstance(value, Mapping) or not value or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items()):
-        raise BadFile(f"{path} holds no state dict: names with tensors, or that under {', '.join(map(repr, WRAPPERS))}")
+        raise InvalidFile(f"{path} holds no state dict: names with tensors, or that under {', '.join(map(repr, WRAPPERS))}")
     return dict(value)
 
 

@@ -27,7 +27,7 @@ from ltcompile.core.ticket import Ticket, check_model
 from ltcompile.deploy import Pruned, check_ticket_fits, dense_network, named_network, small_network
 from ltcompile.deploy.rebuild import small_with_plan
 from ltcompile.deploy.steps.snap import AS_IT_IS, moved
-from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket
+from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError, TicketMismatch
 from ltcompile.graph import Size, size
 from ltcompile.lower import fold_batch_norm
 from ltcompile.models import is_own_code
@@ -67,7 +67,7 @@ def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | P
     """The two networks of a ticket, dense with its trained weights where the run folder holds them.
 
     Raises:
-        BadFile: it is no ticket. StaleTicket: it does not fit.
+        InvalidFile: it is no ticket. TicketMismatch: it does not fit.
     """
     known = _of_ticket(Ticket.load(ticket), Path(ticket).parent)
     assert known.ticket is not None
@@ -103,12 +103,12 @@ def bench(
     it was measured to `write_dense`, an .onnx file for `verify`.
 
     Raises:
-        BadFile: the target is no file of ours. StaleTicket: it does not fit. Disagreement: a runtime computes something else.
-        BadSetting: `write_dense` is no place for an ONNX file.
+        InvalidFile: the target is no file of ours. TicketMismatch: it does not fit. Disagreement: a runtime computes something else.
+        InvalidSetting: `write_dense` is no place for an ONNX file.
     """
     if isinstance(target, Pruned):
         if any(value is not None for value in (data, model, output, write_dense)):
-            raise BadSetting("data=, model=, output= and write_dense= belong to tickets and files; leave them out for a Pruned")
+            raise InvalidSetting("data=, model=, output= and write_dense= belong to tickets and files; leave them out for a Pruned")
         return bench_pruned(target, runtimes=runtimes, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row)
     known = _open(Path(target))
     path = check_writable(Path(output) if output else RunFolder(known.folder).bench)
@@ -156,10 +156,10 @@ def bench(
 
 
 def _dense_path(asked: str | Path, target: Path) -> Path:
-    """Where the dense network goes. Raises BadSetting, and BadFile where nothing can be written."""
+    """Where the dense network goes. Raises InvalidSetting, and InvalidFile where nothing can be written."""
     path = check_writable(asked)
     if path.suffix != ".onnx" or path.resolve() == target.resolve():
-        raise BadSetting(f"--write-dense {path}: the dense network becomes an ONNX file of its own; name one, as in dense.onnx")
+        raise InvalidSetting(f"--write-dense {path}: the dense network becomes an ONNX file of its own; name one, as in dense.onnx")
     return path
 
 
@@ -169,11 +169,11 @@ def _untrained_blank(row: Measurement, dense_is_trained: bool) -> Measurement:
 
 
 def _check_code(known: _Target, model: str | None) -> None:
-    """Raises StaleTicket where the network needs code of the user's that was not named, or is another."""
+    """Raises TicketMismatch where the network needs code of the user's that was not named, or is another."""
     if known.ticket is not None:
         check_ticket_fits(known.ticket, model)
     elif is_own_code(known.model["name"]) and model != known.model["name"]:
-        raise StaleTicket(f"the dense network is your own code; to run it, say so with --model {known.model['name']}")
+        raise TicketMismatch(f"the dense network is your own code; to run it, say so with --model {known.model['name']}")
 
 
 def _open(path: Path) -> _Target:
@@ -191,20 +191,20 @@ def _open_onnx(path: Path) -> _Target:
     model = read_onnx(path)
     metadata = {p.key: p.value for p in model.metadata_props}
     if metadata.get("producer") != "ltcompile":
-        raise BadFile(
+        raise InvalidFile(
             f"{path} was not made by `ltcompile shrink`, so its dense network is unknown; shrink a ticket, or bench the ticket itself"
         )
     if "ticket_checksum" not in metadata:
-        raise BadFile(f"{path} was made of a network without a ticket, so its dense network is unknown; use lt.bench(pruned)")
+        raise InvalidFile(f"{path} was made of a network without a ticket, so its dense network is unknown; use lt.bench(pruned)")
     if strange := _strange(model):
-        raise BadFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
+        raise InvalidFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
     neighbour, file = RunFolder(path.parent).ticket, described(path.name, path.read_bytes(), metadata)
     tuned = json.loads(metadata.get("int8", "{}")).get("fine_tuned", False)
     holds_ticket = metadata.get("recalibrated") == "false" and not tuned
     if neighbour.is_file() and (ticket := Ticket.load(neighbour)).checksum == file.ticket_checksum:
         if list(ticket.data["shape"]) != shape:
-            raise BadFile(f"{path} takes images of {shape}, its ticket those of {ticket.data['shape']}; shrink the ticket again")
+            raise InvalidFile(f"{path} takes images of {shape}, its ticket those of {ticket.data['shape']}; shrink the ticket again")
         return replace(_of_ticket(ticket, path.parent), onnx=path, file=file, snapped=metadata["snapped"], holds_ticket=holds_ticket)
     try:
         data = {key: json.loads(metadata[key]) for key in ("class_names", "mean", "std")}
@@ -213,9 +213,9 @@ def _open_onnx(path: Path) -> _Target:
         check_model(network, data)
         return _Target(path.parent, None, path, network, data, file)
     except LtcompileError as error:
-        raise BadFile(f"{path} tells nonsense of its network: {error}; shrink the ticket again") from error
+        raise InvalidFile(f"{path} tells nonsense of its network: {error}; shrink the ticket again") from error
     except (KeyError, IndexError, ValueError, RecursionError) as error:
-        raise BadFile(f"{path} lacks what `ltcompile shrink` writes into its files ({error!r}); shrink the ticket again") from error
+        raise InvalidFile(f"{path} lacks what `ltcompile shrink` writes into its files ({error!r}); shrink the ticket again") from error
 
 
 def _strange(model: Any) -> str:

@@ -15,7 +15,7 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.core.records import Measurement
 from ltcompile.deploy import Pruned
 from ltcompile.deploy.answers import answers, compare, of_network, probe
-from ltcompile.errors import BadSetting, Disagreement, Unavailable
+from ltcompile.errors import Disagreement, InvalidSetting, Unavailable
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.export import Flat
 from ltcompile.lower.inputs import Inputs
@@ -38,10 +38,10 @@ def bench_pruned(
 
     Raises:
         Unavailable: a runtime or device that was asked for does not work here. Disagreement: a runtime computes something else.
-        BadModel: a network cannot be exported. BadSetting: the batch sizes make no sense.
+        InvalidModel: a network cannot be exported. InvalidSetting: the batch sizes make no sense.
     """
     if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
-        raise BadSetting(f"batch sizes must be different and at least 1, not {list(batches)}")
+        raise InvalidSetting(f"batch sizes must be different and at least 1, not {list(batches)}")
     networks = {"small": pruned.small} if pruned.dense is None else {"dense": pruned.dense, "small": pruned.small}
     result = BenchResult()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:

@@ -56,7 +56,7 @@ def module_reference(module: nn.Module, example: Tensor, file: Path, precision: 
     """The reference of `file`, in "fp16" or "int8", that should hold the folded fp32 `module`; files go to the folder `scratch`.
 
     Raises:
-        Disagreement: the int8 file holds other weights than the module's. BadModel: the module cannot be exported.
+        Disagreement: the int8 file holds other weights than the module's. InvalidModel: the module cannot be exported.
     """
     if precision == "fp16":
         return Reference(_answer(module), _answer(rounded_network(module, precision)), precision)
@@ -65,7 +65,7 @@ def module_reference(module: nn.Module, example: Tensor, file: Path, precision: 
 
 
 def file_reference(file: Path | bytes) -> Reference:
-    """The reference of a file alone, in the precision that its graph has. Raises BadModel where it cannot be evaluated."""
+    """The reference of a file alone, in the precision that its graph has. Raises InvalidModel where it cannot be evaluated."""
     model = onnx.load_from_string(file) if isinstance(file, bytes) else read_onnx(file)
     precision, exact = precision_of(model), unrounded(model)
     rounded = {"fp32": None, "fp16": in_half(exact) if precision == "fp16" else None, "int8": model}[precision]

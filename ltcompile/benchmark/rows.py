@@ -19,7 +19,7 @@ from ltcompile import numerics
 from ltcompile.benchmark.memory import watch
 from ltcompile.core.deployment import DEVICES, Deployment
 from ltcompile.core.records import Measurement
-from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable
+from ltcompile.errors import Disagreement, InvalidData, InvalidSetting, Unavailable
 from ltcompile.numerics import Expected, tile
 from ltcompile.runtimes import Array, Session, Subject, available, load, unavailable
 from ltcompile.timing import Times, interleave, speedup
@@ -104,7 +104,7 @@ def measure(
         Unavailable: a runtime or device that was asked for does not work here, or not for one of the subjects.
         UnknownName: there is no such runtime.
         Disagreement: a runtime's answers are not the network's.
-        BadSetting, BadData: settings or images that make no sense.
+        InvalidSetting, InvalidData: settings or images that make no sense.
     """
     _check(subjects, images, labels, reference, batches)
     result = BenchResult()
@@ -151,17 +151,17 @@ def _check(
 ) -> None:
     names = [s.name for s in subjects]
     if len(set(names)) != len(names):
-        raise BadSetting(f"two subjects have one name: {', '.join(names)}")
+        raise InvalidSetting(f"two subjects have one name: {', '.join(names)}")
     if reference not in names:
-        raise BadSetting(f"the reference {reference!r} is none of the subjects: {', '.join(names)}")
+        raise InvalidSetting(f"the reference {reference!r} is none of the subjects: {', '.join(names)}")
     if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
-        raise BadSetting(f"batch sizes must be different and at least 1, not {list(batches)}")
+        raise InvalidSetting(f"batch sizes must be different and at least 1, not {list(batches)}")
     if images.ndim != 4 or images.dtype != np.float32 or len(images) == 0:
-        raise BadData(f"images must be float32 (N, C, H, W), not {images.dtype} {images.shape}")
+        raise InvalidData(f"images must be float32 (N, C, H, W), not {images.dtype} {images.shape}")
     if not images.any() or not np.isfinite(images).all():
-        raise BadData("images are all zero or not finite; measure on real ones")
+        raise InvalidData("images are all zero or not finite; measure on real ones")
     if labels is not None and labels.shape != images.shape[:1]:
-        raise BadData(f"{len(images)} images need labels ({len(images)},), not {labels.shape}")
+        raise InvalidData(f"{len(images)} images need labels ({len(images)},), not {labels.shape}")
 
 
 def working(runtimes: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from ltcompile.core.records import Record
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset, Split, load_like
 from ltcompile.deploy.rebuild import check_ticket_fits, dense_network, ticket_network
-from ltcompile.errors import BadPlan, BadSetting, StaleTicket
+from ltcompile.errors import InvalidPlan, InvalidSetting, TicketMismatch
 from ltcompile.search.selection import Selection
 from ltcompile.training import fitting, pick_device
 
@@ -34,7 +34,7 @@ BATCH = 256
 def weight_mask(model: nn.Module, selection: Selection) -> WeightMask:
     """Every weight (value of a matrix or filter) of the full network `model` that neither a plan nor a mask drops.
 
-    Raises BadPlan where those do not fit the network, or leave no weight.
+    Raises InvalidPlan where those do not fit the network, or leave no weight.
     """
     gone = selection.dropped(model)
     weights = {name: p for name, p in model.named_parameters() if p.dim() > 1}
@@ -50,7 +50,7 @@ class Distances:
 
 
 def distances(one: WeightMask, other: WeightMask) -> Distances:
-    """1 - |kept by both| / |kept by either|; 0 where neither keeps anything. Raises BadPlan where the masks are of different networks."""
+    """1 - |kept by both| / |kept by either|; 0 where neither keeps anything. Raises InvalidPlan where the masks are of different networks."""
     _check_same([one, other])
     both = {name: int((kept & other.kept[name]).sum()) for name, kept in one.kept.items()}
     either = {name: int((kept | other.kept[name]).sum()) for name, kept in one.kept.items()}
@@ -63,12 +63,12 @@ def _distance(both: int, either: int) -> float:
 
 
 def intersection(masks: Sequence[WeightMask]) -> WeightMask:
-    """What all of `masks` keep. Raises BadPlan where they are of different networks, or have no weight in common."""
+    """What all of `masks` keep. Raises InvalidPlan where they are of different networks, or have no weight in common."""
     return _voted(masks, lambda votes: votes == len(masks))
 
 
 def majority(masks: Sequence[WeightMask]) -> WeightMask:
-    """What more than half of `masks` keep. Raises BadPlan as `intersection` does."""
+    """What more than half of `masks` keep. Raises InvalidPlan as `intersection` does."""
     return _voted(masks, lambda votes: votes > len(masks) / 2)
 
 
@@ -78,13 +78,13 @@ def _voted(masks: Sequence[WeightMask], elected: Callable[[Tensor], Tensor]) -> 
 
 
 def _check_same(masks: Sequence[WeightMask]) -> None:
-    """Raises BadPlan unless the masks speak of the same parameters."""
+    """Raises InvalidPlan unless the masks speak of the same parameters."""
     if not masks:
-        raise BadPlan("there are no masks to compare; give at least one")
+        raise InvalidPlan("there are no masks to compare; give at least one")
     first = {name: kept.shape for name, kept in masks[0].kept.items()}
     for mask in masks[1:]:
         if differing := sorted({name: kept.shape for name, kept in mask.kept.items()}.items() ^ first.items()):
-            raise BadPlan(
+            raise InvalidPlan(
                 f"the masks are of different networks: they disagree about {short(differing[0][0])}; compare those of one network"
             )
 
@@ -205,12 +205,14 @@ def similarity(
         model: names your own `package.module:factory` again, where the tickets need it.
 
     Raises:
-        BadFile: one is no ticket. StaleTicket: they are of different networks or classes, or do not fit the data. BadSetting: there are
-        fewer than two, or they are of different data and `data` does not say which to take. BadData, UnknownName: as `load_data`.
+        InvalidFile: one is no ticket. TicketMismatch: they are of different networks or classes, or do not fit the data. InvalidSetting: there are
+        fewer than two, or they are of different data and `data` does not say which to take. InvalidData, UnknownName: as `load_data`.
     """
     loaded = [(str(path), Ticket.load(path)) for path in tickets]
     if len(loaded) < 2:
-        raise BadSetting(f"{', '.join(name for name, _ in loaded) or 'nothing'} has nothing to be compared with; give at least two tickets")
+        raise InvalidSetting(
+            f"{', '.join(name for name, _ in loaded) or 'nothing'} has nothing to be compared with; give at least two tickets"
+        )
     for name, ticket in loaded:
         check_ticket_fits(ticket, model)
         _check_alike(loaded[0], (name, ticket))
@@ -245,14 +247,14 @@ def _pairs(names: Sequence[str], masks: Sequence[WeightMask], answered: Sequence
 
 
 def _check_alike(first: tuple[str, Ticket], other: tuple[str, Ticket]) -> None:
-    """Raises StaleTicket where two tickets are of different networks or tell different classes apart."""
+    """Raises TicketMismatch where two tickets are of different networks or tell different classes apart."""
     (name, one), (path, two) = first, other
     if dict(one.model) != dict(two.model):
-        raise StaleTicket(
+        raise TicketMismatch(
             f"{path} is a ticket of {_told(two.model)}, and {name} one of {_told(one.model)}; compare tickets of the same network"
         )
     if list(one.data["class_names"]) != list(two.data["class_names"]):
-        raise StaleTicket(
+        raise TicketMismatch(
             f"{path} tells {short(list(two.data['class_names']))} apart, and {name} {short(list(one.data['class_names']))}: "
             "their answers do not compare; compare tickets of the same classes"
         )
@@ -263,21 +265,21 @@ def _told(model: Mapping[str, Any]) -> str:
 
 
 def _common_data(loaded: Sequence[tuple[str, Ticket]]) -> str:
-    """The name of the data that all tickets were found on. Raises BadSetting where that is not one."""
+    """The name of the data that all tickets were found on. Raises InvalidSetting where that is not one."""
     names = sorted({ticket.data["name"] for _, ticket in loaded})
     if len(names) > 1:
-        raise BadSetting(f"the tickets were found on {' and '.join(names)}; pass data=, whose test images they are compared on")
+        raise InvalidSetting(f"the tickets were found on {' and '.join(names)}; pass data=, whose test images they are compared on")
     return str(names[0])
 
 
 def _images(ticket: Ticket, name: str, root: str | Path, sets: dict[str, Dataset]) -> Dataset:
-    """The data set `name`, prepared as the ticket wants it; `sets` keeps what was loaded. Raises as `load_like`, StaleTicket."""
+    """The data set `name`, prepared as the ticket wants it; `sets` keeps what was loaded. Raises as `load_like`, TicketMismatch."""
     key = str({k: ticket.data.get(k) for k in ("shape", "mean", "std", "interpolation")})
     if key not in sets:
         sets[key] = load_like(ticket.data, name, root)
     there, class_names = sets[key].description, list(ticket.data["class_names"])
     if list(there.class_names) != class_names or list(there.shape) != list(ticket.data["shape"]):
-        raise StaleTicket(
+        raise TicketMismatch(
             f"the tickets have {len(class_names)} classes and images {tuple(ticket.data['shape'])}, {name} has {there.classes} and "
             f"{there.shape}; pass the data that they were found on"
         )

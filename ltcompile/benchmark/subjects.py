@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.data import Dataset, load_like
-from ltcompile.errors import LtcompileError, StaleTicket
+from ltcompile.errors import LtcompileError, TicketMismatch
 from ltcompile.lower import export_classifier, fold_batch_norm
 from ltcompile.runtimes import Subject
 
@@ -32,7 +32,7 @@ def subject(
 def images_of(described: Mapping[str, Any], data: str | None, data_root: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """Test images (N, C, H, W) and labels (N,) of the data that a ticket describes, or of `data`.
 
-    Without the data: seeded noise and no labels. Raises StaleTicket where `data` is other data; what loading raises, if `data` was named.
+    Without the data: seeded noise and no labels. Raises TicketMismatch where `data` is other data; what loading raises, if `data` was named.
     """
     name = data or described["name"]
     shape, class_names = tuple(described["shape"]), list(described["class_names"])
@@ -47,7 +47,7 @@ def images_of(described: Mapping[str, Any], data: str | None, data_root: str | P
         return noise.numpy(), None
     there = dataset.description
     if list(there.class_names) != class_names or there.shape != shape:
-        raise StaleTicket(
+        raise TicketMismatch(
             f"the network has {len(class_names)} classes and images {shape}, {name} has {there.classes} and {there.shape}; "
             "pass the data that the ticket was found on"
         )

@@ -82,8 +82,8 @@ def sweep(
         joules: what an image takes, where a device counts that; it raises Unavailable where none does.
 
     Raises:
-        BadFile: `run` holds no finished search, or one of its files is damaged. StaleTicket: it does not fit.
-        UnknownName, BadSetting: no such rule. Others as `measure.bench`.
+        InvalidFile: `run` holds no finished search, or one of its files is damaged. TicketMismatch: it does not fit.
+        UnknownName, InvalidSetting: no such rule. Others as `measure.bench`.
     """
     folder, rule, busy = Path(run), Rule.parse(pick), busy_share()
     ticket = RunFolder(folder).finished()
@@ -143,7 +143,7 @@ def _name(row: Trained) -> str:
 def ticket_of(ticket: Ticket, folder: Path, row: Trained) -> Ticket:
     """The ticket of `row`'s level, with the plan or mask and the weights that the search left in `folder`; of a control, with the control's.
 
-    Raises BadFile.
+    Raises InvalidFile.
     """
     run, arm = RunFolder(folder), Arm(row.seed, row.arm, row.level)
     plan, mask = run.load_selection(row.seed, row.level, ticket.mask is not None)

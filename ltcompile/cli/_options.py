@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,7 +76,7 @@ GROUP_REDUCTION: Any = typer.Option(
 
 
 def limits(keep: list[str], only: list[str], layer_ratio: list[str], max_layer_ratio: float, min_channels: int) -> dict[str, Any]:
-    """The fields of `Limits` as they were asked for. Raises BadSetting where a ratio is none."""
+    """The fields of `Limits` as they were asked for. Raises InvalidSetting where a ratio is none."""
     return {
         "keep": tuple(keep),
         "only": tuple(only),
@@ -125,23 +125,23 @@ def timed(
 ) -> Timed | None:
     """The target of time or energy that was asked for, if one was; profiles this machine where it has to.
 
-    Raises BadSetting, StaleProfile, and Unavailable where nothing counts energy here.
+    Raises InvalidSetting, ProfileMismatch, and Unavailable where nothing counts energy here.
     """
     given = {"--target-speedup": speedup, "--target-latency": latency, "--target-energy": energy}
     asked = [name for name, value in given.items() if value is not None]
     if not asked:
         if on is not None or profile is not None:
-            raise BadSetting(f"--on and --profile belong to {' or '.join(given)}; say how fast it must be")
+            raise InvalidSetting(f"--on and --profile belong to {' or '.join(given)}; say how fast it must be")
         return None
     if len(asked) > 1:
-        raise BadSetting(f"a cut has one target: leave {' or '.join(asked)} out")
+        raise InvalidSetting(f"a cut has one target: leave {' or '.join(asked)} out")
     if on is None:
-        raise BadSetting("a target of time or energy needs a place: add --on, as in --on cpu:onnxruntime:b1:fp32")
+        raise InvalidSetting("a target of time or energy needs a place: add --on, as in --on cpu:onnxruntime:b1:fp32")
     from ltcompile.benchmark.energy import counter
     from ltcompile.benchmark.profiling import cached, joulemeter, stopwatch
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.profile import Profile
-    from ltcompile.errors import StaleProfile, Unavailable
+    from ltcompile.errors import ProfileMismatch, Unavailable
 
     target, most = Deployment.parse(on), None if energy is None else _joules(energy)
     if most is not None:
@@ -158,34 +158,36 @@ def timed(
         found.check_here()
         dense, spent = joulemeter(model, target)
         if most >= dense:
-            raise BadSetting(f"the dense network takes {1000 * dense:.4g} mJ an image at {target} already; ask for less energy than that")
+            raise InvalidSetting(
+                f"the dense network takes {1000 * dense:.4g} mJ an image at {target} already; ask for less energy than that"
+            )
         return Timed("energy", most / dense, str(target), found, spent)
     try:
         found.check_here()
         measured = stopwatch(model, target)
-    except StaleProfile:
+    except ProfileMismatch:
         typer.secho(f"planned for {found.machine.get('cpu', 'another machine')}; not measured on this one", err=True)
         measured = None
     share = _milliseconds(latency) / found.dense_ms if latency is not None else 1 / (speedup or 1)
     if not 0 < share < 1:
-        raise BadSetting(f"the dense network takes {found.dense_ms:.4g} ms at {target} already; ask for less time than that")
+        raise InvalidSetting(f"the dense network takes {found.dense_ms:.4g} ms at {target} already; ask for less time than that")
     return Timed("time", share, str(target), found, measured)
 
 
 def _milliseconds(text: str) -> float:
-    """A time such as 0.2ms, 350us or 1.5s. Raises BadSetting."""
+    """A time such as 0.2ms, 350us or 1.5s. Raises InvalidSetting."""
     return _amount(text, {"us": 1e-3, "ms": 1.0, "s": 1e3}, "--target-latency takes a time with its unit, as in 0.2ms or 350us")
 
 
 def _joules(text: str) -> float:
-    """Energy such as 5mJ, 800uJ or 0.2J. Raises BadSetting."""
+    """Energy such as 5mJ, 800uJ or 0.2J. Raises InvalidSetting."""
     return _amount(text, {"uJ": 1e-6, "mJ": 1e-3, "J": 1.0}, "--target-energy takes energy with its unit, as in 5mJ or 0.2J")
 
 
 def _amount(text: str, units: dict[str, float], rule: str) -> float:
     match = re.fullmatch(rf"\s*([0-9]*\.?[0-9]+)\s*({'|'.join(units)})\s*", text)
     if not match or float(match[1]) <= 0:
-        raise BadSetting(f"{rule}, not {text!r}")
+        raise InvalidSetting(f"{rule}, not {text!r}")
     return float(match[1]) * units[match[2]]
 
 
@@ -210,7 +212,7 @@ def shown_profile(model: dict[str, Any], target: Deployment, path: Path, again: 
 
 
 def size_for(model: str, asked: str | None) -> int | list[int]:
-    """The size of a network's images in pixels, as `core.image_size` reads it. Raises BadSetting."""
+    """The size of a network's images in pixels, as `core.image_size` reads it. Raises InvalidSetting."""
     from ltcompile.core.image_size import parse
     from ltcompile.models import least_size
 
@@ -224,4 +226,4 @@ def _ratio(asked: str) -> tuple[str, float]:
             return pattern, float(share)
     except ValueError:
         pass
-    raise BadSetting(f"--layer-ratio takes PATTERN=SHARE, as in 'layer1=0.3', not {asked!r}")
+    raise InvalidSetting(f"--layer-ratio takes PATTERN=SHARE, as in 'layer1=0.3', not {asked!r}")

@@ -48,14 +48,14 @@ def bench(
     from ltcompile.benchmark.bench import bench as run
     from ltcompile.core.load import busy_share
     from ltcompile.core.run_folder import RunFolder
-    from ltcompile.errors import BadSetting
+    from ltcompile.errors import InvalidSetting
 
     if against != "dense":
-        raise BadSetting(f"--against knows dense, not {against!r}")
+        raise InvalidSetting(f"--against knows dense, not {against!r}")
     warn_if_busy(busy_share())
     if competitors:
         if runtime or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
-            raise BadSetting("--competitors takes a ticket.pt and one --device, and no --runtime or --write-dense: all run")
+            raise InvalidSetting("--competitors takes a ticket.pt and one --device, and no --runtime or --write-dense: all run")
         _competitors(
             target,
             device[0] if device else None,

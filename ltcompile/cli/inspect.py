@@ -50,7 +50,7 @@ def inspect(
 
 
 def _examine(path: Path) -> dict[str, Any]:
-    """All that is told. Raises BadFile."""
+    """All that is told. Raises InvalidFile."""
     proto = _load(path)
     nodes = list(_Graph(proto.graph).rows())
     unknown = [row["name"] for row in nodes if row["macs"] is None]
@@ -68,11 +68,11 @@ def _examine(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path) -> Any:
-    """The file with all shapes that can be inferred for one image. Raises BadFile."""
+    """The file with all shapes that can be inferred for one image. Raises InvalidFile."""
     import onnx
 
     from ltcompile.core.onnx_file import read_onnx
-    from ltcompile.errors import BadFile
+    from ltcompile.errors import InvalidFile
 
     model = read_onnx(path)
     try:
@@ -80,7 +80,7 @@ def _load(path: Path) -> Any:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx raises its own types
         told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadFile(f"{path} is no valid ONNX, as its shapes contradict each other: {told}; export it anew") from error
+        raise InvalidFile(f"{path} is no valid ONNX, as its shapes contradict each other: {told}; export it anew") from error
 
 
 def _one_image(graph: Any) -> None:

@@ -34,13 +34,13 @@ def lower(
 
     from ltcompile.core.ticket import Ticket
     from ltcompile.deploy import check_ticket_fits, dense_network, small_network
-    from ltcompile.errors import BadSetting
+    from ltcompile.errors import InvalidSetting
     from ltcompile.lower.lower import lower as run
     from ltcompile.lower.lower import to_layout
     from ltcompile.lower.passes.precision import DTYPES
 
     if precision not in DTYPES:
-        raise BadSetting(f"--precision is one of {', '.join(DTYPES)}, not {precision!r}")
+        raise InvalidSetting(f"--precision is one of {', '.join(DTYPES)}, not {precision!r}")
     loaded = Ticket.load(ticket)
     check_ticket_fits(loaded, model)
     example = torch.randn(batch, *loaded.data["shape"], generator=torch.Generator().manual_seed(0))

@@ -50,7 +50,7 @@ class Bars:
             self.writer.close()
 
     def log_to_tensorboard(self, folder: Path) -> None:
-        """Also write scalars to `folder`/tensorboard. Raises Unavailable where TensorBoard is not installed, BadFile as it says."""
+        """Also write scalars to `folder`/tensorboard. Raises Unavailable where TensorBoard is not installed, InvalidFile as it says."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:

@@ -115,14 +115,14 @@ def shrink(
 
 
 def _check_origin(ticket: Path | None, model: str | None, own: Mapping[str, object]) -> None:
-    """Raises BadSetting unless there is a ticket, or a model with example inputs."""
-    from ltcompile.errors import BadSetting
+    """Raises InvalidSetting unless there is a ticket, or a model with example inputs."""
+    from ltcompile.errors import InvalidSetting
 
     given = [flag for flag, value in own.items() if value is not None]
     if ticket is not None and given:
-        raise BadSetting(f"{given[0]} belongs to a network of your own, and a ticket holds its network; leave one of them out")
+        raise InvalidSetting(f"{given[0]} belongs to a network of your own, and a ticket holds its network; leave one of them out")
     if ticket is None and (model is None or own["--example"] is None):
-        raise BadSetting("name a ticket.pt, or a network of your own: --model package.module:factory --example 1x3x32x32")
+        raise InvalidSetting("name a ticket.pt, or a network of your own: --model package.module:factory --example 1x3x32x32")
 
 
 def _own(model: str, weights: Path | None, plan: Path | None, example: str) -> Pruned:
@@ -136,14 +136,14 @@ def _calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path
     from ltcompile.core.ticket import Ticket
     from ltcompile.data import load_like
     from ltcompile.deploy.own import TENSORS, read_inputs
-    from ltcompile.errors import BadSetting
+    from ltcompile.errors import InvalidSetting
 
     if calibrate is None:
         return None
     if calibrate.endswith(TENSORS):
         return [read_inputs(Path(calibrate))]
     if not isinstance(source, Ticket):
-        raise BadSetting(f"--calibrate takes a file of inputs ({', '.join(TENSORS)}) for a network of your own, not {calibrate!r}")
+        raise InvalidSetting(f"--calibrate takes a file of inputs ({', '.join(TENSORS)}) for a network of your own, not {calibrate!r}")
     return load_like(source.data, calibrate, data_root)
 
 
@@ -151,10 +151,10 @@ def _timer(source: Ticket | Pruned, on: str) -> RelativeTimer:
     from ltcompile.benchmark.profiling import stopwatch
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.ticket import Ticket
-    from ltcompile.errors import BadSetting
+    from ltcompile.errors import InvalidSetting
 
     if not isinstance(source, Ticket):
-        raise BadSetting("--snap auto measures networks of tickets; choose --snap down or up")
+        raise InvalidSetting("--snap auto measures networks of tickets; choose --snap down or up")
     return stopwatch(source.model, Deployment.parse(on))
 
 

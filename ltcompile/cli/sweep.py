@@ -13,7 +13,7 @@ import typer
 
 from ltcompile.cli._options import LAST_SEED, MISSED, MOST_IMAGES, timed
 from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, batches, print_header, print_row, warn_if_busy
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from ltcompile.benchmark.sweep import Sweep
@@ -157,22 +157,22 @@ def _print_again(chose: Picked) -> None:
 
 
 def _check(run: Path | None, search: dict[str, Any]) -> None:
-    """Raises BadSetting unless there is either a run or a search to do."""
+    """Raises InvalidSetting unless there is either a run or a search to do."""
     given = [f"--{name}" for name, value in search.items() if value is not None]
     if run is None and search["targets"] is None:
-        raise BadSetting("name the folder of a run, or give --targets to search first, as in --targets 2,4,8")
+        raise InvalidSetting("name the folder of a run, or give --targets to search first, as in --targets 2,4,8")
     if run is not None and given:
-        raise BadSetting(f"{', '.join(given)} is for a new search, and {run} is a run; leave one of them out")
+        raise InvalidSetting(f"{', '.join(given)} is for a new search, and {run} is a run; leave one of them out")
 
 
 def shares(targets: str) -> tuple[float, ...]:
-    """Falling shares of the dense network, of rising targets such as 2,4,8. Raises BadSetting."""
+    """Falling shares of the dense network, of rising targets such as 2,4,8. Raises InvalidSetting."""
     try:
         times = [float(part) for part in targets.split(",")]
     except ValueError:
         times = []
     if not times or not all(before < after < float("inf") for before, after in pairwise((1.0, *times))):
-        raise BadSetting(f"--targets takes rising numbers above 1, as in 2,4,8, not {targets!r}")
+        raise InvalidSetting(f"--targets takes rising numbers above 1, as in 2,4,8, not {targets!r}")
     return tuple(1 / each for each in times)
 
 

@@ -12,7 +12,7 @@ from typing import Self
 from ltcompile import registry
 from ltcompile.core.fields import short
 from ltcompile.core.records import Record
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 DEVICES = ("cpu", "cuda")
 ENGINE = "engine"  # what `lt.compile` makes: the runtime that is fastest
@@ -27,7 +27,7 @@ class Deployment(Record):
     """A target, as in `cpu:onnxruntime:b1:fp32:t2`; its text and `parse` are inverse to each other.
 
     `batch` is the number of images in one call. `threads` are those of one operation on a CPU; 0 leaves the number to the runtime, and is
-    left out of the text. `runtimes.load` turns it into a session. Raises BadSetting where a field is none of those known.
+    left out of the text. `runtimes.load` turns it into a session. Raises InvalidSetting where a field is none of those known.
     """
 
     device: str
@@ -41,9 +41,11 @@ class Deployment(Record):
         _check_known("runtime", self.runtime, (*sorted(registry.names("ltcompile.runtimes")), ENGINE))
         _check_known("precision", self.precision, PRECISIONS)
         if not 1 <= self.batch <= MOST_IMAGES:
-            raise BadSetting(f"a target has no batch of {short(self.batch)}; take 1 to {MOST_IMAGES:,} images, as in b{type(self).batch}")
+            raise InvalidSetting(
+                f"a target has no batch of {short(self.batch)}; take 1 to {MOST_IMAGES:,} images, as in b{type(self).batch}"
+            )
         if not 0 <= self.threads <= MOST_THREADS or (self.threads and self.device != "cpu"):
-            raise BadSetting(
+            raise InvalidSetting(
                 f"a target has no {short(self.threads)} threads on {self.device}; take 1 to {MOST_THREADS:,} on a cpu, or none"
             )
 
@@ -56,12 +58,12 @@ class Deployment(Record):
         """The target that `text` names; what it leaves out at its end is as in `device:onnxruntime:b1:fp32`.
 
         Raises:
-            BadSetting: it names none.
+            InvalidSetting: it names none.
         """
         parts = text.strip().split(":")
         names = [field.name for field in dataclasses.fields(cls)]
         if len(parts) > len(names):
-            raise BadSetting(f"the target {short(text)} has {len(parts)} parts; write {FORM}, as in {cls('cpu')}")
+            raise InvalidSetting(f"the target {short(text)} has {len(parts)} parts; write {FORM}, as in {cls('cpu')}")
         fields: dict[str, str | int] = dict(zip(names, parts, strict=False))
         for name in fields.keys() & {"batch", "threads"}:
             fields[name] = _number(name, str(fields[name]), text)
@@ -71,14 +73,16 @@ class Deployment(Record):
 def _number(name: str, part: str, text: str) -> int:
     """The N of `bN` or `tN`."""
     if not re.fullmatch(rf"{name[0]}[0-9]{{1,9}}", part) or part == "t0":
-        raise BadSetting(f"the target {short(text)} has the {name} {short(part)}; write {name[0]} and a number, as in {name[0]}1: {FORM}")
+        raise InvalidSetting(
+            f"the target {short(text)} has the {name} {short(part)}; write {name[0]} and a number, as in {name[0]}1: {FORM}"
+        )
     return int(part[1:])
 
 
 def _check_known(what: str, name: str, known: Sequence[str]) -> None:
-    """Raises BadSetting for a name that is not `known`, near misses first."""
+    """Raises InvalidSetting for a name that is not `known`, near misses first."""
     if name in known:
         return
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise BadSetting(f"a target ({FORM}) has no {what} {short(name)}; {hint}known: {', '.join(known)}")
+    raise InvalidSetting(f"a target ({FORM}) has no {what} {short(name)}; {hint}known: {', '.join(known)}")

@@ -8,7 +8,7 @@ from typing import Any
 from ltcompile.core.image_size import to_json
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.records import Record
-from ltcompile.errors import BadData
+from ltcompile.errors import InvalidData
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Description(Record):
         for name in ("class_names", "shape", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.class_names) < 2:
-            raise BadData(f"{self.name}: {len(self.class_names)} class is too few to learn from; there must be two at least")
+            raise InvalidData(f"{self.name}: {len(self.class_names)} class is too few to learn from; there must be two at least")
         if (
             len(self.shape) != 3
             or min(self.shape) < 1
@@ -37,7 +37,7 @@ class Description(Record):
             or len(self.std) != self.shape[0]
             or min(self.std) <= 0
         ):
-            raise BadData(f"{self.name}: mean and std do not fit images of shape {self.shape}")
+            raise InvalidData(f"{self.name}: mean and std do not fit images of shape {self.shape}")
 
     @property
     def arguments(self) -> dict[str, Any]:

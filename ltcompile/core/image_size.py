@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 ImageSize = int | Sequence[int]  # the side of square images, or (height, width)
 SMALLEST, LARGEST = 1, 4096
 
 
 def height_width(size: ImageSize) -> tuple[int, int]:
-    """(height, width). Raises BadSetting where they are no whole numbers in 1..4096."""
+    """(height, width). Raises InvalidSetting where they are no whole numbers in 1..4096."""
     pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and SMALLEST <= n <= LARGEST for n in pair):
-        raise BadSetting(f"an image size is a number of pixels or (height, width), each in {SMALLEST}..{LARGEST}, not {size!r}")
+        raise InvalidSetting(f"an image size is a number of pixels or (height, width), each in {SMALLEST}..{LARGEST}, not {size!r}")
     return pair[0], pair[1]
 
 
@@ -31,8 +31,8 @@ def to_text(size: ImageSize) -> str:
 
 
 def parse(text: str) -> int | list[int]:
-    """The size in "32" or "32x48" (height by width), as `to_json` gives it. Raises BadSetting."""
+    """The size in "32" or "32x48" (height by width), as `to_json` gives it. Raises InvalidSetting."""
     found = re.fullmatch(r"([0-9]{1,6})(?:[xX]([0-9]{1,6}))?", text.strip())
     if found is None:
-        raise BadSetting(f"image_size= takes a number of pixels, or HEIGHTxWIDTH as in 48x64, not {text!r}")
+        raise InvalidSetting(f"image_size= takes a number of pixels, or HEIGHTxWIDTH as in 48x64, not {text!r}")
     return to_json(*height_width((int(found[1]), int(found[2] or found[1]))))

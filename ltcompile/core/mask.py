@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ltcompile.core.fields import short
 from ltcompile.core.tensors import check_held, read_torch
-from ltcompile.errors import BadFile, BadPlan
+from ltcompile.errors import InvalidFile, InvalidPlan
 from ltcompile.paths import write_torch
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class WeightMask:
     """Parameter name -> boolean tensor of its shape, on the CPU, True where the weight stays. Parameters without a name here stay whole.
 
     Raises:
-        BadPlan: a mask is no boolean tensor, or keeps nothing of any parameter.
+        InvalidPlan: a mask is no boolean tensor, or keeps nothing of any parameter.
     """
 
     kept: Mapping[str, Tensor]
@@ -32,9 +32,9 @@ class WeightMask:
 
         for name, kept in self.kept.items():
             if not isinstance(kept, torch.Tensor) or kept.dtype != torch.bool or kept.device.type != "cpu":
-                raise BadPlan(f"the mask of {short(name)} is no boolean tensor on the CPU")
+                raise InvalidPlan(f"the mask of {short(name)} is no boolean tensor on the CPU")
         if self.kept and not any(bool(kept.any()) for kept in self.kept.values()):
-            raise BadPlan("the mask keeps no weight at all")
+            raise InvalidPlan("the mask keeps no weight at all")
 
     @property
     def weights(self) -> tuple[int, int]:
@@ -61,28 +61,28 @@ class WeightMask:
     def dropped(self, model: nn.Module) -> dict[str, Tensor]:
         """Parameter name -> boolean tensor of its shape and on its device, True where the weight goes; as `graph.zeros` tells of a plan.
 
-        Raises BadPlan where `model` has no such parameter.
+        Raises InvalidPlan where `model` has no such parameter.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name, kept in self.kept.items():
             if name not in parameters or parameters[name].shape != kept.shape:
                 there = tuple(parameters[name].shape) if name in parameters else "no such parameter"
-                raise BadPlan(
+                raise InvalidPlan(
                     f"the mask has {short(tuple(kept.shape))} for {short(name)}, and the network {there}: it is of another network"
                 )
         return {name: ~kept.to(parameters[name].device) for name, kept in self.kept.items()}
 
     def save(self, path: str | Path) -> None:
-        """Raises BadFile where it cannot be written."""
+        """Raises InvalidFile where it cannot be written."""
         write_torch(path, {"kept": dict(self.kept)})
 
     @classmethod
     def load(cls, path: str | Path) -> WeightMask:
-        """Raises BadFile where there is no valid mask."""
+        """Raises InvalidFile where there is no valid mask."""
         path = Path(path)
         value = read_torch(path, "weight mask")
         try:
             check_held(value["kept"], path.stat().st_size)
             return cls(dict(value["kept"]))
-        except (KeyError, TypeError, AttributeError, BadPlan) as error:
-            raise BadFile(f"{path} is no valid weight mask ({short(error)}); take a fresh copy") from error
+        except (KeyError, TypeError, AttributeError, InvalidPlan) as error:
+            raise InvalidFile(f"{path} is no valid weight mask ({short(error)}); take a fresh copy") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from ltcompile.core.fields import LARGEST, short
 from ltcompile.core.tensors import check_is_file
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 
 MOST_DIMENSIONS = 64
 BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}  # TensorProto's types of whole numbers of bytes
@@ -20,7 +20,7 @@ def read_onnx(path: Path) -> Any:
     """The model in `path`, its weights of the shapes that it declares; those in other files are not read.
 
     Raises:
-        BadFile: it is missing, no ONNX, or damaged.
+        InvalidFile: it is missing, no ONNX, or damaged.
     """
     import onnx
 
@@ -29,14 +29,14 @@ def read_onnx(path: Path) -> Any:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf raises its own types
         told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadFile(f"{path} cannot be read as ONNX: {told}; export it anew") from error
+        raise InvalidFile(f"{path} cannot be read as ONNX: {told}; export it anew") from error
     if not model.ir_version or not model.HasField("graph"):
-        raise BadFile(f"{path} is no ONNX file; `ltcompile shrink` makes one of a ticket, and `ltcompile show` prints a ticket")
+        raise InvalidFile(f"{path} is no ONNX file; `ltcompile shrink` makes one of a ticket, and `ltcompile show` prints a ticket")
     if any(field.type == field.TYPE_STRING and isinstance(value, bytes) for field, value in _values(model)):
-        raise BadFile(f"{path} is damaged: it holds a name that is no text; export it anew")
+        raise InvalidFile(f"{path} is damaged: it holds a name that is no text; export it anew")
     for weight in model.graph.initializer:
         if told := _misshapen(weight):
-            raise BadFile(f"{path} is damaged: its weight {short(weight.name)} {told}; export it anew")
+            raise InvalidFile(f"{path} is damaged: its weight {short(weight.name)} {told}; export it anew")
     return model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ltcompile.core.curve import Picked
 from ltcompile.core.records import Measurement
-from ltcompile.errors import BadSetting, unknown
+from ltcompile.errors import InvalidSetting, unknown
 from ltcompile.timing import is_tie
 
 KNEE, WITHIN, SMALLEST = RULES = ("knee", "fastest-within", "smallest")
@@ -24,13 +24,13 @@ class Rule:
     points: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises UnknownName, and BadSetting where points are missing, too many or none."""
+        """Raises UnknownName, and InvalidSetting where points are missing, too many or none."""
         if self.name not in RULES:
             raise unknown("rule to pick by", self.name, list(RULES))
         if self.name != WITHIN and self.points is not None:
-            raise BadSetting(f"{self.name} takes no points; leave them out")
+            raise InvalidSetting(f"{self.name} takes no points; leave them out")
         if self.name == WITHIN and (self.points is None or not 0 <= self.points <= 100):
-            raise BadSetting(f"{WITHIN} takes the points of validation accuracy that may be lost, 0 to 100, as in '{WITHIN} 0.5'")
+            raise InvalidSetting(f"{WITHIN} takes the points of validation accuracy that may be lost, 0 to 100, as in '{WITHIN} 0.5'")
 
     def __str__(self) -> str:
         return self.name if self.points is None else f"{self.name} {self.points:g}"
@@ -44,7 +44,7 @@ class Rule:
         except ValueError:
             points = [math.nan]
         if len(points) > 1:
-            raise BadSetting(f"a rule takes one number at most, and {text!r} has {len(points)}; write '{WITHIN} 0.5'")
+            raise InvalidSetting(f"a rule takes one number at most, and {text!r} has {len(points)}; write '{WITHIN} 0.5'")
         return cls(name, *points)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ltcompile.core.fields import Misfit, shaped
-from ltcompile.errors import BadFile, BadPlan
+from ltcompile.errors import InvalidFile, InvalidPlan
 from ltcompile.paths import read_json, write_json
 
 MOST_POSITIONS = 1 << 22  # of a layer, and of all blocks together, in a file: a few bytes could claim more than memory holds
@@ -39,10 +39,10 @@ class Member:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"out|in|each|\w+\.\d+|=\w+(\.\w+)?(\[\d+\])?", self.axis):
-            raise BadPlan(f"layer {self.layer!r}: axis {self.axis!r} is none of out, in, each, NAME.DIM and =NAME")
+            raise InvalidPlan(f"layer {self.layer!r}: axis {self.axis!r} is none of out, in, each, NAME.DIM and =NAME")
         positions = list(itertools.chain.from_iterable(self.index))
         if min(positions, default=0) < 0 or len(set(positions)) != len(positions):
-            raise BadPlan(f"layer {self.layer!r}: positions are negative, or two channels claim the same one")
+            raise InvalidPlan(f"layer {self.layer!r}: positions are negative, or two channels claim the same one")
 
     def positions(self, channels: tuple[int, ...]) -> list[int]:
         """The positions on this axis that go with `channels`."""
@@ -95,10 +95,10 @@ class Group:
 
     def __post_init__(self) -> None:
         if self.width < 1 or not self.members:
-            raise BadPlan(f"group {self.name!r} is empty")
+            raise InvalidPlan(f"group {self.name!r} is empty")
         for member in self.members:
             if len(member.index) != self.width:
-                raise BadPlan(f"group {self.name!r}: {member.layer!r} maps {len(member.index)} of {self.width} channels")
+                raise InvalidPlan(f"group {self.name!r}: {member.layer!r} maps {len(member.index)} of {self.width} channels")
 
     @property
     def producers(self) -> tuple[Member, ...]:
@@ -123,7 +123,7 @@ class PruningPlan:
     `groups` are the original network's; `kept` names, for every group, the channels that stay, sorted.
 
     Raises:
-        BadPlan: indices out of range, repeated or unsorted; an emptied or frozen group cut; groups unknown or missing; tied groups
+        InvalidPlan: indices out of range, repeated or unsorted; an emptied or frozen group cut; groups unknown or missing; tied groups
             cut by different shares.
     """
 
@@ -133,24 +133,24 @@ class PruningPlan:
     def __post_init__(self) -> None:
         names = [g.name for g in self.groups]
         if len(set(names)) != len(names):
-            raise BadPlan("two groups of the plan have the same name")
+            raise InvalidPlan("two groups of the plan have the same name")
         if extra := sorted(set(self.kept) - set(names)):
-            raise BadPlan(f"the plan keeps channels of {', '.join(extra)}, which the network does not have")
+            raise InvalidPlan(f"the plan keeps channels of {', '.join(extra)}, which the network does not have")
         kept = {g.name: tuple(self.kept.get(g.name, range(g.width))) for g in self.groups}
         for group in self.groups:
             channels = kept[group.name]
             if not channels:
-                raise BadPlan(f"the plan empties {group.name!r}: at least one channel must stay")
+                raise InvalidPlan(f"the plan empties {group.name!r}: at least one channel must stay")
             if channels[0] < 0 or channels[-1] >= group.width or any(a >= b for a, b in itertools.pairwise(channels)):
-                raise BadPlan(f"the plan's channels of {group.name!r} are not rising within 0..{group.width - 1}")
+                raise InvalidPlan(f"the plan's channels of {group.name!r} are not rising within 0..{group.width - 1}")
             if group.frozen and len(channels) < group.width:
-                raise BadPlan(f"the plan cuts {group.name!r}, which is frozen: {group.frozen}")
+                raise InvalidPlan(f"the plan cuts {group.name!r}, which is frozen: {group.frozen}")
         shares: dict[str, tuple[str, Fraction]] = {}
         for group in self.groups:
             share = Fraction(len(kept[group.name]), group.width)
             first, expected = shares.setdefault(group.tied, (group.name, share)) if group.tied else (group.name, share)
             if share != expected:
-                raise BadPlan(f"the plan keeps {share} of {group.name!r} and {expected} of {first!r}, which are tied to the same share")
+                raise InvalidPlan(f"the plan keeps {share} of {group.name!r} and {expected} of {first!r}, which are tied to the same share")
         object.__setattr__(self, "kept", kept)
 
     def __iter__(self) -> Iterator[tuple[Group, tuple[int, ...]]]:
@@ -203,12 +203,12 @@ class PruningPlan:
         Groups of one channel can lose nothing more, so a tracing of the cut network may know less of them.
 
         Raises:
-            BadPlan: `inner` is no plan of this plan's cut network.
+            InvalidPlan: `inner` is no plan of this plan's cut network.
         """
         theirs = {g.members: g.name for g in inner.groups if g.width > 1}  # names may tell places, which have moved
         ours = {g.members: g.name for g in self.remaining() if g.width > 1}
         if theirs.keys() != ours.keys():
-            raise BadPlan("the second plan is not a plan of the network that the first one leaves")
+            raise InvalidPlan("the second plan is not a plan of the network that the first one leaves")
         kept = {name: tuple(self.kept[name][c] for c in inner.kept[theirs[key]]) for key, name in ours.items()}
         return PruningPlan(self.groups, {**self.kept, **kept})
 
@@ -225,16 +225,16 @@ class PruningPlan:
         """The plan that `to_json` wrote.
 
         Raises:
-            BadPlan: a field is missing, of the wrong type or contradictory.
+            InvalidPlan: a field is missing, of the wrong type or contradictory.
         """
         try:
             if (claimed := sum(_claim(group) for group in value["groups"])) > MOST_POSITIONS:
-                raise BadPlan(f"the plan claims {claimed:,} positions, more than the {MOST_POSITIONS:,} that are read")
+                raise InvalidPlan(f"the plan claims {claimed:,} positions, more than the {MOST_POSITIONS:,} that are read")
             groups = tuple(_group(group) for group in value["groups"])
             kept = {shaped(name, str, "kept"): _whole(channels) for name, channels in value["kept"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             told = str(error) if isinstance(error, Misfit) else repr(error)
-            raise BadPlan(f"the plan has a missing or malformed field: {told}") from error
+            raise InvalidPlan(f"the plan has a missing or malformed field: {told}") from error
         return cls(groups, kept)
 
     def save(self, path: str | Path) -> None:
@@ -242,11 +242,11 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
-        """Raises BadFile where there is no valid plan."""
+        """Raises InvalidFile where there is no valid plan."""
         try:
             return cls.from_json(read_json(path, "pruning plan"))
-        except BadPlan as error:
-            raise BadFile(f"{path} is no valid pruning plan: {error}; write it again with `ltcompile plan`") from error
+        except InvalidPlan as error:
+            raise InvalidFile(f"{path} is no valid pruning plan: {error}; write it again with `ltcompile plan`") from error
 
 
 def _claim(group: Mapping[str, Any]) -> int:

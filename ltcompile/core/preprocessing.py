@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from ltcompile.core.image_size import ImageSize, height_width
 from ltcompile.core.records import Record
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -17,7 +17,7 @@ class Preprocessing(Record):
     """The size of images in pixels (one number, or height and width), mean and deviation per channel of pixels scaled to 0..1, and how images are resized.
 
     Raises:
-        BadSetting: a field outside its range.
+        InvalidSetting: a field outside its range.
     """
 
     image_size: ImageSize
@@ -29,7 +29,7 @@ class Preprocessing(Record):
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
-            raise BadSetting(f"there must be as many deviations above 0 as means, not {self.std} for {self.mean}")
+            raise InvalidSetting(f"there must be as many deviations above 0 as means, not {self.std} for {self.mean}")
         height_width(self.image_size)
         if self.interpolation not in get_args(Interpolation):
-            raise BadSetting(f"the interpolation must be one of {', '.join(get_args(Interpolation))}, not {self.interpolation!r}")
+            raise InvalidSetting(f"the interpolation must be one of {', '.join(get_args(Interpolation))}, not {self.interpolation!r}")

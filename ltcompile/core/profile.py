@@ -14,7 +14,7 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.core.fields import Misfit
 from ltcompile.core.records import Record, cpu_name, versions
 from ltcompile.core.surface import Alignment, Grid, Sample, Surface, fit_alignment
-from ltcompile.errors import BadFile, LtcompileError, StaleProfile
+from ltcompile.errors import InvalidFile, LtcompileError, ProfileMismatch
 from ltcompile.paths import read_json, write_json
 
 FORMAT = 1
@@ -61,22 +61,22 @@ class Profile(Record):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises BadFile where a run tells nothing of a layer, or a time is none."""
+        """Raises InvalidFile where a run tells nothing of a layer, or a time is none."""
         if len(self.runs) > MOST_RUNS or (
             self.runs and (self.runs[0].why != "dense" or self.runs[0].layers_ms.keys() != self.layers.keys())
         ):
-            raise BadFile(
+            raise InvalidFile(
                 f"a profile has up to {MOST_RUNS} runs, of which the first is the whole network's and tells the time of every layer"
             )
         for run in self.runs:
             if run.widths.keys() != self.layers.keys() or not run.layers_ms.keys() <= self.layers.keys():
-                raise BadFile("a run of the profile is of other layers")
+                raise InvalidFile("a run of the profile is of other layers")
             times, widths = (
                 (run.ms, run.reference_ms or 1.0, *run.layers_ms.values()),
                 [width for pair in run.widths.values() for width in pair],
             )
             if not all(LEAST_MS <= ms <= MOST_MS for ms in times) or not all(1 <= width <= WIDEST for width in widths):
-                raise BadFile("the profile has times or widths that no layer has")
+                raise InvalidFile("the profile has times or widths that no layer has")
 
     @property
     def dense_ms(self) -> float:
@@ -135,22 +135,24 @@ class Profile(Record):
         return [Sample(*run.widths[layer], run.layers_ms[layer] * self.pace(run.reference_ms)) for run in runs]
 
     def check_here(self) -> None:
-        """Raises StaleProfile where it is of another machine or of other versions; it says which."""
+        """Raises ProfileMismatch where it is of another machine or of other versions; it says which."""
         here = machine(self.target)
         for name in sorted({*here, *self.machine}):
             if (there := self.machine.get(name, "nothing")) != (now := here.get(name, "nothing")):
-                raise StaleProfile(f"the profile was made with {name} {there}, and here is {now}; make it again with `ltcompile profile`")
+                raise ProfileMismatch(
+                    f"the profile was made with {name} {there}, and here is {now}; make it again with `ltcompile profile`"
+                )
 
     def check_fits(self, model: Mapping[str, Any], target: Deployment | None = None) -> None:
-        """Raises StaleProfile where it is of another network, or for another target; it says what differs."""
+        """Raises ProfileMismatch where it is of another network, or for another target; it says what differs."""
         for name, there, asked in (
             ("name", self.model.get("name"), model["name"]),
             ("arguments", self.model.get("arguments"), model["arguments"]),
         ):
             if there != asked:
-                raise StaleProfile(f"the profile is of a model with {name} {there}, not {asked}; make one with `ltcompile profile`")
+                raise ProfileMismatch(f"the profile is of a model with {name} {there}, not {asked}; make one with `ltcompile profile`")
         if target is not None and target != self.target:
-            raise StaleProfile(f"the profile is for {self.target}, not for {target}; make one with `ltcompile profile` there")
+            raise ProfileMismatch(f"the profile is for {self.target}, not for {target}; make one with `ltcompile profile` there")
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "profile", "format": FORMAT, **super().to_json()}
@@ -160,14 +162,14 @@ class Profile(Record):
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """What was written to `path`. Raises BadFile where it is missing, or no profile."""
+        """What was written to `path`. Raises InvalidFile where it is missing, or no profile."""
         value = read_json(path, "profile")
         try:
             if (value.pop("kind"), value.pop("format")) != ("profile", FORMAT):
                 raise Misfit("it is of another kind or format")
             return cls.from_json(value)
         except (KeyError, TypeError, AttributeError, Misfit, LtcompileError) as error:
-            raise BadFile(f"{path} is no profile that this ltcompile reads: {error}; make it again with `ltcompile profile`") from error
+            raise InvalidFile(f"{path} is no profile that this ltcompile reads: {error}; make it again with `ltcompile profile`") from error
 
 
 def machine(target: Deployment) -> dict[str, str]:

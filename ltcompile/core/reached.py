@@ -35,7 +35,7 @@ class Reached(Record):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Raises BadFile as a Record does; `missed_by` follows from the rest."""
+        """Raises InvalidFile as a Record does; `missed_by` follows from the rest."""
         return super().from_json({k: v for k, v in value.items() if k != "missed_by"} if isinstance(value, Mapping) else value)
 
     def __str__(self) -> str:

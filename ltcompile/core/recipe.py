@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from ltcompile.core.records import Record
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 Schedule = Literal["step", "cosine", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -61,7 +61,7 @@ class Recipe(Record):
         }
         for message, holds in checks.items():
             if not holds:
-                raise BadSetting(message)
+                raise InvalidSetting(message)
 
     def to_json(self) -> dict[str, Any]:
         """Without `distill` where it is off: the checksums of tickets and the settings of runs older than it stay what they were."""

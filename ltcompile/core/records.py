@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from ltcompile.core.arm import ArmKind
 from ltcompile.core.fields import Misfit, table
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Record:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """Raises BadFile where a field is missing, unknown or of another type."""
+        """Raises InvalidFile where a field is missing, unknown or of another type."""
         known = {f.name for f in dataclasses.fields(cls)}
         try:
             if isinstance(value, Mapping) and (extra := sorted(map(str, set(value) - known))):
                 raise Misfit(f"unknown field {', '.join(extra)}; written by a newer ltcompile?")
             return table(value, cls)
         except Misfit as error:
-            raise BadFile(f"{cls.__name__}: {error}") from error
+            raise InvalidFile(f"{cls.__name__}: {error}") from error
 
 
 @dataclass(frozen=True)

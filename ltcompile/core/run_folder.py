@@ -23,7 +23,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.tensors import check_finite, check_held, read_torch
 from ltcompile.core.ticket import Ticket
-from ltcompile.errors import BadFile, StaleTicket
+from ltcompile.errors import InvalidFile, TicketMismatch
 from ltcompile.paths import read_json, write_bytes, write_json, write_text, write_torch, writing
 
 if TYPE_CHECKING:
@@ -82,15 +82,15 @@ class RunFolder:
         A folder whose run was stopped before it wrote its settings counts as empty.
 
         Raises:
-            BadFile: the folder holds a run and `resume` is false. StaleTicket: that run has other settings.
+            InvalidFile: the folder holds a run and `resume` is false. TicketMismatch: that run has other settings.
         """
         settings = json.loads(json.dumps(settings))
         if not self.begun:
             write_json(self.settings, settings)
         elif not resume:
-            raise BadFile(f"{self.path} holds a run already; continue it with resume=True, or choose another folder=")
+            raise InvalidFile(f"{self.path} holds a run already; continue it with resume=True, or choose another folder=")
         elif message := _differences(self._read_settings(), settings):
-            raise StaleTicket(
+            raise TicketMismatch(
                 f"{self.path} was started with other settings ({message}); resume with the same, or start a new run in another folder="
             )
         self._tidy()
@@ -98,7 +98,7 @@ class RunFolder:
     def _read_settings(self) -> dict[str, Any]:
         found = read_json(self.settings, "run to resume")
         if not isinstance(found, dict):
-            raise BadFile(f"{self.settings} holds no settings of a run; remove {self.path}, or choose another folder=")
+            raise InvalidFile(f"{self.settings} holds no settings of a run; remove {self.path}, or choose another folder=")
         return found
 
     def _tidy(self) -> None:
@@ -120,16 +120,16 @@ class RunFolder:
         write_text(self.history, "".join(line + "\n" for line in lines))
 
     def check_exists(self) -> None:
-        """Raises BadFile where the folder was removed while the search ran: what it had trained is gone with it."""
+        """Raises InvalidFile where the folder was removed while the search ran: what it had trained is gone with it."""
         if not self.begun:
-            raise BadFile(
+            raise InvalidFile(
                 f"{self.path} was removed or moved while the search ran; put it back and continue with resume=True, or begin again"
             )
 
     # Write
 
     def save(self, path: Path, value: dict[str, Any]) -> None:
-        """Write tensors and plain values to a file of the run. Raises BadFile where it cannot be written."""
+        """Write tensors and plain values to a file of the run. Raises InvalidFile where it cannot be written."""
         self.check_exists()
         write_torch(path, value)
 
@@ -162,16 +162,16 @@ class RunFolder:
     # Read
 
     def load(self, path: Path) -> dict[str, Any]:
-        """What `save` wrote. Raises BadFile where it is missing or damaged."""
+        """What `save` wrote. Raises InvalidFile where it is missing or damaged."""
         if not path.exists():
-            raise BadFile(f"{path} is gone; {REPEAT}")
+            raise InvalidFile(f"{path} is gone; {REPEAT}")
         value = read_torch(path, "training of a run", f"remove it, and {REPEAT}")
         if not isinstance(value, dict):
-            raise BadFile(f"{path} is no training of a run; remove it, and {REPEAT}")
+            raise InvalidFile(f"{path} is no training of a run; remove it, and {REPEAT}")
         return value
 
     def load_into(self, model: nn.Module, path: Path) -> dict[str, Any]:
-        """Give `model` the weights in a file of the run, in place; all that `save` wrote. Raises BadFile as `load` does, or where they do not fit."""
+        """Give `model` the weights in a file of the run, in place; all that `save` wrote. Raises InvalidFile as `load` does, or where they do not fit."""
         value = self.load(path)
         with self.fitting(path):
             model.load_state_dict(value["weights"])
@@ -179,53 +179,53 @@ class RunFolder:
 
     @contextlib.contextmanager
     def fitting(self, path: Path) -> Iterator[None]:
-        """Turns an error in using the contents of `path` into a BadFile."""
+        """Turns an error in using the contents of `path` into an InvalidFile."""
         try:
             yield
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, BadFile) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, InvalidFile) as error:
             message = " ".join(str(error).split())[:300]
-            raise BadFile(f"{path} does not fit this run ({message}); remove it, and {REPEAT}") from error
+            raise InvalidFile(f"{path} does not fit this run ({message}); remove it, and {REPEAT}") from error
 
     def load_selection(self, seed: int, level: int, masked: bool = False) -> tuple[PruningPlan, WeightMask | None]:
-        """What a level keeps, with its mask where there is one or (`masked`) must be. Raises BadFile where a file is missing or damaged."""
+        """What a level keeps, with its mask where there is one or (`masked`) must be. Raises InvalidFile where a file is missing or damaged."""
         plan, file = PruningPlan.load(self.plan(seed, level)), self.mask(seed, level)
         return plan, WeightMask.load(file) if masked or file.exists() else None
 
     def weights(self, arm: Arm, what: str) -> dict[str, Tensor]:
-        """The weights of a finished arm, which an error calls `what`. Raises BadFile."""
+        """The weights of a finished arm, which an error calls `what`. Raises InvalidFile."""
         path = self.training(arm)
         saved = read_torch(path, "file of a run")
         try:
             found = dict(saved["weights"])
             check_held(found, path.stat().st_size)
             check_finite(found)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, BadFile) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, InvalidFile) as error:
             raise _state_dict_error(path, what, error) from error
         return found
 
     def load_weights(self, model: nn.Module, arm: Arm, what: str) -> None:
-        """Give `model` the weights of a finished arm, in place. Raises BadFile."""
+        """Give `model` the weights of a finished arm, in place. Raises InvalidFile."""
         try:
             model.load_state_dict(self.weights(arm, what))
         except RuntimeError as error:
             raise _state_dict_error(self.training(arm), what, error) from error
 
     def finished(self) -> Ticket:
-        """The ticket of a finished search. Raises BadFile where there is none."""
+        """The ticket of a finished search. Raises InvalidFile where there is none."""
         if not self.path.is_dir():
-            raise BadFile(f"{self.path} is no run folder; name one that `ltcompile find` made")
+            raise InvalidFile(f"{self.path} is no run folder; name one that `ltcompile find` made")
         for file in (self.summary, self.ticket):
             if not file.is_file():
-                raise BadFile(
+                raise InvalidFile(
                     f"{self.path} holds no finished search: it has no {file.name}; make it with `ltcompile find`, or continue it with resume=True"
                 )
         return Ticket.load(self.ticket)
 
 
-def _state_dict_error(path: Path, what: str, error: Exception) -> BadFile:
+def _state_dict_error(path: Path, what: str, error: Exception) -> InvalidFile:
     """The error for a file of a run that does not hold the weights of `what`."""
     message = (str(error).splitlines() or [type(error).__name__])[0]
-    return BadFile(f"{path} does not hold the weights of {what}: {message}; remove it, and search again with resume=True")
+    return InvalidFile(f"{path} does not hold the weights of {what}: {message}; remove it, and search again with resume=True")
 
 
 def _differences(there: dict[str, Any], settings: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ltcompile.core.fields import Misfit, short
 from ltcompile.core.records import Record
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json, write_json
 
 FORMAT = 1
@@ -32,11 +32,11 @@ class Estimate(Record):
     seeds: int
 
     def __post_init__(self) -> None:
-        """Raises BadFile where the interval does not hold the mean, or is there though one seed tells of no spread."""
+        """Raises InvalidFile where the interval does not hold the mean, or is there though one seed tells of no spread."""
         if (self.low is None) != (self.high is None) or (self.low is None) != (self.seeds == 1) or self.seeds < 1:
-            raise BadFile(f"an interval over {short(self.seeds)} seeds from {short(self.low)} to {short(self.high)} is none")
+            raise InvalidFile(f"an interval over {short(self.seeds)} seeds from {short(self.low)} to {short(self.high)} is none")
         if self.low is not None and self.high is not None and not self.low <= self.mean <= self.high:
-            raise BadFile(f"{short(self.mean)} is not inside its interval from {short(self.low)} to {short(self.high)}")
+            raise InvalidFile(f"{short(self.mean)} is not inside its interval from {short(self.low)} to {short(self.high)}")
 
     def lies(self, side: Side, bound: float) -> Answer:
         """Whether the whole interval is on that side of `bound`; the whole of it on the other side is a no, all else is no answer."""
@@ -65,9 +65,9 @@ class Claim(Record):
     note: str
 
     def __post_init__(self) -> None:
-        """Raises BadFile where the answer is not what the interval says."""
+        """Raises InvalidFile where the answer is not what the interval says."""
         if self.answer != (told := self.found.lies(self.side, self.bound)):
-            raise BadFile(f"the claim {short(self.statement)} is said to be {self.answer!r}, and its interval says {told!r}")
+            raise InvalidFile(f"the claim {short(self.statement)} is said to be {self.answer!r}, and its interval says {told!r}")
 
     @classmethod
     def judged(
@@ -95,9 +95,9 @@ class Table(Record):
     note: str = ""
 
     def __post_init__(self) -> None:
-        """Raises BadFile where a row has more or fewer cells than there are columns."""
+        """Raises InvalidFile where a row has more or fewer cells than there are columns."""
         if not self.columns or any(len(row) != len(self.columns) for row in self.rows):
-            raise BadFile(f"the table {short(self.title)} has rows of other lengths than its {len(self.columns)} columns")
+            raise InvalidFile(f"the table {short(self.title)} has rows of other lengths than its {len(self.columns)} columns")
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,13 @@ class Series(Record):
     x_high: list[float | None] | None = None
 
     def __post_init__(self) -> None:
-        """Raises BadFile where the lists do not fit each other."""
+        """Raises InvalidFile where the lists do not fit each other."""
         bounds = [len(bound) for bound in (self.x_low, self.x_high) if bound is not None]
         lengths = {len(self.y), len(self.low), len(self.high), *bounds}
         if lengths != {1 if self.look == "band" else len(self.x)} or (self.look == "band" and (self.x or bounds)):
-            raise BadFile(f"the series {short(self.name)} has lists of different lengths")
+            raise InvalidFile(f"the series {short(self.name)} has lists of different lengths")
         if (self.x_low is None) != (self.x_high is None) or self.colour < 0:
-            raise BadFile(f"the series {short(self.name)} lacks one side of its intervals, or has no colour")
+            raise InvalidFile(f"the series {short(self.name)} lacks one side of its intervals, or has no colour")
 
 
 @dataclass(frozen=True)
@@ -140,13 +140,13 @@ class Figure(Record):
     log_x: bool = False
 
     def __post_init__(self) -> None:
-        """Raises BadFile where an axis has no unit, the name is none, or a logarithmic axis has points that it cannot hold."""
+        """Raises InvalidFile where an axis has no unit, the name is none, or a logarithmic axis has points that it cannot hold."""
         _check_name(self.name)
         for axis in (self.x_axis, self.y_axis):
             if not re.search(r"\(.+\)$", axis):
-                raise BadFile(f"the axis {short(axis)} of the figure {self.name} does not tell its unit in brackets")
+                raise InvalidFile(f"the axis {short(axis)} of the figure {self.name} does not tell its unit in brackets")
         if self.log_x and any(x <= 0 for series in self.series for x in (*series.x, *(series.x_low or ())) if x is not None):
-            raise BadFile(f"the figure {self.name} has a logarithmic axis, and points at or below 0 on it")
+            raise InvalidFile(f"the figure {self.name} has a logarithmic axis, and points at or below 0 on it")
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,11 @@ class Picture(Record):
     rows: list[list[int]]
 
     def __post_init__(self) -> None:
-        """Raises BadFile where rows differ in length, or a number is beyond the scale."""
+        """Raises InvalidFile where rows differ in length, or a number is beyond the scale."""
         if not self.rows or not self.rows[0] or len({len(row) for row in self.rows}) > 1:
-            raise BadFile(f"the picture {short(self.name)} has rows of different lengths, or none")
+            raise InvalidFile(f"the picture {short(self.name)} has rows of different lengths, or none")
         if any(not -100 <= value <= 100 for row in self.rows for value in row):
-            raise BadFile(f"the picture {short(self.name)} has numbers outside -100 to 100")
+            raise InvalidFile(f"the picture {short(self.name)} has numbers outside -100 to 100")
 
 
 @dataclass(frozen=True)
@@ -175,16 +175,16 @@ class Maps(Record):
     pictures: list[Picture]
 
     def __post_init__(self) -> None:
-        """Raises BadFile where the name is none, or the pictures are none or of different sizes."""
+        """Raises InvalidFile where the name is none, or the pictures are none or of different sizes."""
         _check_name(self.name)
         if len({(len(picture.rows), len(picture.rows[0])) for picture in self.pictures}) != 1:
-            raise BadFile(f"the pictures of {self.name} are none, or of different sizes")
+            raise InvalidFile(f"the pictures of {self.name} are none, or of different sizes")
 
 
 def _check_name(name: str) -> None:
-    """Raises BadFile where the page could not call a figure so."""
+    """Raises InvalidFile where the page could not call a figure so."""
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise BadFile(f"{short(name)} is no name of a figure: small letters, digits and dashes")
+        raise InvalidFile(f"{short(name)} is no name of a figure: small letters, digits and dashes")
 
 
 @dataclass(frozen=True)
@@ -221,19 +221,19 @@ class Study(Record):
     maps: list[Maps] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Raises BadFile where two figures have one name, or there is nothing to tell."""
+        """Raises InvalidFile where two figures have one name, or there is nothing to tell."""
         names = [*(figure.name for figure in self.figures), *(maps.name for maps in self.maps)]
         if len(set(names)) < len(names) or not self.arms or not self.seeds:
-            raise BadFile("a study has arms and seeds, and figures of different names")
+            raise InvalidFile("a study has arms and seeds, and figures of different names")
 
     def save(self, folder: Path) -> Path:
-        """Write `folder`/study.json, atomically. Raises BadFile."""
+        """Write `folder`/study.json, atomically. Raises InvalidFile."""
         write_json(folder / FILE, {"kind": "study", "format": FORMAT, **self.to_json()})
         return folder / FILE
 
     @classmethod
     def load(cls, path: str | Path) -> Study:
-        """What `save` wrote, every field checked. Raises BadFile."""
+        """What `save` wrote, every field checked. Raises InvalidFile."""
         value = read_json(path, "result of `ltcompile study` (run that again)")
         try:
             if not isinstance(value, Mapping) or value.get("kind") != "study":
@@ -241,5 +241,5 @@ class Study(Record):
             if value.get("format") != FORMAT:
                 raise Misfit(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
             return cls.from_json({name: field for name, field in value.items() if name not in ("kind", "format")})
-        except (Misfit, BadFile, RecursionError) as error:
-            raise BadFile(f"{path} cannot be read as a result of `ltcompile study`: {error}; run that again with --resume") from error
+        except (Misfit, InvalidFile, RecursionError) as error:
+            raise InvalidFile(f"{path} cannot be read as a result of `ltcompile study`: {error}; run that again with --resume") from error

@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from ltcompile.core.fields import short
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ def read_torch(path: Path, what: str, mend: str = "take a fresh copy") -> Any:
     """The tensors and plain values in `path`, which should be `what`; `mend` says what to do where it is not.
 
     Raises:
-        BadFile: it is missing, no file of torch.save, damaged, or holds code.
+        InvalidFile: it is missing, no file of torch.save, damaged, or holds code.
     """
     import torch
 
@@ -37,21 +37,21 @@ def read_torch(path: Path, what: str, mend: str = "take a fresh copy") -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise BadFile(f"{path} is no {what}: it is damaged, or holds more than tensors and plain values; {mend}") from error
+        raise InvalidFile(f"{path} is no {what}: it is damaged, or holds more than tensors and plain values; {mend}") from error
     except Exception as error:  # torch raises a dozen types for a broken archive
         told = (str(error).splitlines() or [type(error).__name__])[0]
         told = told if "weights_only" not in told else "it is of a kind that can hold code"  # torch's advice is to run it
-        raise BadFile(f"{path} cannot be read as {what}: {told}; {mend}") from error
+        raise InvalidFile(f"{path} cannot be read as {what}: {told}; {mend}") from error
 
 
 def check_is_file(path: Path, what: str) -> None:
-    """Raises BadFile unless there is a file that can be read, and not a folder or a pipe that never ends."""
+    """Raises InvalidFile unless there is a file that can be read, and not a folder or a pipe that never ends."""
     if path.is_dir():
-        raise BadFile(f"{path} is a folder; name the {what} inside it")
+        raise InvalidFile(f"{path} is a folder; name the {what} inside it")
     if not path.is_file():
-        raise BadFile(f"there is no {what} at {path}; check its name")
+        raise InvalidFile(f"there is no {what} at {path}; check its name")
     if not path.stat().st_size:
-        raise BadFile(f"{path} is empty, and no {what}; take a fresh copy")
+        raise InvalidFile(f"{path} is empty, and no {what}; take a fresh copy")
 
 
 def _check_archive(path: Path) -> None:
@@ -59,27 +59,27 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         unfolded = sum(entry.file_size for entry in archive.infolist())
     if unfolded > path.stat().st_size:
-        raise BadFile(f"{unfolded:,} bytes are packed into its {path.stat().st_size:,}, which torch.save does not do")
+        raise InvalidFile(f"{unfolded:,} bytes are packed into its {path.stat().st_size:,}, which torch.save does not do")
 
 
 def check_held(tensors: Mapping[str, Any], size: int) -> None:
-    """Raises BadFile unless these are dense tensors that a file of `size` bytes can hold."""
+    """Raises InvalidFile unless these are dense tensors that a file of `size` bytes can hold."""
     total = 0
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not _is_dense(tensor):
-            raise BadFile(f"{short(name)} is no dense tensor of numbers, as weights are")
+            raise InvalidFile(f"{short(name)} is no dense tensor of numbers, as weights are")
         total += tensor.nbytes
         if tensor.nbytes > tensor.untyped_storage().nbytes() or total > SHARING * size:
-            raise BadFile(f"{short(name)} claims the shape {short(tuple(tensor.shape))}, which is more than the file holds")
+            raise InvalidFile(f"{short(name)} claims the shape {short(tuple(tensor.shape))}, which is more than the file holds")
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises BadFile where a tensor holds numbers that are infinite or none."""
+    """Raises InvalidFile where a tensor holds numbers that are infinite or none."""
     import torch
 
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadFile(f"{name!r} holds numbers that are infinite or none (NaN), with which no network computes; train it again")
+            raise InvalidFile(f"{name!r} holds numbers that are infinite or none (NaN), with which no network computes; train it again")
 
 
 def _is_dense(value: Any) -> bool:

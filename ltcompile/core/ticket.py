@@ -17,7 +17,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.tensors import check_finite, check_held, read_torch
-from ltcompile.errors import BadFile, LtcompileError, StaleTicket
+from ltcompile.errors import InvalidFile, LtcompileError, TicketMismatch
 from ltcompile.paths import write_torch
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ class Ticket:
     mask: WeightMask | None = None
 
     def __post_init__(self) -> None:
-        """Raises BadFile or BadData where the parts contradict each other."""
+        """Raises InvalidFile or InvalidData where the parts contradict each other."""
         check_finite(self.weights)
         if self.mask is not None and not self.plan.is_identity:
-            raise BadFile("it has a mask of the whole network, and a plan that cuts some of it away")
+            raise InvalidFile("it has a mask of the whole network, and a plan that cuts some of it away")
         _check_masked(self.weights, self.mask)
         check_model(self.model, self.data)
         self._trained("ticket", self.level)
@@ -79,7 +79,7 @@ class Ticket:
         for row in self.history:
             if (row.arm, row.level, row.seed) == (arm, level, self.seed):
                 return row
-        raise BadFile(f"the ticket's history tells nothing of the {arm} network of level {level} and seed {self.seed}")
+        raise InvalidFile(f"the ticket's history tells nothing of the {arm} network of level {level} and seed {self.seed}")
 
     def _mask(self) -> dict[str, Tensor]:
         return dict(self.mask.kept) if self.mask else {}
@@ -106,7 +106,7 @@ class Ticket:
         return {"format": FORMAT, "checksum": self.checksum, **value}
 
     def save(self, path: str | Path) -> None:
-        """Write the ticket, atomically. Raises BadFile where the place cannot be written."""
+        """Write the ticket, atomically. Raises InvalidFile where the place cannot be written."""
         value = {
             "kind": KIND,
             "format": FORMAT,
@@ -123,25 +123,25 @@ class Ticket:
         """Read a ticket; nothing in the file is executed, and every field is checked.
 
         Raises:
-            BadFile: missing, truncated, tampered with, or no ticket. StaleTicket: of another format version.
+            InvalidFile: missing, truncated, tampered with, or no ticket. TicketMismatch: of another format version.
         """
         path = Path(path)
         value = read_torch(path, "ticket")
         if not isinstance(value, dict) or value.get("kind") != KIND:
-            raise BadFile(f"{path} is no ltcompile ticket; `ltcompile find` writes one")
+            raise InvalidFile(f"{path} is no ltcompile ticket; `ltcompile find` writes one")
         if (told := short(value.get("format"))) != str(FORMAT):
-            raise StaleTicket(f"{path} has ticket format {told}, this ltcompile reads {FORMAT}; update ltcompile")
+            raise TicketMismatch(f"{path} has ticket format {told}, this ltcompile reads {FORMAT}; update ltcompile")
         try:
             header, weights, kept = value["header"], value["weights"], value.get("mask", {})
             for tensors in (weights, kept):
                 check_held(tensors, path.stat().st_size)
             if _checksum(header, weights, kept) != value["checksum"]:
-                raise BadFile("it is damaged or was changed, as its checksum does not fit; take a fresh copy")
+                raise InvalidFile("it is damaged or was changed, as its checksum does not fit; take a fresh copy")
             return cls(weights=weights, mask=WeightMask(dict(kept)) if kept else None, **_fields(json.loads(header)))
         except LtcompileError as error:
-            raise BadFile(f"{path} is no valid ticket: {error}") from error
+            raise InvalidFile(f"{path} is no valid ticket: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise BadFile(f"{path} is no valid ticket: {error!r}; take a fresh copy") from error
+            raise InvalidFile(f"{path} is no valid ticket: {error!r}; take a fresh copy") from error
 
 
 _FIELDS: dict[str, Any] = {
@@ -167,26 +167,26 @@ def _fields(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_model(model: Any, data: Any) -> None:
-    """Raises BadFile or BadData unless `model` is a name with arguments that fit a description of `data`.
+    """Raises InvalidFile or InvalidData unless `model` is a name with arguments that fit a description of `data`.
 
     Both come from a file, and decide what is built.
     """
     arguments = model.get("arguments") if isinstance(model, Mapping) else None
     if not isinstance(arguments, Mapping) or not isinstance(model.get("name"), str) or not isinstance(data, Mapping):
-        raise BadFile("it does not say which model and data it belongs to")
+        raise InvalidFile("it does not say which model and data it belongs to")
     told = Description.from_json(data)
     if math.prod(told.shape) > MOST_PIXELS:
-        raise BadFile(f"its images of {short(told.shape)} have more than {MOST_PIXELS:,} values")
+        raise InvalidFile(f"its images of {short(told.shape)} have more than {MOST_PIXELS:,} values")
     expected = told.arguments
     if dict(arguments) != expected:
-        raise BadFile(f"its model is built with {short(dict(arguments))}, and its data asks for {expected}")
+        raise InvalidFile(f"its model is built with {short(dict(arguments))}, and its data asks for {expected}")
 
 
 def _check_masked(weights: Mapping[str, Tensor], mask: WeightMask | None) -> None:
-    """Raises BadFile unless what `mask` drops is zero."""
+    """Raises InvalidFile unless what `mask` drops is zero."""
     for name, kept in mask.kept.items() if mask else ():
         if name not in weights or weights[name].shape != kept.shape or bool((weights[name].detach().cpu()[~kept] != 0).any()):
-            raise BadFile(f"its mask does not fit its weights at {short(name)}")
+            raise InvalidFile(f"its mask does not fit its weights at {short(name)}")
 
 
 def _checksum(header: str, weights: Mapping[str, Tensor], mask: Mapping[str, Tensor]) -> str:

@@ -15,7 +15,7 @@ from ltcompile.core.description import Description
 from ltcompile.core.image_size import ImageSize, height_width, to_text
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.data._dataset import Dataset, Split, TensorSplit, Wanted
-from ltcompile.errors import BadData, BadSetting
+from ltcompile.errors import InvalidData, InvalidSetting
 
 __all__ = ["Dataset", "Description", "Split", "TensorSplit", "load_data", "load_like", "names"]
 
@@ -43,16 +43,16 @@ def load_data(
         strict: refuse a folder with unreadable images; otherwise they are skipped, with a `Notice`.
 
     Raises:
-        UnknownName: no such data set. BadData: it is missing, corrupt, unfit for training or for the preprocessing. BadSetting: an image
+        UnknownName: no such data set. InvalidData: it is missing, corrupt, unfit for training or for the preprocessing. InvalidSetting: an image
             size outside 4..1024 pixels.
     """
     source, _, path = name.partition(":")
     module = registry.load(__name__, "data set", source)
     if (source == "imagefolder") != bool(path):
-        raise BadData(f"{name!r} is no data set: write imagefolder:PATH for a folder of images, or one of {', '.join(names())}")
+        raise InvalidData(f"{name!r} is no data set: write imagefolder:PATH for a folder of images, or one of {', '.join(names())}")
     size = None if image_size is None else height_width(image_size)
     if size is not None and not all(4 <= n <= 1024 for n in size):
-        raise BadSetting(f"an image size of {to_text(size)} pixels is outside 4..1024")
+        raise InvalidSetting(f"an image size of {to_text(size)} pixels is outside 4..1024")
     dataset: Dataset = module.load(Path(path or root), Wanted(size, val_share, SPLIT_SEED, download, strict, preprocessing))
     dataset.check()
     return dataset

@@ -15,7 +15,7 @@ from ltcompile.core.image_size import height_width, to_text
 from ltcompile.core.preprocessing import Interpolation, Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
-from ltcompile.errors import BadData
+from ltcompile.errors import InvalidData
 
 IN_MEMORY_BYTES = 1 << 30  # of pixels, as uint8
 PART_SEED = 0  # of the choice of training images, where not all are used
@@ -84,25 +84,25 @@ class Dataset:
     def with_train_images(self, count: int) -> Dataset:
         """The same with about `count` of its training images, as many of every class, which its name tells; as it is where it has no more.
 
-        Raises BadData where they are streamed from disk.
+        Raises InvalidData where they are streamed from disk.
         """
         from ltcompile.data._split import stratified
 
         if count >= len(self.train):
             return self
         if not isinstance(self.train, TensorSplit):
-            raise BadData(f"{self.description.name} does not fit in memory: it trains on all of its images; choose other data")
+            raise InvalidData(f"{self.description.name} does not fit in memory: it trains on all of its images; choose other data")
         rows, _ = stratified(self.train.labels, (count / len(self.train),), stream("training images", PART_SEED))
         named = replace(self.description, name=f"{self.description.name}, {len(rows)} training images")
         return replace(self, description=named, train=self.train.part(rows))
 
     def check(self) -> None:
-        """Raises BadData where a split lacks images or a class."""
+        """Raises InvalidData where a split lacks images or a class."""
         for name, split in (("train", self.train), ("validation", self.val), ("test", self.test)):
             missing = set(range(self.description.classes)) - set(split.labels.unique().tolist())
             if missing:
                 lacking = ", ".join(self.description.class_names[c] for c in sorted(missing)[:5])
-                raise BadData(f"{self.description.name}: the {name} split has no image of class {lacking}")
+                raise InvalidData(f"{self.description.name}: the {name} split has no image of class {lacking}")
 
     @property
     def example(self) -> Tensor:
@@ -188,7 +188,7 @@ def from_tensors(
 
     if val is None:
         if not 0 < wanted.val_share < 1:
-            raise BadData(f"the validation share must be between 0 and 1, not {wanted.val_share}")
+            raise InvalidData(f"the validation share must be between 0 and 1, not {wanted.val_share}")
         val_rows, train_rows = stratified(train[1], (wanted.val_share,), stream("validation split", wanted.seed))
         val, train = (train[0][val_rows], train[1][val_rows]), (train[0][train_rows], train[1][train_rows])
     parts = (train, val, test)
@@ -196,7 +196,7 @@ def from_tensors(
         _check_memory(name, sum(len(labels) for _, labels in parts), train[0].shape[1], image_size)
     splits = [(_resize(images, image_size, wanted.interpolation), labels) for images, labels in parts]
     if not len(splits[0][1]):
-        raise BadData(f"{name}: no image is left to train on")
+        raise InvalidData(f"{name}: no image is left to train on")
     channels = train[0].shape[1]
     mean, std = prescribed(name, channels, wanted.preprocessing) or statistics(splits[0][0])
     description = describe(name, class_names, (channels, *image_size), mean, std, wanted)
@@ -211,19 +211,19 @@ def describe(name: str, class_names: list[str], shape: tuple[int, int, int], mea
 
 
 def prescribed(name: str, channels: int, preprocessing: Preprocessing | None) -> tuple[Tensor, Tensor] | None:
-    """The preprocessing's mean and deviation per channel; None where the images' own count. Raises BadData."""
+    """The preprocessing's mean and deviation per channel; None where the images' own count. Raises InvalidData."""
     if preprocessing is None:
         return None
     if len(preprocessing.mean) != channels:
-        raise BadData(f"the weights are for images of {len(preprocessing.mean)} channels, {name} has {channels}; choose other data")
+        raise InvalidData(f"the weights are for images of {len(preprocessing.mean)} channels, {name} has {channels}; choose other data")
     return torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
 
 
 def _check_memory(name: str, count: int, channels: int, size: tuple[int, int]) -> None:
-    """Raises BadData where a size that nobody asked for, but the weights', would fill the memory."""
+    """Raises InvalidData where a size that nobody asked for, but the weights', would fill the memory."""
     needed = count * channels * size[0] * size[1]
     if needed > IN_MEMORY_BYTES:
-        raise BadData(
+        raise InvalidData(
             f"{count} images of {name} at the {to_text(size)} pixels of the weights take {needed / 2**30:.1f} GiB of memory, "
             f"and four times as much in training; pass a smaller image_size= (up to {int((IN_MEMORY_BYTES / count / channels) ** 0.5)} is light)"
         )

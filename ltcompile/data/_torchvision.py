@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ltcompile.data._dataset import Dataset, Wanted, from_tensors
-from ltcompile.errors import BadData
+from ltcompile.errors import InvalidData
 
 
 def load(kind: str, root: Path, wanted: Wanted) -> Dataset:
@@ -19,16 +19,16 @@ def load(kind: str, root: Path, wanted: Wanted) -> Dataset:
         try:
             part = getattr(torchvision.datasets, kind)(str(root), train=train, download=wanted.download)
         except RuntimeError as error:
-            raise BadData(
+            raise InvalidData(
                 f"{kind} is missing or corrupt in {root}: pass the folder that holds it in torchvision's layout as data_root=, "
                 "or download=True to fetch it"
             ) from error
         except Exception as error:  # it asserts, indexes and looks up what the files tell
-            raise BadData(f"{kind} in {root} cannot be read: {error!r}; remove it, and fetch it again with download=True") from error
+            raise InvalidData(f"{kind} in {root} cannot be read: {error!r}; remove it, and fetch it again with download=True") from error
         images, labels = torch.as_tensor(part.data), torch.as_tensor(part.targets)
         classes = [str(c) for c in part.classes]
         if len(images) != len(labels) or not set(labels.unique().tolist()) <= set(range(len(classes))):
-            raise BadData(f"{kind} in {root} has {len(images)} images and {len(labels)} labels, or labels of no class; fetch it again")
+            raise InvalidData(f"{kind} in {root} has {len(images)} images and {len(labels)} labels, or labels of no class; fetch it again")
         images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
         parts.append((images.contiguous(), labels))
     flip = kind != "MNIST"  # a mirrored digit is another sign

@@ -22,7 +22,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
 from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, Wanted, augment, black_pixel, describe, from_tensors, prescribed, statistics
 from ltcompile.data._split import stratified
-from ltcompile.errors import BadData
+from ltcompile.errors import InvalidData
 
 TEST_SHARE = 0.2
 DEFAULT_SIZE = 32
@@ -34,7 +34,7 @@ Files = tuple[list[Path], Tensor]  # paths and labels (N,)
 
 def load(root: Path, wanted: Wanted) -> Dataset:
     if not root.is_dir():
-        raise BadData(f"there is no folder {root}; write imagefolder:PATH with the folder of your images")
+        raise InvalidData(f"there is no folder {root}; write imagefolder:PATH with the folder of your images")
     size = wanted.size(DEFAULT_SIZE, DEFAULT_SIZE)
     classes, *parts = _parts(root, wanted.val_share, wanted.seed)
     name = f"imagefolder:{root.name}"
@@ -45,12 +45,12 @@ def load(root: Path, wanted: Wanted) -> Dataset:
 
 
 def _readable(root: Path, parts: list[Files], size: tuple[int, int], wanted: Wanted) -> list[tuple[Tensor, Tensor]]:
-    """Pixels (N, 3, height, width) and labels (N,) of every part, without the images that cannot be read. Raises BadData if strict."""
+    """Pixels (N, 3, height, width) and labels (N,) of every part, without the images that cannot be read. Raises InvalidData if strict."""
     read: list[tuple[Tensor, Tensor]] = []
     broken: list[Path] = []
     for paths, labels in parts:
         pixels = _decode_all(paths, size, wanted.interpolation)
-        broken += [path for path, p in zip(paths, pixels, strict=True) if isinstance(p, BadData)]
+        broken += [path for path, p in zip(paths, pixels, strict=True) if isinstance(p, InvalidData)]
         good = [p for p in pixels if isinstance(p, Tensor)]
         kept = torch.tensor([isinstance(p, Tensor) for p in pixels], dtype=torch.bool)
         read.append((torch.stack(good) if good else torch.empty(0, 3, *size, dtype=torch.uint8), labels[kept]))
@@ -59,7 +59,7 @@ def _readable(root: Path, parts: list[Files], size: tuple[int, int], wanted: Wan
         names = ", ".join(str(path.relative_to(root)) for path in broken[:5])
         told = f"{len(broken)} of {count} images in {root} cannot be read: {names}{', ...' if len(broken) > 5 else ''}"
         if wanted.strict:
-            raise BadData(f"{told}; mend or remove them, or leave strict= out to skip them")
+            raise InvalidData(f"{told}; mend or remove them, or leave strict= out to skip them")
         notify(f"{told}; skipped")
     return read
 
@@ -86,14 +86,16 @@ def _list(folder: Path, classes: list[str] | None = None) -> tuple[list[str], Fi
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(found) < 2:
         told = f" ({found[0]})" if found else ""
-        raise BadData(f"{folder} has {len(found)} class folders{told}; two at least are needed: make one for each class, with its images")
+        raise InvalidData(
+            f"{folder} has {len(found)} class folders{told}; two at least are needed: make one for each class, with its images"
+        )
     if classes is not None and found != classes:
-        raise BadData(f"{folder} has the classes {', '.join(found)}, the training folder {', '.join(classes)}")
+        raise InvalidData(f"{folder} has the classes {', '.join(found)}, the training folder {', '.join(classes)}")
     paths, labels = [], []
     for label, name in enumerate(found):
         files = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
         if not files:
-            raise BadData(f"{folder / name} holds no image ({', '.join(sorted(SUFFIXES))})")
+            raise InvalidData(f"{folder / name} holds no image ({', '.join(sorted(SUFFIXES))})")
         paths += files
         labels += [label] * len(files)
     return found, (paths, torch.tensor(labels))
@@ -104,7 +106,7 @@ def _take(files: Files, rows: Tensor) -> Files:
 
 
 def _decode(path: Path, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """The middle of an image as uint8 (3, height, width), cut to that shape and resized. Raises BadData."""
+    """The middle of an image as uint8 (3, height, width), cut to that shape and resized. Raises InvalidData."""
     from PIL import Image, ImageOps
     from torchvision.transforms.functional import pil_to_tensor
 
@@ -113,16 +115,16 @@ def _decode(path: Path, size: tuple[int, int], interpolation: Interpolation) -> 
             pixels: Tensor = pil_to_tensor(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling[interpolation.upper()]))
             return pixels
     except Exception as error:  # PIL's readers raise anything
-        raise BadData(f"{path} is no readable image ({error}); mend or remove it") from error
+        raise InvalidData(f"{path} is no readable image ({error}); mend or remove it") from error
 
 
-def _decode_all(paths: list[Path], size: tuple[int, int], interpolation: Interpolation) -> list[Tensor | BadData]:
+def _decode_all(paths: list[Path], size: tuple[int, int], interpolation: Interpolation) -> list[Tensor | InvalidData]:
     """Every image, or why it is none."""
 
-    def attempt(path: Path) -> Tensor | BadData:
+    def attempt(path: Path) -> Tensor | InvalidData:
         try:
             return _decode(path, size, interpolation)
-        except BadData as error:
+        except InvalidData as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -182,9 +184,9 @@ def _streamed(name: str, classes: list[str], parts: list[Files], size: tuple[int
 
 
 def _sample(paths: list[Path], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """At most 2000 images (N, 3, height, width), evenly spread. Raises BadData."""
+    """At most 2000 images (N, 3, height, width), evenly spread. Raises InvalidData."""
     rows = torch.linspace(0, len(paths) - 1, min(2000, len(paths))).long().tolist()
     pixels = _decode_all([paths[i] for i in rows], size, interpolation)
-    if unreadable := [p for p in pixels if isinstance(p, BadData)]:
+    if unreadable := [p for p in pixels if isinstance(p, InvalidData)]:
         raise unreadable[0]
     return torch.stack([p for p in pixels if isinstance(p, Tensor)])

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ltcompile.core.fields import short
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.graph.layers import is_settings
 
 LAYERS = {"Conv1d", "Conv2d", "Conv3d", "Linear"}  # that a file may name
@@ -74,7 +74,7 @@ def _described(layer: Any) -> list[Any]:
 
 
 def replace_layers(network: nn.Module, text: str) -> None:
-    """Put the layers that `text`, JSON of `changes`, names into `network`, on the meta device. Raises BadFile where it names others."""
+    """Put the layers that `text`, JSON of `changes`, names into `network`, on the meta device. Raises InvalidFile where it names others."""
     try:
         told = json.loads(text)
         for name, value in told.items():
@@ -83,7 +83,7 @@ def replace_layers(network: nn.Module, text: str) -> None:
                 network.get_submodule(name)
                 setattr(network.get_submodule(parent), last, nn.Sequential(*(_made(*part) for part in value["layers"][:MOST_PARTS])))
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
-        raise BadFile(f"it replaces layers that the network does not have, or by others than it may: {short(str(error))}") from error
+        raise InvalidFile(f"it replaces layers that the network does not have, or by others than it may: {short(str(error))}") from error
 
 
 def _made(kind: str, how: Mapping[str, Any]) -> nn.Module:

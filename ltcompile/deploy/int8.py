@@ -68,7 +68,7 @@ class Quantized:
     compared: Compared
     test_score: float | None
     record: Mapping[str, Any]
-    write: Callable[[Path, Mapping[str, str]], None] = field(repr=False)  # the file, with metadata; raises BadFile
+    write: Callable[[Path, Mapping[str, str]], None] = field(repr=False)  # the file, with metadata; raises InvalidFile
 
 
 def to_int8(module: nn.Module, judge: Judge, job: ShrinkJob, scratch: Path, names: Names = (None, None)) -> Quantized:
@@ -76,7 +76,7 @@ def to_int8(module: nn.Module, judge: Judge, job: ShrinkJob, scratch: Path, name
 
     Raises:
         Disagreement: int8 loses too much however many layers stay in float, or a runtime computes something else.
-        BadModel: the network has nothing to quantise, or ONNX Runtime cannot.
+        InvalidModel: the network has nothing to quantise, or ONNX Runtime cannot.
     """
     plain = _Network(module, judge, job.dynamic, scratch / "plain", names)
     choice, fine_tuning = _try_all(plain, job.on_progress), "not asked for"

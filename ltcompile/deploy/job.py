@@ -12,7 +12,7 @@ from torch import nn
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph.inputs import Example
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -37,9 +37,9 @@ class Int8:
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop <= 100:
-            raise BadSetting(f"max_drop={self.max_drop}: it must be between 0 and 100 points of accuracy, or units of the metric")
+            raise InvalidSetting(f"max_drop={self.max_drop}: it must be between 0 and 100 points of accuracy, or units of the metric")
         if not 0 <= self.finetune_epochs <= MOST_EPOCHS:
-            raise BadSetting(f"finetune_epochs={self.finetune_epochs}: it must be between 0 and {MOST_EPOCHS:,}")
+            raise InvalidSetting(f"finetune_epochs={self.finetune_epochs}: it must be between 0 and {MOST_EPOCHS:,}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ShrinkJob:
     """Settings of `shrink` that do not contradict each other; `recipe`, `seed` and `target` come from a ticket.
 
     Raises:
-        BadSetting: they do.
+        InvalidSetting: they do.
     """
 
     output: Path
@@ -66,9 +66,9 @@ class ShrinkJob:
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
-            raise BadSetting(f"precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}")
+            raise InvalidSetting(f"precision must be one of {', '.join(get_args(Precision))}, not {self.precision!r}")
         if self.precision != "int8" and self.int8.finetune_epochs:
-            raise BadSetting(
+            raise InvalidSetting(
                 f"finetune_epochs= trains for int8, and the precision is {self.precision}; add precision=int8, or leave it out"
             )
 

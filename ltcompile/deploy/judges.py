@@ -16,7 +16,7 @@ from ltcompile.core.streams import stream
 from ltcompile.data import Dataset, Split
 from ltcompile.deploy.answers import Answers, Run, answers, chunks
 from ltcompile.deploy.job import Metric, ShrinkJob
-from ltcompile.errors import BadData, BadSetting
+from ltcompile.errors import InvalidData, InvalidSetting
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.outputs import outputs_of
 from ltcompile.lower.inputs import Inputs
@@ -56,7 +56,7 @@ class Judge(Protocol):
 
 
 def judge_for(network: nn.Module, job: ShrinkJob) -> Judge:
-    """The judge of `job`. Raises BadData, BadSetting where there are too few inputs, or they do not fit."""
+    """The judge of `job`. Raises InvalidData, InvalidSetting where there are too few inputs, or they do not fit."""
     assert job.calibrate is not None
     if isinstance(job.calibrate, Dataset) and job.metric is None:
         return AccuracyJudge(network, job.calibrate)
@@ -73,7 +73,7 @@ class AccuracyJudge:
     def __init__(self, network: nn.Module, data: Dataset) -> None:
         for name, split in (("training", data.train), ("validation", data.val)):
             if len(split) < LEAST_INPUTS:
-                raise BadData(
+                raise InvalidData(
                     f"int8 is chosen and checked by accuracy, and {data.description.name} has {len(split)} {name} images, of {LEAST_INPUTS} "
                     "that it takes to tell; use more images, or leave the network in fp32 or fp16"
                 )
@@ -111,7 +111,7 @@ class OutputsJudge:
         self._network, self._metric = network, metric
         self.inputs = rows_of(network, inputs)
         if self.inputs.batch < LEAST_INPUTS:
-            raise BadData(
+            raise InvalidData(
                 f"int8 is checked on real inputs, and {self.inputs.batch} do not tell how far its outputs are off; calibrate with "
                 f"{LEAST_INPUTS} rows or more, or leave the network in fp32 or fp16"
             )
@@ -124,7 +124,7 @@ class OutputsJudge:
             return 0.0
         found = float(self._metric(as_network(self._network, run)))
         if math.isnan(found):
-            raise BadSetting("the metric gives nan; it must give a number, higher for a better network")
+            raise InvalidSetting("the metric gives nan; it must give a number, higher for a better network")
         return found
 
     def format(self, score: float) -> str:
@@ -139,16 +139,16 @@ class OutputsJudge:
 
 
 def rows_of(network: nn.Module, inputs: Iterable[Example]) -> Inputs:
-    """The first 512 rows of all `inputs` as one. Raises BadData where there is none, or their shapes differ."""
+    """The first 512 rows of all `inputs` as one. Raises InvalidData where there is none, or their shapes differ."""
     parts: list[Inputs] = []
     for example in inputs:
         parts.append(Inputs.of(network, example).on_cpu())
         if sum(part.batch for part in parts) >= CALIBRATION_ROWS:
             break
     if not parts:
-        raise BadData("calibrate gives no inputs; pass an iterable of examples, each as the network takes it")
+        raise InvalidData("calibrate gives no inputs; pass an iterable of examples, each as the network takes it")
     if len({tuple((t.shape[1:] if has else t.shape) for t, has in zip(p.tensors, p.batched, strict=True)) for p in parts}) > 1:
-        raise BadData("the inputs of calibrate have different shapes; bring them to one, but for the batch")
+        raise InvalidData("the inputs of calibrate have different shapes; bring them to one, but for the batch")
     joined = [torch.cat([part.tensors[at] for part in parts]) if has else parts[0].tensors[at] for at, has in enumerate(parts[0].batched)]
     whole = parts[0].with_tensors(joined)
     return whole.resized(min(whole.batch, CALIBRATION_ROWS))

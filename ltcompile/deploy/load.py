@@ -11,7 +11,7 @@ from torch import nn
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.tensors import check_is_file
 from ltcompile.deploy.changes import replace_layers, with_biases
-from ltcompile.errors import BadFile, BadModel, BadPlan
+from ltcompile.errors import InvalidFile, InvalidModel, InvalidPlan
 from ltcompile.graph import cut
 from ltcompile.models._weights import read_state_dict
 
@@ -24,11 +24,11 @@ def load_pruned(build: Callable[[], nn.Module], path: str | Path, plan: PruningP
         plan: what was cut, or its file; a .safetensors file of `shrink` holds it.
 
     Raises:
-        BadFile: the file cannot be read, or holds other weights. BadPlan: the plan is of another network. BadModel: `build` makes none.
+        InvalidFile: the file cannot be read, or holds other weights. InvalidPlan: the plan is of another network. InvalidModel: `build` makes none.
     """
     path, network = Path(path), build()
     if not isinstance(network, nn.Module):
-        raise BadModel(f"build() must make a torch.nn.Module, not a {type(network).__name__}")
+        raise InvalidModel(f"build() must make a torch.nn.Module, not a {type(network).__name__}")
     texts = _texts(path)
     if plan is None and "plan" in texts:
         plan = _plan(path, texts["plan"])
@@ -42,11 +42,11 @@ def load_pruned(build: Callable[[], nn.Module], path: str | Path, plan: PruningP
         network.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}, assign=True
         )
-    except BadPlan as error:
-        raise BadPlan(f"{path} was cut from another network than build() makes: {error}") from error
+    except InvalidPlan as error:
+        raise InvalidPlan(f"{path} was cut from another network than build() makes: {error}") from error
     except RuntimeError as error:
         told = " ".join(str(error).split())[:300]
-        raise BadFile(f"{path} does not hold the weights of this network: {told}; pass the plan that it was cut by") from error
+        raise InvalidFile(f"{path} does not hold the weights of this network: {told}; pass the plan that it was cut by") from error
     return network.eval()
 
 
@@ -61,11 +61,11 @@ def _texts(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except Exception as error:  # safetensors raises its own types
-        raise BadFile(f"{path} cannot be read as a file of weights: {error}; take a fresh copy") from error
+        raise InvalidFile(f"{path} cannot be read as a file of weights: {error}; take a fresh copy") from error
 
 
 def _plan(path: Path, text: str) -> PruningPlan:
     try:
         return PruningPlan.from_json(json.loads(text))
-    except (BadPlan, ValueError, RecursionError) as error:
-        raise BadFile(f"{path} holds a plan that is not valid: {error}; write it again with shrink") from error
+    except (InvalidPlan, ValueError, RecursionError) as error:
+        raise InvalidFile(f"{path} holds a plan that is not valid: {error}; write it again with shrink") from error

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.tensors import check_held, check_is_file, read_torch
 from ltcompile.deploy.pruned import Pruned
-from ltcompile.errors import BadFile, BadSetting
+from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.graph import cut
 from ltcompile.graph.inputs import Example
 from ltcompile.models import own_network
@@ -32,7 +32,7 @@ def pruned_from_files(model: str, weights: str | Path | None, plan: str | Path |
         example: see `read_example`.
 
     Raises:
-        BadModel, UnknownName: the network cannot be made. BadFile: the weights fit neither. BadPlan: the plan is of another network.
+        InvalidModel, UnknownName: the network cannot be made. InvalidFile: the weights fit neither. InvalidPlan: the plan is of another network.
     """
     dense, inputs = own_network(model).eval(), read_example(example)
     chosen = PruningPlan.load(plan) if plan is not None else None
@@ -41,7 +41,7 @@ def pruned_from_files(model: str, weights: str | Path | None, plan: str | Path |
         state = read_state_dict(Path(weights), dense.state_dict())
         fits = [network for network in (dense, small) if _shapes(network.state_dict()) == _shapes(state)]
         if not fits:
-            raise BadFile(
+            raise InvalidFile(
                 f"{weights} holds no weights of {model}{' or of what the plan leaves of it' if plan else ''}: {_first(state, small)}"
             )
         fits[0].load_state_dict(state)
@@ -69,33 +69,33 @@ def read_example(text: str) -> Example:
     or from a file of tensors (.safetensors, .pt), whose names are those of the forward's parameters.
 
     Raises:
-        BadSetting: the text is neither. BadFile: the file cannot be read.
+        InvalidSetting: the text is neither. InvalidFile: the file cannot be read.
     """
     if text.endswith(TENSORS):
         return read_inputs(Path(text))
     found = [INPUT.fullmatch(part.strip()) for part in text.split(",")]
     if not text or None in found:
-        raise BadSetting(f"example= takes shapes, as in 1x3x32x32 or image=1x3x64x64,side=1x5, or a file of tensors; not {text!r}")
+        raise InvalidSetting(f"example= takes shapes, as in 1x3x32x32 or image=1x3x64x64,side=1x5, or a file of tensors; not {text!r}")
     inputs: list[tuple[str | None, Tensor]] = []
     rng = torch.Generator().manual_seed(0)
     for match in found:
         assert match is not None
         name, shape, kind = match[1], [int(size) for size in match[2].split("x")], match[3] or "float32"
         if kind not in DTYPES or torch.Size(shape).numel() > MOST_VALUES:
-            raise BadSetting(f"example=: {match[0]} must have at most {MOST_VALUES:,} values of {', '.join(DTYPES)}")
+            raise InvalidSetting(f"example=: {match[0]} must have at most {MOST_VALUES:,} values of {', '.join(DTYPES)}")
         inputs.append((name, torch.randn(shape, generator=rng) if kind == "float32" else torch.zeros(shape, dtype=DTYPES[kind])))
     if all(name is None for name, _ in inputs):
         return tuple(tensor for _, tensor in inputs)
     if any(name is None for name, _ in inputs):
-        raise BadSetting(f"example= names some inputs and not others: {text!r}; name all or none")
+        raise InvalidSetting(f"example= names some inputs and not others: {text!r}; name all or none")
     return {str(name): tensor for name, tensor in inputs}
 
 
 def read_inputs(path: Path) -> dict[str, Tensor]:
-    """Tensors by the names of the network's inputs. Raises BadFile."""
+    """Tensors by the names of the network's inputs. Raises InvalidFile."""
     value = read_torch(path, "file of inputs") if path.suffix != ".safetensors" else _safetensors(path)
     if not isinstance(value, dict) or not value:
-        raise BadFile(f"{path} holds no inputs: names of the forward's parameters with a tensor each")
+        raise InvalidFile(f"{path} holds no inputs: names of the forward's parameters with a tensor each")
     check_held(value, path.stat().st_size)
     return value
 
@@ -107,4 +107,4 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except Exception as error:  # safetensors raises its own types
-        raise BadFile(f"{path} cannot be read as a file of inputs: {error}; take a fresh copy") from error
+        raise InvalidFile(f"{path} cannot be read as a file of inputs: {error}; take a fresh copy") from error

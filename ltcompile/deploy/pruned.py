@@ -14,7 +14,7 @@ from torch import nn
 
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
-from ltcompile.errors import BadModel, BadSetting
+from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import cut
 from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.wrappers import in_eval_mode, unwrap
@@ -68,8 +68,8 @@ class Pruned:
         provenance: texts about the origin, which travel in the file.
 
     Raises:
-        BadModel: `small` is not a network, or does not run on `example`. BadSetting: the example is of another kind, or `plan` comes
-            without `dense`. BadPlan: the plan is of another network.
+        InvalidModel: `small` is not a network, or does not run on `example`. InvalidSetting: the example is of another kind, or `plan` comes
+            without `dense`. InvalidPlan: the plan is of another network.
     """
 
     small: nn.Module
@@ -89,9 +89,9 @@ class Pruned:
         inputs = Inputs.of(self.example)
         for texts in (self.preprocessing, self.provenance):
             if not all(isinstance(text, str) for pair in texts.items() for text in pair):
-                raise BadSetting("preprocessing and provenance map names to texts; write other values as JSON")
+                raise InvalidSetting("preprocessing and provenance map names to texts; write other values as JSON")
         if self.plan is not None and self.dense is None:
-            raise BadSetting("a plan tells what stays of the dense network; pass that as well, dense=...")
+            raise InvalidSetting("a plan tells what stays of the dense network; pass that as well, dense=...")
         if self.dense is not None:
             object.__setattr__(self, "dense", unwrap(self.dense))
         self._check_runs(inputs)
@@ -99,7 +99,7 @@ class Pruned:
     def _check_runs(self, inputs: Inputs) -> None:
         tensors = (*self.small.parameters(), *self.small.buffers())
         if any(tensor.is_meta for tensor in tensors):
-            raise BadModel("the small network is on the meta device and has no values; load its weights first")
+            raise InvalidModel("the small network is on the meta device and has no values; load its weights first")
         device = next((tensor.device for tensor in tensors), torch.device("cpu"))
         placed = inputs.map(lambda tensor: tensor.to(device))
         try:
@@ -110,7 +110,7 @@ class Pruned:
                     self._call(placed)
         except Exception as error:  # the user's code may raise anything
             line = " ".join(str(error).split())[:300]
-            raise BadModel(
+            raise InvalidModel(
                 f"the small network ({type(self.small).__name__}) does not run on the example {inputs.shapes}: {type(error).__name__}: {line}"
             ) from error
 
@@ -122,7 +122,7 @@ class Pruned:
         """The network of a ticket, or of its file. `model` names one's own `package.module:factory` again where the ticket needs it.
 
         Raises:
-            BadFile, StaleTicket: the file is not a ticket, or does not fit its network.
+            InvalidFile, TicketMismatch: the file is not a ticket, or does not fit its network.
         """
         from ltcompile.core.ticket import Ticket
         from ltcompile.deploy.rebuild import pruned_of
@@ -131,14 +131,14 @@ class Pruned:
 
     @classmethod
     def of_cut(cls, dense: nn.Module, plan: PruningPlan, example: Example, **rest: Any) -> Pruned:
-        """`dense`, with trained weights, cut by `plan`; `rest` are other fields. Raises BadPlan where the plan is of another network."""
+        """`dense`, with trained weights, cut by `plan`; `rest` are other fields. Raises InvalidPlan where the plan is of another network."""
         return cls(cut(dense, plan).eval(), example, dense, plan, **rest)
 
     @classmethod
     def of_result(cls, found: Result) -> Pruned:
-        """What `lt.Search.result()` gives. Raises BadSetting where `found` is something else."""
+        """What `lt.Search.result()` gives. Raises InvalidSetting where `found` is something else."""
         if not all(hasattr(found, name) for name in ("small", "dense", "plan", "example", "metric", "row")):
-            raise BadSetting(f"pruned= takes a Pruned, a ticket, its path or the result of a search, not {type(found).__name__}")
+            raise InvalidSetting(f"pruned= takes a Pruned, a ticket, its path or the result of a search, not {type(found).__name__}")
         return cls(
             found.small, found.example, found.dense, found.plan, metric=Metric(found.metric.name, found.row.val_accuracy, "validation")
         )

@@ -14,7 +14,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.streams import seeded, stream
 from ltcompile.core.ticket import Ticket
 from ltcompile.deploy.pruned import Metric, Pruned
-from ltcompile.errors import LtcompileError, StaleTicket
+from ltcompile.errors import LtcompileError, TicketMismatch
 from ltcompile.graph import cut
 from ltcompile.models import build_model, is_own_code
 
@@ -22,25 +22,25 @@ PROBES = 16
 
 
 def check_ticket_fits(ticket: Ticket, model: str | None = None, classes: int | None = None) -> None:
-    """Raises StaleTicket where the ticket is of another model, needs code that was not named, or has other classes."""
+    """Raises TicketMismatch where the ticket is of another model, needs code that was not named, or has other classes."""
     name, there = ticket.model["name"], len(ticket.data["class_names"])
     if model is not None and model != name:
-        raise StaleTicket(f"the ticket was found for {name!r}, not for {model!r}; leave model= out, or search again")
+        raise TicketMismatch(f"the ticket was found for {name!r}, not for {model!r}; leave model= out, or search again")
     if is_own_code(name) and model is None:
-        raise StaleTicket(f"the ticket needs your own code {name!r}; to run it, say so with model={name}")
+        raise TicketMismatch(f"the ticket needs your own code {name!r}; to run it, say so with model={name}")
     if classes is not None and classes != there:
-        raise StaleTicket(
+        raise TicketMismatch(
             f"the ticket has {there} classes, this data has {classes}; use the ticket's data, {ticket.data['name']}, or search again"
         )
 
 
 def dense_network(ticket: Ticket) -> nn.Module:
-    """The network that the ticket was cut from, with its first weights. Raises StaleTicket where it cannot be built."""
+    """The network that the ticket was cut from, with its first weights. Raises TicketMismatch where it cannot be built."""
     return named_network(ticket.model, ticket.initial_seed)
 
 
 def named_network(model: Mapping[str, Any], seed: int = 0) -> nn.Module:
-    """The network that a file names, fresh from `seed`, in eval mode. Raises StaleTicket where it cannot be built here."""
+    """The network that a file names, fresh from `seed`, in eval mode. Raises TicketMismatch where it cannot be built here."""
     try:
         _check_free_memory(model)
         with seeded(stream("first weights", seed)):
@@ -48,11 +48,11 @@ def named_network(model: Mapping[str, Any], seed: int = 0) -> nn.Module:
     except LtcompileError:
         raise
     except (TypeError, ValueError, RuntimeError) as error:
-        raise StaleTicket(f"the dense network {model['name']!r} cannot be built: {_line(error)}; search again") from error
+        raise TicketMismatch(f"the dense network {model['name']!r} cannot be built: {_line(error)}; search again") from error
 
 
 def _check_free_memory(model: Mapping[str, Any]) -> None:
-    """Raises StaleTicket where a few bytes of a file name a network that would fill the memory."""
+    """Raises TicketMismatch where a few bytes of a file name a network that would fill the memory."""
     free = free_memory_bytes()
     if free is None or is_own_code(model["name"]):
         return
@@ -63,7 +63,7 @@ def _check_free_memory(model: Mapping[str, Any]) -> None:
         return
     needed = sum(value.nbytes for value in (*network.parameters(), *network.buffers()))
     if needed > free:
-        raise StaleTicket(
+        raise TicketMismatch(
             f"the dense network {model['name']!r} takes {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free here; "
             "use a machine with more, if you trust this file"
         )
@@ -81,7 +81,7 @@ def free_memory_bytes() -> int | None:
 def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
     """The network whose weights the ticket holds, in eval mode: the cut one, or with a mask the full one with zeros.
 
-    Raises StaleTicket where they do not fit, or leave nothing that runs.
+    Raises TicketMismatch where they do not fit, or leave nothing that runs.
     """
     try:
         network = cut(dense, ticket.plan)
@@ -89,14 +89,14 @@ def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
         with torch.no_grad():
             logits = network.eval()(torch.zeros(1, *ticket.data["shape"]))
     except Exception as error:  # layers whose widths do not meet raise anything
-        raise StaleTicket(f"the ticket does not fit {ticket.model['name']!r}: {_line(error)}; search again") from error
+        raise TicketMismatch(f"the ticket does not fit {ticket.model['name']!r}: {_line(error)}; search again") from error
     if tuple(logits.shape) != (1, len(ticket.data["class_names"])):
-        raise StaleTicket(f"the ticket's network gives {tuple(logits.shape)[1:]}, not a number for each class; search again")
+        raise TicketMismatch(f"the ticket's network gives {tuple(logits.shape)[1:]}, not a number for each class; search again")
     return network
 
 
 def pruned_of(ticket: Ticket, model: str | None = None, dense: nn.Module | None = None) -> Pruned:
-    """The ticket as a `Pruned`: its network with its weights, or with a mask the full one with zeros. Raises StaleTicket."""
+    """The ticket as a `Pruned`: its network with its weights, or with a mask the full one with zeros. Raises TicketMismatch."""
     check_ticket_fits(ticket, model)
     dense = dense_network(ticket) if dense is None else dense
     row, data = ticket.row, ticket.data
@@ -128,7 +128,7 @@ def pruned_of(ticket: Ticket, model: str | None = None, dense: nn.Module | None 
 def small_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
     """The ticket's network with its weights, in eval mode, without dead channels, and with layers of low rank in two.
 
-    Raises StaleTicket as `ticket_network` does.
+    Raises TicketMismatch as `ticket_network` does.
     """
     return small_with_plan(ticket, dense)[0]
 

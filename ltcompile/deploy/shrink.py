@@ -17,7 +17,7 @@ from ltcompile.deploy.job import Calibration, Int8, Metric, Precision, Progress,
 from ltcompile.deploy.pruned import Pruned, Result
 from ltcompile.deploy.rebuild import check_ticket_fits
 from ltcompile.deploy.steps import check_all, run_all
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.paths import check_writable, write_json
 
 
@@ -69,7 +69,7 @@ def shrink(
 
     Raises:
         Disagreement: the networks differ by more than the tolerance; or int8 loses more than `max_drop`, and nothing is written.
-        BadFile, StaleTicket, BadSetting, BadModel: as they say.
+        InvalidFile, TicketMismatch, InvalidSetting, InvalidModel: as they say.
     """
     began = time.perf_counter()
     job = ShrinkJob(
@@ -88,7 +88,7 @@ def shrink(
     if isinstance(pruned, Ticket):
         job = replace(job, recipe=pruned.recipe, seed=pruned.seed, target=_target(pruned))
     elif model is not None:
-        raise BadSetting("model names the code of a ticket's network, and a Pruned holds its network; leave model out")
+        raise InvalidSetting("model names the code of a ticket's network, and a Pruned holds its network; leave model out")
     check_all(job)
     if isinstance(pruned, Ticket):
         check_ticket_fits(pruned, model, calibrate.description.classes if isinstance(calibrate, Dataset) else None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ltcompile import numerics
 from ltcompile.engine.cpu import Source
-from ltcompile.errors import BadData, BadSetting
+from ltcompile.errors import InvalidData, InvalidSetting
 from ltcompile.lower.evaluate import evaluator
 from ltcompile.lower.fake_quantize import fake_quantized, unrounded
 from ltcompile.lower.simulate import HALVES, rounded_network
@@ -55,14 +55,14 @@ def agreement(model: nn.Module, example: Tensor, source: Source, max_drop: float
     """What candidates that run `source`, made of `model`, must give for `example`; None in fp32, where each batch is compared by itself.
 
     Raises:
-        BadData: int8 gets fewer than a hundred images. BadSetting: `max_drop` is not a per cent. Disagreement: the int8 file holds other
+        InvalidData: int8 gets fewer than a hundred images. InvalidSetting: `max_drop` is not a per cent. Disagreement: the int8 file holds other
         weights.
     """
     precision = source.precision
     if not 0 <= max_drop <= 100:
-        raise BadSetting(f"max_drop={max_drop}: it is the per cent of images that may change their class, between 0 and 100")
+        raise InvalidSetting(f"max_drop={max_drop}: it is the per cent of images that may change their class, between 0 and 100")
     if precision == "int8" and len(example) < LEAST_INPUTS:
-        raise BadData(
+        raise InvalidData(
             f"int8 loses accuracy, and {len(example)} images do not show how much: pass {LEAST_INPUTS} real ones or more as `example`, or "
             "compile in fp32"
         )

@@ -15,7 +15,7 @@ from ltcompile.engine import file
 from ltcompile.engine.agreement import MAX_DROP
 from ltcompile.engine.engine import Engine, Run
 from ltcompile.engine.file import EngineFile
-from ltcompile.errors import BadData, BadSetting, Disagreement, StaleEngine
+from ltcompile.errors import Disagreement, EngineMismatch, InvalidData, InvalidSetting
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.numerics import TOLERANCES, largest_error, tile
 
@@ -45,7 +45,7 @@ def compile(
         on_progress: is called with one line for each step.
 
     Raises:
-        BadModel: the network cannot be lowered. BadSetting, BadData: a setting or the images are invalid.
+        InvalidModel: the network cannot be lowered. InvalidSetting, InvalidData: a setting or the images are invalid.
         Unavailable: the device is not there. Disagreement: no candidate computes the network, or int8 changes too many classes.
     """
     _check(example, batch)
@@ -67,13 +67,13 @@ def load_engine(path: str | Path, *, retune: bool = False, on_progress: Callable
         on_progress: is called with one line for each step of that.
 
     Raises:
-        BadFile: it is not an engine. StaleEngine: it was made elsewhere, and `retune` is False. Unavailable: its device is not here.
+        InvalidFile: it is not an engine. EngineMismatch: it was made elsewhere, and `retune` is False. Unavailable: its device is not here.
     """
     contents = file.load(path)
     target = devices.find(contents.device, contents.precision)
     if different := _differences(contents, target.machine()):
         if not retune:
-            raise StaleEngine(
+            raise EngineMismatch(
                 f"{path} was tuned elsewhere ({different}): its choices may be slow or impossible here; "
                 "load it with retune=True (`--retune`), which measures again, or compile the network here"
             )
@@ -104,9 +104,9 @@ def _noise_like(example: Tensor) -> Tensor:
 
 def _check(example: Tensor, batch: Sequence[int]) -> None:
     if example.dim() != 4 or example.dtype != torch.float32 or len(example) == 0 or not bool(example.isfinite().all()):
-        raise BadData(f"example must be finite float32 images (N, C, H, W), not {example.dtype} {tuple(example.shape)}")
+        raise InvalidData(f"example must be finite float32 images (N, C, H, W), not {example.dtype} {tuple(example.shape)}")
     if not batch or min(batch) < 1 or len(set(batch)) != len(batch):
-        raise BadSetting(f"batch={list(batch)}: batch sizes must be different and at least 1")
+        raise InvalidSetting(f"batch={list(batch)}: batch sizes must be different and at least 1")
 
 
 def _differences(contents: EngineFile, here: dict[str, str]) -> str:

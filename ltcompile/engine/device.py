@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ltcompile.engine.engine import Run
 from ltcompile.engine.file import EngineFile, EngineVariant
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 Progress = Callable[[str], None]
 
@@ -46,7 +46,7 @@ def find(device: str, precision: str | None) -> Device:
     """The device, in a precision that it computes in.
 
     Raises:
-        BadSetting: no such device, or not in that precision. Unavailable: it is not here.
+        InvalidSetting: no such device, or not in that precision. Unavailable: it is not here.
     """
     if device == "cpu":
         from ltcompile.engine.host import Host
@@ -56,4 +56,4 @@ def find(device: str, precision: str | None) -> Device:
         from ltcompile.engine.gpu import Gpu
 
         return Gpu(precision or "fp16")
-    raise BadSetting(f"unknown device {device!r} for engines; choose cpu or cuda")
+    raise InvalidSetting(f"unknown device {device!r} for engines; choose cpu or cuda")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ltcompile.engine import file
 from ltcompile.engine.file import EngineFile
-from ltcompile.errors import BadData
+from ltcompile.errors import InvalidData
 
 Run = Callable[[Tensor], Tensor]
 
@@ -34,9 +34,11 @@ class Engine:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Raises BadData where images are not float32 (N, C, H, W) of the network's shape."""
+        """Raises InvalidData where images are not float32 (N, C, H, W) of the network's shape."""
         if images.dtype != torch.float32 or images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape or len(images) == 0:
-            raise BadData(f"images must be float32 (N, {', '.join(map(str, self.input_shape))}), not {images.dtype} {tuple(images.shape)}")
+            raise InvalidData(
+                f"images must be float32 (N, {', '.join(map(str, self.input_shape))}), not {images.dtype} {tuple(images.shape)}"
+            )
         images = images.detach()
         images = (images.cpu() if self.device == "cpu" else images).contiguous()  # a GPU's graph copies from anywhere
         if len(images) in self._runs:
@@ -44,7 +46,7 @@ class Engine:
         return torch.cat([self._padded(rest) for rest in images.split(self.batches[-1])])
 
     def save(self, path: str | Path) -> None:
-        """Write the engine to one file of data, which `load_engine` reads. Raises BadFile where it cannot be written."""
+        """Write the engine to one file of data, which `load_engine` reads. Raises InvalidFile where it cannot be written."""
         file.save(self._contents, path)
 
     def _padded(self, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ltcompile.core.records import provenance
 from ltcompile.engine.decision import Decision
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.lower import serialization
 from ltcompile.lower.program import Program
 from ltcompile.paths import write_bytes
@@ -54,7 +54,7 @@ class EngineFile:
 
 
 def save(contents: EngineFile, path: str | Path) -> None:
-    """Write `contents` to `path`, atomically. Raises BadFile where it cannot be written."""
+    """Write `contents` to `path`, atomically. Raises InvalidFile where it cannot be written."""
     from safetensors.torch import save as as_bytes
 
     pool = _Pool()
@@ -74,26 +74,26 @@ def save(contents: EngineFile, path: str | Path) -> None:
 
 
 def load(path: str | Path) -> EngineFile:
-    """The contents of a file of `save`. Raises BadFile where it is missing, damaged, or not an engine."""
+    """The contents of a file of `save`. Raises InvalidFile where it is missing, damaged, or not an engine."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise BadFile(f"there is no engine at {path}; make one with `ltcompile compile`")
+        raise InvalidFile(f"there is no engine at {path}; make one with `ltcompile compile`")
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})[_KEY])
             if header["format"] != FORMAT:
-                raise BadFile(f"{path} has format {header['format']}, this ltcompile reads {FORMAT}; install the one that made it")
+                raise InvalidFile(f"{path} has format {header['format']}, this ltcompile reads {FORMAT}; install the one that made it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dictionary)
         variants = tuple(_read_variant(variant, tensors) for variant in header["variants"])
         shape, machine = tuple(int(n) for n in header["input_shape"]), {str(k): str(v) for k, v in header["machine"].items()}
         onnx = _read_onnx(header["onnx"], tensors) if header["onnx"] else b""
         noise, answer = (tensors[name] for name in header["probe"])
         return EngineFile(str(header["device"]), str(header["precision"]), shape, machine, variants, (noise, answer), onnx)
-    except BadFile:
+    except InvalidFile:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
-        raise BadFile(f"{path} is not an engine, or is damaged: {error!r}; make it again with `ltcompile compile`") from error
+        raise InvalidFile(f"{path} is not an engine, or is damaged: {error!r}; make it again with `ltcompile compile`") from error
 
 
 class _Pool:
@@ -142,20 +142,22 @@ def _onnx(model: bytes, pool: _Pool) -> dict[str, Any]:
 
 
 def _read_onnx(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """Raises BadFile where the graph reads other files, or a weight has another shape."""
+    """Raises InvalidFile where the graph reads other files, or a weight has another shape."""
     import onnx
 
     graph = tensors[value["graph"]]
     try:
         proto = onnx.load_from_string(graph.numpy().tobytes())
     except Exception as error:  # protobuf's own type
-        raise BadFile(f"the engine's ONNX graph is damaged: {error}") from error
+        raise InvalidFile(f"the engine's ONNX graph is damaged: {error}") from error
     for weight in proto.graph.initializer:
         if weight.external_data:
-            raise BadFile(f"the engine's ONNX graph reads other files for {weight.name}; make the engine again with `ltcompile compile`")
+            raise InvalidFile(
+                f"the engine's ONNX graph reads other files for {weight.name}; make the engine again with `ltcompile compile`"
+            )
         if weight.name in value["weights"]:
             tensor = tensors[value["weights"][weight.name]]
             if list(tensor.shape) != list(weight.dims):
-                raise BadFile(f"the engine's weight {weight.name} is {tuple(tensor.shape)}, its ONNX graph says {tuple(weight.dims)}")
+                raise InvalidFile(f"the engine's weight {weight.name} is {tuple(tensor.shape)}, its ONNX graph says {tuple(weight.dims)}")
             weight.raw_data = tensor.numpy().tobytes()
     return bytes(proto.SerializeToString())

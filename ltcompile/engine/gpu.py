@@ -21,7 +21,7 @@ from ltcompile.engine.executable import DEPENDENT, GRAPH, MODES, PERSISTENT, Cho
 from ltcompile.engine.file import EngineFile, EngineVariant
 from ltcompile.engine.rerank import rerank
 from ltcompile.engine.tune import Cache, default_cache, read_choice, tune, write_choice
-from ltcompile.errors import BadFile, BadSetting, Disagreement, LtcompileError, Unavailable
+from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting, LtcompileError, Unavailable
 from ltcompile.lower.lower import lower, to_layout
 from ltcompile.lower.program import Program
 from ltcompile.numerics import largest_error, refusal_of, tile
@@ -40,7 +40,7 @@ class Gpu:
 
     def __init__(self, precision: str) -> None:
         if precision not in PRECISIONS:
-            raise BadSetting(f"a GPU engine computes in {', '.join(PRECISIONS)}, not in {precision}; int8 is for CPUs")
+            raise InvalidSetting(f"a GPU engine computes in {', '.join(PRECISIONS)}, not in {precision}; int8 is for CPUs")
         if not torch.cuda.is_available():
             raise Unavailable("there is no NVIDIA GPU here; compile for the CPU, or on a machine that has one")
         self.precision = precision
@@ -93,8 +93,8 @@ class Gpu:
             assert variant.program is not None
             choices = {str(name): read_choice(value) for name, value in variant.options["choices"].items()}
             return Executable(variant.program, self.device, choices, MODES[MODES.index(variant.options["mode"])])
-        except (AssertionError, KeyError, TypeError, ValueError, AttributeError, BadSetting) as error:
-            raise BadFile(f"the engine's options are invalid: {error!r}; make it again with `ltcompile compile`") from error
+        except (AssertionError, KeyError, TypeError, ValueError, AttributeError, InvalidSetting) as error:
+            raise InvalidFile(f"the engine's options are invalid: {error!r}; make it again with `ltcompile compile`") from error
 
     def _in_network_ms(self, program: Program, found: Mapping[str, Mapping[str, Choice]]) -> dict[str, float]:
         """Median milliseconds of the full network with each of these choices; one that fails is left out."""

@@ -18,7 +18,7 @@ from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import CompiledArtifacts, Progress
 from ltcompile.engine.engine import Run
 from ltcompile.engine.file import EngineFile, EngineVariant
-from ltcompile.errors import BadFile, BadModel, BadSetting, Disagreement, Unavailable
+from ltcompile.errors import Disagreement, InvalidFile, InvalidModel, InvalidSetting, Unavailable
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.lower import lower
@@ -35,7 +35,7 @@ class Host:
 
     def __init__(self, precision: str) -> None:
         if precision not in PRECISIONS:
-            raise BadSetting(f"a CPU engine computes in {', '.join(PRECISIONS)}, not in {precision}; fp16 is for GPUs")
+            raise InvalidSetting(f"a CPU engine computes in {', '.join(PRECISIONS)}, not in {precision}; fp16 is for GPUs")
         if precision == "bf16" and not multiplies_bf16():
             raise Unavailable("this processor has no bfloat16 instructions, and would only emulate them; compile in fp32 or int8")
         self.precision = precision
@@ -75,11 +75,13 @@ def _source(contents: EngineFile) -> Source:
 
 
 def _candidate(variant: EngineVariant, precision: str) -> Deployment:
-    """Raises BadFile where a file names no runtime that there is."""
+    """Raises InvalidFile where a file names no runtime that there is."""
     try:
         return Deployment("cpu", str(variant.options["runtime"]), variant.decision.batch, precision, int(variant.options["threads"]))
-    except (KeyError, TypeError, ValueError, BadSetting) as error:
-        raise BadFile(f"the engine names no runtime that this ltcompile has: {error!r}; make it again with `ltcompile compile`") from error
+    except (KeyError, TypeError, ValueError, InvalidSetting) as error:
+        raise InvalidFile(
+            f"the engine names no runtime that this ltcompile has: {error!r}; make it again with `ltcompile compile`"
+        ) from error
 
 
 def _choose_all(
@@ -108,7 +110,7 @@ def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], preci
         programs = {batch: precisions.rewrite(lower(model, tile(example, batch)).program, precision) for batch in batches}
         try:
             export_onnx(folded, example, path := Path(folder) / "network.onnx")
-        except BadModel:
+        except InvalidModel:
             return Source(precision, b"", programs)
         return Source(precision, path.read_bytes(), programs)
 

@@ -22,7 +22,7 @@ from ltcompile import kernels
 from ltcompile.engine import cudnn
 from ltcompile.engine.events import copies
 from ltcompile.engine.executable import CUDNN, TRITON, Choice, kernel_and_arguments, specs
-from ltcompile.errors import BadFile, BadSetting, Disagreement
+from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting
 from ltcompile.kernels import Config
 from ltcompile.lower.program import Node, Program
 from ltcompile.numerics import KERNEL_TOLERANCES
@@ -47,7 +47,7 @@ class Cache:
         """The finalists, fastest first; empty where the shape is unknown."""
         try:
             return tuple(read_choice(value) for value in self._known[machine][signature])
-        except (KeyError, TypeError, ValueError, BadSetting):
+        except (KeyError, TypeError, ValueError, InvalidSetting):
             return ()
 
     def put(self, machine: str, signature: str, finalists: Sequence[Choice]) -> None:
@@ -55,7 +55,7 @@ class Cache:
             values.setdefault(machine, {})[signature] = [write_choice(choice) for choice in finalists]
 
     def write(self) -> None:
-        """Merge the new finalists into the file, which other processes may have written to. Raises BadFile where it cannot be written."""
+        """Merge the new finalists into the file, which other processes may have written to. Raises InvalidFile where it cannot be written."""
         with exclusive(self._path):
             merged = _read_cache(self._path)
             for machine, found in self._new.items():
@@ -68,7 +68,7 @@ def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
     """The contents of the file; empty where it is damaged, which costs time and nothing else."""
     try:
         held = read_json(path, "cache of tuned kernels")
-    except BadFile:
+    except InvalidFile:
         return {}
     return {str(k): dict(v) for k, v in held.items() if isinstance(v, dict)} if isinstance(held, dict) else {}
 
@@ -83,7 +83,7 @@ def write_choice(choice: Choice) -> dict[str, Any]:
 
 
 def read_choice(value: Mapping[str, Any]) -> Choice:
-    """The choice of `write_choice`. Raises KeyError, TypeError, ValueError or BadSetting where `value` is not one."""
+    """The choice of `write_choice`. Raises KeyError, TypeError, ValueError or InvalidSetting where `value` is not one."""
     if value["by"] not in (TRITON, CUDNN):
         raise ValueError(f"unknown implementation {value['by']!r}; choose {TRITON} or {CUDNN}")
     config = None if value["config"] is None else Config(**value["config"])
@@ -116,7 +116,7 @@ def tune(
         cache.put(machine, key, benches.pop(key).choose(timer))
         try:
             cache.write()
-        except BadFile as error:
+        except InvalidFile as error:
             on_progress(f"the tuned configurations are not kept for the next engine: {error}")
     return {node.name: cache.get(machine, signature(node, shapes)) for node in ours}
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -21,14 +21,14 @@ def copied(model: Module, memo: dict[int, Any] | None = None) -> Module:
     in the copy.
 
     Raises:
-        BadModel: an attribute cannot be copied, such as a lock.
+        InvalidModel: an attribute cannot be copied, such as a lock.
     """
     known = {id(v): type(v)() for m in model.modules() for v in vars(m).values() if type(v) in (dict, OrderedDict) and not v}
     known |= {id(t): t.detach().clone() for t in _of_a_graph(model)} | (memo or {})
     try:
         return copy.deepcopy(model, dict(known))
     except Exception as error:
-        raise BadModel(f"the network cannot be copied: {_culprit(model, known)}{type(error).__name__}: {error}") from error
+        raise InvalidModel(f"the network cannot be copied: {_culprit(model, known)}{type(error).__name__}: {error}") from error
 
 
 def _of_a_graph(model: nn.Module) -> list[Tensor]:

@@ -27,7 +27,7 @@ def size(model: nn.Module, example: Example) -> Size:
     """The size of `model` on the first item of `example`, a batch (N, ...) or several inputs. One MAC is two counted flops.
 
     Raises:
-        BadModel: the network does not run on `example`. BadSetting: it is no example; see `Inputs`.
+        InvalidModel: the network does not run on `example`. InvalidSetting: it is no example; see `Inputs`.
     """
     model = unwrap(model)
     flops = on_probe(model, Inputs.of(example).first(), _flops)  # its attention is made of products that the counter knows

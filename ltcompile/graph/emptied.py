@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.plan import Group, Member, PruningPlan
-from ltcompile.errors import BadPlan
+from ltcompile.errors import InvalidPlan
 from ltcompile.graph._copy import copied
 from ltcompile.graph.bundle import Bundle, bundles
 from ltcompile.graph.inputs import Example, Inputs
@@ -62,7 +62,7 @@ def emptied(model: nn.Module, groups: tuple[Group, ...], example: Example) -> Em
         example: what the network is called with; shapes, types, devices and the values of integers matter.
 
     Raises:
-        BadPlan: the groups are of another network.
+        InvalidPlan: the groups are of another network.
     """
     network = copied(model).eval()
     found = _open(network, groups)
@@ -91,7 +91,7 @@ class _Axis:
         self.name, self.layer = member.layer, network.get_submodule(member.layer)
         self.weight, self.index = _lanes(self.layer, member.axis), torch.tensor(member.index)
         if int(self.index.max()) >= len(self.weight):
-            raise BadPlan(f"position {int(self.index.max())} of {member.layer!r} is beyond its {len(self.weight)}")
+            raise InvalidPlan(f"position {int(self.index.max())} of {member.layer!r} is beyond its {len(self.weight)}")
 
     def empty(self) -> Tensor:
         """Whether all weights of each channel are zero (C,)."""
@@ -167,11 +167,11 @@ def _lanes(layer: nn.Module, axis: str) -> Tensor:
 
 
 def _open(network: nn.Module, groups: tuple[Group, ...]) -> list[list[_Channels]]:
-    """The bundles whose channels can go. Raises BadPlan where the groups do not fit the network."""
+    """The bundles whose channels can go. Raises InvalidPlan where the groups do not fit the network."""
     try:
         return [[_Channels.of(network, group) for group in bundle.groups] for bundle in bundles(groups) if _is_plain(network, bundle)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BadPlan(f"the groups are of another network: {error}; trace this one") from error
+        raise InvalidPlan(f"the groups are of another network: {error}; trace this one") from error
 
 
 def _is_plain(network: nn.Module, bundle: Bundle) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph.rules import tensors_in
 
 # A tensor; a tuple or list of positional arguments; a dict of keyword arguments. Arguments may be nested, and need not all be tensors.
@@ -24,7 +24,7 @@ class Inputs(NamedTuple):
 
     @classmethod
     def of(cls, example: Example) -> Inputs:
-        """Raises BadSetting for an example of another kind, or without a tensor in it; the message says how to pass it."""
+        """Raises InvalidSetting for an example of another kind, or without a tensor in it; the message says how to pass it."""
         if isinstance(example, Inputs):
             return example
         if isinstance(example, Tensor):
@@ -35,14 +35,14 @@ class Inputs(NamedTuple):
             made = cls((), dict(example))
         else:
             hint = "; torch.from_numpy makes a tensor of an array" if type(example).__module__ == "numpy" else ""
-            raise BadSetting(
+            raise InvalidSetting(
                 "the example must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
                 f"not {type(example).__name__}{hint}"
             )
         if not all(isinstance(name, str) for name in made.kwargs):
-            raise BadSetting("an example that is a dict holds keyword arguments by their names; put a dict argument into a tuple: (d,)")
+            raise InvalidSetting("an example that is a dict holds keyword arguments by their names; put a dict argument into a tuple: (d,)")
         if not made.tensors:
-            raise BadSetting(f"the example {_short(example)} holds no tensor; for inputs of a shape, pass torch.randn(1, 3, 32, 32)")
+            raise InvalidSetting(f"the example {_short(example)} holds no tensor; for inputs of a shape, pass torch.randn(1, 3, 32, 32)")
         return made
 
     @property

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 Kept = Mapping[str, Mapping[int, Tensor]]  # parameter name -> dimension -> positions that stay
 
@@ -20,7 +20,7 @@ def carry_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module,
     Every tensor of the state that has its parameter's shape is sliced as the parameter is: SGD's momentum, the moments of Adam and AdamW,
     RMSprop's averages. Step counts and settings stay. So the next step equals the next step of a masked network whose state is masked too.
 
-    Raises BadSetting, and changes nothing, where a parameter is not one of the model's, or a state has another shape.
+    Raises InvalidSetting, and changes nothing, where a parameter is not one of the model's, or a state has another shape.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
     new = dict(small.named_parameters(remove_duplicate=False))
@@ -30,12 +30,12 @@ def carry_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module,
         for parameter in group["params"]:
             name = names.get(id(parameter))
             if name is None:
-                raise BadSetting(
+                raise InvalidSetting(
                     f"optimizer: group {number} holds a parameter of shape {tuple(parameter.shape)} that the model does not have; "
                     "pass the optimizer that was built for this model"
                 )
             if name not in new:
-                raise BadSetting(
+                raise InvalidSetting(
                     f"optimizer: {name} belongs to a weight that is computed, and the cut makes a plain parameter of it; "
                     "cut without optimizer=, and build a new one"
                 )
@@ -53,14 +53,14 @@ def _sliced(optimizer: torch.optim.Optimizer, name: str, parameter: Tensor, kept
     for key, value in optimizer.state[parameter].items():
         if kept and isinstance(value, Tensor) and value.dim():
             if value.shape != parameter.shape:
-                raise BadSetting(
+                raise InvalidSetting(
                     f"optimizer: {type(optimizer).__name__} keeps {key} of shape {tuple(value.shape)} for {name} of shape "
                     f"{tuple(parameter.shape)}, which cannot be cut; cut without optimizer=, and build a new one"
                 )
             found[key] = _selected(value, kept)
             continue
         if kept and not isinstance(value, (Tensor, int, float, bool, type(None))):
-            raise BadSetting(
+            raise InvalidSetting(
                 f"optimizer: {type(optimizer).__name__} keeps {key} of type {type(value).__name__} for {name}, which cannot be cut"
             )
         found[key] = value

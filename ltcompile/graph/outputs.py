@@ -9,19 +9,21 @@ from typing import Any
 
 from torch import Tensor
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 
 
 def outputs_of(output: Any) -> dict[str, Tensor]:
     """The tensors that a network gives, by name: "output" alone, "output_0" ... of a sequence, else keys and fields; places inside
-    containers behind a dot. Raises BadModel where there is none."""
+    containers behind a dot. Raises InvalidModel where there is none."""
     if isinstance(output, Tensor):
         return {"output": output}
     if isinstance(output, (tuple, list)) and not hasattr(output, "_fields"):
         output = {f"output_{at}": value for at, value in enumerate(output)}
     found = [(name, leaf) for name, leaf in named_leaves("", output) if isinstance(leaf, Tensor)]
     if not found:
-        raise BadModel(f"the network gives no tensor but {type(output).__name__}; return tensors, or tuples, dicts or dataclasses of them")
+        raise InvalidModel(
+            f"the network gives no tensor but {type(output).__name__}; return tensors, or tuples, dicts or dataclasses of them"
+        )
     return dict(zip(unique_names(name for name, _ in found), (leaf for _, leaf in found), strict=True))
 
 

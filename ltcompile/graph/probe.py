@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ltcompile.errors import BadModel, LtcompileError
+from ltcompile.errors import InvalidModel, LtcompileError
 from ltcompile.graph._copy import copied
 from ltcompile.graph._shapes import Shapes
 from ltcompile.graph.attention import replace_attention
@@ -35,8 +35,8 @@ def on_meta(model: Module) -> Module:
 def on_probe(model: nn.Module, example: Example, look: Callable[[Probes, Inputs], Found]) -> Found:
     """What `look` finds by running copies of `model` in eval mode: on the meta device, or on real values where its code wants them.
 
-    `look` asks for as many copies as it needs; their attention is of plain products, and their weights are parameters. Raises BadModel
-    where the network does not run on `example`, BadSetting where `example` is none.
+    `look` asks for as many copies as it needs; their attention is of plain products, and their weights are parameters. Raises InvalidModel
+    where the network does not run on `example`, InvalidSetting where `example` is none.
     """
     inputs = Inputs.of(example)
     try:
@@ -47,13 +47,13 @@ def on_probe(model: nn.Module, example: Example, look: Callable[[Probes, Inputs]
             run(real, inputs)
         except Exception as error:
             told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            raise BadModel(f"the network does not run on an input of shape {inputs.shapes}: {_where(real, error)}{told}") from error
+            raise InvalidModel(f"the network does not run on an input of shape {inputs.shapes}: {_where(real, error)}{told}") from error
     try:
         return look(lambda: _prepared(copied(model)), inputs)
     except LtcompileError:
         raise
     except Exception as error:
-        raise BadModel(f"the network runs, and yet cannot be traced: {type(error).__name__}: {error}") from error
+        raise InvalidModel(f"the network runs, and yet cannot be traced: {type(error).__name__}: {error}") from error
 
 
 def _where(model: nn.Module, error: Exception) -> str:

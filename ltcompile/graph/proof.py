@@ -59,7 +59,7 @@ def disagreements(model: nn.Module, example: Example, plan: PruningPlan) -> dict
 def agreeing(model: nn.Module, example: Example, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """`groups`, with those frozen without half of which the cut network is not the masked one: a check before anything is planned.
 
-    Raises BadModel, with the reason of each group, where that leaves none. See `disagreements` for the cost.
+    Raises InvalidModel, with the reason of each group, where that leaves none. See `disagreements` for the cost.
     """
     blamed = disagreements(model, example, halved(groups, {g.name for g in groups if not g.frozen}))
     if blamed:

@@ -31,7 +31,7 @@ def squeeze(model: Module, example: Example) -> Module:
         example: what the network is called with: a tensor, a tuple of positional or a dict of keyword arguments.
 
     Raises:
-        BadModel: the network cannot be traced. BadSetting: the example is of another kind. Disagreement: an output changes.
+        InvalidModel: the network cannot be traced. InvalidSetting: the example is of another kind. Disagreement: an output changes.
     """
     network = bake_(copied(unwrap(model))).eval()
     small = cast(Module, emptied(network, trace(network, example), example).module)

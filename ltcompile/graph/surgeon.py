@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.notice import notify
 from ltcompile.core.plan import Axis, PruningPlan
-from ltcompile.errors import BadPlan
+from ltcompile.errors import InvalidPlan
 from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.baked import bake_, is_computed
@@ -43,8 +43,8 @@ def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | Non
     A notice names those that a public method reads and that equal the former width in front of the head (see `stale_attributes`).
 
     Raises:
-        BadPlan: the plan does not fit the network; the message names the layer. BadModel: this is no network; see `unwrap`.
-        BadSetting: the optimizer does not train this network, or has state that cannot be cut.
+        InvalidPlan: the plan does not fit the network; the message names the layer. InvalidModel: this is no network; see `unwrap`.
+        InvalidSetting: the optimizer does not train this network, or has state that cannot be cut.
     """
     dense = unwrap(model)
     small = cut_(copied(dense), plan)
@@ -57,7 +57,7 @@ def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | Non
 
 
 def cut_(small: Module, plan: PruningPlan) -> Module:
-    """`cut` in place: `small` itself, smaller. Raises BadPlan before anything is changed."""
+    """`cut` in place: `small` itself, smaller. Raises InvalidPlan before anything is changed."""
     slices = _slices(small, plan)
     bake_(small, {name for name, *_ in slices})
     replace_attention(small, {name for name, *_ in slices} | {name.rpartition(".")[0] for name, *_ in slices})
@@ -76,13 +76,13 @@ def mask(model: Module, plan: PruningPlan) -> Module:
 
     Weights, biases, batch-norm scales and shifts go to zero where channels are made, and so do the slices that consume
     them: an activation with f(0) != 0 leaks nothing either. Norms that mix channels leave the dropped ones out of their
-    statistics. Raises BadPlan as `cut` does.
+    statistics. Raises InvalidPlan as `cut` does.
     """
     return mask_(copied(unwrap(model)), plan)
 
 
 def mask_(masked: Module, plan: PruningPlan) -> Module:
-    """`mask` in place: `masked` itself, with zeros. Raises BadPlan before anything is changed."""
+    """`mask` in place: `masked` itself, with zeros. Raises InvalidPlan before anything is changed."""
     bake_(masked, {name for name, *_ in _slices(masked, plan)})
     zero_(masked, zeros(masked, plan))
     if mixing := _mixing(masked, plan):
@@ -129,9 +129,9 @@ def zeros(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
 
 
 def _check_not_computed(layer: nn.Module, full: str) -> None:
-    """Raises BadPlan where the value `full` of `layer` is computed anew in every run, so that zeroing it is in vain."""
+    """Raises InvalidPlan where the value `full` of `layer` is computed anew in every run, so that zeroing it is in vain."""
     if is_computed(layer):
-        raise BadPlan(f"{full} is computed by a hook or parametrisation; make it a parameter with ltcompile.graph.baked.baked(model)")
+        raise InvalidPlan(f"{full} is computed by a hook or parametrisation; make it a parameter with ltcompile.graph.baked.baked(model)")
 
 
 @torch.no_grad()
@@ -159,7 +159,7 @@ def zeroing(model: nn.Module, dropped: dict[str, Tensor]) -> Callable[[], None]:
 def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
     """The masked network that `small` came from: a copy of `model` with `small`'s values at the kept places, zeros elsewhere.
 
-    Raises BadPlan where `small` is not what `plan` leaves of `model`.
+    Raises InvalidPlan where `small` is not what `plan` leaves of `model`.
     """
     masked = mask(model, plan)
     kept_at = _kept_positions(masked, plan)
@@ -169,7 +169,7 @@ def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
         places = kept_at.get(full, {})
         expected = tuple(len(places[d]) if d in places else n for d, n in enumerate(target.shape))
         if value is None or tuple(value.shape) != expected:
-            raise BadPlan(f"{full} has shape {None if value is None else tuple(value.shape)}, the plan leaves {expected}")
+            raise InvalidPlan(f"{full} has shape {None if value is None else tuple(value.shape)}, the plan leaves {expected}")
         if not places:
             target.copy_(value)
             continue
@@ -199,9 +199,9 @@ def _slices(model: nn.Module, plan: PruningPlan) -> list[tuple[str, Axis, Tensor
             layer = model.get_submodule(name)
             size = width(layer, axis)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:  # an attribute may be anything
-            raise BadPlan(f"the plan cuts axis {axis!r} of {name!r}, which this network does not have") from error
+            raise InvalidPlan(f"the plan cuts axis {axis!r} of {name!r}, which this network does not have") from error
         if gone[-1] >= size or len(gone) >= size:
-            raise BadPlan(f"the plan drops channels up to {gone[-1]} of {name!r}, which has {size}: was it cut before?")
+            raise InvalidPlan(f"the plan drops channels up to {gone[-1]} of {name!r}, which has {size}: was it cut before?")
         keep = torch.ones(size, dtype=torch.bool)
         keep[gone] = False
         slices.append((name, axis, keep.nonzero().flatten()))

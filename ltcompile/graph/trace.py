@@ -13,7 +13,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ltcompile.core.plan import Group, PruningPlan
-from ltcompile.errors import BadModel, BadPlan
+from ltcompile.errors import InvalidModel, InvalidPlan
 from ltcompile.graph._groups import OUTPUT, Owners, groups_of
 from ltcompile.graph._ints import settle_quotients, sizes_followed
 from ltcompile.graph._labels import Labels
@@ -31,8 +31,8 @@ def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
     keyword arguments, which may be nested.
 
     Raises:
-        BadSetting: `example` is of another kind.
-        BadModel: the network does not run on `example`, or nothing in it can be cut (with the reason of each group).
+        InvalidSetting: `example` is of another kind.
+        InvalidModel: the network does not run on `example`, or nothing in it can be cut (with the reason of each group).
     """
     groups = on_probe(unwrap(model), example, _found)
     groups = _divisible(groups)
@@ -41,10 +41,10 @@ def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
 
 
 def check_cuttable(groups: tuple[Group, ...]) -> None:
-    """Raises BadModel, with the reason of each group, where none of `groups` can be cut."""
+    """Raises InvalidModel, with the reason of each group, where none of `groups` can be cut."""
     if all(g.frozen for g in groups):
         reasons = "; ".join(f"{g.name}: {g.frozen}" for g in groups[:8]) or "it has no convolution or linear layer that torch can trace"
-        raise BadModel(f"nothing in this network can be cut: {reasons}")
+        raise InvalidModel(f"nothing in this network can be cut: {reasons}")
 
 
 def _divisible(groups: tuple[Group, ...]) -> tuple[Group, ...]:
@@ -154,7 +154,7 @@ def _error_without(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...], 
     """What happens when the groups `names` of `probe` lose half of their channels, in place; None if the network runs."""
     try:
         run(cut_(probe, halved(groups, names)), inputs)
-    except BadPlan as error:
+    except InvalidPlan as error:
         raise AssertionError("the tracing made groups that the surgeon cannot cut") from error
     except Exception as error:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -23,13 +23,13 @@ def unwrap(model: Module) -> Module:
     Layers have the names of the network inside, so that a plan of the wrapped network fits the plain one, and the other way round.
 
     Raises:
-        BadModel: `model` is no eager network whose layers are known: not an nn.Module, scripted, sharded, or lazy and never run.
+        InvalidModel: `model` is no eager network whose layers are known: not an nn.Module, scripted, sharded, or lazy and never run.
     """
     network: nn.Module = model
     while isinstance(network, nn.Module) and (inside := _inside(network)) is not None:
         network = inside
     if reason := _refusal(network):
-        raise BadModel(reason)
+        raise InvalidModel(reason)
     return cast(Module, network)
 
 

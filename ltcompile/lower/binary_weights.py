@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ltcompile.core.onnx_file import read_onnx
-from ltcompile.errors import BadModel, Disagreement
+from ltcompile.errors import Disagreement, InvalidModel
 from ltcompile.lower.export import run_onnx
 from ltcompile.lower.quantize import PRODUCTS
 from ltcompile.numerics import REWRITE_TOLERANCE, largest_error
@@ -44,7 +44,7 @@ def write_binary_weights(path: str | Path, output: str | Path, images: Tensor) -
     """Write the float ONNX file `path` to `output`, which may be the same, with signs for its binary weights; both run on `images`.
 
     Raises:
-        BadModel: none of its weights is binary. Disagreement: the outputs of the files differ. BadFile: one cannot be read or written.
+        InvalidModel: none of its weights is binary. Disagreement: the outputs of the files differ. InvalidFile: one cannot be read or written.
     """
     import onnx
 
@@ -54,7 +54,7 @@ def write_binary_weights(path: str | Path, output: str | Path, images: Tensor) -
     outcomes = _rewrite(model.graph)
     if not any(outcomes[name].startswith("signs") for name in outcomes):
         reasons = "; ".join(f"{name}: {why}" for name, why in list(outcomes.items())[:3])
-        raise BadModel(f"{path} holds no weights that differ in sign alone ({reasons}); signs are for tickets of --method biprop")
+        raise InvalidModel(f"{path} holds no weights that differ in sign alone ({reasons}); signs are for tickets of --method biprop")
     onnx.checker.check_model(model, full_check=True)
     write_bytes(output, model.SerializeToString())
     error = largest_error(run_onnx(output, images), expected)

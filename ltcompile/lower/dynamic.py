@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ltcompile.errors import BadModel, BadSetting
+from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph.wrappers import in_eval_mode
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.trace import BATCH, export, exported_for_any_batch, reason
@@ -35,11 +35,11 @@ class DynamicAxes:
 
     @classmethod
     def of(cls, inputs: Inputs, dynamic: Sequence[str]) -> DynamicAxes:
-        """Raises BadSetting where a name is no axis of these inputs, with those that are."""
+        """Raises InvalidSetting where a name is no axis of these inputs, with those that are."""
         known = [_known(*each) for each in zip(inputs.names, inputs.tensors, inputs.batched, strict=True)]
         if isinstance(dynamic, str) or (unknown := [name for name in dynamic if not any(name in axes for axes in known)]):
             there = sorted({name for axes in known for name in axes})
-            raise BadSetting(
+            raise InvalidSetting(
                 f"dynamic names axes that vary, of {', '.join(there)}; not {dynamic if isinstance(dynamic, str) else unknown[0]!r}"
             )
         return cls(tuple({axis: name for name, axis in axes.items() if name in dynamic} for axes in known))
@@ -78,7 +78,7 @@ def exported_with(network: nn.Module, inputs: Inputs, dynamic: Sequence[str]) ->
     """The graph of `network` in eval mode with the axes `dynamic` open; and these axes.
 
     Raises:
-        BadSetting: a name is no axis. BadModel: the network's code fixes an axis, or torch cannot trace it.
+        InvalidSetting: a name is no axis. InvalidModel: the network's code fixes an axis, or torch cannot trace it.
     """
     axes = DynamicAxes.of(inputs, dynamic)
     if axes.only_batch:
@@ -95,14 +95,16 @@ def exported_with(network: nn.Module, inputs: Inputs, dynamic: Sequence[str]) ->
                 return export(network, trial.resized(inputs, least), trial.dims(least)), trial
             except Exception as error:  # the exporter raises many types
                 last = reason(error)
-    raise BadModel(f"torch cannot export this network with dynamic {', '.join(axes.sides)}: {last}; leave out the axis that it needs fixed")
+    raise InvalidModel(
+        f"torch cannot export this network with dynamic {', '.join(axes.sides)}: {last}; leave out the axis that it needs fixed"
+    )
 
 
 def _fixed(network: nn.Module, inputs: Inputs) -> ExportedProgram:
     try:
         return export(network, inputs, None)
     except Exception as error:
-        raise BadModel(f"torch cannot export this network: {reason(error)}") from error
+        raise InvalidModel(f"torch cannot export this network: {reason(error)}") from error
 
 
 def _trials(axes: DynamicAxes) -> Iterator[DynamicAxes]:

@@ -22,7 +22,7 @@ def evaluator(model: Any) -> Callable[[NDArray[np.float32]], NDArray[np.float32]
     """The first output of an ONNX model of one input, (N, ...) -> (N, ...), computed on the CPU, one node after the other.
 
     Raises:
-        BadModel: the model has a node that onnx's reference does not define.
+        InvalidModel: the model has a node that onnx's reference does not define.
     """
     evaluate, name = evaluator_of_all(model), model.graph.input[0].name
     return lambda images: np.asarray(next(iter(evaluate({name: images}).values())))
@@ -32,12 +32,12 @@ def evaluator_of_all(model: Any) -> Callable[[Mapping[str, Array]], dict[str, Ar
     """The same for all inputs and outputs, by their names."""
     from onnx.reference import ReferenceEvaluator
 
-    from ltcompile.errors import BadModel
+    from ltcompile.errors import InvalidModel
 
     try:
         session = ReferenceEvaluator(model, new_ops=list(_fast()))
     except (NotImplementedError, RuntimeError, TypeError) as error:
-        raise BadModel(f"onnx's reference cannot evaluate this graph: {str(error).splitlines()[0]}") from error
+        raise InvalidModel(f"onnx's reference cannot evaluate this graph: {str(error).splitlines()[0]}") from error
     inputs, outputs = {value.name for value in model.graph.input}, [value.name for value in model.graph.output]
 
     def answer(feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcompile.errors import BadModel, BadSetting, Disagreement, Unavailable
+from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting, Unavailable
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.outputs import outputs_of
@@ -56,8 +56,8 @@ def export_onnx(
         dynamic: the axes that vary in the file; `lower.dynamic` says how they are named.
 
     Raises:
-        BadModel: torch cannot export it, its code fixes the batch, or ONNX Runtime cannot run it. BadSetting: too few or many names.
-        Disagreement: the file computes something else, or does not hold the module's filters. BadFile: it cannot be written.
+        InvalidModel: torch cannot export it, its code fixes the batch, or ONNX Runtime cannot run it. InvalidSetting: too few or many names.
+        Disagreement: the file computes something else, or does not hold the module's filters. InvalidFile: it cannot be written.
     """
     import onnx
 
@@ -99,7 +99,7 @@ def export_program(
     The program is called as the module is, and gives what it gives; it is compared with the module on three examples.
 
     Raises:
-        BadModel, Disagreement, BadFile: as `export_onnx`, whose `example` and `dynamic` it takes.
+        InvalidModel, Disagreement, InvalidFile: as `export_onnx`, whose `example` and `dynamic` it takes.
     """
     network, inputs = _prepared(model, example, dynamic, {})
     _answers(network, inputs)
@@ -148,7 +148,7 @@ def _prepared(
     network = unwrap(model)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if tensor.is_meta:
-            raise BadModel(f"{name} is on the meta device and has no values; load the network's weights before it is exported")
+            raise InvalidModel(f"{name} is on the meta device and has no values; load the network's weights before it is exported")
     inputs = Inputs.of(network, example).on_cpu(dtypes)
     inputs = inputs.resized(CHECKED) if BATCH in dynamic else inputs
     network = copied(network).cpu().eval().requires_grad_(False)
@@ -169,7 +169,7 @@ def _answers(network: nn.Module, inputs: Inputs) -> tuple[dict[str, Tensor], lis
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(inputs.names, inputs.tensors, strict=True))
         batched = [name for name, has in zip(inputs.names, inputs.batched, strict=True) if has]
         hint = f"; if {' or '.join(batched[1:])} has no batch, give an example with a batch of another length" if len(batched) > 1 else ""
-        raise BadModel(
+        raise InvalidModel(
             f"the network does not run on a batch of {inputs.batch}, made of the example ({shapes}): {reason(error)}; "
             f"a file is for any batch: no number in the code may stand for it{hint}"
         ) from error
@@ -183,7 +183,7 @@ def _checked_names(wanted: Sequence[str] | None, own: tuple[str, ...], kind: str
     if wanted is None:
         return list(own)
     if len(wanted) != len(own) or len(set(wanted)) < len(wanted):
-        raise BadSetting(f"{kind}_names must be {len(own)} different names, for {', '.join(own)}; not {list(wanted)}")
+        raise InvalidSetting(f"{kind}_names must be {len(own)} different names, for {', '.join(own)}; not {list(wanted)}")
     return list(wanted)
 
 
@@ -214,7 +214,7 @@ def _run(data: bytes, feeds: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         found = run_once(data, {name: tensor.numpy() for name, tensor in feeds.items()})
     except Unavailable as error:
         hint = "; it has no fp64 for many operations: export model.float()" if any(t.dtype == torch.float64 for t in feeds.values()) else ""
-        raise BadModel(f"ONNX Runtime cannot run this network: {reason(error.__cause__ or error)}{hint}") from error
+        raise InvalidModel(f"ONNX Runtime cannot run this network: {reason(error.__cause__ or error)}{hint}") from error
     return tuple(torch.from_numpy(value) for value in found.values())
 
 

@@ -13,25 +13,25 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.trace import exported_for_any_batch, reason
 
 
 def to_onnx(network: nn.Module, inputs: Inputs, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
-    """The `onnx.ModelProto` of `network`, for any batch; `inputs` hold two examples. Raises BadModel where torch cannot export it."""
+    """The `onnx.ModelProto` of `network`, for any batch; `inputs` hold two examples. Raises InvalidModel where torch cannot export it."""
     return convert(exported_for_any_batch(network, inputs), input_names, output_names)
 
 
 def convert(program: ExportedProgram, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
-    """The `onnx.ModelProto` of a program. Raises BadModel."""
+    """The `onnx.ModelProto` of a program. Raises InvalidModel."""
     with quiet():
         try:
             made = torch.onnx.export(
                 program, dynamo=True, input_names=input_names, output_names=output_names, verbose=False, external_data=False
             )
         except Exception as error:  # the exporter raises many types; all mean the same to a user
-            raise BadModel(f"torch cannot export this network to ONNX: {reason(error)}") from error
+            raise InvalidModel(f"torch cannot export this network to ONNX: {reason(error)}") from error
     assert made is not None
     return made.model_proto
 

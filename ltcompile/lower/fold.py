@@ -32,7 +32,7 @@ def fold_batch_norm(model: Module, example: Example) -> tuple[Module, dict[str, 
         example: a tensor (N, ...), a tuple of arguments or a dict of keyword arguments, on the model's device.
 
     Raises:
-        BadModel: torch.export cannot trace it.
+        InvalidModel: torch.export cannot trace it.
     """
     folded = copied(unwrap(model)).eval()
     unknown = "nothing says which layer feeds it"

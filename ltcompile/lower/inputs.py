@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.inputs import Inputs as Call
 from ltcompile.graph.outputs import named_leaves, unique_names
@@ -39,7 +39,7 @@ class Inputs:
         The batch is the first dimension of the first tensor that has dimensions; tensors that are as long there have it too.
 
         Raises:
-            BadSetting: the example is none of these, or holds no tensor. BadModel: none of them has dimensions, or they do not fit
+            InvalidSetting: the example is none of these, or holds no tensor. InvalidModel: none of them has dimensions, or they do not fit
                 the forward's parameters.
         """
         args, kwargs = Call.of(example)
@@ -47,18 +47,20 @@ class Inputs:
         try:
             given = dict(signature.bind(*args, **kwargs).arguments)
         except TypeError as error:
-            raise BadModel(
+            raise InvalidModel(
                 f"the example does not fit {type(network).__name__}.forward: {error}; pass one tensor, a tuple of its arguments, "
                 "or a dict of its keyword arguments"
             ) from error
         paths, spec = pytree.tree_flatten_with_path(given)
         for path, leaf in paths:
             if not isinstance(leaf, Tensor) and any(isinstance(inner, Tensor) for _, inner in named_leaves("", leaf)):
-                raise BadModel(f"{_name(path)} is a {type(leaf).__name__}, which hides its tensors; pass tensors, tuples, lists or dicts")
+                raise InvalidModel(
+                    f"{_name(path)} is a {type(leaf).__name__}, which hides its tensors; pass tensors, tuples, lists or dicts"
+                )
         found = [(path, leaf.detach()) for path, leaf in paths if isinstance(leaf, Tensor)]
         batch = next((len(tensor) for _, tensor in found if tensor.dim()), 0)
         if not batch:
-            raise BadModel(
+            raise InvalidModel(
                 "the example holds no tensor (N, ...) with a batch of one or more; give it one, such as torch.randn(2, 3, 32, 32)"
             )
         return cls(

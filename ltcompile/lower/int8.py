@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ltcompile.core.onnx_file import read_onnx
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.graph.inputs import Example
 from ltcompile.lower.evaluate import evaluator_of_all
 from ltcompile.lower.export import export_onnx
@@ -28,7 +28,7 @@ class Int8Network:
         feeds: real inputs, whose ranges activations get: a tensor, or in chunks by the names of the file's inputs.
 
     Raises:
-        BadModel: torch cannot export the network, or it has no layer that int8 would compute.
+        InvalidModel: torch cannot export the network, or it has no layer that int8 would compute.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Int8Network:
         export_onnx(network, example, self.float_file, input_names=names[0], output_names=names[1], dynamic=dynamic)
         self.quantizer = Quantizer(self.float_file, feeds)
         if not self.quantizer.products:
-            raise BadModel("this network has no layer that int8 would compute; leave it in fp32 or fp16")
+            raise InvalidModel("this network has no layer that int8 would compute; leave it in fp32 or fp16")
 
     def write(self, scheme: Scheme = Scheme()) -> None:  # noqa: B008
         """Write the int8 file."""

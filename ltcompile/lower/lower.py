@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ltcompile.errors import BadSetting, Disagreement
+from ltcompile.errors import Disagreement, InvalidSetting
 from ltcompile.graph._copy import copied
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower.fold import fold_batch_norm
@@ -34,7 +34,7 @@ def lower(model: nn.Module, example: Tensor) -> Lowered:
     """`model` as a program of fused operations, for batches of `example`'s size (N, C, H, W), in fp32 on the CPU; `model` stays as it is.
 
     Raises:
-        BadModel: it cannot be captured. Disagreement: a step changed the outputs by more than rounding.
+        InvalidModel: it cannot be captured. Disagreement: a step changed the outputs by more than rounding.
     """
     model, example = copied(unwrap(model)).cpu().eval(), example.cpu()
     with torch.no_grad():
@@ -63,10 +63,10 @@ def to_layout(program: Program, example: Tensor, precision: str) -> LaidOut:
     """A lowered program in `precision` ("fp32", "fp16", "bf16") and in the kernels' layout.
 
     Raises:
-        BadSetting: its constants do not fit into the precision. Disagreement: the outputs are too far from fp32's.
+        InvalidSetting: its constants do not fit into the precision. Disagreement: the outputs are too far from fp32's.
     """
     if reason := precisions.refusal(program, precision):
-        raise BadSetting(f"{precision} does not fit this network: {reason}; use another precision")
+        raise InvalidSetting(f"{precision} does not fit this network: {reason}; use another precision")
     laid_out, outcomes = layout.rewrite(precisions.rewrite(program, precision))
     exact, found = program.run(example), laid_out.run(example)
     rounded = None if precision == "fp32" else _rounded(program, precision, example)

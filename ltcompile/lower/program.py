@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import operations
 from ltcompile.lower.trace import exported
@@ -127,14 +127,14 @@ def capture(model: nn.Module, example: Tensor) -> Program:
     """`model` in eval mode as a program for batches of `example`'s size (N, C, H, W).
 
     Raises:
-        BadModel: torch.export cannot trace it, it has several outputs, or it uses an operation that programs do not have.
+        InvalidModel: torch.export cannot trace it, it has several outputs, or it uses an operation that programs do not have.
     """
     traced = exported(unwrap(model), example).run_decompositions({})
     signature = traced.graph_signature
     stored = {**traced.state_dict, **traced.constants}
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
     if len(signature.user_inputs) != 1 or len(signature.user_outputs) != 1:
-        raise BadModel(
+        raise InvalidModel(
             f"only networks with one input and one output are lowered, not {len(signature.user_inputs)} and {len(signature.user_outputs)}"
         )
     known = {name: stored[target].detach() for name, target in targets.items()}
@@ -162,7 +162,7 @@ def _computed(node: torch.fx.Node, known: dict[str, Any]) -> bool:
 def _node(node: torch.fx.Node) -> Node:
     target, layer = operations.name_of(node.target), _layer(node)
     if target is None:
-        raise BadModel(f"{layer or 'the network'} uses {node.target}, which programs do not have")
+        raise InvalidModel(f"{layer or 'the network'} uses {node.target}, which programs do not have")
     value = node.meta.get("val")
     target = _RESHAPES.get(target, target)
     shape = tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
@@ -188,7 +188,7 @@ def _plain(value: Any) -> Any:
         return value
     if str(value) in operations.WORDS:
         return str(value)
-    raise BadModel(f"programs hold numbers and tensors, not {value!r}")
+    raise InvalidModel(f"programs hold numbers and tensors, not {value!r}")
 
 
 def _names(value: Any) -> Iterator[str]:

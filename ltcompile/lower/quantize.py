@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.lower.exporter import quiet
 from ltcompile.paths import write_bytes
 
@@ -51,7 +51,7 @@ class Quantizer:
     `inputs` are images (N, C, H, W), or a sequence of feeds, each with a tensor for every input of the file.
 
     Raises:
-        BadModel: ONNX Runtime cannot quantize it.
+        InvalidModel: ONNX Runtime cannot quantize it.
     """
 
     def __init__(self, path: str | Path, inputs: Tensor | Sequence[Mapping[str, Tensor]]) -> None:
@@ -72,7 +72,7 @@ class Quantizer:
         return tuple(node.name for node in self._model.graph.node if node.op_type in PRODUCTS and node.input[1] in weights)
 
     def write(self, scheme: Scheme, output: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write the network in int8 to `output`, with `metadata` in the file. Raises BadModel or BadFile."""
+        """Write the network in int8 to `output`, with `metadata` in the file. Raises InvalidModel or InvalidFile."""
         import onnx
         from onnxruntime.quantization import QDQQuantizer, QuantType
 
@@ -120,17 +120,17 @@ class Quantizer:
 
 @contextlib.contextmanager
 def _as_bad_model() -> Iterator[None]:
-    """Raise errors of ONNX Runtime as BadModel."""
+    """Raise errors of ONNX Runtime as InvalidModel."""
     with quiet():
         try:
             yield
         except Exception as error:  # it raises many types; all mean the same to a user
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadModel(f"ONNX Runtime cannot quantize this network: {reason}; leave it in fp32 or fp16") from error
+            raise InvalidModel(f"ONNX Runtime cannot quantize this network: {reason}; leave it in fp32 or fp16") from error
 
 
 def prepared(path: str | Path) -> Any:
-    """The float model in `path` as it is quantized: constants folded, shapes inferred and every product named. Raises BadModel."""
+    """The float model in `path` as it is quantized: constants folded, shapes inferred and every product named. Raises InvalidModel."""
     with _as_bad_model():
         return _prepared(path)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.lower import operations
 from ltcompile.lower.program import Node, Program, Value, mapped
 
@@ -33,22 +33,22 @@ def from_json(value: Any, constants: Mapping[str, Tensor]) -> Program:
     """The program of `to_json`, with `constants`.
 
     Raises:
-        BadFile: it is not a program, it calls an unknown operation, or a node reads a value that is not computed before it.
+        InvalidFile: it is not a program, it calls an unknown operation, or a node reads a value that is not computed before it.
     """
     try:
         nodes = tuple(_node(node) for node in value["nodes"])
         name, output, shape = str(value["input"]), str(value["output"]), tuple(int(n) for n in value["input_shape"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadFile(f"this is not a program: {error!r}") from error
+        raise InvalidFile(f"this is not a program: {error!r}") from error
     known = {name, *constants}
     for node in nodes:
         if missing := [read for read in node.reads if read not in known]:
-            raise BadFile(f"this is not a program: {node.name} reads {missing[0]!r}, which is not computed before it")
+            raise InvalidFile(f"this is not a program: {node.name} reads {missing[0]!r}, which is not computed before it")
         if node.name in known:
-            raise BadFile(f"this is not a program: {node.name!r} is computed twice")
+            raise InvalidFile(f"this is not a program: {node.name!r} is computed twice")
         known.add(node.name)
     if output not in known:
-        raise BadFile(f"this is not a program: its output {output!r} is not computed")
+        raise InvalidFile(f"this is not a program: its output {output!r} is not computed")
     used = {read for node in nodes for read in node.reads}
     return Program(name, nodes, output, {key: tensor for key, tensor in constants.items() if key in used}, shape)
 
@@ -56,7 +56,7 @@ def from_json(value: Any, constants: Mapping[str, Tensor]) -> Program:
 def _node(value: Mapping[str, Any]) -> Node:
     target = str(value["target"])
     if not operations.known(target):
-        raise BadFile(f"this program calls {target!r}, which programs do not have; was it made by a newer ltcompile?")
+        raise InvalidFile(f"this program calls {target!r}, which programs do not have; was it made by a newer ltcompile?")
     args, kwargs = _read(value["args"]), {str(k): _read(v) for k, v in value["kwargs"].items()}
     return Node(str(value["name"]), target, tuple(args), kwargs, tuple(int(n) for n in value["shape"]), str(value["layer"]))
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.wrappers import in_eval_mode
 from ltcompile.lower.inputs import Inputs
@@ -19,31 +19,31 @@ BATCH = "batch"
 
 
 def exported(model: nn.Module, example: Example) -> ExportedProgram:
-    """The graph of `model` in eval mode for inputs of `example`'s shapes. Raises BadModel where torch cannot trace it."""
+    """The graph of `model` in eval mode for inputs of `example`'s shapes. Raises InvalidModel where torch cannot trace it."""
     try:
         return export(model, Inputs.of(model, example), None)
-    except BadModel:
+    except InvalidModel:
         raise
     except Exception as error:  # the exporter raises many types; all mean the same to a user
-        raise BadModel(f"torch cannot export this network: {reason(error)}") from error
+        raise InvalidModel(f"torch cannot export this network: {reason(error)}") from error
 
 
 def exported_for_any_batch(network: nn.Module, inputs: Inputs) -> ExportedProgram:
     """The graph of `network` in eval mode for batches of any size, 1 included; `inputs` must hold two examples or more.
 
     Raises:
-        BadModel: its code fixes the batch, or torch cannot trace it.
+        InvalidModel: its code fixes the batch, or torch cannot trace it.
     """
     batch = Dim(BATCH, min=1)
     try:
         return export(network, inputs, [{0: batch} if has else None for has in inputs.batched])
     except Exception as error:
         if _depends_on_batch(network, inputs):
-            raise BadModel(
+            raise InvalidModel(
                 "the network's code fixes the batch or depends on it, and a file is for any batch: write x.shape[0], -1 or flatten(1) "
                 "in place of a number, and compare no number with the batch"
             ) from error
-        raise BadModel(f"torch cannot export this network for any batch: {reason(error)}") from error
+        raise InvalidModel(f"torch cannot export this network for any batch: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:

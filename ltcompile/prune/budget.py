@@ -28,7 +28,7 @@ from torch import nn
 
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph import cut
 from ltcompile.graph.bundle import Bundle
 from ltcompile.graph.widths import Widths, layer_widths
@@ -54,12 +54,12 @@ def solve_budget(ranking: Ranking, layers: Mapping[str, Widths], profile: Profil
         layers: the widths of the network that `ranking` is of, with the layers' names in the profile.
 
     Raises:
-        BadSetting: the budget is below the least time that is allowed.
+        InvalidSetting: the budget is below the least time that is allowed.
     """
     problem = WidthAllocation.of(ranking, layers, profile)
     least_ms = problem.time(problem.least)
     if least_ms > budget_ms:
-        raise BadSetting(
+        raise InvalidSetting(
             f"{budget_ms:.4g} ms cannot be reached: with all that may be cut gone, the network takes {least_ms:.4g} ms by its profile "
             f"({profile.dense_ms / least_ms:.3g} times as fast as whole); ask for that much, or allow larger cuts (max_layer_ratio=)"
         )
@@ -71,7 +71,7 @@ def plan_for_latency(
     model: nn.Module, ranking: Ranking, profile: Profile, share: float, measured: RelativeTimer | None = None
 ) -> PruningPlan:
     """The plan of `model`, which `ranking` is of, for `share` of the whole network's time: where `measured` finds more than that, or less
-    by more than SLACK, planning is repeated for a budget corrected by so much. Raises BadSetting as `solve_budget` does.
+    by more than SLACK, planning is repeated for a budget corrected by so much. Raises InvalidSetting as `solve_budget` does.
     """
     layers, asked_ms = layer_widths(model, ranking.groups), share * profile.dense_ms
     found = solve_budget(ranking, layers, profile, asked_ms)
@@ -86,7 +86,7 @@ def plan_for_latency(
         asked_ms /= 1 + error
         try:
             found = solve_budget(ranking, layers, profile, asked_ms)
-        except BadSetting:  # by the profile out of reach, and by the clock no further
+        except InvalidSetting:  # by the profile out of reach, and by the clock no further
             break
     return best
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ltcompile.core.plan import Group, PruningPlan
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph.bundle import Bundle, bundles
 
 Scope = Literal["global", "local"]
@@ -48,7 +48,7 @@ class Ranking:
             groups of which no cut is aligned are cut nevertheless.
 
     Raises:
-        BadSetting: no such scope, or scores that a group has not, or not one for each channel.
+        InvalidSetting: no such scope, or scores that a group has not, or not one for each channel.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Ranking:
         align: int = 1,
     ) -> None:
         if scope not in get_args(Scope):
-            raise BadSetting(f"scope must be one of {', '.join(get_args(Scope))}, not {scope!r}")
+            raise InvalidSetting(f"scope must be one of {', '.join(get_args(Scope))}, not {scope!r}")
         self.groups, self._scope, self._align = groups, scope, align
         free = [b for b in bundles(groups) if not b.frozen]
         asked, least = kept or {}, floors or {}
@@ -141,9 +141,11 @@ def _check_scores(found: list[Bundle], scores: Mapping[str, Tensor]) -> None:
     for group in (g for b in found for g in b.groups):
         value = scores.get(group.name)
         if value is None:
-            raise BadSetting(f"group {group.name!r} has no scores; give it {group.width}, one a channel")
+            raise InvalidSetting(f"group {group.name!r} has no scores; give it {group.width}, one a channel")
         if tuple(value.shape) != (group.width,):
-            raise BadSetting(f"the scores of group {group.name!r} have shape {tuple(value.shape)}; give it {group.width}, one a channel")
+            raise InvalidSetting(
+                f"the scores of group {group.name!r} have shape {tuple(value.shape)}; give it {group.width}, one a channel"
+            )
 
 
 def _best_first(scores: Tensor) -> np.ndarray:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from ltcompile.core.plan import Group
 from ltcompile.core.records import Record
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph.bundle import Bundle, bundles
 
 
@@ -27,7 +27,7 @@ class Limits(Record):
     channels that any layer may lose; `min_channels`: the least number that it keeps.
 
     Raises:
-        BadSetting: a value outside its range, or a pattern that is no regular expression.
+        InvalidSetting: a value outside its range, or a pattern that is no regular expression.
     """
 
     keep: tuple[str, ...] = ()
@@ -50,18 +50,18 @@ class Limits(Record):
         }
         for message, holds in checks.items():
             if not holds:
-                raise BadSetting(message)
+                raise InvalidSetting(message)
         for pattern in (*self.keep, *self.only, *self.ratios):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise BadSetting(f"{pattern!r} is no regular expression: {error}") from error
+                raise InvalidSetting(f"{pattern!r} is no regular expression: {error}") from error
 
     def freeze(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
         """`groups`, frozen where the limits forbid a cut, with the reason.
 
         Raises:
-            BadSetting: a pattern matches nothing, or only what cannot be cut anyway; or nothing is left to cut.
+            InvalidSetting: a pattern matches nothing, or only what cannot be cut anyway; or nothing is left to cut.
         """
         self._check_patterns(groups)
         reasons: dict[str, str] = {}
@@ -72,7 +72,7 @@ class Limits(Record):
         frozen = tuple(replace(g, frozen=reasons[g.name]) for g in groups)
         if all(reasons.values()):
             told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            raise BadSetting(f"the limits leave nothing to cut: {told}")
+            raise InvalidSetting(f"the limits leave nothing to cut: {told}")
         return frozen
 
     def allows(self, layer: str) -> bool:
@@ -112,7 +112,7 @@ class Limits(Record):
         return f"{others[0]!r} is not among the layers to cut" if self.only and others else ""
 
     def check_names(self, layers: Iterable[str]) -> None:
-        """Raises BadSetting where a pattern matches none of these layers nor a module around them."""
+        """Raises InvalidSetting where a pattern matches none of these layers nor a module around them."""
         self._check_matching(sorted(set().union(*(_with_modules(layer) for layer in layers))))
 
     def _check_matching(self, names: list[str]) -> None:
@@ -120,14 +120,14 @@ class Limits(Record):
             if not _matches(pattern, names):
                 near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
                 hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names[:8])}, ..."
-                raise BadSetting(f"{pattern!r} matches no layer that makes channels; {hint} (a pattern is for the whole name)")
+                raise InvalidSetting(f"{pattern!r} matches no layer that makes channels; {hint} (a pattern is for the whole name)")
 
     def _check_patterns(self, groups: tuple[Group, ...]) -> None:
         self._check_matching(sorted(set().union(*(_made(g) for g in groups))))
         for pattern in self.ratios:
             matching = [g for g in groups if _matches(pattern, _made(g))]
             if all(g.frozen for g in matching):
-                raise BadSetting(f"{pattern!r} has a ratio of its own, but cannot be cut: {matching[0].frozen}")
+                raise InvalidSetting(f"{pattern!r} has a ratio of its own, but cannot be cut: {matching[0].frozen}")
 
 
 def _made(group: Group) -> set[str]:

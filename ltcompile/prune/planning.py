@@ -12,7 +12,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.core.reached import Reached
 from ltcompile.core.streams import generator, stream
-from ltcompile.errors import BadModel, BadSetting
+from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import Example, cut, disagreements, trace
 from ltcompile.graph.baked import baked
 from ltcompile.graph.trace import check_cuttable
@@ -69,22 +69,22 @@ def plan(
             for which they differ; see `graph.disagreements`. It takes five runs of two images: False for the largest networks.
 
     Raises:
-        BadSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
-            fits no layer, or no evidence for the criterion. BadModel: the network cannot be traced or cut, or its
+        InvalidSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
+            fits no layer, or no evidence for the criterion. InvalidModel: the network cannot be traced or cut, or its
             weights have no values.
     """
     target, limits = Target.asked(target_macs, target_params, target_time, target_energy), limits or Limits()
     if target is not None and ratio is not None:
-        raise BadSetting("give a ratio of filters to drop or a target for what is left, not both")
+        raise InvalidSetting("give a ratio of filters to drop or a target for what is left, not both")
     ratio = 0.5 if ratio is None else ratio
     if not 0 < ratio < 1:
-        raise BadSetting(f"the ratio of filters to drop must be between 0 and 1, not {ratio}")
+        raise InvalidSetting(f"the ratio of filters to drop must be between 0 and 1, not {ratio}")
     if target is not None and target.profiled and (profile is None or align > 1):
-        raise BadSetting(
+        raise InvalidSetting(
             f"target_{target.measure} needs a profile, which `ltcompile profile` makes, and chooses widths by itself: leave align out"
         )
     if target_energy is not None and measured is None:
-        raise BadSetting("target_energy needs `measured`, as `profiling.joulemeter` makes it")
+        raise InvalidSetting("target_energy needs `measured`, as `profiling.joulemeter` makes it")
     model = baked(unwrap(model))
     _check_values(model)
     groups = limits.freeze(trace(model, example))
@@ -119,7 +119,7 @@ def _found(
     if target is None:
         found = ranking.plan(ranking.steps(ratio))
         if found.is_identity:
-            raise BadSetting(_nothing_cut(ranking, ratio, limits, align))
+            raise InvalidSetting(_nothing_cut(ranking, ratio, limits, align))
         return found, None
     if profile is not None and target.profiled:
         found = plan_for_latency(model, ranking, profile, target.share, measured)
@@ -140,10 +140,10 @@ def _report(reached: Reached | None, on_target: Callable[[Reached], None] | None
 
 
 def _check_values(model: nn.Module) -> None:
-    """Raises BadModel where weights have no values."""
+    """Raises InvalidModel where weights have no values."""
     without = [name for name, tensor in model.named_parameters() if tensor.is_meta]
     if without:
-        raise BadModel(
+        raise InvalidModel(
             f"{without[0]} and {len(without) - 1} more weights have no values, being on the meta device; load them, for instance with "
             "model.to_empty(device='cpu') and model.load_state_dict(weights)"
         )

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ltcompile.core.plan import Group, PruningPlan
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph import Example, cut
 from ltcompile.prune.choose import Scope
 from ltcompile.prune.limits import Limits
@@ -42,7 +42,7 @@ class Schedule:
         plan: what was cut before, to resume.
 
     Raises:
-        BadSetting: a ratio outside (0, 1), or fewer steps than cuts.
+        InvalidSetting: a ratio outside (0, 1), or fewer steps than cuts.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class Schedule:
         plan: PruningPlan | None = None,
     ) -> None:
         if not 0 < ratio < 1:
-            raise BadSetting(f"ratio: {ratio} is not between 0 and 1")
+            raise InvalidSetting(f"ratio: {ratio} is not between 0 and 1")
         if cuts < 1 or not 0 <= first_step <= last_step or last_step - first_step < cuts - 1:
-            raise BadSetting(f"cuts: {cuts} do not fit between first_step {first_step} and last_step {last_step}")
+            raise InvalidSetting(f"cuts: {cuts} do not fit between first_step {first_step} and last_step {last_step}")
         self.example, self.plan = example, plan
         self.due = {
             round(first_step + (last_step - first_step) * i / max(cuts - 1, 1)): ratio * (1 - (1 - (i + 1) / cuts) ** 3)
@@ -75,7 +75,7 @@ class Schedule:
     def __call__(self, model: Module, optimizer: torch.optim.Optimizer | None, step: int) -> Module:
         """`model`, or where a cut is due after `step` its cut copy, which `optimizer` trains from then on.
 
-        Raises BadModel and BadSetting as `lt.plan` and `lt.cut` do.
+        Raises InvalidModel and InvalidSetting as `lt.plan` and `lt.cut` do.
         """
         fraction = self.due.get(step, 0.0)
         if fraction <= self._reached:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ltcompile.core.plan import PruningPlan
-from ltcompile.errors import BadModel, BadSetting
+from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import Example, Size, cut, on_meta, size
 from ltcompile.graph._copy import copied
 from ltcompile.graph.count import flop_counter
@@ -25,22 +25,22 @@ _NAMED = 3  # frozen groups that a refusal names
 
 @dataclass(frozen=True)
 class Target:
-    """The share of the dense network's MACs, parameters, time or energy that may stay. Raises BadSetting where it is not between 0 and 1."""
+    """The share of the dense network's MACs, parameters, time or energy that may stay. Raises InvalidSetting where it is not between 0 and 1."""
 
     measure: Measure
     share: float
 
     def __post_init__(self) -> None:
         if self.measure not in get_args(Measure) or not 0 < self.share < 1:
-            raise BadSetting(f"target_{self.measure} is the share that may stay, between 0 and 1, not {self.share}")
+            raise InvalidSetting(f"target_{self.measure} is the share that may stay, between 0 and 1, not {self.share}")
 
     @classmethod
     def asked(cls, macs: float | None, params: float | None, time: float | None, energy: float | None) -> Target | None:
-        """The target, if there is one. Raises BadSetting where there are several."""
+        """The target, if there is one. Raises InvalidSetting where there are several."""
         values: dict[Measure, float | None] = {"macs": macs, "params": params, "time": time, "energy": energy}
         given = {measure: share for measure, share in values.items() if share is not None}
         if len(given) > 1:
-            raise BadSetting(f"a cut has one target: leave {' or '.join(f'target_{measure}' for measure in given)} out")
+            raise InvalidSetting(f"a cut has one target: leave {' or '.join(f'target_{measure}' for measure in given)} out")
         return next((cls(measure, share) for measure, share in given.items()), None)
 
     @property
@@ -65,7 +65,7 @@ class Meter:
         self._model, self._inputs = on_meta(model), inputs.on_meta()
         try:
             self.dense = size(self._model, self._inputs)
-        except BadModel:  # it mixes in tensors that it makes itself: count while it computes
+        except InvalidModel:  # it mixes in tensors that it makes itself: count while it computes
             self._model, self._inputs = copied(model).cpu(), inputs.map(lambda t: t.cpu())
             self.dense = size(self._model, self._inputs)
 
@@ -110,7 +110,7 @@ def meet(ranking: Ranking, measured: Callable[[PruningPlan], int], most: float) 
 
 
 def check_reachable(target: Target, ranking: Ranking, meter: Meter, limits: Limits, align: int) -> None:
-    """Raises BadSetting where even the largest cut of `ranking` leaves more than `target`; it says how much, and what forbids more."""
+    """Raises InvalidSetting where even the largest cut of `ranking` leaves more than `target`; it says how much, and what forbids more."""
     largest = ranking.plan(ranking.steps(1.0))
     least, dense = target.of(meter.left(largest)), target.of(meter.dense)
     if least <= target.share * dense:
@@ -130,7 +130,7 @@ def check_reachable(target: Target, ranking: Ranking, meter: Meter, limits: Limi
         floors += f", and a multiple of {align}"
     if limits.ratios:
         floors += ", or what a ratio of its own leaves"
-    raise BadSetting(
+    raise InvalidSetting(
         f"target_{target.measure} {target.share:g} cannot be met: the largest cut that is allowed leaves {least / dense:.3g} of the "
         f"{target.unit}. {'; '.join([*told, floors])}"
     )

@@ -12,6 +12,6 @@ __all__ = ["report"]
 
 
 def report(run: str | Path, output: str | Path | None = None) -> Path:
-    """Write the page on the folder of a run (`page.report`) or of a study (`study.report`). Raises BadFile."""
+    """Write the page on the folder of a run (`page.report`) or of a study (`study.report`). Raises InvalidFile."""
     is_study = (Path(run) / FILE).is_file() and not RunFolder(run).summary.exists()  # in a run's, a file may be called so
     return (study.report if is_study else page.report)(run, output)

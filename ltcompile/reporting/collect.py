@@ -54,7 +54,7 @@ def collect(folder: Path) -> Figures:
     """Every figure of the report of the run in `folder`.
 
     Raises:
-        BadFile: the folder is no run, or one of its files is damaged.
+        InvalidFile: the folder is no run, or one of its files is damaged.
     """
     run = read_run(folder)
     search = run.search

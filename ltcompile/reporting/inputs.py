@@ -14,7 +14,7 @@ from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.reached import TOLERANCE, Reached
 from ltcompile.core.records import Measurement, Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json
 
 T = TypeVar("T")
@@ -188,13 +188,13 @@ def read_run(folder: Path) -> Run:
     """All that a run folder tells.
 
     Raises:
-        BadFile: no such folder, no search.json in it, or a file that is damaged.
+        InvalidFile: no such folder, no search.json in it, or a file that is damaged.
     """
     if not folder.is_dir():
-        raise BadFile(f"{folder} is no run folder; name one that `ltcompile find` made")
+        raise InvalidFile(f"{folder} is no run folder; name one that `ltcompile find` made")
     run = RunFolder(folder)
     if not run.summary.is_file():
-        raise BadFile(f"{folder} is no run folder: it has no {run.summary.name}; make it with `ltcompile find`")
+        raise InvalidFile(f"{folder} is no run folder: it has no {run.summary.name}; make it with `ltcompile find`")
     search = _load(run.summary, Search, "search", _sane_search)
     others = [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and p not in (run.summary, run.bench, run.sweep)]
     shrinks = [_load(p, Shrink, "shrink", _sane_shrink) for p in others if kind(p) == "shrink"]
@@ -224,7 +224,7 @@ def _load(path: Path, shape: type[T], kind: str, sane: Callable[[T], None]) -> T
         sane(result)
         return result
     except (Misfit, RecursionError) as error:
-        raise BadFile(f"{path} cannot be read as a result of `{MAKERS[kind]}`: {error}; run that again") from error
+        raise InvalidFile(f"{path} cannot be read as a result of `{MAKERS[kind]}`: {error}; run that again") from error
 
 
 def _sane_search(search: Search) -> None:

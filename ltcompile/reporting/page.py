@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.paths import check_writable, write_json, write_text
 from ltcompile.reporting import units
 from ltcompile.reporting.collect import collect
@@ -29,7 +29,7 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
         The HTML file.
 
     Raises:
-        BadFile: `run` is no run, one of its files is damaged, or the report cannot be written there.
+        InvalidFile: `run` is no run, one of its files is damaged, or the report cannot be written there.
     """
     run = Path(run)
     page = Path(output) if output is not None else run / "report.html"
@@ -47,7 +47,7 @@ def _beside(page: Path) -> Path:
     check_page(page)
     check_writable(beside)
     if beside.exists() and kind(beside) != "report":
-        raise BadFile(f"cannot write the report's figures to {beside}: that name is taken; name the report otherwise")
+        raise InvalidFile(f"cannot write the report's figures to {beside}: that name is taken; name the report otherwise")
     return beside
 
 
@@ -57,9 +57,9 @@ def render(found: dict[str, Any]) -> str:
 
 
 def check_page(page: Path) -> None:
-    """Raises BadFile where `page` is not named as a web page, or cannot be written."""
+    """Raises InvalidFile where `page` is not named as a web page, or cannot be written."""
     if page.suffix.lower() not in (".html", ".htm"):
-        raise BadFile(f"cannot write the report to {page}: it is a web page; name it with .html at its end")
+        raise InvalidFile(f"cannot write the report to {page}: it is a web page; name it with .html at its end")
     check_writable(page)
 
 

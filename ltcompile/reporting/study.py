@@ -20,7 +20,7 @@ SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross")  # colours alo
 
 
 def report(study: str | Path, output: str | Path | None = None) -> Path:
-    """Write the page of the study in the folder `study`, by default to study.html there; the file. Raises BadFile."""
+    """Write the page of the study in the folder `study`, by default to study.html there; the file. Raises InvalidFile."""
     page = Path(output) if output is not None else Path(study) / "study.html"
     check_page(page)
     write_text(page, render(Study.load(Path(study) / FILE)))

@@ -68,7 +68,7 @@ def available(device: str) -> dict[str, str | None]:
     """Every runtime -> None where it works on `device` ("cpu" or "cuda"), else the reason and what to do.
 
     Raises:
-        BadSetting: no such device.
+        InvalidSetting: no such device.
     """
     return {name: unavailable(name, device) for name in names()}
 
@@ -77,7 +77,7 @@ def unavailable(runtime: str, device: str) -> str | None:
     """Why `runtime` cannot run on `device` and what to do, or None where it works.
 
     Raises:
-        UnknownName, BadSetting: no such runtime, no such device.
+        UnknownName, InvalidSetting: no such runtime, no such device.
     """
     reason: str | None = registry.load(__name__, "runtime", runtime).unavailable(device)
     return reason

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcompile import numerics
-from ltcompile.errors import BadFile, BadSetting, Unavailable
+from ltcompile.errors import InvalidFile, InvalidSetting, Unavailable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -34,8 +34,8 @@ class Subject:
     the batch. `precision` is what both compute in inside; their inputs and outputs are float32 where they are fractions.
 
     Raises:
-        BadSetting: neither is given, the module is in training mode, or an fp32 one has other parameters.
-        BadFile: there is no ONNX file at that path.
+        InvalidSetting: neither is given, the module is in training mode, or an fp32 one has other parameters.
+        InvalidFile: there is no ONNX file at that path.
     """
 
     name: str
@@ -45,18 +45,18 @@ class Subject:
 
     def __post_init__(self) -> None:
         if self.module is None and self.onnx is None:
-            raise BadSetting(f"{self.name!r} has neither a module nor an ONNX file; give one of them")
+            raise InvalidSetting(f"{self.name!r} has neither a module nor an ONNX file; give one of them")
         if isinstance(self.onnx, Path) and not self.onnx.is_file():
-            raise BadFile(f"there is no ONNX file at {self.onnx}; export {self.name!r} first")
+            raise InvalidFile(f"there is no ONNX file at {self.onnx}; export {self.name!r} first")
         if self.module is not None:
             self._check_module(self.module)
 
     def _check_module(self, module: nn.Module) -> None:
         if module.training:
-            raise BadSetting(f"{self.name!r} is in training mode; call .eval() on it first")
+            raise InvalidSetting(f"{self.name!r} is in training mode; call .eval() on it first")
         odd = {str(p.dtype) for p in module.parameters() if p.is_floating_point()} - {"torch.float32"}
         if odd and self.precision == "fp32":
-            raise BadSetting(f"{self.name!r} has {', '.join(sorted(odd))} parameters; call .float() on it first")
+            raise InvalidSetting(f"{self.name!r} has {', '.join(sorted(odd))} parameters; call .float() on it first")
 
     def need_module(self, user: str) -> nn.Module:
         """The module. Raises Unavailable where there is none."""
@@ -184,14 +184,14 @@ def by_name(inputs: Inputs, names: Sequence[str]) -> dict[str, Array]:
     """The arrays under the names of a file's inputs: those of a mapping by name, where there is more than one, others in order.
 
     Raises:
-        BadSetting: they do not fit.
+        InvalidSetting: they do not fit.
     """
     arrays = in_order(inputs)
     if isinstance(inputs, Mapping) and set(names) <= inputs.keys():  # a file may leave out what its network does not read
         arrays = [inputs[name] for name in names]
     elif len(arrays) != len(names) or (isinstance(inputs, Mapping) and len(names) > 1):
         given = ", ".join(inputs) if isinstance(inputs, Mapping) else f"{len(arrays)} arrays"
-        raise BadSetting(f"the network takes {', '.join(names)}, not {given}")
+        raise InvalidSetting(f"the network takes {', '.join(names)}, not {given}")
     return {name: np.ascontiguousarray(array) for name, array in zip(names, arrays, strict=True)}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ltcompile.core.deployment import DEVICES
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,10 +15,10 @@ def missing(device: str) -> str | None:
     """Why `device` cannot be used here, or None.
 
     Raises:
-        BadSetting: no such device.
+        InvalidSetting: no such device.
     """
     if device not in DEVICES:
-        raise BadSetting(f"there is no device {device!r}; known: {', '.join(DEVICES)}")
+        raise InvalidSetting(f"there is no device {device!r}; known: {', '.join(DEVICES)}")
     if device == "cpu":
         return None
     import torch

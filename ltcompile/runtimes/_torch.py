@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Inputs, Options, Session, Trace, in_order
 
@@ -71,7 +71,7 @@ class OfModule(Session):
         def write(more: Inputs) -> None:
             arrays = in_order(more)
             if len(arrays) != len(tensors):
-                raise BadSetting(f"the network takes {len(tensors)} arrays, not {len(arrays)}")
+                raise InvalidSetting(f"the network takes {len(tensors)} arrays, not {len(arrays)}")
             for at, array in enumerate(arrays):
                 if self._device == "cpu":
                     tensors[at] = tensor(array)

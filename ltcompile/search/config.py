@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from ltcompile.core.plan import Group
-from ltcompile.errors import BadSetting, unknown
+from ltcompile.errors import InvalidSetting, unknown
 from ltcompile.graph.bundle import bundles
 from ltcompile.prune import criteria
 from ltcompile.prune.choose import Scope
@@ -68,7 +68,7 @@ class SearchConfig(Limits):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target is not None and self.rate is not None:
-            raise BadSetting("give a rate of filters to cut in each round or a target for what is left, not both")
+            raise InvalidSetting("give a rate of filters to cut in each round or a target for what is left, not both")
         if self.target is None and self.rate is None:
             object.__setattr__(self, "rate", RATE)
         for kind, name, known in (
@@ -107,7 +107,7 @@ class SearchConfig(Limits):
             checks |= self._of_method()
         for message, holds in checks.items():
             if not holds:
-                raise BadSetting(message)
+                raise InvalidSetting(message)
 
     def _of_masks(self) -> dict[str, bool]:
         """What a search for a mask of weights asks of the other settings."""
@@ -175,7 +175,7 @@ class SearchConfig(Limits):
         return range(self.seed, self.seed + self.seeds)
 
     def check_fits(self, groups: tuple[Group, ...]) -> None:
-        """Raises BadSetting where rounds at a rate would empty a layer, or leave less than all the floors together."""
+        """Raises InvalidSetting where rounds at a rate would empty a layer, or leave less than all the floors together."""
         if self.rate is None or self.prune == "weights" or self.method != PRUNE:
             return
         left, own, floors = (1 - self.rate) ** self.rounds, self.kept(groups), self.floors(groups)
@@ -184,7 +184,7 @@ class SearchConfig(Limits):
             thin = min((b for b in ranked if len(b.groups) == 1), key=lambda b: b.steps, default=None)
             if thin is not None and thin.steps * left < 1:
                 most = int(math.log(1 / thin.steps) / math.log(1 - self.rate))
-                raise BadSetting(
+                raise InvalidSetting(
                     f"{self.rounds} rounds at rate {self.rate} would empty {thin.name!r} ({thin.steps} filters); "
                     f"at most {most} rounds do not, or prune with scope=global"
                 )
@@ -193,7 +193,7 @@ class SearchConfig(Limits):
         least = sum(b.steps_for(floors) * b.filters_per_step for b in ranked)
         if total * left < least:
             most = int(math.log(least / total) / math.log(1 - self.rate))
-            raise BadSetting(
+            raise InvalidSetting(
                 f"{self.rounds} rounds at rate {self.rate} would leave {total * left:.0f} of {total} filters, fewer than the floors of all "
                 f"layers together ({least}) and so empty a layer; at most {most} rounds, or lower floors: max_layer_ratio={self.max_layer_ratio} "
                 f"and min_channels={self.min_channels}"

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
 from ltcompile.data import Split
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.graph._copy import copied
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.prune import criteria
@@ -34,7 +34,7 @@ def gather(criterion: str, model: nn.Module, split: Split | None, recipe: Recipe
     criterion that looks at weights alone needs no split.
 
     Raises:
-        UnknownName: no such criterion. BadModel: its curvature is needed, and the network's logits are not finite.
+        UnknownName: no such criterion. InvalidModel: its curvature is needed, and the network's logits are not finite.
     """
     evidence = Evidence(rng=generator(stream("random scores", seed)))
     if split is None or not criteria.needs(criterion):
@@ -114,7 +114,7 @@ def loss_curvature(model: nn.Module, batches: Batches, seed: int) -> dict[str, T
     takes a network that computes each image by itself, as in eval mode. The batches' own labels do not matter.
 
     Raises:
-        BadModel: logits are not finite.
+        InvalidModel: logits are not finite.
     """
     parameters = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     values = list(parameters.values())
@@ -135,7 +135,7 @@ def loss_curvature(model: nn.Module, batches: Batches, seed: int) -> dict[str, T
 def _drawn_labels(logits: Tensor, rng: torch.Generator) -> Tensor:
     """Labels with the probabilities that the logits (N, classes) give them: (DRAWS, N), on their device."""
     if not logits.isfinite().all():
-        raise BadModel("the network's logits are not finite, so it has no curvature: train it again, with a smaller learning rate")
+        raise InvalidModel("the network's logits are not finite, so it has no curvature: train it again, with a smaller learning rate")
     shares = logits.double().softmax(1).cpu()  # the generator is the CPU's: one stream for every device
     return torch.multinomial(shares, DRAWS, replacement=True, generator=rng).T.to(logits.device)
 

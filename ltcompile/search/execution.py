@@ -16,7 +16,7 @@ def run_execution(job: SearchJob, folder: RunFolder) -> Execution:
 
     A Notice says where this device emulates the precision that the run began with.
 
-    Raises BadFile where the file is damaged; TrainingFailed where not even two images fit into memory.
+    Raises InvalidFile where the file is damaged; TrainingFailed where not even two images fit into memory.
     """
     if job.trainer is not None:
         return settled(job.recipe)

@@ -19,7 +19,7 @@ from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded, stream
 from ltcompile.core.task import Task
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph import Size, agreeing, trace
 from ltcompile.graph.widths import layer_widths
 from ltcompile.models import build_model
@@ -46,7 +46,7 @@ class SearchJob:
     network in the place of the factory that `model` names.
 
     Raises:
-        BadSetting: settings contradict each other.
+        InvalidSetting: settings contradict each other.
     """
 
     model: str
@@ -66,17 +66,17 @@ class SearchJob:
         if self.trainer is None:
             data_of(self.task)
         if config.rewind_epoch >= self.recipe.epochs:
-            raise BadSetting(f"rewind_epoch={config.rewind_epoch} must lie before the last of {self.recipe.epochs} epochs")
+            raise InvalidSetting(f"rewind_epoch={config.rewind_epoch} must lie before the last of {self.recipe.epochs} epochs")
         if config.method != PRUNE and not methods.iterative(config.method) and self.weights:
-            raise BadSetting(f"method={config.method} draws weights of its own; leave weights out")
+            raise InvalidSetting(f"method={config.method} draws weights of its own; leave weights out")
         if self.mask is not None and (config.prune != "weights" or config.levels != 1):
-            raise BadSetting("a given mask is the one level of a search for weights: prune=weights, rounds=1")
+            raise InvalidSetting("a given mask is the one level of a search for weights: prune=weights, rounds=1")
         if target is None or not target.profiled:
             return
         if self.profile is None:
-            raise BadSetting(f"a target of {target.measure} needs a profile; make one with `ltcompile profile`")
+            raise InvalidSetting(f"a target of {target.measure} needs a profile; make one with `ltcompile profile`")
         if target.measure == "energy" and self.measured is None:
-            raise BadSetting("a target of energy needs a meter, as `profiling.joulemeter` makes one on the machine that it is about")
+            raise InvalidSetting("a target of energy needs a meter, as `profiling.joulemeter` makes one on the machine that it is about")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class SearchJob:
         return rewind.load(self.config.rewind)
 
     def initial(self, seed: int) -> nn.Module:
-        """The network before any training: from the seed, or from the given weights. Raises BadModel where it cannot be built."""
+        """The network before any training: from the seed, or from the given weights. Raises InvalidModel where it cannot be built."""
         return self._build(stream("first weights", seed), self.weights)
 
     def fresh(self, number: int) -> nn.Module:
@@ -141,8 +141,8 @@ def prepare(job: SearchJob) -> PreparedJob:
     """Build and trace the job's dense network, and check that the search can be done on it.
 
     Raises:
-        BadSetting: settings do not fit the network. BadModel: it cannot be built or cut. StaleProfile: the profile is of another.
-        BadPlan: the given mask is.
+        InvalidSetting: settings do not fit the network. InvalidModel: it cannot be built or cut. ProfileMismatch: the profile is of another.
+        InvalidPlan: the given mask is.
     """
     config, dense = job.config, job.initial(job.config.seed)
     traced = agreeing(dense, job.example, trace(dense, job.example))
@@ -183,7 +183,7 @@ def _ranking(
 def _cuttable(config: SearchConfig, traced: tuple[Group, ...], dense: nn.Module) -> tuple[Group, ...]:
     """The groups as the search may cut them: by its limits; of a hybrid one, those that convolutions alone make; of weights, none.
 
-    Raises BadSetting where nothing is left.
+    Raises InvalidSetting where nothing is left.
     """
     if config.prune == "weights" or config.method != PRUNE:
         return tuple(replace(g, frozen=g.frozen or "the search is not for filters", tied="") for g in traced)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import Group
 from ltcompile.core.streams import generator
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph._groups import makes_output
 from ltcompile.prune.choose import Scope
 from ltcompile.prune.limits import Limits
@@ -24,7 +24,7 @@ _ROUNDING = 1e-9
 def maskable(model: nn.Module, limits: Limits, kinds: tuple[type[nn.Module], ...]) -> dict[str, Tensor]:
     """Parameter name -> the weights of every layer of `kinds` that the limits leave to be cut; biases and norms are never masked.
 
-    Raises BadSetting where a pattern matches no layer, or nothing is left.
+    Raises InvalidSetting where a pattern matches no layer, or nothing is left.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
     limits.check_names(layers)
@@ -32,7 +32,7 @@ def maskable(model: nn.Module, limits: Limits, kinds: tuple[type[nn.Module], ...
         f"{name}.weight".lstrip("."): layer.get_parameter("weight") for name, layer in layers.items() if limits.allows(name)
     }
     if not found:
-        raise BadSetting(f"the limits leave no weights to cut, of {len(layers)} layers; look at keep= and only=")
+        raise InvalidSetting(f"the limits leave no weights to cut, of {len(layers)} layers; look at keep= and only=")
     return found
 
 

@@ -18,7 +18,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric, Part, Score
-from ltcompile.errors import BadModel, BadSetting
+from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import Example, embed
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.paths import locked, write_json
@@ -103,15 +103,17 @@ class ArmToTrain:
         them. The order must be the same for all arms.
 
         Raises:
-            BadSetting: the value is not finite, or `items` contradict it. BadModel: the network has other parameters than the arm's.
+            InvalidSetting: the value is not finite, or `items` contradict it. InvalidModel: the network has other parameters than the arm's.
         """
         if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise BadSetting(f"report({value!r}) of {self.name}: the metric must be a finite number; the arm is not finished")
+            raise InvalidSetting(f"report({value!r}) of {self.name}: the metric must be a finite number; the arm is not finished")
         if items is not None and not math.isclose(sum(map(bool, items)) / max(len(items), 1), value, abs_tol=1e-6):
-            raise BadSetting(f"report({value}) of {self.name}: items has {sum(map(bool, items))} of {len(items)} correct, another fraction")
+            raise InvalidSetting(
+                f"report({value}) of {self.name}: items has {sum(map(bool, items))} of {len(items)} correct, another fraction"
+            )
         if (found := _shapes(self.model)) != self._shapes:
             name = next(n for n in [*self._shapes, *found] if self._shapes.get(n) != found.get(n))
-            raise BadModel(
+            raise InvalidModel(
                 f"{self.name}: {name} has shape {found.get(name, 'none')}, the arm's network {self._shapes.get(name, 'none')}; "
                 "train arm.model in place, do not replace it or change its layers"
             )
@@ -141,8 +143,8 @@ class Search:
         settings: any other field of `SearchConfig`, such as rounds, rate or target_macs, rewind, seeds, criterion, controls, keep, only.
 
     Raises:
-        BadSetting: settings contradict each other, or the criterion needs data. BadModel: the network cannot be traced or cut.
-        StaleTicket: the folder holds a search with other settings.
+        InvalidSetting: settings contradict each other, or the criterion needs data. InvalidModel: the network cannot be traced or cut.
+        TicketMismatch: the folder holds a search with other settings.
     """
 
     def __init__(
@@ -160,11 +162,11 @@ class Search:
         config = SearchConfig(**{"rounds": 4, "margin_points": margin} | settings)
         if needed := criteria.needs(config.criterion):
             free = ", ".join(name for name in criteria.names() if not criteria.needs(name))
-            raise BadSetting(
+            raise InvalidSetting(
                 f"criterion={config.criterion} needs {', '.join(needed)} of data that lt.Search does not see; choose one of {free}"
             )
         if config.prune != "filters" or (config.target is not None and config.target.profiled):
-            raise BadSetting("lt.Search prunes filters, by a rate or to target_macs or target_params; lt.find takes other targets")
+            raise InvalidSetting("lt.Search prunes filters, by a rate or to target_macs or target_params; lt.find takes other targets")
         task = _Task(metric, example)
         job = SearchJob(
             "own",
@@ -183,16 +185,18 @@ class Search:
             self.folder.begin(job.to_json(), resume=self.folder.begun)
 
     def __iter__(self) -> Iterator[ArmToTrain]:
-        """The arms that are not finished, each as soon as those before it are. Raises BadSetting where one was not reported."""
+        """The arms that are not finished, each as soon as those before it are. Raises InvalidSetting where one was not reported."""
         while (pending := self._advance()) is not None:
             yield pending
             if not self.folder.training(pending.arm).exists():
-                raise BadSetting(f"{pending.name} was trained, and nothing reported; call arm.report(value) at the end of the loop's body")
+                raise InvalidSetting(
+                    f"{pending.name} was trained, and nothing reported; call arm.report(value) at the end of the loop's body"
+                )
 
     def result(self) -> Found:
-        """The network, the rows of all arms and the verdict. Raises BadSetting while arms are unfinished."""
+        """The network, the rows of all arms and the verdict. Raises InvalidSetting while arms are unfinished."""
         if (pending := self._advance()) is not None:
-            raise BadSetting(f"the search is not finished: {pending.name} is still to be trained; iterate over the search first")
+            raise InvalidSetting(f"the search is not finished: {pending.name} is still to be trained; iterate over the search first")
         assert self._found is not None
         return self._found
 
@@ -255,7 +259,7 @@ class Search:
         rows = [Epoch(e + training.first_epoch, 0.0, 0.0, 0.0, score.loss, score.value, seconds / epochs, 0.0) for e in range(epochs)]
         if training.arm.kind == "dense" and (at := self._prepared.job.config.rewind_epoch):
             if arm.early is None:
-                raise BadSetting(f"{arm.name}: rewind=weight needs the weights after epoch {at}; call arm.keep_early() then")
+                raise InvalidSetting(f"{arm.name}: rewind=weight needs the weights after epoch {at}; call arm.keep_early() then")
             save(rows[at - 1], {"model": arm.early, "epochs": [row.to_json() for row in rows[:at]]})
         return Outcome(rows, score)
 

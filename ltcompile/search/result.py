@@ -54,7 +54,7 @@ def measure_target(runner: ArmRunner, ticket: Ticket) -> Reached | None:
 
 
 def write_summary(runner: ArmRunner, ticket: Ticket, reached: Reached | None, seconds: float) -> None:
-    """Write the summary of the search to its folder. Raises BadFile."""
+    """Write the summary of the search to its folder. Raises InvalidFile."""
     job = runner.job
     widths = [
         {"layer": name, "before": before, "after": after, "frozen": ticket.plan.frozen.get(name, "")}

@@ -21,7 +21,7 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Task
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset, load_data
-from ltcompile.errors import BadFile, TrainingFailed
+from ltcompile.errors import InvalidFile, TrainingFailed
 from ltcompile.models import default_recipe, least_size, preprocessing
 from ltcompile.paths import check_room, locked
 from ltcompile.prune.budget import RelativeTimer
@@ -99,7 +99,7 @@ def find(
     prepared = prepare(SearchJob(model, task, config, recipe, on, weights, profile, measured, mask, trainer))
     run = RunFolder(folder if folder is not None else default_folder(model, task, config))
     if resume and not run.path.exists():
-        raise BadFile(f"there is no run to resume at {run.path}; leave resume= out to begin it")
+        raise InvalidFile(f"there is no run to resume at {run.path}; leave resume= out to begin it")
     try:
         with locked(run.path):
             check_room(run.path, run_bytes(prepared) - run.bytes_written, "this search")

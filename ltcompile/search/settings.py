@@ -24,7 +24,7 @@ from typing import Any
 
 from ltcompile.core.fields import Misfit, shaped
 from ltcompile.core.recipe import Recipe
-from ltcompile.errors import BadFile, BadSetting
+from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.prune.limits import Limits
 from ltcompile.search.config import SearchConfig
 
@@ -56,23 +56,23 @@ class SearchSettings:
 
     @classmethod
     def load(cls, path: str | Path) -> SearchSettings:
-        """The settings in a TOML file. Raises BadFile where it cannot be read; BadSetting where a key is unknown or its value of another type."""
+        """The settings in a TOML file. Raises InvalidFile where it cannot be read; InvalidSetting where a key is unknown or its value of another type."""
         try:
             found = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-            raise BadFile(f"{path} cannot be read as a recipe ({error}); see recipes/ for examples") from error
+            raise InvalidFile(f"{path} cannot be read as a recipe ({error}); see recipes/ for examples") from error
         sections = {name: value for name, value in found.items() if isinstance(value, dict)}
         top = {name: value for name, value in found.items() if name not in sections}
         return cls._checked({"": top, **sections}, str(path))
 
     @classmethod
     def parse(cls, words: list[str]) -> SearchSettings:
-        """The settings in words such as `train.distill=0.5`; text needs no quotes. Raises BadSetting."""
+        """The settings in words such as `train.distill=0.5`; text needs no quotes. Raises InvalidSetting."""
         values: dict[str, dict[str, Any]] = {}
         for word in words:
             name, equals, text = word.partition("=")
             if not equals:
-                raise BadSetting(f"--set takes KEY=VALUE, as in train.distill=0.5, not {word!r}")
+                raise InvalidSetting(f"--set takes KEY=VALUE, as in train.distill=0.5, not {word!r}")
             section, _, key = name.strip().rpartition(".")
             try:
                 value = tomllib.loads(f"value = {text}")["value"]
@@ -93,7 +93,7 @@ class SearchSettings:
             try:
                 found[section] = {key: shaped(value, known[section][key], f"{section}.{key}".lstrip(".")) for key, value in table.items()}
             except Misfit as error:
-                raise BadSetting(f"{source}: {error}; give it such a value") from error
+                raise InvalidSetting(f"{source}: {error}; give it such a value") from error
         return cls(found, source)
 
     def section(self, name: str) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class SearchSettings:
         return SearchSettings(values, self.source if self.values else other.source)
 
     def recipe(self, usual: Recipe) -> Recipe:
-        """`usual` with [train]; a warm-up that is not set never outlasts the epochs. Raises BadSetting."""
+        """`usual` with [train]; a warm-up that is not set never outlasts the epochs. Raises InvalidSetting."""
         train = self.section("train")
         if "epochs" in train and "warmup_epochs" not in train:
             train["warmup_epochs"] = min(usual.warmup_epochs, max(0, train["epochs"] - 1))
@@ -118,7 +118,7 @@ class SearchSettings:
             return dataclasses.replace(usual, **train)
 
     def config(self, **measured: Any) -> SearchConfig:
-        """The config of [prune], [limits] and [search]; `measured` stands in place of a target of time or energy. Raises BadSetting."""
+        """The config of [prune], [limits] and [search]; `measured` stands in place of a target of time or energy. Raises InvalidSetting."""
         prune = {key: value for key, value in self.section("prune").items() if key not in TIMED}
         with self._naming_source():
             return SearchConfig(**{**prune, **self.section("limits"), **self.section("search"), **measured})
@@ -128,14 +128,14 @@ class SearchSettings:
         """Prefixes an error that names one of the settings with their source."""
         try:
             yield
-        except BadSetting as error:
+        except InvalidSetting as error:
             keys = [key for table in self.values.values() for key in table]
             if self.source == "--set" or not any(re.search(rf"\b{key}\b", str(error)) for key in keys):
                 raise
-            raise BadSetting(f"{self.source}: {error}") from error
+            raise InvalidSetting(f"{self.source}: {error}") from error
 
 
-def _unknown(source: str, name: str, known: list[str], kind: str) -> BadSetting:
+def _unknown(source: str, name: str, known: list[str], kind: str) -> InvalidSetting:
     near = difflib.get_close_matches(name.rpartition(".")[2], known, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return BadSetting(f"{source}: unknown {kind} {name!r}.{hint} Known: {', '.join(known)}")
+    return InvalidSetting(f"{source}: unknown {kind} {name!r}.{hint} Known: {', '.join(known)}")

@@ -22,7 +22,7 @@ def original(done: Done) -> nn.Module:
 
 
 def network(done: Done, seed: int, level: int) -> nn.Module:
-    """The trained ticket of a level, or at level 0 the dense network, in eval mode; of filters, the cut one. Raises BadFile."""
+    """The trained ticket of a level, or at level 0 the dense network, in eval mode; of filters, the cut one. Raises InvalidFile."""
     run, found = RunFolder(done.folder), original(done)
     if level and not _masked(done):
         found = cut(found, PruningPlan.load(run.plan(seed, level)))
@@ -31,7 +31,7 @@ def network(done: Done, seed: int, level: int) -> nn.Module:
 
 
 def weights(done: Done, seed: int, level: int) -> dict[str, Tensor]:
-    """Parameter name -> the trained weights of a level, in the original's places with zeros for what is dropped. Raises BadFile."""
+    """Parameter name -> the trained weights of a level, in the original's places with zeros for what is dropped. Raises InvalidFile."""
     found = network(done, seed, level)
     if level and not _masked(done):
         found = embed(found, PruningPlan.load(RunFolder(done.folder).plan(seed, level)), original(done))
@@ -39,7 +39,7 @@ def weights(done: Done, seed: int, level: int) -> dict[str, Tensor]:
 
 
 def mask(done: Done, seed: int, level: int) -> WeightMask:
-    """Which of the original's weights a level keeps; all of them at level 0. Raises BadFile."""
+    """Which of the original's weights a level keeps; all of them at level 0. Raises InvalidFile."""
     whole = original(done)
     if not level:
         return full_mask({name: p for name, p in whole.named_parameters() if p.dim() > 1})

@@ -13,7 +13,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Claim, Estimate, Figure, Maps, Picture, Series, Table
 from ltcompile.data import Dataset
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.search import SearchConfig, margins_of
 
 SIZES = ("smoke", "small", "full")
@@ -37,9 +37,9 @@ class Scale:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        """Raises BadSetting where there are no seeds."""
+        """Raises InvalidSetting where there are no seeds."""
         if self.seeds < 1:
-            raise BadSetting(f"seeds={self.seeds}: a study takes at least 1 seed, and 3 for an interval that means much")
+            raise InvalidSetting(f"seeds={self.seeds}: a study takes at least 1 seed, and 3 for an interval that means much")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from ltcompile.core.records import provenance
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import ArmNote, Study
 from ltcompile.data import Dataset
-from ltcompile.errors import BadFile, unknown
+from ltcompile.errors import InvalidFile, unknown
 from ltcompile.paths import locked
 from ltcompile.search import Listener, NullListener, data_for, find, prize, recipe_for
 from ltcompile.study._nouns import SIZES, Done, Findings, Scale, StudyArm
@@ -48,7 +48,7 @@ def load(name: str) -> ModuleType:
 
 
 def scaled(study: ModuleType, scale: str, data: str | None = None, seeds: int | None = None) -> Scale:
-    """One of a study's scales, on other data or with other seeds where that is asked for. Raises UnknownName, BadSetting."""
+    """One of a study's scales, on other data or with other seeds where that is asked for. Raises UnknownName, InvalidSetting."""
     if scale not in SIZES:
         raise unknown("scale", scale, list(SIZES))
     usual: Scale = study.SCALES[scale]
@@ -78,16 +78,16 @@ def run(
         watch: makes the listener of an arm's search.
 
     Raises:
-        LtcompileError: as `find`; StaleTicket where a resumed study was begun with other settings.
+        LtcompileError: as `find`; TicketMismatch where a resumed study was begun with other settings.
     """
     study = load(name)
     chosen, path, on = scaled(study, scale, data, seeds), Path(folder or default_folder(name, scale)), pick_device(device)
     arms: list[StudyArm] = study.arms(chosen)
     begun = {arm.name for arm in arms if RunFolder(path / arm.name).begun}
     if resume and not path.exists():
-        raise BadFile(f"there is no study to resume at {path}; leave resume= out to begin it")
+        raise InvalidFile(f"there is no study to resume at {path}; leave resume= out to begin it")
     if begun and not resume:
-        raise BadFile(f"{path} holds a study already; continue it with resume=True, or choose another folder=")
+        raise InvalidFile(f"{path} holds a study already; continue it with resume=True, or choose another folder=")
     images = _images(arms, data_root, download)
     with locked(path):
         done: dict[str, Done] = {}

@@ -87,7 +87,7 @@ def look(done: Done) -> dict[int, Seen]:
 
 
 def mask_of(done: Done, seed: int, level: int) -> WeightMask:
-    """What a ticket kept. Raises BadFile where its file is gone or damaged."""
+    """What a ticket kept. Raises InvalidFile where its file is gone or damaged."""
     return WeightMask.load(RunFolder(done.folder).mask(seed, level))
 
 

@@ -120,7 +120,7 @@ def analyse(scale: PruningScale, done: Mapping[str, Done], device: torch.device)
 
 
 def look(done: Done, seed: int, device: torch.device) -> Seen:
-    """All levels of a seed. Raises BadFile where a file of the run is gone or damaged."""
+    """All levels of a seed. Raises InvalidFile where a file of the run is gone or damaged."""
     left, test, structure, stability = {}, {}, {}, {}
     before = weights(done, seed, 0)
     for level in (0, *levels(done.rows)):

@@ -18,7 +18,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained
 from ltcompile.core.study import Claim, Figure, Look, Series, Table
 from ltcompile.data import Dataset, Split, TensorSplit
-from ltcompile.errors import BadData
+from ltcompile.errors import InvalidData
 from ltcompile.study._curves import accuracy, band, curve, levels, mean, percent, series, spread
 from ltcompile.study._networks import mask
 from ltcompile.study._nouns import Done, Findings, Paper, PruningScale, StudyArm, scales
@@ -69,7 +69,7 @@ def _given(way: str, seed: int) -> str:
 
 
 def _in_common(way: str, seed: int, done: Mapping[str, Done]) -> WeightMask:
-    """The mask that a way makes of the last ones of the other tasks. Raises BadPlan where they have nothing in common."""
+    """The mask that a way makes of the last ones of the other tasks. Raises InvalidPlan where they have nothing in common."""
     return WAYS[way][1]([mask(done[name], seed, levels(done[name].rows)[-1]) for name in SOURCES])
 
 
@@ -79,11 +79,13 @@ def _in_common(way: str, seed: int, done: Mapping[str, Done]) -> WeightMask:
 def task(data: Dataset, number: int) -> Dataset:
     """The images of one of as many equal shares of the classes as there are tasks, with labels from 0 on.
 
-    Images keep the normalisation of the whole. Raises BadData where there are fewer than two classes for each, or images are streamed.
+    Images keep the normalisation of the whole. Raises InvalidData where there are fewer than two classes for each, or images are streamed.
     """
     names = data.description.class_names
     if (each := len(names) // TASKS) < 2:
-        raise BadData(f"{TASKS} tasks need at least two classes each, and {data.description.name} has {len(names)}; choose data with more")
+        raise InvalidData(
+            f"{TASKS} tasks need at least two classes each, and {data.description.name} has {len(names)}; choose data with more"
+        )
     classes = range(number * each, (number + 1) * each)
     told = replace(
         data.description,
@@ -97,7 +99,7 @@ def task(data: Dataset, number: int) -> Dataset:
 def _only(split: Split, classes: range, name: str) -> TensorSplit:
     """The images of `classes`, which are counted from 0 on."""
     if not isinstance(split, TensorSplit):
-        raise BadData(f"{name} does not fit in memory: its classes are not dealt out to tasks; choose other data")
+        raise InvalidData(f"{name} does not fit in memory: its classes are not dealt out to tasks; choose other data")
     labels = split.labels
     rows = ((labels >= classes.start) & (labels < classes.stop)).nonzero().flatten()
     return split.part(rows).relabelled(labels[rows] - classes.start)

@@ -14,7 +14,7 @@ from ltcompile.core.description import Description
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import ACCURACY, Metric, Part, Score, Task
 from ltcompile.data import Dataset, Split
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.training import ArmTraining, Evaluation, Execution, Outcome, Progress, evaluate, train
 
 
@@ -73,9 +73,9 @@ task, trainer = Classification, SgdTrainer
 
 
 def data_of(task: Task) -> Dataset:
-    """The data set of a classification. Raises BadSetting for another task, which the project's own loop cannot train."""
+    """The data set of a classification. Raises InvalidSetting for another task, which the project's own loop cannot train."""
     if not isinstance(task, Classification):
-        raise BadSetting("trainer=: the default one trains classification alone; give one that trains this task")
+        raise InvalidSetting("trainer=: the default one trains classification alone; give one that trains this task")
     return task.data
 
 

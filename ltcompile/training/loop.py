@@ -20,7 +20,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record
 from ltcompile.core.streams import seeded, stream
 from ltcompile.data import Dataset
-from ltcompile.errors import BadFile, TrainingFailed
+from ltcompile.errors import InvalidFile, TrainingFailed
 from ltcompile.training.evaluate import Evaluation, evaluate
 from ltcompile.training.execution import Execution, settled
 from ltcompile.training.step import Stepper
@@ -114,7 +114,7 @@ class _Loop:
         }
 
     def resume(self, state: dict[str, Any]) -> list[Epoch]:
-        """Take up a `state`; the epochs behind it. Raises BadFile where it is of another training."""
+        """Take up a `state`; the epochs behind it. Raises InvalidFile where it is of another training."""
         try:
             self.model.load_state_dict(state["model"])
             self.stepper.optimiser.load_state_dict(state["optimiser"])
@@ -122,7 +122,7 @@ class _Loop:
             return [Epoch.from_json(row) for row in state["epochs"]]
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             told = " ".join(str(error).split())[:300]
-            raise BadFile(
+            raise InvalidFile(
                 f"the checkpoint is of another training ({told}); remove the run's .partial.pt, and resume=True repeats it"
             ) from error
 

@@ -12,7 +12,7 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.core.load import busy_share, is_busy
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.records import cpu_name
-from ltcompile.errors import BadFile, BadSetting, StaleTicket, Unavailable, unknown
+from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, Unavailable, unknown
 from ltcompile.paths import check_writable, write_json
 from ltcompile.timing import Times, interleave
 from ltcompile.verification.claims import Claims, Timing, read_claims
@@ -66,8 +66,8 @@ def verify(
     the machine, nothing is timed. See `verifying.network` for what a file can do while it is examined.
 
     Raises:
-        BadFile, BadData: a file is not what it should be. StaleTicket: the files do not belong together.
-        BadSetting: nothing is claimed for `on`. UnknownName: no such kind of claims. Unavailable: onnxruntime does not load.
+        InvalidFile, InvalidData: a file is not what it should be. TicketMismatch: the files do not belong together.
+        InvalidSetting: nothing is claimed for `on`. UnknownName: no such kind of claims. Unavailable: onnxruntime does not load.
     """
     for what in require:
         if what not in CLAIMS:
@@ -101,45 +101,49 @@ def _beside(path: Path) -> Path:
     for name in DEFAULT_CLAIMS:
         if (path.parent / name).is_file():
             return path.parent / name
-    raise BadFile(f"there is no {' and no '.join(DEFAULT_CLAIMS)} beside {path}; name one with --claims")
+    raise InvalidFile(f"there is no {' and no '.join(DEFAULT_CLAIMS)} beside {path}; name one with --claims")
 
 
 def _check_belongs(small: Network, claims: Claims) -> None:
-    """Raises BadFile or StaleTicket where the claims are about another network."""
+    """Raises InvalidFile or TicketMismatch where the claims are about another network."""
     if small.metadata.get("producer") != "ltcompile":
-        raise BadFile(f"{small.path} was not made by `ltcompile shrink`, so nothing tells whose claims are its own; take a file that was")
+        raise InvalidFile(
+            f"{small.path} was not made by `ltcompile shrink`, so nothing tells whose claims are its own; take a file that was"
+        )
     checksum = small.metadata.get("ticket_checksum", "")
     if claims.checksum is not None and claims.checksum != checksum:
-        raise StaleTicket(
+        raise TicketMismatch(
             f"{small.path} was made from the ticket {checksum[:12] or 'of no name'}, {claims.name} is about {claims.checksum[:12]}; "
             "take the claims that were made with this file"
         )
     if claims.shape is not None and claims.shape != small.shape:
-        raise StaleTicket(f"{small.path} takes images {small.shape}, {claims.name} is about {claims.shape}; take the claims of this file")
+        raise TicketMismatch(
+            f"{small.path} takes images {small.shape}, {claims.name} is about {claims.shape}; take the claims of this file"
+        )
 
 
 def _wanted(small: Network, claims: Claims, on: Deployment | None) -> list[Timing]:
-    """The timings on ONNX Runtime, or those for `on` alone. Raises BadSetting."""
+    """The timings on ONNX Runtime, or those for `on` alone. Raises InvalidSetting."""
     rows = [row for row in claims.timings if row.runtime == RUNTIME]
     if on is None:
         return rows
     if on.runtime != RUNTIME or on.threads:
-        raise BadSetting(
+        raise InvalidSetting(
             f"--on {on}: claims are repeated by {RUNTIME} alone, on its own number of threads; write {on.device}:{RUNTIME}:b{on.batch}"
         )
     if on.precision != small.precision:
-        raise BadSetting(f"--on {on}: {small.path.name} is a file in {small.precision}; name that, or take another file")
+        raise InvalidSetting(f"--on {on}: {small.path.name} is a file in {small.precision}; name that, or take another file")
     if found := [row for row in rows if (row.device, row.batch) == (on.device, on.batch)]:
         return found
     known = ", ".join(dict.fromkeys(_deployment(small, row) for row in rows)) or "nowhere"
-    raise BadSetting(f"{claims.name} has no timing on {on}; it was timed on: {known}; choose one of these, or bench it there")
+    raise InvalidSetting(f"{claims.name} has no timing on {on}; it was timed on: {known}; choose one of these, or bench it there")
 
 
 def _open_dense(path: Path, small: Network, claims: Claims) -> Network:
-    """The network that the small one was cut from, as far as its file tells. Raises BadFile or StaleTicket."""
+    """The network that the small one was cut from, as far as its file tells. Raises InvalidFile or TicketMismatch."""
     dense = open_network(path)
     if (dense.shape, dense.classes) != (small.shape, small.classes):
-        raise StaleTicket(
+        raise TicketMismatch(
             f"{path} turns {dense.shape} into {dense.classes} logits, and {small.path.name} {small.shape} into {small.classes}; "
             "take the network that it was cut from"
         )
@@ -147,7 +151,7 @@ def _open_dense(path: Path, small: Network, claims: Claims) -> Network:
     params = claims.dense_params
     least, most = (0.0, np.inf) if params is None else (BYTES_PER_PARAM[0] * params, BYTES_PER_PARAM[1] * params + GRAPH_BYTES)
     if len(checksums) > 1 or not least <= len(dense.data) <= most:
-        raise StaleTicket(
+        raise TicketMismatch(
             f"{path}, of {len(dense.data):,} bytes, is not the network that {small.path.name} was cut from"
             f"{'' if params is None else f', which has {params:,} params'}; "
             f"write it with `ltcompile bench {small.path.name} --write-dense {path.name}`"

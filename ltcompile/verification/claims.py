@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ltcompile.core.fields import Misfit, misfit, short, table
 from ltcompile.core.network_file import NetworkFile
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json
 
 T = TypeVar("T")
@@ -124,7 +124,7 @@ def read_claims(path: Path) -> Claims:
     """The claims in `path`.
 
     Raises:
-        BadFile: it is missing, no report.json and no bench.json, or damaged.
+        InvalidFile: it is missing, no report.json and no bench.json, or damaged.
     """
     value = read_json(path, WHAT)
     try:
@@ -137,7 +137,7 @@ def read_claims(path: Path) -> Claims:
         _check_sane(claims)
         return claims
     except (Misfit, RecursionError) as error:
-        raise BadFile(f"{path} cannot be read as a {WHAT}: {error}; make it again") from error
+        raise InvalidFile(f"{path} cannot be read as a {WHAT}: {error}; make it again") from error
 
 
 def _of_bench(name: str, bench: _Bench) -> Claims:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ltcompile.core.fields import short
 from ltcompile.core.tensors import check_is_file
-from ltcompile.errors import BadData, BadFile
+from ltcompile.errors import InvalidData, InvalidFile
 from ltcompile.verification.network import Array
 
 Labels = NDArray[np.integer[Any]]
@@ -23,26 +23,26 @@ def read_images(path: Path, shape: tuple[int, int, int], classes: int) -> tuple[
     """The arrays `images` (N, C, H, W) float32, ready for the network, and `labels` (N,) in `path`.
 
     Raises:
-        BadFile: it is missing, or no .npz file. BadData: its arrays are not those.
+        InvalidFile: it is missing, or no .npz file. InvalidData: its arrays are not those.
     """
     check_is_file(path, ".npz file")
     try:
         with zipfile.ZipFile(path) as archive:
             unfolded = sum(entry.file_size for entry in archive.infolist())
         if unfolded > MOST_UNFOLDED * path.stat().st_size:
-            raise BadFile(f"{path} would unfold to {unfolded:,} bytes; {WANTED}")
+            raise InvalidFile(f"{path} would unfold to {unfolded:,} bytes; {WANTED}")
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
     except KeyError as error:
-        raise BadData(f"{path} lacks images or labels; {WANTED}") from error
-    except BadFile:
+        raise InvalidData(f"{path} lacks images or labels; {WANTED}") from error
+    except InvalidFile:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen types for a broken archive
-        raise BadFile(f"{path} cannot be read as .npz: {str(error) or type(error).__name__}; {WANTED}") from error
+        raise InvalidFile(f"{path} cannot be read as .npz: {str(error) or type(error).__name__}; {WANTED}") from error
     if images.dtype != np.float32 or images.shape[1:] != shape or images.ndim != 4 or not len(images):
-        raise BadData(f"{path}: images are {images.dtype} {short(images.shape)}, and must be float32 (N, {', '.join(map(str, shape))})")
+        raise InvalidData(f"{path}: images are {images.dtype} {short(images.shape)}, and must be float32 (N, {', '.join(map(str, shape))})")
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-        raise BadData(f"{path}: labels are {labels.dtype} {short(labels.shape)}, and must be whole numbers ({len(images)},)")
+        raise InvalidData(f"{path}: labels are {labels.dtype} {short(labels.shape)}, and must be whole numbers ({len(images)},)")
     if not np.isfinite(images).all() or labels.min() < 0 or labels.max() >= classes:
-        raise BadData(f"{path}: images must be finite, and labels lie between 0 and {classes - 1}; write it again")
+        raise InvalidData(f"{path}: images must be finite, and labels lie between 0 and {classes - 1}; write it again")
     return np.ascontiguousarray(images), labels

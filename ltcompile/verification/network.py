@@ -19,7 +19,7 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.core.fields import short
 from ltcompile.core.network_file import NetworkFile, described
 from ltcompile.core.tensors import check_is_file
-from ltcompile.errors import BadFile, Unavailable
+from ltcompile.errors import InvalidFile, Unavailable
 from ltcompile.runtimes import Bound, Session
 from ltcompile.runtimes._ort import CPU, CUDA, ERRORS, NOTHING, OnCpu, Replayed, open_session
 from ltcompile.verification.wire import check_self_contained
@@ -103,11 +103,11 @@ def open_network(path: Path) -> Network:
     """The network in an ONNX file that takes images (N, C, H, W) and gives logits (N, classes).
 
     Raises:
-        BadFile: it is missing, no such file, or reaches for what is not in it.
+        InvalidFile: it is missing, no such file, or reaches for what is not in it.
     """
     check_is_file(path, "ONNX file")
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise BadFile(f"{path} has {size:,} bytes, more than an ONNX file can have; export it anew")
+        raise InvalidFile(f"{path} has {size:,} bytes, more than an ONNX file can have; export it anew")
     data = path.read_bytes()
     check_self_contained(data, path)
     try:
@@ -117,14 +117,14 @@ def open_network(path: Path) -> Network:
     except Exception as error:  # ONNX Runtime raises its own types
         if isinstance(error, Unavailable) and isinstance(error.__cause__, ImportError):
             raise
-        raise BadFile(
+        raise InvalidFile(
             f"ONNX Runtime cannot load {path}: {_told(error.__cause__ or error)}; export it anew, or update onnxruntime"
         ) from error
     match ends:
         case [("tensor(float)", [batch, int() as c, int() as h, int() as w]), ("tensor(float)", [_, int() as classes])]:
             if min(c, h, w, classes, batch if isinstance(batch, int) else 1) > 0:
                 return Network(path, data, metadata, (c, h, w), batch, classes)
-    raise BadFile(
+    raise InvalidFile(
         f"{path} does not turn images (N, C, H, W) into logits (N, classes), but has {short(ends)}; take a file of `ltcompile shrink`"
     )
 

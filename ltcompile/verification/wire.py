@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ltcompile.core.fields import Misfit, short
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 
 OPENED = {  # what the fields of a message hold; the tests compare this with onnx's own description
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
@@ -39,14 +39,14 @@ def check_self_contained(data: bytes, path: Path) -> None:
     """The ONNX file `data`, read from `path`, keeps all weights inside, and uses no operators but ONNX's own.
 
     Raises:
-        BadFile: it does not, or is no ONNX file.
+        InvalidFile: it does not, or is no ONNX file.
     """
     try:
         seen = _examine(data)
     except Misfit as error:
-        raise BadFile(f"{path} {error}; export it anew") from error
+        raise InvalidFile(f"{path} {error}; export it anew") from error
     if not {IR_VERSION, GRAPH} <= seen:
-        raise BadFile(f"{path} is no ONNX file; `ltcompile shrink` makes one of a ticket")
+        raise InvalidFile(f"{path} is no ONNX file; `ltcompile shrink` makes one of a ticket")
 
 
 def _examine(data: bytes) -> set[int]:

@@ -31,7 +31,7 @@ from ltcompile.benchmark.similarity import (
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.ticket import Ticket
-from ltcompile.errors import BadPlan, BadSetting, StaleTicket
+from ltcompile.errors import InvalidPlan, InvalidSetting, TicketMismatch
 from ltcompile.graph import mask, trace
 from ltcompile.search.selection import Selection
 
@@ -73,7 +73,7 @@ class TestDistances:
     def test_masks_of_different_networks_are_refused(self) -> None:
         other = WeightMask({"a.weight": torch.ones(5, 4, dtype=torch.bool), "b.weight": torch.ones(SHAPES["b.weight"], dtype=torch.bool)})
         for call_ in (distances, lambda a, b: majority([a, b]), lambda a, b: intersection([a, b])):
-            with pytest.raises(BadPlan, match=r"different networks: they disagree about 'a\.weight'"):
+            with pytest.raises(InvalidPlan, match=r"different networks: they disagree about 'a\.weight'"):
                 call_(random_mask(0), other)
 
 
@@ -97,9 +97,9 @@ class TestInCommon:
             assert distances(way([found] * 3), found).total == 0
 
     def test_nothing_in_common_is_an_error(self) -> None:
-        with pytest.raises(BadPlan, match="keeps no weight"):
+        with pytest.raises(InvalidPlan, match="keeps no weight"):
             intersection([random_mask(0), inverse(random_mask(0))])
-        with pytest.raises(BadPlan, match="no masks"):
+        with pytest.raises(InvalidPlan, match="no masks"):
             majority([])
 
 
@@ -180,22 +180,22 @@ class TestTickets:
 
     def test_strangers_are_refused(self, tickets: dict[str, Path], tmp_path: Path) -> None:
         one = tickets["filters"]
-        with pytest.raises(BadSetting, match="at least two"):
+        with pytest.raises(InvalidSetting, match="at least two"):
             similarity([one])
-        with pytest.raises(StaleTicket, match=r"lenet300.*compare tickets of the same network"):
+        with pytest.raises(TicketMismatch, match=r"lenet300.*compare tickets of the same network"):
             similarity([one, tickets["other"]])
-        with pytest.raises(StaleTicket, match="found for 'lenet5', not for 'vgg16'"):
+        with pytest.raises(TicketMismatch, match="found for 'lenet5', not for 'vgg16'"):
             similarity([one, one], model="vgg16")
         ticket = Ticket.load(one)
         letters = {**ticket.data, "class_names": list("abcdefghij")}
         dataclasses.replace(ticket, data=letters).save(tmp_path / "letters.pt")
-        with pytest.raises(StaleTicket, match="their answers do not compare"):
+        with pytest.raises(TicketMismatch, match="their answers do not compare"):
             similarity([one, tmp_path / "letters.pt"])
         dataclasses.replace(ticket, data={**ticket.data, "name": "mnist"}).save(tmp_path / "mnist.pt")
-        with pytest.raises(BadSetting, match="digits and mnist; pass data="):
+        with pytest.raises(InvalidSetting, match="digits and mnist; pass data="):
             similarity([one, tmp_path / "mnist.pt"])
         assert similarity([one, tmp_path / "mnist.pt"], data="digits").pairs[0].agreement == 1
-        with pytest.raises(StaleTicket, match="pass the data that they were found on"):
+        with pytest.raises(TicketMismatch, match="pass the data that they were found on"):
             similarity([tmp_path / "letters.pt"] * 2, data="digits")
 
     def test_the_command(self, tickets: dict[str, Path], tmp_path: Path) -> None:

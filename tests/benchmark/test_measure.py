@@ -22,7 +22,7 @@ from ltcompile.benchmark import busy_share, interleave, measure, peak_above
 from ltcompile.benchmark.reference import reference_of
 from ltcompile.core import load
 from ltcompile.core.records import Measurement
-from ltcompile.errors import BadData, BadSetting, Disagreement, Unavailable, UnknownName
+from ltcompile.errors import Disagreement, InvalidData, InvalidSetting, Unavailable, UnknownName
 from ltcompile.runtimes import Subject
 
 bench_module = importlib.import_module("ltcompile.benchmark.rows")
@@ -266,12 +266,12 @@ def test_without_the_reference_there_is_no_speedup(pair: list[Subject], monkeypa
 @pytest.mark.usefixtures("no_timing")
 def test_bench_refuses_nonsense(pair: list[Subject]) -> None:
     for bad in (np.zeros_like(IMAGES), IMAGES[:0], IMAGES.astype(np.float64), IMAGES[0], np.full_like(IMAGES, np.nan)):
-        with pytest.raises(BadData):
+        with pytest.raises(InvalidData):
             measure(pair, bad)
-    with pytest.raises(BadData, match="labels"):
+    with pytest.raises(InvalidData, match="labels"):
         measure(pair, IMAGES, np.zeros(3, dtype=np.int64))
     for settings in ({"batches": (0, 1)}, {"batches": ()}, {"batches": (1, 1)}, {"reference": "gone"}, {"devices": ["tpu"]}):
-        with pytest.raises(BadSetting):
+        with pytest.raises(InvalidSetting):
             measure(pair, IMAGES, **settings)
-    with pytest.raises(BadSetting, match="one name"):
+    with pytest.raises(InvalidSetting, match="one name"):
         measure([pair[0], pair[0]], IMAGES)

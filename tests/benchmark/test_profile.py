@@ -42,7 +42,7 @@ from ltcompile.core.profile import Profile, Run
 from ltcompile.core.reached import Reached
 from ltcompile.core.surface import Grid, Sample
 from ltcompile.engine.cpu import candidates
-from ltcompile.errors import BadFile, BadSetting, Disagreement, StaleProfile, Unavailable
+from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting, ProfileMismatch, Unavailable
 from ltcompile.graph import cut, trace
 from ltcompile.graph.bundle import bundles
 from ltcompile.graph.widths import LAYERS, layer_widths
@@ -205,20 +205,20 @@ def test_a_profile_goes_on_where_it_was(law: Law, tmp_path: Path) -> None:
 def test_a_foreign_profile_is_refused_by_what_differs(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.json"
     found = profile(MODEL, TARGET, output=path)
-    with pytest.raises(StaleProfile, match="name lenet5, not vgg16"):
+    with pytest.raises(ProfileMismatch, match="name lenet5, not vgg16"):
         found.check_fits(model("vgg16"))
-    with pytest.raises(StaleProfile, match=r"for cpu:onnxruntime:b8:fp32, not for cpu:onnxruntime:b1:fp32"):
+    with pytest.raises(ProfileMismatch, match=r"for cpu:onnxruntime:b8:fp32, not for cpu:onnxruntime:b1:fp32"):
         found.check_fits(MODEL, replace(TARGET, batch=1))
     for field in ("cpu", "threads", "onnxruntime-gpu"):
-        with pytest.raises(StaleProfile, match=f"with {field} another, and here is"):
+        with pytest.raises(ProfileMismatch, match=f"with {field} another, and here is"):
             replace(found, machine={**found.machine, field: "another"}).check_here()
     value = json.loads(path.read_text())
     path.write_text(json.dumps({**value, "machine": {**value["machine"], "cpu": "another"}}))
-    with pytest.raises(StaleProfile, match="cpu another"):
+    with pytest.raises(ProfileMismatch, match="cpu another"):
         profile(MODEL, TARGET, output=path)
     for spoiled in ({"kind": "plan"}, {"runs": [{}]}, {"layers": []}, {"target": "cpu"}):
         path.write_text(json.dumps({**value, **spoiled}))
-        with pytest.raises(BadFile, match="ltcompile profile"):
+        with pytest.raises(InvalidFile, match="ltcompile profile"):
             Profile.load(path)
 
 
@@ -440,18 +440,18 @@ def test_plans_meet_their_energy(counted: Law, tmp_path: Path) -> None:
     assert measured(by_time) == pytest.approx(joules_of(by_time) / dense)
     plan = lt.plan(network, images, target_energy=0.3, profile=found, measured=measured)
     assert joules_of(cut(network, plan)) == pytest.approx(0.3 * dense, rel=0.06)
-    with pytest.raises(BadSetting, match="needs `measured`"):
+    with pytest.raises(InvalidSetting, match="needs `measured`"):
         lt.plan(network, images, target_energy=0.3, profile=found)
 
 
 def test_what_cannot_be_reached_is_refused_with_the_fastest(law: Law, tmp_path: Path) -> None:
     found = profile(MODEL, TARGET, output=tmp_path / "p.json")
     network, images = lt.build_model("lenet5", in_channels=1).eval(), torch.zeros(2, 1, 32, 32)
-    with pytest.raises(BadSetting, match=r"cannot be reached.*takes [\d.]+ ms.*times as fast as whole.*max_layer_ratio="):
+    with pytest.raises(InvalidSetting, match=r"cannot be reached.*takes [\d.]+ ms.*times as fast as whole.*max_layer_ratio="):
         lt.plan(network, images, target_time=0.001, profile=found)
-    with pytest.raises(BadSetting, match="needs a profile"):
+    with pytest.raises(InvalidSetting, match="needs a profile"):
         lt.plan(network, images, target_time=0.5)
-    with pytest.raises(BadSetting, match="leave align out"):
+    with pytest.raises(InvalidSetting, match="leave align out"):
         lt.plan(network, images, target_time=0.5, profile=found, align=8)
 
 
@@ -468,7 +468,7 @@ def test_a_search_spends_a_budget_of_time(law: Law, tmp_path: Path) -> None:
     plan = PruningPlan.load(tmp_path / "run/seed0/plan-2.json")
     small = cut(lt.build_model("lenet5", in_channels=channels, image_size=side), plan)
     assert 0.4 * found.dense_ms < time_of(small) <= 0.52 * found.dense_ms
-    with pytest.raises(StaleProfile, match="for cpu:onnxruntime:b8:fp32, not for"):
+    with pytest.raises(ProfileMismatch, match="for cpu:onnxruntime:b8:fp32, not for"):
         lt.find("lenet5", digits, replace(config, on="cpu:onnxruntime:b1:fp32"), recipe=QUICK, folder=tmp_path / "x", profile=found)
     for wrong in (
         {"target_time": 0.5},
@@ -477,7 +477,7 @@ def test_a_search_spends_a_budget_of_time(law: Law, tmp_path: Path) -> None:
         {"target_time": 0.5, "on": str(TARGET), "align": 8},
         {"target_time": 0.5, "target_energy": 0.5, "on": str(TARGET)},
     ):
-        with pytest.raises(BadSetting):
+        with pytest.raises(InvalidSetting):
             lt.SearchConfig(**wrong)
 
 
@@ -568,7 +568,7 @@ def test_a_target_of_energy_on_the_command_line(told: Callable[..., str], counte
     told(*("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", f"{1000 * dense / 2}mJ", "-o", tmp_path / "plan.json"))
     assert joules_of(cut(lt.build_model("lenet5"), PruningPlan.load(tmp_path / "plan.json"))) == pytest.approx(dense / 2, rel=0.1)
     for text, says in ((f"{2 * dense}J", "already"), ("5", "with its unit"), ("5ms", "with its unit")):
-        with pytest.raises(BadSetting, match=says):
+        with pytest.raises(InvalidSetting, match=says):
             told("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", text)
 
 
@@ -613,7 +613,7 @@ def test_the_next_command_fits_the_profile(told: Callable[..., str], tmp_path: P
     ],
 )
 def test_bad_targets_are_refused(told: Callable[..., str], asked: tuple[object, ...], says: str) -> None:
-    with pytest.raises(BadSetting, match=says):
+    with pytest.raises(InvalidSetting, match=says):
         CliRunner().invoke(app, ["plan", "--model", "lenet5", *map(str, asked)], catch_exceptions=False)
 
 

@@ -40,7 +40,7 @@ from ltcompile.cli import app
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.engine import host
 from ltcompile.engine.executable import Choice, specs
-from ltcompile.errors import BadFile, BadSetting, DeviceLost, Unavailable
+from ltcompile.errors import DeviceLost, InvalidFile, InvalidSetting, Unavailable
 from ltcompile.lower import run_onnx
 from ltcompile.lower.lower import to_layout
 
@@ -182,12 +182,12 @@ def test_a_lost_gpu_ends_the_process_and_what_lost_it_is_left_out_later(network:
 @pytest.mark.usefixtures("fakes")
 def test_senseless_cases_are_refused(network: Network) -> None:
     for senseless in (Case("large", 1), Case("small", 0), Case("small", 1, ("unknown",))):
-        with pytest.raises(BadSetting, match="known: "):
+        with pytest.raises(InvalidSetting, match="known: "):
             run([network], [senseless])
 
 
 def test_no_race_without_its_device() -> None:
-    with pytest.raises(BadSetting, match="tpu"):
+    with pytest.raises(InvalidSetting, match="tpu"):
         race_module.competitors("tpu")
     if not torch.cuda.is_available():
         with pytest.raises(Unavailable):
@@ -197,7 +197,7 @@ def test_no_race_without_its_device() -> None:
 def test_a_damaged_file_is_no_race(tmp_path: Path) -> None:
     for text in ("[]", "{}", '{"kind": "bench", "format": 1}'):
         (tmp_path / "race.json").write_text(text)
-        with pytest.raises(BadFile, match="result of competitors"):
+        with pytest.raises(InvalidFile, match="result of competitors"):
             CompetitorsResult.load(tmp_path / "race.json")
 
 
@@ -409,7 +409,7 @@ def test_bench_races_both_networks_of_a_ticket(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, [*command, "--json"])
     assert json.loads(told.stdout)["kind"] == "competitors"
     refused = CliRunner().invoke(app, [*command, "--runtime", "eager"])
-    assert isinstance(refused.exception, BadSetting) and "--competitors" in str(refused.exception)
+    assert isinstance(refused.exception, InvalidSetting) and "--competitors" in str(refused.exception)
 
 
 class TestOnGpu:

@@ -29,7 +29,7 @@ from ltcompile.core.fields import table
 from ltcompile.core.picking import KNEE, SMALLEST, WITHIN, Option, Rule, above_line, below, choose, missed_by, pareto_front, pick_by
 from ltcompile.core.reached import Reached
 from ltcompile.core.records import Measurement
-from ltcompile.errors import BadFile, BadSetting, LtcompileError, StaleTicket, Unavailable, UnknownName
+from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError, TicketMismatch, Unavailable, UnknownName
 from ltcompile.reporting import report
 
 RUNTIMES, BATCHES = ("onnxruntime", "eager"), (1, 3)
@@ -300,7 +300,7 @@ class TestRules:
         ],
     )
     def test_no_rule(self, text: str) -> None:
-        with pytest.raises((UnknownName, BadSetting)):
+        with pytest.raises((UnknownName, InvalidSetting)):
             Rule.parse(text)
 
 
@@ -315,9 +315,9 @@ class TestPath:
 
     @pytest.mark.parametrize("path", [(0.5, 0.2), (0.1, 0.1), (0.05, 0.1), (1.0, 0.1), (float("nan"), 0.1)])
     def test_others_are_refused(self, path: tuple[float, ...]) -> None:
-        with pytest.raises(BadSetting, match="path must fall"):
+        with pytest.raises(InvalidSetting, match="path must fall"):
             lt.SearchConfig(target_macs=0.1, path=path)
-        with pytest.raises(BadSetting, match="path leads to a target"):
+        with pytest.raises(InvalidSetting, match="path leads to a target"):
             lt.SearchConfig(path=path)
 
     def test_targets(self) -> None:
@@ -369,7 +369,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("targets", ["4,2", "2,2", "1,2", "0", "-2", "two", "", "2,,4", "nan", "inf"])
     def test_targets_that_do_not_rise(self, targets: str) -> None:
-        with pytest.raises(BadSetting, match="rising"):
+        with pytest.raises(InvalidSetting, match="rising"):
             shares(targets)
 
     def test_words_that_contradict_each_other(self, run: Path, tmp_path: Path) -> None:
@@ -383,23 +383,23 @@ class TestRefusals:
     def test_files_that_are_gone(self, run: Path, tmp_path: Path, gone: str, says: str) -> None:
         folder = copied(run, tmp_path / "run")
         (folder / gone).unlink()
-        with pytest.raises(BadFile, match=says):
+        with pytest.raises(InvalidFile, match=says):
             quick(folder)
 
     def test_files_that_do_not_fit(self, run: Path, tmp_path: Path) -> None:
         folder = copied(run, tmp_path / "run")
         shutil.copy(folder / "seed0/ticket-2.pt", folder / "seed0/ticket-1.pt")
-        with pytest.raises(StaleTicket, match="does not fit"):
+        with pytest.raises(TicketMismatch, match="does not fit"):
             quick(folder)
         torch.save({"weights": [1]}, folder / "seed0/dense-0.pt")
-        with pytest.raises(BadFile, match=r"dense-0\.pt"):
+        with pytest.raises(InvalidFile, match=r"dense-0\.pt"):
             quick(folder)
 
     def test_code_that_was_not_named(self, run: Path, tmp_path: Path) -> None:
         folder = copied(run, tmp_path / "run")
         ticket = lt.Ticket.load(folder / "ticket.pt")
         dataclasses.replace(ticket, model={**ticket.model, "name": "mine:make"}).save(folder / "ticket.pt")
-        with pytest.raises(StaleTicket, match="model=mine:make"):
+        with pytest.raises(TicketMismatch, match="model=mine:make"):
             quick(folder)
 
 
@@ -475,7 +475,7 @@ class TestReport:
         sweep = curve()
         *outer, last = [int(key) if key.isdecimal() else key for key in place.split("/")]
         reduce(lambda table, key: table[key], outer, cast(Any, sweep))[last] = value
-        with pytest.raises(BadFile, match=r"sweep\.json.*ltcompile sweep.*again"):
+        with pytest.raises(InvalidFile, match=r"sweep\.json.*ltcompile sweep.*again"):
             report(write(tmp_path / "run", example() | {"sweep.json": sweep}))
 
     def test_output_never_replaces_it(self, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from ltcompile.cli import app
 from ltcompile.cli._flags import with_flags
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.search import SearchConfig
 
 GROUP = typer.main.get_command(app)
@@ -34,5 +34,5 @@ def test_parameters_become_options(command: str, message: str, shown: str) -> No
 @pytest.mark.parametrize("setting", [{"rounds": 0}, {"seeds": 0}, {"rate": 2.0}, {"confidence": 2.0}, {"align": 0}, {"margin_points": -1}])
 def test_a_setting_out_of_range_is_quoted(setting: dict[str, float]) -> None:
     ((name, value),) = setting.items()
-    with pytest.raises(BadSetting, match=f"{name}={value}"):
+    with pytest.raises(InvalidSetting, match=f"{name}={value}"):
         SearchConfig(**setting)  # type: ignore[arg-type]

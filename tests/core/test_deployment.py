@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ltcompile import registry
 from ltcompile.core.deployment import DEVICES, MOST_IMAGES, PRECISIONS, Deployment
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 RUNTIMES = [*registry.names("ltcompile.runtimes"), "engine"]
 
@@ -30,7 +30,7 @@ def test_targets_are_read_or_refused(parts: list[str]) -> None:
     text = ":".join(parts)
     try:
         target = Deployment.parse(text)
-    except BadSetting as error:
+    except InvalidSetting as error:
         assert "known:" in str(error) or "write" in str(error) or "take" in str(error)
     else:
         assert str(target).startswith(text.strip())
@@ -38,5 +38,5 @@ def test_targets_are_read_or_refused(parts: list[str]) -> None:
 
 def test_near_misses_are_named() -> None:
     for text, says in (("cup", "did you mean cpu"), ("cpu:onnxruntim", "mean onnxruntime"), ("cpu:eager:1", "as in b1")):
-        with pytest.raises(BadSetting, match=says):
+        with pytest.raises(InvalidSetting, match=says):
             Deployment.parse(text)

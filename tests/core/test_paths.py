@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.paths import _scratch, check_writable, locked, write_json, write_text
 
 
@@ -45,7 +45,7 @@ def holder(folder: Path, target: Callable[..., None] = hold) -> multiprocessing.
 def test_the_second_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
-        with pytest.raises(BadFile, match=f"in use by process {process.pid} on {socket.gethostname()}"), locked(tmp_path):
+        with pytest.raises(InvalidFile, match=f"in use by process {process.pid} on {socket.gethostname()}"), locked(tmp_path):
             pass
     finally:
         process.kill()
@@ -72,7 +72,7 @@ def test_a_lock_is_removed_by_its_owner_alone(tmp_path: Path) -> None:
 
 def test_a_lock_from_another_machine_is_believed(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
-    with pytest.raises(BadFile, match="process 1 on elsewhere; if that has ended, remove"), locked(tmp_path):
+    with pytest.raises(InvalidFile, match="process 1 on elsewhere; if that has ended, remove"), locked(tmp_path):
         pass
     assert (tmp_path / "lock").exists()
 
@@ -81,7 +81,7 @@ def test_a_lock_from_another_machine_is_believed(tmp_path: Path) -> None:
 def test_damaged_locks(tmp_path: Path, told: str) -> None:
     (tmp_path / "lock").write_text(told)
     if told:
-        with pytest.raises(BadFile, match="in use by another process; if that has ended, remove"), locked(tmp_path):
+        with pytest.raises(InvalidFile, match="in use by another process; if that has ended, remove"), locked(tmp_path):
             pass
     else:
         with locked(tmp_path):
@@ -89,7 +89,7 @@ def test_damaged_locks(tmp_path: Path, told: str) -> None:
 
 
 def test_a_place_that_cannot_be_written() -> None:
-    with pytest.raises(BadFile, match="cannot write"), locked("/proc/none"):
+    with pytest.raises(InvalidFile, match="cannot write"), locked("/proc/none"):
         pass
 
 

@@ -10,7 +10,7 @@ import pytest
 import ltcompile as lt
 from ltcompile.core.arm import Arm
 from ltcompile.core.run_folder import RunFolder
-from ltcompile.errors import BadFile, StaleTicket
+from ltcompile.errors import InvalidFile, TicketMismatch
 
 RUN = RunFolder("runs/x")
 NAMES = {path.name for path in vars(RUN).values() if path != RUN.path} | {RUN.early(0).name, RUN.training(Arm(0, "dense", 0)).name}
@@ -32,9 +32,9 @@ def test_a_run_begins_once_and_resumes_with_its_settings(tmp_path: Path) -> None
     run.begin({"rounds": 2, "path": (0.5,)}, resume=True)
     assert run.begun and run.history.read_text() == ""
     run.begin({"rounds": 2, "path": (0.5,)}, resume=True)
-    with pytest.raises(BadFile, match="holds a run already; continue it with resume=True"):
+    with pytest.raises(InvalidFile, match="holds a run already; continue it with resume=True"):
         run.begin({"rounds": 2, "path": (0.5,)}, resume=False)
-    with pytest.raises(StaleTicket, match="rounds: 2 there, 3 asked for"):
+    with pytest.raises(TicketMismatch, match="rounds: 2 there, 3 asked for"):
         run.begin({"rounds": 3, "path": (0.5,)}, resume=True)
 
 

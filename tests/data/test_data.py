@@ -18,7 +18,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.data import imagefolder, names
 from ltcompile.data._dataset import Description, augment
 from ltcompile.data._split import stratified
-from ltcompile.errors import BadData, BadSetting, UnknownName
+from ltcompile.errors import InvalidData, InvalidSetting, UnknownName
 
 CPU = torch.device("cpu")
 
@@ -129,7 +129,7 @@ class TestBroken:
 
     @pytest.mark.parametrize("name", ["cifar10", "cifar100", "mnist"])
     def test_missing(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(BadData, match="download=True"):
+        with pytest.raises(InvalidData, match="download=True"):
             lt.load_data(name, tmp_path)
 
     def test_corrupt_cifar(self, tmp_path: Path) -> None:
@@ -137,23 +137,23 @@ class TestBroken:
         folder.mkdir()
         for part in ("data_batch_1", "test_batch", "batches.meta"):
             (folder / part).write_bytes(gzip.compress(b"no pickle of ours"))
-        with pytest.raises(BadData, match="missing or corrupt"):
+        with pytest.raises(InvalidData, match="missing or corrupt"):
             lt.load_data("cifar10", tmp_path)
 
     def test_truncated_mnist(self, tmp_path: Path) -> None:
         mnist_files(tmp_path)
         file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
         file.write_bytes(file.read_bytes()[:100])
-        with pytest.raises(BadData, match=r"cannot be read|missing or corrupt"):
+        with pytest.raises(InvalidData, match=r"cannot be read|missing or corrupt"):
             lt.load_data("mnist", tmp_path)
 
     def test_single_class(self, tmp_path: Path) -> None:
-        with pytest.raises(BadData, match="two at least"):
+        with pytest.raises(InvalidData, match="two at least"):
             lt.load_data(f"imagefolder:{write_folder(tmp_path, classes=1)}")
 
     def test_empty_class(self, tmp_path: Path) -> None:
         (write_folder(tmp_path) / "class9").mkdir()
-        with pytest.raises(BadData, match=r"class9 holds no image"):
+        with pytest.raises(InvalidData, match=r"class9 holds no image"):
             lt.load_data(f"imagefolder:{tmp_path}")
 
     @pytest.mark.parametrize("broken", [1, 7])
@@ -168,7 +168,7 @@ class TestBroken:
         for split in (data.train, data.val, data.test):
             x = torch.cat([x for x, _ in split.batches(64, CPU, None, 0)])
             assert len(x) == len(split.labels) == len(split)
-        with pytest.raises(BadData, match=rf"{broken} of 90 images .* leave strict= out"):
+        with pytest.raises(InvalidData, match=rf"{broken} of 90 images .* leave strict= out"):
             lt.load_data(f"imagefolder:{tmp_path}", val_share=0.25, strict=True)
 
     @pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")
@@ -176,7 +176,7 @@ class TestBroken:
         write_folder(tmp_path)
         for file in (tmp_path / "class2").iterdir():
             file.write_bytes(b"no image")
-        with pytest.raises(BadData, match="no image of class class2"):
+        with pytest.raises(InvalidData, match="no image of class class2"):
             lt.load_data(f"imagefolder:{tmp_path}")
 
     def test_unreadable_image_in_a_streamed_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,30 +184,30 @@ class TestBroken:
         (write_folder(tmp_path) / "class1" / "3.png").write_bytes(b"\x89PNG no more")
         plain = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)  # no statistics, for which a sample would be read at once
         data = lt.load_data(f"imagefolder:{tmp_path}", preprocessing=plain)
-        with pytest.raises(BadData, match=r"3\.png is no readable image"):
+        with pytest.raises(InvalidData, match=r"3\.png is no readable image"):
             for split in (data.train, data.val, data.test):
                 list(split.batches(4, CPU, None, 0))
 
     def test_other_classes_in_test(self, tmp_path: Path) -> None:
         write_folder(tmp_path / "train")
         write_folder(tmp_path / "test", classes=2)
-        with pytest.raises(BadData, match="has the classes"):
+        with pytest.raises(InvalidData, match="has the classes"):
             lt.load_data(f"imagefolder:{tmp_path}")
 
     def test_no_such_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(BadData, match="no folder"):
+        with pytest.raises(InvalidData, match="no folder"):
             lt.load_data(f"imagefolder:{tmp_path / 'none'}")
 
     @pytest.mark.parametrize("name", ["imagefolder", "digits:here"])
     def test_misused_names(self, name: str) -> None:
-        with pytest.raises(BadData, match="imagefolder:PATH"):
+        with pytest.raises(InvalidData, match="imagefolder:PATH"):
             lt.load_data(name)
 
     @pytest.mark.parametrize("size", [0, -4, 5000])
     def test_wrong_size(self, size: int) -> None:
-        with pytest.raises(BadSetting, match=f"image size.*{size}"):
+        with pytest.raises(InvalidSetting, match=f"image size.*{size}"):
             lt.load_data("digits", image_size=size)
 
     def test_descriptions_must_fit(self) -> None:
-        with pytest.raises(BadData, match="do not fit"):
+        with pytest.raises(InvalidData, match="do not fit"):
             Description("x", ("a", "b"), (3, 8, 8), (0.5,), (0.5,))

@@ -15,7 +15,7 @@ from ltcompile import cli, models
 from ltcompile.core.image_size import parse, to_text
 from ltcompile.data._dataset import augment, black_pixel
 from ltcompile.deploy import dense_network
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.lower.lower import lower
 from ltcompile.verification import verify
 from ltcompile.verification.network import open_network
@@ -31,7 +31,7 @@ def test_sizes_are_read_as_they_are_written(text: str, size: int | list[int]) ->
 
 @pytest.mark.parametrize("text", ["", "0", "3x", "x3", "3x4x5", "-3", "3.5", "99999", "12 x 13"])
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(BadSetting):
+    with pytest.raises(InvalidSetting):
         parse(text)
 
 
@@ -69,7 +69,7 @@ def test_images_from_files_are_cut_to_the_shape_and_not_stretched(tmp_path: Path
 
 
 def test_out_of_range() -> None:
-    with pytest.raises(BadSetting, match="image size of 3x20 pixels is outside"):
+    with pytest.raises(InvalidSetting, match="image size of 3x20 pixels is outside"):
         lt.load_data("digits", image_size=(3, 20))
 
 

@@ -25,7 +25,7 @@ from ltcompile.data import Dataset, Split
 from ltcompile.deploy import Int8, Shrunk, int8, qat
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.judges import judge_for
-from ltcompile.errors import BadSetting, Disagreement, StaleTicket, TrainingFailed
+from ltcompile.errors import Disagreement, InvalidSetting, TicketMismatch, TrainingFailed
 from ltcompile.lower import run_onnx
 from ltcompile.lower.quantize import METHODS, PRODUCTS, WEIGHT_TOP, Quantizer, Scheme
 
@@ -353,19 +353,19 @@ class TestFineTuning:
 
 class TestRefusals:
     def test_settings(self, ticket: Path, digits: Dataset, tmp_path: Path) -> None:
-        with pytest.raises(BadSetting, match="calibrate="):
+        with pytest.raises(InvalidSetting, match="calibrate="):
             lt.shrink(ticket, tmp_path / "small.onnx", precision="int8")
         for ending in ("pt2", "safetensors"):
-            with pytest.raises(BadSetting, match=r"ends in \.onnx"):
+            with pytest.raises(InvalidSetting, match=r"ends in \.onnx"):
                 lt.shrink(ticket, tmp_path / f"small.{ending}", precision="int8", calibrate=digits)
-        with pytest.raises(BadSetting, match="precision=int8"):
+        with pytest.raises(InvalidSetting, match="precision=int8"):
             lt.shrink(ticket, tmp_path / "small.onnx", finetune_epochs=1)
         for wrong in ({"max_drop": -1.0}, {"max_drop": float("nan")}, {"finetune_epochs": -1}, {"finetune_epochs": 10**30}):
-            with pytest.raises(BadSetting, match=r"(max_drop|finetune_epochs)="):
+            with pytest.raises(InvalidSetting, match=r"(max_drop|finetune_epochs)="):
                 lt.shrink(ticket, tmp_path / "small.onnx", precision="int8", calibrate=digits, **wrong)  # type: ignore[arg-type]
 
     def test_images_of_another_size(self, ticket: Path, tmp_path: Path) -> None:
-        with pytest.raises(StaleTicket, match="has other ones"):
+        with pytest.raises(TicketMismatch, match="has other ones"):
             lt.shrink(ticket, tmp_path / "small.onnx", precision="int8", calibrate=lt.load_data("digits", image_size=8))
         assert not list(tmp_path.iterdir())
 

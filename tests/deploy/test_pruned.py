@@ -23,7 +23,7 @@ from ltcompile.cli import app
 from ltcompile.deploy import Metric, Pruned, formats, steps
 from ltcompile.deploy.answers import answers, of_file, of_network, probe
 from ltcompile.deploy.own import read_example
-from ltcompile.errors import BadData, BadFile, BadModel, BadPlan, BadSetting, Disagreement
+from ltcompile.errors import Disagreement, InvalidData, InvalidFile, InvalidModel, InvalidPlan, InvalidSetting
 from ltcompile.graph.inputs import Example
 from ltcompile.lower import run_onnx
 from ltcompile.lower.inputs import Inputs
@@ -214,9 +214,9 @@ class TestDynamicAxes:
     def test_what_does_not_vary_is_refused(self, tmp_path: Path) -> None:
         fixed = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(4 * 64, 2))
         given = Pruned(fixed, torch.randn(1, 3, 8, 8))
-        with pytest.raises(BadModel, match="dynamic height"):
+        with pytest.raises(InvalidModel, match="dynamic height"):
             lt.shrink(given, tmp_path / "small.onnx", dynamic=("batch", "height"))
-        with pytest.raises(BadSetting, match=r"batch, height, input\.1, .* not 'depth'"):
+        with pytest.raises(InvalidSetting, match=r"batch, height, input\.1, .* not 'depth'"):
             lt.shrink(given, tmp_path / "small.onnx", dynamic=("batch", "depth"))
         assert not list(tmp_path.iterdir())
 
@@ -274,9 +274,9 @@ class TestInt8:
             ([torch.randn(9, 2, 20)], "9 do not tell"),
             ([torch.randn(64, 2, 20), torch.randn(64, 2, 24)], "different shapes"),
         ):
-            with pytest.raises(BadData, match=told):
+            with pytest.raises(InvalidData, match=told):
                 lt.shrink(given, tmp_path / "s.onnx", precision="int8", calibrate=calibrate)
-        with pytest.raises(BadSetting, match="finetune_epochs trains tickets"):
+        with pytest.raises(InvalidSetting, match="finetune_epochs trains tickets"):
             lt.shrink(given, tmp_path / "s.onnx", precision="int8", calibrate=[torch.randn(128, 2, 20)], finetune_epochs=1)
 
 
@@ -301,7 +301,7 @@ class TestBench:
         monkeypatch.setattr("ltcompile.benchmark.pruned.load", wrong)
         with pytest.raises(Disagreement, match="output 'logits': outputs are off by"):
             lt.bench(pruned("two inputs"), runtimes=["onnxruntime"], devices=["cpu"], batches=(1,))
-        with pytest.raises(BadSetting, match="belong to tickets and files"):
+        with pytest.raises(InvalidSetting, match="belong to tickets and files"):
             lt.bench(pruned("two inputs"), data="digits")
 
 
@@ -323,22 +323,22 @@ class TestRefusals:
 
     def test_of_parts_that_do_not_fit(self) -> None:
         given = pruned("1-D")
-        with pytest.raises(BadModel, match="does not run on the example"):
+        with pytest.raises(InvalidModel, match="does not run on the example"):
             Pruned(given.small, torch.randn(1, 7, 20))
-        with pytest.raises(BadModel, match=r"must be a torch\.nn\.Module"):
+        with pytest.raises(InvalidModel, match=r"must be a torch\.nn\.Module"):
             Pruned("resnet20", given.example)  # type: ignore[arg-type]
-        with pytest.raises(BadSetting, match="pass that as well, dense="):
+        with pytest.raises(InvalidSetting, match="pass that as well, dense="):
             Pruned(given.small, given.example, plan=given.plan)
-        with pytest.raises(BadSetting, match="must be a tensor"):
+        with pytest.raises(InvalidSetting, match="must be a tensor"):
             Pruned(given.small, 3)  # type: ignore[arg-type]
-        with pytest.raises(BadSetting, match="map names to texts"):
+        with pytest.raises(InvalidSetting, match="map names to texts"):
             Pruned(given.small, given.example, preprocessing={"mean": 3})  # type: ignore[dict-item]
-        with pytest.raises(BadModel, match="meta device"):
+        with pytest.raises(InvalidModel, match="meta device"):
             Pruned(one_d().to("meta"), given.example)
 
     def test_of_another_network_or_wrong_weights(self, tmp_path: Path) -> None:
         given, other = pruned("1-D"), pruned("1-D", ratio=0.2)
-        with pytest.raises(BadPlan):
+        with pytest.raises(InvalidPlan):
             lt.shrink(Pruned(given.small, given.example, dense=given.dense, plan=other.plan), tmp_path / "s.pt2")
         wrong = lt.cut(given.dense, given.plan)  # type: ignore[arg-type, type-var]
         with torch.no_grad():
@@ -346,7 +346,7 @@ class TestRefusals:
         lt.shrink(
             Pruned(wrong, given.example, dense=given.dense, plan=given.plan), tmp_path / "s.pt2"
         )  # trained on, it is a cut all the same
-        with pytest.raises(BadSetting, match="leave model out"):
+        with pytest.raises(InvalidSetting, match="leave model out"):
             lt.shrink(given, tmp_path / "s.pt2", model="pkg:build")
 
 
@@ -378,20 +378,20 @@ class TestLoading:
         given.plan.save(tmp_path / "plan.json")
         loaded = lt.load_pruned(TwoInputs, tmp_path / "small.pth", plan=tmp_path / "plan.json")
         assert largest_error(of_network(loaded), given) == 0
-        with pytest.raises(BadFile, match=r"no weights that fit|does not hold the weights"):
+        with pytest.raises(InvalidFile, match=r"no weights that fit|does not hold the weights"):
             lt.load_pruned(TwoInputs, tmp_path / "small.pth")
 
     def test_files_that_are_none(self, tmp_path: Path) -> None:
         given = pruned("1-D")
         path = lt.shrink(given, tmp_path / "small.safetensors").path
-        with pytest.raises(BadPlan, match="another network"):
+        with pytest.raises(InvalidPlan, match="another network"):
             lt.load_pruned(three_d, path)
         path.write_bytes(path.read_bytes()[:50])
-        with pytest.raises(BadFile, match="take a fresh copy"):
+        with pytest.raises(InvalidFile, match="take a fresh copy"):
             lt.load_pruned(one_d, path)
         for changes in ('{"0": {"layers": [["Bilinear", {}]]}}', '{"nowhere": {"layers": []}}', "[1", '{"0": {"layers": 3}}'):
             save_file(dict(given.small.state_dict()), path, {"changes": changes})
-            with pytest.raises(BadFile, match="replaces layers"):
+            with pytest.raises(InvalidFile, match="replaces layers"):
                 lt.load_pruned(lambda: given.small, path)
 
 

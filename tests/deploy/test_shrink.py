@@ -22,7 +22,7 @@ from ltcompile.deploy.answers import Run, of_file
 from ltcompile.deploy.equality import check_cut, check_same
 from ltcompile.deploy.job import training_inputs
 from ltcompile.deploy.steps.recalibrate import BATCH, take_statistics
-from ltcompile.errors import BadFile, BadSetting, Disagreement, StaleTicket
+from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting, TicketMismatch
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 
 
@@ -195,17 +195,17 @@ class TestRefusals:
     def test_output_that_cannot_be_written(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         for bad in (tmp_path, tmp_path / "file" / "small.onnx", Path("/proc/none/small.onnx")):
-            with pytest.raises(BadFile, match="cannot write"):
+            with pytest.raises(InvalidFile, match="cannot write"):
                 lt.shrink(run / "ticket.pt", bad)
 
     def test_unknown_ending_and_precision(self, run: Path, tmp_path: Path) -> None:
-        with pytest.raises(BadSetting, match="must end in"):
+        with pytest.raises(InvalidSetting, match="must end in"):
             lt.shrink(run / "ticket.pt", tmp_path / "small.tflite")
-        with pytest.raises(BadSetting, match="precision"):
+        with pytest.raises(InvalidSetting, match="precision"):
             lt.shrink(run / "ticket.pt", tmp_path / "small.onnx", precision="int4")  # type: ignore[arg-type]
 
     def test_another_model(self, run: Path, tmp_path: Path) -> None:
-        with pytest.raises(StaleTicket, match="not for 'vgg16'"):
+        with pytest.raises(TicketMismatch, match="not for 'vgg16'"):
             lt.shrink(run / "ticket.pt", tmp_path / "small.onnx", model="vgg16")
 
     def test_a_file_with_the_dense_shapes_is_noticed(self, tmp_path: Path, images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

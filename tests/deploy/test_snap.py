@@ -18,7 +18,7 @@ import ltcompile as lt
 from ltcompile.cli import app
 from ltcompile.core.plan import PruningPlan
 from ltcompile.deploy.steps.snap import AS_IT_IS, snap
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph import cut, embed
 
 pytestmark = pytest.mark.usefixtures("cached_exports", "short_timings")
@@ -45,7 +45,7 @@ def test_up_changes_no_answer_and_down_is_a_cut(name: str) -> None:
         assert all(set(down.plan.kept[n]) <= set(plan.kept[n]) for n in plan.kept) and not down.same_answers
         try:
             up = snap(small, plan, dense, "up", images)
-        except BadSetting as error:
+        except InvalidSetting as error:
             assert "snap=down" in str(error)
             return
         torch.testing.assert_close(up.module(images), small(images), rtol=1e-4, atol=1e-5)
@@ -139,7 +139,7 @@ def test_the_command_measures_by_itself(run: Path, tmp_path: Path, monkeypatch: 
 
 def test_bad_ways_are_refused() -> None:
     dense, small, plan, images = ticket()
-    with pytest.raises(BadSetting, match="down, up, auto"):
+    with pytest.raises(InvalidSetting, match="down, up, auto"):
         snap(small, plan, dense, "sideways", images)  # type: ignore[arg-type]
-    with pytest.raises(BadSetting, match="timer="):
+    with pytest.raises(InvalidSetting, match="timer="):
         snap(small, plan, dense, "auto", images)

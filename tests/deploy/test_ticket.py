@@ -14,7 +14,7 @@ import torch
 
 import ltcompile as lt
 from ltcompile.core.records import Trained
-from ltcompile.errors import BadFile, StaleTicket
+from ltcompile.errors import InvalidFile, TicketMismatch
 
 
 def test_round_trip(run: Path, tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_every_truncation_is_refused(run: Path, tmp_path: Path) -> None:
     whole = (run / "ticket.pt").read_bytes()
     for share in (0, 0.01, 0.3, 0.7, 0.99, 1 - 1 / len(whole)):
         (tmp_path / "cut.pt").write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(BadFile):
+        with pytest.raises(InvalidFile):
             lt.Ticket.load(tmp_path / "cut.pt")
 
 
@@ -53,7 +53,7 @@ def changed(run: Path, path: Path, change) -> Path:  # type: ignore[no-untyped-d
     ],
 )
 def test_tampering_is_noticed(run: Path, tmp_path: Path, change) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(BadFile, match=r"damaged or was changed|no valid ticket"):
+    with pytest.raises(InvalidFile, match=r"damaged or was changed|no valid ticket"):
         lt.Ticket.load(changed(run, tmp_path / "t.pt", change))
 
 
@@ -87,18 +87,18 @@ def resigned(change):  # type: ignore[no-untyped-def]
     ],
 )
 def test_fields_are_checked_even_with_a_good_checksum(run: Path, tmp_path: Path, change) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(BadFile):
+    with pytest.raises(InvalidFile):
         lt.Ticket.load(changed(run, tmp_path / "t.pt", resigned(change)))
 
 
 def test_weights_of_other_shapes_do_not_shrink(run: Path, tmp_path: Path) -> None:
     path = changed(run, tmp_path / "t.pt", resigned(lambda h, w: w.update({next(iter(w)): torch.zeros(2, 2)})))
-    with pytest.raises(StaleTicket, match="does not fit"):
+    with pytest.raises(TicketMismatch, match="does not fit"):
         lt.shrink(path, tmp_path / "small.onnx")
 
 
 def test_another_format_version_says_so(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(StaleTicket, match="format 99"):
+    with pytest.raises(TicketMismatch, match="format 99"):
         lt.Ticket.load(changed(run, tmp_path / "t.pt", lambda v: v.update(format=99)))
 
 
@@ -116,7 +116,7 @@ def test_code_in_a_ticket_is_not_executed(tmp_path: Path, monkeypatch: pytest.Mo
         for item in good.infolist():
             bad.writestr(item.filename, pickle.dumps(Evil()) if item.filename.endswith("data.pkl") else good.read(item))
     for name in ("plain.pt", "zip.pt"):
-        with pytest.raises(BadFile):
+        with pytest.raises(InvalidFile):
             lt.Ticket.load(tmp_path / name)
     assert not (tmp_path / "executed").exists()
 
@@ -124,12 +124,12 @@ def test_code_in_a_ticket_is_not_executed(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("content", [{"weights": {}}, [1, 2, 3], {"kind": "something else"}])
 def test_other_torch_files_are_no_tickets(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(BadFile, match="no ltcompile ticket"):
+    with pytest.raises(InvalidFile, match="no ltcompile ticket"):
         lt.Ticket.load(tmp_path / "x.pt")
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="there is no ticket"):
+    with pytest.raises(InvalidFile, match="there is no ticket"):
         lt.Ticket.load(tmp_path / "none.pt")
 
 

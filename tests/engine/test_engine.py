@@ -25,7 +25,7 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.engine import cpu, file, host
 from ltcompile.engine.executable import Executable
 from ltcompile.engine.gpu import Graph
-from ltcompile.errors import BadData, BadFile, BadSetting, Disagreement, StaleEngine, Unavailable
+from ltcompile.errors import Disagreement, EngineMismatch, InvalidData, InvalidFile, InvalidSetting, Unavailable
 from ltcompile.numerics import TOLERANCES
 from ltcompile.runtimes import Subject, _ort
 
@@ -48,9 +48,9 @@ class TestOnCpu:
         assert ("compile" in decision.refused) == (precision == "int8")
 
     def test_int8_is_refused_where_it_costs_too_much_or_nothing_tells(self, quick: None) -> None:
-        with pytest.raises(BadData, match=r"99 images do not show how much: pass 100 real ones or more"):
+        with pytest.raises(InvalidData, match=r"99 images do not show how much: pass 100 real ones or more"):
             lt.compile(small(), pictures(99), batch=[1], precision="int8")
-        with pytest.raises(BadSetting, match="max_drop=101: it is the per cent"):
+        with pytest.raises(InvalidSetting, match="max_drop=101: it is the per cent"):
             lt.compile(small(), pictures(100), batch=[1], precision="int8", max_drop=101)
         lopsided = small()
         with torch.no_grad():  # one range for all: what is small among the activations is lost
@@ -103,13 +103,13 @@ class TestOnCpu:
     @pytest.mark.parametrize(
         ("arguments", "error", "match"),
         [
-            ({"device": "tpu"}, BadSetting, "unknown device 'tpu'"),
-            ({"precision": "fp16"}, BadSetting, "fp16 is for GPUs"),
-            ({"batch": []}, BadSetting, "batch sizes"),
-            ({"batch": [0]}, BadSetting, "batch sizes"),
-            ({"batch": [1, 1]}, BadSetting, "batch sizes"),
-            ({"example": torch.zeros(1, 3, 8, 8, dtype=torch.float64)}, BadData, "float32"),
-            ({"example": torch.full((1, 3, 8, 8), float("nan"))}, BadData, "finite"),
+            ({"device": "tpu"}, InvalidSetting, "unknown device 'tpu'"),
+            ({"precision": "fp16"}, InvalidSetting, "fp16 is for GPUs"),
+            ({"batch": []}, InvalidSetting, "batch sizes"),
+            ({"batch": [0]}, InvalidSetting, "batch sizes"),
+            ({"batch": [1, 1]}, InvalidSetting, "batch sizes"),
+            ({"example": torch.zeros(1, 3, 8, 8, dtype=torch.float64)}, InvalidData, "float32"),
+            ({"example": torch.full((1, 3, 8, 8), float("nan"))}, InvalidData, "finite"),
         ],
     )
     def test_settings_that_make_no_sense(self, arguments: dict[str, Any], error: type[Exception], match: str) -> None:
@@ -124,7 +124,7 @@ class TestOnCpu:
     def test_images_of_another_shape(self, quick: None) -> None:
         engine = lt.compile(small(), pictures(), batch=[1])
         for images in (torch.zeros(1, 3, 9, 8), torch.zeros(3, 8, 8), torch.zeros(0, 3, 8, 8), torch.zeros(1, 3, 8, 8).half()):
-            with pytest.raises(BadData, match=r"float32 \(N, 3, 8, 8\)"):
+            with pytest.raises(InvalidData, match=r"float32 \(N, 3, 8, 8\)"):
                 engine(images)
 
 
@@ -258,7 +258,7 @@ class TestFile:
         contents = file.load(saved)
         elsewhere = replace(contents, machine={**contents.machine, "cpu": "Z80"})
         file.save(elsewhere, tmp_path / "a.engine")
-        with pytest.raises(StaleEngine, match=r"cpu Z80, here .*retune"):
+        with pytest.raises(EngineMismatch, match=r"cpu Z80, here .*retune"):
             lt.load_engine(tmp_path / "a.engine")
         again = lt.load_engine(tmp_path / "a.engine", retune=True)
         again.save(tmp_path / "b.engine")
@@ -272,11 +272,11 @@ class TestFile:
 
     def test_damaged_files(self, saved: Path, tmp_path: Path) -> None:
         whole, path = saved.read_bytes(), tmp_path / "a.engine"
-        with pytest.raises(BadFile, match="no engine at"):
+        with pytest.raises(InvalidFile, match="no engine at"):
             lt.load_engine(path)
         for harmed in (b"", whole[: len(whole) // 2], whole[:2000], b"x" + whole, whole.replace(b'\\"kind\\"', b'\\"kinf\\"', 1)[:-1]):
             path.write_bytes(harmed)
-            with pytest.raises(BadFile, match=r"a\.engine"):
+            with pytest.raises(InvalidFile, match=r"a\.engine"):
                 lt.load_engine(path)
 
     @pytest.mark.parametrize("harm", ["external", "shape", "runtime", "tensor"])
@@ -301,7 +301,7 @@ class TestFile:
             header["onnx"]["weights"][weight.name] = "nothing"
         tensors[header["onnx"]["graph"]] = torch.frombuffer(bytearray(graph.SerializeToString()), dtype=torch.uint8)
         save_file(tensors, tmp_path / "a.engine", {"ltcompile.engine": json.dumps(header)})
-        with pytest.raises(BadFile):
+        with pytest.raises(InvalidFile):
             lt.load_engine(tmp_path / "a.engine")
 
 
@@ -326,7 +326,7 @@ class TestCommand:
         assert lt.load_engine(tmp_path / "here.engine").batches == [2]
 
     def test_what_cannot_be_is_told(self, run: Path, tmp_path: Path) -> None:
-        with pytest.raises(BadSetting, match="fp16 is for GPUs"):
+        with pytest.raises(InvalidSetting, match="fp16 is for GPUs"):
             self.call(run / "ticket.pt", "-o", tmp_path / "a.engine", "--precision", "fp16")
-        with pytest.raises(BadFile, match="no engine at"):
+        with pytest.raises(InvalidFile, match="no engine at"):
             self.call(tmp_path / "b.engine", "-o", tmp_path / "a.engine", "--retune")

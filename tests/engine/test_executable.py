@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import ltcompile as lt
 from ltcompile.engine.executable import Executable, buffers, persistent_refusal
 from ltcompile.engine.memory import Buffer, living_bytes, plan_memory
-from ltcompile.errors import BadFile, BadSetting
+from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.lower import serialization
 from ltcompile.lower.lower import lower, to_layout
 from ltcompile.numerics import largest_error
@@ -95,7 +95,7 @@ class TestLayout:
         with torch.no_grad():
             model[0].weight[0, 0] = 1e5
         program = lower(model, pictures()).program
-        with pytest.raises(BadSetting, match=r"fp16 does not fit this network: .* beyond 65504"):
+        with pytest.raises(InvalidSetting, match=r"fp16 does not fit this network: .* beyond 65504"):
             to_layout(program, pictures(), "fp16")
         assert to_layout(program, pictures(), "bf16").error < 0.06
 
@@ -129,7 +129,7 @@ class TestSerialization:
     def test_only_known_operations(self, program: Any, target: str) -> None:
         value, constants = copy.deepcopy(program)
         value["nodes"][0]["target"] = target
-        with pytest.raises(BadFile, match="which programs do not have"):
+        with pytest.raises(InvalidFile, match="which programs do not have"):
             serialization.from_json(value, constants)
 
     @pytest.mark.parametrize("harm", ["no nodes", "a later value", "given twice", "no output", "not a dictionary"])
@@ -143,7 +143,7 @@ class TestSerialization:
             value["nodes"].append(value["nodes"][-1])
         elif harm == "no output":
             value["output"] = "nothing"
-        with pytest.raises(BadFile, match="this is not a program"):
+        with pytest.raises(InvalidFile, match="this is not a program"):
             serialization.from_json([] if harm == "not a dictionary" else value, constants)
 
     def test_infinities_and_nested_values(self) -> None:

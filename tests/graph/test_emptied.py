@@ -21,7 +21,7 @@ from ltcompile.cli import app
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.deploy import dense_network, small_network
-from ltcompile.errors import BadPlan, Disagreement, StaleTicket
+from ltcompile.errors import Disagreement, InvalidPlan, TicketMismatch
 from ltcompile.graph import Emptied, emptied, mask, size, trace
 from ltcompile.graph.layers import place
 
@@ -355,10 +355,10 @@ class TestRestraint:
     def test_groups_of_another_network_are_refused(self) -> None:
         (model, images), (other, _) = built("lenet5"), built("resnet20")
         for groups in (trace(other, images), trace(lt.build_model("conv2", 4, 3, 16), images)):
-            with pytest.raises(BadPlan, match=r"another network|beyond"):
+            with pytest.raises(InvalidPlan, match=r"another network|beyond"):
                 emptied(model, groups, images)
         groups = trace(model, images)
-        with pytest.raises(BadPlan, match="beyond"):
+        with pytest.raises(InvalidPlan, match="beyond"):
             emptied(lt.cut(model, lt.plan(model, images)), groups, images)
 
 
@@ -459,5 +459,5 @@ class TestTickets:
     def test_a_plan_of_another_network_is_stale(self) -> None:
         ticket = mask_ticket()
         other = dataclasses.replace(ticket, plan=PruningPlan(trace(lt.build_model("conv2", 10, 1, SIDE), torch.zeros(2, 1, SIDE, SIDE))))
-        with pytest.raises(StaleTicket, match="groups are not those of"):
+        with pytest.raises(TicketMismatch, match="groups are not those of"):
             small_network(other, dense_network(other))

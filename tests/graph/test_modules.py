@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import ltcompile as lt
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.graph.wrappers import unwrap
 
 
@@ -74,7 +74,7 @@ def test_a_module_of_the_users_called_as_a_wrapper_is_not_one():
     ],
 )
 def test_what_is_no_network_is_refused_with_what_to_do(model, told):
-    with pytest.raises(BadModel, match=re.escape(told)):
+    with pytest.raises(InvalidModel, match=re.escape(told)):
         lt.plan(model, torch.randn(2, 3, 8, 8), ratio=0.5)
-    with pytest.raises(BadModel):
+    with pytest.raises(InvalidModel):
         lt.size(model, torch.randn(2, 3, 8, 8))

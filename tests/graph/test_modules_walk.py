@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision import ops
 
 import ltcompile as lt
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 
 WIDTH = 8
 SHAPES = {"0d": (4, 5, WIDTH), "1d": (2, WIDTH, 12), "2d": (2, WIDTH, 6, 6), "3d": (2, WIDTH, 4, 4, 4)}
@@ -57,7 +57,7 @@ def outcome(op: Op, rank: str) -> str:
     model = Between(op, rank)
     try:
         plan = lt.plan(model, model.x, 0.5, "local")
-    except BadModel as error:
+    except InvalidModel as error:
         return str(error)
     with torch.no_grad():
         made, expected = lt.cut(model, plan)(model.x), lt.mask(model, plan)(model.x)
@@ -312,7 +312,7 @@ STAYS_OPS = {
 @pytest.mark.parametrize("name", [name for name in ALL if name not in NO_LAYERS])
 def test_modules_of_torch(name: str) -> None:
     if name.startswith("Lazy"):
-        with pytest.raises(BadModel, match="has no weights yet; run the network once"):
+        with pytest.raises(InvalidModel, match="has no weights yet; run the network once"):
             lt.plan(nn.Sequential(build(name)), torch.randn(SHAPES[by_rank(name)]))
         return
     found = outcome(build(name), RANKS.get(name, by_rank(name)))
@@ -383,7 +383,7 @@ def test_layers_that_stay_are_named() -> None:
     frozen = lt.plan(model, torch.randn(2, 3, 8, 8), 0.5).frozen
     assert frozen.keys() == {"0", "2", "4", "7"}
     assert "a single one of them is taken" in frozen["0"] and "grouped transposed" in frozen["2"] and "grouped transposed" in frozen["4"]
-    with pytest.raises(BadModel, match="0: a single one of them is taken by its number"):
+    with pytest.raises(InvalidModel, match="0: a single one of them is taken by its number"):
         lt.plan(nn.Sequential(Single(3, 8), nn.ReLU(), nn.Conv2d(8, 4, 1)), torch.randn(2, 3, 8, 8))
     head = Twice(
         nn.ModuleDict({"used": nn.Conv2d(3, 8, 1), "last": nn.Conv2d(8, 4, 1), "other": nn.Conv2d(3, 8, 1)}),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import ltcompile as lt
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph.surgeon import zero_, zeros
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -82,15 +82,15 @@ def test_an_averaged_copy_is_cut_as_the_network_is(images: Tensor) -> None:
 def test_refused(images: Tensor) -> None:
     model, other = NETWORKS["branches"](), NETWORKS["branches"]()
     plan = lt.plan(model, images, ratio=0.4)
-    with pytest.raises(BadSetting, match=r"group 0 holds a parameter of shape .* that the model does not have"):
+    with pytest.raises(InvalidSetting, match=r"group 0 holds a parameter of shape .* that the model does not have"):
         lt.cut(model, plan, torch.optim.SGD(other.parameters(), 0.1))
     odd = torch.optim.Adafactor(model.parameters())
     step(model, odd, images)
     before = [id(p) for g in odd.param_groups for p in g["params"]]
-    with pytest.raises(BadSetting, match=r"Adafactor keeps .*_var of shape .* which cannot be cut"):
+    with pytest.raises(InvalidSetting, match=r"Adafactor keeps .*_var of shape .* which cannot be cut"):
         lt.cut(model, plan, odd)
     assert [id(p) for g in odd.param_groups for p in g["params"]] == before
 
     normed = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    with pytest.raises(BadSetting, match="belongs to a weight that is computed"):
+    with pytest.raises(InvalidSetting, match="belongs to a weight that is computed"):
         lt.cut(normed, lt.plan(normed, images), torch.optim.SGD(normed.parameters(), 0.1))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile.core.plan import PruningPlan
-from ltcompile.errors import BadModel, BadSetting
+from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import disagreements
 from ltcompile.search.job import SearchJob, prepare
 from ltcompile.tasks import Classification
@@ -126,7 +126,7 @@ def test_a_wrong_group_is_seen_in_any_layer() -> None:
 
 def test_nothing_left_to_cut_is_an_error() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), Scale(), nn.Conv2d(8, 4, 1))
-    with pytest.raises(BadModel, match="nothing in this network can be cut: 0: in eval mode, the output of the cut network differs"):
+    with pytest.raises(InvalidModel, match="nothing in this network can be cut: 0: in eval mode, the output of the cut network differs"):
         lt.plan(model, IMAGES)
     torch.manual_seed(0)
     for wanted, reason in (
@@ -134,7 +134,7 @@ def test_nothing_left_to_cut_is_an_error() -> None:
         ({"align": 8}, "no smaller multiple"),
         ({"limits": lt.Limits(min_channels=9)}, "keeps at least 4"),
     ):
-        with pytest.raises(BadSetting, match=reason):
+        with pytest.raises(InvalidSetting, match=reason):
             lt.plan(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), IMAGES, **wanted)  # type: ignore[arg-type]
 
 

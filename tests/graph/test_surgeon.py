@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile.core.plan import Group, PruningPlan
-from ltcompile.errors import BadModel, BadPlan, BadSetting, UnknownName
+from ltcompile.errors import InvalidModel, InvalidPlan, InvalidSetting, UnknownName
 from ltcompile.graph import embed, trace
 from ltcompile.models import least_size
 from ltcompile.models import names as model_names
@@ -91,7 +91,7 @@ def test_activations_are_followed(kind: str, inplace: bool) -> None:
 
 def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(BadModel, match=r"pip install 'ltcompile\[timm\]'"):
+    with pytest.raises(InvalidModel, match=r"pip install 'ltcompile\[timm\]'"):
         lt.build_model("timm:resnet18")
     timm = types.ModuleType("timm")
     timm.is_model = lambda name: name == "tiny"  # type: ignore[attr-defined]
@@ -192,9 +192,9 @@ def test_a_seed_makes_a_random_plan(images: Tensor) -> None:
 
 def test_a_plan_of_another_network_is_refused(images: Tensor) -> None:
     plan = lt.plan(NETWORKS["lenet5"](), images)
-    with pytest.raises(BadPlan, match="does not have"):
+    with pytest.raises(InvalidPlan, match="does not have"):
         lt.cut(NETWORKS["resnet20"](), plan)
-    with pytest.raises(BadPlan, match="was it cut before"):
+    with pytest.raises(InvalidPlan, match="was it cut before"):
         lt.cut(lt.cut(NETWORKS["lenet5"](), plan), plan)
 
 
@@ -272,11 +272,11 @@ class TestFrozen:
         assert "single channel" in self.reasons(model, images)["2"]
 
     def test_nothing_to_cut_is_an_error(self, images: Tensor) -> None:
-        with pytest.raises(BadModel, match=r"nothing in this network can be cut.*output"):
+        with pytest.raises(InvalidModel, match=r"nothing in this network can be cut.*output"):
             lt.plan(nn.Sequential(nn.Flatten(), nn.Linear(768, 4)), images)
 
     def test_a_network_that_does_not_run(self) -> None:
-        with pytest.raises(BadModel, match=r"does not run on an input of shape \(1, 5, 16, 16\): in '0' \(Conv2d\): RuntimeError"):
+        with pytest.raises(InvalidModel, match=r"does not run on an input of shape \(1, 5, 16, 16\): in '0' \(Conv2d\): RuntimeError"):
             lt.plan(NETWORKS["lenet5"](), torch.zeros(1, 5, 16, 16))
 
 
@@ -306,7 +306,7 @@ class TestChoose:
 
     @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])
     def test_ratio_outside_its_range(self, images: Tensor, ratio: float) -> None:
-        with pytest.raises(BadSetting, match="between 0 and 1"):
+        with pytest.raises(InvalidSetting, match="between 0 and 1"):
             lt.plan(NETWORKS["lenet5"](), images, ratio)
 
     def test_unknown_names_list_what_there_is(self, images: Tensor) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.graph import trace
 
 Weight = Callable[[nn.Module], Tensor]
@@ -91,7 +91,7 @@ def test_weights_that_are_computed(kind: str, act: Callable[[Tensor], Tensor]) -
     expected = behind_relu if act is torch.relu else behind_sigmoid
     model, x = network(weight, act), torch.randn(2, 3, 5, 5, dtype=torch.double)
     if not expected:
-        with pytest.raises(BadModel, match="nothing in this network can be cut"):
+        with pytest.raises(InvalidModel, match="nothing in this network can be cut"):
             lt.plan(model, x)
         return
     assert cut_groups(agree(model, x)) == expected

@@ -15,7 +15,7 @@ from kernel_cases import CASES, TOLERANCES, Conv, moved
 from kernel_networks import CHAIN, NETWORKS, Network, build
 
 from ltcompile import kernels
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.kernels import Config, conv2d
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -82,7 +82,7 @@ def check_memory(device: str) -> None:
 
 def check_no_dependence() -> None:
     """Interpreted kernels have no dependent form."""
-    with pytest.raises(BadSetting, match="interpreter runs it"):
+    with pytest.raises(InvalidSetting, match="interpreter runs it"):
         kernels.dependent(build(CHAIN, torch.float32, "cpu").calls[0])
 
 

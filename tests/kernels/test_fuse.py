@@ -9,7 +9,7 @@ import torch
 from kernel_networks import CHAIN, SHORT, VGG, Network, build
 
 from ltcompile import kernels
-from ltcompile.errors import BadSetting, Unavailable
+from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.kernels import PERSISTENT_WARPS
 from ltcompile.kernels._config import PROGRAMS, gemm_default, head_default, window_default
 from ltcompile.kernels._launch import Compiled, Multiprocessor, check_resident, resident
@@ -57,13 +57,13 @@ def test_defaults_have_the_common_warps() -> None:
 
 def test_what_cannot_be_fused_is_refused() -> None:
     calls = build(CHAIN, torch.float32, "cpu").calls
-    with pytest.raises(BadSetting, match="cannot fuse no calls"):
+    with pytest.raises(InvalidSetting, match="cannot fuse no calls"):
         kernels.fuse([])
-    with pytest.raises(BadSetting, match=r"_gemm \(8 warps\).*the same warps"):
+    with pytest.raises(InvalidSetting, match=r"_gemm \(8 warps\).*the same warps"):
         kernels.fuse([*calls, replace(calls[0], warps=8)])
-    with pytest.raises(BadSetting, match="neither dependent nor persistent"):
+    with pytest.raises(InvalidSetting, match="neither dependent nor persistent"):
         kernels.fuse([kernels.dependent(calls[0])])
-    with pytest.raises(BadSetting, match="neither dependent nor persistent"):
+    with pytest.raises(InvalidSetting, match="neither dependent nor persistent"):
         kernels.fuse([kernels.fuse(calls)])
-    with pytest.raises(BadSetting, match="it has no such form"):
+    with pytest.raises(InvalidSetting, match="it has no such form"):
         kernels.dependent(kernels.fuse(calls))

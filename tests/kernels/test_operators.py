@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltcompile import kernels
-from ltcompile.errors import BadSetting, Unavailable, UnknownName
+from ltcompile.errors import InvalidSetting, Unavailable, UnknownName
 from ltcompile.kernels import ACTIVATIONS, Config, conv2d, depthwise, grouped, linear, maxpool, pooled_head
 
 NAMES = kernels.names()
@@ -153,7 +153,7 @@ def test_layout_pads_with_zeros_and_back() -> None:
     assert torch.equal(kernels.nchw(laid, 13), x)
     assert kernels.nhwc(x[:, :3], 4).shape[-1] == 4
     assert [kernels.padded(c, torch.float16) for c in (1, 8, 9, 61)] == [8, 8, 16, 64]
-    with pytest.raises(BadSetting, match="convert the network"):
+    with pytest.raises(InvalidSetting, match="convert the network"):
         kernels.padded(3, torch.float64)
 
 
@@ -176,36 +176,36 @@ def test_layout_pads_with_zeros_and_back() -> None:
 def test_misfits_are_refused(changed: dict[str, Any], says: str) -> None:
     config = changed.pop("config", None)
     arguments = arguments_of(**changed)
-    with pytest.raises(BadSetting, match=says):
+    with pytest.raises(InvalidSetting, match=says):
         conv2d.prepare(arguments.empty(), arguments, config)
 
 
 def test_weights_that_cannot_be_packed_are_refused() -> None:
-    with pytest.raises(BadSetting, match="cannot hold the 5 channels"):
+    with pytest.raises(InvalidSetting, match="cannot hold the 5 channels"):
         conv2d.pack(torch.zeros(8, 5, 3, 3), None, torch.float16, 4)
-    with pytest.raises(BadSetting, match="use `grouped`"):
+    with pytest.raises(InvalidSetting, match="use `grouped`"):
         depthwise.pack(torch.zeros(8, 2, 3, 3), None, torch.float16)
-    with pytest.raises(BadSetting, match="do not divide"):
+    with pytest.raises(InvalidSetting, match="do not divide"):
         grouped.pack(torch.zeros(8, 2, 3, 3), None, 3, torch.float16)
-    with pytest.raises(BadSetting, match="powers of two"):
+    with pytest.raises(InvalidSetting, match="powers of two"):
         Config(48, 64)
 
 
 def test_other_kernels_refuse_misfits() -> None:
     arguments = CASES["depthwise"][0].sample(torch.float32)
-    with pytest.raises(BadSetting, match="a depthwise 5x5"):
+    with pytest.raises(InvalidSetting, match="a depthwise 5x5"):
         depthwise.prepare(arguments.empty(), replace(arguments, kernel=[5, 5], padding=[2, 2]))
-    with pytest.raises(BadSetting, match="more than half"):
+    with pytest.raises(InvalidSetting, match="more than half"):
         window = maxpool.Arguments(torch.zeros(1, 4, 4, 8), [2, 2], [1, 1], [2, 2])
         maxpool.prepare(window.empty(), window)
     arguments = CASES["grouped"][0].sample(torch.float32)
-    with pytest.raises(BadSetting, match="pack them again"):
+    with pytest.raises(InvalidSetting, match="pack them again"):
         grouped.prepare(arguments.empty(), arguments, Config(64, 64, 32))
-    with pytest.raises(BadSetting, match="not packed for 3 groups"):
+    with pytest.raises(InvalidSetting, match="not packed for 3 groups"):
         grouped.prepare(arguments.empty(), replace(arguments, groups=3, in_channels=99, channels=99))
-    with pytest.raises(BadSetting, match="an input of"):
+    with pytest.raises(InvalidSetting, match="an input of"):
         linear.prepare(torch.zeros(2, 8), linear.Arguments(torch.zeros(2, 8), torch.zeros(16, 8), torch.zeros(8), 8, "none"))
-    with pytest.raises(BadSetting, match="an input of"):
+    with pytest.raises(InvalidSetting, match="an input of"):
         pooled_head.prepare(torch.zeros(2, 8), pooled_head.Arguments(torch.zeros(2, 2, 2, 8), torch.zeros(16, 8), torch.zeros(8)))
 
 

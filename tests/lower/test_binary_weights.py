@@ -12,7 +12,7 @@ from attached import IMAGES, NETWORKS, answers, attached, built, close, layers
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.binary_weights import write_binary_weights
 from ltcompile.search import methods
@@ -67,7 +67,7 @@ class TestSigns:
 
     def test_refuses_floats(self, tmp_path: Path) -> None:
         export_onnx(built("lenet300"), IMAGES, tmp_path / "net.onnx")
-        with pytest.raises(BadModel, match="biprop"):
+        with pytest.raises(InvalidModel, match="biprop"):
             write_binary_weights(tmp_path / "net.onnx", tmp_path / "signs.onnx", IMAGES)
         assert not (tmp_path / "signs.onnx").exists()
 

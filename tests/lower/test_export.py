@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
-from ltcompile.errors import BadModel, BadSetting, Disagreement
+from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting
 from ltcompile.graph.outputs import outputs_of
 from ltcompile.lower import export_onnx, export_program, fold_batch_norm, run_onnx
 
@@ -172,7 +172,7 @@ def test_a_dict_as_an_argument_and_names_of_ones_own(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.export.load(tmp_path / "net.pt2").module()({"img": x[:1]}, torch.ones(())), model({"img": x[:1]}, 1))
     export_onnx(model, ({"img": x}, torch.ones(())), tmp_path / "net.onnx", input_names=("images", "shift"), output_names=("logits",))
     assert ends(tmp_path / "net.onnx") == (["images", "shift"], ["logits"])
-    with pytest.raises(BadSetting, match=r"input_names must be 2 different names, for d\.img, more\.0"):
+    with pytest.raises(InvalidSetting, match=r"input_names must be 2 different names, for d\.img, more\.0"):
         export_onnx(model, ({"img": x}, torch.ones(())), tmp_path / "net.onnx", input_names=("images",))
 
 
@@ -181,7 +181,7 @@ def test_a_table_beside_the_batch(tmp_path: Path) -> None:
         def forward(self, x: Tensor, table: Tensor) -> Tensor:
             return x @ table
 
-    with pytest.raises(BadModel, match="if table has no batch, give an example with a batch of another length"):
+    with pytest.raises(InvalidModel, match="if table has no batch, give an example with a batch of another length"):
         export_onnx(Net(), (torch.randn(4, 4), torch.randn(4, 2)), tmp_path / "net.onnx")
     export_onnx(Net(), (torch.randn(2, 4), torch.randn(4, 2)), tmp_path / "net.onnx")
     x, table = torch.randn(3, 4), torch.randn(4, 2)
@@ -222,14 +222,14 @@ class Fixed(nn.Module):
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("write", [export_onnx, export_program])
 def test_a_batch_in_the_code_is_refused(write: Callable[..., None], batch: int, tmp_path: Path) -> None:
-    with pytest.raises(BadModel, match=r"does not run on a batch of 3.*any batch"):
+    with pytest.raises(InvalidModel, match=r"does not run on a batch of 3.*any batch"):
         write(Fixed(batch).eval(), torch.randn(batch, 6), tmp_path / "net")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("write", [export_onnx, export_program])
 def test_code_that_asks_for_the_batch_is_refused(write: Callable[..., None], tmp_path: Path) -> None:
-    with pytest.raises(BadModel, match="fixes the batch"):
+    with pytest.raises(InvalidModel, match="fixes the batch"):
         write(Fixed(0).eval(), torch.randn(2, 6), tmp_path / "net")
     assert not list(tmp_path.iterdir())
 
@@ -259,7 +259,7 @@ class Noise(nn.Module):
 @pytest.mark.parametrize("kind", refused())
 def test_refusals(kind: str, tmp_path: Path) -> None:
     model, example, told = refused()[kind]
-    with pytest.raises((BadModel, BadSetting, Disagreement), match=told) as caught:
+    with pytest.raises((InvalidModel, InvalidSetting, Disagreement), match=told) as caught:
         export_onnx(model, example, tmp_path / "net.onnx")
     assert "\x1b" not in str(caught.value) and not list(tmp_path.iterdir())
 

@@ -15,7 +15,7 @@ from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
 import ltcompile as lt
-from ltcompile.errors import BadModel, BadPlan, BadSetting
+from ltcompile.errors import InvalidModel, InvalidPlan, InvalidSetting
 from ltcompile.graph import embed, trace, zeros
 from ltcompile.prune import choose
 
@@ -78,7 +78,7 @@ def test_examples(kind: str) -> None:
 )
 def test_what_is_no_example(example: Any, what: str) -> None:
     for public in (lt.plan, lt.size, trace):
-        with pytest.raises(BadSetting, match=what):
+        with pytest.raises(InvalidSetting, match=what):
             public(Net(), example)
 
 
@@ -89,14 +89,14 @@ def test_half_precision() -> None:
         small = lt.cut(model, plan)
         assert {p.dtype for p in small.parameters()} == {dtype} and plan.widths["a"] == (8, 4)
         torch.testing.assert_close(small(x), lt.mask(model, plan)(x), rtol=0.05, atol=0.05)
-    with pytest.raises(BadModel, match="does not run on an input of shape"):
+    with pytest.raises(InvalidModel, match="does not run on an input of shape"):
         lt.plan(model, X)
 
 
 def test_weights_without_values() -> None:
     model = Net().to("meta")
     assert lt.size(model, X).macs > 0 and trace(model, X)
-    with pytest.raises(BadModel, match="more weights have no values, being on the meta device; load them"):
+    with pytest.raises(InvalidModel, match="more weights have no values, being on the meta device; load them"):
         lt.plan(model, X)
 
 
@@ -125,7 +125,7 @@ def test_networks_that_hold_a_graph() -> None:
 def test_what_cannot_be_copied_is_named() -> None:
     model = Net()
     model.a.lock = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(BadModel, match=r"attribute 'a.lock' \(lock\); leave it out"):
+    with pytest.raises(InvalidModel, match=r"attribute 'a.lock' \(lock\); leave it out"):
         lt.plan(model, X)
 
 
@@ -166,7 +166,7 @@ def test_weights_that_torch_computes(kind: str) -> None:
     torch.testing.assert_close(lt.cut(model, lt.PruningPlan(plan.groups))(x), out)
     if kind == "pruned":
         assert set(plan.kept["2"]) == set(model[2].weight_mask.flatten(1).any(1).nonzero().flatten().tolist())
-    with pytest.raises(BadPlan, match="is computed by a hook or parametrisation"):
+    with pytest.raises(InvalidPlan, match="is computed by a hook or parametrisation"):
         zeros(model, plan)
 
 
@@ -174,5 +174,5 @@ def test_weights_that_torch_computes(kind: str) -> None:
 def test_scores_of_ones_own_are_checked(scores: dict[str, int], what: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
     groups = trace(model, torch.randn(1, 3, 12, 12))
-    with pytest.raises(BadSetting, match=what):
+    with pytest.raises(InvalidSetting, match=what):
         choose(groups, {name: torch.rand(n) for name, n in scores.items()}, 0.5, "global")

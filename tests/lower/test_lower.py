@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision import models
 
 import ltcompile as lt
-from ltcompile.errors import BadModel, Disagreement
+from ltcompile.errors import Disagreement, InvalidModel
 from ltcompile.lower import operations
 from ltcompile.lower.lower import Lowered, lower
 from ltcompile.lower.passes import PASSES
@@ -166,7 +166,7 @@ class TestProgram:
             def forward(self, x: Tensor) -> Tensor:
                 return self.inner(x)  # type: ignore[no-any-return]
 
-        with pytest.raises(BadModel, match=r"inner uses aten.sort"):
+        with pytest.raises(InvalidModel, match=r"inner uses aten.sort"):
             capture(Sorting(), torch.randn(2, 3, 4, 4))
 
     def test_what_torch_cannot_trace(self) -> None:
@@ -174,7 +174,7 @@ class TestProgram:
             def forward(self, x: Tensor) -> Tensor:
                 return x + 1 if x.sum() > 0 else x
 
-        with pytest.raises(BadModel, match="torch cannot export this network"):
+        with pytest.raises(InvalidModel, match="torch cannot export this network"):
             lower(Branching(), torch.randn(2, 3, 4, 4))
 
     def test_one_input_and_one_output(self) -> None:
@@ -182,7 +182,7 @@ class TestProgram:
             def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
                 return x + 1, x - 1
 
-        with pytest.raises(BadModel, match="one input and one output"):
+        with pytest.raises(InvalidModel, match="one input and one output"):
             capture(Two(), torch.randn(2, 3, 4, 4))
 
     def test_a_wrong_pass_is_caught(self, monkeypatch: pytest.MonkeyPatch) -> None:

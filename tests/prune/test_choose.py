@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile.core.plan import Group, Member, PruningPlan
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph import trace
 from ltcompile.graph.bundle import Bundle, bundles
 from ltcompile.prune import Limits, choose
@@ -217,7 +217,7 @@ class TestLimits:
     @pytest.mark.parametrize("field", ["keep", "only", "ratios"])
     def test_a_pattern_that_matches_nothing(self, resnet: nn.Module, images: Tensor, field: str) -> None:
         value = {"blocks.1.convl": 0.3} if field == "ratios" else ("blocks.1.convl",)
-        with pytest.raises(BadSetting, match=r"'blocks.1.convl' matches no layer.*did you mean blocks.1.conv"):
+        with pytest.raises(InvalidSetting, match=r"'blocks.1.convl' matches no layer.*did you mean blocks.1.conv"):
             lt.plan(resnet, images, limits=Limits(**{field: value}))  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
@@ -232,13 +232,13 @@ class TestLimits:
         ],
     )
     def test_out_of_range(self, wrong: dict[str, object], message: str) -> None:
-        with pytest.raises(BadSetting, match=message):
+        with pytest.raises(InvalidSetting, match=message):
             Limits(**wrong)  # type: ignore[arg-type]
 
     def test_nothing_left_to_cut(self, resnet: nn.Module, images: Tensor) -> None:
-        with pytest.raises(BadSetting, match="leave nothing to cut"):
+        with pytest.raises(InvalidSetting, match="leave nothing to cut"):
             lt.plan(resnet, images, limits=Limits(keep=(".*",)))
-        with pytest.raises(BadSetting, match=r"'classifier' has a ratio.*output"):
+        with pytest.raises(InvalidSetting, match=r"'classifier' has a ratio.*output"):
             lt.plan(resnet, images, limits=Limits(ratios={"classifier": 0.5}))
 
 
@@ -260,7 +260,7 @@ class TestTargets:
         for ratio in (0.2 * dropped, 0.8 * dropped, dropped - 1e-3):
             try:
                 less = lt.plan(network, images, max(ratio, 1e-6), scope, check=False)  # type: ignore[arg-type]
-            except BadSetting as error:
+            except InvalidSetting as error:
                 assert "cuts nothing" in str(error)
                 continue
             assert less.widths == plan.widths or left(less) > 0.5
@@ -287,7 +287,9 @@ class TestTargets:
 
     def test_out_of_reach(self, images: Tensor) -> None:
         network = NETWORKS["resnet20"]()
-        with pytest.raises(BadSetting, match=r"target_macs 0.1 cannot be met.*leaves 0\.\d+ of the MACs.*'conv'.*to be kept.*min_channels"):
+        with pytest.raises(
+            InvalidSetting, match=r"target_macs 0.1 cannot be met.*leaves 0\.\d+ of the MACs.*'conv'.*to be kept.*min_channels"
+        ):
             lt.plan(network, images, target_macs=0.1, limits=Limits(keep=("conv",), max_layer_ratio=0.5))
 
     def test_one_goal_at_a_time(self, images: Tensor) -> None:
@@ -298,7 +300,7 @@ class TestTargets:
             ({"target_macs": 1.5}, "between 0 and 1"),
             ({"target_params": 0.0}, "between 0 and 1"),
         ):
-            with pytest.raises(BadSetting, match=message):
+            with pytest.raises(InvalidSetting, match=message):
                 lt.plan(network, images, **settings_)  # type: ignore[arg-type]
 
 
@@ -317,7 +319,7 @@ class TestSearch:
 
     def test_out_of_reach_before_any_training(self, tmp_path: Path) -> None:
         config = lt.SearchConfig(target_params=0.01, keep=("0",), min_channels=10)
-        with pytest.raises(BadSetting, match=r"target_params 0\.01 cannot be met"):
+        with pytest.raises(InvalidSetting, match=r"target_params 0\.01 cannot be met"):
             lt.find("lenet5", "digits", config, recipe=QUICK, image_size=16, folder=tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
@@ -331,7 +333,7 @@ class TestSearch:
             ({"group_reduction": "some"}, "reduction"),
             ({"keep": ("(",)}, "regular expression"),
         ):
-            with pytest.raises(BadSetting, match=message):
+            with pytest.raises(InvalidSetting, match=message):
                 lt.SearchConfig(**wrong)  # type: ignore[arg-type]
 
 

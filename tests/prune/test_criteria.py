@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import ltcompile as lt
 from ltcompile.core.plan import Group, Member
 from ltcompile.core.recipe import Recipe
-from ltcompile.errors import BadModel, BadSetting, UnknownName
+from ltcompile.errors import InvalidModel, InvalidSetting, UnknownName
 from ltcompile.graph import trace
 from ltcompile.prune import choose, criteria
 from ltcompile.prune.criteria import Evidence
@@ -221,7 +221,7 @@ class TestSlices:
             close(score("l2", model, Group("heads", 3, (counted,))), [1, 1, 1])
 
     def test_a_weight_that_the_evidence_leaves_out(self) -> None:
-        with pytest.raises(BadSetting, match=r"'0\.weight'.*requires_grad"):
+        with pytest.raises(InvalidSetting, match=r"'0\.weight'.*requires_grad"):
             criteria.score("taylor", (GROUP,), PAIR, Evidence(gradients=({"2.weight": KNOWN["2.weight"]},)))
 
 
@@ -345,7 +345,7 @@ class TestCurvature:
     def test_logits_that_are_not_finite(self) -> None:
         net = nn.Linear(3, 2)
         net.bias.data[0] = float("nan")
-        with pytest.raises(BadModel, match="logits are not finite"):
+        with pytest.raises(InvalidModel, match="logits are not finite"):
             loss_curvature(net, iter([(torch.randn(2, 3), torch.tensor([0, 1]))]), 0)
 
     def test_fused_attention(self) -> None:
@@ -426,7 +426,7 @@ class TestGather:
 
 class TestRefusals:
     def test_unknown_reduction(self) -> None:
-        with pytest.raises(BadSetting, match=r"producers, filters, all, not 'some'"):
+        with pytest.raises(InvalidSetting, match=r"producers, filters, all, not 'some'"):
             criteria.score("l1", (GROUP,), PAIR, Evidence(), "some")  # type: ignore[arg-type]
 
     def test_unknown_criterion(self) -> None:
@@ -436,7 +436,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize("criterion", [c for c in criteria.names() if criteria.needs(c)])
     def test_missing_evidence(self, criterion: str) -> None:
-        with pytest.raises(BadSetting, match=f"{criterion!r} needs {criteria.needs(criterion)[0]}"):
+        with pytest.raises(InvalidSetting, match=f"{criterion!r} needs {criteria.needs(criterion)[0]}"):
             criteria.score(criterion, (GROUP,), PAIR, Evidence())
 
     def test_frozen_groups_have_no_scores(self) -> None:

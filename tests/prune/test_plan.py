@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ltcompile.core.plan import Group, Member, PruningPlan
-from ltcompile.errors import BadFile, BadPlan
+from ltcompile.errors import InvalidFile, InvalidPlan
 
 CHAIN = (
     Group(
@@ -66,7 +66,7 @@ def test_remaining_positions_fill_their_axis_without_gaps(plan: PruningPlan) -> 
     ],
 )
 def test_nonsense_is_refused(kept: dict[str, tuple[int, ...]], message: str) -> None:
-    with pytest.raises(BadPlan, match=message):
+    with pytest.raises(InvalidPlan, match=message):
         PruningPlan(CHAIN, kept)
 
 
@@ -77,7 +77,7 @@ TIED = tuple(dataclasses.replace(g, tied="heads") for g in (*CHAIN[:1], dataclas
 def test_tied_groups_keep_the_same_share(a: int, b: int) -> None:
     kept = {"a": tuple(range(a)), "c": tuple(range(b))}
     if a != 2 * b:
-        with pytest.raises(BadPlan, match="tied to the same share"):
+        with pytest.raises(InvalidPlan, match="tied to the same share"):
             PruningPlan(TIED, kept)
         return
     plan = PruningPlan(TIED, kept)
@@ -86,15 +86,15 @@ def test_tied_groups_keep_the_same_share(a: int, b: int) -> None:
 
 
 def test_members_must_map_every_channel_once() -> None:
-    with pytest.raises(BadPlan, match="two channels claim"):
+    with pytest.raises(InvalidPlan, match="two channels claim"):
         Member("a", "out", ((0,), (0,)))
-    with pytest.raises(BadPlan, match="maps 1 of 2"):
+    with pytest.raises(InvalidPlan, match="maps 1 of 2"):
         Group("a", 2, (Member("a", "out", ((0,),)),))
 
 
 def test_a_plan_of_another_network_does_not_compose() -> None:
     first = PruningPlan(CHAIN, {"a": (0, 1)})
-    with pytest.raises(BadPlan, match="not a plan of the network"):
+    with pytest.raises(InvalidPlan, match="not a plan of the network"):
         first.then(PruningPlan(CHAIN))
 
 
@@ -102,7 +102,7 @@ def test_a_plan_of_another_network_does_not_compose() -> None:
     "broken", [None, [], {}, {"groups": 1, "kept": {}}, {"groups": [{}], "kept": {}}, {"groups": [], "kept": {"a": "x"}}]
 )
 def test_malformed_json_is_a_bad_plan(broken: object) -> None:
-    with pytest.raises(BadPlan):
+    with pytest.raises(InvalidPlan):
         PruningPlan.from_json(broken)
 
 
@@ -125,14 +125,14 @@ def test_wrong_fields_are_a_bad_plan(place: tuple[str | int, ...], value: object
     for key in place[:-1]:
         holder = holder[key]  # type: ignore[index]
     holder[place[-1]] = value  # type: ignore[index]
-    with pytest.raises(BadPlan):
+    with pytest.raises(InvalidPlan):
         PruningPlan.from_json(told)
 
 
 def test_a_few_bytes_claim_no_memory() -> None:
     member = {"layer": "a", "axis": "out", "start": 0, "span": 1}
     group = {"name": "a", "width": 1 << 20, "frozen": "", "members": [{**member, "layer": str(i)} for i in range(100)]}
-    with pytest.raises(BadPlan, match="the plan claims 104,857,600 positions"):
+    with pytest.raises(InvalidPlan, match="the plan claims 104,857,600 positions"):
         PruningPlan.from_json({"groups": [group], "kept": {}})
 
 
@@ -142,7 +142,7 @@ def test_files(tmp_path) -> None:  # type: ignore[no-untyped-def]
     assert PruningPlan.load(tmp_path / "plan.json") == plan
     (tmp_path / "half.json").write_text((tmp_path / "plan.json").read_text()[:40])
     for name in ("half.json", "none.json"):
-        with pytest.raises(BadFile):
+        with pytest.raises(InvalidFile):
             PruningPlan.load(tmp_path / name)
 
 

@@ -8,7 +8,7 @@ from networks import NETWORKS
 from torch import Tensor, nn
 
 import ltcompile as lt
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.prune.schedule import dropped_fraction
 
 
@@ -53,5 +53,5 @@ def test_a_resumed_schedule_repeats_no_cut(images: Tensor) -> None:
     ("settings", "says"), [({"ratio": 1.0}, "ratio: 1.0"), ({"cuts": 6}, "cuts: 6"), ({"first_step": 9}, "first_step 9")]
 )
 def test_settings_are_checked(settings: dict[str, float], says: str, images: Tensor) -> None:
-    with pytest.raises(BadSetting, match=says):
+    with pytest.raises(InvalidSetting, match=says):
         lt.Schedule(**{"example": images, "ratio": 0.5, "first_step": 1, "last_step": 5, "cuts": 3} | settings)  # type: ignore[arg-type]

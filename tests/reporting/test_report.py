@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 from pages import DENSE, HOSTILE, Page, example, made, timing, write
 
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.reporting import report, units
 
 
@@ -88,7 +88,7 @@ def test_missed_targets_are_warned_of(tmp_path: Path) -> None:
     for field, value in (("measure", "beauty"), ("asked", 0.0), ("found", -1.0)):
         spoiled = example()
         spoiled["search.json"]["target"] = {**run["search.json"]["target"], field: value}
-        with pytest.raises(BadFile, match="target"):
+        with pytest.raises(InvalidFile, match="target"):
             made(tmp_path / field, spoiled)
 
 
@@ -323,7 +323,7 @@ def test_damage_is_named(tmp_path: Path, place: str, value: Any) -> None:
     run, path = example(), [int(key) if key.isdecimal() else key for key in place.split("/")]
     inner = reduce(lambda table, key: table[key], path[:-1], cast(Any, run))
     inner[path[-1]] = value
-    with pytest.raises(BadFile, match=rf"{path[0]}.*again"):
+    with pytest.raises(InvalidFile, match=rf"{path[0]}.*again"):
         report(write(tmp_path / "run", run))
     assert not (tmp_path / "run" / "report.html").exists()
 
@@ -333,14 +333,14 @@ def test_damage_is_named(tmp_path: Path, place: str, value: Any) -> None:
 def test_no_json_is_named(tmp_path: Path, name: str, text: str) -> None:
     folder = write(tmp_path / "run", example())
     (folder / name).write_text(text)
-    with pytest.raises(BadFile, match=name):
+    with pytest.raises(InvalidFile, match=name):
         report(folder)
 
 
 def test_no_run(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="ltcompile find"):
+    with pytest.raises(InvalidFile, match="ltcompile find"):
         report(tmp_path)
-    with pytest.raises(BadFile, match="no run folder"):
+    with pytest.raises(InvalidFile, match="no run folder"):
         report(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -366,7 +366,7 @@ def test_output_goes_where_it_is_told(tmp_path: Path) -> None:
 def test_output_never_replaces_results(tmp_path: Path, output: str) -> None:
     folder = write(tmp_path / "run", example())
     before = {path.name: path.read_text() for path in folder.iterdir()}
-    with pytest.raises(BadFile):
+    with pytest.raises(InvalidFile):
         report(folder, folder / output)
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
 

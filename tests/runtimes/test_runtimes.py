@@ -14,7 +14,7 @@ from torch import nn
 
 from ltcompile import registry, runtimes
 from ltcompile.core.deployment import DEVICES, Deployment
-from ltcompile.errors import BadFile, BadSetting, Unavailable, UnknownName
+from ltcompile.errors import InvalidFile, InvalidSetting, Unavailable, UnknownName
 from ltcompile.lower import export_onnx
 from ltcompile.runtimes import Options, Session, Subject, _devices, _ort
 
@@ -152,7 +152,7 @@ except KeyboardInterrupt:
 def test_unknown_names() -> None:
     with pytest.raises(UnknownName, match="onnxruntime"):
         runtimes.unavailable("onnxruntim", "cpu")
-    with pytest.raises(BadSetting, match="tpu"):
+    with pytest.raises(InvalidSetting, match="tpu"):
         runtimes.available("tpu")
 
 
@@ -164,13 +164,13 @@ def test_listing_the_runtimes_imports_nothing_heavy() -> None:
 
 
 def test_subjects_check_themselves(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="neither"):
+    with pytest.raises(InvalidSetting, match="neither"):
         Subject("empty")
-    with pytest.raises(BadFile, match="no ONNX file"):
+    with pytest.raises(InvalidFile, match="no ONNX file"):
         Subject("gone", onnx=tmp_path / "gone.onnx")
-    with pytest.raises(BadSetting, match="training mode"):
+    with pytest.raises(InvalidSetting, match="training mode"):
         Subject("training", Net(0))
-    with pytest.raises(BadSetting, match="bfloat16"):
+    with pytest.raises(InvalidSetting, match="bfloat16"):
         Subject("narrow", Net(0).eval().bfloat16())
 
 
@@ -200,7 +200,7 @@ def test_any_number_of_inputs_and_outputs_of_any_rank_and_dtype(name: str, tmp_p
         for got, wanted in zip(found.values(), expected.values(), strict=True):
             assert got.dtype == wanted.numpy().dtype
             np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-5, atol=1e-6)
-    with pytest.raises((BadSetting, TypeError)):
+    with pytest.raises((InvalidSetting, TypeError)):
         session.run(arrays["scale"])
 
 

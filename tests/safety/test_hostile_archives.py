@@ -18,7 +18,7 @@ from forgery import MARK, PICKLES, forged
 from readers import READERS, network
 
 import ltcompile as lt
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.models._weights import load_weights
 
 
@@ -52,10 +52,10 @@ def test_pickles_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     monkeypatch.chdir(tmp_path)
     for file in ("ticket.pt", "weights.pth", "weights.safetensors"):
         (tmp_path / file).write_bytes(around(PICKLES[name]()))
-    with pytest.raises(BadFile, match="take a fresh copy"):
+    with pytest.raises(InvalidFile, match="take a fresh copy"):
         lt.Ticket.load("ticket.pt")
     for file in ("weights.pth", "weights.safetensors"):
-        with pytest.raises(BadFile) as told:
+        with pytest.raises(InvalidFile) as told:
             load_weights(network(), Path(file), 2, 1)
         assert "weights_only" not in str(told.value), "torch's advice is to run it"
     assert not Path(MARK).exists()
@@ -128,14 +128,14 @@ class TestArchives:
         }
         for tensor in odd.values():
             torch.save({**value, "weights": {"w": tensor}}, tmp_path / "ticket.pt")
-            with pytest.raises(BadFile, match=r"no dense tensor|cannot be read"):
+            with pytest.raises(InvalidFile, match=r"no dense tensor|cannot be read"):
                 lt.Ticket.load(tmp_path / "ticket.pt")
 
     def test_what_refers_to_itself(self, tmp_path: Path) -> None:
         loop: dict[str, Any] = {}
         loop["model"] = loop["state_dict"] = loop
         torch.save(loop, tmp_path / "weights.pth")
-        with pytest.raises(BadFile, match="no state dict"):
+        with pytest.raises(InvalidFile, match="no state dict"):
             load_weights(network(), tmp_path / "weights.pth", 2, 1)
 
     @pytest.mark.parametrize(

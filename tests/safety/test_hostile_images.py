@@ -15,7 +15,7 @@ from PIL import Image
 
 import ltcompile as lt
 from ltcompile.core.notice import Notice
-from ltcompile.errors import BadData
+from ltcompile.errors import InvalidData
 
 
 @pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")
@@ -63,7 +63,7 @@ def test_images_that_are_bombs_or_pipes(tmp_path: Path) -> None:
 def test_digits_that_lie(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     mnist_files(tmp_path)
     damage(tmp_path / "MNIST/raw")
-    with pytest.raises(BadData, match=r"fetch|missing or corrupt"):
+    with pytest.raises(InvalidData, match=r"fetch|missing or corrupt"):
         lt.load_data("mnist", tmp_path, val_share=0.25)
 
 
@@ -75,6 +75,6 @@ def test_pickled_images_are_those_that_were_published(tmp_path: Path, monkeypatc
         (tmp_path / folder).mkdir()
         for part in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta", "train", "test", "meta"):
             (tmp_path / folder / part).write_bytes(PICKLES["reduce"]())
-    with pytest.raises(BadData, match="missing or corrupt"):
+    with pytest.raises(InvalidData, match="missing or corrupt"):
         lt.load_data(name, tmp_path)
     assert not Path(MARK).exists()

@@ -17,7 +17,7 @@ from readers import READERS
 
 import ltcompile as lt
 from ltcompile.core import ticket as tickets
-from ltcompile.errors import BadFile, StaleTicket
+from ltcompile.errors import InvalidFile, TicketMismatch
 
 
 class TestTickets:
@@ -71,14 +71,14 @@ class TestTickets:
         (tmp_path / "ticket.pt").write_bytes(forged(lenet, change))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("ltcompile.deploy.rebuild.free_memory_bytes", lambda: 1 << 30)
-            with pytest.raises(StaleTicket, match=r"takes 2\.\d GiB, and 1\.0 GiB of memory are free"):
+            with pytest.raises(TicketMismatch, match=r"takes 2\.\d GiB, and 1\.0 GiB of memory are free"):
                 lt.shrink(tmp_path / "ticket.pt", tmp_path / "s.onnx")
 
     def test_plans_that_reach_for_attributes(self, tmp_path: Path, lenet: Path) -> None:
         for axis in ("=__class__", "=_parameters", "=weight", "=forward", "=__dict__[0]", "bias.7", "nothing.0"):
             change = lambda h, w, axis=axis: h["plan"]["groups"][0]["members"][0].update(axis=axis)  # noqa: E731
             (tmp_path / "ticket.pt").write_bytes(forged(lenet, change))
-            with pytest.raises(StaleTicket, match="does not fit"):
+            with pytest.raises(TicketMismatch, match="does not fit"):
                 lt.shrink(tmp_path / "ticket.pt", tmp_path / "s.onnx")
 
 
@@ -88,7 +88,7 @@ class TestTickets:
 )
 def test_plans_in_files(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(BadFile, match=r"plan\.json is no"):
+    with pytest.raises(InvalidFile, match=r"plan\.json is no"):
         lt.PruningPlan.load(tmp_path / "plan.json")
 
 
@@ -97,7 +97,7 @@ def test_plans_that_never_end(tmp_path: Path) -> None:
     os.truncate(tmp_path / "plan.json", 1 << 40)
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "plan.json", tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(BadFile, match="name another file"):
+        with pytest.raises(InvalidFile, match="name another file"):
             lt.PruningPlan.load(path)
 
 

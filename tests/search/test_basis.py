@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 import ltcompile as lt
 from ltcompile.data import Dataset
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.graph import size
 from ltcompile.graph.factorise import factorise
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
@@ -112,7 +112,7 @@ class TestBasis:
         model = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 1))
         methods.attach("basis", model, 0.5, 0, copy.deepcopy(model))
         assert [parametrize.is_parametrized(m) for m in model] == [True, False, True]
-        with pytest.raises(BadModel, match="grouped"):
+        with pytest.raises(InvalidModel, match="grouped"):
             methods.attach("basis", nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)), 0.5, 0, nn.Sequential(nn.Conv2d(8, 8, 3, groups=8)))
 
 

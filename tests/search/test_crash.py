@@ -24,7 +24,7 @@ import ltcompile as lt
 from ltcompile.cli import main
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.paths import write_bytes
 from ltcompile.search.listener import NullListener
 
@@ -158,7 +158,7 @@ class After(NullListener):
 def test_a_full_disk_keeps_the_last_checkpoint(disk: Disk, tmp_path: Path, digits: Dataset) -> None:
     whole = lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=tmp_path / "whole")
     run = disk.folder / "run"
-    with pytest.raises(BadFile, match=r"No space left.*bytes were to be written, and [\d,]+ are free.*resume=True"):
+    with pytest.raises(InvalidFile, match=r"No space left.*bytes were to be written, and [\d,]+ are free.*resume=True"):
         lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=run, listener=After(2, disk.fill))
     assert len(torch.load(run / "seed0/dense-0.partial.pt", weights_only=True)["epochs"]) == 2
     assert [f.name for f in run.rglob(".*")] == [], "nothing half-written"
@@ -169,11 +169,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(disk: Disk, tmp_path: Path, digit
 
 def test_too_small_a_disk_is_told_before_any_training(disk: Disk, digits: Dataset) -> None:
     disk.fill()
-    with pytest.raises(BadFile, match=r"this search will take about [\d,]+ bytes, and 0 are free|No space left.*0 are free"):
+    with pytest.raises(InvalidFile, match=r"this search will take about [\d,]+ bytes, and 0 are free|No space left.*0 are free"):
         lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=disk.folder / "run")
     disk.clear()
     lt.find("lenet300", digits, CONFIG, recipe=dataclasses.replace(RECIPE, epochs=1), folder=disk.folder / "run")
-    with pytest.raises(BadFile, match=r"this search will take about [\d,]+ bytes"):
+    with pytest.raises(InvalidFile, match=r"this search will take about [\d,]+ bytes"):
         lt.find("lenet300", digits, lt.SearchConfig(rounds=8, seeds=10), recipe=RECIPE, folder=disk.folder / "other")
 
 
@@ -220,7 +220,7 @@ def test_the_estimate_is_what_is_written(tmp_path: Path, kind: str) -> None:
 def test_a_disk_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     (tmp_path / "x").write_text("old")
     monkeypatch.setattr(os, "fsync", failing(number))
-    with pytest.raises(BadFile, match=rf"cannot write .*{os.strerror(number)}.*The old file, if any, is untouched"):
+    with pytest.raises(InvalidFile, match=rf"cannot write .*{os.strerror(number)}.*The old file, if any, is untouched"):
         write_bytes(tmp_path / "x", b"new")
     assert (tmp_path / "x").read_text() == "old" and os.listdir(tmp_path) == ["x"]
 
@@ -236,7 +236,7 @@ def test_no_writer_dies_of_a_full_disk(disk: Disk, ticket: lt.Ticket, suffix: st
     """torch's own end the process."""
     (disk.folder / f"small{suffix}").write_text("old")
     disk.fill()
-    with pytest.raises(BadFile, match="No space left"):
+    with pytest.raises(InvalidFile, match="No space left"):
         lt.shrink(ticket, disk.folder / f"small{suffix}")
     assert (disk.folder / f"small{suffix}").read_text() == "old"
 
@@ -246,14 +246,14 @@ def test_no_writer_dies_of_a_full_disk(disk: Disk, ticket: lt.Ticket, suffix: st
 
 def test_a_folder_removed_while_the_search_runs(tmp_path: Path, digits: Dataset) -> None:
     run = tmp_path / "run"
-    with pytest.raises(BadFile, match="was removed or moved while the search ran"):
+    with pytest.raises(InvalidFile, match="was removed or moved while the search ran"):
         lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=run, listener=After(2, lambda: shutil.rmtree(run)))
     assert not run.exists()
 
 
 def test_a_file_removed_while_the_search_runs(tmp_path: Path, digits: Dataset) -> None:
     run = tmp_path / "run"
-    with pytest.raises(BadFile, match=r"dense-0.pt is gone; resume=True repeats that training"):
+    with pytest.raises(InvalidFile, match=r"dense-0.pt is gone; resume=True repeats that training"):
         lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=run, listener=After(4, (run / "seed0/dense-0.pt").unlink))
     found = lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=run, resume=True)
     assert found.ticket.level == 1
@@ -264,7 +264,7 @@ def test_a_damaged_file_is_named_and_can_be_done_again(tmp_path: Path, digits: D
     whole = lt.find("lenet300", digits, CONFIG, recipe=recipe, folder=run)
     damaged = run / "seed0/ticket-1.pt"
     damaged.write_bytes(damaged.read_bytes()[:1000])
-    with pytest.raises(BadFile, match=r"ticket-1.pt .*; remove it, and resume=True repeats that training"):
+    with pytest.raises(InvalidFile, match=r"ticket-1.pt .*; remove it, and resume=True repeats that training"):
         lt.find("lenet300", digits, CONFIG, recipe=recipe, folder=run, resume=True)
     damaged.unlink()
     again = lt.find("lenet300", digits, CONFIG, recipe=recipe, folder=run, resume=True)

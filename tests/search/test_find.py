@@ -20,7 +20,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded, stream
 from ltcompile.data import Dataset, Split
-from ltcompile.errors import BadFile, BadSetting, StaleTicket, TrainingFailed, UnknownName
+from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, TrainingFailed, UnknownName
 from ltcompile.graph import cut, embed, trace
 from ltcompile.search import rewind
 from ltcompile.search.evidence import gather
@@ -126,7 +126,7 @@ class TestTraining:
         ],
     )
     def test_recipes_refuse_nonsense(self, wrong: dict[str, object]) -> None:
-        with pytest.raises(BadSetting):
+        with pytest.raises(InvalidSetting):
             dataclasses.replace(QUICK, **wrong)
 
 
@@ -362,13 +362,13 @@ class TestRun:
         assert f"seed {ticket.seed}" in ticket.verdict.seed_rule and ticket.verdict.decided == (len(at_level) >= 3)
 
     def test_a_run_is_not_overwritten(self, run: Path, digits: Dataset) -> None:
-        with pytest.raises(BadFile, match="resume=True"):
+        with pytest.raises(InvalidFile, match="resume=True"):
             lt.find("lenet5", digits, folder=run, recipe=QUICK, config=lt.SearchConfig(rounds=2))
-        with pytest.raises(StaleTicket, match=r"other settings.*rounds"):
+        with pytest.raises(TicketMismatch, match=r"other settings.*rounds"):
             lt.find("lenet5", digits, folder=run, recipe=QUICK, config=lt.SearchConfig(rounds=1), resume=True)
 
     def test_nothing_to_resume(self, tmp_path: Path, digits: Dataset) -> None:
-        with pytest.raises(BadFile, match="no run to resume"):
+        with pytest.raises(InvalidFile, match="no run to resume"):
             lt.find("lenet5", digits, folder=tmp_path / "none", recipe=QUICK, config=lt.SearchConfig(rounds=1), resume=True)
 
 
@@ -431,7 +431,7 @@ class TestSettings:
         ],
     )
     def test_out_of_range(self, wrong: dict[str, object], message: str) -> None:
-        with pytest.raises(BadSetting, match=message):
+        with pytest.raises(InvalidSetting, match=message):
             lt.SearchConfig(**wrong)  # type: ignore[arg-type]
 
     def test_unknown_names(self) -> None:
@@ -443,12 +443,12 @@ class TestSettings:
     @pytest.mark.parametrize("scope", ["local", "global"])
     def test_rounds_that_would_empty_a_layer(self, tmp_path: Path, digits: Dataset, scope: str) -> None:
         config = lt.SearchConfig(rounds=20, rate=0.5, scope=scope)  # type: ignore[arg-type]
-        with pytest.raises(BadSetting, match=r"empty.*at most \d+ rounds"):
+        with pytest.raises(InvalidSetting, match=r"empty.*at most \d+ rounds"):
             lt.find("lenet5", digits, config, folder=tmp_path / "run", recipe=QUICK)
         assert not (tmp_path / "run").exists()
 
     def test_rewind_epoch_beyond_the_schedule(self, digits: Dataset, tmp_path: Path) -> None:
-        with pytest.raises(BadSetting, match="must lie before"):
+        with pytest.raises(InvalidSetting, match="must lie before"):
             lt.find("lenet5", digits, lt.SearchConfig(rewind="weight", rewind_epoch=2, rounds=1), folder=tmp_path / "r", recipe=QUICK)
 
 
@@ -479,10 +479,10 @@ def test_own_factories_and_weights(tmp_path: Path, digits: Dataset, monkeypatch:
     )
     for name, value in cut(trained, found.ticket.plan).state_dict().items():
         torch.testing.assert_close(found.ticket.weights[name], value, rtol=0, atol=1e-6)
-    with pytest.raises(StaleTicket, match="your own code"):
+    with pytest.raises(TicketMismatch, match="your own code"):
         lt.shrink(found.ticket, tmp_path / "small.onnx")
     assert lt.shrink(found.ticket, tmp_path / "small.onnx", model="mynets:make").path.exists()
-    with pytest.raises(BadFile, match="no weights that fit"):
+    with pytest.raises(InvalidFile, match="no weights that fit"):
         lt.build_model("lenet5", weights=tmp_path / "weights.pth")
 
 

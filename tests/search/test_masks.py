@@ -22,7 +22,7 @@ from ltcompile.core.records import Trained
 from ltcompile.core.streams import seeded, stream
 from ltcompile.data import Dataset
 from ltcompile.deploy import dense_network, small_network
-from ltcompile.errors import BadFile, BadPlan, BadSetting, StaleTicket
+from ltcompile.errors import InvalidFile, InvalidPlan, InvalidSetting, TicketMismatch
 from ltcompile.graph import trace, zeros
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
@@ -84,9 +84,9 @@ def test_limits_choose_layers() -> None:
     assert list(maskable(network, Limits(), kinds)) == ["0.weight", "3.weight", "7.weight", "9.weight", "11.weight"]
     assert list(maskable(network, Limits(keep=("0", "11")), kinds)) == ["3.weight", "7.weight", "9.weight"]
     assert list(maskable(network, Limits(only=("7|9",)), kinds)) == ["7.weight", "9.weight"]
-    with pytest.raises(BadSetting, match="matches no layer"):
+    with pytest.raises(InvalidSetting, match="matches no layer"):
         maskable(network, Limits(only=("seven",)), kinds)
-    with pytest.raises(BadSetting, match="leave no weights"):
+    with pytest.raises(InvalidSetting, match="leave no weights"):
         maskable(network, Limits(keep=(".*",)), kinds)
 
 
@@ -114,9 +114,9 @@ def test_criteria_score_weights_in_their_places() -> None:
     lamp = criteria.score_weights("lamp", given, Evidence())["weight"]
     largest = weight.abs().flatten().argmax()
     assert lamp.flatten()[largest] == 1 and torch.equal(lamp.flatten().argsort(), weight.abs().flatten().argsort())
-    with pytest.raises(BadSetting, match="scores whole filters; weights are scored by hessian, l1, lamp, random, taylor"):
+    with pytest.raises(InvalidSetting, match="scores whole filters; weights are scored by hessian, l1, lamp, random, taylor"):
         criteria.score_weights("fpgm", given, Evidence())
-    with pytest.raises(BadSetting, match="needs gradients"):
+    with pytest.raises(InvalidSetting, match="needs gradients"):
         criteria.score_weights("taylor", given, Evidence())
 
 
@@ -197,7 +197,7 @@ class TestSearch:
         assert ticket.mask is not None
         name = next(iter(ticket.mask.kept))
         for wrong in (torch.zeros_like(ticket.mask.kept[name]), torch.ones(3, dtype=torch.bool)):
-            with pytest.raises(BadFile, match="mask does not fit its weights"):
+            with pytest.raises(InvalidFile, match="mask does not fit its weights"):
                 dataclasses.replace(ticket, mask=WeightMask({**ticket.mask.kept, name: wrong}))
 
 
@@ -251,11 +251,11 @@ def test_a_given_mask_is_the_only_level(tmp_path: Path, digits: Dataset) -> None
     mask = found.ticket.mask
     assert mask is not None and mask.digest == given.digest
     assert all(not found.ticket.weights[name][~kept].any() for name, kept in given.kept.items())
-    with pytest.raises(StaleTicket, match="given"):
+    with pytest.raises(TicketMismatch, match="given"):
         lt.find("lenet300", digits, config, recipe=QUICK, folder=tmp_path / "run", mask=shuffle_mask(given, 1), resume=True)
-    with pytest.raises(BadSetting, match="the one level of a search for weights"):
+    with pytest.raises(InvalidSetting, match="the one level of a search for weights"):
         lt.find("lenet300", digits, dataclasses.replace(config, rounds=2), recipe=QUICK, folder=tmp_path / "two", mask=given)
-    with pytest.raises(BadPlan, match="of another network"):
+    with pytest.raises(InvalidPlan, match="of another network"):
         lt.find("lenet5", digits, config, recipe=QUICK, folder=tmp_path / "other", mask=given)
 
 
@@ -270,22 +270,22 @@ def test_a_given_mask_is_the_only_level(tmp_path: Path, digits: Dataset) -> None
     ],
 )
 def test_settings_that_contradict_are_refused(settings: dict[str, object], told: str) -> None:
-    with pytest.raises(BadSetting, match=told):
+    with pytest.raises(InvalidSetting, match=told):
         lt.SearchConfig(**{"prune": "weights", **settings})  # type: ignore[arg-type]
 
 
 def test_masks_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(BadPlan, match="no boolean tensor"):
+    with pytest.raises(InvalidPlan, match="no boolean tensor"):
         WeightMask({"a": torch.ones(3)})
-    with pytest.raises(BadPlan, match="keeps no weight"):
+    with pytest.raises(InvalidPlan, match="keeps no weight"):
         WeightMask({"a": torch.zeros(3, dtype=torch.bool)})
-    with pytest.raises(BadPlan, match="of another network"):
+    with pytest.raises(InvalidPlan, match="of another network"):
         WeightMask({"a": torch.ones(3, dtype=torch.bool)}).dropped(nn.Linear(2, 2))
     mask = random_mask(0)
     mask.save(tmp_path / "mask.pt")
     assert all(torch.equal(kept, mask.kept[name]) for name, kept in WeightMask.load(tmp_path / "mask.pt").kept.items())
     torch.save({"kept": [1]}, tmp_path / "none.pt")
-    with pytest.raises(BadFile, match="no valid weight mask"):
+    with pytest.raises(InvalidFile, match="no valid weight mask"):
         WeightMask.load(tmp_path / "none.pt")
 
 

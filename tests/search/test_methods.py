@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
-from ltcompile.errors import BadModel, BadSetting, UnknownName
+from ltcompile.errors import InvalidModel, InvalidSetting, UnknownName
 from ltcompile.search import methods
 from ltcompile.training import Epoch
 
@@ -91,16 +91,16 @@ class TestEveryMethod:
     @pytest.mark.parametrize("method", methods.names())
     def test_refuses(self, method: str) -> None:
         for share in (0.0, -0.1, 1.1, math.nan):
-            with pytest.raises(BadSetting, match="share"):
+            with pytest.raises(InvalidSetting, match="share"):
                 attached(method, "lenet300", share)
         empty = nn.Flatten()
-        with pytest.raises(BadModel, match="no convolution or linear"):
+        with pytest.raises(InvalidModel, match="no convolution or linear"):
             methods.attach(method, empty, 0.5, 0, empty)
         tied = nn.Sequential(nn.Flatten(), nn.Linear(8, 8), nn.Linear(8, 8))
         tied[2].weight = tied[1].weight
-        with pytest.raises(BadModel, match="'2' and '1' share a weight"):
+        with pytest.raises(InvalidModel, match="'2' and '1' share a weight"):
             methods.attach(method, tied, 0.5, 0, tied)
-        with pytest.raises(BadModel, match="computes its weights from others"):
+        with pytest.raises(InvalidModel, match="computes its weights from others"):
             methods.attach(method, attached(method, "conv2"), 0.5, 0, built("conv2"))
 
     @pytest.mark.parametrize("method", methods.names())
@@ -123,5 +123,5 @@ class TestEveryMethod:
         with pytest.raises(UnknownName, match="biprop"):
             methods.attach("biprob", built("conv2"), 0.5, 0)
         for method in BASES:
-            with pytest.raises(BadSetting, match="trained network"):
+            with pytest.raises(InvalidSetting, match="trained network"):
                 methods.attach(method, built("conv2"), 0.5, 0)

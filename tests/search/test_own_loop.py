@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile.core.task import Metric
-from ltcompile.errors import BadFile, BadModel, BadSetting, StaleTicket
+from ltcompile.errors import InvalidFile, InvalidModel, InvalidSetting, TicketMismatch
 
 EXAMPLE = {"image": torch.randn(2, 1, 8, 8), "place": torch.randn(2, 3)}
 ERROR = Metric("error", "units", 1.0, higher_is_better=False)
@@ -106,25 +106,25 @@ def first_arm(folder: Path, **settings: Any) -> Any:
 
 
 def test_what_goes_wrong_is_said_and_finished_arms_stay(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="seed0/dense-0 was trained, and nothing reported"):
+    with pytest.raises(InvalidSetting, match="seed0/dense-0 was trained, and nothing reported"):
         list(search(tmp_path / "a"))
     arm = first_arm(tmp_path / "a")
-    with pytest.raises(BadSetting, match=r"report\(nan\).* must be a finite number"):
+    with pytest.raises(InvalidSetting, match=r"report\(nan\).* must be a finite number"):
         arm.report(float("nan"))
-    with pytest.raises(BadSetting, match=r"call arm\.keep_early"):
+    with pytest.raises(InvalidSetting, match=r"call arm\.keep_early"):
         arm.report(0.5)
-    with pytest.raises(BadSetting, match="items has 1 of 2 correct"):
+    with pytest.raises(InvalidSetting, match="items has 1 of 2 correct"):
         arm.report(0.9, items=[True, False])
     arm.keep_early()
     arm.model.second = nn.Conv2d(8, 4, 3, padding=1)
-    with pytest.raises(BadModel, match=r"second.weight has shape \(4, 8, 3, 3\), the arm's network \(8, 8, 3, 3\)"):
+    with pytest.raises(InvalidModel, match=r"second.weight has shape \(4, 8, 3, 3\), the arm's network \(8, 8, 3, 3\)"):
         arm.report(0.5)
     arm = first_arm(tmp_path / "a")
     arm.keep_early()
     arm.report(0.5)
-    with pytest.raises(BadSetting, match="not finished: seed0/ticket-1"):
+    with pytest.raises(InvalidSetting, match="not finished: seed0/ticket-1"):
         search(tmp_path / "a").result()
-    with pytest.raises(StaleTicket, match="other settings"):
+    with pytest.raises(TicketMismatch, match="other settings"):
         search(tmp_path / "a", rounds=3)
     assert first_arm(tmp_path / "a").name == "seed0/ticket-1"
 
@@ -134,7 +134,7 @@ def test_what_goes_wrong_is_said_and_finished_arms_stay(tmp_path: Path) -> None:
     [({"criterion": "taylor"}, "lt.Search does not see"), ({"prune": "weights"}, "prunes filters"), ({"rounds": 0}, "rounds=0")],
 )
 def test_settings_are_checked(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match=says):
+    with pytest.raises(InvalidSetting, match=says):
         search(tmp_path, **settings)
 
 
@@ -142,7 +142,7 @@ def test_a_script_that_builds_otherwise_is_refused(tmp_path: Path) -> None:
     arm = first_arm(tmp_path, rewind="lr", rewind_epoch=0)
     arm.report(0.5)
     wide = lt.Search(wide_network, torch.randn(2, 1, 8, 8), tmp_path, ERROR, epochs=2, rounds=2, rate=0.3)
-    with pytest.raises(BadFile, match="does not fit this run"):
+    with pytest.raises(InvalidFile, match="does not fit this run"):
         list(wide)
 
 

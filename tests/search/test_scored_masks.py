@@ -12,7 +12,7 @@ from searches import QUICK, Stop, StopAfter
 import ltcompile as lt
 from ltcompile.data import Dataset
 from ltcompile.deploy import dense_network, small_network
-from ltcompile.errors import BadSetting, UnknownName
+from ltcompile.errors import InvalidSetting, UnknownName
 from ltcompile.lower import run_onnx
 from ltcompile.search import methods
 
@@ -106,7 +106,7 @@ def test_resuming_equals_never_stopping(search: tuple[lt.SearchConfig, Path, lt.
     ],
 )
 def test_settings_of_pruning_are_refused(settings: dict[str, object], told: str) -> None:
-    with pytest.raises(BadSetting, match=told):
+    with pytest.raises(InvalidSetting, match=told):
         lt.SearchConfig(**{"method": "edge-popup", **settings})  # type: ignore[arg-type]
 
 
@@ -118,5 +118,5 @@ def test_unknown_methods_are_named() -> None:
 def test_weights_of_the_users_are_not_drawn_over(digits: Dataset, tmp_path: Path) -> None:
     torch.save(lt.build_model("lenet5", 10, 1, 16).state_dict(), tmp_path / "w.pt")
     config = lt.SearchConfig(method="biprop", rounds=1)
-    with pytest.raises(BadSetting, match="draws weights of its own"):
+    with pytest.raises(InvalidSetting, match="draws weights of its own"):
         lt.find("lenet5", digits, config, recipe=QUICK, weights=tmp_path / "w.pt", folder=tmp_path / "run")

@@ -9,7 +9,7 @@ import typer
 
 import ltcompile as lt
 from ltcompile.cli import app
-from ltcompile.errors import BadFile, BadSetting
+from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.models import default_recipe
 from ltcompile.search.settings import SearchSettings
 
@@ -58,25 +58,25 @@ def test_committed_recipes_are_whole(path: Path) -> None:
 )
 def test_wrong_keys_and_values_are_named_with_the_file(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "r.toml").write_text(text)
-    with pytest.raises(BadSetting, match=says):
+    with pytest.raises(InvalidSetting, match=says):
         SearchSettings.load(tmp_path / "r.toml")
 
 
 def test_values_out_of_range_are_named_with_the_file(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("[train]\nepochs = 0\n[prune]\nrounds = 0")
     settings = SearchSettings.load(tmp_path / "r.toml")
-    with pytest.raises(BadSetting, match=r"r\.toml: .*rounds"):
+    with pytest.raises(InvalidSetting, match=r"r\.toml: .*rounds"):
         settings.config()
-    with pytest.raises(BadSetting, match=r"r\.toml: .*epochs"):
+    with pytest.raises(InvalidSetting, match=r"r\.toml: .*epochs"):
         settings.recipe(lt.Recipe())
 
 
 @pytest.mark.parametrize("text", [b"rounds =", b"\xff\xfe", b"a = 1\na = 2"])
 def test_no_toml(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "r.toml").write_bytes(text)
-    with pytest.raises(BadFile, match=r"r.toml cannot be read as a recipe"):
+    with pytest.raises(InvalidFile, match=r"r.toml cannot be read as a recipe"):
         SearchSettings.load(tmp_path / "r.toml")
-    with pytest.raises(BadFile, match="cannot be read"):
+    with pytest.raises(InvalidFile, match="cannot be read"):
         SearchSettings.load(tmp_path / "nowhere.toml")
 
 
@@ -92,7 +92,7 @@ def test_words_are_settings_too() -> None:
         ("train.taught=1", "unknown key"),
         ("x.y=1", "unknown section"),
     ):
-        with pytest.raises(BadSetting, match=says):
+        with pytest.raises(InvalidSetting, match=says):
             SearchSettings.parse([word])
 
 

@@ -23,7 +23,7 @@ from ltcompile.core.records import Trained
 from ltcompile.core.streams import generator
 from ltcompile.core.task import Metric, Part, Score
 from ltcompile.data import Dataset
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.search import Margins, conditions_met
 from ltcompile.search.verdict import choose_level, judge, typical_seed
 from ltcompile.training import ArmTraining, Epoch, Execution, Outcome, Progress
@@ -121,7 +121,7 @@ def test_any_task_goes_through_the_search_and_resumes(tmp_path: Path, task: Brig
 
 
 def test_the_default_trainer_takes_classification_alone(tmp_path: Path, task: Brightness) -> None:
-    with pytest.raises(BadSetting, match="trainer="):
+    with pytest.raises(InvalidSetting, match="trainer="):
         lt.find("lenet300", task, CONFIG, recipe=RECIPE, folder=tmp_path, device="cpu")
 
 

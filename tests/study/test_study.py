@@ -25,7 +25,7 @@ import ltcompile as lt
 from ltcompile import study
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Claim, Estimate, Study
-from ltcompile.errors import BadFile, BadSetting, StaleTicket, UnknownName
+from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, UnknownName
 from ltcompile.graph import trace
 from ltcompile.models import default_recipe, least_size
 from ltcompile.reporting.study import draw, render
@@ -111,9 +111,9 @@ class TestClaims:
         assert "2 seeds only" in claim([5.0, 5.1]).note
 
     def test_an_answer_that_is_not_the_intervals_is_refused(self) -> None:
-        with pytest.raises(BadFile, match="its interval says"):
+        with pytest.raises(InvalidFile, match="its interval says"):
             dataclasses.replace(claim([1.0, 1.1, 0.9]), answer="does not hold")
-        with pytest.raises(BadFile, match="not inside its interval"):
+        with pytest.raises(InvalidFile, match="not inside its interval"):
             Estimate(5.0, 1.0, 2.0, 3)
 
 
@@ -196,7 +196,7 @@ def test_every_study_has_every_scale(name: str, scale: str) -> None:
 def test_scales_are_checked() -> None:
     with pytest.raises(UnknownName, match="smoke, small, full"):
         study.scaled(sanity, "large")
-    with pytest.raises(BadSetting, match="at least 1 seed"):
+    with pytest.raises(InvalidSetting, match="at least 1 seed"):
         study.scaled(sanity, "smoke", seeds=0)
     assert study.scaled(sanity, "smoke", data="mnist").data == "mnist"
 
@@ -329,12 +329,12 @@ def test_a_study_from_beginning_to_end(tmp_path: Path, name: str) -> None:
     page = lt.report(folder)
     assert page == folder / "study.html" and found.title in page.read_text()
     before = {path: path.stat().st_mtime_ns for path in folder.glob("*/seed*/*.pt")}
-    with pytest.raises(BadFile, match="resume=True"):
+    with pytest.raises(InvalidFile, match="resume=True"):
         study.run(name, folder=folder)
     again = study.run(name, folder=folder, resume=True)
     assert before == {path: path.stat().st_mtime_ns for path in folder.glob("*/seed*/*.pt")}, "nothing was trained again"
     assert [each.found for each in again.claims] == [each.found for each in found.claims]
-    with pytest.raises(StaleTicket, match="other settings"):
+    with pytest.raises(TicketMismatch, match="other settings"):
         study.run(name, folder=folder, resume=True, seeds=3)
 
 
@@ -385,7 +385,7 @@ def test_a_study_that_was_stopped_goes_on(tmp_path: Path) -> None:
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="no study to resume"):
+    with pytest.raises(InvalidFile, match="no study to resume"):
         study.run("sanity", folder=tmp_path / "none", resume=True)
 
 
@@ -416,7 +416,7 @@ def test_a_spoiled_study_is_refused(tmp_path: Path, spoil: Any, says: str) -> No
     value = json.loads(path.read_text())
     spoil(value)
     path.write_text(json.dumps(value))
-    with pytest.raises(BadFile, match=says) as told:
+    with pytest.raises(InvalidFile, match=says) as told:
         lt.report(tmp_path)
     assert str(path) in str(told.value) and "--resume" in str(told.value)
 

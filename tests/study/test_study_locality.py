@@ -18,7 +18,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained
 from ltcompile.core.study import Maps, Picture, Study
 from ltcompile.data import Dataset, load_data
-from ltcompile.errors import BadFile, StaleTicket
+from ltcompile.errors import InvalidFile, TicketMismatch
 from ltcompile.graph import trace
 from ltcompile.reporting.study import draw_maps, render
 from ltcompile.search import recipe_for
@@ -185,11 +185,11 @@ class TestMaps:
         picture = Picture("one", [[0, 100], [-100, 5]])
         assert Maps.from_json(json.loads(json.dumps(Maps("maps", "a", "b", "c", [picture]).to_json()))).pictures == [picture]
         for rows in ([], [[]], [[1, 2], [3]], [[101]]):
-            with pytest.raises(BadFile):
+            with pytest.raises(InvalidFile):
                 Picture("bad", rows)
-        with pytest.raises(BadFile, match="different sizes"):
+        with pytest.raises(InvalidFile, match="different sizes"):
             Maps("maps", "a", "b", "c", [picture, Picture("two", [[1]])])
-        with pytest.raises(BadFile, match="no name"):
+        with pytest.raises(InvalidFile, match="no name"):
             Maps("Two Maps", "a", "b", "c", [picture])
 
     @pytest.mark.parametrize("count", [1, 6, 13])
@@ -254,7 +254,7 @@ class TestStudy:
         _, folder = told
         monkeypatch.setitem(locality.SCALES, "smoke", dataclasses.replace(locality.SCALES["smoke"], **SHRUNK))
         monkeypatch.setitem(locality.CHANGES, locality.PIXELS, shuffled_labels)
-        with pytest.raises(StaleTicket, match="pixels shuffled"):
+        with pytest.raises(TicketMismatch, match="pixels shuffled"):
             run("locality", "smoke", folder=folder, device="cpu", resume=True)
 
 

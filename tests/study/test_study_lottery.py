@@ -19,7 +19,7 @@ from ltcompile import study
 from ltcompile.core.plan import Group
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Study
-from ltcompile.errors import BadData
+from ltcompile.errors import InvalidData
 from ltcompile.graph import trace
 from ltcompile.models.conv import PAIRS
 from ltcompile.reporting.study import render
@@ -273,7 +273,7 @@ def test_streamed_images_are_not_taken_in_part() -> None:
             return 10**6
 
     data = dataclasses.replace(lt.load_data("digits", image_size=8), train=Streamed())  # type: ignore[arg-type]
-    with pytest.raises(BadData, match="trains on all of its images"):
+    with pytest.raises(InvalidData, match="trains on all of its images"):
         data.with_train_images(300)
 
 

@@ -17,7 +17,7 @@ from ltcompile.benchmark.similarity import Answers
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Claim, Study
-from ltcompile.errors import BadData, BadPlan, StaleTicket, UnknownName
+from ltcompile.errors import InvalidData, InvalidPlan, TicketMismatch, UnknownName
 from ltcompile.study import Done, StudyArm, masks, transfer
 from ltcompile.study._networks import mask, network, weights
 from ltcompile.study.masks import ARMS, Seen, Structure
@@ -255,7 +255,7 @@ class TestTasks:
         assert torch.equal(mine, images[(labels == 2) | (labels == 3)]) and torch.equal(told + 2, labels[(labels == 2) | (labels == 3)])
 
     def test_too_few_classes_are_refused(self) -> None:
-        with pytest.raises(BadData, match="at least two classes each"):
+        with pytest.raises(InvalidData, match="at least two classes each"):
             transfer.task(transfer.task(lt.load_data("digits", image_size=16), 0), 0)
 
     def test_it_runs_on_digits(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ class TestTasks:
         own = [kept[name].kept["3.weight"] for name in transfer.SOURCES]
         assert torch.equal(kept["intersection-seed0"].kept["3.weight"], own[0] & own[1] & own[2])
         digits = lt.load_data("digits", image_size=16)
-        with pytest.raises(StaleTicket, match="data"):
+        with pytest.raises(TicketMismatch, match="data"):
             lt.find("lenet5", digits, lt.SearchConfig(), folder=tmp_path / "t/task-1", resume=True)
 
     def test_masks_without_anything_in_common(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ class TestTasks:
         found = iter([WeightMask({"w": one}), WeightMask({"w": one.T}), WeightMask({"w": one.flip(0)})])
         monkeypatch.setattr(transfer, "mask", lambda done, seed, level: next(found))
         done = {name: search(name, SEEDS, ticket={1: (50.0, 1)}) for name in transfer.SOURCES}
-        with pytest.raises(BadPlan, match="keeps no weight"):
+        with pytest.raises(InvalidPlan, match="keeps no weight"):
             transfer._in_common("intersection", 0, done)
 
 

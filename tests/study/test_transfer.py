@@ -23,7 +23,7 @@ from ltcompile.core.notice import Notice
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
-from ltcompile.errors import BadData, BadFile, BadModel, BadSetting, UnknownName
+from ltcompile.errors import InvalidData, InvalidFile, InvalidModel, InvalidSetting, UnknownName
 from ltcompile.models import preprocessing
 from ltcompile.search import data_for, recipe_for
 from ltcompile.training import Epoch, train
@@ -119,7 +119,7 @@ class TestWeights:
         changed |= {f"extra{i}": torch.zeros(1) for i in range(3)}
         changed["layer1.0.conv1.weight"] = torch.zeros(32, 64, 3, 3)
         gone = sum(k.startswith("layer4.1.") and not k.endswith("num_batches_tracked") for k in trained)
-        with pytest.raises(BadFile) as refused:
+        with pytest.raises(InvalidFile) as refused:
             lt.build_model(RESNET, classes=classes, weights=written(tmp_path, changed))
         told = str(refused.value)
         assert f"missing {gone} (layer4.1.conv1.weight, " in told and told.count("layer4.1.") == 5
@@ -132,28 +132,28 @@ class TestWeights:
         module = types.ModuleType("hidden_ten")
         module.make = lambda: nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 10))  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "hidden_ten", module)
-        with pytest.raises(BadFile, match=r"wrong shape 1 \(2.weight"):
+        with pytest.raises(InvalidFile, match=r"wrong shape 1 \(2.weight"):
             lt.build_model("hidden_ten:make", classes=10, weights=written(tmp_path, state))
 
     def test_other_channels(self, tmp_path: Path) -> None:
         colour = lt.build_model("resnet20", classes=10, in_channels=3).state_dict()
-        with pytest.raises(BadFile, match="for images of 3 channels, these have 1"):
+        with pytest.raises(InvalidFile, match="for images of 3 channels, these have 1"):
             lt.build_model("resnet20", classes=10, in_channels=1, weights=written(tmp_path, colour))
 
     @pytest.mark.parametrize("value", [[1, 2], {"a": 1}, {}, {"state_dict": {"a": "b"}}, torch.zeros(3)])
     def test_no_state_dict(self, tmp_path: Path, value: object) -> None:
-        with pytest.raises(BadFile, match="no state dict"):
+        with pytest.raises(InvalidFile, match="no state dict"):
             lt.build_model("lenet5", weights=written(tmp_path, value))
 
     def test_broken_files(self, tmp_path: Path, trained: State) -> None:
-        with pytest.raises(BadFile, match="no file of weights at"):
+        with pytest.raises(InvalidFile, match="no file of weights at"):
             lt.build_model("lenet5", weights=tmp_path / "none.pth")
-        with pytest.raises(BadFile, match=r"torch\.save\(model\.state_dict"):
+        with pytest.raises(InvalidFile, match=r"torch\.save\(model\.state_dict"):
             lt.build_model("lenet5", weights=written(tmp_path, nn.Linear(2, 2)))
         for name in ("cut.pth", "cut.safetensors"):
             path = written(tmp_path, trained, name)
             path.write_bytes(path.read_bytes()[:1000])
-            with pytest.raises(BadFile, match=r"cannot be read|is damaged"):
+            with pytest.raises(InvalidFile, match=r"cannot be read|is damaged"):
                 lt.build_model("lenet5", weights=path)
 
 
@@ -181,7 +181,7 @@ class TestPreprocessing:
 
     def test_timm_is_optional(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "timm", None)
-        with pytest.raises(BadModel, match=r"pip install 'ltcompile\[timm\]'"):
+        with pytest.raises(InvalidModel, match=r"pip install 'ltcompile\[timm\]'"):
             preprocessing("timm:resnet18")
 
     def test_others_have_none(self) -> None:
@@ -191,7 +191,7 @@ class TestPreprocessing:
 
     @pytest.mark.parametrize("wrong", [{"image_size": 0}, {"mean": (0.5,)}, {"std": (1.0, 1.0, 0.0)}, {"interpolation": "lanczos"}])
     def test_nonsense_is_refused(self, wrong: dict[str, Any]) -> None:
-        with pytest.raises(BadSetting):
+        with pytest.raises(InvalidSetting):
             dataclasses.replace(Preprocessing(8, (0.5,) * 3, (0.5,) * 3), **wrong)
 
     def test_the_data_takes_it_with_weights_alone(self, tmp_path: Path) -> None:
@@ -212,13 +212,13 @@ class TestPreprocessing:
         assert small.shape == (3, 24, 24) and small.mean == there.mean
 
     def test_other_channels(self) -> None:
-        with pytest.raises(BadData, match="3 channels, digits has 1"):
+        with pytest.raises(InvalidData, match="3 channels, digits has 1"):
             data_for(RESNET, "digits", weights="w.pth", image_size=32)
 
     def test_a_size_that_would_fill_the_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ltcompile.data._dataset.IN_MEMORY_BYTES", 1797 * 40 * 40)
         grey = Preprocessing(224, (0.5,), (0.5,))
-        with pytest.raises(BadData, match=r"224 pixels of the weights.*image_size= \(up to 40"):
+        with pytest.raises(InvalidData, match=r"224 pixels of the weights.*image_size= \(up to 40"):
             lt.load_data("digits", preprocessing=grey)
         assert lt.load_data("digits", image_size=48, preprocessing=grey).description.shape == (1, 48, 48)
 
@@ -256,7 +256,7 @@ class TestDistillation:
 
     @pytest.mark.parametrize("share", [-0.1, 1.1])
     def test_shares(self, share: float) -> None:
-        with pytest.raises(BadSetting, match="distill="):
+        with pytest.raises(InvalidSetting, match="distill="):
             Recipe(distill=share)
 
     def test_recipes_from_before(self) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import ltcompile as lt
 from ltcompile.core.notice import Notice
 from ltcompile.data import Dataset
-from ltcompile.errors import BadFile, BadSetting, TrainingFailed
+from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
 from ltcompile.training import Execution, choose_execution, multiplies_bf16, train
 
 CPU = torch.device("cpu")
@@ -103,7 +103,7 @@ def test_a_run_keeps_the_execution_that_it_began_with(tmp_path: Path, digits: Da
         lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path, resume=True)
     assert json.loads((tmp_path / "search.json").read_text())["execution"]["precision"] == "bf16"
     (tmp_path / "execution.json").write_text('{"precision": "int3"}')
-    with pytest.raises(BadFile, match=r"execution\.json does not fit this run"):
+    with pytest.raises(InvalidFile, match=r"execution\.json does not fit this run"):
         lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path, resume=True)
 
 
@@ -116,7 +116,7 @@ def test_a_backend_that_cannot_compile(digits: Dataset, backend: str) -> None:
 
 @pytest.mark.parametrize("wrong", ["", "rm -rf", 3])
 def test_a_backend_is_a_name(wrong: Any) -> None:
-    with pytest.raises(BadSetting, match="compile="):
+    with pytest.raises(InvalidSetting, match="compile="):
         lt.Recipe(compile=wrong)
 
 

@@ -19,7 +19,7 @@ from readers import READERS
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.interval import wilson
 from ltcompile.core.records import cpu_name
-from ltcompile.errors import BadData, BadFile, BadSetting, StaleTicket
+from ltcompile.errors import InvalidData, InvalidFile, InvalidSetting, TicketMismatch
 from ltcompile.verification import Check, Value, Verified, read_claims, verify
 from ltcompile.verification.images import read_images
 
@@ -68,7 +68,7 @@ def test_one_target_is_checked_alone(folder: Path) -> None:
         ("cpu:onnxruntime:b1:fp32:t2", "own number of threads"),
         ("cpu:onnxruntime:b1:int8", "fp32"),
     ):
-        with pytest.raises(BadSetting, match=says):
+        with pytest.raises(InvalidSetting, match=says):
             verify(folder / "small.onnx", on=Deployment.parse(target))
 
 
@@ -133,7 +133,7 @@ def test_a_benchmark_of_another_ticket_is_refused(folder: Path) -> None:
     provenance = {"machine": {}, "command": "Python API"}
     bench = timed(folder, timing(), file=None, ticket_checksum="dead" * 16, provenance=provenance)
     (folder / "bench.json").write_text(json.dumps({"kind": "bench", "format": 1, **bench}))
-    with pytest.raises(StaleTicket, match="is about deaddead"):
+    with pytest.raises(TicketMismatch, match="is about deaddead"):
         verify(folder / "small.onnx")
 
 
@@ -155,13 +155,13 @@ def test_files_of_others_are_refused(folder: Path) -> None:
         ("text.onnx", b"hello", "ONNX"),
     ):
         (folder / name).write_bytes(content)
-        with pytest.raises((StaleTicket, BadFile), match=says):
+        with pytest.raises((TicketMismatch, InvalidFile), match=says):
             verify(folder / name, folder / "report.json")
     for name in ("small.onnx", "other.onnx"):  # not what it was cut from: too small, and of another ticket
-        with pytest.raises(StaleTicket):
+        with pytest.raises(TicketMismatch):
             verify(folder / "small.onnx", dense=folder / name, seconds=QUICK)
     report(folder, timing(), data={"shape": [3, 8, 8], "sizes": {}})
-    with pytest.raises(StaleTicket, match="is about"):
+    with pytest.raises(TicketMismatch, match="is about"):
         verify(folder / "small.onnx")
 
 
@@ -206,14 +206,14 @@ def test_intervals_hold_their_value(right: int, images: int) -> None:
 )
 def test_images_that_are_none_are_refused(tmp_path: Path, arrays: dict[str, Any], says: str) -> None:
     np.savez(tmp_path / "test.npz", **arrays)
-    with pytest.raises((BadData, BadFile), match=says):
+    with pytest.raises((InvalidData, InvalidFile), match=says):
         read_images(tmp_path / "test.npz", SHAPE, CLASSES)
 
 
 def test_archives_that_are_bombs_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", bytes(1 << 22))
-    with pytest.raises(BadFile, match="would unfold"):
+    with pytest.raises(InvalidFile, match="would unfold"):
         read_images(tmp_path / "bomb.npz", SHAPE, CLASSES)
 
 
@@ -251,7 +251,7 @@ def test_a_benchmark_is_read_as_its_report_is(folder: Path) -> None:
 )
 def test_impossible_claims_are_refused(folder: Path, fields: dict[str, Any]) -> None:
     report(folder, timing() | fields)
-    with pytest.raises(BadFile, match="make it again"):
+    with pytest.raises(InvalidFile, match="make it again"):
         verify(folder / "small.onnx")
 
 

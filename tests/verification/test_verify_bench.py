@@ -14,7 +14,7 @@ from quickly import exported_once, timed_at_once
 from readers import some_ticket
 
 import ltcompile as lt
-from ltcompile.errors import BadFile, BadSetting, StaleTicket
+from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch
 from ltcompile.verification import verify
 from ltcompile.verification.network import open_network
 
@@ -56,18 +56,18 @@ def test_the_dense_network_that_bench_writes_races(benched: Path, tmp_path: Path
     assert (3, 1, 3, 3) in shapes, "all filters"
     raced = kinds(benched, claims="of_file.json", dense=benched / "dense.onnx")["speedup"]
     assert raced.claimed is not None and raced.found is not None
-    with pytest.raises(BadFile, match="was not made by"):
+    with pytest.raises(InvalidFile, match="was not made by"):
         verify(benched / "dense.onnx", benched / "of_file.json")
     other = onnx.load(benched / "dense.onnx")
     onnx.helper.set_model_props(other, {"ticket_checksum": "dead"})
     onnx.save(other, tmp_path / "other.onnx")
-    with pytest.raises(StaleTicket, match=r"ltcompile bench small\.onnx --write-dense other\.onnx"):
+    with pytest.raises(TicketMismatch, match=r"ltcompile bench small\.onnx --write-dense other\.onnx"):
         verify(benched / "small.onnx", benched / "of_file.json", dense=tmp_path / "other.onnx")
 
 
 @pytest.mark.parametrize("name", ["small.onnx", "dense.pt", "dense"])
 def test_the_dense_network_gets_a_file_of_its_own(benched: Path, name: str) -> None:
     before = (benched / "small.onnx").read_bytes()
-    with pytest.raises(BadSetting, match="ONNX file of its own"):
+    with pytest.raises(InvalidSetting, match="ONNX file of its own"):
         lt.bench(benched / "small.onnx", model="readers:network", write_dense=benched / name)
     assert (benched / "small.onnx").read_bytes() == before

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from readers import spoil_onnx
 
 from ltcompile.core.onnx_file import domains, external
-from ltcompile.errors import BadFile
+from ltcompile.errors import InvalidFile
 from ltcompile.verification import verify
 from ltcompile.verification.wire import OPENED, check_self_contained
 
@@ -41,14 +41,14 @@ def in_a_branch(model: Any) -> None:
 def test_files_that_reach_outside_are_refused(folder: Path, change: Callable[[Any], object], says: str) -> None:
     report(folder, timing())
     (folder / "small.onnx").write_bytes(network(2, change))
-    with pytest.raises(BadFile, match=says):
+    with pytest.raises(InvalidFile, match=says):
         verify(folder / "small.onnx")
 
 
 def reaches_outside(data: bytes) -> bool:
     try:
         check_self_contained(data, Path("net.onnx"))
-    except BadFile:
+    except InvalidFile:
         return True
     return False
 

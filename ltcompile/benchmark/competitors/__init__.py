@@ -23,7 +23,7 @@ __all__ = ["ENGINE", "Case", "Check", "CompetitorsResult", "Network", "case_tabl
 def write(result: CompetitorsResult, path: str | Path, picture: str | Path | None = None) -> None:
     """The result as JSON at `path`, as Markdown next to it, and its layers as a page, by default layers.html there.
 
-    Where Plotly is not installed there is no page. Raises BadFile.
+    Where Plotly is not installed there is no page. Raises InvalidFile.
     """
     path = Path(path)
     write_json(path, result.to_json())

@@ -27,7 +27,7 @@ from ltcompile.benchmark.competitors.entries import competitors
 from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.benchmark.competitors.result import CompetitorsResult, Refusal, Row
 from ltcompile.core.records import cpu_name, provenance
-from ltcompile.errors import BadSetting, DeviceLost, Disagreement, LtcompileError, Unavailable
+from ltcompile.errors import DeviceLost, Disagreement, InvalidSetting, LtcompileError, Unavailable
 from ltcompile.graph import size
 from ltcompile.numerics import FP32_TOLERANCE, TOLERANCES, largest_error, tile
 from ltcompile.runtimes import first_line
@@ -73,7 +73,7 @@ def run(
         on_case: sees the result so far after each case.
 
     Raises:
-        Unavailable, BadSetting: there is no such device, network or competitor.
+        Unavailable, InvalidSetting: there is no such device, network or competitor.
         DeviceLost: a kernel broke the GPU for this process. Run the same again in another one, with `result`.
     """
     known, by_name = competitors(device), {network.name: network for network in networks}
@@ -141,9 +141,9 @@ def _check(cases: Sequence[Case], networks: dict[str, Network], known: Sequence[
     names = {name for competitor in known for name in (competitor.name, str(competitor))}
     for case in cases:
         if case.subject not in networks or case.batch < 1:
-            raise BadSetting(f"{case} names no network at a batch size of 1 or more; known: {', '.join(networks)}")
+            raise InvalidSetting(f"{case} names no network at a batch size of 1 or more; known: {', '.join(networks)}")
         if unknown := set(case.competitors) - names:
-            raise BadSetting(f"unknown competitor {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
+            raise InvalidSetting(f"unknown competitor {', '.join(sorted(unknown))}; known: {', '.join(sorted(names))}")
 
 
 class _CaseRun:

@@ -65,7 +65,7 @@ class Network:
     """One network to compare: an fp32 `module`, folded and in eval mode on the CPU here, and real `images` (N, C, H, W).
 
     Raises:
-        BadModel: it cannot be traced.
+        InvalidModel: it cannot be traced.
     """
 
     def __init__(self, name: str, module: nn.Module, images: Tensor) -> None:

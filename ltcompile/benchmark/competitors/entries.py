@@ -22,7 +22,7 @@ FP16 = "fp16"
 
 
 def competitors(device: str) -> tuple[Competitor, ...]:
-    """All of a device. Raises BadSetting or Unavailable where there is no such device."""
+    """All of a device. Raises InvalidSetting or Unavailable where there is no such device."""
     if reason := runtimes.unavailable("eager", device):
         raise Unavailable(reason)
     return ON_CPU if device == "cpu" else ON_GPU

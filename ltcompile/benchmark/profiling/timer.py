@@ -17,7 +17,7 @@ from ltcompile import runtimes
 from ltcompile.benchmark.profiling.layers import assign, names, shares
 from ltcompile.core.deployment import ENGINE, Deployment
 from ltcompile.engine.cpu import candidates
-from ltcompile.errors import BadModel, Disagreement, Unavailable
+from ltcompile.errors import Disagreement, InvalidModel, Unavailable
 from ltcompile.graph.widths import LAYERS
 from ltcompile.lower import HalfInside
 from ltcompile.lower.evaluate import evaluator
@@ -89,7 +89,7 @@ class LayerTimer:
         return self._session(variant, self.target).bind(images.numpy()).call
 
     def time(self, variant: Variant, images: Tensor, reference: Call) -> Timing:
-        """Raises BadModel where no layer has a time."""
+        """Raises InvalidModel where no layer has a time."""
         traced = self._session(variant, self.target, trace=True)
         call = traced.bind(images.numpy()).call
         if _second_ms(call) >= SLOW_MS:
@@ -108,7 +108,7 @@ class LayerTimer:
         try:
             return runtimes.load(Subject("the network", module, onnx, deployment.precision), deployment, options)
         except Unavailable as error:
-            raise BadModel(f"{deployment.runtime} cannot run the network: {error}") from error
+            raise InvalidModel(f"{deployment.runtime} cannot run the network: {error}") from error
 
     @torch.no_grad()
     def _expected(self, variant: Variant, images: Tensor) -> Expected:
@@ -196,10 +196,10 @@ class Whole:
 
     def timing(self, layers: dict[str, float]) -> Timing:
         """With the layers' times, scaled so that they add up to the whole: recording takes time of its own. A layer that a runtime melts
-        into another has none. Raises BadModel where no layer has any.
+        into another has none. Raises InvalidModel where no layer has any.
         """
         if not layers:
-            raise BadModel("the runtime gave no layer's time under a name that the network has; profile with another runtime")
+            raise InvalidModel("the runtime gave no layer's time under a name that the network has; profile with another runtime")
         scale = self.ms / sum(layers.values())
         return Timing(self.ms, self.spread, {name: max(scale * t, 1e-6) for name, t in layers.items()}, self.reference_ms)
 

@@ -26,7 +26,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine
 from ltcompile.core.records import provenance
 from ltcompile.core.streams import seeded, stream
-from ltcompile.errors import BadModel, Unavailable
+from ltcompile.errors import InvalidModel, Unavailable
 from ltcompile.graph import cut, trace
 from ltcompile.graph._copy import copied
 from ltcompile.graph.bundle import bundles
@@ -71,9 +71,9 @@ def profile(
         resume: go on with what is there, if it is of this network, target and machine.
 
     Raises:
-        Unavailable: the target cannot be profiled here. BadModel: the network cannot be cut, exported or told apart.
+        Unavailable: the target cannot be profiled here. InvalidModel: the network cannot be cut, exported or told apart.
         Disagreement: the runtime computes something else than PyTorch.
-        StaleProfile: what is there is of something else. BadFile: it cannot be read or written.
+        ProfileMismatch: what is there is of something else. InvalidFile: it cannot be read or written.
     """
     path = check_writable(output or cached(model, target))
     timer = open_timer(target)
@@ -212,7 +212,7 @@ class _Work:
         """What is timed, in order: the whole network first."""
         free = [b for b in bundles(self.groups) if not b.frozen]
         if not free:
-            raise BadModel("nothing of this network can be cut, so its widths cannot be profiled; `ltcompile plan` says why")
+            raise InvalidModel("nothing of this network can be cut, so its widths cannot be profiled; `ltcompile plan` says why")
         colour = design.colours(free, self.widths.values())
         whole, *others = design.grid(free, colour)
         return [
@@ -251,7 +251,7 @@ class _Work:
         try:
             return with_weights(self._base, self.folded.state_dict(), module.state_dict()) if self._resizes else self._export(module)
         except (ValueError, RuntimeError) as error:
-            raise BadModel(f"the network cannot be exported at other widths: {error}") from error
+            raise InvalidModel(f"the network cannot be exported at other widths: {error}") from error
 
     @cached_property
     def itself(self) -> Call:

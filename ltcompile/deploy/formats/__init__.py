@@ -12,7 +12,7 @@ from types import ModuleType
 from ltcompile import registry
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.pruned import Pruned
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 
 
 def by_suffix() -> dict[str, ModuleType]:
@@ -26,9 +26,9 @@ def of(output: Path) -> ModuleType:
 
 
 def check(job: ShrinkJob) -> None:
-    """Raises BadSetting where no format has the output's ending."""
+    """Raises InvalidSetting where no format has the output's ending."""
     if job.output.suffix not in by_suffix():
-        raise BadSetting(f"{job.output} must end in {', '.join(by_suffix())}")
+        raise InvalidSetting(f"{job.output} must end in {', '.join(by_suffix())}")
 
 
 def metadata(pruned: Pruned, job: ShrinkJob) -> dict[str, str]:

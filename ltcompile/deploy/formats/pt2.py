@@ -15,7 +15,7 @@ SUFFIX = ".pt2"
 
 
 def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
-    """Raises BadModel where torch cannot export the network, Disagreement where the file computes something else."""
+    """Raises InvalidModel where torch cannot export the network, Disagreement where the file computes something else."""
     export_program(network, pruned.example, job.output, metadata(pruned, job), dynamic=job.dynamic)
 
 

@@ -33,7 +33,7 @@ def run_all(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
 
 
 def check_all(job: ShrinkJob) -> None:
-    """Raises BadSetting where a step cannot do what is asked."""
+    """Raises InvalidSetting where a step cannot do what is asked."""
     for step in steps():
         if hasattr(step, "check"):
             step.check(job)

@@ -13,7 +13,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.deploy.equality import check_rewritten
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.pruned import Pruned
-from ltcompile.errors import BadPlan, BadSetting, StaleTicket
+from ltcompile.errors import InvalidPlan, InvalidSetting, TicketMismatch
 from ltcompile.graph import Emptied, emptied, size, zeros
 
 ORDER = 20
@@ -24,7 +24,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     if pruned.mask is None:
         return pruned, {}
     if pruned.plan is None or not isinstance(pruned.example, Tensor):
-        raise BadSetting("a mask needs a plan, whose groups say which channels belong together, and one tensor as the example")
+        raise InvalidSetting("a mask needs a plan, whose groups say which channels belong together, and one tensor as the example")
     found = without_dead_channels(pruned.small, pruned.plan, pruned.example)
     check_rewritten("the network without its dead channels and the masked one", found.module, pruned.small, pruned.example)
     structure = _structure(pruned.mask, pruned.small, found, pruned.example)
@@ -32,11 +32,11 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
 
 
 def without_dead_channels(masked: nn.Module, plan: PruningPlan, example: Tensor) -> Emptied:
-    """`masked` without the channels that its zeros leave dead. Raises StaleTicket where the groups of `plan` are of another network."""
+    """`masked` without the channels that its zeros leave dead. Raises TicketMismatch where the groups of `plan` are of another network."""
     try:
         return emptied(masked, plan.groups, example)
-    except BadPlan as error:
-        raise StaleTicket(f"the ticket's groups are not those of its network: {error}; search again") from error
+    except InvalidPlan as error:
+        raise TicketMismatch(f"the ticket's groups are not those of its network: {error}; search again") from error
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ltcompile.deploy.equality import check_rewritten
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.pruned import Pruned
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph.factorise import Factorised, factorise
 
 ORDER = 40
@@ -22,7 +22,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     if not has_low_rank(pruned.method):
         return pruned, {}
     if not isinstance(pruned.example, Tensor):
-        raise BadSetting("layers of low rank are split in networks of one input; pass one tensor as the example")
+        raise InvalidSetting("layers of low rank are split in networks of one input; pass one tensor as the example")
     found = in_two(pruned.small, pruned.example)
     check_rewritten("the network with layers in two and the full one", found.module, pruned.small, pruned.example)
     refused = {name: why for name, why in found.told.items() if name not in found.ranks}

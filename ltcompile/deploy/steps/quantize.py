@@ -15,24 +15,24 @@ from ltcompile.deploy.int8 import to_int8
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.judges import judge_for
 from ltcompile.deploy.pruned import Metric, Pruned
-from ltcompile.errors import BadSetting, StaleTicket
+from ltcompile.errors import InvalidSetting, TicketMismatch
 
 ORDER = 70
 IN_FILE = ("ranges", "weight_bits", "float_nodes", "val_accuracy", "score", "test_accuracy", "images")  # of the record
 
 
 def check(job: ShrinkJob) -> None:
-    """Raises BadSetting where int8 lacks what it needs."""
+    """Raises InvalidSetting where int8 lacks what it needs."""
     if job.precision != "int8":
         return
     if job.output.suffix != ".onnx":
-        raise BadSetting(f"int8 lives in ONNX files, and {job.output} is none; name an output that ends in .onnx")
+        raise InvalidSetting(f"int8 lives in ONNX files, and {job.output} is none; name an output that ends in .onnx")
     if job.calibrate is None:
-        raise BadSetting("int8 takes the ranges of activations from images; pass calibrate=, a data set or real inputs")
+        raise InvalidSetting("int8 takes the ranges of activations from images; pass calibrate=, a data set or real inputs")
     if not job.any_batch:
-        raise BadSetting("int8 is checked in batches; keep batch among the dynamic axes")
+        raise InvalidSetting("int8 is checked in batches; keep batch among the dynamic axes")
     if job.int8.finetune_epochs and not (isinstance(job.calibrate, Dataset) and job.recipe and job.metric is None):
-        raise BadSetting("finetune_epochs trains tickets, on the images of a data set and by accuracy; leave it out for other networks")
+        raise InvalidSetting("finetune_epochs trains tickets, on the images of a data set and by accuracy; leave it out for other networks")
 
 
 def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
@@ -61,13 +61,13 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
 
 
 def _check_same_data(pruned: Pruned, data: Dataset) -> None:
-    """Raises StaleTicket where the images or classes are not those that the network answers to."""
+    """Raises TicketMismatch where the images or classes are not those that the network answers to."""
     own, there = pruned.preprocessing, data.description
     if "class_names" not in own:
         return
     shape, names = list(pruned.example.shape[1:]), json.loads(own["class_names"])  # type: ignore[union-attr]
     if list(there.class_names) != names or list(there.shape) != shape:
-        raise StaleTicket(
+        raise TicketMismatch(
             f"the ticket is for {len(names)} classes of {own['data']} and images {shape}, "
             f"{there.name} has other ones; pass the data that the ticket was found on"
         )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ltcompile.deploy.job import ShrinkJob, training_inputs
 from ltcompile.deploy.pruned import Pruned
-from ltcompile.errors import BadData
+from ltcompile.errors import InvalidData
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Example, Inputs
 
@@ -64,7 +64,7 @@ def take_statistics(model: nn.Module, batches: Iterable[Example]) -> None:
             norm.momentum = momenta[norm]
         model.eval()
     if norms and not seen:
-        raise BadData("calibrate gives no inputs, and batch norm needs some for its statistics; pass an iterable of batches")
+        raise InvalidData("calibrate gives no inputs, and batch norm needs some for its statistics; pass an iterable of batches")
 
 
 def _weigh(seen: dict[nn.Module, int], norm: Any, inputs: tuple[Tensor, ...]) -> None:

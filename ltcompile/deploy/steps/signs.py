@@ -14,7 +14,7 @@ ORDER = 90
 
 
 def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
-    """The same network; the line tells the error and what each weight became. Raises BadModel, Disagreement."""
+    """The same network; the line tells the error and what each weight became. Raises InvalidModel, Disagreement."""
     if pruned.method != "biprop" or job.precision != "fp32" or job.output.suffix != ".onnx" or not isinstance(pruned.example, Tensor):
         return pruned, {}
     found = write_binary_weights(job.output, job.output, pruned.example)

@@ -18,7 +18,7 @@ from ltcompile.deploy.equality import check_cut, check_same
 from ltcompile.deploy.job import RelativeTimer, ShrinkJob, Snap
 from ltcompile.deploy.pruned import Pruned
 from ltcompile.deploy.steps.factorise import has_low_rank
-from ltcompile.errors import BadFile, BadSetting
+from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.graph import cut, embed
 from ltcompile.graph.bundle import Bundle, bundles
 from ltcompile.graph.inputs import Example
@@ -64,14 +64,14 @@ class Snapped:
 
 
 def check(job: ShrinkJob) -> None:
-    """Raises BadSetting where there is no such way to snap."""
+    """Raises InvalidSetting where there is no such way to snap."""
     if job.snap is not None:
         _check_way(job.snap)
 
 
 def _check_way(way: str) -> None:
     if way not in get_args(Snap):
-        raise BadSetting(f"snap= must be one of {', '.join(get_args(Snap))}, not {way!r}")
+        raise InvalidSetting(f"snap= must be one of {', '.join(get_args(Snap))}, not {way!r}")
 
 
 def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
@@ -80,9 +80,9 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     snapped = Snapped(pruned.small, plan or PruningPlan(()), AS_IT_IS, {})
     if job.snap:
         if has_low_rank(pruned.method):
-            raise BadSetting("a ticket in a basis has layers in two, whose widths are ranks; leave snap= out")
+            raise InvalidSetting("a ticket in a basis has layers in two, whose widths are ranks; leave snap= out")
         if dense is None or plan is None:
-            raise BadSetting("snap= moves the widths of a plan; pass the dense network and the plan as well")
+            raise InvalidSetting("snap= moves the widths of a plan; pass the dense network and the plan as well")
         snapped = snap(pruned.small, plan, dense, job.snap, pruned.example, job.timer)
         if snapped.module is not pruned.small:
             lines["equality_error"] = check_cut(snapped.module, snapped.plan, dense, pruned.example)
@@ -114,15 +114,15 @@ def snap(small: nn.Module, plan: PruningPlan, dense: nn.Module, how: Snap, examp
     That up changes no answer is proven on `example`.
 
     Raises:
-        BadSetting: no such way, no timer for "auto", or no way up. Disagreement: up changes an answer.
+        InvalidSetting: no such way, no timer for "auto", or no way up. Disagreement: up changes an answer.
     """
     _check_way(how)
     if how != "auto":
         if how == "up" and _mixing(dense, plan):
-            raise BadSetting("this network has norms over all channels, which channels of zeros would change; use snap=down")
+            raise InvalidSetting("this network has norms over all channels, which channels of zeros would change; use snap=down")
         return _moved(small, plan, dense, how, USUAL, example)
     if timer is None:
-        raise BadSetting("snap=auto measures candidates; say with timer= where")
+        raise InvalidSetting("snap=auto measures candidates; say with timer= where")
     tried = [Snapped(small, plan, AS_IT_IS, {})]
     ways = ("down",) if _mixing(dense, plan) else ("up", "down")
     tried += [_moved(small, plan, dense, way, multiple, example) for way in ways for multiple in MULTIPLES]
@@ -143,10 +143,12 @@ def _fastest(tried: Sequence[Snapped], share: Mapping[str, float]) -> Snapped:
 
 
 def moved(small: nn.Module, plan: PruningPlan, dense: nn.Module, way: str) -> Snapped:
-    """`small`, which `plan` leaves of `dense`, at the widths of an earlier `Snapped.way`, as in "down to 16". Raises BadFile."""
+    """`small`, which `plan` leaves of `dense`, at the widths of an earlier `Snapped.way`, as in "down to 16". Raises InvalidFile."""
     direction, _, multiple = way.partition(" to ")
     if direction not in get_args(Snap)[:2] or not multiple.isdigit() or int(multiple) not in MULTIPLES:
-        raise BadFile(f"the file says that its widths were moved {short(way)}; known are up and down to {', '.join(map(str, MULTIPLES))}")
+        raise InvalidFile(
+            f"the file says that its widths were moved {short(way)}; known are up and down to {', '.join(map(str, MULTIPLES))}"
+        )
     return _at(small, plan, dense, direction, int(multiple))
 
 

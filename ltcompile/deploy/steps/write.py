@@ -19,7 +19,7 @@ PROBES, CHECKED, CHUNK = 16, 128, 16  # inputs that a file is compared on in fp3
 
 
 def check(job: ShrinkJob) -> None:
-    """Raises BadSetting where no format has the output's ending, or it does not hold the precision."""
+    """Raises InvalidSetting where no format has the output's ending, or it does not hold the precision."""
     formats.check(job)
 
 

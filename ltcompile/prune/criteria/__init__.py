@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ltcompile import registry
 from ltcompile.core.plan import Group
 from ltcompile.core.streams import generator, stream
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.prune.criteria._channels import Channels, Reduction, Scored, Weights
 
 __all__ = [
@@ -93,11 +93,11 @@ def score(
             file declares. A score is the mean over them.
 
     Raises:
-        UnknownName: no such criterion. BadSetting: no such reduction, or evidence that the criterion needs is missing.
+        UnknownName: no such criterion. InvalidSetting: no such reduction, or evidence that the criterion needs is missing.
     """
     criterion = registry.load(__name__, "criterion", name)
     if reduction not in get_args(Reduction):
-        raise BadSetting(f"the reduction must be one of {', '.join(get_args(Reduction))}, not {reduction!r}")
+        raise InvalidSetting(f"the reduction must be one of {', '.join(get_args(Reduction))}, not {reduction!r}")
     _check_evidence(name, evidence)
     reduction = default_reduction(name) if reduction == "default" else reduction
     scores = _scored(criterion, {g.name: Channels(g, model, reduction) for g in groups if not g.frozen}, evidence)
@@ -111,12 +111,12 @@ def score_weights(name: str, parameters: Mapping[str, Tensor], evidence: Evidenc
     """Parameter name -> the scores of its weights, in its shape, on the CPU in float64; they compare across parameters as they are.
 
     Raises:
-        UnknownName: no such criterion. BadSetting: it scores no single weights, or evidence that it needs is missing.
+        UnknownName: no such criterion. InvalidSetting: it scores no single weights, or evidence that it needs is missing.
     """
     criterion = registry.load(__name__, "criterion", name)
     if not scores_weights(name):
         able = ", ".join(known for known in names() if scores_weights(known))
-        raise BadSetting(f"criterion {name!r} scores whole filters; weights are scored by {able}")
+        raise InvalidSetting(f"criterion {name!r} scores whole filters; weights are scored by {able}")
     _check_evidence(name, evidence)
     scores = _scored(criterion, {parameter: Weights(parameter, p) for parameter, p in parameters.items()}, evidence)
     return {parameter: found.reshape(parameters[parameter].shape) for parameter, found in scores.items()}
@@ -136,6 +136,6 @@ def _scored(criterion: ModuleType, scored: Mapping[str, Scored], evidence: Evide
 def _check_evidence(name: str, evidence: Evidence) -> None:
     for kind in needs(name):
         if not getattr(evidence, kind):
-            raise BadSetting(
+            raise InvalidSetting(
                 f"criterion {name!r} needs {kind}, and got none: `ltcompile find` gathers them, and in Python ltcompile.search.evidence.gather"
             )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.plan import Group, Member
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph.layers import place
 
 Reduction = Literal["default", "producers", "filters", "all"]
@@ -38,9 +38,9 @@ class Slice:
         return self._rows(self.parameter)
 
     def of(self, told: Mapping[str, Tensor]) -> Tensor:
-        """The same values of another tensor of the parameter's shape, such as its gradient: (C, n). Raises BadSetting."""
+        """The same values of another tensor of the parameter's shape, such as its gradient: (C, n). Raises InvalidSetting."""
         if self.name not in told:
-            raise BadSetting(f"the evidence tells nothing of {self.name!r}: is it left out of training (requires_grad)?")
+            raise InvalidSetting(f"the evidence tells nothing of {self.name!r}: is it left out of training (requires_grad)?")
         return self._rows(told[self.name])
 
     def parts(self) -> Iterator[Slice]:

@@ -18,7 +18,7 @@ from torch import nn
 from ltcompile import registry
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.recipe import Recipe
-from ltcompile.errors import BadSetting
+from ltcompile.errors import InvalidSetting
 from ltcompile.search.methods._layers import choice_of, full_name, layers, make_plain
 
 __all__ = ["Baked", "attach", "bake", "iterative", "names", "recipe"]
@@ -62,14 +62,14 @@ def attach(name: str, model: nn.Module, share: float, seed: int, trained: nn.Mod
         trained: the plain network of the level before, for an iterative method; `model` is where its coordinates restart, and may be the same.
 
     Raises:
-        UnknownName: no such method. BadSetting: a share outside (0, 1], or no trained network where one is needed.
-        BadModel: the network has no layer that the method works on, or layers that share a weight.
+        UnknownName: no such method. InvalidSetting: a share outside (0, 1], or no trained network where one is needed.
+        InvalidModel: the network has no layer that the method works on, or layers that share a weight.
     """
     method = _load(name)
     if not 0 < share <= 1:
-        raise BadSetting(f"the share of weights that stay must be above 0 and at most 1, not {share}")
+        raise InvalidSetting(f"the share of weights that stay must be above 0 and at most 1, not {share}")
     if method.ITERATIVE and trained is None:
-        raise BadSetting(f"{name!r} chooses by a trained network, and got none; train the dense network first")
+        raise InvalidSetting(f"{name!r} chooses by a trained network, and got none; train the dense network first")
     method.attach(name, model, share, seed, trained)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 
 
 class Choice(nn.Module):
@@ -28,16 +28,16 @@ def layers(model: nn.Module) -> dict[str, Any]:
 
 
 def checked_layers(model: nn.Module) -> dict[str, Any]:
-    """`layers`. Raises BadModel where there is none, one is under a choice already, or two share a weight."""
+    """`layers`. Raises InvalidModel where there is none, one is under a choice already, or two share a weight."""
     found = layers(model)
     if not found:
-        raise BadModel("this network has no convolution or linear layer to choose weights of; use method=prune")
+        raise InvalidModel("this network has no convolution or linear layer to choose weights of; use method=prune")
     owners: dict[int, str] = {}
     for name, layer in found.items():
         if parametrize.is_parametrized(layer):
-            raise BadModel(f"{name!r} computes its weights from others already, and no method can choose among them; use method=prune")
+            raise InvalidModel(f"{name!r} computes its weights from others already, and no method can choose among them; use method=prune")
         if (other := owners.setdefault(id(layer.weight), name)) != name:
-            raise BadModel(f"{name!r} and {other!r} share a weight, and each layer must choose its own; use method=prune")
+            raise InvalidModel(f"{name!r} and {other!r} share a weight, and each layer must choose its own; use method=prune")
     return found
 
 

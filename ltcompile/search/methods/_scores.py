@@ -62,7 +62,7 @@ class Scored(Choice):
 
 @torch.no_grad()
 def attach(model: nn.Module, share: float, seed: int, scored: type[Scored]) -> None:
-    """Draw frozen weights, and scores that choose among them, for all layers of `model`. Raises BadModel."""
+    """Draw frozen weights, and scores that choose among them, for all layers of `model`. Raises InvalidModel."""
     rng = generator(seed)
     found = checked_layers(model)
     model.requires_grad_(False)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ltcompile.core.recipe import Recipe
-from ltcompile.errors import BadModel
+from ltcompile.errors import InvalidModel
 from ltcompile.search.methods._layers import Choice, checked_layers, layers
 
 NAMES = ("basis", "basis-dct")
@@ -81,7 +81,7 @@ class Spectrum(Choice):
 def attach(name: str, model: nn.Module, share: float, seed: int, trained: nn.Module) -> None:
     found = {layer: m for layer, m in checked_layers(model).items() if getattr(m, "groups", 1) == 1}
     if not found:
-        raise BadModel("this network has grouped convolutions alone, and no basis to prune them in; use method=prune")
+        raise InvalidModel("this network has grouped convolutions alone, and no basis to prune them in; use method=prune")
     theirs = layers(trained)
     weights = {layer: theirs[layer].weight.detach().cpu().double() for layer in found}
     if name == "basis-dct":
