@@ -135,8 +135,8 @@ def _calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path
     """A data set for a ticket; of any other network, a file of inputs."""
     from ltcompile.core.ticket import Ticket
     from ltcompile.data import load_like
-    from ltcompile.deploy.own import TENSORS, read_inputs
     from ltcompile.errors import InvalidSetting
+    from ltcompile.graph.examples import TENSORS, read_inputs
 
     if calibrate is None:
         return None

@@ -186,7 +186,7 @@ class Search:
 
     def __iter__(self) -> Iterator[ArmToTrain]:
         """The arms that are not finished, each as soon as those before it are. Raises InvalidSetting where one was not reported."""
-        while (pending := self._advance()) is not None:
+        while (pending := self.next_arm()) is not None:
             yield pending
             if not self.folder.training(pending.arm).exists():
                 raise InvalidSetting(
@@ -195,12 +195,12 @@ class Search:
 
     def result(self) -> Found:
         """The network, the rows of all arms and the verdict. Raises InvalidSetting while arms are unfinished."""
-        if (pending := self._advance()) is not None:
+        if (pending := self.next_arm()) is not None:
             raise InvalidSetting(f"the search is not finished: {pending.name} is still to be trained; iterate over the search first")
         assert self._found is not None
         return self._found
 
-    def _advance(self) -> ArmToTrain | None:
+    def next_arm(self) -> ArmToTrain | None:
         """The next arm to train; None where all are finished."""
         try:
             with locked(self.folder.path):
@@ -215,8 +215,8 @@ class Search:
         try:
             with locked(self.folder.path):
                 self._run()
-        except _Pending:
-            pass
+        except _Pending as pending:
+            write_json(self.folder.next_arm, _description(pending.training))
         finally:
             self._finished = None
 
@@ -243,9 +243,11 @@ class Search:
             "verdict": verdict.to_json(),
             "ticket": {"seed": arm.seed, "level": level, "won": verdict.won},
         }
-        write_json(self.folder.path / "own-search.json", summary)
         row = next(row for row in tickets if row.seed == arm.seed)
         dense = embed(small, plan, self._prepared.job.initial(arm.seed)).eval()
+        plan.save(self.folder.own_plan)
+        self.folder.save(self.folder.own_weights, small.state_dict())
+        write_json(self.folder.own_summary, summary)  # the last: it says that the others are there
         return Found(small.eval(), dense, plan, self._prepared.job.example, row, tuple(rows), metric, verdict)
 
     def _train(self, model: nn.Module, task: Any, training: ArmTraining, state: dict[str, Any] | None, save: Progress) -> Outcome:
@@ -262,6 +264,12 @@ class Search:
                 raise InvalidSetting(f"{arm.name}: rewind=weight needs the weights after epoch {at}; call arm.keep_early() then")
             save(rows[at - 1], {"model": arm.early, "epochs": [row.to_json() for row in rows[:at]]})
         return Outcome(rows, score)
+
+
+def _description(training: ArmTraining) -> dict[str, Any]:
+    """What a command that trains an arm may need to know of it."""
+    epochs = training.recipe.epochs - training.first_epoch
+    return {"seed": training.arm.seed, "kind": training.arm.kind, "level": training.arm.level, "epochs": epochs}
 
 
 class _Pending(Exception):

@@ -37,8 +37,8 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, machine
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Study
-from ltcompile.deploy.own import read_inputs
 from ltcompile.errors import LtcompileError
+from ltcompile.graph.examples import read_inputs
 from ltcompile.models import _weights
 from ltcompile.reporting.collect import collect
 from ltcompile.reporting.figures import _curve

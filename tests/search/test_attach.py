@@ -1,0 +1,135 @@
+"""A search whose arms a command trains: two lines in the user's script."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ltcompile as lt
+from ltcompile.core.task import Metric
+from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
+from ltcompile.search.command import search_by_command
+
+SCRIPT = """
+import argparse, copy, torch
+from pathlib import Path
+from torch import nn
+from torch.nn import functional as F
+import ltcompile as lt
+
+options = argparse.ArgumentParser()
+options.add_argument("--seed", type=int, default=0)
+options.add_argument("--epochs", type=int, default=2)
+options.add_argument("--folder", type=Path)
+options = options.parse_args()
+
+torch.manual_seed(options.seed)
+model = nn.Sequential(nn.Conv1d(2, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 1, 1))
+model = lt.attach(model)
+ema = copy.deepcopy(model)
+optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+network = model
+if torch.distributed.is_torchelastic_launched():
+    torch.distributed.init_process_group("gloo")
+    network = nn.parallel.DistributedDataParallel(model)
+for step in range(4 * options.epochs):
+    x = torch.randn(8, 2, 16, generator=torch.Generator().manual_seed(step))
+    optimizer.zero_grad()
+    F.mse_loss(network(x), x[:, :1] * x[:, 1:]).backward()
+    optimizer.step()
+    ema.load_state_dict(model.state_dict())
+if options.folder:
+    torch.save(ema.state_dict(), options.folder / "ema.pt")
+x = torch.randn(64, 2, 16, generator=torch.Generator().manual_seed(99))
+with torch.no_grad():
+    error = F.mse_loss(model.eval()(x), x[:, :1] * x[:, 1:]).item()
+print("error", error, "widths", model[0].out_channels)
+lt.report_metric(error)
+"""
+ERROR = Metric("error", "units", 1.0, higher_is_better=False)
+CONFIG = lt.SearchConfig(rounds=1, rate=0.4, controls=False, margin_points=5)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def search(
+    script: Path, folder: Path, command: str = "{python} {script} --seed {seed} --epochs {epochs} --folder {folder}", **options: Any
+) -> dict[str, Any]:
+    words = command.replace("{python}", sys.executable).replace("{script}", str(script))
+    return search_by_command(words, folder, ERROR, CONFIG, epochs=2, example="2x2x16", **options)
+
+
+def test_a_script_searches_and_resumes_and_ships(script: Path, tmp_path: Path) -> None:
+    names: list[str] = []
+    with pytest.raises(TrainingFailed, match=r"seed0/dense-0 ended with exit code 2.*--nonsense"):
+        search(script, tmp_path / "run", "{python} {script} --nonsense")
+    with pytest.raises(InvalidFile, match="holds a search already"):
+        search(script, tmp_path / "run")
+    summary = search(script, tmp_path / "run", resume=True, on_arm=names.append)
+    assert names == ["seed0/dense-0", "seed0/ticket-1"] and [row["arm"] for row in summary["rows"]] == ["dense", "ticket"]
+    assert summary["ticket"] == {"seed": 0, "level": 1, "won": False} and "error" in " ".join(summary["verdict"]["summary"])
+
+    plan, weights = lt.PruningPlan.load(tmp_path / "run/plan.json"), torch.load(tmp_path / "run/small.pt")
+    dense = nn.Sequential(
+        nn.Conv1d(2, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 1, 1)
+    )
+    small = lt.cut(dense, plan)
+    small.load_state_dict(weights)
+    assert small[0].out_channels < 8
+    kept = torch.load(tmp_path / "run/seed0/ticket-1/ema.pt")
+    assert all(torch.equal(value, weights[name]) for name, value in kept.items()), "a copy that the script made has the arm's widths"
+
+
+def test_all_processes_of_a_training_get_the_same_arm(script: Path, tmp_path: Path) -> None:
+    launched = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 {script} --epochs 1"
+    summary = search_by_command(launched, tmp_path / "run", ERROR, CONFIG, epochs=1, example="2x2x16")
+    assert [row["arm"] for row in summary["rows"]] == ["dense", "ticket"]
+
+
+def test_outside_a_search_the_two_lines_do_nothing(script: Path) -> None:
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert "widths 8" in done.stdout
+    model = nn.Linear(2, 2)
+    assert lt.attach(model) is model
+    lt.report_metric(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("model = lt.attach(model)\n", "report_metric was called, but not attach"),
+        ("lt.report_metric(error)\n", "seed0/dense-0 is not finished: the script must call"),
+    ],
+)
+def test_a_forgotten_line_is_said(line: str, says: str, script: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    script.write_text(SCRIPT.replace(line, ""))
+    with pytest.raises((InvalidSetting, TrainingFailed)) as error:
+        search(script, tmp_path / "run")
+    assert says in str(error.value) + capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("python 'x", "is not a command line"), ("", "train= is empty"), ("/no/such/program", "cannot be started")]
+)
+def test_commands_are_checked(command: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidSetting, match=says):
+        search_by_command(command, tmp_path, ERROR, CONFIG, epochs=1)
+
+
+def test_a_damaged_description_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "command.json").write_text(json.dumps({"metric": {}, "config": [], "epochs": 1, "example": None}))
+    monkeypatch.setenv("LTCOMPILE_SEARCH", str(tmp_path / "command.json"))
+    with pytest.raises(InvalidFile, match="does not describe a search"):
+        lt.attach(nn.Linear(2, 2))
