@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 EPILOG = """Examples:  ltcompile find --model vgg16 --rewind lr  ·
 ltcompile find --model vgg16 --data cifar10 --data-root DIR --rewind weight --criterion l2 --rounds 8 --rate 0.2 --epochs 160 --seeds 3
 --set prune.scope=local  ·  ltcompile find --model resnet20 --target-macs 0.3 --max-drop 1 --keep blocks.0  ·
-ltcompile find --recipe recipes/demo.toml --seed 4  ·  ltcompile find --model mypackage.nets:make --data imagefolder:photos --image-size 64"""
-TRAINING, JUDGING, DATA, RUN = "Training", "Judging", "Data", "Run"
+ltcompile find --recipe recipes/demo.toml --seed 4  ·  ltcompile find --train 'python train.py --seed {seed} --epochs {epochs}' --metric mAP
+--example 1x3x320x320 --epochs 30 --name boxes  ·  ltcompile find --model mypackage.nets:make --data imagefolder:photos --image-size 64"""
+TRAINING, JUDGING, DATA, RUN, OWN = "Training", "Judging", "Data", "Run", "Your own training script"
 
 
 def register(app: typer.Typer) -> None:
@@ -100,6 +101,20 @@ def find(
     on: str | None = ON,
     profile: Path | None = PROFILE,
     keep: list[str] = KEEP,
+    train: str | None = typer.Option(
+        None,
+        metavar="COMMAND",
+        help="Trains each arm by this command, whose script calls lt.attach and lt.report_metric; {seed}, {epochs}, {arm} and {folder} are filled in.",
+        rich_help_panel=OWN,
+    ),
+    metric: str = typer.Option("metric", help="With --train: the name of what the script reports.", rich_help_panel=OWN),
+    lower_is_better: bool = typer.Option(False, "--lower-is-better", help="With --train: the metric is an error.", rich_help_panel=OWN),
+    example: str | None = typer.Option(
+        None,
+        metavar="SHAPES",
+        help="With --train: the network's inputs, as 1x3x32x32, image=1x3x64x64,side=1x5 or a file of tensors; or the script passes them to attach.",
+        rich_help_panel=OWN,
+    ),
     epochs: int | None = typer.Option(
         None, min=1, max=1_000_000, help="Epochs of each training.  [default: the model's recipe]", rich_help_panel=TRAINING
     ),
@@ -154,6 +169,11 @@ def find(
         (SearchSettings.load(recipe) if recipe else SearchSettings()).overridden_by(SearchSettings.parse(settings)).overridden_by(given)
     )
     top, cut = chosen.section(""), chosen.section("prune")
+    if train is not None:
+        from ltcompile.cli._own_loop import search_by_script
+
+        search_by_script(train, chosen, name, metric, lower_is_better, example, resume=resume, as_json=as_json, stopped=stopped)
+        return
     network, trained = top.get("model", "vgg16"), Path(top["weights"]) if "weights" in top else None
     size = parse(str(top["image_size"])) if "image_size" in top else None
     dataset = data_for(

@@ -1,0 +1,66 @@
+"""find --train: a search whose arms the user's own command trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from ltcompile.cli.find import StopSignal
+    from ltcompile.search.settings import SearchSettings
+
+IN_SCRIPT = ("model", "data", "image_size", "train_images", "weights")  # settings that the script decides
+
+
+def search_by_script(
+    command: str,
+    settings: SearchSettings,
+    name: str | None,
+    metric: str,
+    lower_is_better: bool,
+    example: str | None,
+    *,
+    resume: bool,
+    as_json: bool,
+    stopped: StopSignal,
+) -> None:
+    """Search, then print the verdict and the next command. Raises typer.Exit where a signal stops it."""
+    from ltcompile.core.run_folder import RunFolder
+    from ltcompile.core.task import Metric
+    from ltcompile.errors import InvalidSetting
+    from ltcompile.search.command import search_by_command
+
+    if there := [key for key in IN_SCRIPT if key in settings.section("")]:
+        raise InvalidSetting(f"{there[0]}={settings.section('')[there[0]]}: the script of train= decides that; leave it out")
+    train = settings.section("train")
+    if other := sorted(train.keys() - {"epochs"}):
+        raise InvalidSetting(f"train.{other[0]}: the script of train= decides that; leave it out")
+    folder = Path("runs") / (name or "own")
+    scale = Metric(metric, "units", 1.0, higher_is_better=not lower_is_better)
+    try:
+        summary = search_by_command(
+            command,
+            folder,
+            scale,
+            settings.config(),
+            epochs=train.get("epochs", 1),
+            example=example,
+            resume=resume,
+            on_arm=lambda arm: typer.secho(f"training {arm}", bold=True, err=True),
+        )
+    except KeyboardInterrupt:
+        raise stopped.exit(RunFolder(folder).begun) from None
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    for line in summary["verdict"]["summary"]:
+        typer.echo(line)
+    run = RunFolder(folder)
+    shapes = example or "SHAPES"
+    typer.echo(
+        f"wrote {run.own_plan} and {run.own_weights}; next: ltcompile shrink --model package.module:factory --weights {run.own_weights} "
+        f"--plan {run.own_plan} --example {shapes} -o {folder / 'small.onnx'}"
+    )
