@@ -22,7 +22,7 @@ from ltcompile import registry, runtimes
 from ltcompile.cli import app
 from ltcompile.deploy import Metric, Pruned, formats, steps
 from ltcompile.deploy.answers import answers, of_file, of_network, probe
-from ltcompile.errors import InvalidData, InvalidFile, InvalidModel, InvalidPlan, InvalidSetting, Disagreement
+from ltcompile.errors import Disagreement, InvalidData, InvalidFile, InvalidModel, InvalidPlan, InvalidSetting
 from ltcompile.graph.examples import read_example
 from ltcompile.graph.inputs import Example
 from ltcompile.lower import run_onnx
