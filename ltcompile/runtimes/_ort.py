@@ -178,7 +178,8 @@ class OnCpu(Session):
 
 def _trace(events: list[dict[str, Any]]) -> Trace:
     runs: list[list[dict[str, Any]]] = []
-    for event in sorted((e for e in events if e.get("cat") in ("Node", "Session")), key=lambda e: e["ts"]):
+    # In whole microseconds a run may begin with its first node, which the file has first.
+    for event in sorted((e for e in events if e.get("cat") in ("Node", "Session")), key=lambda e: (e["ts"], e["name"] != "model_run")):
         if event["name"] == "model_run":
             runs.append([])
         elif runs and event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
