@@ -249,14 +249,14 @@ class Trial:
 
     @classmethod
     def make(
-        cls, folder: Path, data: Dataset, expected: Outcome, first: Moment | None, dice: random.Random, usual_s: float, most: int
+        cls, folder: Path, data: Dataset, expected: Outcome, first: Moment | None, rng: random.Random, usual_s: float, most: int
     ) -> Trial:
         """Kill a run in `folder` at the `first` moment, or a random one, and up to `most` times in all; then compare it."""
         trial, attempts = cls(), list[Attempt]()
         while not attempts or (attempts[-1].killed and not attempts[-1].problem):
-            killing = len(attempts) < most and (not attempts or dice.random() < 0.75)
+            killing = len(attempts) < most and (not attempts or rng.random() < 0.75)
             moment = first if killing and not attempts else None
-            after_s = dice.uniform(0, usual_s) if killing and moment is None else LONGEST_S
+            after_s = rng.uniform(0, usual_s) if killing and moment is None else LONGEST_S
             attempts.append(Attempt.make(folder, data, moment, after_s))
             trial.problems += broken(folder)
         if told := [attempt.problem for attempt in attempts if attempt.problem]:
@@ -332,19 +332,19 @@ def _timeless(row: dict[str, Any]) -> dict[str, Any]:
 def measure(kills: int) -> dict[str, Any]:
     """So many kills, two of five at given moments of given writes; how their runs came out."""
     torch.set_num_threads(1)  # what threads hold when a process forks stays held in the child
-    data, dice, trials = few_digits(), random.Random(0), list[Trial]()
+    data, rng, trials = few_digits(), random.Random(0), list[Trial]()
     with tempfile.TemporaryDirectory() as scratch:
         with open(os.devnull, "wb") as nobody:
             work(Path(scratch) / "warm", data, Teller(nobody.fileno()))  # imports, and all that is done once in a process
         whole = [Attempt.make(Path(scratch) / f"whole-{i}", data) for i in range(3)]
         expected, usual_s = Outcome.of(Path(scratch) / "whole-0"), statistics.median(attempt.seconds for attempt in whole)
         moments = [Moment(point, nth) for nth in range(1, whole[0].writes + 1) for point in POINTS]
-        chosen = dice.sample(moments, min(len(moments), kills * 2 // 5))
+        chosen = rng.sample(moments, min(len(moments), kills * 2 // 5))
         began = time.perf_counter()
         while (done := sum(len(trial.kills) for trial in trials)) < kills:
             folder = Path(scratch) / f"run-{len(trials)}"
             most = min(MOST, kills - done)
-            trials.append(Trial.make(folder, data, expected, chosen.pop() if chosen else None, dice, usual_s, most))
+            trials.append(Trial.make(folder, data, expected, chosen.pop() if chosen else None, rng, usual_s, most))
             if trials[-1].problems and not trials[-1].kills:
                 break  # it does not end: no later one will
             usual_s = min(usual_s, trials[-1].undisturbed_s)  # the machine may have been busier before

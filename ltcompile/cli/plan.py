@@ -92,7 +92,7 @@ def plan(
     from ltcompile.paths import check_writable
     from ltcompile.prune import Limits
     from ltcompile.prune import plan as choose
-    from ltcompile.prune.target import Meter
+    from ltcompile.prune.target import SizeCounter
 
     asked = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
     if output is not None:
@@ -122,8 +122,8 @@ def plan(
         group_reduction=group_reduction,  # type: ignore[arg-type]
         on_target=reached.append,
     )
-    meter = Meter(network, example)
-    before, after = meter.dense, meter.left(found)
+    size_counter = SizeCounter(network, example)
+    before, after = size_counter.dense, size_counter.left(found)
     if output is not None:
         found.save(output)
     rows = _rows(found, asked)

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ltcompile.core.fields import Misfit, shaped
+from ltcompile.core.fields import SchemaError, from_json
 from ltcompile.errors import InvalidFile, InvalidPlan
 from ltcompile.paths import read_json, write_json
 
@@ -63,15 +63,15 @@ class Member:
             index = tuple(_whole(row) for row in value["index"])
         else:
             index = _block(value["start"], value["span"], width)
-        masked = shaped(value.get("masked", True), bool, "masked")
-        return cls(shaped(value["layer"], str, "layer"), shaped(value["axis"], str, "axis"), index, masked)
+        masked = from_json(value.get("masked", True), bool, "masked")
+        return cls(from_json(value["layer"], str, "layer"), from_json(value["axis"], str, "axis"), index, masked)
 
 
 def _whole(values: Iterable[Any]) -> tuple[int, ...]:
-    """Channels or positions from JSON. Raises Misfit for what only looks like them, and for what is beyond any layer."""
+    """Channels or positions from JSON. Raises SchemaError for what only looks like them, and for what is beyond any layer."""
     numbers = tuple(values)
     if not all(type(number) is int and 0 <= number < MOST_POSITIONS for number in numbers):
-        raise Misfit(f"a channel or position is no whole number within 0..{MOST_POSITIONS - 1}")
+        raise SchemaError(f"a channel or position is no whole number within 0..{MOST_POSITIONS - 1}")
     return numbers
 
 
@@ -231,9 +231,9 @@ class PruningPlan:
             if (claimed := sum(_claim(group) for group in value["groups"])) > MOST_POSITIONS:
                 raise InvalidPlan(f"the plan claims {claimed:,} positions, more than the {MOST_POSITIONS:,} that are read")
             groups = tuple(_group(group) for group in value["groups"])
-            kept = {shaped(name, str, "kept"): _whole(channels) for name, channels in value["kept"].items()}
+            kept = {from_json(name, str, "kept"): _whole(channels) for name, channels in value["kept"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            told = str(error) if isinstance(error, Misfit) else repr(error)
+            told = str(error) if isinstance(error, SchemaError) else repr(error)
             raise InvalidPlan(f"the plan has a missing or malformed field: {told}") from error
         return cls(groups, kept)
 
@@ -250,14 +250,14 @@ class PruningPlan:
 
 
 def _claim(group: Mapping[str, Any]) -> int:
-    """How many positions a group in a file claims by blocks. Raises Misfit where a number is none of a layer."""
+    """How many positions a group in a file claims by blocks. Raises SchemaError where a number is none of a layer."""
     (width,) = _whole([group["width"]])
     return sum(width * _whole([member["start"], member["span"]])[1] for member in group["members"] if "index" not in member)
 
 
 def _group(value: Mapping[str, Any]) -> Group:
     members = tuple(Member.from_json(member, value["width"]) for member in value["members"])
-    name, frozen, tied = (shaped(text, str) for text in (value["name"], value["frozen"], value.get("tied", "")))
+    name, frozen, tied = (from_json(text, str) for text in (value["name"], value["frozen"], value.get("tied", "")))
     return Group(name, value["width"], members, frozen, tied)
 
 

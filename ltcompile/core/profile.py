@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ltcompile.core.deployment import Deployment
-from ltcompile.core.fields import Misfit
+from ltcompile.core.fields import SchemaError
 from ltcompile.core.records import Record, cpu_name, versions
 from ltcompile.core.surface import Alignment, Grid, Sample, Surface, fit_alignment
 from ltcompile.errors import InvalidFile, LtcompileError, ProfileMismatch
@@ -166,9 +166,9 @@ class Profile(Record):
         value = read_json(path, "profile")
         try:
             if (value.pop("kind"), value.pop("format")) != ("profile", FORMAT):
-                raise Misfit("it is of another kind or format")
+                raise SchemaError("it is of another kind or format")
             return cls.from_json(value)
-        except (KeyError, TypeError, AttributeError, Misfit, LtcompileError) as error:
+        except (KeyError, TypeError, AttributeError, SchemaError, LtcompileError) as error:
             raise InvalidFile(f"{path} is no profile that this ltcompile reads: {error}; make it again with `ltcompile profile`") from error
 
 

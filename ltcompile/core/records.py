@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ltcompile.core.arm import ArmKind
-from ltcompile.core.fields import Misfit, table
+from ltcompile.core.fields import SchemaError, table
 from ltcompile.errors import InvalidFile
 
 
@@ -34,9 +34,9 @@ class Record:
         known = {f.name for f in dataclasses.fields(cls)}
         try:
             if isinstance(value, Mapping) and (extra := sorted(map(str, set(value) - known))):
-                raise Misfit(f"unknown field {', '.join(extra)}; written by a newer ltcompile?")
+                raise SchemaError(f"unknown field {', '.join(extra)}; written by a newer ltcompile?")
             return table(value, cls)
-        except Misfit as error:
+        except SchemaError as error:
             raise InvalidFile(f"{cls.__name__}: {error}") from error
 
 

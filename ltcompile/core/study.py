@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ltcompile.core.fields import Misfit, short
+from ltcompile.core.fields import SchemaError, short
 from ltcompile.core.records import Record
 from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json, write_json
@@ -237,9 +237,9 @@ class Study(Record):
         value = read_json(path, "result of `ltcompile study` (run that again)")
         try:
             if not isinstance(value, Mapping) or value.get("kind") != "study":
-                raise Misfit('it does not say "kind": "study"')
+                raise SchemaError('it does not say "kind": "study"')
             if value.get("format") != FORMAT:
-                raise Misfit(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
+                raise SchemaError(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
             return cls.from_json({name: field for name, field in value.items() if name not in ("kind", "format")})
-        except (Misfit, InvalidFile, RecursionError) as error:
+        except (SchemaError, InvalidFile, RecursionError) as error:
             raise InvalidFile(f"{path} cannot be read as a result of `ltcompile study`: {error}; run that again with --resume") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltcompile.core.description import Description
-from ltcompile.core.fields import Misfit, shaped, short
+from ltcompile.core.fields import SchemaError, from_json, short
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
@@ -160,10 +160,10 @@ _FIELDS: dict[str, Any] = {
 
 
 def _fields(header: dict[str, Any]) -> dict[str, Any]:
-    """All but the weights, each as its type. Raises Misfit where one is missing, unknown or of another type."""
+    """All but the weights, each as its type. Raises SchemaError where one is missing, unknown or of another type."""
     if header.keys() != _FIELDS.keys():
-        raise Misfit(f"it lacks or does not know {', '.join(sorted(header.keys() ^ _FIELDS.keys()))}")
-    return {name: shaped(header[name], hint, name) for name, hint in _FIELDS.items()}
+        raise SchemaError(f"it lacks or does not know {', '.join(sorted(header.keys() ^ _FIELDS.keys()))}")
+    return {name: from_json(header[name], hint, name) for name, hint in _FIELDS.items()}
 
 
 def check_model(model: Any, data: Any) -> None:

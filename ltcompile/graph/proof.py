@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.plan import Group, PruningPlan
-from ltcompile.graph._chance import without_chance
 from ltcompile.graph._copy import copied
+from ltcompile.graph._determinism import constant_draws
 from ltcompile.graph.baked import baked
-from ltcompile.graph.bundle import bundles
 from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.rules import tensors_in
 from ltcompile.graph.surgeon import cut_, mask_
+from ltcompile.graph.tied_groups import tied_groups
 from ltcompile.graph.trace import check_cuttable, halved, plain
 from ltcompile.graph.wrappers import unwrap
 
@@ -50,7 +50,7 @@ def disagreements(model: nn.Module, example: Example, plan: PruningPlan) -> dict
     Both run in eval mode and, where the network itself does, in training mode. `model` stays untouched. Without a disagreement, the cost
     is five runs in float64, of two images each, and three copies of the weights.
     """
-    cuts = [{g.name for g in b.groups} for b in bundles(plan.groups) if any(len(plan.kept[g.name]) < g.width for g in b.groups)]
+    cuts = [{g.name for g in b.groups} for b in tied_groups(plan.groups) if any(len(plan.kept[g.name]) < g.width for g in b.groups)]
     trial = _Trial(baked(unwrap(model)), Inputs.of(example))
     objection = trial.objection(plan, set().union(*cuts)) if cuts else None
     return {} if objection is None else dict(_blamed(trial, plan, set(), cuts, objection))
@@ -186,7 +186,7 @@ def _randomised(network: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _run(network: nn.Module, inputs: Inputs) -> _Answer:
-    with warnings.catch_warnings(), without_chance() as seen:
+    with warnings.catch_warnings(), constant_draws() as seen:
         warnings.simplefilter("ignore")
         output = network(*inputs.args, **inputs.kwargs)
     return _Answer([t.detach() for t in tensors_in(plain(output))], seen.coarse)

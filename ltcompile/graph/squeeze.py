@@ -10,7 +10,7 @@ from torch import nn
 from ltcompile.errors import Disagreement
 from ltcompile.graph._copy import copied
 from ltcompile.graph.baked import bake_
-from ltcompile.graph.emptied import emptied, noise_like
+from ltcompile.graph.dead_channels import eliminate_dead_channels, noise_like
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.rules import tensors_in
 from ltcompile.graph.trace import trace
@@ -34,7 +34,7 @@ def squeeze(model: Module, example: Example) -> Module:
         InvalidModel: the network cannot be traced. InvalidSetting: the example is of another kind. Disagreement: an output changes.
     """
     network = bake_(copied(unwrap(model))).eval()
-    small = cast(Module, emptied(network, trace(network, example), example).module)
+    small = cast(Module, eliminate_dead_channels(network, trace(network, example), example).module)
     for call in noise_like(example):
         before, after = (tensors_in(module(*call.args, **call.kwargs)) for module in (network, small))
         error = max(largest_error(new, old) for old, new in zip(before, after, strict=True))

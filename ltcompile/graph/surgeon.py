@@ -20,7 +20,7 @@ from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.baked import bake_, is_computed
 from ltcompile.graph.layers import place, shrink_attributes, width
 from ltcompile.graph.optimizer import carry_
-from ltcompile.graph.stale import stale_attributes
+from ltcompile.graph.outdated import outdated_attributes
 from ltcompile.graph.statistics import leave_out, mixes
 from ltcompile.graph.wrappers import unwrap
 
@@ -40,7 +40,7 @@ def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | Non
 
     Integer attributes that the forward pass reads shrink with the channels that they count. Those that it does not read are the dense
     network's, such as timm's `num_features`, `head_hidden_size` and `feature_info`: set them before `reset_classifier`, which reads them.
-    A notice names those that a public method reads and that equal the former width in front of the head (see `stale_attributes`).
+    A notice names those that a public method reads and that equal the former width in front of the head (see `outdated_attributes`).
 
     Raises:
         InvalidPlan: the plan does not fit the network; the message names the layer. InvalidModel: this is no network; see `unwrap`.
@@ -50,7 +50,7 @@ def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | Non
     small = cut_(copied(dense), plan)
     if optimizer is not None:
         carry_(optimizer, dense, small, _kept_positions(dense, plan))
-    if stale := stale_attributes(small, plan):
+    if stale := outdated_attributes(small, plan):
         told = "; ".join(map(str, stale))
         notify(f"attributes are as before the cut: {told}; set those that count channels before you call these methods")
     return small
@@ -84,7 +84,7 @@ def mask(model: Module, plan: PruningPlan) -> Module:
 def mask_(masked: Module, plan: PruningPlan) -> Module:
     """`mask` in place: `masked` itself, with zeros. Raises InvalidPlan before anything is changed."""
     bake_(masked, {name for name, *_ in _slices(masked, plan)})
-    zero_(masked, zeros(masked, plan))
+    zero_(masked, dropped_weights(masked, plan))
     if mixing := _mixing(masked, plan):
         leave_out(masked, mixing)
     return masked
@@ -106,7 +106,7 @@ def _mixing(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     return found
 
 
-def zeros(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
+def dropped_weights(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """Parameter name -> boolean tensor of its shape, true where `plan` drops the value. Untouched parameters are left out."""
     dropped: dict[str, Tensor] = {}
     model = unwrap(model)

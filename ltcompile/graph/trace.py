@@ -130,24 +130,24 @@ def _that_run(probe: nn.Module, probes: Probes, inputs: Inputs, groups: tuple[Gr
     for group in groups:
         if not group.frozen and group.width > 1:
             ties.setdefault(group.tied or group.name, set()).add(group.name)
-    bundles = list(ties.values())
-    if not bundles or _error_without(probe, inputs, groups, set().union(*bundles)) is None:  # which cuts the probe: others from here on
+    sets = list(ties.values())
+    if not sets or _error_without(probe, inputs, groups, set().union(*sets)) is None:  # it cuts this probe; _broken makes new ones
         return groups
-    broken = dict(_broken(probes, inputs, groups, bundles))
+    broken = dict(_broken(probes, inputs, groups, sets))
     return tuple(replace(g, frozen=broken[g.name], tied="") if g.name in broken else g for g in groups)
 
 
-def _broken(probes: Probes, inputs: Inputs, groups: tuple[Group, ...], bundles: list[set[str]]) -> Iterable[tuple[str, str]]:
-    """(group, reason) of the bundles that break the network: halves are tried where the whole fails."""
-    error = _error_without(probes(), inputs, groups, set().union(*bundles)) if bundles else None
+def _broken(probes: Probes, inputs: Inputs, groups: tuple[Group, ...], sets: list[set[str]]) -> Iterable[tuple[str, str]]:
+    """(group, reason) of the tied groups without which the network fails, found by bisection."""
+    error = _error_without(probes(), inputs, groups, set().union(*sets)) if sets else None
     if error is None:
         return
-    if len(bundles) == 1:
-        yield from ((name, f"the network does not run with fewer of it: {error}") for name in bundles[0])
+    if len(sets) == 1:
+        yield from ((name, f"the network does not run with fewer of it: {error}") for name in sets[0])
         return
-    middle = len(bundles) // 2
-    yield from _broken(probes, inputs, groups, bundles[:middle])
-    yield from _broken(probes, inputs, groups, bundles[middle:])
+    middle = len(sets) // 2
+    yield from _broken(probes, inputs, groups, sets[:middle])
+    yield from _broken(probes, inputs, groups, sets[middle:])
 
 
 def _error_without(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...], names: set[str]) -> str | None:

@@ -30,13 +30,13 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph import cut
-from ltcompile.graph.bundle import Bundle
+from ltcompile.graph.tied_groups import TiedGroups
 from ltcompile.graph.widths import Widths, layer_widths
 from ltcompile.prune.choose import Ranking
 
 Array = NDArray[np.float64]
 RelativeTimer = Callable[[nn.Module], float]  # a cut -> the share of the whole network's time that it takes, measured
-Choice = tuple[int, ...]  # for each bundle, which of its candidates
+Choice = tuple[int, ...]  # for each set of tied groups, which of its candidates
 STEPS = 1000  # that the budget of a chain is counted in
 LARGEST_TABLE = 1 << 22
 BISECTIONS = 40
@@ -93,8 +93,8 @@ def plan_for_latency(
 
 @dataclass(frozen=True)
 class WidthAllocation:
-    """For each bundle its candidates (steps, rising) and what they are worth; tables of milliseconds over the candidates of one or two
-    bundles; and what a layer over more of them takes, as a function of all choices."""
+    """For each set of tied groups its candidates (steps, rising) and their values; tables of milliseconds over the candidates of one or two
+    sets; and what a layer over more of them takes, as a function of all choices."""
 
     candidates: tuple[NDArray[np.intp], ...]
     worth: tuple[Array, ...]
@@ -144,7 +144,7 @@ class WidthAllocation:
     # A chain
 
     def _chain(self) -> list[int] | None:
-        """The bundles in the order of a chain, or None where they form none."""
+        """The sets in the order of a chain, or None where they do not form one."""
         if self.wide:
             return None
         meets: dict[int, set[int]] = {i: set() for i in range(len(self.candidates))}
@@ -240,7 +240,7 @@ class WidthAllocation:
         return self._descend(price, start)
 
     def _eliminate(self, price: float) -> Choice:
-        """Exactly: each bundle in turn is replaced by the best that it can add, given its neighbours. Raises MemoryError."""
+        """Exactly: each set in turn is replaced by the best that it can add, given its neighbours. Raises MemoryError."""
         factors = {over: -price * table for over, table in self.tables.items()}
         for i, worth in enumerate(self.worth):
             factors[i,] = factors.get((i,), 0.0) + worth
@@ -265,7 +265,7 @@ class WidthAllocation:
         return tuple(choice)
 
     def _descend(self, price: float, start: Choice) -> Choice:
-        """One bundle at a time, to its best given all others, until nothing changes."""
+        """One set at a time, to its best given all others, until nothing changes."""
         choice = list(start)
         for _ in range(SWEEPS):
             was = tuple(choice)
@@ -277,7 +277,7 @@ class WidthAllocation:
         return tuple(choice)
 
     def _along(self, here: int, choice: Sequence[int]) -> Array:
-        """Milliseconds of all that depends on a bundle, for each of its candidates."""
+        """Milliseconds of all that depends on a set, for each of its candidates."""
         ms = np.zeros(len(self.candidates[here]))
         for over, table in self.tables.items():
             if here in over:
@@ -306,7 +306,7 @@ class WidthAllocation:
 
 @dataclass(frozen=True)
 class Wide:
-    """A layer over the channels of more than two bundles."""
+    """A layer over the channels of more than two sets of tied groups."""
 
     over: tuple[int, ...]
     widths: Widths
@@ -316,7 +316,7 @@ class Wide:
     fixed: Mapping[str, int]
 
     def ms(self, candidates: Sequence[NDArray[np.intp]], choice: Sequence[int], along: int | None = None) -> Array:
-        """Milliseconds, for all candidates of the bundle `along` if one is named."""
+        """Milliseconds, for all candidates of the set `along` if one is named."""
         kept: dict[str, Any] = {
             g: self.channels[g] * (candidates[o] if o == along else candidates[o][choice[o]])
             for g in self.widths.groups
@@ -340,15 +340,15 @@ def _multiples(width: int) -> tuple[int, ...]:
     return (*fine, *range(FINE, width, COARSE), width)
 
 
-def _worth(bundle: Bundle, left: Array) -> Array:
+def _worth(tied: TiedGroups, left: Array) -> Array:
     """Of plans in which the ranking leaves these shares of all filters; for each layer that makes the channels."""
-    return -sum(len(g.makers) for g in bundle.groups) * np.maximum(left, NOTHING) ** -CARE
+    return -sum(len(g.makers) for g in tied.groups) * np.maximum(left, NOTHING) ** -CARE
 
 
-def _candidates(bundle: Bundle, least: int, given: int | None) -> NDArray[np.intp]:
-    """The numbers of steps that a bundle may keep, rising."""
+def _candidates(tied: TiedGroups, least: int, given: int | None) -> NDArray[np.intp]:
+    """The numbers of steps that a set of tied groups may keep, rising."""
     if given is not None:
         return np.array([given])
-    unit = bundle.channels(bundle.groups[0], 1)
-    steps = {w // unit for w in _multiples(bundle.steps * unit) if w % unit == 0}
+    unit = tied.channels(tied.groups[0], 1)
+    steps = {w // unit for w in _multiples(tied.steps * unit) if w % unit == 0}
     return np.array(sorted({least, *(s for s in steps if s > least)}))

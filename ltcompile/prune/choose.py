@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import InvalidSetting
-from ltcompile.graph.bundle import Bundle, bundles
+from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 
 Scope = Literal["global", "local"]
 Steps = tuple[int, ...]
@@ -36,7 +36,7 @@ def choose(
 class Ranking:
     """The channels that may go, in the order in which they go; ranked once, so that one may ask for many shares.
 
-    A larger share drops the same channels and more. "local" takes the same share from every bundle of groups; "global" the
+    A larger share drops the same channels and more. "local" takes the same share from every set of tied groups; "global" the
     lowest-ranked steps of all of them, as long as they make up no more than that share of all filters. A step of tied groups is ranked
     by the mean score of its filters.
 
@@ -64,46 +64,46 @@ class Ranking:
         if scope not in get_args(Scope):
             raise InvalidSetting(f"scope must be one of {', '.join(get_args(Scope))}, not {scope!r}")
         self.groups, self._scope, self._align = groups, scope, align
-        free = [b for b in bundles(groups) if not b.frozen]
+        free = [b for b in tied_groups(groups) if not b.frozen]
         asked, least = kept or {}, floors or {}
         self._given = [b for b in free if all(g.name in asked for g in b.groups)]
         self._ranked = [b for b in free if any(g.name not in asked for g in b.groups)]
-        self._bundles = self._given + self._ranked
-        self._least = [b.steps_for(least) for b in self._bundles]
+        self._tied = self._given + self._ranked
+        self._least = [b.steps_for(least) for b in self._tied]
         self._given_steps = [b.steps_for(asked) for b in self._given]
-        _check_scores(self._bundles, scores)
+        _check_scores(self._tied, scores)
         self._scores = scores
-        self._best_first = {g.name: _best_first(scores[g.name]) for b in self._bundles for g in b.groups}
+        self._best_first = {g.name: _best_first(scores[g.name]) for b in self._tied for g in b.groups}
         self._rank(scores)
 
     def steps(self, share: float) -> Steps:
-        """How many steps each bundle keeps when the share `share` of the filters goes."""
+        """How many steps each set of tied groups keeps when the share `share` of the filters goes."""
         counts = [*self._given_steps, *(self._global(share) if self._scope == "global" else self._local(share))]
-        return tuple(_aligned(*given, self._align) for given in zip(counts, self._bundles, self._least, strict=True))
+        return tuple(_aligned(*given, self._align) for given in zip(counts, self._tied, self._least, strict=True))
 
     def plan(self, steps: Steps) -> PruningPlan:
-        """The plan that keeps so many steps of each bundle."""
+        """The plan that keeps so many steps of each set of tied groups."""
         kept = {}
-        for bundle, count in zip(self._bundles, steps, strict=True):
-            for group in bundle.groups:
-                best = self._best_first[group.name][: bundle.channels(group, count)]
+        for tied, count in zip(self._tied, steps, strict=True):
+            for group in tied.groups:
+                best = self._best_first[group.name][: tied.channels(group, count)]
                 kept[group.name] = tuple(np.sort(best).tolist())
         return PruningPlan(self.groups, kept)
 
     @property
-    def bounds(self) -> list[tuple[Bundle, int, int | None]]:
-        """Each bundle that may be cut, the fewest steps that it keeps, and how many it keeps in any case where that is given."""
+    def bounds(self) -> list[tuple[TiedGroups, int, int | None]]:
+        """Each set of tied groups that may be cut, the fewest steps that it keeps, and how many it keeps in any case where that is given."""
         given = [*self._given_steps, *(None for _ in self._ranked)]
-        return list(zip(self._bundles, self._least, given, strict=True))
+        return list(zip(self._tied, self._least, given, strict=True))
 
-    def left(self, bundle: Bundle) -> np.ndarray:
-        """The largest share of all filters that a plan leaves which keeps no more than 0, 1, 2... steps of a bundle: (steps + 1,)."""
-        whole = np.ones(bundle.steps + 1)
-        if bundle in self._given:
+    def left(self, tied: TiedGroups) -> np.ndarray:
+        """The largest share of all filters that a plan leaves which keeps no more than 0, 1, 2... steps of `tied`: (steps + 1,)."""
+        whole = np.ones(tied.steps + 1)
+        if tied in self._given:
             return whole
         if self._scope == "local":
-            return np.arange(bundle.steps + 1) / bundle.steps
-        here = self._ranked.index(bundle)
+            return np.arange(tied.steps + 1) / tied.steps
+        here = self._ranked.index(tied)
         least = self._least[len(self._given) + here]
         whole[:least] = 0.0
         whole[least:-1] -= self._gone[self._owners == here][::-1] / self._filters  # gone when one more than these goes
@@ -119,13 +119,13 @@ class Ranking:
         self._gone = np.cumsum(np.array([b.filters_per_step for b in self._ranked])[self._owners]) if len(order) else np.empty(0)
         self._filters = sum(b.steps * b.filters_per_step for b in self._ranked)
 
-    def _step_scores(self, bundle: Bundle, scores: Mapping[str, Tensor]) -> np.ndarray:
+    def _step_scores(self, tied: TiedGroups, scores: Mapping[str, Tensor]) -> np.ndarray:
         """The mean score of the filters of each step (steps,), best first."""
-        total = np.zeros(bundle.steps)
-        for group in bundle.groups:
+        total = np.zeros(tied.steps)
+        for group in tied.groups:
             sorted_scores = scores[group.name].double().numpy()[self._best_first[group.name]]
-            weight = group.filters_per_channel / bundle.filters_per_step
-            total += weight * sorted_scores.reshape(bundle.steps, -1).sum(1)
+            weight = group.filters_per_channel / tied.filters_per_step
+            total += weight * sorted_scores.reshape(tied.steps, -1).sum(1)
         return total
 
     def _global(self, share: float) -> list[int]:
@@ -137,7 +137,7 @@ class Ranking:
         return [b.steps - math.floor(share * b.steps + _ROUNDING) for b in self._ranked]
 
 
-def _check_scores(found: list[Bundle], scores: Mapping[str, Tensor]) -> None:
+def _check_scores(found: list[TiedGroups], scores: Mapping[str, Tensor]) -> None:
     for group in (g for b in found for g in b.groups):
         value = scores.get(group.name)
         if value is None:
@@ -153,12 +153,12 @@ def _best_first(scores: Tensor) -> np.ndarray:
     return np.argsort(-scores.double().numpy(), kind="stable")
 
 
-def _aligned(count: int, bundle: Bundle, least: int, align: int) -> int:
+def _aligned(count: int, tied: TiedGroups, least: int, align: int) -> int:
     """`count` steps, raised to the floor, and rounded to the nearest multiple that aligns them."""
-    count, multiple = max(count, least), bundle.aligned_steps(align)
-    if multiple > bundle.steps:
-        return count if len(bundle.groups) > 1 else bundle.steps
+    count, multiple = max(count, least), tied.aligned_steps(align)
+    if multiple > tied.steps:
+        return count if len(tied.groups) > 1 else tied.steps
     nearest = max(1, math.floor(count / multiple + 0.5)) * multiple
     while nearest < least:
         nearest += multiple
-    return min(nearest, bundle.steps)
+    return min(nearest, tied.steps)

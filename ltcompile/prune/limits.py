@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from ltcompile.core.plan import Group
 from ltcompile.core.records import Record
 from ltcompile.errors import InvalidSetting
-from ltcompile.graph.bundle import Bundle, bundles
+from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,8 @@ class Limits(Record):
         """
         self._check_patterns(groups)
         reasons: dict[str, str] = {}
-        for bundle in bundles(groups):
-            why = {g.name: g.frozen or self._forbids(g) for g in bundle.groups}
+        for tied in tied_groups(groups):
+            why = {g.name: g.frozen or self._forbids(g) for g in tied.groups}
             first = next((name for name, reason in why.items() if reason), "")
             reasons |= {name: reason or (first and f"it is tied to {first!r}: {why[first]}") for name, reason in why.items()}
         frozen = tuple(replace(g, frozen=reasons[g.name]) for g in groups)
@@ -91,15 +91,15 @@ class Limits(Record):
     def kept(self, groups: tuple[Group, ...], progress: float = 1.0) -> dict[str, int]:
         """Group -> the channels that it keeps by a ratio of its own, after the part `progress` of the way there; others are left out."""
         found: dict[str, int] = {}
-        for bundle in bundles(groups):
-            ratio = self._ratio(bundle)
+        for tied in tied_groups(groups):
+            ratio = self._ratio(tied)
             if ratio is not None:
                 share = 1 - (1 - ratio) ** progress
-                found |= {g.name: g.width - math.floor(share * g.width + 1e-9) for g in bundle.groups}
+                found |= {g.name: g.width - math.floor(share * g.width + 1e-9) for g in tied.groups}
         return found
 
-    def _ratio(self, bundle: Bundle) -> float | None:
-        made = set().union(*(_made(g) for g in bundle.groups))
+    def _ratio(self, tied: TiedGroups) -> float | None:
+        made = set().union(*(_made(g) for g in tied.groups))
         return min((ratio for pattern, ratio in self.ratios.items() if _matches(pattern, made)), default=None)
 
     def _forbids(self, group: Group) -> str:

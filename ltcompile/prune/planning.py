@@ -22,7 +22,7 @@ from ltcompile.prune.budget import RelativeTimer, plan_for_latency
 from ltcompile.prune.choose import Ranking, Scope
 from ltcompile.prune.criteria import Evidence, Reduction
 from ltcompile.prune.limits import Limits
-from ltcompile.prune.target import Meter, Target, check_reachable, meet
+from ltcompile.prune.target import SizeCounter, Target, check_reachable, plan_for_size
 
 
 def plan(
@@ -73,7 +73,7 @@ def plan(
             fits no layer, or no evidence for the criterion. InvalidModel: the network cannot be traced or cut, or its
             weights have no values.
     """
-    target, limits = Target.asked(target_macs, target_params, target_time, target_energy), limits or Limits()
+    target, limits = Target.one_of(target_macs, target_params, target_time, target_energy), limits or Limits()
     if target is not None and ratio is not None:
         raise InvalidSetting("give a ratio of filters to drop or a target for what is left, not both")
     ratio = 0.5 if ratio is None else ratio
@@ -125,10 +125,10 @@ def _found(
         found = plan_for_latency(model, ranking, profile, target.share, measured)
         share = None if measured is None else measured(cut(model, found))  # again: the plan was chosen by a measurement that flatters it
     else:
-        meter = Meter(model, example)
-        check_reachable(target, ranking, meter, limits, align)
-        found = meet(ranking, lambda tried: target.of(meter.left(tried)), target.share * target.of(meter.dense))
-        share = target.of(meter.left(found)) / target.of(meter.dense)
+        size_counter = SizeCounter(model, example)
+        check_reachable(target, ranking, size_counter, limits, align)
+        found = plan_for_size(ranking, lambda tried: target.of(size_counter.left(tried)), target.share * target.of(size_counter.dense))
+        share = target.of(size_counter.left(found)) / target.of(size_counter.dense)
     return found, Reached(target.measure, target.share, share)
 
 
@@ -153,12 +153,12 @@ def _nothing_cut(ranking: Ranking, ratio: float, limits: Limits, align: int) -> 
     """Why a share of the filters takes no channel, group by group."""
     floors = limits.floors(ranking.groups)
     told = []
-    for bundle, least, _ in ranking.bounds:
-        widths = " and ".join(f"{g.name!r} ({g.width} wide)" for g in bundle.groups[:3])
-        if least >= bundle.steps:
-            told.append(f"{widths} keeps at least {max(floors[g.name] for g in bundle.groups)} by the limits")
-        elif align > 1 and bundle.aligned_steps(align) >= bundle.steps:
+    for tied, least, _ in ranking.bounds:
+        widths = " and ".join(f"{g.name!r} ({g.width} wide)" for g in tied.groups[:3])
+        if least >= tied.steps:
+            told.append(f"{widths} keeps at least {max(floors[g.name] for g in tied.groups)} by the limits")
+        elif align > 1 and tied.aligned_steps(align) >= tied.steps:
             told.append(f"{widths} has no smaller multiple of align={align}")
         else:
-            told.append(f"{widths} loses {bundle.channels(bundle.groups[0], 1)} or more")
+            told.append(f"{widths} loses {tied.channels(tied.groups[0], 1)} or more")
     return f"a ratio of {ratio} cuts nothing: {'; '.join(told[:8])}; give a larger ratio, a smaller align or wider limits"

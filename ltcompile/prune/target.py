@@ -35,7 +35,7 @@ class Target:
             raise InvalidSetting(f"target_{self.measure} is the share that may stay, between 0 and 1, not {self.share}")
 
     @classmethod
-    def asked(cls, macs: float | None, params: float | None, time: float | None, energy: float | None) -> Target | None:
+    def one_of(cls, macs: float | None, params: float | None, time: float | None, energy: float | None) -> Target | None:
         """The target, if there is one. Raises InvalidSetting where there are several."""
         values: dict[Measure, float | None] = {"macs": macs, "params": params, "time": time, "energy": energy}
         given = {measure: share for measure, share in values.items() if share is not None}
@@ -57,7 +57,7 @@ class Target:
         return counted.macs if self.measure == "macs" else counted.params
 
 
-class Meter:
+class SizeCounter:
     """Counts what plans leave of a network, on a copy without weights, where nothing is computed."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
@@ -85,7 +85,7 @@ class Meter:
         return Counter({name.removeprefix(root): sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()})
 
 
-def meet(ranking: Ranking, measured: Callable[[PruningPlan], int], most: float) -> PruningPlan:
+def plan_for_size(ranking: Ranking, measured: Callable[[PruningPlan], int], most: float) -> PruningPlan:
     """The smallest cut of `ranking` of which `measured` is at most `most`, by bisection; the largest cut where none is.
 
     Larger shares drop the same channels and more, so what is left falls as the share rises.
@@ -109,13 +109,13 @@ def meet(ranking: Ranking, measured: Callable[[PruningPlan], int], most: float) 
     return ranking.plan(ranking.steps(high))
 
 
-def check_reachable(target: Target, ranking: Ranking, meter: Meter, limits: Limits, align: int) -> None:
+def check_reachable(target: Target, ranking: Ranking, size_counter: SizeCounter, limits: Limits, align: int) -> None:
     """Raises InvalidSetting where even the largest cut of `ranking` leaves more than `target`; it says how much, and what forbids more."""
     largest = ranking.plan(ranking.steps(1.0))
-    least, dense = target.of(meter.left(largest)), target.of(meter.dense)
+    least, dense = target.of(size_counter.left(largest)), target.of(size_counter.dense)
     if least <= target.share * dense:
         return
-    costs = meter.by_layer(largest, target.measure)
+    costs = size_counter.by_layer(largest, target.measure)
     frozen = Counter({g.name: sum(costs[m.layer] for m in g.producers) for g in largest.groups if g.frozen})
     told = [
         f"{name!r} ({cost / least:.0%} of that) is left alone: {largest.frozen[name]}"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from ltcompile.core.arm import ArmKind
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
-from ltcompile.core.fields import Misfit, shaped, short
+from ltcompile.core.fields import SchemaError, from_json, short
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.reached import TOLERANCE, Reached
 from ltcompile.core.records import Measurement, Trained, Verdict
@@ -217,22 +217,22 @@ def _load(path: Path, shape: type[T], kind: str, sane: Callable[[T], None]) -> T
     value = read_json(path, f"result of `{MAKERS[kind]}` (run that again)")
     try:
         if not isinstance(value, Mapping) or value.get("kind") != kind:
-            raise Misfit(f'it does not say "kind": "{kind}"')
+            raise SchemaError(f'it does not say "kind": "{kind}"')
         if value.get("format") != FORMAT:
-            raise Misfit(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
-        result: T = shaped(value, shape)
+            raise SchemaError(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
+        result: T = from_json(value, shape)
         sane(result)
         return result
-    except (Misfit, RecursionError) as error:
+    except (SchemaError, RecursionError) as error:
         raise InvalidFile(f"{path} cannot be read as a result of `{MAKERS[kind]}`: {error}; run that again") from error
 
 
 def _sane_search(search: Search) -> None:
     """What the arithmetic of a report rests on, beyond each field's own type."""
     if not search.arm("dense"):
-        raise Misfit('rows holds no "dense" network to compare with')
+        raise SchemaError('rows holds no "dense" network to compare with')
     if all(row.seed != search.ticket.seed for row in search.chosen):
-        raise Misfit(f"rows holds no network of the ticket's level {search.ticket.level} and seed {search.ticket.seed}")
+        raise SchemaError(f"rows holds no network of the ticket's level {search.ticket.level} and seed {search.ticket.seed}")
     for i, row in enumerate(search.rows):
         _positive(f"rows[{i}]", filters=row.filters, params=row.params, macs=row.macs)
         _shares(f"rows[{i}]", val_accuracy=row.val_accuracy, train_accuracy=row.train_accuracy, test_accuracy=row.test_accuracy)
@@ -241,10 +241,10 @@ def _sane_search(search: Search) -> None:
     _shares("verdict", confidence=search.verdict.confidence)
     for level, difference in search.verdict.differences.items():
         if not (level.isdecimal() and len(level) < 9) or not {"mean", "low", "n"} <= set(difference):
-            raise Misfit(f"verdict.differences[{short(level)}] is no level with mean, low and n")
+            raise SchemaError(f"verdict.differences[{short(level)}] is no level with mean, low and n")
     for control, gap in search.verdict.gaps.items():
         if not {"mean", "low", "high"} <= set(gap) or (gap["low"] is None) != (gap["high"] is None):
-            raise Misfit(f"verdict.gaps[{short(control)}] is no difference with mean, and low and high or neither")
+            raise SchemaError(f"verdict.gaps[{short(control)}] is no difference with mean, and low and high or neither")
     _sane_target(search.target)
     _positive("data.sizes", **{name: search.data.sizes.get(name, 0) for name in ("train", "val", "test")})
 
@@ -253,7 +253,7 @@ def _sane_target(target: Reached | None) -> None:
     if target is None:
         return
     if target.measure not in TOLERANCE:
-        raise Misfit(f"target is of {short(target.measure)}, which is none of {', '.join(TOLERANCE)}")
+        raise SchemaError(f"target is of {short(target.measure)}, which is none of {', '.join(TOLERANCE)}")
     _positive("target", asked=target.asked, found=1.0 if target.found is None else target.found)
 
 
@@ -277,41 +277,41 @@ def _sane_bench(bench: Bench) -> None:
         _positive(f"subjects.{name}", params=subject.params, macs=subject.macs)
     for i, row in enumerate(bench.rows):
         if {row.subject, "dense"} - set(bench.subjects):
-            raise Misfit(f"rows[{i}] times {row.subject!r}, but subjects lacks it or dense")
+            raise SchemaError(f"rows[{i}] times {row.subject!r}, but subjects lacks it or dense")
         _sane_timing(f"rows[{i}]", row)
 
 
 def _sane_sweep(sweep: Sweep) -> None:
     known = {point.name for point in sweep.points}
     if len(known) < len(sweep.points) or "dense" not in known:
-        raise Misfit("points are not networks of different names, one of them dense")
+        raise SchemaError("points are not networks of different names, one of them dense")
     for point in sweep.points:
         where = f"points of {short(point.name)}"
         _positive(where, params=point.params, macs=point.macs, bytes=point.bytes)
         _shares(where, val_accuracy=point.val_accuracy, val_min=point.val_min, val_max=point.val_max)
         if not point.seeds or point.level < 0 or point.val_min > point.val_max or (point.val_sd or 0) < 0:
-            raise Misfit(f"{where}: its seeds, level or spread make no sense")
+            raise SchemaError(f"{where}: its seeds, level or spread make no sense")
     timed = [(row.subject, row.runtime, row.device, row.dtype, row.batch) for row in sweep.rows]
     for i, row in enumerate(sweep.rows):
         if row.subject not in known or timed.count(timed[i]) > 1:
-            raise Misfit(f"rows[{i}] times {short(row.subject)}, which is none of the points, or is timed twice")
+            raise SchemaError(f"rows[{i}] times {short(row.subject)}, which is none of the points, or is timed twice")
         if row.accuracy is not None:
-            raise Misfit(f"rows[{i}] tells an accuracy, and a sweep looks at none of the test set")
+            raise SchemaError(f"rows[{i}] tells an accuracy, and a sweep looks at none of the test set")
         _sane_timing(f"rows[{i}]", row)
         if (row.joules_per_image or 0) < 0:
-            raise Misfit(f"rows[{i}]: joules_per_image is {short(row.joules_per_image)}, less than nothing")
+            raise SchemaError(f"rows[{i}]: joules_per_image is {short(row.joules_per_image)}, less than nothing")
     if sweep.pick.name not in (None, *known):
-        raise Misfit(f"pick names {short(sweep.pick.name)}, which is none of the points")
+        raise SchemaError(f"pick names {short(sweep.pick.name)}, which is none of the points")
     again = ("ms_p50", "speedup", "speedup_low", "speedup_high", "lead", "lead_low", "lead_high")
     _positive("pick", batch=sweep.pick.batch, **{name: value for name in again if (value := getattr(sweep.pick, name)) is not None})
     if sweep.pick.runner_up not in (None, *known):
-        raise Misfit(f"pick names {short(sweep.pick.runner_up)}, which is none of the points")
+        raise SchemaError(f"pick names {short(sweep.pick.runner_up)}, which is none of the points")
 
 
 def _sane_timing(where: str, row: Measurement) -> None:
     _positive(where, batch=row.batch, ms_p20=row.ms_p20, ms_p50=row.ms_p50, ms_p80=row.ms_p80)
     if not row.ms_p20 <= row.ms_p50 <= row.ms_p80:
-        raise Misfit(f"{where}: its latencies do not rise from p20 over p50 to p80")
+        raise SchemaError(f"{where}: its latencies do not rise from p20 over p50 to p80")
     _shares(where, accuracy=row.accuracy)
     _sane_speedup(where, (row.speedup_low, row.speedup, row.speedup_high))
 
@@ -319,7 +319,7 @@ def _sane_timing(where: str, row: Measurement) -> None:
 def _sane_speedup(where: str, interval: tuple[float | None, ...]) -> None:
     known = [value for value in interval if value is not None]
     if len(known) not in (0, 3) or (known and known[0] > known[2]):
-        raise Misfit(f"{where} has the speedup {short(interval)}, not a low bound, a value and a high bound")
+        raise SchemaError(f"{where} has the speedup {short(interval)}, not a low bound, a value and a high bound")
     for value in known:
         _positive(where, speedup=value)
 
@@ -327,10 +327,10 @@ def _sane_speedup(where: str, interval: tuple[float | None, ...]) -> None:
 def _positive(where: str, **values: float) -> None:
     for name, value in values.items():
         if value <= 0:
-            raise Misfit(f"{where}: {name} is {short(value)}, not above 0")
+            raise SchemaError(f"{where}: {name} is {short(value)}, not above 0")
 
 
 def _shares(where: str, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 <= value <= 1:
-            raise Misfit(f"{where}: {name} is {short(value)}, not a share between 0 and 1")
+            raise SchemaError(f"{where}: {name} is {short(value)}, not a share between 0 and 1")

@@ -16,8 +16,8 @@ from ltcompile.core.records import Trained
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Score
 from ltcompile.errors import TrainingFailed
-from ltcompile.graph import cut, size, zeros
-from ltcompile.graph.emptied import emptied
+from ltcompile.graph import cut, dropped_weights, size
+from ltcompile.graph.dead_channels import eliminate_dead_channels
 from ltcompile.graph.factorise import factorise
 from ltcompile.graph.surgeon import zeroing
 from ltcompile.search import methods
@@ -137,7 +137,7 @@ class ArmRunner:
         """The trained network without what its zeros, or a low rank, make idle; the plan on the original that leads there, if one does."""
         example = self._example
         if not arm.unpruned and selection.mask is not None:
-            found = emptied(model, self.prepared.traced, example)
+            found = eliminate_dead_channels(model, self.prepared.traced, example)
             return found.module, found.plan
         if not arm.unpruned and self.job.config.method != PRUNE:
             return factorise(model, example).module, None
@@ -187,7 +187,7 @@ class ArmRunner:
         found = Selection(*self.folder.load_selection(arm.seed, arm.level, self.prepared.everything.mask is not None))
         if arm.kind != "shuffled" or found.mask is None:
             return found
-        gone = {name: dropped.cpu() for name, dropped in zeros(self.job.initial(arm.seed), found.plan).items()}
+        gone = {name: dropped.cpu() for name, dropped in dropped_weights(self.job.initial(arm.seed), found.plan).items()}
         return Selection(found.plan, shuffle_mask(found.mask, arm.stream("shuffled mask"), gone))
 
     def trained(self, arm: Arm) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from ltcompile.core.plan import Group
 from ltcompile.errors import InvalidSetting, unknown
-from ltcompile.graph.bundle import bundles
+from ltcompile.graph.tied_groups import tied_groups
 from ltcompile.prune import criteria
 from ltcompile.prune.choose import Scope
 from ltcompile.prune.criteria import Reduction
@@ -148,7 +148,7 @@ class SearchConfig(Limits):
     @property
     def target(self) -> Target | None:
         """What the last level may leave; None where there is a rate."""
-        return Target.asked(self.target_macs, self.target_params, self.target_time, self.target_energy)
+        return Target.one_of(self.target_macs, self.target_params, self.target_time, self.target_energy)
 
     @property
     def shares(self) -> list[float]:
@@ -179,7 +179,7 @@ class SearchConfig(Limits):
         if self.rate is None or self.prune == "weights" or self.method != PRUNE:
             return
         left, own, floors = (1 - self.rate) ** self.rounds, self.kept(groups), self.floors(groups)
-        ranked = [b for b in bundles(groups) if not b.frozen and b.name not in own]
+        ranked = [b for b in tied_groups(groups) if not b.frozen and b.name not in own]
         if self.scope == "local":
             thin = min((b for b in ranked if len(b.groups) == 1), key=lambda b: b.steps, default=None)
             if thin is not None and thin.steps * left < 1:

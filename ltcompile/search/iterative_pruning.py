@@ -12,14 +12,14 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
-from ltcompile.graph import cut, mask, zeros
+from ltcompile.graph import cut, dropped_weights, mask
 from ltcompile.graph.surgeon import zero_
 from ltcompile.prune import criteria
 from ltcompile.prune.budget import plan_for_latency
 from ltcompile.prune.choose import Ranking
 from ltcompile.prune.criteria import Evidence
 from ltcompile.prune.limits import Limits
-from ltcompile.prune.target import Meter, meet
+from ltcompile.prune.target import SizeCounter, plan_for_size
 from ltcompile.search import rewind
 from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.evidence import gather
@@ -79,7 +79,7 @@ class IterativePruning:
         """The mask of the next level; weights that go with the filters of `plan` count as gone."""
         if self.job.mask is not None:
             return self.job.mask
-        gone = zeros(model, plan)
+        gone = dropped_weights(model, plan)
         left = WeightMask({name: kept & ~gone[name].cpu() if name in gone else kept for name, kept in before.kept.items()})
         criterion = self.config.criterion if self.config.prune == "weights" else "l1"
         evidence = self._gather(criterion, seed, level, model)
@@ -101,8 +101,8 @@ class IterativePruning:
         if target.profiled:
             assert self.job.profile is not None, "checked by SearchJob"
             return plan_for_latency(small, ranking, self.job.profile, share, self.job.measured)
-        meter = Meter(small, self.job.example)
-        return meet(ranking, lambda found: target.of(meter.left(found)), share * target.of(self.prepared.dense_size))
+        size_counter = SizeCounter(small, self.job.example)
+        return plan_for_size(ranking, lambda found: target.of(size_counter.left(found)), share * target.of(self.prepared.dense_size))
 
     def _ticket(self, seed: int, level: int, trained: nn.Module, selection: Selection, inner: PruningPlan) -> tuple[nn.Module, Trained]:
         rewinding, identity = self.job.rewinding, self.prepared.everything.plan

@@ -26,7 +26,7 @@ from ltcompile.models import build_model
 from ltcompile.prune.budget import RelativeTimer, solve_budget
 from ltcompile.prune.choose import Ranking
 from ltcompile.prune.limits import Limits
-from ltcompile.prune.target import Meter, Target, check_reachable
+from ltcompile.prune.target import SizeCounter, Target, check_reachable
 from ltcompile.search import methods, rewind
 from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.masks import full_mask, maskable
@@ -76,7 +76,9 @@ class SearchJob:
         if self.profile is None:
             raise InvalidSetting(f"a target of {target.measure} needs a profile; make one with `ltcompile profile`")
         if target.measure == "energy" and self.measured is None:
-            raise InvalidSetting("a target of energy needs a meter, as `profiling.joulemeter` makes one on the machine that it is about")
+            raise InvalidSetting(
+                "a target of energy needs a meter, as `profiling.joulemeter` makes one on the machine that it is about"
+            )
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -151,16 +153,16 @@ def prepare(job: SearchJob) -> PreparedJob:
     if job.mask is not None:
         job.mask.dropped(dense)
     everything = Selection(PruningPlan(groups), full_mask(_maskable(config, dense)) if config.prune != "filters" else None)
-    meter = Meter(dense, job.example)
+    size_counter = SizeCounter(dense, job.example)
     if config.target is not None:
-        _check_reachable(job, config.target, groups, dense, meter)
-    return PreparedJob(job, traced, groups, everything, meter.dense, sum(value.nbytes for value in dense.state_dict().values()))
+        _check_reachable(job, config.target, groups, dense, size_counter)
+    return PreparedJob(job, traced, groups, everything, size_counter.dense, sum(value.nbytes for value in dense.state_dict().values()))
 
 
-def _check_reachable(job: SearchJob, target: Target, groups: tuple[Group, ...], dense: nn.Module, meter: Meter) -> None:
+def _check_reachable(job: SearchJob, target: Target, groups: tuple[Group, ...], dense: nn.Module, size_counter: SizeCounter) -> None:
     ranking = _ranking(job.config, groups, groups, {g.name: torch.zeros(g.width) for g in groups}, job.config.levels)
     if not target.profiled:
-        check_reachable(target, ranking, meter, job.config, job.config.align)
+        check_reachable(target, ranking, size_counter, job.config, job.config.align)
         return
     assert job.profile is not None, "checked by SearchJob"
     job.profile.check_fits({"name": job.model, "arguments": job.arguments}, Deployment.parse(job.config.on or ""))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
-from ltcompile.graph import zeros
+from ltcompile.graph import dropped_weights
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Selection:
 
     def dropped(self, model: nn.Module) -> dict[str, Tensor]:
         """Parameter of the unpruned network `model` -> boolean tensor of its shape, True where plan or mask drops the value."""
-        found = zeros(model, self.plan)
+        found = dropped_weights(model, self.plan)
         for name, gone in (self.mask.dropped(model) if self.mask else {}).items():
             found[name] = found[name] | gone if name in found else gone
         return found

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ltcompile.core.fields import Misfit, shaped
+from ltcompile.core.fields import SchemaError, from_json
 from ltcompile.core.recipe import Recipe
 from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.prune.limits import Limits
@@ -91,8 +91,10 @@ class SearchSettings:
                 if key not in known[section]:
                     raise _unknown(source, f"{section}.{key}".lstrip("."), sorted(known[section]), "key")
             try:
-                found[section] = {key: shaped(value, known[section][key], f"{section}.{key}".lstrip(".")) for key, value in table.items()}
-            except Misfit as error:
+                found[section] = {
+                    key: from_json(value, known[section][key], f"{section}.{key}".lstrip(".")) for key, value in table.items()
+                }
+            except SchemaError as error:
                 raise InvalidSetting(f"{source}: {error}; give it such a value") from error
         return cls(found, source)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ltcompile.core.fields import Misfit, misfit, short, table
+from ltcompile.core.fields import SchemaError, reject, short, table
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json
@@ -128,15 +128,15 @@ def read_claims(path: Path) -> Claims:
     """
     value = read_json(path, WHAT)
     try:
-        kind = value.get("kind") if isinstance(value, Mapping) else misfit(value, "a table", "")
+        kind = value.get("kind") if isinstance(value, Mapping) else reject(value, "a table", "")
         if kind not in ("report", "bench"):
-            raise Misfit(f'it says "kind": {short(kind)}, not "report" or "bench"')
+            raise SchemaError(f'it says "kind": {short(kind)}, not "report" or "bench"')
         if value.get("format") != FORMAT:
-            raise Misfit(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
+            raise SchemaError(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
         claims = _of_report(path.name, table(value, _Report)) if kind == "report" else _of_bench(path.name, table(value, _Bench))
         _check_sane(claims)
         return claims
-    except (Misfit, RecursionError) as error:
+    except (SchemaError, RecursionError) as error:
         raise InvalidFile(f"{path} cannot be read as a {WHAT}: {error}; make it again") from error
 
 
@@ -192,18 +192,18 @@ def _target(command: str, files: list[NetworkFile]) -> str | None:
 
 
 def _check_sane(claims: Claims) -> None:
-    """Raises Misfit for what nobody can have measured."""
+    """Raises SchemaError for values that no measurement gives."""
     for i, row in enumerate(claims.timings):
         speedups = (row.speedup_low, row.speedup, row.speedup_high)
         if len({value is None for value in speedups}) == 2:
-            raise Misfit(f"timing {i} has the speedup {short(speedups)}, not a low bound, a value and a high bound")
+            raise SchemaError(f"timing {i} has the speedup {short(speedups)}, not a low bound, a value and a high bound")
         positive = (row.batch, row.ms_p20, row.ms_p50, row.ms_p80, *(value for value in speedups if value is not None))
         if min(positive) <= 0:
-            raise Misfit(f"timing {i} holds {short(min(positive))}, which is not above 0")
+            raise SchemaError(f"timing {i} holds {short(min(positive))}, which is not above 0")
     for share in (claims.accuracy, *(row.accuracy for row in claims.timings)):
         if share is not None and not 0 <= share <= 1:
-            raise Misfit(f"it claims the accuracy {short(share)}, not a share between 0 and 1")
+            raise SchemaError(f"it claims the accuracy {short(share)}, not a share between 0 and 1")
     sizes = [file.bytes for file in (*claims.files, *([claims.timed] if claims.timed else []))]
     sizes += [n for n in (claims.dense_params, claims.test_images) if n is not None]
     if min(sizes, default=1) <= 0:
-        raise Misfit(f"it claims a size of {short(min(sizes))}")
+        raise SchemaError(f"it claims a size of {short(min(sizes))}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ltcompile.core.fields import Misfit, short
+from ltcompile.core.fields import SchemaError, short
 from ltcompile.errors import InvalidFile
 
 OPENED = {  # what the fields of a message hold; the tests compare this with onnx's own description
@@ -43,14 +43,14 @@ def check_self_contained(data: bytes, path: Path) -> None:
     """
     try:
         seen = _examine(data)
-    except Misfit as error:
+    except SchemaError as error:
         raise InvalidFile(f"{path} {error}; export it anew") from error
     if not {IR_VERSION, GRAPH} <= seen:
         raise InvalidFile(f"{path} is no ONNX file; `ltcompile shrink` makes one of a ticket")
 
 
 def _examine(data: bytes) -> set[int]:
-    """The numbers of the fields of the model itself that are not 0. Raises Misfit."""
+    """The numbers of the fields of the model itself that are not 0. Raises SchemaError."""
     seen: set[int] = set()
     left, todo = MOST_FIELDS, [("ModelProto", memoryview(data))]
     while todo:
@@ -58,7 +58,7 @@ def _examine(data: bytes) -> set[int]:
         for number, value in _fields(message):
             left -= 1
             if left < 0:
-                raise Misfit(f"has more than {MOST_FIELDS:,} parts")
+                raise SchemaError(f"has more than {MOST_FIELDS:,} parts")
             if kind == "ModelProto" and value != 0:
                 seen.add(number)
             if isinstance(value, memoryview) and number in OPENED.get(kind, {}):
@@ -69,15 +69,15 @@ def _examine(data: bytes) -> set[int]:
 
 
 def _check(kind: str, number: int, value: int | memoryview) -> None:
-    """Raises Misfit for a field that names another file, or an operator that is not ONNX's."""
+    """Raises SchemaError for a field that names another file, or an operator that is not ONNX's."""
     if kind == "TensorProto" and number in ELSEWHERE and value != 0:
-        raise Misfit("keeps weights in another file")
+        raise SchemaError("keeps weights in another file")
     if (kind, number) in DOMAINS and isinstance(value, memoryview) and bytes(value) not in DOMAINS[kind, number]:
-        raise Misfit(f"uses operators of its own ({short(bytes(value[:40]).decode(errors='replace'))})")
+        raise SchemaError(f"uses operators of its own ({short(bytes(value[:40]).decode(errors='replace'))})")
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field that holds a whole number or bytes. Raises Misfit where the message breaks off."""
+    """Number and value of each field that holds a whole number or bytes. Raises SchemaError where the message breaks off."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -92,9 +92,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             case 1 | 5 as fixed:
                 at += 8 if fixed == 1 else 4
             case _:
-                raise Misfit("cannot be read as ONNX: it is damaged")
+                raise SchemaError("cannot be read as ONNX: it is damaged")
     if at > len(message):
-        raise Misfit("cannot be read as ONNX: it breaks off")
+        raise SchemaError("cannot be read as ONNX: it breaks off")
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
@@ -104,4 +104,4 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 127) << 7 * i
         if byte < 128:
             return value, at + i + 1
-    raise Misfit("cannot be read as ONNX: it is damaged")
+    raise SchemaError("cannot be read as ONNX: it is damaged")

@@ -40,8 +40,8 @@ SEEDS = st.integers(0, 10_000)
 
 
 def random_mask(seed: int, share: float = 0.5) -> WeightMask:
-    dice = torch.Generator().manual_seed(seed)
-    kept = {name: torch.rand(shape, generator=dice) < share for name, shape in SHAPES.items()}
+    rng = torch.Generator().manual_seed(seed)
+    kept = {name: torch.rand(shape, generator=rng) < share for name, shape in SHAPES.items()}
     kept["a.weight"][0, 0] = True  # a mask keeps something
     return WeightMask(kept)
 
@@ -104,8 +104,8 @@ class TestInCommon:
 
 
 def some_answers(seed: int, images: int = 20) -> Answers:
-    dice = torch.Generator().manual_seed(seed)
-    return Answers(torch.rand(images, 4, generator=dice).double().softmax(1), torch.arange(images) % 4)
+    rng = torch.Generator().manual_seed(seed)
+    return Answers(torch.rand(images, 4, generator=rng).double().softmax(1), torch.arange(images) % 4)
 
 
 class TestAnswers:

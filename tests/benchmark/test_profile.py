@@ -44,7 +44,7 @@ from ltcompile.core.surface import Grid, Sample
 from ltcompile.engine.cpu import candidates
 from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting, ProfileMismatch, Unavailable
 from ltcompile.graph import cut, trace
-from ltcompile.graph.bundle import bundles
+from ltcompile.graph.tied_groups import tied_groups
 from ltcompile.graph.widths import LAYERS, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.onnx_weights import with_weights
@@ -69,7 +69,7 @@ class Law:
     settle_s, reads_onnx = 0.0, False
 
     def __init__(self, noise: float = 0.0) -> None:
-        self.noise, self.drift, self.dice, self.calls = noise, 0.0, np.random.default_rng(0), 0
+        self.noise, self.drift, self.rng, self.calls = noise, 0.0, np.random.default_rng(0), 0
         self.slow = range(0)  # calls in which the machine takes twice as long
         self.seconds = self.joules = 0.0
 
@@ -90,7 +90,7 @@ class Law:
         self.calls += 1
         pace = (1 + self.drift * math.sin(self.calls)) * (2 if self.calls in self.slow else 1)
         layers = {name: law_ms(m) for name, m in variant.module.named_modules() if isinstance(m, LAYERS)}
-        layers = {name: ms * (1 + self.noise * self.dice.standard_normal()) for name, ms in layers.items()}
+        layers = {name: ms * (1 + self.noise * self.rng.standard_normal()) for name, ms in layers.items()}
         layers = {name: pace * ms for name, ms in layers.items()}
         return Timing(sum(layers.values()), 1.0, layers, 0.2 * pace)
 
@@ -311,7 +311,7 @@ def test_few_runs_hold_every_pair_of_levels() -> None:
         assert {(row[a], row[b]) for row in rows} == set(itertools.product(range(7), repeat=2))
     network = lt.build_model("resnet20").eval()
     groups = trace(network, torch.zeros(2, 3, 32, 32))
-    free = [b for b in bundles(groups) if not b.frozen]
+    free = [b for b in tied_groups(groups) if not b.frozen]
     layers = layer_widths(network, groups)
     colour = dict(zip((b.name for b in free), colours(free, layers.values()), strict=True))
     for widths in layers.values():
@@ -324,7 +324,7 @@ def test_few_runs_hold_every_pair_of_levels() -> None:
 
 @dataclass(frozen=True)
 class Shape:
-    """Which bundles meet."""
+    """Which sets of tied groups share a layer."""
 
     pairs: tuple[tuple[int, int], ...]
     chain: bool
@@ -340,13 +340,13 @@ SHAPES = {
 
 
 def problem(shape: Shape, seed: int) -> WidthAllocation:
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     many = 5
     candidates = tuple(np.arange(1, many + 1) * 4 for _ in range(4))
-    worth = tuple(np.cumsum(-np.sort(-dice.random(many))) for _ in range(4))
+    worth = tuple(np.cumsum(-np.sort(-rng.random(many))) for _ in range(4))
     tables: dict[tuple[int, ...], Any] = {(): np.asarray(0.1)}
     for over in (*shape.pairs, *((i,) for i in range(4))):
-        table = dice.random((many,) * len(over))
+        table = rng.random((many,) * len(over))
         for axis in range(len(over)):
             table = np.cumsum(table, axis)
         tables[over] = table

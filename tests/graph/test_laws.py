@@ -25,16 +25,16 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
 
 def random_plan(groups: tuple[Group, ...], seed: int) -> PruningPlan:
     """Any share of every group, the same for those that are tied; two channels at least, for a last group makes a convolution plain."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     shares: dict[str, float] = {}
     kept = {}
     for group in groups:
         if group.frozen:
             continue
         steps = math.gcd(*(g.width for g in groups if g.tied == group.tied)) if group.tied else group.width
-        share = shares.setdefault(group.tied or group.name, float(torch.rand((), generator=dice)))
+        share = shares.setdefault(group.tied or group.name, float(torch.rand((), generator=rng)))
         count = group.width // steps * max(min(2, steps), round(share * steps))
-        kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=dice)[:count].tolist()))
+        kept[group.name] = tuple(sorted(torch.randperm(group.width, generator=rng)[:count].tolist()))
     return PruningPlan(groups, kept)
 
 

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import ltcompile as lt
 from ltcompile.errors import InvalidSetting
-from ltcompile.graph.surgeon import zero_, zeros
+from ltcompile.graph.surgeon import dropped_weights, zero_
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True, weight_decay=1e-2),
@@ -48,7 +48,7 @@ def test_the_next_steps_are_those_of_a_masked_optimizer(network: str, name: str,
     theirs.add_param_group({"params": [p for n, p in masked.named_parameters() if not n.endswith("weight")], "weight_decay": 0.0})
     theirs.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     small = lt.cut(model, plan, optimizer)
-    dropped = zeros(masked, plan)
+    dropped = dropped_weights(masked, plan)
     for _ in range(3):
         step(small, optimizer, images)
         step(masked, theirs, images)

@@ -89,7 +89,7 @@ CHANCE: dict[str, Code] = {
     "noise of a width": lambda net, x: x + torch.rand(x.shape[0], x.shape[1], 1, 1, dtype=x.dtype) * 0.1,
     "stochastic depth": lambda net, x: x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5) if net.training else x,
     "random slopes": lambda net, x: F.rrelu(x - 0.5, training=net.training),
-    "python's and numpy's dice": lambda net, x: x * random.random() + float(np.random.rand()),
+    "python's and numpy's rng": lambda net, x: x * random.random() + float(np.random.rand()),
     "computed in float32": lambda net, x: x.float().softmax(3).to(x.dtype),
 }
 
@@ -105,11 +105,11 @@ def test_the_caller_keeps_its_network_and_its_dice() -> None:
     torch.manual_seed(0)
     model = Net(MISSED["a scale in eval mode"]).train()
     state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
-    dice = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    rng = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     lt.plan(model, IMAGES, 0.5, "local")
     assert all(torch.equal(state[k], v) and v.dtype == state[k].dtype for k, v in model.state_dict().items())
     assert modes == [m.training for m in model.modules()]
-    assert torch.equal(dice[0], torch.get_rng_state()) and dice[1] == random.getstate() and (dice[2] == np.random.get_state()[1]).all()
+    assert torch.equal(rng[0], torch.get_rng_state()) and rng[1] == random.getstate() and (rng[2] == np.random.get_state()[1]).all()
 
 
 def test_a_wrong_group_is_seen_in_any_layer() -> None:

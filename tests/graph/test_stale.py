@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile.core.notice import Notice
-from ltcompile.graph.stale import stale_attributes
+from ltcompile.graph.outdated import outdated_attributes
 
 IMAGES = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(1))
 
@@ -54,11 +54,11 @@ def test_what_a_method_reads_is_listed_and_what_forward_reads_follows(side: int)
     small = lt.cut(model, plan)
     assert small.seen == small.features.out_channels == 6, "forward reads it"
     assert small.scale == small.image_size == 12, "a number that only equals the width"
-    (stale,) = stale_attributes(small, plan)
+    (stale,) = outdated_attributes(small, plan)
     assert (stale.path, stale.name, stale.before, stale.after, stale.head) == ("", "num_features", 12, 6, "head")
     assert stale.methods == ("reset_classifier",)
     small.num_features = stale.after
-    assert stale_attributes(small, plan) == []
+    assert outdated_attributes(small, plan) == []
     small.reset_classifier(7)
     assert small(IMAGES).shape == (2, 7)
 
@@ -67,9 +67,9 @@ def test_what_a_method_reads_is_listed_and_what_forward_reads_follows(side: int)
 def test_it_is_found_in_inner_modules_and_only_where_the_features_were_cut() -> None:
     model = Wrapped().eval()
     plan = lt.plan(model, IMAGES, 0.5, "local")
-    assert [(s.path, s.name, s.head) for s in stale_attributes(lt.cut(model, plan), plan)] == [("net", "num_features", "net.head")]
+    assert [(s.path, s.name, s.head) for s in outdated_attributes(lt.cut(model, plan), plan)] == [("net", "num_features", "net.head")]
     spared = lt.plan(model, IMAGES, 0.5, "local", limits=lt.Limits(keep=("net.features",)))
-    assert not spared.is_identity and stale_attributes(lt.cut(model, spared), spared) == []
+    assert not spared.is_identity and outdated_attributes(lt.cut(model, spared), spared) == []
 
 
 def test_a_cut_says_so() -> None:

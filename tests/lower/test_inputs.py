@@ -16,7 +16,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 
 import ltcompile as lt
 from ltcompile.errors import InvalidModel, InvalidPlan, InvalidSetting
-from ltcompile.graph import embed, trace, zeros
+from ltcompile.graph import dropped_weights, embed, trace
 from ltcompile.prune import choose
 
 
@@ -167,7 +167,7 @@ def test_weights_that_torch_computes(kind: str) -> None:
     if kind == "pruned":
         assert set(plan.kept["2"]) == set(model[2].weight_mask.flatten(1).any(1).nonzero().flatten().tolist())
     with pytest.raises(InvalidPlan, match="is computed by a hook or parametrisation"):
-        zeros(model, plan)
+        dropped_weights(model, plan)
 
 
 @pytest.mark.parametrize(("scores", "what"), [({"0": 16}, "'2' has no scores; give it 8"), ({"0": 5, "2": 8}, r"'0' have shape \(5,\)")])

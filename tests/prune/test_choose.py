@@ -19,10 +19,10 @@ import ltcompile as lt
 from ltcompile.core.plan import Group, Member, PruningPlan
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph import trace
-from ltcompile.graph.bundle import Bundle, bundles
+from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 from ltcompile.prune import Limits, choose
 from ltcompile.prune.choose import Ranking
-from ltcompile.prune.target import Meter
+from ltcompile.prune.target import SizeCounter
 
 SCOPES = ("global", "local")
 ALIGN = 4
@@ -47,8 +47,8 @@ def problems(draw: st.DrawFn) -> tuple[tuple[Group, ...], dict[str, Tensor]]:
     return tuple(groups), scores
 
 
-def free(groups: tuple[Group, ...]) -> list[Bundle]:
-    return [b for b in bundles(groups) if not b.frozen]
+def free(groups: tuple[Group, ...]) -> list[TiedGroups]:
+    return [b for b in tied_groups(groups) if not b.frozen]
 
 
 def filters(plan: PruningPlan) -> int:
@@ -71,10 +71,10 @@ class TestLaws:
         left = filters(choose(groups, scores, share, "global"))
         assert left >= max(least, dense * (1 - share)) - 1e-6, "never more than asked for"
         assert left == least or left < dense * (1 - share) + largest
-        for bundle in free(groups):
+        for tied in free(groups):
             plan = choose(groups, scores, share, "local")
-            steps = len(plan.kept[bundle.name]) * bundle.steps // bundle.groups[0].width
-            assert steps == max(1, bundle.steps - math.floor(share * bundle.steps + 1e-9))
+            steps = len(plan.kept[tied.name]) * tied.steps // tied.groups[0].width
+            assert steps == max(1, tied.steps - math.floor(share * tied.steps + 1e-9))
 
     @given(problems(), shares, st.sampled_from(SCOPES), floors_of, st.sampled_from([1, ALIGN]))
     def test_floors_and_ties_hold(
@@ -83,8 +83,8 @@ class TestLaws:
         groups, scores = problem
         plan = choose(groups, scores, share, scope, floors=floors, align=align)  # type: ignore[arg-type]
         assert all(len(kept) >= min(g.width, floors.get(g.name, 1)) for g, kept in plan)
-        for bundle in bundles(groups):
-            assert len({Fraction(len(plan.kept[g.name]), g.width) for g in bundle.groups}) == 1
+        for tied in tied_groups(groups):
+            assert len({Fraction(len(plan.kept[g.name]), g.width) for g in tied.groups}) == 1
         assert PruningPlan.from_json(plan.to_json()) == plan
         assert {g.name: g.tied for g in plan.remaining()} == {g.name: g.tied for g in groups}
 
@@ -113,12 +113,12 @@ class TestLaws:
     ) -> None:
         groups, scores = problem
         plan = choose(groups, scores, share, scope, align=ALIGN)  # type: ignore[arg-type]
-        for bundle in free(groups):
-            made = {len(plan.kept[g.name]) * len(m.index[0]) for g in bundle.groups for m in g.producers}
-            whole = len(plan.kept[bundle.name]) == bundle.groups[0].width
+        for tied in free(groups):
+            made = {len(plan.kept[g.name]) * len(m.index[0]) for g in tied.groups for m in g.producers}
+            whole = len(plan.kept[tied.name]) == tied.groups[0].width
             possible = any(
-                all(bundle.channels(g, k) * len(m.index[0]) % ALIGN == 0 for g in bundle.groups for m in g.producers)
-                for k in range(1, bundle.steps + 1)
+                all(tied.channels(g, k) * len(m.index[0]) % ALIGN == 0 for g in tied.groups for m in g.producers)
+                for k in range(1, tied.steps + 1)
             )
             assert whole or not possible or all(width % ALIGN == 0 for width in made)
 
@@ -139,10 +139,10 @@ class TestLaws:
     def test_a_width_is_what_the_ranking_leaves_with_it(self, problem: tuple[tuple[Group, ...], dict[str, Tensor]], scope: str) -> None:
         groups, scores = problem
         ranking = Ranking(groups, scores, scope)  # type: ignore[arg-type]
-        for place, (bundle, least, _) in enumerate(ranking.bounds):
-            left = ranking.left(bundle)
-            assert len(left) == bundle.steps + 1 and left[-1] == 1 and (left[1:] >= left[:-1]).all()
-            for steps in range(least, bundle.steps):
+        for place, (tied, least, _) in enumerate(ranking.bounds):
+            left = ranking.left(tied)
+            assert len(left) == tied.steps + 1 and left[-1] == 1 and (left[1:] >= left[:-1]).all()
+            for steps in range(least, tied.steps):
                 assert ranking.steps(1 - left[steps] + 1e-6)[place] <= steps, "so much left, and no more of this"
                 assert ranking.steps(1 - left[steps] - 1e-6)[place] > steps, "the largest such share"
 
@@ -158,8 +158,8 @@ def test_tied_groups_go_by_the_mean_score_of_their_filters() -> None:
 
 def test_a_hundred_thousand_channels_take_a_moment() -> None:
     groups = tuple(group(f"g{i}", 1000) for i in range(100))
-    dice = torch.Generator().manual_seed(0)
-    scores = {g.name: torch.rand(g.width, generator=dice) for g in groups}
+    rng = torch.Generator().manual_seed(0)
+    scores = {g.name: torch.rand(g.width, generator=rng) for g in groups}
     ranking = Ranking(groups, scores, "global", floors={g.name: 50 for g in groups})
     begun = time.perf_counter()
     for share in torch.linspace(0, 1, 20).tolist():
@@ -269,8 +269,8 @@ class TestTargets:
     def test_counting_without_weights_is_exact(self, name: str, images: Tensor) -> None:
         network = NETWORKS[name]()
         plan = lt.plan(network, images, 0.4)
-        meter = Meter(network, images)
-        assert meter.dense == lt.size(network, images) and meter.left(plan) == lt.size(lt.cut(network, plan), images)
+        size_counter = SizeCounter(network, images)
+        assert size_counter.dense == lt.size(network, images) and size_counter.left(plan) == lt.size(lt.cut(network, plan), images)
 
     def test_networks_that_make_tensors_themselves(self, images: Tensor) -> None:
         class Own(nn.Module):
@@ -343,9 +343,9 @@ def test_rounds_of_a_tie_end_at_one_step(seed: int) -> None:
     groups = (group("a", 6, tied="t"), group("b", 9, tied="t"))
     plan = PruningPlan(groups)
     for level in range(4):
-        dice = torch.Generator().manual_seed(seed + level)
+        rng = torch.Generator().manual_seed(seed + level)
         remaining = plan.remaining()
-        plan = plan.then(choose(remaining, {g.name: torch.rand(g.width, generator=dice) for g in remaining}, 0.5, "local"))
+        plan = plan.then(choose(remaining, {g.name: torch.rand(g.width, generator=rng) for g in remaining}, 0.5, "local"))
     assert plan.widths == {"a": (6, 2), "b": (9, 3)}
 
 

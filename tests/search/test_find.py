@@ -293,10 +293,10 @@ ODD: dict[str, object] = {"spikes": [{"epoch": 2, "loss": 3.0, "lowest": 0.1}], 
 
 
 def assert_pruned_stays_pruned(whole: nn.Module, plan: PruningPlan) -> None:
-    from ltcompile.graph import zeros
+    from ltcompile.graph import dropped_weights
 
     parameters = dict(whole.named_parameters())
-    assert all(bool((parameters[name][gone] == 0).all()) for name, gone in zeros(whole, plan).items())
+    assert all(bool((parameters[name][gone] == 0).all()) for name, gone in dropped_weights(whole, plan).items())
 
 
 def _few(digits: Dataset, training: int, others: int | None = None) -> Dataset:

@@ -23,7 +23,7 @@ from ltcompile.core.streams import seeded, stream
 from ltcompile.data import Dataset
 from ltcompile.deploy import dense_network, small_network
 from ltcompile.errors import InvalidFile, InvalidPlan, InvalidSetting, TicketMismatch
-from ltcompile.graph import trace, zeros
+from ltcompile.graph import dropped_weights, trace
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
 from ltcompile.prune.limits import Limits
@@ -37,13 +37,13 @@ def digits() -> Dataset:
 
 
 def random_mask(seed: int, shapes: tuple[tuple[int, ...], ...] = ((7, 5), (3, 4, 3, 3), (2, 9))) -> WeightMask:
-    dice = torch.Generator().manual_seed(seed)
-    return WeightMask({f"{i}.weight": torch.rand(shape, generator=dice) < 0.8 for i, shape in enumerate(shapes)})
+    rng = torch.Generator().manual_seed(seed)
+    return WeightMask({f"{i}.weight": torch.rand(shape, generator=rng) < 0.8 for i, shape in enumerate(shapes)})
 
 
 def scores_like(mask: WeightMask, seed: int) -> dict[str, Tensor]:
-    dice = torch.Generator().manual_seed(seed)
-    return {name: torch.randint(0, 9, kept.shape, generator=dice).double() for name, kept in mask.kept.items()}  # with ties
+    rng = torch.Generator().manual_seed(seed)
+    return {name: torch.randint(0, 9, kept.shape, generator=rng).double() for name, kept in mask.kept.items()}  # with ties
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 0.99), st.sampled_from(["local", "global"]))
@@ -303,7 +303,7 @@ def test_what_is_kept_is_one_mask() -> None:
     mask = full_mask(maskable(network, Limits(), (nn.Linear,)))
     found = Selection(plan, mask).as_mask(network)
     assert found is not None and Selection(plan).as_mask(network) is None
-    assert all(torch.equal(~found.kept[name], gone) for name, gone in zeros(network, plan).items())
+    assert all(torch.equal(~found.kept[name], gone) for name, gone in dropped_weights(network, plan).items())
     assert Selection(plan, mask).remaining(network)[1] == found.weights[1] + sum(
         p.numel() for name, p in network.named_parameters() if name not in found.kept
     )

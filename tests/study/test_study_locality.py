@@ -43,18 +43,18 @@ def masks(share: float, nodes: int = 4, shape: tuple[int, int, int] = (3, 5, 7),
 
 def patches(nodes: int = 300, side: int = 12, seed: int = 0) -> torch.Tensor:
     """Each node reads two thirds of a 3x3 patch somewhere (nodes, 2, side, side)."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     kept = torch.zeros(nodes, 2, side, side, dtype=torch.bool)
     for node in kept:
-        y, x = torch.randint(0, side - 2, (2,), generator=dice).tolist()
-        node[:, y : y + 3, x : x + 3] = torch.rand(2, 3, 3, generator=dice) < 2 / 3
+        y, x = torch.randint(0, side - 2, (2,), generator=rng).tolist()
+        node[:, y : y + 3, x : x + 3] = torch.rand(2, 3, 3, generator=rng) < 2 / 3
     return kept
 
 
 def shuffled(kept: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Every node keeps its number of connections, and has them anywhere."""
-    dice = torch.Generator().manual_seed(seed)
-    order = torch.rand(len(kept), kept[0].numel(), generator=dice).argsort(1)
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.rand(len(kept), kept[0].numel(), generator=rng).argsort(1)
     return kept.flatten(1).gather(1, order).view_as(kept)
 
 

@@ -29,7 +29,7 @@ from ltcompile.core.streams import seeded, stream
 from ltcompile.errors import InvalidModel, Unavailable
 from ltcompile.graph import cut, trace
 from ltcompile.graph._copy import copied
-from ltcompile.graph.bundle import bundles
+from ltcompile.graph.tied_groups import tied_groups
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
@@ -210,7 +210,7 @@ class _Work:
     @cached_property
     def runs(self) -> list[tuple[Why, design.Kept]]:
         """What is timed, in order: the whole network first."""
-        free = [b for b in bundles(self.groups) if not b.frozen]
+        free = [b for b in tied_groups(self.groups) if not b.frozen]
         if not free:
             raise InvalidModel("nothing of this network can be cut, so its widths cannot be profiled; `ltcompile plan` says why")
         colour = design.colours(free, self.widths.values())
@@ -231,7 +231,7 @@ class _Work:
     @cached_property
     def reference(self) -> Call:
         """A small cut that runs in turns with all others, and tells how fast the machine is just then."""
-        return self.timer.call(self._variant(design.small([b for b in bundles(self.groups) if not b.frozen])), self.images)
+        return self.timer.call(self._variant(design.small([b for b in tied_groups(self.groups) if not b.frozen])), self.images)
 
     def _variant(self, some: design.Kept) -> Variant:
         """The network at some widths, its answers checked."""
@@ -265,7 +265,7 @@ class _Work:
     @cached_property
     def _resizes(self) -> bool:
         """Whether the file of a cut can be made from the file of the whole: tried once, on fp32, with its answer compared."""
-        half = {b.groups[0].name: b for b in bundles(self.groups) if not b.frozen}
+        half = {b.groups[0].name: b for b in tied_groups(self.groups) if not b.frozen}
         kept = {g.name: g.width for g in self.groups} | {
             g.name: b.channels(g, max(1, b.steps // 2)) for b in half.values() for g in b.groups
         }

@@ -14,7 +14,7 @@ from ltcompile.deploy.equality import check_rewritten
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.pruned import Pruned
 from ltcompile.errors import InvalidPlan, InvalidSetting, TicketMismatch
-from ltcompile.graph import Emptied, emptied, size, zeros
+from ltcompile.graph import Eliminated, dropped_weights, eliminate_dead_channels, size
 
 ORDER = 20
 
@@ -31,10 +31,10 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     return replace(pruned, small=found.module, plan=found.plan), {"structure": structure}
 
 
-def without_dead_channels(masked: nn.Module, plan: PruningPlan, example: Tensor) -> Emptied:
+def without_dead_channels(masked: nn.Module, plan: PruningPlan, example: Tensor) -> Eliminated:
     """`masked` without the channels that its zeros leave dead. Raises TicketMismatch where the groups of `plan` are of another network."""
     try:
-        return emptied(masked, plan.groups, example)
+        return eliminate_dead_channels(masked, plan.groups, example)
     except InvalidPlan as error:
         raise TicketMismatch(f"the ticket's groups are not those of its network: {error}; search again") from error
 
@@ -51,9 +51,9 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _structure(mask: WeightMask, masked: nn.Module, found: Emptied, example: Tensor) -> dict[str, Any]:
+def _structure(mask: WeightMask, masked: nn.Module, found: Eliminated, example: Tensor) -> dict[str, Any]:
     """How much of the sparsity of `mask` was structure: channels that left `masked` with all their weights."""
-    dropped, removed = mask.dropped(masked), zeros(masked, found.plan)
+    dropped, removed = mask.dropped(masked), dropped_weights(masked, found.plan)
     count = sum(int(gone.sum()) for gone in dropped.values())
     inside = sum(int((gone & removed[name]).sum()) for name, gone in dropped.items() if name in removed)
     before, after = mask.weights

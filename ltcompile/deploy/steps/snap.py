@@ -20,9 +20,9 @@ from ltcompile.deploy.pruned import Pruned
 from ltcompile.deploy.steps.factorise import has_low_rank
 from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.graph import cut, embed
-from ltcompile.graph.bundle import Bundle, bundles
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.statistics import mixes
+from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
 
@@ -175,10 +175,10 @@ def _down(small: nn.Module, plan: PruningPlan, dense: nn.Module, multiple: int) 
     groups = plan.remaining()
     scores = criteria.score("l2", groups, small, Evidence(), "producers")
     kept: dict[str, tuple[int, ...]] = {}
-    for bundle in (b for b in bundles(groups) if not b.frozen):
-        unit = _unit(bundle, multiple, bundle.steps)
-        for group in bundle.groups:
-            best = scores[group.name].argsort(descending=True, stable=True)[: bundle.channels(group, bundle.steps // unit * unit)]
+    for tied in (b for b in tied_groups(groups) if not b.frozen):
+        unit = _unit(tied, multiple, tied.steps)
+        for group in tied.groups:
+            best = scores[group.name].argsort(descending=True, stable=True)[: tied.channels(group, tied.steps // unit * unit)]
             kept[group.name] = tuple(sorted(best.tolist()))
     inner = PruningPlan(groups, kept)
     return cut(small, inner), plan.then(inner)
@@ -186,19 +186,19 @@ def _down(small: nn.Module, plan: PruningPlan, dense: nn.Module, multiple: int) 
 
 def _up(small: nn.Module, plan: PruningPlan, dense: nn.Module, multiple: int) -> tuple[nn.Module, PruningPlan]:
     kept: dict[str, tuple[int, ...]] = {}
-    for bundle in (b for b in bundles(plan.groups) if not b.frozen):
-        first = bundle.groups[0]
-        steps = len(plan.kept[first.name]) * bundle.steps // first.width
-        unit = _unit(bundle, multiple, bundle.steps)
-        wanted = min(bundle.steps, -(-steps // unit) * unit)
-        kept |= {group.name: _with_more(group, plan.kept[group.name], bundle.channels(group, wanted)) for group in bundle.groups}
+    for tied in (b for b in tied_groups(plan.groups) if not b.frozen):
+        first = tied.groups[0]
+        steps = len(plan.kept[first.name]) * tied.steps // first.width
+        unit = _unit(tied, multiple, tied.steps)
+        wanted = min(tied.steps, -(-steps // unit) * unit)
+        kept |= {group.name: _with_more(group, plan.kept[group.name], tied.channels(group, wanted)) for group in tied.groups}
     wider = PruningPlan(plan.groups, kept)
     return cut(embed(small, plan, dense), wider), wider
 
 
-def _unit(bundle: Bundle, multiple: int, steps: int) -> int:
+def _unit(tied: TiedGroups, multiple: int, steps: int) -> int:
     """The steps that make a multiple; of a smaller power of two where the layer is narrower."""
-    while (unit := bundle.aligned_steps(multiple)) > steps and multiple > 1:
+    while (unit := tied.aligned_steps(multiple)) > steps and multiple > 1:
         multiple //= 2
     return min(unit, steps)
 

@@ -22,7 +22,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.deploy import dense_network, small_network
 from ltcompile.errors import Disagreement, InvalidPlan, TicketMismatch
-from ltcompile.graph import Emptied, emptied, mask, size, trace
+from ltcompile.graph import Eliminated, eliminate_dead_channels, mask, size, trace
 from ltcompile.graph.layers import place
 
 
@@ -42,11 +42,11 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def prepared(model: nn.Module) -> nn.Module:
     """As if it had been trained: no batch norm, bias or shift is what it began as."""
-    dice = seeded(3)
+    rng = seeded(3)
     with torch.no_grad():
         for layer in shaken(model).modules():
             if isinstance(layer, LAYERS) and layer.bias is not None:
-                layer.bias.copy_(torch.randn(layer.bias.shape, generator=dice) / 3)
+                layer.bias.copy_(torch.randn(layer.bias.shape, generator=rng) / 3)
     return model
 
 
@@ -59,9 +59,9 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
 @torch.no_grad()
 def masked(model: nn.Module, share: float, seed: int = 0) -> nn.Module:
     """`model` with a share of all weights at zero, in place, but for the last layer."""
-    dice = seeded(seed)
+    rng = seeded(seed)
     for layer in [layer for layer in model.modules() if isinstance(layer, LAYERS)][:-1]:
-        layer.weight.masked_fill_(torch.rand(layer.weight.shape, generator=dice) < share, 0)
+        layer.weight.masked_fill_(torch.rand(layer.weight.shape, generator=rng) < share, 0)
     return model
 
 
@@ -81,8 +81,8 @@ def difference(found: nn.Module, expected: nn.Module, images: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def of(model: nn.Module, images: Tensor) -> Emptied:
-    return emptied(model, trace(model, images), images)
+def of(model: nn.Module, images: Tensor) -> Eliminated:
+    return eliminate_dead_channels(model, trace(model, images), images)
 
 
 class TestLaws:
@@ -93,13 +93,13 @@ class TestLaws:
         for share in (0.5, 0.8, 0.95, 0.995):
             masked(model, share)  # more each time, by the same numbers
             before = {key: value.clone() for key, value in model.state_dict().items()}
-            found = emptied(model, groups, images)
+            found = eliminate_dead_channels(model, groups, images)
             assert difference(found.module, model, images) <= 1e-5
             assert difference(found.module, model, 30 * images) <= 1e-5
             assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), "the network itself stays as it was"
             shapes = {key: value.shape for key, value in found.module.state_dict().items()}
             assert shapes == {key: value.shape for key, value in lt.cut(model, found.plan).state_dict().items()}
-            again = emptied(found.module, found.plan.remaining(), images)
+            again = eliminate_dead_channels(found.module, found.plan.remaining(), images)
             assert again.plan.is_identity and (again.constant, again.unread) == (0, 0)
             lost = sum(before - after for before, after in found.plan.widths.values())
             assert lost == found.constant + found.unread
@@ -121,7 +121,7 @@ class TestLaws:
         for group in groups:
             if not group.frozen:
                 hollow(model, group, axis, planted[group.name])
-        found = emptied(model, groups, images)
+        found = eliminate_dead_channels(model, groups, images)
         assert difference(found.module, model, images) <= 1e-5
         total = sum(map(len, planted.values()))
         assert (found.unread == total and not found.constant) if axis == "in" else (found.constant > 0 and not found.unread)
@@ -138,7 +138,7 @@ class TestLaws:
         for group in groups:
             if not group.frozen:
                 hollow(model, group, "out", [0, 1])
-        found = emptied(model, groups, images)
+        found = eliminate_dead_channels(model, groups, images)
         assert found.constant > 0 and difference(mask(model, found.plan), model, images) > 1e-3
         assert difference(found.module, model, images) <= 1e-5
 
@@ -171,7 +171,7 @@ class TestCascades:
                 if isinstance(layer, LAYERS):
                     layer.weight.zero_()
         groups = trace(model, images)
-        found = emptied(model, groups, images)
+        found = eliminate_dead_channels(model, groups, images)
         assert difference(found.module, model, images) <= 1e-5
         assert all(len(found.plan.kept[g.name]) == 1 for g in groups if not g.frozen and not g.tied)
 
@@ -337,7 +337,7 @@ class TestRestraint:
                 if not group.frozen:
                     hollow(model, group, "in", [0, 1])
                     hollow(model, group, "out", [2])
-            found = emptied(model, groups, images)
+            found = eliminate_dead_channels(model, groups, images)
             assert all(found.plan.widths[g][0] == found.plan.widths[g][1] for g in stay & set(found.plan.widths)), name
             assert difference(found.module, model, images) <= 1e-5
 
@@ -348,7 +348,7 @@ class TestRestraint:
         assert len(tied) == 2 and not any(g.frozen for g in tied)
         hollow(model, tied[0], "in", [0, 1, 2])
         hollow(model, tied[1], "in", [4])
-        found = emptied(model, groups, images)
+        found = eliminate_dead_channels(model, groups, images)
         assert [len(found.plan.kept[g.name]) for g in tied] == [5, 5]
         assert difference(found.module, model, images) <= 1e-6
 
@@ -356,10 +356,10 @@ class TestRestraint:
         (model, images), (other, _) = built("lenet5"), built("resnet20")
         for groups in (trace(other, images), trace(lt.build_model("conv2", 4, 3, 16), images)):
             with pytest.raises(InvalidPlan, match=r"another network|beyond"):
-                emptied(model, groups, images)
+                eliminate_dead_channels(model, groups, images)
         groups = trace(model, images)
         with pytest.raises(InvalidPlan, match="beyond"):
-            emptied(lt.cut(model, lt.plan(model, images)), groups, images)
+            eliminate_dead_channels(lt.cut(model, lt.plan(model, images)), groups, images)
 
 
 SIDE = 16
@@ -445,13 +445,13 @@ class TestTickets:
         assert record["equality_error"] <= 1e-5 and record["recalibrated"] and record["structure"]["channels"]["constant"] > 0
 
     def test_a_wrong_fold_is_noticed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def wrong(model: nn.Module, groups: tuple[Group, ...], example: Tensor) -> Emptied:
-            found = emptied(model, groups, example)
+        def wrong(model: nn.Module, groups: tuple[Group, ...], example: Tensor) -> Eliminated:
+            found = eliminate_dead_channels(model, groups, example)
             with torch.no_grad():
                 [*found.module.parameters()][-1].add_(1)
             return found
 
-        monkeypatch.setattr("ltcompile.deploy.steps.eliminate.emptied", wrong)
+        monkeypatch.setattr("ltcompile.deploy.steps.eliminate.eliminate_dead_channels", wrong)
         with pytest.raises(Disagreement, match="without its dead channels"):
             lt.shrink(mask_ticket(), tmp_path / "small.onnx")
         assert not list(tmp_path.iterdir())

@@ -52,7 +52,7 @@ def _constant(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 @contextmanager
-def without_chance() -> Iterator[Constant]:
+def constant_draws() -> Iterator[Constant]:
     """Within it, draws are constants, and Python's, numpy's and torch's generators start from one seed; afterwards they are as before."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_available() else ()):

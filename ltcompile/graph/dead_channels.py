@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from ltcompile.core.plan import Group, Member, PruningPlan
 from ltcompile.errors import InvalidPlan
 from ltcompile.graph._copy import copied
-from ltcompile.graph.bundle import Bundle, bundles
 from ltcompile.graph.inputs import Example, Inputs
 from ltcompile.graph.layers import place, storage
-from ltcompile.graph.surgeon import cut, zero_, zeros
+from ltcompile.graph.surgeon import cut, dropped_weights, zero_
+from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 from ltcompile.graph.widths import LAYERS
 
 IMAGES = 8  # random ones, which what is constant has to be constant over
@@ -38,7 +38,7 @@ _Seen = dict[str, tuple[Tensor, Tensor]]  # reader -> the least and largest valu
 
 
 @dataclass(frozen=True)
-class Emptied:
+class Eliminated:
     """A network without its emptied channels, in eval mode, and what was cut on the groups of the original.
 
     `constant` channels (a channel of a residual stage is several filters) were folded onward, `unread` ones were read by no weight.
@@ -51,7 +51,7 @@ class Emptied:
 
 
 @torch.no_grad()
-def emptied(model: nn.Module, groups: tuple[Group, ...], example: Example) -> Emptied:
+def eliminate_dead_channels(model: nn.Module, groups: tuple[Group, ...], example: Example) -> Eliminated:
     """`model` without the channels that zeros among its weights emptied; it answers as `model` does in eval mode, but for rounding.
 
     At least one channel of each group stays, and all of the groups that are frozen, that hold bare parameters or share weights
@@ -69,19 +69,19 @@ def emptied(model: nn.Module, groups: tuple[Group, ...], example: Example) -> Em
     calls = noise_like(example)
     plan = PruningPlan(groups)
     while _one_round(network, found, calls):
-        plan = PruningPlan(groups, {channels.group.name: channels.kept for bundle in found for channels in bundle})
-        zero_(network, zeros(network, plan))  # what only they read, or made, is empty now
-    every = [channels for bundle in found for channels in bundle]
-    return Emptied(cut(network, plan), plan, sum(c.constant for c in every), sum(c.unread for c in every))
+        plan = PruningPlan(groups, {channels.group.name: channels.kept for tied in found for channels in tied})
+        zero_(network, dropped_weights(network, plan))  # what only they read, or made, is empty now
+    every = [channels for tied in found for channels in tied]
+    return Eliminated(cut(network, plan), plan, sum(c.constant for c in every), sum(c.unread for c in every))
 
 
 def noise_like(example: Example) -> list[Inputs]:
     """Calls of the network with noise: one of `IMAGES` images, or so many calls where there is more than one input."""
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     if isinstance(example, Tensor):
-        return [Inputs.of(torch.randn(IMAGES, *example.shape[1:], generator=dice).to(example))]
+        return [Inputs.of(torch.randn(IMAGES, *example.shape[1:], generator=rng).to(example))]
     inputs = Inputs.of(example)
-    return [inputs.map(lambda t: torch.randn(t.shape, generator=dice).to(t) if t.is_floating_point() else t) for _ in range(IMAGES)]
+    return [inputs.map(lambda t: torch.randn(t.shape, generator=rng).to(t) if t.is_floating_point() else t) for _ in range(IMAGES)]
 
 
 class _Axis:
@@ -167,31 +167,31 @@ def _lanes(layer: nn.Module, axis: str) -> Tensor:
 
 
 def _open(network: nn.Module, groups: tuple[Group, ...]) -> list[list[_Channels]]:
-    """The bundles whose channels can go. Raises InvalidPlan where the groups do not fit the network."""
+    """The sets of tied groups whose channels can be removed. Raises InvalidPlan where the groups do not fit the network."""
     try:
-        return [[_Channels.of(network, group) for group in bundle.groups] for bundle in bundles(groups) if _is_plain(network, bundle)]
+        return [[_Channels.of(network, group) for group in tied.groups] for tied in tied_groups(groups) if _is_plain(network, tied)]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InvalidPlan(f"the groups are of another network: {error}; trace this one") from error
 
 
-def _is_plain(network: nn.Module, bundle: Bundle) -> bool:
+def _is_plain(network: nn.Module, tied: TiedGroups) -> bool:
     """Whether channels can go, and all that holds them are layers with weights of their own, none of which mixes channels."""
-    if bundle.frozen or bundle.steps == 1 or any("." in member.axis for group in bundle.groups for member in group.members):
+    if tied.frozen or tied.steps == 1 or any("." in member.axis for group in tied.groups for member in group.members):
         return False
     owners = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
-    layers = [network.get_submodule(m.layer) for g in bundle.groups for m in g.members if not m.axis.startswith("=")]
+    layers = [network.get_submodule(m.layer) for g in tied.groups for m in g.members if not m.axis.startswith("=")]
     return not any(isinstance(layer, _MIXING) or any(owners[id(p)] > 1 for p in layer.parameters(recurse=False)) for layer in layers)
 
 
 def _one_round(network: nn.Module, found: list[list[_Channels]], calls: list[Inputs]) -> bool:
     """Fold and mark what is emptied now; whether there was anything."""
-    hopeful = any(bool(channels.made_of_nothing().any()) for bundle in found for channels in bundle)
-    seen = _read(network, {r.name for bundle in found for channels in bundle for r in channels.readers}, calls) if hopeful else {}
+    hopeful = any(bool(channels.made_of_nothing().any()) for tied in found for channels in tied)
+    seen = _read(network, {r.name for tied in found for channels in tied for r in channels.readers}, calls) if hopeful else {}
     gone = False
-    for bundle in found:
-        going = [_going(channels, seen) for channels in bundle]
-        _level(bundle, going)
-        for channels, now in zip(bundle, going, strict=True):
+    for tied in found:
+        going = [_going(channels, seen) for channels in tied]
+        _level(tied, going)
+        for channels, now in zip(tied, going, strict=True):
             gone |= _remove(channels, now)
     return gone
 
@@ -234,10 +234,10 @@ def _wants_one(layer: nn.Module) -> bool:
     return any(size > 1 for size in layer.kernel_size) if layer.padding == "same" else any(layer.padding)  # type: ignore[arg-type, union-attr]
 
 
-def _level(bundle: list[_Channels], going: list[_Going]) -> None:
+def _level(tied: list[_Channels], going: list[_Going]) -> None:
     """Let tied groups lose the same share, and every group keep a channel."""
-    steps = math.gcd(*(channels.group.width for channels in bundle))
-    pairs = list(zip(bundle, going, strict=True))
+    steps = math.gcd(*(channels.group.width for channels in tied))
+    pairs = list(zip(tied, going, strict=True))
     gone = [int((~channels.alive | now.unread | now.constant).sum()) * steps // channels.group.width for channels, now in pairs]
     for channels, now in pairs:
         now.limit(min(*gone, steps - 1) * channels.group.width // steps - int((~channels.alive).sum()))
@@ -306,11 +306,11 @@ def _channel_dim(layer: nn.Module) -> int:
 @contextmanager
 def _stirred(network: nn.Module) -> Iterator[None]:
     """Every filter with weights gives noise of all magnitudes and both signs: what is constant all the same owes it to no image."""
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
 
     def stir(layer: nn.Module, _: object, output: Tensor) -> Tensor:
         rows = (_lanes(layer, "out") != 0).flatten(1).any(1)
-        noise = 10 ** (4 * torch.rand(output.shape, generator=dice) - 1)
+        noise = 10 ** (4 * torch.rand(output.shape, generator=rng) - 1)
         noise[1::2] *= -1
         dim = _channel_dim(layer) % output.dim()
         return torch.where(rows.view(-1, *[1] * (output.dim() - dim - 1)), noise.to(output), output)

@@ -1,4 +1,4 @@
-"""Bundles: the groups that are cut in step. An untied group is a bundle of its own."""
+"""Tied groups: groups that are cut together, in equal fractions. An untied group is a set of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ltcompile.core.plan import Group
 
 
 @dataclass(frozen=True)
-class Bundle:
+class TiedGroups:
     """Groups that keep the same share of their channels. One step takes width / `steps` channels from each of them."""
 
     groups: tuple[Group, ...]
@@ -49,9 +49,9 @@ class Bundle:
         return math.lcm(*(align // math.gcd(align, count) for count in filters))
 
 
-def bundles(groups: Iterable[Group]) -> list[Bundle]:
-    """`groups` in bundles, in the order of their first ones."""
+def tied_groups(groups: Iterable[Group]) -> list[TiedGroups]:
+    """`groups` as sets of tied ones, in the order of their first members."""
     together: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
         together.setdefault(("tied", group.tied) if group.tied else ("alone", group.name), []).append(group)
-    return [Bundle(tuple(members)) for members in together.values()]
+    return [TiedGroups(tuple(members)) for members in together.values()]

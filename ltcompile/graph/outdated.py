@@ -12,7 +12,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.graph._groups import makes_output
 
 
-class Stale(NamedTuple):
+class OutdatedAttribute(NamedTuple):
     """The attribute `name` of the module at `path` equals `before`, the former width of what layer `head` reads; `after` are left.
 
     `methods` of the module read it, such as one that builds a new head.
@@ -30,18 +30,18 @@ class Stale(NamedTuple):
         return f"{where} is {self.before} where {self.after} channels reach {self.head!r} now (read by {', '.join(self.methods)})"
 
 
-def stale_attributes(small: nn.Module, plan: PruningPlan) -> list[Stale]:
+def outdated_attributes(small: nn.Module, plan: PruningPlan) -> list[OutdatedAttribute]:
     """Attributes of `small`, which `plan` cut, that look stale: of the modules around a layer that makes the network's output.
 
     Tracing follows what the forward pass reads. Of the rest, equal numbers prove nothing, so nothing is changed; those that a public
     method reads are listed.
     """
     heads = {m.layer for g in plan.groups if makes_output(g) for m in g.producers}
-    found: dict[tuple[str, str], Stale] = {}
+    found: dict[tuple[str, str], OutdatedAttribute] = {}
     for group, kept in plan:
         for head in [m.layer for m in group.members if m.axis == "in" and m.layer in heads and len(kept) < group.width]:
             for path, name, methods in _read_elsewhere(small, head, group.width):
-                found.setdefault((path, name), Stale(path, name, group.width, len(kept), head, methods))
+                found.setdefault((path, name), OutdatedAttribute(path, name, group.width, len(kept), head, methods))
     return list(found.values())
 
 
