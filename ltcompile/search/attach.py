@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 
 from torch import nn
 
-from ltcompile.core.fields import Misfit, shaped
+from ltcompile.core.fields import SchemaError, from_json
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.graph import Example
@@ -95,8 +95,8 @@ def _read(path: Path) -> dict[str, Any]:
     hints: dict[str, Any] = {"metric": dict[str, Any], "config": dict[str, Any], "epochs": int, "example": str | None}
     value = read_json(path, "description of a search by a command")
     try:
-        return {name: shaped(value[name], hint, name) for name, hint in hints.items()}
-    except (KeyError, TypeError, Misfit) as error:
+        return {name: from_json(value[name], hint, name) for name, hint in hints.items()}
+    except (KeyError, TypeError, SchemaError) as error:
         raise InvalidFile(f"{path} does not describe a search ({error}); begin it again with `ltcompile find --train`") from error
 
 
