@@ -66,7 +66,7 @@ def main() -> None:
             continue
         row = {who: _apart(who, name) for who in LIMIT_S}
         print(_line(name, row), flush=True)
-        _write(_rows() | {name: row})  # read anew: torchvision's and timm's may run side by side
+        _write(_rows() | {name: row})  # read again: torchvision's and timm's may run side by side
     print(json.dumps(_summary(_rows())))
 
 

@@ -95,7 +95,7 @@ class Teller(NullListener):
 
 
 def work(folder: Path, data: Dataset, teller: Teller) -> None:
-    """All that a child does: search, or go on with it; shrink; report."""
+    """All that a child does: search, or resume it; shrink; report."""
     with teller.during(SEARCHING):
         found = lt.find("crash:network", data, CONFIG, recipe=RECIPE, folder=folder, resume=folder.exists(), listener=teller)
     with teller.during("shrinking"):
@@ -334,8 +334,8 @@ def measure(kills: int) -> dict[str, Any]:
     torch.set_num_threads(1)  # what threads hold when a process forks stays held in the child
     data, rng, trials = few_digits(), random.Random(0), list[Trial]()
     with tempfile.TemporaryDirectory() as scratch:
-        with open(os.devnull, "wb") as nobody:
-            work(Path(scratch) / "warm", data, Teller(nobody.fileno()))  # imports, and all that is done once in a process
+        with open(os.devnull, "wb") as sink:
+            work(Path(scratch) / "warm", data, Teller(sink.fileno()))  # imports, and all that is done once in a process
         whole = [Attempt.make(Path(scratch) / f"whole-{i}", data) for i in range(3)]
         expected, usual_s = Outcome.of(Path(scratch) / "whole-0"), statistics.median(attempt.seconds for attempt in whole)
         moments = [Moment(point, nth) for nth in range(1, whole[0].writes + 1) for point in POINTS]

@@ -4,7 +4,7 @@
     OMP_NUM_THREADS=1 python bench/fuzz.py [--files 100000]      writes bench/results/fuzz.json and fuzz.md
 
 libFuzzer (through atheris) follows the coverage of ltcompile and of torch's unpickler, and keeps what leads it further; files are spoiled
-as tests/support/readers.py does, which mends checksums and lengths so that the damage gets past them. Each reader has a process of its own. What is
+as tests/support/readers.py does, which corrects checksums and lengths so that the damage gets past them. Each reader has a process of its own. What is
 neither read nor refused, or takes more than 5 s of CPU time, goes to tests/corpus, where it is a test from then on.
 """
 

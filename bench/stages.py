@@ -24,7 +24,7 @@ from ltcompile.core.records import Trained, Verdict
 
 RUNS = 5
 LTCOMPILE = str(Path(sys.executable).with_name("ltcompile"))
-# VmHWM begins anew with a program; ru_maxrss begins with what its parent holds.
+# VmHWM restarts with a program; ru_maxrss begins with what its parent holds.
 PEAK = "print(1024 * int(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1]))"
 
 

@@ -3,7 +3,7 @@
     python bench/studies.py --data-root DIR                   all of them, one after another: hours on two cores
     python bench/studies.py --data-root DIR masks locality    some of them
 
-A study that was begun goes on in its run folder. Each leaves bench/results/studies/NAME/study.json, of which `ltcompile report` makes the
+A study that was begun resumes in its run folder. Each leaves bench/results/studies/NAME/study.json, of which `ltcompile report` makes the
 page with figures and tables again, and a chapter in claims.md beside it.
 """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class LtcompileError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and fix."""
 
 
 class UnknownName(LtcompileError):
@@ -59,7 +59,7 @@ class Disagreement(LtcompileError):
 
 
 class TrainingFailed(LtcompileError):
-    """Training cannot go on: a loss is not finite, or memory does not hold the network."""
+    """Training cannot continue: a loss is not finite, or memory does not hold the network."""
 
 
 def unknown(kind: str, name: str, known: list[str]) -> UnknownName:

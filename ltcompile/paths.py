@@ -25,7 +25,7 @@ os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
 
 
 def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
-    """Replace `path` by `data`, atomically: whatever ends this process, nobody sees half a file.
+    """Replace `path` by `data`, atomically: no reader sees a partial file, even if this process is killed.
 
     Raises:
         InvalidFile: the folder cannot be made or written, or the disk is full; `path` is as it was.
@@ -116,7 +116,7 @@ def check_room(folder: str | Path, needed: int, what: str) -> None:
     disk = shutil.disk_usage(folder)
     if disk.total > 0 and disk.free < needed:  # some file systems tell nothing but zeros
         raise InvalidFile(
-            f"{what} will take about {needed:,} bytes, and {disk.free:,} are free in {folder}; make room there, or choose another place"
+            f"{what} will take about {needed:,} bytes, and {disk.free:,} are free in {folder}; free space there, or choose another place"
         )
 
 
@@ -137,10 +137,10 @@ def _told(error: OSError, path: Path, needed: int) -> str:
             free = shutil.disk_usage(next(p for p in path.absolute().parents if p.exists())).free
             return (
                 f"{reason}: {needed:,} bytes were to be written, and {free:,} are free. The old file, if any, is untouched; "
-                "make room there, and run the same command again (a search with resume=True)"
+                "free space there, and run the same command again (a search with resume=True)"
             )
         case errno.EIO:
-            return f"{reason}: the disk may be failing. The old file, if any, is untouched; copy what is there to another disk, and go on from it"
+            return f"{reason}: the disk may be failing. The old file, if any, is untouched; copy the folder to another disk, and continue there"
         case errno.EEXIST | errno.ENOTDIR:
             blocking = next((p for p in path.parents if p.is_file()), path.parent)
             return f"{blocking} is no folder; move it away, or choose another place"

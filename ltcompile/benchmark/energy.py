@@ -32,7 +32,7 @@ def per_image(joules: Counter, call: Call, batch: int) -> float:
 
 
 def _rapl(folder: Path) -> Counter:
-    """All packages of an Intel or AMD CPU; a counter that starts anew at its range is taken into account."""
+    """All packages of an Intel or AMD CPU; a counter that wraps around at its range is taken into account."""
     packages = sorted(folder.glob("intel-rapl:?"))
     if not packages:
         raise Unavailable(f"{folder} has no counters of energy")

@@ -73,7 +73,7 @@ def sweep(
     """Time the dense network, every level's ticket and the random control of a finished search; write RUN/sweep.json and RUN/picked.pt.
 
     Networks are those of the first seed; accuracies are of validation images, over all seeds: the test set is no help in picking. What was
-    picked is measured again in a fresh run, since the run that picked it flatters it; the second fastest beside it, where speed decided.
+    picked is measured again in a fresh run, since the run that picked it is biased in its favour; the second fastest beside it, where speed decided.
 
     Args:
         pick: the rule, as `Rule.parse` reads it; it looks at the latency on the first runtime and device at the first batch size.
@@ -218,7 +218,7 @@ def _timing(row: Measurement, joules: float | None, points: list[CurvePoint], op
 def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subject], images: np.ndarray) -> tuple[list[float | None], str]:
     """What an image takes, row by row, and why there is none where it is not measured."""
     if joules is None:
-        return [None] * len(rows), "nobody was asked"
+        return [None] * len(rows), "energy was not requested"
     spent: list[float | None] = []
     for row in rows:
         found = next(s for s in subjects if s.name == row.subject)

@@ -41,11 +41,11 @@ def compile(
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
     max_drop: float = typer.Option(5.0, help="With int8: the per cent of images that may change their class against fp32."),
-    retune: bool = typer.Option(False, "--retune", help="Measure an engine of another machine anew on this one."),
-    explain: bool = typer.Option(False, "--explain", help="Print what everyone took, and who runs each layer, and why."),
+    retune: bool = typer.Option(False, "--retune", help="Measure an engine of another machine again on this one."),
+    explain: bool = typer.Option(False, "--explain", help="Print the time of every runtime, the runtime of each layer, and why."),
     as_json: bool = typer.Option(False, "--json", help="Print the decisions as JSON."),
 ) -> None:
-    """Compile a ticket's small network for this machine: whoever runs it fastest is measured, for each batch size."""
+    """Compile a ticket's small network for this machine: measures the runtimes and takes the fastest, for each batch size."""
     import ltcompile as lt
     from ltcompile.core.ticket import Ticket
     from ltcompile.deploy import check_ticket_fits, dense_network, small_network
@@ -71,7 +71,7 @@ def compile(
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
-    """What is going on, in one line on the terminal."""
+    """Shows the progress in one line on the terminal."""
     from rich.console import Console
 
     console = Console(stderr=True, quiet=quiet)

@@ -80,7 +80,7 @@ def _load(path: Path) -> Any:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx raises its own types
         told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidFile(f"{path} is no valid ONNX, as its shapes contradict each other: {told}; export it anew") from error
+        raise InvalidFile(f"{path} is no valid ONNX, as its shapes contradict each other: {told}; export it again") from error
 
 
 def _one_image(graph: Any) -> None:

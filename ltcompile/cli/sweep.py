@@ -53,7 +53,7 @@ def sweep(
     ),
     profile: Path | None = typer.Option(None, help="A file of `ltcompile profile` for --on.", rich_help_panel=SEARCH),
     name: str | None = typer.Option(None, help="Name of the run; its folder is runs/NAME.", rich_help_panel=SEARCH),
-    resume: bool = typer.Option(False, "--resume", help="Go on with the search behind its last finished epoch.", rich_help_panel=SEARCH),
+    resume: bool = typer.Option(False, "--resume", help="Resume the search after its last completed epoch.", rich_help_panel=SEARCH),
     download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there.", rich_help_panel=SEARCH),
     weights: Path | None = typer.Option(None, help="Trained weights to start from.", rich_help_panel=SEARCH),
     epochs: int | None = typer.Option(
@@ -212,7 +212,7 @@ def _searched(
 
 
 def _joules(device: str, call: Callable[[], object], images: int) -> float:
-    """What an image takes. Raises Unavailable where nobody counts it."""
+    """The energy of an image. Raises Unavailable where it cannot be measured."""
     from ltcompile.benchmark import energy
 
     return energy.per_image(energy.counter(device), call, images)

@@ -1,4 +1,4 @@
-"""What a user should know, but need not mend: a warning whose text stands for itself."""
+"""Notices: warnings about what a user should know, although no action is needed."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ class Notice(UserWarning):
 
 @functools.cache
 def notify(text: str) -> None:
-    """Say `text` once in a process: a search builds its network anew for every training."""
+    """Say `text` once in a process: a search builds its network again for every training."""
     warnings.warn(text, Notice, stacklevel=3)

@@ -29,14 +29,14 @@ def read_onnx(path: Path) -> Any:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf raises its own types
         told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidFile(f"{path} cannot be read as ONNX: {told}; export it anew") from error
+        raise InvalidFile(f"{path} cannot be read as ONNX: {told}; export it again") from error
     if not model.ir_version or not model.HasField("graph"):
         raise InvalidFile(f"{path} is no ONNX file; `ltcompile shrink` makes one of a ticket, and `ltcompile show` prints a ticket")
     if any(field.type == field.TYPE_STRING and isinstance(value, bytes) for field, value in _values(model)):
-        raise InvalidFile(f"{path} is damaged: it holds a name that is no text; export it anew")
+        raise InvalidFile(f"{path} is damaged: it holds a name that is no text; export it again")
     for weight in model.graph.initializer:
-        if told := _misshapen(weight):
-            raise InvalidFile(f"{path} is damaged: its weight {short(weight.name)} {told}; export it anew")
+        if told := _shape_error(weight):
+            raise InvalidFile(f"{path} is damaged: its weight {short(weight.name)} {told}; export it again")
     return model
 
 
@@ -66,7 +66,7 @@ def _values(message: Any) -> Iterator[tuple[Any, Any]]:
                 yield from _values(inner)
 
 
-def _misshapen(weight: Any) -> str:
+def _shape_error(weight: Any) -> str:
     """What is wrong with the shape that a weight declares; empty where nothing is, or its values lie elsewhere."""
     if len(weight.dims) > MOST_DIMENSIONS or any(size < 0 for size in weight.dims) or math.prod(weight.dims) > LARGEST:
         return f"has the shape {short(list(weight.dims))}"

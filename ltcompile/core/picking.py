@@ -152,7 +152,7 @@ def above_line(option: Option, ends: Sequence[Option]) -> float:
 
 
 def pick_by(rule: Rule, options: Sequence[Option], row: Measurement, again: Again) -> Picked:
-    """What `rule` picks where `row` was timed, with figures of a fresh run: the run that picks a winner flatters it.
+    """What `rule` picks where `row` was timed, with figures of a fresh run: the run that picks a winner is biased in its favour.
 
     `again` times networks by name, with speedups over the first of them. Where the fresh run says with its whole interval that the runner-up
     is faster, that is picked.

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 SHARING = 16  # names that a file may give to the same bytes, on average
 
 
-def read_torch(path: Path, what: str, mend: str = "take a fresh copy") -> Any:
-    """The tensors and plain values in `path`, which should be `what`; `mend` says what to do where it is not.
+def read_torch(path: Path, what: str, remedy: str = "take a fresh copy") -> Any:
+    """The tensors and plain values in `path`, which should be `what`; `remedy` says what to do where it is not.
 
     Raises:
         InvalidFile: it is missing, no file of torch.save, damaged, or holds code.
@@ -37,11 +37,11 @@ def read_torch(path: Path, what: str, mend: str = "take a fresh copy") -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise InvalidFile(f"{path} is no {what}: it is damaged, or holds more than tensors and plain values; {mend}") from error
+        raise InvalidFile(f"{path} is no {what}: it is damaged, or holds more than tensors and plain values; {remedy}") from error
     except Exception as error:  # torch raises a dozen types for a broken archive
         told = (str(error).splitlines() or [type(error).__name__])[0]
         told = told if "weights_only" not in told else "it is of a kind that can hold code"  # torch's advice is to run it
-        raise InvalidFile(f"{path} cannot be read as {what}: {told}; {mend}") from error
+        raise InvalidFile(f"{path} cannot be read as {what}: {told}; {remedy}") from error
 
 
 def check_is_file(path: Path, what: str) -> None:

@@ -220,7 +220,7 @@ def prescribed(name: str, channels: int, preprocessing: Preprocessing | None) ->
 
 
 def _check_memory(name: str, count: int, channels: int, size: tuple[int, int]) -> None:
-    """Raises InvalidData where a size that nobody asked for, but the weights', would fill the memory."""
+    """Raises InvalidData where the weights' own image size, used by default, would fill the memory."""
     needed = count * channels * size[0] * size[1]
     if needed > IN_MEMORY_BYTES:
         raise InvalidData(

@@ -59,7 +59,7 @@ def _readable(root: Path, parts: list[Files], size: tuple[int, int], wanted: Wan
         names = ", ".join(str(path.relative_to(root)) for path in broken[:5])
         told = f"{len(broken)} of {count} images in {root} cannot be read: {names}{', ...' if len(broken) > 5 else ''}"
         if wanted.strict:
-            raise InvalidData(f"{told}; mend or remove them, or leave strict= out to skip them")
+            raise InvalidData(f"{told}; repair or remove them, or leave strict= out to skip them")
         notify(f"{told}; skipped")
     return read
 
@@ -115,7 +115,7 @@ def _decode(path: Path, size: tuple[int, int], interpolation: Interpolation) -> 
             pixels: Tensor = pil_to_tensor(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling[interpolation.upper()]))
             return pixels
     except Exception as error:  # PIL's readers raise anything
-        raise InvalidData(f"{path} is no readable image ({error}); mend or remove it") from error
+        raise InvalidData(f"{path} is no readable image ({error}); repair or remove it") from error
 
 
 def _decode_all(paths: list[Path], size: tuple[int, int], interpolation: Interpolation) -> list[Tensor | InvalidData]:

@@ -21,7 +21,7 @@ from ltcompile.graph.inputs import Example
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import in_double
 
-EXACT = 1e-8  # of each output's largest value: float64 rounds at 1e-16, which a network may amplify, with room for a thousandfold
+EXACT = 1e-8  # of each output's largest value: float64 rounds at 1e-16, which a network may amplify, by up to a thousand
 REWRITTEN = 1e-5  # of the largest output, where weights are computed again in fp32: folded, factorised, or standing for others
 ROWS = 4  # of an example: every weight takes part in each
 

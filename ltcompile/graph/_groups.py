@@ -157,7 +157,7 @@ def _name(member: Member, places: list[_Place]) -> str:
 
 
 def _ranges(positions: list[int]) -> str:
-    """0:5,7:9 - at most three runs, for people."""
+    """0:5,7:9 - at most three runs, for messages."""
     runs: list[list[int]] = []
     for p in positions:
         if runs and p == runs[-1][1]:

@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 class Shapes(TorchDispatchMode):
-    """Answers for tensors on the meta device; whatever it does not know goes on to torch."""
+    """Answers for tensors on the meta device; torch handles all other operations."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         known = _ANSWERS.get(func)

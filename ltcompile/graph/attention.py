@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
 
 def _added(attn_mask: Tensor | None, key_padding_mask: Tensor | None, q: Tensor) -> Tensor | None:
-    """Both masks as one tensor to add to the scores (N, heads, L, S): minus infinity where nobody may look."""
+    """Both masks as one tensor to add to the scores (N, heads, L, S): minus infinity at masked positions."""
     added: Tensor | None = None
     if attn_mask is not None:
         scores = _floats(attn_mask, q)

@@ -1,7 +1,7 @@
 """Weights that hooks or parametrisations compute, as plain parameters: weight norm, spectral norm, pruning by masks and the like.
 
 The surgeon cuts parameters. A layer whose weight is computed from others is baked before it is cut: the weight that it has now becomes
-its parameter, and training goes on from that.
+its parameter, and training continues from that.
 """
 
 from __future__ import annotations

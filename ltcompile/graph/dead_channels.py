@@ -2,7 +2,7 @@
 
 Two kinds of channel can go, and taking one out empties others, so this is repeated until nothing more goes:
 
-- unread: all weights that read it are zero. The tracing lets no channel be summed over but by weights, so nobody else looks at it.
+- unread: all weights that read it are zero. Tracing allows sums over channels only through weights, so nothing else depends on it.
 - constant: all weights of a layer that makes it are zero, so that a bias or a batch norm's shift is all there is of it. What its readers
   see of it is measured, not derived: a sigmoid, a residual or a padded pool may lie between. A reader adds it up into its bias. Where that
   cannot be, since the reader pads with zeros (its border sums other taps) or has no bias, one of the group's constant channels stays
@@ -128,14 +128,14 @@ class _Channels:
     def kept(self) -> tuple[int, ...]:
         return tuple(self.alive.nonzero().flatten().tolist())
 
-    def nobody_reads(self) -> Tensor:
+    def unread_channels(self) -> Tensor:
         """The channels that are there, and that no weight reads (C,)."""
         return self.alive & _all(reader.empty() for reader in self.readers) if self.readers else torch.zeros_like(self.alive)
 
-    def made_of_nothing(self) -> Tensor:
+    def zero_weight_channels(self) -> Tensor:
         """The channels that a layer makes without weights, and that are read (C,): they may be constant."""
         empty = ~_all(~maker.empty() for maker in self.makers) if self.makers else torch.zeros_like(self.alive)
-        return self.alive & empty & ~self.nobody_reads()
+        return self.alive & empty & ~self.unread_channels()
 
 
 @dataclass
@@ -185,8 +185,8 @@ def _is_plain(network: nn.Module, tied: TiedGroups) -> bool:
 
 def _one_round(network: nn.Module, found: list[list[_Channels]], calls: list[Inputs]) -> bool:
     """Fold and mark what is emptied now; whether there was anything."""
-    hopeful = any(bool(channels.made_of_nothing().any()) for tied in found for channels in tied)
-    seen = _read(network, {r.name for tied in found for channels in tied for r in channels.readers}, calls) if hopeful else {}
+    candidates = any(bool(channels.zero_weight_channels().any()) for tied in found for channels in tied)
+    seen = _read(network, {r.name for tied in found for channels in tied for r in channels.readers}, calls) if candidates else {}
     gone = False
     for tied in found:
         going = [_going(channels, seen) for channels in tied]
@@ -197,7 +197,7 @@ def _one_round(network: nn.Module, found: list[list[_Channels]], calls: list[Inp
 
 
 def _going(channels: _Channels, seen: _Seen) -> _Going:
-    unread, constant = channels.nobody_reads(), channels.made_of_nothing()
+    unread, constant = channels.unread_channels(), channels.zero_weight_channels()
     if not constant.any() or any(reader.name not in seen for reader in channels.readers):
         return _Going(unread, none := torch.zeros_like(constant), none, [])
     values = []
@@ -305,7 +305,7 @@ def _channel_dim(layer: nn.Module) -> int:
 
 @contextmanager
 def _stirred(network: nn.Module) -> Iterator[None]:
-    """Every filter with weights gives noise of all magnitudes and both signs: what is constant all the same owes it to no image."""
+    """Replaces the outputs of all filters with nonzero weights by noise: inputs that stay constant do not depend on the image."""
     rng = torch.Generator().manual_seed(0)
 
     def stir(layer: nn.Module, _: object, output: Tensor) -> Tensor:

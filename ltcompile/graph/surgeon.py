@@ -129,7 +129,7 @@ def dropped_weights(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
 
 
 def _check_not_computed(layer: nn.Module, full: str) -> None:
-    """Raises InvalidPlan where the value `full` of `layer` is computed anew in every run, so that zeroing it is in vain."""
+    """Raises InvalidPlan where the value `full` of `layer` is computed in every run, so that zeroing it has no effect."""
     if is_computed(layer):
         raise InvalidPlan(f"{full} is computed by a hook or parametrisation; make it a parameter with ltcompile.graph.baked.baked(model)")
 

@@ -4,7 +4,7 @@ A width is worth what the ranking says: the largest share of all filters that it
 its worst layers, so the sum of -share^-CARE is maximised, subject to the summed time of the layers, each of which depends on the widths
 that it reads and makes. Widths are chosen among multiples of 8 (of 4 and less in narrow layers): where time rises smoothly they follow the
 ranking's own cut, and where it jumps those just on an edge of the hardware win by themselves. (Sums and products of importance leave the
-ranking for whatever is cheap: layers of small images stay whole, and the dear ones next to the input starve.)
+ranking for whatever is cheap: layers of small images stay whole, and the expensive ones next to the input lose most of theirs.)
 
 - A chain of layers: exactly, by dynamic programming over (layer, width, time so far in thousandths of the budget).
 - Any other network where no layer reads more than one group's channels: time gets a price (Lagrange), and for each price the best widths

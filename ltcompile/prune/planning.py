@@ -123,7 +123,8 @@ def _found(
         return found, None
     if profile is not None and target.profiled:
         found = plan_for_latency(model, ranking, profile, target.share, measured)
-        share = None if measured is None else measured(cut(model, found))  # again: the plan was chosen by a measurement that flatters it
+        # measured again: the first measurement is biased in favour of the plan it chose
+        share = None if measured is None else measured(cut(model, found))
     else:
         size_counter = SizeCounter(model, example)
         check_reachable(target, ranking, size_counter, limits, align)

@@ -1,4 +1,4 @@
-"""Numbers as people read them: each with its unit, never broken off it at the end of a line."""
+"""Formatted numbers, each with its unit, never broken off it at the end of a line."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def search_by_command(
             raise InvalidSetting(f"train={command!r} cannot be started: {error}") from error
         if code:
             raise TrainingFailed(
-                f"the training of {name} ended with exit code {code}; mend it and continue with resume=True: {shlex.join(words)}"
+                f"the training of {name} ended with exit code {code}; fix it and continue with resume=True: {shlex.join(words)}"
             )
         if not run.training(arm).exists():
             raise InvalidSetting(

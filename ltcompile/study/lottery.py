@@ -179,15 +179,15 @@ def nearest(spots: list[Spot], left: float) -> Spot | None:
 
 def analyse(scale: Subjects, done: Mapping[str, Done], device: torch.device) -> Findings:
     """Claims where a level is near enough to the published share of weights; a table and three figures of each subject."""
-    claims, tables, figures, unasked = [], [], [], []
+    claims, tables, figures, undecided = [], [], [], []
     for subject in scale.subjects:
         curves = curves_of(subject, done)
         judged = {said.statement: judge(said, curves) for said in subject.said}
         claims += [claim for claim in judged.values() if claim is not None]
-        unasked += [statement for statement, claim in judged.items() if claim is None]
+        undecided += [statement for statement, claim in judged.items() if claim is None]
         tables.append(_table(subject, curves))
         figures += _figures(subject, curves)
-    return Findings(claims, tables, figures, [*REMARKS, *_left_out(unasked)])
+    return Findings(claims, tables, figures, [*REMARKS, *_left_out(undecided)])
 
 
 REMARKS = (
@@ -202,9 +202,9 @@ REMARKS = (
 )
 
 
-def _left_out(unasked: list[str]) -> list[str]:
-    told = "; ".join(unasked)
-    return [f"Not asked at this scale, for no level has nearly as many weights left: {told}."] if unasked else []
+def _left_out(undecided: list[str]) -> list[str]:
+    told = "; ".join(undecided)
+    return [f"Not decided at this scale, because no level has nearly as many weights left: {told}."] if undecided else []
 
 
 def judge(said: Said, curves: Curves) -> Claim | None:

@@ -52,7 +52,7 @@ class Training:
 
 
 class Progress(Protocol):
-    """Told after every epoch, with a state from which `train` can go on."""
+    """Called after every epoch, with a state from which `train` can resume."""
 
     def __call__(self, epoch: Epoch, state: dict[str, Any], /) -> None: ...
 
@@ -78,7 +78,7 @@ def train(
     Args:
         execution: in which precision, and whether compiled; by default what the recipe fixes (`settled`).
         after_step: called after each step (the masked search zeroes its dropped weights again).
-        state: what `progress` was handed before an interruption: training goes on behind its epoch, which is not the last.
+        state: a state that `progress` received before an interruption: training resumes after its epoch, which must not be the last.
         teacher: a trained network, put into eval mode and on `device`, whose answers are `recipe.distill` of the loss.
 
     Raises:

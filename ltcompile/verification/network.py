@@ -107,7 +107,7 @@ def open_network(path: Path) -> Network:
     """
     check_is_file(path, "ONNX file")
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise InvalidFile(f"{path} has {size:,} bytes, more than an ONNX file can have; export it anew")
+        raise InvalidFile(f"{path} has {size:,} bytes, more than an ONNX file can have; export it again")
     data = path.read_bytes()
     check_self_contained(data, path)
     try:
@@ -118,7 +118,7 @@ def open_network(path: Path) -> Network:
         if isinstance(error, Unavailable) and isinstance(error.__cause__, ImportError):
             raise
         raise InvalidFile(
-            f"ONNX Runtime cannot load {path}: {_told(error.__cause__ or error)}; export it anew, or update onnxruntime"
+            f"ONNX Runtime cannot load {path}: {_told(error.__cause__ or error)}; export it again, or update onnxruntime"
         ) from error
     match ends:
         case [("tensor(float)", [batch, int() as c, int() as h, int() as w]), ("tensor(float)", [_, int() as classes])]:

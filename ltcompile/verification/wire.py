@@ -44,7 +44,7 @@ def check_self_contained(data: bytes, path: Path) -> None:
     try:
         seen = _examine(data)
     except SchemaError as error:
-        raise InvalidFile(f"{path} {error}; export it anew") from error
+        raise InvalidFile(f"{path} {error}; export it again") from error
     if not {IR_VERSION, GRAPH} <= seen:
         raise InvalidFile(f"{path} is no ONNX file; `ltcompile shrink` makes one of a ticket")
 

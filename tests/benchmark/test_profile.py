@@ -359,11 +359,11 @@ def problem(shape: Shape, seed: int) -> WidthAllocation:
 def test_a_budget_is_spent_as_well_as_can_be(name: str, seed: int, share: float) -> None:
     found = problem(SHAPES[name], seed)
     assert (found._chain() is not None) == SHAPES[name].chain
-    everyone = list(itertools.product(range(5), repeat=4))
-    times = {choice: found.time(choice) for choice in everyone}
+    all_choices = list(itertools.product(range(5), repeat=4))
+    times = {choice: found.time(choice) for choice in all_choices}
     budget = times[found.least] + share * (max(times.values()) - times[found.least])
     choice = found.solve(budget)
-    best = max(found.value(c) for c in everyone if times[c] <= budget)
+    best = max(found.value(c) for c in all_choices if times[c] <= budget)
     assert times[choice] <= budget
     assert found.value(choice) >= (0.97 if SHAPES[name].chain else 0.85) * best
 
@@ -549,7 +549,7 @@ def test_a_missed_target_is_not_silent(law: Law, tmp_path: Path, monkeypatch: py
 
 
 def test_figures_of_a_plan_are_measured_again(law: Law, tmp_path: Path) -> None:
-    """The measurement that a plan was chosen by flatters it; the one that is reported is another."""
+    """The measurement that a plan was chosen by is biased in its favour; the one that is reported is another."""
     network, images = lt.build_model("lenet5").eval(), torch.zeros(2, 3, 32, 32)
     found, times = profile(model("lenet5"), TARGET, output=tmp_path / "p.json"), iter([0.495, 0.56])
     reached: list[Reached] = []
@@ -557,7 +557,7 @@ def test_figures_of_a_plan_are_measured_again(law: Law, tmp_path: Path) -> None:
     assert reached == [Reached("time", 0.5, 0.56)]
 
 
-def test_energy_that_nobody_counts_is_refused(told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_that_is_not_counted_is_refused(told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
     with pytest.raises(Unavailable, match="no counters of energy; ask for --target-latency"):
         told("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", "1mJ")

@@ -70,7 +70,7 @@ def network() -> Network:
 
 
 def fake(name: str, precision: str, answer: Callable[[Tensor], Tensor]) -> Competitor:
-    """Somebody who changes the network's answers by `answer`."""
+    """A competitor that changes the network's answers by `answer`."""
 
     def build(network: Network, images: Tensor) -> Ready:
         placed = images.clone()
@@ -91,7 +91,7 @@ def broken(_: Tensor) -> Tensor:
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    people = (
+    fakes = (
         fake(ENGINE, "fp32", lambda y: y),
         fake("exact", "fp32", lambda y: y),
         fake("off", "fp32", lambda y: y * 1.01),
@@ -103,7 +103,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         fake("broken", "fp32", broken),
         Competitor("folded", "fp32", "none", folded),
     )
-    monkeypatch.setattr(race_module, "competitors", lambda _: people)
+    monkeypatch.setattr(race_module, "competitors", lambda _: fakes)
     monkeypatch.setattr(race_module.peaks, "measure", lambda *_: Peaks("fp32", 1e9, 1e10))
 
 
@@ -145,8 +145,8 @@ def failing_later(network: Network, images: Tensor) -> Ready:
 
 
 def test_what_fails_while_it_is_measured_ends_nothing_else(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    people = (fake(ENGINE, "fp32", lambda y: y), Competitor("tired", "fp32", "none", failing_later), fake("exact", "fp32", lambda y: y))
-    monkeypatch.setattr(race_module, "competitors", lambda _: people)
+    fakes = (fake(ENGINE, "fp32", lambda y: y), Competitor("tired", "fp32", "none", failing_later), fake("exact", "fp32", lambda y: y))
+    monkeypatch.setattr(race_module, "competitors", lambda _: fakes)
     for module, name in ((race_module.peaks, "measure"), (race_module.energy, "counter"), (race_module, "size")):
         monkeypatch.setattr(module, name, lambda *_: 1 / 0)
     seen: list[int] = []
@@ -168,8 +168,8 @@ def test_a_race_without_rows_is_a_result(network: Network, monkeypatch: pytest.M
 
 
 def test_a_lost_gpu_ends_the_process_and_what_lost_it_is_left_out_later(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    people = (fake("broken", "fp32", broken), fake("exact", "fp32", lambda y: y))
-    monkeypatch.setattr(race_module, "competitors", lambda _: people)
+    fakes = (fake("broken", "fp32", broken), fake("exact", "fp32", lambda y: y))
+    monkeypatch.setattr(race_module, "competitors", lambda _: fakes)
     monkeypatch.setattr(race_module, "gpu_lost", lambda _: True)
     result = CompetitorsResult("cpu", "a CPU", "noise")
     with pytest.raises(DeviceLost, match="broken broke the GPU"):

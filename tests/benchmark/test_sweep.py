@@ -144,12 +144,12 @@ class TestPicked:
     def test_without_a_pick_there_is_none(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """And no counter of energy: the reason is told once."""
 
-        def nobody(*_: object) -> float:
-            raise Unavailable("nobody counts")
+        def uncounted(*_: object) -> float:
+            raise Unavailable("no counter here")
 
         again = copied(folder, tmp_path / "again")
         monkeypatch.setattr("ltcompile.core.picking.choose", lambda rule, options: (None, "no level is fit"))
-        monkeypatch.setattr("ltcompile.benchmark.energy.counter", nobody)
+        monkeypatch.setattr("ltcompile.benchmark.energy.counter", uncounted)
         done = CliRunner().invoke(
             app, ["sweep", str(again), "--runtime", "eager", "--batch", "2", "--seconds", "0", "--device", "cpu", "--json"]
         )
@@ -159,7 +159,7 @@ class TestPicked:
         place = {"runtime": "eager", "device": "cpu", "batch": 2}
         nothing = {"rule": "knee", "name": None, "level": None, "reason": "no level is fit", **place, "checksum": None, "tie": False}
         assert found["pick"] == {**dict.fromkeys(found["pick"]), **nothing}
-        assert found["energy"] == "nobody counts" and {row["joules_per_image"] for row in found["rows"]} == {None}
+        assert found["energy"] == "no counter here" and {row["joules_per_image"] for row in found["rows"]} == {None}
         assert "Picked by the rule knee: none" in Page(report(again).read_text()).text
 
 
@@ -325,7 +325,7 @@ class TestPath:
 
 
 def test_a_search_and_its_curve_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each level leaves as many times fewer MACs as was asked for; what was searched is not searched again unasked."""
+    """Each level leaves as many times fewer MACs as was asked for; what was searched is not searched again by default."""
     command = ["sweep", "--model", "lenet5", "--targets", "2,4", "--name", "t", "--epochs", "1", "--pick", "fastest-within=100"]
     command += ["--runtime", "eager", "--batch", "1", "--seconds", "0.02", "--device", "cpu"]
     monkeypatch.chdir(tmp_path)

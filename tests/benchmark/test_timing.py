@@ -97,7 +97,7 @@ def test_speedup_is_ordered_and_narrower_where_less_is_claimed() -> None:
 
 
 class Machine:
-    """Two networks whose threads go on spinning for 40 ms, and slow each other down as long as they do."""
+    """Two networks whose threads keep spinning for 40 ms, and slow each other down as long as they do."""
 
     def __init__(self) -> None:
         self.ran: dict[str, float] = {}
@@ -156,7 +156,7 @@ def test_winners_are_timed_again_and_ties_are_called_ties() -> None:
     assert np.mean([one.tie for one in ties]) > 0.85, "as often as the interval covers 1"
     first = np.median([one.screened_ms[one.name] for one in ties])
     second = np.median([one.ms for one in ties])
-    assert first < 0.985 < second < 1.015, "the run that picked a winner flatters it"
+    assert first < 0.985 < second < 1.015, "the run that picked a winner is biased in its favour"
     clear = picked(0, 0.6)
     assert (clear.name, clear.tie) == ("5", False)
     assert clear.lead is not None and clear.lead[1] > 1.4

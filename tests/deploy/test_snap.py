@@ -97,7 +97,7 @@ def test_the_clock_decides(clock: Callable[[nn.Module], float], way: str) -> Non
 
 
 def test_the_winner_is_measured_again() -> None:
-    """The first measurement flatters one way by a third; the second has the last word, and calls a tie one."""
+    """The first measurement favours one way by a third; the second has the last word, and calls a tie one."""
     dense, small, plan, images = ticket()
 
     def clock(lucky: str, of: float) -> Callable[[nn.Module], float]:

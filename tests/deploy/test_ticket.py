@@ -58,7 +58,7 @@ def test_tampering_is_noticed(run: Path, tmp_path: Path, change) -> None:  # typ
 
 
 def resigned(change):  # type: ignore[no-untyped-def]
-    """A change of the description by someone who also mends the checksum."""
+    """A change of the description that also corrects the checksum."""
     from ltcompile.core.ticket import _checksum
 
     def apply(value):  # type: ignore[no-untyped-def]

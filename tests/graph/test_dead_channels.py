@@ -149,7 +149,7 @@ class TestCascades:
         with torch.no_grad():
             model[2].weight[:, 1] = 0
             model[2].weight[5, 1] = 1  # only filter 5 reads channel 1,
-            model[5].weight[:, 5 * 144 : 6 * 144] = 0  # and nobody reads filter 5
+            model[5].weight[:, 5 * 144 : 6 * 144] = 0  # and no layer reads filter 5
         found = of(model, torch.randn(2, 3, 16, 16))
         assert found.plan.kept == {"0": (0, 2, 3, 4, 5), "2": (0, 1, 2, 3, 4, 6, 7), "5": (0, 1, 2, 3)} and found.unread == 2
 

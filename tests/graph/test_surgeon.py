@@ -236,7 +236,7 @@ class TestFrozen:
         assert "fixed in the network's code" in frozen["a"] and "fixed part" in frozen["b"] and "c" not in frozen
 
     def test_code_that_counts_channels_itself(self, images: Tensor) -> None:
-        """Followed by nobody, such a number is found by running the network without some of the channels."""
+        """Not followed by the tracing, such a number is found by running the network without some of the channels."""
 
         class Counts(nn.Module):
             def __init__(self) -> None:

@@ -173,7 +173,7 @@ def test_layout_pads_with_zeros_and_back() -> None:
         ({"config": Config(2, 64, 16), "pool": True}, "block_m at least 4"),
     ],
 )
-def test_misfits_are_refused(changed: dict[str, Any], says: str) -> None:
+def test_mismatched_arguments_are_refused(changed: dict[str, Any], says: str) -> None:
     config = changed.pop("config", None)
     arguments = arguments_of(**changed)
     with pytest.raises(InvalidSetting, match=says):
@@ -191,7 +191,7 @@ def test_weights_that_cannot_be_packed_are_refused() -> None:
         Config(48, 64)
 
 
-def test_other_kernels_refuse_misfits() -> None:
+def test_other_kernels_refuse_mismatched_arguments() -> None:
     arguments = CASES["depthwise"][0].sample(torch.float32)
     with pytest.raises(InvalidSetting, match="a depthwise 5x5"):
         depthwise.prepare(arguments.empty(), replace(arguments, kernel=[5, 5], padding=[2, 2]))

@@ -1,4 +1,4 @@
-"""Tickets, plans and run folders that someone forged are refused."""
+"""Tickets, plans and run folders that were forged are refused."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class TestEveryMethod:
 
     @pytest.mark.parametrize("method", methods.names())
     def test_resumed_is_never_stopped(self, method: str, few_digits: Dataset) -> None:
-        """From any epoch's state, on a network attached anew, to the bit."""
+        """From any epoch's state, on a network attached again, to the bit."""
         states: list[dict[str, Any]] = []
         recipe = dataclasses.replace(RECIPE, epochs=3)
 

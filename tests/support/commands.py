@@ -1,6 +1,6 @@
 """The command line as a user meets it, without the seconds that its imports take: commands are forks of a process that has done them.
 
-A fork has a pid, signals, a folder, an environment and outputs of its own, as a process has that was started anew.
+A fork has a pid, signals, a folder, an environment and outputs of its own, as a process has that was just started.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fork(target: Callable[..., None], *arguments: object) -> BaseProcess:
 
 
 def _forked(target: Callable[..., None], *arguments: object) -> None:
-    """In a fork torch makes its pool of threads anew when it is first asked for: if two threads are, one may find none, and abort."""
+    """In a fork torch makes a new pool of threads when it is first used: if two threads use it, one may find none, and abort."""
     import torch
 
     torch.set_num_threads(torch.get_num_threads())

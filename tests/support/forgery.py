@@ -1,4 +1,4 @@
-"""Files as someone forges them: pickles that would run, tickets with a checksum that fits, ONNX files with changes."""
+"""Forged files: pickles that would run, tickets with a checksum that fits, ONNX files with changes."""
 
 from __future__ import annotations
 

@@ -379,7 +379,7 @@ def spoil_archive(whole: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_ticket(whole: bytes, chance: random.Random) -> bytes:
-    """As someone does who also mends the checksum; or as chance does."""
+    """With the checksum corrected, or as random damage leaves it."""
     if chance.random() < 0.3:
         return spoil_archive(whole, chance)
     value = torch.load(io.BytesIO(whole), weights_only=True)
@@ -397,7 +397,7 @@ def spoil_ticket(whole: bytes, chance: random.Random) -> bytes:
 
 
 def spoil_safetensors(whole: bytes, chance: random.Random) -> bytes:
-    """Its bytes, or its header as someone does who also mends its length."""
+    """Its bytes, or its header with a corrected length."""
     if chance.random() < 0.3:
         return spoil_bytes(whole, chance)
     (length,) = struct.unpack("<Q", whole[:8])

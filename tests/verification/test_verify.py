@@ -120,7 +120,7 @@ def test_a_timed_ticket_says_nothing_of_files_that_compute_otherwise(folder: Pat
     assert kinds(folder)["latency"].verdict == "confirmed"
     for name, says, told in (
         ("int8.onnx", "is in int8", {"precision": "int8"}),
-        ("anew.onnx", "other batch-norm statistics", {"recalibrated": "true"}),
+        ("again.onnx", "other batch-norm statistics", {"recalibrated": "true"}),
     ):
         (folder / name).write_bytes(network(2, **told))
         found = kinds(folder, name, data=images_file(folder, 0.8))

@@ -1,4 +1,4 @@
-"""Time a network at many widths, and write the profile as it grows: what is interrupted goes on where it was."""
+"""Time a network at many widths, and write the profile as it grows: an interrupted run resumes where it was."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def profile(
     written to `output` (by default the cache) as it grows.
 
     Args:
-        resume: go on with what is there, if it is of this network, target and machine.
+        resume: continue what is there, if it is of this network, target and machine.
 
     Raises:
         Unavailable: the target cannot be profiled here. InvalidModel: the network cannot be cut, exported or told apart.

@@ -38,7 +38,7 @@ class Snapped:
     """A network at other widths, and its plan in the original's coordinates; `way` is "as it is", or as "down to 16".
 
     `told_share` are the times of all that were tried, as shares of the dense network's. `again_share` are those of a second measurement, of
-    this way and then of the runner-up: the first one flatters whatever it picked.
+    this way and then of the runner-up: the first one is biased in favour of what it picked.
     """
 
     module: nn.Module

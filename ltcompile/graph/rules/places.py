@@ -54,7 +54,7 @@ def _as_strided(call: Call) -> Dims | None:
     x = call["self"]
     if list(x.shape) == list(call["size"]):
         return call.labels[x]
-    call.labels.pin_all([x], "it is laid out anew by as_strided")
+    call.labels.pin_all([x], "its memory layout is changed by as_strided")
     return None
 
 
