@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+import textwrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -15,6 +16,7 @@ from ltcompile.reporting import units
 GREY, BLUE, ORANGE, GREEN, PURPLE = "#7f7f7f", "#0f7fc0", "#d55e00", "#009e73", "#cc79a7"
 SUBJECTS = (BLUE, GREEN, PURPLE, ORANGE)
 SYMBOLS = ("circle", "triangle-up", "cross", "star")
+LABEL, LEGEND = 24, 44  # characters: a third of a telephone's width, and all of it
 ARMS = {
     "random": ("random re-init.", "x", ORANGE),
     "dense_budget": ("dense, trained longer", "diamond", PURPLE),
@@ -40,6 +42,16 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
 def safe(text: str) -> str:
     """Text from files: plotly reads a little HTML in every label, and must not read theirs."""
     return html.escape(text, quote=False)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Text from files as lines of at most `width` characters, so that a label leaves room for its figure on a narrow screen."""
+    return "<br>".join(map(safe, textwrap.wrap(text, width, break_on_hyphens=False)))
+
+
+def _shortened(text: str) -> str:
+    """The end of a dotted name, which differs most between layers."""
+    return text if len(text) <= LABEL else f"…{text[1 - LABEL :]}"
 
 
 def _figure(height: int, top: int, **layout: Any) -> go.Figure:
@@ -172,9 +184,9 @@ def _widths(widths: list[dict[str, Any]]) -> go.Figure:
     figure = _figure(50 + row * len(widths), 34, xaxis_title="filters", barmode="overlay", bargap=0.25)
     layers = [safe(width["layer"]) for width in widths]
     hover = [
-        f"<b>{layer}</b>: {w['before']} → {w['after']} filters ({units.percent(w['kept_share'], 0)} kept)"
-        + (f"<br>left alone: {safe(w['frozen'])}" if w["frozen"] else "")
-        for layer, w in zip(layers, widths, strict=True)
+        f"<b>{wrapped(w['layer'], LEGEND)}</b><br>{w['before']} → {w['after']} filters ({units.percent(w['kept_share'], 0)} kept)"
+        + (f"<br>{wrapped('left alone: ' + w['frozen'], LEGEND)}" if w["frozen"] else "")
+        for w in widths
     ]
     for key, colour in (("before", "rgba(127,127,127,0.38)"), ("after", BLUE)):
         figure.add_trace(
@@ -188,7 +200,8 @@ def _widths(widths: list[dict[str, Any]]) -> go.Figure:
                 marker={"color": colour, "line": {"width": 0}},
             )
         )
-    figure.update_yaxes(type="category", autorange="reversed", dtick=1, tickfont={"size": 12 if row > 13 else 9})
+    figure.update_yaxes(type="category", autorange="reversed", tickfont={"size": 12 if row > 13 else 9})
+    figure.update_yaxes(tickmode="array", tickvals=layers, ticktext=[safe(_shortened(width["layer"])) for width in widths])
     return figure
 
 
@@ -196,24 +209,26 @@ class Labels:
     """A short name for where a row was timed: device and dtype only where they differ inside the benchmark."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.told = [key for key in ("device", "dtype") if len({row[key] for row in rows}) > 1]
+        self.shown = [key for key in ("device", "dtype") if len({row[key] for row in rows}) > 1]
 
-    def __call__(self, row: dict[str, Any]) -> str:
-        parts = [safe(row["runtime"]), *(safe(row[key]) for key in self.told), f"batch {row['batch']}"]
-        return " · ".join(parts) if not self.told else f"{parts[0]}<br>{' · '.join(parts[1:])}"
+    def __call__(self, row: dict[str, Any], subject: str = "") -> str:
+        batch = f"batch {row['batch']}"
+        where = [row["runtime"], " · ".join([*(row[key] for key in self.shown), batch])] if self.shown else [f"{row['runtime']} · {batch}"]
+        return "<br>".join(wrapped(line, LABEL) for line in ([subject] if subject else []) + where)
 
 
 def _rows_figure(rows: list[str], xaxis_title: str) -> go.Figure:
     """A figure with one line for each different name in `rows`, first at the top."""
     order = list(dict.fromkeys(rows))
-    figure = _figure(60 + (44 if any("<br>" in row for row in order) else 30) * len(order), 52, xaxis_title=xaxis_title)
+    lines = max(row.count("<br>") for row in order) + 1
+    figure = _figure(60 + (16 + 14 * lines) * len(order), 52, xaxis_title=xaxis_title)
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=order, range=[len(order) - 0.4, -0.6], dtick=1)
     return figure
 
 
 def _claimed(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
     many = len({row["subject"] for row in rows}) > 1
-    names = [f"{safe(row['subject'])}: {label(row)}" if many else label(row) for row in rows]
+    names = [label(row, row["subject"] if many else "") for row in rows]
     figure = _rows_figure(names, "speedup (\u00d7)")
     for name, row in zip(names, rows, strict=True):
         figure.add_trace(
@@ -282,7 +297,7 @@ def _latency(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
                 x=[row["ms_p50"] for row in timed],
                 y=[label(row) for row in timed],
                 mode="markers",
-                name=safe(subject),
+                name=wrapped(subject, LEGEND),
                 marker={"symbol": symbol, "size": 10, "color": colour},
                 hoverinfo="text",
                 error_x=_interval(timed, "ms_p50", "ms_p20", "ms_p80", colour),
@@ -334,9 +349,9 @@ def log_axis(figure: go.Figure, low: float, high: float) -> None:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`: three a decade, or all nine where that would leave too few."""
+    """Round numbers from `low` to `high`: three a decade, or five where that would leave too few."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    dense, sparse = ([float(f"{digit}e{decade}") for decade in decades for digit in digits] for digits in (range(1, 10), (1, 2, 5)))
+    dense, sparse = ([float(f"{digit}e{decade}") for decade in decades for digit in digits] for digits in ((1, 2, 3, 5, 7), (1, 2, 5)))
     within = [tick for tick in sparse if low <= tick <= high]
     return within if len(within) > 2 else [tick for tick in dense if 0.95 * low <= tick <= 1.05 * high]
 

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from ltcompile.core.study import FILE, Claim, Estimate, Figure, Maps, Series, Study
 from ltcompile.paths import write_text
 from ltcompile.reporting import units
-from ltcompile.reporting.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, _figure, log_axis, safe
+from ltcompile.reporting.figures import BLUE, GREEN, GREY, LEGEND, ORANGE, PURPLE, _figure, log_axis, safe, wrapped
 from ltcompile.reporting.page import check_page, template
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
@@ -71,7 +71,7 @@ def _interval(found: Estimate) -> str:
 def draw(figure: Figure) -> go.Figure:
     """A figure of a study in plotly."""
     rows = (len(figure.series) + 1) // 2  # of the legend, on a narrow page
-    drawn = _figure(380, 30 + 22 * rows, xaxis_title=safe(figure.x_axis), yaxis_title=safe(figure.y_axis))
+    drawn = _figure(380, 30 + 22 * rows, xaxis_title=wrapped(figure.x_axis, LEGEND), yaxis_title=wrapped(figure.y_axis, LEGEND))
     for series in figure.series:
         if series.look == "band":
             _band(drawn, series)
@@ -90,7 +90,7 @@ def _line(series: Series, figure: Figure) -> go.Scatter:
     return go.Scatter(
         x=series.x,
         y=series.y,
-        name=safe(series.name),
+        name=wrapped(series.name, LEGEND),
         mode="lines+markers",
         line={"color": colour, "width": 2, "dash": "dash" if control else "solid"},
         marker={"size": 8, "symbol": f"{symbol}-open" if control else symbol, "color": colour, "line": {"width": 1.5, "color": colour}},
@@ -98,7 +98,8 @@ def _line(series: Series, figure: Figure) -> go.Scatter:
         error_x=_bars(series.x, series.x_low, series.x_high, colour) if series.x_low and series.x_high else None,
         hoverinfo="text",
         hovertext=[
-            f"<b>{safe(series.name)}</b><br>{safe(figure.x_axis)}: {units.number(x)}<br>{safe(figure.y_axis)}: {y:.2f}{_hover(low, high)}"
+            f"<b>{wrapped(series.name, LEGEND)}</b><br>{wrapped(f'{figure.x_axis}: {units.number(x)}', LEGEND)}<br>"
+            f"{wrapped(f'{figure.y_axis}: {y:.2f}{_hover(low, high)}', LEGEND)}"
             for x, y, low, high in zip(series.x, series.y, series.low, series.high, strict=True)
         ],
     )
@@ -125,7 +126,11 @@ def _band(figure: go.Figure, series: Series) -> None:
     if series.low[0] is not None and series.high[0] is not None:
         figure.add_hrect(y0=series.low[0], y1=series.high[0], fillcolor=colour, opacity=0.15, line_width=0, layer="below")
     figure.add_hline(y=value, line={"color": colour, "width": 1.5, "dash": "dot"})
-    known = {"mode": "lines", "line": {"color": colour, "width": 1.5, "dash": "dot"}, "name": f"{safe(series.name)}: {value:.2f}"}
+    known = {
+        "mode": "lines",
+        "line": {"color": colour, "width": 1.5, "dash": "dot"},
+        "name": wrapped(f"{series.name}: {value:.2f}", LEGEND),
+    }
     figure.add_trace(go.Scatter(x=[None], y=[value], hoverinfo="skip", **known))  # in the legend, and inside the axis' range
 
 
