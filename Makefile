@@ -57,7 +57,7 @@ test-quick: env-dev
 	$(BIN)/python -m pytest -m "not slow"
 
 # The tests of what depends on versions most (tracing, lowering, runtimes, kernels), under the oldest versions that are supported.
-OLDEST_TESTS := $(addprefix tests/,graph/test_surgeon.py lower/test_lower.py runtimes/test_backends.py $(addprefix kernels/test_,compiled.py fuse.py interpreted.py operators.py))
+OLDEST_TESTS := $(addprefix tests/,graph/test_surgeon.py lower/test_lower.py runtimes/test_runtimes.py $(addprefix kernels/test_,compiled.py fuse.py interpreted.py operators.py))
 test-oldest: env-oldest
 	$(OLDEST)/bin/python -m pytest -W default $(OLDEST_TESTS) -k "not cutting_equals_masking"
 

@@ -48,3 +48,12 @@ def test_the_citation_is_valid_and_of_this_version() -> None:
     assert citation["authors"] and all(a.get("name") or a.get("family-names") for a in citation["authors"])
     assert citation["title"].startswith(project["name"])
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
+def test_the_tests_of_the_oldest_versions_exist() -> None:
+    line = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("OLDEST_TESTS"))
+    kernels = re.search(r"\$\(addprefix kernels/test_,([^)]*)\)", line)
+    assert kernels is not None
+    plain = line.replace(kernels[0], "").partition("tests/,")[2].rstrip(")").split()
+    names = [*plain, *(f"kernels/test_{name}" for name in kernels[1].split())]
+    assert len(names) > 5 and not [name for name in names if not (ROOT / "tests" / name).exists()]
