@@ -1,4 +1,4 @@
-"""ltcompile report: the page that one can show."""
+"""ltcompile report: write the HTML page of a run or a study."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def report(
     run: Path = typer.Argument(..., help="Folder of a run, or of a study."),
     output: Path | None = typer.Option(None, "-o", "--output", help="The page to write; RUN/report.html by default, a study's study.html."),
 ) -> None:
-    """Write one self-contained HTML page, and report.json, on what a run claimed and measured."""
+    """Write one self-contained HTML page, and report.json, with the claims and measurements of a run."""
     from ltcompile.reporting import report as write
 
     typer.echo(f"wrote {write(run, output)}")

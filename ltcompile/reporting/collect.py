@@ -1,4 +1,4 @@
-"""From the files of a run to every figure that the page shows, as one plain dict: the page computes nothing itself."""
+"""Every figure that the page shows, computed from the files of a run as one plain dict."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ltcompile.core.interval import wilson
 from ltcompile.core.records import Measurement, Trained
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.reporting import units
-from ltcompile.reporting.inputs import Ailing, Bench, Provenance, Run, Search, Shrink, Sweep, read_run
+from ltcompile.reporting.inputs import Bench, Provenance, Run, Search, Shrink, Sweep, Unhealthy, read_run
 
 Figures = dict[str, Any]
 SIZES = ("filters", "params", "macs")
@@ -23,10 +23,10 @@ CONTROLS = {
     "dense_budget": "the dense network trained with the ticket's whole budget",
 }
 CONCLUSIONS = {  # what follows where a control is not shown to be beaten
-    ("random", "missing"): "Without it nothing tells whether the ticket's weights were needed, or only its architecture.",
+    ("random", "missing"): "Without this control it is unknown whether the ticket's weights were needed, or only its architecture.",
     ("random", "better"): "The ticket's weights were not needed: its architecture alone explains the result.",
     ("random", "not beaten"): "Nothing shows that the ticket's weights were needed: its architecture alone may explain the result.",
-    ("dense_budget", "missing"): "Without it nothing tells what longer training alone would have brought.",
+    ("dense_budget", "missing"): "Without this control the effect of longer training alone is unknown.",
     ("dense_budget", "better"): "Longer training explains any gain over the dense network; the ticket saves size and MACs.",
     ("dense_budget", "not beaten"): "Longer training may explain any gain over the dense network; the ticket saves size and MACs.",
 }
@@ -54,7 +54,7 @@ def collect(folder: Path) -> Figures:
     """Every figure of the report of the run in `folder`.
 
     Raises:
-        InvalidFile: the folder is no run, or one of its files is damaged.
+        InvalidFile: the folder is not a run, or one of its files is damaged.
     """
     run = read_run(folder)
     search = run.search
@@ -78,7 +78,7 @@ def collect(folder: Path) -> Figures:
         "bench": _bench(run.bench) if run.bench else None,
         "sweep": _sweep(run.sweep) if run.sweep else None,
         "missing": [{"part": part, "adds": MISSING[part], "command": _command(part, folder)} for part in missing],
-        "ailing": None if search.health is None else [_ailing(training) for training in search.health],
+        "unhealthy": None if search.health is None else [_unhealthy(training) for training in search.health],
         "recipe": search.recipe,
         "config": search.config,
         "provenance": _provenance(run),
@@ -145,19 +145,9 @@ def _spread(by_seed: dict[int, float], images: int) -> Figures | None:
 
 def _point(search: Search, row: Trained) -> Figures:
     return {
-        "arm": row.arm,
-        "seed": row.seed,
-        "level": row.level,
-        "filters": row.filters,
-        "params": row.params,
-        "macs": row.macs,
+        **{name: getattr(row, name) for name in ("arm", "seed", "level", *SIZES)},
         **_removed(search.dense, row),
-        "val_accuracy": row.val_accuracy,
-        "test_accuracy": row.test_accuracy,
-        "train_accuracy": row.train_accuracy,
-        "epochs": row.epochs,
-        "stop_epoch": row.stop_epoch,
-        "seconds": row.seconds,
+        **{name: getattr(row, name) for name in ("val_accuracy", "test_accuracy", "train_accuracy", "epochs", "stop_epoch", "seconds")},
     }
 
 
@@ -166,7 +156,7 @@ def _removed(dense: Trained, row: Trained) -> dict[str, float]:
 
 
 def _axis(search: Search) -> str:
-    """The size that levels are told by: a mask drops weights, of which MACs know only what it emptied of whole channels."""
+    """The size to plot levels by: parameters for masked searches, since a mask lowers MACs only where it removes whole channels."""
     return "params" if any(row.weights is not None for row in search.rows) else "macs"
 
 
@@ -174,13 +164,13 @@ def _levels(search: Search) -> list[Figures]:
     """One row a level, dense first: means over seeds."""
     rows = [search.arm("dense")]
     rows += [search.arm("ticket", level) for level in sorted({row.level for row in search.arm("ticket")})]
-    told = [_level(search, group) for group in rows]
+    levels = [_level(search, group) for group in rows]
     going = True  # the first level that fails ends the test
-    for level in told:
+    for level in levels:
         if difference := level["difference"]:
             level["passed"] = difference["low"] > -search.verdict.margin_points if going else None
             going = bool(level["passed"])
-    return told
+    return levels
 
 
 def _level(search: Search, rows: list[Trained]) -> Figures:
@@ -193,7 +183,7 @@ def _level(search: Search, rows: list[Trained]) -> Figures:
         **{name: fmean(point[name] for point in points) for name in means},
         "validation": _spread(_validated(rows), search.data.sizes["val"]),
         "test": _spread(_tested(rows), search.data.sizes["test"]),
-        "difference": {"mean": difference["mean"], "low": difference["low"], "n": difference["n"]} if difference else None,
+        "difference": {name: difference[name] for name in ("mean", "low", "n")} if difference else None,
         "passed": None,
         "chosen": level == search.ticket.level,
         "won": search.verdict.won and level == search.verdict.level,
@@ -201,25 +191,15 @@ def _level(search: Search, rows: list[Trained]) -> Figures:
 
 
 def _control(search: Search, arm: str, text: str) -> Figures:
-    """A control beside the ticket, on the same seeds where there are any: 'beaten' or 'better' only where the whole interval says so."""
+    """A control compared with the ticket, on shared seeds if there are any; 'beaten' or 'better' only if the whole interval excludes 0."""
     rows = search.arm(arm, search.ticket.level) if arm == "random" else search.arm(arm)
     control, ticket = _validated(rows), _validated(search.chosen)
     paired = sorted(control.keys() & ticket.keys())
     gap = search.verdict.gaps.get(arm, {})
     low, high = gap.get("low"), gap.get("high")
     if not control:
-        return {
-            "arm": arm,
-            "text": text,
-            "outcome": "missing",
-            "difference_points": None,
-            "low": None,
-            "high": None,
-            "paired_seeds": [],
-            "validation": None,
-            "test": None,
-            "epochs": None,
-        }
+        nothing = dict.fromkeys(("difference_points", "low", "high", "validation", "test", "epochs"))
+        return {"arm": arm, "text": text, "outcome": "missing", "paired_seeds": [], **nothing}
     if paired:
         control, ticket = {s: control[s] for s in paired}, {s: ticket[s] for s in paired}
     return {
@@ -237,7 +217,7 @@ def _control(search: Search, arm: str, text: str) -> Figures:
 
 
 def _outcome(low: float | None, high: float | None) -> str:
-    """What an interval of (ticket - control) says of the control."""
+    """How the control did, by the interval of (ticket - control)."""
     if low is None or high is None:
         return "undecided"
     return "beaten" if low > 0 else "better" if high < 0 else "not beaten"
@@ -247,12 +227,12 @@ def _outcome(low: float | None, high: float | None) -> str:
 
 
 def _sparsity(search: Search, bench: Figures | None) -> list[Figures]:
-    """Sparsity told four ways, always all four; latency is unknown until it was measured."""
+    """Sparsity by filters, parameters, MACs and latency; latency is None until it is measured."""
     dense, small = search.dense, search.ticket_row
-    told: list[Figures] = [_shrunk(what, getattr(dense, what), getattr(small, what)) for what in SIZES]
+    sizes = [_shrunk(what, getattr(dense, what), getattr(small, what)) for what in SIZES]
     best = bench["headline"] if bench else None
-    unknown: Figures = {"what": "latency", "dense": None, "small": None, "removed_share": None, "ratio": None}
-    return [*told, _shrunk("latency", best["dense_ms"], best["ms_p50"]) if best else unknown]
+    unknown: Figures = {"what": "latency", **dict.fromkeys(("dense", "small", "removed_share", "ratio"))}
+    return [*sizes, _shrunk("latency", best["dense_ms"], best["ms_p50"]) if best else unknown]
 
 
 def _shrunk(what: str, dense: float, small: float) -> Figures:
@@ -260,9 +240,8 @@ def _shrunk(what: str, dense: float, small: float) -> Figures:
 
 
 def _shrink(search: Search, shrink: Shrink) -> Figures:
-    told = asdict(shrink)
-    told.pop("provenance")  # told once, with all the others
-    return {**told, "within_tolerance": _agrees(shrink), "of_this_ticket": shrink.ticket_checksum == search.ticket.checksum}
+    fields = {name: value for name, value in asdict(shrink).items() if name != "provenance"}  # the page lists all provenance in one place
+    return {**fields, "within_tolerance": _agrees(shrink), "of_this_ticket": shrink.ticket_checksum == search.ticket.checksum}
 
 
 def _agrees(shrink: Shrink) -> bool:
@@ -270,16 +249,13 @@ def _agrees(shrink: Shrink) -> bool:
 
 
 def _file(shrinks: list[Shrink]) -> Figures | None:
-    """The file of the headline: full precision before others, so that like is compared with like."""
+    """The file of the headline: in full precision if there is one, as the dense file is."""
     if not shrinks:
         return None
     shrink = min(shrinks, key=lambda s: (s.precision != "fp32", s.output))
     dense = shrink.dense_bytes
     return {
-        "output": shrink.output,
-        "precision": shrink.precision,
-        "bytes": shrink.bytes,
-        "dense_bytes": dense,
+        **{name: getattr(shrink, name) for name in ("output", "precision", "bytes", "dense_bytes")},
         "removed_share": 1 - shrink.bytes / dense if dense else None,
     }
 
@@ -310,13 +286,13 @@ def _place(row: Measurement) -> tuple[str, str, str, int, bool, str]:
 
 
 def _timing(bench: Bench, row: Measurement) -> Figures:
-    """One timing; `claimed` is the ratio of MACs, `achieved_share` how much of it was measured.
+    """One timing; `claimed` is the ratio of MACs, `achieved_share` the measured speedup over it.
 
-    The dense network beside it is one of its dtype, which makes the two comparable, or else of any: files in int8 race one in fp32.
+    Its reference is the dense network of the same dtype if there is one ("comparable"), else of any dtype, as fp32 is for files in int8.
     """
-    beside = [r for r in bench.rows if r.subject == "dense" and (r.device, r.runtime, r.batch) == (row.device, row.runtime, row.batch)]
-    comparable = any(r.dtype == row.dtype for r in beside)
-    dense = min(beside, key=lambda r: r.dtype != row.dtype, default=None)
+    references = [r for r in bench.rows if r.subject == "dense" and (r.device, r.runtime, r.batch) == (row.device, row.runtime, row.batch)]
+    comparable = any(r.dtype == row.dtype for r in references)
+    dense = min(references, key=lambda r: r.dtype != row.dtype, default=None)
     claimed = bench.subjects["dense"].macs / bench.subjects[row.subject].macs if row.subject != "dense" else None
     return {
         **row.to_json(),
@@ -330,7 +306,7 @@ def _timing(bench: Bench, row: Measurement) -> Figures:
 def _headline(rows: list[Figures]) -> Figures | None:
     """Where the small network is fastest at the smallest batch: the speed that a user would get, not the largest ratio.
 
-    Where dense and small were timed in one dtype, nowhere else.
+    Only rows whose dense network has the same dtype count, if there are any.
     """
     timed = [row for row in rows if row["dense_ms"] is not None and row["speedup"] is not None and row["subject"] != "dense"]
     timed = [row for row in timed if row["comparable"]] or timed
@@ -338,11 +314,11 @@ def _headline(rows: list[Figures]) -> Figures | None:
     return min((row for row in timed if row["batch"] == batch), key=lambda row: row["ms_p50"], default=None)
 
 
-# The curve to choose from
+# Accuracy against latency
 
 
 def _sweep(sweep: Sweep) -> Figures:
-    """One curve for each runtime, device, dtype and batch; each with all networks that were timed there, in the order of their levels."""
+    """One curve for each runtime, device, dtype and batch; each has all networks that were timed there, ordered by level."""
     points = {point.name: point for point in sweep.points}
     places = dict.fromkeys((row.runtime, row.device, row.dtype, row.batch) for row in sweep.rows)
     return {
@@ -357,14 +333,10 @@ def _sweep(sweep: Sweep) -> Figures:
 
 def _curve(sweep: Sweep, points: dict[str, CurvePoint], place: tuple[str, str, str, int]) -> Figures:
     rows = [row for row in sweep.rows if (row.runtime, row.device, row.dtype, row.batch) == place]
-    runtime, device, dtype, batch = place
-    picked_by = (sweep.pick.runtime, sweep.pick.device, sweep.pick.batch) == (runtime, device, batch)
+    runtime, device, _, batch = place
     return {
-        "runtime": runtime,
-        "device": device,
-        "dtype": dtype,
-        "batch": batch,
-        "picked_by": picked_by,
+        **dict(zip(("runtime", "device", "dtype", "batch"), place, strict=True)),
+        "picked_by": (sweep.pick.runtime, sweep.pick.device, sweep.pick.batch) == (runtime, device, batch),
         "points": [_timed_point(points[row.subject], row, sweep.pick.name) for row in rows],
     }
 
@@ -427,7 +399,7 @@ def _bound(search: Search, low: float) -> str:
     confidence = units.percent(search.verdict.confidence, 0)
     if search.verdict.decided:
         return f"at worst {units.apart(low)} it, at {confidence} confidence"
-    return f"over validation images the {confidence} bound is {units.apart(low)} it, which says nothing of other trainings"
+    return f"over validation images the {confidence} bound is {units.apart(low)} it, which does not cover the variation between trainings"
 
 
 def _control_sentence(search: Search, control: Figures) -> str:
@@ -445,21 +417,23 @@ def _control_sentence(search: Search, control: Figures) -> str:
     ).strip()
 
 
-def _ailing(training: Ailing) -> str:
-    """What was odd about a training."""
-    told = [f"{d.channels} of {d.of} channels of {d.layer} are dead" for d in training.dead]
-    told += [f"the training loss jumped from {s.lowest:.3g} to {s.loss:.3g} in epoch {s.epoch}" for s in training.spikes]
+def _unhealthy(training: Unhealthy) -> str:
+    """The problems of a training, in one sentence."""
+    problems = [f"{d.channels} of {d.of} channels of {d.layer} are dead" for d in training.dead]
+    problems += [f"the training loss jumped from {s.lowest:.3g} to {s.loss:.3g} in epoch {s.epoch}" for s in training.spikes]
     if training.parts > 1:
-        told.append(f"memory did not hold a batch: it was computed in {training.parts} parts, and batch norm saw one at a time")
-    return f"{_name(training)}: {'; '.join(told)}."
+        problems.append(
+            f"a batch did not fit into memory: it was split into {training.parts} parts, each with its own batch-norm statistics"
+        )
+    return f"{_name(training)}: {'; '.join(problems)}."
 
 
-def _name(training: Ailing) -> str:
+def _name(training: Unhealthy) -> str:
     return f"{training.arm.replace('_', ' ')} {training.level} of seed {training.seed}"
 
 
 def _warnings(run: Run) -> list[str]:
-    """What a reader must know: files that do not belong together are shown, and said to be."""
+    """What limits the results: missed targets, files of different searches, errors beyond tolerance, dead layers."""
     search, found = run.search, []
     if search.verdict.level is not None and search.verdict.level != search.ticket.level:
         found.append(f"The verdict names level {search.verdict.level}, but the saved ticket is of level {search.ticket.level}.")
@@ -468,7 +442,7 @@ def _warnings(run: Run) -> list[str]:
     own = {search.ticket.checksum, run.sweep.pick.checksum if run.sweep else None}
     stale = [shrink.output for shrink in run.shrinks if shrink.ticket_checksum not in own]
     if run.sweep and run.sweep.ticket_checksum != search.ticket.checksum:
-        found.append(f"sweep.json was made of another search; run `ltcompile sweep {shlex.quote(str(run.folder))}` again.")
+        found.append(f"sweep.json was made from another search; run `ltcompile sweep {shlex.quote(str(run.folder))}` again.")
     if stale:
         found.append(
             f"{', '.join(stale)} was made from another ticket than this search saved; run `{_command('shrink', run.folder)}` again."

@@ -1,4 +1,4 @@
-"""The page's pictures, as plotly figures. Colours of text and grid are the page's, set by it for light, dark and print."""
+"""The page's pictures, as plotly figures. figures.js sets the colours of text and grid for light, dark and print."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from ltcompile.reporting import units
 
-# Okabe & Ito's palette, told apart under every common colour blindness and on both light and dark grounds.
+# Okabe & Ito's palette, distinguishable under common colour blindness, on light and dark backgrounds.
 GREY, BLUE, ORANGE, GREEN, PURPLE = "#7f7f7f", "#0f7fc0", "#d55e00", "#009e73", "#cc79a7"
 SUBJECTS = (BLUE, GREEN, PURPLE, ORANGE)
 SYMBOLS = ("circle", "triangle-up", "cross", "star")
@@ -40,7 +40,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def safe(text: str) -> str:
-    """Text from files: plotly reads a little HTML in every label, and must not read theirs."""
+    """Text from files: escaped, since plotly interprets some HTML in labels."""
     return html.escape(text, quote=False)
 
 
@@ -185,7 +185,7 @@ def _widths(widths: list[dict[str, Any]]) -> go.Figure:
     layers = [safe(width["layer"]) for width in widths]
     hover = [
         f"<b>{wrapped(w['layer'], LEGEND)}</b><br>{w['before']} → {w['after']} filters ({units.percent(w['kept_share'], 0)} kept)"
-        + (f"<br>{wrapped('left alone: ' + w['frozen'], LEGEND)}" if w["frozen"] else "")
+        + (f"<br>{wrapped('not pruned: ' + w['frozen'], LEGEND)}" if w["frozen"] else "")
         for w in widths
     ]
     for key, colour in (("before", "rgba(127,127,127,0.38)"), ("after", BLUE)):
@@ -275,7 +275,7 @@ def _claimed(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
 
 
 def _interval(rows: list[dict[str, Any]], middle: str, low: str, high: str, colour: str) -> dict[str, Any]:
-    """Error bars; a bound that was rounded may lie on the wrong side of its value by a hair, a bar may not."""
+    """Error bars; clipped at 0, since rounding may put a bound on the wrong side of its value."""
     return {
         "array": [max(0.0, row[high] - row[middle]) for row in rows],
         "arrayminus": [max(0.0, row[middle] - row[low]) for row in rows],
@@ -343,7 +343,7 @@ def _curve(curve: dict[str, Any]) -> go.Figure:
 
 
 def log_axis(figure: go.Figure, low: float, high: float) -> None:
-    """Make the x axis logarithmic, with numbers in full beside its ticks: plotly's own say 2 where 20 is meant."""
+    """Make the x axis logarithmic, with full numbers at its ticks: plotly's default labels 20 as 2."""
     ticks = _log_ticks(low, high)
     figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
 

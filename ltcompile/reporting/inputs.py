@@ -1,4 +1,4 @@
-"""The files of a run folder as checked, typed values: a wrong field is named here, and never met later as a traceback."""
+"""The files of a run folder as checked, typed values; a wrong field raises InvalidFile, which names it."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class Spike:
 
 
 @dataclass(frozen=True)
-class Ailing:
-    """A training that came to its end, and not well."""
+class Unhealthy:
+    """A finished training with dead channels, jumps of its loss, or batches split for lack of memory."""
 
     seed: int
     arm: ArmKind
@@ -101,9 +101,9 @@ class Search:
     ticket: TicketNote
     seconds: float
     provenance: Provenance
-    health: list[Ailing] | None = None  # searches that were made before it tell nothing
+    health: list[Unhealthy] | None = None  # None in searches by versions that did not record it
     target: Reached | None = None
-    execution: dict[str, Any] | None = None  # nor do those before a trial chose it
+    execution: dict[str, Any] | None = None  # likewise
 
     def arm(self, arm: str, level: int | None = None) -> list[Trained]:
         return [row for row in self.rows if row.arm == arm and level in (None, row.level)]
@@ -157,8 +157,8 @@ class Bench:
     images: str
     busy_share: float | None
     provenance: Provenance
-    target: str | None = None  # benchmarks that were made before it tell nothing, nor of the two below
-    file: NetworkFile | None = None  # none where a ticket itself was timed
+    target: str | None = None  # None, as the two below, in benchmarks by versions that did not record it
+    file: NetworkFile | None = None  # also None where a ticket itself was timed
     ticket_checksum: str | None = None
 
 
@@ -185,35 +185,35 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """All that a run folder tells.
+    """Every result in a run folder.
 
     Raises:
         InvalidFile: no such folder, no search.json in it, or a file that is damaged.
     """
     if not folder.is_dir():
-        raise InvalidFile(f"{folder} is no run folder; name one that `ltcompile find` made")
+        raise InvalidFile(f"{folder} is not a run folder; name one that `ltcompile find` made")
     run = RunFolder(folder)
     if not run.summary.is_file():
-        raise InvalidFile(f"{folder} is no run folder: it has no {run.summary.name}; make it with `ltcompile find`")
-    search = _load(run.summary, Search, "search", _sane_search)
+        raise InvalidFile(f"{folder} is not a run folder: it has no {run.summary.name}; make it with `ltcompile find`")
+    search = _load(run.summary, Search, "search", _check_search)
     others = [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and p not in (run.summary, run.bench, run.sweep)]
-    shrinks = [_load(p, Shrink, "shrink", _sane_shrink) for p in others if kind(p) == "shrink"]
+    shrinks = [_load(p, Shrink, "shrink", _check_shrink) for p in others if kind(p) == "shrink"]
     return Run(
         folder,
         search,
         shrinks,
-        _load(run.bench, Bench, "bench", _sane_bench) if run.bench.is_file() else None,
-        _load(run.sweep, Sweep, "sweep", _sane_sweep) if run.sweep.is_file() else None,
+        _load(run.bench, Bench, "bench", _check_bench) if run.bench.is_file() else None,
+        _load(run.sweep, Sweep, "sweep", _check_sweep) if run.sweep.is_file() else None,
     )
 
 
 def kind(path: Path) -> Any:
-    """What the JSON file says it is (None: nothing)."""
+    """The "kind" of a JSON file, or None."""
     value = read_json(path, "JSON file of a run (delete it or make it again)")
     return value.get("kind") if isinstance(value, Mapping) else None
 
 
-def _load(path: Path, shape: type[T], kind: str, sane: Callable[[T], None]) -> T:
+def _load(path: Path, shape: type[T], kind: str, check: Callable[[T], None]) -> T:
     value = read_json(path, f"result of `{MAKERS[kind]}` (run that again)")
     try:
         if not isinstance(value, Mapping) or value.get("kind") != kind:
@@ -221,45 +221,45 @@ def _load(path: Path, shape: type[T], kind: str, sane: Callable[[T], None]) -> T
         if value.get("format") != FORMAT:
             raise SchemaError(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
         result: T = from_json(value, shape)
-        sane(result)
+        check(result)
         return result
     except (SchemaError, RecursionError) as error:
         raise InvalidFile(f"{path} cannot be read as a result of `{MAKERS[kind]}`: {error}; run that again") from error
 
 
-def _sane_search(search: Search) -> None:
-    """What the arithmetic of a report rests on, beyond each field's own type."""
+def _check_search(search: Search) -> None:
+    """Raises SchemaError where the arithmetic of a report is impossible, although each field has its type."""
     if not search.arm("dense"):
         raise SchemaError('rows holds no "dense" network to compare with')
     if all(row.seed != search.ticket.seed for row in search.chosen):
         raise SchemaError(f"rows holds no network of the ticket's level {search.ticket.level} and seed {search.ticket.seed}")
     for i, row in enumerate(search.rows):
-        _positive(f"rows[{i}]", filters=row.filters, params=row.params, macs=row.macs)
-        _shares(f"rows[{i}]", val_accuracy=row.val_accuracy, train_accuracy=row.train_accuracy, test_accuracy=row.test_accuracy)
+        _check_positive(f"rows[{i}]", filters=row.filters, params=row.params, macs=row.macs)
+        _check_shares(f"rows[{i}]", val_accuracy=row.val_accuracy, train_accuracy=row.train_accuracy, test_accuracy=row.test_accuracy)
     for width in search.widths:
-        _positive(f"widths of {width.layer}", before=width.before, after=width.after)
-    _shares("verdict", confidence=search.verdict.confidence)
+        _check_positive(f"widths of {width.layer}", before=width.before, after=width.after)
+    _check_shares("verdict", confidence=search.verdict.confidence)
     for level, difference in search.verdict.differences.items():
         if not (level.isdecimal() and len(level) < 9) or not {"mean", "low", "n"} <= set(difference):
-            raise SchemaError(f"verdict.differences[{short(level)}] is no level with mean, low and n")
+            raise SchemaError(f"verdict.differences[{short(level)}] is not a level with mean, low and n")
     for control, gap in search.verdict.gaps.items():
         if not {"mean", "low", "high"} <= set(gap) or (gap["low"] is None) != (gap["high"] is None):
-            raise SchemaError(f"verdict.gaps[{short(control)}] is no difference with mean, and low and high or neither")
-    _sane_target(search.target)
-    _positive("data.sizes", **{name: search.data.sizes.get(name, 0) for name in ("train", "val", "test")})
+            raise SchemaError(f"verdict.gaps[{short(control)}] is not a difference with mean, and low and high or neither")
+    _check_target(search.target)
+    _check_positive("data.sizes", **{name: search.data.sizes.get(name, 0) for name in ("train", "val", "test")})
 
 
-def _sane_target(target: Reached | None) -> None:
+def _check_target(target: Reached | None) -> None:
     if target is None:
         return
     if target.measure not in TOLERANCE:
         raise SchemaError(f"target is of {short(target.measure)}, which is none of {', '.join(TOLERANCE)}")
-    _positive("target", asked=target.asked, found=1.0 if target.found is None else target.found)
+    _check_positive("target", asked=target.asked, found=1.0 if target.found is None else target.found)
 
 
-def _sane_shrink(shrink: Shrink) -> None:
-    _sane_target(shrink.target)
-    _positive(
+def _check_shrink(shrink: Shrink) -> None:
+    _check_target(shrink.target)
+    _check_positive(
         "it",
         bytes=shrink.bytes,
         dense_bytes=1 if shrink.dense_bytes is None else shrink.dense_bytes,
@@ -270,67 +270,67 @@ def _sane_shrink(shrink: Shrink) -> None:
     )
 
 
-def _sane_bench(bench: Bench) -> None:
+def _check_bench(bench: Bench) -> None:
     if bench.file is not None:
-        _positive("file", bytes=bench.file.bytes)
+        _check_positive("file", bytes=bench.file.bytes)
     for name, subject in bench.subjects.items():
-        _positive(f"subjects.{name}", params=subject.params, macs=subject.macs)
+        _check_positive(f"subjects.{name}", params=subject.params, macs=subject.macs)
     for i, row in enumerate(bench.rows):
         if {row.subject, "dense"} - set(bench.subjects):
             raise SchemaError(f"rows[{i}] times {row.subject!r}, but subjects lacks it or dense")
-        _sane_timing(f"rows[{i}]", row)
+        _check_timing(f"rows[{i}]", row)
 
 
-def _sane_sweep(sweep: Sweep) -> None:
+def _check_sweep(sweep: Sweep) -> None:
     known = {point.name for point in sweep.points}
     if len(known) < len(sweep.points) or "dense" not in known:
         raise SchemaError("points are not networks of different names, one of them dense")
     for point in sweep.points:
         where = f"points of {short(point.name)}"
-        _positive(where, params=point.params, macs=point.macs, bytes=point.bytes)
-        _shares(where, val_accuracy=point.val_accuracy, val_min=point.val_min, val_max=point.val_max)
+        _check_positive(where, params=point.params, macs=point.macs, bytes=point.bytes)
+        _check_shares(where, val_accuracy=point.val_accuracy, val_min=point.val_min, val_max=point.val_max)
         if not point.seeds or point.level < 0 or point.val_min > point.val_max or (point.val_sd or 0) < 0:
-            raise SchemaError(f"{where}: its seeds, level or spread make no sense")
+            raise SchemaError(f"{where}: its seeds, level or spread are impossible")
     timed = [(row.subject, row.runtime, row.device, row.dtype, row.batch) for row in sweep.rows]
     for i, row in enumerate(sweep.rows):
         if row.subject not in known or timed.count(timed[i]) > 1:
             raise SchemaError(f"rows[{i}] times {short(row.subject)}, which is none of the points, or is timed twice")
         if row.accuracy is not None:
-            raise SchemaError(f"rows[{i}] tells an accuracy, and a sweep looks at none of the test set")
-        _sane_timing(f"rows[{i}]", row)
+            raise SchemaError(f"rows[{i}] has an accuracy, but a sweep never evaluates the test set")
+        _check_timing(f"rows[{i}]", row)
         if (row.joules_per_image or 0) < 0:
-            raise SchemaError(f"rows[{i}]: joules_per_image is {short(row.joules_per_image)}, less than nothing")
+            raise SchemaError(f"rows[{i}]: joules_per_image is {short(row.joules_per_image)}, below 0")
     if sweep.pick.name not in (None, *known):
         raise SchemaError(f"pick names {short(sweep.pick.name)}, which is none of the points")
     again = ("ms_p50", "speedup", "speedup_low", "speedup_high", "lead", "lead_low", "lead_high")
-    _positive("pick", batch=sweep.pick.batch, **{name: value for name in again if (value := getattr(sweep.pick, name)) is not None})
+    _check_positive("pick", batch=sweep.pick.batch, **{name: value for name in again if (value := getattr(sweep.pick, name)) is not None})
     if sweep.pick.runner_up not in (None, *known):
         raise SchemaError(f"pick names {short(sweep.pick.runner_up)}, which is none of the points")
 
 
-def _sane_timing(where: str, row: Measurement) -> None:
-    _positive(where, batch=row.batch, ms_p20=row.ms_p20, ms_p50=row.ms_p50, ms_p80=row.ms_p80)
+def _check_timing(where: str, row: Measurement) -> None:
+    _check_positive(where, batch=row.batch, ms_p20=row.ms_p20, ms_p50=row.ms_p50, ms_p80=row.ms_p80)
     if not row.ms_p20 <= row.ms_p50 <= row.ms_p80:
         raise SchemaError(f"{where}: its latencies do not rise from p20 over p50 to p80")
-    _shares(where, accuracy=row.accuracy)
-    _sane_speedup(where, (row.speedup_low, row.speedup, row.speedup_high))
+    _check_shares(where, accuracy=row.accuracy)
+    _check_speedup(where, (row.speedup_low, row.speedup, row.speedup_high))
 
 
-def _sane_speedup(where: str, interval: tuple[float | None, ...]) -> None:
+def _check_speedup(where: str, interval: tuple[float | None, ...]) -> None:
     known = [value for value in interval if value is not None]
     if len(known) not in (0, 3) or (known and known[0] > known[2]):
         raise SchemaError(f"{where} has the speedup {short(interval)}, not a low bound, a value and a high bound")
     for value in known:
-        _positive(where, speedup=value)
+        _check_positive(where, speedup=value)
 
 
-def _positive(where: str, **values: float) -> None:
+def _check_positive(where: str, **values: float) -> None:
     for name, value in values.items():
         if value <= 0:
             raise SchemaError(f"{where}: {name} is {short(value)}, not above 0")
 
 
-def _shares(where: str, **values: float | None) -> None:
+def _check_shares(where: str, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and not 0 <= value <= 1:
             raise SchemaError(f"{where}: {name} is {short(value)}, not a share between 0 and 1")

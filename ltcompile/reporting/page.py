@@ -22,14 +22,14 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
     """Write the report of a run folder: one HTML file that works offline, and its figures as JSON beside it.
 
     Args:
-        run: the folder that `ltcompile find` made; what shrink and bench left in it is told too.
-        output: the HTML file (default: report.html in `run`); the JSON takes the same stem.
+        run: the folder that `ltcompile find` made; results of shrink, bench and sweep in it are included.
+        output: the HTML file (default: report.html in `run`); the JSON has the same stem.
 
     Returns:
         The HTML file.
 
     Raises:
-        InvalidFile: `run` is no run, one of its files is damaged, or the report cannot be written there.
+        InvalidFile: `run` is not a run folder, one of its files is damaged, or the report cannot be written there.
     """
     run = Path(run)
     page = Path(output) if output is not None else run / "report.html"
@@ -42,12 +42,12 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
 
 
 def _beside(page: Path) -> Path:
-    """Where the JSON goes: never over a file that is something else, such as the run's own results."""
+    """Where the JSON goes: never over another kind of file, such as the run's own results."""
     beside = page.with_suffix(".json")
     check_page(page)
     check_writable(beside)
     if beside.exists() and kind(beside) != "report":
-        raise InvalidFile(f"cannot write the report's figures to {beside}: that name is taken; name the report otherwise")
+        raise InvalidFile(f"cannot write the report's figures to {beside}: that name is taken; choose another name for the report")
     return beside
 
 
@@ -57,14 +57,14 @@ def render(found: dict[str, Any]) -> str:
 
 
 def check_page(page: Path) -> None:
-    """Raises InvalidFile where `page` is not named as a web page, or cannot be written."""
+    """Raises InvalidFile if `page` does not end in .html or .htm, or cannot be written."""
     if page.suffix.lower() not in (".html", ".htm"):
-        raise InvalidFile(f"cannot write the report to {page}: it is a web page; name it with .html at its end")
+        raise InvalidFile(f"cannot write the report to {page}: the name must end in .html")
     check_writable(page)
 
 
 def template(name: str) -> jinja2.Template:
-    """A page's template; it escapes everything, and knows how numbers are told."""
+    """A page's template; it escapes everything, and has filters that format numbers."""
     files = jinja2.FunctionLoader(lambda file: resources.files(__package__).joinpath(file).read_text(encoding="utf-8"))
     made = jinja2.Environment(loader=files, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters.update(units.FILTERS, plain=_plain)
@@ -73,7 +73,7 @@ def template(name: str) -> jinja2.Template:
 
 
 def _plain(value: Any) -> str:
-    """A setting as a reader writes it."""
+    """A setting as text: strings as they are, None as "none", the rest as JSON."""
     if value is None:
         return "none"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

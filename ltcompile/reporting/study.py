@@ -31,11 +31,11 @@ def render(study: Study) -> str:
     """The page of a study; everything in it that came from a file is escaped."""
     drawn = {figure.name: json.loads(draw(figure).to_json()) for figure in study.figures}
     drawn |= {maps.name: json.loads(draw_maps(maps).to_json()) for maps in study.maps}
-    claims = [_told(claim) for claim in study.claims]
+    claims = [_claim_row(claim) for claim in study.claims]
     return template("study.html.j2").render(s=study, claims=claims, answers=_counted(study), figures=drawn, plotlyjs=get_plotlyjs())
 
 
-def _told(claim: Claim) -> dict[str, Any]:
+def _claim_row(claim: Claim) -> dict[str, Any]:
     """A claim as the page's table shows it."""
     return {
         "claim": claim,

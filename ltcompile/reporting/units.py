@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 NBSP = "\u00a0"
-SIZES = {"filters": "filters", "params": "parameters", "macs": "MACs", "latency": "measured latency"}  # what sparsity is told of
+SIZES = {"filters": "filters", "params": "parameters", "macs": "MACs", "latency": "measured latency"}  # the measures of sparsity
 
 
 def count(number: float) -> str:
@@ -32,7 +32,7 @@ def apart(difference: float) -> str:
 
 
 def minus(text: str) -> str:
-    """A true minus sign, and no sign on a nought."""
+    """A true minus sign, and no sign on a zero."""
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "\u2212")
 
 
@@ -42,7 +42,7 @@ def number(value: float) -> str:
 
 
 def measured(value: float) -> str:
-    """Three significant digits, noughts at the end kept: they were measured."""
+    """Three significant digits, with trailing zeros, which are measured digits too."""
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}".rstrip(".")
 
 

@@ -340,7 +340,7 @@ def test_no_json_is_named(tmp_path: Path, name: str, text: str) -> None:
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(InvalidFile, match="ltcompile find"):
         report(tmp_path)
-    with pytest.raises(InvalidFile, match="no run folder"):
+    with pytest.raises(InvalidFile, match="not a run folder"):
         report(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 

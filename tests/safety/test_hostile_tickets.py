@@ -192,4 +192,4 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, command: tuple[str, .
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path in (tmp_path / "pipe", "/dev/zero", tmp_path / "loop", tmp_path / ("long" * 100)):
         refused(*command, path, says=str(path))
-    refused("report", tmp_path, says="no run folder")
+    refused("report", tmp_path, says="not a run folder")

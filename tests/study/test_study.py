@@ -469,5 +469,5 @@ class TestCommand:
         refused("study", "sanity", "--scale", "huge", says="Known: smoke, small, full", cwd=tmp_path)
         refused("study", "sanity", "--resume", says="no study to resume", cwd=tmp_path)
         refused("study", "sanity", "--scale", "small", says="--download", cwd=tmp_path)
-        refused("report", tmp_path, says="no run folder", cwd=tmp_path)
+        refused("report", tmp_path, says="not a run folder", cwd=tmp_path)
         assert not (tmp_path / "runs").exists()
