@@ -64,7 +64,7 @@ def write_torch(path: str | Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def _scratch(path: Path) -> Iterator[IO[bytes]]:
-    """A file beside `path`, gone afterwards unless it was moved. What writers of `path` left when they were killed goes first."""
+    """A file next to `path`, gone afterwards unless it was moved. What writers of `path` left when they were killed goes first."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
         with contextlib.suppress(OSError), left.open("r+b") as orphan:
             if _hold(orphan):
@@ -77,7 +77,7 @@ def _scratch(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _new_part(path: Path) -> IO[bytes]:
-    """A new file beside `path`, locked. Another writer may take it for an orphan before it is: then there is another one."""
+    """A new file next to `path`, locked. Another writer may take it for an orphan before it is: then there is another one."""
     while True:
         file = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False)  # noqa: SIM115
         try:
@@ -114,7 +114,7 @@ def check_writable(path: str | Path) -> Path:
 def check_room(folder: str | Path, needed: int, what: str) -> None:
     """Fail now rather than after the work: the disk of `folder` has `needed` bytes for `what`. Raises InvalidFile."""
     disk = shutil.disk_usage(folder)
-    if disk.total > 0 and disk.free < needed:  # some file systems tell nothing but zeros
+    if disk.total > 0 and disk.free < needed:  # some file systems report zeros
         raise InvalidFile(
             f"{what} will take about {needed:,} bytes, and {disk.free:,} are free in {folder}; free space there, or choose another place"
         )
@@ -176,7 +176,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         finally:
             _held.discard(file)
             if _lies_at(file, path):
-                with contextlib.suppress(OSError):  # one that stays is stale, and says nothing to the next process
+                with contextlib.suppress(OSError):  # a remaining file has no effect on the next process
                     path.unlink()
 
 
@@ -211,15 +211,15 @@ def _lock(path: Path) -> IO[bytes]:
     while True:
         file = path.open("a+b", buffering=0)  # nothing is left to be written when it is closed
         file.seek(0)
-        told = file.read()
+        content = file.read()
         if not _hold(file):
             file.close()
-            raise InvalidFile(f"{path.parent} is in use by {_owner(told)}; wait until it is done, stop it, or choose another place")
+            raise InvalidFile(f"{path.parent} is in use by {_owner(content)}; wait until it is done, stop it, or choose another place")
         if not _lies_at(file, path):
             file.close()  # its owner has just removed it
-        elif told and _owner(told, "host") != socket.gethostname():  # whose locks this kernel may not know
+        elif content and _owner(content, "host") != socket.gethostname():  # whose locks this kernel may not know
             file.close()
-            raise InvalidFile(f"{path.parent} is in use by {_owner(told)}; if that has ended, remove {path}")
+            raise InvalidFile(f"{path.parent} is in use by {_owner(content)}; if that has ended, remove {path}")
         else:
             return file
 
@@ -243,10 +243,10 @@ def _lies_at(file: IO[Any], path: Path) -> bool:
         return False
 
 
-def _owner(told: bytes, what: str = "") -> str:
-    """What a lock file tells of its owner."""
+def _owner(content: bytes, what: str = "") -> str:
+    """The owner that a lock file names."""
     try:
-        owner = json.loads(told)
+        owner = json.loads(content)
         return str(owner[what]) if what else f"process {owner['pid']} on {owner['host']}"
     except (ValueError, KeyError, TypeError):
         return "another process"

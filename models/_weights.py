@@ -40,7 +40,7 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
             f"{path} holds no weights that fit this network: {_told(own, there, missing, unexpected, wrong - head, in_channels)}"
         )
     fitting = OrderedDict((name, value) for name, value in there.items() if name not in head)
-    fitting._metadata = own._metadata  # type: ignore[attr-defined]  # layers that tell versions apart by it get the present one
+    fitting._metadata = own._metadata  # type: ignore[attr-defined]  # layers that store their version in it get the present one
     model.load_state_dict(fitting, strict=False)
     if head:
         notify(f"{path}: head swapped: {old_classes} -> {classes} classes ({', '.join(sorted(head))} fresh, all else loaded)")
@@ -98,7 +98,7 @@ def _named_as(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, 
 def _head(own: Mapping[str, Tensor], there: Mapping[str, Tensor], wrong: set[str], classes: int) -> tuple[set[str], int]:
     """Weights and biases whose shapes differ in the number of classes alone, and that number in the file.
 
-    A hidden layer as wide as there are classes is not taken for one: the layer behind it would differ in another axis.
+    A hidden layer as wide as there are classes is not taken for one: the layer after it would differ in another axis.
     """
     found = {
         name: len(there[name])
@@ -138,5 +138,5 @@ def _told(
 
 def _some(names: Iterable[str]) -> str:
     """How many there are, and the first five."""
-    told = list(names)
-    return f"{len(told)} ({', '.join(told[:5])}{', ...' if len(told) > 5 else ''})"
+    shown = list(names)
+    return f"{len(shown)} ({', '.join(shown[:5])}{', ...' if len(shown) > 5 else ''})"

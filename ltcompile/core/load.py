@@ -9,7 +9,7 @@ BUSY = 0.3  # of the machine, taken by other work
 
 
 def busy_share() -> float | None:
-    """The share of all processors' time that was used while this process slept half a second; None where it is not told."""
+    """The share of all processors' time that was used while this process slept half a second; None where it is unknown."""
     before = ticks()
     time.sleep(SAMPLE_S)
     after = ticks()

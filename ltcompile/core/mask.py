@@ -59,7 +59,7 @@ class WeightMask:
         return found.hexdigest()
 
     def dropped(self, model: nn.Module) -> dict[str, Tensor]:
-        """Parameter name -> boolean tensor of its shape and on its device, True where the weight goes; as `graph.zeros` tells of a plan.
+        """Parameter name -> boolean tensor of its shape and on its device, True where the weight goes; as `graph.dropped_weights` does for a plan.
 
         Raises InvalidPlan where `model` has no such parameter.
         """

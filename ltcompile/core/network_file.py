@@ -1,4 +1,4 @@
-"""A network's file as results tell of it: which one it is, to the byte where they know."""
+"""A network's file as results name it, with its hash where it is known."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class NetworkFile:
     bytes: int
     recalibrated: bool
     ticket_checksum: str
-    sha256: str | None = None  # records of shrink tell none
+    sha256: str | None = None  # records of shrink have none
 
     def __str__(self) -> str:
         return self.output if self.sha256 is None else f"{self.output} ({self.precision}, SHA-256 {self.sha256[:12]})"
@@ -28,7 +28,7 @@ class NetworkFile:
 
 
 def described(output: str, data: bytes, metadata: Mapping[str, str]) -> NetworkFile:
-    """The file `output` that holds `data`, by the `metadata` that an ONNX file tells of itself."""
+    """The file `output` that holds `data`, by the `metadata` of an ONNX file."""
     return NetworkFile(
         output,
         metadata.get("precision", "fp32"),

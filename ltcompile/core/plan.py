@@ -205,7 +205,7 @@ class PruningPlan:
         Raises:
             InvalidPlan: `inner` is no plan of this plan's cut network.
         """
-        theirs = {g.members: g.name for g in inner.groups if g.width > 1}  # names may tell places, which have moved
+        theirs = {g.members: g.name for g in inner.groups if g.width > 1}  # names may contain positions, which have changed
         ours = {g.members: g.name for g in self.remaining() if g.width > 1}
         if theirs.keys() != ours.keys():
             raise InvalidPlan("the second plan is not a plan of the network that the first one leaves")
@@ -233,8 +233,8 @@ class PruningPlan:
             groups = tuple(_group(group) for group in value["groups"])
             kept = {from_json(name, str, "kept"): _whole(channels) for name, channels in value["kept"].items()}
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            told = str(error) if isinstance(error, SchemaError) else repr(error)
-            raise InvalidPlan(f"the plan has a missing or malformed field: {told}") from error
+            message = str(error) if isinstance(error, SchemaError) else repr(error)
+            raise InvalidPlan(f"the plan has a missing or malformed field: {message}") from error
         return cls(groups, kept)
 
     def save(self, path: str | Path) -> None:

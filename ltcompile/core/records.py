@@ -115,7 +115,7 @@ class Measurement(Record):
     Latencies are milliseconds per batch. `speedup` is how many times as long the dense network takes, paired block by block, with its
     95 % interval (`timing.speedup`; None for the dense row itself). `max_error` is the largest difference to eager fp32 outputs,
     relative to their largest magnitude.
-    `peak_bytes` is the memory that loading and running took above what the process held before (None: not told here).
+    `peak_bytes` is the memory that loading and running took above what the process held before (None: not measured here).
     """
 
     subject: str

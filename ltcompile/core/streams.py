@@ -24,7 +24,7 @@ Purpose = Literal[
     "training",  # the parent of the next two, which have an epoch
     "batches",
     "dropout",
-    "method",  # what a method draws beside weights: scores, frozen weights
+    "method",  # what a method draws besides weights: scores, frozen weights
     "scoring",  # the parent of the next three
     "scoring batches",
     "drawn labels",  # of curvature
@@ -69,7 +69,7 @@ def generator(number: int) -> torch.Generator:
 
 @contextlib.contextmanager
 def seeded(number: int) -> Iterator[None]:
-    """Inside it, torch's global generators draw from a stream; behind it, they are as they were."""
+    """Inside it, torch's global generators draw from a stream; afterwards, they are as they were."""
     import torch
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()

@@ -15,7 +15,7 @@ from ltcompile.paths import read_json, write_json
 
 FORMAT = 1
 FILE = "study.json"
-FEWEST_SEEDS = 3  # fewer tell next to nothing of the spread between trainings
+FEWEST_SEEDS = 3  # fewer hardly estimate the spread between trainings
 
 Answer = Literal["holds", "does not hold", "not decidable here"]
 Side = Literal["above", "below"]

@@ -39,9 +39,9 @@ def read_torch(path: Path, what: str, remedy: str = "take a fresh copy") -> Any:
     except UnpicklingError as error:
         raise InvalidFile(f"{path} is no {what}: it is damaged, or holds more than tensors and plain values; {remedy}") from error
     except Exception as error:  # torch raises a dozen types for a broken archive
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        told = told if "weights_only" not in told else "it is of a kind that can hold code"  # torch's advice is to run it
-        raise InvalidFile(f"{path} cannot be read as {what}: {told}; {remedy}") from error
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        message = message if "weights_only" not in message else "it is of a kind that can hold code"  # torch's advice is to run it
+        raise InvalidFile(f"{path} cannot be read as {what}: {message}; {remedy}") from error
 
 
 def check_is_file(path: Path, what: str) -> None:

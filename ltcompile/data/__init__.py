@@ -1,7 +1,7 @@
 """Images to learn from, one file a source: each gives train and test images, labels, and what is known of them.
 
 `load_data` cuts a stratified validation split from the training images and normalises by the training images' own
-mean and standard deviation, or those that a network's weights were trained with. Nothing is downloaded unless `download` asks for it.
+mean and standard deviation, or those that a network's weights were trained with. Nothing is downloaded unless `download` is set.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ PART_SEED = 0  # of the choice of training images, where not all are used
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked of a data set; without an image size, the preprocessing's counts, and without that the data's own."""
+    """The requested options of a data set; without an image size, the preprocessing's counts, and without that the data's own."""
 
     image_size: tuple[int, int] | None  # (height, width)
     val_share: float
@@ -82,7 +82,7 @@ class Dataset:
         return replace(recipe, flip=self.flip, epochs=12, batch=batch, lr=lr, schedule="cosine", warmup_epochs=1, crop_pixels=crop)
 
     def with_train_images(self, count: int) -> Dataset:
-        """The same with about `count` of its training images, as many of every class, which its name tells; as it is where it has no more.
+        """The same with about `count` of its training images, as many of every class, which its name contains; as it is where it has no more.
 
         Raises InvalidData where they are streamed from disk.
         """

@@ -23,7 +23,7 @@ def load(kind: str, root: Path, wanted: Wanted) -> Dataset:
                 f"{kind} is missing or corrupt in {root}: pass the folder that holds it in torchvision's layout as data_root=, "
                 "or download=True to fetch it"
             ) from error
-        except Exception as error:  # it asserts, indexes and looks up what the files tell
+        except Exception as error:  # it asserts, indexes and looks up what the files contain
             raise InvalidData(f"{kind} in {root} cannot be read: {error!r}; remove it, and fetch it again with download=True") from error
         images, labels = torch.as_tensor(part.data), torch.as_tensor(part.targets)
         classes = [str(c) for c in part.classes]

@@ -1,6 +1,6 @@
 """scikit-learn's bundled handwritten digits: 1797 real 8x8 images (UCI optdigits' test part), shown at 32x32.
 
-A quarter is the test set, a third of the rest the validation split: with so few images, both must be large to tell anything.
+A quarter is the test set, a third of the rest the validation split: with so few images, both must be large to be useful.
 """
 
 from __future__ import annotations

@@ -57,10 +57,10 @@ def _readable(root: Path, parts: list[Files], size: tuple[int, int], wanted: Wan
     if broken:
         count = sum(len(paths) for paths, _ in parts)
         names = ", ".join(str(path.relative_to(root)) for path in broken[:5])
-        told = f"{len(broken)} of {count} images in {root} cannot be read: {names}{', ...' if len(broken) > 5 else ''}"
+        problem = f"{len(broken)} of {count} images in {root} cannot be read: {names}{', ...' if len(broken) > 5 else ''}"
         if wanted.strict:
-            raise InvalidData(f"{told}; repair or remove them, or leave strict= out to skip them")
-        notify(f"{told}; skipped")
+            raise InvalidData(f"{problem}; repair or remove them, or leave strict= out to skip them")
+        notify(f"{problem}; skipped")
     return read
 
 
@@ -85,9 +85,9 @@ def _parts(root: Path, val_share: float, seed: int) -> tuple[list[str], Files, F
 def _list(folder: Path, classes: list[str] | None = None) -> tuple[list[str], Files]:
     found = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(found) < 2:
-        told = f" ({found[0]})" if found else ""
+        example = f" ({found[0]})" if found else ""
         raise InvalidData(
-            f"{folder} has {len(found)} class folders{told}; two at least are needed: make one for each class, with its images"
+            f"{folder} has {len(found)} class folders{example}; two at least are needed: make one for each class, with its images"
         )
     if classes is not None and found != classes:
         raise InvalidData(f"{folder} has the classes {', '.join(found)}, the training folder {', '.join(classes)}")

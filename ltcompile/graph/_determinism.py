@@ -19,7 +19,7 @@ _KEPT = 0.5  # what every other draw gives
 
 
 class Constant(TorchDispatchMode):
-    """Dropout keeps everything, and noise has one value. `coarse` tells whether anything was computed in less than float64."""
+    """Dropout keeps everything, and noise has one value. `coarse` is whether anything was computed in less than float64."""
 
     def __init__(self) -> None:
         super().__init__()

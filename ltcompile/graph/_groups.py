@@ -86,7 +86,7 @@ def _places(labels: Labels, component: Atoms, model: nn.Module, owners: Owners) 
         if any(source.name in s.attributes and (source.layer, axis) in seen for axis, s in storage(module).items()):
             continue  # it shrinks with that axis
         yield _Place(source.layer, _attribute_axis(source), component[atoms])
-        if isinstance(module, nn.GroupNorm):  # without weights, so that nothing else tells of its channels
+        if isinstance(module, nn.GroupNorm):  # without weights, so that only this shows its channels
             yield _Place(source.layer, "=num_channels", np.repeat(component[atoms], module.num_channels // len(atoms)))
 
 
@@ -99,7 +99,7 @@ def _attribute_axis(source: Source) -> str:
 
 
 def _reasons(labels: Labels, component: Atoms) -> dict[int, str]:
-    """Channel -> why it must stay: the first reason told."""
+    """Channel -> why it must stay: the first reason found."""
     reasons: dict[int, str] = {}
     fixed = [(labels.attributes[s], why) for s, why in labels.fixed_attributes.items() if s in labels.attributes]
     unused = [(slot.atoms, "it does not run") for slot in labels.slots if slot.tensor not in labels.used]
@@ -115,7 +115,7 @@ def _alike(places: list[Atoms], reasons: dict[int, str]) -> list[tuple[list[int]
         return []
     channels = np.concatenate(places)
     place = np.repeat(np.arange(len(places)), [len(p) for p in places])
-    weight = np.random.default_rng(0).integers(1, 2**62, len(places), dtype=np.uint64)  # a sum of these tells sets of places apart
+    weight = np.random.default_rng(0).integers(1, 2**62, len(places), dtype=np.uint64)  # sums of these identify sets of places
     signature = np.zeros(int(channels.max()) + 1, np.uint64)
     np.add.at(signature, channels, weight[place])
     first = np.full(len(signature), -1, np.int64)
@@ -200,7 +200,7 @@ def _frozen(places: list[_Place], reasons: dict[int, str], model: nn.Module, use
     for layer, mine in _by_layer(places).items():
         channels = set(np.concatenate([p.channels for p in mine]).tolist())
         makes = isinstance(model.get_submodule(layer), nn.modules.conv._ConvNd)  # filters, by groups
-        has_filters = "out" in storage(model.get_submodule(layer))  # none of them a channel: a single one, which is told below
+        has_filters = "out" in storage(model.get_submodule(layer))  # none of them a channel: a single one, which is handled below
         if channels <= reasons.keys() and not has_filters and (makes or not channels & named):
             worst = _stuck(mine[0], reasons)
             groups += [replace(g, name=_whole_name(layer, mine[0], at, len(worst))) for at, g in enumerate(worst)]

@@ -166,7 +166,7 @@ Int.__hash__ = int.__hash__  # type: ignore[method-assign]  # which a class with
 
 @contextmanager
 def sizes_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
-    """Within it, the integer attributes of `model`'s modules are Ints that tell `labels` of what is computed with them.
+    """Within it, the integer attributes of `model`'s modules are Ints that report computations with them to `labels`.
 
     Those of torch's layers that count an axis are the width of that axis; all of other modules, and a norm's number of groups, are
     followed by their names. `model` is a copy made for tracing.
@@ -189,7 +189,7 @@ def sizes_followed(model: nn.Module, labels: Labels) -> Iterator[None]:
 
 
 def _counted_by_name(layer: nn.Module) -> list[str]:
-    """The attributes of a layer of torch's that count what no tensor of its own tells."""
+    """The attributes of a layer of torch's that count what none of its tensors shows."""
     bare_norm = isinstance(layer, nn.modules.batchnorm._NormBase) and not list(layer.parameters()) + list(layer.buffers())
     return ["num_groups"] * isinstance(layer, nn.GroupNorm) + ["d_model"] * isinstance(layer, nn.Transformer) + ["num_features"] * bare_norm
 

@@ -24,7 +24,7 @@ _SHAPE = Tensor.shape.__get__  # type: ignore[attr-defined]
 
 
 class Calls(TorchFunctionMode):
-    """Sizes that are read become Ints; sizes that are asked for are kept for the operations below."""
+    """Sizes that are read become Ints; sizes that are requested are kept for the operations below."""
 
     def __init__(self, labels: Labels, requests: Requests) -> None:
         super().__init__()
@@ -45,12 +45,12 @@ class Calls(TorchFunctionMode):
         if func in _COMPUTING:
             for value in (*args, *kwargs.values()):
                 compute_with(value)
-        ask = _ASKING.get(func)
-        if ask is None:
+        note = _REQUESTS.get(func)
+        if note is None:
             return func(*args, **kwargs)
         before = vars(self.requests).copy()
         try:
-            ask(self, args, kwargs)
+            note(self, args, kwargs)
             return func(*args, **kwargs)
         finally:
             vars(self.requests).update(before)
@@ -111,7 +111,7 @@ class Calls(TorchFunctionMode):
         self.requests.bounds = [(i.start, i.stop) for i in index if isinstance(i, slice) and (i.start is not None or i.stop is not None)]
 
 
-_ASKING: dict[Any, Callable[[Calls, Any, Any], None]] = {
+_REQUESTS: dict[Any, Callable[[Calls, Any, Any], None]] = {
     Tensor.view: Calls._asks_sizes,
     Tensor.reshape: Calls._asks_sizes,
     torch.reshape: Calls._asks_sizes,

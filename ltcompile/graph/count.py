@@ -30,7 +30,7 @@ def size(model: nn.Module, example: Example) -> Size:
         InvalidModel: the network does not run on `example`. InvalidSetting: it is no example; see `Inputs`.
     """
     model = unwrap(model)
-    flops = on_probe(model, Inputs.of(example).first(), _flops)  # its attention is made of products that the counter knows
+    flops = on_probe(model, Inputs.of(example).first(), _flops)  # its attention is made of products that the counter supports
     return Size(sum(p.numel() for p in model.parameters()), flops // 2)
 
 

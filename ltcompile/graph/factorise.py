@@ -30,7 +30,7 @@ class Factorised:
     """
 
     module: nn.Module
-    told: Mapping[str, str]
+    outcomes: Mapping[str, str]
     ranks: Mapping[str, int]
     error: float
 
@@ -44,26 +44,26 @@ def factorise(model: nn.Module, images: Tensor) -> Factorised:
     small = copy.deepcopy(model).eval()
     layers = {name: m for name, m in small.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     expected, called = _run(small, images, layers)
-    told, ranks = {}, {}
+    outcomes, ranks = {}, {}
     for name, layer in layers.items():
         if refusal := _refusal(layer, layer in called):
-            told[name] = refusal
+            outcomes[name] = refusal
             continue
         matrix = layer.weight.flatten(1).double()
         u, values, v = torch.linalg.svd(matrix, full_matrices=False)
         rank, full = _rank(values), len(values)
         if rank * sum(matrix.shape) >= matrix.numel():
-            told[name] = f"its rank is {rank} of {full}, and two layers would take as many MACs or more"
+            outcomes[name] = f"its rank is {rank} of {full}, and two layers would take as many MACs or more"
             continue
         small = _replaced(small, name, _two(layer, u[:, :rank] * values[:rank].sqrt(), values[:rank, None].sqrt() * v[:rank]))
-        told[name], ranks[name] = f"two layers of rank {rank}, of {full}", rank
+        outcomes[name], ranks[name] = f"two layers of rank {rank}, of {full}", rank
     error = largest_error(small(images), expected)
     if not error <= EQUALITY_TOLERANCE:
         raise Disagreement(
             f"layers in two changed the outputs by {error:.2e} of the largest, more than {EQUALITY_TOLERANCE:.0e}; "
             "leave the layers whole, and please report this network"
         )
-    return Factorised(small, told, ranks, error)
+    return Factorised(small, outcomes, ranks, error)
 
 
 def _run(model: nn.Module, images: Tensor, layers: Mapping[str, nn.Module]) -> tuple[Tensor, set[nn.Module]]:

@@ -74,5 +74,5 @@ class Inputs(NamedTuple):
 
 
 def _short(value: object) -> str:
-    told = repr(value)
-    return told if len(told) < 60 else f"{told[:57]}..."
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:57]}..."

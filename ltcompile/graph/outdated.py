@@ -31,7 +31,7 @@ class OutdatedAttribute(NamedTuple):
 
 
 def outdated_attributes(small: nn.Module, plan: PruningPlan) -> list[OutdatedAttribute]:
-    """Attributes of `small`, which `plan` cut, that look stale: of the modules around a layer that makes the network's output.
+    """Attributes of `small`, which `plan` cut, that look outdated: of the modules around a layer that makes the network's output.
 
     Tracing follows what the forward pass reads. Of the rest, equal numbers prove nothing, so nothing is changed; those that a public
     method reads are listed.

@@ -33,21 +33,21 @@ def on_meta(model: Module) -> Module:
 
 
 def on_probe(model: nn.Module, example: Example, look: Callable[[Probes, Inputs], Found]) -> Found:
-    """What `look` finds by running copies of `model` in eval mode: on the meta device, or on real values where its code wants them.
+    """What `look` finds by running copies of `model` in eval mode: on the meta device, or on real values where its code needs them.
 
-    `look` asks for as many copies as it needs; their attention is of plain products, and their weights are parameters. Raises InvalidModel
+    `look` takes as many copies as it needs; their attention is of plain products, and their weights are parameters. Raises InvalidModel
     where the network does not run on `example`, InvalidSetting where `example` is none.
     """
     inputs = Inputs.of(example)
     try:
         return look(lambda: _prepared(on_meta(model)), inputs.on_meta())
-    except Exception:  # values are asked for, or the network does not run at all: the real one tells
+    except Exception:  # values are needed, or the network does not run at all: the real one shows which
         real = copied(model).eval()
         try:
             run(real, inputs)
         except Exception as error:
-            told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            raise InvalidModel(f"the network does not run on an input of shape {inputs.shapes}: {_where(real, error)}{told}") from error
+            message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            raise InvalidModel(f"the network does not run on an input of shape {inputs.shapes}: {_where(real, error)}{message}") from error
     try:
         return look(lambda: _prepared(copied(model)), inputs)
     except LtcompileError:

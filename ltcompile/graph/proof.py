@@ -61,9 +61,9 @@ def agreeing(model: nn.Module, example: Example, groups: tuple[Group, ...]) -> t
 
     Raises InvalidModel, with the reason of each group, where that leaves none. See `disagreements` for the cost.
     """
-    blamed = disagreements(model, example, halved(groups, {g.name for g in groups if not g.frozen}))
-    if blamed:
-        groups = tuple(replace(g, frozen=blamed[g.name], tied="") if g.name in blamed else g for g in groups)
+    differing = disagreements(model, example, halved(groups, {g.name for g in groups if not g.frozen}))
+    if differing:
+        groups = tuple(replace(g, frozen=differing[g.name], tied="") if g.name in differing else g for g in groups)
         check_cuttable(groups)
     return groups
 

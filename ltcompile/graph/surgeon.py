@@ -50,9 +50,9 @@ def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | Non
     small = cut_(copied(dense), plan)
     if optimizer is not None:
         carry_(optimizer, dense, small, _kept_positions(dense, plan))
-    if stale := outdated_attributes(small, plan):
-        told = "; ".join(map(str, stale))
-        notify(f"attributes are as before the cut: {told}; set those that count channels before you call these methods")
+    if outdated := outdated_attributes(small, plan):
+        found = "; ".join(map(str, outdated))
+        notify(f"attributes are as before the cut: {found}; set those that count channels before you call these methods")
     return small
 
 

@@ -114,7 +114,7 @@ def plain(output: object) -> object:
 
 
 def _owners(model: nn.Module) -> Owners:
-    """Tensor name -> every (layer, name there) that holds the tensor; a module at two paths is told once."""
+    """Tensor name -> every (layer, name there) that holds the tensor; a module at two paths counts once."""
     first: dict[int, str] = {}
     owners: Owners = {}
     for path, layer in model.named_modules():

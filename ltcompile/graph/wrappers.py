@@ -35,7 +35,7 @@ def unwrap(model: Module) -> Module:
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode inside, and each of its modules in its own mode again behind it."""
+    """`model` in eval mode inside, and each of its modules in its own mode again afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

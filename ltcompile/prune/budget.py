@@ -1,6 +1,6 @@
 """The plan that a ranking of channels would make, within a budget of measured time.
 
-A width is worth what the ranking says: the largest share of all filters that it would leave with this layer so narrow. A plan is as good as
+The value of a width follows the ranking: the largest share of all filters that it would leave with this layer so narrow. A plan is as good as
 its worst layers, so the sum of -share^-CARE is maximised, subject to the summed time of the layers, each of which depends on the widths
 that it reads and makes. Widths are chosen among multiples of 8 (of 4 and less in narrow layers): where time rises smoothly they follow the
 ranking's own cut, and where it jumps those just on an edge of the hardware win by themselves. (Sums and products of importance leave the
@@ -61,7 +61,7 @@ def solve_budget(ranking: Ranking, layers: Mapping[str, Widths], profile: Profil
     if least_ms > budget_ms:
         raise InvalidSetting(
             f"{budget_ms:.4g} ms cannot be reached: with all that may be cut gone, the network takes {least_ms:.4g} ms by its profile "
-            f"({profile.dense_ms / least_ms:.3g} times as fast as whole); ask for that much, or allow larger cuts (max_layer_ratio=)"
+            f"({profile.dense_ms / least_ms:.3g} times as fast as whole); choose a larger budget, or allow larger cuts (max_layer_ratio=)"
         )
     best = problem.solve(budget_ms)
     return ranking.plan(tuple(int(c[i]) for c, i in zip(problem.candidates, best, strict=True)))
@@ -73,8 +73,8 @@ def plan_for_latency(
     """The plan of `model`, which `ranking` is of, for `share` of the whole network's time: where `measured` finds more than that, or less
     by more than SLACK, planning is repeated for a budget corrected by so much. Raises InvalidSetting as `solve_budget` does.
     """
-    layers, asked_ms = layer_widths(model, ranking.groups), share * profile.dense_ms
-    found = solve_budget(ranking, layers, profile, asked_ms)
+    layers, target_ms = layer_widths(model, ranking.groups), share * profile.dense_ms
+    found = solve_budget(ranking, layers, profile, target_ms)
     best, best_error = found, math.inf
     for _ in range(CORRECTIONS if measured else 0):
         assert measured is not None
@@ -83,10 +83,10 @@ def plan_for_latency(
             best, best_error = found, error
         if abs(error) <= SLACK / 2:
             break
-        asked_ms /= 1 + error
+        target_ms /= 1 + error
         try:
-            found = solve_budget(ranking, layers, profile, asked_ms)
-        except InvalidSetting:  # by the profile out of reach, and by the clock no further
+            found = solve_budget(ranking, layers, profile, target_ms)
+        except InvalidSetting:  # infeasible by the profile; the best measured plan is kept
             break
     return best
 
@@ -97,14 +97,14 @@ class WidthAllocation:
     sets; and what a layer over more of them takes, as a function of all choices."""
 
     candidates: tuple[NDArray[np.intp], ...]
-    worth: tuple[Array, ...]
+    values: tuple[Array, ...]
     tables: Mapping[tuple[int, ...], Array]
     wide: tuple[Wide, ...]
 
     @classmethod
     def of(cls, ranking: Ranking, layers: Mapping[str, Widths], profile: Profile) -> WidthAllocation:
         candidates = tuple(_candidates(b, least, given) for b, least, given in ranking.bounds)
-        worth = tuple(_worth(b, ranking.left(b))[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
+        values = tuple(_values(b, ranking.left(b))[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
         owner = {g.name: i for i, (b, *_) in enumerate(ranking.bounds) for g in b.groups}
         fixed = {g.name: g.width for g in ranking.groups if g.name not in owner}
         channels = {g.name: b.channels(g, 1) for b, *_ in ranking.bounds for g in b.groups}
@@ -120,7 +120,7 @@ class WidthAllocation:
                 shape = [-1 if a == axis else 1 for a in range(len(over))]
                 kept |= {g: candidates[i].reshape(shape) * channels[g] for g, o in owner.items() if o == i}
             tables[over] = tables.get(over, 0.0) + surface(*layers[name].of(kept))
-        return cls(candidates, worth, tables, tuple(wide))
+        return cls(candidates, values, tables, tuple(wide))
 
     @property
     def least(self) -> Choice:
@@ -132,7 +132,7 @@ class WidthAllocation:
         return narrow + sum(float(layer.ms(self.candidates, choice)) for layer in self.wide)
 
     def value(self, choice: Choice) -> float:
-        return sum(float(w[i]) for w, i in zip(self.worth, choice, strict=True))
+        return sum(float(w[i]) for w, i in zip(self.values, choice, strict=True))
 
     def solve(self, budget_ms: float) -> Choice:
         """The best choice that takes at most `budget_ms`; the least one is known to."""
@@ -163,7 +163,7 @@ class WidthAllocation:
         return order if all(len(others) <= 2 for others in meets.values()) else None
 
     def _exactly(self, order: list[int], budget_ms: float) -> Choice:
-        """By dynamic programming: best[c, b] is the most that is worth keeping up to here, at candidate c, in b steps of time."""
+        """By dynamic programming: best[c, b] is the largest value up to here, at candidate c, in b steps of time."""
         unit = (budget_ms - float(self.tables.get((), np.zeros(())))) / STEPS
         came: list[NDArray[np.intp]] = []
         best = np.zeros((1, STEPS + 1))
@@ -175,7 +175,7 @@ class WidthAllocation:
                 left = np.arange(STEPS + 1) - taken[:, c, None]  # (candidates before, time)
                 reached = np.where(left >= 0, np.take_along_axis(best, np.maximum(left, 0), axis=1), -np.inf)
                 origin[c] = reached.argmax(0)
-                after[c] = reached.max(0) + self.worth[here][c]
+                after[c] = reached.max(0) + self.values[here][c]
             came.append(origin)
             best = after
         return self._traced(order, best, came, unit, budget_ms)
@@ -210,7 +210,7 @@ class WidthAllocation:
 
     def _priced(self, budget_ms: float) -> Choice:
         """The best among the choices that are best for some price of time and fit."""
-        best, low, high = self.least, 0.0, self._dearest()
+        best, low, high = self.least, 0.0, self._highest_price()
         for _ in range(BISECTIONS):
             price = (low * high) ** 0.5 if low else high / 1e3 if high > 1e-30 else 0.0
             found = self._at(price, best)
@@ -221,14 +221,14 @@ class WidthAllocation:
                 low = price
         return best
 
-    def _dearest(self) -> float:
-        """A price at which nothing is worth its time."""
+    def _highest_price(self) -> float:
+        """A price at which no step pays for its time."""
         least_ms = (
             min(float(np.ptp(t)) for t in self.tables.values() if np.ptp(t) > 0)
             if any(np.ptp(t) > 0 for t in self.tables.values())
             else 1.0
         )
-        return 1e3 * sum(float(np.ptp(w)) for w in self.worth) / max(least_ms, 1e-9)
+        return 1e3 * sum(float(np.ptp(w)) for w in self.values) / max(least_ms, 1e-9)
 
     def _at(self, price: float, start: Choice) -> Choice:
         """The best choice where a millisecond costs `price`."""
@@ -242,24 +242,24 @@ class WidthAllocation:
     def _eliminate(self, price: float) -> Choice:
         """Exactly: each set in turn is replaced by the best that it can add, given its neighbours. Raises MemoryError."""
         factors = {over: -price * table for over, table in self.tables.items()}
-        for i, worth in enumerate(self.worth):
-            factors[i,] = factors.get((i,), 0.0) + worth
+        for i, values in enumerate(self.values):
+            factors[i,] = factors.get((i,), 0.0) + values
         answers: list[tuple[int, tuple[int, ...], NDArray[np.intp]]] = []
-        left = set(range(len(self.worth)))
+        left = set(range(len(self.values)))
         while left:
             here = min(left, key=lambda i: len(set().union(*(o for o in factors if i in o))))
             mine = [over for over in factors if here in over]
             others = tuple(sorted(set().union(*mine) - {here}))
-            shape = [len(self.worth[i]) for i in others]
-            if np.prod(shape, dtype=float) * len(self.worth[here]) > LARGEST_TABLE:
+            shape = [len(self.values[i]) for i in others]
+            if np.prod(shape, dtype=float) * len(self.values[here]) > LARGEST_TABLE:
                 raise MemoryError
-            total = np.zeros((*shape, len(self.worth[here])))
+            total = np.zeros((*shape, len(self.values[here])))
             for over in mine:
                 total += _spread(factors.pop(over), over, (*others, here))
             answers.append((here, others, total.argmax(-1)))
             factors[others] = factors.get(others, 0.0) + total.max(-1)
             left.remove(here)
-        choice = [0] * len(self.worth)
+        choice = [0] * len(self.values)
         for here, others, answer in reversed(answers):
             choice[here] = int(answer[tuple(choice[i] for i in others)])
         return tuple(choice)
@@ -269,8 +269,8 @@ class WidthAllocation:
         choice = list(start)
         for _ in range(SWEEPS):
             was = tuple(choice)
-            for here, worth in enumerate(self.worth):
-                total = worth - price * self._along(here, choice)
+            for here, values in enumerate(self.values):
+                total = values - price * self._along(here, choice)
                 choice[here] = int(total.argmax())
             if tuple(choice) == was:
                 break
@@ -288,16 +288,16 @@ class WidthAllocation:
         return ms
 
     def _filled(self, choice: Choice, budget_ms: float) -> Choice:
-        """With whatever fits into what is left of the budget, the most worth for its time first."""
+        """With whatever fits into what is left of the budget, the highest value for its time first."""
         now = list(choice)
         while True:
             left = budget_ms - self.time(tuple(now))
             offers = []
-            for here, worth in enumerate(self.worth):
+            for here, values in enumerate(self.values):
                 ms, at = self._along(here, now), now[here]
-                for c in range(at + 1, len(worth)):
-                    if (more := float(ms[c] - ms[at])) <= left and worth[c] > worth[at]:
-                        offers.append((float(worth[c] - worth[at]) / max(more, 1e-12), here, c))
+                for c in range(at + 1, len(values)):
+                    if (more := float(ms[c] - ms[at])) <= left and values[c] > values[at]:
+                        offers.append((float(values[c] - values[at]) / max(more, 1e-12), here, c))
             if not offers:
                 return tuple(now)
             _, here, c = max(offers)
@@ -335,12 +335,12 @@ def _spread(table: Any, over: tuple[int, ...], onto: tuple[int, ...]) -> Array:
 
 @functools.cache
 def _multiples(width: int) -> tuple[int, ...]:
-    """Widths worth a thought up to `width`."""
+    """The widths that are considered, up to `width`."""
     fine = [w for w in range(1, min(width, FINE)) if w % 4 == 0 or w < 8]
     return (*fine, *range(FINE, width, COARSE), width)
 
 
-def _worth(tied: TiedGroups, left: Array) -> Array:
+def _values(tied: TiedGroups, left: Array) -> Array:
     """Of plans in which the ranking leaves these shares of all filters; for each layer that makes the channels."""
     return -sum(len(g.makers) for g in tied.groups) * np.maximum(left, NOTHING) ** -CARE
 

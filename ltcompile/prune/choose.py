@@ -34,7 +34,7 @@ def choose(
 
 
 class Ranking:
-    """The channels that may go, in the order in which they go; ranked once, so that one may ask for many shares.
+    """The channels that may go, in the order in which they go; ranked once, for plans of any number of shares.
 
     A larger share drops the same channels and more. "local" takes the same share from every set of tied groups; "global" the
     lowest-ranked steps of all of them, as long as they make up no more than that share of all filters. A step of tied groups is ranked
@@ -65,12 +65,12 @@ class Ranking:
             raise InvalidSetting(f"scope must be one of {', '.join(get_args(Scope))}, not {scope!r}")
         self.groups, self._scope, self._align = groups, scope, align
         free = [b for b in tied_groups(groups) if not b.frozen]
-        asked, least = kept or {}, floors or {}
-        self._given = [b for b in free if all(g.name in asked for g in b.groups)]
-        self._ranked = [b for b in free if any(g.name not in asked for g in b.groups)]
+        fixed, least = kept or {}, floors or {}
+        self._given = [b for b in free if all(g.name in fixed for g in b.groups)]
+        self._ranked = [b for b in free if any(g.name not in fixed for g in b.groups)]
         self._tied = self._given + self._ranked
         self._least = [b.steps_for(least) for b in self._tied]
-        self._given_steps = [b.steps_for(asked) for b in self._given]
+        self._given_steps = [b.steps_for(fixed) for b in self._given]
         _check_scores(self._tied, scores)
         self._scores = scores
         self._best_first = {g.name: _best_first(scores[g.name]) for b in self._tied for g in b.groups}

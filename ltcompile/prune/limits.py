@@ -71,8 +71,8 @@ class Limits(Record):
             reasons |= {name: reason or (first and f"it is tied to {first!r}: {why[first]}") for name, reason in why.items()}
         frozen = tuple(replace(g, frozen=reasons[g.name]) for g in groups)
         if all(reasons.values()):
-            told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            raise InvalidSetting(f"the limits leave nothing to cut: {told}")
+            refusals = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            raise InvalidSetting(f"the limits leave nothing to cut: {refusals}")
         return frozen
 
     def allows(self, layer: str) -> bool:

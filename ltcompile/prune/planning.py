@@ -52,18 +52,18 @@ def plan(
         example: an input of the network to trace it: a tensor (N, C, H, W), a tuple of positional or a dict of keyword arguments.
         ratio: the share of the filters to drop; 0.5 where there is no target.
         scope: "global" ranks all filters together, "local" takes the same share from every group.
-        criterion: what tells important filters; see `criteria.names()`.
+        criterion: how important filters are found; see `criteria.names()`.
         align: kept widths are multiples of it where the group is that wide.
         seed: for criterion "random".
-        evidence: what the criterion looks at beside weights; `ltcompile.search.evidence.gather` collects it.
+        evidence: what the criterion uses besides weights; `ltcompile.search.evidence.gather` collects it.
         target_macs, target_params: instead of a ratio, the share of the dense network's MACs or parameters that may stay. The plan is
             the smallest cut that meets it.
         target_time: the share of the dense network's time that may stay, by `profile`; the plan keeps to the ranking as far as that allows.
-        target_energy: the same of its energy, which `measured` tells; the profile's times say how widths share it.
-        measured: the share of the whole network's time that a cut takes on this machine, as `profiling.stopwatch` tells it, or of its
+        target_energy: the same of its energy, which `measured` measures; the profile's times say how widths share it.
+        measured: the share of the whole network's time that a cut takes on this machine, as `profiling.stopwatch` measures it, or of its
             energy, as `profiling.joulemeter` does: where the profile errs, the plan is made again for a corrected budget.
         limits: what may be cut, and how far; by default every layer keeps 5 % of its channels.
-        group_reduction: which weights speak for a channel; see `criteria.score`.
+        group_reduction: which weights a channel is scored by; see `criteria.score`.
         on_target: gets how the plan stands to its target, where there is one; without it, a missed target is a warning.
         check: run the cut network against the masked one, in eval and in training mode, on random values in float64, and freeze the groups
             for which they differ; see `graph.disagreements`. It takes five runs of two images: False for the largest networks.
@@ -95,11 +95,11 @@ def plan(
         scores = criteria.score(criterion, groups, model, evidence, group_reduction)
         ranking = Ranking(groups, scores, scope, floors=limits.floors(groups), kept=limits.kept(groups), align=align)
         found, reached = _found(model, example, ranking, ratio, target, profile, measured, limits, align)
-        blamed = disagreements(model, example, found) if check else {}
-        if not blamed:
+        differing = disagreements(model, example, found) if check else {}
+        if not differing:
             _report(reached, on_target)
             return found
-        groups = tuple(replace(g, frozen=blamed[g.name], tied="") if g.name in blamed else g for g in groups)
+        groups = tuple(replace(g, frozen=differing[g.name], tied="") if g.name in differing else g for g in groups)
         check_cuttable(groups)
         groups = limits.freeze(groups)
 
@@ -153,13 +153,13 @@ def _check_values(model: nn.Module) -> None:
 def _nothing_cut(ranking: Ranking, ratio: float, limits: Limits, align: int) -> str:
     """Why a share of the filters takes no channel, group by group."""
     floors = limits.floors(ranking.groups)
-    told = []
+    refusals = []
     for tied, least, _ in ranking.bounds:
         widths = " and ".join(f"{g.name!r} ({g.width} wide)" for g in tied.groups[:3])
         if least >= tied.steps:
-            told.append(f"{widths} keeps at least {max(floors[g.name] for g in tied.groups)} by the limits")
+            refusals.append(f"{widths} keeps at least {max(floors[g.name] for g in tied.groups)} by the limits")
         elif align > 1 and tied.aligned_steps(align) >= tied.steps:
-            told.append(f"{widths} has no smaller multiple of align={align}")
+            refusals.append(f"{widths} has no smaller multiple of align={align}")
         else:
-            told.append(f"{widths} loses {tied.channels(tied.groups[0], 1)} or more")
-    return f"a ratio of {ratio} cuts nothing: {'; '.join(told[:8])}; give a larger ratio, a smaller align or wider limits"
+            refusals.append(f"{widths} loses {tied.channels(tied.groups[0], 1)} or more")
+    return f"a ratio of {ratio} cuts nothing: {'; '.join(refusals[:8])}; give a larger ratio, a smaller align or wider limits"

@@ -117,7 +117,7 @@ def check_reachable(target: Target, ranking: Ranking, size_counter: SizeCounter,
         return
     costs = size_counter.by_layer(largest, target.measure)
     frozen = Counter({g.name: sum(costs[m.layer] for m in g.producers) for g in largest.groups if g.frozen})
-    told = [
+    frozen_costs = [
         f"{name!r} ({cost / least:.0%} of that) is left alone: {largest.frozen[name]}"
         for name, cost in frozen.most_common(_NAMED)
         if cost > 0.01 * least
@@ -132,5 +132,5 @@ def check_reachable(target: Target, ranking: Ranking, size_counter: SizeCounter,
         floors += ", or what a ratio of its own leaves"
     raise InvalidSetting(
         f"target_{target.measure} {target.share:g} cannot be met: the largest cut that is allowed leaves {least / dense:.3g} of the "
-        f"{target.unit}. {'; '.join([*told, floors])}"
+        f"{target.unit}. {'; '.join([*frozen_costs, floors])}"
     )

@@ -42,7 +42,7 @@ def dead_channels(model: nn.Module, groups: tuple[Group, ...], split: Split, dev
 
 def _zeros(channels: Channels, means: dict[tuple[str, str], torch.Tensor]) -> int:
     """The channels of which nothing but zeros is read; where no layer reads them, of which nothing else is made."""
-    return int((channels.told(means, channels.readers, channels.group.members) == 0).sum())
+    return int((channels.mean_of(means, channels.readers, channels.group.members) == 0).sum())
 
 
 def spikes(epochs: list[Epoch]) -> list[dict[str, Any]]:

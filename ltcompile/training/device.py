@@ -12,7 +12,7 @@ def pick_device(name: str | None = None) -> torch.device:
     """The named device, or a GPU where there is one.
 
     Raises:
-        Unavailable: "cuda" was asked for and this machine has none.
+        Unavailable: "cuda" was requested and this machine has none.
     """
     if name not in (None, "cpu", "cuda"):
         raise Unavailable(f"there is no device {name!r}; choose cpu or cuda")

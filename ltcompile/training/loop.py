@@ -114,16 +114,16 @@ class _Loop:
         }
 
     def resume(self, state: dict[str, Any]) -> list[Epoch]:
-        """Take up a `state`; the epochs behind it. Raises InvalidFile where it is of another training."""
+        """Take up a `state`; the completed epochs. Raises InvalidFile where it is of another training."""
         try:
             self.model.load_state_dict(state["model"])
             self.stepper.optimiser.load_state_dict(state["optimiser"])
             self.stepper.parts = int(state["parts"])
             return [Epoch.from_json(row) for row in state["epochs"]]
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            told = " ".join(str(error).split())[:300]
+            message = " ".join(str(error).split())[:300]
             raise InvalidFile(
-                f"the checkpoint is of another training ({told}); remove the run's .partial.pt, and resume=True repeats it"
+                f"the checkpoint is of another training ({message}); remove the run's .partial.pt, and resume=True repeats it"
             ) from error
 
     def epoch(self, epoch: int) -> tuple[Epoch, Evaluation]:

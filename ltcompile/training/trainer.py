@@ -33,7 +33,7 @@ class ArmTraining:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training leaves beside the network: a row per epoch, the validation score after the last, and into how many parts its batches
+    """What a training returns besides the network: a row per epoch, the validation score after the last, and into how many parts its batches
     were split to fit into memory.
     """
 

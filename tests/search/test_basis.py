@@ -154,7 +154,7 @@ class TestFactorise:
         found = factorise(model, IMAGES)
         close(answers(found.module), answers(model))
         pays = {n for n, m in layers(model).items() if ranks[n] * sum(m.weight.flatten(1).shape) < m.weight.numel()}
-        assert found.ranks == {n: ranks[n] for n in pays} and set(found.told) == set(ranks)
+        assert found.ranks == {n: ranks[n] for n in pays} and set(found.outcomes) == set(ranks)
         before, after = size(model, IMAGES), size(found.module, IMAGES)
         assert (after.macs < before.macs and after.params < before.params) if pays else after == before
 
@@ -196,7 +196,7 @@ class TestFactorise:
             "idle": "not call it",
         }
         for name, reason in reasons.items():
-            assert reason in found.told[name]
+            assert reason in found.outcomes[name]
 
     def test_a_layer_alone(self) -> None:
         found = factorise(low_rank(nn.Linear(12, 12), 2), torch.randn(3, 12))

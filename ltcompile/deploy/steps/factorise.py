@@ -25,7 +25,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
         raise InvalidSetting("layers of low rank are split in networks of one input; pass one tensor as the example")
     found = in_two(pruned.small, pruned.example)
     check_rewritten("the network with layers in two and the full one", found.module, pruned.small, pruned.example)
-    refused = {name: why for name, why in found.told.items() if name not in found.ranks}
+    refused = {name: why for name, why in found.outcomes.items() if name not in found.ranks}
     return replace(pruned, small=found.module), {"ranks": dict(found.ranks), "not_in_two": refused}
 
 

@@ -16,7 +16,7 @@ INPUT = "it reads the network's input"
 
 @dataclass
 class Requests:
-    """The sizes that the network's own code asked for, in the call that is running: they know their sources."""
+    """The sizes that the network's own code requested, in the call that is running: they record their sources."""
 
     sizes: list[Any] = field(default_factory=list)  # of a reshape
     parts: Any = None  # of a split: a size, or a list of them
@@ -28,7 +28,7 @@ class Requests:
 
 @dataclass
 class Call:
-    """One operation: its arguments by name, what it gave, and what was asked for."""
+    """One operation: its arguments by name, what it gave, and what was requested."""
 
     name: str
     values: dict[str, Any]

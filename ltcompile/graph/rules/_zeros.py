@@ -135,7 +135,7 @@ def _result(func: Any, key: Any, held: _Held, pattern: tuple[bool, ...]) -> tupl
                 return True, True
             usual, masked = (_run(func, held, p, signed=False) for p in ((False,) * len(pattern), pattern))
             return False, bool(torch.isfinite(masked).all()) or not bool(torch.isfinite(usual).all())
-    except Exception:  # the operation wants shapes that belong together: it keeps no zeros as far as is known
+    except Exception:  # the operation requires matching shapes: it keeps no zeros as far as is known
         return False, True
 
 

@@ -53,8 +53,8 @@ def _layer_norm(call: Call) -> Dims:
     if count > 1 or not _known_to_the_mask(call):
         for atoms in inside:
             labels.pin(atoms, "a layer norm without parameters of its own, or over several dimensions, takes statistics over it")
-    asked = call.values["normalized_shape"] if call.func is None else call.requests.norm
-    for size, atoms in zip(asked if isinstance(asked, (list, tuple)) else (), inside, strict=False):
+    requested = call.values["normalized_shape"] if call.func is None else call.requests.norm
+    for size, atoms in zip(requested if isinstance(requested, (list, tuple)) else (), inside, strict=False):
         if (source := attribute_of(size)) is not None and int(size) > 1:
             labels.follow(source, atoms)
     call.zero = [at == x.dim() - 1 for at in range(x.dim())]
@@ -88,10 +88,10 @@ def _group_norm(call: Call) -> Dims:
     return dims
 
 
-def _groups_follow(labels: Labels, asked: Any, atoms: Atoms) -> None:
+def _groups_follow(labels: Labels, requested: Any, atoms: Atoms) -> None:
     """The number of groups shrinks with the groups that are left, or they all stay."""
-    source = attribute_of(asked)
+    source = attribute_of(requested)
     if source is not None:
         labels.follow(source, atoms)
-    elif not widths_of(asked):
+    elif not widths_of(requested):
         labels.pin(atoms, "the number of groups of a group norm is fixed in the network's code")

@@ -29,7 +29,7 @@ def _cat(call: Call) -> Dims:
 
 
 def _stay(labels: Labels, size: int) -> Atoms:
-    """Places that are no channels, beside some that are."""
+    """Positions that are not channels, next to some that are."""
     atoms = labels.fresh(size)
     labels.pin(atoms, FIXED_SIZE)
     return atoms
@@ -63,20 +63,20 @@ def _split_parts(call: Call) -> tuple[Dims, ...]:
 
 def _size_parts(labels: Labels, whole: Atoms, pieces: list[Atoms], requests: Requests) -> None:
     """What keeps the pieces of a split as large as the code takes them."""
-    asked = requests.parts
+    requested = requests.parts
     if requests.chunks and len({len(p) for p in pieces}) == 1:
         labels.tie(*pieces)
-    elif isinstance(asked, (list, tuple)) and len(asked) == len(pieces):
-        _sizes_follow(labels, whole, pieces, list(asked))
-    elif not isinstance(asked, (list, tuple)) and asked is not None and len({len(p) for p in pieces}) == 1:
-        _sizes_follow(labels, whole, pieces, [asked] * len(pieces))
+    elif isinstance(requested, (list, tuple)) and len(requested) == len(pieces):
+        _sizes_follow(labels, whole, pieces, list(requested))
+    elif not isinstance(requested, (list, tuple)) and requested is not None and len({len(p) for p in pieces}) == 1:
+        _sizes_follow(labels, whole, pieces, [requested] * len(pieces))
         labels.tie(*pieces)
     else:
         labels.pin(whole, "it is split into parts of fixed size")
 
 
-def _sizes_follow(labels: Labels, whole: Atoms, pieces: list[Atoms], asked: list[Any]) -> None:
-    for size, piece in zip(asked, pieces, strict=True):
+def _sizes_follow(labels: Labels, whole: Atoms, pieces: list[Atoms], requested: list[Any]) -> None:
+    for size, piece in zip(requested, pieces, strict=True):
         source, widths = attribute_of(size), widths_of(size)
         if source is not None:
             counted = labels.attributes.get(source)
@@ -102,8 +102,8 @@ def _slice(call: Call) -> Dims:
     dims[axis] = atoms[start:end:step]
     if (start, end, step) == (0, size, 1):
         return dims
-    asked = _asked_bounds(call.requests, call.values.get("start"), call.values.get("end"))
-    inner = [(bound, at) for bound, at in zip(asked or (), (start, end), strict=False) if 0 < at < size and int(bound) == at]
+    requested = _requested_bounds(call.requests, call.values.get("start"), call.values.get("end"))
+    inner = [(bound, at) for bound, at in zip(requested or (), (start, end), strict=False) if 0 < at < size and int(bound) == at]
     _slice_follows(labels, atoms, inner if step == 1 else [])
     return dims
 
@@ -126,7 +126,7 @@ def _bound(value: Any, default: int, size: int) -> int:
     return max(0, min(size, at + size if at < 0 else at))
 
 
-def _asked_bounds(requests: Requests, start: Any, end: Any) -> tuple[Any, Any] | None:
+def _requested_bounds(requests: Requests, start: Any, end: Any) -> tuple[Any, Any] | None:
     """The bounds in the code that this slice came from."""
     for i, (low, high) in enumerate(requests.bounds):
         if (low is None or int(low) == int(start or 0)) and (high is None or end is None or int(high) == int(end)):
@@ -183,7 +183,7 @@ def _embedding(call: Call) -> Dims:
 
 @rule("aten._embedding_bag", "aten._embedding_bag_forward_only")
 def _embedding_bag(call: Call) -> tuple[Dims, ...]:
-    """Sums or means of rows (rows, width) -> (bags, width), beside what the backward pass needs."""
+    """Sums or means of rows (rows, width) -> (bags, width), with what the backward pass needs."""
     rows, width = call.labels[call["weight"]]
     call.labels.pin(rows, "the rows of an embedding are taken by their number")
     call.zero = [False, call.labels.zero(call["weight"])[1]]

@@ -112,7 +112,7 @@ def _unfold(call: Call) -> Dims:
 
 @rule("torchvision.roi_align", "torchvision.roi_pool")
 def _regions(call: Call) -> tuple[Dims, ...]:
-    """(N, C, H, W) and boxes (K, 5) -> (K, C, h, w), beside which pooling gives the places of the largest values."""
+    """(N, C, H, W) and boxes (K, 5) -> (K, C, h, w), with which pooling gives the places of the largest values."""
     images, channels, *pixels = call.labels[call["input"]]
     for atoms in (images, *pixels):
         call.labels.pin(atoms, f"it is taken for images or pixels by {call.name}")
@@ -121,7 +121,7 @@ def _regions(call: Call) -> tuple[Dims, ...]:
 
 @rule("torchvision.ps_roi_align", "torchvision.ps_roi_pool")
 def _position_sensitive(call: Call) -> tuple[Dims, ...]:
-    """(N, C h w, H, W) and boxes -> (K, C, h, w), beside the channels that were taken: those of one result go together."""
+    """(N, C h w, H, W) and boxes -> (K, C, h, w), with the channels that were taken: those of one result go together."""
     images, channels, *pixels = call.labels[call["input"]]
     for atoms in (images, *pixels):
         call.labels.pin(atoms, f"it is taken for images or pixels by {call.name}")

@@ -15,19 +15,19 @@ from ltcompile.graph.rules._call import Call, rule
 def _view(call: Call) -> Dims:
     labels, x, out = call.labels, call["self"], call.out
     old, new = [int(n) for n in x.shape], [int(n) for n in out.shape]
-    asked = call.requests.sizes if _fits(call.requests.sizes, new) else []
+    requested = call.requests.sizes if _fits(call.requests.sizes, new) else []
     dims: Dims = []
     for olds, news in _blocks(old, new):
         before = [labels[x][i] for i in olds]
-        wanted = [asked[j] for j in news] if asked else [None] * len(news)
+        wanted = [requested[j] for j in news] if requested else [None] * len(news)
         after = _split(labels, _merged(labels, before, [old[i] for i in olds]), [new[j] for j in news], wanted)
         _follow(labels, before, after, wanted)
         dims += after
     return dims
 
 
-def _fits(asked: list[Any], shape: list[int]) -> bool:
-    return len(asked) == len(shape) and all(int(a) in (-1, n) for a, n in zip(asked, shape, strict=True))
+def _fits(requested: list[Any], shape: list[int]) -> bool:
+    return len(requested) == len(shape) and all(int(a) in (-1, n) for a, n in zip(requested, shape, strict=True))
 
 
 def _blocks(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
@@ -62,7 +62,7 @@ def _merged(labels: Labels, dims: list[Atoms | None], sizes: list[int]) -> Atoms
     return np.broadcast_to(view, sizes).reshape(-1)
 
 
-def _split(labels: Labels, flat: Atoms | None, sizes: list[int], asked: list[Any]) -> Dims:
+def _split(labels: Labels, flat: Atoms | None, sizes: list[int], requested: list[Any]) -> Dims:
     """The labels of one run laid out as several dimensions: one of them counts channels, the others lie inside a channel."""
     if flat is None:
         return [None] * len(sizes)
@@ -72,7 +72,7 @@ def _split(labels: Labels, flat: Atoms | None, sizes: list[int], asked: list[Any
     varying = [j for j, n in enumerate(sizes) if n > 1 and bool((grid != grid.take([0], axis=j)).any())]
     if not varying:
         return [None] * len(sizes)
-    live = varying[0] if len(varying) == 1 else _live(varying, asked)
+    live = varying[0] if len(varying) == 1 else _live(varying, requested)
     if live is None:
         labels.pin(flat, "it is reshaped to sizes that are fixed in the network's code")
         return [None] * len(sizes)
@@ -85,10 +85,10 @@ def _split(labels: Labels, flat: Atoms | None, sizes: list[int], asked: list[Any
     return [np.ascontiguousarray(atoms) if j == live else None for j in range(len(sizes))]
 
 
-def _live(varying: list[int], asked: list[Any]) -> int | None:
+def _live(varying: list[int], requested: list[Any]) -> int | None:
     """The dimension whose size can shrink: a number of heads that is an attribute, else a size that follows the tensor's own."""
-    attributes = [j for j in varying if attribute_of(asked[j]) is not None]
-    following = [j for j in varying if asked[j] is not None and (int(asked[j]) == -1 or widths_of(asked[j]))]
+    attributes = [j for j in varying if attribute_of(requested[j]) is not None]
+    following = [j for j in varying if requested[j] is not None and (int(requested[j]) == -1 or widths_of(requested[j]))]
     return next(iter(attributes or following), None)
 
 

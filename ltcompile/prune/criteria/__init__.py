@@ -46,7 +46,7 @@ class Gradients(Protocol):
 
 @dataclass
 class Evidence:
-    """What a criterion may look at beside the weights; `ltcompile.search.evidence.gather` collects it.
+    """What a criterion may use besides the weights; `ltcompile.search.evidence.gather` collects it.
 
     `curvature` is the diagonal of the loss's Gauss-Newton matrix, by parameter name. `activations` (mean
     magnitude) and `nonzeros` (share above zero) are means over images and places of what a layer reads (axis "in", (C_in,)) and
@@ -77,7 +77,7 @@ def default_reduction(name: str) -> Reduction:
 
 
 def scores_weights(name: str) -> bool:
-    """Whether the criterion tells single weights apart. Raises UnknownName."""
+    """Whether the criterion scores single weights. Raises UnknownName."""
     return bool(getattr(registry.load(__name__, "criterion", name), "WEIGHTS", False))
 
 
@@ -88,7 +88,7 @@ def score(
     """Group -> scores (C,) on the CPU in float64, for every group that may be cut.
 
     Args:
-        reduction: which weights speak for a channel: "producers", the filters that make it; "filters", the slices of its
+        reduction: which weights a channel is scored by: "producers", the filters that make it; "filters", the slices of its
             consumers' weights too; "all", those of its norms as well (Fang et al. 2023, arXiv:2301.12900); "default", what the criterion's
             file declares. A score is the mean over them.
 

@@ -37,11 +37,11 @@ class Slice:
         """The weights, in float64: (C, n)."""
         return self._rows(self.parameter)
 
-    def of(self, told: Mapping[str, Tensor]) -> Tensor:
+    def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The same values of another tensor of the parameter's shape, such as its gradient: (C, n). Raises InvalidSetting."""
-        if self.name not in told:
-            raise InvalidSetting(f"the evidence tells nothing of {self.name!r}: is it left out of training (requires_grad)?")
-        return self._rows(told[self.name])
+        if self.name not in tensors:
+            raise InvalidSetting(f"the evidence has no values for {self.name!r}: is it left out of training (requires_grad)?")
+        return self._rows(tensors[self.name])
 
     def parts(self) -> Iterator[Slice]:
         """The same in parts of some channels each, small enough for a processor's cache."""
@@ -70,14 +70,14 @@ class Scored(ABC):
     @property
     @abstractmethod
     def slices(self) -> list[Slice]:
-        """The values that speak for them."""
+        """The values that they are scored by."""
 
     def mean(self, measure: Callable[[Slice], Tensor]) -> Tensor:
-        """The mean over the slices of `measure`, which tells of each channel by itself: (C,)."""
+        """The mean over the slices of `measure`, which scores each channel separately: (C,)."""
         return self.average([torch.cat([measure(part) for part in piece.parts()]) for piece in self.slices])
 
     def average(self, scores: list[Tensor]) -> Tensor:
-        """The mean over `scores`, one (C,) for each slice; ones without any, for nothing tells the channels apart."""
+        """The mean over `scores`, one (C,) for each slice; ones without any, because the channels do not differ."""
         return torch.stack(scores).mean(0) if scores else torch.ones(self.width)
 
 
@@ -103,7 +103,7 @@ class Weights(Scored):
 
 @dataclass(frozen=True)
 class Channels(Scored):
-    """The channels of one group of a network, and the weights that `reduction` lets speak for them."""
+    """The channels of one group of a network, and the weights that `reduction` scores them by."""
 
     group: Group
     model: nn.Module
@@ -134,7 +134,7 @@ class Channels(Scored):
 
     @cached_property  # type: ignore[override]  # it is the property, kept
     def slices(self) -> list[Slice]:
-        """What a criterion of weights looks at. A group that no filter makes is told by all its members.
+        """What a criterion of weights looks at. A group without producers is scored by all its members.
 
         Biases are left out, as they say where a channel's values lie rather than how much they vary, unless there is nothing else.
         """
@@ -144,10 +144,10 @@ class Channels(Scored):
             found = [s for s in found if s.parameter.dim() > 1] or found  # no scales of norms
         return [s for s in found if not s.name.endswith("bias")] or found
 
-    def told(self, found: Mapping[tuple[str, str], Tensor], *choices: Iterable[Member]) -> Tensor:
-        """The mean over members of what `found` (by layer and axis) tells of their channels, as the mean over their positions.
+    def mean_of(self, found: Mapping[tuple[str, str], Tensor], *choices: Iterable[Member]) -> Tensor:
+        """The mean over members of the values in `found` (by layer and axis) of their channels, as the mean over their positions.
 
-        The first of `choices` that it tells anything of counts; without any, the length of a slice over the group's largest.
+        The first of `choices` with values in `found` counts; without any, the length of a slice over the group's largest.
         """
         for members in choices:
             known = [(m, found[m.layer, m.axis]) for m in members if (m.layer, m.axis) in found]

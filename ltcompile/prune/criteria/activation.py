@@ -15,4 +15,4 @@ NEEDS: tuple[str, ...] = ("activations",)
 
 
 def score(channels: Channels, evidence: Evidence) -> Tensor:
-    return channels.told(evidence.activations, channels.readers, channels.group.members)
+    return channels.mean_of(evidence.activations, channels.readers, channels.group.members)

@@ -16,4 +16,4 @@ NEEDS: tuple[str, ...] = ("nonzeros",)
 
 
 def score(channels: Channels, evidence: Evidence) -> Tensor:
-    return channels.told(evidence.nonzeros, channels.norms, channels.group.producers, channels.group.members)
+    return channels.mean_of(evidence.nonzeros, channels.norms, channels.group.producers, channels.group.members)

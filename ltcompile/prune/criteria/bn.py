@@ -16,4 +16,4 @@ NEEDS: tuple[str, ...] = ()
 
 def score(channels: Channels, evidence: Evidence) -> Tensor:
     weights = {(m.layer, m.axis): channels.layer(m).weight for m in channels.norms}
-    return channels.told({place: w.detach().abs() for place, w in weights.items() if isinstance(w, Tensor)}, channels.norms)
+    return channels.mean_of({place: w.detach().abs() for place, w in weights.items() if isinstance(w, Tensor)}, channels.norms)
