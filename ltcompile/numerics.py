@@ -15,7 +15,7 @@ sqrt(2) e. What is the same for all inputs, the rounding of weights, is the same
 keep from input to input, so the mean over N inputs is near sqrt(2) e / sqrt(N), at most 0.15 e, of which twice is allowed. A wrong filter
 moves all inputs alike, which is what the shift sees. Few inputs estimate a root mean square badly: of an image with ten outputs, the ratio of
 two that are equal on average is beyond 2 in one case of seven, and beyond 4 in less than one of a thousand. Inputs that a network hardly
-tells apart are rounded alike, and count as few: where its outputs spread over them by less than 0.3 of their size, as an untrained deep
+distinguishes are rounded alike, and count as few: where its outputs spread over them by less than 0.3 of their size, as an untrained deep
 network's do. To each bound comes what fp32 may be off, 1e-4 of the largest output: runtimes add in another order.
 """
 
@@ -125,7 +125,7 @@ class Expected:
         if not math.isfinite(self.noise):
             return "rounding makes outputs nan or inf: the precision does not hold this network's values"
         s, different = _array(tile(self.rounded[:there], len(found))), min(there, len(found))
-        reason = self._refusal_of_rounded(y - s, different >= LEAST_INPUTS and self._tells_apart)
+        reason = self._refusal_of_rounded(y - s, different >= LEAST_INPUTS and self._separates_inputs)
         return reason if reason or different < LEAST_INPUTS else _refusal_of_classes(y, s, x)
 
     def compare(self, found: Any) -> Compared:
@@ -136,7 +136,7 @@ class Expected:
         size = max(_rms(_array(self.exact)), TINY)
         return Compared(
             _rms(_array(found) - _array(self.rounded)) / size,
-            self._limit(len(self.exact) >= LEAST_INPUTS and self._tells_apart) / size,
+            self._limit(len(self.exact) >= LEAST_INPUTS and self._separates_inputs) / size,
             refusal,
         )
 
@@ -148,14 +148,14 @@ class Expected:
     def _refusal_of_rounded(self, off: Array, enough: bool) -> str:
         limit, error, shift = self._limit(enough), _rms(off), _rms(off.mean(0))
         if not error <= limit:
-            return f"outputs are off by {self._told(error)} (RMS) from a simulation of the rounding; {self._told(limit)} is allowed"
+            return f"outputs are off by {self._text(error)} (RMS) from a simulation of the rounding; {self._text(limit)} is allowed"
         most = SHIFT_OF_NOISE * self.noise + self._floor
         if enough and not shift <= most:
-            return f"outputs are shifted by {self._told(shift)} from a simulation of the rounding; {self._told(most)} is allowed"
+            return f"outputs are shifted by {self._text(shift)} from a simulation of the rounding; {self._text(most)} is allowed"
         return ""
 
     @cached_property
-    def _tells_apart(self) -> bool:
+    def _separates_inputs(self) -> bool:
         x = _array(self.exact)
         return _rms(x - x.mean(0)) >= LEAST_SPREAD * _rms(x)
 
@@ -166,7 +166,7 @@ class Expected:
     def _floor(self) -> float:
         return FP32_TOLERANCE * float(np.abs(self.exact).max(initial=0.0))
 
-    def _told(self, value: float) -> str:
+    def _text(self, value: float) -> str:
         return f"{value / max(_rms(_array(self.exact)), TINY):.2%} of the outputs"
 
 

@@ -126,10 +126,10 @@ def writing(path: Path, needed: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InvalidFile(f"cannot write {path}: {_told(error, path, needed)}") from error
+        raise InvalidFile(f"cannot write {path}: {_message(error, path, needed)}") from error
 
 
-def _told(error: OSError, path: Path, needed: int) -> str:
+def _message(error: OSError, path: Path, needed: int) -> str:
     """The reason, and the way out of it."""
     reason = error.strerror or str(error)
     match error.errno:

@@ -87,7 +87,7 @@ def _warm_up(call: Call, seconds: float, warmup: int, clock: Clock) -> float:
 
 
 def _block_length(run_s: float, seconds: float, runs: int, settle_s: float, settles: bool, blocks: int) -> int:
-    """The runs that fit into one of `blocks` blocks beside its settling."""
+    """The runs that fit into one of `blocks` blocks besides its settling."""
     measured_s = seconds * (1 - WARMUP_SHARE) / blocks - max(settle_s, run_s) * settles
     fitting = int(min(runs / blocks, measured_s / max(run_s, 1e-9)))
     return max(MIN_RUNS_PER_BLOCK if settles else 1, fitting)
@@ -199,7 +199,7 @@ def fastest(
     settle_s: float | None = None,
     clock: Clock = time.perf_counter,
 ) -> Fastest:
-    """Pick the fastest of `calls`, then time it again beside the runner-up, in a fresh run of `seconds` each.
+    """Pick the fastest of `calls`, then time it again interleaved with the runner-up, in a fresh run of `seconds` each.
 
     All are timed for `screen_s` each; those at most 1.3 times as slow as the fastest for `seconds` more, and the medians pick. Where the
     fresh run says with its whole interval that the runner-up is faster, that is the winner.

@@ -37,7 +37,7 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
     unexpected = [name for name in there if name not in own]
     if missing or unexpected or wrong - head:
         raise InvalidFile(
-            f"{path} holds no weights that fit this network: {_told(own, there, missing, unexpected, wrong - head, in_channels)}"
+            f"{path} holds no weights that fit this network: {_message(own, there, missing, unexpected, wrong - head, in_channels)}"
         )
     fitting = OrderedDict((name, value) for name, value in there.items() if name not in head)
     fitting._metadata = own._metadata  # type: ignore[attr-defined]  # layers that store their version in it get the present one
@@ -112,7 +112,7 @@ def _head(own: Mapping[str, Tensor], there: Mapping[str, Tensor], wrong: set[str
     return (set(found), numbers.pop()) if len(numbers) == 1 else (set(), classes)
 
 
-def _told(
+def _message(
     own: Mapping[str, Tensor],
     there: Mapping[str, Tensor],
     missing: list[str],

@@ -78,7 +78,7 @@ def _voted(masks: Sequence[WeightMask], elected: Callable[[Tensor], Tensor]) -> 
 
 
 def _check_same(masks: Sequence[WeightMask]) -> None:
-    """Raises InvalidPlan unless the masks speak of the same parameters."""
+    """Raises InvalidPlan unless the masks have the same parameters."""
     if not masks:
         raise InvalidPlan("there are no masks to compare; give at least one")
     first = {name: kept.shape for name, kept in masks[0].kept.items()}

@@ -123,8 +123,8 @@ class PruningPlan:
     `groups` are the original network's; `kept` names, for every group, the channels that stay, sorted.
 
     Raises:
-        InvalidPlan: indices out of range, repeated or unsorted; an emptied or frozen group cut; groups unknown or missing; tied groups
-            cut by different shares.
+        InvalidPlan: indices out of range, repeated or unsorted; a frozen group cut, or a group without any channel left; groups unknown
+            or missing; tied groups cut by different shares.
     """
 
     groups: tuple[Group, ...]

@@ -28,7 +28,7 @@ Why = Literal["dense", "grid", "alignment", "check"]
 class Run(Record):
     """One timing of the network, at widths of its own: layer -> (read, made); `layers_ms` add up to `ms`, the median of the whole.
 
-    `spread` is p80 over p20. Why it was run: "grid" and "alignment" tell the law, "check" is held against it. `reference_ms` is the median of
+    `spread` is p80 over p20. Why it was run: "grid" and "alignment" fit the law, "check" is held against it. `reference_ms` is the median of
     a small cut that ran in turns with it: how fast the machine was just then (profiles from before it was timed have none).
     """
 
@@ -61,12 +61,12 @@ class Profile(Record):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises InvalidFile where a run tells nothing of a layer, or a time is none."""
+        """Raises InvalidFile where a run lacks a layer, or a time is not a number above 0."""
         if len(self.runs) > MOST_RUNS or (
             self.runs and (self.runs[0].why != "dense" or self.runs[0].layers_ms.keys() != self.layers.keys())
         ):
             raise InvalidFile(
-                f"a profile has up to {MOST_RUNS} runs, of which the first is the whole network's and tells the time of every layer"
+                f"a profile has up to {MOST_RUNS} runs, of which the first is the whole network's and has the time of every layer"
             )
         for run in self.runs:
             if run.widths.keys() != self.layers.keys() or not run.layers_ms.keys() <= self.layers.keys():
@@ -145,12 +145,12 @@ class Profile(Record):
 
     def check_fits(self, model: Mapping[str, Any], target: Deployment | None = None) -> None:
         """Raises ProfileMismatch where it is of another network, or for another target; it says what differs."""
-        for name, there, asked in (
+        for name, there, expected in (
             ("name", self.model.get("name"), model["name"]),
             ("arguments", self.model.get("arguments"), model["arguments"]),
         ):
-            if there != asked:
-                raise ProfileMismatch(f"the profile is of a model with {name} {there}, not {asked}; make one with `ltcompile profile`")
+            if there != expected:
+                raise ProfileMismatch(f"the profile is of a model with {name} {there}, not {expected}; make one with `ltcompile profile`")
         if target is not None and target != self.target:
             raise ProfileMismatch(f"the profile is for {self.target}, not for {target}; make one with `ltcompile profile` there")
 

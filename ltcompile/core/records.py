@@ -48,7 +48,7 @@ class Trained(Record):
     `stop_epoch` is the epoch of minimum validation loss; `val_correct` says which validation images were right, as a
     hexadecimal bit string, so that verdicts can pair images. `weights` is how many weights (values of matrices and filters) a mask
     left; None where the search was for none. With a mask, `params` counts what is not dropped, and `filters` and `macs` are of the
-    network without the channels that the mask emptied.
+    network without the channels that the mask made dead.
     """
 
     seed: int

@@ -235,4 +235,4 @@ def _state_dict_error(path: Path, what: str, error: Exception) -> InvalidFile:
 def _differences(there: dict[str, Any], settings: dict[str, Any]) -> str:
     """In which settings two runs differ, in words; empty where in none."""
     differing = [k for k in sorted(set(settings) | set(there)) if settings.get(k) != there.get(k)]
-    return "; ".join(f"{k}: {there.get(k)!r} there, {settings.get(k)!r} asked for" for k in differing)
+    return "; ".join(f"{k}: {there.get(k)!r} there, {settings.get(k)!r} requested" for k in differing)

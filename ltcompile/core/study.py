@@ -32,7 +32,7 @@ class Estimate(Record):
     seeds: int
 
     def __post_init__(self) -> None:
-        """Raises InvalidFile where the interval does not hold the mean, or is there though one seed tells of no spread."""
+        """Raises InvalidFile where the interval does not hold the mean, or is there although there is one seed."""
         if (self.low is None) != (self.high is None) or (self.low is None) != (self.seeds == 1) or self.seeds < 1:
             raise InvalidFile(f"an interval over {short(self.seeds)} seeds from {short(self.low)} to {short(self.high)} is none")
         if self.low is not None and self.high is not None and not self.low <= self.mean <= self.high:
@@ -66,8 +66,8 @@ class Claim(Record):
 
     def __post_init__(self) -> None:
         """Raises InvalidFile where the answer is not what the interval says."""
-        if self.answer != (told := self.found.lies(self.side, self.bound)):
-            raise InvalidFile(f"the claim {short(self.statement)} is said to be {self.answer!r}, and its interval says {told!r}")
+        if self.answer != (expected := self.found.lies(self.side, self.bound)):
+            raise InvalidFile(f"the claim {short(self.statement)} is said to be {self.answer!r}, and its interval says {expected!r}")
 
     @classmethod
     def judged(
@@ -79,15 +79,15 @@ class Claim(Record):
             "else not decidable here"
         )
         few = f"{found.seeds} seed{'s' * (found.seeds > 1)} only: " if found.seeds < FEWEST_SEEDS else ""
-        told = "there is no interval" if found.seeds == 1 else "the interval rests on hardly any spread between trainings"
+        why = "there is no interval" if found.seeds == 1 else "the interval rests on hardly any spread between trainings"
         tied = found.low is not None and found.low == found.high
-        note = f"{few}{told}" if few else "all seeds give the same value: the number comes in steps, and the interval is narrower than one"
+        note = f"{few}{why}" if few else "all seeds give the same value: the number comes in steps, and the interval is narrower than one"
         return cls(statement, source, number, unit, found, side, bound, found.lies(side, bound), rule, note if few or tied else "")
 
 
 @dataclass(frozen=True)
 class Table(Record):
-    """Rows of texts under the names of their columns, which tell units."""
+    """Rows of texts under the names of their columns, which contain units."""
 
     title: str
     columns: list[str]
@@ -144,7 +144,7 @@ class Figure(Record):
         _check_name(self.name)
         for axis in (self.x_axis, self.y_axis):
             if not re.search(r"\(.+\)$", axis):
-                raise InvalidFile(f"the axis {short(axis)} of the figure {self.name} does not tell its unit in brackets")
+                raise InvalidFile(f"the axis {short(axis)} of the figure {self.name} does not name its unit in brackets")
         if self.log_x and any(x <= 0 for series in self.series for x in (*series.x, *(series.x_low or ())) if x is not None):
             raise InvalidFile(f"the figure {self.name} has a logarithmic axis, and points at or below 0 on it")
 
@@ -189,7 +189,7 @@ def _check_name(name: str) -> None:
 
 @dataclass(frozen=True)
 class ArmNote(Record):
-    """A search of the study: what was asked of it, what its own verdict was, and Ma et al.'s conditions at the level of that."""
+    """A search of the study: its settings, its own verdict, and Ma et al.'s conditions at the level of that."""
 
     name: str
     model: str
@@ -221,7 +221,7 @@ class Study(Record):
     maps: list[Maps] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Raises InvalidFile where two figures have one name, or there is nothing to tell."""
+        """Raises InvalidFile where two figures have one name, or there are no results."""
         names = [*(figure.name for figure in self.figures), *(maps.name for maps in self.maps)]
         if len(set(names)) < len(names) or not self.arms or not self.seeds:
             raise InvalidFile("a study has arms and seeds, and figures of different names")

@@ -1,7 +1,7 @@
 """The time of one layer over the widths that it reads and makes, from samples: monotone, with steps of alignment at powers of two.
 
     ms(x, y) = max(g, penalty[v(x)][v(y)] * g)                           with g = grid(ceil_p(x), ceil_q(y))
-    ms(x, y) = max(g, launch + penalty[v(x)][v(y)] * rate * x * y)       where that tells the layers of a kind better
+    ms(x, y) = max(g, launch + penalty[v(x)][v(y)] * rate * x * y)       where that fits the layers of a kind better
 
 `grid` goes through the medians of what was measured, linearly between; p and q are the blocks that hardware rounds widths up to; v is how
 often 2 divides a width (at most 4), and `penalty` what an unfit width costs beyond rounding: one channel past an edge can take a whole
@@ -65,7 +65,7 @@ class Grid:
         return 0.0 if self._table is None else float(self._law[0])
 
     def arithmetic(self, x: Any, y: Any) -> Array:
-        """Milliseconds beyond the launch at the best rate of all widths; where too few of them were measured to tell, all of the time."""
+        """Milliseconds beyond the launch at the best rate of all widths; where too few of them were measured, all of the time."""
         return self(x, y) if self._rate is None else np.asarray(self._rate * x * y)
 
     @functools.cached_property
@@ -133,7 +133,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Surface:
-    """Milliseconds of one layer. `reads` and `makes` tell whether these widths can change at all: what cannot has no steps."""
+    """Milliseconds of one layer. `reads` and `makes` are whether these widths can change at all: what cannot has no steps."""
 
     grid: Grid
     alignment: Alignment
@@ -165,7 +165,7 @@ def fit_alignment(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]]) -
 
 
 def _fitted(layers: Sequence[tuple[Grid, bool, bool, Sequence[Sample]]], bare: Alignment) -> tuple[Alignment, float]:
-    """`bare` with the table that tells the samples best, and the mean error left, of logarithms."""
+    """`bare` with the table that fits the samples best, and the mean error left, of logarithms."""
     places, measured, laws = [], [], []
     for grid, reads, makes, samples in layers:
         x, y = (np.array([getattr(s, name) for s in samples]) for name in ("read", "made"))

@@ -79,7 +79,7 @@ class Ticket:
         for row in self.history:
             if (row.arm, row.level, row.seed) == (arm, level, self.seed):
                 return row
-        raise InvalidFile(f"the ticket's history tells nothing of the {arm} network of level {level} and seed {self.seed}")
+        raise InvalidFile(f"the ticket's history has no row of the {arm} network of level {level} and seed {self.seed}")
 
     def _mask(self) -> dict[str, Tensor]:
         return dict(self.mask.kept) if self.mask else {}
@@ -129,8 +129,8 @@ class Ticket:
         value = read_torch(path, "ticket")
         if not isinstance(value, dict) or value.get("kind") != KIND:
             raise InvalidFile(f"{path} is no ltcompile ticket; `ltcompile find` writes one")
-        if (told := short(value.get("format"))) != str(FORMAT):
-            raise TicketMismatch(f"{path} has ticket format {told}, this ltcompile reads {FORMAT}; update ltcompile")
+        if (format := short(value.get("format"))) != str(FORMAT):
+            raise TicketMismatch(f"{path} has ticket format {format}, this ltcompile reads {FORMAT}; update ltcompile")
         try:
             header, weights, kept = value["header"], value["weights"], value.get("mask", {})
             for tensors in (weights, kept):
@@ -174,12 +174,12 @@ def check_model(model: Any, data: Any) -> None:
     arguments = model.get("arguments") if isinstance(model, Mapping) else None
     if not isinstance(arguments, Mapping) or not isinstance(model.get("name"), str) or not isinstance(data, Mapping):
         raise InvalidFile("it does not say which model and data it belongs to")
-    told = Description.from_json(data)
-    if math.prod(told.shape) > MOST_PIXELS:
-        raise InvalidFile(f"its images of {short(told.shape)} have more than {MOST_PIXELS:,} values")
-    expected = told.arguments
+    description = Description.from_json(data)
+    if math.prod(description.shape) > MOST_PIXELS:
+        raise InvalidFile(f"its images of {short(description.shape)} have more than {MOST_PIXELS:,} values")
+    expected = description.arguments
     if dict(arguments) != expected:
-        raise InvalidFile(f"its model is built with {short(dict(arguments))}, and its data asks for {expected}")
+        raise InvalidFile(f"its model is built with {short(dict(arguments))}, and its data requires {expected}")
 
 
 def _check_masked(weights: Mapping[str, Tensor], mask: WeightMask | None) -> None:

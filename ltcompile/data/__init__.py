@@ -14,7 +14,7 @@ from ltcompile import registry
 from ltcompile.core.description import Description
 from ltcompile.core.image_size import ImageSize, height_width, to_text
 from ltcompile.core.preprocessing import Preprocessing
-from ltcompile.data._dataset import Dataset, Split, TensorSplit, Wanted
+from ltcompile.data._dataset import Dataset, DatasetOptions, Split, TensorSplit
 from ltcompile.errors import InvalidData, InvalidSetting
 
 __all__ = ["Dataset", "Description", "Split", "TensorSplit", "load_data", "load_like", "names"]
@@ -53,7 +53,7 @@ def load_data(
     size = None if image_size is None else height_width(image_size)
     if size is not None and not all(4 <= n <= 1024 for n in size):
         raise InvalidSetting(f"an image size of {to_text(size)} pixels is outside 4..1024")
-    dataset: Dataset = module.load(Path(path or root), Wanted(size, val_share, SPLIT_SEED, download, strict, preprocessing))
+    dataset: Dataset = module.load(Path(path or root), DatasetOptions(size, val_share, SPLIT_SEED, download, strict, preprocessing))
     dataset.check()
     return dataset
 

@@ -22,7 +22,7 @@ PART_SEED = 0  # of the choice of training images, where not all are used
 
 
 @dataclass(frozen=True)
-class Wanted:
+class DatasetOptions:
     """The requested options of a data set; without an image size, the preprocessing's counts, and without that the data's own."""
 
     image_size: tuple[int, int] | None  # (height, width)
@@ -177,7 +177,7 @@ def from_tensors(
     class_names: list[str],
     train: tuple[Tensor, Tensor],
     test: tuple[Tensor, Tensor],
-    wanted: Wanted,
+    options: DatasetOptions,
     *,
     image_size: tuple[int, int],
     val: tuple[Tensor, Tensor] | None = None,
@@ -187,27 +187,29 @@ def from_tensors(
     from ltcompile.data._split import stratified
 
     if val is None:
-        if not 0 < wanted.val_share < 1:
-            raise InvalidData(f"the validation share must be between 0 and 1, not {wanted.val_share}")
-        val_rows, train_rows = stratified(train[1], (wanted.val_share,), stream("validation split", wanted.seed))
+        if not 0 < options.val_share < 1:
+            raise InvalidData(f"the validation share must be between 0 and 1, not {options.val_share}")
+        val_rows, train_rows = stratified(train[1], (options.val_share,), stream("validation split", options.seed))
         val, train = (train[0][val_rows], train[1][val_rows]), (train[0][train_rows], train[1][train_rows])
     parts = (train, val, test)
-    if wanted.image_size is None:
+    if options.image_size is None:
         _check_memory(name, sum(len(labels) for _, labels in parts), train[0].shape[1], image_size)
-    splits = [(_resize(images, image_size, wanted.interpolation), labels) for images, labels in parts]
+    splits = [(_resize(images, image_size, options.interpolation), labels) for images, labels in parts]
     if not len(splits[0][1]):
         raise InvalidData(f"{name}: no image is left to train on")
     channels = train[0].shape[1]
-    mean, std = prescribed(name, channels, wanted.preprocessing) or statistics(splits[0][0])
-    description = describe(name, class_names, (channels, *image_size), mean, std, wanted)
+    mean, std = prescribed(name, channels, options.preprocessing) or statistics(splits[0][0])
+    description = describe(name, class_names, (channels, *image_size), mean, std, options)
     tensors = [TensorSplit(images, labels, mean, std) for images, labels in splits]
     return Dataset(description, tensors[0], tensors[1], tensors[2], flip=flip, small=len(splits[0][1]) < 5000)
 
 
-def describe(name: str, class_names: list[str], shape: tuple[int, int, int], mean: Tensor, std: Tensor, wanted: Wanted) -> Description:
-    """The description of images that were prepared as wanted."""
-    told_mean, told_std = (tuple(round(v, 6) for v in values.tolist()) for values in (mean, std))  # 0.485, and not 0.48500001
-    return Description(name, tuple(class_names), shape, told_mean, told_std, wanted.interpolation)
+def describe(
+    name: str, class_names: list[str], shape: tuple[int, int, int], mean: Tensor, std: Tensor, options: DatasetOptions
+) -> Description:
+    """The description of images that were prepared by `options`."""
+    rounded_mean, rounded_std = (tuple(round(v, 6) for v in values.tolist()) for values in (mean, std))  # 0.485, and not 0.48500001
+    return Description(name, tuple(class_names), shape, rounded_mean, rounded_std, options.interpolation)
 
 
 def prescribed(name: str, channels: int, preprocessing: Preprocessing | None) -> tuple[Tensor, Tensor] | None:

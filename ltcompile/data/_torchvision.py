@@ -6,18 +6,18 @@ from pathlib import Path
 
 import torch
 
-from ltcompile.data._dataset import Dataset, Wanted, from_tensors
+from ltcompile.data._dataset import Dataset, DatasetOptions, from_tensors
 from ltcompile.errors import InvalidData
 
 
-def load(kind: str, root: Path, wanted: Wanted) -> Dataset:
-    """The torchvision data set class `kind` from `root`; `wanted.download` fetches it when it is not there."""
+def load(kind: str, root: Path, options: DatasetOptions) -> Dataset:
+    """The torchvision data set class `kind` from `root`; `options.download` fetches it when it is not there."""
     import torchvision
 
     parts = []
     for train in (True, False):
         try:
-            part = getattr(torchvision.datasets, kind)(str(root), train=train, download=wanted.download)
+            part = getattr(torchvision.datasets, kind)(str(root), train=train, download=options.download)
         except RuntimeError as error:
             raise InvalidData(
                 f"{kind} is missing or corrupt in {root}: pass the folder that holds it in torchvision's layout as data_root=, "
@@ -32,5 +32,5 @@ def load(kind: str, root: Path, wanted: Wanted) -> Dataset:
         images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
         parts.append((images.contiguous(), labels))
     flip = kind != "MNIST"  # a mirrored digit is another sign
-    size = wanted.size(*parts[0][0].shape[-2:])
-    return from_tensors(kind.lower(), classes, parts[0], parts[1], wanted, image_size=size, flip=flip)
+    size = options.size(*parts[0][0].shape[-2:])
+    return from_tensors(kind.lower(), classes, parts[0], parts[1], options, image_size=size, flip=flip)

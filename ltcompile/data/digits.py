@@ -11,25 +11,25 @@ from pathlib import Path
 import torch
 
 from ltcompile.core.streams import stream
-from ltcompile.data._dataset import Dataset, Wanted, from_tensors
+from ltcompile.data._dataset import Dataset, DatasetOptions, from_tensors
 from ltcompile.data._split import stratified
 
 TEST_SHARE, VAL_SHARE = 0.25, 1 / 3
 
 
-def load(root: Path, wanted: Wanted) -> Dataset:
+def load(root: Path, options: DatasetOptions) -> Dataset:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = torch.tensor(digits.images / 16 * 255).round().to(torch.uint8)[:, None]
     labels = torch.tensor(digits.target)
-    test, train = stratified(labels, (TEST_SHARE,), stream("test split", wanted.seed))
+    test, train = stratified(labels, (TEST_SHARE,), stream("test split", options.seed))
     return from_tensors(
         "digits",
         [str(d) for d in range(10)],
         (images[train], labels[train]),
         (images[test], labels[test]),
-        replace(wanted, val_share=max(wanted.val_share, VAL_SHARE)),
-        image_size=wanted.size(32, 32),
+        replace(options, val_share=max(options.val_share, VAL_SHARE)),
+        image_size=options.size(32, 32),
         flip=False,
     )

@@ -20,7 +20,17 @@ from ltcompile.core.notice import notify
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
-from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, Wanted, augment, black_pixel, describe, from_tensors, prescribed, statistics
+from ltcompile.data._dataset import (
+    IN_MEMORY_BYTES,
+    Dataset,
+    DatasetOptions,
+    augment,
+    black_pixel,
+    describe,
+    from_tensors,
+    prescribed,
+    statistics,
+)
 from ltcompile.data._split import stratified
 from ltcompile.errors import InvalidData
 
@@ -32,24 +42,24 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".
 Files = tuple[list[Path], Tensor]  # paths and labels (N,)
 
 
-def load(root: Path, wanted: Wanted) -> Dataset:
+def load(root: Path, options: DatasetOptions) -> Dataset:
     if not root.is_dir():
         raise InvalidData(f"there is no folder {root}; write imagefolder:PATH with the folder of your images")
-    size = wanted.size(DEFAULT_SIZE, DEFAULT_SIZE)
-    classes, *parts = _parts(root, wanted.val_share, wanted.seed)
+    size = options.size(DEFAULT_SIZE, DEFAULT_SIZE)
+    classes, *parts = _parts(root, options.val_share, options.seed)
     name = f"imagefolder:{root.name}"
     if sum(len(paths) for paths, _ in parts) * 3 * size[0] * size[1] > IN_MEMORY_BYTES:
-        return _streamed(name, classes, parts, size, wanted)
-    train, val, test = _readable(root, parts, size, wanted)
-    return from_tensors(name, classes, train, test, wanted, val=val, image_size=size, flip=True)
+        return _streamed(name, classes, parts, size, options)
+    train, val, test = _readable(root, parts, size, options)
+    return from_tensors(name, classes, train, test, options, val=val, image_size=size, flip=True)
 
 
-def _readable(root: Path, parts: list[Files], size: tuple[int, int], wanted: Wanted) -> list[tuple[Tensor, Tensor]]:
+def _readable(root: Path, parts: list[Files], size: tuple[int, int], options: DatasetOptions) -> list[tuple[Tensor, Tensor]]:
     """Pixels (N, 3, height, width) and labels (N,) of every part, without the images that cannot be read. Raises InvalidData if strict."""
     read: list[tuple[Tensor, Tensor]] = []
     broken: list[Path] = []
     for paths, labels in parts:
-        pixels = _decode_all(paths, size, wanted.interpolation)
+        pixels = _decode_all(paths, size, options.interpolation)
         broken += [path for path, p in zip(paths, pixels, strict=True) if isinstance(p, InvalidData)]
         good = [p for p in pixels if isinstance(p, Tensor)]
         kept = torch.tensor([isinstance(p, Tensor) for p in pixels], dtype=torch.bool)
@@ -58,7 +68,7 @@ def _readable(root: Path, parts: list[Files], size: tuple[int, int], wanted: Wan
         count = sum(len(paths) for paths, _ in parts)
         names = ", ".join(str(path.relative_to(root)) for path in broken[:5])
         problem = f"{len(broken)} of {count} images in {root} cannot be read: {names}{', ...' if len(broken) > 5 else ''}"
-        if wanted.strict:
+        if options.strict:
             raise InvalidData(f"{problem}; repair or remove them, or leave strict= out to skip them")
         notify(f"{problem}; skipped")
     return read
@@ -176,10 +186,10 @@ class StreamedSplit:
             yield (augment(images, recipe, rng, black_pixel(self._mean, self._std)) if recipe else images), labels.to(device)
 
 
-def _streamed(name: str, classes: list[str], parts: list[Files], size: tuple[int, int], wanted: Wanted) -> Dataset:
-    mean, std = prescribed(name, 3, wanted.preprocessing) or statistics(_sample(parts[0][0], size, wanted.interpolation))
-    description = describe(name, classes, (3, *size), mean, std, wanted)
-    train, val, test = (StreamedSplit(files, size, wanted.interpolation, mean, std) for files in parts)
+def _streamed(name: str, classes: list[str], parts: list[Files], size: tuple[int, int], options: DatasetOptions) -> Dataset:
+    mean, std = prescribed(name, 3, options.preprocessing) or statistics(_sample(parts[0][0], size, options.interpolation))
+    description = describe(name, classes, (3, *size), mean, std, options)
+    train, val, test = (StreamedSplit(files, size, options.interpolation, mean, std) for files in parts)
     return Dataset(description, train, val, test, flip=True)
 
 

@@ -76,58 +76,58 @@ class Calls(TorchFunctionMode):
     def _count(self, tensor: Tensor) -> int:
         return Int(tensor.numel(), None, tuple(d for d in self.labels[tensor] if d is not None))
 
-    def _asks_sizes(self, args: Any, kwargs: Any) -> None:
+    def _note_sizes(self, args: Any, kwargs: Any) -> None:
         sizes = args[1:] or tuple(kwargs.get("shape", kwargs.get("size", ())))
         self.requests.sizes = list(sizes[0] if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes)
         if any(not isinstance(s, int) for s in self.requests.sizes):
             self.requests.sizes = []
 
-    def _asks_new(self, args: Any, kwargs: Any) -> None:
+    def _note_new(self, args: Any, kwargs: Any) -> None:
         """The sizes of a tensor that is made: one tuple, or all of them one by one."""
         given = [kwargs["size"]] if "size" in kwargs else list(args[1:] if isinstance(args[0], Tensor) else args) if args else []
         sizes = list(given[0]) if given and isinstance(given[0], (tuple, list)) else given
         self.requests.sizes = sizes if all(isinstance(s, int) for s in sizes) else []
 
-    def _asks_unflatten(self, args: Any, kwargs: Any) -> None:
+    def _note_unflatten(self, args: Any, kwargs: Any) -> None:
         x, dim, sizes = args[0], kwargs.get("dim", args[1] if len(args) > 1 else 0), kwargs.get("sizes", args[2] if len(args) > 2 else ())
         at = dim % x.dim()
         known = [_int(n, self.labels[x][i]) for i, n in enumerate(x.shape)]
         self.requests.sizes = [*known[:at], *sizes, *known[at + 1 :]]
 
-    def _asks_parts(self, args: Any, kwargs: Any) -> None:
+    def _note_parts(self, args: Any, kwargs: Any) -> None:
         self.requests.parts = (
             args[1] if len(args) > 1 else kwargs.get("split_size", kwargs.get("split_size_or_sections", kwargs.get("split_sizes")))
         )
         self.requests.chunks = False
 
-    def _asks_chunks(self, args: Any, kwargs: Any) -> None:
+    def _note_chunks(self, args: Any, kwargs: Any) -> None:
         self.requests.chunks = True
 
-    def _asks_norm(self, args: Any, kwargs: Any) -> None:
+    def _note_norm(self, args: Any, kwargs: Any) -> None:
         self.requests.norm = args[1] if len(args) > 1 else kwargs.get("normalized_shape", kwargs.get("num_groups"))
 
-    def _asks_bounds(self, args: Any, kwargs: Any) -> None:
+    def _note_bounds(self, args: Any, kwargs: Any) -> None:
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         self.requests.bounds = [(i.start, i.stop) for i in index if isinstance(i, slice) and (i.start is not None or i.stop is not None)]
 
 
 _REQUESTS: dict[Any, Callable[[Calls, Any, Any], None]] = {
-    Tensor.view: Calls._asks_sizes,
-    Tensor.reshape: Calls._asks_sizes,
-    torch.reshape: Calls._asks_sizes,
-    **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn), Calls._asks_new),
-    **dict.fromkeys((Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full), Calls._asks_new),
-    Tensor.unflatten: Calls._asks_unflatten,
-    torch.unflatten: Calls._asks_unflatten,
-    Tensor.split: Calls._asks_parts,
-    torch.split: Calls._asks_parts,
-    Tensor.split_with_sizes: Calls._asks_parts,
-    torch.split_with_sizes: Calls._asks_parts,
-    Tensor.chunk: Calls._asks_chunks,
-    torch.chunk: Calls._asks_chunks,
-    **dict.fromkeys((F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm), Calls._asks_norm),
-    Tensor.__getitem__: Calls._asks_bounds,
-    Tensor.__setitem__: Calls._asks_bounds,
+    Tensor.view: Calls._note_sizes,
+    Tensor.reshape: Calls._note_sizes,
+    torch.reshape: Calls._note_sizes,
+    **dict.fromkeys((torch.zeros, torch.ones, torch.empty, torch.full, torch.rand, torch.randn), Calls._note_new),
+    **dict.fromkeys((Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full), Calls._note_new),
+    Tensor.unflatten: Calls._note_unflatten,
+    torch.unflatten: Calls._note_unflatten,
+    Tensor.split: Calls._note_parts,
+    torch.split: Calls._note_parts,
+    Tensor.split_with_sizes: Calls._note_parts,
+    torch.split_with_sizes: Calls._note_parts,
+    Tensor.chunk: Calls._note_chunks,
+    torch.chunk: Calls._note_chunks,
+    **dict.fromkeys((F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm), Calls._note_norm),
+    Tensor.__getitem__: Calls._note_bounds,
+    Tensor.__setitem__: Calls._note_bounds,
 }
 
 

@@ -1,12 +1,12 @@
-"""Take out of a network the channels that a mask of single weights emptied: smaller, dense, and the same function.
+"""Remove the dead channels of a network with zeros among its weights: the result is smaller, dense, and the same function.
 
-Two kinds of channel can go, and taking one out empties others, so this is repeated until nothing more goes:
+Two kinds of channels are dead. Removing one can make others dead, so the removal is repeated until none is left:
 
 - unread: all weights that read it are zero. Tracing allows sums over channels only through weights, so nothing else depends on it.
-- constant: all weights of a layer that makes it are zero, so that a bias or a batch norm's shift is all there is of it. What its readers
-  see of it is measured, not derived: a sigmoid, a residual or a padded pool may lie between. A reader adds it up into its bias. Where that
-  cannot be, since the reader pads with zeros (its border sums other taps) or has no bias, one of the group's constant channels stays
-  and stands for all of them: its weights become sum over j of W[:, j] * value[j] / value[its own], which is exact at borders too.
+- constant: all weights of a layer that produces it are zero, so its value comes from a bias or a batch norm's shift alone. The value at
+  each consumer is measured, not derived, because a sigmoid, a residual or a padded pool may lie between. It is folded into the consumer's
+  bias. Where the consumer pads with zeros (sums at its border have fewer taps) or has no bias, one of the group's constant channels stays
+  and represents all of them: its weights become sum over j of W[:, j] * value[j] / value[its own], which is exact at borders too.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from ltcompile.graph.surgeon import cut, dropped_weights, zero_
 from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 from ltcompile.graph.widths import LAYERS
 
-IMAGES = 8  # random ones, which what is constant has to be constant over
+IMAGES = 8  # random ones, over which a constant channel must be constant
 ROUNDING = 1e-6  # by which a constant may vary, relative to itself
-STRONG = 0.1  # a channel stands for others only where its value is at least so much of the largest: rounding would grow
+STRONG = 0.1  # a channel represents others only where its value is at least this fraction of the largest, to limit rounding errors
 _MIXING = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.RNNBase)
 _MAKING = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
 _Seen = dict[str, tuple[Tensor, Tensor]]  # reader -> the least and largest value at each of its inputs
@@ -39,9 +39,9 @@ _Seen = dict[str, tuple[Tensor, Tensor]]  # reader -> the least and largest valu
 
 @dataclass(frozen=True)
 class Eliminated:
-    """A network without its emptied channels, in eval mode, and what was cut on the groups of the original.
+    """A network without its dead channels, in eval mode, and the plan of what was cut, on the groups of the original.
 
-    `constant` channels (a channel of a residual stage is several filters) were folded onward, `unread` ones were read by no weight.
+    `constant` channels (a channel of a residual stage is several filters) were folded into their consumers; no weight read the `unread` ones.
     """
 
     module: nn.Module
@@ -52,7 +52,7 @@ class Eliminated:
 
 @torch.no_grad()
 def eliminate_dead_channels(model: nn.Module, groups: tuple[Group, ...], example: Example) -> Eliminated:
-    """`model` without the channels that zeros among its weights emptied; it answers as `model` does in eval mode, but for rounding.
+    """`model` without the channels that zeros among its weights made dead; outputs equal those of `model` in eval mode up to rounding.
 
     At least one channel of each group stays, and all of the groups that are frozen, that hold bare parameters or share weights
     with another layer, or whose norms mix channels. Groups that are tied keep the same share.
@@ -105,7 +105,7 @@ class _Axis:
 
 @dataclass(eq=False)
 class _Channels:
-    """The channels of a group: who makes them, who reads them, and which are still there."""
+    """The channels of a group: the layers that produce and read them, and which channels remain."""
 
     group: Group
     makers: list[_Axis]
@@ -129,11 +129,11 @@ class _Channels:
         return tuple(self.alive.nonzero().flatten().tolist())
 
     def unread_channels(self) -> Tensor:
-        """The channels that are there, and that no weight reads (C,)."""
+        """The remaining channels that no weight reads (C,)."""
         return self.alive & _all(reader.empty() for reader in self.readers) if self.readers else torch.zeros_like(self.alive)
 
     def zero_weight_channels(self) -> Tensor:
-        """The channels that a layer makes without weights, and that are read (C,): they may be constant."""
+        """The channels that a layer produces with zero weights, and that are read (C,): they may be constant."""
         empty = ~_all(~maker.empty() for maker in self.makers) if self.makers else torch.zeros_like(self.alive)
         return self.alive & empty & ~self.unread_channels()
 
@@ -148,7 +148,7 @@ class _Going:
     values: list[Tensor]
 
     def limit(self, count: int) -> None:
-        """Let no more than so many go; the unread ones first."""
+        """Selects at most `count` channels to remove; unread ones first."""
         first = torch.cat([self.unread.nonzero(), self.constant.nonzero()]).flatten()[:count]
         chosen = torch.zeros_like(self.unread)
         chosen[first] = True
@@ -184,7 +184,7 @@ def _is_plain(network: nn.Module, tied: TiedGroups) -> bool:
 
 
 def _one_round(network: nn.Module, found: list[list[_Channels]], calls: list[Inputs]) -> bool:
-    """Fold and mark what is emptied now; whether there was anything."""
+    """Folds and marks the channels that are dead now; returns whether there were any."""
     candidates = any(bool(channels.zero_weight_channels().any()) for tied in found for channels in tied)
     seen = _read(network, {r.name for tied in found for channels in tied for r in channels.readers}, calls) if candidates else {}
     gone = False
@@ -226,7 +226,7 @@ def _representatives(readers: list[_Axis], constant: Tensor, values: list[Tensor
 
 
 def _wants_one(layer: nn.Module) -> bool:
-    """Whether a constant input of `layer` is no matter of its bias: it has none, or its border sums fewer taps."""
+    """Whether a constant input of `layer` cannot be folded into its bias: it has none, or its border sums fewer taps."""
     if layer.bias is None or isinstance(layer, nn.modules.conv._ConvTransposeNd):
         return True
     if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros" or layer.padding == "valid":
@@ -235,7 +235,7 @@ def _wants_one(layer: nn.Module) -> bool:
 
 
 def _level(tied: list[_Channels], going: list[_Going]) -> None:
-    """Let tied groups lose the same share, and every group keep a channel."""
+    """Limits the removals so that tied groups lose the same fraction, and every group keeps a channel."""
     steps = math.gcd(*(channels.group.width for channels in tied))
     pairs = list(zip(tied, going, strict=True))
     gone = [int((~channels.alive | now.unread | now.constant).sum()) * steps // channels.group.width for channels, now in pairs]
@@ -244,7 +244,7 @@ def _level(tied: list[_Channels], going: list[_Going]) -> None:
 
 
 def _remove(channels: _Channels, going: _Going) -> bool:
-    """Fold the constants onward and take note of what goes; whether anything does."""
+    """Folds the constants into their consumers and marks what is removed; returns whether anything is."""
     if going.constant.any():
         for reader, value in zip(channels.readers, going.values, strict=True):
             _fold(reader, going.constant, value, going.all_constant & ~going.constant)
@@ -255,7 +255,7 @@ def _remove(channels: _Channels, going: _Going) -> bool:
 
 
 def _fold(reader: _Axis, constant: Tensor, values: Tensor, staying: Tensor) -> None:
-    """Add what the `constant` channels give to the reader's bias, or to the strongest of those `staying`; and read them no more."""
+    """Add what the `constant` channels give to the reader's bias, or to the strongest of those `staying`; and zero the weights that read them."""
     total = reader.total(constant, values)
     if _wants_one(reader.layer) and total.any():
         strengths = values.abs() * staying[:, None]  # (C, P)

@@ -1,4 +1,4 @@
-"""Remove the channels that a mask emptied, whichever tool made the mask."""
+"""Remove the channels that a mask made dead, whichever tool made the mask."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Ranking:
         return whole
 
     def _rank(self, scores: Mapping[str, Tensor]) -> None:
-        """Line up the steps above the floors: whose each is, and the filters that go with it and all before it."""
+        """Sort the steps above the floors: the owner of each, and the filters that go with it and all before it."""
         least = self._least[len(self._given) :]
         values = [self._step_scores(b, scores)[floor:] for b, floor in zip(self._ranked, least, strict=True)]
         owners = np.repeat(np.arange(len(values)), [len(v) for v in values])

@@ -76,9 +76,7 @@ class SearchJob:
         if self.profile is None:
             raise InvalidSetting(f"a target of {target.measure} needs a profile; make one with `ltcompile profile`")
         if target.measure == "energy" and self.measured is None:
-            raise InvalidSetting(
-                "a target of energy needs a meter, as `profiling.joulemeter` makes one on the machine that it is about"
-            )
+            raise InvalidSetting("a target of energy needs `measured`, from `profiling.joulemeter` on the target machine")
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -61,7 +61,7 @@ class Stepper:
         found, parts = fitting(partial(self._gradients, images, labels), len(images), self.parts)
         if parts > self.parts:
             self.parts = parts
-            notify(_told(self.model, len(images), parts))
+            notify(_message(self.model, len(images), parts))
         self.optimiser.step()
         if self.after_step is not None:
             self.after_step()
@@ -133,7 +133,7 @@ def _taught(teacher: nn.Module | None, device: torch.device) -> Callable[[Tensor
     return answer
 
 
-def _told(model: nn.Module, images: int, parts: int) -> str:
+def _message(model: nn.Module, images: int, parts: int) -> str:
     """What a user has to know of batches in parts."""
     normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     but = f", but batch norm sees {images // parts} images at a time" if normed else ""

@@ -210,7 +210,7 @@ def _size(job: _Job) -> Check:
 
 
 def _claimed_file(job: _Job) -> NetworkFile | None:
-    """The file that the claims speak of: this very one, or else one of the same making, and of the same name if there are several."""
+    """The file that the claims describe: this very one, or else one of the same making, and of the same name if there are several."""
     here, told = job.small.file, [job.claims.timed] if job.claims.timed else []
     same = [file for file in (*told, *job.claims.files) if file.making == here.making]
     ranks = (lambda file: file.sha256 == here.sha256, lambda file: file.output == here.output, lambda file: True)

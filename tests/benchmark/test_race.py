@@ -233,7 +233,7 @@ def test_the_file_for_gpus_takes_and_gives_float32(network: Network) -> None:
     torch.testing.assert_close(run_onnx(network.half_onnx(), images), network.expected(images), rtol=1e-2, atol=1e-2)
 
 
-def test_layers_of_a_placed_program_run_by_whoever_was_chosen(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_of_a_placed_program_run_by_the_chosen_competitor(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[kernels.Call] = []
     monkeypatch.setattr(kernels, "launch", launched.append)
     program = to_layout(network.lowered(2), network.images[:2], "fp32").program
@@ -319,7 +319,7 @@ def test_the_picture_needs_nothing_but_a_browser() -> None:
     assert 'src="http' not in page and "default-src 'none'" in page and "roofline" in page
 
 
-def test_joules_are_differences_of_counters_that_start_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joules_are_differences_of_counters_that_wrap_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unavailable, match="no counters"):
         energy._rapl(tmp_path)
     for package, now in (("intel-rapl:0", 900_000), ("intel-rapl:1", 100_000)):

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("cached_exports")
 @pytest.mark.slow
 class TestOnCpu:
     @pytest.mark.parametrize("precision", ["fp32", "int8"])
-    def test_everyone_is_timed_and_the_fastest_taken(self, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_all_candidates_are_timed_and_the_fastest_taken(self, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(host, "SCREEN_S", 0.0)
         monkeypatch.setattr(host, "FINAL_S", 0.0)
         told: list[str] = []

@@ -438,7 +438,7 @@ class TestTickets:
         record = lt.shrink(mask_ticket(), tmp_path / "small.onnx", snap=how).record  # type: ignore[arg-type]
         assert record["equality_error"] <= 1e-5 and record["snapped"]["way"] == f"{how} to 16"
 
-    def test_statistics_are_taken_anew_before_channels_go(self, tmp_path: Path) -> None:
+    def test_statistics_are_taken_again_before_channels_go(self, tmp_path: Path) -> None:
         """The masked network takes them, so that constants are those of its new batch norms."""
         digits = lt.load_data("digits", image_size=SIDE)
         record = lt.shrink(mask_ticket("resnet20", 0.97), tmp_path / "small.onnx", calibrate=digits).record

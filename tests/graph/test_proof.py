@@ -101,7 +101,7 @@ def test_chance_and_rounding_blame_nothing(case: str) -> None:
     assert lt.plan(model, IMAGES, 0.5, "local").frozen.keys() == {"head"}
 
 
-def test_the_caller_keeps_its_network_and_its_dice() -> None:
+def test_the_caller_keeps_its_network_and_its_rng() -> None:
     torch.manual_seed(0)
     model = Net(MISSED["a scale in eval mode"]).train()
     state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]

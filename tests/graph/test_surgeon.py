@@ -142,7 +142,7 @@ def test_zeroing_the_producers_alone_is_enough_where_zero_stays_zero(images: Ten
 
 
 def test_the_remaining_groups_are_those_of_a_new_tracing(network: nn.Module, images: Tensor) -> None:
-    """But for the names, which speak of places in the original."""
+    """But for the names, which contain positions of the original."""
 
     def nameless(groups: tuple[Group, ...]) -> set[tuple[object, ...]]:
         ties = {tied: frozenset(g.members for g in groups if g.tied == tied) for tied in {g.tied for g in groups} - {""}}

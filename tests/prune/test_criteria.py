@@ -203,7 +203,7 @@ class TestSlices:
             known = {"0.weight": torch.ones(3, 1, 2, 2)}
             assert score(name, model, group, Evidence(gradients=(known,), curvature=known)).isfinite().all()
 
-    def test_bare_parameters_speak_and_attributes_do_not(self) -> None:
+    def test_bare_parameters_count_and_attributes_do_not(self) -> None:
         class Bare(nn.Module):
             def __init__(self) -> None:
                 super().__init__()

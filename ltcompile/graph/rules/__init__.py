@@ -65,7 +65,7 @@ def _zero(call: Call, known: Rule, dims: Dims, out: Tensor) -> list[bool]:
 
 
 def _changed(call: Call, zero: list[bool] | None) -> None:
-    """Tell of the tensors that the operation changed in place; the first output is zero as `zero` says."""
+    """Report the tensors that the operation changed in place; the first output is zero as `zero` says."""
     if call.func is None or not call.func._schema.is_mutable:
         return
     labels, first = call.labels, next(iter(tensors_in(call.out)), None)
