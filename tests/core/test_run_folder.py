@@ -34,7 +34,7 @@ def test_a_run_begins_once_and_resumes_with_its_settings(tmp_path: Path) -> None
     run.begin({"rounds": 2, "path": (0.5,)}, resume=True)
     with pytest.raises(InvalidFile, match="holds a run already; continue it with resume=True"):
         run.begin({"rounds": 2, "path": (0.5,)}, resume=False)
-    with pytest.raises(TicketMismatch, match="rounds: 2 there, 3 asked for"):
+    with pytest.raises(TicketMismatch, match="rounds: 2 there, 3 requested"):
         run.begin({"rounds": 3, "path": (0.5,)}, resume=True)
 
 
