@@ -36,7 +36,7 @@ class TestTickets:
             ("not rising", lambda h, w: h["plan"]["kept"].update({"0": [0, 77]})),
             ("lacks", lambda h, w: h["history"][0].pop("macs")),
             ("whole number", lambda h, w: h["history"][0].update(macs="many")),
-            ("history tells nothing", lambda h, w: h.update(level=7)),
+            ("history has no row of", lambda h, w: h.update(level=7)),
             ("model is built with", lambda h, w: h["model"]["arguments"].update(classes=10**6)),
             ("model is built with", lambda h, w: h["model"]["arguments"].update(weights="/etc/passwd")),
             ("more than 16,777,216 values", lambda h, w: h["data"].update(shape=[1, 10**6, 10**6])),
