@@ -64,18 +64,18 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        told, code = _told(error)
-        typer.secho(printable(told), fg="red", err=True)
+        message, code = _message(error)
+        typer.secho(printable(message), fg="red", err=True)
         sys.exit(code)
 
 
 def _command() -> Any:
-    """The click command that was run; the whole group where it cannot be told."""
+    """The click command that was run; the whole group where it is unknown."""
     group = typer.main.get_command(app)
     return next((group.commands[word] for word in sys.argv[1:] if word in group.commands), group)  # type: ignore[attr-defined]
 
 
-def _told(error: Exception) -> tuple[str, int]:
+def _message(error: Exception) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     if isinstance(error, LtcompileError):
         return f"error: {with_flags(str(error), _command())}", 2

@@ -76,11 +76,11 @@ GROUP_REDUCTION: Any = typer.Option(
 
 
 def limits(keep: list[str], only: list[str], layer_ratio: list[str], max_layer_ratio: float, min_channels: int) -> dict[str, Any]:
-    """The fields of `Limits` as they were asked for. Raises InvalidSetting where a ratio is none."""
+    """The fields of `Limits` as the flags give them. Raises InvalidSetting for a malformed ratio."""
     return {
         "keep": tuple(keep),
         "only": tuple(only),
-        "ratios": dict(_ratio(asked) for asked in layer_ratio),
+        "ratios": dict(_ratio(requested) for requested in layer_ratio),
         "max_layer_ratio": max_layer_ratio,
         "min_channels": min_channels,
     }
@@ -123,18 +123,18 @@ def timed(
     energy: str | None = None,
     quiet: bool = False,
 ) -> Timed | None:
-    """The target of time or energy that was asked for, if one was; profiles this machine where it has to.
+    """The requested target of time or energy, or None; profiles this machine where it has to.
 
     Raises InvalidSetting, ProfileMismatch, and Unavailable where nothing counts energy here.
     """
     given = {"--target-speedup": speedup, "--target-latency": latency, "--target-energy": energy}
-    asked = [name for name, value in given.items() if value is not None]
-    if not asked:
+    requested = [name for name, value in given.items() if value is not None]
+    if not requested:
         if on is not None or profile is not None:
             raise InvalidSetting(f"--on and --profile belong to {' or '.join(given)}; say how fast it must be")
         return None
-    if len(asked) > 1:
-        raise InvalidSetting(f"a cut has one target: leave {' or '.join(asked)} out")
+    if len(requested) > 1:
+        raise InvalidSetting(f"a cut has one target: leave {' or '.join(requested)} out")
     if on is None:
         raise InvalidSetting("a target of time or energy needs a place: add --on, as in --on cpu:onnxruntime:b1:fp32")
     from ltcompile.benchmark.energy import counter
@@ -148,7 +148,7 @@ def timed(
         try:
             counter(target.device)  # before anything takes minutes
         except Unavailable as error:
-            raise Unavailable(f"--target-energy cannot be measured here: {error}; ask for --target-latency or --target-speedup") from error
+            raise Unavailable(f"--target-energy cannot be measured here: {error}; use --target-latency or --target-speedup") from error
     if profile is None:
         found = shown_profile(model, target, cached(model, target), again=False, quiet=quiet)
     else:
@@ -158,9 +158,7 @@ def timed(
         found.check_here()
         dense, spent = joulemeter(model, target)
         if most >= dense:
-            raise InvalidSetting(
-                f"the dense network takes {1000 * dense:.4g} mJ an image at {target} already; ask for less energy than that"
-            )
+            raise InvalidSetting(f"the dense network takes {1000 * dense:.4g} mJ an image at {target} already; choose a lower target")
         return Timed("energy", most / dense, str(target), found, spent)
     try:
         found.check_here()
@@ -170,7 +168,7 @@ def timed(
         measured = None
     share = _milliseconds(latency) / found.dense_ms if latency is not None else 1 / (speedup or 1)
     if not 0 < share < 1:
-        raise InvalidSetting(f"the dense network takes {found.dense_ms:.4g} ms at {target} already; ask for less time than that")
+        raise InvalidSetting(f"the dense network takes {found.dense_ms:.4g} ms at {target} already; choose a lower target")
     return Timed("time", share, str(target), found, measured)
 
 
@@ -211,19 +209,19 @@ def shown_profile(model: dict[str, Any], target: Deployment, path: Path, again: 
         return run(model, target, output=path, resume=not again, on_progress=lambda done, of, _: bar.update(task, completed=done, total=of))
 
 
-def size_for(model: str, asked: str | None) -> int | list[int]:
+def size_for(model: str, requested: str | None) -> int | list[int]:
     """The size of a network's images in pixels, as `core.image_size` reads it. Raises InvalidSetting."""
     from ltcompile.core.image_size import parse
     from ltcompile.models import least_size
 
-    return parse(asked) if asked else (FOREIGN_SIDE if ":" in model else max(SIDE, least_size(model)))
+    return parse(requested) if requested else (FOREIGN_SIDE if ":" in model else max(SIDE, least_size(model)))
 
 
-def _ratio(asked: str) -> tuple[str, float]:
-    pattern, equals, share = asked.rpartition("=")
+def _ratio(requested: str) -> tuple[str, float]:
+    pattern, equals, share = requested.rpartition("=")
     try:
         if equals:
             return pattern, float(share)
     except ValueError:
         pass
-    raise InvalidSetting(f"--layer-ratio takes PATTERN=SHARE, as in 'layer1=0.3', not {asked!r}")
+    raise InvalidSetting(f"--layer-ratio takes PATTERN=SHARE, as in 'layer1=0.3', not {requested!r}")

@@ -35,7 +35,7 @@ def bench(
     data_root: Path = DATA_ROOT,
     model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
     seconds: float = SECONDS,
-    output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; bench.json beside the target by default."),
+    output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; bench.json next to the target by default."),
     write_dense: Path | None = typer.Option(
         None, metavar="FILE", help="Write the dense network to this .onnx file too: what `ltcompile verify --dense` takes."
     ),

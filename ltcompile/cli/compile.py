@@ -52,15 +52,15 @@ def compile(
     from ltcompile.paths import check_writable
 
     check_writable(output)
-    with _progress(as_json) as tell:
+    with _progress(as_json) as report:
         if retune:
-            engine = lt.load_engine(target, retune=True, on_progress=tell)
+            engine = lt.load_engine(target, retune=True, on_progress=report)
         else:
             loaded = Ticket.load(target)
             check_ticket_fits(loaded, model)
             network = small_network(loaded, dense_network(loaded))
             images = _images(loaded, data, data_root, precision)
-            engine = lt.compile(network, images, device=device, batch=batch, precision=precision, max_drop=max_drop, on_progress=tell)
+            engine = lt.compile(network, images, device=device, batch=batch, precision=precision, max_drop=max_drop, on_progress=report)
     engine.save(output)
     if as_json:
         typer.echo(json.dumps([decision.to_json() for decision in engine.decisions.values()]))

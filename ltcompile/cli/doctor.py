@@ -16,20 +16,20 @@ def register(app: typer.Typer) -> None:
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON.")) -> None:
     """Tell what this machine has: devices, precisions, runtimes, versions; what will be used and why."""
-    told = examine()
+    report = examine()
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(report))
         return
-    machine = told["machine"]
+    machine = report["machine"]
     typer.echo(f"processor  {machine['cpu']}, {machine['threads']} threads, {machine['simd']}")
     typer.echo(f"GPU        {machine['gpu'] or 'none that torch sees'}")
-    typer.echo(f"training   on {told['training']['device']} in {told['training']['precision']}: {told['training']['why']}")
-    for device, runtimes in told["runtimes"].items():
+    typer.echo(f"training   on {report['training']['device']} in {report['training']['precision']}: {report['training']['why']}")
+    for device, runtimes in report["runtimes"].items():
         typer.secho(f"runtimes on {device}", bold=True)
         for name, reason in runtimes.items():
             typer.echo(f"  {'works' if reason is None else 'not here':<9} {name:<12} {reason or ''}")
     typer.secho("versions", bold=True)
-    for package, version in told["versions"].items():
+    for package, version in report["versions"].items():
         typer.echo(f"  {package:<16} {version}")
 
 

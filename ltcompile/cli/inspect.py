@@ -42,15 +42,15 @@ def inspect(
     as_json: bool = typer.Option(False, "--json", help="Print as JSON."),
 ) -> None:
     """Print the layers of an ONNX file: widths, weights and MACs for one image. Its external weights are not read."""
-    told = _examine(file)
+    report = _examine(file)
     if as_json:
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(report))
         return
-    _print(told)
+    _print(report)
 
 
 def _examine(path: Path) -> dict[str, Any]:
-    """All that is told. Raises InvalidFile."""
+    """The file's properties. Raises InvalidFile."""
     proto = _load(path)
     nodes = list(_Graph(proto.graph).rows())
     unknown = [row["name"] for row in nodes if row["macs"] is None]
@@ -79,8 +79,8 @@ def _load(path: Path) -> Any:
         _one_image(model.graph)
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx raises its own types
-        told = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidFile(f"{path} is no valid ONNX, as its shapes contradict each other: {told}; export it again") from error
+        message = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InvalidFile(f"{path} is no valid ONNX, as its shapes contradict each other: {message}; export it again") from error
 
 
 def _one_image(graph: Any) -> None:
@@ -155,7 +155,7 @@ class _Graph:
         return held
 
     def _cost(self, node: Any) -> tuple[int | None, int | str | None, int | str | None]:
-        """MACs for one image (None where they cannot be told), and the widths of input and output (None where there is none)."""
+        """MACs for one image (None where they are unknown), and the widths of input and output (None where there is none)."""
         kind = node.op_type
         if node.domain not in ("", "ai.onnx") or kind in UNCOUNTED:
             return None, None, None
@@ -230,15 +230,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return row["name"], row["op"], *widths, "odd" if row["odd"] else "", f"{row['params']:,}", macs
 
 
-def _print(told: dict[str, Any]) -> None:
-    opsets = ", ".join(f"{domain} {version}" for domain, version in told["opset"].items())
-    maker = printable(told["producer"]) or "an unknown producer"
-    typer.echo(f"{told['file']}: opset {printable(opsets)}; made by {maker}; {told['operations']} operations")
-    show_table(("layer", "operation", "in", "out", "", "params", "MACs"), map(_cells, told["nodes"]))
-    typer.echo(f"params {told['params']:,}   MACs {told['macs']:,} for one image")
-    if told["macs_unknown"]:
-        typer.echo(f"not counted, as their sizes or formulas are unknown: {printable(', '.join(told['macs_unknown']))}")
-    if any(row["odd"] for row in told["nodes"]):
+def _print(report: dict[str, Any]) -> None:
+    opsets = ", ".join(f"{domain} {version}" for domain, version in report["opset"].items())
+    maker = printable(report["producer"]) or "an unknown producer"
+    typer.echo(f"{report['file']}: opset {printable(opsets)}; made by {maker}; {report['operations']} operations")
+    show_table(("layer", "operation", "in", "out", "", "params", "MACs"), map(_cells, report["nodes"]))
+    typer.echo(f"params {report['params']:,}   MACs {report['macs']:,} for one image")
+    if report["macs_unknown"]:
+        typer.echo(f"not counted, as their sizes or formulas are unknown: {printable(', '.join(report['macs_unknown']))}")
+    if any(row["odd"] for row in report["nodes"]):
         typer.echo(f"odd: a width is no multiple of {MULTIPLE}, which hardware pads; see --align")
-    for key, value in told["metadata"].items():
+    for key, value in report["metadata"].items():
         typer.echo(printable(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}"))

@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
 def plan(
     model: str = typer.Option("vgg16", help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own."),
     weights: Path | None = typer.Option(None, help="Trained weights (.safetensors or torch.save); fresh ones say little of importance."),
-    classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network tells apart."),
+    classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network distinguishes."),
     in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
     image_size: str | None = IMAGE_SIZE,
     ratio: float | None = typer.Option(
@@ -94,7 +94,7 @@ def plan(
     from ltcompile.prune import plan as choose
     from ltcompile.prune.target import SizeCounter
 
-    asked = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
+    limits_given = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
     if output is not None:
         check_writable(output)
     size = size_for(model, image_size)
@@ -117,7 +117,7 @@ def plan(
         **(time.target if time else {}),
         profile=time.profile if time else None,
         measured=time.measured if time else None,
-        limits=asked,
+        limits=limits_given,
         check=check,
         group_reduction=group_reduction,  # type: ignore[arg-type]
         on_target=reached.append,
@@ -126,7 +126,7 @@ def plan(
     before, after = size_counter.dense, size_counter.left(found)
     if output is not None:
         found.save(output)
-    rows = _rows(found, asked)
+    rows = _rows(found, limits_given)
     if as_json:
         sizes = {"params": [before.params, after.params], "macs": [before.macs, after.macs]}
         typer.echo(json.dumps({"model": model, "groups": rows, **sizes, "target": reached[0].to_json() if reached else None}))
@@ -137,10 +137,10 @@ def plan(
     end_by_target(reached[0] if reached else None, quiet=as_json)
 
 
-def _rows(found: PruningPlan, asked: Limits) -> list[dict[str, Any]]:
+def _rows(found: PruningPlan, limits_given: Limits) -> list[dict[str, Any]]:
     """A row a group: its layers (those that make its channels first), its width before and after, and why it is left alone."""
     rows = []
-    floors = asked.floors(found.groups)
+    floors = limits_given.floors(found.groups)
     for group, kept in found:
         layers = dict.fromkeys([*(m.layer for m in group.producers), *(m.layer for m in group.members if m.axis != "in")])
         reason = group.frozen
@@ -152,8 +152,8 @@ def _rows(found: PruningPlan, asked: Limits) -> list[dict[str, Any]]:
 
 def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
     others = [name for name in row["layers"] if name != row["name"]]
-    told = ", ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
-    return row["name"], told, row["before"], row["after"], f"{row['after'] / row['before']:.0%}", row["left_alone"]
+    layers = ", ".join(others[:2]) + (f" and {len(others) - 2} more" if len(others) > 2 else "")
+    return row["name"], layers, row["before"], row["after"], f"{row['after'] / row['before']:.0%}", row["left_alone"]
 
 
 def _print(rows: list[dict[str, Any]], before: Size, after: Size) -> None:

@@ -33,7 +33,7 @@ def profile(
     device: str = typer.Option("cpu", help="cpu or cuda."),
     batch: int = typer.Option(1, min=1, max=MOST_IMAGES, help="Images in one call."),
     precision: str = typer.Option("fp32", help="fp32, bf16, fp16 or int8, as the runtime has it."),
-    classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network tells apart."),
+    classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network distinguishes."),
     in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
     image_size: str | None = IMAGE_SIZE,
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; kept in the user's cache by default."),
@@ -55,7 +55,7 @@ def profile(
     found = shown_profile(named, target, path, again, quiet=as_json)
     seconds = time.perf_counter() - began
     if as_json:
-        told = {
+        report = {
             "profile": str(path),
             "target": str(target),
             "dense_ms": found.dense_ms,
@@ -64,7 +64,7 @@ def profile(
             "drift": found.drift,
             "seconds": seconds,
         }
-        typer.echo(json.dumps(told))
+        typer.echo(json.dumps(report))
         return
     _print(found)
     carried = ["--profile", str(output)] if output else []

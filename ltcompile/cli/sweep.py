@@ -60,7 +60,7 @@ def sweep(
         None, min=1, max=1_000_000, help="Epochs of each training.  [default: the model's recipe]", rich_help_panel=SEARCH
     ),
     train_batch: int | None = typer.Option(None, min=2, max=MOST_IMAGES, help="Images per step of training.", rich_help_panel=SEARCH),
-    criterion: str | None = typer.Option(None, help="What tells important filters.  [default: l1]", rich_help_panel=SEARCH),
+    criterion: str | None = typer.Option(None, help="How the importance of filters is computed.  [default: l1]", rich_help_panel=SEARCH),
     rewind: str | None = typer.Option(None, help="lr, weight, finetune or reinit.  [default: lr]", rich_help_panel=SEARCH),
     seeds: int | None = typer.Option(None, min=1, max=1000, help="Independent searches.  [default: 1]", rich_help_panel=SEARCH),
     seed: int | None = typer.Option(None, min=0, max=LAST_SEED, help="The first seed.  [default: 0]", rich_help_panel=SEARCH),
@@ -111,7 +111,7 @@ def sweep(
         joules=_joules,
         on_row=None if as_json else partial(print_row, width=NAME),
     )
-    chose, missed = found.pick, [told for told in reached_by(found, shares(targets) if targets else (), on) if told[1].missed_by]
+    chose, missed = found.pick, [entry for entry in reached_by(found, shares(targets) if targets else (), on) if entry[1].missed_by]
     if as_json:
         typer.echo(json.dumps({**found.to_json(), "missed": {name: reached.to_json() for name, reached in missed}}))
     else:
@@ -185,7 +185,7 @@ def _searched(
     data: str,
     path: tuple[float, ...],
     chosen: dict[str, Any],
-    asked: dict[str, Any],
+    requested: dict[str, Any],
     *,
     data_root: Path,
     download: bool,
@@ -206,7 +206,7 @@ def _searched(
     time = timed(profiled_model(model, dataset), on, profile, 1 / path[-1] if on or profile else None, quiet=quiet)
     target = {**time.target, "on": time.on} if time else {"target_macs": path[-1]}
     config = SearchConfig(rounds=len(path), path=path, **target, **chosen)
-    recipe = SearchSettings({"train": _given(asked)}).recipe(recipe_for(model, dataset, weights))
+    recipe = SearchSettings({"train": _given(requested)}).recipe(recipe_for(model, dataset, weights))
     folder = Path("runs") / name if name else default_folder(model, dataset, config)
     return run_search(model, dataset, config, recipe, folder, time, stopped, weights=weights, resume=resume, quiet=quiet).folder
 

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     file: Path = typer.Argument(..., help="An ONNX file of `ltcompile shrink`."),
-    claims: Path | None = typer.Option(None, help="A report.json or bench.json; the one beside the file by default."),
+    claims: Path | None = typer.Option(None, help="A report.json or bench.json; the one next to the file by default."),
     dense: Path | None = typer.Option(
         None,
         help="The network that it was cut from, as `ltcompile bench --write-dense` writes it: both run in turns, and speedups are compared.",

@@ -7,7 +7,7 @@
 5  the ticket is about as good as the dense network with its best recipe.
 
 All five are the jackpot, the first four the secondary prize. In structured pruning the small dense network has the ticket's own
-architecture: 2 and 3 ask the same control, and differ in by how much it must be beaten. Means over seeds of the task's metric on validation items.
+architecture: 2 and 3 use the same control, and differ in the required margin. Means over seeds of the task's metric on validation items.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class SearchConfig(Limits):
                 raise InvalidSetting(message)
 
     def _of_masks(self) -> dict[str, bool]:
-        """What a search for a mask of weights asks of the other settings."""
+        """What a search for a mask of weights requires of the other settings."""
         able = [name for name in criteria.names() if criteria.scores_weights(name)]
         return {
             f"a mask of weights takes a rate, and no target: prune={self.prune} leaves their number to you": self.target is None,
@@ -121,7 +121,7 @@ class SearchConfig(Limits):
         }
 
     def _of_method(self) -> dict[str, bool]:
-        """What another method than pruning asks of the other settings."""
+        """What another method than pruning requires of the other settings."""
         usual = not self.ratios and all(getattr(self, name) == default for name, default in _OF_PRUNING.items())
         restarts = methods.iterative(self.method) or self.rewind == "lr"
         return {

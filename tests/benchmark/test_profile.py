@@ -559,7 +559,7 @@ def test_figures_of_a_plan_are_measured_again(law: Law, tmp_path: Path) -> None:
 
 def test_energy_that_is_not_counted_is_refused(told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
-    with pytest.raises(Unavailable, match="no counters of energy; ask for --target-latency"):
+    with pytest.raises(Unavailable, match="no counters of energy; use --target-latency"):
         told("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", "1mJ")
 
 

@@ -1,4 +1,4 @@
-"""What all methods share: which layers they work on, and what a parametrisation must tell of its choice."""
+"""What all methods share: which layers they work on, and what a parametrisation must state about its choice."""
 
 from __future__ import annotations
 
