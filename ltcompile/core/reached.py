@@ -14,20 +14,20 @@ WORDS = {"macs": "MACs", "params": "parameters", "time": "time", "energy": "ener
 
 @dataclass(frozen=True)
 class Reached(Record):
-    """What a cut leaves of the dense network, as a share: `asked` at most, `found` (None: not measured on this machine).
+    """What a cut leaves of the dense network, as a share: `requested` at most, `found` (None: not measured on this machine).
 
     `measure` is "macs", "params", "time" or "energy". Time and energy are of a measurement of their own, not of one that a plan was
     chosen by.
     """
 
     measure: str
-    asked: float
+    requested: float
     found: float | None
 
     @property
     def missed_by(self) -> float:
         """How far beyond the target, relative to it; 0 where it is met: to 3 % where it is measured."""
-        beyond = 0.0 if self.found is None else self.found / self.asked - 1
+        beyond = 0.0 if self.found is None else self.found / self.requested - 1
         return beyond if beyond > TOLERANCE[self.measure] + 1e-9 else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Reached(Record):
         return super().from_json({k: v for k, v in value.items() if k != "missed_by"} if isinstance(value, Mapping) else value)
 
     def __str__(self) -> str:
-        target = f"target: {self.asked:.4g} of the dense network's {WORDS[self.measure]}"
+        target = f"target: {self.requested:.4g} of the dense network's {WORDS[self.measure]}"
         if self.found is None:
             return f"{target}; not measured on this machine"
         return f"{target}, {f'missed by {self.missed_by:.1%}' if self.missed_by else 'met'}: it takes {self.found:.4g}"

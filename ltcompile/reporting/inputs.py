@@ -254,7 +254,7 @@ def _check_target(target: Reached | None) -> None:
         return
     if target.measure not in TOLERANCE:
         raise SchemaError(f"target is of {short(target.measure)}, which is none of {', '.join(TOLERANCE)}")
-    _check_positive("target", asked=target.asked, found=1.0 if target.found is None else target.found)
+    _check_positive("target", requested=target.requested, found=1.0 if target.found is None else target.found)
 
 
 def _check_shrink(shrink: Shrink) -> None:

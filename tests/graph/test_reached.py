@@ -31,7 +31,7 @@ def test_targets_in_words(measure: str, found: float | None, missed: float, word
     reached = Reached(measure, 0.2, found)
     assert reached.missed_by == pytest.approx(missed) and words in str(reached)
     assert Reached.from_json(reached.to_json()) == reached
-    assert reached.to_json() == {"measure": measure, "asked": 0.2, "found": found, "missed_by": reached.missed_by}
+    assert reached.to_json() == {"measure": measure, "requested": 0.2, "found": found, "missed_by": reached.missed_by}
 
 
 def test_plans_of_sizes_meet_them() -> None:
@@ -56,14 +56,14 @@ def test_a_search_says_how_its_ticket_stands_to_the_target(tmp_path: Path, monke
     assert bool(reached.missed_by) == (ticket.level < 2), "a level on the way to the target is not there yet"
 
 
-@pytest.mark.parametrize(("asked", "code"), [(0.01, 4), (0.99, 0)])
-def test_shrink_says_that_a_ticket_misses_its_target(tmp_path: Path, asked: float, code: int) -> None:
+@pytest.mark.parametrize(("requested", "code"), [(0.01, 4), (0.99, 0)])
+def test_shrink_says_that_a_ticket_misses_its_target(tmp_path: Path, requested: float, code: int) -> None:
     ticket = some_ticket()
-    ticket = dataclasses.replace(ticket, config={**ticket.config, "target_params": asked})
+    ticket = dataclasses.replace(ticket, config={**ticket.config, "target_params": requested})
     ticket.save(tmp_path / "ticket.pt")
     record = shrink(ticket, tmp_path / "a.safetensors", model="readers:network").record
     assert record["target"]["found"] == pytest.approx(record["params"] / record["dense_params"])
-    assert record["target"]["missed_by"] == pytest.approx(max(0.0, record["target"]["found"] / asked - 1))
+    assert record["target"]["missed_by"] == pytest.approx(max(0.0, record["target"]["found"] / requested - 1))
     words = ["shrink", str(tmp_path / "ticket.pt"), "-o", str(tmp_path / "b.safetensors"), "--model", "readers:network"]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     assert done.exit_code == code and (tmp_path / "b.safetensors").is_file()

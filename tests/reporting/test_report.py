@@ -79,13 +79,13 @@ def test_the_file_that_was_timed_is_told(tmp_path: Path) -> None:
 
 def test_missed_targets_are_warned_of(tmp_path: Path) -> None:
     run = example()
-    run["search.json"]["target"] = {"measure": "time", "asked": 0.2, "found": 0.25, "missed_by": 0.25}
-    run["small.json"]["target"] = {"measure": "macs", "asked": 0.9, "found": 0.5, "missed_by": 0.0}
+    run["search.json"]["target"] = {"measure": "time", "requested": 0.2, "found": 0.25, "missed_by": 0.25}
+    run["small.json"]["target"] = {"measure": "macs", "requested": 0.9, "found": 0.5, "missed_by": 0.0}
     html, told = made(tmp_path / "run", run)
     (warning,) = told["warnings"]
     assert warning == "the ticket misses its target (target: 0.2 of the dense network's time, missed by 25.0%: it takes 0.25)."
     assert "missed by 25.0%" in Page(html).text
-    for field, value in (("measure", "beauty"), ("asked", 0.0), ("found", -1.0)):
+    for field, value in (("measure", "beauty"), ("requested", 0.0), ("found", -1.0)):
         spoiled = example()
         spoiled["search.json"]["target"] = {**run["search.json"]["target"], field: value}
         with pytest.raises(InvalidFile, match="target"):
