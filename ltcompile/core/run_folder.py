@@ -9,7 +9,7 @@ seed0/mask-3.pt        the mask of a level, where the search prunes single weigh
 search.json, ticket.pt the result of the search
 bench.json, sweep.json, picked.pt
 own-search.json, plan.json, small.pt    the result of a search in one's own training loop
-command.json, next.json                 of one whose loop is a command: what it is about, and the arm to train next
+command.json, next.json, seed0/first.pt    of one whose loop is a command: what it is about, the arm to train next, and first weights
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class RunFolder:
     def checkpoint(self, arm: Arm) -> Path:
         """The state of an unfinished arm after its last completed epoch."""
         return self.path / f"seed{arm.seed}" / f"{arm.name}.partial.pt"
+
+    def first_weights(self, seed: int) -> Path:
+        """The network before any training, where a script builds it."""
+        return self.path / f"seed{seed}" / "first.pt"
 
     def early(self, seed: int) -> Path:
         """The dense network at the rewind epoch."""

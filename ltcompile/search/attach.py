@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
 
+from ltcompile.core.arm import Arm
 from ltcompile.core.fields import SchemaError, from_json
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.graph import Example
@@ -35,15 +38,17 @@ def attach(model: Module, example: Example | None = None) -> Module:
     DistributedDataParallel. All processes of one training may call it. The arm's network is on the device of `model` and in its mode.
 
     Args:
-        model: the dense network, with first weights. Every arm begins from the network that the script builds.
+        model: the dense network, with first weights. Those of a seed's first training are kept for all arms that start from first weights.
         example: what it is called with, where the search was not given one (`find --example`).
 
     Raises:
-        InvalidSetting: there is no example, or the search is finished. InvalidModel, InvalidFile, TicketMismatch: as `lt.Search` raises them.
+        InvalidSetting: there is no example, the search is finished, or the script builds the first weights again for an arm that needs others.
+        InvalidModel, InvalidFile, TicketMismatch: as `lt.Search` raises them.
     """
     if SEARCH not in os.environ:
         return model
-    settings, network = _read(Path(os.environ[SEARCH])), unwrap(model)
+    run, network = RunFolder(Path(os.environ[SEARCH]).parent), unwrap(model)
+    settings = _read(run.command)
     if example is None and settings["example"] is None:
         raise InvalidSetting("attach(model) needs an example input: attach(model, example), or `ltcompile find --example 1x3x224x224`")
     given = read_example(settings["example"]) if example is None else example
@@ -51,21 +56,32 @@ def attach(model: Module, example: Example | None = None) -> Module:
     for inner in ("keep", "only", "path"):
         config[inner] = tuple(config.get(inner, ()))
 
-    def opened() -> ArmToTrain | None:
-        search = Search(
-            lambda: copied(first),
+    source = [first]
+
+    def opened() -> Search:
+        return Search(
+            lambda: copied(source[0]),
             given,
-            Path(os.environ[SEARCH]).parent,
+            run.path,
             Metric(**settings["metric"]),
             epochs=settings["epochs"],
             margin=config["margin_points"],
             **{name: value for name, value in config.items() if name != "margin_points"},
         )
-        return search.next_arm()
 
-    arm = _patiently(opened)
+    search = _patiently(opened)
+    arm = _patiently(search.next_arm)
     if arm is None:
-        raise InvalidSetting(f"the search in {Path(os.environ[SEARCH]).parent} is finished; begin another in a new folder")
+        raise InvalidSetting(f"the search in {run.path} is finished; begin another in a new folder")
+    kept = run.first_weights(arm.arm.seed)
+    if takes_fresh_weights(arm.arm, config["rewind"]):
+        _check_other(first, kept, run, arm.name)
+    elif kept.exists():
+        source[0] = copied(first)
+        run.load_into(source[0], kept)
+        arm = cast(ArmToTrain, _patiently(search.next_arm))
+    elif _is_first_process():
+        run.save(kept, {"weights": first.state_dict()})
     arm.model.to(next((p.device for p in network.parameters()), None)).train(network.training)
     _attached[:] = [arm]
     return cast(Module, arm.model)
@@ -86,8 +102,28 @@ def report_metric(value: float, items: Sequence[bool] | None = None) -> None:
         return
     if not _attached:
         raise InvalidSetting("report_metric was called, but not attach; write `model = lt.attach(model)` right after the network is built")
-    if int(os.environ.get("RANK", "0")) == 0:
+    if _is_first_process():
         _attached.pop().report(float(value), items)
+
+
+def takes_fresh_weights(arm: Arm, rewind: str) -> bool:
+    """Whether an arm starts from neither its seed's first weights nor those of an earlier training."""
+    return arm.kind in ("random", "reinit") or (arm.kind == "ticket" and rewind == "reinit")
+
+
+def _check_other(network: nn.Module, kept: Path, run: RunFolder, name: str) -> None:
+    """Raises InvalidSetting where `network` has the weights of the seed's first training."""
+    first = copied(network)
+    run.load_into(first, kept)
+    if all(torch.equal(old, new) for old, new in zip(first.parameters(), network.parameters(), strict=True)):
+        raise InvalidSetting(
+            f"{name} needs fresh weights, and the script built those of the seed's first training; let {{seed}} in the command seed the script, "
+            "or search without controls (--no-controls)"
+        )
+
+
+def _is_first_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
 from ltcompile.paths import read_json, write_json
-from ltcompile.search.attach import SEARCH
+from ltcompile.search.attach import SEARCH, takes_fresh_weights
 from ltcompile.search.config import SearchConfig
 
 
@@ -34,8 +34,8 @@ def search_by_command(
     """Run `command` once for each arm that is not finished; the summary of the search, as its own-search.json holds it.
 
     Args:
-        command: a command line, which no shell interprets. In it, {seed}, {epochs}, {arm} and {folder} stand for those of the arm; `folder`
-            is for checkpoints.
+        command: a command line, which no shell interprets. In it, {seed}, {epochs}, {arm} and {folder} stand for those of the arm; arms that
+            need fresh weights get a seed of their own, and `folder` is for checkpoints.
         metric: what the script reports.
         epochs: how long the dense network trains.
         example: the inputs to trace the network with, as `graph.examples.read_example` reads them; None where the script passes them.
@@ -45,6 +45,8 @@ def search_by_command(
         InvalidFile: the folder holds a search, and `resume` is false. TrainingFailed: the command ended with an error. InvalidSetting: it
             finished no arm. All finished arms stay.
     """
+    if config.rewind_epoch:
+        raise InvalidSetting(f"rewind_epoch={config.rewind_epoch}: a script cannot say when that epoch ends; choose 0, or use lt.Search")
     run = RunFolder(folder)
     if run.command.exists() and not resume:
         raise InvalidFile(f"{run.path} holds a search already; continue it with resume=True, or choose another folder=")
@@ -56,7 +58,8 @@ def search_by_command(
         checkpoints = run.path / name
         checkpoints.mkdir(parents=True, exist_ok=True)
         on_arm(name)
-        words = _filled(command, {"seed": arm.seed, "epochs": arm_epochs, "arm": name, "folder": checkpoints})
+        seed = arm.stream("fresh weights") >> 32 if takes_fresh_weights(arm, config.rewind) else arm.seed
+        words = _filled(command, {"seed": seed, "epochs": arm_epochs, "arm": name, "folder": checkpoints})
         try:
             code = subprocess.run(words, env=os.environ | {SEARCH: str(run.command.resolve())}, stdout=sys.stderr, check=False).returncode
         except OSError as error:

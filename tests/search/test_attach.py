@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
+from ltcompile.paths import write_json
 from ltcompile.search.command import search_by_command
 
 SCRIPT = """
@@ -114,6 +117,57 @@ def test_a_forgotten_line_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         lt.report_metric(0.5)
     with pytest.raises(InvalidSetting, match=r"attach\(model, example\)"):
         lt.attach(nn.Linear(2, 2))
+
+
+def started(folder: Path, monkeypatch: pytest.MonkeyPatch, seeds: list[int], rewind: str) -> dict[str, Tensor]:
+    """By arm, the weights of the first layer before each training of a script that builds its network under one of `seeds`."""
+    config = lt.SearchConfig(rounds=1, rate=0.4, margin_points=5, rewind=rewind)
+    write_json(folder / "command.json", {"metric": asdict(ERROR), "config": config.to_json(), "epochs": 1, "example": "1x2x16"})
+    monkeypatch.setenv("LTCOMPILE_SEARCH", str(folder / "command.json"))
+    found = {}
+    for seed in seeds:
+        torch.manual_seed(seed)
+        model = lt.attach(nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 1, 1)))
+        name = json.loads((folder / "next.json").read_text())["kind"] if found else "dense"
+        found[name] = model[0].weight.detach().clone()
+        with torch.no_grad():
+            model[0].weight.mul_(1.5)
+        lt.report_metric(0.5)
+    return found
+
+
+def test_arms_start_from_the_first_weights_of_the_first_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = started(tmp_path, monkeypatch, [0, 1, 2, 3], "weight")  # a script without a seed of its own
+    kept = list(next(iter(lt.PruningPlan.load(tmp_path / "plan.json").kept.values())))
+    torch.testing.assert_close(found["ticket"], found["dense"][kept], rtol=0, atol=0)
+    torch.testing.assert_close(found["dense_budget"], found["dense"], rtol=0, atol=0)
+    assert found["random"].shape == found["ticket"].shape and not torch.equal(found["random"], found["ticket"])
+
+
+def test_a_control_on_the_first_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidSetting, match=r"seed0/random-1 needs fresh weights.*--no-controls"):
+        started(tmp_path, monkeypatch, [0, 0, 0], "lr")
+
+
+def test_controls_get_a_seed_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+
+    def run(words: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        """The script, in this process."""
+        monkeypatch.setenv("LTCOMPILE_SEARCH", env["LTCOMPILE_SEARCH"])
+        seeds.append(int(words[-1]))
+        torch.manual_seed(seeds[-1])
+        lt.attach(nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 1, 1)))
+        lt.report_metric(0.5)
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    config = lt.SearchConfig(rounds=1, rate=0.4, margin_points=5)
+    summary = search_by_command("train {seed}", tmp_path, ERROR, config, epochs=1, example="1x2x16")
+    assert [row["arm"] for row in summary["rows"]] == ["dense", "ticket", "random", "dense_budget"]
+    assert seeds[:2] == [0, 0] and seeds[3] == 0 and 0 < seeds[2] < 1 << 31
+    with pytest.raises(InvalidSetting, match="rewind_epoch=1: a script cannot"):
+        search_by_command("train", tmp_path, ERROR, dataclasses.replace(config, rewind="weight", rewind_epoch=1), epochs=2)
 
 
 @pytest.mark.parametrize(
