@@ -21,6 +21,7 @@ from typing import Any
 _HOMES = {
     "Deployment": "ltcompile.core.deployment",
     "Limits": "ltcompile.prune",
+    "Metric": "ltcompile.core.task",
     "Profile": "ltcompile.core.profile",
     "Pruned": "ltcompile.deploy",
     "PruningPlan": "ltcompile.core.plan",

@@ -1,18 +1,21 @@
-"""The tutorials run as they are written, with fewer images and epochs."""
+"""The examples run as they are written, with fewer images and epochs."""
 
 from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
+import torch
 from commands import call
-
-pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORTER = {
@@ -24,6 +27,7 @@ SHORTER = {
 }
 
 
+@pytest.mark.slow
 def test_own_images(tmp_path: Path) -> None:
     folder = EXAMPLES / "own_images"
     script = "".join(re.findall(r"```sh\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL))
@@ -44,3 +48,126 @@ def test_own_images(tmp_path: Path) -> None:
     assert search["data"]["sizes"] == {"train": 90, "val": 30, "test": 30} and search["data"]["mean"][0] == 0.485
     assert shrunk["macs"] < 0.2 * shrunk["dense_macs"] and shrunk["equality_error"] < 1e-5
     assert "resnet18" in (run / "report.html").read_text()
+
+
+def example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object, script: str = "train.py", main: bool = True) -> dict[str, Any]:
+    """Run a script of an example in this process; the names that it defines."""
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return runpy.run_path(str(EXAMPLES / name / script), run_name="__main__" if main else name)
+
+
+def test_scenes_are_reproducible_and_their_boxes_hold_their_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = example("digit_scenes", monkeypatch, script="scenes.py", main=False)
+    drawn, again, other = (names["scenes"]("val", 16, seed) for seed in (3, 3, 4))
+    assert torch.equal(drawn.images, again.images) and not torch.equal(drawn.images, other.images)
+    shares = sorted(names["SHARES"].values())
+    assert all(before[1] <= after[0] for before, after in pairwise(shares))
+    for mask, boxes, labels in zip(drawn.masks, drawn.boxes.long(), drawn.labels, strict=True):
+        assert (labels >= 0).sum() >= 2
+        left = mask.clone()
+        for (x0, y0, x1, y1), label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            inside = left[y0:y1, x0:x1]
+            assert label < 0 or (inside == 1 + label).any()
+            inside.zero_()
+        assert not left.any()
+
+
+def test_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    names = example("segment_unet", monkeypatch, "--short", "--folder", tmp_path)
+    printed = capsys.readouterr().out
+    assert re.search(r"seed0/dense-0 .* MACs   mIoU: validation +[\d.]+%, test +[\d.]+%", printed)
+    assert re.search(r"ONNX Runtime, batch 1: [\d.]+ ms, [\d.]+x faster \([\d.]+ to [\d.]+\)", printed)
+    record = json.loads((tmp_path / "unet.json").read_text())
+    assert record["macs"] <= 0.2 * record["dense_macs"]
+    example("segment_unet", monkeypatch, "--short", "--folder", tmp_path)
+    assert "epochs" not in capsys.readouterr().out, "finished arms are trained again"
+
+    masks = torch.tensor([[[0, 0, 1, 1]]])
+    scores = torch.nn.functional.one_hot(torch.tensor([[[0, 1, 1, 1]]]), 11).float().permute(0, 3, 1, 2)
+    model, drawn = torch.nn.Identity(), names["Scenes"](scores, masks, torch.zeros(1, 4, 4), torch.zeros(1, 4))
+    assert names["mean_iou"](model, drawn) == pytest.approx((1 / 2 + 2 / 3) / 2)
+
+
+def test_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("digit_scenes/scenes.py", "detect_own/train.py"):
+        (copy := tmp_path / name).parent.mkdir()
+        copy.write_text((EXAMPLES / name).read_text())
+    script = "".join(re.findall(r"```sh\n(.*?)```", (EXAMPLES / "detect_own/README.md").read_text(), re.DOTALL))
+    shorter = {
+        '"python train.py --seed': f'"{sys.executable} train.py --short --seed',
+        "--epochs 10 --rounds 2": "--epochs 1 --rounds 1 --no-controls",
+        "prune.align=4": "prune.align=1",
+        "train:build ": "train:build_short ",
+        "train.py --compare": "train.py --short --compare",
+    }
+    for written, replaced in shorter.items():
+        assert written in script, f"{written!r} is no longer in the example"
+        script = script.replace(written, replaced)
+    _, find, shrink, compare = (shlex.split(line) for line in script.replace("\\\n", " ").splitlines())
+    for command in (find, shrink):
+        done = call(*command[1:], cwd=tmp_path / "detect_own")
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    monkeypatch.chdir(tmp_path / "detect_own")
+    example("detect_own", monkeypatch, *compare[2:])
+    assert re.search(r"seed0/ticket-1 .*mAP: validation +[\d.]+%, test +[\d.]+%", capsys.readouterr().out)
+    session = onnxruntime.InferenceSession("runs/digits/small.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["heat", "size", "offset"]
+
+
+class TestAveragePrecision:
+    BOXES = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 30]], [[0, 0, 10, 10], [0, 0, 0, 0]]])
+    LABELS = torch.tensor([[7, 7], [7, -1]])
+
+    def found(self, *detections: tuple[int, list[float], float, int]) -> list[tuple[torch.Tensor, ...]]:
+        """Of (scene, box, score, label)."""
+        scenes = [[d for d in detections if d[0] == scene] for scene in (0, 1)]
+        return [
+            (torch.tensor([d[1] for d in s]).view(-1, 4), torch.tensor([d[3] for d in s]), torch.tensor([d[2] for d in s])) for s in scenes
+        ]
+
+    def test_against_hand_computed_cases(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ap = example("detect_own", monkeypatch, main=False)["average_precision"]
+        first, second, third = (0, [0.0, 0, 10, 10], 0.9, 7), (0, [20.0, 20, 30, 30], 0.6, 7), (1, [0.0, 0, 10, 10], 0.5, 7)
+        cases = [
+            ((first, second, third), 1.0),
+            ((first,), 1 / 3),
+            ((), 0.0),
+            ((first, (0, [0.0, 0, 10, 10], 0.8, 7), second, third), (1 + 3 / 4 + 3 / 4) / 3),  # the second find of a box is wrong
+            (((0, [40.0, 40, 50, 50], 1.0, 7), first, second), (2 / 3 + 2 / 3) / 3),  # precision 1/2 and 2/3, made monotone
+            (((0, [0.0, 0, 10, 5], 0.9, 7),), 1 / 3),  # an overlap of just 0.5
+            (((0, [0.0, 0, 10, 4.9], 0.9, 7),), 0.0),
+            (((0, [0.0, 0, 10, 10], 0.9, 3),), 0.0),  # of another class
+            (((1, [20.0, 20, 30, 30], 0.9, 7),), 0.0),  # in another scene
+        ]
+        for detections, expected in cases:
+            assert ap(self.found(*detections), self.BOXES, self.LABELS) == pytest.approx(expected), detections
+
+    def test_of_outputs_that_say_the_truth(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the loss asks for is what `detect` reads."""
+        names = example("detect_own", monkeypatch, main=False)
+        drawn = names["scenes"]("val", 8)
+        outputs = {
+            name: torch.zeros(8, channels, 16, 16, requires_grad=True) for name, channels in (("heat", 10), ("size", 2), ("offset", 2))
+        }
+        optimizer = torch.optim.Adam(outputs.values(), 0.3)
+        for _ in range(120):
+            optimizer.zero_grad()
+            names["loss"](outputs, drawn.boxes, drawn.labels).backward()
+            optimizer.step()
+
+        class Told(torch.nn.Module):
+            def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+                return {name: value.detach() for name, value in outputs.items()}
+
+        assert names["mean_ap"](Told(), drawn) > 0.99
+
+
+@pytest.mark.parametrize(("name", "inputs"), [("signal_1d", {"input"}), ("two_inputs", {"image", "meta"})])
+def test_cut_in_the_middle_of_a_training(
+    name: str, inputs: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example(name, monkeypatch, "--short", "--output", tmp_path / "small.onnx")
+    assert "ONNX Runtime and PyTorch agree" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    assert {given.name for given in session.get_inputs()} == inputs

@@ -151,9 +151,9 @@ def _summary(verdict: Verdict, rows: Sequence[Trained], shown: int, rewinding: s
     gone, of = removed(arm(rows, "dense", 0)[0], arm(rows, "ticket", shown))
     delta, seeds = verdict.differences[str(shown)], len(arm(rows, "ticket", shown))
     over = "" if verdict.decided else " over validation images"
+    bound = f" (lower bound{over} {delta['low']:+.2f})" if verdict.decided or rows[0].val_correct else ""
     mean = f" (mean of {seeds} seeds)" if seeds > 1 else ""
-    figures = f"{gone:.1%} of the {of} removed{mean}, {delta['mean']:+.2f} {metric.unit} of validation {metric.name} "
-    figures += f"(lower bound{over} {delta['low']:+.2f})"
+    figures = f"{gone:.1%} of the {of} removed{mean}, {delta['mean']:+.2f} {metric.unit} of validation {metric.name}{bound}"
     margin = f"within {verdict.margin_points:g} {metric.unit} of the dense network"
     lines = []
     if not verdict.decided:

@@ -1,0 +1,121 @@
+"""A U-Net of one's own, segmenting handwritten digits, made smaller by a search in one's own training loop.
+
+python train.py [--short] [--seeds 3] [--folder runs/unet]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "digit_scenes"))
+from scenes import CLASSES, SIZE, Scenes, scenes
+
+import ltcompile as lt
+
+EXAMPLE = torch.zeros(2, 1, SIZE, SIZE)
+
+
+def block(inputs: int, outputs: int) -> nn.Sequential:
+    """Two 3x3 convolutions."""
+    layers: list[nn.Module] = []
+    for width in (inputs, outputs):
+        layers += [nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """(N, 1, H, W) -> scores of background and ten digits for every pixel (N, 11, H, W); H and W are multiples of 4."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.down1, self.down2, self.bottom = block(1, width), block(width, 2 * width), block(2 * width, 4 * width)
+        self.up2, self.up1 = block(6 * width, 2 * width), block(3 * width, width)
+        self.head = nn.Conv2d(width, 1 + CLASSES, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        fine = self.down1(image)
+        middle = self.down2(F.max_pool2d(fine, 2))
+        y = self.bottom(F.max_pool2d(middle, 2))
+        y = self.up2(torch.cat([F.interpolate(y, scale_factor=2.0), middle], 1))
+        y = self.up1(torch.cat([F.interpolate(y, scale_factor=2.0), fine], 1))
+        return self.head(y)
+
+
+def train(model: nn.Module, epochs: int, seed: int, count: int) -> None:
+    """Adam with one cycle of the learning rate. Every epoch draws `count` new scenes of the training digits."""
+    rng = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * (count // 16))
+    model.train()
+    for _ in range(epochs):
+        drawn = scenes("train", count, int(torch.randint(1 << 31, (), generator=rng)))
+        for images, masks in zip(drawn.images.split(16), drawn.masks.split(16), strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), masks).backward()
+            optimizer.step()
+            schedule.step()
+
+
+@torch.no_grad()
+def mean_iou(model: nn.Module, drawn: Scenes) -> float:
+    """Intersection over union of background and each digit over all pixels, averaged over those that occur."""
+    model.eval()
+    found = torch.cat([model(images).argmax(1) for images in drawn.images.split(64)])
+    pairs = torch.bincount(((1 + CLASSES) * drawn.masks + found).flatten(), minlength=(1 + CLASSES) ** 2).view(1 + CLASSES, -1)
+    union = pairs.sum(0) + pairs.sum(1) - pairs.diag()
+    return float((pairs.diag() / union)[union > 0].mean())
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--short", action="store_true", help="seconds instead of minutes; the networks learn little")
+    arguments.add_argument("--seeds", type=int, default=1, help="three or more give a verdict with confidence")
+    arguments.add_argument("--folder", type=Path, default=Path("runs/unet"), help="run folder; a search in it is continued")
+    given = arguments.parse_args()
+    count, epochs, width = (64, 2, 4) if given.short else (480, 20, 16)
+    val, test = scenes("val", count, 1), scenes("test", count, 2)
+
+    search = lt.Search(
+        lambda: UNet(width),
+        EXAMPLE,
+        given.folder,
+        lt.Metric("mIoU", "points", 100.0),
+        epochs=epochs,
+        rounds=1 if given.short else 2,
+        target_macs=0.2,
+        margin=1.0,
+        seeds=given.seeds,
+        align=1 if given.short else 4,
+    )
+    for arm in search:  # finished arms are skipped
+        train(arm.model, arm.epochs, arm.seed, count)
+        (arm.folder / "test.json").write_text(json.dumps(mean_iou(arm.model, test)))  # for the table below; no decision uses it
+        arm.report(mean_iou(arm.model, val))
+        print(f"{arm.name}: {arm.epochs} epochs", flush=True)
+    found = search.result()
+    for row in found.rows:
+        name = f"seed{row.seed}/{row.arm}-{row.level}"
+        row_test = json.loads((given.folder / name / "test.json").read_text())
+        print(f"{name:24} {row.macs:>12,} MACs   mIoU: validation {row.val_accuracy:7.2%}, test {row_test:7.2%}")
+    print(*found.verdict.summary, sep="\n")
+
+    shrunk = lt.shrink(found, given.folder / "unet.onnx", dynamic=("batch",))
+    print(f"{shrunk.path}: {shrunk.path.stat().st_size / 1e3:.0f} kB, mIoU on test scenes {mean_iou(found.small, test):.2%}")
+    pruned = lt.Pruned.of_result(found)
+    measured = lt.bench(pruned, runtimes=["onnxruntime"], devices=["cpu"], batches=[1], seconds_per_row=0.2 if given.short else 3.0)
+    (given.folder / "bench.json").write_text(json.dumps(measured.to_json(), indent=1))
+    small = next(row for row in measured.rows if row.subject == "small")
+    print(
+        f"ONNX Runtime, batch 1: {small.ms_p50:.3f} ms, {small.speedup:.2f}x faster ({small.speedup_low:.2f} to {small.speedup_high:.2f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
