@@ -17,6 +17,8 @@ import pytest
 import torch
 from commands import call
 
+import ltcompile as lt
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SHORTER = {
     "photos\n": "photos 150\n",
@@ -96,8 +98,8 @@ def test_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     script = "".join(re.findall(r"```sh\n(.*?)```", (EXAMPLES / "detect_own/README.md").read_text(), re.DOTALL))
     shorter = {
         '"python train.py --seed': f'"{sys.executable} train.py --short --seed',
-        "--epochs 10 --rounds 2": "--epochs 1 --rounds 1 --no-controls",
-        "prune.align=4": "prune.align=1",
+        "--epochs 20 --rounds 2": "--epochs 1 --rounds 1 --no-controls",
+        "prune.align=8": "prune.align=1",
         "train:build ": "train:build_short ",
         "train.py --compare": "train.py --short --compare",
     }
@@ -106,7 +108,8 @@ def test_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         script = script.replace(written, replaced)
     _, find, shrink, compare = (shlex.split(line) for line in script.replace("\\\n", " ").splitlines())
     for command in (find, shrink):
-        done = call(*command[1:], cwd=tmp_path / "detect_own")
+        words = command[command.index("ltcompile") + 1 :]
+        done = call(*words, cwd=tmp_path / "detect_own", PYTHONPATH=f"{Path(lt.__file__).parents[1]}:.")
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     monkeypatch.chdir(tmp_path / "detect_own")
     example("detect_own", monkeypatch, *compare[2:])

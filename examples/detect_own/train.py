@@ -1,6 +1,6 @@
 """A detector of one's own: handwritten digits in scenes, by the centres of their boxes. It trains alone, and two lines let a search train it.
 
-python train.py [--short] [--seed 0] [--epochs 10] [--folder FOLDER]    train; weights and the mAP on test scenes go to FOLDER
+python train.py [--short] [--seed 0] [--epochs 20] [--folder FOLDER]    train; weights and the mAP on test scenes go to FOLDER
 python train.py --compare RUN                                           the table of a finished search, and the measured speedup
 """
 
@@ -43,7 +43,7 @@ class Detector(nn.Module):
     (N, 2, ...), its width and height in cells; `offset` (N, 2, ...), where in the cell the centre is. After CenterNet (arXiv:1904.07850).
     """
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, width: int = 64) -> None:
         super().__init__()
         self.stem = nn.Sequential(conv(1, width // 2, 2), conv(width // 2, width, 2))
         self.body = nn.Sequential(*[Residual(width) for _ in range(3)])
@@ -195,7 +195,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--short", action="store_true", help="seconds instead of minutes; the networks learn little")
     arguments.add_argument("--seed", type=int, default=0)
-    arguments.add_argument("--epochs", type=int, default=10)
+    arguments.add_argument("--epochs", type=int, default=20)
     arguments.add_argument("--folder", type=Path, help="where weights and the mAP on test scenes go")
     arguments.add_argument("--compare", type=Path, metavar="RUN", help="folder of a finished search")
     given = arguments.parse_args()

@@ -85,6 +85,7 @@ def test_the_same_script_resumes_and_finds_the_same(tmp_path: Path) -> None:
     assert one.verdict == two.verdict and one.plan == two.plan
     assert all(torch.equal(value, two.small.state_dict()[name]) for name, value in one.small.state_dict().items())
     assert "units of validation error" in " ".join([one.verdict.rule, *one.verdict.summary])
+    assert "lower bound" not in " ".join(one.verdict.summary), "one seed and no items: there is none"
 
 
 def test_what_is_found_ships(tmp_path: Path) -> None:
