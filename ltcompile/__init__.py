@@ -51,6 +51,7 @@ _HOMES = {
     "similarity": "ltcompile.benchmark.similarity",
     "size": "ltcompile.graph",
     "squeeze": "ltcompile.graph",
+    "stopwatch": "ltcompile.benchmark.profiling",
     "sweep": "ltcompile.benchmark.sweep",
 }
 __all__ = [*sorted(_HOMES)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from ltcompile.core.records import Record, cpu_name, versions
 from ltcompile.core.surface import Alignment, Grid, Sample, Surface, fit_alignment
 from ltcompile.errors import InvalidFile, LtcompileError, ProfileMismatch
 from ltcompile.paths import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 FORMAT = 1
 MOST_RUNS = 128  # that a file may hold
@@ -51,7 +56,7 @@ class LayerKind(Record):
 
 @dataclass(frozen=True)
 class Profile(Record):
-    """The timings of `model` (name and arguments) at `target`, and the machine and versions that they hold for."""
+    """The timings of `model` (name and arguments, or as `named_network` describes one) at `target`, and the machine and versions that they hold for."""
 
     model: dict[str, Any]
     target: Deployment
@@ -170,6 +175,15 @@ class Profile(Record):
             return cls.from_json(value)
         except (KeyError, TypeError, AttributeError, SchemaError, LtcompileError) as error:
             raise InvalidFile(f"{path} is no profile that this ltcompile reads: {error}; make it again with `ltcompile profile`") from error
+
+
+def named_network(network: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    """What a profile calls a network that no name builds: its class, the shapes of its inputs but for the batch, and a hash over the names
+    and shapes of its tensors. Times do not depend on the values of weights.
+    """
+    shapes = [[name, list(value.shape), str(value.dtype)] for name, value in network.state_dict().items()]
+    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+    return {"name": f"{type(network).__name__}", "arguments": {"inputs": [list(t.shape[1:]) for t in inputs], "tensors": digest}}
 
 
 def machine(target: Deployment) -> dict[str, str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.arm import Arm
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
@@ -23,6 +24,7 @@ from ltcompile.graph import Example, embed
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.paths import locked, write_json
 from ltcompile.prune import criteria
+from ltcompile.prune.budget import RelativeTimer
 from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.config import SearchConfig
 from ltcompile.search.iterative_pruning import IterativePruning
@@ -140,6 +142,8 @@ class Search:
         metric: the name of the metric that `report` gets, or a `Metric`, which says its unit, scale and direction.
         epochs: how long the dense network trains.
         margin: a ticket wins where the lower bound of (its metric - the dense network's) lies above minus so many of the metric's units.
+        target_speedup: how many times as fast the last round's network runs where `profile` was made. It needs `profile=lt.profile(build(), on,
+            example)`; with `measured=lt.stopwatch(build(), on, example)` each plan is corrected by a measurement on this machine.
         settings: any other field of `SearchConfig`, such as rounds, rate or target_macs, rewind, seeds, criterion, controls, keep, only.
 
     Raises:
@@ -156,17 +160,22 @@ class Search:
         *,
         epochs: int = 1,
         margin: float = 0.5,
+        target_speedup: float | None = None,
+        profile: Profile | None = None,
+        measured: RelativeTimer | None = None,
         **settings: Any,
     ) -> None:
         metric = Metric(metric) if isinstance(metric, str) else metric
+        if target_speedup is not None:
+            settings |= _time_target(target_speedup, profile)
         config = SearchConfig(**{"rounds": 4, "margin_points": margin} | settings)
         if needed := criteria.needs(config.criterion):
             free = ", ".join(name for name in criteria.names() if not criteria.needs(name))
             raise InvalidSetting(
                 f"criterion={config.criterion} needs {', '.join(needed)} of data that lt.Search does not see; choose one of {free}"
             )
-        if config.prune != "filters" or (config.target is not None and config.target.profiled):
-            raise InvalidSetting("lt.Search prunes filters, by a rate or to target_macs or target_params; lt.find takes other targets")
+        if config.prune != "filters":
+            raise InvalidSetting(f"prune={config.prune}: lt.Search prunes filters; lt.find masks weights")
         task = _Task(metric, example)
         job = SearchJob(
             "own",
@@ -174,6 +183,8 @@ class Search:
             config,
             Recipe(epochs=epochs, precision="fp32", compile="never"),
             torch.device("cpu"),
+            profile=profile,
+            measured=measured,
             trainer=self._train,
             build=build,
         )
@@ -264,6 +275,15 @@ class Search:
                 raise InvalidSetting(f"{arm.name}: rewind=weight needs the weights after epoch {at}; call arm.keep_early() then")
             save(rows[at - 1], {"model": arm.early, "epochs": [row.to_json() for row in rows[:at]]})
         return Outcome(rows, score)
+
+
+def _time_target(speedup: float, profile: Profile | None) -> dict[str, Any]:
+    """The settings of a search to a speedup. Raises InvalidSetting."""
+    if speedup <= 1:
+        raise InvalidSetting(f"target_speedup={speedup} must be above 1")
+    if profile is None:
+        raise InvalidSetting('target_speedup= needs the layers\' times: profile=lt.profile(build(), "cpu:onnxruntime:b1:fp32", example)')
+    return {"target_time": 1 / speedup, "on": str(profile.target)}
 
 
 def _description(training: ArmTraining) -> dict[str, Any]:

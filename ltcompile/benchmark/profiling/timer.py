@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,9 +18,10 @@ from ltcompile.benchmark.profiling.layers import assign, names, shares
 from ltcompile.core.deployment import ENGINE, Deployment
 from ltcompile.engine.cpu import candidates
 from ltcompile.errors import Disagreement, InvalidModel, Unavailable
+from ltcompile.graph.outputs import outputs_of
 from ltcompile.graph.widths import LAYERS
 from ltcompile.lower import HalfInside
-from ltcompile.lower.evaluate import evaluator
+from ltcompile.lower.evaluate import evaluator_of_all
 from ltcompile.lower.fake_quantize import precision_of
 from ltcompile.lower.simulate import HALVES, rounded_network
 from ltcompile.numerics import Expected
@@ -77,9 +78,9 @@ class LayerTimer:
         return bool(runtimes.declared(self.target.runtime, "READS_ONNX"))
 
     def check(self, variant: Variant, images: Tensor) -> None:
-        """Raises Disagreement where the runtime does not answer to images (N, C, H, W) what PyTorch does."""
+        """Raises Disagreement where the runtime does not answer to images (N, ...) what PyTorch does."""
         session = self._session(variant, replace(self.target, batch=len(images)))
-        if reason := self._expected(variant, images).refusal(next(iter(session.run(images.numpy()).values()))):
+        if reason := self._expected(variant, images).refusal(joined(session.run(images.numpy()).values())):
             raise Disagreement(
                 f"the runtime does not compute the network at widths that are to be timed: {reason}; profile with another runtime"
             )
@@ -113,11 +114,14 @@ class LayerTimer:
     @torch.no_grad()
     def _expected(self, variant: Variant, images: Tensor) -> Expected:
         """What the variant's module answers, and with the rounding of its precision simulated."""
-        exact, precision = variant.module(images).numpy(), self.target.precision
+        exact, precision = answer(variant.module, images), self.target.precision
         if precision in HALVES:
-            return Expected(exact, rounded_network(variant.module, precision)(images).numpy())
+            return Expected(exact, answer(rounded_network(variant.module, precision), images))
         int8 = variant.onnx is not None and precision_of(variant.onnx) == "int8"
-        return Expected(exact, evaluator(variant.onnx)(images.numpy()) if int8 else None)
+        if not int8:
+            return Expected(exact)
+        name = variant.onnx.graph.input[0].name
+        return Expected(exact, joined(evaluator_of_all(variant.onnx)({name: images.numpy()}).values()))
 
     def _layers_us(self, variant: Variant, trace: Trace) -> dict[str, float]:
         """Layer -> microseconds, over all calls but the first, which allocates."""
@@ -217,3 +221,14 @@ def _middle(values: list[float] | NDArray[np.float64]) -> float:
     ordered = np.sort(values)
     quarter = len(ordered) // 4
     return float(ordered[quarter : len(ordered) - quarter].mean())
+
+
+def answer(network: Callable[[Tensor], Any], images: Tensor) -> NDArray[np.float32]:
+    """What a network gives for images (N, ...), in one array."""
+    return joined(tensor.numpy() for tensor in outputs_of(network(images)).values())
+
+
+def joined(outputs: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The outputs of a network in one array: the only one as it is, several side by side (N, values)."""
+    arrays = list(outputs)
+    return arrays[0] if len(arrays) == 1 else np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)

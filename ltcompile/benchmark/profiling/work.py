@@ -19,25 +19,26 @@ from torch import Tensor, nn
 
 from ltcompile.benchmark import energy
 from ltcompile.benchmark.profiling import design
-from ltcompile.benchmark.profiling.timer import Call, LayerTimer, Timing, Variant, Whole, open_timer
+from ltcompile.benchmark.profiling.timer import Call, LayerTimer, Timing, Variant, Whole, answer, joined, open_timer
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.image_size import height_width
 from ltcompile.core.plan import PruningPlan
-from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine
+from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine, named_network
 from ltcompile.core.records import provenance
 from ltcompile.core.streams import seeded, stream
-from ltcompile.errors import InvalidModel, Unavailable
+from ltcompile.errors import InvalidModel, InvalidSetting, Unavailable
 from ltcompile.graph import cut, trace
 from ltcompile.graph._copy import copied
 from ltcompile.graph.tied_groups import tied_groups
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.graph.wrappers import unwrap
-from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
+from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.onnx_weights import with_weights
 from ltcompile.models import build_model
 from ltcompile.numerics import Expected
 from ltcompile.paths import cache_folder, check_writable
+from ltcompile.runtimes._ort import run_once
 
 SAVED_EVERY = 10  # runs
 AGAIN = 24  # runs, at most, that are made again where the machine was slower meanwhile
@@ -45,6 +46,7 @@ SLOWED, CALM = 1.15, 0.25  # beyond so many times what the small cut took in its
 CHECKED = 4  # images
 STOPWATCH_SECONDS = 6.0  # of each of the two networks: shorter ones scatter by more than targets allow
 TURNS = 3  # of counting joules
+Model = Mapping[str, Any] | nn.Module  # name and arguments of `build_model`, or a network of one's own
 Progress = Callable[[int, int, Run], None]  # runs done, of how many, the last one
 
 
@@ -55,19 +57,24 @@ def cached(model: Mapping[str, Any], target: Deployment) -> Path:
 
 
 def profile(
-    model: Mapping[str, Any],
-    target: Deployment,
+    model: Model,
+    target: Deployment | str,
+    example: Tensor | None = None,
     *,
     output: str | Path | None = None,
     resume: bool = True,
     on_progress: Progress | None = None,
 ) -> Profile:
-    """Time `model` (name and arguments of `build_model`) at `target`, at 82 combinations of widths, of which 8 are held back as a check.
+    """Time `model` at `target`, at 82 combinations of widths, of which 8 are held back as a check.
 
     Runs that the machine was slower in than in others are made again. Weights are random: they do not matter for the time. The profile is
     written to `output` (by default the cache) as it grows.
 
     Args:
+        model: the name and arguments of `build_model`, or a network of one's own, which takes one tensor and gives one.
+        target: where it will run, such as "cpu:onnxruntime:b1:fp32".
+        example: of a network of one's own, an input (N, ...).
+        output: the file; by default one in the cache.
         resume: continue what is there, if it is of this network, target and machine.
 
     Raises:
@@ -75,11 +82,12 @@ def profile(
         Disagreement: the runtime computes something else than PyTorch.
         ProfileMismatch: what is there is of something else. InvalidFile: it cannot be read or written.
     """
-    path = check_writable(output or cached(model, target))
+    target = Deployment.parse(target) if isinstance(target, str) else target
     timer = open_timer(target)
-    work = _work(model, target, timer)
-    there = _there(path, model, target) if resume else None
-    found, report = there or Profile(dict(model), target, machine(target), {}, ()), on_progress or (lambda done, of, run: None)
+    work = _work(model, target, timer, example)
+    path = check_writable(output or cached(work.model, target))
+    there = _there(path, work.model, target) if resume else None
+    found, report = there or Profile(dict(work.model), target, machine(target), {}, ()), on_progress or (lambda done, of, run: None)
     if there is not None and len(there.runs) == len(work.runs):
         return there
     for why, kept in itertools.islice(work.runs, len(found.runs), None):
@@ -110,18 +118,18 @@ def _calmed(found: Profile, work: _Work, report: Progress) -> Profile:
     return replace(found, runs=tuple(runs))
 
 
-def stopwatch(model: Mapping[str, Any], target: Deployment) -> Callable[[nn.Module], float]:
-    """What share of the time of the whole network a cut of `model` takes at `target` on this machine, deployed: they run in turns.
+def stopwatch(model: Model, target: Deployment | str, example: Tensor | None = None) -> Callable[[nn.Module], float]:
+    """Measures the fraction of the full network's time that a cut of `model` takes at `target` on this machine, deployed: they run in turns.
 
-    Raises Unavailable where they cannot run here.
+    `model`, `target` and `example` are as in `profile`. Raises Unavailable where they cannot run here.
     """
+    target = Deployment.parse(target) if isinstance(target, str) else target
     timer = open_timer(target, deployed=True)
-    whole = _work(model, target, timer).itself
+    work = _work(model, target, timer, example)
+    whole = work.itself
 
     def measured(network: nn.Module) -> float:
-        timing = Whole.of(
-            _Work(copied(unwrap(network)).cpu().eval(), model, target, timer).itself, whole, timer.settle_s, STOPWATCH_SECONDS
-        )
+        timing = Whole.of(replace(work, network=copied(unwrap(network)).cpu().eval()).itself, whole, timer.settle_s, STOPWATCH_SECONDS)
         return timing.ms / timing.reference_ms
 
     return measured
@@ -134,7 +142,8 @@ def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Cal
     Raises Unavailable where the network cannot run here, or nothing counts joules.
     """
     timer, joules = open_timer(target, deployed=True), energy.counter(target.device)
-    whole = _work(model, target, timer).itself
+    work = _work(model, target, timer, None)
+    whole = work.itself
 
     def spent(call: Call) -> float:
         found = energy.per_image(joules, call, target.batch)
@@ -143,17 +152,24 @@ def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Cal
         return found
 
     def measured(network: nn.Module) -> float:
-        small = _Work(copied(unwrap(network)).cpu().eval(), model, target, timer).itself
+        small = replace(work, network=copied(unwrap(network)).cpu().eval()).itself
         return statistics.median(spent(small) / spent(whole) for _ in range(TURNS))
 
     return statistics.median(spent(whole) for _ in range(TURNS)), measured
 
 
-def _work(model: Mapping[str, Any], target: Deployment, timer: LayerTimer) -> _Work:
-    """The network with weights at random."""
+def _work(model: Model, target: Deployment, timer: LayerTimer, example: Tensor | None) -> _Work:
+    """The network: of a name with weights at random. Raises InvalidSetting where a network of one's own comes without its example."""
+    if isinstance(model, nn.Module):
+        if not isinstance(example, Tensor):
+            raise InvalidSetting("example= must be an input of the network, as one tensor (N, ...); profiles take no other networks")
+        network = copied(unwrap(model)).cpu().eval()
+        return _Work(network, named_network(network, [example]), target, timer, tuple(example.shape[1:]))
+    made = model["arguments"]
+    shape = (made["in_channels"], *height_width(made["image_size"]))
     with seeded(stream("first weights", 0)):
         network = build_model(model["name"], **model["arguments"]).eval()
-    return _Work(network, model, target, timer)
+    return _Work(network, model, target, timer, shape)
 
 
 def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile | None:
@@ -179,13 +195,12 @@ class _Work:
     model: Mapping[str, Any]
     target: Deployment
     timer: LayerTimer
+    shape: tuple[int, ...]  # of an input, but for the batch
 
     @cached_property
     def images(self) -> Tensor:
-        """Seeded noise (batch, C, H, W)."""
-        made = self.model["arguments"]
-        shape = (self.target.batch, made["in_channels"], *height_width(made["image_size"]))
-        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        """Seeded noise (batch, ...)."""
+        return torch.randn((self.target.batch, *self.shape), generator=torch.Generator().manual_seed(0))
 
     @cached_property
     def folded(self) -> nn.Module:
@@ -270,19 +285,18 @@ class _Work:
             g.name: b.channels(g, max(1, b.steps // 2)) for b in half.values() for g in b.groups
         }
         module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-        images = self.images[:1].repeat(CHECKED, 1, 1, 1)
+        images = self.images[:1].expand(CHECKED, *self.shape).contiguous()
         import onnx
 
         try:
             with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
                 path = Path(folder) / "half.onnx"
                 onnx.save(with_weights(self._float, self.folded.state_dict(), module.state_dict()), str(path))
-                answer = run_onnx(path, images)
+                found = joined(run_once(path, images.numpy()).values())
         except Exception:  # ONNX Runtime has its own types: the file counts channels in a place that we do not know
             return False
         with torch.no_grad():
-            expected = module(images)
-        return not Expected(expected.numpy()).refusal(answer)
+            return not Expected(answer(module, images)).refusal(found)
 
     @cached_property
     def _float(self) -> Any:
