@@ -619,3 +619,39 @@ def test_bad_targets_are_refused(told: Callable[..., str], asked: tuple[object, 
 
 def test_machines_are_told_by_what_decides() -> None:
     assert {"cpu", "threads", "onnxruntime-gpu"} <= nouns.machine(TARGET).keys()
+
+
+class TwoMaps(nn.Module):
+    """A network that no name builds, with two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.boxes, self.classes = nn.Conv2d(32, 4, 1), nn.Conv2d(32, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y = self.b(self.a(x).relu()).relu()
+        return {"boxes": self.boxes(y), "classes": self.classes(y)}
+
+
+def test_any_network_of_one_input_is_planned_by_time(law: Law, tmp_path: Path) -> None:
+    network, example = TwoMaps(), torch.randn(2, 1, 12, 12)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = lt.profile(network, str(TARGET), example, output=tmp_path / "p.json")
+    assert found.model["name"] == "TwoMaps" and found.model["arguments"]["inputs"] == [[1, 12, 12]]
+    assert lt.profile(TwoMaps(), TARGET, example, output=tmp_path / "p.json") == found, "other weights take the same time"
+    plan = lt.plan(network, example, target_time=0.4, profile=found)
+    small = lt.cut(network, plan)
+    assert sum(law_ms(m) for m in small.modules() if isinstance(m, LAYERS)) <= 0.4 * found.dense_ms * 1.02
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+    search = lt.Search(TwoMaps, example, tmp_path / "run", rounds=1, controls=False, target_speedup=2.5, profile=found)
+    for arm in search:
+        arm.report(0.5)
+    assert sum(law_ms(m) for m in search.result().small.modules() if isinstance(m, LAYERS)) <= 0.4 * found.dense_ms * 1.02
+    with pytest.raises(ProfileMismatch, match="name TwoMaps, not Sequential"):
+        lt.Search(lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 2, 1)), example, tmp_path / "x", target_speedup=2, profile=found)
+    with pytest.raises(InvalidSetting, match=r"profile=lt\.profile"):
+        lt.Search(TwoMaps, example, tmp_path / "x", target_speedup=2)
+    with pytest.raises(InvalidSetting, match="example= must be an input"):
+        lt.profile(network, TARGET)

@@ -85,7 +85,7 @@ class TestPlan:
         refused(run, *lenet, "--keep", "(", says="no regular expression")
         refused(run, *lenet, "--only", "77", says="did you mean 7?")
         refused(run, *lenet, "--layer-ratio", "0", says="takes PATTERN=SHARE")
-        refused(run, *lenet, "--group-reduction", "some", says="producers, all")
+        refused(run, *lenet, "--group-reduction", "some", says="producers, filters, all")
         refused(run, *lenet, "--criterion", "taylor", says="needs gradients")
         refused(run, *lenet, "-o", "/proc/none/plan.json", says="cannot write")
         refused(run, *lenet, "--weights", tmp_path / "none.pth", says="no file of weights at")

@@ -260,6 +260,7 @@ def whole_onnx() -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     told = some_ticket()
     texts = {"producer": "ltcompile", "model": json.dumps(told.model), "data": "digits", "interpolation": "bilinear", "precision": "fp32"}
+    texts["ticket_checksum"] = told.checksum
     for key, value in (texts | {key: json.dumps(told.data[key]) for key in ("class_names", "mean", "std")}).items():
         model.metadata_props.add(key=key, value=value)
     return bytes(model.SerializeToString())
