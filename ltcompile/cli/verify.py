@@ -1,4 +1,4 @@
-"""ltcompile verify: are the claims true on this machine?"""
+"""ltcompile verify: repeat the claims of a report on this machine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def verify(
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write the result, as JSON."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
-    """Check what was claimed of a network where it is deployed; onnxruntime and numpy are enough there.
+    """Check the claims about a network on the machine that runs it; onnxruntime and numpy are enough there.
 
     Ends with 0 if claims were repeated and confirmed, with 1 if one is not confirmed, with 2 if the files do not belong together or a
     setting is wrong, and with 3 if nothing could be repeated, or not what --require names. Size and hash alone confirm nothing. Without
@@ -69,8 +69,8 @@ def verify(
         typer.secho(f"required, and not confirmed: {', '.join(verified.missing)}", fg="red", err=True)
     if verified.outcome == "not comparable":
         typer.secho(
-            f"not comparable: {NOT_REQUIRED if verified.missing else NOTHING} The table says why of each claim; --dense repeats speedups "
-            f"(`ltcompile bench {file} --write-dense dense.onnx` writes it, where torch is), --data accuracies.",
+            f"not comparable: {NOT_REQUIRED if verified.missing else NOTHING} The table gives the reason for each claim; --dense repeats speedups "
+            f"(`ltcompile bench {file} --write-dense dense.onnx` writes it; that needs torch), --data repeats accuracies.",
             fg="yellow",
             err=True,
         )
@@ -93,7 +93,7 @@ def _print(checks: Sequence[Check]) -> None:
 
 
 def _claim(check: Check) -> str:
-    """With the deployment in words that a narrow table can break."""
+    """The claim with its deployment, with spaces at which a narrow table can break."""
     return check.claim if check.on is None else f"{check.claim}, {check.on.replace(':', ' ')}"
 
 

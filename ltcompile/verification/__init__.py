@@ -1,4 +1,4 @@
-"""Claims checked again where a network is deployed, with ONNX Runtime and numpy alone: nothing here imports torch or onnx."""
+"""Verification of claims on the target machine with ONNX Runtime and numpy alone: nothing here imports torch or onnx."""
 
 from __future__ import annotations
 

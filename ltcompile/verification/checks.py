@@ -1,4 +1,4 @@
-"""Each claim beside what this machine finds: the file, its size, its accuracy, its speed."""
+"""The checks of a file on this machine: its answers, ticket, size, accuracy and speed, each compared with its claim."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from ltcompile.verification.rules import judge_accuracy, judge_latency, judge_sp
 
 RUNTIME = "onnxruntime"
 SECONDS = 6.0  # of a run, a network
-BLOCKS = 40  # more than a benchmark has: a verdict hangs on them
-BYTES_PER_PARAM = (0.9, 8.0)  # what an ONNX file of any precision has, with folded norms and names
+BLOCKS = 40  # more than a benchmark has, since a verdict depends on them
+BYTES_PER_PARAM = (0.9, 8.0)  # of an ONNX file of any precision, with folded norms and names
 GRAPH_BYTES = 1 << 20  # what a file may hold beside weights
 DEFAULT_CLAIMS = ("report.json", "bench.json")
 
@@ -40,7 +40,7 @@ class _Job:
     images: tuple[Array, Labels] | None
     seconds: float
     required: Sequence[str]
-    busy: str | None  # why nothing is timed
+    busy: str | None  # the reason, if nothing is timed
     times: dict[tuple[str, int], dict[str, Times] | str] = field(default_factory=dict)  # by device and batch
 
 
@@ -55,18 +55,18 @@ def verify(
     seconds: float = SECONDS,
     output: str | Path | None = None,
 ) -> Verified:
-    """Repeat on this machine what a report.json or bench.json claims of the ONNX file `target`; by default the one beside it.
+    """Repeat on this machine what a report.json or bench.json claims of the ONNX file `target`; by default the one in its folder.
 
-    With `dense`, the ONNX file of the network that it was cut from, both run in turns and speedups are compared; without, latencies
-    are, if they were measured on such a machine as this. Accuracy takes `data`, a .npz file with images (N, C, H, W), float32 and ready
-    for the network, and labels (N,). `on` leaves out all other deployments. Each run takes about `seconds` a network. `require` are kinds of
-    claims ("accuracy", "latency", "speedup") without which nothing is confirmed as a whole: each of that kind must be.
+    With `dense`, the ONNX file of the network that it was cut from, both run in turns and speedups are compared; without it, latencies
+    are compared, if they were measured on the same type of machine. Accuracy takes `data`, a .npz file with images (N, C, H, W), float32 and ready
+    for the network, and labels (N,). `on` leaves out all other deployments. Each run takes about `seconds` a network. `require` names
+    kinds of claims ("accuracy", "latency", "speedup"), all of which must be confirmed for the whole to be.
 
-    A claim is confirmed by repeating it alone, by the rules and margins in `verifying.rules`. While other work takes more than 30 % of
-    the machine, nothing is timed. See `verifying.network` for what a file can do while it is examined.
+    A claim is confirmed by repeating it alone, by the rules and margins in `verification.rules`. While other work takes more than 30 % of
+    the machine, nothing is timed. `verification.network` says what a file can do while it is examined.
 
     Raises:
-        InvalidFile, InvalidData: a file is not what it should be. TicketMismatch: the files do not belong together.
+        InvalidFile, InvalidData: a file is damaged or of another kind. TicketMismatch: the files do not belong together.
         InvalidSetting: nothing is claimed for `on`. UnknownName: no such kind of claims. Unavailable: onnxruntime does not load.
     """
     for what in require:
@@ -74,20 +74,20 @@ def verify(
             raise unknown("kind of claims to require", what, list(CLAIMS))
     path, busy = Path(target), busy_share()
     small = open_network(path)
-    told = read_claims(Path(claims) if claims else _beside(path))
-    _check_belongs(small, told)
+    claimed = read_claims(Path(claims) if claims else _default_claims(path))
+    _check_belongs(small, claimed)
     job = _Job(
         small,
-        told,
-        _wanted(small, told, on),
-        _open_dense(Path(dense), small, told) if dense else None,
+        claimed,
+        _selected(small, claimed, on),
+        _open_dense(Path(dense), small, claimed) if dense else None,
         read_images(Path(data), small.shape, small.classes) if data else None,
         seconds,
         require,
         f"other work took {busy:.0%} of this machine just before" if is_busy(busy) else None,
     )
     written = check_writable(output) if output else None
-    verified = Verified(path.name, str(small.file.sha256), told.name, list(_checks(job)), busy, require)
+    verified = Verified(path.name, str(small.file.sha256), claimed.name, list(_checks(job)), busy, require)
     if written is not None:
         write_json(written, verified.to_json())
     return verified
@@ -96,20 +96,18 @@ def verify(
 # Do these files belong together?
 
 
-def _beside(path: Path) -> Path:
-    """The claims that lie beside a network."""
+def _default_claims(path: Path) -> Path:
+    """The claims in the folder of a network."""
     for name in DEFAULT_CLAIMS:
         if (path.parent / name).is_file():
             return path.parent / name
-    raise InvalidFile(f"there is no {' and no '.join(DEFAULT_CLAIMS)} beside {path}; name one with --claims")
+    raise InvalidFile(f"there is no {' and no '.join(DEFAULT_CLAIMS)} in the folder of {path}; name one with --claims")
 
 
 def _check_belongs(small: Network, claims: Claims) -> None:
     """Raises InvalidFile or TicketMismatch where the claims are about another network."""
     if small.metadata.get("producer") != "ltcompile":
-        raise InvalidFile(
-            f"{small.path} was not made by `ltcompile shrink`, so nothing tells whose claims are its own; take a file that was"
-        )
+        raise InvalidFile(f"{small.path} was not made by `ltcompile shrink`, so no claims can be matched to it; use a file that was")
     checksum = small.metadata.get("ticket_checksum", "")
     if claims.checksum is not None and claims.checksum != checksum:
         raise TicketMismatch(
@@ -122,7 +120,7 @@ def _check_belongs(small: Network, claims: Claims) -> None:
         )
 
 
-def _wanted(small: Network, claims: Claims, on: Deployment | None) -> list[Timing]:
+def _selected(small: Network, claims: Claims, on: Deployment | None) -> list[Timing]:
     """The timings on ONNX Runtime, or those for `on` alone. Raises InvalidSetting."""
     rows = [row for row in claims.timings if row.runtime == RUNTIME]
     if on is None:
@@ -140,7 +138,7 @@ def _wanted(small: Network, claims: Claims, on: Deployment | None) -> list[Timin
 
 
 def _open_dense(path: Path, small: Network, claims: Claims) -> Network:
-    """The network that the small one was cut from, as far as its file tells. Raises InvalidFile or TicketMismatch."""
+    """The network that the small one was cut from, as far as its file shows. Raises InvalidFile or TicketMismatch."""
     dense = open_network(path)
     if (dense.shape, dense.classes) != (small.shape, small.classes):
         raise TicketMismatch(
@@ -175,7 +173,7 @@ def _checks(job: _Job) -> Iterator[Check]:
 
 
 def _answers(small: Network) -> Check:
-    """That the file computes something, and the same thing twice."""
+    """Checks that the answers to seeded noise are finite and reproducible."""
     claim = "the answers are finite, and the same twice"
     try:
         bound = small.bind("cpu", small.noise(small.batch if isinstance(small.batch, int) else 2))
@@ -186,48 +184,48 @@ def _answers(small: Network) -> Check:
     if not np.isfinite(first).all():
         return Check("file", claim, "not confirmed", "some answers to seeded noise are not finite")
     if not np.array_equal(first, logits_of(bound)):
-        return Check("file", claim, "not confirmed", "the same noise had two answers")
+        return Check("file", claim, "not confirmed", "two runs on the same noise gave different answers")
     return Check("file", claim, "confirmed", "on seeded noise")
 
 
 def _ticket(job: _Job) -> Check:
-    """What `_check_belongs` has seen."""
+    """The result of `_check_belongs`."""
     claim = f"made from the ticket {job.small.metadata.get('ticket_checksum', '')[:12]}"
     if job.claims.checksum is None:
-        return Check("ticket", claim, "not comparable", f"{job.claims.name} names no ticket; bench it again, or take report.json")
+        return Check("ticket", claim, "not comparable", f"{job.claims.name} names no ticket; bench it again, or use report.json")
     return Check("ticket", claim, "confirmed", f"{job.claims.name} is about this one")
 
 
 def _size(job: _Job) -> Check:
     found, file = Value(len(job.small.data)), _claimed_file(job)
     if file is None:
-        return Check("size", "size", "not comparable", f"{job.claims.name} tells no size of such a file", found=found)
+        return Check("size", "size", "not comparable", f"{job.claims.name} has no size of such a file", found=found)
     claimed, same = Value(file.bytes), file.bytes == found.value and file.sha256 in (None, job.small.file.sha256)
     if not same:
-        alike = "as many bytes, and others: " if claimed == found else ""
+        alike = "the same size, different content: " if claimed == found else ""
         return Check("size", "size", "not confirmed", f"{alike}another file than {file}, or a damaged one", claimed, found)
     return Check("size", "size", "confirmed", "to the byte" if file.sha256 is None else "to the byte, by SHA-256", claimed, found)
 
 
 def _claimed_file(job: _Job) -> NetworkFile | None:
-    """The file that the claims describe: this very one, or else one of the same making, and of the same name if there are several."""
-    here, told = job.small.file, [job.claims.timed] if job.claims.timed else []
-    same = [file for file in (*told, *job.claims.files) if file.making == here.making]
+    """The claimed file with this SHA-256; else one that was made in the same way, preferably of the same name."""
+    here, timed = job.small.file, [job.claims.timed] if job.claims.timed else []
+    same = [file for file in (*timed, *job.claims.files) if file.making == here.making]
     ranks = (lambda file: file.sha256 == here.sha256, lambda file: file.output == here.output, lambda file: True)
-    return next((file for fits in ranks for file in same if fits(file)), None)
+    return next((file for matches in ranks for file in same if matches(file)), None)
 
 
 def _accuracies(job: _Job) -> Iterator[Check]:
-    """One for each device on which one is claimed; the ticket's own where no benchmark tells one."""
+    """One check for each device with a claimed accuracy; the ticket's own accuracy if no benchmark has one."""
     claimed = {row.device: row.accuracy for row in job.timings if row.accuracy is not None}
     for device, share in claimed.items():
         yield _accuracy(job, device, share, _another_timed(job))
     if not claimed and job.claims.accuracy is not None:
-        yield _accuracy(job, "cpu", job.claims.accuracy, _not_as_trained(job.small.file))
+        yield _accuracy(job, "cpu", job.claims.accuracy, _changed_by_export(job.small.file))
 
 
 def _accuracy(job: _Job, device: str, share: float, reason: str | None) -> Check:
-    """Not comparable for the `reason`, if there is one."""
+    """The check of an accuracy; a `reason` makes it not comparable."""
     claim = f"accuracy on test images, {device}"
     claimed = Value(share) if job.claims.test_images is None else share_of(share, job.claims.test_images)
     if reason := reason or ("not repeated: no test images" if job.images is None else missing(device)):
@@ -243,10 +241,10 @@ def _accuracy(job: _Job, device: str, share: float, reason: str | None) -> Check
 
 
 def _another_timed(job: _Job) -> str | None:
-    """Why the benchmark was not of this file, as far as the claims tell."""
+    """The reason if the benchmark measured another file, as far as the claims show."""
     here, claims = job.small.file, job.claims
     if claims.of_a_ticket:
-        changed = _not_as_trained(here)
+        changed = _changed_by_export(here)
         return changed and f"{claims.target} itself was measured; {changed}"
     if (timed := claims.timed) is not None:
         return None if timed.sha256 in (None, here.sha256) else f"another file was measured: {timed}, and this is {here}"
@@ -256,8 +254,8 @@ def _another_timed(job: _Job) -> str | None:
     return f"{named.output} was measured, in {named.precision}; this file is in {here.precision}"
 
 
-def _not_as_trained(file: NetworkFile) -> str | None:
-    """What sets a file apart from its ticket's network."""
+def _changed_by_export(file: NetworkFile) -> str | None:
+    """The reason if a file differs from its ticket's network."""
     if file.recalibrated:
         return f"{file.output} has other batch-norm statistics than its ticket"
     return None if file.precision == "fp32" else f"{file.output} is in {file.precision}, and its ticket in fp32"
@@ -266,13 +264,13 @@ def _not_as_trained(file: NetworkFile) -> str | None:
 # Speed
 
 
-def _race(job: _Job, row: Timing) -> dict[str, Times] | str:
-    """Milliseconds (blocks, runs) of "small", and of "dense" where it is there, on the device and batch of `row`; or why there are none."""
+def _times(job: _Job, row: Timing) -> dict[str, Times] | str:
+    """Milliseconds (blocks, runs) of "small", and of "dense" if it was given, on the device and batch of `row`; or the reason why not."""
     if reason := _another_timed(job) or missing(row.device) or job.busy:
         return reason
-    if (place := (row.device, row.batch)) not in job.times:
-        job.times[place] = _timed(job, *place)
-    return job.times[place]
+    if (key := (row.device, row.batch)) not in job.times:
+        job.times[key] = _timed(job, *key)
+    return job.times[key]
 
 
 def _timed(job: _Job, device: str, batch: int) -> dict[str, Times] | str:
@@ -286,9 +284,11 @@ def _timed(job: _Job, device: str, batch: int) -> dict[str, Times] | str:
 
 
 def _elsewhere(job: _Job, row: Timing) -> str | None:
-    """Why a latency of `row` means nothing here; two networks in one run compare anywhere."""
+    """The reason if the latency of `row` was measured on another type of machine; speedups compare on any machine."""
     there, here = (job.claims.machine.get("gpu"), gpu_name()) if row.device == "cuda" else (job.claims.machine.get("cpu"), cpu_name())
-    return None if there == here else f"measured on {there or 'a machine without a name'}, this is {here}; --dense compares anywhere"
+    return (
+        None if there == here else f"measured on {there or 'an unnamed machine'}, this is {here}; --dense compares speedups on any machine"
+    )
 
 
 def _speedup(job: _Job, row: Timing) -> Check:
@@ -296,7 +296,7 @@ def _speedup(job: _Job, row: Timing) -> Check:
     if row.speedup is None or row.speedup_low is None:
         return Check("speedup", "speedup", "not comparable", f"{job.claims.name} claims none here", on=on)
     claimed = Value(row.speedup, row.speedup_low, row.speedup_high)
-    times = _race(job, row)
+    times = _times(job, row)
     if isinstance(times, str):
         return Check("speedup", "speedup", "not comparable", times, claimed, on=on)
     verdict, reason, found = judge_speedup(claimed, times["dense"], times["small"])
@@ -305,7 +305,7 @@ def _speedup(job: _Job, row: Timing) -> Check:
 
 def _latency(job: _Job, row: Timing) -> Check:
     on, claimed = _deployment(job.small, row), Value(row.ms_p50)
-    times = _another_timed(job) or missing(row.device) or _elsewhere(job, row) or _race(job, row)
+    times = _another_timed(job) or missing(row.device) or _elsewhere(job, row) or _times(job, row)
     if isinstance(times, str):
         return Check("latency", "latency", "not comparable", times, claimed, on=on)
     verdict, reason, found = judge_latency(row.ms_p50, times["small"])

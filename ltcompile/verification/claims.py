@@ -37,10 +37,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Claims:
-    """What is claimed, by a JSON file called `name`; what it does not tell is None or empty.
+    """What is claimed, by a JSON file called `name`; what it does not hold is None or empty.
 
-    `target` is the name of what was timed, `timed` that file where it was one, and `of_a_ticket` where it was a ticket, in fp32; `machine`
-    is what it was timed on. `files` are what the ticket was shrunk to, `accuracy` is the ticket's own, on `test_images` images.
+    `target` is the name of what was timed: the file `timed`, or a ticket in fp32 (`of_a_ticket`), on `machine`. `files` were shrunk from the
+    ticket; `accuracy` is the ticket's own, on `test_images` images.
     """
 
     name: str
@@ -71,7 +71,7 @@ class _Provenance:
 
 @dataclass(frozen=True)
 class _Timed:
-    """The part that a report and a benchmark share; older ones tell less."""
+    """The part that a report and a benchmark share; older ones hold less."""
 
     subjects: dict[str, _Subject]
     rows: list[Timing]
@@ -124,7 +124,7 @@ def read_claims(path: Path) -> Claims:
     """The claims in `path`.
 
     Raises:
-        InvalidFile: it is missing, no report.json and no bench.json, or damaged.
+        InvalidFile: it is missing, damaged, or neither a report.json nor a bench.json.
     """
     value = read_json(path, WHAT)
     try:
@@ -134,7 +134,7 @@ def read_claims(path: Path) -> Claims:
         if value.get("format") != FORMAT:
             raise SchemaError(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
         claims = _of_report(path.name, table(value, _Report)) if kind == "report" else _of_bench(path.name, table(value, _Bench))
-        _check_sane(claims)
+        _check_values(claims)
         return claims
     except (SchemaError, RecursionError) as error:
         raise InvalidFile(f"{path} cannot be read as a {WHAT}: {error}; make it again") from error
@@ -183,7 +183,7 @@ def _dense_params(timed: _Timed) -> int | None:
 
 
 def _target(command: str, files: list[NetworkFile]) -> str | None:
-    """The file that a command line timed: older reports tell it nowhere else."""
+    """The file that a command line timed: older reports record it only there."""
     try:
         words = {Path(word).name for word in shlex.split(command)}
     except ValueError:
@@ -191,8 +191,8 @@ def _target(command: str, files: list[NetworkFile]) -> str | None:
     return next((file.output for file in files if file.output in words), None)
 
 
-def _check_sane(claims: Claims) -> None:
-    """Raises SchemaError for values that no measurement gives."""
+def _check_values(claims: Claims) -> None:
+    """Raises SchemaError for values that no measurement can give."""
     for i, row in enumerate(claims.timings):
         speedups = (row.speedup_low, row.speedup, row.speedup_high)
         if len({value is None for value in speedups}) == 2:

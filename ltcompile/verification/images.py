@@ -15,30 +15,30 @@ from ltcompile.errors import InvalidData, InvalidFile
 from ltcompile.verification.network import Array
 
 Labels = NDArray[np.integer[Any]]
-MOST_UNFOLDED = 200  # times the length of the file: images of little ink compress to a hundredth
-WANTED = "write it with np.savez(FILE, images=..., labels=...)"
+MAX_EXPANSION = 200  # times the length of the file: images that are mostly background compress to a hundredth
+HINT = "write it with np.savez(FILE, images=..., labels=...)"
 
 
 def read_images(path: Path, shape: tuple[int, int, int], classes: int) -> tuple[Array, Labels]:
     """The arrays `images` (N, C, H, W) float32, ready for the network, and `labels` (N,) in `path`.
 
     Raises:
-        InvalidFile: it is missing, or no .npz file. InvalidData: its arrays are not those.
+        InvalidFile: it is missing, or not a .npz file. InvalidData: its arrays are missing, or of wrong shapes, types or values.
     """
     check_is_file(path, ".npz file")
     try:
         with zipfile.ZipFile(path) as archive:
-            unfolded = sum(entry.file_size for entry in archive.infolist())
-        if unfolded > MOST_UNFOLDED * path.stat().st_size:
-            raise InvalidFile(f"{path} would unfold to {unfolded:,} bytes; {WANTED}")
+            expanded = sum(entry.file_size for entry in archive.infolist())
+        if expanded > MAX_EXPANSION * path.stat().st_size:
+            raise InvalidFile(f"{path} would expand to {expanded:,} bytes; {HINT}")
         with np.load(path, allow_pickle=False) as arrays:
             images, labels = arrays["images"], arrays["labels"]
     except KeyError as error:
-        raise InvalidData(f"{path} lacks images or labels; {WANTED}") from error
+        raise InvalidData(f"{path} lacks images or labels; {HINT}") from error
     except InvalidFile:
         raise
     except Exception as error:  # numpy and zipfile raise a dozen types for a broken archive
-        raise InvalidFile(f"{path} cannot be read as .npz: {str(error) or type(error).__name__}; {WANTED}") from error
+        raise InvalidFile(f"{path} cannot be read as .npz: {str(error) or type(error).__name__}; {HINT}") from error
     if images.dtype != np.float32 or images.shape[1:] != shape or images.ndim != 4 or not len(images):
         raise InvalidData(f"{path}: images are {images.dtype} {short(images.shape)}, and must be float32 (N, {', '.join(map(str, shape))})")
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":

@@ -1,8 +1,8 @@
 """An ONNX file as data, and sessions of ONNX Runtime that run it.
 
-What is guarded: weights in other files and operators that are not ONNX's own are refused before a session sees the file, no library of
-operators is ever registered, and what was examined is what runs, since both are the same bytes. What is not: ONNX Runtime parses the file
-in this process, and a graph of allowed operators may ask for any amount of time and memory. Give a file that you do not trust a container.
+Guarded: weights in other files and operators that are not ONNX's own are refused before a session gets the file; no library of operators is
+registered; the bytes that were examined are the bytes that run. Not guarded: ONNX Runtime parses the file in this process, and a graph of
+allowed operators may use any amount of time and memory. Run files that you do not trust in a container.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ CHUNK = 64  # images at once where nothing is timed
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A file that loads: `metadata` is what it tells of itself, `shape` (C, H, W) that of an image.
+    """An ONNX file that loads, with its `metadata` and the `shape` (C, H, W) of an image.
 
-    `batch` is the number of images that it takes, or what it calls that number where any will do.
+    `batch` is the fixed number of images, or the name of that dimension if it is dynamic.
     """
 
     path: Path
@@ -55,16 +55,16 @@ class Network:
         return self.file.precision
 
     def noise(self, count: int) -> Array:
-        """Seeded images (count, C, H, W). Raises Unavailable where they take more than a GiB."""
+        """Seeded images (count, C, H, W). Raises Unavailable if they take more than a GiB."""
         if (needed := 4 * count * math.prod(self.shape)) > MOST_IMAGE_BYTES:
             raise Unavailable(f"a batch of {count:,} images takes {needed:,} bytes")
         return np.random.default_rng(0).standard_normal((count, *self.shape), dtype=np.float32)
 
     def bind(self, device: str, images: Array) -> Bound:
-        """The network on `device`, with `images` (N, C, H, W) in place, and run once.
+        """The network on `device`, bound to `images` (N, C, H, W), after one run.
 
         Raises:
-            Unavailable: ONNX Runtime cannot run it there, or not so many images.
+            Unavailable: ONNX Runtime cannot run it there, or not on this number of images.
         """
         if isinstance(self.batch, int) and self.batch != len(images):
             raise Unavailable(f"{self.path.name} takes {self.batch} images at once, not {len(images)}")
@@ -75,7 +75,9 @@ class Network:
         except Unavailable:
             raise
         except Exception as error:  # ONNX Runtime raises its own types
-            raise Unavailable(f"ONNX Runtime cannot run {self.path.name} on {device} with {len(images)} images: {_told(error)}") from error
+            raise Unavailable(
+                f"ONNX Runtime cannot run {self.path.name} on {device} with {len(images)} images: {_first_line(error)}"
+            ) from error
         if got != (len(images), self.classes):
             raise Unavailable(f"{self.path.name} gives logits {got} for {len(images)} images, and declares {self.classes} classes")
         return bound
@@ -103,7 +105,7 @@ def open_network(path: Path) -> Network:
     """The network in an ONNX file that takes images (N, C, H, W) and gives logits (N, classes).
 
     Raises:
-        InvalidFile: it is missing, no such file, or reaches for what is not in it.
+        InvalidFile: it is missing, not such a file, or refers to other files or operators.
     """
     check_is_file(path, "ONNX file")
     if (size := path.stat().st_size) > MOST_BYTES:
@@ -118,14 +120,14 @@ def open_network(path: Path) -> Network:
         if isinstance(error, Unavailable) and isinstance(error.__cause__, ImportError):
             raise
         raise InvalidFile(
-            f"ONNX Runtime cannot load {path}: {_told(error.__cause__ or error)}; export it again, or update onnxruntime"
+            f"ONNX Runtime cannot load {path}: {_first_line(error.__cause__ or error)}; export it again, or update onnxruntime"
         ) from error
     match ends:
         case [("tensor(float)", [batch, int() as c, int() as h, int() as w]), ("tensor(float)", [_, int() as classes])]:
             if min(c, h, w, classes, batch if isinstance(batch, int) else 1) > 0:
                 return Network(path, data, metadata, (c, h, w), batch, classes)
     raise InvalidFile(
-        f"{path} does not turn images (N, C, H, W) into logits (N, classes), but has {short(ends)}; take a file of `ltcompile shrink`"
+        f"{path} does not turn images (N, C, H, W) into logits (N, classes), but has {short(ends)}; use a file of `ltcompile shrink`"
     )
 
 
@@ -134,16 +136,16 @@ def missing(device: str) -> str | None:
     import onnxruntime
 
     if device not in PROVIDERS:
-        return f"nothing is known of a device {short(device)}"
+        return f"unknown device {short(device)}"
     if device == "cuda" and CUDA[0] not in onnxruntime.get_available_providers():
         return f"this onnxruntime has no {CUDA[0]}"
     return "this machine has no NVIDIA GPU" if device == "cuda" and gpu_name() is None else None
 
 
 def gpu_name() -> str | None:
-    """What the first NVIDIA GPU calls itself, by its driver on Linux."""
-    for told in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        for line in told.read_text(errors="replace").splitlines():
+    """The name of the first NVIDIA GPU by its driver on Linux, or None."""
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in file.read_text(errors="replace").splitlines():
             if line.startswith("Model:"):
                 return line.split(":", 1)[1].strip()
     return None
@@ -158,5 +160,5 @@ def _filled(images: Array, count: int) -> Array:
     return images[np.arange(count) % len(images)]
 
 
-def _told(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

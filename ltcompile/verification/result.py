@@ -1,4 +1,4 @@
-"""What was claimed, what was found, and what follows."""
+"""Results of a verification: values, checks and the outcome of all of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ What = Literal["file", "ticket", "size", "accuracy", "speedup", "latency"]
 
 @dataclass(frozen=True)
 class Value(Record):
-    """A number with its 95 % interval where it has one."""
+    """A number, with its 95 % interval if it has one."""
 
     value: float
     low: float | None = None
@@ -31,10 +31,10 @@ class Value(Record):
 
 @dataclass(frozen=True)
 class Check(Record):
-    """One claim beside what was found.
+    """One claim compared with what was found.
 
     `claimed` and `found` are bytes of a size, a share of an accuracy, a ratio of a speedup, milliseconds a batch of a latency, and
-    None of what is no number or was not repeated. `on` is the deployment of what was timed, as `Deployment` writes it.
+    None for what is not a number or was not repeated. `on` is the deployment of what was timed, as `Deployment` writes it.
     """
 
     what: What
@@ -62,9 +62,9 @@ class Verified:
 
     @property
     def outcome(self) -> Verdict:
-        """Not confirmed if one check is; not comparable if no claim was repeated, or a required one not; else confirmed.
+        """ "not confirmed" if one check is; "not comparable" if no claim, or not every required one, was repeated; else "confirmed".
 
-        Size and SHA-256 say which file this is: they can refute, and confirm nothing of how accurate or fast it is.
+        Size and SHA-256 identify the file: they can refute a claim, but confirm neither accuracy nor speed.
         """
         if any(check.verdict == "not confirmed" for check in self.checks):
             return "not confirmed"
@@ -73,12 +73,12 @@ class Verified:
 
     @property
     def missing(self) -> list[str]:
-        """The required kinds of which there is no claim, or one that is not confirmed."""
+        """The required kinds without a claim, or with one that is not confirmed."""
         found = {what: [check.verdict for check in self.checks if check.what == what] for what in self.required}
         return [what for what, verdicts in found.items() if set(verdicts) != {"confirmed"}]
 
     def to_json(self) -> dict[str, Any]:
-        """With the machine, the versions and the time of now."""
+        """The checks as JSON, with the machine, versions and the present time."""
         return {
             "kind": "verified",
             "format": 1,
@@ -97,7 +97,7 @@ class Verified:
 
 
 def share_of(share: float, images: int) -> Value:
-    """The share of `images` that were right, with Wilson's 95 % interval."""
+    """The fraction of `images` that are classified correctly, with Wilson's 95 % interval."""
     return Value(share, *wilson(share, images))
 
 
@@ -108,5 +108,5 @@ def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
     try:
         return found | {"ltcompile": metadata.version("ltcompile")}
-    except metadata.PackageNotFoundError:  # it was copied there, not installed
+    except metadata.PackageNotFoundError:  # a copy that is not installed
         return found

@@ -1,8 +1,8 @@
 """When a measurement repeats a claim: one-sided tests of non-inferiority at 95 %, so that a better result always passes.
 
 A claim is confirmed where the measurement is shown to be less than the margin worse than it. It is not confirmed where that is not shown
-and the measurement is worse than the claim, 95 % surely. All else is not comparable: too few images, or times that vary too much. So
-noise confirms nothing. A network slower than claimed by 10 % is to be found out, and one that is as fast as claimed to pass, each in at
+and the measurement is worse than the claim, 95 % surely. All else is not comparable: too few images, or times that vary too much. Noise thus
+confirms nothing. A network that is 10 % slower than claimed should fail, and one as fast as claimed should pass, each in at
 least 95 % of runs: both need a margin well between 0 and 10 %.
 """
 
@@ -16,9 +16,9 @@ from ltcompile.core.interval import binomial_tail
 from ltcompile.timing import Times, level, speedup
 from ltcompile.verification.result import Value, Verdict, share_of
 
-SPEEDUP_MARGIN = 0.08  # of a claimed speedup: halfway between 0 and 10 %, as sure as a benchmark and a check usually are
-LATENCY_MARGIN = 0.06  # of a claimed latency, which tells nothing of how sure it is
-DRIFT = 0.05  # by which medians of thirds of a race may differ; where a machine drifts more, a latency is unsure by that much
+SPEEDUP_MARGIN = 0.08  # of a claimed speedup: a margin that the usual precision of a benchmark and a check resolves
+LATENCY_MARGIN = 0.06  # of a claimed latency, which has no interval of its own
+DRIFT = 0.05  # by which medians of thirds of a run may differ; larger drift widens the interval of a latency by as much
 ACCURACY_MARGIN = 0.02  # 2 points of accuracy
 ERROR = 0.05  # of a one-sided test
 MIN_IMAGES = 100
@@ -28,7 +28,7 @@ Judged = tuple[Verdict, str, Value]  # with the reason, and what was found
 
 
 def judge_speedup(claimed: Value, dense_ms: Times, small_ms: Times) -> Judged:
-    """Of a speedup and its 95 % interval, by times (blocks, runs) from one interleaved run. How sure the claim itself is counts too."""
+    """Judges a speedup and its 95 % interval by times (blocks, runs) from one interleaved run. The claim's own interval counts too."""
     assert claimed.low is not None and claimed.high is not None
     ratio, low, high = speedup(dense_ms, small_ms)
     _, least, most = speedup(dense_ms, small_ms, 1 - 2 * ERROR)
@@ -39,9 +39,9 @@ def judge_speedup(claimed: Value, dense_ms: Times, small_ms: Times) -> Judged:
 
 
 def judge_latency(claimed_ms: float, small_ms: Times) -> Judged:
-    """Of a median latency, by times (blocks, runs) on the same machine; found are the blocks' medians with their 95 % interval.
+    """Judges a median latency by times (blocks, runs) on the same machine; found are the blocks' medians with their 95 % interval.
 
-    What the machine's speed changes between the benchmark and now falls on the network: `judge_speedup` has no such error.
+    A change of the machine's speed since the benchmark counts against the network; `judge_speedup` has no such error.
     """
     found = Value(*level(small_ms))
     _, least, most = level(small_ms, 1 - 2 * ERROR)
@@ -55,7 +55,7 @@ def judge_latency(claimed_ms: float, small_ms: Times) -> Judged:
 
 
 def _judge_speed(worst: float, best: float, margin: float) -> tuple[Verdict, str]:
-    """By the ends of a one-sided interval each, of the logarithm of the speed found as a share of the one claimed."""
+    """The verdict from one-sided bounds of log(measured speed / claimed speed)."""
     if worst >= math.log(1 - margin):
         return "confirmed", f"less than {margin:.0%} slower than claimed, if at all"
     if best < 0:
@@ -72,10 +72,10 @@ def _percent(log_ratio: float) -> str:
 
 
 def judge_accuracy(claimed: float, correct: int, images: int) -> Judged:
-    """Of a share of images that are classified correctly, by the exact binomial test."""
+    """Judges an accuracy by the exact binomial test."""
     found = share_of(correct / images, images)
     if images < MIN_IMAGES:
-        return "not comparable", f"{images} images say too little; give at least {MIN_IMAGES}", found
+        return "not comparable", f"{images} images are too few; use at least {MIN_IMAGES}", found
     wrong, points = images - correct, f"{100 * ACCURACY_MARGIN:.0f} points"
     if binomial_tail(correct, images, max(0.0, claimed - ACCURACY_MARGIN)) <= ERROR:
         return "confirmed", f"on {images:,} images, less than {points} below the claim, if at all", found

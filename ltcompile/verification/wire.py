@@ -1,7 +1,7 @@
-"""What an ONNX file would reach for, read from its bytes: where a network is deployed there is no `onnx` to ask.
+"""A check of an ONNX file's bytes for external data and custom operators, without the `onnx` package.
 
-The file is a protobuf message: numbered fields that hold numbers, or stretches of bytes which may be messages again
-(https://protobuf.dev/programming-guides/encoding). Those that lead to a node or a tensor are opened, all others are stepped over.
+The file is a protobuf message: numbered fields that hold numbers, or bytes, which may be messages again
+(https://protobuf.dev/programming-guides/encoding). Those that lead to a node or a tensor are opened, all others are skipped.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from ltcompile.core.fields import SchemaError, short
 from ltcompile.errors import InvalidFile
 
-OPENED = {  # what the fields of a message hold; the tests compare this with onnx's own description
+OPENED = {  # what the fields of a message hold; tests compare this with onnx's own schema
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
     "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
@@ -39,14 +39,14 @@ def check_self_contained(data: bytes, path: Path) -> None:
     """The ONNX file `data`, read from `path`, keeps all weights inside, and uses no operators but ONNX's own.
 
     Raises:
-        InvalidFile: it does not, or is no ONNX file.
+        InvalidFile: it does not, or is not an ONNX file.
     """
     try:
         seen = _examine(data)
     except SchemaError as error:
         raise InvalidFile(f"{path} {error}; export it again") from error
     if not {IR_VERSION, GRAPH} <= seen:
-        raise InvalidFile(f"{path} is no ONNX file; `ltcompile shrink` makes one of a ticket")
+        raise InvalidFile(f"{path} is not an ONNX file; `ltcompile shrink` makes one of a ticket")
 
 
 def _examine(data: bytes) -> set[int]:
@@ -69,15 +69,15 @@ def _examine(data: bytes) -> set[int]:
 
 
 def _check(kind: str, number: int, value: int | memoryview) -> None:
-    """Raises SchemaError for a field that names another file, or an operator that is not ONNX's."""
+    """Raises SchemaError for a field that names another file or a custom operator."""
     if kind == "TensorProto" and number in ELSEWHERE and value != 0:
         raise SchemaError("keeps weights in another file")
     if (kind, number) in DOMAINS and isinstance(value, memoryview) and bytes(value) not in DOMAINS[kind, number]:
-        raise SchemaError(f"uses operators of its own ({short(bytes(value[:40]).decode(errors='replace'))})")
+        raise SchemaError(f"uses custom operators ({short(bytes(value[:40]).decode(errors='replace'))})")
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Number and value of each field that holds a whole number or bytes. Raises SchemaError where the message breaks off."""
+    """Number and value of each field that holds a whole number or bytes. Raises SchemaError if the message is truncated."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -94,7 +94,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             case _:
                 raise SchemaError("cannot be read as ONNX: it is damaged")
     if at > len(message):
-        raise SchemaError("cannot be read as ONNX: it breaks off")
+        raise SchemaError("cannot be read as ONNX: it is truncated")
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

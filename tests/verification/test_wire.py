@@ -36,7 +36,7 @@ def in_a_branch(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"), [(elsewhere, "in another file"), (of_their_own, "com.evil"), (in_a_branch, "operators of its own")]
+    ("change", "says"), [(elsewhere, "in another file"), (of_their_own, "com.evil"), (in_a_branch, "custom operators")]
 )
 def test_files_that_reach_outside_are_refused(folder: Path, change: Callable[[Any], object], says: str) -> None:
     report(folder, timing())
