@@ -43,7 +43,7 @@ def main() -> None:
     run = work / "runs" / "detector"
     if not (run / "own-search.json").exists():
         train = f"{sys.executable} {DETECTOR} --seed {{seed}} --epochs {{epochs}} --folder {{folder}}"
-        goal = ["--metric", "mAP", "--margin", 0.01, "--epochs", 20, "--rounds", 2, "--target-macs", 0.2, "--set", "prune.align=8"]
+        goal = ["--metric", "mAP", "--margin", 0.01, "--epochs", 20, "--rounds", 2, "--target-macs", 0.15, "--set", "prune.align=8"]
         again = ["--resume"] if (run / "command.json").exists() else []
         call(work, ["-m", "ltcompile", "find", "--train", train, *goal, "--seeds", given.seeds, "--name", run.name, *again])
     call(work, [DETECTOR, "--compare", run])

@@ -79,7 +79,7 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=1, help="three or more give a verdict with confidence")
     arguments.add_argument("--folder", type=Path, default=Path("runs/unet"), help="run folder; a search in it is continued")
     given = arguments.parse_args()
-    count, epochs, width = (64, 2, 4) if given.short else (480, 20, 16)
+    count, epochs, width = (32, 2, 4) if given.short else (480, 20, 16)
     val, test = scenes("val", count, 1), scenes("test", count, 2)
 
     search = lt.Search(
