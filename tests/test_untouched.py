@@ -44,6 +44,7 @@ MODULES = (
 MODULES += ("graph.wrappers", "training")
 EXEMPT = {
     "lt.load_pruned": "cuts and fills the network that it has built itself",
+    "lt.attach": "returns the network itself outside a search, and in one an arm made from a copy of it",
     "attach": "puts a method on a network, in place",
     "bake": "takes it off again, in place",
     "train": "trains a network, in place",
