@@ -48,9 +48,9 @@ class Reader(nn.Module):
         self.digit = nn.Linear(10 * width, 10)
 
     def forward(self, image: Tensor, meta: Tensor) -> Tensor:
-        told = self.meta(meta)
-        y = self.middle(self.stem(image)) * (1 + self.scale(told)[:, :, None, None]) + self.shift(told)[:, :, None, None]
-        return self.digit(torch.cat([self.head(self.last(F.relu(y))), told], 1))
+        context = self.meta(meta)
+        y = self.middle(self.stem(image)) * (1 + self.scale(context)[:, :, None, None]) + self.shift(context)[:, :, None, None]
+        return self.digit(torch.cat([self.head(self.last(F.relu(y))), context], 1))
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs, labels: Tensor, epochs: int) -> None:

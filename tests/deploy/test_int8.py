@@ -390,7 +390,7 @@ class TestCommand:
         for words, says in {
             (tmp_path / "small.onnx",): "pass --calibrate",
             (tmp_path / "small.pt2", "--calibrate", "digits"): "ends in .onnx",
-            (tmp_path / "small.onnx", "--calibrate", "digits", "--max-drop", -1): "--max-drop takes points",
+            (tmp_path / "small.onnx", "--calibrate", "digits", "--max-drop", -1): "it must be between 0 and 100 points",
         }.items():
             code, told = say(*asked, *words)
             assert code == 2 and says in told, told
