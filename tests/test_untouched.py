@@ -43,7 +43,6 @@ MODULES = (
 )
 MODULES += ("graph.wrappers", "training")
 EXEMPT = {
-    "lt.attach": "returns the network itself outside a search; in one, a copy",
     "lt.profile": "takes minutes; tests/benchmark/test_profile.py compares the network's weights",
     "lt.stopwatch": "called below, as `joulemeter` is",
     "lt.load_pruned": "cuts and fills the network that it has built itself",
