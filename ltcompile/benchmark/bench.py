@@ -24,7 +24,7 @@ from ltcompile.core.onnx_file import domains, external, read_onnx
 from ltcompile.core.records import Measurement, provenance
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket, check_model
-from ltcompile.deploy import Pruned, check_ticket_fits, dense_network, named_network, small_network
+from ltcompile.deploy import Pruned, Result, check_ticket_fits, dense_network, named_network, small_network
 from ltcompile.deploy.rebuild import small_with_plan
 from ltcompile.deploy.steps.snap import AS_IT_IS, moved
 from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError, TicketMismatch
@@ -78,7 +78,7 @@ def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | P
 
 
 def bench(
-    target: str | Path | Pruned,
+    target: str | Path | Pruned | Result,
     *,
     runtimes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None,
@@ -93,7 +93,7 @@ def bench(
 ) -> BenchResult:
     """Measure a ticket or an ONNX file of `shrink` against its dense network, in one run, and write bench.json and bench.csv.
 
-    A `Pruned` is measured in the same way, on its example and noise like it, and nothing is written.
+    A `Pruned`, or the result of a `lt.Search`, is measured in the same way, on its example and noise like it, and nothing is written.
 
     The dense network has its trained weights where the run folder holds them; else fresh ones, which are as fast, and no accuracy.
     Answers are compared with the ticket's network in fp32 by PyTorch. Of an ONNX file without its ticket, and of one whose weights were
@@ -106,6 +106,8 @@ def bench(
         InvalidFile: the target is no file of ours. TicketMismatch: it does not fit. Disagreement: a runtime computes something else.
         InvalidSetting: `write_dense` is no place for an ONNX file.
     """
+    if not isinstance(target, str | Path | Pruned):
+        target = Pruned.of_result(target)
     if isinstance(target, Pruned):
         if any(value is not None for value in (data, model, output, write_dense)):
             raise InvalidSetting("data=, model=, output= and write_dense= belong to tickets and files; leave them out for a Pruned")

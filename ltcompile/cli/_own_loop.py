@@ -38,6 +38,10 @@ def search_by_script(
     train = settings.section("train")
     if other := sorted(train.keys() - {"epochs"}):
         raise InvalidSetting(f"train.{other[0]}: the script of train= decides that; leave it out")
+    if "margin_points" not in settings.section("search"):
+        raise InvalidSetting(
+            f"margin_points=: say by how much of {metric} a ticket may be worse, in what the script reports: 0.01 of a fraction"
+        )
     folder = Path("runs") / (name or "own")
     scale = Metric(metric, "units", 1.0, higher_is_better=not lower_is_better)
     try:

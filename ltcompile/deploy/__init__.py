@@ -2,7 +2,7 @@
 
 from ltcompile.deploy.job import Int8
 from ltcompile.deploy.load import load_pruned
-from ltcompile.deploy.pruned import Metric, Pruned
+from ltcompile.deploy.pruned import Metric, Pruned, Result
 from ltcompile.deploy.rebuild import check_ticket_fits, dense_network, named_network, small_network
 from ltcompile.deploy.shrink import Shrunk, shrink
 
@@ -10,6 +10,7 @@ __all__ = [
     "Int8",
     "Metric",
     "Pruned",
+    "Result",
     "Shrunk",
     "check_ticket_fits",
     "dense_network",

@@ -99,6 +99,8 @@ def test_what_is_found_ships(tmp_path: Path) -> None:
         torch.testing.assert_close(dense[name], value, rtol=1e-4, atol=1e-5)
     assert lt.size(result.small, example).params < lt.size(Regressor(), example).params
     lt.shrink(result, tmp_path / "maps.onnx")
+    rows = lt.bench(result, runtimes=["onnxruntime"], batches=[1], seconds_per_row=0.1).rows
+    assert {row.subject for row in rows} == {"dense", "small"}
     assert (tmp_path / "maps.onnx").exists()
 
 
