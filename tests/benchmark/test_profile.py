@@ -257,7 +257,7 @@ def profiling_work(name: str, runtime: str) -> Any:
     from ltcompile.benchmark.profiling.work import _Work
 
     target = replace(TARGET, runtime=runtime, batch=2)
-    return _Work(lt.build_model(name).eval(), model(name), target, open_timer(target))
+    return _Work(lt.build_model(name).eval(), model(name), target, open_timer(target), (3, 32, 32))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "eager"])
