@@ -445,7 +445,7 @@ class TestReport:
         run["small.json"]["ticket_checksum"] = "def"
         assert made(tmp_path / "run", run)[1]["warnings"] == []
         run["sweep.json"]["ticket_checksum"] = "other"
-        assert "made of another search" in made(tmp_path / "run", run)[1]["warnings"][0]
+        assert "made from another search" in made(tmp_path / "run", run)[1]["warnings"][0]
 
     @pytest.mark.parametrize(
         ("place", "value"),

@@ -274,7 +274,7 @@ class TestHealth:
             ("ticket", 1, *ODD.values()),
         ]
         page = lt.report(tmp_path / "run").read_text()
-        assert "the training loss jumped from 0.1 to 3 in epoch 2; memory did not hold a batch" in page
+        assert "the training loss jumped from 0.1 to 3 in epoch 2; a batch did not fit into memory" in page
         assert "1 is dead in dense 0 of seed 0: all of its 9 channels are zero on validation images" in page
 
     def test_a_failed_training_says_what_is_kept(self, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

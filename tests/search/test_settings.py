@@ -21,6 +21,7 @@ FIND = {
     "Data": "data data-root download image-size weights",
     "Pruning": "prune rewind criterion rounds rate target-macs target-speedup target-latency on profile",
     "Limits": "keep",
+    "Your own training script": "train metric lower-is-better example",
     "Training": "epochs batch lr",
     "Judging": "seeds seed controls margin",
 }
