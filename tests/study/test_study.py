@@ -404,7 +404,7 @@ def test_a_study_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda value: value.update(new=1), "unknown field new"),
         (lambda value: value["claims"][0].update(answer="does not hold"), "its interval says"),
         (lambda value: value["claims"][0]["found"].update(low=None), "is none"),
-        (lambda value: value["figures"][0].update(x_axis="pixels"), "does not tell its unit"),
+        (lambda value: value["figures"][0].update(x_axis="pixels"), "does not name its unit"),
         (lambda value: value["figures"][0]["series"][1]["x"].append(3.0), "different lengths"),
         (lambda value: value["figures"][0]["series"][1]["x"].__setitem__(0, 0.0), "logarithmic"),
         (lambda value: value["figures"].append(value["figures"][0]), "different names"),
