@@ -27,7 +27,8 @@ def close(a: Tensor, b: Tensor) -> None:
 
 def gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     model(images).square().mean().backward()
-    found = {name: p.grad.clone() for name, p in model.named_parameters(remove_duplicate=False) if p.grad is not None}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in parameters.items()}  # as a search gathers them
     model.zero_grad()
     return found
 
