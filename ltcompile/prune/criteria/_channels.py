@@ -40,7 +40,10 @@ class Slice:
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The same values of another tensor of the parameter's shape, such as its gradient: (C, n). Raises InvalidSetting."""
         if self.name not in tensors:
-            raise InvalidSetting(f"the evidence has no values for {self.name!r}: is it left out of training (requires_grad)? group_reduction="producers" scores by the layers that make channels")
+            raise InvalidSetting(
+                f"the evidence has no values for {self.name!r}: is it left out of training (requires_grad)? "
+                "group_reduction=producers scores by the layers that make the channels alone"
+            )
         return self._rows(tensors[self.name])
 
     def parts(self) -> Iterator[Slice]:
