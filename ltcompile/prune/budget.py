@@ -40,6 +40,7 @@ Choice = tuple[int, ...]  # for each set of tied groups, which of its candidates
 STEPS = 1000  # that the budget of a chain is counted in
 LARGEST_TABLE = 1 << 22
 BISECTIONS = 40
+EXCHANGES = 8  # of a step of one set for steps of others, at most
 SWEEPS = 6
 CARE = 4  # the higher, the more the worst layers count
 NOTHING = 1e-2  # a share as good as none
@@ -139,7 +140,7 @@ class WidthAllocation:
         order = self._chain()
         if order is not None:
             return self._exactly(order, budget_ms)
-        return self._filled(self._priced(budget_ms), budget_ms)
+        return self._exchanged(self._filled(self._priced(budget_ms), budget_ms), budget_ms)
 
     # A chain
 
@@ -302,6 +303,16 @@ class WidthAllocation:
                 return tuple(now)
             _, here, c = max(offers)
             now[here] = c
+
+    def _exchanged(self, choice: Choice, budget_ms: float) -> Choice:
+        """`choice`, better by as much as one step less of a set leaves time for elsewhere, until no such exchange adds value."""
+        for _ in range(EXCHANGES):
+            lowered = [(*choice[:here], at - 1, *choice[here + 1 :]) for here, at in enumerate(choice) if at > 0]
+            better = max((self._filled(each, budget_ms) for each in lowered), key=self.value, default=choice)
+            if self.value(better) <= self.value(choice):
+                break
+            choice = better
+        return choice
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from searches import QUICK
 from torch import nn
@@ -355,6 +355,7 @@ def problem(shape: Shape, seed: int) -> WidthAllocation:
 
 @pytest.mark.parametrize("name", SHAPES)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.02, 0.95))
+@example(seed=978, share=0.09375)  # one step less of a set leaves time for more elsewhere
 @settings(max_examples=25, deadline=None)
 def test_a_budget_is_spent_as_well_as_can_be(name: str, seed: int, share: float) -> None:
     found = problem(SHAPES[name], seed)
