@@ -74,6 +74,7 @@ def search(
     return search_by_command(words, folder, ERROR, CONFIG, epochs=2, example="2x2x16", **options)
 
 
+@pytest.mark.slow
 def test_a_script_searches_and_resumes_and_ships(script: Path, tmp_path: Path) -> None:
     names: list[str] = []
     with pytest.raises(TrainingFailed, match=r"seed0/dense-0 ended with exit code 2.*--nonsense"):
@@ -95,6 +96,7 @@ def test_a_script_searches_and_resumes_and_ships(script: Path, tmp_path: Path) -
     assert all(torch.equal(value, weights[name]) for name, value in kept.items()), "a copy that the script made has the arm's widths"
 
 
+@pytest.mark.slow
 def test_all_processes_of_a_training_get_the_same_arm(script: Path, tmp_path: Path) -> None:
     launched = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 {script} --epochs 1"
     summary = search_by_command(launched, tmp_path / "run", ERROR, CONFIG, epochs=1, example="2x2x16")
