@@ -15,9 +15,11 @@ from ltcompile.core.arm import Arm
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
+from ltcompile.graph.examples import read_example
 from ltcompile.paths import read_json, write_json
 from ltcompile.search.attach import SEARCH, takes_fresh_weights
 from ltcompile.search.config import SearchConfig
+from ltcompile.search.own_loop import check_supported
 
 
 def search_by_command(
@@ -47,6 +49,13 @@ def search_by_command(
     """
     if config.rewind_epoch:
         raise InvalidSetting(f"rewind_epoch={config.rewind_epoch}: a script cannot say when that epoch ends; choose 0, or use lt.Search")
+    check_supported(config)
+    if config.target is not None and config.target.profiled:
+        raise InvalidSetting(
+            f"a target of {config.target.measure} needs a profile of the network; use lt.Search(profile=), or target_macs here"
+        )
+    if example is not None:
+        read_example(example)
     run = RunFolder(folder)
     if run.command.exists() and not resume:
         raise InvalidFile(f"{run.path} holds a search already; continue it with resume=True, or choose another folder=")

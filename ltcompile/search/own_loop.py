@@ -26,7 +26,7 @@ from ltcompile.paths import locked, write_json
 from ltcompile.prune import criteria
 from ltcompile.prune.budget import RelativeTimer
 from ltcompile.search.arm_runner import ArmRunner
-from ltcompile.search.config import SearchConfig
+from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.iterative_pruning import IterativePruning
 from ltcompile.search.job import PreparedJob, SearchJob, prepare
 from ltcompile.search.listener import NullListener
@@ -169,13 +169,7 @@ class Search:
         if target_speedup is not None:
             settings |= _time_target(target_speedup, profile)
         config = SearchConfig(**{"rounds": 4, "margin_points": margin} | settings)
-        if needed := criteria.needs(config.criterion):
-            free = ", ".join(name for name in criteria.names() if not criteria.needs(name))
-            raise InvalidSetting(
-                f"criterion={config.criterion} needs {', '.join(needed)} of data that lt.Search does not see; choose one of {free}"
-            )
-        if config.prune != "filters":
-            raise InvalidSetting(f"prune={config.prune}: lt.Search prunes filters; lt.find masks weights")
+        check_supported(config)
         task = _Task(metric, example)
         job = SearchJob(
             "own",
@@ -275,6 +269,22 @@ class Search:
                 raise InvalidSetting(f"{arm.name}: rewind=weight needs the weights after epoch {at}; call arm.keep_early() then")
             save(rows[at - 1], {"model": arm.early, "epochs": [row.to_json() for row in rows[:at]]})
         return Outcome(rows, score)
+
+
+def check_supported(config: SearchConfig) -> None:
+    """Raises InvalidSetting where a search in a loop of the caller's own cannot be done with `config`."""
+    if needed := criteria.needs(config.criterion):
+        free = ", ".join(name for name in criteria.names() if not criteria.needs(name))
+        raise InvalidSetting(
+            f"criterion={config.criterion} needs {', '.join(needed)} of data that lt.Search does not see; choose one of {free}"
+        )
+    if config.prune != "filters":
+        raise InvalidSetting(f"prune={config.prune}: lt.Search prunes filters; lt.find masks weights")
+    if config.method != PRUNE:
+        raise InvalidSetting(f"method={config.method} changes how a network trains, which is up to your loop; leave it out, or use lt.find")
+    for name in ("masked", "full_curve"):
+        if getattr(config, name):
+            raise InvalidSetting(f"{name}=True takes the loop of lt.find; leave it out")
 
 
 def _time_target(speedup: float, profile: Profile | None) -> dict[str, Any]:

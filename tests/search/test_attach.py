@@ -180,6 +180,24 @@ def test_commands_are_checked(command: str, says: str, tmp_path: Path) -> None:
         search_by_command(command, tmp_path, ERROR, CONFIG, epochs=1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "example", "says"),
+    [
+        ({}, "abc", "example= takes shapes"),
+        ({"criterion": "taylor"}, "2x2x16", "needs gradients of data"),
+        ({"prune": "weights"}, "2x2x16", "prunes filters"),
+        ({"method": "edge-popup", "rate": 0.5}, "2x2x16", "method=edge-popup"),
+        ({"masked": True}, "2x2x16", "masked=True"),
+        ({"full_curve": True}, "2x2x16", "full_curve=True"),
+        ({"target_time": 0.5, "on": "cpu:eager:b1:fp32"}, "2x2x16", "a target of time needs a profile"),
+    ],
+)
+def test_settings_are_checked_before_the_command_runs(settings: dict[str, Any], example: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidSetting, match=says):
+        search_by_command("/no/such/program", tmp_path, ERROR, lt.SearchConfig(**{"rounds": 1} | settings), epochs=1, example=example)
+    assert not (tmp_path / "command.json").exists()
+
+
 def test_a_damaged_description_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "command.json").write_text(json.dumps({"metric": {}, "config": [], "epochs": 1, "example": None}))
     monkeypatch.setenv("LTCOMPILE_SEARCH", str(tmp_path / "command.json"))
