@@ -39,9 +39,7 @@ def search_by_script(
     if other := sorted(train.keys() - {"epochs"}):
         raise InvalidSetting(f"train.{other[0]}: the script of train= decides that; leave it out")
     if timed := settings.section("prune").keys() & {"target_speedup", "target_latency", "target_energy"}:
-        raise InvalidSetting(
-            f"{min(timed)}: a search by train= has no profile of the network; use target_macs=, or lt.Search(profile=) in Python"
-        )
+        raise InvalidSetting(f"{min(timed)}: a search by train= has no profile of the network; use target_macs=, or lt.Search in Python")
     if "margin_points" not in settings.section("search"):
         raise InvalidSetting(
             f"margin_points=: say by how much of {metric} a ticket may be worse, in what the script reports: 0.01 of a fraction"

@@ -22,6 +22,8 @@ def carry_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module,
 
     Raises InvalidSetting, and changes nothing, where a parameter is not one of the model's, or a state has another shape.
     """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidSetting(f"optimizer= must be a torch.optim.Optimizer, not {type(optimizer).__name__}")
     names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
     new = dict(small.named_parameters(remove_duplicate=False))
     groups: list[list[nn.Parameter]] = []

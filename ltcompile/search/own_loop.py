@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric, Part, Score
-from ltcompile.errors import InvalidModel, InvalidSetting
+from ltcompile.errors import InvalidModel, InvalidSetting, unknown
 from ltcompile.graph import Example, embed
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.paths import locked, write_json
@@ -168,6 +168,10 @@ class Search:
         metric = Metric(metric) if isinstance(metric, str) else metric
         if target_speedup is not None:
             settings |= _time_target(target_speedup, profile)
+        if isinstance(build, nn.Module) or not callable(build):
+            raise InvalidSetting(f"build= must be a function that makes the network with fresh weights, not {type(build).__name__}")
+        if extra := sorted(settings.keys() - {f.name for f in fields(SearchConfig)}):
+            raise unknown("setting", extra[0], sorted(f.name for f in fields(SearchConfig)))
         config = SearchConfig(**{"rounds": 4, "margin_points": margin} | settings)
         check_supported(config)
         task = _Task(metric, example)

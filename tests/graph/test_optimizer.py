@@ -84,6 +84,8 @@ def test_refused(images: Tensor) -> None:
     plan = lt.plan(model, images, ratio=0.4)
     with pytest.raises(InvalidSetting, match=r"group 0 holds a parameter of shape .* that the model does not have"):
         lt.cut(model, plan, torch.optim.SGD(other.parameters(), 0.1))
+    with pytest.raises(InvalidSetting, match="not str"):
+        lt.cut(model, plan, "sgd")  # type: ignore[arg-type]
     odd = torch.optim.Adafactor(model.parameters())
     step(model, odd, images)
     before = [id(p) for g in odd.param_groups for p in g["params"]]

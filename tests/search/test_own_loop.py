@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile.core.task import Metric
-from ltcompile.errors import InvalidFile, InvalidModel, InvalidSetting, TicketMismatch
+from ltcompile.errors import InvalidFile, InvalidModel, InvalidSetting, TicketMismatch, UnknownName
 
 EXAMPLE = {"image": torch.randn(2, 1, 8, 8), "place": torch.randn(2, 3)}
 ERROR = Metric("error", "units", 1.0, higher_is_better=False)
@@ -139,6 +139,13 @@ def test_what_goes_wrong_is_said_and_finished_arms_stay(tmp_path: Path) -> None:
 def test_settings_are_checked(settings: dict[str, Any], says: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match=says):
         search(tmp_path, **settings)
+
+
+def test_what_is_no_builder_or_setting_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSetting, match="build= must be a function that makes the network"):
+        lt.Search(Regressor(), EXAMPLE, tmp_path)
+    with pytest.raises(UnknownName, match="Did you mean rounds"):
+        search(tmp_path, round=2)
 
 
 def test_a_script_that_builds_otherwise_is_refused(tmp_path: Path) -> None:
