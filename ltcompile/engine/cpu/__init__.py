@@ -1,0 +1,15 @@
+"""The engine's compiler for small dense networks on a CPU, and what it competes with.
+
+`candidates` says which runtimes may run a network here. A lowered, fused program of fixed batch becomes one C++ translation unit:
+
+Activations are float32 and NHWC, one image at a time, in buffers (H, W, C, border, stride): `border` rows and columns of zeros on every
+side, as wide as the widest padding of their readers, and `stride` floats for each pixel, C rounded up to a multiple of 8, above 16 of 16;
+lanes beyond C hold zeros. Buffers start at multiples of 64 bytes. A buffer may be a slice of channels of a larger one (a concatenation).
+
+The emitter of an operation, found by the name of its target, returns the call, the packed constants and the headers that it needs. Code
+uses vector extensions of GCC and Clang on logical vectors of 16 floats, so that one text compiles for AVX-512, AVX2, NEON and plain C++.
+"""
+
+from ltcompile.engine.cpu.deployments import Source, build, candidates, label, thread_counts
+
+__all__ = ["Source", "build", "candidates", "label", "thread_counts"]
