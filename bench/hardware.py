@@ -29,9 +29,9 @@ from ltcompile.benchmark.rows import measure
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.profile import Profile
 from ltcompile.core.records import provenance
-from ltcompile.deploy import dense_network, small_network
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.quantize import Quantizer, Scheme
+from ltcompile.pruned import dense_network, small_network
 from ltcompile.runtimes import Subject
 from ltcompile.search import SearchResult, data_for, recipe_for
 from ltcompile.search.settings import SearchSettings

@@ -24,14 +24,14 @@ from ltcompile.core.onnx_file import domains, external, read_onnx
 from ltcompile.core.records import Measurement, provenance
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket, check_model
-from ltcompile.deploy import Pruned, Result, check_ticket_fits, dense_network, named_network, small_network
-from ltcompile.deploy.rebuild import small_with_plan
 from ltcompile.deploy.steps.snap import AS_IT_IS, moved
 from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError, TicketMismatch
 from ltcompile.graph import Size, size
 from ltcompile.lower import fold_batch_norm
 from ltcompile.models import is_own_code
 from ltcompile.paths import check_writable, write_bytes, write_json, write_text
+from ltcompile.pruned import Pruned, Result, check_ticket_fits, dense_network, named_network, pruned_of, small_network
+from ltcompile.pruned.ticket import small_with_plan
 from ltcompile.runtimes import Subject
 
 
@@ -107,7 +107,7 @@ def bench(
         InvalidSetting: `write_dense` is no place for an ONNX file.
     """
     if not isinstance(target, str | Path | Pruned):
-        target = Pruned.of_result(target)
+        target = pruned_of(target)
     if isinstance(target, Pruned):
         if any(value is not None for value in (data, model, output, write_dense)):
             raise InvalidSetting("data=, model=, output= and write_dense= belong to tickets and files; leave them out for a Pruned")

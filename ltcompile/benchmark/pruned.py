@@ -13,12 +13,12 @@ from ltcompile.benchmark.memory import watch
 from ltcompile.benchmark.rows import TF32_TOLERANCE, BenchResult, Loaded, measurement, working
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.records import Measurement
-from ltcompile.deploy import Pruned
-from ltcompile.deploy.answers import answers, compare, of_network, probe
 from ltcompile.errors import Disagreement, InvalidSetting, Unavailable
 from ltcompile.lower import export_onnx, fold_batch_norm
+from ltcompile.lower.answers import answers, compare, of_network, probe
 from ltcompile.lower.export import Flat
 from ltcompile.lower.inputs import Inputs
+from ltcompile.pruned import Pruned
 from ltcompile.runtimes import Array, Subject, load
 from ltcompile.timing import interleave
 

@@ -21,8 +21,8 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.records import Record
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset, Split, load_like
-from ltcompile.deploy.rebuild import check_ticket_fits, dense_network, ticket_network
 from ltcompile.errors import InvalidPlan, InvalidSetting, TicketMismatch
+from ltcompile.pruned.ticket import check_ticket_fits, dense_network, ticket_network
 from ltcompile.search.selection import Selection
 from ltcompile.training import fitting, pick_device
 

@@ -23,11 +23,11 @@ from ltcompile.core.picking import KNEE, Option, Rule, pareto_front, pick_by
 from ltcompile.core.records import Measurement, Trained, provenance
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket
-from ltcompile.deploy import check_ticket_fits, dense_network, small_network
 from ltcompile.errors import Unavailable
 from ltcompile.graph import cut
 from ltcompile.numerics import tile
 from ltcompile.paths import check_writable, write_json
+from ltcompile.pruned import check_ticket_fits, dense_network, small_network
 from ltcompile.runtimes import Subject, load
 from ltcompile.search.selection import Selection
 

@@ -48,8 +48,8 @@ def compile(
     """Compile a ticket's small network for this machine: measures the runtimes and takes the fastest, for each batch size."""
     import ltcompile as lt
     from ltcompile.core.ticket import Ticket
-    from ltcompile.deploy import check_ticket_fits, dense_network, small_network
     from ltcompile.paths import check_writable
+    from ltcompile.pruned import check_ticket_fits, dense_network, small_network
 
     check_writable(output)
     with _progress(as_json) as report:

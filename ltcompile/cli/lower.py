@@ -33,11 +33,11 @@ def lower(
     import torch
 
     from ltcompile.core.ticket import Ticket
-    from ltcompile.deploy import check_ticket_fits, dense_network, small_network
     from ltcompile.errors import InvalidSetting
     from ltcompile.lower.lower import lower as run
     from ltcompile.lower.lower import to_layout
     from ltcompile.lower.passes.precision import DTYPES
+    from ltcompile.pruned import check_ticket_fits, dense_network, small_network
 
     if precision not in DTYPES:
         raise InvalidSetting(f"--precision is one of {', '.join(DTYPES)}, not {precision!r}")

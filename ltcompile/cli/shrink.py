@@ -14,8 +14,10 @@ from ltcompile.cli._options import end_by_target
 if TYPE_CHECKING:
     from ltcompile.core.reached import Reached
     from ltcompile.core.ticket import Ticket
-    from ltcompile.deploy import Pruned, Shrunk
-    from ltcompile.deploy.job import Calibration, RelativeTimer
+    from ltcompile.deploy import Shrunk
+    from ltcompile.deploy.job import Calibration
+    from ltcompile.prune.budget import RelativeTimer
+    from ltcompile.pruned import Pruned
 
 EPILOG = (
     "Examples:  ltcompile shrink ticket.pt -o small.onnx  ·  ltcompile shrink ticket.pt -o small.pt2 --precision fp16  ·  "
@@ -126,7 +128,7 @@ def _check_origin(ticket: Path | None, model: str | None, own: Mapping[str, obje
 
 
 def _own(model: str, weights: Path | None, plan: Path | None, example: str) -> Pruned:
-    from ltcompile.deploy.own import pruned_from_files
+    from ltcompile.pruned.files import pruned_from_files
 
     return pruned_from_files(model, weights, plan, example)
 

@@ -14,10 +14,10 @@ from torch import nn
 
 from ltcompile import numerics
 from ltcompile.core.plan import PruningPlan
-from ltcompile.deploy.answers import Answers, joined, of_network
 from ltcompile.errors import Disagreement
 from ltcompile.graph import embed
 from ltcompile.graph.inputs import Example
+from ltcompile.lower.answers import Answers, joined, of_network
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import in_double
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.data import Dataset
-from ltcompile.deploy.answers import Answers, Run, answers, compare, of_file, of_network
 from ltcompile.deploy.job import Progress, ShrinkJob
 from ltcompile.deploy.judges import Judge
 from ltcompile.deploy.qat import fine_tune, tuning
 from ltcompile.errors import Disagreement, TrainingFailed, Unavailable
-from ltcompile.graph.inputs import Inputs as Call
+from ltcompile.graph.inputs import Arguments
+from ltcompile.lower.answers import Answers, Run, answers, compare, of_file, of_network
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.quantize import CHUNK as CALIBRATED
@@ -119,7 +119,7 @@ class _Network(Int8Network):
         self.module, self.judge = module.eval(), judge
         self._input_names = names[0] or judge.inputs.names
         feeds = [self._feed(judge.inputs.rows(rows)) for rows in torch.arange(judge.inputs.batch).split(CALIBRATED)]
-        super().__init__(module, Call(*judge.inputs.resized(2).arguments()), feeds, folder, names, dynamic)
+        super().__init__(module, Arguments(*judge.inputs.resized(2).arguments()), feeds, folder, names, dynamic)
         self._check_float()
         self._outputs = judge.outputs(self.run_float())
         self.score = judge.score(self.run_float(), self._outputs)

@@ -14,13 +14,13 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph.inputs import Example
+from ltcompile.prune.budget import RelativeTimer
 
 Precision = Literal["fp32", "fp16", "int8"]
 Snap = Literal["down", "up", "auto"]
-RelativeTimer = Callable[[nn.Module], float]  # a network -> the share of the dense network's time that it takes
 Progress = Callable[[str], None]
 Calibration = Dataset | Iterable[Example]
-Metric = Callable[[Callable[..., object]], float]  # of a callable network; higher is better
+Evaluate = Callable[[Callable[..., object]], float]  # a callable network -> its metric; higher is better
 MOST_EPOCHS = 10_000
 
 
@@ -53,7 +53,7 @@ class ShrinkJob:
     output: Path
     precision: Precision = "fp32"
     calibrate: Calibration | None = None
-    metric: Metric | None = None
+    metric: Evaluate | None = None
     int8: Int8 = Int8()
     snap: Snap | None = None
     timer: RelativeTimer | None = None

@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import stream
 from ltcompile.data import Dataset, Split
-from ltcompile.deploy.answers import Answers, Run, answers, chunks
-from ltcompile.deploy.job import Metric, ShrinkJob
+from ltcompile.deploy.job import Evaluate, ShrinkJob
 from ltcompile.errors import InvalidData, InvalidSetting
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.outputs import outputs_of
+from ltcompile.lower.answers import Answers, Run, answers, chunks
 from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import CHUNK, LEAST_INPUTS
 
@@ -107,7 +107,7 @@ class OutputsJudge:
 
     key, drop_key, unit = "score", "max_drop", 1.0
 
-    def __init__(self, network: nn.Module, inputs: Iterable[Example], metric: Metric | None) -> None:
+    def __init__(self, network: nn.Module, inputs: Iterable[Example], metric: Evaluate | None) -> None:
         self._network, self._metric = network, metric
         self.inputs = rows_of(network, inputs)
         if self.inputs.batch < LEAST_INPUTS:

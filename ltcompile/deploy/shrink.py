@@ -13,12 +13,11 @@ from torch import nn
 from ltcompile.core.records import provenance
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
-from ltcompile.deploy.job import Calibration, Int8, Metric, Precision, Progress, RelativeTimer, ShrinkJob, Snap
-from ltcompile.deploy.pruned import Pruned, Result
-from ltcompile.deploy.rebuild import check_ticket_fits
+from ltcompile.deploy.job import Calibration, Evaluate, Int8, Precision, Progress, ShrinkJob, Snap
 from ltcompile.deploy.steps import check_all, run_all
-from ltcompile.errors import InvalidSetting
 from ltcompile.paths import check_writable, write_json
+from ltcompile.prune.budget import RelativeTimer
+from ltcompile.pruned import Pruned, Result, check_ticket_fits, pruned_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ def shrink(
     precision: Precision = "fp32",
     model: str | None = None,
     calibrate: Calibration | None = None,
-    metric: Metric | None = None,
+    metric: Evaluate | None = None,
     max_drop: float = Int8.max_drop,
     finetune_epochs: int = Int8.finetune_epochs,
     snap: Snap | None = None,
@@ -87,14 +86,10 @@ def shrink(
         pruned = Ticket.load(pruned)
     if isinstance(pruned, Ticket):
         job = replace(job, recipe=pruned.recipe, seed=pruned.seed, target=_target(pruned))
-    elif model is not None:
-        raise InvalidSetting("model names the code of a ticket's network, and a Pruned holds its network; leave model out")
     check_all(job)
     if isinstance(pruned, Ticket):
         check_ticket_fits(pruned, model, calibrate.description.classes if isinstance(calibrate, Dataset) else None)
-        pruned = Pruned.of_ticket(pruned, model)
-    elif not isinstance(pruned, Pruned):
-        pruned = Pruned.of_result(pruned)
+    pruned = pruned_of(pruned, model)
     job = replace(job, base=pruned.dense or pruned.small)
     origin = {"ticket_checksum": pruned.provenance["ticket_checksum"]} if "ticket_checksum" in pruned.provenance else {}
     done, lines = run_all(pruned, job)

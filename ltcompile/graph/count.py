@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ltcompile.graph.inputs import Example, Inputs
+from ltcompile.graph.inputs import Arguments, Example
 from ltcompile.graph.probe import Probes, on_probe, run
 from ltcompile.graph.wrappers import unwrap
 
@@ -27,14 +27,14 @@ def size(model: nn.Module, example: Example) -> Size:
     """The size of `model` on the first item of `example`, a batch (N, ...) or several inputs. One MAC is two counted flops.
 
     Raises:
-        InvalidModel: the network does not run on `example`. InvalidSetting: it is no example; see `Inputs`.
+        InvalidModel: the network does not run on `example`. InvalidSetting: it is no example; see `Arguments`.
     """
     model = unwrap(model)
-    flops = on_probe(model, Inputs.of(example).first(), _flops)  # its attention is made of products that the counter supports
+    flops = on_probe(model, Arguments.of(example).first(), _flops)  # its attention is made of products that the counter supports
     return Size(sum(p.numel() for p in model.parameters()), flops // 2)
 
 
-def _flops(probe: Probes, inputs: Inputs) -> int:
+def _flops(probe: Probes, inputs: Arguments) -> int:
     counter = flop_counter()
     run(probe().requires_grad_(False), inputs, counter)  # its hooks stumble over views of parameters that want gradients
     return counter.get_total_flops()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ltcompile.core.plan import Group, Member, PruningPlan
 from ltcompile.errors import InvalidPlan
 from ltcompile.graph._copy import copied
-from ltcompile.graph.inputs import Example, Inputs
+from ltcompile.graph.inputs import Arguments, Example
 from ltcompile.graph.layers import place, storage
 from ltcompile.graph.surgeon import cut, dropped_weights, zero_
 from ltcompile.graph.tied_groups import TiedGroups, tied_groups
@@ -75,12 +75,12 @@ def eliminate_dead_channels(model: nn.Module, groups: tuple[Group, ...], example
     return Eliminated(cut(network, plan), plan, sum(c.constant for c in every), sum(c.unread for c in every))
 
 
-def noise_like(example: Example) -> list[Inputs]:
+def noise_like(example: Example) -> list[Arguments]:
     """Calls of the network with noise: one of `IMAGES` images, or so many calls where there is more than one input."""
     rng = torch.Generator().manual_seed(0)
     if isinstance(example, Tensor):
-        return [Inputs.of(torch.randn(IMAGES, *example.shape[1:], generator=rng).to(example))]
-    inputs = Inputs.of(example)
+        return [Arguments.of(torch.randn(IMAGES, *example.shape[1:], generator=rng).to(example))]
+    inputs = Arguments.of(example)
     return [inputs.map(lambda t: torch.randn(t.shape, generator=rng).to(t) if t.is_floating_point() else t) for _ in range(IMAGES)]
 
 
@@ -183,7 +183,7 @@ def _is_plain(network: nn.Module, tied: TiedGroups) -> bool:
     return not any(isinstance(layer, _MIXING) or any(owners[id(p)] > 1 for p in layer.parameters(recurse=False)) for layer in layers)
 
 
-def _one_round(network: nn.Module, found: list[list[_Channels]], calls: list[Inputs]) -> bool:
+def _one_round(network: nn.Module, found: list[list[_Channels]], calls: list[Arguments]) -> bool:
     """Folds and marks the channels that are dead now; returns whether there were any."""
     candidates = any(bool(channels.zero_weight_channels().any()) for tied in found for channels in tied)
     seen = _read(network, {r.name for tied in found for channels in tied for r in channels.readers}, calls) if candidates else {}
@@ -266,7 +266,7 @@ def _fold(reader: _Axis, constant: Tensor, values: Tensor, staying: Tensor) -> N
     reader.weight[reader.index[constant]] = 0
 
 
-def _read(network: nn.Module, readers: set[str], calls: list[Inputs]) -> _Seen:
+def _read(network: nn.Module, readers: set[str], calls: list[Arguments]) -> _Seen:
     """The least and largest value that each reader sees, as the network is and with everything in it stirred.
 
     In the type of the network itself: what it reads there is what it will read, to the bit.

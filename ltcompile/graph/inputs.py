@@ -16,16 +16,16 @@ from ltcompile.graph.rules import tensors_in
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
-class Inputs(NamedTuple):
+class Arguments(NamedTuple):
     """The arguments of one call of a network."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
     @classmethod
-    def of(cls, example: Example) -> Inputs:
+    def of(cls, example: Example) -> Arguments:
         """Raises InvalidSetting for an example of another kind, or without a tensor in it; the message says how to pass it."""
-        if isinstance(example, Inputs):
+        if isinstance(example, Arguments):
             return example
         if isinstance(example, Tensor):
             return cls((example,), {})
@@ -55,20 +55,20 @@ class Inputs(NamedTuple):
         """The shapes of the tensors, for messages."""
         return ", ".join(str(tuple(t.shape)) for t in self.tensors)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Arguments:
         """The same arguments with each tensor changed."""
-        return Inputs(*tree_map_only(Tensor, change, (self.args, self.kwargs)))
+        return Arguments(*tree_map_only(Tensor, change, (self.args, self.kwargs)))
 
-    def on_meta(self) -> Inputs:
+    def on_meta(self) -> Arguments:
         """The same shapes without values."""
         return self.map(lambda t: torch.empty_like(t, device="meta"))
 
-    def first(self) -> Inputs:
+    def first(self) -> Arguments:
         """The first item of the batch: of every tensor that is as long as the first one."""
         size = next((len(t) for t in self.tensors if t.dim()), 0)
         return self.map(lambda t: t[:1] if t.dim() and len(t) == size else t)
 
-    def twice(self) -> Inputs:
+    def twice(self) -> Arguments:
         """Two items for one: a batch norm trains on no single value."""
         return self.map(lambda t: torch.cat([t, t]) if t.dim() and len(t) == 1 else t)
 

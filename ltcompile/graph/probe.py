@@ -16,7 +16,7 @@ from ltcompile.graph._copy import copied
 from ltcompile.graph._shapes import Shapes
 from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.baked import bake_
-from ltcompile.graph.inputs import Example, Inputs
+from ltcompile.graph.inputs import Arguments, Example
 
 Module = TypeVar("Module", bound=nn.Module)
 Found = TypeVar("Found")
@@ -32,13 +32,13 @@ def on_meta(model: Module) -> Module:
     )
 
 
-def on_probe(model: nn.Module, example: Example, look: Callable[[Probes, Inputs], Found]) -> Found:
+def on_probe(model: nn.Module, example: Example, look: Callable[[Probes, Arguments], Found]) -> Found:
     """What `look` finds by running copies of `model` in eval mode: on the meta device, or on real values where its code needs them.
 
     `look` takes as many copies as it needs; their attention is of plain products, and their weights are parameters. Raises InvalidModel
     where the network does not run on `example`, InvalidSetting where `example` is none.
     """
-    inputs = Inputs.of(example)
+    inputs = Arguments.of(example)
     try:
         return look(lambda: _prepared(on_meta(model)), inputs.on_meta())
     except Exception:  # values are needed, or the network does not run at all: the real one shows which
@@ -70,7 +70,7 @@ def _prepared(probe: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def run(model: nn.Module, inputs: Inputs, watching: AbstractContextManager[object] | None = None) -> object:
+def run(model: nn.Module, inputs: Arguments, watching: AbstractContextManager[object] | None = None) -> object:
     """What `model` gives, without gradients and warnings, while `watching` sees the operations."""
     with warnings.catch_warnings(), Shapes(), watching or nullcontext():
         warnings.simplefilter("ignore")

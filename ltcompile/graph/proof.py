@@ -19,7 +19,7 @@ from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.graph._copy import copied
 from ltcompile.graph._determinism import constant_draws
 from ltcompile.graph.baked import baked
-from ltcompile.graph.inputs import Example, Inputs
+from ltcompile.graph.inputs import Arguments, Example
 from ltcompile.graph.rules import tensors_in
 from ltcompile.graph.surgeon import cut_, mask_
 from ltcompile.graph.tied_groups import tied_groups
@@ -51,7 +51,7 @@ def disagreements(model: nn.Module, example: Example, plan: PruningPlan) -> dict
     is five runs in float64, of two images each, and three copies of the weights.
     """
     cuts = [{g.name for g in b.groups} for b in tied_groups(plan.groups) if any(len(plan.kept[g.name]) < g.width for g in b.groups)]
-    trial = _Trial(baked(unwrap(model)), Inputs.of(example))
+    trial = _Trial(baked(unwrap(model)), Arguments.of(example))
     objection = trial.objection(plan, set().union(*cuts)) if cuts else None
     return {} if objection is None else dict(_blamed(trial, plan, set(), cuts, objection))
 
@@ -85,7 +85,7 @@ def _blamed(trial: _Trial, plan: PruningPlan, accepted: set[str], cuts: Sequence
 class _Trial:
     """A network on random weights and inputs as far as it allows, on which plans are tried."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+    def __init__(self, model: nn.Module, inputs: Arguments) -> None:
         self._network, self._inputs = _settled(model, inputs)
 
     @cached_property
@@ -134,14 +134,14 @@ class _Trial:
         except Exception:
             return None
 
-    def _batch(self, training: bool) -> Inputs:
+    def _batch(self, training: bool) -> Arguments:
         """The inputs; for training, another behind each where there is one, as batch norm takes no single value."""
         if not training:
             return self._inputs
         return self._inputs.map(lambda x: torch.cat([x, x.flip(-1)]) if x.dim() and len(x) == 1 else x)
 
 
-def _settled(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+def _settled(model: nn.Module, inputs: Arguments) -> tuple[nn.Module, Arguments]:
     """A copy of `model` and inputs of those shapes that give finite values: random ones in float64 if possible, else what they are."""
     for few, fresh, shaken in ((True, True, True), (False, True, True), (False, False, True), (False, True, False)):
         network = _randomised(copied(model)) if shaken else copied(model).float()
@@ -155,17 +155,17 @@ def _settled(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     return copied(model), inputs
 
 
-def _in(dtype: torch.dtype, inputs: Inputs) -> Inputs:
+def _in(dtype: torch.dtype, inputs: Arguments) -> Arguments:
     return inputs.map(lambda x: x.to(dtype) if x.is_floating_point() else x)
 
 
-def _two(inputs: Inputs) -> Inputs:
+def _two(inputs: Arguments) -> Arguments:
     """Two of the batch, where all inputs are batches of one size."""
     sizes = {len(x) if x.dim() else 0 for x in inputs.tensors}
     return inputs.map(lambda x: x[:2]) if len(sizes) == 1 and min(sizes) > 2 else inputs
 
 
-def _random(inputs: Inputs) -> Inputs:
+def _random(inputs: Arguments) -> Arguments:
     """Normal values instead of those of the floating-point inputs."""
     values = torch.Generator().manual_seed(0)
     return inputs.map(lambda x: torch.randn(x.shape, generator=values).to(x) if x.is_floating_point() else x)
@@ -185,7 +185,7 @@ def _randomised(network: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _run(network: nn.Module, inputs: Inputs) -> _Answer:
+def _run(network: nn.Module, inputs: Arguments) -> _Answer:
     with warnings.catch_warnings(), constant_draws() as seen:
         warnings.simplefilter("ignore")
         output = network(*inputs.args, **inputs.kwargs)

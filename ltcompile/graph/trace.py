@@ -18,7 +18,7 @@ from ltcompile.graph._groups import OUTPUT, Owners, groups_of
 from ltcompile.graph._ints import settle_quotients, sizes_followed
 from ltcompile.graph._labels import Labels
 from ltcompile.graph._watch import Calls, Operations
-from ltcompile.graph.inputs import Example, Inputs
+from ltcompile.graph.inputs import Arguments, Example
 from ltcompile.graph.layers import storage
 from ltcompile.graph.probe import Probes, on_probe, run
 from ltcompile.graph.rules import Requests, tensors_in
@@ -53,13 +53,13 @@ def _divisible(groups: tuple[Group, ...]) -> tuple[Group, ...]:
     return tuple(replace(g, frozen=single) if g.width == 1 and not (g.frozen or g.tied) else g for g in groups)
 
 
-def _found(probes: Probes, inputs: Inputs) -> tuple[Group, ...]:
+def _found(probes: Probes, inputs: Arguments) -> tuple[Group, ...]:
     labels, probe = _labelled(probes, inputs)
     groups = tuple(groups_of(labels, probe, _owners(probe)))
     return _that_run(probe, probes, inputs, groups)
 
 
-def _labelled(probes: Probes, inputs: Inputs) -> tuple[Labels, nn.Module]:
+def _labelled(probes: Probes, inputs: Arguments) -> tuple[Labels, nn.Module]:
     """The labels of the run in which the mask leaves alone what it must, and its probe. Most networks need one run; each finds out more."""
     probe = probes()
     labels = _watched(probe, inputs, frozenset())
@@ -81,7 +81,7 @@ def _whole_axes(probe: nn.Module, dims: set[tuple[str, int]]) -> set[tuple[str, 
     return found
 
 
-def _watched(probe: nn.Module, inputs: Inputs, spared: frozenset[tuple[str, int]]) -> Labels:
+def _watched(probe: nn.Module, inputs: Arguments, spared: frozenset[tuple[str, int]]) -> Labels:
     """The labels after a run in eval mode and one in training mode: heads, noise and statistics may run there alone."""
     labels = Labels(spared=spared)
     for name, tensor in [*probe.named_parameters(), *probe.named_buffers()]:
@@ -99,7 +99,7 @@ def _watched(probe: nn.Module, inputs: Inputs, spared: frozenset[tuple[str, int]
     return labels
 
 
-def _watch(labels: Labels, probe: nn.Module, inputs: Inputs) -> None:
+def _watch(labels: Labels, probe: nn.Module, inputs: Arguments) -> None:
     requests = Requests()
     with Calls(labels, requests):
         output = run(probe, inputs, Operations(labels, requests))
@@ -124,7 +124,7 @@ def _owners(model: nn.Module) -> Owners:
     return owners
 
 
-def _that_run(probe: nn.Module, probes: Probes, inputs: Inputs, groups: tuple[Group, ...]) -> tuple[Group, ...]:
+def _that_run(probe: nn.Module, probes: Probes, inputs: Arguments, groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """`groups`, with those frozen without a channel of which the network does not run: its code counts on them elsewhere."""
     ties: dict[str, set[str]] = {}
     for group in groups:
@@ -137,7 +137,7 @@ def _that_run(probe: nn.Module, probes: Probes, inputs: Inputs, groups: tuple[Gr
     return tuple(replace(g, frozen=broken[g.name], tied="") if g.name in broken else g for g in groups)
 
 
-def _broken(probes: Probes, inputs: Inputs, groups: tuple[Group, ...], sets: list[set[str]]) -> Iterable[tuple[str, str]]:
+def _broken(probes: Probes, inputs: Arguments, groups: tuple[Group, ...], sets: list[set[str]]) -> Iterable[tuple[str, str]]:
     """(group, reason) of the tied groups without which the network fails, found by bisection."""
     error = _error_without(probes(), inputs, groups, set().union(*sets)) if sets else None
     if error is None:
@@ -150,7 +150,7 @@ def _broken(probes: Probes, inputs: Inputs, groups: tuple[Group, ...], sets: lis
     yield from _broken(probes, inputs, groups, sets[middle:])
 
 
-def _error_without(probe: nn.Module, inputs: Inputs, groups: tuple[Group, ...], names: set[str]) -> str | None:
+def _error_without(probe: nn.Module, inputs: Arguments, groups: tuple[Group, ...], names: set[str]) -> str | None:
     """What happens when the groups `names` of `probe` lose half of their channels, in place; None if the network runs."""
     try:
         run(cut_(probe, halved(groups, names)), inputs)

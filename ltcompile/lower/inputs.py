@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ltcompile.errors import InvalidModel
-from ltcompile.graph.inputs import Example
-from ltcompile.graph.inputs import Inputs as Call
+from ltcompile.graph.inputs import Arguments, Example
 from ltcompile.graph.outputs import named_leaves, unique_names
 
 
@@ -42,7 +41,7 @@ class Inputs:
             InvalidSetting: the example is none of these, or holds no tensor. InvalidModel: none of them has dimensions, or they do not fit
                 the forward's parameters.
         """
-        args, kwargs = Call.of(example)
+        args, kwargs = Arguments.of(example)
         signature = inspect.signature(network.forward)
         try:
             given = dict(signature.bind(*args, **kwargs).arguments)

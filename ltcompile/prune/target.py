@@ -15,7 +15,7 @@ from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import Example, Size, cut, on_meta, size
 from ltcompile.graph._copy import copied
 from ltcompile.graph.count import flop_counter
-from ltcompile.graph.inputs import Inputs
+from ltcompile.graph.inputs import Arguments
 from ltcompile.prune.choose import Ranking, Steps
 from ltcompile.prune.limits import Limits
 
@@ -61,7 +61,7 @@ class SizeCounter:
     """Counts what plans leave of a network, on a copy without weights, where nothing is computed."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        inputs = Inputs.of(example)
+        inputs = Arguments.of(example)
         self._model, self._inputs = on_meta(model), inputs.on_meta()
         try:
             self.dense = size(self._model, self._inputs)

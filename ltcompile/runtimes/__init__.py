@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltcompile import registry
 from ltcompile.errors import Unavailable
-from ltcompile.runtimes._base import Array, Bound, Inputs, Options, Session, Subject, Trace, first_line
+from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, Trace, first_line
 
 if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Array",
     "Bound",
-    "Inputs",
+    "Feeds",
     "Options",
     "Session",
     "Subject",

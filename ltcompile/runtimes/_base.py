@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
 
 Array = NDArray[Any]
-Inputs = Array | Sequence[Array] | Mapping[str, Array]
+Feeds = Array | Sequence[Array] | Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Bound(NamedTuple):
 
     call: Callable[[], object]
     read: Callable[[], dict[str, Array]]
-    write: Callable[[Inputs], object]
+    write: Callable[[Feeds], object]
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Session(ABC):
         return "float32"
 
     @abstractmethod
-    def bind(self, inputs: Inputs) -> Bound:
+    def bind(self, inputs: Feeds) -> Bound:
         """The session with `inputs` placed on its device, and all work done that depends on their shapes.
 
         Raises:
@@ -152,7 +152,7 @@ class Session(ABC):
         """The times of each operation in all calls so far, and the end of their recording. Raises Unavailable without `Options.trace`."""
         raise Unavailable(f"{self.deployment} was opened without recording the times of operations")
 
-    def run(self, inputs: Inputs) -> dict[str, Array]:
+    def run(self, inputs: Feeds) -> dict[str, Array]:
         """The outputs by name; any number of threads may call it. Raises Unavailable as `bind`."""
         with nullcontext() if self.thread_safe else self._turn:
             try:
@@ -173,14 +173,14 @@ class Session(ABC):
         return numerics.in_chunks(lambda chunk: next(iter(self.run(chunk).values())), filled, batch)[: len(rows)]
 
 
-def in_order(inputs: Inputs) -> list[Array]:
+def in_order(inputs: Feeds) -> list[Array]:
     """The arrays alone."""
     if isinstance(inputs, np.ndarray):
         return [inputs]
     return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
 
 
-def by_name(inputs: Inputs, names: Sequence[str]) -> dict[str, Array]:
+def by_name(inputs: Feeds, names: Sequence[str]) -> dict[str, Array]:
     """The arrays under the names of a file's inputs: those of a mapping by name, where there is more than one, others in order.
 
     Raises:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ltcompile.errors import Unavailable
 from ltcompile.runtimes import _devices
-from ltcompile.runtimes._base import Array, Bound, Inputs, Options, Session, Subject, Trace, by_name, first_line
+from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, Trace, by_name, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -98,7 +98,7 @@ def open_session(
     return session
 
 
-def run_once(model: Path | bytes, inputs: Inputs) -> dict[str, Array]:
+def run_once(model: Path | bytes, inputs: Feeds) -> dict[str, Array]:
     """The outputs by name of an ONNX file on the CPU, with its dimensions left dynamic. Raises Unavailable."""
     session = open_session(model, log=NOTHING)
     try:
@@ -161,7 +161,7 @@ class OnCpu(Session):
         if traces is not None:
             weakref.finalize(self, shutil.rmtree, traces, True)
 
-    def bind(self, inputs: Inputs) -> Bound:
+    def bind(self, inputs: Feeds) -> Bound:
         feed, outputs = by_name(inputs, self._inputs), list[Array]()
 
         def call() -> None:
@@ -236,10 +236,10 @@ class Replayed(Session):
     def dtype(self) -> str:
         return _devices.onnxruntime_dtype(self.deployment.device)
 
-    def bind(self, inputs: Inputs) -> Bound:
+    def bind(self, inputs: Feeds) -> Bound:
         own: list[dict[str, Array]] = []
 
-        def write(more: Inputs) -> None:
+        def write(more: Feeds) -> None:
             own[:] = [{name: np.array(array, order="C") for name, array in by_name(more, list(self._x)).items()}]
             with self._lock:
                 self._put(own[0])

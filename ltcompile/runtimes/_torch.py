@@ -13,7 +13,7 @@ import numpy as np
 
 from ltcompile.errors import InvalidSetting
 from ltcompile.runtimes import _devices
-from ltcompile.runtimes._base import Array, Bound, Inputs, Options, Session, Trace, in_order
+from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Trace, in_order
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,13 +62,13 @@ class OfModule(Session):
     def dtype(self) -> str:
         return _devices.torch_dtype(self._module, self._device)
 
-    def bind(self, inputs: Inputs) -> Bound:
+    def bind(self, inputs: Feeds) -> Bound:
         import torch
 
         tensors = [tensor(array).to(self._device, copy=self._device != "cpu") for array in in_order(inputs)]
         outputs: list[Any] = []
 
-        def write(more: Inputs) -> None:
+        def write(more: Feeds) -> None:
             arrays = in_order(more)
             if len(arrays) != len(tensors):
                 raise InvalidSetting(f"the network takes {len(tensors)} arrays, not {len(arrays)}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from ltcompile.errors import Unavailable
 from ltcompile.runtimes import _devices
-from ltcompile.runtimes._base import Array, Bound, Inputs, Options, Session, Subject, Trace, by_name, first_line
+from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, Trace, by_name, first_line
 
 if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
@@ -79,12 +79,12 @@ class _Session(Session):
         self._compiled, self._trace, self._calls = compiled, trace, list[list[Any]]()
         self._inputs, self._outputs = ([end.get_any_name() for end in ends] for ends in (compiled.inputs, compiled.outputs))
 
-    def bind(self, inputs: Inputs) -> Bound:
+    def bind(self, inputs: Feeds) -> Bound:
         import openvino
 
         request, held = self._compiled.create_infer_request(), dict[str, Array]()
 
-        def write(more: Inputs) -> None:
+        def write(more: Feeds) -> None:
             held.update(by_name(more, self._inputs))  # the request keeps no reference
             for name, array in held.items():
                 request.set_tensor(name, openvino.Tensor(array, shared_memory=True))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltcompile.errors import Unavailable
 from ltcompile.runtimes import _devices, _torch
-from ltcompile.runtimes._base import Bound, Inputs, Options, Session, Subject, first_line, in_order
+from ltcompile.runtimes._base import Bound, Feeds, Options, Session, Subject, first_line, in_order
 
 if TYPE_CHECKING:
     from torch import nn
@@ -79,7 +79,7 @@ class _Compiled(_torch.OfModule):
         self.thread_safe = deployment.device == "cpu" or mode == AHEAD_OF_TIME  # a mode's CUDA graphs share their memory
         self._name, self._mode, self._compiled = name, mode, set[tuple[Any, ...]]()
 
-    def bind(self, inputs: Inputs) -> Bound:
+    def bind(self, inputs: Feeds) -> Bound:
         shapes = tuple(array.shape for array in in_order(inputs))
         with _SETTINGS:
             if shapes not in self._compiled:
@@ -87,7 +87,7 @@ class _Compiled(_torch.OfModule):
                 self._compiled.add(shapes)
         return super().bind(inputs)
 
-    def _compile(self, inputs: Inputs) -> None:
+    def _compile(self, inputs: Feeds) -> None:
         """The first call compiles. Its inputs must not be marked as static: freezing would fold them with the weights, and the whole
         network into its answer.
         """

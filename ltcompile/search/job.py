@@ -21,7 +21,7 @@ from ltcompile.core.streams import seeded, stream
 from ltcompile.core.task import Task
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph import Size, agreeing, trace
-from ltcompile.graph.inputs import Inputs
+from ltcompile.graph.inputs import Arguments
 from ltcompile.graph.widths import layer_widths
 from ltcompile.models import build_model
 from ltcompile.prune.budget import RelativeTimer, solve_budget
@@ -164,7 +164,7 @@ def _check_reachable(job: SearchJob, target: Target, groups: tuple[Group, ...], 
         check_reachable(target, ranking, size_counter, job.config, job.config.align)
         return
     assert job.profile is not None, "checked by SearchJob"
-    model = named_network(dense, Inputs.of(job.example).tensors) if job.build else {"name": job.model, "arguments": job.arguments}
+    model = named_network(dense, Arguments.of(job.example).tensors) if job.build else {"name": job.model, "arguments": job.arguments}
     job.profile.check_fits(model, Deployment.parse(job.config.on or ""))
     solve_budget(ranking, layer_widths(dense, groups), job.profile, target.share * job.profile.dense_ms)
 

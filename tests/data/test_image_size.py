@@ -14,9 +14,9 @@ import ltcompile as lt
 from ltcompile import cli, models
 from ltcompile.core.image_size import parse, to_text
 from ltcompile.data._dataset import augment, black_pixel
-from ltcompile.deploy import dense_network
 from ltcompile.errors import InvalidSetting
 from ltcompile.lower.lower import lower
+from ltcompile.pruned import dense_network
 from ltcompile.verification import verify
 from ltcompile.verification.network import open_network
 

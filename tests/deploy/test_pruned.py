@@ -20,13 +20,14 @@ from typer.testing import CliRunner
 import ltcompile as lt
 from ltcompile import registry, runtimes
 from ltcompile.cli import app
-from ltcompile.deploy import Metric, Pruned, formats, steps
-from ltcompile.deploy.answers import answers, of_file, of_network, probe
+from ltcompile.deploy import formats, steps
 from ltcompile.errors import Disagreement, InvalidData, InvalidFile, InvalidModel, InvalidPlan, InvalidSetting
 from ltcompile.graph.examples import read_example
 from ltcompile.graph.inputs import Example
 from ltcompile.lower import run_onnx
+from ltcompile.lower.answers import answers, of_file, of_network, probe
 from ltcompile.lower.inputs import Inputs
+from ltcompile.pruned import MetricValue, Pruned
 
 
 class UNet(nn.Module):
@@ -167,7 +168,7 @@ class TestEveryKind:
 
 def test_a_network_without_its_dense_one(tmp_path: Path) -> None:
     given = pruned("u-net")
-    done = lt.shrink(Pruned(given.small, given.example, metric=Metric("mIoU", 0.5, "test")), tmp_path / "small.safetensors")
+    done = lt.shrink(Pruned(given.small, given.example, metric=MetricValue(lt.Metric("mIoU"), 0.5, "test")), tmp_path / "small.safetensors")
     assert done.record["equality_error"] is None and done.record["dense_params"] is None and done.record["target"] is None
     fresh = lt.cut(UNet(), given.plan)  # type: ignore[arg-type]
     assert largest_error(of_network(lt.load_pruned(lambda: fresh, done.path)), given) < 1e-5
@@ -179,7 +180,7 @@ def test_metric_preprocessing_and_names_travel_in_the_file(tmp_path: Path) -> No
         given.small,
         given.example,
         preprocessing={"input": "pixels / 255"},
-        metric=Metric("mAP", 0.5, "test"),
+        metric=MetricValue(lt.Metric("mAP"), 0.5, "test"),
         input_names=("photo", "facts"),
         output_names=("scores", "norm"),
         provenance={"run": "7"},

@@ -20,10 +20,10 @@ import ltcompile as lt
 from ltcompile.cli import app
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import Group, PruningPlan
-from ltcompile.deploy import dense_network, small_network
 from ltcompile.errors import Disagreement, InvalidPlan, TicketMismatch
 from ltcompile.graph import Eliminated, eliminate_dead_channels, mask, size, trace
 from ltcompile.graph.layers import place
+from ltcompile.pruned import dense_network, small_network
 
 
 def mobilenet() -> nn.Module:

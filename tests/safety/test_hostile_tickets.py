@@ -70,7 +70,7 @@ class TestTickets:
 
         (tmp_path / "ticket.pt").write_bytes(forged(lenet, change))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("ltcompile.deploy.rebuild.free_memory_bytes", lambda: 1 << 30)
+            patch.setattr("ltcompile.pruned.ticket.free_memory_bytes", lambda: 1 << 30)
             with pytest.raises(TicketMismatch, match=r"takes 2\.\d GiB, and 1\.0 GiB of memory are free"):
                 lt.shrink(tmp_path / "ticket.pt", tmp_path / "s.onnx")
 

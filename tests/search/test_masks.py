@@ -21,12 +21,12 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.records import Trained
 from ltcompile.core.streams import seeded, stream
 from ltcompile.data import Dataset
-from ltcompile.deploy import dense_network, small_network
 from ltcompile.errors import InvalidFile, InvalidPlan, InvalidSetting, TicketMismatch
 from ltcompile.graph import dropped_weights, trace
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
 from ltcompile.prune.limits import Limits
+from ltcompile.pruned import dense_network, small_network
 from ltcompile.search.masks import full_mask, layer_rates, maskable, prune_mask, shuffle_mask
 from ltcompile.search.selection import Selection
 

@@ -11,9 +11,9 @@ from searches import QUICK, Stop, StopAfter
 
 import ltcompile as lt
 from ltcompile.data import Dataset
-from ltcompile.deploy import dense_network, small_network
 from ltcompile.errors import InvalidSetting, UnknownName
 from ltcompile.lower import run_onnx
+from ltcompile.pruned import dense_network, small_network
 from ltcompile.search import methods
 
 pytestmark = pytest.mark.usefixtures("cached_exports")

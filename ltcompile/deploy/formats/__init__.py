@@ -11,8 +11,8 @@ from types import ModuleType
 
 from ltcompile import registry
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.errors import InvalidSetting
+from ltcompile.pruned import Pruned
 
 
 def by_suffix() -> dict[str, ModuleType]:
@@ -34,5 +34,5 @@ def check(job: ShrinkJob) -> None:
 def metadata(pruned: Pruned, job: ShrinkJob) -> dict[str, str]:
     """The texts that travel inside the file: all that a deployment has to know."""
     metric = pruned.metric
-    told = {} if metric is None else {metric.name: json.dumps({"value": metric.value, "split": metric.split})}
+    told = {} if metric is None else {metric.metric.name: json.dumps({"value": metric.value, "split": metric.split})}
     return {"producer": "ltcompile", **pruned.provenance, **pruned.preprocessing, "precision": job.precision, **told}

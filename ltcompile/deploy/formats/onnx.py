@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from ltcompile.deploy.answers import Run, of_file
 from ltcompile.deploy.formats import metadata
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
+from ltcompile.lower.answers import Run, of_file
 from ltcompile.lower.export import export_onnx
 from ltcompile.lower.inputs import Inputs
+from ltcompile.pruned import Pruned
 
 SUFFIX = ".onnx"
 

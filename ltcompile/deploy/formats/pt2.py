@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ltcompile.deploy.answers import Run, of_network
 from ltcompile.deploy.formats import metadata
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.lower import export_program
+from ltcompile.lower.answers import Run, of_network
+from ltcompile.pruned import Pruned
 
 SUFFIX = ".pt2"
 

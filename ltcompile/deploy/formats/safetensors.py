@@ -7,13 +7,13 @@ import json
 
 from torch import nn
 
-from ltcompile.deploy.answers import Run, of_network
 from ltcompile.deploy.changes import changes
 from ltcompile.deploy.formats import metadata
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.lower import HalfInside
+from ltcompile.lower.answers import Run, of_network
 from ltcompile.paths import write_bytes
+from ltcompile.pruned import Pruned
 
 SUFFIX = ".safetensors"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ltcompile import registry
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
+from ltcompile.pruned import Pruned
 
 ERRORS = ("equality_error",)  # of which the record holds the largest that a step found
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ltcompile.core.reached import Reached
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.graph import size
+from ltcompile.pruned import Pruned
 
 ORDER = 55
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}

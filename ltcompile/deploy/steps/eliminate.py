@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ltcompile.core.mask import WeightMask
-from ltcompile.core.plan import PruningPlan
 from ltcompile.deploy.equality import check_rewritten
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
-from ltcompile.errors import InvalidPlan, InvalidSetting, TicketMismatch
-from ltcompile.graph import Eliminated, dropped_weights, eliminate_dead_channels, size
+from ltcompile.errors import InvalidSetting
+from ltcompile.graph import Eliminated, dropped_weights, size
+from ltcompile.pruned import Pruned
+from ltcompile.pruned.ticket import without_dead_channels
 
 ORDER = 20
 
@@ -29,14 +29,6 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     check_rewritten("the network without its dead channels and the masked one", found.module, pruned.small, pruned.example)
     structure = _structure(pruned.mask, pruned.small, found, pruned.example)
     return replace(pruned, small=found.module, plan=found.plan), {"structure": structure}
-
-
-def without_dead_channels(masked: nn.Module, plan: PruningPlan, example: Tensor) -> Eliminated:
-    """`masked` without the channels that its zeros leave dead. Raises TicketMismatch where the groups of `plan` are of another network."""
-    try:
-        return eliminate_dead_channels(masked, plan.groups, example)
-    except InvalidPlan as error:
-        raise TicketMismatch(f"the ticket's groups are not those of its network: {error}; search again") from error
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:

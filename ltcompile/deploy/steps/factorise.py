@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltcompile.deploy.equality import check_rewritten
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.errors import InvalidSetting
-from ltcompile.graph.factorise import Factorised, factorise
+from ltcompile.pruned import Pruned
+from ltcompile.pruned.ticket import has_low_rank, in_two
 
 ORDER = 40
 
@@ -27,13 +26,3 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     check_rewritten("the network with layers in two and the full one", found.module, pruned.small, pruned.example)
     refused = {name: why for name, why in found.outcomes.items() if name not in found.ranks}
     return replace(pruned, small=found.module), {"ranks": dict(found.ranks), "not_in_two": refused}
-
-
-def has_low_rank(method: str) -> bool:
-    """Whether `method` prunes weights as coefficients of a basis: then some have a low rank."""
-    return method.startswith("basis")
-
-
-def in_two(network: nn.Module, example: Tensor) -> Factorised:
-    """`network` with layers of low rank in two. Raises Disagreement where that changes its answers."""
-    return factorise(network, torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)))

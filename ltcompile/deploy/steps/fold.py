@@ -7,8 +7,8 @@ from typing import Any
 
 from ltcompile.deploy.equality import check_rewritten
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.lower import fold_batch_norm
+from ltcompile.pruned import Pruned
 
 ORDER = 60
 

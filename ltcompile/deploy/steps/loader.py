@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from ltcompile.deploy import _load_small
-from ltcompile.deploy.answers import answers, compare, of_network, probe
 from ltcompile.deploy.changes import changes
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.graph._copy import copied
+from ltcompile.lower.answers import answers, compare, of_network, probe
 from ltcompile.paths import write_text
+from ltcompile.pruned import Pruned
 
 ORDER = 85
 ROWS = 4

@@ -6,7 +6,7 @@ from typing import Any
 
 from ltcompile.deploy.equality import check_cut
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
+from ltcompile.pruned import Pruned
 
 ORDER = 30
 

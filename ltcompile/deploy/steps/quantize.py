@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ltcompile.core.task import ACCURACY, Metric
 from ltcompile.data import Dataset
 from ltcompile.deploy import formats
 from ltcompile.deploy.int8 import to_int8
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.judges import judge_for
-from ltcompile.deploy.pruned import Metric, Pruned
 from ltcompile.errors import InvalidSetting, TicketMismatch
+from ltcompile.pruned import MetricValue, Pruned
 
 ORDER = 70
 IN_FILE = ("ranges", "weight_bits", "float_nodes", "val_accuracy", "score", "test_accuracy", "images")  # of the record
@@ -47,9 +48,11 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
         told = {name: made.record[name] for name in IN_FILE if name in made.record}
         told["fine_tuned"] = made.module is not pruned.small
         if made.test_score is not None:
-            pruned = replace(pruned, metric=Metric("accuracy", made.test_score, "test"))
+            pruned = replace(pruned, metric=MetricValue(ACCURACY, made.test_score, "test"))
         elif job.metric is not None:
-            pruned = replace(pruned, metric=Metric("metric", made.record[judge.key]["int8"], "given by the user"))
+            pruned = replace(
+                pruned, metric=MetricValue(Metric("metric", "units", 1.0), made.record[judge.key]["int8"], "given by the user")
+            )
         elif pruned.metric is not None:
             pruned = replace(pruned, metric=replace(pruned.metric, value=None, split="not measured: int8 was checked by its outputs"))
         made.write(job.output, {**formats.metadata(pruned, job), "int8": json.dumps(told)})

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.deploy.job import ShrinkJob, training_inputs
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.errors import InvalidData
 from ltcompile.graph._copy import copied
-from ltcompile.graph.inputs import Example, Inputs
+from ltcompile.graph.inputs import Arguments, Example
+from ltcompile.pruned import Pruned
 
 ORDER = 10
 BATCH = 256
@@ -55,7 +55,7 @@ def take_statistics(model: nn.Module, batches: Iterable[Example]) -> None:
         norm.reset_running_stats()
     try:
         for batch in batches:
-            inputs = Inputs.of(batch)
+            inputs = Arguments.of(batch)
             model(*inputs.args, **inputs.kwargs)
     finally:
         for hook in hooks:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.lower.binary_weights import write_binary_weights
+from ltcompile.pruned import Pruned
 
 ORDER = 90
 

@@ -15,16 +15,17 @@ from torch import nn
 from ltcompile.core.fields import short
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.deploy.equality import check_cut, check_same
-from ltcompile.deploy.job import RelativeTimer, ShrinkJob, Snap
-from ltcompile.deploy.pruned import Pruned
-from ltcompile.deploy.steps.factorise import has_low_rank
+from ltcompile.deploy.job import ShrinkJob, Snap
 from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.graph import cut, embed
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.statistics import mixes
 from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 from ltcompile.prune import criteria
+from ltcompile.prune.budget import RelativeTimer
 from ltcompile.prune.criteria import Evidence
+from ltcompile.pruned import Pruned
+from ltcompile.pruned.ticket import has_low_rank
 
 ORDER = 50
 AS_IT_IS = "as it is"

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ltcompile.deploy import formats
-from ltcompile.deploy.answers import answers, compare, of_network, probe
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.errors import Disagreement
 from ltcompile.lower import HalfInside
+from ltcompile.lower.answers import answers, compare, of_network, probe
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import rounded_network
+from ltcompile.pruned import Pruned
 
 ORDER = 80
 PROBES, CHECKED, CHUNK = 16, 128, 16  # inputs that a file is compared on in fp32, in half precision, and so many at once

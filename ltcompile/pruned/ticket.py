@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.streams import seeded, stream
+from ltcompile.core.task import ACCURACY
 from ltcompile.core.ticket import Ticket
-from ltcompile.deploy.pruned import Metric, Pruned
-from ltcompile.errors import LtcompileError, TicketMismatch
-from ltcompile.graph import cut
+from ltcompile.errors import InvalidPlan, LtcompileError, TicketMismatch
+from ltcompile.graph import Eliminated, cut, eliminate_dead_channels
+from ltcompile.graph.factorise import Factorised, factorise
 from ltcompile.models import build_model, is_own_code
+from ltcompile.pruned.pruned import MetricValue, Pruned
 
 PROBES = 16
 
@@ -95,14 +97,14 @@ def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
     return network
 
 
-def pruned_of(ticket: Ticket, model: str | None = None, dense: nn.Module | None = None) -> Pruned:
+def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
     """The ticket as a `Pruned`: its network with its weights, or with a mask the full one with zeros. Raises TicketMismatch."""
     check_ticket_fits(ticket, model)
-    dense = dense_network(ticket) if dense is None else dense
+    dense = dense_network(ticket)
     row, data = ticket.row, ticket.data
-    metric = Metric("accuracy", row.val_accuracy, "validation")
+    metric = MetricValue(ACCURACY, row.val_accuracy, "validation")
     if row.test_accuracy is not None:
-        metric = Metric("accuracy", row.test_accuracy, "test")
+        metric = MetricValue(ACCURACY, row.test_accuracy, "test")
     return Pruned(
         ticket_network(ticket, dense),
         torch.randn(PROBES, *data["shape"], generator=torch.Generator().manual_seed(0)),  # about as normalised data looks
@@ -135,15 +137,30 @@ def small_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
 
 def small_with_plan(ticket: Ticket, dense: nn.Module) -> tuple[nn.Module, PruningPlan]:
     """The same, and the plan that leaves it of the dense network."""
-    from ltcompile.deploy.steps.eliminate import without_dead_channels
-    from ltcompile.deploy.steps.factorise import has_low_rank, in_two
-
     network, example = ticket_network(ticket, dense), torch.zeros(1, *ticket.data["shape"])
     if ticket.mask is not None:
         found = without_dead_channels(network, ticket.plan, example)
         return found.module, found.plan
     low_rank = has_low_rank(str(ticket.config.get("method", "")))
     return in_two(network, example).module if low_rank else network, ticket.plan
+
+
+def without_dead_channels(masked: nn.Module, plan: PruningPlan, example: Tensor) -> Eliminated:
+    """`masked` without the channels that its zeros leave dead. Raises TicketMismatch where the groups of `plan` are of another network."""
+    try:
+        return eliminate_dead_channels(masked, plan.groups, example)
+    except InvalidPlan as error:
+        raise TicketMismatch(f"the ticket's groups are not those of its network: {error}; search again") from error
+
+
+def has_low_rank(method: str) -> bool:
+    """Whether `method` prunes weights as coefficients of a basis: then some have a low rank."""
+    return method.startswith("basis")
+
+
+def in_two(network: nn.Module, example: Tensor) -> Factorised:
+    """`network` with layers of low rank in two. Raises Disagreement where that changes its answers."""
+    return factorise(network, torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)))
 
 
 def _line(error: Exception) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -14,22 +13,21 @@ from torch import nn
 
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import cut
-from ltcompile.graph.inputs import Example, Inputs
+from ltcompile.graph.inputs import Arguments, Example
 from ltcompile.graph.wrappers import in_eval_mode, unwrap
 
 if TYPE_CHECKING:
     from ltcompile.core.records import Trained
-    from ltcompile.core.task import Metric as TaskMetric
-    from ltcompile.core.ticket import Ticket
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A figure of merit of the network: `value` (None: not measured) on `split`, as in Metric("mAP", 0.412, "test")."""
+class MetricValue:
+    """The `value` of a metric (None: not measured) on `split`, as in MetricValue(Metric("mAP"), 0.412, "test")."""
 
-    name: str
+    metric: Metric
     value: float | None
     split: str
 
@@ -46,7 +44,7 @@ class Result(Protocol):
     @property
     def example(self) -> Example: ...
     @property
-    def metric(self) -> TaskMetric: ...
+    def metric(self) -> Metric: ...
     @property
     def row(self) -> Trained: ...
 
@@ -78,7 +76,7 @@ class Pruned:
     plan: PruningPlan | None = None
     mask: WeightMask | None = None
     preprocessing: Mapping[str, str] = field(default_factory=dict)
-    metric: Metric | None = None
+    metric: MetricValue | None = None
     input_names: tuple[str, ...] | None = None
     output_names: tuple[str, ...] | None = None
     method: str = ""
@@ -86,7 +84,7 @@ class Pruned:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "small", unwrap(self.small))
-        inputs = Inputs.of(self.example)
+        inputs = Arguments.of(self.example)
         for texts in (self.preprocessing, self.provenance):
             if not all(isinstance(text, str) for pair in texts.items() for text in pair):
                 raise InvalidSetting("preprocessing and provenance map names to texts; write other values as JSON")
@@ -96,7 +94,7 @@ class Pruned:
             object.__setattr__(self, "dense", unwrap(self.dense))
         self._check_runs(inputs)
 
-    def _check_runs(self, inputs: Inputs) -> None:
+    def _check_runs(self, inputs: Arguments) -> None:
         tensors = (*self.small.parameters(), *self.small.buffers())
         if any(tensor.is_meta for tensor in tensors):
             raise InvalidModel("the small network is on the meta device and has no values; load its weights first")
@@ -114,20 +112,8 @@ class Pruned:
                 f"the small network ({type(self.small).__name__}) does not run on the example {inputs.shapes}: {type(error).__name__}: {line}"
             ) from error
 
-    def _call(self, inputs: Inputs) -> None:
+    def _call(self, inputs: Arguments) -> None:
         self.small(*inputs.args, **inputs.kwargs)
-
-    @classmethod
-    def of_ticket(cls, ticket: Ticket | str | Path, model: str | None = None) -> Pruned:
-        """The network of a ticket, or of its file. `model` names one's own `package.module:factory` again where the ticket needs it.
-
-        Raises:
-            InvalidFile, TicketMismatch: the file is not a ticket, or does not fit its network.
-        """
-        from ltcompile.core.ticket import Ticket
-        from ltcompile.deploy.rebuild import pruned_of
-
-        return pruned_of(ticket if isinstance(ticket, Ticket) else Ticket.load(ticket), model)
 
     @classmethod
     def of_cut(cls, dense: nn.Module, plan: PruningPlan, example: Example, **rest: Any) -> Pruned:
@@ -140,7 +126,7 @@ class Pruned:
         if not all(hasattr(found, name) for name in ("small", "dense", "plan", "example", "metric", "row")):
             raise InvalidSetting(f"pruned= takes a Pruned, a ticket, its path or the result of a search, not {type(found).__name__}")
         return cls(
-            found.small, found.example, found.dense, found.plan, metric=Metric(found.metric.name, found.row.val_accuracy, "validation")
+            found.small, found.example, found.dense, found.plan, metric=MetricValue(found.metric, found.row.val_accuracy, "validation")
         )
 
     @property

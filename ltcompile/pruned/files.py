@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.plan import PruningPlan
-from ltcompile.deploy.pruned import Pruned
 from ltcompile.errors import InvalidFile
 from ltcompile.graph import cut
 from ltcompile.graph.examples import read_example
 from ltcompile.models import own_network
 from ltcompile.models._weights import read_state_dict
+from ltcompile.pruned import Pruned
 
 
 def pruned_from_files(model: str, weights: str | Path | None, plan: str | Path | None, example: str) -> Pruned:
