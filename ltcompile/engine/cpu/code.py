@@ -78,7 +78,8 @@ class Code:
     """C++ statements of one step, a string.Template.
 
     `$in0`, `$in1`, ... and `$out` are the addresses of pixel (0, 0), channel 0; `$scratch` is that of `scratch` floats of its own; each array
-    is under its name. `headers` are files in include/, `functions` definitions at file level; equal ones are written once.
+    is under its name. `headers` are files in include/, `functions` definitions at file level; equal ones are written once. `items`, a
+    constant expression, is the number of pieces of work that threads may share; the call does `$begin` to `$end` of them.
     """
 
     call: str
@@ -86,6 +87,7 @@ class Code:
     headers: Sequence[str] = ()
     scratch: int = 0
     functions: Sequence[str] = ()
+    items: str = "1"
 
 
 Choice = Mapping[str, Any]  # how a step is computed, as tuning found it: plain values
