@@ -252,15 +252,15 @@ def _owner(content: bytes, what: str = "") -> str:
         return "another process"
 
 
-def read_json(path: str | Path, what: str) -> Any:
-    """The JSON in `path`, which should be `what`.
+def read_json(path: str | Path, what: str, most: int = MOST_JSON_BYTES) -> Any:
+    """The JSON in `path`, which should be `what`, of at most so many bytes.
 
     Raises:
         InvalidFile: missing, unreadable or no JSON.
     """
     path = Path(path)
     try:
-        if (size := path.stat().st_size) > MOST_JSON_BYTES or not path.is_file():
+        if (size := path.stat().st_size) > most or not path.is_file():
             raise InvalidFile(f"{path} is no {what}, but a folder, a device or {size:,} bytes of something else; name another file")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

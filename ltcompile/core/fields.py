@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import typing
 from collections.abc import Mapping
@@ -55,8 +56,13 @@ def table(value: Any, shape: type[T], where: str = "") -> T:
     needed = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     if missing := sorted(needed - set(value)):
         raise SchemaError(f"{where or 'it'} lacks {', '.join(missing)}")
-    hints = typing.get_type_hints(shape)
+    hints = _hints(shape)
     return shape(**{f.name: from_json(value[f.name], hints[f.name], f"{where}.{f.name}".lstrip(".")) for f in fields if f.name in value})
+
+
+@functools.cache
+def _hints(shape: Any) -> dict[str, Any]:
+    return typing.get_type_hints(shape)
 
 
 def _noun(value: Any, shape: Any, where: str) -> Any:

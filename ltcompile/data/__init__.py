@@ -19,6 +19,7 @@ from ltcompile.errors import InvalidData, InvalidSetting
 
 __all__ = ["Dataset", "Description", "Split", "TensorSplit", "load_data", "load_like", "names"]
 
+FOLDERS = "imagefolder", "coco"
 SPLIT_SEED = 20180309  # one split for all searches, so that their seeds compare on the same images
 
 
@@ -32,7 +33,7 @@ def load_data(
     preprocessing: Preprocessing | None = None,
     strict: bool = False,
 ) -> Dataset:
-    """The data set `name` ("digits", "cifar10", "cifar100", "mnist" or "imagefolder:PATH").
+    """The data set `name` ("digits", "scenes", "cifar10", "cifar100", "mnist", "imagefolder:PATH" or "coco:DIR").
 
     Args:
         root: the folder that holds it in torchvision's own layout.
@@ -48,8 +49,10 @@ def load_data(
     """
     source, _, path = name.partition(":")
     module = registry.load(__name__, "data set", source)
-    if (source == "imagefolder") != bool(path):
-        raise InvalidData(f"{name!r} is no data set: write imagefolder:PATH for a folder of images, or one of {', '.join(names())}")
+    if (source in FOLDERS) != bool(path):
+        raise InvalidData(
+            f"{name!r} is no data set: write imagefolder:PATH or coco:DIR for a folder of images, or one of {', '.join(names())}"
+        )
     size = None if image_size is None else height_width(image_size)
     if size is not None and not all(4 <= n <= 1024 for n in size):
         raise InvalidSetting(f"an image size of {to_text(size)} pixels is outside 4..1024")

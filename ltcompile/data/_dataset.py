@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -49,8 +49,8 @@ class Split(Protocol):
     @property
     def labels(self) -> Tensor: ...
 
-    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images (N, C, H, W) and labels (N,), on `device`.
+    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Any]]:
+        """Normalised images (N, C, H, W) and their annotations, such as labels (N,), on `device`.
 
         With a recipe: shuffled by `seed`, augmented, whole batches only. Without: in order, all of them.
         """
@@ -71,6 +71,7 @@ class Dataset:
     test: Split
     flip: bool
     small: bool = False  # hundreds of images rather than ten thousands
+    annotations: tuple[str, ...] = ("labels",)  # what the splits give with images: labels, or boxes and perhaps masks
 
     def adapt(self, recipe: Recipe) -> Recipe:
         """`recipe` for this data: no mirrored digits; many small steps where there are few images, the rate scaled with the batch."""
@@ -90,14 +91,24 @@ class Dataset:
 
         if count >= len(self.train):
             return self
-        if not isinstance(self.train, TensorSplit):
+        train: Any = self.train
+        seed = stream("training images", PART_SEED)
+        if "boxes" in self.annotations:
+            rows = torch.randperm(len(self.train), generator=generator(seed))[:count].sort().values
+        elif isinstance(self.train, TensorSplit):
+            rows, _ = stratified(self.train.labels, (count / len(self.train),), seed)
+        else:
             raise InvalidData(f"{self.description.name} does not fit in memory: it trains on all of its images; choose other data")
-        rows, _ = stratified(self.train.labels, (count / len(self.train),), stream("training images", PART_SEED))
         named = replace(self.description, name=f"{self.description.name}, {len(rows)} training images")
-        return replace(self, description=named, train=self.train.part(rows))
+        return replace(self, description=named, train=train.part(rows))
 
     def check(self) -> None:
-        """Raises InvalidData where a split lacks images or a class."""
+        """Raises InvalidData where a split lacks images or a class; of images with boxes, where it lacks both."""
+        if "boxes" in self.annotations:
+            for name, split in (("train", self.train), ("validation", self.val), ("test", self.test)):
+                if not len(split) or not len(split.labels):
+                    raise InvalidData(f"{self.description.name}: the {name} split has {len(split)} images and no object in them")
+            return
         for name, split in (("train", self.train), ("validation", self.val), ("test", self.test)):
             missing = set(range(self.description.classes)) - set(split.labels.unique().tolist())
             if missing:
@@ -156,20 +167,48 @@ def black_pixel(mean: Tensor, std: Tensor) -> Tensor:
     return (-mean / std).flatten()
 
 
+@dataclass(frozen=True)
+class Moves:
+    """How images are moved, each by its own draw: shifted by `pad` - `dx` to the right and `pad` - `dy` down, then mirrored where `mirrored`
+    says so; all are (N,), and `mirrored` is None where none is.
+    """
+
+    pad: int
+    dx: Tensor
+    dy: Tensor
+    mirrored: Tensor | None
+
+    @classmethod
+    def draw(cls, n: int, recipe: Recipe, rng: torch.Generator) -> Moves:
+        pad = recipe.crop_pixels
+        dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=rng) if pad else torch.zeros(2, n, dtype=torch.long)
+        return cls(pad, dx, dy, torch.randint(0, 2, (n,), generator=rng).bool() if recipe.flip else None)
+
+    def of_images(self, images: Tensor, black: Tensor) -> Tensor:
+        """Images (N, C, H, W), moved within a padding of `black` (C,)."""
+        n, channels, height, width = images.shape
+        if pad := self.pad:
+            padded = black.to(images).expand(n, height + 2 * pad, width + 2 * pad, channels).clone()
+            padded[:, pad : pad + height, pad : pad + width] = images.permute(0, 2, 3, 1)
+            windows = padded.unfold(1, height, 1).unfold(2, width, 1).movedim(3, -1)  # (N, shifts down, shifts right, H, W, C)
+            rows, dy, dx = (index.to(images.device) for index in (torch.arange(n), self.dy, self.dx))
+            images = windows[rows, dy, dx].permute(0, 3, 1, 2)
+        if self.mirrored is not None:
+            images = torch.where(self.mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def of_boxes(self, boxes: Tensor, image: int, height: int, width: int) -> Tensor:
+        """Boxes (K, 4) of one image, as x0, y0, x1, y1 in pixels, moved and clipped to it."""
+        right, down = self.pad - int(self.dx[image]), self.pad - int(self.dy[image])
+        x0, y0, x1, y1 = (boxes + boxes.new_tensor([right, down, right, down])).unbind(1)
+        if self.mirrored is not None and self.mirrored[image]:
+            x0, x1 = width - x1, width - x0
+        return torch.stack([x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)], 1)
+
+
 def augment(images: Tensor, recipe: Recipe, rng: torch.Generator, black: Tensor) -> Tensor:
     """Each image (N, C, H, W) mirrored by chance and shifted within a padding of `black` (C,), both by `recipe`."""
-    n, channels, height, width = images.shape
-    if recipe.crop_pixels:
-        pad = recipe.crop_pixels
-        dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=rng).to(images.device)
-        padded = black.to(images).expand(n, height + 2 * pad, width + 2 * pad, channels).clone()
-        padded[:, pad : pad + height, pad : pad + width] = images.permute(0, 2, 3, 1)
-        windows = padded.unfold(1, height, 1).unfold(2, width, 1).movedim(3, -1)  # (N, shifts down, shifts right, H, W, C)
-        images = windows[torch.arange(n, device=images.device), dy, dx].permute(0, 3, 1, 2)
-    if recipe.flip:
-        mirrored = torch.randint(0, 2, (n,), generator=rng).bool().to(images.device)
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    return images.contiguous(memory_format=torch.channels_last)
+    return Moves.draw(len(images), recipe, rng).of_images(images, black)
 
 
 def from_tensors(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,12 @@ from ltcompile.data._dataset import (
     prescribed,
     statistics,
 )
+from ltcompile.data._files import decode, decode_all
 from ltcompile.data._split import stratified
 from ltcompile.errors import InvalidData
 
 TEST_SHARE = 0.2
 DEFAULT_SIZE = 32
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # whatever a file is called: PIL would hand PostScript to another program
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 Files = tuple[list[Path], Tensor]  # paths and labels (N,)
@@ -59,7 +58,7 @@ def _readable(root: Path, parts: list[Files], size: tuple[int, int], options: Da
     read: list[tuple[Tensor, Tensor]] = []
     broken: list[Path] = []
     for paths, labels in parts:
-        pixels = _decode_all(paths, size, options.interpolation)
+        pixels = decode_all(paths, size, options.interpolation)
         broken += [path for path, p in zip(paths, pixels, strict=True) if isinstance(p, InvalidData)]
         good = [p for p in pixels if isinstance(p, Tensor)]
         kept = torch.tensor([isinstance(p, Tensor) for p in pixels], dtype=torch.bool)
@@ -115,32 +114,6 @@ def _take(files: Files, rows: Tensor) -> Files:
     return [files[0][i] for i in rows.tolist()], files[1][rows]
 
 
-def _decode(path: Path, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    """The middle of an image as uint8 (3, height, width), cut to that shape and resized. Raises InvalidData."""
-    from PIL import Image, ImageOps
-    from torchvision.transforms.functional import pil_to_tensor
-
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            pixels: Tensor = pil_to_tensor(ImageOps.fit(image.convert("RGB"), size[::-1], Image.Resampling[interpolation.upper()]))
-            return pixels
-    except Exception as error:  # PIL's readers raise anything
-        raise InvalidData(f"{path} is no readable image ({error}); repair or remove it") from error
-
-
-def _decode_all(paths: list[Path], size: tuple[int, int], interpolation: Interpolation) -> list[Tensor | InvalidData]:
-    """Every image, or why it is none."""
-
-    def attempt(path: Path) -> Tensor | InvalidData:
-        try:
-            return _decode(path, size, interpolation)
-        except InvalidData as error:
-            return error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(attempt, paths))
-
-
 class _Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
     def __init__(self, files: Files, size: tuple[int, int], interpolation: Interpolation) -> None:
         self.files, self.size, self.interpolation = files, size, interpolation
@@ -149,7 +122,7 @@ class _Files(torch.utils.data.Dataset[tuple[Tensor, int]]):
         return len(self.files[0])
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        return _decode(self.files[0][i], self.size, self.interpolation), int(self.files[1][i])
+        return decode(self.files[0][i], self.size, self.interpolation), int(self.files[1][i])
 
 
 class StreamedSplit:
@@ -196,7 +169,7 @@ def _streamed(name: str, classes: list[str], parts: list[Files], size: tuple[int
 def _sample(paths: list[Path], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     """At most 2000 images (N, 3, height, width), evenly spread. Raises InvalidData."""
     rows = torch.linspace(0, len(paths) - 1, min(2000, len(paths))).long().tolist()
-    pixels = _decode_all([paths[i] for i in rows], size, interpolation)
+    pixels = decode_all([paths[i] for i in rows], size, interpolation)
     if unreadable := [p for p in pixels if isinstance(p, InvalidData)]:
         raise unreadable[0]
     return torch.stack([p for p in pixels if isinstance(p, Tensor)])

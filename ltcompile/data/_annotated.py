@@ -1,0 +1,135 @@
+"""Images with objects in them: boxes with classes and, where they are known, a map of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltcompile.core.preprocessing import Interpolation
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import generator
+from ltcompile.core.task import Part
+from ltcompile.data._dataset import Dataset, DatasetOptions, Moves, black_pixel, describe, prescribed, statistics
+from ltcompile.data._files import decode_all
+from ltcompile.errors import InvalidData
+
+Targets = dict[str, Any]  # "boxes": a list of (K, 4), "labels": a list of (K,); where there are maps, "masks": (N, H, W)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What is in one image: `boxes` (K, 4) float as x0, y0, x1, y1 in pixels, `labels` (K,) from 0 on."""
+
+    boxes: Tensor
+    labels: Tensor
+
+
+class Pixels:
+    """Images in files, stretched to `size` (height, width) when they are read."""
+
+    def __init__(self, files: Sequence[Path], size: tuple[int, int], interpolation: Interpolation) -> None:
+        self.files, self.size, self.interpolation = files, size, interpolation
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """uint8 (len(rows), 3, height, width). Raises InvalidData where one of them is no image."""
+        found: list[Tensor] = []
+        for pixels in decode_all([self.files[row] for row in rows.tolist()], self.size, self.interpolation, stretch=True):
+            if isinstance(pixels, InvalidData):
+                raise pixels
+            found.append(pixels)
+        return torch.stack(found) if found else torch.empty(0, 3, *self.size, dtype=torch.uint8)
+
+    def part(self, rows: Tensor) -> Pixels:
+        return Pixels([self.files[row] for row in rows.tolist()], self.size, self.interpolation)
+
+
+class AnnotatedSplit:
+    """Some images with their objects.
+
+    Args:
+        images: uint8 (N, C, H, W), or how to read them.
+        objects: of each image, in pixels of these images.
+        masks: uint8 (N, H, W): 0 for background, 1 + class elsewhere. None where only boxes are known.
+        mean, std: of each channel.
+    """
+
+    def __init__(self, images: Tensor | Pixels, objects: Sequence[Objects], masks: Tensor | None, mean: Tensor, std: Tensor) -> None:
+        self.images, self.objects, self.masks = images, objects, masks
+        self._mean, self._std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.objects)
+
+    @property
+    def labels(self) -> Tensor:
+        """The classes of all objects: (objects,)."""
+        return torch.cat([torch.zeros(0, dtype=torch.long), *(objects.labels for objects in self.objects)])
+
+    def part(self, rows: Tensor) -> AnnotatedSplit:
+        """The images of these rows."""
+        images = self.images.part(rows) if isinstance(self.images, Pixels) else self.images[rows]
+        masks = None if self.masks is None else self.masks[rows]
+        return AnnotatedSplit(images, [self.objects[i] for i in rows], masks, self._mean, self._std)
+
+    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Targets]]:
+        """Normalised images (N, C, H, W) and `Targets`, on `device`.
+
+        With a recipe: shuffled by `seed`, mirrored and shifted with their boxes and maps, whole batches only. Without: in order, all images.
+        """
+        rng = generator(seed)  # on the CPU: the same stream for every device
+        order = torch.randperm(len(self), generator=rng) if recipe else torch.arange(len(self))
+        for rows in order[: len(order) // size * size if recipe else None].split(size):
+            images = (self.images[rows].to(device).to(torch.get_default_dtype()) / 255 - self._mean.to(device)) / self._std.to(device)
+            found = [self.objects[i] for i in rows]
+            targets: Targets = {"boxes": [o.boxes.to(device) for o in found], "labels": [o.labels.to(device) for o in found]}
+            if self.masks is not None:
+                targets["masks"] = self.masks[rows].to(device).long()
+            if recipe is not None:
+                images, targets = _moved(images, targets, Moves.draw(len(rows), recipe, rng), black_pixel(self._mean, self._std))
+            yield images.contiguous(memory_format=torch.channels_last), targets
+
+
+def from_annotated(
+    name: str,
+    class_names: list[str],
+    parts: Mapping[Part, tuple[Tensor | Pixels, Sequence[Objects]]],
+    options: DatasetOptions,
+    *,
+    masks: Mapping[Part, Tensor] | None = None,
+    flip: bool,
+) -> Dataset:
+    """A data set of the images of each part and what is in them; they have their size, and are normalised by the training images."""
+    images = parts["train"][0]
+    sample = images if isinstance(images, Tensor) else images[torch.linspace(0, len(images.files) - 1, min(500, len(images.files))).long()]
+    mean, std = prescribed(name, sample.shape[1], options.preprocessing) or statistics(sample)
+    description = describe(name, class_names, (sample.shape[1], *sample.shape[2:]), mean, std, options)
+    splits: dict[Part, Any] = {
+        part: AnnotatedSplit(there, objects, masks[part] if masks else None, mean, std) for part, (there, objects) in parts.items()
+    }
+    kinds = ("boxes", "masks") if masks else ("boxes",)
+    small = len(splits["train"]) < 5000
+    return Dataset(description, splits["train"], splits["val"], splits["test"], flip=flip, small=small, annotations=kinds)
+
+
+def _moved(images: Tensor, targets: Targets, moves: Moves, black: Tensor) -> tuple[Tensor, Targets]:
+    """Images, boxes and maps, moved together; a box goes where less than a quarter of it is still to be seen."""
+    height, width = images.shape[-2:]
+    boxes, labels = [], []
+    for i, (before, classes) in enumerate(zip(targets["boxes"], targets["labels"], strict=True)):
+        after = moves.of_boxes(before, i, height, width)
+        seen = _area(after) >= _area(before) / 4
+        boxes.append(after[seen])
+        labels.append(classes[seen])
+    found: Targets = {"boxes": boxes, "labels": labels}
+    if "masks" in targets:
+        found["masks"] = moves.of_images(targets["masks"][:, None], torch.zeros(1))[:, 0]
+    return moves.of_images(images, black), found
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)

@@ -1,0 +1,48 @@
+"""Image files as pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch import Tensor
+
+from ltcompile.core.preprocessing import Interpolation
+from ltcompile.errors import InvalidData
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # whatever a file is called: PIL would hand PostScript to another program
+
+
+def decode(path: Path, size: tuple[int, int], interpolation: Interpolation, stretch: bool = False) -> Tensor:
+    """The middle of an image as uint8 (3, height, width), cut to that shape and resized; all of it where it is to `stretch`.
+
+    Raises InvalidData.
+    """
+    from PIL import Image, ImageOps
+    from torchvision.transforms.functional import pil_to_tensor
+
+    shape, method = size[::-1], Image.Resampling[interpolation.upper()]
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            colours = image.convert("RGB")
+            pixels: Tensor = pil_to_tensor(colours.resize(shape, method) if stretch else ImageOps.fit(colours, shape, method))
+            return pixels
+    except Exception as error:  # PIL's readers raise anything
+        raise InvalidData(f"{path} is no readable image ({error}); repair or remove it") from error
+
+
+def decode_all(
+    paths: Sequence[Path], size: tuple[int, int], interpolation: Interpolation, stretch: bool = False
+) -> list[Tensor | InvalidData]:
+    """Every image, or why it is none."""
+
+    def attempt(path: Path) -> Tensor | InvalidData:
+        try:
+            return decode(path, size, interpolation, stretch)
+        except InvalidData as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(attempt, paths))
