@@ -62,7 +62,9 @@ def find(
     tensorboard: bool = typer.Option(False, "--tensorboard", help="Write TensorBoard logs into the run folder.", rich_help_panel=RUN),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON.", rich_help_panel=RUN),
     data: str | None = typer.Option(
-        None, help="digits (embedded), scenes (embedded, with boxes and maps), cifar10, cifar100, mnist, imagefolder:PATH or coco:DIR.  [default: digits]", rich_help_panel=DATA
+        None,
+        help="digits, scenes (both embedded), cifar10, cifar100, mnist, imagefolder:PATH or coco:DIR.  [default: digits]",
+        rich_help_panel=DATA,
     ),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout.", rich_help_panel=DATA),
     download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there.", rich_help_panel=DATA),

@@ -56,7 +56,7 @@ def table(value: Any, shape: type[T], where: str = "") -> T:
     needed = {f.name for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     if missing := sorted(needed - set(value)):
         raise SchemaError(f"{where or 'it'} lacks {', '.join(missing)}")
-    hints = _hints(shape)
+    hints = _hints(shape)  # type: ignore[arg-type]  # classes are hashable
     return shape(**{f.name: from_json(value[f.name], hints[f.name], f"{where}.{f.name}".lstrip(".")) for f in fields if f.name in value})
 
 
