@@ -34,6 +34,7 @@ from ltcompile.paths import write_text, write_torch
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Reduction
 from ltcompile.search.evidence import gather
+from ltcompile.tasks import Classification
 from ltcompile.training import train
 
 CPU = torch.device("cpu")
@@ -142,7 +143,14 @@ def dense_network(folder: Path, data: Dataset, recipe: Recipe, seed: int) -> nn.
     with seeded(stream("first weights", seed)):
         model = lt.build_model("resnet20", *(len(data.description.class_names), *data.description.shape[:2]))
     if not file.exists():
-        train(model, data, recipe, stream("training", seed, arm="dense"), CPU, progress=lambda epoch, _: print(epoch, flush=True))
+        train(
+            model,
+            Classification(data),
+            recipe,
+            stream("training", seed, arm="dense"),
+            CPU,
+            progress=lambda epoch, _: print(epoch, flush=True),
+        )
         write_torch(file, {"weights": model.state_dict()})
     model.load_state_dict(read_torch(file, "trained network")["weights"])
     return model.eval()
@@ -150,7 +158,7 @@ def dense_network(folder: Path, data: Dataset, recipe: Recipe, seed: int) -> nn.
 
 def ours(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, seed: int) -> dict[str, nn.Module]:
     """Group reduction -> the network that is left."""
-    evidence, left = gather(name, dense, data.train, recipe, seed, CPU), dict[str, nn.Module]()
+    evidence, left = gather(name, dense, Classification(data), recipe, seed, CPU), dict[str, nn.Module]()
     for reduction in REDUCTIONS:
         evidence.rng = generator(stream("random scores", seed))
         plan = lt.plan(dense, data.example, criterion=name, evidence=evidence, target_macs=MACS, group_reduction=reduction)

@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from ltcompile.core.records import cpu_name
 from ltcompile.core.streams import generator, seeded, stream
 from ltcompile.data._dataset import TensorSplit
 from ltcompile.errors import TrainingFailed
-from ltcompile.training import evaluate, multiplies_bf16, pick_device
+from ltcompile.tasks import Classification
+from ltcompile.training import multiplies_bf16, pick_device
 from ltcompile.training.step import Stepper
 
 TRAIN, VALIDATION, VALIDATED = 45_000, 5_000, 512
@@ -52,10 +54,10 @@ def timed(name: str, recipe: Recipe, device: torch.device, turns: int, compiled:
     batches = endless(split, recipe, device)
     step_ms: dict[str, float] = {}
     for turn in range(turns + 1):  # the first one warms up, and compiles
-        images, labels = next(batches)
+        batch = next(batches)
         for key in list(steppers):
             try:
-                spent = once(lambda key=key, images=images, labels=labels: steppers[key](images, labels, 0.0), device)  # type: ignore[misc]
+                spent = once(lambda key=key, batch=batch: steppers[key](batch, 0.0), device)  # type: ignore[misc]
             except TrainingFailed as error:
                 print(f"{key}: {error}")
                 del steppers[key]
@@ -64,8 +66,8 @@ def timed(name: str, recipe: Recipe, device: torch.device, turns: int, compiled:
                 step_ms[key] = min(spent, step_ms.get(key, float("inf")))
     images_ms = min(once(lambda: next(batches), device) for _ in range(turns))
     model = steppers[next(iter(steppers))].model
-    validated = split.part(torch.arange(VALIDATED))
-    validation_ms = min(once(lambda: evaluate(model, validated, device), device) for _ in range(3)) / VALIDATED
+    validated = task_of(split.part(torch.arange(VALIDATED)))
+    validation_ms = min(once(lambda: validated.evaluate(model, "val", device), device) for _ in range(3)) / VALIDATED
     steps, fastest = TRAIN // recipe.batch, min(step_ms, key=lambda key: step_ms[key])
     epoch_s = {
         "steps": steps * step_ms[fastest] / 1000,
@@ -90,10 +92,15 @@ def candidates(name: str, recipe: Recipe, device: torch.device, compiled: bool) 
         yield "fp32, channels_last, compiled", lambda: stepper(name, recipe, device, None, "inductor", "channels_last")
 
 
+def task_of(split: Any) -> Classification:
+    """A classification whose validation part is `split`; a step needs its loss alone."""
+    return Classification(SimpleNamespace(train=split, val=split, test=split))  # type: ignore[arg-type]
+
+
 def stepper(name: str, recipe: Recipe, device: torch.device, dtype: torch.dtype | None, backend: str, layout: str) -> Stepper:
     with seeded(stream("first weights", 0)):
         model: nn.Module = lt.build_model(name, 10, 3, 32).train()
-    found = Stepper(model, recipe, device, dtype, backend)
+    found = Stepper(model, task_of(None), recipe, device, dtype, backend)
     found.layout = LAYOUTS[layout]
     for parameter in model.parameters():
         if parameter.dim() == 4:

@@ -8,11 +8,11 @@ import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from split_task import split_task
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -27,7 +27,7 @@ from ltcompile.lower.lower import lower as lowered
 from ltcompile.lower.program import capture
 from ltcompile.prune import criteria
 from ltcompile.search import evidence
-from ltcompile.training import choose_execution, evaluate, memory_format
+from ltcompile.training import choose_execution, memory_format, predictions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MODULES = (
@@ -49,6 +49,7 @@ EXEMPT = {
     "lt.attach": "returns the network itself outside a search, and in one an arm made from a copy of it",
     "attach": "puts a method on a network, in place",
     "bake": "takes it off again, in place",
+    "call": "runs a network in the modes that it has",
     "train": "trains a network, in place",
     "to_memory_format": "moves a network, in place",
     "loss_gradients": "works on the copy that `gather` makes",
@@ -141,18 +142,21 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "factorise": lambda net, _: factorise(net, X),
     "layer_widths": lambda net, _: layer_widths(net, graph.trace(net, X)),
     "score": lambda net, _: criteria.score("l2", graph.trace(net, X), net, criteria.Evidence()),
-    "gather": lambda net, _: [evidence.gather(name, net, _Split(), RECIPE, 0, torch.device("cpu")) for name in criteria.names()],
+    "gather": lambda net, _: [
+        evidence.gather(name, net, split_task(_Split()), RECIPE, 0, torch.device("cpu")) for name in criteria.names()
+    ],
     "export_onnx": lambda net, path: lower.export_onnx(net, X, path / "net.onnx"),
     "export_classifier": lambda net, path: lower.export_classifier(net, X, path / "net.onnx"),
     "export_program": lambda net, path: lower.export_program(net, X, path / "net.pt2"),
     "fold_batch_norm": lambda net, _: lower.fold_batch_norm(net, X),
     "lower": lambda net, _: lowered(net, X[:2]),
     "capture": lambda net, _: capture(net, X[:2]),
-    "choose_execution": lambda net, _: choose_execution(net, SimpleNamespace(train=_Split()), RECIPE, torch.device("cpu")),
+    "choose_execution": lambda net, _: choose_execution(net, split_task(_Split()), RECIPE, torch.device("cpu")),
     "memory_format": lambda net, _: memory_format(net, torch.device("cpu")),
     "unwrap": lambda net, _: unwrap(nn.DataParallel(net)),
     "in_eval_mode": lambda net, _: _enter_and_leave(net),
-    "evaluate": lambda net, _: evaluate(net, _Split(), torch.device("cpu")),
+    "evaluate": lambda net, _: split_task(_Split()).evaluate(net, "val", torch.device("cpu")),
+    "predictions": lambda net, _: [*predictions(net, _Split().batches(3))],
 }
 
 

@@ -1,4 +1,4 @@
-"""What a network has to know of the images that it was made for; it travels with tickets and ONNX files."""
+"""What a network has to know of its task and of the images that it was made for; it travels with tickets and ONNX files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ltcompile.errors import InvalidData
 class Description(Record):
     """What a network has to know of its data: names of the classes, shape (C, H, W) of an image, mean and deviation per channel.
 
-    Networks get (pixels / 255 - mean) / std of images that were resized by `interpolation`.
+    Networks get (pixels / 255 - mean) / std of images that were resized by `interpolation`. `task` is the name of a task. Where outputs are
+    images there are no classes, and `out_channels` says how many channels they have.
     """
 
     name: str
@@ -24,12 +25,16 @@ class Description(Record):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: Interpolation = "bilinear"
+    task: str = "classification"
+    out_channels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("class_names", "shape", "mean", "std"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if len(self.class_names) < 2:
-            raise InvalidData(f"{self.name}: {len(self.class_names)} class is too few to learn from; there must be two at least")
+        if self.task == "classification" and self.classes < 2:
+            raise InvalidData(f"{self.name}: {self.classes} class is too few to learn from; there must be two at least")
+        if (self.classes > 0) == (self.out_channels > 0) or self.out_channels < 0:
+            raise InvalidData(f"{self.name}: {self.classes} classes and {self.out_channels} channels of outputs; there must be one of them")
         if (
             len(self.shape) != 3
             or min(self.shape) < 1
@@ -43,7 +48,7 @@ class Description(Record):
     def arguments(self) -> dict[str, Any]:
         """What `build_model` takes for such data: classes, in_channels and image_size."""
         channels, height, width = self.shape
-        return {"classes": self.classes, "in_channels": channels, "image_size": to_json(height, width)}
+        return {"classes": self.classes or self.out_channels, "in_channels": channels, "image_size": to_json(height, width)}
 
     @property
     def classes(self) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from ltcompile.core.recipe import Recipe
 
 Part = Literal["train", "val", "test"]
+Teacher = Callable[[Any], Any]  # inputs -> outputs
 
 
 @dataclass(frozen=True)
@@ -54,26 +55,81 @@ class Score:
     items: str = ""
 
 
+# What a network gets, and what it should make of it. Inputs are those of one call (a tensor, a tuple of positional or a dict of keyword
+# arguments); targets may be anything. In both, a tensor has a row for each item and a list an entry for each; tuples and dicts hold more.
+Batch = tuple[Any, Any]
+
+
+class Loss(NamedTuple):
+    """The mean loss over the items of a batch, and how many of them were correct (None where an item is not right or wrong)."""
+
+    value: Tensor
+    correct: Tensor | None = None
+
+
 class Task(Protocol):
-    """What a network is for: its data, its metric, and how to evaluate it. One file each in `ltcompile.tasks`."""
+    """What a network is for: its data, its loss, its metric, and how to evaluate it. One file each in `ltcompile.tasks`.
 
-    @property
-    def metric(self) -> Metric: ...
+    A class that inherits from this one may leave out the methods that have a body here.
+    """
 
-    @property
-    def description(self) -> Any:
-        """What a ticket says of the data: has a `name`, the `arguments` of the model's factory, and `to_json`."""
+    if TYPE_CHECKING:  # read-only, and plain attributes do: at runtime a property here would forbid them
 
-    @property
-    def example(self) -> Any:
-        """Inputs of two items, on the CPU."""
+        @property
+        def metric(self) -> Metric: ...
 
-    @property
-    def splits(self) -> Mapping[Part, Any]:
-        """Part -> its items: `len`, and `batches(size, device, recipe, seed)` of (inputs, targets), shuffled and augmented by a recipe."""
+        @property
+        def description(self) -> Any:
+            """What a ticket says of task and data, a `core.description.Description`."""
 
-    def adapt(self, recipe: Recipe) -> Recipe:
-        """A network's usual recipe for this data."""
+        @property
+        def example(self) -> Any:
+            """Inputs of two items, on the CPU."""
+
+        @property
+        def sizes(self) -> Mapping[Part, int]:
+            """How many items a part has; empty where only the caller sees the data."""
+            ...
+
+    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
+        """Batches of `size` items on `device`.
+
+        With a recipe: shuffled by `seed`, augmented, whole batches only. Without: in order, all items.
+        """
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
+        """What training minimises. Without a recipe it is the plain loss, by which channels are scored; `model` is then in eval mode.
+
+        `teacher` gives the outputs of a trained network for the same inputs, which count `recipe.distill` of the loss. In a training in bf16
+        outputs may have that type: `training.in_fp32` converts them.
+        """
+        ...
 
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
         """`model` in eval mode over all items of a part; it keeps the modes that it has."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that changes with the data: a run is not resumed on other data. "" where that is not known."""
+        return ""
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """A network's usual recipe for this data."""
+        return recipe
+
+    def curvature_losses(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Iterator[Tensor]:
+        """Losses of a batch, summed over its items, whose squared gradients estimate the diagonal of the loss's curvature.
+
+        By default the loss itself, once: the empirical Fisher information. A task whose outputs are a distribution draws targets from it.
+        """
+        yield self.loss(model, batch).value * items(batch)
+
+
+def items(batch: Batch) -> int:
+    """How many items a batch has: the rows of its first tensor, or the entries of its first list."""
+    inputs = batch[0]
+    while isinstance(inputs, tuple | Mapping):
+        inputs = next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
+    return len(inputs)

@@ -17,7 +17,7 @@ from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.data._dataset import Dataset, DatasetOptions, Split, TensorSplit
 from ltcompile.errors import InvalidData, InvalidSetting
 
-__all__ = ["Dataset", "Description", "Split", "TensorSplit", "load_data", "load_like", "names"]
+__all__ = ["Dataset", "DatasetOptions", "Description", "Split", "TensorSplit", "load_data", "load_like", "names"]
 
 FOLDERS = "imagefolder", "coco"
 SPLIT_SEED = 20180309  # one split for all searches, so that their seeds compare on the same images

@@ -23,6 +23,7 @@ from torch.nn.utils import parametrize
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import stream
 from ltcompile.data import Dataset
+from ltcompile.tasks import Classification
 from ltcompile.training import Epoch, pick_device, train
 
 CHUNK = 64
@@ -51,7 +52,7 @@ def fine_tune(module: nn.Module, data: Dataset, images: Tensor, recipe: Recipe, 
     teacher = copy.deepcopy(module) if recipe.distill else None
     best = _Best()
     with rounded(tuned, images, top):
-        train(tuned, data, recipe, stream("int8 fine-tuning", seed), pick_device(), progress=best, teacher=teacher)
+        train(tuned, Classification(data), recipe, stream("int8 fine-tuning", seed), pick_device(), progress=best, teacher=teacher)
         tuned.load_state_dict(best.weights)
     return tuned.cpu().eval()
 

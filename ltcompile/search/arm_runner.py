@@ -28,8 +28,7 @@ from ltcompile.search.job import PreparedJob
 from ltcompile.search.listener import Listener
 from ltcompile.search.masks import shuffle_mask
 from ltcompile.search.selection import Selection
-from ltcompile.tasks import SgdTrainer
-from ltcompile.training import ArmTraining, Epoch, Outcome, Trainer
+from ltcompile.training import ArmTraining, DefaultTrainer, Epoch, Outcome, Trainer
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ArmRunner:
     def __init__(self, prepared: PreparedJob, folder: RunFolder, listener: Listener) -> None:
         self.prepared, self.job, self.folder, self.listener = prepared, prepared.job, folder, listener
         self.execution = run_execution(self.job, folder)
-        self.trainer: Trainer = self.job.trainer or SgdTrainer(self.execution)
+        self.trainer: Trainer = self.job.trainer or DefaultTrainer(self.execution)
         self.unhealthy: list[dict[str, Any]] = []  # the health of trainings that have something to report
 
     def run(
@@ -125,7 +124,7 @@ class ArmRunner:
             "weights": model.state_dict(),
             "row": self._row(arm, small, model, done, remaining).to_json(),
             "epochs": [epoch.to_json() for epoch in done.epochs],
-            "health": health(small if plan else model, groups, self.job.task.splits.get("val"), self.job.device, done),
+            "health": health(small if plan else model, groups, self.job.task, self.job.device, done),
         }
 
     def _report(self, arm: Arm, epoch: Epoch) -> None:

@@ -10,54 +10,50 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
-from ltcompile.data import Split
-from ltcompile.errors import InvalidModel
+from ltcompile.core.task import Batch, Task, items
 from ltcompile.graph._copy import copied
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
-from ltcompile.training import fitting, to_memory_format
+from ltcompile.training import call, fitting, split, to_layout, to_memory_format
 
 BATCHES = 8
-GRADIENT_BATCH = 32  # images: the squares of smaller batches' gradients vary less around what single images say
-DRAWS = 4  # labels drawn for each image
+GRADIENT_BATCH = 32  # items: the squares of smaller batches' gradients vary less around what single items say
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[Batch]
 
 
-def gather(criterion: str, model: nn.Module, split: Split | None, recipe: Recipe, seed: int, device: torch.device) -> Evidence:
-    """What `criterion` needs to score a copy of `model` in eval mode, and no more. `seed` picks the batches of `split`, and all chance; a
-    criterion that looks at weights alone needs no split.
+def gather(criterion: str, model: nn.Module, task: Task, recipe: Recipe, seed: int, device: torch.device) -> Evidence:
+    """What `criterion` needs to score a copy of `model` in eval mode, and no more. `seed` picks the training batches of `task`, and all
+    chance.
 
     Raises:
         UnknownName: no such criterion. InvalidModel: its curvature is needed, and the network's logits are not finite.
     """
     evidence = Evidence(rng=generator(stream("random scores", seed)))
-    if split is None or not criteria.needs(criterion):
+    if not criteria.needs(criterion):
         return evidence
     model = copied(unwrap(model)).eval()
     collect: dict[str, Callable[[Batches], object]] = {
-        "curvature": partial(loss_curvature, model, seed=stream("drawn labels", seed)),
+        "curvature": partial(loss_curvature, model, task, seed=stream("drawn labels", seed)),
         "activations": partial(channel_means, model, measure=torch.abs),
         "nonzeros": partial(channel_means, model, measure=_positive),
     }
     layout = to_memory_format(model, device)
-    batch = min(recipe.batch, len(split))
+    batch = min(recipe.batch, task.sizes["train"])
 
     def batches(parts: int) -> Batches:
-        for images, labels in islice(split.batches(batch, device, recipe, stream("scoring batches", seed)), BATCHES):
-            pieces = images.contiguous(memory_format=layout).tensor_split(parts)
-            yield from zip(pieces, labels.tensor_split(parts), strict=True)
+        for whole in islice(task.batches("train", batch, device, recipe, stream("scoring batches", seed)), BATCHES):
+            yield from split((to_layout(whole[0], layout), whole[1]), parts)
 
     def collected(kind: str, parts: int) -> object:
         return collect[kind](batches(parts))
 
     if "gradients" in criteria.needs(criterion):
-        evidence.gradients = BatchGradients(model, split, recipe, stream("scoring batches", seed), device, layout)
+        evidence.gradients = BatchGradients(model, task, recipe, stream("scoring batches", seed), device, layout)
     for kind in (kind for kind in criteria.needs(criterion) if kind != "gradients"):
         parts = -(-batch // GRADIENT_BATCH) if kind == "curvature" else 1
         found, _ = fitting(partial(collected, kind), batch, parts)  # all kinds are means, in however many parts
@@ -73,7 +69,7 @@ class BatchGradients:
     """
 
     model: nn.Module
-    split: Split
+    task: Task
     recipe: Recipe
     seed: int
     device: torch.device
@@ -82,67 +78,57 @@ class BatchGradients:
 
     @property
     def batch(self) -> int:
-        return min(GRADIENT_BATCH, self.recipe.batch, len(self.split))
+        return min(GRADIENT_BATCH, self.recipe.batch, self.task.sizes["train"])
 
     def __len__(self) -> int:
-        return min(BATCHES * self.recipe.batch, len(self.split)) // self.batch
+        return min(BATCHES * self.recipe.batch, self.task.sizes["train"]) // self.batch
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        for images, labels in islice(self.split.batches(self.batch, self.device, self.recipe, self.seed), len(self)):
-            work = partial(loss_gradients, self.model, images.contiguous(memory_format=self.layout), labels)
-            found, self.parts = fitting(work, len(images), self.parts)
+        for inputs, targets in islice(self.task.batches("train", self.batch, self.device, self.recipe, self.seed), len(self)):
+            whole = to_layout(inputs, self.layout), targets
+            found, self.parts = fitting(partial(loss_gradients, self.model, self.task, whole), items(whole), self.parts)
             yield found
 
 
-def loss_gradients(model: nn.Module, images: Tensor, labels: Tensor, parts: int = 1) -> dict[str, Tensor]:
-    """Parameter name -> gradient of the mean loss; zeros where it does not depend on it. Computed in so many parts of the images."""
+def loss_gradients(model: nn.Module, task: Task, batch: Batch, parts: int = 1) -> dict[str, Tensor]:
+    """Parameter name -> gradient of the task's mean loss; zeros where it does not depend on it. Computed in so many parts of the batch."""
     trained = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in trained.items()}
     with torch.enable_grad():
-        for few, theirs in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            loss = F.cross_entropy(model(few), theirs) * (len(few) / len(images))
+        for few in split(batch, parts):
+            loss = task.loss(model, few).value * (items(few) / items(batch))
             found = torch.autograd.grad(loss, list(trained.values()), materialize_grads=True)
             torch._foreach_add_(list(total.values()), found)
     return total
 
 
-def loss_curvature(model: nn.Module, batches: Batches, seed: int) -> dict[str, Tensor]:
-    """Parameter name -> diagonal of the Gauss-Newton matrix of the mean loss of all images, which is never negative.
+def loss_curvature(model: nn.Module, task: Task, batches: Batches, seed: int) -> dict[str, Tensor]:
+    """Parameter name -> estimate of the diagonal of the Gauss-Newton matrix of the mean loss of all items, which is never negative.
 
-    The Gauss-Newton-Bartlett estimate (Liu et al. 2023, arXiv:2305.14342): with labels drawn from the network's own softmax the gradients of
-    images are independent with mean zero, so the square of their sum over a batch estimates the sum of their squares, without bias. That
-    takes a network that computes each image by itself, as in eval mode. The batches' own labels do not matter.
+    The Gauss-Newton-Bartlett estimate (Liu et al. 2023, arXiv:2305.14342): with targets drawn from the network's own predictions the gradients
+    of items are independent with mean zero, so the square of their sum over a batch estimates the sum of their squares, without bias. That
+    takes a network that computes each item by itself, as in eval mode. A task that draws no targets gives the empirical Fisher information of
+    batches instead.
 
     Raises:
-        InvalidModel: logits are not finite.
+        InvalidModel: outputs are not finite.
     """
     parameters = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     values = list(parameters.values())
     diagonal, seen = [torch.zeros_like(p) for p in values], 0
     rng = generator(seed)
-    for images, _ in batches:
-        logits = model(images)
-        for labels in _drawn_labels(logits, rng):
-            loss = F.cross_entropy(logits, labels, reduction="sum")
+    for batch in batches:
+        for loss in task.curvature_losses(model, batch, rng):
             gradients = torch.autograd.grad(loss, values, retain_graph=True, materialize_grads=True)
             torch._foreach_addcmul_(diagonal, gradients, gradients)
-        seen += DRAWS * len(images)
+            seen += items(batch)
     torch._foreach_div_(diagonal, seen)
     return dict(zip(parameters, diagonal, strict=True))
 
 
 @torch.no_grad()
-def _drawn_labels(logits: Tensor, rng: torch.Generator) -> Tensor:
-    """Labels with the probabilities that the logits (N, classes) give them: (DRAWS, N), on their device."""
-    if not logits.isfinite().all():
-        raise InvalidModel("the network's logits are not finite, so it has no curvature: train it again, with a smaller learning rate")
-    shares = logits.double().softmax(1).cpu()  # the generator is the CPU's: one stream for every device
-    return torch.multinomial(shares, DRAWS, replacement=True, generator=rng).T.to(logits.device)
-
-
-@torch.no_grad()
 def channel_means(model: nn.Module, batches: Batches, measure: Callable[[Tensor], Tensor]) -> dict[tuple[str, str], Tensor]:
-    """(layer, axis) -> mean of `measure` over images and places, (C,): of what the layer reads ("in"), and makes ("out", "each").
+    """(layer, axis) -> mean of `measure` over items and places, (C,): of what the layer reads ("in"), and makes ("out", "each").
 
     Of convolutions, linear layers and the norms with channels in dimension 1; each under every name that a member's axis may have.
     """
@@ -159,8 +145,8 @@ def channel_means(model: nn.Module, batches: Batches, measure: Callable[[Tensor]
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
     hooks = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
     try:
-        for images, _ in batches:
-            model(images)
+        for inputs, _ in batches:
+            call(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()

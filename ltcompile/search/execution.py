@@ -6,7 +6,6 @@ from ltcompile.core.notice import notify
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.paths import read_json, write_json
 from ltcompile.search.job import SearchJob
-from ltcompile.tasks.classification import data_of
 from ltcompile.training import Execution, choose_execution, multiplies_bf16, settled
 
 
@@ -21,7 +20,7 @@ def run_execution(job: SearchJob, folder: RunFolder) -> Execution:
     if job.trainer is not None:
         return settled(job.recipe)
     if not folder.execution.exists():
-        found = choose_execution(job.initial(job.config.seed), data_of(job.task), job.recipe, job.device)
+        found = choose_execution(job.initial(job.config.seed), job.task, job.recipe, job.device)
         write_json(folder.execution, found.to_json())
         return found
     with folder.fitting(folder.execution):

@@ -9,21 +9,21 @@ import torch
 from torch import nn
 
 from ltcompile.core.plan import Group
-from ltcompile.data import Split
+from ltcompile.core.task import Task
 from ltcompile.prune.criteria import Channels
 from ltcompile.search.evidence import channel_means
-from ltcompile.training import Epoch, Outcome, to_memory_format
+from ltcompile.training import Epoch, Outcome, to_layout, to_memory_format
 
-BATCHES, IMAGES = 8, 32  # of validation data; small batches, for what every layer reads and makes is looked at in float64
+BATCHES, ITEMS = 8, 32  # of validation data; small batches, for what every layer reads and makes is looked at in float64
 JUMP = 2.0  # times the lowest loss of the epochs before
 FLOOR = 0.1  # of the first epoch's loss: below it, a jump is noise
 
 
-def health(model: nn.Module, groups: tuple[Group, ...], split: Split | None, device: torch.device, done: Outcome) -> dict[str, Any]:
-    """The health of `model` after its training, as plain values: dead channels of its `groups` (on a validation split that can be seen),
-    spikes, parts of batches.
+def health(model: nn.Module, groups: tuple[Group, ...], task: Task, device: torch.device, done: Outcome) -> dict[str, Any]:
+    """The health of `model` after its training, as plain values: dead channels of its `groups` (where
+    validation items can be seen), spikes, parts of batches.
     """
-    return {"dead": dead_channels(model, groups, split, device) if split else [], "spikes": spikes(done.epochs), "parts": done.parts}
+    return {"dead": dead_channels(model, groups, task, device) if task.sizes else [], "spikes": spikes(done.epochs), "parts": done.parts}
 
 
 def healthy(report: dict[str, Any]) -> bool:
@@ -31,11 +31,11 @@ def healthy(report: dict[str, Any]) -> bool:
     return not report["dead"] and not report["spikes"] and report["parts"] == 1
 
 
-def dead_channels(model: nn.Module, groups: tuple[Group, ...], split: Split, device: torch.device) -> list[dict[str, Any]]:
-    """Groups with channels that are zero on all images looked at, wherever they are consumed: how many of how many."""
+def dead_channels(model: nn.Module, groups: tuple[Group, ...], task: Task, device: torch.device) -> list[dict[str, Any]]:
+    """Groups with channels that are zero on all items looked at, wherever they are consumed: how many of how many."""
     layout = to_memory_format(model.eval(), device)
-    batches = islice(split.batches(IMAGES, device, None, 0), BATCHES)
-    means = channel_means(model, ((images.contiguous(memory_format=layout), labels) for images, labels in batches), torch.abs)
+    batches = islice(task.batches("val", ITEMS, device), BATCHES)
+    means = channel_means(model, ((to_layout(inputs, layout), targets) for inputs, targets in batches), torch.abs)
     counts = {group: _zeros(Channels(group, model), means) for group in groups if group.producers}
     return [{"layer": group.name, "channels": count, "of": group.width} for group, count in counts.items() if count]
 

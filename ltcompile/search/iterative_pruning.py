@@ -73,7 +73,7 @@ class IterativePruning:
     def _gather(self, criterion: str, seed: int, level: int, model: nn.Module) -> Evidence:
         """What the criterion looks at in the trained `model` to make the ticket of a level."""
         number = Arm(seed, "ticket", level).stream("scoring")
-        return gather(criterion, model, self.job.task.splits.get("train"), self.job.recipe, number, self.job.device)
+        return gather(criterion, model, self.job.task, self.job.recipe, number, self.job.device)
 
     def _next_mask(self, seed: int, level: int, model: nn.Module, before: WeightMask, plan: PruningPlan, share: float) -> WeightMask:
         """The mask of the next level; weights that go with the filters of `plan` count as gone."""

@@ -32,7 +32,6 @@ from ltcompile.search import methods, rewind
 from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.masks import full_mask, maskable
 from ltcompile.search.selection import Selection
-from ltcompile.tasks.classification import data_of
 from ltcompile.training import Trainer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -43,7 +42,7 @@ class SearchJob:
     """A model for a task, the config of the search, the recipe of every training, and the device.
 
     `weights` is a file to start from, `profile` and `measured` belong to a target of time or energy, and `mask` is the one level's where it
-    was found elsewhere: see `find`. Without a `trainer`, the project's own loop trains; it takes classification alone. `build` makes the
+    was found elsewhere: see `find`. Without a `trainer`, the project's own loop trains. `build` makes the
     network in the place of the factory that `model` names.
 
     Raises:
@@ -64,8 +63,8 @@ class SearchJob:
 
     def __post_init__(self) -> None:
         config, target = self.config, self.config.target
-        if self.trainer is None:
-            data_of(self.task)
+        if self.trainer is None and not {"train", "val", "test"} <= self.task.sizes.keys():
+            raise InvalidSetting("the default trainer needs a task with the parts train, val and test; pass one, or trainer=")
         if config.rewind_epoch >= self.recipe.epochs:
             raise InvalidSetting(f"rewind_epoch={config.rewind_epoch} must lie before the last of {self.recipe.epochs} epochs")
         if config.method != PRUNE and not methods.iterative(config.method) and self.weights:
@@ -111,6 +110,8 @@ class SearchJob:
             "model": self.model,
             "arguments": self.arguments,
             "data": self.task.description.name,
+            **({"task": task} if (task := self.task.description.task) != "classification" else {}),
+            **({"fingerprint": self.task.fingerprint} if self.task.fingerprint else {}),
             "config": self.config.to_json(),
             "recipe": self.recipe.to_json(),
             "weights": str(self.weights) if self.weights else None,

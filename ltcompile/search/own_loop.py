@@ -18,7 +18,7 @@ from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
-from ltcompile.core.task import Metric, Part, Score
+from ltcompile.core.task import Metric, Part, Score, Task
 from ltcompile.errors import InvalidModel, InvalidSetting, unknown
 from ltcompile.graph import Example, embed
 from ltcompile.graph.wrappers import unwrap
@@ -39,6 +39,7 @@ class _Data:
     """What a run folder says of data that the search never sees."""
 
     name: str = "own"
+    task: str = "own"
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -46,19 +47,18 @@ class _Data:
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Task(Task):
     """A task whose data and evaluation are the caller's."""
 
     metric: Metric
     example: Example
     description: _Data = _Data()
-    splits: Mapping[Part, Any] = field(default_factory=dict)
+    sizes: Mapping[Part, int] = field(default_factory=dict)
 
-    def adapt(self, recipe: Recipe) -> Recipe:
-        return recipe
+    def _by_caller(self, *_: Any) -> Any:
+        raise NotImplementedError("the caller trains and evaluates")
 
-    def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
-        raise NotImplementedError("the caller evaluates")
+    batches = loss = evaluate = _by_caller  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,6 @@ def write_summary(runner: ArmRunner, ticket: Ticket, reached: Reached | None, se
         {"layer": name, "before": before, "after": after, "frozen": ticket.plan.frozen.get(name, "")}
         for name, (before, after) in ticket.plan.widths.items()
     ]
-    sizes = {part: len(items) for part, items in job.task.splits.items()}
     write_json(
         runner.folder.summary,
         {
@@ -68,7 +67,7 @@ def write_summary(runner: ArmRunner, ticket: Ticket, reached: Reached | None, se
             "format": 1,
             "name": runner.folder.path.name,
             "model": dict(ticket.model),
-            "data": {**ticket.data, "sizes": sizes},
+            "data": {**ticket.data, "sizes": dict(job.task.sizes)},
             "config": job.config.to_json(),
             "recipe": job.recipe.to_json(),
             "seeds": list(job.config.all_seeds),

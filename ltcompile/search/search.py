@@ -86,7 +86,7 @@ def find(
         measured: measures the share of the dense network's time that a cut takes at `config.on`, to correct the profile by
             (`profiling.stopwatch`); None where that is another machine. For a target of energy, `profiling.joulemeter`.
         mask: the mask that the one level takes instead of choosing one, such as that of a ticket of other data.
-        trainer: what trains every network in the place of the project's own loop, which takes classification alone.
+        trainer: what trains every network in the place of the project's own loop, which takes any task.
 
     Raises:
         LtcompileError: one of its kinds, for a name, setting, data set or file that does not fit, or a training that fails.

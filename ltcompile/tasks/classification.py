@@ -1,30 +1,36 @@
-"""Image classification: the share of correct answers, trained by the project's own loop."""
+"""Image classification: cross-entropy, and the share of correct answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ltcompile.core.description import Description
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.task import ACCURACY, Metric, Part, Score, Task
-from ltcompile.data import Dataset, Split
-from ltcompile.errors import InvalidSetting
-from ltcompile.training import ArmTraining, Evaluation, Execution, Outcome, Progress, evaluate, train
+from ltcompile.core.task import ACCURACY, Batch, Loss, Metric, Part, Score, Task, Teacher
+from ltcompile.data import Dataset, DatasetOptions, Split, load_data
+from ltcompile.errors import InvalidModel
+from ltcompile.training import in_fp32, predictions
+from ltcompile.training.loss import cross_entropy
+
+BATCH = 256  # of an evaluation
+DRAWS = 4  # labels drawn for each image
 
 
-class Classification:
+class Classification(Task):
     """A data set of labelled images."""
 
     metric: Metric = ACCURACY
 
     def __init__(self, data: Dataset) -> None:
         self.data = data
+        self._splits: dict[Part, Split] = {"train": data.train, "val": data.val, "test": data.test}
 
     @property
     def description(self) -> Description:
@@ -36,48 +42,55 @@ class Classification:
         return self.data.example
 
     @property
-    def splits(self) -> Mapping[Part, Split]:
-        return {"train": self.data.train, "val": self.data.val, "test": self.data.test}
+    def sizes(self) -> Mapping[Part, int]:
+        return {part: len(split) for part, split in self._splits.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the labels."""
+        return hashlib.sha256(b"".join(split.labels.numpy().tobytes() for split in self._splits.values())).hexdigest()[:16]
 
     def adapt(self, recipe: Recipe) -> Recipe:
         return self.data.adapt(recipe)
 
+    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
+        return self._splits[part].batches(size, device, recipe, seed)
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
+        images, labels = batch
+        logits, taught = in_fp32(model(images)), teacher(images) if teacher is not None else None
+        return Loss(cross_entropy(logits, labels, recipe, taught), (logits.detach().argmax(1) == labels).sum())
+
+    def curvature_losses(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Iterator[Tensor]:
+        """Cross-entropies with labels drawn from the network's own softmax: the Gauss-Newton-Bartlett estimate."""
+        logits = model(batch[0])
+        for labels in _drawn_labels(logits, rng):
+            yield F.cross_entropy(logits, labels, reduction="sum")
+
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
-        return _score(evaluate(model, self.splits[part], device))
+        """Share of correct answers, mean cross-entropy, and which images were correct."""
+        loss, correct = 0.0, []
+        for logits, labels in predictions(model, self.batches(part, BATCH, device)):
+            loss += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct.append((logits.argmax(1) == labels).cpu())
+        found = torch.cat(correct)
+        bits = "".join("1" if each else "0" for each in found.tolist())
+        return Score(found.double().mean().item(), loss / len(found), f"{int(bits, 2):0{(len(bits) + 3) // 4}x}")
 
 
-@dataclass(frozen=True)
-class SgdTrainer:
-    """`training.train` on a `Classification`; `execution` says in which precision, and whether compiled."""
-
-    execution: Execution
-
-    def __call__(self, model: nn.Module, task: Task, training: ArmTraining, state: dict[str, Any] | None, save: Progress) -> Outcome:
-        done = train(
-            model,
-            data_of(task),
-            training.recipe,
-            training.arm.stream("training"),
-            training.device,
-            execution=self.execution,
-            first_epoch=training.first_epoch,
-            after_step=training.after_step,
-            progress=save,
-            state=state,
-            teacher=training.teacher,
-        )
-        return Outcome(done.epochs, _score(done.val), done.parts)
+def load(source: str, root: Path, options: DatasetOptions) -> Classification:
+    """The classification of a data set of labelled images. Raises as `load_data`."""
+    size, prepared = options.image_size, options.preprocessing
+    return Classification(load_data(source, root, size, options.val_share, options.download, preprocessing=prepared, strict=options.strict))
 
 
-task, trainer = Classification, SgdTrainer
+@torch.no_grad()
+def _drawn_labels(logits: Tensor, rng: torch.Generator) -> Tensor:
+    """Labels with the probabilities that the logits (N, classes) give them: (DRAWS, N), on their device.
 
-
-def data_of(task: Task) -> Dataset:
-    """The data set of a classification. Raises InvalidSetting for another task, which the project's own loop cannot train."""
-    if not isinstance(task, Classification):
-        raise InvalidSetting("trainer=: the default one trains classification alone; give one that trains this task")
-    return task.data
-
-
-def _score(found: Evaluation) -> Score:
-    return Score(found.accuracy, found.loss, found.correct_hex)
+    Raises InvalidModel where logits are not finite.
+    """
+    if not logits.isfinite().all():
+        raise InvalidModel("the network's logits are not finite, so it has no curvature: train it again, with a smaller learning rate")
+    shares = logits.double().softmax(1).cpu()  # the generator is the CPU's: one stream for every device
+    return torch.multinomial(shares, DRAWS, replacement=True, generator=rng).T.to(logits.device)

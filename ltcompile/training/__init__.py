@@ -1,28 +1,32 @@
-"""The one training loop, and evaluation."""
+"""The one training loop, for every task."""
 
+from ltcompile.training.batch import call, in_fp32, predictions, split, to_layout
 from ltcompile.training.device import memory_format, multiplies_bf16, pick_device, to_memory_format
-from ltcompile.training.evaluate import Evaluation, evaluate
 from ltcompile.training.execution import Execution, choose_execution, settled
 from ltcompile.training.loop import Epoch, Progress, Training, train
 from ltcompile.training.memory import fitting
-from ltcompile.training.trainer import ArmTraining, Outcome, Trainer
+from ltcompile.training.trainer import ArmTraining, DefaultTrainer, Outcome, Trainer
 
 __all__ = [
     "ArmTraining",
+    "DefaultTrainer",
     "Epoch",
-    "Evaluation",
     "Execution",
     "Outcome",
     "Progress",
     "Trainer",
     "Training",
+    "call",
     "choose_execution",
-    "evaluate",
     "fitting",
+    "in_fp32",
     "memory_format",
     "multiplies_bf16",
     "pick_device",
+    "predictions",
     "settled",
+    "split",
+    "to_layout",
     "to_memory_format",
     "train",
 ]

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record, cpu_name
 from ltcompile.core.streams import seeded, stream
-from ltcompile.data import Dataset
+from ltcompile.core.task import Batch, Task
 from ltcompile.errors import TrainingFailed
 from ltcompile.training.device import multiplies_bf16
 from ltcompile.training.step import Stepper
@@ -58,8 +58,8 @@ def settled(recipe: Recipe) -> Execution:
     return Execution(precision, "" if recipe.compile in ("auto", "never") else recipe.compile)
 
 
-def choose_execution(model: nn.Module, data: Dataset, recipe: Recipe, device: torch.device, backend: str = BACKEND) -> Execution:
-    """The fastest way to train `model` by `recipe` on `device`, among those that the recipe allows. `model` is untouched.
+def choose_execution(model: nn.Module, task: Task, recipe: Recipe, device: torch.device, backend: str = BACKEND) -> Execution:
+    """The fastest way to train `model` for `task` by `recipe` on `device`, among those that the recipe allows. `model` is untouched.
 
     `backend` of torch.compile is what is tried where the recipe says "auto".
 
@@ -70,17 +70,18 @@ def choose_execution(model: nn.Module, data: Dataset, recipe: Recipe, device: to
     if len(precisions) == 1 and recipe.compile != "auto":
         return base
     with seeded(stream("trial", 0)):
-        return _Trial(model, data, recipe, device, backend).choose(base, precisions)
+        return _Trial(model, task, recipe, device, backend).choose(base, precisions)
 
 
 class _Trial:
     """Steppers of several executions, timed in turns on the same batches."""
 
-    def __init__(self, model: nn.Module, data: Dataset, recipe: Recipe, device: torch.device, backend: str) -> None:
-        self.model, self.recipe, self.device, self.backend = model, recipe, device, backend
-        size = min(recipe.batch, len(data.train))
-        self.steps = recipe.epochs * (len(data.train) // size)
-        self.batches = _endless(data, recipe, size, device)
+    def __init__(self, model: nn.Module, task: Task, recipe: Recipe, device: torch.device, backend: str) -> None:
+        self.model, self.task, self.recipe, self.device, self.backend = model, task, recipe, device, backend
+        count = task.sizes["train"]
+        size = min(recipe.batch, count)
+        self.steps = recipe.epochs * (count // size)
+        self.batches = _endless(task, recipe, size, device)
 
     def choose(self, base: Execution, precisions: list[Products]) -> Execution:
         eager = {name: self.stepper(replace(base, precision=name, backend="")) for name in precisions[:1]}
@@ -113,7 +114,7 @@ class _Trial:
         return replace(wanted if pays else found, step_ms=step_ms, compile_s=round(cost, 1))
 
     def stepper(self, execution: Execution) -> Stepper:
-        return Stepper(copy.deepcopy(self.model).train(), self.recipe, self.device, execution.dtype, execution.backend)
+        return Stepper(copy.deepcopy(self.model).train(), self.task, self.recipe, self.device, execution.dtype, execution.backend)
 
     def times(self, steppers: Mapping[Name, Stepper], steps: int) -> dict[Name, float]:
         """The least seconds of a step of each, by turns, behind one that warms up: other work on the machine only adds to them."""
@@ -125,16 +126,15 @@ class _Trial:
     def once(self, stepper: Stepper) -> float:
         """The seconds of one step, from fetching its images on."""
         began = time.perf_counter()
-        images, labels = next(self.batches)
-        stepper(images, labels, 0.0)
+        stepper(next(self.batches), 0.0)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - began
 
 
-def _endless(data: Dataset, recipe: Recipe, size: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(task: Task, recipe: Recipe, size: int, device: torch.device) -> Iterator[Batch]:
     while True:
-        yield from data.train.batches(size, device, recipe, stream("trial", 1))
+        yield from task.batches("train", size, device, recipe, stream("trial", 1))
 
 
 def _ms(seconds: Mapping[Name, float]) -> dict[str, float]:

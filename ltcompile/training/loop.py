@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Record
 from ltcompile.core.streams import seeded, stream
-from ltcompile.data import Dataset
+from ltcompile.core.task import Score, Task
 from ltcompile.errors import InvalidFile, TrainingFailed
-from ltcompile.training.evaluate import Evaluation, evaluate
 from ltcompile.training.execution import Execution, settled
 from ltcompile.training.step import Stepper
 
@@ -30,7 +29,9 @@ LOOK_STEPS = 50  # how often losses are looked at: each look waits for the GPU
 
 @dataclass(frozen=True)
 class Epoch(Record):
-    """One epoch: mean loss over the (augmented) training images, accuracies as shares of one, seconds with validation."""
+    """One epoch: mean loss over the (augmented) training items, the share of them that was correct (0 where an item is not right or wrong),
+    loss and metric on validation items, seconds with validation.
+    """
 
     epoch: int
     lr: float
@@ -44,10 +45,10 @@ class Epoch(Record):
 
 @dataclass(frozen=True)
 class Training:
-    """All epochs of one training, the validation behind the last of them, and in how many parts its batches had to be computed."""
+    """All epochs of one training, the validation score after the last of them, and in how many parts its batches had to be computed."""
 
     epochs: list[Epoch]
-    val: Evaluation
+    val: Score
     parts: int
 
 
@@ -59,7 +60,7 @@ class Progress(Protocol):
 
 def train(
     model: nn.Module,
-    data: Dataset,
+    task: Task,
     recipe: Recipe,
     seed: int,
     device: torch.device,
@@ -85,8 +86,8 @@ def train(
         TrainingFailed: a loss is not finite, not even two images fit into memory, or the network cannot be compiled.
     """
     execution = execution or settled(recipe)
-    stepper = Stepper(model, recipe, device, execution.dtype, execution.backend, after_step, teacher)
-    loop = _Loop(stepper, data, seed)
+    stepper = Stepper(model, task, recipe, device, execution.dtype, execution.backend, after_step, teacher)
+    loop = _Loop(stepper, seed)
     done = loop.resume(state) if state is not None else []
     for epoch in range(first_epoch + len(done), recipe.epochs):
         with seeded(stream("dropout", seed, epoch=epoch)):
@@ -100,8 +101,8 @@ def train(
 class _Loop:
     """One training under way."""
 
-    def __init__(self, stepper: Stepper, data: Dataset, seed: int) -> None:
-        self.stepper, self.data, self.seed = stepper, data, seed
+    def __init__(self, stepper: Stepper, seed: int) -> None:
+        self.stepper, self.task, self.seed = stepper, stepper.task, seed
         self.model, self.recipe, self.device = stepper.model, stepper.recipe, stepper.device
 
     def state(self, done: list[Epoch]) -> dict[str, Any]:
@@ -126,25 +127,26 @@ class _Loop:
                 f"the checkpoint is of another training ({message}); remove the run's .partial.pt, and resume=True repeats it"
             ) from error
 
-    def epoch(self, epoch: int) -> tuple[Epoch, Evaluation]:
+    def epoch(self, epoch: int) -> tuple[Epoch, Score]:
         """Train for one epoch, and validate."""
         started = time.perf_counter()
         self.model.train()
-        size = min(self.recipe.batch, len(self.data.train))
-        steps = len(self.data.train) // size
+        count = self.task.sizes["train"]
+        size = min(self.recipe.batch, count)
+        steps = count // size
         losses, right = torch.zeros(steps, device=self.device), torch.zeros((), device=self.device)
         rates = [self.recipe.rate_at(epoch + step / steps) for step in range(steps)]
-        batches = self.data.train.batches(size, self.device, self.recipe, stream("batches", self.seed, epoch=epoch))
-        for step, (images, labels) in enumerate(batches):
-            losses[step], hits = self.stepper(images, labels, rates[step])
-            right += hits
+        batches = self.task.batches("train", size, self.device, self.recipe, stream("batches", self.seed, epoch=epoch))
+        for step, batch in enumerate(batches):
+            losses[step], correct = self.stepper(batch, rates[step])
+            right += 0 if correct is None else correct
             if (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
                 self._check_finite(losses[: step + 1], epoch, rates)
-        val = evaluate(self.model, self.data.val, self.device)
+        val = self.task.evaluate(self.model, "val", self.device)
         if not math.isfinite(val.loss):
             raise self._diverged(f"the validation loss is {val.loss} after epoch {epoch + 1}, at learning rate {rates[-1]:.3g}")
         seconds, seen = time.perf_counter() - started, steps * size
-        return Epoch(epoch, rates[-1], losses.mean().item(), right.item() / seen, val.loss, val.accuracy, seconds, seen / seconds), val
+        return Epoch(epoch, rates[-1], losses.mean().item(), right.item() / seen, val.loss, val.value, seconds, seen / seconds), val
 
     def _check_finite(self, losses: Tensor, epoch: int, rates: list[float]) -> None:
         """Raises TrainingFailed at the first of an epoch's `losses`, one a batch, that is not finite."""

@@ -1,4 +1,4 @@
-"""What training minimises: cross-entropy with the labels, and with a teacher's answers where there is one."""
+"""What a classification minimises: cross-entropy with the labels, and with a teacher's answers where there is one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from ltcompile.core.recipe import Recipe
 TEMPERATURE = 4.0
 
 
-def loss_of(logits: Tensor, labels: Tensor, recipe: Recipe, taught: Tensor | None = None) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, recipe: Recipe | None = None, taught: Tensor | None = None) -> Tensor:
     """(1 - a) CE(student, labels) + a T^2 KL(softmax(teacher / T) || softmax(student / T)), T = 4, a = `recipe.distill`.
 
     Hinton et al. 2015 (arXiv:1503.02531); T^2 keeps the gradient's magnitude whatever the temperature. Logits of the student and
-    the teacher's `taught` are (N, classes), labels (N,); the mean over images. Without a teacher it is the cross-entropy alone.
+    the teacher's `taught` are (N, classes), labels (N,); the mean over images. Without a teacher it is the cross-entropy alone, and without a
+    recipe it is not smoothed.
     """
-    hard = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-    if taught is None:
+    hard = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing if recipe else 0.0)
+    if taught is None or recipe is None:
         return hard
     student, teacher = (F.log_softmax(x / TEMPERATURE, 1) for x in (logits, taught))
     soft = F.kl_div(student, teacher, reduction="batchmean", log_target=True) * TEMPERATURE**2

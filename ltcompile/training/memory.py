@@ -13,8 +13,8 @@ T = TypeVar("T")
 FEWEST = 2  # images that a part holds: batch norm needs two
 
 
-def fitting(work: Callable[[int], T], images: int, parts: int = 1) -> tuple[T, int]:
-    """`work(parts)`, with twice as many parts of `images` whenever memory runs out, and how many parts it took in the end.
+def fitting(work: Callable[[int], T], items: int, parts: int = 1) -> tuple[T, int]:
+    """`work(parts)`, with twice as many parts of so many `items` whenever memory runs out, and how many parts it took in the end.
 
     `work` is begun again from its start.
 
@@ -25,12 +25,12 @@ def fitting(work: Callable[[int], T], images: int, parts: int = 1) -> tuple[T, i
         found = _attempt(work, parts)
         if found is not None:
             return found, parts
-        if parts >= images // FEWEST:
+        if parts >= items // FEWEST:
             raise TrainingFailed(
-                f"out of memory with {-(-images // parts)} images at a time: end what else fills the GPU, take a smaller image_size=, "
+                f"out of memory with {-(-items // parts)} images at a time: end what else fills the GPU, take a smaller image_size=, "
                 "or train with device=cpu"
             )
-        parts = min(2 * parts, images // FEWEST)
+        parts = min(2 * parts, items // FEWEST)
 
 
 def _attempt(work: Callable[[int], T], parts: int) -> T | None:

@@ -1,24 +1,26 @@
-"""One step of training: images in, gradients, optimiser; compiled or not, in one precision or the other."""
+"""One step of training: a batch in, gradients, optimiser; compiled or not, in one precision or the other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ltcompile.core.notice import notify
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.task import Batch, Task, Teacher, items
 from ltcompile.errors import TrainingFailed
+from ltcompile.training.batch import call, in_fp32, split, to_layout
 from ltcompile.training.device import to_memory_format
-from ltcompile.training.loss import loss_of
 from ltcompile.training.memory import fitting
 
 
 class Stepper:
-    """Steps of SGD that train `model` in place; momentum starts at zero.
+    """Steps of SGD that train `model` in place by the loss of `task`; momentum starts at zero.
 
     Args:
         dtype: what autocast multiplies in; None for fp32.
@@ -34,6 +36,7 @@ class Stepper:
     def __init__(
         self,
         model: nn.Module,
+        task: Task,
         recipe: Recipe,
         device: torch.device,
         dtype: torch.dtype | None,
@@ -41,75 +44,73 @@ class Stepper:
         after_step: Callable[[], None] | None = None,
         teacher: nn.Module | None = None,
     ) -> None:
-        self.model, self.recipe, self.device, self.dtype, self.after_step = model, recipe, device, dtype, after_step
+        self.model, self.task, self.recipe, self.device = model, task, recipe, device
+        self.dtype, self.after_step = dtype, after_step
         self.layout, self.parts = to_memory_format(model, device), 1
         self.optimiser = torch.optim.SGD(
             _decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
         )
-        self.taught = _taught(teacher, device)
-        self.forward: Callable[[Tensor], Tensor] = model
-        if backend:
-            self.forward = _compiled(model, backend)
+        self.teacher = _teacher(teacher, device) if teacher is not None else None
+        self.backend, self.forward = backend, _compiled(model, backend) if backend else model
 
-    def __call__(self, images: Tensor, labels: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """One step of the optimiser; the batch's mean loss before it, and how many answers were right.
+    def __call__(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor | None]:
+        """One step of the optimiser; the batch's mean loss before it, and how many answers were correct, where the task counts them.
 
-        Raises TrainingFailed where not even two images fit into memory, or the network cannot be compiled.
+        Raises TrainingFailed where not even two items fit into memory, or the network cannot be compiled.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        found, parts = fitting(partial(self._gradients, images, labels), len(images), self.parts)
+        count = items(batch)
+        found, parts = fitting(partial(self._gradients, batch), count, self.parts)
         if parts > self.parts:
             self.parts = parts
-            notify(_message(self.model, len(images), parts))
+            notify(_message(self.model, count, parts))
         self.optimiser.step()
         if self.after_step is not None:
             self.after_step()
         return found
 
-    def _gradients(self, images: Tensor, labels: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-        """Leave the gradient of the batch's mean loss in the parameters; that loss, and how many answers were right."""
+    def _gradients(self, batch: Batch, parts: int) -> tuple[Tensor, Tensor | None]:
+        """Leave the gradient of the batch's mean loss in the parameters; that loss, and how many answers were correct."""
         self.optimiser.zero_grad(set_to_none=True)
-        losses, hits = [], []
-        for few, theirs in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-                logits, target = self.forward(few.contiguous(memory_format=self.layout)), self.taught(few)
-            loss = loss_of(logits.float() if self.dtype else logits, theirs, self.recipe, target) * (len(few) / len(images))
+        losses, correct, count = [], [], items(batch)
+        for few in split(batch, parts):
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None), _compile_errors(self.backend):
+                found = self.task.loss(self.forward, (to_layout(few[0], self.layout), few[1]), self.recipe, self.teacher)
+            loss = found.value * (items(few) / count)
             loss.backward()
             losses.append(loss.detach())
-            hits.append((logits.detach().argmax(1) == theirs).sum())
-        return torch.stack(losses).sum(), torch.stack(hits).sum()
+            correct.append(found.correct)
+        known = [each for each in correct if each is not None]
+        return torch.stack(losses).sum(), torch.stack(known).sum() if known else None
 
 
-def _compiled(model: nn.Module, backend: str) -> Callable[[Tensor], Tensor]:
-    """`model`, compiled at the first batch of each shape; it raises TrainingFailed where that fails.
+def _compiled(model: nn.Module, backend: str) -> nn.Module:
+    """`model`, compiled at the first batch of each shape.
 
     The code for a shape must not depend on which shapes came before, as a resumed training has seen fewer: none is dynamic.
     """
+    torch.compiler.reset()
+    with _compile_errors(backend):
+        return cast(nn.Module, torch.compile(model, backend=backend, dynamic=False))
+
+
+@contextmanager
+def _compile_errors(backend: str) -> Iterator[None]:
+    """Turns an error of torch.compile into a TrainingFailed."""
+    if not backend:
+        yield
+        return
     from torch._dynamo.exc import TorchDynamoException
 
-    torch.compiler.reset()
-
-    def failed(error: Exception) -> TrainingFailed:
+    try:
+        yield
+    except TorchDynamoException as error:
         reason = " ".join(str(error).split())[:200]
-        return TrainingFailed(
+        raise TrainingFailed(
             f"torch.compile's backend {backend!r} cannot compile the network here ({reason}); train where it can, or begin a new run with "
             "compile=never"
-        )
-
-    try:
-        found = torch.compile(model, backend=backend, dynamic=False)
-    except TorchDynamoException as error:
-        raise failed(error) from error
-
-    def forward(images: Tensor) -> Tensor:
-        try:
-            logits: Tensor = found(images)
-        except TorchDynamoException as error:
-            raise failed(error) from error
-        return logits
-
-    return forward
+        ) from error
 
 
 def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -119,25 +120,22 @@ def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def _taught(teacher: nn.Module | None, device: torch.device) -> Callable[[Tensor], Tensor | None]:
-    """Images (N, C, H, W) -> the teacher's logits (N, classes); None without one."""
-    if teacher is None:
-        return lambda images: None
-    layout = to_memory_format(teacher.eval(), device)
+def _teacher(network: nn.Module, device: torch.device) -> Teacher:
+    """Inputs -> the outputs of a trained network, without gradients."""
+    layout = to_memory_format(network.eval(), device)
 
     @torch.no_grad()
-    def answer(images: Tensor) -> Tensor:
-        logits: Tensor = teacher(images.contiguous(memory_format=layout))
-        return logits.float() if logits.dtype == torch.bfloat16 else logits
+    def answer(inputs: Any) -> Any:
+        return in_fp32(call(network, to_layout(inputs, layout)))
 
     return answer
 
 
-def _message(model: nn.Module, images: int, parts: int) -> str:
+def _message(model: nn.Module, count: int, parts: int) -> str:
     """What a user has to know of batches in parts."""
     normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
-    but = f", but batch norm sees {images // parts} images at a time" if normed else ""
+    but = f", but batch norm sees {count // parts} at a time" if normed else ""
     return (
-        f"a batch of {images} images does not fit into memory: it is computed in {parts} parts of {images // parts}; "
+        f"a batch of {count} items does not fit into memory: it is computed in {parts} parts of {count // parts}; "
         f"their gradients add up to the same step{but}"
     )

@@ -1,4 +1,4 @@
-"""The seam between the search and a training loop."""
+"""Trainers: what the search hands an arm to. By default the project's own loop, which trains any task by its loss."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch import nn
 from ltcompile.core.arm import Arm
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Score, Task
-from ltcompile.training.loop import Epoch, Progress
+from ltcompile.training.execution import Execution
+from ltcompile.training.loop import Epoch, Progress, train
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,26 @@ class Trainer(Protocol):
     """Trains `model` in place. `save` is called after every epoch with a state; given one as `state`, training resumes after its epoch."""
 
     def __call__(self, model: nn.Module, task: Task, training: ArmTraining, state: dict[str, Any] | None, save: Progress) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class DefaultTrainer:
+    """The project's own loop, `train`; `execution` says in which precision, and whether compiled."""
+
+    execution: Execution
+
+    def __call__(self, model: nn.Module, task: Task, training: ArmTraining, state: dict[str, Any] | None, save: Progress) -> Outcome:
+        done = train(
+            model,
+            task,
+            training.recipe,
+            training.arm.stream("training"),
+            training.device,
+            execution=self.execution,
+            first_epoch=training.first_epoch,
+            after_step=training.after_step,
+            progress=save,
+            state=state,
+            teacher=training.teacher,
+        )
+        return Outcome(done.epochs, done.val, done.parts)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from networks import NETWORKS, shaken
 from searches import QUICK
+from split_task import split_task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -264,7 +265,7 @@ class TestActivations:
         split = Few()
         net(split.images)
         group = trace(shaken(net), split.images)[0]
-        evidence = gather("apoz", net, split, QUICK, 0, CPU)  # type: ignore[arg-type]
+        evidence = gather("apoz", net, split_task(split), QUICK, 0, CPU)
         with torch.no_grad():
             expected = torch.stack([(net[:3](part) > 0).double().mean((0, 2, 3)) for part in split.images.split(32)]).mean(0)
         close(score("apoz", net, group, evidence), expected)
@@ -286,15 +287,15 @@ class TestCurvature:
 
     def test_the_mean_over_draws_is_the_exact_diagonal(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without bias, in batches of unequal sizes, within four standard errors; and not that of the given labels, nor of images as one."""
-        from ltcompile.search import evidence
+        from ltcompile.tasks import classification
 
         torch.manual_seed(0)
         net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
         net[2].weight.data *= 3  # far from equal shares of the classes
         batches = [(x, torch.zeros(len(x), dtype=torch.long)) for x in torch.randn(8, 3).double().split((2, 5, 1))]
         exact = self.exact(net, torch.cat([x for x, _ in batches]))
-        monkeypatch.setattr(evidence, "DRAWS", 16)
-        drawn = [loss_curvature(net, iter(batches), seed) for seed in range(100)]
+        monkeypatch.setattr(classification, "DRAWS", 16)
+        drawn = [loss_curvature(net, split_task(None), iter(batches), seed) for seed in range(100)]
         assert set(exact) == set(drawn[0])
         for name, value in exact.items():
             found = torch.stack([one[name] for one in drawn])
@@ -317,11 +318,11 @@ class TestCurvature:
 
         x = torch.tensor([1.0, -2.0, 3.0])
         singles = [(image, torch.zeros(1, dtype=torch.long)) for image in x.split(1)]
-        close(loss_curvature(One(), iter(singles), 0)["weight"], x.square().mean() / 4)
+        close(loss_curvature(One(), split_task(None), iter(singles), 0)["weight"], x.square().mean() / 4)
 
     def test_a_seed_fixes_the_draws(self) -> None:
         net, x = nn.Linear(3, 4), torch.randn(8, 3)
-        found = [loss_curvature(net, iter([(x, torch.arange(8) % 4)]), seed)["weight"] for seed in (1, 1, 2)]
+        found = [loss_curvature(net, split_task(None), iter([(x, torch.arange(8) % 4)]), seed)["weight"] for seed in (1, 1, 2)]
         assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
     def test_it_is_gathered_in_small_batches_of_training_images(self) -> None:
@@ -339,14 +340,14 @@ class TestCurvature:
                 out: Tensor = self.last(x.flatten(1))
                 return out
 
-        gather("hessian", Counts(), Few(100), dataclasses.replace(QUICK, batch=64), 0, CPU)  # type: ignore[arg-type]
+        gather("hessian", Counts(), split_task(Few(100)), dataclasses.replace(QUICK, batch=64), 0, CPU)
         assert Counts.sizes == [32, 32, 18, 18]
 
     def test_logits_that_are_not_finite(self) -> None:
         net = nn.Linear(3, 2)
         net.bias.data[0] = float("nan")
         with pytest.raises(InvalidModel, match="logits are not finite"):
-            loss_curvature(net, iter([(torch.randn(2, 3), torch.tensor([0, 1]))]), 0)
+            loss_curvature(net, split_task(None), iter([(torch.randn(2, 3), torch.tensor([0, 1]))]), 0)
 
     def test_fused_attention(self) -> None:
         class Attends(nn.Module):
@@ -358,7 +359,7 @@ class TestCurvature:
                 q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
                 return F.scaled_dot_product_attention(q, k, v).mean((1, 2))
 
-        found = loss_curvature(Attends(), iter([(torch.randn(2, 5, 8), torch.tensor([0, 1]))]), 0)
+        found = loss_curvature(Attends(), split_task(None), iter([(torch.randn(2, 5, 8), torch.tensor([0, 1]))]), 0)
         assert found["qkv.weight"].abs().sum() > 0
 
 
@@ -386,7 +387,7 @@ class TestTaylor:
             weight = net[0].weight.detach() * gates[:, None, None, None]
             loss = F.cross_entropy(net[1:](F.conv2d(images, weight, net[0].bias.detach())), labels)
             expected += torch.autograd.grad(loss, gates)[0].double().square() / 5
-        evidence = gather("taylor", net, split, recipe, 0, CPU)  # type: ignore[arg-type]
+        evidence = gather("taylor", net, split_task(split), recipe, 0, CPU)
         close(score("taylor", net, group, evidence), expected, 1e-5)
         close(criteria.score("taylor", (group,), net, evidence, "producers")[group.name], expected / expected.mean(), 1e-5)
 
@@ -396,7 +397,7 @@ class TestGather:
         """By every criterion, from what it needs and no more, over the producers and over all slices."""
         groups = trace(network, images)
         for criterion in criteria.names():
-            evidence = gather(criterion, network, Few(), QUICK, 0, CPU)  # type: ignore[arg-type]
+            evidence = gather(criterion, network, split_task(Few()), QUICK, 0, CPU)
             kinds = {kind for kind in ("gradients", "curvature", "activations", "nonzeros") if getattr(evidence, kind)}
             assert kinds == set(criteria.needs(criterion)), criterion
             assert all(p.grad is None for p in network.parameters()), criterion
@@ -420,7 +421,7 @@ class TestGather:
         order = torch.randperm(group.width, generator=torch.Generator().manual_seed(1)).tolist()
         moved = Group("b", group.width, tuple(Member(m.layer, m.axis, tuple(m.index[c] for c in order)) for m in group.members))
         for reduction in ("producers", "all"):
-            evidence = gather(criterion, net, split, QUICK, 0, CPU)  # type: ignore[arg-type]
+            evidence = gather(criterion, net, split_task(split), QUICK, 0, CPU)
             close(score(criterion, net, moved, evidence, reduction), score(criterion, net, group, evidence, reduction)[order], 1e-9)
 
 

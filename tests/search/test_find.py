@@ -26,8 +26,9 @@ from ltcompile.search import rewind
 from ltcompile.search.evidence import gather
 from ltcompile.search.health import dead_channels, spikes
 from ltcompile.search.rewind import Sources
-from ltcompile.training import Epoch, evaluate, memory_format, to_memory_format, train
-from ltcompile.training.loss import loss_of
+from ltcompile.tasks import Classification
+from ltcompile.training import Epoch, memory_format, to_memory_format, train
+from ltcompile.training.loss import cross_entropy
 
 CPU = torch.device("cpu")
 
@@ -48,7 +49,7 @@ class TestTraining:
         for _ in range(2):
             torch.manual_seed(0)
             model = lt.build_model("lenet5", 10, 1, 16)
-            rows = train(model, digits, QUICK, 3, CPU).epochs
+            rows = train(model, Classification(digits), QUICK, 3, CPU).epochs
             runs.append((model.state_dict(), [dataclasses.replace(r, seconds=0, images_per_second=0) for r in rows]))
         assert runs[0][1] == runs[1][1]
         assert all(torch.equal(v, runs[1][0][k]) for k, v in runs[0][0].items())
@@ -56,15 +57,15 @@ class TestTraining:
     def test_a_network_learns_real_digits(self, digits: Dataset) -> None:
         torch.manual_seed(0)
         model = lt.build_model("lenet300", 10, 1, 16)
-        rows = train(model, digits, dataclasses.replace(QUICK, epochs=6), 0, CPU).epochs
+        rows = train(model, Classification(digits), dataclasses.replace(QUICK, epochs=6), 0, CPU).epochs
         assert rows[-1].val_accuracy > 0.85 and rows[-1].train_loss < rows[0].train_loss
-        assert evaluate(model, digits.val, CPU).accuracy == rows[-1].val_accuracy
+        assert Classification(digits).evaluate(model, "val", CPU).value == rows[-1].val_accuracy
 
     @torch.no_grad()
     def test_what_was_trained_in_bf16_is_validated_in_fp32(self, digits: Dataset) -> None:
         model = lt.build_model("lenet300", 10, 1, 16)
         with torch.enable_grad():
-            found = train(model, digits, dataclasses.replace(QUICK, epochs=1, precision="bf16"), 0, CPU).val.loss
+            found = train(model, Classification(digits), dataclasses.replace(QUICK, epochs=1, precision="bf16"), 0, CPU).val.loss
         model.eval()
         losses = [F.cross_entropy(model(images), labels, reduction="sum").item() for images, labels in digits.val.batches(64, CPU, None, 0)]
         assert found == pytest.approx(sum(losses) / len(digits.val), rel=1e-6)
@@ -72,7 +73,7 @@ class TestTraining:
     def test_a_loss_that_is_not_finite_stops(self, digits: Dataset) -> None:
         where = r"the loss is (nan|inf) in epoch 1, batch \d+ of \d+, at learning rate \S+e\+08; try lr=1e\+08"
         with pytest.raises(TrainingFailed, match=where):
-            train(lt.build_model("lenet5", 10, 1, 16), digits, dataclasses.replace(QUICK, lr=1e9), 0, CPU)
+            train(lt.build_model("lenet5", 10, 1, 16), Classification(digits), dataclasses.replace(QUICK, lr=1e9), 0, CPU)
 
     def test_the_first_bad_batch_is_named(self, digits: Dataset) -> None:
         network = lt.build_model("lenet300", 10, 1, 16)
@@ -83,7 +84,7 @@ class TestTraining:
                 next(network.parameters()).data.fill_(float("nan"))
 
         with pytest.raises(TrainingFailed, match="the loss is nan in epoch 2, batch 9 of 33, at learning rate"):
-            train(network, digits, dataclasses.replace(QUICK, batch=27), 0, CPU, after_step=spoil)
+            train(network, Classification(digits), dataclasses.replace(QUICK, batch=27), 0, CPU, after_step=spoil)
 
     def test_a_validation_loss_that_is_not_finite_stops(self, digits: Dataset) -> None:
         network = lt.build_model("lenet300", 10, 1, 16)
@@ -94,7 +95,7 @@ class TestTraining:
                 next(network.parameters()).data.fill_(float("inf"))
 
         with pytest.raises(TrainingFailed, match="the validation loss is nan after epoch 1, at learning rate"):
-            train(network, digits, dataclasses.replace(QUICK, batch=27), 0, CPU, after_step=spoil)
+            train(network, Classification(digits), dataclasses.replace(QUICK, batch=27), 0, CPU, after_step=spoil)
 
     def test_gradients_of_narrow_strided_shortcuts_are_right(self) -> None:
         """oneDNN corrupts memory for these in channels_last (its issue 6035); the loop must not take that layout."""
@@ -196,8 +197,8 @@ class TestMemory:
         for held in (30, images):
             torch.manual_seed(0)
             network = Tight(lt.build_model("lenet300", 10, 1, 16), held)
-            with contextlib.nullcontext() if held == 30 else pytest.warns(Notice, match="a batch of 30 images does not fit"):
-                assert (train(network, data, recipe, 0, CPU).parts > 1) == (held < 30)
+            with contextlib.nullcontext() if held == 30 else pytest.warns(Notice, match="a batch of 30 items does not fit"):
+                assert (train(network, Classification(data), recipe, 0, CPU).parts > 1) == (held < 30)
             moved.append(network.state_dict())
             assert sum(network.seen) == 30 and max(network.seen) <= held
             notify.cache_clear()
@@ -207,18 +208,19 @@ class TestMemory:
     def test_batch_norm_is_said_to_see_fewer(self, digits: Dataset) -> None:
         network = Tight(lt.build_model("resnet20", 10, 1, 16), 20)
         notify.cache_clear()
-        with pytest.warns(Notice, match="a batch of 28 images .* in 2 parts of 14; .* but batch norm sees 14 images at a time"):
-            train(network, _few(digits, 28), dataclasses.replace(QUICK, epochs=1, batch=28), 0, CPU)
+        with pytest.warns(Notice, match="a batch of 28 items .* in 2 parts of 14; .* but batch norm sees 14 at a time"):
+            train(network, Classification(_few(digits, 28)), dataclasses.replace(QUICK, epochs=1, batch=28), 0, CPU)
 
     def test_two_images_must_fit(self, digits: Dataset) -> None:
         with pytest.raises(TrainingFailed, match="out of memory with 2 images at a time"):
-            train(Tight(lt.build_model("lenet300", 10, 1, 16), 1), _few(digits, 30), QUICK, 0, CPU)
+            train(Tight(lt.build_model("lenet300", 10, 1, 16), 1), Classification(_few(digits, 30)), QUICK, 0, CPU)
 
     def test_validation_and_evidence_come_in_parts_too(self, digits: Dataset) -> None:
         network = Tight(lt.build_model("lenet300", 10, 1, 16), 11)
-        found = [evaluate(model, digits.val, CPU) for model in (network, network.network)]
-        assert found[0].loss == pytest.approx(found[1].loss) and torch.equal(found[0].correct, found[1].correct)
-        tight, roomy = (gather("taylor", model, digits.train, QUICK, 0, CPU).gradients for model in (network, network.network))
+        task = Classification(digits)
+        found = [task.evaluate(model, "val", CPU) for model in (network, network.network)]
+        assert found[0].loss == pytest.approx(found[1].loss) and found[0].items == found[1].items
+        tight, roomy = (gather("taylor", model, task, QUICK, 0, CPU).gradients for model in (network, network.network))
         for one, other in zip(tight, roomy, strict=True):
             for name, gradient in other.items():
                 torch.testing.assert_close(one[f"network.{name}"], gradient, rtol=1e-4, atol=1e-6)
@@ -227,8 +229,8 @@ class TestMemory:
     def test_resuming_keeps_the_parts(self, digits: Dataset) -> None:
         states: list[dict[str, object]] = []
         first, second = (Tight(lt.build_model("lenet300", 10, 1, 16), 17) for _ in range(2))
-        train(first, _few(digits, 64), QUICK, 0, CPU, progress=lambda epoch, state: states.append(copy.deepcopy(state)))
-        assert train(second, _few(digits, 64), QUICK, 0, CPU, state=states[0]).parts == 2
+        train(first, Classification(_few(digits, 64)), QUICK, 0, CPU, progress=lambda epoch, state: states.append(copy.deepcopy(state)))
+        assert train(second, Classification(_few(digits, 64)), QUICK, 0, CPU, state=states[0]).parts == 2
         assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
 
 
@@ -246,10 +248,12 @@ class TestHealth:
         with torch.no_grad():
             layer.weight.zero_()
             layer.bias.fill_(1.0)
-        assert all(told["layer"] != group.name for told in dead_channels(network, groups, digits.val, CPU))
+        assert all(told["layer"] != group.name for told in dead_channels(network, groups, Classification(digits), CPU))
         with torch.no_grad():
             layer.bias[2:] = -1.0
-        assert {"layer": group.name, "channels": group.width - 2, "of": group.width} in dead_channels(network, groups, digits.val, CPU)
+        assert {"layer": group.name, "channels": group.width - 2, "of": group.width} in dead_channels(
+            network, groups, Classification(digits), CPU
+        )
 
     def test_spikes(self) -> None:
         def epochs(*losses: float) -> list[Epoch]:
@@ -283,7 +287,10 @@ class TestHealth:
             lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path / "wild")
         recipe, run, batches = dataclasses.replace(recipe, lr=0.01), tmp_path / "run", iter(range(1000))
         with monkeypatch.context() as patch:
-            patch.setattr("ltcompile.training.step.loss_of", lambda *of: loss_of(*of) * (1.0 if next(batches) < 40 else float("nan")))
+            patch.setattr(
+                "ltcompile.tasks.classification.cross_entropy",
+                lambda *of: cross_entropy(*of) * (1.0 if next(batches) < 40 else float("nan")),
+            )
             with pytest.raises(TrainingFailed, match=r"in epoch 2, .* the state after its last good epoch is in .*dense-0.partial.pt"):
                 lt.find("lenet300", digits, config, recipe=recipe, folder=run)
         assert len(lt.find("lenet300", digits, config, recipe=recipe, folder=run, resume=True).rows) == 2

@@ -12,51 +12,49 @@ import numpy as np
 import pytest
 import torch
 from searches import QUICK
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 import ltcompile as lt
-from ltcompile import tasks
-from ltcompile.core.arm import Arm
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
 from ltcompile.core.streams import generator
-from ltcompile.core.task import Metric, Part, Score
+from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Task, Teacher
 from ltcompile.data import Dataset
-from ltcompile.errors import InvalidSetting
+from ltcompile.errors import InvalidSetting, TicketMismatch
 from ltcompile.search import Margins, conditions_met
 from ltcompile.search.verdict import choose_level, judge, typical_seed
-from ltcompile.training import ArmTraining, Epoch, Execution, Outcome, Progress
+from ltcompile.tasks import Classification
+from ltcompile.training import ArmTraining, Epoch, Outcome, Progress, predictions
 
 ERROR = Metric("error", "units", 1.0, higher_is_better=False)
 CPU = torch.device("cpu")
 
 
-class Brightness:
+class Brightness(Task):
     """How bright the halves of an image are: two numbers, and the mean squared error as the metric."""
 
     metric = ERROR
 
     def __init__(self, data: Dataset) -> None:
-        self.data = data
-        self.description = dataclasses.replace(data.description, name="brightness", class_names=("left", "right"))
+        self.data = Classification(data)
+        self.description = dataclasses.replace(data.description, name="brightness", class_names=("left", "right"), task="brightness")
         self.example = data.example
 
     @property
-    def splits(self) -> Mapping[Part, Any]:
-        return {"train": self.data.train, "val": self.data.val, "test": self.data.test}
+    def sizes(self) -> Mapping[Part, int]:
+        return self.data.sizes
 
-    def adapt(self, recipe: Recipe) -> Recipe:
-        return recipe
-
-    def batches(self, part: Part, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, _ in self.splits[part].batches(size, CPU, None, 0):
+    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
+        for images, _ in self.data.batches(part, size, device, recipe, seed):
             yield images, torch.stack([half.mean((1, 2, 3)) for half in images.chunk(2, 3)], 1)
 
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
+        return Loss(F.mse_loss(model(batch[0]), batch[1]))
+
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
-        model.eval()
-        with torch.no_grad():
-            errors = torch.cat([F.mse_loss(model(images), target, reduction="none").mean(1) for images, target in self.batches(part, 256)])
+        pairs = predictions(model, self.batches(part, 256, device))
+        errors = torch.cat([F.mse_loss(outputs, targets, reduction="none").mean(1) for outputs, targets in pairs])
         return Score(errors.mean().item(), errors.mean().item())
 
 
@@ -75,7 +73,7 @@ class Adam:
             rows = [Epoch.from_json(row) for row in state["epochs"]]
         for epoch in range(len(rows), training.recipe.epochs):
             model.train()
-            batches = [*task.batches("train", 128)]
+            batches = [*task.batches("train", 128, CPU)]
             order = torch.randperm(len(batches), generator=generator(training.arm.stream("training") + epoch))
             for images, target in (batches[at] for at in order.tolist()):
                 optimiser.zero_grad()
@@ -120,9 +118,33 @@ def test_any_task_goes_through_the_search_and_resumes(tmp_path: Path, task: Brig
     assert json.loads((tmp_path / "whole/search.json").read_text())["data"]["name"] == "brightness"
 
 
-def test_the_default_trainer_takes_classification_alone(tmp_path: Path, task: Brightness) -> None:
+@pytest.mark.parametrize("criterion", ["taylor", "hessian", "activation"])
+def test_the_default_trainer_and_the_criteria_take_any_task(tmp_path: Path, task: Brightness, criterion: str) -> None:
+    config = dataclasses.replace(CONFIG, criterion=criterion, rounds=1, controls=False)
+    found = lt.find("lenet300", task, config, recipe=RECIPE, folder=tmp_path, device="cpu")
+    dense, ticket = found.rows
+    assert ticket.filters < dense.filters and 0 < dense.val_accuracy == dense.val_loss and dense.train_accuracy == 0
+    saved = torch.load(tmp_path / "seed0/dense-0.pt", weights_only=True)["epochs"]
+    assert saved[-1]["train_loss"] < saved[0]["train_loss"]
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, task: Brightness) -> None:
+    config, recipe = dataclasses.replace(CONFIG, rounds=1, controls=False), dataclasses.replace(RECIPE, epochs=1, batch=256)
+    found, split = lt.load_data("digits", image_size=8), lt.load_data("digits", image_size=8).train
+    lt.find("lenet300", found, config, recipe=recipe, folder=tmp_path, device="cpu")
+    other = dataclasses.replace(found, train=split.relabelled(split.labels.flip(0)))
+    with pytest.raises(TicketMismatch, match="fingerprint"):
+        lt.find("lenet300", other, config, recipe=recipe, folder=tmp_path, device="cpu", resume=True)
+
+
+def test_the_default_trainer_needs_all_parts(tmp_path: Path, task: Brightness) -> None:
+    class Blind(Brightness):
+        @property
+        def sizes(self) -> Mapping[Part, int]:
+            return {}
+
     with pytest.raises(InvalidSetting, match="trainer="):
-        lt.find("lenet300", task, CONFIG, recipe=RECIPE, folder=tmp_path, device="cpu")
+        lt.find("lenet300", Blind(task.data.data), CONFIG, recipe=RECIPE, folder=tmp_path, device="cpu")
 
 
 def row(seed: int, arm: str, level: int, value: float) -> Trained:
@@ -160,18 +182,3 @@ def test_turning_the_metric_turns_nothing_else() -> None:
 def test_few_seeds_of_a_metric_without_items_claim_nothing() -> None:
     verdict = judge(rows([1.0], [1.1], [3.0]), 0.5, 0.95, "lr", ERROR)
     assert verdict.level == 1 and not verdict.decided and "claims no confidence" in verdict.rule
-
-
-@pytest.mark.parametrize("name", tasks.names())
-def test_every_task_evaluates_and_trains(name: str, task: Brightness) -> None:
-    """The score is the same whenever it is taken, lies where the metric says, and training makes the network better."""
-    module = tasks.load(name)
-    found, trainer = module.task(task.data), module.trainer(Execution())
-    model = lt.build_model("lenet300", **found.description.arguments)
-    assert model(found.example).shape[0] == 2 and {*found.splits} == {"train", "val", "test"}
-    before = found.evaluate(model.train(), "val", CPU)
-    assert model.training and found.evaluate(model, "val", CPU) == before and found.adapt(RECIPE).epochs
-    saved: list[Epoch] = []
-    done = trainer(model, found, ArmTraining(Arm(0, "dense", 0), RECIPE, CPU), None, lambda epoch, _: saved.append(epoch))
-    assert done.epochs == saved and len(saved) == RECIPE.epochs and done.score == found.evaluate(model, "val", CPU)
-    assert found.metric.gain(done.score.value, before.value) > 0

@@ -26,8 +26,9 @@ from ltcompile.data import Dataset
 from ltcompile.errors import InvalidData, InvalidFile, InvalidModel, InvalidSetting, UnknownName
 from ltcompile.models import preprocessing
 from ltcompile.search import data_for, recipe_for
+from ltcompile.tasks import Classification
 from ltcompile.training import Epoch, train
-from ltcompile.training.loss import TEMPERATURE, loss_of
+from ltcompile.training.loss import TEMPERATURE, cross_entropy
 
 CPU = torch.device("cpu")
 RESNET = "torchvision:resnet18"
@@ -236,12 +237,12 @@ class TestDistillation:
             expected += (0.3 * -np.log(hard[y]) + 0.7 * 16 * (q * np.log(q / p)).sum()) / 5
         assert TEMPERATURE == 4
         recipe = Recipe(distill=0.7)
-        assert loss_of(student, labels, recipe, teacher).item() == pytest.approx(expected)
-        assert loss_of(student, labels, recipe).item() == pytest.approx(nn.functional.cross_entropy(student, labels).item())
+        assert cross_entropy(student, labels, recipe, teacher).item() == pytest.approx(expected)
+        assert cross_entropy(student, labels, recipe).item() == pytest.approx(nn.functional.cross_entropy(student, labels).item())
 
     def test_a_student_that_agrees_has_nothing_to_learn(self) -> None:
         logits = torch.randn(3, 4, requires_grad=True)
-        loss_of(logits, torch.zeros(3, dtype=torch.long), Recipe(distill=1.0), logits.detach()).backward()
+        cross_entropy(logits, torch.zeros(3, dtype=torch.long), Recipe(distill=1.0), logits.detach()).backward()
         assert logits.grad is not None and logits.grad.abs().max() < 1e-6
 
     def test_the_teacher_stays_as_it_is(self, digits: Dataset) -> None:
@@ -249,7 +250,7 @@ class TestDistillation:
         teacher, student = lt.build_model("resnet20", 10, 1, 16), lt.build_model("lenet5", 10, 1, 16)
         before = {k: v.clone() for k, v in teacher.state_dict().items()}
         first = {k: v.clone() for k, v in student.state_dict().items()}
-        train(student, digits, dataclasses.replace(QUICK, epochs=1, distill=1.0), 0, CPU, teacher=teacher.train())
+        train(student, Classification(digits), dataclasses.replace(QUICK, epochs=1, distill=1.0), 0, CPU, teacher=teacher.train())
         assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
         assert all(p.grad is None for p in teacher.parameters()) and not teacher.training
         assert not all(torch.equal(v, first[k]) for k, v in student.state_dict().items())

@@ -19,6 +19,7 @@ import ltcompile as lt
 from ltcompile.core.notice import Notice
 from ltcompile.data import Dataset
 from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
+from ltcompile.tasks import Classification
 from ltcompile.training import Execution, choose_execution, multiplies_bf16, train
 
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def test_every_training_of_a_process_is_compiled(digits: Dataset) -> None:
     recipe = dataclasses.replace(QUICK, epochs=1, batch=256, compile="louder")
     for done in range(10):
         COMPILED.clear()
-        train(lt.build_model("lenet300", 10, 1, 8), digits, recipe, done, CPU)
+        train(lt.build_model("lenet300", 10, 1, 8), Classification(digits), recipe, done, CPU)
         assert len(COMPILED) == 1
 
 
@@ -111,7 +112,7 @@ def test_a_run_keeps_the_execution_that_it_began_with(tmp_path: Path, digits: Da
 def test_a_backend_that_cannot_compile(digits: Dataset, backend: str) -> None:
     recipe = dataclasses.replace(QUICK, epochs=1, compile=backend)
     with pytest.raises(TrainingFailed, match=f"backend '{backend}' cannot compile the network here .*compile=never"):
-        train(lt.build_model("lenet300", 10, 1, 8), digits, recipe, 0, CPU)
+        train(lt.build_model("lenet300", 10, 1, 8), Classification(digits), recipe, 0, CPU)
 
 
 @pytest.mark.parametrize("wrong", ["", "rm -rf", 3])
@@ -145,7 +146,7 @@ class TestChoice:
     @pytest.mark.parametrize(("fp32_s", "bf16_s", "chosen"), [(0.01, 0.03, "fp32"), (0.03, 0.01, "bf16")])
     def test_the_faster_precision(self, digits: Dataset, fp32_s: float, bf16_s: float, chosen: str) -> None:
         """bfloat16 where it is worth its rounding, and the processor has it."""
-        found = choose_execution(Sleepy(fp32_s, bf16_s), digits, LONG, CPU)
+        found = choose_execution(Sleepy(fp32_s, bf16_s), Classification(digits), LONG, CPU)
         assert found.precision == (chosen if multiplies_bf16(CPU) else "fp32") and found.backend == ""
         assert found.step_ms["fp32"] >= 1000 * fp32_s and found.machine
         assert not multiplies_bf16(CPU) or found.step_ms["bf16"] >= 1000 * bf16_s
@@ -153,12 +154,12 @@ class TestChoice:
 
     def test_short_trainings_are_not_tried(self, digits: Dataset) -> None:
         model = Sleepy(0.03, 0.0)
-        found = choose_execution(model, digits, dataclasses.replace(LONG, epochs=10, compile="auto"), CPU)
+        found = choose_execution(model, Classification(digits), dataclasses.replace(LONG, epochs=10, compile="auto"), CPU)
         assert (found.precision, found.backend) == ("fp32", "") and model.calls <= 3
 
     def test_what_the_recipe_fixes_is_not_timed(self, digits: Dataset) -> None:
         model = Sleepy(0.03, 0.0)
-        found = choose_execution(model, digits, dataclasses.replace(LONG, precision="bf16", compile="inductor"), CPU)
+        found = choose_execution(model, Classification(digits), dataclasses.replace(LONG, precision="bf16", compile="inductor"), CPU)
         assert (found.precision, found.backend, model.calls) == ("bf16", "inductor", 0)
 
     @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ class TestChoice:
     )
     def test_compiled_where_it_pays(self, digits: Dataset, backend: str, fp32_s: float, epochs: int, chosen: str) -> None:
         recipe = dataclasses.replace(LONG, epochs=epochs, precision="fp32", compile="auto")
-        found = choose_execution(Sleepy(fp32_s, fp32_s), digits, recipe, CPU, backend)
+        found = choose_execution(Sleepy(fp32_s, fp32_s), Classification(digits), recipe, CPU, backend)
         assert (found.precision, found.backend) == ("fp32", chosen)
         if backend == "failing":
             assert "no compiler here" in found.reason
@@ -183,6 +184,6 @@ class TestChoice:
     def test_the_network_and_the_random_numbers_are_untouched(self, digits: Dataset) -> None:
         model = lt.build_model("lenet300", 10, 1, 8).eval()
         before, rng = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
-        choose_execution(model, digits, LONG, CPU)
+        choose_execution(model, Classification(digits), LONG, CPU)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
         assert not model.training and torch.equal(torch.get_rng_state(), rng) and all(p.grad is None for p in model.parameters())

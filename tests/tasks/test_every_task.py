@@ -1,0 +1,74 @@
+"""What holds for every task of the registry."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from searches import QUICK
+
+import ltcompile as lt
+from ltcompile import tasks
+from ltcompile.core.arm import Arm
+from ltcompile.core.description import Description
+from ltcompile.core.task import Task, items
+from ltcompile.errors import UnknownName
+from ltcompile.tasks import Classification
+from ltcompile.training import ArmTraining, DefaultTrainer, Epoch, Execution, split
+
+CPU = torch.device("cpu")
+RECIPE = dataclasses.replace(QUICK, epochs=2)
+CASES: dict[str, Callable[[], tuple[Task, str]]] = {  # a small task of each kind, and a small network for it
+    "classification": lambda: (Classification(lt.load_data("digits", image_size=8)), "lenet300"),
+}
+
+
+@pytest.fixture(params=tasks.names(), scope="module")
+def case(request: Any) -> tuple[Task, str]:
+    return CASES[request.param]()
+
+
+def test_the_registry() -> None:
+    assert "classification" in tasks.names()
+    with pytest.raises(UnknownName, match=r"no task named 'clasification'\. Did you mean classification"):
+        tasks.load("clasification")
+
+
+def test_parts_and_batches(case: tuple[Task, str]) -> None:
+    """Without a recipe all items come, in order; with one, whole batches that the seed alone decides."""
+    task, _ = case
+    assert {*task.sizes} == {"train", "val", "test"} and task.fingerprint == task.fingerprint
+    for part, count in task.sizes.items():
+        assert sum(items(batch) for batch in task.batches(part, 32, CPU)) == count
+    first, again, other = (next(iter(task.batches("train", 16, CPU, RECIPE, seed)))[0] for seed in (3, 3, 4))
+    flat = [torch.cat([x.flatten() for x in (each if isinstance(each, list) else [each])]) for each in (first, again, other)]
+    assert torch.equal(flat[0], flat[1]) and not torch.equal(flat[0], flat[2])
+
+
+def test_a_description_comes_back_from_json(case: tuple[Task, str]) -> None:
+    description = case[0].description
+    assert Description.from_json(json.loads(json.dumps(description.to_json()))) == description
+    assert description.task in tasks.names()
+
+
+def test_training_makes_the_network_better(case: tuple[Task, str]) -> None:
+    """The score is the same whenever it is taken, and a batch has the loss of its parts."""
+    task, name = case
+    torch.manual_seed(0)
+    model = lt.build_model(name, **task.description.arguments)
+    before = task.evaluate(model.train(), "val", CPU)
+    assert model.training and task.evaluate(model, "val", CPU) == before and task.adapt(RECIPE).epochs
+    batch = next(iter(task.batches("val", 8, CPU)))
+    with torch.no_grad():
+        model.eval()
+        whole, parts = task.loss(model, batch).value, [task.loss(model, few).value for few in split(batch, 4)]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-4, atol=1e-6)
+    saved: list[Epoch] = []
+    training = ArmTraining(Arm(0, "dense", 0), RECIPE, CPU)
+    done = DefaultTrainer(Execution())(model, task, training, None, lambda epoch, _: saved.append(epoch))
+    assert done.epochs == saved and len(saved) == RECIPE.epochs and done.score == task.evaluate(model, "val", CPU)
+    assert task.metric.gain(done.score.value, before.value) > 0
