@@ -1,0 +1,102 @@
+"""Convolutions and linear layers of a program as `Convolution`s."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ltcompile.engine.cpu import convolution
+from ltcompile.engine.cpu.code import Array, Buffer, Convolution
+from ltcompile.engine.cpu.plan import Image, Lazy, Plan
+from ltcompile.engine.cpu.pooling import mean_over_places
+from ltcompile.errors import Unavailable
+from ltcompile.lower.passes._fusion import argument, pair
+from ltcompile.lower.program import Node, Value
+
+
+def _fused_conv2d(plan: Plan, node: Node) -> None:
+    x, weight, bias, residual = node.args
+    settings = dict(node.kwargs)
+    sizes = {"stride": tuple(settings.pop("stride")), "padding": tuple(settings.pop("padding"))}
+    _convolve(plan, node, x, plan.constant(weight), bias, residual=residual, **sizes, **settings)
+
+
+def _conv2d(plan: Plan, node: Node) -> None:
+    weight = plan.constant(node.args[1])
+    stride, dilation = pair(argument(node, 3, [1, 1])), pair(argument(node, 5, [1, 1]))
+    padding = argument(node, 4, [0, 0])
+    if isinstance(padding, str):
+        padding = _padding(padding, weight, dilation)
+    sizes = {"stride": tuple(stride), "padding": tuple(pair(padding)), "dilation": tuple(dilation)}
+    _convolve(plan, node, node.args[0], weight, argument(node, 2, None), groups=argument(node, 6, 1), **sizes)
+
+
+def _conv1d(plan: Plan, node: Node) -> None:
+    stride, padding, dilation = (_one(argument(node, at, default)) for at, default in ((3, 1), (4, 0), (5, 1)))
+    weight = plan.constant(node.args[1])[:, :, None]
+    sizes = {"stride": (1, stride), "padding": (0, padding), "dilation": (1, dilation)}
+    _convolve(plan, node, node.args[0], weight, argument(node, 2, None), groups=argument(node, 6, 1), **sizes)
+
+
+def _one(value: Any) -> int:
+    return int(value[0] if isinstance(value, list) else value)
+
+
+def _padding(name: str, weight: Array, dilation: list[int]) -> list[int]:
+    """The padding that a name stands for."""
+    total = [0, 0] if name == "valid" else [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if any(n % 2 for n in total):
+        raise Unavailable("its padding differs from side to side")
+    return [n // 2 for n in total]
+
+
+def _convolve(plan: Plan, node: Node, x: Any, weight: Array, bias: Any, residual: Any = None, **settings: Any) -> None:
+    op = Convolution(weight, _bias(plan, bias, weight), residual=residual is not None, **settings)
+    images = [plan.image(x, max(op.padding))]
+    if residual is not None:
+        images.append(plan.image(residual))
+    _emit(plan, node.name, op, images, plan.result(node, 1))
+
+
+def _bias(plan: Plan, bias: Any, weight: Array) -> Array:
+    return np.zeros(len(weight), np.float32) if bias is None else plan.constant(bias)
+
+
+def _emit(plan: Plan, name: str, op: Convolution, inputs: list[Image], out: Image) -> None:
+    buffers: list[Buffer] = [image.buffer for image in inputs]
+    addresses = {f"in{n}": image.address for n, image in enumerate(inputs)}
+    plan.step(name, lambda: convolution.emit(op, buffers, out.buffer, plan.choices.get(name)), out.address, **addresses)
+
+
+def _linear(plan: Plan, node: Node) -> None:
+    x, weight, bias = node.args[:3]
+    w, activation, last = plan.constant(weight), node.kwargs.get("activation", "none"), len(node.shape) - 1
+    source = plan.values.get(x.name) if isinstance(x, Value) else None
+    if isinstance(source, Lazy) and len(source.source.shape) == 4 and len(source.shape) == 2:  # flattened images
+        image = plan.as_image(source.source, 0, 1, x.name)
+        kernel = w.reshape(len(w), *source.source.shape[1:])
+    else:
+        image, kernel = plan.image(x, channel=last), w[:, :, None, None]
+    op = Convolution(np.ascontiguousarray(kernel), _bias(plan, bias, w), activation=activation)
+    _emit(plan, node.name, op, [image], plan.result(node, last))
+
+
+def _pooled_head(plan: Plan, node: Node) -> None:
+    x, weight, bias = node.args
+    means, image = plan.new(f"{node.name}.mean", (1, plan.placed(x).shape[1], 1, 1), 1)
+    mean_over_places(plan, f"{node.name}.mean", plan.image(x, padded=True), image)
+    w = plan.constant(weight)
+    op = Convolution(w[:, :, None, None], _bias(plan, bias, w), activation=node.kwargs["activation"])
+    _emit(plan, node.name, op, [image], plan.result(node, 1))
+
+
+RULES = {
+    "fused.conv2d": _fused_conv2d,
+    "aten.conv2d.default": _conv2d,
+    "aten.conv2d.padding": _conv2d,
+    "aten.conv1d.default": _conv1d,
+    "fused.linear": _linear,
+    "aten.linear.default": _linear,
+    "fused.pooled_head": _pooled_head,
+}

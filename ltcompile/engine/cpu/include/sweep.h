@@ -1,0 +1,54 @@
+// Loops over channels in vectors as wide as they fit.
+
+template <int L> struct Width {
+    static constexpr int value = L;
+};
+
+// f(Width<L>(), c) for chunks of L floats that cover c = 0 ... N - 1.
+template <int N, class F> LT_INLINE void sweep(const F &f) {
+    constexpr int wide = N / LANES * LANES, half = LANES > 8 && N - wide >= 8 ? wide + 8 : wide;
+    for (int c = 0; c < wide; c += LANES) f(Width<LANES>(), c);
+    if constexpr (half > wide) f(Width<8>(), wide);
+    for (int c = half; c < N; c++) f(Width<1>(), c);
+}
+
+// A function of one float, lane by lane.
+template <class F> LT_INLINE float by_lane(float v, F f) { return f(v); }
+template <class V, class F> LT_INLINE V by_lane(V v, F f) {
+    for (unsigned i = 0; i < sizeof v / sizeof(float); i++) v[i] = f(v[i]);
+    return v;
+}
+
+LT_INLINE float smaller(float a, float b) { return a < b || a != a ? a : b; }
+template <class V> LT_INLINE V smaller(const V &a, const V &b) { return (a < b) | (a != a) ? a : b; }
+template <class V> LT_INLINE V not_above(const V &v, const V &most) { return v > most ? most : v; }
+LT_INLINE int least(int a, int b) { return a < b ? a : b; }
+LT_INLINE int most(int a, int b) { return a > b ? a : b; }
+
+// The sum of f(width, c) over all channels.
+template <int N, class F> LT_INLINE float total(const F &f) {
+    Vector<LANES> sums = all<LANES>(0.0f);
+    float sum = 0.0f;
+    sweep<N>([&](auto width, int c) {
+        constexpr int L = decltype(width)::value;
+        const auto v = f(width, c);
+        if constexpr (L == LANES) {
+            sums += v;
+        } else if constexpr (L == 1) {
+            sum += v;
+        } else {
+            for (int i = 0; i < L; i++) sum += v[i];
+        }
+    });
+    for (int i = 0; i < LANES; i++) sum += sums[i];
+    return sum;
+}
+
+// Zeros around `height` rows of `width` floats: `border` rows, and `side` floats at both ends of each row.
+inline void clear_border(float *to, int height, int width, int border, int side) {
+    const size_t row = (size_t)(width + 2 * side) * sizeof(float);
+    memset(to, 0, (size_t)border * row + (size_t)side * sizeof(float));
+    float *end = to + (size_t)border * (size_t)(width + 2 * side) + side + width;
+    for (int y = 0; y + 1 < height; y++, end += width + 2 * side) memset(end, 0, 2 * (size_t)side * sizeof(float));
+    memset(end, 0, (size_t)border * row + (size_t)side * sizeof(float));
+}

@@ -1,0 +1,235 @@
+"""Pools and resizing of images: vectors over the channels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ltcompile.engine.cpu.code import Buffer, Code
+from ltcompile.engine.cpu.plan import Image, Plan
+from ltcompile.errors import Unavailable
+from ltcompile.lower.passes._fusion import argument, pair
+from ltcompile.lower.program import Node
+
+_HEADERS = ("activations.h", "sweep.h")
+
+_WINDOW = """
+for (int p = 0; p < {rows}; p++)
+  for (int q = 0; q < {columns}; q++) {{
+    {bounds}
+    sweep<{lanes}>([&](auto width, int c) {{
+      constexpr int L = decltype(width)::value;
+      const float *from = in0 + top * {in_row} + left * {in_stride} + c;
+      {start}
+      for (int y = top; y < bottom; y++, from += {in_row})
+        for (int x = 0; x < (right - left) * {in_stride}; x += {in_stride}) {{ const Vector<L> v = load<L>(from + x); {combine} }}
+      store<L>(out + p * {out_row} + q * {out_stride} + c, {finish});
+    }});
+  }}
+"""
+
+
+def _window(x: Buffer, y: Buffer, bounds: str, start: str, combine: str, finish: str) -> Code:
+    """A reduction of windows, whose `top`, `bottom`, `left` and `right` are `bounds` of the output's p and q."""
+    text = _WINDOW.format(
+        rows=y.height,
+        columns=y.width,
+        lanes=y.lanes,
+        in_row=x.row,
+        in_stride=x.stride,
+        out_row=y.row,
+        out_stride=y.stride,
+        bounds=bounds,
+        start=start,
+        combine=combine,
+        finish=finish,
+    )
+    return Code(text, headers=_HEADERS)
+
+
+_ALL_MEAN = """
+float mean[{lanes}] = {{}};
+for (int y = 0; y < {rows}; y++) {{
+  float sums[{lanes}] = {{}};
+  for (int x = 0; x < {columns}; x++)
+    sweep<{lanes}>([&](auto width, int c) {{
+      constexpr int L = decltype(width)::value;
+      store<L>(sums + c, load<L>(sums + c) + load<L>(in0 + y * {row} + x * {stride} + c));
+    }});
+  for (int c = 0; c < {lanes}; c++) mean[c] += sums[c];
+}}
+for (int c = 0; c < {lanes}; c++) out[c] = mean[c] * {factor};
+"""
+
+
+def mean_over_places(plan: Plan, name: str, x: Image, out: Image) -> None:
+    """A step of the mean over all places, summed row by row, into an image of one pixel."""
+    b = x.buffer
+    factor = _float(1 / (b.height * b.width))
+    text = _ALL_MEAN.format(lanes=out.buffer.lanes, rows=b.height, columns=b.width, row=b.row, stride=b.stride, factor=factor)
+    plan.step(name, lambda: Code(text, headers=_HEADERS), out.address, in0=x.address)
+
+
+def _float(value: float) -> str:
+    """A C++ literal."""
+    return f"{np.float32(value)!s}f" if "." in str(np.float32(value)) or "e" in str(np.float32(value)) else f"{np.float32(value)!s}.0f"
+
+
+def _images(plan: Plan, node: Node, shape: tuple[int, ...] | None = None) -> tuple[Image, Image, Buffer, Buffer]:
+    x, y = plan.image(node.args[0], padded=True), plan.result(node, 1, shape)
+    return x, y, x.buffer, y.buffer
+
+
+def _settings(plan: Plan, node: Node) -> tuple[list[int], list[int], list[int]]:
+    """(kernel, stride, padding), each for rows and columns."""
+    two = len(node.shape) == 4
+    kernel, stride, padding = node.args[1], argument(node, 2, []) or node.args[1], argument(node, 3, 0)
+    if two:
+        return pair(kernel), pair(stride), pair(padding)
+    return [1, pair(kernel)[0]], [1, pair(stride)[0]], [0, pair(padding)[0]]
+
+
+def _max_pool(plan: Plan, node: Node) -> None:
+    kernel, stride, padding = _settings(plan, node)
+    if set(pair(argument(node, 4, 1))) != {1}:
+        raise Unavailable("it has a dilation")
+    x, y, xb, yb = _images(plan, node)
+    bounds = _bounds(xb, kernel, stride, padding)
+    start = "Vector<L> best = load<L>(from);"
+    plan.step(node.name, lambda: _window(xb, yb, bounds, start, "best = larger(v, best);", "best"), y.address, in0=x.address)
+
+
+def _bounds(x: Buffer, kernel: list[int], stride: list[int], padding: list[int]) -> str:
+    names = (("p", "top", "bottom"), ("q", "left", "right"))
+    return " ".join(
+        f"const int {first} = most({at} * {step} - {pad}, 0), {last} = least({at} * {step} - {pad} + {k}, {size});"
+        for (at, first, last), k, step, pad, size in zip(names, kernel, stride, padding, (x.height, x.width), strict=True)
+    )
+
+
+def _avg_pool(plan: Plan, node: Node) -> None:
+    kernel, stride, padding = _settings(plan, node)
+    counts_padding, divisor = argument(node, 5, True), argument(node, 6, None)
+    x, y, xb, yb = _images(plan, node)
+    bounds = _bounds(xb, kernel, stride, padding)
+    area = "(bottom - top) * (right - left)"
+    if counts_padding:
+        ends = [
+            f"(least({at} * {step} - {pad} + {k}, {size + pad}) - ({at} * {step} - {pad}))"
+            for at, k, step, pad, size in zip("pq", kernel, stride, padding, (xb.height, xb.width), strict=True)
+        ]
+        area = " * ".join(ends)
+    finish = f"sum / (float)({divisor or area})"
+    plan.step(node.name, lambda: _window(xb, yb, bounds, "Vector<L> sum = all<L>(0.0f);", "sum += v;", finish), y.address, in0=x.address)
+
+
+def _adaptive(combine: str) -> Callable[[Plan, Node], None]:
+    def rule(plan: Plan, node: Node) -> None:
+        first = plan.placed(node.args[0]).shape
+        sizes = node.args[1] if isinstance(node.args[1], list) else [node.args[1]]
+        sizes = pair(sizes) if len(first) == 4 else sizes
+        sizes = [size if size is not None else old for size, old in zip(sizes, first[2:], strict=True)]
+        x, y, xb, yb = _images(plan, node, (*first[:2], *sizes))
+        if combine == "sum" and yb.height == yb.width == 1:
+            return mean_over_places(plan, node.name, x, y)
+        bounds = " ".join(
+            f"const int {a} = {at} * {n} / {m}, {b} = (({at} + 1) * {n} + {m - 1}) / {m};"
+            for at, a, b, n, m in (("p", "top", "bottom", xb.height, yb.height), ("q", "left", "right", xb.width, yb.width))
+        )
+        if combine == "sum":
+            parts = "Vector<L> sum = all<L>(0.0f);", "sum += v;", "sum / (float)((bottom - top) * (right - left))"
+        else:
+            parts = "Vector<L> best = load<L>(from);", "best = larger(v, best);", "best"
+            plan.values[node.name] = [plan.values[node.name]]  # PyTorch returns indices too
+        plan.step(node.name, lambda: _window(xb, yb, bounds, *parts), y.address, in0=x.address)
+
+    return rule
+
+
+_RESIZE = """
+{tables}
+for (int p = 0; p < {rows}; p++)
+  for (int q = 0; q < {columns}; q++) {{
+    const float *a = in0 + row[p] * {in_row} + column[q] * {in_stride};
+    {pointers}
+    sweep<{lanes}>([&](auto width, int c) {{
+      constexpr int L = decltype(width)::value;
+      store<L>(out + p * {out_row} + q * {out_stride} + c, {value});
+    }});
+  }}
+"""
+
+
+def _upsample(plan: Plan, node: Node) -> None:
+    smooth = "bilinear" in node.target
+    x, y, xb, yb = _images(plan, node)
+    positions = [_positions(node, x.buffer, axis, size) for axis, size in ((0, yb.height), (1, yb.width))]
+    tables, pointers, value = [], "", "load<L>(a + c)"
+    for name, position, size, step in zip(("row", "column"), positions, (xb.height, xb.width), (xb.row, xb.stride), strict=True):
+        low = np.minimum(position.astype(int), size - 1)
+        tables.append(f"static const int {name}[] = {{{', '.join(map(str, low))}}};")
+        if smooth:
+            part = position - low
+            tables.append(f"static const float {name}_part[] = {{{', '.join(map(_float, part))}}};")
+            tables.append(f"static const int {name}_next[] = {{{', '.join(str(step if i + 1 < size else 0) for i in low)}}};")
+    if smooth:
+        pointers = "const float *b = a + column_next[q], *d = a + row_next[p], *e = b + row_next[p];"
+        pointers += " const float v = row_part[p], u = column_part[q];"
+        value = (
+            "(1.0f - v) * ((1.0f - u) * load<L>(a + c) + u * load<L>(b + c)) + v * ((1.0f - u) * load<L>(d + c) + u * load<L>(e + c))"
+        )
+    text = _RESIZE.format(
+        tables="\n".join(tables),
+        rows=yb.height,
+        columns=yb.width,
+        in_row=xb.row,
+        in_stride=xb.stride,
+        pointers=pointers,
+        lanes=yb.lanes,
+        out_row=yb.row,
+        out_stride=yb.stride,
+        value=value,
+    )
+    plan.step(node.name, lambda: Code(text, headers=_HEADERS), y.address, in0=x.address)
+
+
+def _positions(node: Node, x: Buffer, axis: int, size: int) -> Any:
+    """Where each output row or column lies between those of the input: PyTorch resizes their numbers."""
+    numbers = torch.arange([x.height, x.width][axis], dtype=torch.float64)
+    image = (numbers[:, None] if axis == 0 else numbers[None]).expand(1, 1, x.height, x.width)
+    resized = torch.as_tensor(node.run({node.args[0].name: image.contiguous()}))[0, 0]
+    assert resized.shape[axis] == size
+    return (resized[:, 0] if axis == 0 else resized[0]).numpy()
+
+
+def _mean(plan: Plan, node: Node) -> None:
+    """The mean over all places; other means are reductions."""
+    x = plan.placed(node.args[0])
+    dims = sorted(d % len(x.shape) for d in node.args[1] or range(len(x.shape)))
+    if len(x.shape) != 4 or dims != [2, 3] or math.prod(node.shape) != x.shape[1]:
+        from ltcompile.engine.cpu.reductions import reduce
+
+        return reduce(plan, node)
+    means, image = plan.new(node.name, (1, x.shape[1], 1, 1), 1)
+    mean_over_places(plan, node.name, plan.image(node.args[0], padded=True), image)
+    keeps = len(node.shape) == 4
+    plan.values[node.name] = means if keeps else type(means)(means.storage, means.tensor.view(node.shape))
+    return None
+
+
+RULES = {
+    "aten.max_pool2d.default": _max_pool,
+    "aten.max_pool1d.default": _max_pool,
+    "aten.avg_pool2d.default": _avg_pool,
+    "aten.avg_pool1d.default": _avg_pool,
+    "aten.adaptive_avg_pool2d.default": _adaptive("sum"),
+    "aten.adaptive_avg_pool1d.default": _adaptive("sum"),
+    "aten.adaptive_max_pool2d.default": _adaptive("max"),
+    "aten.mean.dim": _mean,
+    "aten.upsample_nearest2d.vec": _upsample,
+    "aten.upsample_bilinear2d.vec": _upsample,
+}
