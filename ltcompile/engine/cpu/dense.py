@@ -84,7 +84,7 @@ def _linear(plan: Plan, node: Node) -> None:
 
 def _pooled_head(plan: Plan, node: Node) -> None:
     x, weight, bias = node.args
-    means, image = plan.new(f"{node.name}.mean", (1, plan.placed(x).shape[1], 1, 1), 1)
+    _, image = plan.new(f"{node.name}.mean", (1, plan.placed(x).shape[1], 1, 1), 1)
     mean_over_places(plan, f"{node.name}.mean", plan.image(x, padded=True), image)
     w = plan.constant(weight)
     op = Convolution(w[:, :, None, None], _bias(plan, bias, w), activation=node.kwargs["activation"])

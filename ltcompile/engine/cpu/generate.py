@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -30,30 +30,27 @@ _PROLOGUE = """#include <math.h>
 #pragma GCC diagnostic ignored "-Wpsabi"
 #endif
 """
-_HEADERS = ("vector.h", "activations.h", "sweep.h")
+HEADERS = ("vector.h", "activations.h", "sweep.h")
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A translation unit without its interface: `image(weights, images, outputs, arena)` computes one image.
+    """A translation unit without its interface.
 
-    `weights` is what its first argument points to; `arena_floats` is the size of its last, whose contents `clear(arena)` prepares once.
+    `text` defines `image(weights, images, outputs, arena)`, which computes one image, and with several threads `part(..., team, thread)`, one
+    thread's part of that; `clear(arena)`, which prepares an arena once; and the enum INPUT, OUTPUT, ARENA (floats) and THREADS.
     """
 
     text: str
     weights: Array
     arena_floats: int
-    input_floats: int
-    output_floats: int
-    program: Program = field(repr=False)
-
-    @property
-    def checksum(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    threads: int
 
 
-def generate(program: Program, choices: Mapping[str, Choice] | None = None) -> Unit:
-    """The unit of a lowered program for one image (1, ...), fp32.
+def generate(program: Program, choices: Mapping[str, Choice] | None = None, threads: int = 1) -> Unit:
+    """The unit of a lowered program for one image (1, ...), fp32, whose `choices` say by name how a step is computed.
 
     Raises:
         Unavailable: an operation cannot be generated; the message names it and says why.
@@ -61,19 +58,22 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None) -> U
     plan = planned(program, RULES, choices or {})
     codes = [step.code() for step in plan.steps]
     weights, places = _placed_arrays(codes)
-    memory = _Memory(plan, codes)
-    functions, calls = dict[str, str](), list[str]()
-    for step, code in enumerate(codes):
-        calls += memory.clearing(step)
-        calls.append(_call(plan.steps[step].addresses, code, functions, places[step], memory, step))
-    headers = dict.fromkeys(name for names in (_HEADERS, *(code.headers for code in codes)) for name in names)
-    texts = [_PROLOGUE, *((INCLUDE / name).read_text() for name in headers), *dict.fromkeys(f for code in codes for f in code.functions)]
-    texts += [f"static __attribute__((noinline)) void {name}{text}" for text, name in functions.items()]
-    body = "\n".join(f"  {call}" for call in calls)
-    texts.append(f"static void image(const float *weights, const float *images, float *outputs, float *arena) {{\n{body}\n}}\n")
-    texts.append(f"static void clear(float *arena) {{ memset(arena, 0, {memory.floats} * sizeof(float)); }}\n")
-    out = int(np.prod(plan.values[program.output].shape)) if program.output in plan.values else 0
-    return Unit("\n".join(texts), weights, memory.floats, int(np.prod(program.input_shape)), out, program)
+    memory = _Memory(plan, codes, threads)
+    functions = dict[str, str]()
+    calls = [_call(plan.steps[at].addresses, code, functions, places[at], memory, at) for at, code in enumerate(codes)]
+    sizes = {"INPUT": prod(program.input_shape), "OUTPUT": prod(plan.output_shape), "ARENA": memory.floats, "THREADS": threads}
+    headers = dict.fromkeys([*HEADERS, *(name for code in codes for name in code.headers), *["threads.h"][: threads - 1]])
+    texts = [
+        _PROLOGUE,
+        *((INCLUDE / name).read_text() for name in headers),
+        f"enum {{ {', '.join(f'{name} = {size}' for name, size in sizes.items())} }};",
+        *dict.fromkeys(text for code in codes for text in code.functions),
+        *(f"static __attribute__((noinline)) void {name}{text}" for text, name in functions.items()),
+        _image(calls),
+        *([_part(calls)] if threads > 1 else []),
+        "static void clear(float *arena) { memset(arena, 0, ARENA * sizeof(float)); }",
+    ]
+    return Unit("\n".join(texts) + "\n", weights, memory.floats, program.input_shape, plan.output_shape, threads)
 
 
 def _placed_arrays(codes: Sequence[Code]) -> tuple[Array, list[dict[str, int]]]:
@@ -93,24 +93,70 @@ def _placed_arrays(codes: Sequence[Code]) -> tuple[Array, list[dict[str, int]]]:
     return np.concatenate(parts) if parts else np.zeros(ALIGNMENT, np.float32), places
 
 
-def _call(addresses: Mapping[str, Address], code: Code, functions: dict[str, str], places: Mapping[str, int], memory: _Memory, step: int) -> str:
+@dataclass(frozen=True)
+class _Called:
+    """A step as C++: what comes before it, its call as far as the pieces of work, and the number of these."""
+
+    before: list[str]
+    call: str
+    items: str
+
+
+def _call(
+    addresses: Mapping[str, Address], code: Code, functions: dict[str, str], places: Mapping[str, int], memory: _Memory, step: int
+) -> _Called:
     """The call of a step's function, which is added to `functions` (text -> name) where it is new."""
-    inputs = [name for name in addresses if name != "out"]
+    inputs, shared = [name for name in addresses if name != "out"], code.items != "1"
     parameters = [*(f"const float *__restrict {name}" for name in [*inputs, *places]), "float *__restrict out"]
-    arguments = [*(memory.text(addresses[name]) for name in inputs), *(f"weights + {at}" for at in places.values()), memory.text(addresses["out"])]
-    body = re.sub(r"\$(\w+)", r"\1", code.call)
+    arguments = [
+        *(memory.text(addresses[name]) for name in inputs),
+        *(f"weights + {at}" for at in places.values()),
+        memory.text(addresses["out"]),
+    ]
+    body = re.sub(r"\$(\w+)", r"\1", code.call).strip()
     if code.scratch:
         parameters.append("float *__restrict scratch")
-        arguments.append(f"arena + {memory.offsets[f'{step}.scratch']}")
-    text = f"({', '.join(parameters)}) {{\n{body.strip()}\n}}\n"
+        arguments.append(f"arena + {memory.offsets[f'{step}.scratch']} + thread * {code.scratch}")
+    text = f"({', '.join([*parameters, *(['int begin', 'int end'] if shared else [])])}) {{\n{body}\n}}\n"
     name = functions.setdefault(text, f"step{len(functions)}")
-    return f"{name}({', '.join(arguments)});"
+    return _Called(memory.clearing(step), f"{name}({', '.join(arguments)}", code.items)
+
+
+_ARGUMENTS = "const float *weights, const float *images, float *outputs, float *arena"
+
+
+def _image(calls: Sequence[_Called]) -> str:
+    """All steps one after the other."""
+    lines = [line for c in calls for line in (*c.before, f"{c.call}{'' if c.items == '1' else f', 0, {c.items}'});")]
+    thread = "  const int thread = 0;\n" if any("thread *" in line for line in lines) else ""
+    unused = "" if any("weights" in line for line in lines) else "  (void)weights;\n"
+    return f"static void image({_ARGUMENTS}) {{\n{thread}{unused}" + "".join(f"  {line}\n" for line in lines) + "}"
+
+
+def _part(calls: Sequence[_Called]) -> str:
+    """What one thread does: its pieces of the work of each step; thread 0 alone does what is not shared."""
+    lines, alone = list[str](), list[str]()
+
+    def join() -> None:
+        if alone:
+            lines.extend(["if (thread == 0) {", *(f"  {line}" for line in alone), "}", "team.barrier();"])
+            alone.clear()
+
+    for c in calls:
+        if c.items == "1":
+            alone += [*c.before, f"{c.call});"]
+            continue
+        alone += c.before
+        join()
+        lines += [f"{c.call}, {c.items} * thread / THREADS, {c.items} * (thread + 1) / THREADS);", "team.barrier();"]
+    join()
+    return f"static void part({_ARGUMENTS}, Team &team, int thread) {{\n  (void)weights;\n" + "".join(f"  {line}\n" for line in lines) + "}"
 
 
 class _Memory:
     """The offset of each storage in the arena, in floats, and which of them are cleared before which step."""
 
-    def __init__(self, plan: Plan, codes: Sequence[Code]) -> None:
+    def __init__(self, plan: Plan, codes: Sequence[Code], threads: int) -> None:
         lives = dict[str, list[int]]()
         for at, step in enumerate(plan.steps):
             for address in step.addresses.values():
@@ -119,14 +165,17 @@ class _Memory:
         sizes = {name: plan.storages[name].floats for name in lives}
         for at, code in enumerate(codes):
             if code.scratch:
-                lives[f"{at}.scratch"], sizes[f"{at}.scratch"] = [at, at], code.scratch
+                lives[f"{at}.scratch"], sizes[f"{at}.scratch"] = [at, at], threads * code.scratch
         last = len(plan.steps)
         self._plan, self._lives = plan, lives
         self.persistent = 4 * sum(sizes.values()) <= PERSISTENT_BYTES
-        placed = plan_memory([Living(n, 4 * sizes[n], 0 if self.persistent else a, last if self.persistent else b) for n, (a, b) in lives.items()])
+        placed = plan_memory(
+            [Living(n, 4 * sizes[n], 0 if self.persistent else a, last if self.persistent else b) for n, (a, b) in lives.items()]
+        )
         self.offsets = {name: offset // 4 for name, offset in placed.offsets.items()}
         self.floats = max(placed.size_bytes // 4, ALIGNMENT)
-        shared = {n for n in lives for m in lives if n != m and self.offsets[n] < self.offsets[m] + sizes[m] and self.offsets[m] < self.offsets[n] + sizes[n]}
+        spans = {name: (start, start + sizes[name]) for name, start in self.offsets.items()}
+        shared = {n for n, (a, b) in spans.items() if any(a < d and c < b for m, (c, d) in spans.items() if m != n)}
         self._shared = shared
 
     def text(self, address: Address) -> str:
@@ -145,4 +194,3 @@ class _Memory:
             elif b.border:
                 found.append(f"clear_border({at}, {b.height}, {b.width * b.stride}, {b.border}, {b.border * b.stride});")
         return found
-

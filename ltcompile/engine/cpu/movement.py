@@ -27,8 +27,6 @@ def _view(plan: Plan, node: Node) -> None:
     seen = node.run({node.args[0].name: x.tensor})
     tensors = seen if isinstance(seen, list | tuple) else [seen]
     views = [Placed(x.storage, tensor) for tensor in tensors]
-    if any(tensor.shape[0] != 1 for tensor in tensors):
-        raise Unavailable("it moves the dimension of the images")
     plan.values[node.name] = views if isinstance(seen, list | tuple) else views[0]
 
 
@@ -41,8 +39,6 @@ def _same(plan: Plan, node: Node) -> None:
 
 def _reshape(plan: Plan, node: Node) -> None:
     x = plan.placed(node.args[0])
-    if node.shape[0] != 1:
-        raise Unavailable("it moves the dimension of the images")
     try:
         plan.values[node.name] = Placed(x.storage, x.tensor.view(node.shape))
     except RuntimeError:
@@ -56,8 +52,6 @@ def _getitem(plan: Plan, node: Node) -> None:
 def _cat(plan: Plan, node: Node) -> None:
     """In place: what fills a part writes into the concatenation. Other parts are copied."""
     dim, shape = argument(node, 1, 0) % len(node.shape), node.shape
-    if dim == 0:
-        raise Unavailable("it concatenates images")
     computed = [value for value in node.args[0] if not plan.is_constant(value)]
     channel = plan.placed(computed[0]).channel if computed else len(shape) - 1
     image = plan.result(node, channel)
@@ -106,8 +100,6 @@ def _pad(plan: Plan, node: Node) -> None:
 
 def _stack(plan: Plan, node: Node) -> None:
     dim = argument(node, 1, 0) % len(node.shape)
-    if dim == 0:
-        raise Unavailable("it stacks images")
     parts = [plan.placed(value) for value in node.args[0]]
     plan.result(node)
     out = plan.values[node.name]

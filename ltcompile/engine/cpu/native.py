@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -26,11 +27,44 @@ SHARED = ("-fPIC", "-shared")
 TIMEOUT_S = 300.0
 
 _INTERFACE = """
-extern "C" {
-__attribute__((visibility("default"))) void lt_clear(float *arena) { clear(arena); }
-__attribute__((visibility("default"))) void lt_run(const float *weights, const float *images, float *outputs, float *arena, long count) {
-  for (long n = 0; n < count; n++) image(weights, images + n * INPUT, outputs + n * OUTPUT, arena);
+#define LT_EXPORT extern "C" __attribute__((visibility("default")))
+static void images_alone(const float *weights, const float *images, float *outputs, float *arena, long first, long count, long step) {
+  for (long n = first; n < count; n += step) image(weights, images + n * INPUT, outputs + n * OUTPUT, arena);
 }
+LT_EXPORT void lt_clear(float *arena) { for (int t = 0; t < THREADS; t++) clear(arena + (size_t)t * ARENA); }
+"""
+_ALONE = """
+LT_EXPORT void lt_run(const float *weights, const float *images, float *outputs, float *arena, long count, void *) {
+  images_alone(weights, images, outputs, arena, 0, count, 1);
+}
+"""
+_TOGETHER = """
+struct Job {
+  const float *weights, *images;
+  float *outputs, *arena;
+  long count;
+  Team *team;
+};
+// Each thread computes images of its own, where there are enough.
+static void work(void *argument, int thread) {
+  const Job &job = *static_cast<const Job *>(argument);
+  if (job.count >= THREADS) {
+    images_alone(job.weights, job.images, job.outputs, job.arena + (size_t)thread * ARENA, thread, job.count, THREADS);
+  } else {
+    for (long n = 0; n < job.count; n++) part(job.weights, job.images + n * INPUT, job.outputs + n * OUTPUT, job.arena, *job.team, thread);
+  }
+}
+LT_EXPORT void *lt_team() { return new Team(THREADS); }
+LT_EXPORT void lt_end(void *team) { delete static_cast<Team *>(team); }
+LT_EXPORT void lt_run(const float *weights, const float *images, float *outputs, float *arena, long count, void *with) {
+  Team *team = static_cast<Team *>(with);
+  if (team && team->take()) {
+    Job job = {weights, images, outputs, arena, count, team};
+    team->run(work, &job);
+    team->release();
+  } else {
+    images_alone(weights, images, outputs, arena, 0, count, 1);
+  }
 }
 """
 
@@ -102,27 +136,39 @@ def compile_library(text: str) -> Path:
 
 
 class Library:
-    """A unit, compiled and loaded; `run` may be called by any number of threads, each of which has an arena of its own."""
+    """A unit, compiled and loaded. Any number of threads may call `run`: each has an arena of its own, and one of them the team of threads."""
 
     def __init__(self, unit: Unit) -> None:
-        sizes = f"enum {{ INPUT = {unit.input_floats}, OUTPUT = {unit.output_floats} }};\n"
         self.unit, self._weights = unit, _aligned(unit.weights.size)
         self._weights[:] = unit.weights
-        self._code: Any = ctypes.CDLL(str(compile_library(unit.text + sizes + _INTERFACE)))
-        self._code.lt_run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long]
-        self._code.lt_run.restype = self._code.lt_clear.restype = None
-        self._code.lt_clear.argtypes = [ctypes.c_void_p]
-        self._idle: list[NDArray[np.float32]] = []
+        code: Any = ctypes.CDLL(str(compile_library(unit.text + _INTERFACE + (_TOGETHER if unit.threads > 1 else _ALONE))))
+        self._run, self._clear = code.lt_run, code.lt_clear
+        self._run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_void_p]
+        self._run.restype = self._clear.restype = None
+        self._clear.argtypes = [ctypes.c_void_p]
+        self._idle: list[tuple[int, NDArray[np.float32]]] = []
+        self._team, self._process = None, os.getpid()
+        if unit.threads > 1:
+            code.lt_team.restype, code.lt_end.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+            self._team = code.lt_team()
+            weakref.finalize(self, _end, code, self._team, self._process)
 
     def run(self, images: NDArray[np.float32], outputs: NDArray[np.float32]) -> None:
         """Fill `outputs` for contiguous float32 images."""
         try:
             arena = self._idle.pop()
         except IndexError:
-            arena = _aligned(self.unit.arena_floats)
-            self._code.lt_clear(arena.ctypes.data)
-        self._code.lt_run(self._weights.ctypes.data, images.ctypes.data, outputs.ctypes.data, arena.ctypes.data, len(images))
+            memory = _aligned(self.unit.threads * self.unit.arena_floats)
+            arena = memory.ctypes.data, memory
+            self._clear(arena[0])
+        team = self._team if os.getpid() == self._process else None  # a forked process has no threads
+        self._run(self._weights.ctypes.data, images.ctypes.data, outputs.ctypes.data, arena[0], len(images), team)
         self._idle.append(arena)
+
+
+def _end(code: Any, team: int, process: int) -> None:
+    if os.getpid() == process:
+        code.lt_end(team)
 
 
 def _aligned(floats: int) -> NDArray[np.float32]:

@@ -98,6 +98,7 @@ class Plan:
     storages: dict[str, Buffer] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     asked: Slices = field(default_factory=Slices)
+    output_shape: tuple[int, ...] = ()
     cleared: set[str] = field(default_factory=set)  # storages that are zero before their first step, which leaves some lanes as they are
 
     def placed(self, value: Any) -> Placed:
@@ -120,7 +121,7 @@ class Plan:
 
     def new(self, name: str, shape: Sequence[int], channel: int) -> tuple[Placed, Image]:
         """Memory for a result, as a tensor of `shape` and as images whose channels are dimension `channel`."""
-        order = [d for d in range(1, len(shape)) if d != channel]
+        order = [d for d in range(len(shape)) if d != channel]
         rows = [shape[d] for d in order[:-1]]
         height, width, channels = math.prod(rows), shape[order[-1]] if order else 1, shape[channel]
         parent, first = self.known.parts.get(name, (name, 0))
@@ -155,7 +156,7 @@ class Plan:
         return self.as_image(self.placed(value), padding, channel, value.name, padded)
 
     def as_image(self, x: Placed, padding: int, channel: int, name: str, padded: bool = False) -> Image:
-        shape, order = x.shape, [d for d in range(1, len(x.shape)) if d != channel]
+        shape, order = x.shape, [d for d in range(len(x.shape)) if d != channel]
         height, width, channels = math.prod(shape[d] for d in order[:-1]), shape[order[-1]] if order else 1, shape[channel]
         whole = self.storages.get(x.storage)
         if whole is not None and (whole.height, whole.width) == (height, width):
@@ -166,7 +167,7 @@ class Plan:
             for d in reversed(order):
                 expected[d], step = step, whole.row if d == order[-1] else step * shape[d]
             fits = all(shape[d] == 1 or x.strides[d] == step for d, step in expected.items())
-            if fits and 0 <= first and first + channels <= whole.lanes and (full or aligned):
+            if fits and first >= 0 and first + channels <= whole.lanes and (full or aligned):
                 self.asked.borders[x.storage] = max(self.asked.borders.get(x.storage, 0), padding)
                 return Image(x.address, whole if full else replace(whole, channels=channels, lanes=channels))
         copied, name = f"{name}.image{channel}" in self.storages, f"{name}.image{channel}"
@@ -286,5 +287,6 @@ def _visited(program: Program, rules: Mapping[str, Callable[[Plan, Node], None]]
         except Unavailable as reason:
             raise Unavailable(f"{node.layer or node.name} ({node.target}): {reason}") from reason
     answer = plan.placed(Value(program.output))
+    plan.output_shape = answer.shape
     plan.copy(Placed(OUTPUTS, torch.empty(answer.shape, device="meta")), answer, "leave")
     return plan

@@ -179,9 +179,7 @@ def _upsample(plan: Plan, node: Node) -> None:
     if smooth:
         pointers = "const float *b = a + column_next[q], *d = a + row_next[p], *e = b + row_next[p];"
         pointers += " const float v = row_part[p], u = column_part[q];"
-        value = (
-            "(1.0f - v) * ((1.0f - u) * load<L>(a + c) + u * load<L>(b + c)) + v * ((1.0f - u) * load<L>(d + c) + u * load<L>(e + c))"
-        )
+        value = "(1.0f - v) * ((1.0f - u) * load<L>(a + c) + u * load<L>(b + c)) + v * ((1.0f - u) * load<L>(d + c) + u * load<L>(e + c))"
     text = _RESIZE.format(
         tables="\n".join(tables),
         rows=yb.height,

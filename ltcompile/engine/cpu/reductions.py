@@ -22,8 +22,8 @@ def reduce(plan: Plan, node: Node) -> None:
     x, kind = plan.placed(node.args[0]), node.target.split(".")[1]
     rank = len(x.shape)
     dims = {d % rank for d in (argument(node, 1, None) or range(rank))}
-    if 0 in dims or node.kwargs:
-        raise Unavailable("it reduces over images" if 0 in dims else f"it has {', '.join(node.kwargs)}")
+    if node.kwargs:
+        raise Unavailable(f"it has {', '.join(node.kwargs)}")
     plan.result(node)
     out = plan.values[node.name]
     kept = [d for d in range(rank) if d not in dims]
@@ -47,8 +47,6 @@ def reduce(plan: Plan, node: Node) -> None:
 def _softmax(plan: Plan, node: Node) -> None:
     x = plan.placed(node.args[0])
     dim = node.args[1] % len(x.shape)
-    if dim == 0:
-        raise Unavailable("it normalises over images")
     plan.result(node, x.channel)
     out = plan.values[node.name]
     others = [d for d in range(len(x.shape)) if d != dim]

@@ -1,5 +1,11 @@
 // Loops over channels in vectors as wide as they fit.
 
+template <> struct VectorOf<1> {
+    typedef float Floats;
+};
+
+template <int L> LT_INLINE Vector<L> all(float value) { return Vector<L>{} + value; }
+
 template <int L> struct Width {
     static constexpr int value = L;
 };
