@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ltcompile.core.task import Batch, items
-from ltcompile.graph.inputs import Inputs
+from ltcompile.graph.inputs import Arguments
 from ltcompile.graph.wrappers import in_eval_mode
 from ltcompile.training.memory import fitting
 
@@ -60,7 +60,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """The outputs of `model`."""
     if isinstance(inputs, Tensor):
         return model(inputs)
-    found = Inputs.of(inputs)
+    found = Arguments.of(inputs)
     return model(*found.args, **found.kwargs)
 
 
