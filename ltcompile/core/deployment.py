@@ -16,6 +16,7 @@ from ltcompile.errors import InvalidSetting
 
 DEVICES = ("cpu", "cuda")
 ENGINE = "engine"  # what `lt.compile` makes: the runtime that is fastest
+COMPILED = "cpp"  # C++ that the engine generates
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 MOST_IMAGES = 1 << 20  # in a batch
 MOST_THREADS = 1024
@@ -38,7 +39,7 @@ class Deployment(Record):
 
     def __post_init__(self) -> None:
         _check_known("device", self.device, DEVICES)
-        _check_known("runtime", self.runtime, (*sorted(registry.names("ltcompile.runtimes")), ENGINE))
+        _check_known("runtime", self.runtime, (*sorted(registry.names("ltcompile.runtimes")), ENGINE, COMPILED))
         _check_known("precision", self.precision, PRECISIONS)
         if not 1 <= self.batch <= MOST_IMAGES:
             raise InvalidSetting(

@@ -55,7 +55,9 @@ def compile(
     noise = _noise_like(example)
     answer = made.runs[batch[0]](tile(noise, batch[0]))[:1].cpu()
     shape = tuple(example.shape[1:])
-    return Engine(EngineFile(device, target.precision, shape, target.machine(), made.variants, (noise, answer), made.onnx), made.runs)
+    return Engine(
+        EngineFile(device, target.precision, shape, target.machine(), made.variants, (noise, answer), made.onnx, made.single), made.runs
+    )
 
 
 def load_engine(path: str | Path, *, retune: bool = False, on_progress: Callable[[str], None] | None = None) -> Engine:

@@ -11,17 +11,19 @@ from torch import Tensor, nn
 from ltcompile.engine.engine import Run
 from ltcompile.engine.file import EngineFile, EngineVariant
 from ltcompile.errors import InvalidSetting
+from ltcompile.lower.program import Program
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class CompiledArtifacts:
-    """What is saved for each batch size, what runs it, and the network's ONNX form where a runtime may use that."""
+    """What is saved for each batch size, what runs it, and the network's ONNX form and program for one image, where these may be used."""
 
     variants: tuple[EngineVariant, ...]
     runs: Mapping[int, Run]
     onnx: bytes = b""
+    single: Program | None = None
 
 
 class Device(Protocol):

@@ -41,7 +41,8 @@ class EngineVariant:
 class EngineFile:
     """The contents of an engine file.
 
-    `machine` must be the same for the decisions to hold; `probe` is noise (1, C, H, W) and the engine's answer to it (1, classes).
+    `machine` must be the same for the decisions to hold; `probe` is noise (1, C, H, W) and the engine's answer to it (1, classes); `single` is
+    the program for one image, of which C++ is generated.
     """
 
     device: str
@@ -51,6 +52,7 @@ class EngineFile:
     variants: tuple[EngineVariant, ...]
     probe: tuple[Tensor, Tensor]
     onnx: bytes = b""
+    single: Program | None = None
 
 
 def save(contents: EngineFile, path: str | Path) -> None:
@@ -68,6 +70,7 @@ def save(contents: EngineFile, path: str | Path) -> None:
         "variants": [_variant(variant, pool) for variant in contents.variants],
         "probe": [pool.add(tensor) for tensor in contents.probe],
         "onnx": _onnx(contents.onnx, pool) if contents.onnx else None,
+        "single": _program(contents.single, pool),
         "provenance": provenance(),
     }
     write_bytes(path, as_bytes(pool.tensors, {_KEY: json.dumps(header)}))
@@ -89,7 +92,8 @@ def load(path: str | Path) -> EngineFile:
         shape, machine = tuple(int(n) for n in header["input_shape"]), {str(k): str(v) for k, v in header["machine"].items()}
         onnx = _read_onnx(header["onnx"], tensors) if header["onnx"] else b""
         noise, answer = (tensors[name] for name in header["probe"])
-        return EngineFile(str(header["device"]), str(header["precision"]), shape, machine, variants, (noise, answer), onnx)
+        single = _read_program(header.get("single"), tensors)
+        return EngineFile(str(header["device"]), str(header["precision"]), shape, machine, variants, (noise, answer), onnx, single)
     except InvalidFile:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError) as error:
@@ -110,20 +114,24 @@ class _Pool:
         return name
 
 
+def _program(program: Program | None, pool: _Pool) -> dict[str, Any] | None:
+    if program is None:
+        return None
+    return serialization.to_json(program) | {"constants": {name: pool.add(value) for name, value in program.constants.items()}}
+
+
+def _read_program(value: Any, tensors: Mapping[str, Tensor]) -> Program | None:
+    if value is None:
+        return None
+    return serialization.from_json(value, {str(name): tensors[key] for name, key in value["constants"].items()})
+
+
 def _variant(variant: EngineVariant, pool: _Pool) -> dict[str, Any]:
-    program = None
-    if variant.program is not None:
-        program = serialization.to_json(variant.program) | {
-            "constants": {name: pool.add(value) for name, value in variant.program.constants.items()}
-        }
-    return {"decision": variant.decision.to_json(), "options": dict(variant.options), "program": program}
+    return {"decision": variant.decision.to_json(), "options": dict(variant.options), "program": _program(variant.program, pool)}
 
 
 def _read_variant(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> EngineVariant:
-    program = value["program"]
-    if program is not None:
-        program = serialization.from_json(program, {str(name): tensors[key] for name, key in program["constants"].items()})
-    return EngineVariant(Decision(**value["decision"]), dict(value["options"]), program)
+    return EngineVariant(Decision(**value["decision"]), dict(value["options"]), _read_program(value["program"], tensors))
 
 
 def _onnx(model: bytes, pool: _Pool) -> dict[str, Any]:

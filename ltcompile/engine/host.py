@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.deployment import Deployment
+from ltcompile.core.deployment import COMPILED, Deployment
+from ltcompile.core.notice import notify
 from ltcompile.core.records import cpu_name, versions
 from ltcompile.engine.agreement import Agreement, agreement, agreement_of_file
 from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts
@@ -54,7 +56,7 @@ class Host:
 
     def load(self, contents: EngineFile) -> dict[int, Run]:
         source = _source(contents)
-        return {variant.decision.batch: build(_candidate(variant, source.precision), source) for variant in contents.variants}
+        return {variant.decision.batch: _loaded(variant, source) for variant in contents.variants}
 
     def recompile(self, contents: EngineFile, on_progress: Progress) -> CompiledArtifacts:
         batches = [variant.decision.batch for variant in contents.variants]
@@ -71,7 +73,7 @@ def multiplies_bf16() -> bool:
 
 def _source(contents: EngineFile) -> Source:
     programs = {variant.decision.batch: variant.program for variant in contents.variants if variant.program is not None}
-    return Source(contents.precision, contents.onnx, programs)
+    return Source(contents.precision, contents.onnx, programs, single=contents.single)
 
 
 def _candidate(variant: EngineVariant, precision: str) -> Deployment:
@@ -82,6 +84,24 @@ def _candidate(variant: EngineVariant, precision: str) -> Deployment:
         raise InvalidFile(
             f"the engine names no runtime that this ltcompile has: {error!r}; make it again with `ltcompile compile`"
         ) from error
+
+
+def _loaded(variant: EngineVariant, source: Source) -> Run:
+    """What was decided; where C++ cannot be compiled here, the next fastest, with a notice."""
+    decided = _candidate(variant, source.precision)
+    try:
+        return build(decided, source)
+    except Unavailable as reason:
+        if decided.runtime != COMPILED:
+            raise
+        ms = variant.decision.ms
+        others = [c for c in candidates(source.precision, decided.batch)[0] if c.runtime != COMPILED and label(c) in ms]
+        for other in sorted(others, key=lambda c: ms[label(c)]):
+            with contextlib.suppress(Unavailable):
+                run = build(other, source)
+                notify(f"{label(other)} runs batches of {decided.batch} instead of {label(decided)}: {reason}")
+                return run
+        raise
 
 
 def _choose_all(
@@ -96,7 +116,7 @@ def _choose_all(
         candidate, runs[batch], decision = choose(source, images[batch], expected[batch], on_progress, agreed)
         options = {"runtime": candidate.runtime, "threads": candidate.threads}
         variants.append(EngineVariant(decision, options, source.programs.get(batch)))
-    return CompiledArtifacts(tuple(variants), runs, source.onnx)
+    return CompiledArtifacts(tuple(variants), runs, source.onnx, source.single)
 
 
 def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], precision: str) -> Source:
@@ -107,12 +127,13 @@ def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], preci
             network = Int8Network(folded, example, example, Path(folder))
             network.write()
             return Source(precision, network.file.read_bytes(), plain=network.quantizer.plain.SerializeToString())
+        single = lower(model, example[:1]).program if precision == "fp32" else None
         programs = {batch: precisions.rewrite(lower(model, tile(example, batch)).program, precision) for batch in batches}
         try:
             export_onnx(folded, example, path := Path(folder) / "network.onnx")
         except InvalidModel:
-            return Source(precision, b"", programs)
-        return Source(precision, path.read_bytes(), programs)
+            return Source(precision, b"", programs, single=single)
+        return Source(precision, path.read_bytes(), programs, single=single)
 
 
 def choose(

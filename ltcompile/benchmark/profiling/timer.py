@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ltcompile import runtimes
 from ltcompile.benchmark.profiling.layers import assign, names, shares
-from ltcompile.core.deployment import ENGINE, Deployment
+from ltcompile.core.deployment import COMPILED, ENGINE, Deployment
 from ltcompile.engine.cpu import candidates
 from ltcompile.errors import Disagreement, InvalidModel, Unavailable
 from ltcompile.graph.outputs import outputs_of
@@ -167,7 +167,7 @@ def _instead_of_engine(target: Deployment) -> str:
     """What to profile where the engine will run the network: it takes the fastest runtime for that network, and records no layers itself."""
     if target.device == "cuda":
         return f"the engine records no times of single layers; profile {replace(target, runtime='eager')}, the nearest that does"
-    there = sorted({c.runtime for c in candidates(target.precision)[0]})
+    there = sorted({c.runtime for c in candidates(target.precision)[0]} - {COMPILED})
     told = [str(replace(target, runtime=name)) for name in there if target.precision in _traced(name, target.device)]
     instead = f"Profile that one: {' or '.join(told)}" if told else f"None of them records layers in {target.precision}; take fp32"
     return (

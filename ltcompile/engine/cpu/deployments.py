@@ -10,23 +10,29 @@ import numpy as np
 import torch
 
 from ltcompile import runtimes
-from ltcompile.core.deployment import Deployment
+from ltcompile.core.deployment import COMPILED, Deployment
+from ltcompile.engine.cpu import native
+from ltcompile.engine.cpu.generate import generate
 from ltcompile.engine.engine import Run
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
 from ltcompile.runtimes import Subject, first_line
 
+LABEL = "generated C++"
+
 
 @dataclass(frozen=True)
 class Source:
-    """A network as data: an ONNX file with a free first dimension (b"" where there is none), and programs by batch size; and, of an int8
-    file, the float graph that it was made of, while the engine is made.
+    """A network as data: an ONNX file with a free first dimension (b"" where there is none), programs by batch size, and the program for one
+    image, in fp32; and, of an int8 file, the float graph that it was made of, while the engine is made.
     """
 
     precision: str
     onnx: bytes = b""
     programs: Mapping[int, Program] = field(default_factory=dict)
     plain: bytes = b""
+    single: Program | None = None
+    libraries: dict[int, native.Library] = field(default_factory=dict, compare=False)  # of `single`, compiled, by threads
 
     def subject(self, batch: int) -> Subject:
         """What runtimes read. Raises Unavailable where there is nothing for this batch size."""
@@ -39,6 +45,10 @@ class Source:
 def candidates(precision: str, batch: int = 1) -> tuple[list[Deployment], dict[str, str]]:
     """The deployments that are worth timing in a precision on this machine, and the runtimes that are not, with the reason."""
     found, refused = list[Deployment](), dict[str, str]()
+    if reason := native.unavailable() if precision == "fp32" else f"it does not compute in {precision}":
+        refused[LABEL] = reason
+    else:
+        found += [Deployment("cpu", COMPILED, batch, precision, n) for n in thread_counts()]
     for runtime in runtimes.names():
         precisions = runtimes.declared(runtime, "ENGINE", None)
         if precisions is None:
@@ -53,7 +63,8 @@ def candidates(precision: str, batch: int = 1) -> tuple[list[Deployment], dict[s
 
 def label(candidate: Deployment) -> str:
     """Its runtime, and the number of its threads where that is not the runtime's own."""
-    return f"{candidate.runtime}, {candidate.threads} thread{'s' * (candidate.threads > 1)}" if candidate.threads else candidate.runtime
+    name = LABEL if candidate.runtime == COMPILED else candidate.runtime
+    return f"{name}, {candidate.threads} thread{'s' * (candidate.threads > 1)}" if candidate.threads else name
 
 
 def thread_counts() -> list[int]:
@@ -68,6 +79,8 @@ def build(candidate: Deployment, source: Source) -> Run:
     Raises:
         Unavailable: the runtime is not there, or cannot run the network.
     """
+    if candidate.runtime == COMPILED:
+        return _compiled(candidate, source)
     try:
         session = runtimes.load(source.subject(candidate.batch), candidate)
         if candidate.batch in source.programs:  # some compile what they see first
@@ -77,3 +90,19 @@ def build(candidate: Deployment, source: Source) -> Run:
     except Exception as error:  # each runtime raises its own
         raise Unavailable(f"{candidate.runtime} cannot run this network: {first_line(error)}") from error
     return lambda images: torch.from_numpy(next(iter(session.run(images.numpy()).values())))
+
+
+def _compiled(candidate: Deployment, source: Source) -> Run:
+    if source.single is None:
+        raise Unavailable("the network has no program for one image")
+    if candidate.threads not in source.libraries:
+        source.libraries[candidate.threads] = native.Library(generate(source.single, threads=candidate.threads))
+    library = source.libraries[candidate.threads]
+    shape = library.unit.output_shape[1:]
+
+    def run(images: torch.Tensor) -> torch.Tensor:
+        outputs = torch.empty((len(images), *shape))
+        library.run(images.data_ptr(), outputs.data_ptr(), len(images))
+        return outputs
+
+    return run

@@ -97,6 +97,15 @@ def version_of(command: tuple[str, ...]) -> str:
         raise Unavailable(f"{shlex.join(command)} does not run: {error}; set CXX to a C++ compiler") from error
 
 
+def unavailable() -> str | None:
+    """Why nothing can be compiled here and what to do, or None."""
+    try:
+        version_of(compiler())
+    except Unavailable as reason:
+        return str(reason)
+    return None
+
+
 def compile_to(source: Path, output: Path, flags: Sequence[str], command: Sequence[str] | None = None) -> None:
     """Compile a file. Raises Unavailable with the compiler's first error where that fails or takes minutes."""
     command = [*(command or compiler()), *flags, "-o", str(output), str(source), "-lm"]
@@ -141,6 +150,7 @@ class Library:
     def __init__(self, unit: Unit) -> None:
         self.unit, self._weights = unit, _aligned(unit.weights.size)
         self._weights[:] = unit.weights
+        self._pointer = self._weights.ctypes.data
         code: Any = ctypes.CDLL(str(compile_library(unit.text + _INTERFACE + (_TOGETHER if unit.threads > 1 else _ALONE))))
         self._run, self._clear = code.lt_run, code.lt_clear
         self._run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_void_p]
@@ -153,8 +163,8 @@ class Library:
             self._team = code.lt_team()
             weakref.finalize(self, _end, code, self._team, self._process)
 
-    def run(self, images: NDArray[np.float32], outputs: NDArray[np.float32]) -> None:
-        """Fill `outputs` for contiguous float32 images."""
+    def run(self, images: int, outputs: int, count: int) -> None:
+        """Compute `count` images: addresses of contiguous float32."""
         try:
             arena = self._idle.pop()
         except IndexError:
@@ -162,7 +172,7 @@ class Library:
             arena = memory.ctypes.data, memory
             self._clear(arena[0])
         team = self._team if os.getpid() == self._process else None  # a forked process has no threads
-        self._run(self._weights.ctypes.data, images.ctypes.data, outputs.ctypes.data, arena[0], len(images), team)
+        self._run(self._pointer, images, outputs, arena[0], count, team)
         self._idle.append(arena)
 
 
