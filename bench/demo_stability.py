@@ -118,11 +118,11 @@ def figures(demo: dict[str, Any], margin: float) -> dict[str, Any]:
         "seconds": round(demo["seconds"]),
         "times fewer parameters": dense[0]["params"] / saved["params"],
         "times fewer MACs": dense[0]["macs"] / saved["macs"],
-        "dense, test accuracy (%)": accuracy(dense, "test_accuracy"),
-        "tickets, test accuracy (%)": accuracy(small, "test_accuracy"),
-        "saved ticket, test accuracy (%)": 100 * saved["test_accuracy"],
-        "dense, validation (%)": accuracy(dense, "val_accuracy"),
-        "tickets, validation (%)": accuracy(small, "val_accuracy"),
+        "dense, test accuracy (%)": accuracy(dense, "test_score"),
+        "tickets, test accuracy (%)": accuracy(small, "test_score"),
+        "saved ticket, test accuracy (%)": 100 * saved["test_score"],
+        "dense, validation (%)": accuracy(dense, "val_score"),
+        "tickets, validation (%)": accuracy(small, "val_score"),
     }
 
 
@@ -145,8 +145,8 @@ def plateau(demos: list[dict[str, Any]], longer: dict[str, Any] | None) -> dict[
     """What twice the epochs change the dense networks by, in points of validation accuracy: mean and 95 % interval over seeds."""
     if longer is None:
         return None
-    usual = {row["seed"]: row["val_accuracy"] for demo in demos for row in of(demo, "dense", 0)}
-    gains = [100 * (row["val_accuracy"] - usual[row["seed"]]) for row in of(longer, "dense", 0) if row["seed"] in usual]
+    usual = {row["seed"]: row["val_score"] for demo in demos for row in of(demo, "dense", 0)}
+    gains = [100 * (row["val_score"] - usual[row["seed"]]) for row in of(longer, "dense", 0) if row["seed"] in usual]
     if len(gains) < FEWEST_DEMOS:
         return None
     half = float(stats.t.ppf(0.975, len(gains) - 1)) * stdev(gains) / math.sqrt(len(gains))

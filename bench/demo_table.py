@@ -88,7 +88,7 @@ def of(search: dict[str, Any], arm: str, level: int) -> list[dict[str, Any]]:
 
 
 def accuracy(rows: list[dict[str, Any]]) -> str:
-    return f"{100 * fmean(row['test_accuracy'] for row in rows):.2f}"
+    return f"{100 * fmean(row['test_score'] for row in rows):.2f}"
 
 
 def read(path: Path) -> dict[str, Any]:

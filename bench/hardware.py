@@ -163,7 +163,7 @@ def int8(scratch: Path, asked: argparse.Namespace) -> dict[str, Any]:
         found = search(folder, 1, asked.epochs, profiled, watch, seed=seed, target_time=share, on=str(target))
         shrunk = lt.shrink(found.ticket, scratch / f"int8-{seed}.onnx", precision="int8", calibrate=digits())
         dense = next(row for row in found.rows if row.arm == "dense")
-        rows.append({"seed": seed, "dense": dense.test_accuracy, **shrunk.record["int8"]["test_accuracy"], "told": shrunk.record["int8"]})
+        rows.append({"seed": seed, "dense": dense.test_score, **shrunk.record["int8"]["test_score"], "told": shrunk.record["int8"]})
         subjects.append(Subject(f"int8, seed {seed}", None, shrunk.path))
     network = dense_network(found.ticket)
     raced = [row for row in race([subject("dense", network, images, scratch), *subjects], images, 1) if row.subject != "dense"]
@@ -211,7 +211,7 @@ def search(folder: Path, seeds: int, epochs: int, profiled: Profile | None = Non
 
 def accuracy(found: SearchResult) -> dict[str, Any]:
     """Test accuracy of the only level in points, mean over seeds and their spread."""
-    points = [100 * (row.test_accuracy or 0) for row in found.rows if row.arm == "ticket"]
+    points = [100 * (row.test_score or 0) for row in found.rows if row.arm == "ticket"]
     return {
         "accuracy": statistics.mean(points),
         "spread": statistics.stdev(points) if len(points) > 1 else None,

@@ -55,7 +55,7 @@ def main() -> None:
         cut, masked = found["cut"].rows[level], found["masked"].rows[level]
         same = _shared(plans["cut"][level - 1], plans["masked"][level - 1])
         print(
-            f"{level:>5} {cut.macs:>12,} {cut.seconds:>8.2f} {masked.seconds:>9.2f} {cut.val_accuracy:>8.2%} {masked.val_accuracy:>10.2%} {same:>12.1%}"
+            f"{level:>5} {cut.macs:>12,} {cut.seconds:>8.2f} {masked.seconds:>9.2f} {cut.val_score:>8.2%} {masked.val_score:>10.2%} {same:>12.1%}"
         )
     wall = {name: e[-1] - e[0] for name, e in ends.items()}
     finish(
@@ -71,8 +71,8 @@ def main() -> None:
             "masked_wall_s": wall["masked"],
             "times_faster": wall["masked"] / wall["cut"],
             "first_plan_same": plans["cut"][0] == plans["masked"][0],
-            "cut_val_accuracy": [r.val_accuracy for r in found["cut"].rows],
-            "masked_val_accuracy": [r.val_accuracy for r in found["masked"].rows],
+            "cut_val_score": [r.val_score for r in found["cut"].rows],
+            "masked_val_score": [r.val_score for r in found["masked"].rows],
         },
     )
 

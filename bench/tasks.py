@@ -70,7 +70,7 @@ def read(run: Path) -> dict[str, Any]:
         tests = [json.loads((run / f"seed{row['seed']}" / f"{kind}-{row['level']}" / "test.json").read_text()) for row in rows]
         arms[kind] = {
             "macs": statistics.mean(row["macs"] for row in rows),
-            "validation": [100 * row["val_accuracy"] for row in rows],
+            "validation": [100 * row["val_score"] for row in rows],
             "test": [100 * value for value in tests],
         }
     small = next(row for row in bench["rows"] if row["subject"] == "small")

@@ -43,7 +43,7 @@ def test_the_committed_demo_lies_in_the_ranges(stability: dict[str, Any]) -> Non
     demo = json.loads((RESULTS / "demo" / "search.json").read_text())
     assert demo["verdict"]["decided"] and demo["verdict"]["level"] == stability["levels"][0]
     for arm, level, figure in (("dense", 0, "dense, test accuracy (%)"), ("ticket", demo["ticket"]["level"], "tickets, test accuracy (%)")):
-        found = [100 * row["test_accuracy"] for row in demo["rows"] if (row["arm"], row["level"]) == (arm, level)]
+        found = [100 * row["test_score"] for row in demo["rows"] if (row["arm"], row["level"]) == (arm, level)]
         told = stability["ranges"][figure]
         assert told["low"] <= sum(found) / len(found) <= told["high"], figure
 

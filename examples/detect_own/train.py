@@ -180,7 +180,7 @@ def compare(run: Path, short: bool) -> None:
     for row in summary["rows"]:
         name = f"seed{row['seed']}/{row['arm']}-{row['level']}"
         test = json.loads((run / name / "test.json").read_text())
-        print(f"{name:24} {row['macs']:>12,} MACs   mAP: validation {row['val_accuracy']:7.2%}, test {test:7.2%}")
+        print(f"{name:24} {row['macs']:>12,} MACs   mAP: validation {row['val_score']:7.2%}, test {test:7.2%}")
     dense = build_short() if short else build()
     small = lt.cut(dense, lt.PruningPlan.load(run / "plan.json"))
     small.load_state_dict(torch.load(run / "small.pt", weights_only=True))

@@ -103,7 +103,7 @@ def main() -> None:
     for row in found.rows:
         name = f"seed{row.seed}/{row.arm}-{row.level}"
         row_test = json.loads((given.folder / name / "test.json").read_text())
-        print(f"{name:24} {row.macs:>12,} MACs   mIoU: validation {row.val_accuracy:7.2%}, test {row_test:7.2%}")
+        print(f"{name:24} {row.macs:>12,} MACs   mIoU: validation {row.val_score:7.2%}, test {row_test:7.2%}")
     print(*found.verdict.summary, sep="\n")
 
     shrunk = lt.shrink(found, given.folder / "unet.onnx", dynamic=("batch",))

@@ -177,7 +177,7 @@ def _subject(ticket: Ticket, folder: Path, row: Trained, scratch: Path) -> Subje
 
 def _point(ticket: Ticket, row: Trained, found: Subject) -> CurvePoint:
     rows = [other for other in ticket.history if (other.arm, other.level) == (row.arm, row.level)]
-    shares = [other.val_accuracy for other in rows]
+    shares = [other.val_score for other in rows]
     return CurvePoint(
         name=_name(row),
         arm=row.arm,
@@ -187,7 +187,7 @@ def _point(ticket: Ticket, row: Trained, found: Subject) -> CurvePoint:
         macs=row.macs,
         bytes=len(found.onnx_bytes("a sweep")),
         seeds=sorted(other.seed for other in rows),
-        val_accuracy=fmean(shares),
+        val_score=fmean(shares),
         val_min=min(shares),
         val_max=max(shares),
         val_sd=stdev(shares) if len(shares) > 1 else None,
@@ -203,7 +203,7 @@ def _options(ticket: Ticket, points: list[CurvePoint], rows: list[Measurement], 
     """The dense network and the tickets, as they ran at `place`."""
     ms = {row.subject: row.ms_p50 for row in rows if _place(row) == place}
     return [
-        Option(p.level, ms[p.name], p.val_accuracy, p.macs, ticket.verdict.includes(p.level))
+        Option(p.level, ms[p.name], p.val_score, p.macs, ticket.verdict.includes(p.level))
         for p in points
         if p.arm != "random" and p.name in ms
     ]

@@ -64,17 +64,17 @@ class Bars:
         self.bar.update(self.task, description=f"seed {seed} {arm} {level}", advance=done)
 
     def epoch(self, seed: int, arm: str, level: int, row: Epoch) -> None:
-        text = f"seed {seed} {arm} {level}  val {row.val_accuracy:.2%}  {row.images_per_second:.0f} images/s"
+        text = f"seed {seed} {arm} {level}  val {row.val_score:.2%}  {row.images_per_second:.0f} images/s"
         self.bar.update(self.task, description=text, advance=1)
         if self.writer is not None:
-            for name in ("train_loss", "val_loss", "train_accuracy", "val_accuracy", "lr"):
+            for name in ("train_loss", "val_loss", "train_accuracy", "val_score", "lr"):
                 self.writer.add_scalar(f"seed{seed}/{arm}-{level}/{name}", getattr(row, name), row.epoch)
 
     def finished(self, row: Trained, from_file: bool) -> None:
         if from_file:
             self.bar.update(self.task, advance=row.epochs if row.arm in ("dense", "ticket") else 0)
         self.console.print(
-            f"{row.seed:>4}  {row.arm:<12} {row.level:>5}  {row.filters:>7,} {row.params:>11,} {row.macs:>13,}  {row.val_accuracy:>8.2%}  "
+            f"{row.seed:>4}  {row.arm:<12} {row.level:>5}  {row.filters:>7,} {row.params:>11,} {row.macs:>13,}  {row.val_score:>8.2%}  "
             f"{row.seconds:>7.1f}" + ("  (from its file)" if from_file else ""),
             highlight=False,
         )

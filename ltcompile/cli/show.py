@@ -37,8 +37,8 @@ def show(
         ("MACs", dense.macs, row.macs),
     ):
         typer.echo(f"{what:<8} {before:>13,} → {after:>11,}  ({1 - after / before:.1%} removed)")
-    test = "" if row.test_accuracy is None else f", test {row.test_accuracy:.2%}"
-    typer.echo(f"accuracy validation {row.val_accuracy:.2%}{test} (dense: validation {dense.val_accuracy:.2%})")
+    test = "" if row.test_score is None else f", test {row.test_score:.2%}"
+    typer.echo(f"accuracy validation {row.val_score:.2%}{test} (dense: validation {dense.val_score:.2%})")
     show_table(
         ("layer", "before", "after", "left alone because"),
         ((name, *widths, loaded.plan.frozen.get(name, "")) for name, widths in loaded.plan.widths.items()),

@@ -23,7 +23,7 @@ class CurvePoint(Record):
     macs: int
     bytes: int
     seeds: list[int]
-    val_accuracy: float
+    val_score: float
     val_min: float
     val_max: float
     val_sd: float | None

@@ -44,7 +44,8 @@ class Record:
 class Trained(Record):
     """One network after one training: an arm of a search, at a level (round), under a seed.
 
-    Accuracies are shares of one; `test_accuracy` is None for networks that were never shown the test set.
+    `val_score` and `test_score` are values of the metric (an accuracy is a share of one); `test_score` is None for networks that were never
+    shown the test set. `train_accuracy` is 0 where an item is not right or wrong.
     `stop_epoch` is the epoch of minimum validation loss; `val_correct` says which validation images were right, as a
     hexadecimal bit string, so that verdicts can pair images. `weights` is how many weights (values of matrices and filters) a mask
     left; None where the search was for none. With a mask, `params` counts what is not dropped, and `filters` and `macs` are of the
@@ -62,10 +63,10 @@ class Trained(Record):
     train_loss: float
     train_accuracy: float
     val_loss: float
-    val_accuracy: float
+    val_score: float
     val_correct: str
     stop_epoch: int
-    test_accuracy: float | None = None
+    test_score: float | None = None
     weights: int | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def to_int8(module: nn.Module, judge: Judge, job: ShrinkJob, scratch: Path, name
     job.on_progress("test images")
     test = judge.test({"fp32": plain.run_float(), "int8": network.run()})
     if test is not None:
-        record["test_accuracy"] = test
+        record["test_score"] = test
     return Quantized(network.module, compared, test["int8"] if test else None, record, partial(network.quantizer.write, scheme))
 
 

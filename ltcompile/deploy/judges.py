@@ -68,7 +68,7 @@ def judge_for(network: nn.Module, job: ShrinkJob) -> Judge:
 class AccuracyJudge:
     """Validation images choose, test images are looked at once."""
 
-    key, drop_key, unit = "val_accuracy", "max_drop_points", 100.0
+    key, drop_key, unit = "val_score", "max_drop_points", 100.0
 
     def __init__(self, network: nn.Module, data: Dataset) -> None:
         for name, split in (("training", data.train), ("validation", data.val)):

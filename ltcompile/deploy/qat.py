@@ -94,8 +94,8 @@ class _Best:
         self.accuracy, self.weights = -1.0, dict[str, Tensor]()
 
     def __call__(self, epoch: Epoch, state: dict[str, Any], /) -> None:
-        if epoch.val_accuracy > self.accuracy:
-            self.accuracy, self.weights = epoch.val_accuracy, {name: value.clone() for name, value in state["model"].items()}
+        if epoch.val_score > self.accuracy:
+            self.accuracy, self.weights = epoch.val_score, {name: value.clone() for name, value in state["model"].items()}
 
 
 def _round_input(scale: float, zero: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

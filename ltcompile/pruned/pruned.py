@@ -125,9 +125,7 @@ class Pruned:
         """What `lt.Search.result()` gives. Raises InvalidSetting where `found` is something else."""
         if not all(hasattr(found, name) for name in ("small", "dense", "plan", "example", "metric", "row")):
             raise InvalidSetting(f"pruned= takes a Pruned, a ticket, its path or the result of a search, not {type(found).__name__}")
-        return cls(
-            found.small, found.example, found.dense, found.plan, metric=MetricValue(found.metric, found.row.val_accuracy, "validation")
-        )
+        return cls(found.small, found.example, found.dense, found.plan, metric=MetricValue(found.metric, found.row.val_score, "validation"))
 
     @property
     def checksum(self) -> str:

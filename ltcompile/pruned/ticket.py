@@ -102,9 +102,9 @@ def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
     check_ticket_fits(ticket, model)
     dense = dense_network(ticket)
     row, data = ticket.row, ticket.data
-    metric = MetricValue(ACCURACY, row.val_accuracy, "validation")
-    if row.test_accuracy is not None:
-        metric = MetricValue(ACCURACY, row.test_accuracy, "test")
+    metric = MetricValue(ACCURACY, row.val_score, "validation")
+    if row.test_score is not None:
+        metric = MetricValue(ACCURACY, row.test_score, "test")
     return Pruned(
         ticket_network(ticket, dense),
         torch.randn(PROBES, *data["shape"], generator=torch.Generator().manual_seed(0)),  # about as normalised data looks

@@ -115,11 +115,11 @@ def _accuracy(search: Search) -> Figures:
 
 
 def _tested(rows: Sequence[Trained]) -> dict[int, float]:
-    return {row.seed: row.test_accuracy for row in rows if row.test_accuracy is not None}
+    return {row.seed: row.test_score for row in rows if row.test_score is not None}
 
 
 def _validated(rows: Sequence[Trained]) -> dict[int, float]:
-    return {row.seed: row.val_accuracy for row in rows}
+    return {row.seed: row.val_score for row in rows}
 
 
 def _spread(by_seed: dict[int, float], images: int) -> Figures | None:
@@ -147,7 +147,7 @@ def _point(search: Search, row: Trained) -> Figures:
     return {
         **{name: getattr(row, name) for name in ("arm", "seed", "level", *SIZES)},
         **_removed(search.dense, row),
-        **{name: getattr(row, name) for name in ("val_accuracy", "test_accuracy", "train_accuracy", "epochs", "stop_epoch", "seconds")},
+        **{name: getattr(row, name) for name in ("val_score", "test_score", "train_accuracy", "epochs", "stop_epoch", "seconds")},
     }
 
 
@@ -347,7 +347,7 @@ def _timed_point(point: CurvePoint, row: CurveTiming, picked: str | None) -> Fig
 
 
 def _curve_point(point: CurvePoint) -> Figures:
-    validation = {"seeds": point.seeds, "mean": point.val_accuracy, "min": point.val_min, "max": point.val_max, "sd": point.val_sd}
+    validation = {"seeds": point.seeds, "mean": point.val_score, "min": point.val_min, "max": point.val_max, "sd": point.val_sd}
     return {**{name: getattr(point, name) for name in ("name", "arm", "level", "params", "macs", "bytes")}, "validation": validation}
 
 

@@ -150,7 +150,7 @@ def _seeds(report: dict[str, Any], arm: str, name: str, symbol: str, colour: str
     points = [point for point in report["points"] if point["arm"] == arm]
     return go.Scatter(
         x=[100 * point[f"{report['axis']}_removed"] for point in points],
-        y=[100 * point["val_accuracy"] for point in points],
+        y=[100 * point["val_score"] for point in points],
         mode="markers",
         name=name,
         showlegend=arm in ARMS,
@@ -159,7 +159,7 @@ def _seeds(report: dict[str, Any], arm: str, name: str, symbol: str, colour: str
         marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 1.4, "color": colour}},
         hovertext=[
             f"<b>{name}</b>, level {p['level']}, seed {p['seed']}<br>"
-            f"{units.percent(p['val_accuracy'], 2)} validation accuracy<br>"
+            f"{units.percent(p['val_score'], 2)} validation accuracy<br>"
             f"{units.count(p['filters'])} filters, {units.count(p['params'])} parameters, {units.count(p['macs'])} MACs"
             for p in points
         ],

@@ -235,7 +235,7 @@ def _check_search(search: Search) -> None:
         raise SchemaError(f"rows holds no network of the ticket's level {search.ticket.level} and seed {search.ticket.seed}")
     for i, row in enumerate(search.rows):
         _check_positive(f"rows[{i}]", filters=row.filters, params=row.params, macs=row.macs)
-        _check_shares(f"rows[{i}]", val_accuracy=row.val_accuracy, train_accuracy=row.train_accuracy, test_accuracy=row.test_accuracy)
+        _check_shares(f"rows[{i}]", val_score=row.val_score, train_accuracy=row.train_accuracy, test_score=row.test_score)
     for width in search.widths:
         _check_positive(f"widths of {width.layer}", before=width.before, after=width.after)
     _check_shares("verdict", confidence=search.verdict.confidence)
@@ -288,7 +288,7 @@ def _check_sweep(sweep: Sweep) -> None:
     for point in sweep.points:
         where = f"points of {short(point.name)}"
         _check_positive(where, params=point.params, macs=point.macs, bytes=point.bytes)
-        _check_shares(where, val_accuracy=point.val_accuracy, val_min=point.val_min, val_max=point.val_max)
+        _check_shares(where, val_score=point.val_score, val_min=point.val_min, val_max=point.val_max)
         if not point.seeds or point.level < 0 or point.val_min > point.val_max or (point.val_sd or 0) < 0:
             raise SchemaError(f"{where}: its seeds, level or spread are impossible")
     timed = [(row.subject, row.runtime, row.device, row.dtype, row.batch) for row in sweep.rows]

@@ -171,7 +171,7 @@ class ArmRunner:
             train_loss=last.train_loss,
             train_accuracy=last.train_accuracy,
             val_loss=done.score.loss,
-            val_accuracy=done.score.value,
+            val_score=done.score.value,
             val_correct=done.score.items,
             stop_epoch=stop.epoch + 1,
             weights=remaining[0] if remaining else None,

@@ -110,7 +110,7 @@ def arm(rows: Sequence[Trained], kind: str, level: int) -> list[Trained]:
 
 def mean_worth(rows: Sequence[Trained], kind: str, level: int, metric: Metric = ACCURACY) -> float:
     """Mean of an arm's metric on validation items at a level, in the metric's units."""
-    return float(np.mean([metric.worth(r.val_accuracy) for r in arm(rows, kind, level)]))
+    return float(np.mean([metric.worth(r.val_score) for r in arm(rows, kind, level)]))
 
 
 def removed(dense: Trained, tickets: Sequence[Trained]) -> tuple[float, str]:
@@ -122,5 +122,5 @@ def removed(dense: Trained, tickets: Sequence[Trained]) -> tuple[float, str]:
 
 def _mean_of(rows: Sequence[Trained], kind: str, metric: Metric) -> float | None:
     """The same of an arm that is trained at one level only, whichever; None where it was not."""
-    found = [metric.worth(r.val_accuracy) for r in rows if r.arm == kind]
+    found = [metric.worth(r.val_score) for r in rows if r.arm == kind]
     return float(np.mean(found)) if found else None

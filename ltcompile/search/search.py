@@ -161,4 +161,4 @@ def _search(prepared: PreparedJob, folder: RunFolder, listener: Listener) -> Sea
 
 
 def _with_test(runner: ArmRunner, row: Trained) -> Trained:
-    return replace(row, test_accuracy=runner.tested(Arm(row.seed, row.arm, row.level)).value)
+    return replace(row, test_score=runner.tested(Arm(row.seed, row.arm, row.level)).value)

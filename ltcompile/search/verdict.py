@@ -74,7 +74,7 @@ def closest_level(differences: dict[int, dict[str, float]]) -> int:
 
 def typical_seed(tickets: Sequence[Trained], metric: Metric = ACCURACY) -> int:
     """The seed whose metric on validation items is the median, the lower one of an even number: the saved weights are not the luckiest training's."""
-    ranked = sorted(tickets, key=lambda row: (metric.worth(row.val_accuracy), row.seed))
+    ranked = sorted(tickets, key=lambda row: (metric.worth(row.val_score), row.seed))
     return ranked[(len(ranked) - 1) // 2].seed
 
 
@@ -109,7 +109,7 @@ def judge(rows: Sequence[Trained], margin_points: float, confidence: float, rewi
 
 def _paired(ours: Sequence[Trained], theirs: Sequence[Trained], metric: Metric) -> np.ndarray:
     """By how many units `ours` are better (seeds,)."""
-    return np.array([metric.gain(a.val_accuracy, b.val_accuracy) for a, b in zip(ours, theirs, strict=True)])
+    return np.array([metric.gain(a.val_score, b.val_score) for a, b in zip(ours, theirs, strict=True)])
 
 
 def _correct(row: Trained) -> np.ndarray:
@@ -124,7 +124,7 @@ def _images(row: Trained) -> float:
         return math.inf  # no share of items: values come in no steps
     most = 4 * len(row.val_correct)
     correct = int(row.val_correct, 16).bit_count()
-    return min(most, max(most - 3, round(correct / row.val_accuracy))) if correct and row.val_accuracy else most
+    return min(most, max(most - 3, round(correct / row.val_score))) if correct and row.val_score else most
 
 
 def _rule(tickets: Sequence[Trained], samples: int, margin: float, confidence: float, metric: Metric) -> str:

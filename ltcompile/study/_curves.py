@@ -22,7 +22,7 @@ def levels(rows: Rows) -> list[int]:
 
 def accuracy(rows: Rows, arm: str, level: int, images: Images = "test") -> dict[int, float]:
     """Seed -> accuracy in points; empty where the arm was not trained there, or not shown those images."""
-    found = {r.seed: r.val_accuracy if images == "val" else r.test_accuracy for r in rows if (r.arm, r.level) == (arm, level)}
+    found = {r.seed: r.val_score if images == "val" else r.test_score for r in rows if (r.arm, r.level) == (arm, level)}
     return {seed: 100 * share for seed, share in sorted(found.items()) if share is not None}
 
 

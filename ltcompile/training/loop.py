@@ -38,7 +38,7 @@ class Epoch(Record):
     train_loss: float
     train_accuracy: float
     val_loss: float
-    val_accuracy: float
+    val_score: float
     seconds: float
     images_per_second: float
 

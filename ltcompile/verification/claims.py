@@ -107,7 +107,7 @@ class _Point:
     arm: str
     seed: int
     level: int
-    test_accuracy: float | None
+    test_score: float | None
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _of_report(name: str, report: _Report) -> Claims:
     stage = next((p for p in report.provenance if p.stage == "bench"), None)
     ticket, bench = report.ticket, report.bench or _Timed({}, [])
     arm = "ticket" if ticket.level else "dense"
-    accuracies = [p.test_accuracy for p in report.points if (p.arm, p.seed, p.level) == (arm, ticket.seed, ticket.level)]
+    accuracies = [p.test_score for p in report.points if (p.arm, p.seed, p.level) == (arm, ticket.seed, ticket.level)]
     return Claims(
         name,
         _small(bench.rows),

@@ -164,7 +164,7 @@ class TestTickets:
         found = similarity([tickets["filters"], tickets["weights"]])
         for said, name in zip(found.tickets, ("filters", "weights"), strict=True):
             ticket = Ticket.load(tickets[name])
-            assert said.accuracy == pytest.approx(ticket.row.test_accuracy)
+            assert said.accuracy == pytest.approx(ticket.row.test_score)
             assert said.name == str(tickets[name]) and (said.level, said.seed) == (ticket.level, ticket.seed)
         by_weights = Ticket.load(tickets["weights"]).mask
         assert by_weights is not None and found.tickets[1].weights_share == pytest.approx(by_weights.share)

@@ -85,16 +85,16 @@ class TestCurve:
         assert all((row["speedup"] is None) == (row["subject"] == "dense") for row in told["rows"])
 
     def test_nothing_tells_of_the_test_set(self, folder: Path, told: dict[str, Any]) -> None:
-        assert "test_accuracy" not in (folder / "sweep.json").read_text()
+        assert "test_score" not in (folder / "sweep.json").read_text()
         assert all(row["accuracy"] is None for row in told["rows"])
 
-    def test_accuracy_and_size_are_those_of_the_search(self, folder: Path, told: dict[str, Any]) -> None:
+    def test_score_and_size_are_those_of_the_search(self, folder: Path, told: dict[str, Any]) -> None:
         history = lt.Ticket.load(folder / "ticket.pt").history
         for point in told["points"]:
             rows = [row for row in history if (row.arm, row.level) == (point["arm"], point["level"])]
             assert point["seeds"] == [0, 1]
-            assert point["val_accuracy"] == pytest.approx(sum(row.val_accuracy for row in rows) / 2)
-            assert (point["val_min"], point["val_max"]) == tuple(sorted(row.val_accuracy for row in rows))
+            assert point["val_score"] == pytest.approx(sum(row.val_score for row in rows) / 2)
+            assert (point["val_min"], point["val_max"]) == tuple(sorted(row.val_score for row in rows))
             assert (point["params"], point["macs"]) == (rows[0].params, rows[0].macs)
             assert point["bytes"] > 4 * point["params"] * 0.9
 
@@ -102,7 +102,7 @@ class TestCurve:
         points = {point["name"]: point for point in told["points"]}
         place = [row for row in told["rows"] if (row["runtime"], row["batch"]) == ("eager", 3)]
         options = [
-            Option(points[row["subject"]]["level"], row["ms_p50"], points[row["subject"]]["val_accuracy"], 1)
+            Option(points[row["subject"]]["level"], row["ms_p50"], points[row["subject"]]["val_score"], 1)
             for row in place
             if not row["subject"].startswith("random")
         ]
@@ -456,7 +456,7 @@ class TestReport:
             ("points/1/name", "dense"),
             ("points/1/macs", 0),
             ("points/1/seeds", []),
-            ("points/1/val_accuracy", 97.5),
+            ("points/1/val_score", 97.5),
             ("points/1/val_min", 1.0),
             ("rows/0/subject", "ticket-9"),
             ("rows/1/subject", "dense"),

@@ -124,7 +124,7 @@ def test_bench(folder: Path, target: str) -> None:
     dense = next(r for r in ticket.history if r.arm == "dense")
     for row in rows:
         expected = dense if row["subject"] == "dense" else ticket.row
-        assert row["accuracy"] == pytest.approx(expected.test_accuracy, abs=0.005), "the file answers as the network did"
+        assert row["accuracy"] == pytest.approx(expected.test_score, abs=0.005), "the file answers as the network did"
         assert (row["speedup"] is None) == (row["subject"] == "dense") and row["max_error"] < 1e-3
     written = json.loads((run / "bench.json").read_text())
     assert written["rows"] == rows and written["images"] == "test set" and (run / "bench.csv").read_text().count("\n") == len(rows) + 1

@@ -118,15 +118,15 @@ class TestFile:
             assert scale is not None and weight.data_type == TensorProto.INT8
             assert list(scale[0].dims) == [weight.dims[scale[1]]]
 
-    def test_accuracy_is_what_it_tells(self, shrunk: Shrunk, digits: Dataset) -> None:
+    def test_score_is_what_it_tells(self, shrunk: Shrunk, digits: Dataset) -> None:
         told = shrunk.record["int8"]
-        assert told["val_accuracy"]["int8"] == right(shrunk.path, digits.val)
-        assert told["test_accuracy"]["int8"] == right(shrunk.path, digits.test)
-        assert 100 * (told["val_accuracy"]["fp32"] - told["val_accuracy"]["int8"]) <= told["max_drop_points"]
+        assert told["val_score"]["int8"] == right(shrunk.path, digits.val)
+        assert told["test_score"]["int8"] == right(shrunk.path, digits.test)
+        assert 100 * (told["val_score"]["fp32"] - told["val_score"]["int8"]) <= told["max_drop_points"]
 
     def test_the_float_accuracy_is_the_float_file_s(self, plain: Shrunk, shrunk: Shrunk, digits: Dataset) -> None:
         told = shrunk.record["int8"]
-        assert (told["val_accuracy"]["fp32"], told["test_accuracy"]["fp32"]) == (
+        assert (told["val_score"]["fp32"], told["test_score"]["fp32"]) == (
             right(plain.path, digits.val),
             right(plain.path, digits.test),
         )
@@ -139,7 +139,7 @@ class TestFile:
         assert record["bytes"] == shrunk.path.stat().st_size and record["onnx_error"] <= record["tolerance"]
         assert record["equality_error"] <= 1e-5
         assert record["int8"]["images"] == {"calibration": 512, "validation": len(digits.val), "test": len(digits.test)}
-        assert json.loads(told["accuracy"]) == {"value": record["int8"]["test_accuracy"]["int8"], "split": "test"}
+        assert json.loads(told["accuracy"]) == {"value": record["int8"]["test_score"]["int8"], "split": "test"}
         assert json.loads(told["int8"])["float_nodes"] == record["int8"]["float_nodes"]
 
     def test_openvino_was_asked(self, shrunk: Shrunk) -> None:
@@ -162,7 +162,7 @@ class TestFile:
         )
         small, dense = (next(row for row in result.rows if row.subject == name) for name in ("small", "dense"))
         assert (small.dtype, dense.dtype) == ("int8", "float32")
-        assert small.accuracy == shrunk.record["int8"]["test_accuracy"]["int8"]
+        assert small.accuracy == shrunk.record["int8"]["test_score"]["int8"]
         assert small.max_error > 1e-3, "from fp32 by PyTorch, not from ONNX Runtime itself"
 
     def test_bench_sees_one_filter_of_zeros(self, shrunk: Shrunk, ticket: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ class TestChoice:
     def test_the_best_on_validation_images_wins(self, shrunk: Shrunk) -> None:
         told = shrunk.record["int8"]
         assert {t["ranges"] for t in told["tried"]} == {*METHODS} and {t["weight_bits"] for t in told["tried"]} == {*WEIGHT_TOP}
-        best = max((t for t in told["tried"] if t["weight_bits"] == told["weight_bits"]), key=lambda t: (t["val_accuracy"], -t["rms"]))
+        best = max((t for t in told["tried"] if t["weight_bits"] == told["weight_bits"]), key=lambda t: (t["val_score"], -t["rms"]))
         assert told["ranges"] == best["ranges"]
 
     def test_weights_have_the_bits_that_disturb_least(self, shrunk: Shrunk) -> None:
@@ -261,8 +261,8 @@ class TestSensitiveLayers:
         lopsided = of_very_different_channels(network)
         done = quantised(lopsided, digits, tmp_path, lt.Recipe(), Int8())
         told = done.record
-        best = max(t["val_accuracy"] for t in told["tried"])
-        assert best < told["val_accuracy"]["fp32"] - 0.005 <= told["val_accuracy"]["int8"]
+        best = max(t["val_score"] for t in told["tried"])
+        assert best < told["val_score"]["fp32"] - 0.005 <= told["val_score"]["int8"]
         assert {*list(told["float_nodes"])[:2]} == {"node_conv2d", "node_conv2d_1"}, "which share the channels"
         assert all("alone in int8" in why for why in told["float_nodes"].values())
 

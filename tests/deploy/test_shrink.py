@@ -58,7 +58,7 @@ def test_metadata_is_enough_to_deploy(run: Path, shrunk: Path) -> None:
     assert told["ticket_checksum"] == ticket.checksum
     assert json.loads(told["class_names"]) == [str(d) for d in range(10)]
     assert json.loads(told["mean"]) == list(ticket.data["mean"]) and json.loads(told["std"]) == list(ticket.data["std"])
-    assert json.loads(told["accuracy"]) == {"value": ticket.row.test_accuracy, "split": "test"}
+    assert json.loads(told["accuracy"]) == {"value": ticket.row.test_score, "split": "test"}
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "safetensors"])

@@ -95,7 +95,7 @@ def test_missed_targets_are_warned_of(tmp_path: Path) -> None:
 def test_what_is_always_right_may_be(tmp_path: Path) -> None:
     run = example()
     for row in run["search.json"]["rows"]:
-        row["val_accuracy"] = 1.0
+        row["val_score"] = 1.0
     told = made(tmp_path / "run", run)[1]["accuracy"]["validation"]["ticket"]
     assert told["images_low"] < 1.0 == told["images_high"]
 
@@ -280,8 +280,8 @@ BAD: list[tuple[str, Any]] = [
     ("search.json/rows/0/new", 1),
     ("search.json/rows/2/arm", "fine-tuned"),
     ("search.json/rows/2/arm", [1]),
-    ("search.json/rows/2/val_accuracy", float("nan")),
-    ("search.json/rows/2/val_accuracy", 97.5),
+    ("search.json/rows/2/val_score", float("nan")),
+    ("search.json/rows/2/val_score", 97.5),
     ("search.json/rows/2/seed", True),
     ("search.json/ticket", None),
     ("search.json/ticket/level", 9),

@@ -58,8 +58,8 @@ class TestTraining:
         torch.manual_seed(0)
         model = lt.build_model("lenet300", 10, 1, 16)
         rows = train(model, Classification(digits), dataclasses.replace(QUICK, epochs=6), 0, CPU).epochs
-        assert rows[-1].val_accuracy > 0.85 and rows[-1].train_loss < rows[0].train_loss
-        assert Classification(digits).evaluate(model, "val", CPU).value == rows[-1].val_accuracy
+        assert rows[-1].val_score > 0.85 and rows[-1].train_loss < rows[0].train_loss
+        assert Classification(digits).evaluate(model, "val", CPU).value == rows[-1].val_score
 
     @torch.no_grad()
     def test_what_was_trained_in_bf16_is_validated_in_fp32(self, digits: Dataset) -> None:
@@ -351,7 +351,7 @@ class TestRun:
     def test_only_what_the_verdict_needs_has_seen_the_test_set(self, run: Path) -> None:
         rows = json.loads((run / "search.json").read_text())["rows"]
         level = lt.Ticket.load(run / "ticket.pt").level
-        assert all((r["test_accuracy"] is not None) == (r["arm"] == "dense" or r["level"] == level) for r in rows)
+        assert all((r["test_score"] is not None) == (r["arm"] == "dense" or r["level"] == level) for r in rows)
 
     def test_controls_have_the_whole_budget(self, run: Path) -> None:
         ticket = lt.Ticket.load(run / "ticket.pt")
@@ -364,8 +364,8 @@ class TestRun:
 
     def test_the_ticket_is_of_the_median_seed(self, run: Path) -> None:
         ticket = lt.Ticket.load(run / "ticket.pt")
-        at_level = sorted(r.val_accuracy for r in ticket.history if r.arm == "ticket" and r.level == ticket.level)
-        assert ticket.row.val_accuracy == at_level[(len(at_level) - 1) // 2]
+        at_level = sorted(r.val_score for r in ticket.history if r.arm == "ticket" and r.level == ticket.level)
+        assert ticket.row.val_score == at_level[(len(at_level) - 1) // 2]
         assert f"seed {ticket.seed}" in ticket.verdict.seed_rule and ticket.verdict.decided == (len(at_level) >= 3)
 
     def test_a_run_is_not_overwritten(self, run: Path, digits: Dataset) -> None:

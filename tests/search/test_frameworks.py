@@ -224,7 +224,7 @@ def test_a_loop_trains_the_arms_of_a_search(name: str, tmp_path: Path, monkeypat
     dense, small = train(tmp_path), train(tmp_path)
 
     summary = json.loads(run.own_summary.read_text())
-    assert [row["arm"] for row in summary["rows"]] == ["dense", "ticket"] and all(row["val_accuracy"] > 0 for row in summary["rows"])
+    assert [row["arm"] for row in summary["rows"]] == ["dense", "ticket"] and all(row["val_score"] > 0 for row in summary["rows"])
     widths = lt.PruningPlan.load(run.own_plan).widths
     assert sum(after < before for before, after in widths.values()) >= 2, widths
     assert sum(p.numel() for p in small.parameters()) < 0.8 * sum(p.numel() for p in dense.parameters())

@@ -162,7 +162,7 @@ class TestSearch:
         _, _, found = search
         arms = sorted((r.arm, r.level) for r in found.rows if r.arm not in ("random", "dense_budget"))
         assert arms == sorted([("dense", 0), *((arm, level) for arm in ("ticket", "reinit", "shuffled") for level in (1, 2))])
-        assert all(r.test_accuracy is not None and r.weights for r in found.rows)
+        assert all(r.test_score is not None and r.weights for r in found.rows)
         rows = {(r.arm, r.level): r for r in found.rows}
         for level in (1, 2):
             counts = {rows[arm, level].weights for arm in ("ticket", "reinit", "shuffled")}

@@ -48,7 +48,7 @@ def test_levels_keep_what_the_rate_leaves(search: tuple[lt.SearchConfig, Path, l
     for level in (1, 2):
         left = rows["ticket", level].weights
         assert left is not None and left / dense == pytest.approx((1 - RATE) ** level, abs=0.03)
-        assert rows["reinit", level].weights == left and rows["reinit", level].test_accuracy is not None
+        assert rows["reinit", level].weights == left and rows["reinit", level].test_score is not None
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_any_task_goes_through_the_search_and_resumes(tmp_path: Path, task: Brig
     words = " ".join([whole.verdict.rule, *whole.verdict.summary])
     assert "units of validation error" in words and "points" not in words and "accuracy" not in words
     row = whole.ticket.row
-    assert row.test_accuracy is not None and row.val_accuracy < 1 and row.val_correct == "", "the metric's own value"
+    assert row.test_score is not None and row.val_score < 1 and row.val_correct == "", "the metric's own value"
     assert json.loads((tmp_path / "whole/search.json").read_text())["data"]["name"] == "brightness"
 
 
@@ -123,7 +123,7 @@ def test_the_default_trainer_and_the_criteria_take_any_task(tmp_path: Path, task
     config = dataclasses.replace(CONFIG, criterion=criterion, rounds=1, controls=False)
     found = lt.find("lenet300", task, config, recipe=RECIPE, folder=tmp_path, device="cpu")
     dense, ticket = found.rows
-    assert ticket.filters < dense.filters and 0 < dense.val_accuracy == dense.val_loss and dense.train_accuracy == 0
+    assert ticket.filters < dense.filters and 0 < dense.val_score == dense.val_loss and dense.train_accuracy == 0
     saved = torch.load(tmp_path / "seed0/dense-0.pt", weights_only=True)["epochs"]
     assert saved[-1]["train_loss"] < saved[0]["train_loss"]
 

@@ -112,7 +112,7 @@ def test_a_noisy_ticket_does_not_win_by_its_mean() -> None:
 
 def test_the_test_set_decides_nothing() -> None:
     rows = search({1: [0.90] * 3, 2: [0.899] * 3}, [0.90] * 3, random=[0.80] * 3, dense_budget=[0.90] * 3)
-    shown = [replace(r, test_accuracy=0.1 * r.level) for r in rows]
+    shown = [replace(r, test_score=0.1 * r.level) for r in rows]
     assert judge(rows, 0.5, 0.95, "lr") == judge(shown, 0.5, 0.95, "lr")
 
 
@@ -163,7 +163,7 @@ def test_below_three_seeds_images_bound_the_pick() -> None:
 
 
 def test_padding_of_the_bit_string_is_no_image() -> None:
-    rows = [replace(row(0, arm, level, 0.9), val_accuracy=2 / 5, val_correct=bits) for arm, level, bits in (("d", 0, "11"), ("t", 1, "11"))]
+    rows = [replace(row(0, arm, level, 0.9), val_score=2 / 5, val_correct=bits) for arm, level, bits in (("d", 0, "11"), ("t", 1, "11"))]
     assert difference(rows[1:], rows[:1], 0.95)["n"] == 5
 
 

@@ -236,7 +236,7 @@ def test_structured_tickets_repeats_the_paper_where_rows_do() -> None:
 
 def test_the_smallest_winner_stands_before_the_first_that_does_not_win() -> None:
     searches = regimes(local_weight=0, local_lr=1, global_weight=1, global_lr=1)
-    rows = [dataclasses.replace(r, val_accuracy=0.5) if (r.arm, r.level) == ("ticket", 2) else r for r in searches["global-lr"].rows]
+    rows = [dataclasses.replace(r, val_score=0.5) if (r.arm, r.level) == ("ticket", 2) else r for r in searches["global-lr"].rows]
     searches["global-lr"] = done("global-lr", rows)
     told = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5).tables[0].rows[3]
     assert told[1:4] == ["2", "0", "1"] and told[4:] == ["20.0", "50.0", "50.0", "20.0"], "level 1: level 3 is behind a failure"
@@ -254,7 +254,7 @@ def test_structured_tickets_picks_without_the_test_set() -> None:
     searches = regimes(local_weight=0, local_lr=0, global_weight=0, global_lr=0)
     best = searches["global-lr"]
     changed = [
-        dataclasses.replace(row, val_accuracy=0.95 if row.level == 1 else 0.8, test_accuracy=0.7 if row.level == 1 else 0.99)
+        dataclasses.replace(row, val_score=0.95 if row.level == 1 else 0.8, test_score=0.7 if row.level == 1 else 0.99)
         if row.arm == "ticket"
         else row
         for row in best.rows

@@ -39,7 +39,7 @@ def row(seed: int, arm: str, level: int, left: float, test: float, *, stop: int 
     """`left` in percent of the weights, accuracies in points."""
     weights = round(WEIGHTS * left / 100)
     sizes = {"filters": round(4 * left), "params": weights + 10, "macs": round(1000 * left)}
-    shares = {"train_accuracy": train / 100, "val_accuracy": test / 100, "test_accuracy": test / 100}
+    shares = {"train_accuracy": train / 100, "val_score": test / 100, "test_score": test / 100}
     rest: dict[str, Any] = {"epochs": 20, "seconds": 1.0, "train_loss": 0.1, "val_loss": 0.1, "val_correct": "ff", "weights": weights}
     return Trained(seed=seed, arm=arm, level=level, stop_epoch=stop, **sizes, **shares, **rest)  # type: ignore[arg-type]
 
@@ -81,7 +81,7 @@ def _one(rows: list[Trained], i: int, gain: float) -> list[Trained]:
     """A one-shot search: one level, at 21 and 3.6 % in turn, with half the gain."""
     level = SHARES.index(22.0 if i % 2 else 3.6) + 1
     kept = [dataclasses.replace(r, level=min(r.level, 1)) for r in rows if r.level in (0, level)]
-    return [dataclasses.replace(r, test_accuracy=0.9 + gain / 100) if r.arm == "ticket" else r for r in kept]
+    return [dataclasses.replace(r, test_score=0.9 + gain / 100) if r.arm == "ticket" else r for r in kept]
 
 
 @given(share=st.floats(0.5, 99), dense=st.floats(10, 99), other=st.floats(10, 99), stop=st.integers(1, 50))

@@ -190,7 +190,7 @@ class TestMasksOnDigits:
         done = Done(arm, ticket.history, ticket.verdict, folder / name, lt.load_data("digits", image_size=16))
         last = masks.look(done, 0, torch.device("cpu"))
         row = next(row for row in ticket.history if (row.arm, row.level) == ("ticket", ticket.level))
-        assert last.test[row.level] == pytest.approx(100 * (row.test_accuracy or 0))
+        assert last.test[row.level] == pytest.approx(100 * (row.test_score or 0))
         for level in last.stability:
             kept, values = mask(done, 0, level), weights(done, 0, level)
             assert all(not values[layer][~each].any() for layer, each in kept.kept.items()), "zeros where nothing is kept"

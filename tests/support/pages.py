@@ -38,10 +38,10 @@ def trained(arm: str, level: int, seed: int, accuracy: float, test: float | None
         "train_loss": 0.01,
         "train_accuracy": 1.0,
         "val_loss": 0.1,
-        "val_accuracy": accuracy,
+        "val_score": accuracy,
         "val_correct": "ff",
         "stop_epoch": 41,
-        "test_accuracy": test,
+        "test_score": test,
     }
 
 
@@ -168,7 +168,7 @@ def curve() -> Run:
             **{what: int(DENSE[what] * 0.7**level) for what in ("filters", "params", "macs")},
             "bytes": 4 * int(DENSE["params"] * 0.7**level),
             "seeds": [0, 1],
-            **{"val_accuracy": 0.98 - 0.004 * level, "val_min": 0.97 - 0.004 * level, "val_max": 0.99 - 0.004 * level, "val_sd": 0.01},
+            **{"val_score": 0.98 - 0.004 * level, "val_min": 0.97 - 0.004 * level, "val_max": 0.99 - 0.004 * level, "val_sd": 0.01},
         }
         for name, arm, level in networks
     ]

@@ -116,7 +116,7 @@ def test_claims_are_of_the_file_that_was_timed_alone(folder: Path, kind: str) ->
 
 
 def test_a_timed_ticket_says_nothing_of_files_that_compute_otherwise(folder: Path) -> None:
-    report(folder, bench=timed(folder, timing(), file=None), points=[{"arm": "ticket", "seed": 0, "level": 1, "test_accuracy": 0.8}])
+    report(folder, bench=timed(folder, timing(), file=None), points=[{"arm": "ticket", "seed": 0, "level": 1, "test_score": 0.8}])
     assert kinds(folder)["latency"].verdict == "confirmed"
     for name, says, told in (
         ("int8.onnx", "is in int8", {"precision": "int8"}),
@@ -165,7 +165,7 @@ def test_files_of_others_are_refused(folder: Path) -> None:
         verify(folder / "small.onnx")
 
 
-def test_accuracy_is_confirmed_unless_it_is_worse(folder: Path) -> None:
+def test_score_is_confirmed_unless_it_is_worse(folder: Path) -> None:
     report(folder, timing(accuracy=0.8), provenance=[])
     untold = check(folder, "accuracy")
     assert untold.verdict == "not comparable" and untold.reason == "not repeated: no test images"
@@ -180,7 +180,7 @@ def test_accuracy_is_confirmed_unless_it_is_worse(folder: Path) -> None:
 
 
 def test_the_tickets_own_accuracy_counts_where_no_benchmark_tells_one(folder: Path) -> None:
-    report(folder, points=[{"arm": "ticket", "seed": 0, "level": 1, "test_accuracy": 0.8}], bench=None)
+    report(folder, points=[{"arm": "ticket", "seed": 0, "level": 1, "test_score": 0.8}], bench=None)
     assert check(folder, "accuracy", data=images_file(folder, 0.9)).verdict == "confirmed"
 
 

@@ -19,7 +19,7 @@ from ltcompile.errors import InvalidSetting, TicketMismatch
 from ltcompile.pruned import MetricValue, Pruned
 
 ORDER = 70
-IN_FILE = ("ranges", "weight_bits", "float_nodes", "val_accuracy", "score", "test_accuracy", "images")  # of the record
+IN_FILE = ("ranges", "weight_bits", "float_nodes", "val_score", "score", "test_score", "images")  # of the record
 
 
 def check(job: ShrinkJob) -> None:
@@ -97,8 +97,8 @@ def summary(record: Mapping[str, Any]) -> list[str]:
 
 
 def _scores(told: Mapping[str, Any]) -> str:
-    if "val_accuracy" not in told:
+    if "val_score" not in told:
         score = f"metric {told['score']['fp32']:g} → {told['score']['int8']:g}, " if told["judged_by"] == "metric" else ""
         return f"{score}outputs {told['error']['rms']:.1e} (RMS) from fp32"
-    val, test = told["val_accuracy"], told["test_accuracy"]
+    val, test = told["val_score"], told["test_score"]
     return f"validation {val['fp32']:.2%} → {val['int8']:.2%}, test {test['fp32']:.2%} → {test['int8']:.2%}"
