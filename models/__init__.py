@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,9 @@ def default_recipe(name: str) -> Recipe:
     from ltcompile.core.recipe import Recipe
 
     if ":" in name:
-        return Recipe()
+        from ltcompile.models import _detection
+
+        return _detection.RECIPE if name.startswith("torchvision:") and name.split(":")[1] in _detection.names() else Recipe()
     recipe: Recipe = registry.load(__name__, "model", name).RECIPE
     return recipe
 
@@ -101,7 +104,11 @@ def _maker(name: str) -> Maker:
 def _torchvision(inner: str) -> Maker:
     import torchvision
 
-    known = torchvision.models.list_models(module=torchvision.models)
+    from ltcompile.models import _detection
+
+    if inner in _detection.names():
+        return partial(_detection.build, inner)
+    known = torchvision.models.list_models(module=torchvision.models) + _detection.names()
     if inner not in known:
         raise unknown("torchvision model", inner, known)
     # Their auxiliary heads give a training other outputs than an evaluation, and hang on layers that are cut.
