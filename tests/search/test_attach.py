@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import runpy
 import subprocess
 import sys
 from dataclasses import asdict
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import fork
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -38,14 +41,10 @@ model = nn.Sequential(nn.Conv1d(2, 8, 3, padding=1), nn.BatchNorm1d(8), nn.ReLU(
 model = lt.attach(model)
 ema = copy.deepcopy(model)
 optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-network = model
-if torch.distributed.is_torchelastic_launched():
-    torch.distributed.init_process_group("gloo")
-    network = nn.parallel.DistributedDataParallel(model)
 for step in range(4 * options.epochs):
     x = torch.randn(8, 2, 16, generator=torch.Generator().manual_seed(step))
     optimizer.zero_grad()
-    F.mse_loss(network(x), x[:, :1] * x[:, 1:]).backward()
+    F.mse_loss(model(x), x[:, :1] * x[:, 1:]).backward()
     optimizer.step()
     ema.load_state_dict(model.state_dict())
 if options.folder:
@@ -96,16 +95,43 @@ def test_a_script_searches_and_resumes_and_ships(script: Path, tmp_path: Path) -
     assert all(torch.equal(value, weights[name]) for name, value in kept.items()), "a copy that the script made has the arm's widths"
 
 
-@pytest.mark.slow
-def test_all_processes_of_a_training_get_the_same_arm(script: Path, tmp_path: Path) -> None:
-    launched = f"{sys.executable} -m torch.distributed.run --standalone --nproc-per-node 2 {script} --epochs 1"
-    summary = search_by_command(launched, tmp_path / "run", ERROR, CONFIG, epochs=1, example="2x2x16")
-    assert [row["arm"] for row in summary["rows"]] == ["dense", "ticket"]
+def train_distributed(rank: int, folder: Path, level: int) -> None:
+    """One process of two that train an arm together, as torchrun starts them."""
+    os.environ |= {"LTCOMPILE_SEARCH": str(folder / "command.json"), "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting-{level}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = lt.attach(nn.Sequential(nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 1, 1)))
+    network = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for step in range(2):
+        optimizer.zero_grad()
+        network(torch.randn(8, 2, 16, generator=torch.Generator().manual_seed(10 * rank + step))).square().mean().backward()
+        optimizer.step()
+    torch.save(model[0].weight.detach(), folder / f"weight-{level}-{rank}.pt")
+    lt.report_metric(0.5 + rank)
+    torch.distributed.destroy_process_group()
 
 
-def test_outside_a_search_the_two_lines_do_nothing(script: Path) -> None:
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
-    assert "widths 8" in done.stdout
+def test_all_processes_of_a_training_get_the_same_arm(tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, rewind="weight")
+    write_json(tmp_path / "command.json", {"metric": asdict(ERROR), "config": config.to_json(), "epochs": 1, "example": "2x2x16"})
+    for level, width in enumerate((8, 5)):
+        processes = [fork(train_distributed, rank, tmp_path, level) for rank in range(2)]
+        for process in processes:
+            process.join(60)
+        assert [process.exitcode for process in processes] == [0, 0]
+        first, second = (torch.load(tmp_path / f"weight-{level}-{rank}.pt") for rank in range(2))
+        assert first.shape == (width, 2, 3) and torch.equal(first, second), "one arm, trained together"
+    rows = json.loads((tmp_path / "own-search.json").read_text())["rows"]
+    assert [(row["arm"], row["val_accuracy"]) for row in rows] == [("dense", 0.5), ("ticket", 0.5)], "the first process alone reports"
+
+
+def test_outside_a_search_the_two_lines_do_nothing(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    runpy.run_path(str(script), run_name="__main__")
+    assert "widths 8" in capsys.readouterr().out
     model = nn.Linear(2, 2)
     assert lt.attach(model) is model
     lt.report_metric(float("nan"))

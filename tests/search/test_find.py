@@ -145,7 +145,8 @@ class TestCuttingEqualsMasking:
     @pytest.mark.slow
     @pytest.mark.parametrize(("rewinding", "criterion"), [("lr", "bn"), ("weight", "taylor")])
     def test_with_batch_norm_and_shortcuts(self, tmp_path: Path, double: None, rewinding: str, criterion: str) -> None:
-        self.compare("resnet20", _few(lt.load_data("digits", image_size=16), 96, 64), tmp_path, rewind=rewinding, criterion=criterion)
+        digits = _few(lt.load_data("digits", image_size=16), 96, 64)
+        self.compare("golden_network:build", digits, tmp_path, rewind=rewinding, criterion=criterion)
 
     @staticmethod
     def compare(network: str, data: Dataset, folder: Path, **settings: str) -> None:

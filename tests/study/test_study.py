@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -23,6 +24,7 @@ from studies import some_study
 
 import ltcompile as lt
 from ltcompile import study
+from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Claim, Estimate, Study
 from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, UnknownName
@@ -304,23 +306,54 @@ def test_sanity_lets_every_rival_have_its_best_rate() -> None:
 # Whole studies, of seconds
 
 
-@pytest.fixture
-def shrunk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def shrunk() -> Iterator[None]:
     """Smoke in seconds."""
     small = {"recipe": QUICK, "seeds": 2, "rounds": 1, "train_images": 400}
     smoke = dataclasses.replace(structured_tickets.SCALES["smoke"], race_seconds=0.05, **small)
-    monkeypatch.setitem(structured_tickets.SCALES, "smoke", smoke)
-    monkeypatch.setitem(sanity.SCALES, "smoke", dataclasses.replace(sanity.SCALES["smoke"], **small))
-    with exported_once(), timed_at_once():
+    with pytest.MonkeyPatch.context() as patch, exported_once(), timed_at_once():
+        patch.setitem(structured_tickets.SCALES, "smoke", smoke)
+        patch.setitem(sanity.SCALES, "smoke", dataclasses.replace(sanity.SCALES["smoke"], **small))
         yield
 
 
+class Note:
+    """Notes the trainings that begin, and stops before the one that is `last`."""
+
+    def __init__(self, last: int = 0) -> None:
+        self.trained, self.last = list[tuple[int, str]](), last
+
+    def __call__(self, arm: StudyArm, recipe: Recipe) -> AbstractContextManager[Any]:
+        return nullcontext(self)
+
+    def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
+        self.trained.append((seed, arm))
+        if len(self.trained) == self.last:
+            raise KeyboardInterrupt
+
+    def epoch(self, *_: object) -> None: ...
+    def finished(self, *_: object) -> None: ...
+
+
+Whole = tuple[Path, Study, list[tuple[int, str]]]
+
+
+@pytest.fixture(scope="module")
+def whole(shrunk: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
+    """A study of a name that has run: its folder, what it found, and the trainings that it began."""
+
+    @functools.cache
+    def of(name: str) -> Whole:
+        folder, note = tmp_path_factory.mktemp(name) / "s", Note()
+        return folder, study.run(name, folder=folder, watch=note), note.trained
+
+    return of
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("shrunk")
 @pytest.mark.parametrize("name", ["structured-tickets", "sanity"])
-def test_a_study_from_beginning_to_end(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / "s"
-    found = study.run(name, folder=folder)
+def test_a_study_from_beginning_to_end(whole: Callable[[str], Whole], name: str) -> None:
+    folder, found, _ = whole(name)
     assert Study.load(folder / "study.json") == found
     assert {arm.name for arm in found.arms} == {path.parent.name for path in folder.glob("*/search.json")}
     assert all("2 seeds only" in each.note for each in found.claims) and found.seeds == [0, 1]
@@ -339,49 +372,26 @@ def test_a_study_from_beginning_to_end(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("shrunk")
-def test_searches_share_dense_networks_where_those_are_the_same(tmp_path: Path) -> None:
-    trained = []
-
-    class Note:
-        def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
-            trained.append((seed, arm))
-
-        def epoch(self, *_: object) -> None: ...
-        def finished(self, *_: object) -> None: ...
-
-    study.run("structured-tickets", folder=tmp_path / "regimes", watch=lambda arm, recipe: nullcontext(Note()))
+def test_searches_share_dense_networks_where_those_are_the_same(whole: Callable[[str], Whole], tmp_path: Path) -> None:
+    folder, _, trained = whole("structured-tickets")
     assert sorted(seed for seed, arm in trained if arm == "dense") == [0, 1], "four searches, one recipe"
     arm = structured_tickets.arms(study.scaled(structured_tickets, "smoke"))[-1]
     images = data_for(arm.model, arm.data, image_size=arm.image_size).with_train_images(400)
     alone = lt.find("lenet5", images, arm.config, recipe=recipe_of(arm, images), folder=tmp_path / "alone")
-    shared = json.loads((tmp_path / "regimes/global-lr/search.json").read_text())
+    shared = json.loads((folder / "global-lr/search.json").read_text())
     assert [row["val_correct"] for row in shared["rows"]] == [row.val_correct for row in alone.rows], "as if each had trained its own"
-    trained.clear()
-    study.run("sanity", folder=tmp_path / "rates", watch=lambda arm, recipe: nullcontext(Note()))
+    _, _, trained = whole("sanity")
     assert sorted(seed for seed, arm in trained if arm == "dense") == [0, 0, 1, 1], "two searches, two rates"
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("shrunk")
-def test_a_study_that_was_stopped_goes_on(tmp_path: Path) -> None:
-    whole = study.run("sanity", folder=tmp_path / "whole")
-    started = []
-
-    class Stop:
-        def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
-            started.append(arm)
-            if len(started) == 9:
-                raise KeyboardInterrupt
-
-        def epoch(self, *_: object) -> None: ...
-        def finished(self, *_: object) -> None: ...
-
+def test_a_study_that_was_stopped_is_resumed(whole: Callable[[str], Whole], tmp_path: Path) -> None:
+    _, undisturbed, _ = whole("sanity")
     with pytest.raises(KeyboardInterrupt):
-        study.run("sanity", folder=tmp_path / "cut", watch=lambda arm, recipe: nullcontext(Stop()))
+        study.run("sanity", folder=tmp_path / "cut", watch=Note(last=9))
     assert not (tmp_path / "cut/study.json").exists()
     resumed = study.run("sanity", folder=tmp_path / "cut", resume=True)
-    assert (resumed.claims, resumed.tables, resumed.figures) == (whole.claims, whole.tables, whole.figures)
+    assert (resumed.claims, resumed.tables, resumed.figures) == (undisturbed.claims, undisturbed.tables, undisturbed.figures)
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ A fork has a pid, signals, a folder, an environment and outputs of its own, as a
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -45,12 +46,19 @@ def _forked(target: Callable[..., None], *arguments: object) -> None:
 class Command:
     """`ltcompile ARGUMENTS`, under way."""
 
-    def __init__(self, *arguments: object, cwd: Path | None = None, memory_bytes: int | None = None, **environment: str) -> None:
+    def __init__(
+        self,
+        *arguments: object,
+        cwd: Path | None = None,
+        memory_bytes: int | None = None,
+        short_timings: bool = False,
+        **environment: str,
+    ) -> None:
         self._arguments = ["ltcompile", *map(str, arguments)]
         self._scratch = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._scratch.name) / name for name in ("stdout", "stderr")]
         around = {**os.environ, "COLUMNS": "160", **environment}
-        self._process = fork(_run, self._arguments, cwd or Path.cwd(), around, self._outputs, memory_bytes)
+        self._process = fork(_run, self._arguments, cwd or Path.cwd(), around, self._outputs, memory_bytes, short_timings)
 
     @property
     def pid(self) -> int:
@@ -73,10 +81,15 @@ class Command:
 
 
 def call(
-    *arguments: object, cwd: Path | None = None, memory_bytes: int | None = None, timeout: float = PATIENCE_S, **environment: str
+    *arguments: object,
+    cwd: Path | None = None,
+    memory_bytes: int | None = None,
+    timeout: float = PATIENCE_S,
+    short_timings: bool = False,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """`ltcompile ARGUMENTS` from beginning to end, with so much memory besides what its imports take."""
-    return Command(*arguments, cwd=cwd, memory_bytes=memory_bytes, **environment).wait(timeout)
+    """`ltcompile ARGUMENTS` from beginning to end, with so much memory besides what its imports take; timings without pauses on request."""
+    return Command(*arguments, cwd=cwd, memory_bytes=memory_bytes, short_timings=short_timings, **environment).wait(timeout)
 
 
 def refused(*arguments: object, says: str, cwd: Path | None = None, **environment: str) -> None:
@@ -87,7 +100,9 @@ def refused(*arguments: object, says: str, cwd: Path | None = None, **environmen
     assert "Traceback" not in done.stderr
 
 
-def _run(arguments: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path], memory_bytes: int | None) -> None:
+def _run(
+    arguments: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path], memory_bytes: int | None, short_timings: bool
+) -> None:
     """In the fork: become the command."""
     if memory_bytes is not None:
         held = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
@@ -101,4 +116,9 @@ def _run(arguments: list[str], cwd: Path, environment: dict[str, str], outputs: 
     sys.argv = arguments
     from ltcompile.cli import main
 
-    main()
+    with contextlib.ExitStack() as stack:
+        if short_timings:
+            from quickly import timed_at_once
+
+            stack.enter_context(timed_at_once())
+        main()

@@ -59,5 +59,6 @@ def timed_at_once() -> Iterator[None]:
     """Races do not let threads settle, and the load of the machine is not awaited."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltcompile.timing.SETTLE_S", 0.0)
+        patch.setattr("ltcompile.benchmark.profiling.timer.SETTLE_S", 0.0)
         patch.setattr("ltcompile.core.load.SAMPLE_S", 0.0)
         yield
