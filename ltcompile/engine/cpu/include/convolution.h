@@ -93,7 +93,9 @@ template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0
     if constexpr (P0 >= 0 || N::R * N::S * N::C <= 32) {
       taps(x, first, sums, Count<N::R * N::S>());
     } else {
+      LT_NO_UNROLL
       for (int r = 0; r < N::R; r++) {
+        LT_NO_UNROLL
         for (int s = 0; s < N::S; s++) {
           channels<0, 0>(x + r * N::DH * N::XR + s * N::DW * N::XP, first + (r * N::S + s) * N::C * WEIGHT_LANES, sums);
         }
@@ -119,6 +121,7 @@ template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0
 
   template <int R, int S> static LT_INLINE void channels(const float *x, const float *w, Sums (&sums)[N::SPLIT]) {
     if constexpr (any(R, S)) {
+      asm("" : "+r"(x));  // each tap loads its numbers again: kept from the tap before, they would take the registers of sums
       constexpr int EVEN = N::C / N::SPLIT * N::SPLIT;
       if constexpr (N::C <= 4) {
         LT_UNROLL
