@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, Convolution
-from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, Geometry, Tiling, best
+from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, Geometry, Tiling, best, best_block
 
 HEADERS = ("vector.h", "activations.h", "convolution.h")
 WEIGHT_LANES = 16
@@ -24,17 +24,45 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
     filters, channels, *_ = op.weight.shape
     if op.groups > 1 and channels == 1 and filters == op.groups:
         return _depthwise(op, inputs, output)
-    template, one = "Convolution", op
-    if op.groups > 1:
-        one, template = replace(op, weight=op.weight[: filters // op.groups]), "Grouped"
-    sizes = _sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}
-    layer, text = _layer(sizes, _tilings(geometry(one, inputs[0]), choice), op.activation)
-    run = f"{template}<{layer}{f', {op.groups}' if op.groups > 1 else ''}>"
-    residual = "$in1" if op.residual else "nullptr"
-    call = f"{run}::run($in0, $weight, $bias, {residual}, $out, $begin, $end);"
+    one = replace(op, weight=op.weight[: filters // op.groups]) if op.groups > 1 else op
+    shape = geometry(one, inputs[0])
+    tilings = _tilings(shape, choice, op.groups == 1)
+    if tilings[0].block:
+        return _winograd(op, inputs, output, shape, tilings)
+    layer, text = _layer(_sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}, tilings, op.activation)
+    run = f"Grouped<{layer}, {op.groups}>" if op.groups > 1 else f"Convolution<{layer}>"
+    call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
     if op.groups > 1 and output.lanes > filters:
         call += _zero_lanes(output, filters)
     return Code(call, {"weight": pack(op.weight, op.groups), "bias": _packed_bias(op)}, HEADERS, items=f"{run}::ITEMS", functions=(text,))
+
+
+def _winograd(op: Convolution, inputs: Sequence[Buffer], output: Buffer, shape: Geometry, tilings: Sequence[Tiling]) -> Code:
+    """3x3, stride 1, even sizes: 16 products for 2x2 outputs."""
+    filters, channels = op.weight.shape[:2]
+    block, x, y = tilings[0].block, -(-channels // 16) * 16, -(-filters // 16) * 16
+    product = shape.product(block)
+    of = {"XP": x, "XR": 0, "YP": y, "YR": 0, "RP": 0, "RR": 0, "LIMIT": y, "BIAS": 0, "POOL": 0, "RESIDUAL": 0}
+    ones = {"R": 1, "S": 1, "SH": 1, "SW": 1, "DH": 1, "DW": 1, "PH": 0, "PW": 0}
+    sizes = {"C": channels, "K": filters, "H": 1, "W": product.columns, "OH": 1, "OW": product.columns}
+    inner, inner_text = _layer({**sizes, **ones, **of}, tilings, "none")
+    outer, outer_text = _layer(_sizes(op, inputs, output) | {"LIMIT": output.lanes, "BLOCK": block}, tilings, op.activation)
+    run = f"Winograd<{outer}, {inner}>"
+    call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $scratch, $begin, $end);"
+    arrays = {"weight": pack_winograd(op.weight), "bias": _packed_bias(op)}
+    scratch = 16 * (product.columns * (x + y) + 32)
+    return Code(call, arrays, (*HEADERS, "winograd.h"), scratch, (inner_text, outer_text), f"{run}::ITEMS")
+
+
+def pack_winograd(weight: Array) -> Array:
+    """(K, C, 3, 3) -> (16, K / 16, C, 16): G w G', filters padded with zeros."""
+    g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+    planes = np.einsum("ir,kcrs,js->ijkc", g, weight.astype(np.float64), g).reshape(16, *weight.shape[:2], 1, 1).astype(np.float32)
+    return np.stack([pack(plane)[0, :, 0, 0] for plane in planes])
+
+
+def _residual(op: Convolution) -> str:
+    return "$in1" if op.residual else "nullptr"
 
 
 def _depthwise(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Code:
@@ -52,10 +80,9 @@ def _depthwise(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Cod
     weight = np.zeros((blocks * WEIGHT_LANES, *kernel), np.float32)
     weight[:filters] = op.weight[:, 0]
     packed = np.ascontiguousarray(weight.reshape(blocks, WEIGHT_LANES, *kernel).transpose(0, 2, 3, 1))
-    residual = "$in1" if op.residual else "nullptr"
     bias = _packed_bias(replace(op, groups=1))
     run = f"Depthwise<{layer}>"
-    call = f"{run}::run($in0, $weight, $bias, {residual}, $out, $begin, $end);"
+    call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
     return Code(call, {"weight": packed, "bias": bias}, (*HEADERS, "depthwise.h"), items=f"{run}::ITEMS", functions=(text,))
 
 
@@ -103,23 +130,24 @@ def _sizes(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> dict[st
     return {
         **{"C": channels, "K": filters, "R": kernel[0], "S": kernel[1], "H": x.height, "W": x.width, "OH": rows, "OW": columns},
         **steps,
-        **{"RESIDUAL": int(op.residual), "POOL": int(op.pool)},
+        **{"BIAS": 1, "RESIDUAL": int(op.residual), "POOL": int(op.pool)},
         **{"XR": x.row, "XP": x.stride, "YR": output.row, "YP": output.stride, "RR": added.row, "RP": added.stride},
     }
 
 
-def _tilings(shape: Geometry, choice: Choice | None) -> list[Tiling]:
-    """The tiling for each instruction set: the choice for that of its lanes, and the model's for the others."""
+def _tilings(shape: Geometry, choice: Choice | None, whole: bool = True) -> list[Tiling]:
+    """The tiling for each instruction set: the choice for that of its lanes, and the model's for the others. All have the same block."""
     chosen = dict(choice or {})
     lanes = chosen.pop("lanes", None)
-    return [Tiling(**chosen) if isa.lanes == lanes else best(shape, isa) for isa in INSTRUCTION_SETS]
+    block = chosen.get("block", 0) if chosen else best_block(shape, INSTRUCTION_SETS[0]) if whole else 0
+    return [Tiling(**chosen) if isa.lanes == lanes else best(shape, isa, block) for isa in INSTRUCTION_SETS]
 
 
 def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], activation: str) -> tuple[str, str]:
     """The name and the definition of the struct of a layer's constants; equal layers have equal names."""
     picks = {
         name.upper(): f"LT_PICK({', '.join(str(int(getattr(t, name))) for t in tilings)})"
-        for name in ("vectors", "height", "width", "split", "fixed")
+        for name in ("vectors", "height", "width", "split", "fixed", "parts")
     }
     numbers = ", ".join(f"{name} = {value}" for name, value in {**sizes, **picks, "KEEPS_ZERO": int(activation in KEEP_ZERO)}.items())
     body = f"  enum : int {{ {numbers} }};\n  template <class V> static LT_INLINE V act(const V &v) {{ return act_{activation}(v); }}\n"

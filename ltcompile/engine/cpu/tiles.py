@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 MOST_PIXELS, MOST_VECTORS = 28, 8
@@ -38,13 +38,19 @@ INSTRUCTION_SETS = (
 
 @dataclass(frozen=True, order=True)
 class Tiling:
-    """A tile of `vectors` vectors of output channels and `height` x `width` pixels, summed in `split` parts; see include/convolution.h."""
+    """A tile of `vectors` vectors of output channels and `height` x `width` pixels, summed in `split` parts; see include/convolution.h.
+
+    With `block`, the tile is one of include/winograd.h's products: `width` of the 2x2 tiles in `block` rows of them; `parts` divide the output
+    channels between threads.
+    """
 
     vectors: int
     height: int
     width: int
     split: int = 1
     fixed: bool = False
+    block: int = 0
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,15 +73,45 @@ class Geometry:
         return self.kernel[0] * self.kernel[1] * self.channels
 
 
-@cache
-def best(geometry: Geometry, isa: InstructionSet) -> Tiling:
-    """The tiling with the least time by the model."""
-    return ranked(geometry, isa)[0]
+    @property
+    def winograd(self) -> bool:
+        """Whether include/winograd.h can compute it."""
+        plain = self.kernel == (3, 3) and self.stride == self.dilation == (1, 1) and max(self.padding) <= 1
+        return plain and self.rows % 2 == self.columns % 2 == 0 and min(self.channels, self.filters) >= 8
+
+    def product(self, block: int) -> Geometry:
+        """One of the 16 products of `block` rows of 2x2 tiles: a 1x1 convolution of one row."""
+        tiles, one = block * self.columns // 2, (1, 1)
+        return Geometry(self.channels, self.filters, one, one, (0, 0), one, (1, tiles), 1, tiles, False)
 
 
 @cache
-def ranked(geometry: Geometry, isa: InstructionSet) -> tuple[Tiling, ...]:
-    """All tilings, the fastest by the model first."""
+def best(geometry: Geometry, isa: InstructionSet, block: int = 0) -> Tiling:
+    """The tiling with the least time by the model, for some `block`."""
+    return ranked(geometry, isa, block)[0]
+
+
+def best_block(geometry: Geometry, isa: InstructionSet) -> int:
+    """The block with the least time by the model; 0 for direct sums."""
+    blocks = (0, *(n for n in (1, 2, 4, 8) if n <= geometry.rows // 2)) if geometry.winograd else (0,)
+    return min(blocks, key=lambda block: (time(geometry, isa, best(geometry, isa, block)), block))
+
+
+def time(geometry: Geometry, isa: InstructionSet, tiling: Tiling) -> float:
+    """The model's cycles of a whole convolution."""
+    if not tiling.block:
+        return cycles(geometry, isa, tiling)
+    tiles, (whole, tail) = geometry.rows * geometry.columns / 4, _vectors(geometry, isa)
+    transforms = 45 * (geometry.channels / isa.lanes) + 60 * (whole + tail / 2)
+    blocks = -(-geometry.rows // 2 // tiling.block)
+    return blocks * 16 * (cycles(geometry.product(tiling.block), isa, replace(tiling, block=0)) + 10) + tiles * transforms
+
+
+@cache
+def ranked(geometry: Geometry, isa: InstructionSet, block: int = 0) -> tuple[Tiling, ...]:
+    """All tilings of some `block`, the fastest by the model first."""
+    if block:
+        return tuple(replace(tiling, block=block) for tiling in ranked(geometry.product(block), isa))
     return tuple(sorted(_tilings(geometry, isa), key=lambda tiling: (cycles(geometry, isa, tiling), tiling)))
 
 

@@ -85,8 +85,8 @@ template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0
       LT_UNROLL
       for (int p = 0; p < PIXELS; p++) {
         LT_UNROLL
-        for (int v = 0; v < VECTORS; v++) sums[u].full[v][p] = u ? Vector<LANES>{} : load<LANES>(bias + k0 + v * LANES);
-        if constexpr (TAIL) sums[u].tail[p] = u ? Vector<HALF>{} : load<HALF>(bias + k0 + VECTORS * LANES);
+        for (int v = 0; v < VECTORS; v++) sums[u].full[v][p] = u || !N::BIAS ? Vector<LANES>{} : load<LANES>(bias + k0 + v * LANES);
+        if constexpr (TAIL) sums[u].tail[p] = u || !N::BIAS ? Vector<HALF>{} : load<HALF>(bias + k0 + VECTORS * LANES);
       }
     }
     const float *first = lane(w, k0);
