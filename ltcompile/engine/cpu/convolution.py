@@ -9,10 +9,9 @@ from dataclasses import replace
 import numpy as np
 
 from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, Convolution
-from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, Geometry, Tiling, best, best_block
+from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, WEIGHT_LANES, Geometry, Tiling, best, best_block
 
 HEADERS = ("vector.h", "activations.h", "convolution.h")
-WEIGHT_LANES = 16
 KEEP_ZERO = frozenset(("none", "relu", "relu6", "silu", "hardswish", "gelu"))
 
 
@@ -29,7 +28,9 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
     tilings = _tilings(shape, choice, op.groups == 1)
     if tilings[0].block:
         return _winograd(op, inputs, output, shape, tilings)
-    layer, text = _layer(_sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}, tilings, op.activation)
+    layer, text = _layer(
+        _sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}, tilings, op.activation
+    )
     run = f"Grouped<{layer}, {op.groups}>" if op.groups > 1 else f"Convolution<{layer}>"
     call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
     if op.groups > 1 and output.lanes > filters:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 MOST_PIXELS, MOST_VECTORS = 28, 8
+WEIGHT_LANES = 16  # of a block of packed weights
 TINY = 4  # rows and columns of images whose border is left out tap by tap
 L1_BYTES = 24_000  # of weights that stay in the first cache, next to activations
 TILE_CYCLES = 12.0  # to begin and end a tile
@@ -72,7 +73,6 @@ class Geometry:
     def steps(self) -> int:
         return self.kernel[0] * self.kernel[1] * self.channels
 
-
     @property
     def winograd(self) -> bool:
         """Whether include/winograd.h can compute it."""
@@ -120,6 +120,8 @@ def _tilings(geometry: Geometry, isa: InstructionSet) -> Iterator[Tiling]:
     step = 2 if geometry.pool else 1
     fixed = geometry.rows <= TINY and geometry.columns <= TINY and geometry.kernel != (1, 1)
     for vectors in range(1, min(MOST_VECTORS, max(whole, 1) + 1) + 1):
+        if vectors < whole and vectors * isa.lanes % WEIGHT_LANES:
+            continue  # a group of vectors starts at a block of weights
         widest = max(vectors if whole >= vectors else 0, whole % vectors + tail)
         for height in range(step, min(geometry.rows, 7) + 1, step):
             for width in range(step, min(geometry.columns, MOST_PIXELS) + 1, step):
@@ -128,8 +130,6 @@ def _tilings(geometry: Geometry, isa: InstructionSet) -> Iterator[Tiling]:
                     registers = sums * split + widest + (widest > 1)
                     if registers <= isa.registers and (split == 1 or sums * split <= 2 * isa.latency * isa.sums):
                         yield Tiling(vectors, height, width, split, fixed)
-    if isa.registers < 2 * step * step + 2:  # four sums of a pool do not fit next to a second vector
-        yield Tiling(1, step, step, 1, fixed)
 
 
 def _vectors(geometry: Geometry, isa: InstructionSet) -> tuple[int, int]:

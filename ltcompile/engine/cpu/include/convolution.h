@@ -161,6 +161,7 @@ template <class N> struct Convolution {
   static constexpr int LOW = N::OH % N::HEIGHT, TILES = N::OW / N::WIDTH, NARROW = N::OW % N::WIDTH;
   static constexpr int HALVES = (N::K + HALF - 1) / HALF, WHOLE = HALVES * HALF / LANES, FULL = WHOLE / N::VECTORS, REST = WHOLE % N::VECTORS;
   static constexpr bool TAIL = HALVES * HALF % LANES != 0;
+  static_assert(FULL == 0 || (FULL == 1 && !REST) || N::VECTORS * LANES % WEIGHT_LANES == 0, "a group starts at a block of weights");
   static constexpr int GROUPS = FULL + (REST || TAIL), ITEMS = GROUPS * ROWS;
 
   // Items [begin, end) of ITEMS; `x`, `residual` and `y`: pixel (0, 0).

@@ -36,7 +36,7 @@ template <int L> LT_INLINE Vector<L> load(const float *from) {
 template <int L, int COUNT = L> LT_INLINE void store(float *to, const Vector<L> &v) { memcpy(to, &v, COUNT * sizeof(float)); }
 
 // The larger, lane by lane; NaN wins.
-template <class V> LT_INLINE V larger(const V &a, const V &b) { return (a > b) | (a != a) ? a : b; }
+template <class V> LT_INLINE V larger(const V &a, const V &b) { return ((a > b) | (a != a)) ? a : b; }
 
 // 0, 1, ..., COUNT - 1 as arguments of a template.
 template <int... I> struct Sequence {};
