@@ -44,7 +44,7 @@ _HOMES = {
     "load_engine": "ltcompile.engine",
     "load_pruned": "ltcompile.deploy",
     "mask": "ltcompile.graph",
-    "plan": "ltcompile.prune",
+    "plan": "ltcompile.benchmark.planning",
     "profile": "ltcompile.benchmark.profiling",
     "report": "ltcompile.reporting",
     "report_metric": "ltcompile.search.attach",

@@ -86,6 +86,11 @@ def of_file(file: Path, names: Sequence[str], runtime: str = "onnxruntime") -> R
     return run
 
 
+def feeds(inputs: Inputs, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The tensors as contiguous arrays under their names, or under `names`: what a session takes."""
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in zip(names or inputs.names, inputs.tensors, strict=True)}
+
+
 def answers(run: Run, inputs: Inputs, size: int) -> Answers:
     """The outputs for all rows of `inputs`, computed `size` rows at a time."""
     return joined([run(chunk) for chunk in chunks(inputs, min(size, inputs.batch))], inputs.batch)

@@ -76,6 +76,16 @@ class Inputs:
         """The batch size."""
         return next(len(t) for t, has in zip(self.tensors, self.batched, strict=True) if has)
 
+    @property
+    def is_one_tensor(self) -> bool:
+        """Whether the network is called with one tensor and nothing else, by position."""
+        return len(self._leaves) == 1 and not self.arguments()[1] and self.arguments()[0] == (self.tensors[0],)
+
+    @property
+    def example(self) -> Arguments:
+        """The same call as an `Example`."""
+        return Arguments(*self.arguments())
+
     def resized(self, batch: int) -> Inputs:
         """The first `batch` examples, repeated where there are fewer."""
         return self.rows(torch.arange(batch) % self.batch)

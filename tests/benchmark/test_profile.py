@@ -260,7 +260,7 @@ def test_every_runtime_tells_every_layer(runtime: str) -> None:
     work = profiling_work("resnet20", runtime)
     kept = {g.name: g.width - (not g.frozen) for g in work.groups}
     module = cut(work.folded, PruningPlan(work.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-    timing = open_timer(work.target).time(Variant(module, work._onnx(module)), work.images, lambda: None)
+    timing = open_timer(work.target).time(Variant(module, work._onnx(module)), work.inputs, lambda: None)
     assert timing.layers_ms.keys() == work.widths.keys()
     assert sum(timing.layers_ms.values()) == pytest.approx(timing.ms)
 
@@ -269,7 +269,7 @@ def profiling_work(name: str, runtime: str) -> Any:
     from ltcompile.benchmark.profiling.work import _Work
 
     target = replace(TARGET, runtime=runtime, batch=2)
-    return _Work(lt.build_model(name).eval(), model(name), target, open_timer(target), (3, 32, 32))
+    return _Work(lt.build_model(name).eval(), model(name), target, open_timer(target), torch.randn(1, 3, 32, 32))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "eager"])
@@ -661,5 +661,5 @@ def test_any_network_of_one_input_is_planned_by_time(law: Law, tmp_path: Path) -
         lt.Search(lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 2, 1)), example, tmp_path / "x", target_speedup=2, profile=found)
     with pytest.raises(InvalidSetting, match=r"profile=lt\.profile"):
         lt.Search(TwoMaps, example, tmp_path / "x", target_speedup=2)
-    with pytest.raises(InvalidSetting, match="example= must be an input"):
+    with pytest.raises(InvalidSetting, match="example= must be inputs"):
         lt.profile(network, TARGET)

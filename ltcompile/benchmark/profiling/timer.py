@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ltcompile import runtimes
 from ltcompile.benchmark.profiling.layers import assign, names, shares
 from ltcompile.core.deployment import COMPILED, ENGINE, Deployment
 from ltcompile.engine.cpu import candidates
 from ltcompile.errors import Disagreement, InvalidModel, Unavailable
-from ltcompile.graph.outputs import outputs_of
+from ltcompile.graph.inputs import Example
 from ltcompile.graph.widths import LAYERS
 from ltcompile.lower import HalfInside
+from ltcompile.lower.answers import Answers, answers, compare, feeds, of_network
 from ltcompile.lower.evaluate import evaluator_of_all
+from ltcompile.lower.export import Flat
 from ltcompile.lower.fake_quantize import precision_of
+from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import HALVES, rounded_network
-from ltcompile.numerics import Expected
 from ltcompile.runtimes import Options, Session, Subject, Trace
 from ltcompile.timing import SETTLE_S, interleave
 
@@ -77,33 +79,38 @@ class LayerTimer:
         """Whether variants need an ONNX model."""
         return bool(runtimes.declared(self.target.runtime, "READS_ONNX"))
 
-    def check(self, variant: Variant, images: Tensor) -> None:
-        """Raises Disagreement where the runtime does not answer to images (N, ...) what PyTorch does."""
-        session = self._session(variant, replace(self.target, batch=len(images)))
-        if reason := self._expected(variant, images).refusal(joined(session.run(images.numpy()).values())):
+    def check(self, variant: Variant, example: Example) -> None:
+        """Raises Disagreement where the runtime does not answer to the example what PyTorch does."""
+        inputs = Inputs.of(variant.module, example)
+        session = self._session(variant, inputs, replace(self.target, batch=inputs.batch))
+        found = {name: np.asarray(value) for name, value in session.run(feeds(inputs)).items()}
+        if reason := compare(found, *self._expected(variant, inputs)).refusal:
             raise Disagreement(
                 f"the runtime does not compute the network at widths that are to be timed: {reason}; profile with another runtime"
             )
 
-    def call(self, variant: Variant, images: Tensor) -> Call:
+    def call(self, variant: Variant, example: Example) -> Call:
         """One run of the whole network."""
-        return self._session(variant, self.target).bind(images.numpy()).call
+        inputs = Inputs.of(variant.module, example)
+        return self._session(variant, inputs, self.target).bind(feeds(inputs)).call
 
-    def time(self, variant: Variant, images: Tensor, reference: Call) -> Timing:
+    def time(self, variant: Variant, example: Example, reference: Call) -> Timing:
         """Raises InvalidModel where no layer has a time."""
-        traced = self._session(variant, self.target, trace=True)
-        call = traced.bind(images.numpy()).call
+        inputs = Inputs.of(variant.module, example)
+        traced = self._session(variant, inputs, self.target, trace=True)
+        call = traced.bind(feeds(inputs)).call
         if _second_ms(call) >= SLOW_MS:
             whole = Whole.of(call, reference, self.settle_s, SLOW_SECONDS)
         else:
-            whole = Whole.of(self.call(variant, images), reference, self.settle_s)
+            whole = Whole.of(self.call(variant, example), reference, self.settle_s)
             for _ in range(int(min(MOST_RUNS, max(LEAST_RUNS, 1000 * SECONDS / whole.ms)))):
                 call()
         return whole.timing(self._layers_us(variant, traced.layer_times()))
 
-    def _session(self, variant: Variant, deployment: Deployment, trace: bool = False) -> Session:
+    def _session(self, variant: Variant, inputs: Inputs, deployment: Deployment, trace: bool = False) -> Session:
         half = deployment.precision in HALVES and variant.onnx is None
-        module = HalfInside(variant.module, HALVES[deployment.precision]).eval() if half else variant.module
+        module = HalfInside(variant.module, HALVES[deployment.precision]) if half else variant.module
+        module = (module if inputs.is_one_tensor else Flat(module, inputs)).eval()
         onnx = None if variant.onnx is None else variant.onnx.SerializeToString()
         options = Options(trace=trace, spin=self.deployed)
         try:
@@ -111,26 +118,23 @@ class LayerTimer:
         except Unavailable as error:
             raise InvalidModel(f"{deployment.runtime} cannot run the network: {error}") from error
 
-    @torch.no_grad()
-    def _expected(self, variant: Variant, images: Tensor) -> Expected:
+    def _expected(self, variant: Variant, inputs: Inputs) -> tuple[Answers, Answers | None]:
         """What the variant's module answers, and with the rounding of its precision simulated."""
-        exact, precision = answer(variant.module, images), self.target.precision
+        exact, precision = answers(of_network(variant.module), inputs, inputs.batch), self.target.precision
         if precision in HALVES:
-            return Expected(exact, answer(rounded_network(variant.module, precision), images))
+            return exact, answers(of_network(rounded_network(variant.module, precision)), inputs, inputs.batch)
         int8 = variant.onnx is not None and precision_of(variant.onnx) == "int8"
-        if not int8:
-            return Expected(exact)
-        name = variant.onnx.graph.input[0].name
-        return Expected(exact, joined(evaluator_of_all(variant.onnx)({name: images.numpy()}).values()))
+        return exact, evaluator_of_all(variant.onnx)(feeds(inputs)) if int8 else None
 
     def _layers_us(self, variant: Variant, trace: Trace) -> dict[str, float]:
         """Layer -> microseconds, over all calls but the first, which allocates."""
         layers: list[str | None]
-        if variant.onnx is None:  # operations are the layers themselves, in a HalfInside with its prefix
-            layers = [name if name in dict(variant.module.named_modules()) else name.removeprefix("module.") for name in trace.names]
+        if variant.onnx is None:  # operations are the layers themselves, in a Flat or HalfInside with its prefix
+            known = dict(variant.module.named_modules())
+            layers = [name if name in known else name.removeprefix("network.").removeprefix("module.") for name in trace.names]
         else:
-            known = names(variant.onnx, [name for name, layer in variant.module.named_modules() if isinstance(layer, LAYERS)])
-            layers = assign(list(zip(trace.names, trace.products, strict=True)), known)
+            operations = names(variant.onnx, [name for name, layer in variant.module.named_modules() if isinstance(layer, LAYERS)])
+            layers = assign(list(zip(trace.names, trace.products, strict=True)), operations)
         found: dict[str, list[float]] = defaultdict(list)
         for call in trace.us[1:].tolist():
             for layer, us in shares(list(zip(layers, call, strict=True))).items():
@@ -221,14 +225,3 @@ def _middle(values: list[float] | NDArray[np.float64]) -> float:
     ordered = np.sort(values)
     quarter = len(ordered) // 4
     return float(ordered[quarter : len(ordered) - quarter].mean())
-
-
-def answer(network: Callable[[Tensor], Any], images: Tensor) -> NDArray[np.float32]:
-    """What a network gives for images (N, ...), in one array."""
-    return joined(tensor.numpy() for tensor in outputs_of(network(images)).values())
-
-
-def joined(outputs: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The outputs of a network in one array: the only one as it is, several side by side (N, values)."""
-    arrays = list(outputs)
-    return arrays[0] if len(arrays) == 1 else np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)

@@ -19,25 +19,29 @@ from torch import Tensor, nn
 
 from ltcompile.benchmark import energy
 from ltcompile.benchmark.profiling import design
-from ltcompile.benchmark.profiling.timer import Call, LayerTimer, Timing, Variant, Whole, answer, joined, open_timer
+from ltcompile.benchmark.profiling.timer import Call, LayerTimer, Timing, Variant, Whole, open_timer
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.image_size import height_width
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine, named_network
 from ltcompile.core.records import provenance
 from ltcompile.core.streams import seeded, stream
+from ltcompile.core.ticket import Ticket
 from ltcompile.errors import InvalidModel, InvalidSetting, Unavailable
 from ltcompile.graph import cut, trace
 from ltcompile.graph._copy import copied
+from ltcompile.graph.inputs import Arguments, Example
 from ltcompile.graph.tied_groups import tied_groups
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import export_onnx, fold_batch_norm
+from ltcompile.lower.answers import answers, compare, feeds, of_network, probe
+from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.onnx_weights import with_weights
 from ltcompile.models import build_model
-from ltcompile.numerics import Expected
 from ltcompile.paths import cache_folder, check_writable
+from ltcompile.pruned import Pruned, Result, pruned_of
 from ltcompile.runtimes._ort import run_once
 
 SAVED_EVERY = 10  # runs
@@ -46,7 +50,8 @@ SLOWED, CALM = 1.15, 0.25  # beyond so many times what the small cut took in its
 CHECKED = 4  # images
 STOPWATCH_SECONDS = 6.0  # of each of the two networks: shorter ones scatter by more than targets allow
 TURNS = 3  # of counting joules
-Model = Mapping[str, Any] | nn.Module  # name and arguments of `build_model`, or a network of one's own
+Source = Pruned | Ticket | Result | str | Path
+Model = Mapping[str, Any] | nn.Module | Source  # name and arguments of `build_model`, a network, or what `pruned_of` takes
 Progress = Callable[[int, int, Run], None]  # runs done, of how many, the last one
 
 
@@ -59,7 +64,7 @@ def cached(model: Mapping[str, Any], target: Deployment) -> Path:
 def profile(
     model: Model,
     target: Deployment | str,
-    example: Tensor | None = None,
+    example: Example | None = None,
     *,
     output: str | Path | None = None,
     resume: bool = True,
@@ -71,9 +76,10 @@ def profile(
     written to `output` (by default the cache) as it grows.
 
     Args:
-        model: the name and arguments of `build_model`, or a network of one's own, which takes one tensor and gives one.
+        model: the name and arguments of `build_model`; or a network, with `example`; or a `Pruned`, a ticket or the result of a search: of
+            these the dense network, which is what a plan cuts, or the small one where that is all.
         target: where it will run, such as "cpu:onnxruntime:b1:fp32".
-        example: of a network of one's own, an input (N, ...).
+        example: inputs of a network: a tensor (N, ...), a tuple of arguments or a dict of keyword arguments.
         output: the file; by default one in the cache.
         resume: continue what is there, if it is of this network, target and machine.
 
@@ -118,7 +124,7 @@ def _calmed(found: Profile, work: _Work, report: Progress) -> Profile:
     return replace(found, runs=tuple(runs))
 
 
-def stopwatch(model: Model, target: Deployment | str, example: Tensor | None = None) -> Callable[[nn.Module], float]:
+def stopwatch(model: Model, target: Deployment | str, example: Example | None = None) -> Callable[[nn.Module], float]:
     """Measures the fraction of the full network's time that a cut of `model` takes at `target` on this machine, deployed: they run in turns.
 
     `model`, `target` and `example` are as in `profile`. Raises Unavailable where they cannot run here.
@@ -135,14 +141,14 @@ def stopwatch(model: Model, target: Deployment | str, example: Tensor | None = N
     return measured
 
 
-def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Callable[[nn.Module], float]]:
+def joulemeter(model: Model, target: Deployment, example: Example | None = None) -> tuple[float, Callable[[nn.Module], float]]:
     """The joules that an image takes in the whole network at `target` on this machine, all that the device spends meanwhile; and what tells
     the share of them that a cut of `model` takes, in turns with it.
 
     Raises Unavailable where the network cannot run here, or nothing counts joules.
     """
     timer, joules = open_timer(target, deployed=True), energy.counter(target.device)
-    work = _work(model, target, timer, None)
+    work = _work(model, target, timer, example)
     whole = work.itself
 
     def spent(call: Call) -> float:
@@ -158,18 +164,39 @@ def joulemeter(model: Mapping[str, Any], target: Deployment) -> tuple[float, Cal
     return statistics.median(spent(whole) for _ in range(TURNS)), measured
 
 
-def _work(model: Model, target: Deployment, timer: LayerTimer, example: Tensor | None) -> _Work:
-    """The network: of a name with weights at random. Raises InvalidSetting where a network of one's own comes without its example."""
-    if isinstance(model, nn.Module):
-        if not isinstance(example, Tensor):
-            raise InvalidSetting("example= must be an input of the network, as one tensor (N, ...); profiles take no other networks")
-        network = copied(unwrap(model)).cpu().eval()
-        return _Work(network, named_network(network, [example]), target, timer, tuple(example.shape[1:]))
-    made = model["arguments"]
-    shape = (made["in_channels"], *height_width(made["image_size"]))
+def described(model: Model, example: Example | None = None) -> Mapping[str, Any]:
+    """What a profile calls `model`. Raises InvalidSetting where a network comes without an example of its inputs."""
+    if isinstance(model, Mapping):
+        return model
+    network, example = _own(model, example)
+    return named_network(network, Arguments.of(example).tensors)
+
+
+def _own(model: nn.Module | Source, example: Example | None) -> tuple[nn.Module, Example]:
+    if not isinstance(model, nn.Module):
+        pruned = pruned_of(model)
+        return pruned.dense or pruned.small, pruned.example if example is None else example
+    if example is None:
+        raise InvalidSetting(
+            "example= must be inputs of the network: a tensor (N, ...), a tuple of arguments or a dict of keyword arguments"
+        )
+    return unwrap(model), example
+
+
+def _work(model: Model, target: Deployment, timer: LayerTimer, example: Example | None) -> _Work:
+    """The network: of a name with weights at random. Raises InvalidSetting as `described` does."""
+    named = described(model, example)
+    if not isinstance(model, Mapping):
+        network, example = _own(model, example)
+        return _Work(copied(network).cpu().eval(), named, target, timer, example)
+    shape = (named["arguments"]["in_channels"], *height_width(named["arguments"]["image_size"]))
     with seeded(stream("first weights", 0)):
-        network = build_model(model["name"], **model["arguments"]).eval()
-    return _Work(network, model, target, timer, shape)
+        network = build_model(named["name"], **named["arguments"]).eval()
+    return _Work(network, named, target, timer, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
+
+
+def _tensors(inputs: Inputs) -> dict[str, Tensor]:
+    return dict(zip(inputs.names, inputs.tensors, strict=True))
 
 
 def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile | None:
@@ -195,20 +222,24 @@ class _Work:
     model: Mapping[str, Any]
     target: Deployment
     timer: LayerTimer
-    shape: tuple[int, ...]  # of an input, but for the batch
+    example: Example
 
     @cached_property
-    def images(self) -> Tensor:
-        """Seeded noise (batch, ...)."""
-        return torch.randn((self.target.batch, *self.shape), generator=torch.Generator().manual_seed(0))
+    def inputs(self) -> Arguments:
+        """As many rows as the target's batch: those of the example, then noise like them."""
+        return probe(self.network, self.example, self.target.batch).example
+
+    @cached_property
+    def few(self) -> Arguments:
+        return probe(self.network, self.example, min(2, self.target.batch)).example
 
     @cached_property
     def folded(self) -> nn.Module:
-        return fold_batch_norm(self.network, self.images[:2])[0].eval()
+        return fold_batch_norm(self.network, self.few)[0].eval()
 
     @cached_property
     def groups(self) -> tuple[Any, ...]:
-        return trace(self.folded, self.images[:2])
+        return trace(self.folded, self.few)
 
     @cached_property
     def widths(self) -> Mapping[str, Any]:
@@ -239,14 +270,14 @@ class _Work:
 
     def time(self, why: Why, some: design.Kept) -> Run:
         kept = {g.name: g.width for g in self.groups} | some
-        timing: Timing = self.timer.time(self._variant(some), self.images, self.reference)
+        timing: Timing = self.timer.time(self._variant(some), self.inputs, self.reference)
         widths = {name: (int(w.read.of(kept)), int(w.made.of(kept))) for name, w in self.widths.items()}
         return Run(why, widths, timing.ms, timing.spread, timing.layers_ms, timing.reference_ms)
 
     @cached_property
     def reference(self) -> Call:
         """A small cut that runs in turns with all others, and tells how fast the machine is just then."""
-        return self.timer.call(self._variant(design.small([b for b in tied_groups(self.groups) if not b.frozen])), self.images)
+        return self.timer.call(self._variant(design.small([b for b in tied_groups(self.groups) if not b.frozen])), self.inputs)
 
     def _variant(self, some: design.Kept) -> Variant:
         """The network at some widths, its answers checked."""
@@ -255,8 +286,7 @@ class _Work:
         return self._checked(Variant(module, self._onnx(module)))
 
     def _checked(self, variant: Variant) -> Variant:
-        images = torch.randn((CHECKED, *self.images.shape[1:]), generator=torch.Generator().manual_seed(1))
-        self.timer.check(variant, images)
+        self.timer.check(variant, probe(self.network, self.example, CHECKED).example)
         return variant
 
     def _onnx(self, module: nn.Module) -> Any:
@@ -271,7 +301,7 @@ class _Work:
     @cached_property
     def itself(self) -> Call:
         """The network as it is."""
-        return self.timer.call(self._checked(Variant(self.folded, self._base if self.timer.reads_onnx else None)), self.images)
+        return self.timer.call(self._checked(Variant(self.folded, self._base if self.timer.reads_onnx else None)), self.inputs)
 
     @cached_property
     def _base(self) -> Any:
@@ -285,18 +315,17 @@ class _Work:
             g.name: b.channels(g, max(1, b.steps // 2)) for b in half.values() for g in b.groups
         }
         module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-        images = self.images[:1].expand(CHECKED, *self.shape).contiguous()
+        inputs = probe(self.network, self.example, CHECKED)
         import onnx
 
         try:
             with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
                 path = Path(folder) / "half.onnx"
                 onnx.save(with_weights(self._float, self.folded.state_dict(), module.state_dict()), str(path))
-                found = joined(run_once(path, images.numpy()).values())
+                found = run_once(path, feeds(inputs))
         except Exception:  # ONNX Runtime has its own types: the file counts channels in a place that we do not know
             return False
-        with torch.no_grad():
-            return not Expected(answer(module, images)).refusal(found)
+        return not compare(found, answers(of_network(module), inputs, CHECKED)).refusal
 
     @cached_property
     def _float(self) -> Any:
@@ -308,9 +337,9 @@ class _Work:
         with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
             path = Path(folder) / "network.onnx"
             if (precision or self.target.precision) == "int8":
-                network = Int8Network(module, self.images[:2], self.images[:CHECKED], Path(folder))
+                network = Int8Network(module, self.few, [_tensors(probe(self.network, self.example, CHECKED))], Path(folder))
                 network.write()
                 path = network.file
             else:
-                export_onnx(module, self.images[:2], path)
+                export_onnx(module, self.few, path)
             return onnx.load(str(path))
