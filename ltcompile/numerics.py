@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Answers = dict[str, NDArray[Any]]  # by the names of outputs
 Rows = TypeVar("Rows")  # an array or a tensor whose first dimension counts inputs
 
 CHUNK = 64  # inputs at once where nothing is timed
@@ -45,6 +46,7 @@ STANDARD_ERRORS = 4.0
 LEAST_SPREAD = 0.3
 LEAST_OUTPUT = 1e-3  # of the largest: smaller outputs are small because larger numbers cancel, with the rounding of those
 TINY = 1e-30
+UNEQUAL = 0.01  # of whole numbers, such as classes: where two values all but tie, either may be the largest
 
 
 def largest_error(found: Any, expected: Any) -> float:
@@ -168,6 +170,45 @@ class Expected:
 
     def _text(self, value: float) -> str:
         return f"{value / max(_rms(_array(self.exact)), TINY):.2%} of the outputs"
+
+
+def compare(found: Answers, exact: Answers, rounded: Answers | None = None) -> Compared:
+    """The output that is furthest off, of those that a file gives: `exact` is by PyTorch in fp32, `rounded` with its rounding simulated.
+
+    Outputs are taken in order, since a file may name them otherwise.
+    """
+    if len(found) != len(exact):
+        return Compared(math.inf, 0.0, f"there are {len(found)} outputs instead of {len(exact)}")
+    simulated = list(rounded.values()) if rounded is not None else [None] * len(exact)
+    compared = []
+    for (name, x), y, s in zip(exact.items(), found.values(), simulated, strict=True):
+        one = _compare_numbers(y, x, s) if np.issubdtype(x.dtype, np.floating) else _compare_integers(y, x, s)
+        prefix = f"output {name!r}: " if one.refusal and len(exact) > 1 else ""
+        compared.append(Compared(one.error, one.allowed, prefix + one.refusal))
+    return max(compared, key=lambda one: (bool(one.refusal), one.error / one.allowed if one.allowed else 0.0))
+
+
+def _compare_numbers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None) -> Compared:
+    finite = np.isfinite(exact)
+    if finite.all() or found.shape != exact.shape:
+        return Expected(exact, rounded).compare(found)
+    if not np.array_equal(np.nan_to_num(found[~finite], nan=0.5), np.nan_to_num(exact[~finite], nan=0.5)):
+        return Compared(math.inf, 0.0, "infinite or undefined values differ")
+    held = [None if value is None else np.where(finite, value, 0.0).astype(np.float32) for value in (exact, rounded, found)]
+    assert held[0] is not None and held[2] is not None
+    return Expected(held[0], held[1]).compare(held[2])
+
+
+def _compare_integers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None) -> Compared:
+    if found.shape != exact.shape:
+        return Compared(math.inf, 0.0, f"outputs have the shape {found.shape}, not {exact.shape}")
+    allowed = UNEQUAL + (0.0 if rounded is None else _unequal(rounded, exact))
+    error = _unequal(found, exact)
+    return Compared(error, allowed, "" if error <= allowed else f"{error:.1%} of the values differ ({allowed:.1%} is allowed)")
+
+
+def _unequal(found: NDArray[Any], exact: NDArray[Any]) -> float:
+    return float((found != exact).mean()) if exact.size else 0.0
 
 
 def changed_classes(found: Any, exact: Any) -> float:

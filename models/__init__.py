@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ltcompile import registry
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
     from ltcompile.core.recipe import Recipe
 
 
+SIDE, FOREIGN_SIDE = 32, 224  # of images, in pixels: of built-in networks, and of those from elsewhere
 Maker = Callable[[int, int, tuple[int, int]], "nn.Module"]
 
 
@@ -33,7 +38,7 @@ def build_model(
 
     Args:
         name: a built-in name, `torchvision:NAME`, `timm:NAME`, or `package.module:factory` of one's own; a factory is
-            called with those of classes, in_channels and image_size that it takes.
+            called with those of classes, in_channels and image_size that it takes. `path/to/file.py:factory` names a file.
         image_size: the side of square images in pixels, or (height, width); a factory gets a number for square ones, else the pair.
         weights: a state dict, as .safetensors or a file of torch.save; read without executing anything. Where they are for
             another number of classes, the final layer stays fresh, and a `Notice` says so.
@@ -80,6 +85,11 @@ def default_recipe(name: str) -> Recipe:
 def least_size(name: str) -> int:
     """The least height and width of images that the network can take, in pixels."""
     return 1 if ":" in name else int(registry.load(__name__, "model", name).LEAST_SIZE)
+
+
+def usual_size(name: str) -> int:
+    """The height and width of images that the network is usually given, in pixels."""
+    return FOREIGN_SIDE if ":" in name else max(SIDE, least_size(name))
 
 
 def names() -> list[str]:
@@ -158,12 +168,38 @@ def _own(name: str) -> Maker:
 
 
 def _imported(name: str) -> Callable[..., Any]:
-    module, _, factory = name.partition(":")
+    module, _, factory = name.rpartition(":")
     try:
-        make: Callable[..., Any] = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidModel(f"{name!r} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+        make: Callable[..., Any] = getattr(_module(module), factory)
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        raise InvalidModel(
+            f"{name!r} cannot be imported: {error}; is its folder the current one, or on PYTHONPATH? A file is named as in my/file.py:build"
+        ) from error
+    except Exception as error:  # the user's own code may raise anything
+        raise InvalidModel(f"{name!r} failed with {type(error).__name__} while it was imported: {error}") from error
     return make
+
+
+def _module(name: str) -> ModuleType:
+    """A module, which is looked for in the current directory too, as `python -m` does; or that of a .py file, with its folder."""
+    is_file = name.endswith(".py")
+    folder = str(Path(name).resolve().parent if is_file else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    if not is_file:
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    own = f"{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"  # other modules may have the file's name
+    if own not in sys.modules:
+        spec = importlib.util.spec_from_file_location(own, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[own] = importlib.util.module_from_spec(spec)  # where dataclasses look their module up
+        try:
+            spec.loader.exec_module(sys.modules[own])
+        except BaseException:
+            del sys.modules[own]
+            raise
+    return sys.modules[own]
 
 
 def _built(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> nn.Module:

@@ -89,11 +89,13 @@ def bench(
     seconds_per_row: float = 2.0,
     output: str | Path | None = None,
     write_dense: str | Path | None = None,
+    file: str | Path | None = None,
     on_row: Callable[[Measurement], None] | None = None,
 ) -> BenchResult:
     """Measure a ticket or an ONNX file of `shrink` against its dense network, in one run, and write bench.json and bench.csv.
 
-    A `Pruned`, or the result of a `lt.Search`, is measured in the same way, on its example and noise like it, and nothing is written.
+    A `Pruned`, or the result of a `lt.Search`, is measured in the same way, on its example and noise like it, with any inputs and outputs; with
+    `file`, through that ONNX file of `shrink`. Files are written only to `output` and `write_dense` then.
 
     The dense network has its trained weights where the run folder holds them; else fresh ones, which are as fast, and no accuracy.
     Answers are compared with the ticket's network in fp32 by PyTorch. Of an ONNX file without its ticket, and of one whose weights were
@@ -109,9 +111,21 @@ def bench(
     if not isinstance(target, str | Path | Pruned):
         target = pruned_of(target)
     if isinstance(target, Pruned):
-        if any(value is not None for value in (data, model, output, write_dense)):
-            raise InvalidSetting("data=, model=, output= and write_dense= belong to tickets and files; leave them out for a Pruned")
-        return bench_pruned(target, runtimes=runtimes, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row)
+        if data is not None or model is not None:
+            raise InvalidSetting("data= and model= belong to tickets and files; leave them out for a Pruned")
+        return bench_pruned(
+            target,
+            file=None if file is None else Path(file),
+            runtimes=runtimes,
+            devices=devices,
+            batches=batches,
+            seconds_per_row=seconds_per_row,
+            output=None if output is None else check_writable(output),
+            write_dense=None if write_dense is None else _dense_path(write_dense, Path(file or "")),
+            on_row=on_row,
+        )
+    if file is not None:
+        raise InvalidSetting("file= is a file of a Pruned; leave it out for tickets and files")
     known = _open(Path(target))
     path = check_writable(Path(output) if output else RunFolder(known.folder).bench)
     dense_path = _dense_path(write_dense, Path(target)) if write_dense is not None else None
@@ -197,7 +211,10 @@ def _open_onnx(path: Path) -> _Target:
             f"{path} was not made by `ltcompile shrink`, so its dense network is unknown; shrink a ticket, or bench the ticket itself"
         )
     if "ticket_checksum" not in metadata:
-        raise InvalidFile(f"{path} was made of a network without a ticket, so its dense network is unknown; use lt.bench(pruned)")
+        raise InvalidFile(
+            f"{path} was made of a network without a ticket, so its dense network is unknown; name that network too, as in "
+            f"`ltcompile bench {path} --model package.module:factory --plan plan.json --example SHAPES`, or use lt.bench(pruned, file=)"
+        )
     if strange := _strange(model):
         raise InvalidFile(f"{path} {strange}, as `ltcompile shrink` never writes it; shrink the ticket again")
     shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]

@@ -4,48 +4,68 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from ltcompile.benchmark.memory import watch
+from ltcompile.benchmark.reference import OF_MODULE
 from ltcompile.benchmark.rows import TF32_TOLERANCE, BenchResult, Loaded, measurement, working
 from ltcompile.core.deployment import Deployment
-from ltcompile.core.records import Measurement
-from ltcompile.errors import Disagreement, InvalidSetting, Unavailable
+from ltcompile.core.load import busy_share
+from ltcompile.core.network_file import NetworkFile
+from ltcompile.core.network_file import described as described_file
+from ltcompile.core.onnx_file import read_onnx
+from ltcompile.core.records import Measurement, provenance
+from ltcompile.errors import Disagreement, InvalidSetting, TicketMismatch, Unavailable
+from ltcompile.graph import size
 from ltcompile.lower import export_onnx, fold_batch_norm
-from ltcompile.lower.answers import answers, compare, of_network, probe
+from ltcompile.lower.answers import answers, feeds, of_network, probe, rounded_answers
 from ltcompile.lower.export import Flat
 from ltcompile.lower.inputs import Inputs
+from ltcompile.numerics import compare
+from ltcompile.paths import write_bytes, write_json, write_text
 from ltcompile.pruned import Pruned
-from ltcompile.runtimes import Array, Subject, load
+from ltcompile.runtimes import Array, Subject, declared, load
 from ltcompile.timing import interleave
+
+IMAGES = "the example, and noise like it"
 
 
 def bench_pruned(
     pruned: Pruned,
     *,
+    file: Path | None = None,
     runtimes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None,
     batches: Sequence[int] = (1, 8, 64),
     seconds_per_row: float = 2.0,
+    output: Path | None = None,
+    write_dense: Path | None = None,
     on_row: Callable[[Measurement], None] | None = None,
 ) -> BenchResult:
-    """Times of `pruned.small` and, where it is known, `pruned.dense`, in turns, in fp32.
+    """Times of `pruned.small`, or of the ONNX file that `shrink` made of it, and where it is known of `pruned.dense`, in turns.
 
-    Inputs are the example's rows and noise like them. Before anything is timed, every output is compared with PyTorch's.
+    Inputs are the example's rows and noise like them. Before anything is timed, every output is compared with PyTorch's. The result goes to
+    `output` and its .csv, the dense network as it is measured to `write_dense`.
 
     Raises:
         Unavailable: a runtime or device that was asked for does not work here. Disagreement: a runtime computes something else.
-        InvalidModel: a network cannot be exported. InvalidSetting: the batch sizes make no sense.
+        InvalidModel: a network cannot be exported. InvalidSetting: the batch sizes make no sense. TicketMismatch: the file is of another network.
     """
     if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
         raise InvalidSetting(f"batch sizes must be different and at least 1, not {list(batches)}")
     networks = {"small": pruned.small} if pruned.dense is None else {"dense": pruned.dense, "small": pruned.small}
-    result = BenchResult()
+    if write_dense is not None and pruned.dense is None:
+        raise InvalidSetting("write_dense= writes the dense network, and this Pruned has none; leave it out")
+    described = None if file is None else _described(file, pruned)
+    result, busy = BenchResult(), busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
-        subjects = [_subject(name, network, pruned, Path(scratch)) for name, network in networks.items()]
+        subjects = [_subject(name, network, pruned, Path(scratch), file if name == "small" else None) for name, network in networks.items()]
+        if write_dense is not None:
+            write_bytes(write_dense, subjects[0].onnx_bytes("bench"))
         for runtime, device in working(runtimes, devices, result.skipped):
             for batch in batches:
                 deployment = Deployment(device, runtime, batch)
@@ -54,7 +74,34 @@ def bench_pruned(
                     result.rows.append(row)
                     if on_row is not None:
                         on_row(row)
+    if output is not None:
+        sizes = {name: size(network, pruned.example) for name, network in networks.items()}
+        value = {
+            "kind": "bench",
+            "format": 1,
+            "target": file.name if file is not None else type(pruned.small).__name__,
+            "file": asdict(described) if described else None,
+            "ticket_checksum": None,
+            "network_checksum": pruned.checksum,
+            "metric": None if pruned.metric is None else asdict(pruned.metric),
+            "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
+            **result.to_json(),
+            "images": IMAGES,
+            "compared_with": OF_MODULE,
+            "busy_share": busy,
+            "provenance": provenance(),
+        }
+        write_json(output, value)
+        write_text(output.with_suffix(".csv"), result.to_csv())
     return result
+
+
+def _described(file: Path, pruned: Pruned) -> NetworkFile:
+    """What results call an ONNX file of `shrink`. Raises TicketMismatch where it was made of another network."""
+    metadata = {p.key: p.value for p in read_onnx(file).metadata_props}
+    if metadata.get("network_checksum") != pruned.checksum:
+        raise TicketMismatch(f"{file} was not made of this network by `ltcompile shrink`; shrink it again, or name its weights and plan")
+    return described_file(file.name, file.read_bytes(), metadata)
 
 
 def _rows(loaded: Mapping[str, Loaded], inputs: Mapping[str, Array], batch: int, seconds: float) -> list[Measurement]:
@@ -64,19 +111,18 @@ def _rows(loaded: Mapping[str, Loaded], inputs: Mapping[str, Array], batch: int,
     return [measurement(name, one, batch, times[name], None if name == "dense" else times.get("dense")) for name, one in loaded.items()]
 
 
-def _subject(name: str, network: nn.Module, pruned: Pruned, scratch: Path) -> Subject:
-    """The network folded, taking its tensors one after the other, and its ONNX file."""
+def _subject(name: str, network: nn.Module, pruned: Pruned, scratch: Path, file: Path | None) -> Subject:
+    """The network folded, taking its tensors one after the other, and its ONNX file, `file` if that is given."""
     folded, _ = fold_batch_norm(network, pruned.example)
-    path = scratch / f"{name}.onnx"
-    export_onnx(folded, pruned.example, path, input_names=pruned.input_names, output_names=pruned.output_names)
+    path = file or scratch / f"{name}.onnx"
+    if file is None:
+        origin = {"producer": "ltcompile", "network_checksum": pruned.checksum}
+        export_onnx(folded, pruned.example, path, origin, input_names=pruned.input_names, output_names=pruned.output_names)
     return Subject(name, Flat(folded, Inputs.of(folded, pruned.example)).eval(), path)
 
 
 def _arrays(pruned: Pruned, batch: int) -> Mapping[str, Array]:
-    inputs = probe(pruned.small, pruned.example, batch)
-    return {
-        name: np.ascontiguousarray(tensor.numpy()) for name, tensor in zip(pruned.input_names or inputs.names, inputs.tensors, strict=True)
-    }
+    return feeds(probe(pruned.small, pruned.example, batch), pruned.input_names)
 
 
 def _load_all(
@@ -103,8 +149,12 @@ def _load(subject: Subject, pruned: Pruned, deployment: Deployment) -> Loaded:
     found = session.run(_arrays(pruned, deployment.batch))
     peak = above()
     assert isinstance(subject.module, Flat)
+    network, file = subject.module.network, read_onnx(subject.onnx) if isinstance(subject.onnx, Path) else None
+    reads_file = file is not None and declared(deployment.runtime, "READS_ONNX")
     compared = compare(
-        {name: np.asarray(value) for name, value in found.items()}, answers(of_network(subject.module.network), inputs, deployment.batch)
+        {name: np.asarray(value) for name, value in found.items()},
+        answers(of_network(network), inputs, deployment.batch),
+        rounded_answers(network, inputs, file, feeds(inputs, pruned.input_names)) if reads_file else None,
     )
     if compared.refusal and not (session.dtype == "tf32" and compared.error <= TF32_TOLERANCE):
         raise Disagreement(f"{deployment} and PyTorch disagree on {subject.name!r}: {compared.refusal}; leave this runtime out")

@@ -15,9 +15,11 @@ from ltcompile.errors import InvalidSetting
 if TYPE_CHECKING:
     from torch import nn
 
+    from ltcompile.benchmark.profiling.work import Model
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.profile import Profile
     from ltcompile.core.reached import Reached
+    from ltcompile.graph import Example
 
 PRUNING, LIMITS = "Pruning", "Limits"
 LAST_SEED = 2**31 - 1
@@ -65,7 +67,6 @@ PROFILE: Any = typer.Option(
     help="A file of `ltcompile profile`, made on the machine of --on; by default this machine is profiled, once.",
     rich_help_panel=PRUNING,
 )
-SIDE, FOREIGN_SIDE = 32, 224
 MISSED = 4  # exit code: done, files are written, and a target was missed
 GROUP_REDUCTION: Any = typer.Option(
     "default",
@@ -115,15 +116,16 @@ class Timed:
 
 
 def timed(
-    model: dict[str, Any],
+    model: Model,
     on: str | None,
     profile: Path | None,
     speedup: float | None = None,
     latency: str | None = None,
     energy: str | None = None,
     quiet: bool = False,
+    example: Example | None = None,
 ) -> Timed | None:
-    """The requested target of time or energy, or None; profiles this machine where it has to.
+    """The requested target of time or energy, or None; profiles this machine where it has to. `model` and `example` are as in `lt.profile`.
 
     Raises InvalidSetting, ProfileMismatch, and Unavailable where nothing counts energy here.
     """
@@ -138,7 +140,7 @@ def timed(
     if on is None:
         raise InvalidSetting("a target of time or energy needs a place: add --on, as in --on cpu:onnxruntime:b1:fp32")
     from ltcompile.benchmark.energy import counter
-    from ltcompile.benchmark.profiling import cached, joulemeter, stopwatch
+    from ltcompile.benchmark.profiling import described, joulemeter, stopwatch
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.profile import Profile
     from ltcompile.errors import ProfileMismatch, Unavailable
@@ -150,19 +152,19 @@ def timed(
         except Unavailable as error:
             raise Unavailable(f"--target-energy cannot be measured here: {error}; use --target-latency or --target-speedup") from error
     if profile is None:
-        found = shown_profile(model, target, cached(model, target), again=False, quiet=quiet)
+        found = shown_profile(model, target, None, again=False, quiet=quiet, example=example)
     else:
         found = Profile.load(profile)
-    found.check_fits(model, target)
+    found.check_fits(described(model, example), target)
     if most is not None:
         found.check_here()
-        dense, spent = joulemeter(model, target)
+        dense, spent = joulemeter(model, target, example)
         if most >= dense:
             raise InvalidSetting(f"the dense network takes {1000 * dense:.4g} mJ an image at {target} already; choose a lower target")
         return Timed("energy", most / dense, str(target), found, spent)
     try:
         found.check_here()
-        measured = stopwatch(model, target)
+        measured = stopwatch(model, target, example)
     except ProfileMismatch:
         typer.secho(f"planned for {found.machine.get('cpu', 'another machine')}; not measured on this one", err=True)
         measured = None
@@ -189,11 +191,12 @@ def _amount(text: str, units: dict[str, float], rule: str) -> float:
     return float(match[1]) * units[match[2]]
 
 
-def shown_profile(model: dict[str, Any], target: Deployment, path: Path, again: bool, quiet: bool) -> Profile:
+def shown_profile(model: Model, target: Deployment, path: Path | None, again: bool, quiet: bool, example: Example | None = None) -> Profile:
     """A profile, made or gone on with under a bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    from ltcompile.benchmark.profiling import described
     from ltcompile.benchmark.profiling import profile as run
 
     columns = (
@@ -205,16 +208,23 @@ def shown_profile(model: dict[str, Any], target: Deployment, path: Path, again: 
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True, quiet=quiet), disable=quiet) as bar:
-        task = bar.add_task(f"timing {model['name']} at {target}", total=None)
-        return run(model, target, output=path, resume=not again, on_progress=lambda done, of, _: bar.update(task, completed=done, total=of))
+        task = bar.add_task(f"timing {described(model, example)['name']} at {target}", total=None)
+        return run(
+            model,
+            target,
+            example,
+            output=path,
+            resume=not again,
+            on_progress=lambda done, of, _: bar.update(task, completed=done, total=of),
+        )
 
 
 def size_for(model: str, requested: str | None) -> int | list[int]:
     """The size of a network's images in pixels, as `core.image_size` reads it. Raises InvalidSetting."""
     from ltcompile.core.image_size import parse
-    from ltcompile.models import least_size
+    from ltcompile.models import usual_size
 
-    return parse(requested) if requested else (FOREIGN_SIDE if ":" in model else max(SIDE, least_size(model)))
+    return parse(requested) if requested else usual_size(model)
 
 
 def _ratio(requested: str) -> tuple[str, float]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 import typer
 
+from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, own_network
 from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, batches, print_header, print_row, warn_if_busy
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile bench ticket.pt --runtime onnxruntime --batch 1 --batch 64  ·  "
-    "ltcompile bench ticket.pt --competitors --batch 64  ·  ltcompile bench small.onnx --write-dense dense.onnx"
+    "ltcompile bench ticket.pt --competitors --batch 64  ·  ltcompile bench small.onnx --write-dense dense.onnx  ·  "
+    "ltcompile bench --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64"
 )
 NAME = 6  # characters of a network's name
 IMAGES = 256  # outputs are compared on as many at most, and int8 takes its ranges from them
@@ -26,14 +28,19 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    target: Path = typer.Argument(..., help="A file of `ltcompile shrink` (.onnx), or a ticket.pt."),
+    target: Optional[Path] = typer.Argument(
+        None, help="A file of `ltcompile shrink` (.onnx), or a ticket.pt; without one, --model names the network."
+    ),
     against: str = typer.Option("dense", help="What to time it next to: the dense network that it was cut from."),
     runtime: list[str] | None = typer.Option(None, help=f"{RUNTIMES}; all that work by default."),
     device: list[str] | None = DEVICE,
     batch: list[int] = batches(1, 8, 64),
     data: str | None = typer.Option(None, help="Test images; the ticket's own data by default."),
     data_root: Path = DATA_ROOT,
-    model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
+    model: str | None = MODEL,
+    weights: Optional[Path] = WEIGHTS,
+    plan: Optional[Path] = PLAN,
+    example: str | None = EXAMPLE,
     seconds: float = SECONDS,
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; bench.json next to the target by default."),
     write_dense: Path | None = typer.Option(
@@ -52,9 +59,11 @@ def bench(
 
     if against != "dense":
         raise InvalidSetting(f"--against knows dense, not {against!r}")
+    file = target if target is not None and target.suffix == ".onnx" and example is not None else None  # of one's own network
+    own = own_network(None if file else target, model, weights, plan, example)
     warn_if_busy(busy_share())
     if competitors:
-        if runtime or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
+        if own or target is None or runtime or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
             raise InvalidSetting("--competitors takes a ticket.pt and one --device, and no --runtime or --write-dense: all run")
         _competitors(
             target,
@@ -69,18 +78,20 @@ def bench(
         )
         return
     if not as_json:
-        print_header(NAME, "accuracy")
+        print_header(NAME, *([] if own else ["accuracy"]))
+    written = output or (RunFolder(target.parent).bench if target else Path("bench.json"))
     result = run(
-        target,
+        own or str(target),
         runtimes=runtime or None,
         devices=device or None,
         batches=batch,
         data=data,
         data_root=data_root,
-        model=model,
+        model=None if own else model,
         seconds_per_row=seconds,
-        output=output,
+        output=written,
         write_dense=write_dense,
+        file=file,
         on_row=None if as_json else _print_row,
     )
     if as_json:
@@ -89,8 +100,8 @@ def bench(
     for reason in dict.fromkeys(result.skipped.values()):
         names = ", ".join(name for name, why in result.skipped.items() if why == reason)
         typer.echo(f"skipped {names}: {reason}")
-    files = " and ".join(str(path) for path in (output or RunFolder(target.parent).bench, write_dense) if path)
-    typer.echo(f"wrote {files}; next: ltcompile report {target.parent}")
+    files = " and ".join(str(path) for path in (written, write_dense) if path)
+    typer.echo(f"wrote {files}; next: ltcompile report {written.parent}")
 
 
 def _competitors(

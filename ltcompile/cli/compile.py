@@ -6,67 +6,76 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
+from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, own_network
 from ltcompile.cli._options import MOST_IMAGES
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ltcompile.core.ticket import Ticket
     from ltcompile.engine import Engine
+    from ltcompile.graph import Example
+    from ltcompile.pruned import Pruned
 
 EPILOG = (
     "Examples:  ltcompile compile ticket.pt -o small.engine  ·  ltcompile compile ticket.pt --precision int8 --batch 1  ·  "
-    "ltcompile compile small.engine --retune -o here.engine"
+    "ltcompile compile small.engine --retune -o here.engine  ·  "
+    "ltcompile compile --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64"
 )
 IMAGES = 256  # as many training images as outputs are compared on, and int8's ranges taken from
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Make an engine of a ticket's network, the fastest here.")(compile)
+    app.command(epilog=EPILOG, short_help="Make an engine of a network, the fastest here.")(compile)
 
 
 def compile(
-    target: Path = typer.Argument(..., help="ticket.pt of a search; or an engine, with --retune."),
+    target: Optional[Path] = typer.Argument(
+        None, help="ticket.pt of a search; or an engine, with --retune; without one, --model names the network."
+    ),
     output: Path = typer.Option(Path("small.engine"), "-o", "--output", help="The engine file to write."),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     batch: list[int] = typer.Option([1, 8, 64], min=1, max=MOST_IMAGES, help="Batch sizes to be ready for; repeat for several."),
     precision: str | None = typer.Option(
         None, help="fp32, bf16 or int8 on a CPU; fp16, bf16 or fp32 on a GPU.", show_default="fp32, GPU fp16"
     ),
-    data: str | None = typer.Option(None, help="Training images to compare outputs on; the ticket's own data by default."),
+    data: str | None = typer.Option(
+        None,
+        help="Training images to compare outputs on, the ticket's own data by default; or a file of inputs by name (.safetensors, .pt).",
+    ),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
-    model: str | None = typer.Option(None, help="Names your own package.module:factory again, where the ticket needs it."),
+    model: str | None = MODEL,
+    weights: Optional[Path] = WEIGHTS,
+    plan: Optional[Path] = PLAN,
+    example: str | None = EXAMPLE,
     max_drop: float = typer.Option(5.0, help="With int8: the per cent of images that may change their class against fp32."),
     retune: bool = typer.Option(False, "--retune", help="Measure an engine of another machine again on this one."),
     explain: bool = typer.Option(False, "--explain", help="Print the time of every runtime, the runtime of each layer, and why."),
     as_json: bool = typer.Option(False, "--json", help="Print the decisions as JSON."),
 ) -> None:
-    """Compile a ticket's small network for this machine: measures the runtimes and takes the fastest, for each batch size."""
+    """Compile a small network for this machine: measures the runtimes and takes the fastest, for each batch size."""
     import ltcompile as lt
-    from ltcompile.core.ticket import Ticket
     from ltcompile.paths import check_writable
-    from ltcompile.pruned import check_ticket_fits, dense_network, small_network
 
     check_writable(output)
+    own = None if retune else own_network(target, model, weights, plan, example)
     with _progress(as_json) as report:
         if retune:
-            engine = lt.load_engine(target, retune=True, on_progress=report)
+            engine = lt.load_engine(str(target), retune=True, on_progress=report)
         else:
-            loaded = Ticket.load(target)
-            check_ticket_fits(loaded, model)
-            network = small_network(loaded, dense_network(loaded))
-            images = _images(loaded, data, data_root, precision)
-            engine = lt.compile(network, images, device=device, batch=batch, precision=precision, max_drop=max_drop, on_progress=report)
+            network, inputs = _ticket(target, model, data, data_root, precision) if own is None else (own.small, _inputs(own, data))  # type: ignore[arg-type]
+            engine = lt.compile(network, inputs, device=device, batch=batch, precision=precision, max_drop=max_drop, on_progress=report)
     engine.save(output)
     if as_json:
         typer.echo(json.dumps([decision.to_json() for decision in engine.decisions.values()]))
         return
     _print(engine, explain)
-    typer.echo(f'wrote {output} ({output.stat().st_size / 1e6:.2f} MB); use it: lt.load_engine("{output}")(images)')
+    call = ", ".join(engine.input_names)
+    typer.echo(f'wrote {output} ({output.stat().st_size / 1e6:.2f} MB); use it: lt.load_engine("{output}")({call})')
 
 
 @contextlib.contextmanager
@@ -77,6 +86,26 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
     console = Console(stderr=True, quiet=quiet)
     with console.status("lowering the network") as status:
         yield status.update
+
+
+def _ticket(target: Path, model: str | None, data: str | None, root: Path, precision: str | None) -> tuple[nn.Module, Tensor]:
+    """A ticket's small network, and images."""
+    from ltcompile.core.ticket import Ticket
+    from ltcompile.pruned import check_ticket_fits, dense_network, small_network
+
+    ticket = Ticket.load(target)
+    check_ticket_fits(ticket, model)
+    return small_network(ticket, dense_network(ticket)), _images(ticket, data, root, precision)
+
+
+def _inputs(own: Pruned, data: str | None) -> Example:
+    """The inputs of a file, or the example."""
+    from ltcompile.errors import InvalidSetting
+    from ltcompile.graph.examples import TENSORS, read_inputs
+
+    if data is not None and not data.endswith(TENSORS):
+        raise InvalidSetting(f"--data takes a file of inputs ({', '.join(TENSORS)}) for a network of your own, not {data!r}")
+    return own.example if data is None else read_inputs(Path(data))
 
 
 def _images(ticket: Ticket, data: str | None, root: Path, precision: str | None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ltcompile.cli._network import EXAMPLE, NAMES
 from ltcompile.cli._options import (
     ALIGN,
     GROUP_REDUCTION,
@@ -45,11 +46,12 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    model: str = typer.Option("vgg16", help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own."),
+    model: str = typer.Option("vgg16", help=NAMES),
     weights: Path | None = typer.Option(None, help="Trained weights (.safetensors or torch.save); fresh ones say little of importance."),
     classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network distinguishes."),
     in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
     image_size: str | None = IMAGE_SIZE,
+    example: str | None = EXAMPLE,
     ratio: float | None = typer.Option(
         None, help="Share of the filters to drop.  [default: 0.5, unless there is a target]", rich_help_panel=PRUNING
     ),
@@ -93,20 +95,28 @@ def plan(
     from ltcompile.prune import Limits
     from ltcompile.prune import plan as choose
     from ltcompile.prune.target import SizeCounter
+    from ltcompile.pruned.files import pruned_from_files
 
     limits_given = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
     if output is not None:
         check_writable(output)
-    size = size_for(model, image_size)
-    named = {"name": model, "arguments": {"classes": classes, "in_channels": in_channels, "image_size": size}}
-    time = timed(named, on, profile, target_speedup, target_latency, target_energy, quiet=as_json)
-    with seeded(stream("first weights", seed)):
-        network = build_model(model, classes, in_channels, size, weights)
-    example = torch.zeros(2, in_channels, *height_width(size))
+    goals = (on, profile, target_speedup, target_latency, target_energy)
+    if example is not None:
+        own = pruned_from_files(model, weights, None, example)
+        network, inputs = own.small, own.example
+        time = timed(network, *goals, quiet=as_json, example=inputs)
+    else:
+        size = size_for(model, image_size)
+        time = timed(
+            {"name": model, "arguments": {"classes": classes, "in_channels": in_channels, "image_size": size}}, *goals, quiet=as_json
+        )
+        with seeded(stream("first weights", seed)):
+            network = build_model(model, classes, in_channels, size, weights)
+        inputs = torch.zeros(2, in_channels, *height_width(size))
     reached: list[Reached] = []
     found = choose(
         network,
-        example,
+        inputs,
         ratio,
         scope,  # type: ignore[arg-type]  # checked there
         criterion,
@@ -122,7 +132,7 @@ def plan(
         group_reduction=group_reduction,  # type: ignore[arg-type]
         on_target=reached.append,
     )
-    size_counter = SizeCounter(network, example)
+    size_counter = SizeCounter(network, inputs)
     before, after = size_counter.dense, size_counter.left(found)
     if output is not None:
         found.save(output)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ltcompile.cli._network import EXAMPLE, NAMES, own_network
 from ltcompile.cli._options import IMAGE_SIZE, MOST_IMAGES, shown_profile, size_for
 
 if TYPE_CHECKING:
+    from ltcompile.benchmark.profiling.work import Model
     from ltcompile.core.profile import Profile
 
 EPILOG = """Examples:  ltcompile profile --model vgg16 --runtime onnxruntime --batch 64  ·
@@ -28,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def profile(
-    model: str = typer.Option("vgg16", help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own."),
+    model: str = typer.Option("vgg16", help=NAMES),
     runtime: str = typer.Option("onnxruntime", help="onnxruntime, openvino or eager."),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     batch: int = typer.Option(1, min=1, max=MOST_IMAGES, help="Images in one call."),
@@ -36,6 +38,7 @@ def profile(
     classes: int = typer.Option(10, min=2, max=1_000_000, help="Classes that the network distinguishes."),
     in_channels: int = typer.Option(3, min=1, max=1024, help="Colours of its images."),
     image_size: str | None = IMAGE_SIZE,
+    example: str | None = EXAMPLE,
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write; kept in the user's cache by default."),
     again: bool = typer.Option(False, "--again", help="Measure again, instead of resuming what is there."),
     as_json: bool = typer.Option(False, "--json", help="Print where it was written and how well it predicts, as JSON."),
@@ -44,13 +47,13 @@ def profile(
 
     `find --on` and `plan --on` read it; a profile that was made on the machine of the deployment can be carried to the one that trains.
     """
-    from ltcompile.benchmark.profiling import cached
+    from ltcompile.benchmark.profiling import cached, described
     from ltcompile.core.deployment import Deployment
 
     target = Deployment(device, runtime, batch, precision)
     sizes = {"classes": classes, "in_channels": in_channels, "image_size": size_for(model, image_size)}
-    named = {"name": model, "arguments": sizes}
-    path = output or cached(named, target)
+    named: Model = {"name": model, "arguments": sizes} if example is None else own_network(None, model, None, None, example)  # type: ignore[assignment]
+    path = output or cached(described(named), target)
     began = time.perf_counter()
     found = shown_profile(named, target, path, again, quiet=as_json)
     seconds = time.perf_counter() - began
@@ -68,13 +71,15 @@ def profile(
         return
     _print(found)
     carried = ["--profile", str(output)] if output else []
-    typer.echo(f"wrote {path} in {seconds:.0f} s; next: {shlex.join([*_next(model, sizes), '--on', str(target), *carried, *ASK])}")
+    typer.echo(f"wrote {path} in {seconds:.0f} s; next: {shlex.join([*_next(model, sizes, example), '--on', str(target), *carried, *ASK])}")
 
 
-def _next(name: str, sizes: dict[str, Any]) -> list[str]:
+def _next(name: str, sizes: dict[str, Any], example: str | None) -> list[str]:
     """The command that finds a ticket of such a network, on data of its classes and colours; without such data, the one that plans it."""
     from ltcompile.core.image_size import to_text
 
+    if example is not None:
+        return ["ltcompile", "plan", "--model", name, "--example", example]
     classes, colours, side = sizes["classes"], sizes["in_channels"], to_text(sizes["image_size"])
     data = DATA.get((classes, colours), f"imagefolder:FOLDER_OF_{classes}_CLASSES" if colours == 3 else None)
     if data is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
+from ltcompile.cli._network import EXAMPLE, MODEL, OWN, PLAN, WEIGHTS, own_network
 from ltcompile.cli._options import end_by_target
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 EPILOG = (
     "Examples:  ltcompile shrink ticket.pt -o small.onnx  ·  ltcompile shrink ticket.pt -o small.pt2 --precision fp16  ·  "
     "ltcompile shrink ticket.pt -o small.onnx --precision int8 --calibrate digits  ·  ltcompile shrink ticket.pt --snap auto  ·  "
-    "ltcompile shrink --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64 -o small.onnx --dynamic batch,height,width"
+    "ltcompile shrink --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64 -o small.onnx --dynamic batch,height,width  ·  "
+    "ltcompile shrink --model torchvision:resnet18 --weights resnet18.pth --target-speedup 1.5 -o small.onnx"
 )
 INT8 = "int8"
-OWN = "any network"
 
 
 def register(app: typer.Typer) -> None:
@@ -45,17 +46,15 @@ def shrink(
         "training images. In int8 they stay as they are: the ranges of activations come from training images, choices from validation images.",
     ),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
-    model: str | None = typer.Option(
-        None, help="Your own package.module:factory, called without arguments. With a ticket: names it again, where the ticket needs it."
-    ),
-    weights: Optional[Path] = typer.Option(
-        None, help="State dict of --model, before or after the cut (.safetensors, .pth).", rich_help_panel=OWN
-    ),
-    plan: Optional[Path] = typer.Option(None, help="plan.json of `ltcompile plan`: what is cut.", rich_help_panel=OWN),
-    example: str | None = typer.Option(
+    model: str | None = MODEL,
+    weights: Optional[Path] = WEIGHTS,
+    plan: Optional[Path] = PLAN,
+    example: str | None = EXAMPLE,
+    target_speedup: float | None = typer.Option(
         None,
-        metavar="SHAPES",
-        help="Inputs of --model: 1x3x32x32, or image=1x3x64x64,tokens=1x16:int64, or a file of tensors by name.",
+        min=1,
+        max=10_000,
+        help="Plan the cut of --model too: how many times as fast as it the small network is to run at --on.",
         rich_help_panel=OWN,
     ),
     dynamic: str = typer.Option(
@@ -66,7 +65,7 @@ def shrink(
         help="Move widths to multiples of 16: down (the least important channels go), up (zeros fill) or auto (what is faster at --on).",
     ),
     on: str = typer.Option(
-        "cpu:onnxruntime:b1:fp32", metavar="TARGET", help="Where --snap auto measures: device:runtime:bBATCH:precision."
+        "cpu:onnxruntime:b1:fp32", metavar="TARGET", help="Where --target-speedup and --snap auto measure: device:runtime:bBATCH:precision."
     ),
     max_drop: float = typer.Option(
         0.5,
@@ -92,8 +91,11 @@ def shrink(
     from ltcompile.paths import check_writable
 
     check_writable(output)
-    _check_origin(ticket, model, {"--weights": weights, "--plan": plan, "--example": example})
-    source = Ticket.load(ticket) if ticket is not None else _own(str(model), weights, plan, str(example))
+    own = own_network(ticket, model, weights, plan, example)
+    reached = None
+    if target_speedup is not None:
+        own, reached = _planned(own, plan, target_speedup, on, as_json)
+    source = own or Ticket.load(ticket)  # type: ignore[arg-type]
     with Console(stderr=True, quiet=as_json).status("shrinking") as status:
         done = run(
             source,
@@ -108,7 +110,8 @@ def shrink(
             dynamic=tuple(name.strip() for name in dynamic.split(",") if name.strip()),
             on_progress=lambda message: status.update(Text(message)),
         )
-    reached = _reached(source.config, done.record, on) if isinstance(source, Ticket) else None
+    if isinstance(source, Ticket):
+        reached = _reached(source.config, done.record, on)
     if as_json:
         typer.echo(json.dumps({**done.record, "target": reached.to_json() if reached else None}))
     else:
@@ -116,21 +119,20 @@ def shrink(
     end_by_target(reached, quiet=as_json)
 
 
-def _check_origin(ticket: Path | None, model: str | None, own: Mapping[str, object]) -> None:
-    """Raises InvalidSetting unless there is a ticket, or a model with example inputs."""
+def _planned(own: Pruned | None, plan: Path | None, speedup: float, on: str, quiet: bool) -> tuple[Pruned, Reached]:
+    """The network cut to a measured speedup at `on`, and how it stands to that."""
+    from ltcompile.cli._options import timed
     from ltcompile.errors import InvalidSetting
+    from ltcompile.prune import plan as choose
+    from ltcompile.pruned import Pruned
 
-    given = [flag for flag, value in own.items() if value is not None]
-    if ticket is not None and given:
-        raise InvalidSetting(f"{given[0]} belongs to a network of your own, and a ticket holds its network; leave one of them out")
-    if ticket is None and (model is None or own["--example"] is None):
-        raise InvalidSetting("name a ticket.pt, or a network of your own: --model package.module:factory --example 1x3x32x32")
-
-
-def _own(model: str, weights: Path | None, plan: Path | None, example: str) -> Pruned:
-    from ltcompile.pruned.files import pruned_from_files
-
-    return pruned_from_files(model, weights, plan, example)
+    if own is None or plan is not None:
+        raise InvalidSetting("--target-speedup plans the cut of a --model; leave it out where a ticket or --plan says what is cut")
+    time = timed(own.small, on, None, speedup, quiet=quiet, example=own.example)
+    assert time is not None
+    reached: list[Reached] = []
+    found = choose(own.small, own.example, **time.target, profile=time.profile, measured=time.measured, on_target=reached.append)
+    return Pruned.of_cut(own.small, found, own.example), reached[0]
 
 
 def _calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path) -> Calibration | None:
@@ -153,11 +155,8 @@ def _timer(source: Ticket | Pruned, on: str) -> RelativeTimer:
     from ltcompile.benchmark.profiling import stopwatch
     from ltcompile.core.deployment import Deployment
     from ltcompile.core.ticket import Ticket
-    from ltcompile.errors import InvalidSetting
 
-    if not isinstance(source, Ticket):
-        raise InvalidSetting("--snap auto measures networks of tickets; choose --snap down or up")
-    return stopwatch(source.model, Deployment.parse(on))
+    return stopwatch(source.model if isinstance(source, Ticket) else source, Deployment.parse(on))
 
 
 def _reached(config: Mapping[str, Any], record: Mapping[str, Any], on: str) -> Reached | None:

@@ -17,9 +17,10 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.errors import Disagreement
 from ltcompile.graph import embed
 from ltcompile.graph.inputs import Example
-from ltcompile.lower.answers import Answers, joined, of_network
+from ltcompile.lower.answers import joined, of_network
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import in_double
+from ltcompile.numerics import Answers
 
 EXACT = 1e-8  # of each output's largest value: float64 rounds at 1e-16, which a network may amplify, by up to a thousand
 REWRITTEN = 1e-5  # of the largest output, where weights are computed again in fp32: folded, factorised, or standing for others

@@ -25,12 +25,12 @@ from ltcompile.deploy.judges import Judge
 from ltcompile.deploy.qat import fine_tune, tuning
 from ltcompile.errors import Disagreement, TrainingFailed, Unavailable
 from ltcompile.graph.inputs import Arguments
-from ltcompile.lower.answers import Answers, Run, answers, compare, of_file, of_network
+from ltcompile.lower.answers import Run, answers, of_file, of_network
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.quantize import CHUNK as CALIBRATED
 from ltcompile.lower.quantize import METHODS, WEIGHT_TOP, Scheme
-from ltcompile.numerics import CHUNK, Compared, changed_classes, largest_error
+from ltcompile.numerics import CHUNK, Answers, Compared, changed_classes, compare, largest_error
 from ltcompile.runtimes import unavailable
 
 MOST_ERROR = 0.25  # of the largest output, against fp32: what rounding may change, where the network is computed as it should be

@@ -18,9 +18,9 @@ from ltcompile.deploy.job import Evaluate, ShrinkJob
 from ltcompile.errors import InvalidData, InvalidSetting
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.outputs import outputs_of
-from ltcompile.lower.answers import Answers, Run, answers, chunks
+from ltcompile.lower.answers import Run, answers, chunks
 from ltcompile.lower.inputs import Inputs
-from ltcompile.numerics import CHUNK, LEAST_INPUTS
+from ltcompile.numerics import CHUNK, LEAST_INPUTS, Answers
 
 CALIBRATION_ROWS = 512
 CPU = torch.device("cpu")

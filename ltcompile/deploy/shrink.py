@@ -91,7 +91,9 @@ def shrink(
         check_ticket_fits(pruned, model, calibrate.description.classes if isinstance(calibrate, Dataset) else None)
     pruned = pruned_of(pruned, model)
     job = replace(job, base=pruned.dense or pruned.small)
-    origin = {"ticket_checksum": pruned.provenance["ticket_checksum"]} if "ticket_checksum" in pruned.provenance else {}
+    if "ticket_checksum" not in pruned.provenance:
+        pruned = replace(pruned, provenance={**pruned.provenance, "network_checksum": pruned.checksum})
+    origin = {name: pruned.provenance[name] for name in ("ticket_checksum", "network_checksum") if name in pruned.provenance}
     done, lines = run_all(pruned, job)
     record = {
         "kind": "shrink",
@@ -101,7 +103,7 @@ def shrink(
         "bytes": job.output.stat().st_size,
         **lines,
         "seconds": time.perf_counter() - began,
-        **(origin or {"network_checksum": pruned.checksum}),
+        **origin,
         "provenance": provenance(),
     }
     write_json(job.output.with_suffix(".json"), record)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,15 @@ from torch import Tensor, nn
 from ltcompile.core.deployment import Deployment
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.outputs import outputs_of
+from ltcompile.lower.evaluate import evaluator_of_all
+from ltcompile.lower.fake_quantize import precision_of
 from ltcompile.lower.inputs import Inputs
-from ltcompile.numerics import Compared, Expected
+from ltcompile.lower.simulate import rounded_network
+from ltcompile.numerics import Answers
 from ltcompile.runtimes import Session, Subject, load
 
-UNEQUAL = 0.01  # of whole numbers, such as classes: where two values all but tie, either may be the largest
 STANDARD_MEAN, STANDARD_DEVIATION = 0.25, (0.75, 1.25)  # an example within these looks like the output of torch.randn
 
-Answers = dict[str, NDArray[Any]]  # by the names of outputs
 Run = Callable[[Inputs], Mapping[str, Tensor]]
 
 
@@ -96,6 +96,16 @@ def answers(run: Run, inputs: Inputs, size: int) -> Answers:
     return joined([run(chunk) for chunk in chunks(inputs, min(size, inputs.batch))], inputs.batch)
 
 
+def rounded_answers(network: nn.Module, inputs: Inputs, file: Any, feed: Mapping[str, NDArray[Any]]) -> Answers | None:
+    """What an ONNX `file` of `network` answers by the rounding of its precision, without a runtime; None in fp32. int8 takes the file's weights."""
+    precision = precision_of(file)
+    if precision == "fp32":
+        return None
+    if precision == "int8":
+        return {name: np.asarray(value) for name, value in evaluator_of_all(file)(feed).items()}
+    return answers(of_network(rounded_network(network, precision)), inputs, inputs.batch)
+
+
 def joined(parts: Sequence[Mapping[str, Tensor]], count: int) -> Answers:
     """The outputs of several chunks as one array each: rows in order, at most `count`; values alone where shapes vary or have no rows."""
     found: Answers = {}
@@ -106,42 +116,3 @@ def joined(parts: Sequence[Mapping[str, Tensor]], count: int) -> Answers:
         else:
             found[name] = np.concatenate(values)[:count] if len(parts) > 1 else values[0]
     return found
-
-
-def compare(found: Answers, exact: Answers, rounded: Answers | None = None) -> Compared:
-    """The output that is furthest off, of those that a file gives: `exact` is by PyTorch in fp32, `rounded` with its rounding simulated.
-
-    Outputs are taken in order, since a file may name them otherwise.
-    """
-    if len(found) != len(exact):
-        return Compared(math.inf, 0.0, f"there are {len(found)} outputs instead of {len(exact)}")
-    simulated = list(rounded.values()) if rounded is not None else [None] * len(exact)
-    compared = []
-    for (name, x), y, s in zip(exact.items(), found.values(), simulated, strict=True):
-        one = _compare_numbers(y, x, s) if np.issubdtype(x.dtype, np.floating) else _compare_integers(y, x, s)
-        prefix = f"output {name!r}: " if one.refusal and len(exact) > 1 else ""
-        compared.append(Compared(one.error, one.allowed, prefix + one.refusal))
-    return max(compared, key=lambda one: (bool(one.refusal), one.error / one.allowed if one.allowed else 0.0))
-
-
-def _compare_numbers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None) -> Compared:
-    finite = np.isfinite(exact)
-    if finite.all() or found.shape != exact.shape:
-        return Expected(exact, rounded).compare(found)
-    if not np.array_equal(np.nan_to_num(found[~finite], nan=0.5), np.nan_to_num(exact[~finite], nan=0.5)):
-        return Compared(math.inf, 0.0, "infinite or undefined values differ")
-    held = [None if value is None else np.where(finite, value, 0.0).astype(np.float32) for value in (exact, rounded, found)]
-    assert held[0] is not None and held[2] is not None
-    return Expected(held[0], held[1]).compare(held[2])
-
-
-def _compare_integers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None) -> Compared:
-    if found.shape != exact.shape:
-        return Compared(math.inf, 0.0, f"outputs have the shape {found.shape}, not {exact.shape}")
-    allowed = UNEQUAL + (0.0 if rounded is None else _unequal(rounded, exact))
-    error = _unequal(found, exact)
-    return Compared(error, allowed, "" if error <= allowed else f"{error:.1%} of the values differ ({allowed:.1%} is allowed)")
-
-
-def _unequal(found: NDArray[Any], exact: NDArray[Any]) -> float:
-    return float((found != exact).mean()) if exact.size else 0.0

@@ -8,30 +8,39 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.streams import seeded, stream
 from ltcompile.errors import InvalidFile
 from ltcompile.graph import cut
 from ltcompile.graph.examples import read_example
-from ltcompile.models import own_network
+from ltcompile.models import build_model, is_own_code, own_network, usual_size
 from ltcompile.models._weights import read_state_dict
 from ltcompile.pruned import Pruned
 
+CLASSES = 10  # of a public network without weights
 
-def pruned_from_files(model: str, weights: str | Path | None, plan: str | Path | None, example: str) -> Pruned:
-    """The network that `model`, "package.module:factory", makes without arguments, ready for `shrink`.
+
+def pruned_from_files(model: str, weights: str | Path | None = None, plan: str | Path | None = None, example: str | None = None) -> Pruned:
+    """The network that `model`, "package.module:factory" or "path/to/file.py:factory", makes without arguments, ready for deployment.
 
     Args:
-        weights: of the unpruned network, or with a plan also of the cut one: their shapes tell which.
+        model: or the name of a public network, which gets as many classes as `weights` have.
+        weights: of the unpruned network, or with a plan also of the cut one: their shapes tell which. Without, they are fresh, by a fixed seed.
         plan: a file of `PruningPlan.save`; the network is cut by it.
-        example: see `read_example`.
+        example: see `read_example`; by default an image for a public network.
 
     Raises:
         InvalidModel, UnknownName: the network cannot be made. InvalidFile: the weights fit neither. InvalidPlan: the plan is of another network.
     """
-    dense, inputs = own_network(model).eval(), read_example(example)
+    with seeded(stream("first weights", 0)):
+        dense = own_network(model).eval()
+    inputs = read_example(example or "1x3x{0}x{0}".format(usual_size(model)))
     chosen = PruningPlan.load(plan) if plan is not None else None
     small = cut(dense, chosen).eval() if chosen is not None else dense
     if weights is not None:
         state = read_state_dict(Path(weights), dense.state_dict())
+        if not is_own_code(model) and (classes := len(next(reversed(state.values())))) != CLASSES:
+            dense = build_model(model, classes).eval()
+            small = cut(dense, chosen).eval() if chosen is not None else dense
         fits = [network for network in (dense, small) if _shapes(network.state_dict()) == _shapes(state)]
         if not fits:
             raise InvalidFile(

@@ -509,7 +509,7 @@ def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law
     assert "held back" in shown and "noisy" not in shown
     calls = law.calls
     monkeypatch.setattr(
-        "ltcompile.benchmark.profiling.stopwatch", lambda named, target: lambda small: time_of(small) / time_of(lt.build_model("lenet5"))
+        "ltcompile.benchmark.profiling.stopwatch", lambda *_: lambda small: time_of(small) / time_of(lt.build_model("lenet5"))
     )
     shown = told("plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2)
     assert law.calls == calls, "it was profiled before" and "fewer" in shown
@@ -548,7 +548,7 @@ def test_a_missed_target_is_not_silent(law: Law, tmp_path: Path, monkeypatch: py
     reached: list[Reached] = []
     lt.plan(network, images, **slow, on_target=reached.append)
     assert reached == [Reached("time", 0.5, 0.6)]
-    monkeypatch.setattr("ltcompile.benchmark.profiling.stopwatch", lambda named, target: slow["measured"])
+    monkeypatch.setattr("ltcompile.benchmark.profiling.stopwatch", lambda *_: slow["measured"])
     words = ["plan", "--model", "lenet5", "--on", str(TARGET), "--target-speedup", "2", "--profile", str(tmp_path / "p.json")]
     for more in ([], ["--json"]):
         done = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "plan.json"), *more], catch_exceptions=False)

@@ -425,7 +425,7 @@ class TestCommand:
             (["--example", "1x3x8x8:complex"], "float32, int64"),
             (["--example", "none.safetensors"], "there is no file of inputs"),
             (["--example", "image=1x3x8x8,side=1x5", "--calibrate", "digits"], "a file of inputs"),
-            (["--example", "image=1x3x8x8,side=1x5", "--snap", "auto"], "down or up"),
+            (["--example", "image=1x3x8x8,side=1x5", "--target-speedup", "2"], "leave it out where a ticket or --plan"),
         ],
     )
     def test_wrong_words(self, arguments: list[str], tmp_path: Path, more: list[str], told: str) -> None:

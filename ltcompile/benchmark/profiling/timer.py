@@ -21,12 +21,13 @@ from ltcompile.errors import Disagreement, InvalidModel, Unavailable
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.widths import LAYERS
 from ltcompile.lower import HalfInside
-from ltcompile.lower.answers import Answers, answers, compare, feeds, of_network
+from ltcompile.lower.answers import answers, feeds, of_network
 from ltcompile.lower.evaluate import evaluator_of_all
 from ltcompile.lower.export import Flat
 from ltcompile.lower.fake_quantize import precision_of
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import HALVES, rounded_network
+from ltcompile.numerics import Answers, compare
 from ltcompile.runtimes import Options, Session, Subject, Trace
 from ltcompile.timing import SETTLE_S, interleave
 

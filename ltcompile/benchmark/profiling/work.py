@@ -35,11 +35,12 @@ from ltcompile.graph.tied_groups import tied_groups
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import export_onnx, fold_batch_norm
-from ltcompile.lower.answers import answers, compare, feeds, of_network, probe
+from ltcompile.lower.answers import answers, feeds, of_network, probe
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.onnx_weights import with_weights
 from ltcompile.models import build_model
+from ltcompile.numerics import compare
 from ltcompile.paths import cache_folder, check_writable
 from ltcompile.pruned import Pruned, Result, pruned_of
 from ltcompile.runtimes._ort import run_once

@@ -12,7 +12,8 @@ from ltcompile.deploy import _load_small
 from ltcompile.deploy.changes import changes
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.graph._copy import copied
-from ltcompile.lower.answers import answers, compare, of_network, probe
+from ltcompile.lower.answers import answers, of_network, probe
+from ltcompile.numerics import compare
 from ltcompile.paths import write_text
 from ltcompile.pruned import Pruned
 

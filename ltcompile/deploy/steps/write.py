@@ -9,9 +9,10 @@ from ltcompile.deploy import formats
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.errors import Disagreement
 from ltcompile.lower import HalfInside
-from ltcompile.lower.answers import answers, compare, of_network, probe
+from ltcompile.lower.answers import answers, of_network, probe
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import rounded_network
+from ltcompile.numerics import compare
 from ltcompile.pruned import Pruned
 
 ORDER = 80
