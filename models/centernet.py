@@ -52,7 +52,7 @@ class CenterNet(nn.Module):
         self.heat = nn.Sequential(_conv(widths[0], widths[0]), heat)
         self.boxes = _conv(widths[0], widths[0])
         self.size, self.offset = nn.Conv2d(widths[0], 2, 1), nn.Conv2d(widths[0], 2, 1)
-        heat.bias.data.fill_(-3.0)  # few cells hold a centre
+        nn.init.constant_(heat.bias, -3.0)  # type: ignore[arg-type]  # few cells hold a centre
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         y, maps = self.stem(images), []
