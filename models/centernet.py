@@ -20,7 +20,7 @@ NAMES = tuple(WIDTHS)
 LEAST_SIZE = 16
 RECIPE = Recipe(epochs=30, batch=16, lr=0.02, weight_decay=1e-4, schedule="cosine", warmup_epochs=2)
 STRIDE = 4  # pixels of a cell's side
-MOST = 100  # objects found in an image
+MOST, LEAST_SCORE = 100, 0.01  # objects found in an image
 
 
 def build(name: str, classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
@@ -66,7 +66,8 @@ class CenterNet(nn.Module):
         return {"heat": self.heat(y), "size": self.size(boxes), "offset": self.offset(boxes)}
 
     def loss(self, outputs: dict[str, Tensor], targets: dict[str, Any]) -> Tensor:
-        """Focal loss of the heat against Gaussians around the centres, and L1 of size and offset at the centres; the mean over objects.
+        """Focal loss of the heat against Gaussians around the centres, and L1 of size and offset at the centres, each for one object: the mean
+        over an image's objects, and then over images.
 
         `targets` has "boxes", a list of (K, 4) in pixels, and "labels", a list of (K,).
         """
@@ -74,12 +75,12 @@ class CenterNet(nn.Module):
         image = torch.cat([torch.full_like(kinds, i) for i, kinds in enumerate(targets["labels"])])
         centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
         x, y = (c.long().clamp(0, limit - 1) for c, limit in zip(centre.unbind(1), (heat.shape[3], heat.shape[2]), strict=True))
-        wanted = _bumps(heat, image, labels, x, y, size)
-        chance = heat.sigmoid()
-        focal = torch.where(wanted == 1, (1 - chance) ** 2 * F.logsigmoid(heat), (1 - wanted) ** 4 * chance**2 * F.logsigmoid(-heat)).sum()
+        wanted, chance = _bumps(heat, image, labels, x, y, size), heat.sigmoid()
+        focal = torch.where(wanted == 1, (1 - chance) ** 2 * F.logsigmoid(heat), (1 - wanted) ** 4 * chance**2 * F.logsigmoid(-heat))
         found_size, found_offset = (outputs[name][image, :, y, x] for name in ("size", "offset"))
-        l1 = 0.1 * F.l1_loss(found_size, size, reduction="sum") + F.l1_loss(found_offset, centre - torch.stack([x, y], 1), reduction="sum")
-        return (l1 - focal) / max(len(image), 1)
+        l1 = 0.1 * (found_size - size).abs().sum(1) + (found_offset - (centre - torch.stack([x, y], 1))).abs().sum(1)
+        total = (-focal.sum((1, 2, 3))).index_add(0, image, l1)
+        return (total / torch.bincount(image, minlength=len(heat)).clamp(min=1)).mean()
 
     @torch.no_grad()
     def detect(self, outputs: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -95,7 +96,8 @@ class CenterNet(nn.Module):
         boxes = torch.cat([centre - size / 2, centre + size / 2], 2) * STRIDE
         edges = torch.tensor([columns, rows, columns, rows], device=heat.device) * STRIDE
         boxes = torch.minimum(boxes.clamp(min=0), edges)
-        return [{"boxes": b, "labels": k, "scores": s} for b, k, s in zip(boxes, kind, scores, strict=True)]
+        found = zip(boxes, kind, scores, scores > LEAST_SCORE, strict=True)
+        return [{"boxes": b[likely], "labels": k[likely], "scores": s[likely]} for b, k, s, likely in found]
 
 
 @torch.no_grad()

@@ -107,7 +107,8 @@ def from_annotated(
     images = parts["train"][0]
     sample = images if isinstance(images, Tensor) else images[torch.linspace(0, len(images.files) - 1, min(500, len(images.files))).long()]
     mean, std = prescribed(name, sample.shape[1], options.preprocessing) or statistics(sample)
-    description = describe(name, class_names, (sample.shape[1], *sample.shape[2:]), mean, std, options)
+    shape = sample.shape[1], sample.shape[2], sample.shape[3]
+    description = describe(name, class_names, shape, mean, std, options, task="detection")
     splits: dict[Part, Any] = {
         part: AnnotatedSplit(there, objects, masks[part] if masks else None, mean, std) for part, (there, objects) in parts.items()
     }

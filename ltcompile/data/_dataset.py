@@ -244,11 +244,11 @@ def from_tensors(
 
 
 def describe(
-    name: str, class_names: list[str], shape: tuple[int, int, int], mean: Tensor, std: Tensor, options: DatasetOptions
+    name: str, class_names: list[str], shape: tuple[int, int, int], mean: Tensor, std: Tensor, options: DatasetOptions, **task: Any
 ) -> Description:
-    """The description of images that were prepared by `options`."""
+    """The description of images that were prepared by `options`; `task` are the fields of a task other than classification."""
     rounded_mean, rounded_std = (tuple(round(v, 6) for v in values.tolist()) for values in (mean, std))  # 0.485, and not 0.48500001
-    return Description(name, tuple(class_names), shape, rounded_mean, rounded_std, options.interpolation)
+    return Description(name, tuple(class_names), shape, rounded_mean, rounded_std, options.interpolation, **task)
 
 
 def prescribed(name: str, channels: int, preprocessing: Preprocessing | None) -> tuple[Tensor, Tensor] | None:

@@ -89,12 +89,16 @@ def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
         network = cut(dense, ticket.plan)
         network.load_state_dict(dict(ticket.weights))
         with torch.no_grad():
-            logits = network.eval()(torch.zeros(1, *ticket.data["shape"]))
+            found = network.eval()(torch.zeros(1, *ticket.data["shape"]))
     except Exception as error:  # layers whose widths do not meet raise anything
         raise TicketMismatch(f"the ticket does not fit {ticket.model['name']!r}: {_line(error)}; search again") from error
-    if tuple(logits.shape) != (1, len(ticket.data["class_names"])):
-        raise TicketMismatch(f"the ticket's network gives {tuple(logits.shape)[1:]}, not a number for each class; search again")
+    if _classifies(ticket) and found.shape != (1, len(ticket.data["class_names"])):
+        raise TicketMismatch(f"the ticket's network gives {tuple(found.shape)[1:]}, not a number for each class; search again")
     return network
+
+
+def _classifies(ticket: Ticket) -> bool:
+    return ticket.data.get("task", "classification") == "classification"
 
 
 def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
@@ -121,7 +125,7 @@ def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
         },
         metric,
         ("images",),
-        ("logits",),
+        ("logits",) if _classifies(ticket) else None,
         str(ticket.config.get("method", "")),
         {"ticket_checksum": ticket.checksum, "model": json.dumps(dict(ticket.model))},
     )

@@ -95,18 +95,12 @@ def test_what_the_loss_asks_for_is_what_is_detected() -> None:
     assert model.loss(outputs, nothing).isfinite()
 
 
-@pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")
-def test_a_cut_detector_is_deployed_as_it_is(tmp_path: Any) -> None:
-    """Its outputs by name, equal in ONNX Runtime, with losses and detections of the cut network's own outputs."""
+def test_a_cut_detector_has_its_outputs_losses_and_detections() -> None:
     torch.manual_seed(0)
-    model = lt.build_model("centernet-small", 3, 3, 32).eval()
-    images = IMAGES[..., :32, :32]
-    plan = lt.plan(model, images, target_macs=0.5)
-    cut: Any = lt.cut(model, plan)
-    done = lt.shrink(lt.Pruned(cut, images, model, plan), tmp_path / "small.onnx")
-    assert done.record["macs"] <= 0.5 * done.record["dense_macs"] and done.record["onnx_error"] < done.record["tolerance"]
+    model, images = lt.build_model("centernet-small", 3, 3, 32).eval(), IMAGES[..., :32, :32]
+    cut: Any = lt.cut(model, lt.plan(model, images, 0.5)).eval()
     with torch.no_grad():
-        outputs = cut.eval()(images)
+        outputs = cut(images)
     assert list(outputs_of(outputs)) == ["heat", "size", "offset"] and len(cut.detect(outputs)) == 2
     assert cut.loss(outputs, TARGETS).isfinite()
 

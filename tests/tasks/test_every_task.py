@@ -18,13 +18,18 @@ from ltcompile.core.description import Description
 from ltcompile.core.task import Task, items
 from ltcompile.errors import UnknownName
 from ltcompile.tasks import Classification
+from ltcompile.tasks.detection import Detection
 from ltcompile.training import ArmTraining, DefaultTrainer, Epoch, Execution, split
 
 CPU = torch.device("cpu")
 RECIPE = dataclasses.replace(QUICK, epochs=2)
 CASES: dict[str, Callable[[], tuple[Task, str]]] = {  # a small task of each kind, and a small network for it
     "classification": lambda: (Classification(lt.load_data("digits", image_size=8)), "lenet300"),
+    "detection": lambda: (Detection(lt.load_data("scenes").with_train_images(128)), "centernet-small"),
 }
+
+
+BATCHES = {"detection": 4}  # where few images have to give many steps
 
 
 @pytest.fixture(params=tasks.names(), scope="module")
@@ -68,7 +73,8 @@ def test_training_makes_the_network_better(case: tuple[Task, str]) -> None:
         whole, parts = task.loss(model, batch).value, [task.loss(model, few).value for few in split(batch, 4)]
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-4, atol=1e-6)
     saved: list[Epoch] = []
-    training = ArmTraining(Arm(0, "dense", 0), RECIPE, CPU)
+    recipe = dataclasses.replace(RECIPE, batch=BATCHES.get(task.description.task, RECIPE.batch))
+    training = ArmTraining(Arm(0, "dense", 0), recipe, CPU)
     done = DefaultTrainer(Execution())(model, task, training, None, lambda epoch, _: saved.append(epoch))
     assert done.epochs == saved and len(saved) == RECIPE.epochs and done.score == task.evaluate(model, "val", CPU)
     assert task.metric.gain(done.score.value, before.value) > 0

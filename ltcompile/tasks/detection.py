@@ -1,0 +1,154 @@
+"""Object detection: the mAP of COCO.
+
+A network is one of two kinds. Either `model(images)` gives tensors, `model.loss(outputs, targets)` a number, and `model.detect(outputs)` a list of
+{"boxes", "labels", "scores"}: then all that is deployed has fixed shapes. Or it is as torchvision's: in training mode `model(images, targets)` gives a
+dict of losses, else `model(images)` that list, with labels from 1 on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltcompile.core.description import Description
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.streams import seeded
+from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Task, Teacher
+from ltcompile.data import Dataset, DatasetOptions, load_data
+from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting
+from ltcompile.tasks._average_precision import mean_average_precision
+from ltcompile.training import in_fp32, predictions
+
+BATCH = 32  # of an evaluation
+ACTIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # what training mode changes besides the outputs
+
+
+def load(source: str, root: Path, options: DatasetOptions) -> Detection:
+    """Detection on a data set with boxes. Raises as `load_data`, and InvalidData for other data."""
+    size, prepared = options.image_size, options.preprocessing
+    return Detection(load_data(source, root, size, options.val_share, options.download, preprocessing=prepared, strict=options.strict))
+
+
+class Detection(Task):
+    """A data set of images with boxes. Raises InvalidData for another one."""
+
+    metric: Metric = Metric("mAP")
+
+    def __init__(self, data: Dataset) -> None:
+        if "boxes" not in data.annotations:
+            raise InvalidData(f"{data.description.name} has no boxes; detection takes data with boxes, such as scenes or coco:DIR")
+        self.data = data
+        self._splits: dict[Part, Any] = {"train": data.train, "val": data.val, "test": data.test}
+
+    @property
+    def description(self) -> Description:
+        return replace(self.data.description, task="detection")
+
+    @cached_property
+    def example(self) -> Tensor:
+        """Two validation images (2, C, H, W), normalised, on the CPU."""
+        return self.data.example
+
+    @property
+    def sizes(self) -> Mapping[Part, int]:
+        return {part: len(split) for part, split in self._splits.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the boxes and their classes."""
+        digest = hashlib.sha256()
+        for split in self._splits.values():
+            for objects in split.objects:
+                digest.update(objects.boxes.numpy().tobytes() + objects.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        """Shifts of at most an eighth of an image, and mirrored images where the data allows it."""
+        return replace(recipe, flip=self.data.flip, crop_pixels=min(self.data.description.shape[1:]) // 8)
+
+    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
+        """Images (N, C, H, W), and "boxes" and "labels" of their objects, a list of each."""
+        for images, targets in self._splits[part].batches(size, device, recipe, seed):
+            yield images, {"boxes": targets["boxes"], "labels": targets["labels"]}
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
+        """The network's own; with a teacher, also the mean squared difference to each of its outputs."""
+        images, targets = batch
+        if not has_detect(model):
+            if teacher is not None and recipe is not None and recipe.distill:
+                raise InvalidSetting(f"distill={recipe.distill} needs outputs in training; a network with losses as outputs has none")
+            return Loss(_losses(model, images, targets))
+        outputs = in_fp32(model(images))
+        hard: Tensor = model.loss(outputs, targets)  # type: ignore[operator]
+        if teacher is None or recipe is None or not recipe.distill:
+            return Loss(hard)
+        taught = teacher(images)
+        soft = torch.stack([F.mse_loss(outputs[name], taught[name]) for name in outputs]).sum()
+        return Loss((1 - recipe.distill) * hard + recipe.distill * soft)
+
+    def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
+        """mAP, and the mean loss over batches."""
+        found, truth, losses = [], [], []
+        for outputs, targets in predictions(model, self.batches(part, BATCH, device)):
+            found += detections(model, outputs)
+            truth += [{"boxes": b, "labels": k} for b, k in zip(targets["boxes"], targets["labels"], strict=True)]
+            if has_detect(model):
+                losses.append(float(model.loss(outputs, targets)))  # type: ignore[operator]
+        if not has_detect(model):
+            with torch.no_grad(), seeded(0):
+                losses = [float(_losses(model, *batch)) for batch in self.batches(part, BATCH, device)]
+        value = mean_average_precision(found, truth, self.description.classes)
+        return Score(value, sum(losses) / len(losses))
+
+
+def has_detect(model: nn.Module) -> bool:
+    """Whether a network has tensors as outputs, with `loss` and `detect` next to them.
+
+    Raises InvalidModel where it is of neither kind.
+    """
+    if hasattr(model, "loss") and hasattr(model, "detect"):
+        return True
+    if "targets" in inspect.signature(model.forward).parameters:
+        return False
+    raise InvalidModel(
+        f"{type(model).__name__} is no detector: it needs loss(outputs, targets) and detect(outputs), or forward(images, targets) as torchvision's"
+    )
+
+
+def detections(model: nn.Module, outputs: Any) -> list[dict[str, Tensor]]:
+    """Of each image "boxes" (K, 4) as x0, y0, x1, y1 in pixels, "labels" (K,) from 0 on and "scores" (K,), of a network's outputs."""
+    if has_detect(model):
+        found: list[dict[str, Tensor]] = model.detect(outputs)  # type: ignore[operator]
+        return found
+    return [{**each, "labels": each["labels"] - 1} for each in outputs]
+
+
+def _losses(model: nn.Module, images: Tensor, targets: Mapping[str, list[Tensor]]) -> Tensor:
+    """The sum of the losses of a network as torchvision's, which it gives in training mode alone."""
+    pairs = zip(targets["boxes"], targets["labels"], strict=True)
+    with _training_outputs(model):
+        found = model(list(images), [{"boxes": boxes, "labels": labels + 1} for boxes, labels in pairs])
+    return torch.stack(list(found.values())).sum()
+
+
+@contextlib.contextmanager
+def _training_outputs(model: nn.Module) -> Iterator[None]:
+    """Training mode, but for batch norm and dropout where the network is in eval mode."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            module.training = module.training or not isinstance(module, ACTIVE)
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

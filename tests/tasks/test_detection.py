@@ -1,0 +1,100 @@
+"""Detection as a task: networks of both kinds are trained and scored, and a search for one ends in a file that is equal and timed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import detection as torchvision_detection
+
+import ltcompile as lt
+from ltcompile.core.recipe import Recipe
+from ltcompile.data import scenes
+from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting
+from ltcompile.models._detection import _Prepared
+from ltcompile.search import SearchConfig
+from ltcompile.tasks.detection import Detection, detections
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=1, batch=4, lr=0.02, schedule="cosine", precision="fp32", flip=False, crop_pixels=4)
+LISTED = pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")
+
+
+@pytest.fixture(scope="module")
+def task() -> Detection:
+    """Scenes, of which each part has few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "COUNTS", {"train": 16, "val": 8, "test": 8})
+        return Detection(lt.load_data("scenes"))
+
+
+def faster_rcnn() -> nn.Module:
+    """A tiny one, whose heads take few proposals."""
+    backbone: Any = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU())
+    backbone.out_channels = 16
+    few = {f"rpn_{when}_nms_top_n_{mode}": 16 for when in ("pre", "post") for mode in ("train", "test")}
+    network = torchvision_detection.FasterRCNN(
+        backbone,
+        rpn_anchor_generator=torchvision_detection.anchor_utils.AnchorGenerator(((16, 24),), ((1.0,),)),
+        box_roi_pool=torchvision.ops.MultiScaleRoIAlign(["0"], 4, 1),
+        box_head=torchvision_detection.faster_rcnn.TwoMLPHead(16 * 16, 32),
+        box_predictor=torchvision_detection.faster_rcnn.FastRCNNPredictor(32, 11),
+        **few,
+    )
+    network.transform = _Prepared()
+    return network
+
+
+@LISTED
+def test_a_network_as_torchvisions_is_trained_cut_and_scored(task: Detection) -> None:
+    torch.manual_seed(0)
+    model = faster_rcnn()
+    batch = next(iter(task.batches("val", 4, CPU)))
+    for train in (True, False):
+        before = {k: v.clone() for k, v in model.train(train).state_dict().items() if "running" in k}
+        loss = task.loss(model, batch).value
+        assert loss.requires_grad and loss.isfinite() and model.training == train
+        assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items()) != train, "eval mode trains no norm"
+    score = task.evaluate(model, "val", CPU)
+    assert task.evaluate(model, "val", CPU) == score and score.loss > 0
+    found = detections(model.eval(), model(list(batch[0])))
+    assert min(int(each["labels"].min()) for each in found if len(each["labels"])) >= 0
+    plan = lt.plan(model, task.example, 0.4)
+    small = lt.cut(model, plan)
+    assert sum(after < before for before, after in plan.widths.values()) >= 2
+    assert task.loss(small.train(), batch).value.isfinite() and task.evaluate(small, "val", CPU).loss > 0
+    with pytest.raises(InvalidSetting, match=r"distill=0\.5 needs outputs in training"):
+        task.loss(model, batch, Recipe(distill=0.5), lambda images: None)
+
+
+def test_a_teacher_is_followed(task: Detection) -> None:
+    """A network that is its own teacher has no difference to it."""
+    model, batch = lt.build_model("centernet-small", 10, 3, 64), next(iter(task.batches("val", 4, CPU)))
+    with torch.no_grad():
+        plain = task.loss(model.eval(), batch).value
+        same = task.loss(model, batch, Recipe(distill=0.5), model).value
+        other = task.loss(model, batch, Recipe(distill=0.5), lambda images: {k: v + 1 for k, v in model(images).items()}).value
+    torch.testing.assert_close(same, 0.5 * plain)
+    torch.testing.assert_close(other - same, torch.tensor(0.5 * 3))
+
+
+def test_other_networks_and_data_are_refused(task: Detection) -> None:
+    with pytest.raises(InvalidModel, match="Sequential is no detector: it needs loss"):
+        task.evaluate(nn.Sequential(nn.Conv2d(3, 4, 1)), "val", CPU)
+    with pytest.raises(InvalidData, match="digits has no boxes; detection takes data with boxes, such as scenes or coco:DIR"):
+        Detection(lt.load_data("digits"))
+
+
+def test_a_search_ends_in_a_file(task: Detection, tmp_path: Path) -> None:
+    config = SearchConfig(rounds=1, rate=0.5, margin_points=100, controls=False)
+    found = lt.find("centernet-small", task, config, recipe=RECIPE, folder=tmp_path / "run", device="cpu")
+    summary = json.loads((tmp_path / "run/search.json").read_text())
+    assert summary["data"]["task"] == "detection" and [row.arm for row in found.rows] == ["dense", "ticket"]
+    assert found.rows[1].macs < 0.7 * found.rows[0].macs and found.verdict.level == 1
+    done = lt.shrink(tmp_path / "run/ticket.pt", tmp_path / "run/small.onnx")
+    assert done.record["onnx_error"] <= done.record["tolerance"]
