@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, Convolution
-from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, WEIGHT_LANES, Geometry, Tiling, best, best_block
+from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, WEIGHT_LANES, Geometry, Tiling, best
 
 HEADERS = ("vector.h", "activations.h", "convolution.h")
+MOST_IN_A_ROW = 512  # pixels
 KEEP_ZERO = frozenset(("none", "relu", "relu6", "silu", "hardswish", "gelu"))
 
 
-def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choice | None = None) -> Code:
-    """The code of a dense layer; the residual is the second of `inputs` where it has one. `choice` is a `Tiling` of this machine's vectors."""
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A dense layer with the memory of its images."""
+
+    op: Convolution
+    inputs: tuple[Buffer, ...]
+    output: Buffer
+
+    def code(self, choice: Choice | None = None, threads: int = 1) -> Code:
+        return emit(self.op, self.inputs, self.output, choice, threads)
+
+
+def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choice | None = None, threads: int = 1) -> Code:
+    """The code of a dense layer; the residual is the second of `inputs` where it has one.
+
+    `choice` is a `Tiling` for the instruction set with `lanes` floats in a vector; without it, and for others, a model chooses.
+    """
     flat = _flattened(op, inputs, output)
     if flat is not None:
         inputs, output = flat
@@ -25,7 +41,7 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
         return _depthwise(op, inputs, output)
     one = replace(op, weight=op.weight[: filters // op.groups]) if op.groups > 1 else op
     shape = geometry(one, inputs[0])
-    tilings = _tilings(shape, choice, op.groups == 1)
+    tilings = _tilings(shape, choice, threads if op.groups == 1 else 0)
     if tilings[0].block:
         return _winograd(op, inputs, output, shape, tilings)
     layer, text = _layer(
@@ -114,11 +130,14 @@ def _packed_bias(op: Convolution) -> Array:
 
 
 def _flattened(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> tuple[list[Buffer], Buffer] | None:
-    """A 1x1 convolution of images without borders sees them as one row: their tiles have fewer remainders."""
+    """A 1x1 convolution of images without borders may see several rows as one: its tiles have fewer remainders."""
     plain = op.weight.shape[2:] == (1, 1) and op.stride == (1, 1) and op.padding == (0, 0) and not op.pool
     if not plain or any(b.border for b in (*inputs, output)):
         return None
-    *rows, result = (replace(b, height=1, width=b.height * b.width) for b in (*inputs, output))
+    height, width = output.height, output.width
+    merged = [n for n in range(1, height + 1) if height % n == 0 and n * width % 8 == 0 and height * width > MOST_IN_A_ROW]
+    n = merged[0] if merged else height
+    *rows, result = (replace(b, height=height // n, width=n * width) for b in (*inputs, output))
     return rows, result
 
 
@@ -136,12 +155,13 @@ def _sizes(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> dict[st
     }
 
 
-def _tilings(shape: Geometry, choice: Choice | None, whole: bool = True) -> list[Tiling]:
-    """The tiling for each instruction set: the choice for that of its lanes, and the model's for the others. All have the same block."""
+def _tilings(shape: Geometry, choice: Choice | None, threads: int) -> list[Tiling]:
+    """The tiling for each instruction set, all of the same kind; `threads` is 0 for one of several groups."""
     chosen = dict(choice or {})
     lanes = chosen.pop("lanes", None)
-    block = chosen.get("block", 0) if chosen else best_block(shape, INSTRUCTION_SETS[0]) if whole else 0
-    return [Tiling(**chosen) if isa.lanes == lanes else best(shape, isa, block) for isa in INSTRUCTION_SETS]
+    first = Tiling(**chosen) if chosen else best(shape, INSTRUCTION_SETS[0], threads or 1, None if threads else (0, 1))
+    kind = first.block, first.parts
+    return [first if isa.lanes == lanes else best(shape, isa, threads or 1, kind) for isa in INSTRUCTION_SETS]
 
 
 def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], activation: str) -> tuple[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ltcompile.engine.cpu import convolution
 from ltcompile.engine.cpu.code import Array, Buffer, Convolution
-from ltcompile.engine.cpu.plan import Image, Lazy, Plan
+from ltcompile.engine.cpu.plan import Image, Lazy, Plan, Step
 from ltcompile.engine.cpu.pooling import mean_over_places
 from ltcompile.errors import Unavailable
 from ltcompile.lower.passes._fusion import argument, pair
@@ -66,7 +67,9 @@ def _bias(plan: Plan, bias: Any, weight: Array) -> Array:
 def _emit(plan: Plan, name: str, op: Convolution, inputs: list[Image], out: Image) -> None:
     buffers: list[Buffer] = [image.buffer for image in inputs]
     addresses = {f"in{n}": image.address for n, image in enumerate(inputs)}
-    plan.step(name, lambda: convolution.emit(op, buffers, out.buffer, plan.choices.get(name)), out.address, **addresses)
+    layer = convolution.Layer(op, tuple(buffers), out.buffer)
+    code = partial(layer.code, plan.choices.get(name), plan.threads)
+    plan.steps.append(Step(name, code, {**addresses, "out": out.address}, layer))
 
 
 def _linear(plan: Plan, node: Node) -> None:

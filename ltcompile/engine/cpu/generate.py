@@ -55,7 +55,7 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None, thre
     Raises:
         Unavailable: an operation cannot be generated; the message names it and says why.
     """
-    plan = planned(program, RULES, choices or {})
+    plan = planned(program, RULES, choices or {}, threads)
     codes = [step.code() for step in plan.steps]
     weights, places = _placed_arrays(codes)
     memory = _Memory(plan, codes, threads)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, lanes_of
+from ltcompile.engine.cpu.convolution import Layer
 from ltcompile.engine.cpu.loops import elementwise
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Node, Program, Value
@@ -71,11 +72,12 @@ class Image:
 
 @dataclass(frozen=True)
 class Step:
-    """Code, made when all is planned, and the addresses of its parameters; "out" is written."""
+    """Code, made when all is planned, and the addresses of its parameters; "out" is written. `layer` is what tuning varies."""
 
     name: str
     code: Callable[[], Code]
     addresses: Mapping[str, Address]
+    layer: Layer | None = None
 
 
 @dataclass
@@ -94,6 +96,7 @@ class Plan:
     program: Program
     known: Slices
     choices: Mapping[str, Choice] = field(default_factory=dict)
+    threads: int = 1
     steps: list[Step] = field(default_factory=list)
     storages: dict[str, Buffer] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -261,7 +264,10 @@ def _memory(view: Array) -> Array:
     return np.ascontiguousarray(kept.transpose(np.argsort([-s for s in kept.strides], kind="stable"))).reshape(-1)
 
 
-def planned(program: Program, rules: Mapping[str, Callable[[Plan, Node], None]], choices: Mapping[str, Choice]) -> Plan:
+Rules = Mapping[str, Callable[[Plan, Node], None]]
+
+
+def planned(program: Program, rules: Rules, choices: Mapping[str, Choice], threads: int = 1) -> Plan:
     """The steps of a program for one image (1, ...).
 
     Raises:
@@ -269,15 +275,15 @@ def planned(program: Program, rules: Mapping[str, Callable[[Plan, Node], None]],
     """
     known = Slices()
     for _ in range(MOST_PASSES):
-        plan = _visited(program, rules, choices, known)
+        plan = _visited(program, rules, choices, threads, known)
         if plan.asked == known:
             return plan
         known = plan.asked
     raise Unavailable("its memory cannot be planned; please report this network")
 
 
-def _visited(program: Program, rules: Mapping[str, Callable[[Plan, Node], None]], choices: Mapping[str, Choice], known: Slices) -> Plan:
-    plan = Plan(program, known, choices, asked=Slices(dict(known.borders), dict(known.parts), dict(known.wholes)))
+def _visited(program: Program, rules: Rules, choices: Mapping[str, Choice], threads: int, known: Slices) -> Plan:
+    plan = Plan(program, known, choices, threads, asked=Slices(dict(known.borders), dict(known.parts), dict(known.wholes)))
     plan.values[program.input] = Placed(IMAGES, torch.empty(program.input_shape, device="meta"))
     for node in program.nodes:
         try:

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-MOST_PIXELS, MOST_VECTORS = 28, 8
+MOST_PIXELS, MOST_VECTORS, MOST = 28, 8, 64
 WEIGHT_LANES = 16  # of a block of packed weights
 TINY = 4  # rows and columns of images whose border is left out tap by tap
 L1_BYTES = 24_000  # of weights that stay in the first cache, next to activations
+L2_BYTES = 128_000  # of a layer's weights that are still in the second cache when the next image comes
+STREAM_BYTES = 20.0  # from behind that cache, a cycle
+FEW = 8  # tilings that are looked at of each kind
 TILE_CYCLES = 12.0  # to begin and end a tile
 
 
@@ -53,6 +56,11 @@ class Tiling:
     block: int = 0
     parts: int = 1
 
+    def __post_init__(self) -> None:
+        """Raises ValueError: a choice, which may be from a file, is not what `ranked` gives."""
+        if any(type(value) not in (int, bool) or not 0 <= value <= MOST for value in vars(self).values()):
+            raise ValueError(f"{self} is not a tiling; its numbers are whole and at most {MOST}")
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -86,33 +94,45 @@ class Geometry:
 
 
 @cache
-def best(geometry: Geometry, isa: InstructionSet, block: int = 0) -> Tiling:
-    """The tiling with the least time by the model, for some `block`."""
-    return ranked(geometry, isa, block)[0]
-
-
-def best_block(geometry: Geometry, isa: InstructionSet) -> int:
-    """The block with the least time by the model; 0 for direct sums."""
-    blocks = (0, *(n for n in (1, 2, 4, 8) if n <= geometry.rows // 2)) if geometry.winograd else (0,)
-    return min(blocks, key=lambda block: (time(geometry, isa, best(geometry, isa, block)), block))
-
-
-def time(geometry: Geometry, isa: InstructionSet, tiling: Tiling) -> float:
-    """The model's cycles of a whole convolution."""
-    if not tiling.block:
-        return cycles(geometry, isa, tiling)
-    tiles, (whole, tail) = geometry.rows * geometry.columns / 4, _vectors(geometry, isa)
-    transforms = 45 * (geometry.channels / isa.lanes) + 60 * (whole + tail / 2)
-    blocks = -(-geometry.rows // 2 // tiling.block)
-    return blocks * 16 * (cycles(geometry.product(tiling.block), isa, replace(tiling, block=0)) + 10) + tiles * transforms
+def best(geometry: Geometry, isa: InstructionSet, threads: int = 1, kind: tuple[int, int] | None = None) -> Tiling:
+    """The tiling with the least time by the model; `kind` fixes (block, parts)."""
+    return ranked(geometry, isa, threads, kind)[0]
 
 
 @cache
-def ranked(geometry: Geometry, isa: InstructionSet, block: int = 0) -> tuple[Tiling, ...]:
-    """All tilings of some `block`, the fastest by the model first."""
-    if block:
-        return tuple(replace(tiling, block=block) for tiling in ranked(geometry.product(block), isa))
-    return tuple(sorted(_tilings(geometry, isa), key=lambda tiling: (cycles(geometry, isa, tiling), tiling)))
+def ranked(geometry: Geometry, isa: InstructionSet, threads: int = 1, kind: tuple[int, int] | None = None) -> tuple[Tiling, ...]:
+    """Tilings, the fastest by the model first: all for direct sums, and a few of each other kind."""
+    found = list[Tiling]()
+    for block, parts in [kind] if kind else _kinds(geometry, threads):
+        one = geometry.product(block) if block else geometry
+        fitting = [replace(tiling, block=block, parts=parts) for tiling in _tilings(one, isa)]
+        found += sorted(fitting, key=lambda tiling: (time(geometry, isa, tiling, threads), tiling))[: FEW if block else None]
+    return tuple(sorted(found, key=lambda tiling: (time(geometry, isa, tiling, threads), tiling)))
+
+
+def _kinds(geometry: Geometry, threads: int) -> list[tuple[int, int]]:
+    """(rows of 2x2 tiles in a block, parts of the output channels); (0, 1) for direct sums."""
+    blocks = [n for n in (1, 2, 4, 8) if n <= geometry.rows // 2] if geometry.winograd else []
+    return [(0, 1), *((block, parts) for block in blocks for parts in sorted({1, threads}))]
+
+
+def time(geometry: Geometry, isa: InstructionSet, tiling: Tiling, threads: int = 1) -> float:
+    """The model's cycles of a whole convolution by `threads` threads."""
+    whole, tail = _vectors(geometry, isa)
+    groups, sources = -(-(whole + tail) // tiling.vectors), 1
+    if tiling.block:
+        tiles, blocks = tiling.block * geometry.columns / 2, -(-geometry.rows // 2 // tiling.block)
+        part = -(-groups // tiling.parts) / groups  # the largest
+        transforms = tiles * (40 + 45 * geometry.channels / isa.lanes + 60 * (whole + tail / 2) * part)
+        product = cycles(geometry.product(tiling.block), isa, replace(tiling, block=0)) * part + TILE_CYCLES
+        items, each, sources = blocks * tiling.parts, 16 * product + transforms, tiling.parts
+        numbers = 16 * geometry.channels * geometry.filters
+    else:
+        items = groups * -(-geometry.rows // tiling.height)
+        each, sources = cycles(geometry, isa, tiling) / items, groups
+        numbers = geometry.steps * geometry.filters
+    far = 4 * numbers / (STREAM_BYTES * min(threads, sources)) if 4 * numbers > L2_BYTES else 0.0
+    return each * -(-items // threads) + far
 
 
 def _tilings(geometry: Geometry, isa: InstructionSet) -> Iterator[Tiling]:
@@ -176,4 +196,4 @@ def _inside(geometry: Geometry) -> float:
     ):
         inside = sum(0 <= p * stride + r * dilation - padding < size for p in range(count) for r in range(kernel))
         shares.append(inside / (count * kernel))
-    return shares[0] * shares[1]
+    return float(shares[0] * shares[1])
