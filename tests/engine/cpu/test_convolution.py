@@ -107,7 +107,7 @@ def _with_choice(case: Case, **settings: int) -> Case:
     """The case with another tiling than the model's."""
     shape = convolution.geometry(case.op, case.buffers[0])
     isa = tiles.INSTRUCTION_SETS[0]
-    found = asdict(tiles.best(shape, isa, settings.get("block", 0))) | {"lanes": isa.lanes} | settings
+    found = asdict(tiles.best(shape, isa, 1, (settings.get("block", 0), settings.get("parts", 1)))) | {"lanes": isa.lanes} | settings
     return Case(**{**{name: getattr(case, name) for name in Case.__dataclass_fields__}, "choice": found})
 
 
