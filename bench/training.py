@@ -94,7 +94,7 @@ def candidates(name: str, recipe: Recipe, device: torch.device, compiled: bool) 
 
 def task_of(split: Any) -> Classification:
     """A classification whose validation part is `split`; a step needs its loss alone."""
-    return Classification(SimpleNamespace(train=split, val=split, test=split))  # type: ignore[arg-type]
+    return Classification(SimpleNamespace(description=None, annotations=("labels",), train=split, val=split, test=split))  # type: ignore[arg-type]
 
 
 def stepper(name: str, recipe: Recipe, device: torch.device, dtype: torch.dtype | None, backend: str, layout: str) -> Stepper:

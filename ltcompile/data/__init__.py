@@ -19,7 +19,7 @@ from ltcompile.errors import InvalidData, InvalidSetting
 
 __all__ = ["Dataset", "DatasetOptions", "Description", "Split", "TensorSplit", "load_data", "load_like", "names"]
 
-FOLDERS = "imagefolder", "coco"
+FOLDERS = "imagefolder", "coco", "folder"
 SPLIT_SEED = 20180309  # one split for all searches, so that their seeds compare on the same images
 
 
@@ -33,7 +33,7 @@ def load_data(
     preprocessing: Preprocessing | None = None,
     strict: bool = False,
 ) -> Dataset:
-    """The data set `name` ("digits", "scenes", "cifar10", "cifar100", "mnist", "imagefolder:PATH" or "coco:DIR").
+    """The data set `name` ("digits", "scenes", "cifar10", "cifar100", "mnist", "imagefolder:PATH", "coco:DIR" or "folder:DIR").
 
     Args:
         root: the folder that holds it in torchvision's own layout.
@@ -51,7 +51,7 @@ def load_data(
     module = registry.load(__name__, "data set", source)
     if (source in FOLDERS) != bool(path):
         raise InvalidData(
-            f"{name!r} is no data set: write imagefolder:PATH or coco:DIR for a folder of images, or one of {', '.join(names())}"
+            f"{name!r} is no data set: write imagefolder:PATH, coco:DIR or folder:DIR for a folder of images, or one of {', '.join(names())}"
         )
     size = None if image_size is None else height_width(image_size)
     if size is not None and not all(4 <= n <= 1024 for n in size):

@@ -93,7 +93,7 @@ class Dataset:
             return self
         train: Any = self.train
         seed = stream("training images", PART_SEED)
-        if "boxes" in self.annotations:
+        if "labels" not in self.annotations:
             rows = torch.randperm(len(self.train), generator=generator(seed))[:count].sort().values
         elif isinstance(self.train, TensorSplit):
             rows, _ = stratified(self.train.labels, (count / len(self.train),), seed)
@@ -103,8 +103,8 @@ class Dataset:
         return replace(self, description=named, train=train.part(rows))
 
     def check(self) -> None:
-        """Raises InvalidData where a split lacks images or a class; of images with boxes, where it lacks both."""
-        if "boxes" in self.annotations:
+        """Raises InvalidData where a split lacks images or a class; of other data, where it lacks images or what is in them."""
+        if "labels" not in self.annotations:
             for name, split in (("train", self.train), ("validation", self.val), ("test", self.test)):
                 if not len(split) or not len(split.labels):
                     raise InvalidData(f"{self.description.name}: the {name} split has {len(split)} images and no object in them")

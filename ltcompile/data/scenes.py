@@ -47,14 +47,16 @@ def load(root: Path, options: DatasetOptions) -> Dataset:
     return from_annotated(
         "scenes",
         [str(digit) for digit in range(CLASSES)],
-        {
-            part: ((drawn.images / 2 + 0.25).clamp(0, 1).mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1), _objects(drawn))
-            for part, drawn in parts.items()
-        },
+        {part: (as_pixels(drawn).expand(-1, 3, -1, -1), _objects(drawn)) for part, drawn in parts.items()},
         options,
         masks={part: drawn.masks.to(torch.uint8) for part, drawn in parts.items()},
         flip=False,
     )
+
+
+def as_pixels(drawn: Scenes) -> Tensor:
+    """The images as uint8 (N, 1, 64, 64)."""
+    return (drawn.images / 2 + 0.25).clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
 def _objects(drawn: Scenes) -> list[Objects]:
@@ -71,8 +73,8 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(data.images / 16, dtype=torch.float32)[order], torch.tensor(data.target)[order]
 
 
-def draw(part: Part, count: int, seed: int = 0) -> Scenes:
-    """`count` scenes of the digits of `part`; the same for the same seed."""
+def draw(part: Part, count: int, seed: int = 0, noise: float = 0.15) -> Scenes:
+    """`count` scenes of the digits of `part`, on a background of noise of that deviation; the same scenes for the same seed."""
     digits, classes = _digits()
     first, last = (round(share * len(digits)) for share in SHARES[part])
     rng = torch.Generator().manual_seed(seed)
@@ -80,7 +82,7 @@ def draw(part: Part, count: int, seed: int = 0) -> Scenes:
     def between(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=rng))
 
-    images = 0.15 * torch.randn(count, 1, SIZE, SIZE, generator=rng)
+    images = noise * torch.randn(count, 1, SIZE, SIZE, generator=rng)
     masks = torch.zeros(count, SIZE, SIZE, dtype=torch.long)
     boxes, labels = torch.zeros(count, MOST, 4), torch.full((count, MOST), -1)
     for scene in range(count):

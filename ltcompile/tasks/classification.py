@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping
-from functools import cached_property
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltcompile.core.description import Description
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.task import ACCURACY, Batch, Loss, Metric, Part, Score, Task, Teacher
-from ltcompile.data import Dataset, DatasetOptions, Split, load_data
+from ltcompile.core.task import ACCURACY, Batch, Loss, Metric, Part, Score, Teacher
+from ltcompile.data import DatasetOptions, load_data
 from ltcompile.errors import InvalidModel
+from ltcompile.tasks._of_data import DataTask
 from ltcompile.training import in_fp32, predictions
 from ltcompile.training.loss import cross_entropy
 
@@ -23,38 +21,10 @@ BATCH = 256  # of an evaluation
 DRAWS = 4  # labels drawn for each image
 
 
-class Classification(Task):
+class Classification(DataTask):
     """A data set of labelled images."""
 
     metric: Metric = ACCURACY
-
-    def __init__(self, data: Dataset) -> None:
-        self.data = data
-        self._splits: dict[Part, Split] = {"train": data.train, "val": data.val, "test": data.test}
-
-    @property
-    def description(self) -> Description:
-        return self.data.description
-
-    @cached_property
-    def example(self) -> Tensor:
-        """Two validation images (2, C, H, W), normalised, on the CPU."""
-        return self.data.example
-
-    @property
-    def sizes(self) -> Mapping[Part, int]:
-        return {part: len(split) for part, split in self._splits.items()}
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the labels."""
-        return hashlib.sha256(b"".join(split.labels.numpy().tobytes() for split in self._splits.values())).hexdigest()[:16]
-
-    def adapt(self, recipe: Recipe) -> Recipe:
-        return self.data.adapt(recipe)
-
-    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
-        return self._splits[part].batches(size, device, recipe, seed)
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
         images, labels = batch

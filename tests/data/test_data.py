@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def test_registry_lists_the_sources() -> None:
-    assert names() == ["cifar10", "cifar100", "coco", "digits", "imagefolder", "mnist", "scenes"]
+    assert names() == ["cifar10", "cifar100", "coco", "digits", "folder", "imagefolder", "mnist", "scenes"]
     with pytest.raises(UnknownName, match="Did you mean cifar10"):
         lt.load_data("cifar")
 

@@ -10,4 +10,4 @@ from ltcompile.tasks import Classification
 
 def split_task(split: Any) -> Classification:
     """The split is train, validation and test part at once."""
-    return Classification(SimpleNamespace(train=split, val=split, test=split))  # type: ignore[arg-type]
+    return Classification(SimpleNamespace(description=None, annotations=("labels",), train=split, val=split, test=split))  # type: ignore[arg-type]

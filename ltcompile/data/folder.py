@@ -1,0 +1,185 @@
+"""One's own pairs of images: DIR/images with DIR/masks (a map of classes for each image), or DIR/input with DIR/target (another image).
+
+A pair has one name in both folders, whatever its ending. DIR/train, DIR/val and DIR/test may hold such folders each; what the folder does not
+separate is split by seed. A mask is a grey or palette image whose pixels are numbers of classes, with 255 for none. DIR/classes.txt names the
+classes, one a line, from number 0 on; without it the largest number in the masks says how many there are. Images and masks are stretched to
+`image_size`, masks to the nearest pixel; without a size all must have one. All are held in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ltcompile.core.image_size import to_text
+from ltcompile.core.preprocessing import Interpolation
+from ltcompile.core.streams import generator, stream
+from ltcompile.core.task import Part
+from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, DatasetOptions
+from ltcompile.data._files import FORMATS, decode_all
+from ltcompile.data._pairs import IGNORED, from_pairs
+from ltcompile.data.imagefolder import SUFFIXES
+from ltcompile.errors import InvalidData
+
+TEST_SHARE = 0.2
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+FOLDERS = {"masks": ("images", "masks"), "images": ("input", "target")}
+Pairs = list[tuple[Path, Path]]
+Kind = Literal["masks", "images"]
+
+
+def load(root: Path, options: DatasetOptions) -> Dataset:
+    """Raises InvalidData where pairs are missing, cannot be read, differ in size, or hold other classes."""
+    if not root.is_dir():
+        raise InvalidData(f"there is no folder {root}; write folder:DIR with the folder of your images and masks, or of inputs and targets")
+    first = root / "train" if (root / "train").is_dir() else root
+    kind: Kind = "images" if (first / "input").is_dir() else "masks"
+    pairs = _parts(root, kind, options)
+    size = _size([image for part in pairs.values() for image, _ in part], options)
+    count = sum(map(len, pairs.values()))
+    if count * 6 * size[0] * size[1] > IN_MEMORY_BYTES:
+        raise InvalidData(f"{count} pairs of {to_text(size)} pixels do not fit in memory; pass a smaller image_size=")
+    found = {part: _read(there, kind, size, options) for part, there in pairs.items()}
+    names = _classes(root, pairs, {part: targets for part, (_, targets) in found.items()}) if kind == "masks" else []
+    return from_pairs(f"folder:{root.name}", names, found, options, flip=True)
+
+
+def _parts(root: Path, kind: Kind, options: DatasetOptions) -> dict[Part, Pairs]:
+    if not (root / "train").is_dir():
+        test, val, train = _drawn(
+            _pairs(root, kind), (TEST_SHARE, options.val_share * (1 - TEST_SHARE)), stream("test split", options.seed)
+        )
+        return {"train": train, "val": val, "test": test}
+    train = _pairs(root / "train", kind)
+    if (root / "test").is_dir():
+        test = _pairs(root / "test", kind)
+    else:
+        test, train = _drawn(train, (TEST_SHARE,), stream("test split", options.seed))
+    if (root / "val").is_dir():
+        return {"train": train, "val": _pairs(root / "val", kind), "test": test}
+    val, train = _drawn(train, (options.val_share,), stream("validation split", options.seed))
+    return {"train": train, "val": val, "test": test}
+
+
+def _drawn(pairs: Pairs, shares: tuple[float, ...], seed: int) -> list[Pairs]:
+    """Disjoint parts, each of at least one pair: `shares` of all, and the rest."""
+    order, parts = torch.randperm(len(pairs), generator=generator(seed)).tolist(), []
+    for share in shares:
+        count = max(1, round(share * len(pairs)))
+        parts.append([pairs[i] for i in sorted(order[:count])])
+        order = order[count:]
+    return [*parts, [pairs[i] for i in sorted(order)]]
+
+
+def _pairs(folder: Path, kind: Kind) -> Pairs:
+    """The pairs of a folder, by name. Raises InvalidData where one of the two is missing."""
+    files = []
+    for name in FOLDERS[kind]:
+        if not (folder / name).is_dir():
+            raise InvalidData(
+                f"{folder} has no folder {name}; it must hold images and masks for segmentation, or input and target for images"
+            )
+        found = [f for f in sorted((folder / name).iterdir()) if f.suffix.lower() in SUFFIXES and f.is_file()]
+        files.append({f.stem: f for f in found})
+        if len(files[-1]) < len(found):
+            double = next(f for f in found if files[-1][f.stem] != f)
+            raise InvalidData(
+                f"{double} has the name of {files[-1][double.stem].name}; a pair has one name, whatever its ending: rename one"
+            )
+    images, targets = files
+    if alone := sorted(images.keys() ^ targets.keys()):
+        there, missing = FOLDERS[kind] if alone[0] in images else FOLDERS[kind][::-1]
+        raise InvalidData(f"{folder}: {len(alone)} files have no partner: {there}/{alone[0]} has none in {missing}; add or remove it")
+    if not images:
+        raise InvalidData(f"{folder / FOLDERS[kind][0]} holds no image ({', '.join(sorted(SUFFIXES))})")
+    return [(images[name], targets[name]) for name in sorted(images)]
+
+
+def _size(files: Sequence[Path], options: DatasetOptions) -> tuple[int, int]:
+    """The (height, width) of all images. Raises InvalidData where they differ and none is given."""
+    if options.image_size or options.preprocessing:
+        return options.size(0, 0)
+    sizes = {path: _shape(path) for path in files}
+    first = files[0]
+    other = next((path for path in files if sizes[path] != sizes[first]), None)
+    if other is not None:
+        differing = f"{first.name} has {to_text(sizes[first])} pixels, {other.name} {to_text(sizes[other])}"
+        raise InvalidData(f"{first.parent}: {differing}; pass an image_size= for all")
+    return sizes[first]
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    """(height, width), from the start of the file. Raises InvalidData."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.height, image.width
+    except Exception as error:  # PIL's readers raise anything
+        raise InvalidData(f"{path} is no readable image ({error}); repair or remove it") from error
+
+
+def _read(pairs: Pairs, kind: Kind, size: tuple[int, int], options: DatasetOptions) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, H, W) and targets, uint8. Raises InvalidData."""
+    for image, target in pairs:
+        if (one := _shape(image)) != (other := _shape(target)):
+            raise InvalidData(f"{image} has {to_text(one)} pixels and {target} {to_text(other)}; a pair has one size")
+    images = _decoded([image for image, _ in pairs], size, options.interpolation)
+    if kind == "images":
+        return images, _decoded([target for _, target in pairs], size, options.interpolation)
+    return images, torch.stack([_mask(target, size) for _, target in pairs]) if pairs else torch.empty(0, *size, dtype=torch.uint8)
+
+
+def _decoded(files: list[Path], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+    found = decode_all(files, size, interpolation, stretch=True)
+    for each in found:
+        if isinstance(each, InvalidData):
+            raise each
+    return torch.stack([each for each in found if isinstance(each, Tensor)]) if found else torch.empty(0, 3, *size, dtype=torch.uint8)
+
+
+def _mask(path: Path, size: tuple[int, int]) -> Tensor:
+    """A map of classes (H, W), uint8. Raises InvalidData where its pixels are no numbers."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            mode, pixels = image.mode, image.resize(size[::-1], Image.Resampling.NEAREST)
+            found = torch.from_numpy(np.array(pixels))
+    except Exception as error:
+        raise InvalidData(f"{path} is no readable image ({error}); repair or remove it") from error
+    if mode not in ("L", "P", "1"):
+        raise InvalidData(f"{path} is a picture of mode {mode}; a mask is grey or has a palette, and its pixels are the numbers of classes")
+    return found.to(torch.uint8)
+
+
+def _classes(root: Path, pairs: dict[Part, Pairs], masks: dict[Part, Tensor]) -> list[str]:
+    """The names of the classes. Raises InvalidData where there are less than two, or a mask has others."""
+    file, used = (
+        root / "classes.txt",
+        max(int(found[found != IGNORED].max()) if (found != IGNORED).any() else 0 for found in masks.values()),
+    )
+    if not file.is_file():
+        if used < 1:
+            raise InvalidData(f"{root}: all masks hold class 0 alone; there must be two classes at least")
+        return [str(number) for number in range(used + 1)]
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidData(f"{file} cannot be read as text: {error}") from error
+    if not 2 <= len(names) <= IGNORED:
+        raise InvalidData(f"{file} names {len(names)} classes; there must be 2 to {IGNORED}, one a line")
+    for part, found in masks.items():
+        beyond = (found >= len(names)) & (found != IGNORED)
+        if beyond.any():
+            row = int(beyond.flatten(1).any(1).nonzero()[0])
+            raise InvalidData(
+                f"{pairs[part][row][1]} holds class {int(found[row][beyond[row]].max())}, and {file} names {len(names)} (0 to {len(names) - 1}); "
+                f"{IGNORED} stands for no class"
+            )
+    return names

@@ -1,0 +1,51 @@
+"""What tasks on a `Dataset` have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ltcompile.core.description import Description
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.task import Batch, Part, Task
+from ltcompile.data import Dataset, Split
+from ltcompile.errors import InvalidData
+
+
+class DataTask(Task):
+    """Data that has what the task learns from, with what it says of itself and of its size. Raises InvalidData for other data."""
+
+    annotation = "labels"
+    description: Description
+
+    def __init__(self, data: Dataset) -> None:
+        if self.annotation not in data.annotations:
+            raise InvalidData(
+                f"{data.description.name} has {' and '.join(data.annotations)}, and no {self.annotation}; choose another task, or other data"
+            )
+        self.data, self.description = data, data.description
+        self._splits: dict[Part, Split] = {"train": data.train, "val": data.val, "test": data.test}
+
+    @cached_property
+    def example(self) -> Tensor:
+        """Two validation images (2, C, H, W), normalised, on the CPU."""
+        return self.data.example
+
+    @property
+    def sizes(self) -> Mapping[Part, int]:
+        return {part: len(split) for part, split in self._splits.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the labels."""
+        return hashlib.sha256(b"".join(split.labels.numpy().tobytes() for split in self._splits.values())).hexdigest()[:16]
+
+    def adapt(self, recipe: Recipe) -> Recipe:
+        return self.data.adapt(recipe)
+
+    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
+        return self._splits[part].batches(size, device, recipe, seed)

@@ -1,0 +1,84 @@
+"""Semantic segmentation: a class for every pixel, judged by the mean intersection over union of the classes that occur."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Teacher
+from ltcompile.data import Dataset, DatasetOptions, load_data
+from ltcompile.data._pairs import IGNORED
+from ltcompile.tasks._of_data import DataTask
+from ltcompile.training import call, in_fp32, predictions
+from ltcompile.training.loss import cross_entropy
+
+BATCH = 32  # of an evaluation
+DRAWS = 4  # maps drawn for each image
+
+
+class Segmentation(DataTask):
+    """Images with a map of classes each.
+
+    Networks give scores (N, classes, h, w), or a dict that has them as "out"; smaller maps are enlarged. Pixels of class 255 count nowhere.
+    """
+
+    metric, annotation = Metric("mIoU"), "masks"
+
+    def __init__(self, data: Dataset) -> None:
+        super().__init__(data)
+        named = data.description.class_names
+        names = ("background", *named) if "boxes" in data.annotations else named
+        self.description = replace(data.description, task="segmentation", class_names=names)
+
+    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
+        for images, targets in super().batches(part, size, device, recipe, seed):
+            yield images, targets["masks"]
+
+    def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
+        """Cross-entropy, the mean over pixels."""
+        images, masks = batch
+        scores = _scores(in_fp32(call(model, images)), masks)
+        taught = _scores(teacher(images), masks) if teacher is not None else None
+        return Loss(cross_entropy(scores, masks, recipe, taught, IGNORED))
+
+    def curvature_losses(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Iterator[Tensor]:
+        """Cross-entropies with classes drawn pixel by pixel. Divided by the root of the pixels, their squared gradients add up to the mean's."""
+        scores = _scores(call(model, batch[0]), batch[1])
+        pixels = scores.movedim(1, -1).flatten(0, -2)
+        shares = pixels.detach().double().softmax(1).cpu()
+        for drawn in torch.multinomial(shares, DRAWS, replacement=True, generator=rng).T:
+            yield F.cross_entropy(pixels, drawn.to(pixels.device), reduction="sum") / scores[0, 0].numel() ** 0.5
+
+    def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
+        """Intersection over union of each class over all pixels of the part, averaged over the classes that occur."""
+        classes, losses, count = self.description.classes, 0.0, 0
+        pairs = torch.zeros(classes, classes, dtype=torch.long)
+        for outputs, masks in predictions(model, self.batches(part, BATCH, device)):
+            scores = _scores(outputs, masks)
+            losses += cross_entropy(scores, masks, ignored=IGNORED).item() * len(masks)
+            count += len(masks)
+            counted = masks != IGNORED
+            found = classes * masks[counted] + scores.argmax(1)[counted]
+            pairs += torch.bincount(found, minlength=classes**2).view(classes, classes).cpu()
+        union = pairs.sum(0) + pairs.sum(1) - pairs.diag()
+        return Score((pairs.diag() / union)[union > 0].double().mean().item(), losses / count)
+
+
+def _scores(outputs: Any, masks: Tensor) -> Tensor:
+    """The scores (N, classes, H, W) in what a network gives, as large as the maps."""
+    scores: Tensor = outputs["out"] if isinstance(outputs, Mapping) else outputs
+    if scores.shape[-2:] == masks.shape[-2:]:
+        return scores
+    return F.interpolate(scores, masks.shape[-2:], mode="bilinear")
+
+
+def load(source: str, root: Path, options: DatasetOptions) -> Segmentation:
+    """The segmentation of "scenes" or "folder:DIR". Raises as `load_data`."""
+    return Segmentation(load_data(source, root, options.image_size, options.val_share, preprocessing=options.preprocessing))
