@@ -103,6 +103,12 @@ def _depthwise(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Cod
     return Code(call, {"weight": packed, "bias": bias}, (*HEADERS, "depthwise.h"), items=f"{run}::ITEMS", functions=(text,))
 
 
+def tiled(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Geometry | None:
+    """What its tiles depend on, where a choice of tiles counts; None for a layer in groups."""
+    flat = _flattened(op, inputs, output)
+    return None if op.groups > 1 else geometry(op, (flat[0] if flat else inputs)[0])
+
+
 def geometry(op: Convolution, x: Buffer) -> Geometry:
     """What the tiles of a convolution depend on; of one group where it has several."""
     filters, channels, *kernel = op.weight.shape

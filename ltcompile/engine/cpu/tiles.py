@@ -125,6 +125,8 @@ def time(geometry: Geometry, isa: InstructionSet, tiling: Tiling, threads: int =
         part = -(-groups // tiling.parts) / groups  # the largest
         transforms = tiles * (40 + 45 * geometry.channels / isa.lanes + 60 * (whole + tail / 2) * part)
         product = cycles(geometry.product(tiling.block), isa, replace(tiling, block=0)) * part + TILE_CYCLES
+        scratch = 64 * tiles * (geometry.channels + geometry.filters)  # bytes, which each tile writes and reads
+        transforms += tiles * (geometry.channels + geometry.filters) * ((scratch > L1_BYTES) + (scratch > L2_BYTES)) / 2
         items, each, sources = blocks * tiling.parts, 16 * product + transforms, tiling.parts
         numbers = 16 * geometry.channels * geometry.filters
     else:
