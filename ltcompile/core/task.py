@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from ltcompile.core.pictures import Answer
     from ltcompile.core.recipe import Recipe
 
 Part = Literal["train", "val", "test"]
@@ -118,6 +119,10 @@ class Task(Protocol):
     def adapt(self, recipe: Recipe) -> Recipe:
         """A network's usual recipe for this data."""
         return recipe
+
+    def answers(self, model: nn.Module | None, part: Part, count: int, device: torch.device) -> list[Answer]:
+        """What `model` answers to the first items of a part, as a report shows it; without a model, what it should. [] where nothing can be shown."""
+        return []
 
     def curvature_losses(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Iterator[Tensor]:
         """Losses of a batch, summed over its items, whose squared gradients estimate the diagonal of the loss's curvature.

@@ -98,7 +98,7 @@ def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
 
 
 def _classifies(ticket: Ticket) -> bool:
-    return ticket.data.get("task", "classification") == "classification"
+    return bool(ticket.data.get("task", "classification") == "classification")
 
 
 def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
+from ltcompile.core.pictures import Picture, read_pictures
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.errors import InvalidFile
 from ltcompile.paths import check_writable, write_json, write_text
 from ltcompile.reporting import units
@@ -35,7 +38,7 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
     page = Path(output) if output is not None else run / "report.html"
     found = collect(run)
     beside = _beside(page)
-    html = render(found)
+    html = render(found, read_pictures(RunFolder(run).pictures))
     write_json(beside, found)
     write_text(page, html)
     return page
@@ -51,9 +54,9 @@ def _beside(page: Path) -> Path:
     return beside
 
 
-def render(found: dict[str, Any]) -> str:
-    """The page for what `collect` returned; everything in it that came from files is escaped."""
-    return template("page.html.j2").render(r=found, figures=figures(found), plotlyjs=get_plotlyjs())
+def render(found: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
+    """The page for what `collect` returned, with `pictures` of answers; everything in it that came from files is escaped."""
+    return template("page.html.j2").render(r=found, figures=figures(found), pictures=pictures, plotlyjs=get_plotlyjs())
 
 
 def check_page(page: Path) -> None:

@@ -25,6 +25,7 @@ from ltcompile.errors import InvalidFile, TrainingFailed
 from ltcompile.models import default_recipe, least_size, preprocessing
 from ltcompile.paths import check_room, locked
 from ltcompile.prune.budget import RelativeTimer
+from ltcompile.search.answers import compare_answers
 from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.disk_space import run_bytes
@@ -156,6 +157,7 @@ def _search(prepared: PreparedJob, folder: RunFolder, listener: Listener) -> Sea
     folder.check_exists()
     ticket.save(folder.ticket)
     reached = measure_target(runner, ticket)
+    compare_answers(runner, ticket)
     write_summary(runner, ticket, reached, time.perf_counter() - began)
     return SearchResult(ticket, tuple(rows), verdict, folder.path, reached)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ltcompile.core.description import Description
+from ltcompile.core.pictures import Answer, Box, Mark
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded
 from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Task, Teacher
@@ -30,6 +31,7 @@ from ltcompile.tasks._average_precision import mean_average_precision
 from ltcompile.training import in_fp32, predictions
 
 BATCH = 32  # of an evaluation
+MOST_SHOWN, LEAST_SHOWN = 12, 0.3  # boxes of an image in a report, and their score
 ACTIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # what training mode changes besides the outputs
 
 
@@ -109,6 +111,31 @@ class Detection(Task):
                 losses = [float(_losses(model, *batch)) for batch in self.batches(part, BATCH, device)]
         value = mean_average_precision(found, truth, self.description.classes)
         return Score(value, sum(losses) / len(losses))
+
+    def answers(self, model: nn.Module | None, part: Part, count: int, device: torch.device) -> list[Answer]:
+        """Boxes: of a network those with a score of 0.3 or more, the highest twelve."""
+        batch = next(iter(self.batches(part, count, device)))
+        if model is None:
+            return [self._boxes(b, k) for b, k in zip(batch[1]["boxes"], batch[1]["labels"], strict=True)]
+        found = [each for outputs, _ in predictions(model, [batch]) for each in detections(model, outputs)]
+        return [self._boxes(each["boxes"], each["labels"], each["scores"]) for each in found]
+
+    def _boxes(self, boxes: Tensor, labels: Tensor, scores: Tensor | None = None) -> Answer:
+        """Boxes (K, 4), labels (K,) and perhaps scores (K,) as an answer."""
+        order = (
+            range(len(boxes))
+            if scores is None
+            else [i for i in scores.argsort(descending=True)[:MOST_SHOWN].tolist() if scores[i] >= LEAST_SHOWN]
+        )
+        height, width = self.description.shape[1:]
+        edges = (boxes.cpu().double() / torch.tensor([width, height, width, height])).clamp(0, 1).tolist()
+        names = self.description.class_names
+        return Answer(
+            tuple(
+                Box(Mark(names[k := int(labels[i])], k, None if scores is None else round(float(scores[i]), 4)), tuple(edges[i]))
+                for i in order
+            )
+        )
 
 
 def has_detect(model: nn.Module) -> bool:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 from chromium import Tab, browser, executable
-from pages import curve, example, timing, write
+from pages import curve, example, pictures, timing, write
 from studies import some_study
 
+from ltcompile.core.pictures import write_pictures
 from ltcompile.core.study import Maps, Picture
 from ltcompile.reporting import report
 
@@ -84,7 +85,8 @@ def run_page(folder: Path) -> Path:
     bench["subjects"]["a_network_with_a_long_name"] = bench["subjects"]["small"]
     where = {"runtime": "compile (max-autotune)", "device": "cuda:0 (NVIDIA)"}
     bench["rows"] += [timing("dense", 1, 4.0, **where), timing("a_network_with_a_long_name", 1, 2.5, 1.6, **where)]
-    return report(write(folder / "run", run))
+    write_pictures(write(folder / "run", run) / "pictures.json", pictures())
+    return report(folder / "run")
 
 
 def study_page(folder: Path) -> Path:

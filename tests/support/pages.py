@@ -8,11 +8,26 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ltcompile.core.pictures import Answer, Box, Mark, Picture, to_png
 from ltcompile.reporting import report
 
 DENSE = {"filters": 4224, "params": 14_722_000, "macs": 313_478_000}
 HOSTILE = "</script><script>alert(1)</script><img src=http://evil.test/x onerror=alert(2)>"
 Run = dict[str, Any]
+
+
+def pictures(name: str = "a class with a long name") -> list[Picture]:
+    """Two inputs, with boxes in all corners and a picture over one of them."""
+    marks = [Mark(name, 0, 0.934), Mark("3", 13, 1.0), Mark("7", 7)]
+    places = [(0.0, 0.0, 0.3, 0.2), (0.7, 0.0, 1.0, 0.3), (0.6, 0.8, 1.0, 1.0)]
+    boxes = tuple(Box(mark, place) for mark, place in zip(marks, places, strict=True))
+    grey, clear = to_png(torch.full((1, 48, 64), 90, dtype=torch.uint8)), to_png(torch.full((4, 48, 64), 120, dtype=torch.uint8))
+    return [
+        Picture(grey, 64, 48, Answer(boxes[2:]), Answer(boxes), Answer(boxes[:1])),
+        Picture(grey, 64, 48, Answer(marks=(marks[2],)), Answer(over=clear, marks=(marks[0], marks[1])), Answer()),
+    ]
 
 
 def provenance(command: str) -> dict[str, Any]:

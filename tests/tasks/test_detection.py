@@ -13,6 +13,7 @@ from torch import nn
 from torchvision.models import detection as torchvision_detection
 
 import ltcompile as lt
+from ltcompile.core.pictures import read_pictures
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import scenes
 from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting
@@ -96,5 +97,9 @@ def test_a_search_ends_in_a_file(task: Detection, tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "run/search.json").read_text())
     assert summary["data"]["task"] == "detection" and [row.arm for row in found.rows] == ["dense", "ticket"]
     assert found.rows[1].macs < 0.7 * found.rows[0].macs and found.verdict.level == 1
+    pictures = read_pictures(tmp_path / "run/pictures.json")
+    drawn = scenes.draw("test", 8)
+    assert [len(picture.truth.boxes) for picture in pictures] == [int((labels >= 0).sum()) for labels in drawn.labels[:4]]
+    assert pictures[0].truth.boxes[0].edges == pytest.approx((drawn.boxes[0, 0] / 64).tolist())
     done = lt.shrink(tmp_path / "run/ticket.pt", tmp_path / "run/small.onnx")
     assert done.record["onnx_error"] <= done.record["tolerance"]
