@@ -54,6 +54,58 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
     return Code(call, {"weight": pack(op.weight, op.groups), "bias": _packed_bias(op)}, HEADERS, items=f"{run}::ITEMS", functions=(text,))
 
 
+def emit_transposed(weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int], x: Buffer, output: Buffer) -> Code:
+    """The code of a transposed convolution; weight is (C, K, R, S).
+
+    Outputs p = m stride + a, for each remainder a, are a convolution of stride 1 with the taps r for which stride divides a + padding - r.
+    """
+    functions, calls, arrays = list[str](), list[str](), dict[str, Array]()
+    for a in range(min(stride[0], output.height)):
+        for b in range(min(stride[1], output.width)):
+            rows, columns = (
+                _phase(at, *sizes)
+                for at, sizes in ((a, (weight.shape[2], stride[0], padding[0])), (b, (weight.shape[3], stride[1], padding[1])))
+            )
+            taps = weight[:, :, rows.taps][:, :, :, columns.taps].transpose(1, 0, 2, 3)
+            op = Convolution(np.ascontiguousarray(taps), bias, padding=(rows.padding, columns.padding))
+            size = -(-(output.height - a) // stride[0]), -(-(output.width - b) // stride[1])
+            of = {"OH": size[0], "OW": size[1], "YR": stride[0] * output.row, "YP": stride[1] * output.stride, "LIMIT": output.lanes}
+            shape = replace(geometry(op, x), rows=size[0], columns=size[1])
+            layer, text = _layer(_sizes(op, [x], output) | of, [best(shape, isa, 1, (0, 1)) for isa in INSTRUCTION_SETS], "none")
+            run, at = f"Convolution<{layer}>", len(calls)
+            to = f"$out + {a * output.row + b * output.stride}"
+            calls.append(f"if (phase == {at}) {run}::run($in0, $weight{at}, $bias, nullptr, {to}, 0, {run}::ITEMS);")
+            functions.append(text)
+            arrays |= {f"weight{at}": pack(op.weight), "bias": _packed_bias(op)}
+    first, last = ("0", "1") if len(calls) == 1 else ("$begin", "$end")
+    body = "\n".join([f"for (int phase = {first}; phase < {last}; phase++) {{", *calls, "}"])
+    return Code(body, arrays, HEADERS, items=str(len(calls)), functions=tuple(functions))
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """The taps of one remainder along one axis, in the order of the inputs that they read, and the padding in front of these."""
+
+    taps: list[int]
+    padding: int
+
+
+def _phase(remainder: int, kernel: int, stride: int, padding: int) -> _Taps:
+    taps = list(range((remainder + padding) % stride, kernel, stride))[::-1]
+    return _Taps(taps, len(taps) - 1 - (remainder + padding) // stride)
+
+
+def transposed_border(weight: Array, stride: tuple[int, int], padding: tuple[int, int], x: tuple[int, int], out: tuple[int, int]) -> int:
+    """The border of zeros that a transposed convolution reads around images of x's rows and columns."""
+    need = 0
+    for axis in (0, 1):
+        for a in range(min(stride[axis], out[axis])):
+            phase = _phase(a, weight.shape[2 + axis], stride[axis], padding[axis])
+            last = -(-(out[axis] - a) // stride[axis]) - 1 - phase.padding + len(phase.taps) - 1  # the last row that is read
+            need = max(need, phase.padding, last - (x[axis] - 1))
+    return need
+
+
 def _winograd(op: Convolution, inputs: Sequence[Buffer], output: Buffer, shape: Geometry, tilings: Sequence[Tiling]) -> Code:
     """3x3, stride 1, even sizes: 16 products for 2x2 outputs."""
     filters, channels = op.weight.shape[:2]

@@ -72,6 +72,21 @@ def _emit(plan: Plan, name: str, op: Convolution, inputs: list[Image], out: Imag
     plan.steps.append(Step(name, code, {**addresses, "out": out.address}, layer))
 
 
+def _transposed(plan: Plan, node: Node) -> None:
+    weight, bias = plan.constant(node.args[1]), argument(node, 2, None)
+    stride, padding, dilation = (tuple(pair(argument(node, at, default))) for at, default in ((3, [1, 1]), (4, [0, 0]), (7, [1, 1])))
+    if argument(node, 6, 1) != 1 or dilation != (1, 1):
+        raise Unavailable("it is transposed, with groups or dilation")
+    if any(size < step for size, step in zip(weight.shape[2:], stride, strict=True)):
+        raise Unavailable("it is transposed, with strides above its kernel")
+    sizes = stride, padding
+    border = convolution.transposed_border(weight, *sizes, plan.placed(node.args[0]).shape[2:], node.shape[2:])
+    x, out = plan.image(node.args[0], border), plan.result(node, 1)
+    zeros = np.zeros(weight.shape[1], np.float32) if bias is None else plan.constant(bias)
+    code = partial(convolution.emit_transposed, weight, zeros, *sizes, x.buffer, out.buffer)
+    plan.step(node.name, code, out.address, in0=x.address)
+
+
 def _linear(plan: Plan, node: Node) -> None:
     x, weight, bias = node.args[:3]
     w, activation, last = plan.constant(weight), node.kwargs.get("activation", "none"), len(node.shape) - 1
@@ -99,6 +114,7 @@ RULES = {
     "aten.conv2d.default": _conv2d,
     "aten.conv2d.padding": _conv2d,
     "aten.conv1d.default": _conv1d,
+    "aten.conv_transpose2d.input": _transposed,
     "fused.linear": _linear,
     "aten.linear.default": _linear,
     "fused.pooled_head": _pooled_head,
