@@ -37,8 +37,9 @@ HEADERS = ("vector.h", "activations.h", "sweep.h")
 class Unit:
     """A translation unit without its interface.
 
-    `text` defines `image(weights, images, outputs, arena)`, which computes one image, and with several threads `part(..., team, thread)`, one
-    thread's part of that; `clear(arena)`, which prepares an arena once; and the enum INPUT, OUTPUT, ARENA (floats) and THREADS.
+    `text` defines `image(weights, images, outputs, arena)`, which computes one image; where it is `shared`, `part(..., own, team, thread,
+    threads)`, what one thread does of that, with an arena of its `own`; `clear(arena)`, which prepares an arena once; and the enum INPUT,
+    OUTPUT and ARENA, in floats.
     """
 
     text: str
@@ -46,11 +47,13 @@ class Unit:
     arena_floats: int
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    threads: int
+    shared: bool
 
 
-def generate(program: Program, choices: Mapping[str, Choice] | None = None, threads: int = 1) -> Unit:
+def generate(program: Program, choices: Mapping[str, Choice] | None = None, shared: bool = False) -> Unit:
     """The unit of a lowered program for one image (1, ...), fp32, whose `choices` say by name how a step is computed.
+
+    With `shared`, several threads may compute one image together.
 
     Raises:
         Unavailable: an operation cannot be generated; the message names it and says why.
@@ -58,11 +61,11 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None, thre
     plan = planned(program, RULES, choices or {}, threads)
     codes = [step.code() for step in plan.steps]
     weights, places = _placed_arrays(codes)
-    memory = _Memory(plan, codes, threads)
+    memory = _Memory(plan, codes)
     functions = dict[str, str]()
     calls = [_call(plan.steps[at].addresses, code, functions, places[at], memory, at) for at, code in enumerate(codes)]
-    sizes = {"INPUT": prod(program.input_shape), "OUTPUT": prod(plan.output_shape), "ARENA": memory.floats, "THREADS": threads}
-    headers = dict.fromkeys([*HEADERS, *(name for code in codes for name in code.headers), *["threads.h"][: threads - 1]])
+    sizes = {"INPUT": prod(program.input_shape), "OUTPUT": prod(plan.output_shape), "ARENA": memory.floats}
+    headers = dict.fromkeys([*HEADERS, *(name for code in codes for name in code.headers), *(["threads.h"] if shared else [])])
     texts = [
         _PROLOGUE,
         *((INCLUDE / name).read_text() for name in headers),
@@ -70,10 +73,10 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None, thre
         *dict.fromkeys(text for code in codes for text in code.functions),
         *(f"static __attribute__((noinline)) void {name}{text}" for text, name in functions.items()),
         _image(calls),
-        *([_part(calls)] if threads > 1 else []),
+        *([_part(calls)] if shared else []),
         "static void clear(float *arena) { memset(arena, 0, ARENA * sizeof(float)); }",
     ]
-    return Unit("\n".join(texts) + "\n", weights, memory.floats, program.input_shape, plan.output_shape, threads)
+    return Unit("\n".join(texts) + "\n", weights, memory.floats, program.input_shape, plan.output_shape, shared)
 
 
 def _placed_arrays(codes: Sequence[Code]) -> tuple[Array, list[dict[str, int]]]:
@@ -116,7 +119,7 @@ def _call(
     body = re.sub(r"\$(\w+)", r"\1", code.call).strip()
     if code.scratch:
         parameters.append("float *__restrict scratch")
-        arguments.append(f"arena + {memory.offsets[f'{step}.scratch']} + thread * {code.scratch}")
+        arguments.append(f"own + {memory.offsets[f'{step}.scratch']}")
     text = f"({', '.join([*parameters, *(['int begin', 'int end'] if shared else [])])}) {{\n{body}\n}}\n"
     name = functions.setdefault(text, f"step{len(functions)}")
     return _Called(memory.clearing(step), f"{name}({', '.join(arguments)}", code.items)
@@ -128,9 +131,9 @@ _ARGUMENTS = "const float *weights, const float *images, float *outputs, float *
 def _image(calls: Sequence[_Called]) -> str:
     """All steps one after the other."""
     lines = [line for c in calls for line in (*c.before, f"{c.call}{'' if c.items == '1' else f', 0, {c.items}'});")]
-    thread = "  const int thread = 0;\n" if any("thread *" in line for line in lines) else ""
+    own = "  float *const own = arena;\n" if any("own +" in line for line in lines) else ""
     unused = "" if any("weights" in line for line in lines) else "  (void)weights;\n"
-    return f"static void image({_ARGUMENTS}) {{\n{thread}{unused}" + "".join(f"  {line}\n" for line in lines) + "}"
+    return f"static void image({_ARGUMENTS}) {{\n{own}{unused}" + "".join(f"  {line}\n" for line in lines) + "}"
 
 
 def _part(calls: Sequence[_Called]) -> str:
@@ -148,15 +151,19 @@ def _part(calls: Sequence[_Called]) -> str:
             continue
         alone += c.before
         join()
-        lines += [f"{c.call}, {c.items} * thread / THREADS, {c.items} * (thread + 1) / THREADS);", "team.barrier();"]
+        lines += [f"{c.call}, {c.items} * thread / threads, {c.items} * (thread + 1) / threads);", "team.barrier();"]
     join()
-    return f"static void part({_ARGUMENTS}, Team &team, int thread) {{\n  (void)weights;\n" + "".join(f"  {line}\n" for line in lines) + "}"
+    return (
+        f"static void part({_ARGUMENTS}, float *own, Team &team, int thread, int threads) {{\n  (void)weights, (void)own, (void)threads;\n"
+        + "".join(f"  {line}\n" for line in lines)
+        + "}"
+    )
 
 
 class _Memory:
     """The offset of each storage in the arena, in floats, and which of them are cleared before which step."""
 
-    def __init__(self, plan: Plan, codes: Sequence[Code], threads: int) -> None:
+    def __init__(self, plan: Plan, codes: Sequence[Code]) -> None:
         lives = dict[str, list[int]]()
         for at, step in enumerate(plan.steps):
             for address in step.addresses.values():
@@ -165,7 +172,7 @@ class _Memory:
         sizes = {name: plan.storages[name].floats for name in lives}
         for at, code in enumerate(codes):
             if code.scratch:
-                lives[f"{at}.scratch"], sizes[f"{at}.scratch"] = [at, at], threads * code.scratch
+                lives[f"{at}.scratch"], sizes[f"{at}.scratch"] = [at, at], code.scratch
         last = len(plan.steps)
         self._plan, self._lives = plan, lives
         self.persistent = 4 * sum(sizes.values()) <= PERSISTENT_BYTES

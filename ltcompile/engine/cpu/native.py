@@ -31,35 +31,29 @@ _INTERFACE = """
 static void images_alone(const float *weights, const float *images, float *outputs, float *arena, long first, long count, long step) {
   for (long n = first; n < count; n += step) image(weights, images + n * INPUT, outputs + n * OUTPUT, arena);
 }
-LT_EXPORT void lt_clear(float *arena) { for (int t = 0; t < THREADS; t++) clear(arena + (size_t)t * ARENA); }
-"""
-_ALONE = """
-LT_EXPORT void lt_run(const float *weights, const float *images, float *outputs, float *arena, long count, void *) {
-  images_alone(weights, images, outputs, arena, 0, count, 1);
-}
-"""
-_TOGETHER = """
 struct Job {
   const float *weights, *images;
   float *outputs, *arena;
   long count;
   Team *team;
+  int threads;
 };
 // Each thread computes images of its own, where there are enough.
 static void work(void *argument, int thread) {
   const Job &job = *static_cast<const Job *>(argument);
-  if (job.count >= THREADS) {
-    images_alone(job.weights, job.images, job.outputs, job.arena + (size_t)thread * ARENA, thread, job.count, THREADS);
-  } else {
-    for (long n = 0; n < job.count; n++) part(job.weights, job.images + n * INPUT, job.outputs + n * OUTPUT, job.arena, *job.team, thread);
+  float *own = job.arena + (size_t)thread * ARENA;
+  if (job.count >= job.threads) return images_alone(job.weights, job.images, job.outputs, own, thread, job.count, job.threads);
+  for (long n = 0; n < job.count; n++) {
+    part(job.weights, job.images + n * INPUT, job.outputs + n * OUTPUT, job.arena, own, *job.team, thread, job.threads);
   }
 }
-LT_EXPORT void *lt_team() { return new Team(THREADS); }
+LT_EXPORT void lt_clear(float *arena) { clear(arena); }
+LT_EXPORT void *lt_team(int threads) { return new Team(threads); }
 LT_EXPORT void lt_end(void *team) { delete static_cast<Team *>(team); }
-LT_EXPORT void lt_run(const float *weights, const float *images, float *outputs, float *arena, long count, void *with) {
+LT_EXPORT void lt_run(const float *weights, const float *images, float *outputs, float *arena, long count, void *with, int threads) {
   Team *team = static_cast<Team *>(with);
   if (team && team->take()) {
-    Job job = {weights, images, outputs, arena, count, team};
+    Job job = {weights, images, outputs, arena, count, team, threads};
     team->run(work, &job);
     team->release();
   } else {
@@ -145,22 +139,22 @@ def compile_library(text: str) -> Path:
 
 
 class Library:
-    """A unit, compiled and loaded. Any number of threads may call `run`: each has an arena of its own, and one of them the team of threads."""
+    """A `shared` unit, compiled and loaded. Any number of threads may call `run`: each has an arena of its own, and one the team of threads."""
 
-    def __init__(self, unit: Unit) -> None:
-        self.unit, self._weights = unit, _aligned(unit.weights.size)
+    def __init__(self, unit: Unit, threads: int = 1) -> None:
+        self.unit, self.threads, self._weights = unit, threads, _aligned(unit.weights.size)
         self._weights[:] = unit.weights
         self._pointer = self._weights.ctypes.data
-        code: Any = ctypes.CDLL(str(compile_library(unit.text + _INTERFACE + (_TOGETHER if unit.threads > 1 else _ALONE))))
+        code: Any = ctypes.CDLL(str(compile_library(unit.text + _INTERFACE)))
         self._run, self._clear = code.lt_run, code.lt_clear
-        self._run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_void_p]
+        self._run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_void_p, ctypes.c_int]
         self._run.restype = self._clear.restype = None
         self._clear.argtypes = [ctypes.c_void_p]
         self._idle: list[tuple[int, NDArray[np.float32]]] = []
         self._team, self._process = None, os.getpid()
-        if unit.threads > 1:
+        if threads > 1:
             code.lt_team.restype, code.lt_end.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-            self._team = code.lt_team()
+            self._team = code.lt_team(threads)
             weakref.finalize(self, _end, code, self._team, self._process)
 
     def run(self, images: int, outputs: int, count: int) -> None:
@@ -168,11 +162,12 @@ class Library:
         try:
             arena = self._idle.pop()
         except IndexError:
-            memory = _aligned(self.unit.threads * self.unit.arena_floats)
+            memory = _aligned(self.threads * self.unit.arena_floats)
             arena = memory.ctypes.data, memory
-            self._clear(arena[0])
+            for thread in range(self.threads):
+                self._clear(arena[0] + 4 * thread * self.unit.arena_floats)
         team = self._team if os.getpid() == self._process else None  # a forked process has no threads
-        self._run(self._pointer, images, outputs, arena[0], count, team)
+        self._run(self._pointer, images, outputs, arena[0], count, team, self.threads)
         self._idle.append(arena)
 
 
