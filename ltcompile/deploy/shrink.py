@@ -44,7 +44,7 @@ def shrink(
     dynamic: tuple[str, ...] = ("batch",),
     on_progress: Progress = lambda message: None,
 ) -> Shrunk:
-    """Write a pruned network, or a ticket's, to `output` (.onnx, .pt2 or .safetensors) and a record of it to OUTPUT.json.
+    """Write a pruned network, or a ticket's, to `output` (.onnx, .pt2, .safetensors, .cpp or .so) and a record of it to OUTPUT.json.
 
     The network goes through the steps of `ltcompile.deploy.steps`. The cut network is compared with the masked one, in float64 and output by
     output, and the file with the cut network, within the rounding of its precision (`numerics`); the record holds both errors.

@@ -311,7 +311,7 @@ class TestSteps:
         found = steps.steps()
         assert len(found) == len(registry.modules("ltcompile.deploy.steps")) > 5
         assert len({step.ORDER for step in found}) == len(found) and all(callable(step.run) for step in found)
-        assert formats.by_suffix().keys() == {".onnx", ".pt2", ".safetensors"}
+        assert formats.by_suffix().keys() == {".cpp", ".onnx", ".pt2", ".safetensors", ".so"}
 
     @pytest.mark.parametrize("how", ["up", "down"])
     def test_snap_moves_the_widths_of_any_network(self, tmp_path: Path, how: str) -> None:

@@ -1,6 +1,7 @@
 """File formats of deployed networks, one file each, found by their ending.
 
-A format offers `SUFFIX`, `write(network, pruned, job)`, and `reader(network, pruned, job) -> Run`, what the written file answers.
+A format offers `SUFFIX`, `write(network, pruned, job)`, and `reader(network, pruned, job) -> Run`, what the written file answers; and
+`PRECISIONS` where it does not hold all of fp32 and fp16.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ def of(output: Path) -> ModuleType:
 
 
 def check(job: ShrinkJob) -> None:
-    """Raises InvalidSetting where no format has the output's ending."""
+    """Raises InvalidSetting where no format has the output's ending, or it does not hold the precision."""
     if job.output.suffix not in by_suffix():
         raise InvalidSetting(f"{job.output} must end in {', '.join(by_suffix())}")
+    if job.precision not in getattr(of(job.output), "PRECISIONS", ("fp32", "fp16", "int8")):
+        raise InvalidSetting(f"{job.output.suffix} files compute in fp32, not {job.precision}; name an output that ends in .onnx")
 
 
 def metadata(pruned: Pruned, job: ShrinkJob) -> dict[str, str]:

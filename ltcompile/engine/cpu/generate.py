@@ -22,7 +22,7 @@ INCLUDE = Path(__file__).parent / "include"
 PERSISTENT_BYTES = 1 << 18  # below this all activations have memory of their own, and zeros are written once
 ALIGNMENT = 16  # floats
 
-_PROLOGUE = """#include <math.h>
+PROLOGUE = """#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -37,17 +37,27 @@ HEADERS = ("vector.h", "activations.h", "sweep.h")
 class Unit:
     """A translation unit without its interface.
 
-    `text` defines `image(weights, images, outputs, arena)`, which computes one image; where it is `shared`, `part(..., own, team, thread,
+    `body` defines `image(weights, images, outputs, arena)`, which computes one image; where it is `shared`, `part(..., own, team, thread,
     threads)`, what one thread does of that, with an arena of its `own`; `clear(arena)`, which prepares an arena once; and the enum INPUT,
     OUTPUT and ARENA, in floats.
     """
 
-    text: str
+    headers: tuple[str, ...]
+    body: str
     weights: Array
     arena_floats: int
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
     shared: bool
+
+    @property
+    def text(self) -> str:
+        return with_headers(self.headers) + self.body
+
+
+def with_headers(names: Sequence[str]) -> str:
+    """The start of a translation unit: files of include/, in which those of the system come first."""
+    return PROLOGUE + "\n".join((INCLUDE / name).read_text() for name in names)
 
 
 def generate(program: Program, choices: Mapping[str, Choice] | None = None, shared: bool = False) -> Unit:
@@ -58,7 +68,7 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None, shar
     Raises:
         Unavailable: an operation cannot be generated; the message names it and says why.
     """
-    plan = planned(program, RULES, choices or {}, threads)
+    plan = planned(program, RULES, choices or {})
     codes = [step.code() for step in plan.steps]
     weights, places = _placed_arrays(codes)
     memory = _Memory(plan, codes)
@@ -67,8 +77,6 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None, shar
     sizes = {"INPUT": prod(program.input_shape), "OUTPUT": prod(plan.output_shape), "ARENA": memory.floats}
     headers = dict.fromkeys([*HEADERS, *(name for code in codes for name in code.headers), *(["threads.h"] if shared else [])])
     texts = [
-        _PROLOGUE,
-        *((INCLUDE / name).read_text() for name in headers),
         f"enum {{ {', '.join(f'{name} = {size}' for name, size in sizes.items())} }};",
         *dict.fromkeys(text for code in codes for text in code.functions),
         *(f"static __attribute__((noinline)) void {name}{text}" for text, name in functions.items()),
@@ -76,7 +84,7 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None, shar
         *([_part(calls)] if shared else []),
         "static void clear(float *arena) { memset(arena, 0, ARENA * sizeof(float)); }",
     ]
-    return Unit("\n".join(texts) + "\n", weights, memory.floats, program.input_shape, plan.output_shape, shared)
+    return Unit(tuple(headers), "\n".join(texts) + "\n", weights, memory.floats, program.input_shape, plan.output_shape, shared)
 
 
 def _placed_arrays(codes: Sequence[Code]) -> tuple[Array, list[dict[str, int]]]:

@@ -138,14 +138,19 @@ def compile_library(text: str) -> Path:
     return library
 
 
+def opened(library: Path) -> Any:
+    """A library that was just compiled here."""
+    return ctypes.CDLL(str(library))
+
+
 class Library:
     """A `shared` unit, compiled and loaded. Any number of threads may call `run`: each has an arena of its own, and one the team of threads."""
 
     def __init__(self, unit: Unit, threads: int = 1) -> None:
-        self.unit, self.threads, self._weights = unit, threads, _aligned(unit.weights.size)
+        self.unit, self.threads, self._weights = unit, threads, aligned(unit.weights.size)
         self._weights[:] = unit.weights
         self._pointer = self._weights.ctypes.data
-        code: Any = ctypes.CDLL(str(compile_library(unit.text + _INTERFACE)))
+        code = opened(compile_library(unit.text + _INTERFACE))
         self._run, self._clear = code.lt_run, code.lt_clear
         self._run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_void_p, ctypes.c_int]
         self._run.restype = self._clear.restype = None
@@ -162,7 +167,7 @@ class Library:
         try:
             arena = self._idle.pop()
         except IndexError:
-            memory = _aligned(self.threads * self.unit.arena_floats)
+            memory = aligned(self.threads * self.unit.arena_floats)
             arena = memory.ctypes.data, memory
             for thread in range(self.threads):
                 self._clear(arena[0] + 4 * thread * self.unit.arena_floats)
@@ -176,7 +181,7 @@ def _end(code: Any, team: int, process: int) -> None:
         code.lt_end(team)
 
 
-def _aligned(floats: int) -> NDArray[np.float32]:
+def aligned(floats: int) -> NDArray[np.float32]:
     """Memory that starts at a multiple of 64 bytes."""
     memory = np.zeros(floats + 16, np.float32)
     start = -memory.ctypes.data % 64 // 4

@@ -8,8 +8,10 @@ planning is repeated until both stay as they are.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, lanes_of
 from ltcompile.engine.cpu.convolution import Layer
 from ltcompile.engine.cpu.loops import elementwise
 from ltcompile.errors import Unavailable
-from ltcompile.lower.program import Node, Program, Value
+from ltcompile.lower.program import Node, Program, Value, mapped
 
 IMAGES, OUTPUTS = "images", "outputs"  # what the caller owns
 MOST_PASSES = 12
@@ -273,6 +275,7 @@ def planned(program: Program, rules: Rules, choices: Mapping[str, Choice], threa
     Raises:
         Unavailable: an operation cannot be generated; the message names it and says why.
     """
+    _check(program)
     known = Slices()
     for _ in range(MOST_PASSES):
         plan = _visited(program, rules, choices, threads, known)
@@ -280,6 +283,33 @@ def planned(program: Program, rules: Rules, choices: Mapping[str, Choice], threa
             return plan
         known = plan.asked
     raise Unavailable("its memory cannot be planned; please report this network")
+
+
+def _check(program: Program) -> None:
+    """A program may be from a file: its shapes are those that PyTorch computes, and its words are words, since both become C++.
+
+    Raises:
+        Unavailable: they are not, or values are not float32.
+    """
+    values: dict[str, Any] = {name: constant.to("meta") for name, constant in program.constants.items()}
+    values[program.input] = torch.empty(program.input_shape, device="meta")
+    for node in program.nodes:
+        where = f"{node.layer or node.name} ({node.target})"
+        mapped([*node.args, *node.kwargs.values()], partial(_check_word, where))
+        try:
+            with torch.no_grad():
+                found = values[node.name] = node.run(values)
+        except Exception as error:  # whatever a file made PyTorch do
+            raise Unavailable(f"{where} cannot be computed: {error}") from error
+        if isinstance(found, Tensor) and (tuple(found.shape) != node.shape or found.dtype != torch.float32):
+            raise Unavailable(f"{where} computes {found.dtype} {tuple(found.shape)}, not float32 {node.shape}")
+
+
+def _check_word(where: str, value: Any) -> None:
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_.]*", value):
+        raise Unavailable(f"{where} has the argument {value!r}")
+    if not isinstance(value, Value | str | int | float | None):
+        raise Unavailable(f"{where} has an argument of {type(value).__name__}")
 
 
 def _visited(program: Program, rules: Rules, choices: Mapping[str, Choice], threads: int, known: Slices) -> Plan:

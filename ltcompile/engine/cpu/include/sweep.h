@@ -26,7 +26,7 @@ template <class V, class F> LT_INLINE V by_lane(V v, F f) {
 }
 
 LT_INLINE float smaller(float a, float b) { return a < b || a != a ? a : b; }
-template <class V> LT_INLINE V smaller(const V &a, const V &b) { return (a < b) | (a != a) ? a : b; }
+template <class V> LT_INLINE V smaller(const V &a, const V &b) { return ((a < b) | (a != a)) ? a : b; }
 template <class V> LT_INLINE V not_above(const V &v, const V &most) { return v > most ? most : v; }
 LT_INLINE int least(int a, int b) { return a < b ? a : b; }
 LT_INLINE int most(int a, int b) { return a > b ? a : b; }

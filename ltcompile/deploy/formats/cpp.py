@@ -1,0 +1,33 @@
+"""One C++17 file that needs libc alone, with its weights, or NAME.bin next to it where they have more than 8 MB."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from torch import nn
+
+from ltcompile.deploy.formats._generated import generated, of_library, write_weights
+from ltcompile.deploy.job import ShrinkJob
+from ltcompile.engine.cpu import native
+from ltcompile.lower.answers import Run
+from ltcompile.paths import write_text
+from ltcompile.pruned import Pruned
+
+SUFFIX = ".cpp"
+PRECISIONS = ("fp32",)
+
+
+def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
+    """Raises InvalidModel where no C++ can be generated of the network, InvalidSetting where more than the batch varies."""
+    unit, source, _ = generated(network, pruned, job)
+    write_weights(unit, job)
+    write_text(job.output, source)
+
+
+def reader(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> Run:
+    """Raises Unavailable where there is no compiler to check the file with."""
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+        library = Path(folder) / "network.so"
+        native.compile_to(job.output, library, (*native.FLAGS, *native.SHARED))
+        return of_library(library, job)

@@ -1,0 +1,255 @@
+"""A generated network as files to deploy: C++ with a C interface that needs libc alone, its header, and large weights beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ltcompile.engine.cpu.code import Array
+from ltcompile.engine.cpu.generate import PROLOGUE, Unit, with_headers
+
+MOST_INSIDE_BYTES = 8 << 20  # larger weights are in a file of their own
+PROBES = 4
+TOLERANCE = 1e-4  # of the largest output
+
+_HEADER = """{comment}
+#ifndef {NAME}_H
+#define {NAME}_H
+
+#define {NAME}_INPUT_FLOATS {inputs}    /* of one image, {input_shape} */
+#define {NAME}_OUTPUT_FLOATS {outputs}    /* of one image, {output_shape} */
+#define {NAME}_SCRATCH_BYTES {scratch}
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+/* Prepares {NAME}_SCRATCH_BYTES bytes at a multiple of 64, once. Each thread that runs the network has scratch memory of its own. */
+void {name}_init(void *scratch);
+
+/* The outputs of `count` images. */
+void {name}_run(const float *images, float *outputs, long count, void *scratch);
+{load}
+{symbols}
+#ifdef __cplusplus
+}}
+#endif
+#endif
+"""
+_LOAD = """
+/* Reads the weights, {name}.bin, once and before anything runs; 0, or -1 where the file is missing or of another length. */
+int {name}_load(const char *path);
+"""
+_RUN = """
+extern "C" void {name}_init(void *scratch) {{ clear(static_cast<float *>(scratch)); }}
+
+extern "C" void {name}_run(const float *images, float *outputs, long count, void *scratch) {{
+  for (long n = 0; n < count; n++) image(WEIGHTS, images + n * INPUT, outputs + n * OUTPUT, static_cast<float *>(scratch));
+}}
+"""
+_LOADER = """
+extern "C" int {name}_load(const char *path) {{
+  FILE *file = fopen(path, "rb");
+  if (!file) return -1;
+  const size_t read = fread(WEIGHTS, sizeof(float), {count}, file);
+  const bool whole = read == {count} && fgetc(file) == EOF;
+  return fclose(file) == 0 && whole ? 0 : -1;
+}}
+"""
+_MAIN = """
+#ifdef {NAME}_MAIN  // c++ -O3 -march=native -std=c++17 -D{NAME}_MAIN {name}.cpp -o {name} && ./{name}
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+namespace {{
+const float ANSWERS[] = {{ {answers} }};
+alignas(64) unsigned char memory[ARENA * sizeof(float)];
+float pixels[{probes} * INPUT], found[{probes} * OUTPUT];
+
+double seconds() {{
+  struct timespec now;
+  timespec_get(&now, TIME_UTC);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}}
+
+int by_size(const void *a, const void *b) {{
+  const double x = *static_cast<const double *>(a), y = *static_cast<const double *>(b);
+  return (x > y) - (x < y);
+}}
+}}
+
+int main({arguments}) {{
+{loading}  for (uint32_t i = 0; i < {probes} * INPUT; i++) {{
+    uint32_t x = i * 747796405u + 2891336453u;
+    x = (x ^ (x >> 15)) * 2246822519u;
+    x = (x ^ (x >> 13)) * 3266489917u;
+    pixels[i] = (float){low} + (float){range} * ((float)((x ^ (x >> 16)) >> 8) / 16777216.0f);
+  }}
+  {name}_init(memory);
+  {name}_run(pixels, found, {probes}, memory);
+  double error = 0, largest = 0, times[200];
+  for (int i = 0; i < {probes} * OUTPUT; i++) {{
+    error = fmax(error, fabs((double)found[i] - (double)ANSWERS[i]));
+    largest = fmax(largest, fabs((double)ANSWERS[i]));
+    if (found[i] != found[i]) error = HUGE_VAL;
+  }}
+  for (double &t : times) {{
+    const double before = seconds();
+    {name}_run(pixels, found, 1, memory);
+    t = seconds() - before;
+  }}
+  qsort(times, 200, sizeof(double), by_size);
+  const bool same = error <= {tolerance} * largest;
+  const char *verdict = same ? "as recorded" : "WRONG";
+  printf("{name}: {probes} answers %s, off by %.1e of the largest; %.4f ms an image\\n", verdict, error / largest, 1e3 * times[100]);
+  return same ? 0 : 1;
+}}
+#endif
+"""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a file checks itself against: answers to PROBES images of `probes(low, high)`."""
+
+    low: float
+    high: float
+    answers: Array
+
+
+def probes(low: float, high: float, shape: Sequence[int]) -> Array:
+    """PROBES images (PROBES, C, H, W) of noise between two values, as the generated `main` computes them."""
+    count = int(np.prod(shape))
+    x = np.arange(PROBES * count, dtype=np.uint32) * np.uint32(747796405) + np.uint32(2891336453)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(2246822519)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(3266489917)
+    uniform = ((x ^ (x >> np.uint32(16))) >> np.uint32(8)).astype(np.float32) / np.float32(16777216)
+    images: Array = (np.float32(low) + np.float32(high - low) * uniform).reshape(PROBES, *shape)
+    return images
+
+
+def identifier(stem: str) -> str:
+    """A file's name as one of C."""
+    name = re.sub(r"\W", "_", stem, flags=re.ASCII)
+    return f"n{name}" if not name or name[0].isdigit() else name
+
+
+def header(unit: Unit, name: str, texts: Mapping[str, str], symbols: str = "") -> str:
+    """The C header of a network. `texts` are what a deployment has to know, `symbols` the declarations of more constants."""
+    shapes = (", ".join(map(str, shape[1:])) for shape in (unit.input_shape, unit.output_shape))
+    return _HEADER.format(
+        comment=_comment(texts),
+        name=name,
+        NAME=name.upper(),
+        inputs=int(np.prod(unit.input_shape)),
+        outputs=int(np.prod(unit.output_shape)),
+        scratch=4 * unit.arena_floats,
+        load=_LOAD.format(name=name) if outside(unit) else "",
+        symbols=symbols,
+        **dict(zip(("input_shape", "output_shape"), shapes, strict=True)),
+    )
+
+
+def source(unit: Unit, name: str, texts: Mapping[str, str], recorded: Recorded) -> str:
+    """The C++ file of a network, with its weights unless they are `outside`."""
+    declared, defined = symbols(name, texts)
+    apart = outside(unit)
+    count = unit.weights.size
+    weights = f"alignas(64) float WEIGHTS[{count}];" if apart else f"alignas(64) const float WEIGHTS[] = {{\n{numbers(unit.weights)}\n}};"
+    main = _MAIN.format(
+        name=name,
+        NAME=name.upper(),
+        answers=numbers(recorded.answers.reshape(-1)),
+        probes=PROBES,
+        low=literal(recorded.low),
+        range=literal(recorded.high - recorded.low),
+        tolerance=TOLERANCE,
+        arguments="int count, char **words" if apart else "",
+        loading=f'  if ({name}_load(count > 1 ? words[1] : "{name}.bin")) return fprintf(stderr, "{name}.bin cannot be read\\n"), 2;\n'
+        if apart
+        else "",
+    )
+    return "".join(
+        [
+            header(unit, name, texts, declared),
+            "\n" + PROLOGUE,
+            "#include <stdio.h>\n" if apart else "",
+            "#pragma GCC diagnostic ignored \"-Wunused-function\"\n\nnamespace {\n",
+            with_headers(unit.headers).removeprefix(PROLOGUE),
+            unit.body,
+            weights,
+            "\n}\n",
+            _RUN.format(name=name),
+            _LOADER.format(name=name, count=count) if apart else "",
+            defined,
+            main,
+        ]
+    )  # fmt: skip
+
+
+def outside(unit: Unit) -> bool:
+    """Whether the weights are in a file of their own, `unit.weights` as bytes."""
+    return unit.weights.nbytes > MOST_INSIDE_BYTES
+
+
+def symbols(name: str, texts: Mapping[str, str]) -> tuple[str, str]:
+    """Declarations and definitions of the preprocessing and the names of classes, where `texts` hold them as JSON."""
+    declared, defined = list[str](), list[str]()
+    for key in ("mean", "std"):
+        if (values := _parsed(texts.get(key))) and all(isinstance(v, int | float) for v in values):
+            declared.append(f"extern const float {name}_{key}[{len(values)}]; /* a channel, of pixels from 0 to 1 */")
+            defined.append(f'extern "C" const float {name}_{key}[{len(values)}] = {{ {numbers(np.array(values, np.float32))} }};')
+    if classes := _parsed(texts.get("class_names")):
+        quoted = ", ".join(_quoted(str(text)) for text in classes)
+        declared.append(f"extern const char *const {name}_classes[{len(classes)}]; /* in UTF-8 */")
+        defined.append(f'extern "C" const char *const {name}_classes[{len(classes)}] = {{ {quoted} }};')
+    return "\n".join(declared) + "\n", "\n".join(defined) + "\n"
+
+
+def _parsed(text: str | None) -> list[object]:
+    try:
+        value = json.loads(text or "[]")
+    except ValueError:
+        return []
+    return value if isinstance(value, list) else []
+
+
+def _quoted(text: str) -> str:
+    """A C string; every byte that is not a letter, a digit or a space is escaped in octal."""
+    plain = "".join(chr(b) if chr(b).isalnum() or b == 32 else f"\\{b:03o}" for b in text.encode())
+    return f'"{plain}"'
+
+
+def _comment(texts: Mapping[str, str]) -> str:
+    """Texts as comments of one line each."""
+    lines = [f"{key}: {value}" for key, value in texts.items()]
+    safe = (re.sub(r"[^\x20-\x7e]|\\|\*/|/\*|\?\?", "?", line)[:400] for line in ["generated by ltcompile", *lines])
+    return "\n".join(f"/* {line} */" for line in safe)
+
+
+def literal(value: float) -> str:
+    """A float in C++, exactly."""
+    return numbers(np.array([value], np.float32))
+
+
+def numbers(values: Array) -> str:
+    """Floats in C++, exactly and as briefly as decimals can, separated by commas, in lines."""
+    finite = np.isfinite(values)
+    shortest = np.where(finite, values, 0).astype(np.float32).astype(str)
+    exact = shortest.astype(np.float64).astype(np.float32) == values  # as a double, too
+    texts = [_brief(text) if same else f"{text}f" for text, same in zip(shortest.tolist(), exact.tolist(), strict=True)]
+    for at in np.flatnonzero(~finite):
+        value = values[at]
+        texts[at] = '__builtin_nanf("")' if np.isnan(value) else f"{'-' if value < 0 else ''}__builtin_inff()"
+    return ",\n".join(",".join(texts[at : at + 12]) for at in range(0, len(texts), 12))
+
+
+def _brief(text: str) -> str:
+    if text == "0.0":
+        return "0"
+    text = text.removesuffix("0") if text.endswith(".0") else text
+    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) and not text.endswith(".") else text
