@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from ltcompile.paths import check_writable, write_bytes, write_json, write_text
 from ltcompile.pruned import Pruned, Result, check_ticket_fits, dense_network, named_network, pruned_of, small_network
 from ltcompile.pruned.ticket import small_with_plan
 from ltcompile.runtimes import Subject
+
+CLASSIFICATION = "classification"
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,20 @@ def bench(
         )
     if file is not None:
         raise InvalidSetting("file= is a file of a Pruned; leave it out for tickets and files")
+    if (ticket := _of_another_task(Path(target))) is not None:
+        if data is not None:
+            raise InvalidSetting(f"data= is for classification, and the ticket is for {ticket.data['task']}; leave it out")
+        return bench_pruned(
+            pruned_of(ticket, model),
+            file=Path(target) if Path(target).suffix == ".onnx" else None,
+            runtimes=runtimes,
+            devices=devices,
+            batches=batches,
+            seconds_per_row=seconds_per_row,
+            output=check_writable(Path(output) if output else RunFolder(Path(target).parent).bench),
+            write_dense=None if write_dense is None else _dense_path(write_dense, Path(target)),
+            on_row=on_row,
+        )
     known = _open(Path(target))
     path = check_writable(Path(output) if output else RunFolder(known.folder).bench)
     dense_path = _dense_path(write_dense, Path(target)) if write_dense is not None else None
@@ -190,6 +206,29 @@ def _check_code(known: _Target, model: str | None) -> None:
         check_ticket_fits(known.ticket, model)
     elif is_own_code(known.model["name"]) and model != known.model["name"]:
         raise TicketMismatch(f"the dense network is your own code; to run it, say so with --model {known.model['name']}")
+
+
+def _of_another_task(path: Path) -> Ticket | None:
+    """The ticket at `path`, or next to the ONNX file that was made of it, where it is not for classification.
+
+    Raises InvalidFile where such a file lies without its ticket.
+    """
+    if path.suffix != ".onnx":
+        ticket = Ticket.load(path)
+        return ticket if _task(ticket.data) != CLASSIFICATION else None
+    metadata = {p.key: p.value for p in read_onnx(path).metadata_props}
+    if "ticket_checksum" not in metadata or _task(metadata) == CLASSIFICATION:
+        return None
+    beside = RunFolder(path.parent).ticket
+    if beside.is_file() and (ticket := Ticket.load(beside)).checksum == metadata["ticket_checksum"]:
+        return ticket
+    raise InvalidFile(
+        f"{path} was made for {_task(metadata)} of a ticket that is not next to it; put both into one folder, or shrink again"
+    )
+
+
+def _task(texts: Mapping[str, Any]) -> str:
+    return str(texts.get("task", CLASSIFICATION))
 
 
 def _open(path: Path) -> _Target:

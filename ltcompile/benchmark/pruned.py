@@ -81,7 +81,7 @@ def bench_pruned(
             "format": 1,
             "target": file.name if file is not None else type(pruned.small).__name__,
             "file": asdict(described) if described else None,
-            "ticket_checksum": None,
+            "ticket_checksum": pruned.provenance.get("ticket_checksum"),
             "network_checksum": pruned.checksum,
             "metric": None if pruned.metric is None else asdict(pruned.metric),
             "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
@@ -99,7 +99,8 @@ def bench_pruned(
 def _described(file: Path, pruned: Pruned) -> NetworkFile:
     """What results call an ONNX file of `shrink`. Raises TicketMismatch where it was made of another network."""
     metadata = {p.key: p.value for p in read_onnx(file).metadata_props}
-    if metadata.get("network_checksum") != pruned.checksum:
+    ticket = pruned.provenance.get("ticket_checksum")
+    if metadata.get("network_checksum") != pruned.checksum and (ticket is None or metadata.get("ticket_checksum") != ticket):
         raise TicketMismatch(f"{file} was not made of this network by `ltcompile shrink`; shrink it again, or name its weights and plan")
     return described_file(file.name, file.read_bytes(), metadata)
 

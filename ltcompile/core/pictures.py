@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,18 @@ def to_png(pixels: Tensor) -> str:
     array = pixels.cpu().permute(1, 2, 0).contiguous().numpy()
     Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(buffer := io.BytesIO(), "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def to_overlay(classes: Tensor, clear: Container[int]) -> str:
+    """Classes (H, W) as a PNG of their colours, half transparent, and fully where a class is in `clear`."""
+    import torch
+
+    found = torch.zeros(4, *classes.shape, dtype=torch.uint8)
+    for number in classes.unique().tolist():
+        if number not in clear:
+            colour = (*bytes.fromhex(COLOURS[number % len(COLOURS)][1:]), 150)
+            found[:, classes == number] = torch.tensor(colour, dtype=torch.uint8)[:, None]
+    return to_png(found)
 
 
 def write_pictures(path: Path, pictures: list[Picture]) -> None:

@@ -116,6 +116,7 @@ def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
         ticket.plan,
         ticket.mask,
         {
+            "task": str(data.get("task", "classification")),
             "data": str(data["name"]),
             "class_names": json.dumps(list(data["class_names"])),
             "mean": json.dumps(list(data["mean"])),

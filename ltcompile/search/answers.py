@@ -17,14 +17,18 @@ SHOWN = 4  # inputs
 
 
 def compare_answers(runner: ArmRunner, ticket: Ticket) -> None:
-    """Write a few test inputs with the answers of the seed's dense network and of the ticket to the folder. Raises InvalidFile."""
+    """Write a few test inputs with the answers of the seed's dense network and of the ticket to the folder, where inputs are images.
+
+    Raises InvalidFile.
+    """
     task, device = runner.job.task, runner.job.device
     truth = task.answers(None, "test", SHOWN, device)
-    if not truth:
+    inputs = next(iter(task.batches("test", SHOWN, device)))[0] if truth else None
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.shape[1] not in (1, 3):
         return
     arms = Arm(ticket.seed, "dense", 0), Arm(ticket.seed, "ticket", ticket.level)
     dense, small = (task.answers(runner.trained(arm).to(device), "test", SHOWN, device) for arm in arms)
-    images = _images(next(iter(task.batches("test", SHOWN, device)))[0], ticket.data)
+    images = _images(inputs, ticket.data)
     write_pictures(
         runner.folder.pictures,
         [

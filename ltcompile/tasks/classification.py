@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltcompile.core.pictures import Answer, Mark
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import ACCURACY, Batch, Loss, Metric, Part, Score, Teacher
 from ltcompile.data import DatasetOptions, load_data
@@ -36,6 +37,15 @@ class Classification(DataTask):
         logits = model(batch[0])
         for labels in _drawn_labels(logits, rng):
             yield F.cross_entropy(logits, labels, reduction="sum")
+
+    def answers(self, model: nn.Module | None, part: Part, count: int, device: torch.device) -> list[Answer]:
+        """The class, and of a network its probability."""
+        batch = next(iter(self.batches(part, count, device)))
+        names = self.description.class_names
+        if model is None:
+            return [Answer(marks=(Mark(names[label], label),)) for label in batch[1].tolist()]
+        shares, labels = next(predictions(model, [batch]))[0].softmax(1).max(1)
+        return [Answer(marks=(Mark(names[k], k, round(p, 4)),)) for k, p in zip(labels.tolist(), shares.tolist(), strict=True)]
 
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
         """Share of correct answers, mean cross-entropy, and which images were correct."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltcompile.core.pictures import Answer, to_png
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Teacher
 from ltcompile.data import Dataset, DatasetOptions, load_data, scenes
@@ -48,6 +49,13 @@ class ImageToImage(DataTask):
         for _ in range(DRAWS):
             noise = math.sqrt(values / 2) * torch.randn(made.shape, generator=rng, dtype=made.dtype).to(made.device)
             yield (made - (made.detach() + noise)).square().sum() / values
+
+    def answers(self, model: nn.Module | None, part: Part, count: int, device: torch.device) -> list[Answer]:
+        """The images, where they are grey or of three colours."""
+        batch = next(iter(self.batches(part, count, device)))
+        made = batch[1] if model is None else next(predictions(model, [batch]))[0]
+        pixels = (255 * made.clamp(0, 1)).round().to(torch.uint8)
+        return [Answer(over=to_png(image)) for image in pixels] if pixels.shape[1] in (1, 3) else []
 
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
         """10 log10(1 / mean squared error) of each image, cut to 0..1; the mean over images. The loss is the mean squared error without the cut."""

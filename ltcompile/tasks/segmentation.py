@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltcompile.core.pictures import Answer, Mark, to_overlay
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Teacher
 from ltcompile.data import Dataset, DatasetOptions, load_data
@@ -21,6 +22,7 @@ from ltcompile.training.loss import cross_entropy
 
 BATCH = 32  # of an evaluation
 DRAWS = 4  # maps drawn for each image
+MOST_NAMED = 12  # classes named in a report's picture
 
 
 class Segmentation(DataTask):
@@ -55,6 +57,20 @@ class Segmentation(DataTask):
         shares = pixels.detach().double().softmax(1).cpu()
         for drawn in torch.multinomial(shares, DRAWS, replacement=True, generator=rng).T:
             yield F.cross_entropy(pixels, drawn.to(pixels.device), reduction="sum") / scores[0, 0].numel() ** 0.5
+
+    def answers(self, model: nn.Module | None, part: Part, count: int, device: torch.device) -> list[Answer]:
+        """The map of classes over the image; the background stays clear."""
+        batch = next(iter(self.batches(part, count, device)))
+        maps = batch[1] if model is None else _scores(next(predictions(model, [batch]))[0], batch[1]).argmax(1)
+        names = self.description.class_names
+        clear = {IGNORED, *(k for k, name in enumerate(names) if name == "background")}
+        return [
+            Answer(
+                over=to_overlay(found, clear),
+                marks=tuple(Mark(names[k], k) for k in found.unique().tolist() if k not in clear)[:MOST_NAMED],
+            )
+            for found in maps.cpu()
+        ]
 
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
         """Intersection over union of each class over all pixels of the part, averaged over the classes that occur."""

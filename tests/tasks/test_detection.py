@@ -16,8 +16,9 @@ import ltcompile as lt
 from ltcompile.core.pictures import read_pictures
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import scenes
-from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting
+from ltcompile.errors import InvalidData, InvalidFile, InvalidModel, InvalidSetting
 from ltcompile.models._detection import _Prepared
+from ltcompile.reporting import report
 from ltcompile.search import SearchConfig
 from ltcompile.tasks.detection import Detection, detections
 
@@ -103,3 +104,14 @@ def test_a_search_ends_in_a_file(task: Detection, tmp_path: Path) -> None:
     assert pictures[0].truth.boxes[0].edges == pytest.approx((drawn.boxes[0, 0] / 64).tolist())
     done = lt.shrink(tmp_path / "run/ticket.pt", tmp_path / "run/small.onnx")
     assert done.record["onnx_error"] <= done.record["tolerance"]
+    timed = lt.bench(tmp_path / "run/small.onnx", runtimes=["onnxruntime"], devices=["cpu"], batches=[2], seconds_per_row=0.02)
+    assert [row.subject for row in timed.rows] == ["dense", "small"] and timed.rows[1].speedup
+    written = json.loads((tmp_path / "run/bench.json").read_text())
+    assert written["ticket_checksum"] == found.ticket.checksum and written["file"]["output"] == "small.onnx"
+    page = report(tmp_path / "run").read_text()
+    assert "Answers to test inputs" in page and "mAP" in page
+    with pytest.raises(InvalidSetting, match="data= is for classification, and the ticket is for detection"):
+        lt.bench(tmp_path / "run/ticket.pt", data="digits")
+    (tmp_path / "small.onnx").write_bytes((tmp_path / "run/small.onnx").read_bytes())
+    with pytest.raises(InvalidFile, match="was made for detection of a ticket that is not next to it"):
+        lt.bench(tmp_path / "small.onnx")

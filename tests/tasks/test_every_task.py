@@ -83,3 +83,16 @@ def test_training_makes_the_network_better(case: tuple[Task, str]) -> None:
     done = DefaultTrainer(Execution())(model, task, training, None, lambda epoch, _: saved.append(epoch))
     assert done.epochs == saved and len(saved) == RECIPE.epochs and done.score == task.evaluate(model, "val", CPU)
     assert task.metric.gain(done.score.value, before.value) > 0
+
+
+def test_answers_are_shown_for_the_first_items(case: tuple[Task, str]) -> None:
+    """What should be answered does not depend on a network; a network's answers come with its scores, where it has some."""
+    task, name = case
+    torch.manual_seed(0)
+    model = lt.build_model(name, **task.description.arguments)
+    truth, found = task.answers(None, "test", 3, CPU), task.answers(model, "test", 3, CPU)
+    assert len(truth) == len(found) == 3 and model.training and truth == task.answers(None, "test", 3, CPU)
+    assert all(answer.boxes or answer.over or answer.marks for answer in truth)
+    for answer in truth:
+        for mark in (*answer.marks, *(box.mark for box in answer.boxes)):
+            assert mark.name == task.description.class_names[mark.number] and mark.score is None
