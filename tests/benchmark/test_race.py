@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 import ltcompile as lt
-from ltcompile import kernels, timing
+from ltcompile import kernels
 from ltcompile.benchmark import energy
 from ltcompile.benchmark.competitors import (
     ENGINE,
@@ -58,9 +58,8 @@ def net() -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def nothing_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_settles(short_timings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test here compares times."""
-    monkeypatch.setattr(timing, "SETTLE_S", 0.0)
     monkeypatch.setattr(clock.Wall, "settle_s", 0.0)
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine_support import only, pictures, small
+from quickly import timed_at_once
 
 import ltcompile as lt
 from ltcompile.engine import host
+
+
+@pytest.fixture(scope="module", autouse=True)
+def at_once() -> Iterator[None]:
+    """No test of this folder compares times."""
+    with timed_at_once():
+        yield
 
 
 @pytest.fixture
@@ -22,7 +31,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("engine") / "small.engine"
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, timed_at_once():
         patch.setattr(host, "candidates", only("onnxruntime"))
         patch.setattr(host, "SCREEN_S", 0.0)
         lt.compile(small(), pictures(), batch=[1, 4]).save(path)

@@ -123,7 +123,7 @@ def test_all_processes_of_a_training_get_the_same_arm(tmp_path: Path) -> None:
         first, second = (torch.load(tmp_path / f"weight-{level}-{rank}.pt") for rank in range(2))
         assert first.shape == (width, 2, 3) and torch.equal(first, second), "one arm, trained together"
     rows = json.loads((tmp_path / "own-search.json").read_text())["rows"]
-    assert [(row["arm"], row["val_accuracy"]) for row in rows] == [("dense", 0.5), ("ticket", 0.5)], "the first process alone reports"
+    assert [(row["arm"], row["val_score"]) for row in rows] == [("dense", 0.5), ("ticket", 0.5)], "the first process alone reports"
 
 
 def test_outside_a_search_the_two_lines_do_nothing(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,8 +58,10 @@ def exported_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed_at_once() -> Iterator[None]:
-    """Races do not let threads settle, and the load of the machine is not awaited."""
+    """Timings do not let threads settle or collect garbage, and the load of the machine is not awaited."""
+    uncollected = SimpleNamespace(isenabled=gc.isenabled, enable=gc.enable, disable=gc.disable, collect=lambda: 0)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltcompile.timing.gc", uncollected)
         patch.setattr("ltcompile.timing.SETTLE_S", 0.0)
         patch.setattr("ltcompile.benchmark.profiling.timer.SETTLE_S", 0.0)
         patch.setattr("ltcompile.core.load.SAMPLE_S", 0.0)

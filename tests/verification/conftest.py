@@ -9,11 +9,9 @@ from claims import network
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet(short_timings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine counts as idle, and races do not let threads settle."""
     monkeypatch.setattr("ltcompile.verification.checks.busy_share", lambda: 0.0)
-    monkeypatch.setattr("ltcompile.core.load.SAMPLE_S", 0.0)
-    monkeypatch.setattr("ltcompile.timing.SETTLE_S", 0.0)
 
 
 @pytest.fixture
