@@ -22,10 +22,10 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--data-root", required=True, help="folder with CIFAR-10 in torchvision's layout")
     arguments.add_argument("--epochs", help="epochs of each training, if not the recipe's")
-    asked = arguments.parse_args()
-    run, data = f"runs/{RUN}", ["--data-root", asked.data_root]
+    options = arguments.parse_args()
+    run, data = f"runs/{RUN}", ["--data-root", options.data_root]
     shutil.rmtree(run, ignore_errors=True)
-    find = ["--recipe", str(ROOT / "recipes" / f"{RUN}.toml"), *(["--epochs", asked.epochs] if asked.epochs else [])]
+    find = ["--recipe", str(ROOT / "recipes" / f"{RUN}.toml"), *(["--epochs", options.epochs] if options.epochs else [])]
     for command in (
         ["find", *find, *data, "--name", RUN],
         ["shrink", f"{run}/ticket.pt", "-o", f"{run}/small.onnx"],
@@ -37,7 +37,7 @@ def main() -> None:
     kept = RESULTS / RUN
     kept.mkdir(parents=True, exist_ok=True)
     for name in ("search.json", "history.jsonl", "small.json", "bench.json", "bench.csv", "report.json"):
-        text = (Path(run) / name).read_text().replace(asked.data_root, "DIR")  # no path of one machine
+        text = (Path(run) / name).read_text().replace(options.data_root, "DIR")  # no path of one machine
         (kept / name).write_text(text)
 
 

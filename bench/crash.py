@@ -70,8 +70,8 @@ def few_digits() -> Dataset:
 # The child
 
 
-class Teller(NullListener):
-    """Tells the parent, through a pipe that outlives this process, what runs here, and which epochs are begun and kept."""
+class Reporter(NullListener):
+    """Reports to the parent, through a pipe that outlives this process, what runs here, and which epochs are begun and kept."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe, self.phase, self.unit = pipe, "", ""
@@ -94,47 +94,47 @@ class Teller(NullListener):
         self.say("kept", f"{self.unit} {row.epoch}")
 
 
-def work(folder: Path, data: Dataset, teller: Teller) -> None:
+def work(folder: Path, data: Dataset, reporter: Reporter) -> None:
     """All that a child does: search, or resume it; shrink; report."""
-    with teller.during(SEARCHING):
-        found = lt.find("crash:network", data, CONFIG, recipe=RECIPE, folder=folder, resume=folder.exists(), listener=teller)
-    with teller.during("shrinking"):
+    with reporter.during(SEARCHING):
+        found = lt.find("crash:network", data, CONFIG, recipe=RECIPE, folder=folder, resume=folder.exists(), listener=reporter)
+    with reporter.during("shrinking"):
         lt.shrink(found.ticket, folder / "small.safetensors", model="crash:network")
-    with teller.during("reporting"):
+    with reporter.during("reporting"):
         lt.report(folder)
 
 
-def instrument(teller: Teller) -> None:
-    """Let the parts of this process tell when they run."""
+def instrument(reporter: Reporter) -> None:
+    """Let the parts of this process report when they run."""
     for owner, name, phase in (
         (iterative_pruning.IterativePruning, "_prune", "pruning"),
         (weight, "restart", "rewinding"),
         (search, "judge", "judging"),
         (search, "_with_test", "judging"),
     ):
-        setattr(owner, name, _telling(getattr(owner, name), phase, teller))
+        setattr(owner, name, _reporting(getattr(owner, name), phase, reporter))
     epoch, scratch, replace = loop._Loop.epoch, paths._scratch, os.replace
 
     def begun(self: loop._Loop, number: int) -> Any:
-        with teller.during("training"):
-            teller.say("begun", f"{teller.unit} {number}")
+        with reporter.during("training"):
+            reporter.say("begun", f"{reporter.unit} {number}")
             return epoch(self, number)
 
     @contextlib.contextmanager
     def writing(path: Path) -> Iterator[Any]:
-        with teller.during("writing a file"), scratch(path) as file:
+        with reporter.during("writing a file"), scratch(path) as file:
             yield file
 
     def replaced(source: str, path: Path) -> None:
         replace(source, path)
-        teller.say("wrote", path.name)
+        reporter.say("wrote", path.name)
 
     loop._Loop.epoch, paths._scratch, os.replace = begun, writing, replaced  # type: ignore[method-assign,assignment]
 
 
-def _telling(function: Callable[..., Any], phase: str, teller: Teller) -> Callable[..., Any]:
+def _reporting(function: Callable[..., Any], phase: str, reporter: Reporter) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with teller.during(phase):
+        with reporter.during(phase):
             return function(*args, **kwargs)
 
     return wrapped
@@ -201,23 +201,23 @@ class Attempt:
         status = _wait(child, began + after_s)
         with os.fdopen(reader) as pipe:
             events = [line.split(" ", 1) for line in pipe.read().splitlines()]
-        told = {kind: [words for what, words in events if what == kind] for kind in ("phase", "begun", "kept", "wrote")}
+        noted = {kind: [words for what, words in events if what == kind] for kind in ("phase", "begun", "kept", "wrote")}
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
         problem = "it hung" if killed and after_s == LONGEST_S and moment is None else ""
         if not killed and status:
             problem = f"it ended with status {status}"
-        phase = moment.point if moment and killed else next(filter(None, reversed(told["phase"])), SEARCHING)
-        return cls(killed, phase, told["begun"], told["kept"], len(told["wrote"]), time.perf_counter() - began, problem)
+        phase = moment.point if moment and killed else next(filter(None, reversed(noted["phase"])), SEARCHING)
+        return cls(killed, phase, noted["begun"], noted["kept"], len(noted["wrote"]), time.perf_counter() - began, problem)
 
 
 def _be_child(folder: Path, data: Dataset, moment: Moment | None, pipe: int) -> NoReturn:
     status = 1
     try:
-        teller = Teller(pipe)
-        instrument(teller)
+        reporter = Reporter(pipe)
+        instrument(reporter)
         if moment is not None:
             moment.arrange()
-        work(folder, data, teller)
+        work(folder, data, reporter)
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -259,8 +259,8 @@ class Trial:
             after_s = rng.uniform(0, usual_s) if killing and moment is None else LONGEST_S
             attempts.append(Attempt.make(folder, data, moment, after_s))
             trial.problems += broken(folder)
-        if told := [attempt.problem for attempt in attempts if attempt.problem]:
-            trial.problems += told
+        if found := [attempt.problem for attempt in attempts if attempt.problem]:
+            trial.problems += found
             return trial
         if len(attempts) == 1:
             trial.undisturbed_s = attempts[0].seconds
@@ -295,7 +295,7 @@ def broken(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a finished run tells, but for times."""
+    """The results of a finished run, without times."""
 
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]
@@ -335,7 +335,7 @@ def measure(kills: int) -> dict[str, Any]:
     data, rng, trials = few_digits(), random.Random(0), list[Trial]()
     with tempfile.TemporaryDirectory() as scratch:
         with open(os.devnull, "wb") as sink:
-            work(Path(scratch) / "warm", data, Teller(sink.fileno()))  # imports, and all that is done once in a process
+            work(Path(scratch) / "warm", data, Reporter(sink.fileno()))  # imports, and all that is done once in a process
         whole = [Attempt.make(Path(scratch) / f"whole-{i}", data) for i in range(3)]
         expected, usual_s = Outcome.of(Path(scratch) / "whole-0"), statistics.median(attempt.seconds for attempt in whole)
         moments = [Moment(point, nth) for nth in range(1, whole[0].writes + 1) for point in POINTS]
@@ -383,8 +383,8 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--kills", type=int, default=500)
     result = measure(arguments.parse_args().kills)
-    told = f"{result['kills']} kills of {result['runs']} runs, {len(result['problems'])} problems; a run takes {result['seconds_of_a_run']:.2f} s"
-    paths.write_text(RESULTS / "crash.md", f"# Killed and resumed\n\nMade by `python bench/crash.py`: {told}.\n\n{table(result)}\n")
+    summary = f"{result['kills']} kills of {result['runs']} runs, {len(result['problems'])} problems; a run takes {result['seconds_of_a_run']:.2f} s"
+    paths.write_text(RESULTS / "crash.md", f"# Killed and resumed\n\nMade by `python bench/crash.py`: {summary}.\n\n{table(result)}\n")
     print(table(result))
     finish("crash", result)
 

@@ -1,4 +1,4 @@
-"""Accuracy right after a cut by every criterion, beside Torch-Pruning's of the same name.
+"""Accuracy right after a cut by every criterion, next to Torch-Pruning's of the same name.
 
     python bench/criteria.py --data-root DIR --folder RUN        writes bench/results/criteria.json and criteria.md
 
@@ -56,21 +56,21 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=2, help="of criteria that depend on chance, on each network")
     arguments.add_argument("--validation", action="store_true", help="look at validation images, and write no file")
     arguments.add_argument("--criteria", nargs="*", default=criteria.names())
-    asked = arguments.parse_args()
-    data = lt.load_data("cifar10", asked.data_root, asked.image_size)
-    recipe = recipe_for(asked.epochs, asked.image_size)
-    networks = [dense_network(asked.folder, data, recipe, seed) for seed in range(asked.networks)]
-    if asked.validation:
+    options = arguments.parse_args()
+    data = lt.load_data("cifar10", options.data_root, options.image_size)
+    recipe = recipe_for(options.epochs, options.image_size)
+    networks = [dense_network(options.folder, data, recipe, seed) for seed in range(options.networks)]
+    if options.validation:
         data = replace(data, test=data.val)
-    settings = {"network": "resnet20", "macs": MACS, "epochs": asked.epochs, "image_size": asked.image_size}
-    settings |= {"images": min(asked.images, len(data.test))}
-    settings |= {"dense": [float(correct(dense, data.test, asked.images).mean()) for dense in networks]}
+    settings = {"network": "resnet20", "macs": MACS, "epochs": options.epochs, "image_size": options.image_size}
+    settings |= {"images": min(options.images, len(data.test))}
+    settings |= {"dense": [float(correct(dense, data.test, options.images).mean()) for dense in networks]}
     print(table(settings, []), flush=True)
     rows = []
-    for name in asked.criteria:
-        rows.append(compared(name, networks, data, recipe, asked))
+    for name in options.criteria:
+        rows.append(compared(name, networks, data, recipe, options))
         print(line(rows[-1]), flush=True)
-    if not asked.validation:
+    if not options.validation:
         write_text(
             RESULTS / "criteria.md",
             "# Criteria right after a cut\n\nWhat `python bench/criteria.py` found; see there.\n\n" + table(settings, rows),
@@ -78,9 +78,9 @@ def main() -> None:
         finish("criteria", {**settings, "rows": rows})
 
 
-def compared(name: str, networks: list[nn.Module], data: Dataset, recipe: Recipe, asked: argparse.Namespace) -> dict[str, Any]:
+def compared(name: str, networks: list[nn.Module], data: Dataset, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table: accuracies by each side, one a network and seed, their means, and how many points the default is behind."""
-    seeds = range(asked.seeds if criteria.needs(name) or name == "random" else 1)
+    seeds = range(options.seeds if criteria.needs(name) or name == "random" else 1)
     runs: dict[str, list[list[float]]] = {side: [] for side in (*REDUCTIONS, "torch-pruning") if side != "torch-pruning" or name in THEIRS}
     for dense in networks:
         found: dict[str, list[float]] = {side: [] for side in runs}
@@ -89,7 +89,7 @@ def compared(name: str, networks: list[nn.Module], data: Dataset, recipe: Recipe
             if name in THEIRS:
                 cut["torch-pruning"] = theirs(dense, data, recipe, name, seed)
             for side, model in cut.items():
-                found[side].append(measured(model, data, recipe, asked.images))
+                found[side].append(measured(model, data, recipe, options.images))
         for side, values in found.items():
             runs[side].append(values)
     row: dict[str, Any] = {"criterion": name, "default": criteria.default_reduction(name)}

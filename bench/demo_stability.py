@@ -4,7 +4,7 @@
 
 Settings are those of recipes/demo.toml; they were chosen on validation images of other seeds (20 to 23), which are left out here. So are the
 controls: they are trained after the level is picked. Search 11 trains the dense network of the first two demos' seeds for twice the epochs,
-which tells whether the demo's dense network is at its plateau. Runs stand in runs/demo-stability-*, and are resumed; what is still missing
+which shows whether the demo's dense network is at its plateau. Runs stand in runs/demo-stability-*, and are resumed; what is still missing
 is named in the result, and nothing is stable before all are there. Verdicts are judged here from the rows, so that another margin needs no
 training. A figure's range holds a further demo's value in 99 % of cases (Student's t, prediction interval).
 """
@@ -40,9 +40,9 @@ def main() -> None:
     arguments.add_argument(
         "--only", help="run these alone, such as 0,1: several processes share the work; 11 is the search for the plateau"
     )
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     settings = SearchSettings.load(RECIPE)
-    for number in (*DEMOS, LONGER) if asked.only is None else map(int, asked.only.split(",")):
+    for number in (*DEMOS, LONGER) if options.only is None else map(int, options.only.split(",")):
         search(number, settings)
     found = {number: read(number, settings) for number in (*DEMOS, LONGER)}
     missing = [number for number, each in found.items() if each is None]
@@ -63,10 +63,10 @@ def main() -> None:
         "ranges": {name: prediction([row[name] for row in rows], name) for name in rows[0] if isinstance(rows[0][name], float)},
         "plateau": plateau(demos, found[LONGER]),
     }
-    for name, told in result["ranges"].items():
-        print(f"{name:<32} {told['mean']:8.2f}, a further demo {told['low']:8.2f} to {told['high']:8.2f}")
-    if told := result["plateau"]:
-        print(f"twice the epochs change the dense network by {told['mean']:+.2f} points ({told['low']:+.2f} to {told['high']:+.2f})")
+    for name, interval in result["ranges"].items():
+        print(f"{name:<32} {interval['mean']:8.2f}, a further demo {interval['low']:8.2f} to {interval['high']:8.2f}")
+    if change := result["plateau"]:
+        print(f"twice the epochs change the dense network by {change['mean']:+.2f} points ({change['low']:+.2f} to {change['high']:+.2f})")
     finish("demo-stability", result)
 
 
@@ -76,12 +76,12 @@ def search(number: int, settings: SearchSettings) -> None:
     if run.summary.exists():
         return
     seeds = settings.section("search")["seeds"]
-    options = ["--recipe", str(RECIPE), "--no-controls", "--name", run.path.name, "--seed", str(number * seeds)]
+    words = ["--recipe", str(RECIPE), "--no-controls", "--name", run.path.name, "--seed", str(number * seeds)]
     if number == LONGER:
         twice = {"--epochs": 2 * settings.section("train")["epochs"], "--rounds": 1, "--seeds": LONGER_DEMOS * seeds, "--seed": 0}
-        options += [str(part) for pair in twice.items() for part in pair]
-    options += ["--resume"] if run.begun else []
-    subprocess.run([sys.executable, "-m", "ltcompile", "find", *options], check=True, cwd=ROOT)
+        words += [str(part) for pair in twice.items() for part in pair]
+    words += ["--resume"] if run.begun else []
+    subprocess.run([sys.executable, "-m", "ltcompile", "find", *words], check=True, cwd=ROOT)
 
 
 def folder_of(number: int) -> Path:
@@ -113,8 +113,8 @@ def figures(demo: dict[str, Any], margin: float) -> dict[str, Any]:
         "seeds": demo["seeds"],
         "level": verdict.level,
         "decided": verdict.decided,
-        "lows": {level: told["low"] for level, told in verdict.differences.items()},
-        "means": {level: told["mean"] for level, told in verdict.differences.items()},
+        "lows": {level: each["low"] for level, each in verdict.differences.items()},
+        "means": {level: each["mean"] for level, each in verdict.differences.items()},
         "seconds": round(demo["seconds"]),
         "times fewer parameters": dense[0]["params"] / saved["params"],
         "times fewer MACs": dense[0]["macs"] / saved["macs"],

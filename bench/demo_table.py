@@ -28,7 +28,7 @@ def table(results: Path) -> str:
     stability = read(results / "demo-stability.json")
     dense, small = of(search, "dense", 0), of(search, "ticket", search["ticket"]["level"])
     saved = next(row for row in small if row["seed"] == search["ticket"]["seed"])
-    between = {name: f"{told['low']:.1f} to {told['high']:.1f}" for name, told in stability["ranges"].items()}
+    between = {name: f"{interval['low']:.1f} to {interval['high']:.1f}" for name, interval in stability["ranges"].items()}
     machine = search["provenance"]["machine"]
     lines = [
         f"Measured on one {machine['cpu']} ({machine['simd']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)}):",

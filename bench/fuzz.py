@@ -61,17 +61,17 @@ def run(name: str, files: int) -> dict[str, Any]:
     row: dict[str, Any] = {"reader": name, "failures": 0, "edges": 0, **NOTHING}
     while row["files"] < files and row["failures"] < PATIENCE:
         with tempfile.TemporaryDirectory() as scratch:
-            asked = name, files - row["files"], row["failures"] + 1, Path(scratch)
-            process = multiprocessing.get_context("fork").Process(target=fuzz, args=asked)  # of one that has imported everything
+            work = name, files - row["files"], row["failures"] + 1, Path(scratch)
+            process = multiprocessing.get_context("fork").Process(target=fuzz, args=work)  # of one that has imported everything
             process.start()
             process.join()
-            log, told = (Path(scratch) / "log").read_text(errors="replace"), json.loads((Path(scratch) / "told").read_text())
+            log, report = (Path(scratch) / "log").read_text(errors="replace"), json.loads((Path(scratch) / "report").read_text())
             if process.exitcode:
                 row["failures"] += keep(name, Path(scratch), log)
         for key in ("files", "read", "seconds"):
-            row[key] = round(row[key] + told[key], 1)
+            row[key] = round(row[key] + report[key], 1)
         for key in ("slowest_s", "grown_mb"):
-            row[key] = max(row[key], told[key])
+            row[key] = max(row[key], report[key])
         row["edges"] = max([row["edges"], *(int(line.split("cov: ")[1].split()[0]) for line in log.splitlines() if "cov: " in line)])
     return row
 
@@ -97,24 +97,24 @@ def fuzz(name: str, files: int, seed: int, scratch: Path) -> None:
     reader, whole = READERS[name], READERS[name].whole()
     reader.accepts(whole, scratch)  # what is imported late is no growth
     began, held = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    told: dict[str, Any] = {**NOTHING}
-    Path("told").write_text(json.dumps(told))
+    report: dict[str, Any] = {**NOTHING}
+    Path("report").write_text(json.dumps(report))
 
     def one(data: bytes) -> None:
         start = time.process_time()
-        told["files"] += 1
+        report["files"] += 1
         try:
-            told["read"] += reader.accepts(data, scratch)
+            report["read"] += reader.accepts(data, scratch)
         except Exception:
             Path("crash-of-ours").write_bytes(data)  # libFuzzer itself keeps those that end the process, or hang
             raise
         finally:
             took = time.process_time() - start
-            told["slowest_s"] = max(told["slowest_s"], round(took, 2))
-            told["seconds"] = round(time.perf_counter() - began, 1)
-            told["grown_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) >> 10
-            if told["files"] % 500 == 0 or told["files"] >= files or sys.exc_info()[0] is not None:
-                Path("told").write_text(json.dumps(told))
+            report["slowest_s"] = max(report["slowest_s"], round(took, 2))
+            report["seconds"] = round(time.perf_counter() - began, 1)
+            report["grown_mb"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held) >> 10
+            if report["files"] % 500 == 0 or report["files"] >= files or sys.exc_info()[0] is not None:
+                Path("report").write_text(json.dumps(report))
         if took > LONGEST_S:
             Path("crash-slow").write_bytes(data)
             raise TimeoutError(f"it took {took:.1f} s")

@@ -2,7 +2,7 @@
 
     python bench/gpu_conv.py --out DIR
 
-fp16, with emptied caches; outputs are checked before they are timed. Shapes that are in the file are not timed again.
+fp16, with cleared caches; outputs are checked before they are timed. Shapes that are in the file are not timed again.
 """
 
 from __future__ import annotations

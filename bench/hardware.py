@@ -1,5 +1,5 @@
 """What planning by measured time is worth on this CPU, in ONNX Runtime: how well profiles predict, whether targets are met, and the speed
-at equal accuracy, beside plans by MACs, as they are or rounded; and int8 on top, for a target of its own.
+at equal accuracy, next to plans by MACs, as they are or rounded; and int8 on top, for a target of its own.
 
     python bench/hardware.py                        in about an hour; writes bench/results/hardware.json and .md
     python bench/hardware.py --parts predict meet   some of it, in minutes
@@ -57,12 +57,12 @@ def main() -> None:
     arguments.add_argument("--networks", nargs="*", default=None, metavar="NAME", help="of the predicted ones, as vgg16:64; all by default")
     arguments.add_argument("--seeds", type=int, default=SEEDS)
     arguments.add_argument("--epochs", type=int, default=EPOCHS)
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     path = RESULTS / "hardware.json"
     result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"bench": "hardware"}
     with tempfile.TemporaryDirectory() as scratch:
-        for part in asked.parts:
-            found = PARTS[part](Path(scratch), asked)
+        for part in options.parts:
+            found = PARTS[part](Path(scratch), options)
             result[part] = merged(result.get(part, []), found) if part == "predict" else found
             result.setdefault("commits", {})[part] = provenance()["commit"]
             result.pop("provenance", None)
@@ -88,20 +88,26 @@ def fresh(model: dict[str, Any], target: Deployment, scratch: Path) -> tuple[Pro
     return found, time.perf_counter() - began
 
 
-def predict(scratch: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
+def predict(scratch: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """How far predictions are from what was measured, on networks that the profile has not seen."""
     rows = []
     for name, side, batch, allowed in PREDICTED:
-        if asked.networks is not None and f"{name}:{batch}" not in asked.networks:
+        if options.networks is not None and f"{name}:{batch}" not in options.networks:
             continue
         found, seconds = fresh(named(name, side), Deployment("cpu", "onnxruntime", batch), scratch)
-        told = {"seconds": seconds, "allowed": allowed, "dense_ms": found.dense_ms, "drift": found.drift, "commit": provenance()["commit"]}
-        rows.append({"network": name, "batch": batch, **told, "median_error": found.median_error, "errors": found.errors()})
+        common = {
+            "seconds": seconds,
+            "allowed": allowed,
+            "dense_ms": found.dense_ms,
+            "drift": found.drift,
+            "commit": provenance()["commit"],
+        }
+        rows.append({"network": name, "batch": batch, **common, "median_error": found.median_error, "errors": found.errors()})
     return rows
 
 
-def meet(scratch: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
-    """Targets of VGG-16, planned with the clock at hand, and measured again afterwards beside the dense network."""
+def meet(scratch: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Targets of VGG-16, planned with the clock at hand, and measured again afterwards, interleaved with the dense network."""
     model, target = named("vgg16", 32), Deployment("cpu", "onnxruntime", 64)
     found, _ = fresh(model, target, scratch)
     network, images = lt.build_model("vgg16").eval(), torch.zeros(2, 3, 32, 32)
@@ -116,17 +122,18 @@ def meet(scratch: Path, asked: argparse.Namespace) -> list[dict[str, Any]]:
         subjects.append(subject(f"{speedup:g}", lt.cut(network, plan).eval(), images, scratch))
     rows = {row.subject: row for row in race(subjects, torch.randn(64, 3, 32, 32), 64, LONG_SECONDS)}
     return [
-        {"asked": s, **speed(rows[f"{s:g}"]), "seconds_to_plan": plain, "seconds_with_the_clock": c} for s, (plain, c) in seconds.items()
+        {"requested": s, **speed(rows[f"{s:g}"]), "seconds_to_plan": plain, "seconds_with_the_clock": c}
+        for s, (plain, c) in seconds.items()
     ]
 
 
-def equal(scratch: Path, asked: argparse.Namespace) -> dict[str, Any]:
+def equal(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     """VGG-16 on digits, cut once and rewound: by MACs, as it comes and rounded; and by time, in that of the fastest of those."""
     target = Deployment("cpu", "onnxruntime", 64)
     found: dict[str, SearchResult] = {}
     for align in ALIGNS:
         folder = with_dense(scratch / f"a{align}", scratch / f"a{ALIGNS[0]}")
-        found[f"MACs, multiples of {align}"] = search(folder, asked.seeds, asked.epochs, target_macs=MACS, align=align)
+        found[f"MACs, multiples of {align}"] = search(folder, options.seeds, options.epochs, target_macs=MACS, align=align)
     first = {name: seen.ticket for name, seen in found.items()}
     images = next(iter(digits().test.batches(64, torch.device("cpu"), None, 0)))[0]
     dense = dense_network(next(iter(first.values())))
@@ -137,8 +144,8 @@ def equal(scratch: Path, asked: argparse.Namespace) -> dict[str, Any]:
     profiled, _ = fresh(model, target, scratch)
     found["time"] = search(
         with_dense(scratch / "time", scratch / f"a{ALIGNS[0]}"),
-        asked.seeds,
-        asked.epochs,
+        options.seeds,
+        options.epochs,
         profiled,
         stopwatch(model, target),
         target_time=share,
@@ -150,20 +157,20 @@ def equal(scratch: Path, asked: argparse.Namespace) -> dict[str, Any]:
     return {"share": share, "dense_ms": rows["dense"].ms_p50, "rows": table}
 
 
-def int8(scratch: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """Tickets for an int8 target at batch 1, through `shrink --precision int8`: as fast as asked beside dense fp32, and what they lose."""
+def int8(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Tickets for an int8 target at batch 1, through `shrink --precision int8`: as fast as requested, relative to dense fp32, and what they lose."""
     target = Deployment("cpu", "onnxruntime", 1, "int8")
     model = named("vgg16", 32, digits().description.shape[0])
     images = next(iter(digits().test.batches(64, torch.device("cpu"), None, 0)))[0]
     share = whole_int8_speedup(scratch, images) / (INT8_SPEEDUP * (1 + INT8_MARGIN))
     profiled, seconds = fresh(model, target, scratch)
     watch, rows, subjects = stopwatch(model, target), [], []
-    for seed in range(asked.seeds):
+    for seed in range(options.seeds):
         folder = with_dense(scratch / f"int8-{seed}", scratch / f"a{ALIGNS[0]}", seed)
-        found = search(folder, 1, asked.epochs, profiled, watch, seed=seed, target_time=share, on=str(target))
+        found = search(folder, 1, options.epochs, profiled, watch, seed=seed, target_time=share, on=str(target))
         shrunk = lt.shrink(found.ticket, scratch / f"int8-{seed}.onnx", precision="int8", calibrate=digits())
         dense = next(row for row in found.rows if row.arm == "dense")
-        rows.append({"seed": seed, "dense": dense.test_score, **shrunk.record["int8"]["test_score"], "told": shrunk.record["int8"]})
+        rows.append({"seed": seed, "dense": dense.test_score, **shrunk.record["int8"]["test_score"], "report": shrunk.record["int8"]})
         subjects.append(Subject(f"int8, seed {seed}", None, shrunk.path))
     network = dense_network(found.ticket)
     raced = [row for row in race([subject("dense", network, images, scratch), *subjects], images, 1) if row.subject != "dense"]
@@ -233,7 +240,7 @@ def race(subjects: Iterable[Subject], images: torch.Tensor, batch: int, seconds:
 
 
 def speed(row: Any) -> dict[str, float]:
-    """Of a row beside the dense network."""
+    """Of a row, relative to the dense network."""
     return {"ms": row.ms_p50, "speedup": row.speedup, "low": row.speedup_low, "high": row.speedup_high}
 
 
@@ -251,9 +258,9 @@ def claims(result: dict[str, Any]) -> list[tuple[str, float, bool]]:
         allowed = row["allowed"]
         found.append((f"{row['network']} at batch {row['batch']}: profiled within {allowed} s", row["seconds"], row["seconds"] <= allowed))
     for row in result.get("meet", ()):
-        error = row["speedup"] / row["asked"] - 1
-        found.append((f"a target of {row['asked']:g}x is met within 5 %", row["speedup"], abs(error) <= 0.05))
-        found.append((f"a plan for {row['asked']:g}x takes less than 5 s", row["seconds_to_plan"], row["seconds_to_plan"] < 5))
+        error = row["speedup"] / row["requested"] - 1
+        found.append((f"a target of {row['requested']:g}x is met within 5 %", row["speedup"], abs(error) <= 0.05))
+        found.append((f"a plan for {row['requested']:g}x takes less than 5 s", row["seconds_to_plan"], row["seconds_to_plan"] < 5))
     if "equal" in result:
         rows = result["equal"]["rows"]
         time_row, plain = rows["time"], rows["MACs, multiples of 1"]
@@ -271,7 +278,7 @@ def claims(result: dict[str, Any]) -> list[tuple[str, float, bool]]:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    lines = ["# Planning by measured time", "", "What `python bench/hardware.py` found; hardware.json tells the machine and versions.", ""]
+    lines = ["# Planning by measured time", "", "What `python bench/hardware.py` found; hardware.json names the machine and versions.", ""]
     lines += ["| claim | found |  |", "| --- | --- | --- |"]
     lines += [f"| {claim} | {value:.3g} | {'holds' if holds else 'does not hold'} |" for claim, value, holds in result["claims"]]
     if "equal" in result:

@@ -36,10 +36,10 @@ class Clock(NullListener):
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--epochs", type=int, help="epochs of each round, if not the recipe's")
-    asked = arguments.parse_args()
+    options = arguments.parse_args()
     data, settings = lt.load_data("digits"), SearchSettings.load(ROOT / "recipes" / "masked.toml")
     recipe = settings.recipe(recipe_for("vgg16", data))
-    recipe = dataclasses.replace(recipe, epochs=asked.epochs or recipe.epochs)
+    recipe = dataclasses.replace(recipe, epochs=options.epochs or recipe.epochs)
     rounds = settings.config().rounds
     found, ends, plans = {}, {}, {}
     with tempfile.TemporaryDirectory() as scratch:

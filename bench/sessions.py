@@ -4,7 +4,7 @@
 
 Each opens its own session of one network at one deployment, and all run in turns; what is written is how many times as long each takes as
 the one of `bench`, with the 95 % interval. A rate that differs by more than 3 % would mean another batch handling, other threads or other
-spinning. Nothing is asserted, since other work on the machine shows in the intervals; `busy_share` tells of it.
+spinning. Nothing is asserted, since other work on the machine shows in the intervals; `busy_share` shows it.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     python bench/studies.py --data-root DIR masks locality    some of them
 
 A study that was begun resumes in its run folder. Each leaves bench/results/studies/NAME/study.json, of which `ltcompile report` makes the
-page with figures and tables again, and a chapter in claims.md beside it.
+page with figures and tables again, and a chapter in claims.md.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; all by default")
     arguments.add_argument("--data-root", type=Path, required=True, help="folder with CIFAR-10 and MNIST in torchvision's layout")
-    asked = arguments.parse_args()
-    for name in asked.names or names():
+    options = arguments.parse_args()
+    for name in options.names or names():
         folder = default_folder(name, SCALE)
-        command = [sys.executable, "-m", "ltcompile", "study", name, "--scale", SCALE, "--data-root", str(asked.data_root)]
+        command = [sys.executable, "-m", "ltcompile", "study", name, "--scale", SCALE, "--data-root", str(options.data_root)]
         subprocess.run([*command, *["--resume"] * folder.exists()], check=True)
         (HERE / name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / FILE, HERE / name / FILE)
-        told = [Study.load(path) for path in sorted(HERE.glob(f"*/{FILE}"))]
-        (HERE / "claims.md").write_text("\n".join(["# Claims, and what was found at scale small", *map(chapter, told)]))
+        found = [Study.load(path) for path in sorted(HERE.glob(f"*/{FILE}"))]
+        (HERE / "claims.md").write_text("\n".join(["# Claims, and what was found at scale small", *map(chapter, found)]))
 
 
 def chapter(study: Study) -> str:

@@ -40,11 +40,11 @@ def main() -> None:
     arguments.add_argument("--turns", type=int, default=5)
     arguments.add_argument("--compile", action="store_true")
     arguments.add_argument("--device")
-    asked = arguments.parse_args()
-    device, recipe = pick_device(asked.device), Recipe(batch=asked.batch)
-    found = {name: timed(name, recipe, device, asked.turns, asked.compile) for name in asked.models}
+    options = arguments.parse_args()
+    device, recipe = pick_device(options.device), Recipe(batch=options.batch)
+    found = {name: timed(name, recipe, device, options.turns, options.compile) for name in options.models}
     where = torch.cuda.get_device_name() if device.type == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
-    finish("training", {"device": where, "batch": asked.batch, "networks": found})
+    finish("training", {"device": where, "batch": options.batch, "networks": found})
 
 
 def timed(name: str, recipe: Recipe, device: torch.device, turns: int, compiled: bool) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Multiprocessor:
 
 def resident(used: Compiled, warps: int, one: Multiprocessor) -> int:
     """How many programs of `warps` warps a multiprocessor holds at once, by CUDA's rules: a warp gets registers in units of 256, and a
-    program takes 1 KB of shared memory more than it asks for."""
+    program takes 1 KB of shared memory more than it requests."""
     registers = warps * -(-max(used.registers, 1) * 32 // 256) * 256
     return min(one.registers // registers, one.shared_bytes // (used.shared_bytes + 1024), one.threads // (32 * warps), one.programs)
 
@@ -146,7 +146,7 @@ def check_resident(programs: int, used: Compiled, warps: int, one: Multiprocesso
     if programs > (fitting := count * resident(used, warps, one)):
         raise Unavailable(
             f"{programs} programs wait for one another, and this GPU holds {fitting} of them at once ({used.registers} registers a thread, "
-            f"{used.shared_bytes:,} bytes of shared memory a program); ask for at most {fitting} programs, or launch the layers one by one"
+            f"{used.shared_bytes:,} bytes of shared memory a program); request at most {fitting} programs, or launch the layers one by one"
         )
 
 

@@ -1,6 +1,6 @@
 """y[n, p, q, k] = act(b[k] + residual[n, p, q, k] + sum over (r, s, c) of x[n, p u + r - P, q v + s - Q, c] w[r, s, c, k]).
 
-Strides (u, v), paddings (P, Q), optionally the 2x2 maximum of y behind it. NHWC; x (N, H, W, Cs), w packed (R S Cs, Ks), b (Ks,) float32.
+Strides (u, v), paddings (P, Q), optionally the 2x2 maximum of y. NHWC; x (N, H, W, Cs), w packed (R S Cs, Ks), b (Ks,) float32.
 
 Floor: x, w and residual read once, y written once; 2 N OH OW K R S C flop.
 """

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="import-untyped,untyped-decorator"
 """y[n, p, q, c] = act(b[c] + residual[n, p, q, c] + sum over (r, s) of x[n, p u + r - P, q v + s - Q, c] w[r, s, c]).
 
-Strides (u, v), paddings (P, Q), optionally the 2x2 maximum of y behind it. NHWC; x (N, H, W, Cs), w packed (R S, Cs), b (Cs,) float32.
+Strides (u, v), paddings (P, Q), optionally the 2x2 maximum of y. NHWC; x (N, H, W, Cs), w packed (R S, Cs), b (Cs,) float32.
 It uses no matrix unit: each sum has R S terms, and memory bounds its time.
 
 Floor: x, w and residual read once, y written once; 2 N OH OW C R S flop.

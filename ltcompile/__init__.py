@@ -59,7 +59,7 @@ __all__ = [*sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, when it is asked for: torch takes seconds."""
+    """Import a public name when it is first used: torch takes seconds."""
     if name not in _HOMES:
         raise AttributeError(f"module 'ltcompile' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -28,8 +28,8 @@ def stability() -> dict[str, Any]:
 
 
 def test_the_demo_trains_as_any_machine_does_and_decides() -> None:
-    told = settings()
-    assert told.section("train")["precision"] == "fp32" and told.section("search")["seeds"] >= FEWEST_SEEDS
+    reported = settings()
+    assert reported.section("train")["precision"] == "fp32" and reported.section("search")["seeds"] >= FEWEST_SEEDS
 
 
 def test_ten_demos_with_these_settings_picked_one_level(stability: dict[str, Any]) -> None:
@@ -44,11 +44,11 @@ def test_the_committed_demo_lies_in_the_ranges(stability: dict[str, Any]) -> Non
     assert demo["verdict"]["decided"] and demo["verdict"]["level"] == stability["levels"][0]
     for arm, level, figure in (("dense", 0, "dense, test accuracy (%)"), ("ticket", demo["ticket"]["level"], "tickets, test accuracy (%)")):
         found = [100 * row["test_score"] for row in demo["rows"] if (row["arm"], row["level"]) == (arm, level)]
-        told = stability["ranges"][figure]
-        assert told["low"] <= sum(found) / len(found) <= told["high"], figure
+        reported = stability["ranges"][figure]
+        assert reported["low"] <= sum(found) / len(found) <= reported["high"], figure
 
 
-def test_the_readme_tells_what_the_results_hold() -> None:
+def test_the_readme_shows_what_the_results_hold() -> None:
     writer = runpy.run_path(str(ROOT / "bench" / "demo_table.py"))
-    told = (ROOT / "README.md").read_text().partition(writer["BEGIN"])[2].partition(writer["END"])[0]
-    assert told == writer["table"](RESULTS)
+    reported = (ROOT / "README.md").read_text().partition(writer["BEGIN"])[2].partition(writer["END"])[0]
+    assert reported == writer["table"](RESULTS)

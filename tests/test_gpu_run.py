@@ -171,7 +171,7 @@ def test_the_gpus_path_needs_no_package_that_its_image_lacks(as_on_the_image: tu
     assert (folder / "race.json").exists() and (folder / "race.md").exists() and not (folder / "layers.html").exists()
 
 
-def test_tiny_networks_of_the_race_stay_within_fp16_and_tell_images_apart(as_on_the_image: tuple[Path, dict[str, list[float]]]) -> None:
+def test_tiny_networks_of_the_race_stay_within_fp16_and_distinguish_images(as_on_the_image: tuple[Path, dict[str, list[float]]]) -> None:
     _, networks = as_on_the_image
     assert len(networks) == 4
     for classes, error in networks.values():
@@ -207,7 +207,7 @@ def test_a_recorded_network_lives_as_long_as_its_graph(monkeypatch: pytest.Monke
 
 
 def test_a_deep_residual_network_stays_within_fp16() -> None:
-    """Its answers in fp16 pass the race's check, tell images apart, and fail it where one filter is missing."""
+    """Its answers in fp16 pass the race's check, distinguish images, and fail it where one filter is missing."""
     import race
     from torchvision.models.resnet import Bottleneck, ResNet
 

@@ -168,7 +168,7 @@ def _reached(config: Mapping[str, Any], record: Mapping[str, Any], on: str) -> R
 
     if (size := record["target"]) is not None:
         return Reached.from_json(size)
-    again, time = list(record["snapped"]["again_share"].values()), config.get("target_time")
+    again, time = list(record["snapped"]["repeated_fraction"].values()), config.get("target_time")
     if not again or time is None or config.get("on") != str(Deployment.parse(on)):
         return None
     return Reached("time", time, again[0])

@@ -1,4 +1,4 @@
-"""Times on a GPU by events on the current stream, without the CPU's launch time, and with emptied caches."""
+"""Times on a GPU by events on the current stream, without the CPU's launch time, and with cleared caches."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def cold_us(work: Mapping[str, Callable[[int], Any]], count: int, seconds: float
             run(copy)
 
     launch_all(None)  # a first call may allocate
-    alone = "caches emptied"
+    alone = "caches cleared"
     graphs = {name: record(lambda run=run: launch_all(run)) for name, run in {alone: None, **work}.items()}  # type: ignore[misc]
     ms = replays_ms(graphs, seconds)
     return {name: 1000 * max(ms[name] - ms[alone], 1e-6) / count for name in work}

@@ -1,7 +1,7 @@
 # mypy: disable-error-code="import-untyped"
 """The fastest implementation of each layer on this GPU: our kernel in its configurations or cuDNN (cuBLAS), timed once a layer shape.
 
-Each is checked against the kernel's reference before it is timed, with emptied caches. A cache file keeps the finalists for the next engine.
+Each is checked against the kernel's reference before it is timed, with cleared caches. A cache file keeps the finalists for the next engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Data that lack what a study asks about: pixels without neighbours, labels that say nothing of their images.
+"""Data without what a study examines: pixels without neighbours, labels that say nothing of their images.
 
 A change is the same for all seeds, and has its name in the data's, so that a run with other images is not resumed by mistake.
 """
@@ -43,7 +43,7 @@ class Moved:
 
 
 def shuffled_pixels(data: Dataset) -> Dataset:
-    """All images with their pixels moved by one permutation: what each pixel tells stays, and nothing of where it is."""
+    """All images with their pixels moved by one permutation: the information of each pixel stays, that of its place is lost."""
     _, height, width = data.description.shape
     source = pixel_order(height * width)
     train, val, test = (Moved(split, source) for split in (data.train, data.val, data.test))

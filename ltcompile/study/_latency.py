@@ -54,5 +54,5 @@ def _shares(found: Sweep) -> dict[int, Latency]:
 def remark(races: list[Timed]) -> str:
     """Where latencies come from, and whether they can be trusted."""
     busy = max((race.busy_share or 0.0 for race in races), default=0.0)
-    told = f"Latencies are of the first seed's networks ({races[0].where}), each beside the dense network in the same race."
-    return told + (f" Other work took up to {busy:.0%} of the machine just before: do not quote them." if is_busy(busy) else "")
+    text = f"Latencies are of the first seed's networks ({races[0].where}), each relative to the dense network's in the same benchmark."
+    return text + (f" Other work took up to {busy:.0%} of the machine just before: do not quote them." if is_busy(busy) else "")

@@ -14,7 +14,7 @@ SOURCE = "Frankle & Carbin 2019, arXiv:1803.03635"
 LATER = "Frankle et al. 2019, arXiv:1903.01611"  # who reset to an early step
 BACK_POINTS = 0.15  # of LeNet on MNIST: half of the best gain that was published
 
-Curve = Literal["iterative", "oneshot", "late", "beside"]
+Curve = Literal["iterative", "oneshot", "late", "plain"]
 Measure = Literal["accuracy", "stop", "gap"]
 Place = tuple[Curve, str]  # a curve, and an arm on it
 
@@ -43,7 +43,7 @@ SHUFFLED: Place = ("iterative", "shuffled")
 SHOT: Place = ("oneshot", "ticket")
 SHOT_DENSE: Place = ("oneshot", "dense")
 LATE: Place = ("late", "ticket")
-BESIDE: Place = ("beside", "ticket")
+PLAIN: Place = ("plain", "ticket")
 STOP, ACCURACY, GAP = "epochs to the minimum of validation loss", "test accuracy", "training accuracy - test accuracy"
 NUMBERS = {
     "gain": Number(f"{ACCURACY}, ticket - dense network", "points", "accuracy", TICKET, DENSE),
@@ -56,7 +56,7 @@ NUMBERS = {
     "one-shot speed": Number(f"{STOP}, dense network / one-shot ticket", "times", "stop", SHOT_DENSE, SHOT, ratio),
     "over one-shot": Number(f"{ACCURACY}, ticket of rounds - one-shot ticket", "points", "accuracy", TICKET, SHOT),
     "late": Number(f"{ACCURACY}, ticket of weights after an epoch - ticket of first weights", "points", "accuracy", LATE, TICKET),
-    "over plain": Number(f"{ACCURACY}, ticket with dropout - ticket without", "points", "accuracy", TICKET, BESIDE),
+    "over plain": Number(f"{ACCURACY}, ticket with dropout - ticket without", "points", "accuracy", TICKET, PLAIN),
 }
 
 

@@ -41,7 +41,7 @@ class Pairs:
 
     @property
     def beyond(self) -> float:
-        """The same beside pairs of different nodes: 1 is what pixels that all nodes like explain."""
+        """The same relative to pairs of different nodes: 1 is what pixels that all nodes like explain."""
         near = distances(self.own) <= NEAR
         return _share(self.own, near) / _share(self.others, near)
 

@@ -30,7 +30,7 @@ INTERVALS = (
     "Intervals are two-sided 95 % intervals of Student's t over seeds; differences are paired by seed. Each claim is judged for itself, "
     "without a correction for there being several."
 )
-PICKED = "Levels, rates and winners are picked on validation images; test images only tell, and are looked at after that."
+PICKED = "Levels, rates and winners are picked on validation images; test images serve for the reported figures alone, after that."
 
 Watch = Callable[[StudyArm, Recipe], AbstractContextManager[Listener]]  # the listener of an arm
 
@@ -48,7 +48,7 @@ def load(name: str) -> ModuleType:
 
 
 def scaled(study: ModuleType, scale: str, data: str | None = None, seeds: int | None = None) -> Scale:
-    """One of a study's scales, on other data or with other seeds where that is asked for. Raises UnknownName, InvalidSetting."""
+    """One of a study's scales, on other data or with other seeds on request. Raises UnknownName, InvalidSetting."""
     if scale not in SIZES:
         raise unknown("scale", scale, list(SIZES))
     usual: Scale = study.SCALES[scale]
@@ -93,8 +93,8 @@ def run(
         done: dict[str, Done] = {}
         for arm in arms:
             done[arm.name] = _search(arm, images[arm.name], done, path, on, arm.name in begun, watch or _silently)
-        told: Findings = study.analyse(chosen, done, on)
-        found = _study(name, scale, chosen, study, done, told)
+        findings: Findings = study.analyse(chosen, done, on)
+        found = _study(name, scale, chosen, study, done, findings)
         found.save(path)
     return found
 
@@ -147,7 +147,7 @@ def _share_dense(arm: StudyArm, before: Mapping[str, Done], folder: Path) -> Non
 
 
 def _of_dense(arm: StudyArm) -> tuple[Any, ...]:
-    """What the dense networks of a search, and what is written of them, depend on, beside their seeds."""
+    """What the dense networks of a search, and what is written of them, depend on, apart from their seeds."""
     config = arm.config
     counted = config.prune, config.method, config.keep, config.only
     return _of_images(arm), arm.change, {**arm.recipe}, config.rewind_epoch, counted
@@ -158,21 +158,21 @@ def _silently(arm: StudyArm, recipe: Recipe) -> Iterator[Listener]:
     yield NullListener()
 
 
-def _study(name: str, scale: str, chosen: Scale, study: ModuleType, done: dict[str, Done], told: Findings) -> Study:
+def _study(name: str, scale: str, chosen: Scale, study: ModuleType, done: dict[str, Done], findings: Findings) -> Study:
     first = next(iter(done.values())).arm.config
     return Study(
         name=name.replace("_", "-"),
         title=study.TITLE,
         source=study.SOURCE,
         scale=scale,
-        about=[chosen.about, *told.remarks, PICKED, INTERVALS],
+        about=[chosen.about, *findings.remarks, PICKED, INTERVALS],
         seeds=[*first.all_seeds],
         arms=[_note(each) for each in done.values()],
-        claims=told.claims,
-        tables=told.tables,
-        figures=told.figures,
+        claims=findings.claims,
+        tables=findings.tables,
+        figures=findings.figures,
         provenance=provenance(),
-        maps=told.maps,
+        maps=findings.maps,
     )
 
 

@@ -201,7 +201,7 @@ def _over_levels(name: str, seen: Mapping[int, Seen]) -> list[Series]:
     beyond = [estimate(_beyond(each.same)) for each in seen.values()]
     return [
         series(WORDS[name], "line", colour, x, [_mean(each.same) for each in seen.values()]),
-        series(f"{WORDS[name]}, beside different nodes", "control", colour, x, beyond),
+        series(f"{WORDS[name]}, relative to different nodes", "control", colour, x, beyond),
     ]
 
 
@@ -255,7 +255,7 @@ def _features(done: Done, level: int) -> list[Picture]:
 
 
 def _scaled(values: Tensor) -> list[list[int]]:
-    """Values beside the largest of them."""
+    """Values relative to the largest of them."""
     return _whole(values / values.abs().max().clamp_min(torch.finfo(values.dtype).tiny))
 
 

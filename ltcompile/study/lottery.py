@@ -1,7 +1,7 @@
 """Do sparse networks train from their own first weights alone? (Frankle & Carbin, ICLR 2019, arXiv:1803.03635, v5)
 
 Weights of lowest magnitude are dropped layer by layer (in the deep networks over all of them), and the others reset to what they were
-before training, in rounds or at once; beside every ticket its mask on fresh weights, and a random mask with each layer's count on its
+before training, in rounds or at once; for every ticket also its mask on fresh weights, and a random mask with each layer's count on its
 own. Findings over P_m, the share of the weights that is left: test accuracy, the epoch of minimum validation loss, at which early stopping
 would stop, and the gap between training and test accuracy. What masks empty is counted as `shrink` removes it.
 """
@@ -38,7 +38,7 @@ class Subject:
     """A network, its images, its recipe, and how it is pruned; `claims` name what the paper says of it (`_lottery_claims.SAID`).
 
     Each of `rounds` drops `rate` of the surviving weights, of layers that match a pattern of `rates` that pattern's. `shots` drop at once
-    what so many rounds do. `late` is an epoch whose weights a further search resets to. `beside` is the same network without dropout.
+    what so many rounds do. `late` is an epoch whose weights a further search resets to. `plain` names the same network without dropout.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Subject:
     scope: Literal["local", "global"] = "local"
     shots: tuple[int, ...] = ()
     late: int | None = None
-    beside: str | None = None
+    plain: str | None = None
 
     @property
     def said(self) -> tuple[Said, ...]:
@@ -134,8 +134,8 @@ class Spot:
         mean = fmean(getattr(row, size) for row in self.rows if (row.arm, row.level) == ("ticket", self.level))
         return float(100 * mean / getattr(dense, size))
 
-    def emptied(self, size: str) -> float:
-        """The share of the dense network's filters or MACs that went with what the ticket's mask emptied, in percent."""
+    def eliminated(self, size: str) -> float:
+        """The percentage of the dense network's filters or MACs that the ticket's mask eliminates."""
         return 100 - self._share(size)
 
     def of(self, arm: str, measure: Measure) -> dict[int, float]:
@@ -157,12 +157,12 @@ Curves = Mapping[Curve, list[Spot]]
 
 
 def curves_of(subject: Subject, done: Mapping[str, Done]) -> Curves:
-    """The levels of a subject's searches, and of the one that it is held beside, by falling share of weights."""
+    """The levels of a subject's searches, and of the one that it is compared with, by falling share of weights."""
     return {
         "iterative": _spots([subject.name], done),
         "oneshot": _spots([_shot(subject, rounds) for rounds in subject.shots], done),
         "late": _spots([_late(subject)] if subject.late is not None else [], done),
-        "beside": _spots([subject.beside] if subject.beside else [], done),
+        "plain": _spots([subject.plain] if subject.plain else [], done),
     }
 
 
@@ -197,14 +197,14 @@ REMARKS = (
     "every 100 steps); one that learns nothing may stop at once. Test accuracy is that of the end of training.",
     "Training accuracy is the mean over the last epoch while it trains, on images as they are trained on: augmented where the recipe says "
     "so, and with dropout.",
-    "Units and filters count as emptied where `ltcompile shrink` removes them, because their mask left nothing that makes or reads them: "
+    "Units and filters count as eliminated where `ltcompile shrink` removes them, because their mask left nothing that makes or reads them: "
     "that much of the sparsity is structure.",
 )
 
 
 def _left_out(undecided: list[str]) -> list[str]:
-    told = "; ".join(undecided)
-    return [f"Not decided at this scale, because no level has nearly as many weights left: {told}."] if undecided else []
+    listed = "; ".join(undecided)
+    return [f"Not decided at this scale, because no level has nearly as many weights left: {listed}."] if undecided else []
 
 
 def judge(said: Said, curves: Curves) -> Claim | None:
@@ -238,10 +238,10 @@ def _table(subject: Subject, curves: Curves) -> Table:
     rows = [["dense", "100.0", "0.0", "0.0", dense[0], "", "", dense[1], "", "", dense[2], "", ""]]
     for curve, way in WAYS.items():
         for spot in curves[curve]:
-            sizes = [percent(spot.left), percent(spot.emptied("filters")), percent(spot.emptied("macs"))]
-            told = [spread(spot.estimate(arm, measure)) for measure in ("accuracy", "stop", "gap") for arm in ARMS]  # type: ignore[arg-type]
-            rows.append([way, *sizes, *told])
-    columns = ["pruned", "weights left (%)", "units and filters emptied (%)", "MACs of them (%)"]
+            sizes = [percent(spot.left), percent(spot.eliminated("filters")), percent(spot.eliminated("macs"))]
+            values = [spread(spot.estimate(arm, measure)) for measure in ("accuracy", "stop", "gap") for arm in ARMS]  # type: ignore[arg-type]
+            rows.append([way, *sizes, *values])
+    columns = ["pruned", "weights left (%)", "units and filters eliminated (%)", "MACs of them (%)"]
     measures = ("test accuracy (%)", "stops at (epoch)", "gap (points)")
     columns += [f"{arm}: {measure}" for measure in measures for arm in ARMS.values()]
     return Table(f"{subject.name}: every level", columns, rows, "± is half of the 95 % interval.")
@@ -285,6 +285,6 @@ def _lines(subject: Subject, curves: Curves, measure: Measure) -> list[Series]:
         found.append(line("one-shot ticket", "line", 2, "oneshot", "ticket"))
     if curves["late"]:
         found.append(line(f"ticket from epoch {subject.late}", "line", 3, "late", "ticket"))
-    if curves["beside"]:
-        found.append(line(f"ticket of {subject.beside}", "line", 2, "beside", "ticket"))
+    if curves["plain"]:
+        found.append(line(f"ticket of {subject.plain}", "line", 2, "plain", "ticket"))
     return found

@@ -1,4 +1,4 @@
-"""Are tickets unique? Masks of different criteria beside each other (Paganini & Forde 2020, arXiv:2001.05050).
+"""Are tickets unique? Masks of different criteria compared (Paganini & Forde 2020, arXiv:2001.05050).
 
 The same network is pruned by filters, by weights and by both, by several criteria; then what the sparsest networks of each keep, answer,
 and know together, how their weights move from round to round, and how many whole filters unstructured masks empty.
@@ -82,16 +82,16 @@ def _linear_layers(model: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Structure:
-    """Parameter -> how many of its filters or units a mask empties, a random one of its counts does, and there are."""
+    """Parameter -> the numbers of filters or units that a mask leaves empty, that a random mask with its counts leaves empty, and of all."""
 
-    emptied: dict[str, int]
+    empty: dict[str, int]
     by_chance: dict[str, int]
     all: dict[str, int]
     convolutions: tuple[str, ...]
 
     def share(self, chance: bool = False) -> float:
-        """The share of the convolutions' filters that is emptied, in percent."""
-        found = self.by_chance if chance else self.emptied
+        """The share of the convolutions' filters that is empty, in percent."""
+        found = self.by_chance if chance else self.empty
         return 100 * sum(found[name] for name in self.convolutions) / max(1, sum(self.all[name] for name in self.convolutions))
 
 
@@ -138,11 +138,11 @@ def look(done: Done, seed: int, device: torch.device) -> Seen:
 
 
 def _structure(kept: WeightMask, chance: int) -> Structure:
-    def emptied(found: WeightMask) -> dict[str, int]:
+    def empty(found: WeightMask) -> dict[str, int]:
         return {name: int((~each.flatten(1)).all(1).sum()) for name, each in found.kept.items()}
 
     convolutions = tuple(name for name, each in kept.kept.items() if each.dim() > 2)
-    return Structure(emptied(kept), emptied(shuffle_mask(kept, chance)), {n: len(each) for n, each in kept.kept.items()}, convolutions)
+    return Structure(empty(kept), empty(shuffle_mask(kept, chance)), {n: len(each) for n, each in kept.kept.items()}, convolutions)
 
 
 def _correlation(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kept: WeightMask) -> float:
@@ -152,7 +152,7 @@ def _correlation(before: Mapping[str, Tensor], after: Mapping[str, Tensor], kept
     return found if math.isfinite(found) else 0.0
 
 
-# What searches say beside each other
+# Searches compared
 
 
 def compare(seen: All) -> Findings:
@@ -189,7 +189,7 @@ def _apart(seen: All, one: str, other: str) -> dict[int, float]:
 
 
 def _excess(found: Mapping[int, Seen]) -> dict[int, float]:
-    """Seed -> emptied filters of the convolutions beyond those of a random mask, at the last level, in points."""
+    """Seed -> empty filters of the convolutions beyond those of a random mask, at the last level, in points."""
     return {seed: _last(each.structure).share() - _last(each.structure).share(chance=True) for seed, each in found.items()}
 
 
@@ -215,7 +215,7 @@ def _claims(seen: All) -> list[Claim]:
     apart = [_apart(seen, "l1-weights", name) for name in seen if name.startswith("l") and name.endswith("-filters")]
     return [
         judged("random", estimate(_alike_in_size(seen, "random-filters", "random-weights"))),
-        judged("emptied", estimate(excess["l1-weights"])),
+        judged("empty", estimate(excess["l1-weights"])),
         judged("fine-tuned", paired(excess["l1-weights"], excess["l1-weights-finetune"])),
         judged("not unique", estimate(averaged(apart)), APART),
         judged("ensemble", paired(together, alone), count=len(seen), best=ARMS[ranked[0]][0]),
@@ -268,7 +268,7 @@ def _layers(seen: All) -> Table:
     for name in FIGURES["weights"]:
         last = [_last(each.structure) for each in seen[name].values()]
         for layer, count in last[0].all.items():
-            found = [f"{fmean(getattr(each, kind)[layer] for each in last):.1f}" for kind in ("emptied", "by_chance")]
+            found = [f"{fmean(getattr(each, kind)[layer] for each in last):.1f}" for kind in ("empty", "by_chance")]
             rows.append([ARMS[name][0], layer, str(count), *found])
     return PAPER.table("layers", rows)
 
@@ -282,12 +282,12 @@ def _figures(seen: All) -> list[Figure]:
     def lines(names: Sequence[str], value: Callable[[Seen, int], float]) -> list[Series]:
         return [_curve(seen[arm], ARMS[arm][0], colour, value) for colour, arm in enumerate(names)]
 
-    emptied = lines(FIGURES["weights"], lambda each, level: each.structure[level].share())
+    empty = lines(FIGURES["weights"], lambda each, level: each.structure[level].share())
     by_chance = "random mask with the counts of L1, weights"
     chance = _curve(seen["l1-weights"], by_chance, 0, lambda each, level: each.structure[level].share(chance=True), "control")
     return [
         *(PAPER.figure(name, [dense, *lines(arms, lambda each, level: each.test[level])]) for name, arms in FIGURES.items()),
-        PAPER.figure("emptied", [*emptied, chance]),
+        PAPER.figure("empty", [*empty, chance]),
         PAPER.figure("stability", lines(FIGURES["weights"], lambda each, level: each.stability[level])),
     ]
 

@@ -1,6 +1,6 @@
 """Does a winning ticket really win? Ma et al.'s five conditions over learning rates (NeurIPS 2021, arXiv:2107.00166).
 
-The same search at several learning rates: the ticket must beat random re-initialisation, and stand beside the dense network, at whichever
+The same search at several learning rates: the ticket must beat random re-initialisation, and match the dense network, at whichever
 rate suits those best. The definition and its margins are `search.conditions`, which every search is judged by; one search knows one rate.
 """
 

@@ -2,7 +2,7 @@
 
 VGG-16 on CIFAR-10 in the paper: filters are ranked layer by layer (local) or over the whole network (global), and what survives goes back
 to early weights (weight rewinding) or only to the early learning rate (learning-rate rewinding), at shares of filters removed up to
-95 %. Beside every ticket its architecture from random weights, and the dense network. Added here: the same curves over MACs and over
+95 %. Every ticket is compared with its architecture from random weights, and the dense network. Added here: the same curves over MACs and over
 measured latency, which the paper lacks.
 """
 
@@ -99,7 +99,7 @@ def _won(done: Done, level: int) -> Estimate:
 
 
 def _best(done: Done, among: list[int]) -> int:
-    """The level whose ticket is best beside the dense network, by validation."""
+    """The level whose ticket is best relative to the dense network, by validation."""
     return max(among, key=lambda level: (fmean(_gap(done, level).values()), level))
 
 
@@ -173,7 +173,7 @@ def _winners(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float
 
 
 def _saved(done: Done, race: Timed, level: int) -> list[str]:
-    """What a level saves, told four ways, in percent."""
+    """The four savings of a level, in percent."""
     latency = race.levels.get(level)
     sizes = [percent(removed(done.rows, level, size)) for size in ("filters", "params", "macs")]  # type: ignore[arg-type]
     return [*sizes, "not timed" if latency is None else percent(100 - latency.share)]

@@ -87,13 +87,13 @@ def task(data: Dataset, number: int) -> Dataset:
             f"{TASKS} tasks need at least two classes each, and {data.description.name} has {len(names)}; choose data with more"
         )
     classes = range(number * each, (number + 1) * each)
-    told = replace(
+    description = replace(
         data.description,
         name=f"{data.description.name}, classes {classes.start} to {classes.stop - 1}",
         class_names=tuple(names[c] for c in classes),
     )
     train, val, test = (_only(split, classes, data.description.name) for split in (data.train, data.val, data.test))
-    return replace(data, description=told, train=train, val=val, test=test)
+    return replace(data, description=description, train=train, val=val, test=test)
 
 
 def _only(split: Split, classes: range, name: str) -> TensorSplit:
@@ -105,7 +105,7 @@ def _only(split: Split, classes: range, name: str) -> TensorSplit:
     return split.part(rows).relabelled(labels[rows] - classes.start)
 
 
-# What is told
+# What is reported
 
 
 def analyse(scale: Rounds, done: Mapping[str, Done], device: torch.device) -> Findings:

@@ -25,7 +25,7 @@ RUNTIME = "onnxruntime"
 SECONDS = 6.0  # of a run, a network
 BLOCKS = 40  # more than a benchmark has, since a verdict depends on them
 BYTES_PER_PARAM = (0.9, 8.0)  # of an ONNX file of any precision, with folded norms and names
-GRAPH_BYTES = 1 << 20  # what a file may hold beside weights
+GRAPH_BYTES = 1 << 20  # what a file may hold besides weights
 DEFAULT_CLAIMS = ("report.json", "bench.json")
 
 

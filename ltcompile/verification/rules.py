@@ -81,7 +81,7 @@ def judge_accuracy(claimed: float, correct: int, images: int) -> Judged:
         return "confirmed", f"on {images:,} images, less than {points} below the claim, if at all", found
     if binomial_tail(wrong, images, 1 - claimed) <= ERROR:
         return "not confirmed", f"on {images:,} images, below the claim, and not shown to be so by less than {points}", found
-    return "not comparable", f"undecided: {images:,} images cannot tell {points} apart; give {_enough(claimed):,} or more", found
+    return "not comparable", f"undecided: {images:,} images cannot resolve {points}; give {_enough(claimed):,} or more", found
 
 
 def _enough(share: float) -> int:

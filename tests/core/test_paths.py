@@ -1,4 +1,4 @@
-"""One process at a time in a run folder, whatever became of the last one; files whole, and nothing left beside them."""
+"""One process at a time in a run folder, whatever became of the last one; files whole, and nothing left next to them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def holder(folder: Path, target: Callable[..., None] = hold) -> multiprocessing.
     return process
 
 
-def test_the_second_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
+def test_the_second_is_refused_and_reported_of_the_first(tmp_path: Path) -> None:
     process = holder(tmp_path)
     try:
         with pytest.raises(InvalidFile, match=f"in use by process {process.pid} on {socket.gethostname()}"), locked(tmp_path):
@@ -77,10 +77,10 @@ def test_a_lock_from_another_machine_is_believed(tmp_path: Path) -> None:
     assert (tmp_path / "lock").exists()
 
 
-@pytest.mark.parametrize("told", ["", "{", "[]", '{"pid": 3}'])
-def test_damaged_locks(tmp_path: Path, told: str) -> None:
-    (tmp_path / "lock").write_text(told)
-    if told:
+@pytest.mark.parametrize("reported", ["", "{", "[]", '{"pid": 3}'])
+def test_damaged_locks(tmp_path: Path, reported: str) -> None:
+    (tmp_path / "lock").write_text(reported)
+    if reported:
         with pytest.raises(InvalidFile, match="in use by another process; if that has ended, remove"), locked(tmp_path):
             pass
     else:

@@ -91,9 +91,9 @@ def widths(network: nn.Module) -> list[int]:
 def test_the_clock_decides(clock: Callable[[nn.Module], float], way: str) -> None:
     dense, small, plan, images = ticket()
     found = snap(small, plan, dense, "auto", images, clock)
-    assert next(iter(found.again_share)) == way and len(found.again_share) == 2
+    assert next(iter(found.repeated_fraction)) == way and len(found.repeated_fraction) == 2
     assert found.tie == (way != "down to 32"), "two as fast are a tie"
-    assert found.way == way and found.told_share.keys() == {AS_IT_IS, *(f"{w} to {m}" for w in ("up", "down") for m in (8, 16, 32))}
+    assert found.way == way and found.measured_fraction.keys() == {AS_IT_IS, *(f"{w} to {m}" for w in ("up", "down") for m in (8, 16, 32))}
 
 
 def test_the_winner_is_measured_again() -> None:
@@ -113,7 +113,7 @@ def test_the_winner_is_measured_again() -> None:
         return measured
 
     found = snap(small, plan, dense, "auto", images, clock("up to 32", 0.3))
-    assert found.way == AS_IT_IS and found.again_share == {AS_IT_IS: 0.3, "up to 32": pytest.approx(0.36)} and not found.tie
+    assert found.way == AS_IT_IS and found.repeated_fraction == {AS_IT_IS: 0.3, "up to 32": pytest.approx(0.36)} and not found.tie
 
 
 @pytest.mark.slow

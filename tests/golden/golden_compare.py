@@ -1,4 +1,4 @@
-"""Golden values: what is masked in them, how two of them differ, and how a renamed key is told from a changed value."""
+"""Golden values: what is masked in them, how two of them differ, and how a renamed key is distinguished from a changed value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laws of emptied channels: what zeros among the weights emptied goes, whatever else stays, and no answer changes."""
+"""The laws of dead channels: what zeros among the weights leave dead goes, whatever else stays, and no answer changes."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ class TestRestraint:
         with torch.no_grad():
             model.get_submodule(layer).weight[:6] = 0
             norm = model.get_submodule("bn1")
-            norm.bias[:3], norm.bias[3:6] = -5, 5  # zeros behind the activation, and sixes, which the padded border tells apart
+            norm.bias[:3], norm.bias[3:6] = -5, 5  # zeros behind the activation, and sixes, which the padded border distinguishes
         found = of(model, images)
         kept = found.plan.kept["expand"]
         assert set(kept) >= set(range(6, 24)) and difference(found.module, model, images) <= 1e-6
@@ -409,12 +409,12 @@ class TestTickets:
         result = CliRunner().invoke(app, ["shrink", str(tmp_path / "ticket.pt"), "-o", str(tmp_path / "small.onnx")])
         assert result.exit_code == 0, result.output
         record = json.loads((tmp_path / "small.json").read_text())
-        told = record["structure"]
-        assert ticket.mask is not None and (told["weights"]["all"], told["weights"]["kept"]) == ticket.mask.weights
-        assert 0 < told["share_in_removed"] < 1 and told["macs"] == {"before": record["dense_macs"], "after": record["macs"]}
+        reported = record["structure"]
+        assert ticket.mask is not None and (reported["weights"]["all"], reported["weights"]["kept"]) == ticket.mask.weights
+        assert 0 < reported["share_in_removed"] < 1 and reported["macs"] == {"before": record["dense_macs"], "after": record["macs"]}
         assert record["equality_error"] <= 1e-5 and record["macs"] < record["dense_macs"]
-        lost = told["channels"]["constant"] + told["channels"]["unread"]
-        assert 0 < lost < told["channels"]["all"] and f"{lost} of {told['channels']['all']} channels" in result.output
+        lost = reported["channels"]["constant"] + reported["channels"]["unread"]
+        assert 0 < lost < reported["channels"]["all"] and f"{lost} of {reported['channels']['all']} channels" in result.output
         small = small_network(ticket, dense_network(ticket))
         found = {tuple(i.dims) for i in onnx.load(tmp_path / "small.onnx").graph.initializer if len(i.dims) == 4}
         assert found == {tuple(v.shape) for v in small.state_dict().values() if v.dim() == 4}
@@ -426,12 +426,12 @@ class TestTickets:
         base = mask_ticket()
         with torch.no_grad():
             model[0].weight[1, 0, 2, 2] = 0
-        told = lt.shrink(with_weights(base, model), tmp_path / "a.onnx").record["structure"]
-        assert told["share_in_removed"] == 0 and told["macs"]["before"] == told["macs"]["after"]
+        reported = lt.shrink(with_weights(base, model), tmp_path / "a.onnx").record["structure"]
+        assert reported["share_in_removed"] == 0 and reported["macs"]["before"] == reported["macs"]["after"]
         hollow(model, next(g for g in groups if g.name == "3"), "in", [1, 2, 3])
         model[0].weight.data[1, 0, 2, 2] = 1
-        told = lt.shrink(with_weights(base, model), tmp_path / "b.onnx").record["structure"]
-        assert told["share_in_removed"] == 1 and told["channels"]["unread"] == 3
+        reported = lt.shrink(with_weights(base, model), tmp_path / "b.onnx").record["structure"]
+        assert reported["share_in_removed"] == 1 and reported["channels"]["unread"] == 3
 
     @pytest.mark.parametrize("how", ["up", "down"])
     def test_it_snaps(self, how: str, tmp_path: Path) -> None:

@@ -66,15 +66,15 @@ def test_a_module_of_the_users_called_as_a_wrapper_is_not_one():
 
 
 @pytest.mark.parametrize(
-    "model, told",
+    "model, reported",
     [
         ("vgg16", "not str; lt.build_model"),
         (torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3))), "TorchScript"),
         (nn.Sequential(nn.LazyConv2d(16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)), "0 (LazyConv2d) has no weights yet; run the network once"),
     ],
 )
-def test_what_is_no_network_is_refused_with_what_to_do(model, told):
-    with pytest.raises(InvalidModel, match=re.escape(told)):
+def test_what_is_no_network_is_refused_with_what_to_do(model, reported):
+    with pytest.raises(InvalidModel, match=re.escape(reported)):
         lt.plan(model, torch.randn(2, 3, 8, 8), ratio=0.5)
     with pytest.raises(InvalidModel):
         lt.size(model, torch.randn(2, 3, 8, 8))

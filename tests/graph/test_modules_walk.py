@@ -67,7 +67,7 @@ def outcome(op: Op, rank: str) -> str:
 
 
 class Twice(nn.Module):
-    """A module that is called with the same tensor several times, or with others beside it."""
+    """A module that is called with the same tensor several times, or with others as well."""
 
     def __init__(self, module: nn.Module, call: Callable[[nn.Module, Tensor], Any]) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ CLASSES = lambda x: torch.zeros(x.shape[0], dtype=torch.long)  # noqa: E731
 FIVE = torch.ones(5, 2, dtype=torch.long), torch.tensor([4] * 5), torch.tensor([2] * 5)
 ROWS = lambda x: x.flatten(0, -2)  # noqa: E731
 
-# Constructor arguments, or how a module is called; by default it takes the width, where it asks for one, and a tensor.
+# Constructor arguments, or how a module is called; by default it takes the width, where it takes one, and a tensor.
 MADE: dict[str, Callable[[], nn.Module]] = {
     "AdaptiveLogSoftmaxWithLoss": lambda: Twice(nn.AdaptiveLogSoftmaxWithLoss(WIDTH, 6, [3]), lambda m, x: m.log_prob(ROWS(x))),
     "Bilinear": lambda: Twice(nn.Bilinear(WIDTH, WIDTH, 6), lambda m, x: m(x, x)),
@@ -170,7 +170,7 @@ MADE: dict[str, Callable[[], nn.Module]] = {
         nn.TripletMarginWithDistanceLoss(), lambda m, x: x * (1 + m(x, x.flip(0), x.roll(1, 0)))
     ),
 }
-RANKS = {  # where the name does not tell
+RANKS = {  # where the name does not say
     **dict.fromkeys(("ChannelShuffle", "Fold", "Unfold", "GroupNorm", "LocalResponseNorm", "PixelShuffle", "PixelUnshuffle"), "2d"),
     **dict.fromkeys(("Upsample", "CrossMapLRN2d", "Unflatten", "Flatten", "PReLU", "SyncBatchNorm"), "2d"),
 }
@@ -377,7 +377,7 @@ class Single(nn.Module):
 
 
 def test_layers_that_stay_are_named() -> None:
-    """Whole layers without filters that torch's modules tell of, each with its reason; nothing is told of what can be cut."""
+    """Whole layers without filters that are listed for torch's modules, each with its reason; what can be cut is not listed."""
     model = nn.Sequential(Single(3, 8), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 16, 2, 2, groups=2))
     model.extend([nn.ReLU(), nn.Conv2d(16, 6, 1), nn.Conv2d(6, 4, 1)])
     frozen = lt.plan(model, torch.randn(2, 3, 8, 8), 0.5).frozen

@@ -47,11 +47,11 @@ def test_a_search_says_how_its_ticket_stands_to_the_target(tmp_path: Path, monke
     monkeypatch.setattr("ltcompile.cli.find.StopSignal", dict)  # signals and warnings stay those of the tests
     words = ["find", "--model", "lenet5", "--image-size", "16", "--target-macs", "0.3", "--rounds", "2", "--epochs", "1", "--no-controls"]
     done = CliRunner().invoke(app, [*words, "--name", "t", "--json"], catch_exceptions=False)
-    told = json.loads(done.stdout)
+    reported = json.loads(done.stdout)
     ticket, written = lt.Ticket.load(tmp_path / "runs/t/ticket.pt"), json.loads((tmp_path / "runs/t/search.json").read_text())
     dense = next(row for row in ticket.history if row.arm == "dense")
     reached = Reached("macs", 0.3, ticket.row.macs / dense.macs)
-    assert told["target"] == written["target"] == reached.to_json()
+    assert reported["target"] == written["target"] == reached.to_json()
     assert done.exit_code == (4 if reached.missed_by else 0)
     assert bool(reached.missed_by) == (ticket.level < 2), "a level on the way to the target is not there yet"
 

@@ -200,7 +200,7 @@ def test_a_plan_of_another_network_is_refused(images: Tensor) -> None:
 
 
 class TestFrozen:
-    """What cannot be cut exactly is left alone, and the reason is told."""
+    """What cannot be cut exactly is left alone, and the reason is reported."""
 
     @staticmethod
     def reasons(model: nn.Module, images: Tensor) -> dict[str, str]:

@@ -31,10 +31,10 @@ class TestSigns:
     def test_the_same_weights_in_fewer_bytes(self, network: str, tmp_path: Path) -> None:
         folded, float_file, signs_file = self.ticket(network), tmp_path / "float.onnx", tmp_path / "signs.onnx"
         export_onnx(folded, IMAGES, float_file, {"producer": "x"})
-        told = write_binary_weights(float_file, signs_file, IMAGES)
-        assert told.error <= 1e-5 and (told.bytes_before, told.bytes) == (float_file.stat().st_size, signs_file.stat().st_size)
+        reported = write_binary_weights(float_file, signs_file, IMAGES)
+        assert reported.error <= 1e-5 and (reported.bytes_before, reported.bytes) == (float_file.stat().st_size, signs_file.stat().st_size)
         saved = sum(3 * layer.weight.numel() for layer in layers(folded).values())
-        assert told.bytes < told.bytes_before - 0.9 * saved + 300 * len(layers(folded))
+        assert reported.bytes < reported.bytes_before - 0.9 * saved + 300 * len(layers(folded))
         close(run_onnx(signs_file, IMAGES), answers(folded))
         model = onnx.load(signs_file)
         assert {p.key: p.value for p in model.metadata_props} == {"producer": "x"}
@@ -45,8 +45,8 @@ class TestSigns:
             assert signs.dtype == np.int8 and set(np.unique(signs)) == {-1, 0, 1} and f"{name}.weight" not in held
             assert np.array_equal(signs * scale, layer.weight.detach().numpy())
             expected[f"{name}.weight"] = f"signs with {scale.size} scales" if scale.size > 1 else "signs with 1 scale"
-        assert told.outcomes == expected
-        assert any("scales" in t for t in told.outcomes.values()) == (network == "vgg")
+        assert reported.outcomes == expected
+        assert any("scales" in t for t in reported.outcomes.values()) == (network == "vgg")
 
     def test_in_place_and_any_batch(self, tmp_path: Path) -> None:
         folded, path = self.ticket("conv2"), tmp_path / "net.onnx"
@@ -61,8 +61,8 @@ class TestSigns:
         folded, path = self.ticket("conv2"), tmp_path / "net.onnx"
         nn.init.normal_(folded.get_submodule("2").weight)  # type: ignore[arg-type]
         export_onnx(folded, IMAGES, path)
-        told = write_binary_weights(path, path, IMAGES).outcomes
-        assert {n for n, t in told.items() if not t.startswith("signs")} == {"2.weight"} and "differ in more" in told["2.weight"]
+        reported = write_binary_weights(path, path, IMAGES).outcomes
+        assert {n for n, t in reported.items() if not t.startswith("signs")} == {"2.weight"} and "differ in more" in reported["2.weight"]
         close(run_onnx(path, IMAGES), answers(folded))
 
     def test_refuses_floats(self, tmp_path: Path) -> None:

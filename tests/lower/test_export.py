@@ -176,7 +176,7 @@ def test_a_dict_as_an_argument_and_names_of_ones_own(tmp_path: Path) -> None:
         export_onnx(model, ({"img": x}, torch.ones(())), tmp_path / "net.onnx", input_names=("images",))
 
 
-def test_a_table_beside_the_batch(tmp_path: Path) -> None:
+def test_a_table_without_a_batch(tmp_path: Path) -> None:
     class Net(nn.Module):
         def forward(self, x: Tensor, table: Tensor) -> Tensor:
             return x @ table
@@ -228,7 +228,7 @@ def test_a_batch_in_the_code_is_refused(write: Callable[..., None], batch: int, 
 
 
 @pytest.mark.parametrize("write", [export_onnx, export_program])
-def test_code_that_asks_for_the_batch_is_refused(write: Callable[..., None], tmp_path: Path) -> None:
+def test_code_that_needs_the_batch_is_refused(write: Callable[..., None], tmp_path: Path) -> None:
     with pytest.raises(InvalidModel, match="fixes the batch"):
         write(Fixed(0).eval(), torch.randn(2, 6), tmp_path / "net")
     assert not list(tmp_path.iterdir())
@@ -258,8 +258,8 @@ class Noise(nn.Module):
 
 @pytest.mark.parametrize("kind", refused())
 def test_refusals(kind: str, tmp_path: Path) -> None:
-    model, example, told = refused()[kind]
-    with pytest.raises((InvalidModel, InvalidSetting, Disagreement), match=told) as caught:
+    model, example, reported = refused()[kind]
+    with pytest.raises((InvalidModel, InvalidSetting, Disagreement), match=reported) as caught:
         export_onnx(model, example, tmp_path / "net.onnx")
     assert "\x1b" not in str(caught.value) and not list(tmp_path.iterdir())
 

@@ -69,7 +69,7 @@ class TestLaws:
         largest = max(b.filters_per_step for b in free(groups))
         least = sum(b.filters_per_step for b in free(groups))
         left = filters(choose(groups, scores, share, "global"))
-        assert left >= max(least, dense * (1 - share)) - 1e-6, "never more than asked for"
+        assert left >= max(least, dense * (1 - share)) - 1e-6, "never more than requested"
         assert left == least or left < dense * (1 - share) + largest
         for tied in free(groups):
             plan = choose(groups, scores, share, "local")

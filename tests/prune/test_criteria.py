@@ -194,7 +194,7 @@ class TestSlices:
         close(score("l2", model, group), [3, 4])
         close(score("lamp", model, group), [(1 / 50 + 1) / 2, (1 + 1 / 26) / 2])
 
-    def test_a_group_without_filters_is_told_by_its_members(self) -> None:
+    def test_a_group_without_filters_is_reported_by_its_members(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 3, 2, groups=3, bias=False))
         model[0].weight.data = torch.arange(12.0).view(3, 1, 2, 2)
         group = Group("0", 3, (Member("0", "each", rows(3)),))
@@ -305,7 +305,7 @@ class TestCurvature:
             assert (4 * error / value).median() < 0.15  # so a factor of two, or of a batch's size, would be seen
         assert all(p.grad is None for p in net.parameters())
 
-    def test_it_is_exact_where_both_labels_tell_the_same(self) -> None:
+    def test_it_is_exact_where_both_labels_agree(self) -> None:
         """Of a single weight w, with logits (w x, 0), the second derivative of the loss is x^2 p (1 - p), here with p = 1/2 at w = 0."""
 
         class One(nn.Module):
@@ -410,7 +410,7 @@ class TestGather:
                 plan = choose(groups, scores, 0.5, "global")
                 with torch.no_grad():
                     small, masked = lt.cut(network, plan)(images), lt.mask(network, plan)(images)
-                torch.testing.assert_close(small, masked, rtol=1e-5, atol=1e-5, msg=lambda told, case=case: f"{case}: {told}")
+                torch.testing.assert_close(small, masked, rtol=1e-5, atol=1e-5, msg=lambda reported, case=case: f"{case}: {reported}")
 
     @pytest.mark.parametrize("criterion", ["l2", "linf", "neg_linf", "fpgm", "lamp", "bn", "taylor", "activation", "apoz"])
     def test_scores_follow_their_channels(self, criterion: str) -> None:

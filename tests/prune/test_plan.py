@@ -119,14 +119,14 @@ def test_malformed_json_is_a_bad_plan(broken: object) -> None:
     ],
 )
 def test_wrong_fields_are_a_bad_plan(place: tuple[str | int, ...], value: object) -> None:
-    told = PruningPlan(CHAIN, {"a": (0, 1)}).to_json()
-    told["groups"][0]["members"][1] = {"layer": "b", "axis": "in", "index": [[c] for c in range(6)]}
-    holder = told
+    reported = PruningPlan(CHAIN, {"a": (0, 1)}).to_json()
+    reported["groups"][0]["members"][1] = {"layer": "b", "axis": "in", "index": [[c] for c in range(6)]}
+    holder = reported
     for key in place[:-1]:
         holder = holder[key]  # type: ignore[index]
     holder[place[-1]] = value  # type: ignore[index]
     with pytest.raises(InvalidPlan):
-        PruningPlan.from_json(told)
+        PruningPlan.from_json(reported)
 
 
 def test_a_few_bytes_claim_no_memory() -> None:

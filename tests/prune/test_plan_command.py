@@ -1,4 +1,4 @@
-"""`ltcompile plan` and `ltcompile inspect`: no training, exact numbers, and bad input told as such."""
+"""`ltcompile plan` and `ltcompile inspect`: no training, exact numbers, and bad input reported as such."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setenv("COLUMNS", "160")
         with pytest.raises(SystemExit) as stop:
             main()
-        told = capsys.readouterr()
-        return int(stop.value.code or 0), told.out, " ".join(told.err.split())
+        reported = capsys.readouterr()
+        return int(stop.value.code or 0), reported.out, " ".join(reported.err.split())
 
     return call
 
@@ -69,12 +69,12 @@ class TestPlan:
         sizes = ("--classes", 4, "--in-channels", 1, "--image-size", 20, "--weights", tmp_path / "w.pth")
         code, out, errors = run("plan", "--model", "lenet5", *sizes, "--ratio", 0.3, "--scope", "local", "--min-channels", 5, "--json")
         assert code == 0, errors
-        told, x = json.loads(out), torch.zeros(1, 1, 20, 20)
+        reported, x = json.loads(out), torch.zeros(1, 1, 20, 20)
         plan = lt.plan(trained, x, 0.3, "local", limits=lt.Limits(min_channels=5))
         small = lt.size(lt.cut(trained, plan), x)
-        assert {g["name"]: (g["before"], g["after"]) for g in told["groups"]} == plan.widths
-        assert (told["params"][1], told["macs"][1]) == (small.params, small.macs)
-        assert [g["left_alone"] for g in told["groups"]][-1] == "it produces the network's output"
+        assert {g["name"]: (g["before"], g["after"]) for g in reported["groups"]} == plan.widths
+        assert (reported["params"][1], reported["macs"][1]) == (small.params, small.macs)
+        assert [g["left_alone"] for g in reported["groups"]][-1] == "it produces the network's output"
 
     def test_bad_input(self, run: Run, tmp_path: Path) -> None:
         lenet = ("plan", "--model", "lenet5")
@@ -119,16 +119,18 @@ class TestInspect:
     def test_an_exported_network(self, run: Run, exported: Path) -> None:
         code, out, errors = run("inspect", exported, "--json")
         assert code == 0, errors
-        told = json.loads(out)
-        rows = [(n["op"], n["in"], n["out"], n["odd"], n["params"], n["macs"]) for n in told["nodes"]]
+        reported = json.loads(out)
+        rows = [(n["op"], n["in"], n["out"], n["odd"], n["params"], n["macs"]) for n in reported["nodes"]]
         assert rows == [
             ("Conv", 3, 8, True, 3 * 8 * 9 + 8, 9 * 9 * 8 * 3 * 9),
             ("Conv", 8, 6, True, 4 * 6 * 9 + 6, 4 * 4 * 6 * 4 * 9),
             ("Gemm", 6, 5, True, 6 * 5 + 5, 6 * 5),
         ]
-        assert told["params"] == sum(r[4] for r in rows) and told["macs"] == sum(r[5] for r in rows) and not told["macs_unknown"]
-        assert told["metadata"] == {"producer": "ltcompile", "data": "none"} and told["opset"]["ai.onnx"] >= 18
-        assert "pytorch" in told["producer"]
+        assert (
+            reported["params"] == sum(r[4] for r in rows) and reported["macs"] == sum(r[5] for r in rows) and not reported["macs_unknown"]
+        )
+        assert reported["metadata"] == {"producer": "ltcompile", "data": "none"} and reported["opset"]["ai.onnx"] >= 18
+        assert "pytorch" in reported["producer"]
 
     def test_as_a_table(self, run: Run, exported: Path) -> None:
         code, out, _ = run("inspect", exported)
@@ -166,15 +168,15 @@ class TestInspect:
         )
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("mine", 1)]
         onnx.save(helper.make_model(graph, opset_imports=opsets), str(tmp_path / "net.onnx"))
-        told = examine(tmp_path / "net.onnx")
-        rows = {n["name"]: (n["in"], n["out"], n["params"], n["macs"]) for n in told["nodes"]}  # type: ignore[attr-defined]
+        reported = examine(tmp_path / "net.onnx")
+        rows = {n["name"]: (n["in"], n["out"], n["params"], n["macs"]) for n in reported["nodes"]}  # type: ignore[attr-defined]
         assert rows == {
             "up": (4, 6, 48, 5 * 5 * 4 * 3 * 4),
             "dense": (600, 7, 4200, 4200),
             "free": (3, 4, 0, None),  # its weights are counted where they come first
             "own": (None, None, 0, None),
         }
-        assert told["macs_unknown"] == ["free", "own"] and told["macs"] == 1200 + 4200
+        assert reported["macs_unknown"] == ["free", "own"] and reported["macs"] == 1200 + 4200
 
     def test_external_weights_are_not_read(self, exported: Path, tmp_path: Path) -> None:
         proto = onnx.load(str(exported))

@@ -19,32 +19,32 @@ from ltcompile.reporting import report, units
 
 def test_figures_follow_from_the_run(tmp_path: Path) -> None:
     run = example()
-    _, told = made(tmp_path / "run", run)
+    _, reported = made(tmp_path / "run", run)
     small = run["bench.json"]["subjects"]["small"]
-    for what in told["sparsity"][:3]:
+    for what in reported["sparsity"][:3]:
         ticket = next(row for row in run["search.json"]["rows"] if (row["arm"], row["level"], row["seed"]) == ("ticket", 3, 0))
         assert (what["dense"], what["small"]) == (DENSE[what["what"]], ticket[what["what"]])
         assert what["removed_share"] == pytest.approx(1 - what["small"] / what["dense"])
-    for row in told["bench"]["rows"]:
+    for row in reported["bench"]["rows"]:
         if row["subject"] == "small":
             assert row["claimed"] == pytest.approx(DENSE["macs"] / small["macs"])
             assert row["achieved_share"] == pytest.approx(row["speedup"] / row["claimed"])
-    assert told["file"]["removed_share"] == 0.75
-    assert told["accuracy"]["test_difference_points"] == pytest.approx(0.5)
-    assert told["accuracy"]["validation"]["dense"] | {} == told["levels"][0]["validation"]
-    assert told["levels"][0]["validation"]["sd"] == pytest.approx(0.01 / 2**0.5)
-    assert [level["level"] for level in told["levels"]] == [0, 1, 2, 3, 4]
-    assert told["controls"][0]["difference_points"] == pytest.approx(100 * (0.969 - 0.95))
-    assert [p["command"] for p in told["provenance"]] == [f"ltcompile {stage} x" for stage in ("find", "shrink", "bench")]
-    assert told["missing"] == told["warnings"] == []
+    assert reported["file"]["removed_share"] == 0.75
+    assert reported["accuracy"]["test_difference_points"] == pytest.approx(0.5)
+    assert reported["accuracy"]["validation"]["dense"] | {} == reported["levels"][0]["validation"]
+    assert reported["levels"][0]["validation"]["sd"] == pytest.approx(0.01 / 2**0.5)
+    assert [level["level"] for level in reported["levels"]] == [0, 1, 2, 3, 4]
+    assert reported["controls"][0]["difference_points"] == pytest.approx(100 * (0.969 - 0.95))
+    assert [p["command"] for p in reported["provenance"]] == [f"ltcompile {stage} x" for stage in ("find", "shrink", "bench")]
+    assert reported["missing"] == reported["warnings"] == []
 
 
 def test_headline_speed_is_the_fastest_comparable_backend(tmp_path: Path) -> None:
     """Not the largest ratio (eager), and not one without a dense network of its dtype (int8)."""
-    _, told = made(tmp_path / "run", example())
-    best = told["bench"]["headline"]
+    _, reported = made(tmp_path / "run", example())
+    best = reported["bench"]["headline"]
     assert (best["runtime"], best["dtype"], best["batch"], best["speedup"]) == ("onnxruntime", "fp32", 1, 2.0)
-    latency = told["sparsity"][3]
+    latency = reported["sparsity"][3]
     assert (latency["dense"], latency["small"], latency["removed_share"]) == (6.0, 3.0, 0.5)
 
 
@@ -52,10 +52,10 @@ def test_headline_speed_of_a_file_in_int8_counts_the_change_of_dtype_too(tmp_pat
     """Where nothing was timed in one dtype; the page says so."""
     run = example()
     run["bench.json"]["rows"] = [timing("dense", 1, 6.0), timing("small", 1, 2.0, 3.0, dtype="int8")]
-    html, told = made(tmp_path / "run", run)
-    best = told["bench"]["headline"]
+    html, reported = made(tmp_path / "run", run)
+    best = reported["bench"]["headline"]
     assert (best["dtype"], best["speedup"], best["dense_ms"], best["comparable"]) == ("int8", 3.0, 6.0, False)
-    assert told["sparsity"][3]["ratio"] == 3.0
+    assert reported["sparsity"][3]["ratio"] == 3.0
     assert "the speedup counts the change of dtype too" in Page(html).text
 
 
@@ -64,12 +64,12 @@ def timed_file(checksum: str) -> dict[str, Any]:
     return {"target": "small.onnx", "file": {**made, "ticket_checksum": checksum, "sha256": "5" * 64}, "ticket_checksum": checksum}
 
 
-def test_the_file_that_was_timed_is_told(tmp_path: Path) -> None:
+def test_the_file_that_was_timed_is_reported(tmp_path: Path) -> None:
     run = example()
     named = timed_file("abc")
     run["bench.json"] |= named
-    _, told = made(tmp_path / "run", run)
-    assert {name: told["bench"][name] for name in named} == named and told["warnings"] == []
+    _, reported = made(tmp_path / "run", run)
+    assert {name: reported["bench"][name] for name in named} == named and reported["warnings"] == []
     run["bench.json"] |= timed_file("other")
     (warning,) = made(tmp_path / "run", run)[1]["warnings"]
     assert "bench.json timed small.onnx, which was made from another ticket" in warning and "ltcompile bench" in warning
@@ -81,8 +81,8 @@ def test_missed_targets_are_warned_of(tmp_path: Path) -> None:
     run = example()
     run["search.json"]["target"] = {"measure": "time", "requested": 0.2, "found": 0.25, "missed_by": 0.25}
     run["small.json"]["target"] = {"measure": "macs", "requested": 0.9, "found": 0.5, "missed_by": 0.0}
-    html, told = made(tmp_path / "run", run)
-    (warning,) = told["warnings"]
+    html, reported = made(tmp_path / "run", run)
+    (warning,) = reported["warnings"]
     assert warning == "the ticket misses its target (target: 0.2 of the dense network's time, missed by 25.0%: it takes 0.25)."
     assert "missed by 25.0%" in Page(html).text
     for field, value in (("measure", "beauty"), ("requested", 0.0), ("found", -1.0)):
@@ -96,8 +96,8 @@ def test_what_is_always_right_may_be(tmp_path: Path) -> None:
     run = example()
     for row in run["search.json"]["rows"]:
         row["val_score"] = 1.0
-    told = made(tmp_path / "run", run)[1]["accuracy"]["validation"]["ticket"]
-    assert told["images_low"] < 1.0 == told["images_high"]
+    reported = made(tmp_path / "run", run)[1]["accuracy"]["validation"]["ticket"]
+    assert reported["images_low"] < 1.0 == reported["images_high"]
 
 
 def test_sections_and_words(tmp_path: Path) -> None:
@@ -123,39 +123,39 @@ def test_sections_and_words(tmp_path: Path) -> None:
 def test_a_missing_part_names_its_command(tmp_path: Path, without: str) -> None:
     run = example()
     del run[without]
-    html, told = made(tmp_path / "a run", run)
+    html, reported = made(tmp_path / "a run", run)
     small, ticket = (f"'{tmp_path / 'a run' / name}'" for name in ("small.onnx", "ticket.pt"))
     command = f"ltcompile shrink {ticket} -o {small}" if without == "small.json" else f"ltcompile bench {small}"
-    assert [part["command"] for part in told["missing"]] == [command]
+    assert [part["command"] for part in reported["missing"]] == [command]
     assert command in Page(html).text
 
 
 def test_one_seed_has_no_spread(tmp_path: Path) -> None:
     run = example()
     run["search.json"] |= {"seeds": [0], "rows": [row for row in run["search.json"]["rows"] if row["seed"] == 0]}
-    html, told = made(tmp_path / "run", run)
-    spread = told["accuracy"]["test"]["ticket"]
+    html, reported = made(tmp_path / "run", run)
+    spread = reported["accuracy"]["test"]["ticket"]
     assert spread["sd"] is None and spread["images_low"] < spread["mean"] < spread["images_high"]
     assert "the spread over seeds is not known" in Page(html).text
 
 
-def test_a_run_of_masks_is_told_by_parameters(tmp_path: Path) -> None:
+def test_a_run_of_masks_is_reported_by_parameters(tmp_path: Path) -> None:
     run = example()
-    html, told = made(tmp_path / "filters", run)
-    assert '"MACs removed (%)"' in html and "of the MACs are gone" in told["verdict"]["sentence"]
+    html, reported = made(tmp_path / "filters", run)
+    assert '"MACs removed (%)"' in html and "of the MACs are gone" in reported["verdict"]["sentence"]
     for row in run["search.json"]["rows"]:
-        row |= {"weights": row["params"] - 1000, "macs": DENSE["macs"]}  # nothing was emptied
-    html, told = made(tmp_path / "weights", {"search.json": run["search.json"]})
+        row |= {"weights": row["params"] - 1000, "macs": DENSE["macs"]}  # nothing was eliminated
+    html, reported = made(tmp_path / "weights", {"search.json": run["search.json"]})
     assert '"parameters removed (%)"' in html and '"MACs removed (%)"' not in html
-    assert "73.8\u00a0% of the parameters are gone" in told["verdict"]["sentence"] and "the share of parameters removed" in html
+    assert "73.8\u00a0% of the parameters are gone" in reported["verdict"]["sentence"] and "the share of parameters removed" in html
 
 
 def test_no_winner_is_said(tmp_path: Path) -> None:
     run = example()
     run["search.json"]["verdict"]["level"] = None
     run["search.json"]["ticket"]["won"] = False
-    html, told = made(tmp_path / "run", run)
-    assert told["verdict"]["won"] is False
+    html, reported = made(tmp_path / "run", run)
+    assert reported["verdict"]["won"] is False
     assert "No winning ticket was found" in Page(html).text and "A winning ticket was found" not in html
 
 
@@ -171,19 +171,19 @@ def test_no_winner_is_said(tmp_path: Path) -> None:
 def test_a_control_is_beaten_only_by_a_whole_interval(tmp_path: Path, low: float | None, high: float | None, words: str) -> None:
     run = example()
     run["search.json"]["verdict"]["gaps"]["random"] |= {"low": low, "high": high}
-    html, told = made(tmp_path / "run", run)
+    html, reported = made(tmp_path / "run", run)
     assert f"Random re-initialisation of the same architecture {words}" in Page(html).text
     interval = "not decided" if low is None else f"{units.points(low)} to {units.points(high or 0.0)}"
     assert interval.replace(units.NBSP, " ") in Page(html).text.replace(units.NBSP, " ")
-    assert ("random" in told["verdict"]["controls_not_beaten"]) == (words != "did worse")
+    assert ("random" in reported["verdict"]["controls_not_beaten"]) == (words != "did worse")
 
 
 def test_levels_behind_the_first_failure_are_not_tested(tmp_path: Path) -> None:
     run = example()
     verdict = run["search.json"]["verdict"]
     verdict["differences"]["2"]["low"] = -0.9
-    html, told = made(tmp_path / "run", run)
-    assert [level["passed"] for level in told["levels"]] == [None, True, False, None, None]
+    html, reported = made(tmp_path / "run", run)
+    assert [level["passed"] for level in reported["levels"]] == [None, True, False, None, None]
     assert Page(html).text.count("not tested: a level before it failed") == 2
 
 
@@ -191,8 +191,10 @@ def test_too_few_seeds_are_not_a_winner(tmp_path: Path) -> None:
     run = example()
     run["search.json"]["verdict"] |= {"decided": False}
     run["search.json"]["ticket"]["won"] = False
-    html, told = made(tmp_path / "run", run)
-    assert told["verdict"]["won"] is False and told["verdict"]["sentence"].startswith("Not decided between trainings, with 2 seeds.")
+    html, reported = made(tmp_path / "run", run)
+    assert reported["verdict"]["won"] is False and reported["verdict"]["sentence"].startswith(
+        "Not decided between trainings, with 2 seeds."
+    )
     assert "A winning ticket was found" not in html and "samples (validation images)" in Page(html).text
 
 
@@ -204,8 +206,8 @@ def test_the_seed_of_the_saved_weights_is_said(tmp_path: Path) -> None:
 def test_missing_controls_are_said(tmp_path: Path) -> None:
     run = example()
     run["search.json"]["rows"] = [row for row in run["search.json"]["rows"] if row["arm"] in ("dense", "ticket")]
-    html, told = made(tmp_path / "run", run)
-    assert [control["outcome"] for control in told["controls"]] == ["missing", "missing"]
+    html, reported = made(tmp_path / "run", run)
+    assert [control["outcome"] for control in reported["controls"]] == ["missing", "missing"]
     assert Page(html).text.count("Not tested: random re-initialisation") == 1
 
 
@@ -215,17 +217,17 @@ def test_a_search_that_cut_nothing(tmp_path: Path) -> None:
     search |= {"rows": [row for row in search["rows"] if row["arm"] == "dense"], "widths": []}
     search["verdict"] |= {"level": None, "differences": {}, "flags": {}, "summary": []}
     search["ticket"] |= {"level": 0, "won": False}
-    _, told = made(tmp_path / "run", {"search.json": search})
-    assert [what["removed_share"] for what in told["sparsity"][:3]] == [0, 0, 0]
+    _, reported = made(tmp_path / "run", {"search.json": search})
+    assert [what["removed_share"] for what in reported["sparsity"][:3]] == [0, 0, 0]
 
 
 def test_files_of_another_ticket_are_named(tmp_path: Path) -> None:
     run = example()
     run["small.json"] |= {"ticket_checksum": "other", "onnx_error": 1.0}
     run["bench.json"]["subjects"]["small"]["macs"] += 1
-    _, told = made(tmp_path / "run", run)
-    assert ["another ticket" in told["warnings"][0], "small.onnx is off" in told["warnings"][2]] == [True, True]
-    assert "bench.json timed small" in told["warnings"][1]
+    _, reported = made(tmp_path / "run", run)
+    assert ["another ticket" in reported["warnings"][0], "small.onnx is off" in reported["warnings"][2]] == [True, True]
+    assert "bench.json timed small" in reported["warnings"][1]
 
 
 def poison(value: Any) -> Any:
@@ -354,7 +356,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     assert report(folder).exists()
 
 
-def test_output_goes_where_it_is_told(tmp_path: Path) -> None:
+def test_output_goes_where_it_is_sent(tmp_path: Path) -> None:
     folder = write(tmp_path / "run", example())
     page = report(folder, tmp_path / "out" / "mine.html")
     assert page == tmp_path / "out" / "mine.html" and (tmp_path / "out" / "mine.json").is_file()

@@ -249,7 +249,7 @@ def test_sessions_are_opened_here_alone() -> None:
 
 
 class Fallen:
-    """A session that was asked for CUDA and took the CPU, as ONNX Runtime does when a library is missing."""
+    """A session that CUDA was requested for and that took the CPU, as ONNX Runtime does when a library is missing."""
 
     def __init__(self, file: str, options: object, providers: object, enable_fallback: int) -> None:
         type(self).options, type(self).enable_fallback = options, enable_fallback

@@ -55,9 +55,9 @@ def test_pickles_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, na
     with pytest.raises(InvalidFile, match="take a fresh copy"):
         lt.Ticket.load("ticket.pt")
     for file in ("weights.pth", "weights.safetensors"):
-        with pytest.raises(InvalidFile) as told:
+        with pytest.raises(InvalidFile) as reported:
             load_weights(network(), Path(file), 2, 1)
-        assert "weights_only" not in str(told.value), "torch's advice is to run it"
+        assert "weights_only" not in str(reported.value), "torch's advice is to run it"
     assert not Path(MARK).exists()
 
 

@@ -45,7 +45,7 @@ def deep(model: Any) -> None:
         ("has the shape", lambda m: m.graph.initializer[0].dims.append(-1)),
         ("has the shape", lambda m: m.graph.initializer[0].dims.extend([2**60] * 100)),
         ("declares the shape", lambda m: setattr(m.graph.initializer[0], "raw_data", b"")),
-        ("tells nonsense of its network", lambda m: setattr(m.metadata_props[1], "value", '{"name": "lenet5", "arguments": {}}')),
+        ("describes an impossible network", lambda m: setattr(m.metadata_props[1], "value", '{"name": "lenet5", "arguments": {}}')),
         ("lacks what", lambda m: setattr(m.metadata_props[1], "value", "[" * 10**5)),
         ("has 0 inputs", lambda m: m.graph.ClearField("input")),
         ("has 1 inputs and 0 outputs", lambda m: m.graph.ClearField("output")),

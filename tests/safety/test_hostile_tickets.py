@@ -155,7 +155,7 @@ def test_checkpoints_that_are_of_another_training(searched: Path, without: str) 
 
 @pytest.mark.parametrize("command", ["shrink", "lower", "bench"])
 @pytest.mark.parametrize("kind", ["ticket", "onnx"])
-def test_code_that_a_file_names_is_asked_for_again(tmp_path: Path, command: str, kind: str) -> None:
+def test_code_that_a_file_names_is_requested_again(tmp_path: Path, command: str, kind: str) -> None:
     if kind == "onnx" and command != "bench":
         return
     (tmp_path / "readers.py").write_text(f"open({MARK!r}, 'w')\n")

@@ -1,4 +1,4 @@
-"""Studies stand on what a user could import: no private module or name, and of packages with a public face nothing behind it."""
+"""Studies stand on what a user could import: no private module or name, and of packages with a public face nothing private."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ltcompile import study
 
 FILES = sorted(Path(study.__file__).parent.glob("*.py"))
 NOUNS = "ltcompile.core."  # every module of it is public
-MODULES = {"ltcompile.benchmark.similarity", "ltcompile.benchmark.sweep"}  # public beside the packages that hold them
+MODULES = {"ltcompile.benchmark.similarity", "ltcompile.benchmark.sweep"}  # public next to the packages that hold them
 
 
 def is_public(module: str, names: set[str]) -> bool:

@@ -60,7 +60,7 @@ def search(**accuracies: Any) -> list[Trained]:
 def done(name: str, rows: list[Trained], config: lt.SearchConfig | None = None, **recipe: float) -> Done:
     verdict = Verdict(1, "a rule", 0.5, 0.95, {}, ["a line"], {"1": True}, {})
     arm = StudyArm(name, "lenet5", "digits", 16, None, config or lt.SearchConfig(), recipe)
-    return Done(arm, rows, verdict, Path("nowhere"), None)  # type: ignore[arg-type]  # told of no images
+    return Done(arm, rows, verdict, Path("nowhere"), None)  # type: ignore[arg-type]  # it has no images
 
 
 class TestStatistics:
@@ -108,7 +108,7 @@ class TestClaims:
         opposite = {"holds": "does not hold", "does not hold": "holds", "not decidable here": "not decidable here"}
         assert claim(values, "below", bound).answer == opposite[claim(values, "above", bound).answer]
 
-    def test_few_seeds_are_told_and_one_decides_nothing(self) -> None:
+    def test_few_seeds_are_reported_and_one_decides_nothing(self) -> None:
         assert claim([50.0]).answer == "not decidable here" and "1 seed only" in claim([50.0]).note
         assert "2 seeds only" in claim([5.0, 5.1]).note
 
@@ -180,7 +180,7 @@ def test_there_are_studies() -> None:
 @pytest.mark.parametrize("scale", study.SIZES)
 @pytest.mark.parametrize("name", study.names())
 def test_every_study_has_every_scale(name: str, scale: str) -> None:
-    """Its searches can be asked for: recipes are whole, and no level empties a layer."""
+    """Its searches are possible: recipes are whole, and no level empties a layer."""
     module = study.load(name)
     assert set(module.SCALES) == set(study.SIZES) and module.TITLE and module.SOURCE
     chosen = study.scaled(module, scale, seeds=4)
@@ -225,23 +225,23 @@ def answers(claims: list[Claim]) -> dict[str, str]:
 
 
 def test_structured_tickets_repeats_the_paper_where_rows_do() -> None:
-    """Rows as the paper tells them, but for global weight rewinding, which wins at high levels here as it does at low ones."""
+    """Rows as in the paper, but for global weight rewinding, which wins at high levels here as it does at low ones."""
     searches = regimes(local_weight=-2, local_lr=-1.5, global_weight=-3.2, global_lr=1)
-    told = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5)
-    said = answers(told.claims)
+    reported = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5)
+    said = answers(reported.claims)
     assert said.pop("Global pruning with weight rewinding finds tickets at low levels") == "does not hold"
     assert set(said.values()) == {"holds"} and len(said) == 9
-    winners = {row[0]: row[1:4] for row in told.tables[0].rows}
+    winners = {row[0]: row[1:4] for row in reported.tables[0].rows}
     assert winners["global, learning-rate rewinding"] == ["3", "0", "0"] and winners["local, weight rewinding"] == ["0", "0", "3"]
-    assert told.tables[0].rows[3][4:] == ["60.0", "87.5", "87.5", "73.3"], "what the smallest winner saves"
+    assert reported.tables[0].rows[3][4:] == ["60.0", "87.5", "87.5", "73.3"], "what the smallest winner saves"
 
 
 def test_the_smallest_winner_stands_before_the_first_that_does_not_win() -> None:
     searches = regimes(local_weight=0, local_lr=1, global_weight=1, global_lr=1)
     rows = [dataclasses.replace(r, val_score=0.5) if (r.arm, r.level) == ("ticket", 2) else r for r in searches["global-lr"].rows]
     searches["global-lr"] = done("global-lr", rows)
-    told = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5).tables[0].rows[3]
-    assert told[1:4] == ["2", "0", "1"] and told[4:] == ["20.0", "50.0", "50.0", "20.0"], "level 1: level 3 is behind a failure"
+    reported = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5).tables[0].rows[3]
+    assert reported[1:4] == ["2", "0", "1"] and reported[4:] == ["20.0", "50.0", "50.0", "20.0"], "level 1: level 3 is behind a failure"
 
 
 def test_structured_tickets_contradicts_the_paper_where_rows_do() -> None:
@@ -252,7 +252,7 @@ def test_structured_tickets_contradicts_the_paper_where_rows_do() -> None:
 
 
 def test_structured_tickets_picks_without_the_test_set() -> None:
-    """The test accuracy is best at level 3, validation at level 1: that one is told."""
+    """The test accuracy is best at level 3, validation at level 1: that one is reported."""
     searches = regimes(local_weight=0, local_lr=0, global_weight=0, global_lr=0)
     best = searches["global-lr"]
     changed = [
@@ -262,8 +262,8 @@ def test_structured_tickets_picks_without_the_test_set() -> None:
         for row in best.rows
     ]
     searches["global-lr"] = dataclasses.replace(best, rows=changed)
-    told = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5)
-    found = next(each for each in told.claims if "beats the dense network" in each.statement)
+    reported = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5)
+    found = next(each for each in reported.claims if "beats the dense network" in each.statement)
     assert found.found.mean == pytest.approx(70 - 90.2) and "(20 % of the filters removed)" in found.number
 
 
@@ -426,12 +426,12 @@ def test_a_spoiled_study_is_refused(tmp_path: Path, spoil: Any, says: str) -> No
     value = json.loads(path.read_text())
     spoil(value)
     path.write_text(json.dumps(value))
-    with pytest.raises(InvalidFile, match=says) as told:
+    with pytest.raises(InvalidFile, match=says) as reported:
         lt.report(tmp_path)
-    assert str(path) in str(told.value) and "--resume" in str(told.value)
+    assert str(path) in str(reported.value) and "--resume" in str(reported.value)
 
 
-def test_logarithmic_axes_tell_whole_numbers() -> None:
+def test_logarithmic_axes_show_whole_numbers() -> None:
     axis = draw(some_study().figures[0]).layout.xaxis
     assert axis.type == "log" and [float(text) for text in axis.ticktext] == list(axis.tickvals)
 
@@ -458,7 +458,7 @@ def test_figures_have_axes_with_units_and_intervals() -> None:
     line = next(each for each in drawn["data"] if each.get("error_y"))
     assert list(line["error_y"]["array"]) == [1.0, 0.0] and list(line["error_x"]["arrayminus"]) == [0.5, 0.5]
     control = next(each for each in drawn["data"] if each["line"]["dash"] == "dash")
-    assert control["marker"]["symbol"].endswith("-open"), "told apart without colours"
+    assert control["marker"]["symbol"].endswith("-open"), "distinguishable without colours"
 
 
 def test_a_run_is_no_study_because_a_file_is_called_so(tmp_path: Path) -> None:

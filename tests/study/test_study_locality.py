@@ -87,14 +87,14 @@ class TestPairs:
         """Over many nodes with the counts of a few; and in total to the pair, for it is exact."""
         kept = masks(share, seed=seed)
         many = shuffled(kept.repeat(1500, 1, 1, 1), seed)
-        kinds = [(found, told) for found, told in zip(pairs(many), pairs(kept), strict=True) if found and told]
-        for found, told in kinds:
-            torch.testing.assert_close(found.own / 1500, told.shuffled, rtol=0.25, atol=0.3)
-        total = sum(told.own.sum().item() for _, told in kinds)
-        assert sum(told.shuffled.sum().item() for _, told in kinds) == pytest.approx(total)
+        kinds = [(found, reported) for found, reported in zip(pairs(many), pairs(kept), strict=True) if found and reported]
+        for found, reported in kinds:
+            torch.testing.assert_close(found.own / 1500, reported.shuffled, rtol=0.25, atol=0.3)
+        total = sum(reported.own.sum().item() for _, reported in kinds)
+        assert sum(reported.shuffled.sum().item() for _, reported in kinds) == pytest.approx(total)
 
-    def test_what_all_nodes_like_is_told_apart(self) -> None:
-        """Nodes that draw from one corner look local beside a shuffled mask, and not beside each other."""
+    def test_what_all_nodes_like_is_distinguished(self) -> None:
+        """Nodes that draw from one corner look local relative to a shuffled mask, and not relative to each other."""
         corner = torch.zeros(2, 12, 12)
         corner[:, :6, :6] = 0.5
         kept = torch.rand(600, 2, 12, 12, generator=torch.Generator().manual_seed(3)) < corner
@@ -158,8 +158,8 @@ class TestChanges:
         assert changed.train.labels.bincount().equal(digits.train.labels.bincount())
         assert (changed.train.labels == digits.train.labels).double().mean() < 0.25
         everything = zip(digits.train.batches(50, CPU, None, 0), changed.train.batches(50, CPU, None, 0), strict=True)
-        told = [labels for (images, _), (same, labels) in everything if same.equal(images)]
-        assert torch.cat(told).equal(changed.train.labels)
+        reported = [labels for (images, _), (same, labels) in everything if same.equal(images)]
+        assert torch.cat(reported).equal(changed.train.labels)
 
     def test_labels_travel_with_images_that_move(self, digits: Dataset) -> None:
         both = shuffled_labels(shuffled_pixels(digits))
@@ -209,7 +209,7 @@ SHRUNK = {"image_size": 6, "recipe": RECIPE, "rounds": 2, "seeds": 2, "rate": 0.
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     """The study on tiny digits."""
     folder = tmp_path_factory.mktemp("locality") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -218,8 +218,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
 
 
 class TestStudy:
-    def test_it_tells_of_all_searches(self, told: tuple[Study, Path]) -> None:
-        found, folder = told
+    def test_it_reports_all_searches(self, reported: tuple[Study, Path]) -> None:
+        found, folder = reported
         assert [arm.data for arm in found.arms] == ["digits", "digits, pixels shuffled", "digits, labels shuffled"]
         assert Study.load(folder / "study.json") == found
         assert len(found.tables[0].rows) == 6 and {figure.name for figure in found.figures} == {
@@ -231,8 +231,8 @@ class TestStudy:
         assert [len(maps.pictures) for maps in found.maps] == [4, 24]  # grey images: no pairs of two channels
         assert len(found.claims) == 10 and all(claim.found.seeds == 2 for claim in found.claims)
 
-    def test_its_numbers_are_those_of_its_masks(self, told: tuple[Study, Path]) -> None:
-        found, folder = told
+    def test_its_numbers_are_those_of_its_masks(self, reported: tuple[Study, Path]) -> None:
+        found, folder = reported
         values = []
         for seed in (0, 1):
             kept = WeightMask.load(folder / "images" / f"seed{seed}" / "mask-2.pt").kept
@@ -240,8 +240,8 @@ class TestStudy:
             values.append(pairs(kept["hidden1.weight"].view(256, 1, 6, 6))[0].locality)
         assert found.claims[0].found.mean == pytest.approx(estimate(values).mean)
 
-    def test_its_page_shows_maps_and_obeys_nothing(self, told: tuple[Study, Path]) -> None:
-        found, _ = told
+    def test_its_page_shows_maps_and_obeys_nothing(self, reported: tuple[Study, Path]) -> None:
+        found, _ = reported
         hostile = dataclasses.replace(found.maps[0], title=HOSTILE, caption=HOSTILE, unit=HOSTILE, pictures=[Picture(HOSTILE, [[1]])])
         text = render(dataclasses.replace(found, maps=[hostile, found.maps[1]]))
         page, plain = Page(text), Page(render(found))
@@ -250,8 +250,8 @@ class TestStudy:
         shown = [attributes["data-figure"] for _, attributes in page.tags if "data-figure" in attributes]
         assert shown == [*(figure.name for figure in found.figures), "displacements", "features"]
 
-    def test_another_change_is_not_resumed(self, told: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-        _, folder = told
+    def test_another_change_is_not_resumed(self, reported: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+        _, folder = reported
         monkeypatch.setitem(locality.SCALES, "smoke", dataclasses.replace(locality.SCALES["smoke"], **SHRUNK))
         monkeypatch.setitem(locality.CHANGES, locality.PIXELS, shuffled_labels)
         with pytest.raises(TicketMismatch, match="pixels shuffled"):

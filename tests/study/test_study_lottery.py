@@ -46,7 +46,7 @@ def row(seed: int, arm: str, level: int, left: float, test: float, *, stop: int 
 
 def done(name: str, rows: list[Trained]) -> Done:
     arm = StudyArm(name, "lenet300", "digits", 8, None, lt.SearchConfig(), {})
-    return Done(arm, rows, Verdict(1, "a rule", 0.5, 0.95, {}, [], {}, {}), Path("nowhere"), None)  # type: ignore[arg-type]  # told of no images
+    return Done(arm, rows, Verdict(1, "a rule", 0.5, 0.95, {}, [], {}, {}), Path("nowhere"), None)  # type: ignore[arg-type]  # it has no images
 
 
 def search(left: list[float], *, gain: float, speed: float, gap: float, noise: tuple[float, ...] = NOISE) -> list[Trained]:
@@ -65,16 +65,16 @@ def search(left: list[float], *, gain: float, speed: float, gap: float, noise: t
 SHARES = [50.0, 25.0, 22.0, 16.0, 12.0, 8.9, 4.6, 3.6, 2.0, 1.5]
 
 
-def found(subject: Subject, **told: Any) -> dict[str, Done]:
+def found(subject: Subject, **reported: Any) -> dict[str, Done]:
     """All searches of a subject, alike, but for those that its tickets are held against: these gain nothing."""
-    own, other = search(SHARES, **told), search(SHARES, **{**told, "gain": 0.0})
-    late = search(SHARES, **{**told, "gain": 2 * told["gain"]})
+    own, other = search(SHARES, **reported), search(SHARES, **{**reported, "gain": 0.0})
+    late = search(SHARES, **{**reported, "gain": 2 * reported["gain"]})
     searches = {subject.name: done(subject.name, own), f"{subject.name}-from-{subject.late}": done("late", late)}
     searches |= {
-        f"{subject.name}-oneshot-{r}": done("shot", [r_ for r_ in _one(own, i, told["gain"] / 2)])
+        f"{subject.name}-oneshot-{r}": done("shot", [r_ for r_ in _one(own, i, reported["gain"] / 2)])
         for i, r in enumerate(subject.shots, start=1)
     }
-    return searches | ({subject.beside: done(subject.beside, other)} if subject.beside else {})
+    return searches | ({subject.plain: done(subject.plain, other)} if subject.plain else {})
 
 
 def _one(rows: list[Trained], i: int, gain: float) -> list[Trained]:
@@ -89,7 +89,7 @@ def test_numbers_are_what_rows_say(share: float, dense: float, other: float, sto
     rows = [row(0, "dense", 0, 100, dense, stop=7), row(0, "ticket", 1, share, other, stop=stop, train=99.0)]
     spot = Spot(rows, 1)
     assert spot.left == pytest.approx(share, abs=0.01)
-    assert spot.emptied("filters") == pytest.approx(100 - rows[1].filters / 4, abs=1e-9)
+    assert spot.eliminated("filters") == pytest.approx(100 - rows[1].filters / 4, abs=1e-9)
     assert spot.of("ticket", "stop") == {0: stop} and spot.of("dense", "stop") == {0: 7}
     assert spot.of("ticket", "gap")[0] == pytest.approx(99 - other) and spot.of("dense", "accuracy")[0] == pytest.approx(dense)
 
@@ -99,9 +99,9 @@ def test_a_level_stands_for_a_share_that_is_near(left: list[float], wanted: floa
     rows = [row(0, "dense", 0, 100, 90), *(row(0, "ticket", level, share, 90) for level, share in enumerate(left, start=1))]
     spots = [Spot(rows, level) for level in range(1, len(left) + 1)]
     apart = [abs(math.log(spot.left / wanted)) for spot in spots]
-    told = nearest(spots, wanted)
-    assert (told is None) == (min(apart) > math.log(NEAR))
-    assert told is None or abs(math.log(told.left / wanted)) == min(apart)
+    reported = nearest(spots, wanted)
+    assert (reported is None) == (min(apart) > math.log(NEAR))
+    assert reported is None or abs(math.log(reported.left / wanted)) == min(apart)
     assert nearest([], wanted) is None
 
 
@@ -110,10 +110,10 @@ FULL = SCALES["full"].subjects
 
 @pytest.mark.parametrize("subject", FULL, ids=[subject.name for subject in FULL])
 def test_claims_have_three_answers(subject: Subject) -> None:
-    """Where rows are as the paper tells them claims hold, where they are the opposite they do not, and noise decides nothing."""
+    """Where rows are as in the paper claims hold, where they are the opposite they do not, and noise decides nothing."""
 
-    def answers(**told: Any) -> dict[Said, str]:
-        curves = curves_of(subject, found(subject, **told))
+    def answers(**reported: Any) -> dict[Said, str]:
+        curves = curves_of(subject, found(subject, **reported))
         judged = {said: judge(said, curves) for said in subject.said}
         return {said: claim.answer for said, claim in judged.items() if claim is not None}
 
@@ -123,8 +123,8 @@ def test_claims_have_three_answers(subject: Subject) -> None:
     assert set(good) == set(bad) == set(loud) == set(subject.said), "every share that is published is near a level"
     none_better = {said for said in subject.said if said.side == "below" and said.number != "gap"}
     for said in subject.said:
-        told = (good[said], bad[said])
-        assert told == (("does not hold", "holds") if said in none_better else ("holds", "does not hold"))
+        reported = (good[said], bad[said])
+        assert reported == (("does not hold", "holds") if said in none_better else ("holds", "does not hold"))
     assert set(loud.values()) == {"not decidable here"}
 
 
@@ -136,7 +136,7 @@ def test_the_back_of_the_hill_is_flat() -> None:
     assert [claim.answer for claim in claims if claim] == ["holds", "holds"]
 
 
-def test_one_seed_decides_nothing_and_far_levels_are_not_asked() -> None:
+def test_one_seed_decides_nothing_and_far_levels_are_not_compared() -> None:
     lenet = dataclasses.replace(FULL[0], shots=(), late=None)
     rows = search([60.0, 36.0], gain=2.0, speed=2.0, gap=-1.0)
     far = analyse(Subjects(about="", subjects=(lenet,)), {"lenet300": done("lenet300", rows)}, CPU)
@@ -148,9 +148,9 @@ def test_one_seed_decides_nothing_and_far_levels_are_not_asked() -> None:
 
 def test_tables_and_figures_show_every_level() -> None:
     lenet, plain = FULL[0], next(subject for subject in FULL if subject.name == "conv2")
-    dropped = next(subject for subject in FULL if subject.beside == "conv2")
-    told: dict[str, Any] = {"gain": 1.0, "speed": 2.0, "gap": -1.0}
-    searches = found(lenet, **told) | found(dropped, **told) | found(plain, **told)
+    dropped = next(subject for subject in FULL if subject.plain == "conv2")
+    reported: dict[str, Any] = {"gain": 1.0, "speed": 2.0, "gap": -1.0}
+    searches = found(lenet, **reported) | found(dropped, **reported) | found(plain, **reported)
     page = analyse(Subjects(about="", subjects=(lenet, plain, dropped)), searches, CPU)
     assert [len(table.rows) for table in page.tables] == [1 + 2 * len(SHARES) + len(lenet.shots), 1 + len(SHARES), 1 + len(SHARES)]
     assert page.tables[0].rows[1][:4] == ["in rounds", "50.0", "50.0", "50.0"], "half of the units went with half of the weights"
@@ -165,7 +165,7 @@ def test_tables_and_figures_show_every_level() -> None:
     assert page.figures[-1].series[-1].name == "ticket of conv2"
 
 
-# What is asked of searches
+# Which searches are run
 
 
 @functools.cache
@@ -191,7 +191,7 @@ def planned(arm: StudyArm) -> list[float]:
 
 @pytest.mark.parametrize("scale", ["small", "full"])
 def test_levels_reach_what_is_claimed(scale: str) -> None:
-    """Beyond smoke, every claim is asked; by layer, rounds drop the published shares."""
+    """Beyond smoke, every claim is checked; by layer, rounds drop the published shares."""
     chosen = SCALES[scale]
     left = {arm.name: planned(arm) for arm in lottery.arms(chosen)}
     for subject in chosen.subjects:
@@ -199,7 +199,7 @@ def test_levels_reach_what_is_claimed(scale: str) -> None:
             "iterative": [subject.name],
             "oneshot": [f"{subject.name}-oneshot-{rounds}" for rounds in subject.shots],
             "late": [f"{subject.name}-from-{subject.late}"],
-            "beside": [str(subject.beside)],
+            "plain": [str(subject.plain)],
         }
         for said in subject.said:
             for curve, _ in (NUMBERS[said.number].ours, NUMBERS[said.number].theirs):
@@ -222,17 +222,17 @@ def test_searches_are_of_three_kinds() -> None:
     assert arms["s-oneshot-3"].config.levels == 1 and arms["s-oneshot-3"].config.shares == [pytest.approx(1 - 0.5**3)]
     assert [arms[name].config.ratios["0|2"] for name in ("s", "s-oneshot-1", "s-oneshot-3")] == pytest.approx([0.488, 0.2, 0.488])
     other = lottery.arms(Subjects(about="", subjects=(subject,), data="mnist"))
-    assert {arm.data for arm in other} == {"mnist"}, "data that is asked for is for all subjects"
+    assert {arm.data for arm in other} == {"mnist"}, "data that is requested is for all subjects"
 
 
 def test_recipes_of_the_paper() -> None:
     """Without warm-up where the paper has none; and dropout trains three times as long."""
-    told = {subject.name: subject for subject in FULL}
-    assert {name for name, subject in told.items() if subject.recipe["warmup_epochs"]} == {"vgg19-warm", "resnet-warm"}
-    assert {subject.scope for name, subject in told.items() if name.startswith(("vgg", "res"))} == {"global"}
+    reported = {subject.name: subject for subject in FULL}
+    assert {name for name, subject in reported.items() if subject.recipe["warmup_epochs"]} == {"vgg19-warm", "resnet-warm"}
+    assert {subject.scope for name, subject in reported.items() if name.startswith(("vgg", "res"))} == {"global"}
     for name in PAIRS:
-        assert told[f"{name}-dropout"].recipe["epochs"] == 3 * told[name].recipe["epochs"]
-        assert told[f"{name}-dropout"].beside == name
+        assert reported[f"{name}-dropout"].recipe["epochs"] == 3 * reported[name].recipe["epochs"]
+        assert reported[f"{name}-dropout"].plain == name
 
 
 # Networks with dropout, and fewer images
@@ -285,14 +285,14 @@ def test_a_run_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     subject = dataclasses.replace(SCALES["smoke"].subjects[0], train_images=200, rounds=2, rate=0.8, shots=(2,), late=1, recipe=recipe)
     monkeypatch.setitem(SCALES, "smoke", Subjects(about="tiny", subjects=(subject,), seeds=2))
     folder = tmp_path / "study"
-    told = study.run("lottery", folder=folder)
-    assert told == Study.load(folder / "study.json") and told.seeds == [0, 1]
-    assert {note.name for note in told.arms} == {"lenet300", "lenet300-oneshot-2", "lenet300-from-1"}
-    assert all(note.images["train"] < 210 and note.data.endswith("training images") for note in told.arms)
-    assert {claim.answer for claim in told.claims} <= {"holds", "does not hold", "not decidable here"} and len(told.claims) >= 5
-    left = [float(cells[1]) for cells in told.tables[0].rows[1:3]]
+    reported = study.run("lottery", folder=folder)
+    assert reported == Study.load(folder / "study.json") and reported.seeds == [0, 1]
+    assert {note.name for note in reported.arms} == {"lenet300", "lenet300-oneshot-2", "lenet300-from-1"}
+    assert all(note.images["train"] < 210 and note.data.endswith("training images") for note in reported.arms)
+    assert {claim.answer for claim in reported.claims} <= {"holds", "does not hold", "not decidable here"} and len(reported.claims) >= 5
+    left = [float(cells[1]) for cells in reported.tables[0].rows[1:3]]
     assert left == pytest.approx([20.5, 4.5], abs=1.0), "a fifth is left twice over, more of the output layer"
-    page = render(told)
-    assert all(f'data-figure="{figure.name}"' in page for figure in told.figures)
+    page = render(reported)
+    assert all(f'data-figure="{figure.name}"' in page for figure in reported.figures)
     again = study.run("lottery", folder=folder, resume=True)
-    assert (again.claims, again.tables, again.figures) == (told.claims, told.tables, told.figures)
+    assert (again.claims, again.tables, again.figures) == (reported.claims, reported.tables, reported.figures)

@@ -1,4 +1,4 @@
-"""What is told of masks and of tasks: claims follow from what was seen, and what is seen is what the run folders hold."""
+"""What is reported of masks and of tasks: claims follow from what was seen, and what is seen is what the run folders hold."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def answers(right: int) -> Answers:
 
 
 def seen(
-    filters: int, last: float, *, kept: list[bool] | None = None, right: int = 5, emptied: int = 0, chance: int = 0, steady: float = 0.5
+    filters: int, last: float, *, kept: list[bool] | None = None, right: int = 5, empty: int = 0, chance: int = 0, steady: float = 0.5
 ) -> Seen:
-    """A search of so many levels, whose accuracy falls from 90 to `last`; ten filters, of which so many are emptied in the end."""
+    """A search of so many levels, whose accuracy falls from 90 to `last`; ten filters, of which so many are empty in the end."""
     levels = range(filters + 1)
     accuracy = {level: 90 - (90 - last) * level / filters for level in levels}
     structure = {
-        level: Structure({"0.weight": emptied * level // filters}, {"0.weight": chance * level // filters}, {"0.weight": 10}, ("0.weight",))
+        level: Structure({"0.weight": empty * level // filters}, {"0.weight": chance * level // filters}, {"0.weight": 10}, ("0.weight",))
         for level in levels
     }
     found = WeightMask({"0.weight": torch.tensor(kept or [True, False, True, False]).view(4, 1, 1, 1)})
@@ -52,9 +52,9 @@ def seen(
 def everything(**changes: dict[str, Any]) -> dict[str, dict[int, Seen]]:
     """All searches over seeds: filters in one round, weights in two; `changes` by arm, with underscores."""
     found = {}
-    for name, (_, asked) in ARMS.items():
-        told = {"filters": 2 if asked.get("prune") == "weights" else 1, "last": 50.0, **changes.get(name.replace("-", "_"), {})}
-        found[name] = {seed: dataclasses.replace(seen(**told)) for seed in SEEDS}
+    for name, (_, requested) in ARMS.items():
+        reported = {"filters": 2 if requested.get("prune") == "weights" else 1, "last": 50.0, **changes.get(name.replace("-", "_"), {})}
+        found[name] = {seed: dataclasses.replace(seen(**reported)) for seed in SEEDS}
     return found
 
 
@@ -73,16 +73,16 @@ class TestClaimsOfMasks:
         found = claim_of("Pruning random filters", random_filters={"last": filters}, random_weights={"last": 50.0})
         assert found.answer == answer and found.found.mean == pytest.approx(filters - 50)
 
-    def test_emptied_filters_count_beyond_chance(self) -> None:
+    def test_empty_filters_count_beyond_chance(self) -> None:
         start = "Pruning weights by magnitude, with weight rewinding"
-        assert claim_of(start, l1_weights={"emptied": 6, "chance": 1}).found.mean == pytest.approx(50)
-        assert claim_of(start, l1_weights={"emptied": 3, "chance": 4}).answer == "does not hold"
-        assert claim_of(start, l1_weights={"emptied": 3, "chance": 3}).answer == "not decidable here"
+        assert claim_of(start, l1_weights={"empty": 6, "chance": 1}).found.mean == pytest.approx(50)
+        assert claim_of(start, l1_weights={"empty": 3, "chance": 4}).answer == "does not hold"
+        assert claim_of(start, l1_weights={"empty": 3, "chance": 3}).answer == "not decidable here"
 
-    def test_rewinding_beside_fine_tuning(self) -> None:
-        both = {"l1_weights": {"emptied": 6}, "l1_weights_finetune": {"emptied": 2}}
+    def test_rewinding_against_fine_tuning(self) -> None:
+        both = {"l1_weights": {"empty": 6}, "l1_weights_finetune": {"empty": 2}}
         assert claim_of("Fine-tuning in place", **both).found.mean == pytest.approx(40)
-        assert claim_of("Fine-tuning in place", l1_weights_finetune={"emptied": 2}).answer == "does not hold"
+        assert claim_of("Fine-tuning in place", l1_weights_finetune={"empty": 2}).answer == "does not hold"
 
     def test_masks_that_are_one_are_not_different(self) -> None:
         assert claim_of("Trainable sparse networks").answer == "does not hold"
@@ -100,13 +100,13 @@ class TestClaimsOfMasks:
     def test_stability(self) -> None:
         assert claim_of("Weights are steadier", l1_weights={"steady": 0.9}).found.mean == pytest.approx(0.4)
 
-    def test_tables_tell_every_pair_and_layer(self) -> None:
-        told = masks.compare(everything())
-        tables = {table.title: table for table in told.tables}
+    def test_tables_hold_every_pair_and_layer(self) -> None:
+        reported = masks.compare(everything())
+        tables = {table.title: table for table in reported.tables}
         assert len(tables["Pairs of tickets"].rows) == len(ARMS) * (len(ARMS) - 1) // 2
         assert "distance in 0.weight" in tables["Pairs of tickets"].columns
         assert len(tables["The sparsest tickets of each search"].rows) == len(ARMS)
-        drawn = {line.name for figure in told.figures for line in figure.series}
+        drawn = {line.name for figure in reported.figures for line in figure.series}
         assert {title for title, _ in ARMS.values()} <= drawn
 
 
@@ -116,7 +116,7 @@ def test_structure_counts_filters_without_weights() -> None:
     linear = torch.zeros(5, 4, dtype=torch.bool)
     linear[0, 0] = True
     found = masks._structure(WeightMask({"0.weight": kept, "1.weight": linear}), 0)
-    assert found.emptied == {"0.weight": 1, "1.weight": 4} and found.all == {"0.weight": 4, "1.weight": 5}
+    assert found.empty == {"0.weight": 1, "1.weight": 4} and found.all == {"0.weight": 4, "1.weight": 5}
     assert found.share() == 25 and found.by_chance["1.weight"] == 4, "one weight is in one unit wherever it is"
 
 
@@ -170,13 +170,13 @@ class TestMasksOnDigits:
             shrunk(patch, masks, rounds=1)
             return study.run("masks", "smoke", folder=folder, seeds=1, device="cpu"), folder
 
-    def test_it_is_told(self, finished: tuple[Study, Path]) -> None:
+    def test_it_is_reported(self, finished: tuple[Study, Path]) -> None:
         found, folder = finished
         assert Study.load(folder / "study.json") == found
         assert len(found.arms) == len(ARMS) and {claim.answer for claim in found.claims} == {"not decidable here"}, "of one seed"
         assert len(found.figures) == 5
 
-    def test_resuming_tells_the_same(self, finished: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_resuming_reports_the_same(self, finished: tuple[Study, Path], monkeypatch: pytest.MonkeyPatch) -> None:
         found, folder = finished
         shrunk(monkeypatch, masks, rounds=1)
         again = study.run("masks", "smoke", folder=folder, seeds=1, device="cpu", resume=True)
@@ -209,7 +209,7 @@ def row(seed: int, arm: str, level: int, test: float, kept: int) -> Trained:
 
 def search(name: str, seeds: range, **levels: dict[int, tuple[float, int]]) -> Done:
     """Arm -> level -> accuracy in points, and weights left of 1000."""
-    rows = [row(seed, arm, level, *told) for seed in seeds for arm, by in levels.items() for level, told in by.items()]
+    rows = [row(seed, arm, level, *reported) for seed in seeds for arm, by in levels.items() for level, reported in by.items()]
     arm = StudyArm(name, "lenet5", "digits", 16, None, lt.SearchConfig(), {})
     return Done(arm, rows, Verdict(1, "", 0.5, 0.95, {}, [], {}, {}), Path("nowhere"), None)  # type: ignore[arg-type]
 
@@ -227,18 +227,18 @@ def handed_on(**given: tuple[float, float, int]) -> dict[str, Done]:
 
 
 class TestClaimsOfTasks:
-    def test_each_way_is_put_beside_its_controls(self) -> None:
-        told = transfer.compare(handed_on(majority=(85.0, 60.0, 290), intersection=(69.8, 80.0, 110)), 0.5)
-        found = {claim.statement: claim for claim in told.claims}
+    def test_each_way_is_compared_with_its_controls(self) -> None:
+        reported = transfer.compare(handed_on(majority=(85.0, 60.0, 290), intersection=(69.8, 80.0, 110)), 0.5)
+        found = {claim.statement: claim for claim in reported.claims}
         most, every = "What most of three other tasks keep", "What all of three other tasks keep"
         assert found[f"{most} is a better mask than a random one of its counts"].found.mean == pytest.approx(25)
-        assert found[f"{most} is about as good as the task's own ticket"].found.mean == pytest.approx(5), "beside level 2"
+        assert found[f"{most} is about as good as the task's own ticket"].found.mean == pytest.approx(5), "next to level 2"
         assert found[f"{most} is about as good as the dense network"].answer == "does not hold"
-        assert found[f"{every} is about as good as the task's own ticket"].found.mean == pytest.approx(-0.2), "beside level 3"
+        assert found[f"{every} is about as good as the task's own ticket"].found.mean == pytest.approx(-0.2), "next to level 3"
         assert found[f"{every} is about as good as the task's own ticket"].answer == "holds", "within the margin"
         assert found[f"{every} is a better mask than a random one of its counts"].answer == "does not hold"
         assert found["What most keep is a better mask than one task's"].found.mean == pytest.approx(10)
-        assert len(told.tables[0].rows) == 1 + 3 + 3
+        assert len(reported.tables[0].rows) == 1 + 3 + 3
 
 
 @pytest.mark.slow
@@ -251,8 +251,8 @@ class TestTasks:
             assert set(each.train.labels.tolist()) == {0, 1} and each.description.mean == digits.description.mean
         assert len({each.description.name for each in tasks}) == transfer.TASKS
         images, labels = next(iter(digits.test.batches(len(digits.test), torch.device("cpu"), None, 0)))
-        mine, told = next(iter(tasks[1].test.batches(len(digits.test), torch.device("cpu"), None, 0)))
-        assert torch.equal(mine, images[(labels == 2) | (labels == 3)]) and torch.equal(told + 2, labels[(labels == 2) | (labels == 3)])
+        mine, reported = next(iter(tasks[1].test.batches(len(digits.test), torch.device("cpu"), None, 0)))
+        assert torch.equal(mine, images[(labels == 2) | (labels == 3)]) and torch.equal(reported + 2, labels[(labels == 2) | (labels == 3)])
 
     def test_too_few_classes_are_refused(self) -> None:
         with pytest.raises(InvalidData, match="at least two classes each"):

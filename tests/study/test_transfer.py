@@ -88,7 +88,7 @@ class TestWeights:
         old = {k: v for k, v in trained.items() if not k.endswith("num_batches_tracked")}
         assert lt.build_model(RESNET, classes=7, weights=written(tmp_path, old)) is not None
 
-    def test_layers_that_tell_versions_apart(self, tmp_path: Path) -> None:
+    def test_layers_that_distinguish_versions(self, tmp_path: Path) -> None:
         """MNASNet refuses a state dict that does not say its version, as safetensors cannot."""
         state = lt.build_model("torchvision:mnasnet0_5", classes=3).state_dict()
         assert lt.build_model("torchvision:mnasnet0_5", classes=3, weights=written(tmp_path, state, "w.safetensors")) is not None
@@ -115,17 +115,17 @@ class TestWeights:
             lt.build_model("timm:mobilenetv3_small_050", classes=3, weights=written(tmp_path, state))
 
     @pytest.mark.parametrize("classes", [7, 10])
-    def test_a_mismatch_anywhere_else_is_told(self, tmp_path: Path, trained: State, classes: int) -> None:
+    def test_a_mismatch_anywhere_else_is_reported(self, tmp_path: Path, trained: State, classes: int) -> None:
         changed = {k: v for k, v in trained.items() if not k.startswith("layer4.1.")}
         changed |= {f"extra{i}": torch.zeros(1) for i in range(3)}
         changed["layer1.0.conv1.weight"] = torch.zeros(32, 64, 3, 3)
         gone = sum(k.startswith("layer4.1.") and not k.endswith("num_batches_tracked") for k in trained)
         with pytest.raises(InvalidFile) as refused:
             lt.build_model(RESNET, classes=classes, weights=written(tmp_path, changed))
-        told = str(refused.value)
-        assert f"missing {gone} (layer4.1.conv1.weight, " in told and told.count("layer4.1.") == 5
-        assert "unexpected 3 (extra0, extra1, extra2)" in told
-        assert "wrong shape 1 (layer1.0.conv1.weight (32, 64, 3, 3) instead of (64, 64, 3, 3))" in told
+        reported = str(refused.value)
+        assert f"missing {gone} (layer4.1.conv1.weight, " in reported and reported.count("layer4.1.") == 5
+        assert "unexpected 3 (extra0, extra1, extra2)" in reported
+        assert "wrong shape 1 (layer1.0.conv1.weight (32, 64, 3, 3) instead of (64, 64, 3, 3))" in reported
 
     def test_a_hidden_layer_is_no_head(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Ten classes and ten hidden units: the layer behind gives it away."""
@@ -171,10 +171,10 @@ class TestPreprocessing:
         import torchvision
 
         inside = torchvision.models.get_model(name, weights=None, transform_input=True, init_weights=False)
-        told = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        reported = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         pixels, ours = torch.rand(2, 3, 8, 8), preprocessing(f"torchvision:{name}")
         assert ours is not None
-        mean, std, own_mean, own_std = (torch.tensor(v).view(3, 1, 1) for v in (told.mean, told.std, ours.mean, ours.std))
+        mean, std, own_mean, own_std = (torch.tensor(v).view(3, 1, 1) for v in (reported.mean, reported.std, ours.mean, ours.std))
         torch.testing.assert_close((pixels - own_mean) / own_std, inside._transform_input((pixels - mean) / std))
 
     def test_from_timm(self) -> None:

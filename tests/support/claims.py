@@ -46,15 +46,15 @@ def network(width: int, change: Callable[[Any], object] = lambda model: None, **
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    told = {"producer": "ltcompile", "ticket_checksum": TICKET, "precision": "fp32", "recalibrated": "false"} | metadata
-    helper.set_model_props(model, told)
+    reported = {"producer": "ltcompile", "ticket_checksum": TICKET, "precision": "fp32", "recalibrated": "false"} | metadata
+    helper.set_model_props(model, reported)
     change(model)
     return bytes(model.SerializeToString())
 
 
 def timing(batch: int = 1, speedup: float | None = 1.0, **fields: Any) -> dict[str, Any]:
-    told = {"subject": "small", "runtime": "onnxruntime", "device": "cpu", "dtype": "float32", "batch": batch, **FAST}
-    return {**told, "speedup": speedup, "speedup_low": speedup, "speedup_high": speedup, "accuracy": None, **fields}
+    reported = {"subject": "small", "runtime": "onnxruntime", "device": "cpu", "dtype": "float32", "batch": batch, **FAST}
+    return {**reported, "speedup": speedup, "speedup_low": speedup, "speedup_high": speedup, "accuracy": None, **fields}
 
 
 def report(folder: Path, *timings: dict[str, Any], **fields: Any) -> Path:
@@ -76,14 +76,14 @@ def report(folder: Path, *timings: dict[str, Any], **fields: Any) -> Path:
 
 
 def timed(folder: Path, *timings: dict[str, Any], file: dict[str, Any] | None, **fields: Any) -> dict[str, Any]:
-    """What a benchmark tells today, of `file` or of a ticket itself."""
-    told = {"target": file["output"] if file else "ticket.pt", "file": file, "ticket_checksum": TICKET}
-    return {"subjects": {"dense": {"params": 150_000}}, "rows": [*timings], **told, **fields}
+    """What a benchmark reports today, of `file` or of a ticket itself."""
+    reported = {"target": file["output"] if file else "ticket.pt", "file": file, "ticket_checksum": TICKET}
+    return {"subjects": {"dense": {"params": 150_000}}, "rows": [*timings], **reported, **fields}
 
 
 def file_of(data: bytes, name: str = "small.onnx") -> dict[str, Any]:
-    told = {p.key: p.value for p in onnx.load_from_string(data).metadata_props}
-    return dataclasses.asdict(described(name, data, told))
+    reported = {p.key: p.value for p in onnx.load_from_string(data).metadata_props}
+    return dataclasses.asdict(described(name, data, reported))
 
 
 def check(folder: Path, what: str, **options: Any) -> Check:

@@ -155,7 +155,7 @@ def read_run(path: Path) -> None:
 
 
 def read_sweep(path: Path) -> None:
-    """As the report does, beside the search that it was made of."""
+    """As the report does, next to the search that it was made of."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "search.json").write_bytes(whole_run().split(b"\0")[0])
         (Path(folder) / "sweep.json").write_bytes(path.read_bytes())
@@ -172,10 +172,10 @@ def read_study(path: Path) -> None:
 
 
 def read_onnx(path: Path) -> None:
-    told = inspect._examine(path)
-    json.dumps(told)
+    reported = inspect._examine(path)
+    json.dumps(reported)
     with contextlib.redirect_stdout(io.StringIO()):
-        inspect._print(told)
+        inspect._print(reported)
     compare._open(path)
 
 
@@ -211,7 +211,7 @@ def whole_plan() -> bytes:
 
 
 def whole_profile() -> bytes:
-    """Of two layers, at three levels and beside."""
+    """Of two layers, at three levels and elsewhere."""
     target, layers = Deployment("cpu"), {"a": LayerKind("3x3 by 1x1", False, True), "b": LayerKind("linear", True, False)}
     widths = [("dense", 32), *(("grid", w) for w in (16, 8)), *(("alignment", w) for w in (15, 14)), ("check", 12)]
     runs = [Run(why, {"a": (3, w), "b": (w, 10)}, 0.3 * w, 1.1, {"a": 0.2 * w, "b": 0.1 * w}) for why, w in widths]  # type: ignore[arg-type]
@@ -258,10 +258,16 @@ def whole_onnx() -> bytes:
         [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    told = some_ticket()
-    texts = {"producer": "ltcompile", "model": json.dumps(told.model), "data": "digits", "interpolation": "bilinear", "precision": "fp32"}
-    texts["ticket_checksum"] = told.checksum
-    for key, value in (texts | {key: json.dumps(told.data[key]) for key in ("class_names", "mean", "std")}).items():
+    reported = some_ticket()
+    texts = {
+        "producer": "ltcompile",
+        "model": json.dumps(reported.model),
+        "data": "digits",
+        "interpolation": "bilinear",
+        "precision": "fp32",
+    }
+    texts["ticket_checksum"] = reported.checksum
+    for key, value in (texts | {key: json.dumps(reported.data[key]) for key in ("class_names", "mean", "std")}).items():
         model.metadata_props.add(key=key, value=value)
     return bytes(model.SerializeToString())
 

@@ -1,4 +1,4 @@
-"""Detectors and their metric: torchvision's losses and detections are its own, what a loss asks for is what `detect` reads, and COCO's AP."""
+"""Detectors and their metric: torchvision's losses and detections are its own, what a loss trains is what `detect` reads, and COCO's AP."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_torchvision_names() -> None:
         lt.build_model("torchvision:ssdlite320_mobilenet_v3_larg")
 
 
-def test_what_the_loss_asks_for_is_what_is_detected() -> None:
+def test_what_the_loss_trains_is_what_is_detected() -> None:
     drawn = scenes.draw("val", 8)
     targets = {
         "boxes": [boxes[labels >= 0] for boxes, labels in zip(drawn.boxes, drawn.labels, strict=True)],

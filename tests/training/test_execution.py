@@ -88,8 +88,8 @@ def test_a_resumed_search_equals_one_that_never_stopped(tmp_path: Path, digits: 
     timeless = [[dataclasses.replace(r, seconds=0) for r in f.rows] for f in (whole, resumed)]
     assert timeless[0] == timeless[1]
     assert all(torch.equal(v, resumed.ticket.weights[k]) for k, v in whole.ticket.weights.items())
-    told = json.loads((tmp_path / "cut" / "execution.json").read_text())
-    assert told["backend"] == "louder" and json.loads((tmp_path / "cut" / "search.json").read_text())["execution"] == told
+    reported = json.loads((tmp_path / "cut" / "execution.json").read_text())
+    assert reported["backend"] == "louder" and json.loads((tmp_path / "cut" / "search.json").read_text())["execution"] == reported
 
 
 def test_a_run_keeps_the_execution_that_it_began_with(tmp_path: Path, digits: Dataset) -> None:

@@ -43,8 +43,8 @@ def test_a_stream_is_a_function_of_its_key_alone() -> None:
     assert stream("training", 3, arm="ticket", level=2) == Arm(3, "ticket", 2).stream("training") == 7889388495615379273
 
 
-def test_generators_tell_all_bits_of_a_number_apart() -> None:
-    """torch's own `manual_seed` tells the low 32 apart."""
+def test_generators_depend_on_all_bits_of_a_number() -> None:
+    """torch's own `manual_seed` depends on the low 32 alone."""
     drawn = {tuple(torch.randint(0, 2**31, (4,), generator=generator(5 + (high << 32))).tolist()) for high in range(200)}
     assert len(drawn) == 200
 

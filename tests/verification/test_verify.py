@@ -52,7 +52,7 @@ def test_latencies_count_on_the_same_machine_alone(folder: Path, ms: float, verd
     assert check(folder, "speedup", dense=folder / "dense.onnx").verdict == "confirmed", "a race compares anywhere"
 
 
-def test_what_this_machine_lacks_is_told(folder: Path) -> None:
+def test_what_this_machine_lacks_is_reported(folder: Path) -> None:
     report(folder, timing(device="tpu"), timing(batch=1 << 40), timing(runtime="eager"))
     lacking, huge = (c for c in verify(folder / "small.onnx", seconds=QUICK).checks if c.what == "latency")
     assert lacking.verdict == huge.verdict == "not comparable" and "tpu" in lacking.reason and "bytes" in huge.reason
@@ -60,8 +60,8 @@ def test_what_this_machine_lacks_is_told(folder: Path) -> None:
 
 def test_one_target_is_checked_alone(folder: Path) -> None:
     report(folder, timing(1), timing(4))
-    told = check(folder, "latency", on=Deployment("cpu", batch=4))
-    assert told.on == "cpu:onnxruntime:b4:fp32"
+    reported = check(folder, "latency", on=Deployment("cpu", batch=4))
+    assert reported.on == "cpu:onnxruntime:b4:fp32"
     for target, says in (
         ("cpu:onnxruntime:b3", "b1:fp32, cpu"),
         ("cpu:openvino", "onnxruntime alone"),
@@ -75,8 +75,11 @@ def test_one_target_is_checked_alone(folder: Path) -> None:
 def test_timings_of_a_file_in_another_precision_say_nothing(folder: Path) -> None:
     (folder / "half.onnx").write_bytes(network(2, precision="fp16"))
     report(folder, timing())
-    told = {c.what: c for c in verify(folder / "half.onnx").checks}
-    assert told["latency"].verdict == told["size"].verdict == "not comparable" and "small.onnx was measured" in told["latency"].reason
+    reported = {c.what: c for c in verify(folder / "half.onnx").checks}
+    assert (
+        reported["latency"].verdict == reported["size"].verdict == "not comparable"
+        and "small.onnx was measured" in reported["latency"].reason
+    )
 
 
 def test_a_file_of_other_bytes_is_not_confirmed(folder: Path) -> None:
@@ -118,11 +121,11 @@ def test_claims_are_of_the_file_that_was_timed_alone(folder: Path, kind: str) ->
 def test_a_timed_ticket_says_nothing_of_files_that_compute_otherwise(folder: Path) -> None:
     report(folder, bench=timed(folder, timing(), file=None), points=[{"arm": "ticket", "seed": 0, "level": 1, "test_score": 0.8}])
     assert kinds(folder)["latency"].verdict == "confirmed"
-    for name, says, told in (
+    for name, says, reported in (
         ("int8.onnx", "is in int8", {"precision": "int8"}),
         ("again.onnx", "other batch-norm statistics", {"recalibrated": "true"}),
     ):
-        (folder / name).write_bytes(network(2, **told))
+        (folder / name).write_bytes(network(2, **reported))
         found = kinds(folder, name, data=images_file(folder, 0.8))
         for what in ("latency", "accuracy"):
             assert found[what].verdict == "not comparable" and says in found[what].reason, found[what]
@@ -170,16 +173,16 @@ def test_score_is_confirmed_unless_it_is_worse(folder: Path) -> None:
     untold = check(folder, "accuracy")
     assert untold.verdict == "not comparable" and untold.reason == "not repeated: no test images"
     for right, verdict in ((0.2, "not confirmed"), (0.8, "not comparable"), (0.9, "confirmed"), (1.0, "confirmed")):
-        told = check(folder, "accuracy", data=images_file(folder, right))
-        assert told.found is not None and told.found.value == pytest.approx(right)
-        assert told.verdict == verdict, told
+        reported = check(folder, "accuracy", data=images_file(folder, right))
+        assert reported.found is not None and reported.found.value == pytest.approx(right)
+        assert reported.verdict == verdict, reported
     few = dict(np.load(folder / "test.npz"))
     np.savez(folder / "few.npz", images=few["images"][:5], labels=few["labels"][:5])
-    told = check(folder, "accuracy", data=folder / "few.npz")
-    assert told.verdict == "not comparable" and "at least 100" in told.reason, "five images confirm nothing"
+    reported = check(folder, "accuracy", data=folder / "few.npz")
+    assert reported.verdict == "not comparable" and "at least 100" in reported.reason, "five images confirm nothing"
 
 
-def test_the_tickets_own_accuracy_counts_where_no_benchmark_tells_one(folder: Path) -> None:
+def test_the_tickets_own_accuracy_counts_where_no_benchmark_has_one(folder: Path) -> None:
     report(folder, points=[{"arm": "ticket", "seed": 0, "level": 1, "test_score": 0.8}], bench=None)
     assert check(folder, "accuracy", data=images_file(folder, 0.9)).verdict == "confirmed"
 
@@ -219,11 +222,13 @@ def test_archives_that_are_bombs_are_refused(tmp_path: Path) -> None:
 
 def test_what_report_writes_is_read(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_bytes(READERS["claims"].whole())
-    told, value = read_claims(tmp_path / "report.json"), json.loads(READERS["claims"].whole())
-    assert told.checksum == value["ticket"]["checksum"] and [f.output for f in told.files] == [s["output"] for s in value["shrinks"]]
+    reported, value = read_claims(tmp_path / "report.json"), json.loads(READERS["claims"].whole())
+    assert reported.checksum == value["ticket"]["checksum"] and [f.output for f in reported.files] == [
+        s["output"] for s in value["shrinks"]
+    ]
     small = [row for row in value["bench"]["rows"] if row["subject"] != "dense"]
-    assert [(t.runtime, t.batch, t.ms_p50) for t in told.timings] == [(row["runtime"], row["batch"], row["ms_p50"]) for row in small]
-    assert told.machine and told.timings and told.files
+    assert [(t.runtime, t.batch, t.ms_p50) for t in reported.timings] == [(row["runtime"], row["batch"], row["ms_p50"]) for row in small]
+    assert reported.machine and reported.timings and reported.files
 
 
 def test_a_benchmark_is_read_as_its_report_is(folder: Path) -> None:
@@ -236,8 +241,8 @@ def test_a_benchmark_is_read_as_its_report_is(folder: Path) -> None:
     assert (of_bench.timings, of_bench.machine, of_bench.target) == (of_report.timings, of_report.machine, of_report.target)
     assert of_bench.checksum is None
     path.unlink()
-    told = {c.what: c.verdict for c in verify(folder / "small.onnx", on=Deployment("cpu", batch=4), seconds=QUICK).checks}
-    assert told == {
+    reported = {c.what: c.verdict for c in verify(folder / "small.onnx", on=Deployment("cpu", batch=4), seconds=QUICK).checks}
+    assert reported == {
         "file": "confirmed",
         "ticket": "not comparable",
         "size": "not comparable",

@@ -43,8 +43,8 @@ def test_a_benchmark_names_what_it_timed(benched: Path) -> None:
     checksum = lt.Ticket.load(benched / "ticket.pt").checksum
     assert of_file["ticket_checksum"] == of_ticket["ticket_checksum"] == of_file["file"]["ticket_checksum"] == checksum
     for name in ("of_file.json", "of_ticket.json"):
-        told = kinds(benched, claims=name)
-        assert told["ticket"].verdict == "confirmed" and told["latency"].claimed is not None
+        reported = kinds(benched, claims=name)
+        assert reported["ticket"].verdict == "confirmed" and reported["latency"].claimed is not None
 
 
 @pytest.mark.slow

@@ -39,33 +39,33 @@ def call(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 def test_exit_codes(folder: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
     report(folder, timing())
-    code, told, errors = call("--dense", "dense.onnx", "-o", "out/verified.json")
-    assert code == 0 and "confirmed" in told, (told, errors)
+    code, reported, errors = call("--dense", "dense.onnx", "-o", "out/verified.json")
+    assert code == 0 and "confirmed" in reported, (reported, errors)
     written = json.loads((folder / "out/verified.json").read_text())
     assert written["outcome"] == "confirmed" and {"python", "numpy", "onnxruntime"} <= set(written["versions"])
     assert written["machine"]["cpu"] == cpu_name() and written["date"] and len(written["sha256"]) == 64
     report(folder, timing(speedup=1e6))
     assert call("--dense", "dense.onnx")[0] == 1
     monkeypatch.setattr("ltcompile.verification.checks.busy_share", lambda: 0.9)
-    code, told, errors = call("--dense", "dense.onnx", "--json")
-    assert code == 3 and json.loads(told)["outcome"] == "not comparable" and "quote no timing" in errors, "being busy refutes nothing"
-    assert json.loads(told)["busy_share"] == 0.9
-    assert "other work took 90%" in json.loads(told)["checks"][-1]["reason"]
+    code, reported, errors = call("--dense", "dense.onnx", "--json")
+    assert code == 3 and json.loads(reported)["outcome"] == "not comparable" and "quote no timing" in errors, "being busy refutes nothing"
+    assert json.loads(reported)["busy_share"] == 0.9
+    assert "other work took 90%" in json.loads(reported)["checks"][-1]["reason"]
 
 
 def test_a_file_that_is_only_the_right_one_is_not_confirmed(folder: Path, call: Callable[..., tuple[int, str, str]]) -> None:
     report(folder, timing(accuracy=0.4), provenance=[])
-    code, told, errors = call()
-    assert code == 3 and "--dense" in errors and "2 not comparable" in told and "3 confirmed" in told
-    code, told, errors = call("--data", images_file(folder, 0.9))
-    assert code == 0, (told, errors)
-    code, told, errors = call("--data", "test.npz", "--require", "accuracy, speedup", "--json")
-    assert code == 3 and json.loads(told)["missing"] == ["speedup"] and "required, and not confirmed: speedup" in errors
-    code, told, errors = call("--data", "test.npz", "--require", "accuracy,latency,speedup", "--dense", "dense.onnx", "--json")
-    assert code == 3 and json.loads(told)["missing"] == ["latency"], "it was measured on a machine without a name"
+    code, reported, errors = call()
+    assert code == 3 and "--dense" in errors and "2 not comparable" in reported and "3 confirmed" in reported
+    code, reported, errors = call("--data", images_file(folder, 0.9))
+    assert code == 0, (reported, errors)
+    code, reported, errors = call("--data", "test.npz", "--require", "accuracy, speedup", "--json")
+    assert code == 3 and json.loads(reported)["missing"] == ["speedup"] and "required, and not confirmed: speedup" in errors
+    code, reported, errors = call("--data", "test.npz", "--require", "accuracy,latency,speedup", "--dense", "dense.onnx", "--json")
+    assert code == 3 and json.loads(reported)["missing"] == ["latency"], "it was measured on a machine without a name"
     report(folder, timing(accuracy=0.4))
-    code, told, errors = call("--data", "test.npz", "--require", "accuracy,latency,speedup", "--dense", "dense.onnx", "--json")
-    assert code == 0 and json.loads(told)["outcome"] == "confirmed", (told, errors)
+    code, reported, errors = call("--data", "test.npz", "--require", "accuracy,latency,speedup", "--dense", "dense.onnx", "--json")
+    assert code == 0 and json.loads(reported)["outcome"] == "confirmed", (reported, errors)
     assert call("--data", images_file(folder, 0.2), "--require", "speedup", "--dense", "dense.onnx")[0] == 1
 
 

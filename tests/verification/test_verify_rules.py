@@ -88,7 +88,7 @@ def test_accuracies_err_as_seldom_as_they_say(share: float, images: int) -> None
     assert images < 10_000 or honest[verdicts == "confirmed"].sum() >= 0.95, "ten thousand images are enough"
 
 
-def test_what_it_takes_is_told() -> None:
+def test_what_it_takes_is_reported() -> None:
     verdict, reason, _ = judge_accuracy(0.9, 180, 200)
     assert verdict == "not comparable" and "give 2,500 or more" in reason
     counts = range(2100, 2400)

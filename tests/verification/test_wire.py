@@ -55,7 +55,7 @@ def reaches_outside(data: bytes) -> bool:
 
 def test_bytes_say_what_onnx_says() -> None:
     """Over spoiled files: what onnx itself reads as reaching outside is refused, and nothing else is."""
-    told, whole = [], network(2)
+    reported, whole = [], network(2)
     for seed in range(150):
         chance = random.Random(seed)
         model = onnx.load_from_string(whole)
@@ -67,8 +67,8 @@ def test_bytes_say_what_onnx_says() -> None:
         model.DiscardUnknownFields()  # which ours may refuse
         outside = bool(external(model) or domains(model) - {""}) or not (model.ir_version and model.HasField("graph"))
         assert reaches_outside(model.SerializeToString()) == outside, seed
-        told.append(outside)
-    assert 25 < sum(told) < len(told) - 25
+        reported.append(outside)
+    assert 25 < sum(reported) < len(reported) - 25
 
 
 def test_all_fields_that_lead_to_nodes_and_tensors_are_known() -> None:

@@ -1,7 +1,7 @@
 """Move widths to multiples of 8, 16 or 32, which hardware computes well.
 
 Down, a layer loses its least important channels (by the L2 norm of their filters), and the network's answers change. Up, it gets channels of
-zeros back, and computes what it did. Only a measurement tells which is faster.
+zeros back, and computes what it did. Only a measurement shows which is faster.
 """
 
 from __future__ import annotations
@@ -38,25 +38,30 @@ TIE = 0.02  # times so close count as the same: a network that keeps its answers
 class Snapped:
     """A network at other widths, and its plan in the original's coordinates; `way` is "as it is", or as "down to 16".
 
-    `told_share` are the times of all that were tried, as shares of the dense network's. `again_share` are those of a second measurement, of
-    this way and then of the runner-up: the first one is biased in favour of what it picked.
+    `measured_fraction` are the times of all candidates, as fractions of the dense network's. `repeated_fraction` are those of a second
+    measurement, of this way and then of the runner-up: the first measurement is biased in favour of its winner.
     """
 
     module: nn.Module
     plan: PruningPlan
     way: str
-    told_share: Mapping[str, float]
-    again_share: Mapping[str, float] = field(default_factory=dict)
+    measured_fraction: Mapping[str, float]
+    repeated_fraction: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def tie(self) -> bool:
         """Whether the second measurement finds the runner-up within 2 %."""
-        own, *others = self.again_share.values() or (0.0,)
+        own, *others = self.repeated_fraction.values() or (0.0,)
         return any(abs(other / own - 1) <= TIE for other in others)
 
     def to_json(self) -> dict[str, Any]:
         """What was measured, without the network."""
-        return {"way": self.way, "told_share": dict(self.told_share), "again_share": dict(self.again_share), "tie": self.tie}
+        return {
+            "way": self.way,
+            "measured_fraction": dict(self.measured_fraction),
+            "repeated_fraction": dict(self.repeated_fraction),
+            "tie": self.tie,
+        }
 
     @property
     def same_answers(self) -> bool:
@@ -97,12 +102,12 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
 def summary(record: Mapping[str, Any]) -> list[str]:
     """What the widths became and, where measurements decided, what they were at first and again."""
     snapped = record["snapped"]
-    if snapped["way"] == AS_IT_IS and not snapped["told_share"]:
+    if snapped["way"] == AS_IT_IS and not snapped["measured_fraction"]:
         return []
-    tried = ", ".join(f"{way} {share:.1%}" for way, share in snapped["told_share"].items())
+    tried = ", ".join(f"{way} {share:.1%}" for way, share in snapped["measured_fraction"].items())
     lines = [f"widths: {snapped['way']}{f' (of the dense network: {tried})' if tried else ''}"]
-    if snapped["again_share"]:
-        (_, own), (rival, other) = snapped["again_share"].items()
+    if snapped["repeated_fraction"]:
+        (_, own), (rival, other) = snapped["repeated_fraction"].items()
         lines.append(
             f"measured again: {own:.1%} of the dense network's time; {'a tie with' if snapped['tie'] else 'ahead of'} {rival}, {other:.1%}"
         )
@@ -110,7 +115,7 @@ def summary(record: Mapping[str, Any]) -> list[str]:
 
 
 def snap(small: nn.Module, plan: PruningPlan, dense: nn.Module, how: Snap, example: Example, timer: RelativeTimer | None = None) -> Snapped:
-    """`small`, which `plan` leaves of `dense`, at widths that are multiples of 16; or, by "auto", whichever way and multiple is fastest.
+    """`small`, which `plan` leaves of `dense`, at widths that are multiples of 16; or, by "auto", the fastest way and multiple.
 
     That up changes no answer is proven on `example`.
 
@@ -127,13 +132,13 @@ def snap(small: nn.Module, plan: PruningPlan, dense: nn.Module, how: Snap, examp
     tried = [Snapped(small, plan, AS_IT_IS, {})]
     ways = ("down",) if _mixing(dense, plan) else ("up", "down")
     tried += [_moved(small, plan, dense, way, multiple, example) for way in ways for multiple in MULTIPLES]
-    told = {one.way: timer(one.module) for one in tried}
-    best = _fastest(tried, told)
-    rival = _fastest([one for one in tried if one is not best], told)
+    measured = {one.way: timer(one.module) for one in tried}
+    best = _fastest(tried, measured)
+    rival = _fastest([one for one in tried if one is not best], measured)
     again = {one.way: timer(one.module) for one in (best, rival)}
     if again[best.way] > (1 + TIE) * again[rival.way]:  # the first measurement was wrong
         best, rival = rival, best
-    return replace(best, told_share=told, again_share={one.way: again[one.way] for one in (best, rival)})
+    return replace(best, measured_fraction=measured, repeated_fraction={one.way: again[one.way] for one in (best, rival)})
 
 
 def _fastest(tried: Sequence[Snapped], share: Mapping[str, float]) -> Snapped:

@@ -22,7 +22,7 @@ def refusal(program: Program, node: Node) -> str:
 
 
 def fuse(program: Program, node: Node) -> Fusion:
-    """The layer and an activation behind it, if only that reads its output."""
+    """The layer and the activation after it, if nothing else reads its output."""
     following = program.only_user(node.name)
     activation = activation_of(following)
     chain = [node, following] if following is not None and activation else [node]
