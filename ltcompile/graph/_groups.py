@@ -1,4 +1,4 @@
-"""From labels to groups: channels with the same slices belong to one group; what must stay is left alone with its reason."""
+"""From labels to groups: channels with the same slices form one group; channels that must stay form frozen groups with their reasons."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _components(labels: Labels) -> Atoms:
 
 
 def _places(labels: Labels, component: Atoms, model: nn.Module, owners: Owners) -> Iterator[_Place]:
-    """Every axis that holds channels: of layers by their own names, of bare tensors by dimension, of attributes."""
+    """All axes that hold channels: named axes of layers, dimensions of bare tensors, and attributes."""
     seen = set()
     axes = {
         layer: {place: axis for axis, s in storage(model.get_submodule(layer)).items() for place in s.tensors} for layer, _ in _flat(owners)
@@ -84,9 +84,9 @@ def _places(labels: Labels, component: Atoms, model: nn.Module, owners: Owners) 
     for source, atoms in labels.attributes.items():
         module = model.get_submodule(source.layer)
         if any(source.name in s.attributes and (source.layer, axis) in seen for axis, s in storage(module).items()):
-            continue  # it shrinks with that axis
+            continue  # the attribute shrinks with that axis
         yield _Place(source.layer, _attribute_axis(source), component[atoms])
-        if isinstance(module, nn.GroupNorm):  # without weights, so that only this shows its channels
+        if isinstance(module, nn.GroupNorm):  # a norm without weights has no other axis
             yield _Place(source.layer, "=num_channels", np.repeat(component[atoms], module.num_channels // len(atoms)))
 
 
@@ -110,7 +110,7 @@ def _reasons(labels: Labels, component: Atoms) -> dict[int, str]:
 
 
 def _alike(places: list[Atoms], reasons: dict[int, str]) -> list[tuple[list[int], Atoms]]:
-    """Channels that lie in the same places, equally often: (the places' numbers, the channels in the order of the first place)."""
+    """Sets of channels that lie in the same places, equally often: (indices of the places, channels in the order of the first place)."""
     if not places:
         return []
     channels = np.concatenate(places)
@@ -119,7 +119,7 @@ def _alike(places: list[Atoms], reasons: dict[int, str]) -> list[tuple[list[int]
     signature = np.zeros(int(channels.max()) + 1, np.uint64)
     np.add.at(signature, channels, weight[place])
     first = np.full(len(signature), -1, np.int64)
-    first[channels[::-1]] = np.arange(len(channels))[::-1]  # where each channel is met first
+    first[channels[::-1]] = np.arange(len(channels))[::-1]  # the first position of each channel
     free = first >= 0
     free[[c for c in reasons if c < len(free)]] = False
     alive = np.flatnonzero(free)
@@ -148,7 +148,7 @@ def _index(held: Atoms, channels: Atoms) -> tuple[tuple[int, ...], ...]:
 
 
 def _name(member: Member, places: list[_Place]) -> str:
-    """The first layer, and which of its places where the group has not all of them."""
+    """The name of the first layer; with ranges of positions if the group holds only some of them."""
     size = next(len(p.channels) for p in places if (p.layer, p.axis) == (member.layer, member.axis))
     positions = sorted(q for row in member.index for q in row)
     axis = "" if member.axis == "out" else member.axis if member.axis[0] == "=" else f".{member.axis}"
@@ -168,7 +168,7 @@ def _ranges(positions: list[int]) -> str:
 
 
 def _ties(ties: list[list[Atoms]], sets: list[Atoms]) -> tuple[dict[int, int], set[int]]:
-    """Set -> the first set that it must keep its ratio to; and the sets that must stay, since one of theirs must."""
+    """Set -> the first set of those whose widths must keep their ratio; and the sets that must stay because one that they are tied to must."""
     owner = {c: i for i, channels in enumerate(sets) for c in channels.tolist()}
     parent, stuck = list(range(len(sets))), set()
 
@@ -194,7 +194,7 @@ def _ties(ties: list[list[Atoms]], sets: list[Atoms]) -> tuple[dict[int, int], s
 
 
 def _frozen(places: list[_Place], reasons: dict[int, str], model: nn.Module, used: set[str]) -> list[Group]:
-    """The filters that must stay, by layer and reason, and the layers that stay whole without having filters of their own."""
+    """Groups of the filters that must stay, one for each layer and reason, and of layers without filters that stay whole."""
     groups = [group for place in places if place.axis == "out" for group in _stuck(place, reasons)]
     named = set(np.concatenate([p.channels for p in places if p.axis == "out"] or [np.empty(0, np.int64)]).tolist())
     for layer, mine in _by_layer(places).items():
@@ -225,7 +225,7 @@ def _made(layer: nn.Module) -> str:
 
 
 def _by_layer(places: list[_Place]) -> dict[str, list[_Place]]:
-    """Layer without an axis of filters -> its places, but for what it reads."""
+    """Layer without an axis of filters -> its places, except input axes and attributes."""
     filters = {p.layer for p in places if p.axis == "out"}
     found: dict[str, list[_Place]] = defaultdict(list)
     for place in places:
@@ -235,13 +235,13 @@ def _by_layer(places: list[_Place]) -> dict[str, list[_Place]]:
 
 
 def _whole_name(layer: str, place: _Place, at: int, count: int) -> str:
-    """The layer itself; its place where it has no name, or where there are several reasons."""
+    """The layer's name, or its axis if it has none; numbered if there are several reasons."""
     name = layer or place.axis
     return name if count == 1 else f"{name}[{at}]"
 
 
 def _stuck(place: _Place, reasons: dict[int, str]) -> list[Group]:
-    """The positions of a place that must stay, one group a reason."""
+    """The positions of a place that must stay, one group for each reason."""
     by_reason: dict[str, list[int]] = defaultdict(list)
     for position, channel in enumerate(place.channels.tolist()):
         if channel in reasons:

@@ -1,7 +1,7 @@
-"""Remove channels for real (`cut`), by zeros (`mask`), or put a cut network back into the big one (`embed`).
+"""Remove channels (`cut`), zero them (`mask`), or put a cut network back into the dense one (`embed`).
 
-One surgeon serves every arm of a search: a cut of trained weights is learning-rate rewinding, of an early checkpoint
-weight rewinding, of fresh weights the random control. No tracing happens here: a plan says all there is to know.
+All arms of a search use these functions: a cut of trained weights is learning-rate rewinding, a cut of an early checkpoint is weight
+rewinding, and a cut of fresh weights is the random control. A plan contains all that they need, so nothing is traced here.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ Module = TypeVar("Module", bound=nn.Module)
 def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | None = None) -> Module:
     """A copy of `model` without the channels that `plan` drops: dense, smaller, and equal to `mask(model, plan)`.
 
-    `optimizer`, if given, trains `model`; from then on it trains the copy, with its momentum and moments cut alike, so that a training
-    goes through the cut (see `optimizer.carry_`). An averaged copy of the weights is cut as any network is: `ema.module = lt.cut(ema, plan)`.
+    `optimizer`, if given, must train `model`; afterwards it trains the copy, with momentum and moments cut in the same way, so that a
+    training continues after the cut (see `optimizer.carry_`). Cut an averaged copy of the weights like any network:
+    `ema.module = lt.cut(ema, plan)`.
 
-    torch's own attention is exchanged for `graph.attention.Attention` where the plan cuts it, with the same parameter names. A pickle of
-    the whole module then needs ltcompile to be loaded; a state dict, TorchScript, ONNX and pt2 do not. Weights that a hook or a
-    parametrisation computes become parameters where the plan cuts them (see `baked`). A wrapper of torch.compile or DataParallel is
-    left out.
+    Where the plan cuts torch's attention, `graph.attention.Attention` replaces it, with the same parameter names. Loading a pickle of the
+    whole module then needs ltcompile; loading a state dict, TorchScript, ONNX or pt2 does not. Where the plan cuts weights that a hook or
+    a parametrisation computes, they become parameters (see `baked`). The copy has no wrapper of torch.compile or DataParallel.
 
-    Integer attributes that the forward pass reads shrink with the channels that they count. Those that it does not read are the dense
-    network's, such as timm's `num_features`, `head_hidden_size` and `feature_info`: set them before `reset_classifier`, which reads them.
-    A notice names those that a public method reads and that equal the former width in front of the head (see `outdated_attributes`).
+    Integer attributes that the forward pass reads shrink with the channels that they count. Those that it does not read keep the dense
+    network's values, such as timm's `num_features`, `head_hidden_size` and `feature_info`: set them before `reset_classifier`, which reads
+    them. A notice names those that a public method reads and that equal the width in front of the head before the cut (see
+    `outdated_attributes`).
 
     Raises:
         InvalidPlan: the plan does not fit the network; the message names the layer. InvalidModel: this is no network; see `unwrap`.
@@ -72,11 +73,11 @@ def cut_(small: Module, plan: PruningPlan) -> Module:
 
 
 def mask(model: Module, plan: PruningPlan) -> Module:
-    """A copy of `model` whose dropped channels are zero in every layer of their group, so that nothing flows on.
+    """A copy of `model` whose dropped channels are zero in all layers of their group.
 
-    Weights, biases, batch-norm scales and shifts go to zero where channels are made, and so do the slices that consume
-    them: an activation with f(0) != 0 leaks nothing either. Norms that mix channels leave the dropped ones out of their
-    statistics. Raises InvalidPlan as `cut` does.
+    Zeroed are the weights, biases, batch-norm scales and shifts that produce the channels, and the slices that consume them: an activation
+    with f(0) != 0 has no effect either. Norms that mix channels exclude the dropped ones from their statistics. Raises InvalidPlan as
+    `cut` does.
     """
     return mask_(copied(unwrap(model)), plan)
 
@@ -93,7 +94,7 @@ def mask_(masked: Module, plan: PruningPlan) -> Module:
 def _mixing(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """Weight or bias of each norm that mixes channels and that `plan` cuts -> the channels that it keeps.
 
-    A bare vector may be the weight of a norm that the network calls by itself.
+    A bare vector may be the weight of a norm that the network computes in its own code.
     """
     found = {}
     for name, axis, kept in _slices(model, plan):
@@ -143,7 +144,7 @@ def zero_(model: nn.Module, dropped: dict[str, Tensor]) -> None:
 
 
 def zeroing(model: nn.Module, dropped: dict[str, Tensor]) -> Callable[[], None]:
-    """What zeroes the dropped values of `model` again and again: on a CPU, a product takes a thirtieth of the time that filling does."""
+    """A function that zeroes the dropped values of `model`, for repeated calls: on a CPU, multiplying takes a thirtieth of filling's time."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     pairs = [(parameters[name], (~gone).to(parameters[name].dtype)) for name, gone in dropped.items()]
 
@@ -159,7 +160,7 @@ def zeroing(model: nn.Module, dropped: dict[str, Tensor]) -> Callable[[], None]:
 def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
     """The masked network that `small` came from: a copy of `model` with `small`'s values at the kept places, zeros elsewhere.
 
-    Raises InvalidPlan where `small` is not what `plan` leaves of `model`.
+    Raises InvalidPlan if the shapes of `small` are not those that `plan` leaves of `model`.
     """
     masked = mask(model, plan)
     kept_at = _kept_positions(masked, plan)
@@ -179,7 +180,7 @@ def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
 
 
 def _kept_positions(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Tensor]]:
-    """Parameter or buffer name -> dimension -> the positions that stay; those that the plan leaves whole are left out."""
+    """Parameter or buffer name -> dimension -> the positions that stay; dimensions that the plan does not cut are left out."""
     found: dict[str, dict[int, Tensor]] = {}
     for name, axis, kept in _slices(model, plan):
         for tensor_name, dim in place(model.get_submodule(name), axis).tensors:
@@ -192,7 +193,7 @@ def _full(layer: str, name: str) -> str:
 
 
 def _slices(model: nn.Module, plan: PruningPlan) -> list[tuple[str, Axis, Tensor]]:
-    """(layer, axis, kept positions) for everything that the plan makes smaller."""
+    """(layer, axis, kept positions) for all axes that the plan cuts."""
     slices = []
     for (name, axis), gone in plan.removed().items():
         try:
@@ -209,9 +210,9 @@ def _slices(model: nn.Module, plan: PruningPlan) -> list[tuple[str, Axis, Tensor
 
 
 def _select(layer: nn.Module, name: str, dim: int, kept: Tensor, done: dict[tuple[int, int], tuple[Tensor, Tensor]]) -> None:
-    """Keep only the `kept` slices of a parameter or buffer, if the layer has it; what layers share is cut once and stays shared.
+    """Keep only the `kept` slices of a parameter or buffer, if the layer has it; a shared tensor is cut once and stays shared.
 
-    `done` maps (id of a tensor, dimension) to that tensor, which keeps the id its own, and what was made of it.
+    `done` maps (id of a tensor, dimension) to that tensor, whose reference keeps the id valid, and its cut.
     """
     value = getattr(layer, name, None)
     if value is None:
@@ -223,7 +224,7 @@ def _select(layer: nn.Module, name: str, dim: int, kept: Tensor, done: dict[tupl
 
 
 def _laid_out_like(value: Tensor, new: Tensor) -> Tensor:
-    """`new` with channels last where `value` has them last."""
+    """`new` in the channels-last format if `value` is in it."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(value.dim())
     if last is None or value.is_contiguous() or not value.is_contiguous(memory_format=last):
         return new

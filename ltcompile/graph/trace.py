@@ -1,7 +1,7 @@
 """Dependency groups of a network: which slices of which layers are one channel, found by following labels through one run.
 
-The run takes place without values, on torch's meta device, so it costs neither time nor memory for the weights. A group that
-cannot be cut safely is kept, frozen, with the reason; nothing is left out silently.
+The run uses torch's meta device, which holds no values: it takes neither time nor memory for the weights. A group that cannot be cut
+safely is frozen, with the reason.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_cuttable(groups: tuple[Group, ...]) -> None:
 
 
 def _divisible(groups: tuple[Group, ...]) -> tuple[Group, ...]:
-    """`groups`, with those frozen that are one channel, although their layers have more filters."""
+    """`groups`; those whose filters all form one channel are frozen."""
     single = "its channels can only go all together"
     return tuple(replace(g, frozen=single) if g.width == 1 and not (g.frozen or g.tied) else g for g in groups)
 
@@ -60,7 +60,7 @@ def _found(probes: Probes, inputs: Arguments) -> tuple[Group, ...]:
 
 
 def _labelled(probes: Probes, inputs: Arguments) -> tuple[Labels, nn.Module]:
-    """The labels of the run in which the mask leaves alone what it must, and its probe. Most networks need one run; each finds out more."""
+    """The labels of a run, and its probe. Runs are repeated while they find axes that a mask must not zero; most networks need one run."""
     probe = probes()
     labels = _watched(probe, inputs, frozenset())
     while labels.to_spare:
@@ -71,7 +71,7 @@ def _labelled(probes: Probes, inputs: Arguments) -> tuple[Labels, nn.Module]:
 
 
 def _whole_axes(probe: nn.Module, dims: set[tuple[str, int]]) -> set[tuple[str, int]]:
-    """`dims` of parameters, with those that the mask zeroes together with them: a layer's weight and bias."""
+    """`dims` of parameters, and those that a mask zeroes together with them: a layer's weight and bias."""
     found = set(dims)
     for path, layer in probe.named_modules():
         prefix = f"{path}." if path else ""
@@ -82,7 +82,7 @@ def _whole_axes(probe: nn.Module, dims: set[tuple[str, int]]) -> set[tuple[str, 
 
 
 def _watched(probe: nn.Module, inputs: Arguments, spared: frozenset[tuple[str, int]]) -> Labels:
-    """The labels after a run in eval mode and one in training mode: heads, noise and statistics may run there alone."""
+    """The labels after a run in eval mode and one in training mode, which may also run other heads, noise and statistics."""
     labels = Labels(spared=spared)
     for name, tensor in [*probe.named_parameters(), *probe.named_buffers()]:
         if tensor.is_floating_point():
@@ -114,7 +114,7 @@ def plain(output: object) -> object:
 
 
 def _owners(model: nn.Module) -> Owners:
-    """Tensor name -> every (layer, name there) that holds the tensor; a module at two paths counts once."""
+    """Tensor name -> all (layer, name in that layer) that hold the tensor; a module at two paths counts once."""
     first: dict[int, str] = {}
     owners: Owners = {}
     for path, layer in model.named_modules():
@@ -125,20 +125,20 @@ def _owners(model: nn.Module) -> Owners:
 
 
 def _that_run(probe: nn.Module, probes: Probes, inputs: Arguments, groups: tuple[Group, ...]) -> tuple[Group, ...]:
-    """`groups`, with those frozen without a channel of which the network does not run: its code counts on them elsewhere."""
+    """`groups`; those are frozen whose loss of channels stops the network from running, because its code depends on their number."""
     ties: dict[str, set[str]] = {}
     for group in groups:
         if not group.frozen and group.width > 1:
             ties.setdefault(group.tied or group.name, set()).add(group.name)
     sets = list(ties.values())
-    if not sets or _error_without(probe, inputs, groups, set().union(*sets)) is None:  # it cuts this probe; _broken makes new ones
+    if not sets or _error_without(probe, inputs, groups, set().union(*sets)) is None:  # this cuts the probe; _broken makes new ones
         return groups
     broken = dict(_broken(probes, inputs, groups, sets))
     return tuple(replace(g, frozen=broken[g.name], tied="") if g.name in broken else g for g in groups)
 
 
 def _broken(probes: Probes, inputs: Arguments, groups: tuple[Group, ...], sets: list[set[str]]) -> Iterable[tuple[str, str]]:
-    """(group, reason) of the tied groups without which the network fails, found by bisection."""
+    """(group, reason) of the tied groups whose cut makes the network fail, found by bisection."""
     error = _error_without(probes(), inputs, groups, set().union(*sets)) if sets else None
     if error is None:
         return
@@ -151,7 +151,7 @@ def _broken(probes: Probes, inputs: Arguments, groups: tuple[Group, ...], sets: 
 
 
 def _error_without(probe: nn.Module, inputs: Arguments, groups: tuple[Group, ...], names: set[str]) -> str | None:
-    """What happens when the groups `names` of `probe` lose half of their channels, in place; None if the network runs."""
+    """The error of `probe` after the groups `names` lose half of their channels, in place; None if it runs."""
     try:
         run(cut_(probe, halved(groups, names)), inputs)
     except InvalidPlan as error:
@@ -167,6 +167,6 @@ def halved(groups: tuple[Group, ...], names: set[str]) -> PruningPlan:
 
 
 def _half(group: Group, groups: tuple[Group, ...]) -> int:
-    """About half of the group's channels, the same share as in all groups that it is tied to."""
+    """About half of the group's channels, in the same proportion as in all groups that it is tied to."""
     steps = math.gcd(*(g.width for g in groups if g.tied == group.tied)) if group.tied else group.width
     return group.width * max(1, steps // 2) // steps

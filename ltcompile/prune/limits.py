@@ -1,4 +1,4 @@
-"""Where a cut must stop: layers to keep, layers alone to cut, ratios and floors."""
+"""Limits of a cut: layers that are not cut, the only layers to cut, ratios and minimum widths."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 class Limits(Record):
     """What may be cut, and how far.
 
-    A pattern is a regular expression for the whole name of a layer, of a group, or of a module, which stands for all layers inside:
-    "layer1", "layer1.0.conv1", ".*conv1". Layers count where they make channels; what they read may shrink. Tied groups follow the
-    strictest among them.
+    A pattern is a regular expression that matches the whole name of a layer, of a group, or of a module (and so all layers inside):
+    "layer1", "layer1.0.conv1", ".*conv1". Limits apply to the channels that a layer produces; its inputs may shrink. Tied groups follow
+    the strictest limit among them.
 
-    `keep`: these layers are not cut. `only`: no others are. `ratios`: pattern -> the share of its channels that a layer loses in the
-    end, whatever the scope ranks elsewhere; the smallest where several match. `max_layer_ratio`: the largest share of its
-    channels that any layer may lose; `min_channels`: the least number that it keeps.
+    Args:
+        keep: layers that are not cut.
+        only: if given, no other layers are cut.
+        ratios: pattern -> the fraction of its channels that a layer loses in the end, independent of the scope's ranking; the smallest
+            if several match.
+        max_layer_ratio: the largest fraction of its channels that any layer may lose.
+        min_channels: the smallest number of channels that a layer keeps.
 
     Raises:
-        InvalidSetting: a value outside its range, or a pattern that is no regular expression.
+        InvalidSetting: a value outside its range, or a pattern that is not a regular expression.
     """
 
     keep: tuple[str, ...] = ()
@@ -58,7 +62,7 @@ class Limits(Record):
                 raise InvalidSetting(f"{pattern!r} is no regular expression: {error}") from error
 
     def freeze(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
-        """`groups`, frozen where the limits forbid a cut, with the reason.
+        """`groups`; those that the limits forbid to cut are frozen, with the reason.
 
         Raises:
             InvalidSetting: a pattern matches nothing, or only what cannot be cut anyway; or nothing is left to cut.
@@ -81,15 +85,15 @@ class Limits(Record):
         return not any(_matches(p, names) for p in self.keep) and (not self.only or any(_matches(p, names) for p in self.only))
 
     def ratio_of(self, layer: str) -> float | None:
-        """The share of its weights that this layer loses in the end, where that is its own; the smallest where several match."""
+        """The fraction of its weights that this layer loses by a ratio of its own, the smallest if several match; None without one."""
         return min((ratio for pattern, ratio in self.ratios.items() if _matches(pattern, _with_modules(layer))), default=None)
 
     def floors(self, groups: tuple[Group, ...]) -> dict[str, int]:
-        """Group -> the channels that it keeps at least."""
+        """Group -> the smallest number of channels that it keeps."""
         return {g.name: min(g.width, max(self.min_channels, math.ceil((1 - self.max_layer_ratio) * g.width - 1e-9))) for g in groups}
 
     def kept(self, groups: tuple[Group, ...], progress: float = 1.0) -> dict[str, int]:
-        """Group -> the channels that it keeps by a ratio of its own, after the part `progress` of the way there; others are left out."""
+        """Group with a ratio of its own -> the number of channels that it keeps after the fraction `progress` of the way to that ratio."""
         found: dict[str, int] = {}
         for tied in tied_groups(groups):
             ratio = self._ratio(tied)
@@ -103,7 +107,7 @@ class Limits(Record):
         return min((ratio for pattern, ratio in self.ratios.items() if _matches(pattern, made)), default=None)
 
     def _forbids(self, group: Group) -> str:
-        """Why this group must not be cut; empty if it may."""
+        """The reason why this group must not be cut; empty if it may."""
         kept = next((p for p in self.keep if _matches(p, _made(group))), None)
         if kept is not None:
             return f"it is to be kept ({kept!r})"
@@ -112,7 +116,7 @@ class Limits(Record):
         return f"{others[0]!r} is not among the layers to cut" if self.only and others else ""
 
     def check_names(self, layers: Iterable[str]) -> None:
-        """Raises InvalidSetting where a pattern matches none of these layers nor a module around them."""
+        """Raises InvalidSetting if a pattern matches neither one of these layers nor a module that contains one."""
         self._check_matching(sorted(set().union(*(_with_modules(layer) for layer in layers))))
 
     def _check_matching(self, names: list[str]) -> None:
@@ -131,7 +135,7 @@ class Limits(Record):
 
 
 def _made(group: Group) -> set[str]:
-    """The names that a pattern may call this group by: its own, and of the layers that hold its channels and the modules around."""
+    """The names that a pattern may match for this group: its own, those of the layers that hold its channels, and of the modules around."""
     return {group.name}.union(*(_with_modules(m.layer) for m in group.members if m.axis != "in"))
 
 

@@ -1,9 +1,9 @@
-"""How much a channel matters, or a weight; one criterion a file.
+"""Scores of the importance of channels or weights; one file for each criterion.
 
-A file offers `score(channels, evidence) -> Tensor (C,)`, higher is kept; `COMPARABLE`, whether raw scores may be ranked across
-groups (else they are divided by their group's mean); `NEEDS`, the fields of `Evidence` that it looks at; `REDUCTION`, which
-slices of a group count by default ("producers" without it); and `WEIGHTS = True` where it scores single weights as well. A criterion of
-gradients is a mean over mini-batches, and is called with one at a time.
+A file defines `score(channels, evidence) -> Tensor (C,)`, where high scores are kept; `COMPARABLE`, whether raw scores may be ranked across
+groups (otherwise they are divided by their group's mean); `NEEDS`, the fields of `Evidence` that it reads; `REDUCTION`, the default choice
+of slices of a group ("producers" if not defined); and `WEIGHTS = True` if it can score single weights. Scores of a criterion of gradients
+are means over mini-batches: it is called with one mini-batch at a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class Gradients(Protocol):
-    """One mapping a mini-batch, parameter name -> gradient of its mean training loss. They may be computed while they are iterated over."""
+    """One mapping for each mini-batch: parameter name -> gradient of its mean training loss. It may be computed during the iteration."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Mapping[str, Tensor]]: ...
@@ -46,11 +46,11 @@ class Gradients(Protocol):
 
 @dataclass
 class Evidence:
-    """What a criterion may use besides the weights; `ltcompile.search.evidence.gather` collects it.
+    """The data that a criterion may use besides the weights; `ltcompile.search.evidence.gather` collects it.
 
-    `curvature` is the diagonal of the loss's Gauss-Newton matrix, by parameter name. `activations` (mean
-    magnitude) and `nonzeros` (share above zero) are means over images and places of what a layer reads (axis "in", (C_in,)) and
-    of what it makes ("out" and "each", (C_out,)), by (layer, axis). `rng` is seeded.
+    `curvature` is the diagonal of the loss's Gauss-Newton matrix, by parameter name. `activations` (mean magnitude) and `nonzeros`
+    (fraction above zero) are means over images and positions, by (layer, axis): of a layer's inputs for the axis "in" (C_in,), of its
+    outputs for "out" and "each" (C_out,). `rng` is seeded.
     """
 
     gradients: Gradients = ()
@@ -61,7 +61,7 @@ class Evidence:
 
 
 def names() -> list[str]:
-    """The criteria there are."""
+    """The names of all criteria."""
     return list(registry.modules(__name__))
 
 
@@ -71,7 +71,7 @@ def needs(name: str) -> tuple[str, ...]:
 
 
 def default_reduction(name: str) -> Reduction:
-    """The slices that count by default; see `score`. Raises UnknownName."""
+    """The criterion's default reduction; see `score`. Raises UnknownName."""
     found: Reduction = getattr(registry.load(__name__, "criterion", name), "REDUCTION", "producers")
     return found
 
@@ -88,7 +88,11 @@ def score(
     """Group -> scores (C,) on the CPU in float64, for every group that may be cut.
 
     Args:
-        reduction: which weights a channel is scored by: "producers", the filters that make it; "filters", the slices of its
+        name: the criterion.
+        groups: the groups of `model`.
+        model: the network that is scored.
+        evidence: at least the fields that the criterion needs.
+        reduction: the weights by which a channel is scored: "producers", the filters that produce it; "filters", the slices of its
             consumers' weights too; "all", those of its norms as well (Fang et al. 2023, arXiv:2301.12900); "default", what the criterion's
             file declares. A score is the mean over them.
 
@@ -108,7 +112,7 @@ def score(
 
 @torch.no_grad()
 def score_weights(name: str, parameters: Mapping[str, Tensor], evidence: Evidence) -> dict[str, Tensor]:
-    """Parameter name -> the scores of its weights, in its shape, on the CPU in float64; they compare across parameters as they are.
+    """Parameter name -> the scores of its weights, in its shape, on the CPU in float64; scores of different parameters are comparable.
 
     Raises:
         UnknownName: no such criterion. InvalidSetting: it scores no single weights, or evidence that it needs is missing.
@@ -123,7 +127,7 @@ def score_weights(name: str, parameters: Mapping[str, Tensor], evidence: Evidenc
 
 
 def _scored(criterion: ModuleType, scored: Mapping[str, Scored], evidence: Evidence) -> dict[str, Tensor]:
-    """What a criterion gives each of `scored`, on the CPU in float64. Gradients are looked at one mini-batch at a time."""
+    """The criterion's scores of `scored`, on the CPU in float64. Gradients are used one mini-batch at a time."""
     if "gradients" not in criterion.NEEDS:
         return {name: criterion.score(one, evidence).double().cpu() for name, one in scored.items()}
     total = {name: torch.zeros(one.width, dtype=torch.float64) for name, one in scored.items()}

@@ -1,4 +1,4 @@
-"""What is ranked as a criterion sees it: rows of values, one row a channel, whichever layers and axes they come from; or one row a weight."""
+"""The values that a criterion scores: one row for each channel, from any layers and axes, or one row for each weight."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PART = 2**17  # values that are looked at together
 class Slice:
     """The values of one parameter that go with a group's channels. `index` (C, m) are the positions on its dimension `dim`.
 
-    The m positions of a channel are one row: a score is that of all that goes at once, be it a filter or an attention head.
+    The m positions of a channel are one row, so that a score covers all that is removed together: a filter or an attention head.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Slice:
         return self._rows(tensors[self.name])
 
     def parts(self) -> Iterator[Slice]:
-        """The same in parts of some channels each, small enough for a processor's cache."""
+        """The same values in parts of some channels each, small enough for a processor's cache."""
         width = self.parameter.numel() // self.parameter.shape[self.dim] * self.index.shape[1]
         for index in self.index.split(max(1, PART // width)):
             yield Slice(self.name, self.parameter, self.dim, index)
@@ -58,29 +58,29 @@ class Slice:
 
 
 class Scored(ABC):
-    """What a criterion gives one score each: the channels of a group, or the weights of a parameter."""
+    """What a criterion scores: the channels of a group, or the weights of a parameter."""
 
     @property
     @abstractmethod
     def width(self) -> int:
-        """C: how many there are."""
+        """C, the number of channels or weights."""
 
     @property
     @abstractmethod
     def block(self) -> float:
-        """The filters of a layer that go with one of them."""
+        """The number of filters of a layer that one of them stands for."""
 
     @property
     @abstractmethod
     def slices(self) -> list[Slice]:
-        """The values that they are scored by."""
+        """The values on which the scores are based."""
 
     def mean(self, measure: Callable[[Slice], Tensor]) -> Tensor:
         """The mean over the slices of `measure`, which scores each channel separately: (C,)."""
         return self.average([torch.cat([measure(part) for part in piece.parts()]) for piece in self.slices])
 
     def average(self, scores: list[Tensor]) -> Tensor:
-        """The mean over `scores`, one (C,) for each slice; ones without any, because the channels do not differ."""
+        """The mean over `scores`, one (C,) for each slice; ones if there are none, because the channels do not differ."""
         return torch.stack(scores).mean(0) if scores else torch.ones(self.width)
 
 
@@ -119,9 +119,9 @@ class Channels(Scored):
 
     @property
     def block(self) -> float:
-        """The filters of a layer that go with one channel, on average over the layers that make them: those of a head in attention.
+        """The number of filters in one channel, averaged over the layers that produce them: more than 1 for a head of attention.
 
-        What is lost with a channel, over these, is what is lost with a filter, as the ranking of whole networks weighs it.
+        A channel's loss divided by this is the loss per filter, which the ranking over whole networks compares.
         """
         return self.group.filters_per_channel / len(self.group.makers)
 
@@ -137,9 +137,9 @@ class Channels(Scored):
 
     @cached_property  # type: ignore[override]  # it is the property, kept
     def slices(self) -> list[Slice]:
-        """What a criterion of weights looks at. A group without producers is scored by all its members.
+        """The slices that criteria of weights score. A group without producers is scored by all its members.
 
-        Biases are left out, as they say where a channel's values lie rather than how much they vary, unless there is nothing else.
+        Biases are left out unless there is nothing else: they shift a channel's values and do not change how much these vary.
         """
         members = self.group.producers if self.reduction == "producers" else ()
         found = [piece for member in members or self.group.members for piece in self._slices(member)]
@@ -148,9 +148,9 @@ class Channels(Scored):
         return [s for s in found if not s.name.endswith("bias")] or found
 
     def mean_of(self, found: Mapping[tuple[str, str], Tensor], *choices: Iterable[Member]) -> Tensor:
-        """The mean over members of the values in `found` (by layer and axis) of their channels, as the mean over their positions.
+        """The scores (C,) by the values in `found` (by layer and axis), averaged over a channel's positions and over members.
 
-        The first of `choices` with values in `found` counts; without any, the length of a slice over the group's largest.
+        The first of `choices` with values in `found` is used; without any, the norm of each slice relative to the group's largest.
         """
         for members in choices:
             known = [(m, found[m.layer, m.axis]) for m in members if (m.layer, m.axis) in found]

@@ -1,8 +1,8 @@
-"""score[c] = mean magnitude of the channel, over training images and places (Molchanov et al. 2017, arXiv:1611.06440, section 2.2); the mean
-itself behind a ReLU. Across groups it is divided by the group's mean, where the paper divides by the length of the layer's scores.
+"""score[c] = mean magnitude of the channel over training images and positions (Molchanov et al. 2017, arXiv:1611.06440, section 2.2).
+Across groups it is divided by the group's mean, where the paper divides by the norm of the layer's scores.
 
-Taken where the channel is consumed, so behind its norm and nonlinearity whatever they are, and behind pooling; where no layer consumes
-it (a query that meets a key), as its own layers make it."""
+It is measured at the input of the layers that consume the channel, after norms, nonlinearities and pooling; if no layer consumes the channel
+(attention's queries and keys), at the output of the layers that produce it."""
 
 from __future__ import annotations
 

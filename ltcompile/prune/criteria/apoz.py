@@ -1,9 +1,9 @@
-"""score[c] = 1 - APoZ, the share of values of relu(channel) that are not zero, over training images and places (Hu et al. 2016,
+"""score[c] = 1 - APoZ, the fraction of values of relu(channel) that are not zero, over training images and positions (Hu et al. 2016,
 arXiv:1607.03250).
 
-Of the outputs of the batch norms of the channel where it has some, as ReLU comes behind them, else of the layers that make it. Not where
-it is consumed: the mean over a whole image, in front of a classifier, is almost never zero. The paper compares the filters of one layer, so
-across groups it is divided by the group's mean."""
+It is measured at the outputs of the channel's batch norms, which come before ReLU, or without one at those of the layers that produce it.
+The inputs of consumers would not do: after global pooling, values are almost never zero. The paper compares filters within one layer, so
+across groups scores are divided by the group's mean."""
 
 from __future__ import annotations
 

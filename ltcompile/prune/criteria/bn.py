@@ -1,8 +1,8 @@
-"""score[c] = |gamma_c| of the batch norm behind the filter (network slimming, Liu et al. 2017, arXiv:1708.06519).
+"""score[c] = |gamma_c| of the batch norm after the filter (network slimming, Liu et al. 2017, arXiv:1708.06519).
 
-The mean over the group's batch norms; a group without one falls back to the length of its filters over the largest. The paper compares
-gammas of all layers as they are, behind a training that draws them to zero (L1); without it layers differ in their scale, so groups are
-divided by their mean."""
+The mean over the group's batch norms; a group without one is scored by the norms of its filters relative to the largest. The paper compares
+raw gammas of all layers after a training with an L1 penalty on them; without that penalty layers differ in scale, so scores are divided by
+the group's mean."""
 
 from __future__ import annotations
 

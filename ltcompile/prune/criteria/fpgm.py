@@ -1,6 +1,6 @@
-"""score[c] = sum over the other filters d of the layer of ||filter c - filter d||_2: what is near the geometric median of all can be
-made up for by the others (He et al. 2019, arXiv:1811.00250). The paper looks at the filters that make the channels; by default those that
-read them count as well, each layer's distances by themselves."""
+"""score[c] = sum over the other filters d of the layer of ||filter c - filter d||_2: the others can replace a filter near
+their geometric median (He et al. 2019, arXiv:1811.00250). The paper uses the filters that produce the channels; by default the slices of
+those that consume them count as well, with distances within each layer."""
 
 from __future__ import annotations
 

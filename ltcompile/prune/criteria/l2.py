@@ -1,4 +1,4 @@
-"""score[c] = ||filter c||_2, its Euclidean length (He et al. 2018, arXiv:1808.06866). By default those that read the channel count as well."""
+"""score[c] = ||filter c||_2, its Euclidean norm (He et al. 2018, arXiv:1808.06866). By default the consumers' slices count as well."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """score[c] = -||filter c||_inf: the filters whose largest magnitude is smallest stay (the negative of L-inf, compared with it in
-Paganini & Forde 2020, arXiv:2001.05050). It shows what the order of a criterion is worth.
+Paganini & Forde 2020, arXiv:2001.05050). It shows how much the order of a criterion matters.
 """
 
 from __future__ import annotations

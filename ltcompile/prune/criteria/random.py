@@ -1,4 +1,4 @@
-"""score[c] ~ U(0, 1): the control that every criterion must beat. Seeded, so that a search repeats."""
+"""score[c] ~ U(0, 1): the control that every criterion must beat. The generator is seeded, so that searches are reproducible."""
 
 from __future__ import annotations
 

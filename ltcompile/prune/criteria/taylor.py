@@ -1,9 +1,9 @@
 """score[c] = mean over mini-batches of (sum over the filter of weight * gradient)^2, the squared first-order change of the loss without the
-filter (Molchanov et al. 2019, arXiv:1906.10771, equations 8 and 9); of channels of several filters, for each of these.
+filter (Molchanov et al. 2019, arXiv:1906.10771, equations 8 and 9), per filter if a channel has several.
 
-The square of the mean gradient would say nothing: at a minimum of the loss that gradient is noise. The paper compares filters across layers as
-they are, in many small steps with training in between; for one large cut that leaves some layers with next to nothing, so groups are
-divided by their mean. By default all weights that go with a channel count, since all of them are lost.
+The square of the mean gradient would carry no information: at a minimum of the loss that gradient is noise. The paper compares raw scores of all
+layers, in many small steps with training in between; one large cut would then leave some layers almost nothing, so scores are divided by the
+group's mean. By default all weights that are removed with a channel count.
 """
 
 from __future__ import annotations
