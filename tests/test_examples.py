@@ -163,6 +163,7 @@ class TestAveragePrecision:
         assert names["mean_ap"](Reported(), drawn) > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "inputs"), [("signal_1d", {"input"}), ("two_inputs", {"image", "meta"})])
 def test_cut_in_the_middle_of_a_training(
     name: str, inputs: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -30,6 +30,7 @@ def python(code: str) -> tuple[str, ...]:
     return ("-c", code)
 
 
+@pytest.mark.slow
 def test_stages_do_not_depend_on_each_other_and_a_resumed_run_does_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "GRACE_S", 0.5)
     monkeypatch.setattr(gpu, "LEAST_S", 0.1)
@@ -166,6 +167,7 @@ json.dump(found, open("networks.json", "w"))
     return folder, json.loads((folder / "networks.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_gpus_path_needs_no_package_that_its_image_lacks(as_on_the_image: tuple[Path, dict[str, list[float]]]) -> None:
     folder, _ = as_on_the_image
     assert (folder / "race.json").exists() and (folder / "race.md").exists() and not (folder / "layers.html").exists()
@@ -206,6 +208,7 @@ def test_a_recorded_network_lives_as_long_as_its_graph(monkeypatch: pytest.Monke
     assert weight() is None
 
 
+@pytest.mark.slow
 def test_a_deep_residual_network_stays_within_fp16() -> None:
     """Its answers in fp16 pass the race's check, distinguish images, and fail it where one filter is missing."""
     import race

@@ -159,6 +159,7 @@ def tickets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name / "ticket.pt" for name in asked}
 
 
+@pytest.mark.slow
 class TestTickets:
     def test_each_is_what_its_search_says(self, tickets: dict[str, Path]) -> None:
         found = similarity([tickets["filters"], tickets["weights"]])

@@ -324,6 +324,7 @@ class TestPath:
         assert shares("2,4, 8") == (0.5, 0.25, 0.125)
 
 
+@pytest.mark.slow
 def test_a_search_and_its_curve_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each level leaves as many times fewer MACs as was asked for; what was searched is not searched again by default."""
     command = ["sweep", "--model", "lenet5", "--targets", "2,4", "--name", "t", "--epochs", "1", "--pick", "fastest-within=100"]

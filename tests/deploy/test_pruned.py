@@ -354,6 +354,7 @@ class TestRefusals:
 class TestLoading:
     """A cut network comes back, with ltcompile and without it."""
 
+    @pytest.mark.slow
     def test_the_loader_needs_no_ltcompile(self, tmp_path: Path) -> None:
         """In a process where it cannot be imported. The network's code lies in a file of its own."""
         given = pruned("u-net")

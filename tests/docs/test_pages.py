@@ -105,6 +105,7 @@ def folder(first_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT / "docs")))
 def test_the_blocks_of_a_page_run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     if page != FIRST:

@@ -395,6 +395,7 @@ def whole(ticket: lt.Ticket) -> nn.Module:
     return network.eval()
 
 
+@pytest.mark.slow
 class TestTickets:
     @pytest.mark.parametrize("name", ["lenet5", "resnet20", "lenet300"])
     def test_the_small_network_of_a_mask_answers_as_the_masked_one(self, name: str) -> None:

@@ -1,11 +1,12 @@
 """What kernels must satisfy on a device: the CPU through Triton's interpreter, or a GPU.
 
-As a script, this file checks all laws in the interpreter, which must be chosen before kernels are defined, and prints a line of JSON.
+As a script, this file checks a part of the laws in the interpreter, which must be chosen before kernels are defined, and prints a line of JSON.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from typing import Any
 
@@ -105,11 +106,15 @@ LAWS: dict[str, Any] = {
 }
 
 
-def main() -> None:
+FIRST = ("nan", "no dependence", *(f"{name} 0 float32" for name in CASES))  # of every kernel, in seconds
+PARTS = {"first": FIRST, "others": tuple(name for name in LAWS if name not in FIRST)}
+
+
+def main(part: str) -> None:
     """Print what went wrong, law by law."""
     warnings.simplefilter("ignore")  # NaN in partial sums
     failures: dict[str, str | None] = {}
-    for name, law in LAWS.items():
+    for name, law in ((name, LAWS[name]) for name in PARTS[part]):
         try:
             law()
             failures[name] = None
@@ -119,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1])

@@ -15,7 +15,7 @@ from ltcompile.core.pictures import write_pictures
 from ltcompile.core.study import Maps, Picture
 from ltcompile.reporting import report
 
-pytestmark = pytest.mark.skipif(executable() is None, reason="no Chromium is installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(executable() is None, reason="no Chromium is installed")]
 PAPER = 703  # the width in pixels of an A4 page between the page's margins
 CUT_OFF = """(() => {
   const found = [], width = document.documentElement.clientWidth;

@@ -211,6 +211,7 @@ def backbone_classifier() -> nn.Module:
     return nn.Sequential(backbone(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_trains_the_arms_of_a_search(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, train, example = LOOPS[name]

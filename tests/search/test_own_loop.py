@@ -67,6 +67,7 @@ def search(folder: Path, **settings: Any) -> lt.Search:
     return lt.Search(Regressor, EXAMPLE, folder, ERROR, **given)
 
 
+@pytest.mark.slow
 def test_the_same_script_resumes_and_finds_the_same(tmp_path: Path) -> None:
     whole = search(tmp_path / "whole")
     names = [(arm.name, arm.report(train(arm)))[0] for arm in whole]
@@ -88,6 +89,7 @@ def test_the_same_script_resumes_and_finds_the_same(tmp_path: Path) -> None:
     assert "lower bound" not in " ".join(one.verdict.summary), "one seed and no items: there is none"
 
 
+@pytest.mark.slow
 def test_what_is_found_ships(tmp_path: Path) -> None:
     found = search(tmp_path / "run", rounds=1, controls=False, rewind="lr", rewind_epoch=0)
     for arm in found:

@@ -280,6 +280,7 @@ def test_streamed_images_are_not_taken_in_part() -> None:
 # One run, in seconds
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = {**SCALES["smoke"].subjects[0].recipe, "epochs": 2, "lr": 0.05}
     subject = dataclasses.replace(SCALES["smoke"].subjects[0], train_images=200, rounds=2, rate=0.8, shots=(2,), late=1, recipe=recipe)
