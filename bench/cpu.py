@@ -49,7 +49,7 @@ LARGE = ("MobileNetV2 at 224", "ResNet-18 at half, 224")
 THREADS = (1, 2)
 OTHERS = ("onnxruntime", "openvino")
 SCREEN_S, SECONDS, TUNE_S = 0.6, 3.0, 20.0
-BANDS = ((10e6, 1.8), (100e6, 1.3), (math.inf, 1.0))  # MACs up to which the ratio shall be at least this
+BANDS = ((10e6, 1.8), (100e6, 1.3), (math.inf, 1.0))  # MACs up to which the ratio must be at least this
 _PEAK = """
 #include <time.h>
 typedef float V __attribute__((vector_size(4 * LT_LANES)));

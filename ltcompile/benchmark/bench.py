@@ -271,7 +271,7 @@ def _open_onnx(path: Path) -> _Target:
         check_model(network, data)
         return _Target(path.parent, None, path, network, data, file)
     except LtcompileError as error:
-        raise InvalidFile(f"{path} tells nonsense of its network: {error}; shrink the ticket again") from error
+        raise InvalidFile(f"{path} describes an impossible network: {error}; shrink the ticket again") from error
     except (KeyError, IndexError, ValueError, RecursionError) as error:
         raise InvalidFile(f"{path} lacks what `ltcompile shrink` writes into its files ({error!r}); shrink the ticket again") from error
 

@@ -1,4 +1,4 @@
-"""A generated network as files to deploy: C++ with a C interface that needs libc alone, its header, and large weights beside it."""
+"""A generated network as files to deploy: C++ with a C interface that needs libc alone, its header, and large weights in a file of their own."""
 
 from __future__ import annotations
 
