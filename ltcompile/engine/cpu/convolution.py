@@ -54,7 +54,7 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
     return Code(call, {"weight": pack(op.weight, op.groups), "bias": _packed_bias(op)}, HEADERS, items=f"{run}::ITEMS", functions=(text,))
 
 
-def emit_transposed(weight: Array, bias: Array, stride: tuple[int, int], padding: tuple[int, int], x: Buffer, output: Buffer) -> Code:
+def emit_transposed(weight: Array, bias: Array, stride: Sequence[int], padding: Sequence[int], x: Buffer, output: Buffer) -> Code:
     """The code of a transposed convolution; weight is (C, K, R, S).
 
     Outputs p = m stride + a, for each remainder a, are a convolution of stride 1 with the taps r for which stride divides a + padding - r.
@@ -95,7 +95,7 @@ def _phase(remainder: int, kernel: int, stride: int, padding: int) -> _Taps:
     return _Taps(taps, len(taps) - 1 - (remainder + padding) // stride)
 
 
-def transposed_border(weight: Array, stride: tuple[int, int], padding: tuple[int, int], x: tuple[int, int], out: tuple[int, int]) -> int:
+def transposed_border(weight: Array, stride: Sequence[int], padding: Sequence[int], x: Sequence[int], out: Sequence[int]) -> int:
     """The border of zeros that a transposed convolution reads around images of x's rows and columns."""
     need = 0
     for axis in (0, 1):

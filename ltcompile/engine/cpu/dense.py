@@ -79,11 +79,10 @@ def _transposed(plan: Plan, node: Node) -> None:
         raise Unavailable("it is transposed, with groups or dilation")
     if any(size < step for size, step in zip(weight.shape[2:], stride, strict=True)):
         raise Unavailable("it is transposed, with strides above its kernel")
-    sizes = stride, padding
-    border = convolution.transposed_border(weight, *sizes, plan.placed(node.args[0]).shape[2:], node.shape[2:])
+    border = convolution.transposed_border(weight, stride, padding, plan.placed(node.args[0]).shape[2:], node.shape[2:])
     x, out = plan.image(node.args[0], border), plan.result(node, 1)
     zeros = np.zeros(weight.shape[1], np.float32) if bias is None else plan.constant(bias)
-    code = partial(convolution.emit_transposed, weight, zeros, *sizes, x.buffer, out.buffer)
+    code = partial(convolution.emit_transposed, weight, zeros, stride, padding, x.buffer, out.buffer)
     plan.step(node.name, code, out.address, in0=x.address)
 
 

@@ -16,7 +16,7 @@ from ltcompile.numerics import FP32_TOLERANCE, largest_error
 def test_transposed_convolutions_of_several_kernels_and_strides(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     torch.manual_seed(0)
-    settings = [(2, 2, 0, 0), (4, 2, 1, 0), (3, 1, 1, 0), (5, 3, 2, 1)]  # kernel, stride, padding, padding of the output
+    settings = [(3, 1, 1, 0), (4, 2, 1, 0), (3, 2, 0, 1)]  # kernel, stride, padding, padding of the output
     layers = [nn.ConvTranspose2d(8, 8, kernel, stride, padding, out) for kernel, stride, padding, out in settings]
     network, image = nn.Sequential(nn.Conv2d(3, 8, 1), *layers, nn.Conv2d(8, 5, 3)).eval(), torch.randn(1, 3, 2, 3)
     program = lower(network, image).program
