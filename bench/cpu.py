@@ -117,9 +117,9 @@ def calls(model: nn.Module, image: Tensor, folder: Path, tune_s: float) -> dict[
         expected = model(image)
     found = dict[str, timing.Call]()
     program = lower(model, image).program
+    unit = generate(program, tuning.tune(program, tune_s, max(THREADS)), max(THREADS))
     for threads in THREADS:
-        choices = tuning.tune(program, tune_s, threads)
-        library, outputs = native.Library(generate(program, choices, threads)), torch.empty_like(expected)
+        library, outputs = native.Library(unit, threads), torch.empty_like(expected)
         found[f"ltcompile, {threads}"] = _call(library, image, outputs)
         found[f"ltcompile, {threads}"]()
         _check(f"ltcompile, {threads}", outputs, expected)

@@ -96,7 +96,7 @@ def _compiled(candidate: Deployment, source: Source) -> Run:
     if source.single is None:
         raise Unavailable("the network has no program for one image")
     if candidate.threads not in source.libraries:
-        source.libraries[candidate.threads] = native.Library(generate(source.single, shared=True), candidate.threads)
+        source.libraries[candidate.threads] = native.Library(generate(source.single, threads=thread_counts()[-1]), candidate.threads)
     library = source.libraries[candidate.threads]
     shape = library.unit.output_shape[1:]
 

@@ -37,9 +37,9 @@ HEADERS = ("vector.h", "activations.h", "sweep.h")
 class Unit:
     """A translation unit without its interface.
 
-    `body` defines `image(weights, images, outputs, arena)`, which computes one image; where it is `shared`, `part(..., own, team, thread,
-    threads)`, what one thread does of that, with an arena of its `own`; `clear(arena)`, which prepares an arena once; and the enum INPUT,
-    OUTPUT and ARENA, in floats.
+    `body` defines `image(weights, images, outputs, arena)`, which computes one image; where it is `shared`, `part(..., own, step, part,
+    parts)`, a part of one step of that, with an arena of its `own`, and SHARED, whether a step has several parts; `clear(arena)`, which
+    prepares an arena once; and the enum INPUT, OUTPUT and ARENA, in floats.
     """
 
     headers: tuple[str, ...]
@@ -60,31 +60,31 @@ def with_headers(names: Sequence[str]) -> str:
     return PROLOGUE + "\n".join((INCLUDE / name).read_text() for name in names)
 
 
-def generate(program: Program, choices: Mapping[str, Choice] | None = None, shared: bool = False) -> Unit:
+def generate(program: Program, choices: Mapping[str, Choice] | None = None, threads: int = 0) -> Unit:
     """The unit of a lowered program for one image (1, ...), fp32, whose `choices` say by name how a step is computed.
 
-    With `shared`, several threads may compute one image together.
+    With `threads`, up to so many may compute one image together.
 
     Raises:
         Unavailable: an operation cannot be generated; the message names it and says why.
     """
-    plan = planned(program, RULES, choices or {})
+    plan = planned(program, RULES, choices or {}, max(threads, 1))
     codes = [step.code() for step in plan.steps]
     weights, places = _placed_arrays(codes)
     memory = _Memory(plan, codes)
     functions = dict[str, str]()
     calls = [_call(plan.steps[at].addresses, code, functions, places[at], memory, at) for at, code in enumerate(codes)]
     sizes = {"INPUT": prod(program.input_shape), "OUTPUT": prod(plan.output_shape), "ARENA": memory.floats}
-    headers = dict.fromkeys([*HEADERS, *(name for code in codes for name in code.headers), *(["threads.h"] if shared else [])])
+    headers = dict.fromkeys([*HEADERS, *(name for code in codes for name in code.headers), *(["threads.h"] if threads else [])])
     texts = [
         f"enum {{ {', '.join(f'{name} = {size}' for name, size in sizes.items())} }};",
         *dict.fromkeys(text for code in codes for text in code.functions),
         *(f"static __attribute__((noinline)) void {name}{text}" for text, name in functions.items()),
         _image(calls),
-        *([_part(calls)] if shared else []),
+        *([_part(calls)] if threads else []),
         "static void clear(float *arena) { memset(arena, 0, ARENA * sizeof(float)); }",
     ]
-    return Unit(tuple(headers), "\n".join(texts) + "\n", weights, memory.floats, program.input_shape, plan.output_shape, shared)
+    return Unit(tuple(headers), "\n".join(texts) + "\n", weights, memory.floats, program.input_shape, plan.output_shape, threads > 0)
 
 
 def _placed_arrays(codes: Sequence[Code]) -> tuple[Array, list[dict[str, int]]]:
@@ -145,26 +145,21 @@ def _image(calls: Sequence[_Called]) -> str:
 
 
 def _part(calls: Sequence[_Called]) -> str:
-    """What one thread does: its pieces of the work of each step; thread 0 alone does what is not shared."""
-    lines, alone = list[str](), list[str]()
-
-    def join() -> None:
-        if alone:
-            lines.extend(["if (thread == 0) {", *(f"  {line}" for line in alone), "}", "team.barrier();"])
-            alone.clear()
-
+    """`part`, which computes one of `parts` of a step; SHARED says which steps have several."""
+    steps = list[tuple[list[str], bool]]()
     for c in calls:
-        if c.items == "1":
-            alone += [*c.before, f"{c.call});"]
-            continue
-        alone += c.before
-        join()
-        lines += [f"{c.call}, {c.items} * thread / threads, {c.items} * (thread + 1) / threads);", "team.barrier();"]
-    join()
+        alone = [*c.before, *([f"{c.call});"] if c.items == "1" else [])]
+        if alone and steps and not steps[-1][1]:
+            steps[-1][0].extend(alone)
+        elif alone:
+            steps.append((alone, False))
+        if c.items != "1":
+            steps.append(([f"{c.call}, {c.items} * part / parts, {c.items} * (part + 1) / parts);"], True))
+    cases = "".join(f"    case {at}:\n" + "".join(f"      {line}\n" for line in (*lines, "break;")) for at, (lines, _) in enumerate(steps))
     return (
-        f"static void part({_ARGUMENTS}, float *own, Team &team, int thread, int threads) {{\n  (void)weights, (void)own, (void)threads;\n"
-        + "".join(f"  {line}\n" for line in lines)
-        + "}"
+        f"static const bool SHARED[] = {{{', '.join(str(int(shared)) for _, shared in steps)}}};\n"
+        f"static void part({_ARGUMENTS}, float *own, int step, int part, int parts) {{\n  (void)weights, (void)own, (void)part, (void)parts;\n"
+        f"  switch (step) {{\n{cases}  }}\n}}"
     )
 
 

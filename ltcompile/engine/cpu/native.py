@@ -28,37 +28,43 @@ TIMEOUT_S = 300.0
 
 _INTERFACE = """
 #define LT_EXPORT extern "C" __attribute__((visibility("default")))
-static void images_alone(const float *weights, const float *images, float *outputs, float *arena, long first, long count, long step) {
-  for (long n = first; n < count; n += step) image(weights, images + n * INPUT, outputs + n * OUTPUT, arena);
-}
+enum { STEPS = sizeof SHARED / sizeof *SHARED };
 struct Job {
   const float *weights, *images;
   float *outputs, *arena;
-  long count;
-  Team *team;
   int threads;
 };
-// Each thread computes images of its own, where there are enough.
-static void work(void *argument, int thread) {
+static void one_image(void *argument, int, int n, int thread) {
   const Job &job = *static_cast<const Job *>(argument);
-  float *own = job.arena + (size_t)thread * ARENA;
-  if (job.count >= job.threads) return images_alone(job.weights, job.images, job.outputs, own, thread, job.count, job.threads);
-  for (long n = 0; n < job.count; n++) {
-    part(job.weights, job.images + n * INPUT, job.outputs + n * OUTPUT, job.arena, own, *job.team, thread, job.threads);
-  }
+  image(job.weights, job.images + (size_t)n * INPUT, job.outputs + (size_t)n * OUTPUT, job.arena + (size_t)thread * ARENA);
+}
+static void one_part(void *argument, int step, int n, int thread) {
+  const Job &job = *static_cast<const Job *>(argument);
+  part(job.weights, job.images, job.outputs, job.arena, job.arena + (size_t)thread * ARENA, step, n, job.threads);
 }
 LT_EXPORT void lt_clear(float *arena) { clear(arena); }
 LT_EXPORT void *lt_team(int threads) { return new Team(threads); }
 LT_EXPORT void lt_end(void *team) { delete static_cast<Team *>(team); }
+// Threads share images where there are enough of them, and otherwise the steps of each.
 LT_EXPORT void lt_run(const float *weights, const float *images, float *outputs, float *arena, long count, void *with, int threads) {
   Team *team = static_cast<Team *>(with);
-  if (team && team->take()) {
-    Job job = {weights, images, outputs, arena, count, team, threads};
-    team->run(work, &job);
-    team->release();
-  } else {
-    images_alone(weights, images, outputs, arena, 0, count, 1);
+  if (!team || !team->take()) {
+    for (long n = 0; n < count; n++) image(weights, images + n * INPUT, outputs + n * OUTPUT, arena);
+    return;
   }
+  Job job = {weights, images, outputs, arena, threads};
+  int parts[STEPS];
+  for (int step = 0; step < STEPS; step++) parts[step] = SHARED[step] ? threads : 1;
+  while (count > 0) {
+    const int most = Team::MOST_PARTS, now = count < threads ? 1 : count < most ? (int)count : most;
+    if (count < threads) {
+      team->run(one_part, &job, STEPS, parts);
+    } else {
+      team->run(one_image, &job, 1, &now);
+    }
+    job.images += (size_t)now * INPUT, job.outputs += (size_t)now * OUTPUT, count -= now;
+  }
+  team->release();
 }
 """
 

@@ -26,8 +26,7 @@ from ltcompile.core.records import cpu_name
 from ltcompile.engine.cpu.code import Array, Choice, Code
 from ltcompile.engine.cpu.convolution import Layer, tiled
 from ltcompile.engine.cpu.generate import INCLUDE, RULES
-from ltcompile.engine.cpu.native import _aligned as aligned
-from ltcompile.engine.cpu.native import cache_folder, compile_library, compiler, version_of
+from ltcompile.engine.cpu.native import aligned, cache_folder, compile_library, compiler, version_of
 from ltcompile.engine.cpu.plan import planned
 from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, Geometry, InstructionSet, Tiling, ranked
 from ltcompile.engine.cpu.tiles import time as modelled
