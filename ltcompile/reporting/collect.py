@@ -13,6 +13,7 @@ from ltcompile.core.curve import CurvePoint, CurveTiming
 from ltcompile.core.interval import wilson
 from ltcompile.core.records import Measurement, Trained
 from ltcompile.core.run_folder import RunFolder
+from ltcompile.core.task import ACCURACY
 from ltcompile.reporting import units
 from ltcompile.reporting.inputs import Bench, Provenance, Run, Search, Shrink, Sweep, Unhealthy, read_run
 
@@ -68,6 +69,7 @@ def collect(folder: Path) -> Figures:
         "seeds": search.seeds,
         "search_seconds": search.seconds,
         "ticket": asdict(search.ticket),
+        "metric": asdict(search.metric),
         "accuracy": _accuracy(search),
         "axis": _axis(search),
         "levels": _levels(search),
@@ -104,12 +106,12 @@ def _accuracy(search: Search) -> Figures:
     test = {"dense": _tested(search.arm("dense")), "ticket": _tested(search.chosen)}
     both = sorted(test["dense"].keys() & test["ticket"].keys())
     return {
-        "test": {arm: _spread(values, search.data.sizes["test"]) for arm, values in test.items()},
-        "test_difference_points": 100 * fmean(test["ticket"][s] - test["dense"][s] for s in both) if both else None,
+        "test": {arm: _spread(search, values, "test") for arm, values in test.items()},
+        "test_difference_points": fmean(search.metric.gain(test["ticket"][s], test["dense"][s]) for s in both) if both else None,
         "test_difference_seeds": both,
         "validation": {
-            "dense": _spread(_validated(search.arm("dense")), search.data.sizes["val"]),
-            "ticket": _spread(_validated(search.chosen), search.data.sizes["val"]),
+            "dense": _spread(search, _validated(search.arm("dense")), "val"),
+            "ticket": _spread(search, _validated(search.chosen), "val"),
         },
     }
 
@@ -122,12 +124,12 @@ def _validated(rows: Sequence[Trained]) -> dict[int, float]:
     return {row.seed: row.val_score for row in rows}
 
 
-def _spread(by_seed: dict[int, float], images: int) -> Figures | None:
-    """Mean and spread over seeds; under one seed only the spread over images is known (Wilson's 95 % interval)."""
+def _spread(search: Search, by_seed: dict[int, float], part: str) -> Figures | None:
+    """Mean and spread over seeds; of a share of correct images also the spread over images (Wilson's 95 % interval)."""
     if not by_seed:
         return None
-    values = list(by_seed.values())
-    low, high = wilson(fmean(values), images)
+    values, images = list(by_seed.values()), search.data.sizes[part]
+    low, high = wilson(fmean(values), images) if search.metric == ACCURACY else (None, None)
     return {
         "seeds": sorted(by_seed),
         "mean": fmean(values),
@@ -181,8 +183,8 @@ def _level(search: Search, rows: list[Trained]) -> Figures:
     return {
         "level": level,
         **{name: fmean(point[name] for point in points) for name in means},
-        "validation": _spread(_validated(rows), search.data.sizes["val"]),
-        "test": _spread(_tested(rows), search.data.sizes["test"]),
+        "validation": _spread(search, _validated(rows), "val"),
+        "test": _spread(search, _tested(rows), "test"),
         "difference": {name: difference[name] for name in ("mean", "low", "n")} if difference else None,
         "passed": None,
         "chosen": level == search.ticket.level,
@@ -206,12 +208,12 @@ def _control(search: Search, arm: str, text: str) -> Figures:
         "arm": arm,
         "text": text,
         "outcome": _outcome(low, high),
-        "difference_points": 100 * (fmean(ticket.values()) - fmean(control.values())),
+        "difference_points": search.metric.gain(fmean(ticket.values()), fmean(control.values())),
         "low": low,
         "high": high,
         "paired_seeds": paired,
-        "validation": _spread(control, search.data.sizes["val"]),
-        "test": _spread(_tested(rows), search.data.sizes["test"]),
+        "validation": _spread(search, control, "val"),
+        "test": _spread(search, _tested(rows), "test"),
         "epochs": fmean(row.epochs for row in rows),
     }
 
@@ -379,8 +381,8 @@ def _sentence(search: Search, levels: list[Figures]) -> str:
         there += f" from the saved ticket (seed {search.ticket.seed})"
     if difference := shown["difference"]:
         there += (
-            f", and validation accuracy is {units.apart(difference['mean'])} the dense network's "
-            f"({_bound(search, difference['low'])}; {units.apart(-verdict.margin_points)} is allowed)"
+            f", and validation {search.metric.name} is {units.apart(difference['mean'], search.metric)} the dense network's "
+            f"({_bound(search, difference['low'])}; {units.apart(-verdict.margin_points, search.metric)} is allowed)"
         )
     if not verdict.decided:
         few = f"Not decided between trainings, with {len(search.seeds)} seed{'s' * (len(search.seeds) != 1)}"
@@ -390,30 +392,30 @@ def _sentence(search: Search, levels: list[Figures]) -> str:
         elsewhere = "" if shown["won"] else f" at level {verdict.level}"
         return f"A winning ticket was found{elsewhere}. At level {shown['level']}, {there}."
     return (
-        f"No winning ticket was found: no level was shown to stay within {verdict.margin_points:.2f}{units.NBSP}points of the "
-        f"dense network's validation accuracy. At level {shown['level']}, shown for comparison only, {there}."
+        f"No winning ticket was found: no level was shown to stay within {verdict.margin_points:.2f}{units.NBSP}{search.metric.unit} of the "
+        f"dense network's validation {search.metric.name}. At level {shown['level']}, shown for comparison only, {there}."
     )
 
 
 def _bound(search: Search, low: float) -> str:
     confidence = units.percent(search.verdict.confidence, 0)
     if search.verdict.decided:
-        return f"at worst {units.apart(low)} it, at {confidence} confidence"
-    return f"over validation images the {confidence} bound is {units.apart(low)} it, which does not cover the variation between trainings"
+        return f"at worst {units.apart(low, search.metric)} it, at {confidence} confidence"
+    return f"over validation images the {confidence} bound is {units.apart(low, search.metric)} it, which does not cover the variation between trainings"
 
 
 def _control_sentence(search: Search, control: Figures) -> str:
-    text, outcome = control["text"], control["outcome"]
+    text, outcome, metric = control["text"], control["outcome"], search.metric
     follows = CONCLUSIONS.get((control["arm"], outcome), "")
     if outcome == "missing":
         return f"Not tested: {text}. {follows}"
     interval = ""
     if control["low"] is not None:
         confidence = units.percent(search.verdict.confidence, 0)
-        interval = f" ({units.points(control['low'])} to {units.points(control['high'])} at {confidence} confidence)"
+        interval = f" ({units.gap(control['low'], metric)} to {units.gap(control['high'], metric)} at {confidence} confidence)"
     return (
-        f"{text[0].upper()}{text[1:]} {OUTCOMES[outcome]}: {units.percent(control['validation']['mean'], 2)} validation accuracy; "
-        f"the ticket is {units.apart(control['difference_points'])} it{interval}. {follows}"
+        f"{text[0].upper()}{text[1:]} {OUTCOMES[outcome]}: {units.score(control['validation']['mean'], metric)} validation {metric.name}; "
+        f"the ticket is {units.apart(control['difference_points'], metric)} it{interval}. {follows}"
     ).strip()
 
 

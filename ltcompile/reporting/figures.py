@@ -10,6 +10,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from ltcompile.core.task import Metric
 from ltcompile.reporting import units
 
 # Okabe & Ito's palette, distinguishable under common colour blindness, on light and dark backgrounds.
@@ -76,32 +77,35 @@ def _figure(height: int, top: int, **layout: Any) -> go.Figure:
 
 
 def _accuracy(report: dict[str, Any]) -> go.Figure:
-    figure = _figure(360, 80, xaxis_title=f"{units.SIZES[report['axis']]} removed (%)", yaxis_title="validation accuracy (%)")
+    metric = Metric(**report["metric"])
+    figure = _figure(360, 80, xaxis_title=f"{units.SIZES[report['axis']]} removed (%)", yaxis_title=safe(units.axis(metric)))
     _dense_band(figure, report)
     tickets = [level for level in report["levels"] if level["level"] > 0]
     if tickets:
-        figure.add_trace(_mean_line(tickets, report["axis"]))
+        figure.add_trace(_mean_line(tickets, report["axis"], metric))
         figure.add_trace(_seeds(report, "ticket", "ticket", "circle-open", BLUE))
     for arm, (name, symbol, colour) in ARMS.items():
         if any(point["arm"] == arm for point in report["points"]):
             figure.add_trace(_seeds(report, arm, name, symbol, colour, size=11))
-    figure.add_trace(_ring(next(level for level in report["levels"] if level["chosen"]), report["axis"]))
+    figure.add_trace(_ring(next(level for level in report["levels"] if level["chosen"]), report["axis"], metric))
     return figure
 
 
 def _dense_band(figure: go.Figure, report: dict[str, Any]) -> None:
-    """The dense network's mean, and below it the margin inside which a ticket counts as about as good."""
-    dense, margin = 100 * report["levels"][0]["validation"]["mean"], report["verdict"]["margin_points"]
+    """The dense network's mean, and on the worse side of it the margin inside which a ticket counts as about as good."""
+    metric, margin = Metric(**report["metric"]), report["verdict"]["margin_points"]
+    dense = metric.scale * report["levels"][0]["validation"]["mean"]
+    allowed = dense - margin if metric.higher_is_better else dense + margin
     right = 100 * max(point[f"{report['axis']}_removed"] for point in report["points"]) + 4
     figure.add_trace(
         go.Scatter(
             x=[-4, right, right, -4],
-            y=[dense, dense, dense - margin, dense - margin],
+            y=[dense, dense, allowed, allowed],
             mode="lines",
             line={"width": 0},
             fill="toself",
             fillcolor="rgba(127,127,127,0.22)",
-            name=f"{margin:.2f} points below",
+            name=f"{margin:.2f} {safe(metric.unit)} {'below' if metric.higher_is_better else 'above'}",
             hoverinfo="skip",
         )
     )
@@ -112,32 +116,32 @@ def _dense_band(figure: go.Figure, report: dict[str, Any]) -> None:
     figure.update_xaxes(range=[-4, right], zeroline=False)
 
 
-def _mean_line(levels: list[dict[str, Any]], axis: str) -> go.Scatter:
+def _mean_line(levels: list[dict[str, Any]], axis: str, metric: Metric) -> go.Scatter:
     spreads = [level["validation"] for level in levels]
     return go.Scatter(
         x=[100 * level[f"{axis}_removed"] for level in levels],
-        y=[100 * spread["mean"] for spread in spreads],
+        y=[metric.scale * spread["mean"] for spread in spreads],
         name="ticket",
         mode="lines+markers",
         line={"color": BLUE, "width": 2},
         marker={"size": 8},
         error_y={
-            "array": [100 * (s["max"] - s["mean"]) for s in spreads],
+            "array": [metric.scale * (s["max"] - s["mean"]) for s in spreads],
             "color": BLUE,
             "thickness": 1,
             "width": 4,
-            "arrayminus": [100 * (s["mean"] - s["min"]) for s in spreads],
+            "arrayminus": [metric.scale * (s["mean"] - s["min"]) for s in spreads],
         },
-        hovertext=[_level_text(level) for level in levels],
+        hovertext=[_level_text(level, metric) for level in levels],
         hoverinfo="text",
     )
 
 
-def _level_text(level: dict[str, Any]) -> str:
+def _level_text(level: dict[str, Any], metric: Metric) -> str:
     spread = level["validation"]
     return "<br>".join(
         [
-            f"<b>level {level['level']}</b>: {units.percent(spread['mean'], 2)} validation accuracy",
+            f"<b>level {level['level']}</b>: {units.score(spread['mean'], metric)} validation {safe(metric.name)}",
             f"{units.count(level['filters'])} filters ({units.percent(level['filters_removed'])} removed)",
             f"{units.count(level['params'])} parameters ({units.percent(level['params_removed'])} removed)",
             f"{units.count(level['macs'])} MACs ({units.percent(level['macs_removed'])} removed)",
@@ -147,10 +151,10 @@ def _level_text(level: dict[str, Any]) -> str:
 
 
 def _seeds(report: dict[str, Any], arm: str, name: str, symbol: str, colour: str, *, size: int = 7) -> go.Scatter:
-    points = [point for point in report["points"] if point["arm"] == arm]
+    points, metric = [point for point in report["points"] if point["arm"] == arm], Metric(**report["metric"])
     return go.Scatter(
         x=[100 * point[f"{report['axis']}_removed"] for point in points],
-        y=[100 * point["val_score"] for point in points],
+        y=[metric.scale * point["val_score"] for point in points],
         mode="markers",
         name=name,
         showlegend=arm in ARMS,
@@ -159,22 +163,22 @@ def _seeds(report: dict[str, Any], arm: str, name: str, symbol: str, colour: str
         marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 1.4, "color": colour}},
         hovertext=[
             f"<b>{name}</b>, level {p['level']}, seed {p['seed']}<br>"
-            f"{units.percent(p['val_score'], 2)} validation accuracy<br>"
+            f"{units.score(p['val_score'], metric)} validation {safe(metric.name)}<br>"
             f"{units.count(p['filters'])} filters, {units.count(p['params'])} parameters, {units.count(p['macs'])} MACs"
             for p in points
         ],
     )
 
 
-def _ring(level: dict[str, Any], axis: str) -> go.Scatter:
+def _ring(level: dict[str, Any], axis: str, metric: Metric) -> go.Scatter:
     name = "winning ticket" if level["won"] else "ticket shown"
     return go.Scatter(
         x=[100 * level[f"{axis}_removed"]],
-        y=[100 * level["validation"]["mean"]],
+        y=[metric.scale * level["validation"]["mean"]],
         mode="markers",
         name=name,
         hoverinfo="text",
-        hovertext=[_level_text(level)],
+        hovertext=[_level_text(level, metric)],
         marker={"symbol": "circle-open", "size": 20, "color": GREEN, "line": {"width": 3, "color": GREEN}},
     )
 

@@ -14,8 +14,10 @@ from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.reached import TOLERANCE, Reached
 from ltcompile.core.records import Measurement, Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
+from ltcompile.core.task import ACCURACY, Metric
 from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json
+from ltcompile.reporting.units import is_share
 
 T = TypeVar("T")
 FORMAT = 1
@@ -104,6 +106,7 @@ class Search:
     health: list[Unhealthy] | None = None  # None in searches by versions that did not record it
     target: Reached | None = None
     execution: dict[str, Any] | None = None  # likewise
+    metric: Metric = ACCURACY
 
     def arm(self, arm: str, level: int | None = None) -> list[Trained]:
         return [row for row in self.rows if row.arm == arm and level in (None, row.level)]
@@ -235,7 +238,9 @@ def _check_search(search: Search) -> None:
         raise SchemaError(f"rows holds no network of the ticket's level {search.ticket.level} and seed {search.ticket.seed}")
     for i, row in enumerate(search.rows):
         _check_positive(f"rows[{i}]", filters=row.filters, params=row.params, macs=row.macs)
-        _check_shares(f"rows[{i}]", val_score=row.val_score, train_accuracy=row.train_accuracy, test_score=row.test_score)
+        _check_shares(f"rows[{i}]", train_accuracy=row.train_accuracy)
+        if is_share(search.metric):
+            _check_shares(f"rows[{i}]", val_score=row.val_score, test_score=row.test_score)
     for width in search.widths:
         _check_positive(f"widths of {width.layer}", before=width.before, after=width.after)
     _check_shares("verdict", confidence=search.verdict.confidence)

@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from ltcompile.core.pictures import Picture, read_pictures
 from ltcompile.core.run_folder import RunFolder
+from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile
 from ltcompile.paths import check_writable, write_json, write_text
 from ltcompile.reporting import units
@@ -56,7 +57,9 @@ def _beside(page: Path) -> Path:
 
 def render(found: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:
     """The page for what `collect` returned, with `pictures` of answers; everything in it that came from files is escaped."""
-    return template("page.html.j2").render(r=found, figures=figures(found), pictures=pictures, plotlyjs=get_plotlyjs())
+    return template("page.html.j2").render(
+        r=found, metric=Metric(**found["metric"]), figures=figures(found), pictures=pictures, plotlyjs=get_plotlyjs()
+    )
 
 
 def check_page(page: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ltcompile.core.task import Metric
+
 NBSP = "\u00a0"
 SIZES = {"filters": "filters", "params": "parameters", "macs": "MACs", "latency": "measured latency"}  # the measures of sparsity
 
@@ -19,16 +21,37 @@ def percent(share: float, digits: int = 1) -> str:
     return minus(f"{100 * share:.{digits}f}") + f"{NBSP}%"
 
 
-def points(difference: float) -> str:
-    """-0.25 -> '−0.25 points'."""
-    return minus(f"{difference:+.2f}") + f"{NBSP}points"
+def is_share(metric: Metric) -> bool:
+    """Whether values lie between 0 and 1 and are written in per cent, their differences in points."""
+    return (metric.unit, metric.scale) == ("points", 100.0)
 
 
-def apart(difference: float) -> str:
-    """-0.25 -> '0.25 points below'."""
+def score(value: float, metric: Metric) -> str:
+    """A value of the metric: '97.20 %', '31.23 dB'."""
+    return percent(value, 2) if is_share(metric) else minus(f"{metric.scale * value:.2f}") + f"{NBSP}{metric.unit}"
+
+
+def gap(difference: float, metric: Metric) -> str:
+    """A difference in the metric's unit: -0.25 -> '−0.25 points'."""
+    return minus(f"{difference:+.2f}") + f"{NBSP}{metric.unit}"
+
+
+def apart(difference: float, metric: Metric) -> str:
+    """-0.25 -> '0.25 points below'; above is better, also where lower values are."""
     if abs(difference) < 0.005:
         return "level with"
-    return f"{abs(difference):.2f}{NBSP}points {'below' if difference < 0 else 'above'}"
+    sides = ("below", "above") if metric.higher_is_better else ("worse than", "better than")
+    return f"{abs(difference):.2f}{NBSP}{metric.unit} {sides[difference > 0]}"
+
+
+def axis(metric: Metric) -> str:
+    """The title of an axis of validation values."""
+    return f"validation {metric.name} ({'%' if is_share(metric) else metric.unit})"
+
+
+def title(metric: Metric) -> str:
+    """The metric's name at the beginning of a line: 'Accuracy', 'mAP'."""
+    return metric.name.capitalize() if metric.name.islower() else metric.name
 
 
 def minus(text: str) -> str:
@@ -70,4 +93,4 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f}{NBSP}min" if seconds < 7200 else f"{seconds / 3600:.1f}{NBSP}h"
 
 
-FILTERS = {f.__name__: f for f in (count, percent, points, number, measured, ms, times, size, error, duration)}
+FILTERS = {f.__name__: f for f in (count, percent, score, gap, title, number, measured, ms, times, size, error, duration)}

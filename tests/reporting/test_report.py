@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from pages import DENSE, HOSTILE, Page, example, made, timing, write
 
+from ltcompile.core.task import ACCURACY
 from ltcompile.errors import InvalidFile
 from ltcompile.reporting import report, units
 
@@ -173,7 +174,7 @@ def test_a_control_is_beaten_only_by_a_whole_interval(tmp_path: Path, low: float
     run["search.json"]["verdict"]["gaps"]["random"] |= {"low": low, "high": high}
     html, reported = made(tmp_path / "run", run)
     assert f"Random re-initialisation of the same architecture {words}" in Page(html).text
-    interval = "not decided" if low is None else f"{units.points(low)} to {units.points(high or 0.0)}"
+    interval = "not decided" if low is None else f"{units.gap(low, ACCURACY)} to {units.gap(high or 0.0, ACCURACY)}"
     assert interval.replace(units.NBSP, " ") in Page(html).text.replace(units.NBSP, " ")
     assert ("random" in reported["verdict"]["controls_not_beaten"]) == (words != "did worse")
 
