@@ -28,12 +28,14 @@ from ltcompile.cli._options import (
 if TYPE_CHECKING:
     from ltcompile.cli._options import Timed
     from ltcompile.core.recipe import Recipe
+    from ltcompile.core.task import Task
     from ltcompile.data import Dataset
     from ltcompile.search import SearchConfig, SearchResult
 
 EPILOG = """Examples:  ltcompile find --model vgg16 --rewind lr  ·
 ltcompile find --model vgg16 --data cifar10 --data-root DIR --rewind weight --criterion l2 --rounds 8 --rate 0.2 --epochs 160 --seeds 3
 --set prune.scope=local  ·  ltcompile find --model resnet20 --target-macs 0.3 --max-drop 1 --keep blocks.0  ·
+ltcompile find --task segmentation --data folder:tiles --target-macs 0.3 --margin 1  ·
 ltcompile find --recipe recipes/demo.toml --seed 4  ·  ltcompile find --train 'python train.py --seed {seed} --epochs {epochs}' --metric mAP
 --margin 0.01 --example 1x3x320x320 --epochs 30 --name boxes  ·  ltcompile find --model mypackage.nets:make --data imagefolder:photos --image-size 64"""
 TRAINING, JUDGING, DATA, RUN, OWN = "Training", "Judging", "Data", "Run", "Your own training script"
@@ -45,7 +47,10 @@ def register(app: typer.Typer) -> None:
 
 def find(
     model: str | None = typer.Option(
-        None, help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own.  [default: vgg16]"
+        None, help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own.  [default: vgg16; centernet, unet]"
+    ),
+    task: str | None = typer.Option(
+        None, help="What the network is for: classification, detection, image-to-image or segmentation.  [default: classification]"
     ),
     recipe: Path | None = typer.Option(
         None, "--recipe", metavar="FILE.toml", help="Settings of the whole search, as in recipes/; options given here win over it."
@@ -63,7 +68,8 @@ def find(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON.", rich_help_panel=RUN),
     data: str | None = typer.Option(
         None,
-        help="digits, scenes (both embedded), cifar10, cifar100, mnist, imagefolder:PATH or coco:DIR.  [default: digits]",
+        help="digits, scenes (both embedded), cifar10, cifar100, mnist, imagefolder:PATH, coco:DIR or folder:DIR (pairs of images).  "
+        "[default: digits; scenes]",
         rich_help_panel=DATA,
     ),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout.", rich_help_panel=DATA),
@@ -143,8 +149,8 @@ def find(
         "--max-drop",
         min=0,
         max=100,
-        help="Points of validation accuracy that a ticket may be worse; levels are tested from the largest down, and the last before a failure "
-        "wins.  [default: 0.5]",
+        help="Points of validation accuracy, or units of the task's metric, that a ticket may be worse; levels are tested from the largest down, "
+        "and the last before a failure wins.  [default: 0.5]",
         rich_help_panel=JUDGING,
     ),
 ) -> None:
@@ -154,12 +160,13 @@ def find(
     """
     from ltcompile.core.image_size import parse
     from ltcompile.core.run_folder import RunFolder
-    from ltcompile.search import data_for, default_folder, recipe_for
+    from ltcompile.search import default_folder, recipe_for, task_for
     from ltcompile.search.settings import SearchSettings
+    from ltcompile.tasks import load as load_task_file
 
     stopped = StopSignal()
     flags: dict[str, dict[str, Any]] = {
-        "": {"model": model, "data": data, "image_size": image_size, "weights": str(weights) if weights else None},
+        "": {"task": task, "model": model, "data": data, "image_size": image_size, "weights": str(weights) if weights else None},
         "train": {"epochs": epochs, "batch": batch, "lr": lr},
         "prune": {"prune": prune, "rewind": rewind, "criterion": criterion, "rounds": rounds, "rate": rate, "target_macs": target_macs}
         | {"target_speedup": target_speedup, "target_latency": target_latency, "on": on},
@@ -176,19 +183,19 @@ def find(
 
         search_by_script(train, chosen, name, metric, lower_is_better, example, resume=resume, as_json=as_json, stopped=stopped)
         return
-    network, trained = top.get("model", "vgg16"), Path(top["weights"]) if "weights" in top else None
+    kind = load_task_file(top.get("task", "classification"))
+    network, trained = top.get("model", kind.MODEL), Path(top["weights"]) if "weights" in top else None
     size = parse(str(top["image_size"])) if "image_size" in top else None
-    dataset = data_for(
-        *(network, top.get("data", "digits"), data_root, size), weights=trained, download=download, strict=top.get("strict", False)
-    )
+    where = top.get("task", "classification"), network, top.get("data", kind.DATA), data_root, size
+    found_task: Any = task_for(*where, weights=trained, download=download, strict=top.get("strict", False))
     if "train_images" in top:
-        dataset = dataset.with_train_images(top["train_images"])
-    time = timed(profiled_model(network, dataset), cut.get("on"), profile, **_timed_targets(cut), quiet=as_json)
+        found_task = kind.TASK(found_task.data.with_train_images(top["train_images"]))
+    time = timed(profiled_model(network, found_task), cut.get("on"), profile, **_timed_targets(cut), quiet=as_json)
     config = chosen.config(**({**time.target, "on": time.on} if time else {}))
-    training = chosen.recipe(recipe_for(network, dataset, trained))
-    folder = Path("runs") / name if name else default_folder(network, dataset, config)
+    training = chosen.recipe(recipe_for(network, found_task, trained))
+    folder = Path("runs") / name if name else default_folder(network, found_task, config)
     found = run_search(
-        *(network, dataset, config, training, folder, time, stopped),
+        *(network, found_task, config, training, folder, time, stopped),
         weights=trained,
         device=device,
         resume=resume,
@@ -211,7 +218,7 @@ def _timed_targets(cut: dict[str, Any]) -> dict[str, Any]:
     return {name: cut.get(f"target_{name}") for name in ("speedup", "latency", "energy")}
 
 
-def profiled_model(model: str, dataset: Dataset) -> dict[str, Any]:
+def profiled_model(model: str, dataset: Dataset | Task) -> dict[str, Any]:
     """What a profile calls the network that `model` builds for this data."""
     return {"name": model, "arguments": dataset.description.arguments}
 
@@ -242,7 +249,7 @@ class StopSignal:
 
 def run_search(
     model: str,
-    dataset: Dataset,
+    data: Dataset | Task,
     config: SearchConfig,
     recipe: Recipe,
     folder: Path,
@@ -258,15 +265,16 @@ def run_search(
     """Run a search under progress bars. Raises typer.Exit where a signal stops it."""
     from ltcompile.cli.progress import Bars
     from ltcompile.core.run_folder import RunFolder
+    from ltcompile.core.task import ACCURACY
     from ltcompile.search import find as search
 
-    with Bars(config, recipe, quiet=quiet) as bars:
+    with Bars(config, recipe, quiet, getattr(data, "metric", ACCURACY)) as bars:
         if tensorboard:
             bars.log_to_tensorboard(folder)
         try:
             return search(
                 model,
-                dataset,
+                data,
                 config,
                 recipe=recipe,
                 weights=weights,

@@ -11,18 +11,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
+from ltcompile.core.task import ACCURACY, Metric
 from ltcompile.errors import Unavailable
 from ltcompile.paths import writing
 from ltcompile.search import SearchConfig
 from ltcompile.training import Epoch
 
-HEADER = f"{'seed':>4}  {'arm':<12} {'level':>5}  {'filters':>7} {'params':>11} {'MACs':>13}  {'val acc':>8}  {'seconds':>7}"
+HEADER = f"{'seed':>4}  {'arm':<12} {'level':>5}  {'filters':>7} {'params':>11} {'MACs':>13}  {'val':>8}  {'seconds':>7}"
 
 
 class Bars:
     """A search's listener. The bar counts epochs; later rounds have shorter ones, so the time left is an upper estimate."""
 
-    def __init__(self, config: SearchConfig, recipe: Recipe, quiet: bool) -> None:
+    def __init__(self, config: SearchConfig, recipe: Recipe, quiet: bool, metric: Metric = ACCURACY) -> None:
+        self.metric = metric
         self.console = Console(stderr=True, quiet=quiet)
         self.bar = Progress(
             TextColumn("{task.description}"),
@@ -64,7 +66,7 @@ class Bars:
         self.bar.update(self.task, description=f"seed {seed} {arm} {level}", advance=done)
 
     def epoch(self, seed: int, arm: str, level: int, row: Epoch) -> None:
-        text = f"seed {seed} {arm} {level}  val {row.val_score:.2%}  {row.images_per_second:.0f} images/s"
+        text = f"seed {seed} {arm} {level}  val {self.metric.format(row.val_score)}  {row.images_per_second:.0f} images/s"
         self.bar.update(self.task, description=text, advance=1)
         if self.writer is not None:
             for name in ("train_loss", "val_loss", "train_accuracy", "val_score", "lr"):
@@ -74,7 +76,7 @@ class Bars:
         if from_file:
             self.bar.update(self.task, advance=row.epochs if row.arm in ("dense", "ticket") else 0)
         self.console.print(
-            f"{row.seed:>4}  {row.arm:<12} {row.level:>5}  {row.filters:>7,} {row.params:>11,} {row.macs:>13,}  {row.val_score:>8.2%}  "
+            f"{row.seed:>4}  {row.arm:<12} {row.level:>5}  {row.filters:>7,} {row.params:>11,} {row.macs:>13,}  {self.metric.format(row.val_score):>8}  "
             f"{row.seconds:>7.1f}" + ("  (from its file)" if from_file else ""),
             highlight=False,
         )

@@ -27,8 +27,10 @@ def show(
         typer.echo(json.dumps(loaded.to_json()))
         return
     row, dense = loaded.row, loaded.dense_row
+    data, classes = loaded.data, len(loaded.data["class_names"])
+    outputs = f"{classes} classes" if classes else f"{data['out_channels']} channels"
     typer.echo(
-        f"{loaded.model['name']} on {loaded.data['name']} ({len(loaded.data['class_names'])} classes, images {tuple(loaded.data['shape'])}), "
+        f"{loaded.model['name']} for {data['task']} of {data['name']} ({outputs}, images {tuple(data['shape'])}), "
         f"level {loaded.level}, seed {loaded.seed}"
     )
     for what, before, after in (
@@ -37,8 +39,9 @@ def show(
         ("MACs", dense.macs, row.macs),
     ):
         typer.echo(f"{what:<8} {before:>13,} → {after:>11,}  ({1 - after / before:.1%} removed)")
-    test = "" if row.test_score is None else f", test {row.test_score:.2%}"
-    typer.echo(f"accuracy validation {row.val_score:.2%}{test} (dense: validation {dense.val_score:.2%})")
+    value = loaded.metric.format
+    test = "" if row.test_score is None else f", test {value(row.test_score)}"
+    typer.echo(f"{loaded.metric.name:<8} validation {value(row.val_score)}{test} (dense: validation {value(dense.val_score)})")
     show_table(
         ("layer", "before", "after", "left alone because"),
         ((name, *widths, loaded.plan.frozen.get(name, "")) for name, widths in loaded.plan.widths.items()),

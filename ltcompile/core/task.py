@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from ltcompile.errors import InvalidSetting
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,10 @@ class Metric:
     scale: float = 100.0
     higher_is_better: bool = True
 
+    def __post_init__(self) -> None:
+        if not 0 < self.scale < math.inf:
+            raise InvalidSetting(f"scale={self.scale} of the metric {self.name!r} must be above 0; higher_is_better= gives its direction")
+
     @property
     def best(self) -> str:
         return "highest" if self.higher_is_better else "lowest"
@@ -40,6 +47,13 @@ class Metric:
     def gain(self, ours: float, theirs: float) -> float:
         """By how many units `ours` is better than `theirs`."""
         return self.scale * (ours - theirs) if self.higher_is_better else self.scale * (theirs - ours)
+
+    def format(self, value: float) -> str:
+        """`value` as text: a share in per cent, any other in its unit."""
+        return f"{value:.2%}" if (self.unit, self.scale) == ("points", 100.0) else f"{self.scale * value:.2f} {self.unit}"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 ACCURACY = Metric()

@@ -16,6 +16,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
+from ltcompile.core.task import ACCURACY, Metric
 from ltcompile.core.tensors import check_finite, check_held, read_torch
 from ltcompile.errors import InvalidFile, LtcompileError, TicketMismatch
 from ltcompile.paths import write_torch
@@ -33,8 +34,8 @@ class Ticket:
     """The winning network of a search, before it is built.
 
     `weights` is the state dict of the cut network; `plan` says how it lies in the original; `model` has `name` and `arguments`;
-    `data` is a data description (class names, shape, mean, std); `initial_seed` gave the original its first weights. With a `mask`,
-    of single weights, `plan` keeps everything, and `weights` are the whole network's, with zeros.
+    `data` is the description of task and data (`Description`), `metric` what the values of rows are; `initial_seed` gave the original its
+    first weights. With a `mask`, of single weights, `plan` keeps everything, and `weights` are the whole network's, with zeros.
     """
 
     model: Mapping[str, Any]
@@ -50,6 +51,7 @@ class Ticket:
     seed: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
     mask: WeightMask | None = None
+    metric: Metric = ACCURACY
 
     def __post_init__(self) -> None:
         """Raises InvalidFile or InvalidData where the parts contradict each other."""
@@ -91,6 +93,7 @@ class Ticket:
             "initial_seed": self.initial_seed,
             "recipe": self.recipe.to_json(),
             "data": dict(self.data),
+            "metric": self.metric.to_json(),
             "config": dict(self.config),
             "history": [r.to_json() for r in self.history],
             "verdict": self.verdict.to_json(),
@@ -150,6 +153,7 @@ _FIELDS: dict[str, Any] = {
     "initial_seed": int,
     "recipe": Recipe,
     "data": dict[str, Any],
+    "metric": Metric,
     "config": dict[str, Any],
     "history": tuple[Trained, ...],
     "verdict": Verdict,

@@ -20,6 +20,7 @@ from ltcompile.errors import InvalidData, InvalidSetting
 __all__ = ["Dataset", "DatasetOptions", "Description", "Split", "TensorSplit", "load_data", "load_like", "names"]
 
 FOLDERS = "imagefolder", "coco", "folder"
+VAL_SHARE = 0.1
 SPLIT_SEED = 20180309  # one split for all searches, so that their seeds compare on the same images
 
 
@@ -27,7 +28,7 @@ def load_data(
     name: str = "digits",
     root: str | Path = "data",
     image_size: ImageSize | None = None,
-    val_share: float = 0.1,
+    val_share: float = VAL_SHARE,
     download: bool = False,
     *,
     preprocessing: Preprocessing | None = None,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.streams import seeded, stream
-from ltcompile.core.task import ACCURACY
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import InvalidPlan, LtcompileError, TicketMismatch
 from ltcompile.graph import Eliminated, cut, eliminate_dead_channels
@@ -106,9 +105,9 @@ def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
     check_ticket_fits(ticket, model)
     dense = dense_network(ticket)
     row, data = ticket.row, ticket.data
-    metric = MetricValue(ACCURACY, row.val_score, "validation")
+    metric = MetricValue(ticket.metric, row.val_score, "validation")
     if row.test_score is not None:
-        metric = MetricValue(ACCURACY, row.test_score, "test")
+        metric = MetricValue(ticket.metric, row.test_score, "test")
     return Pruned(
         ticket_network(ticket, dense),
         torch.randn(PROBES, *data["shape"], generator=torch.Generator().manual_seed(0)),  # about as normalised data looks

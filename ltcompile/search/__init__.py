@@ -4,7 +4,7 @@ from ltcompile.search.conditions import NONTRIVIAL_SHARE, Conditions, Margins, c
 from ltcompile.search.config import SearchConfig
 from ltcompile.search.listener import Listener, NullListener
 from ltcompile.search.masks import full_mask, shuffle_mask
-from ltcompile.search.search import SearchResult, data_for, default_folder, find, recipe_for
+from ltcompile.search.search import SearchResult, data_for, default_folder, find, recipe_for, task_for
 from ltcompile.search.selection import Selection
 
 __all__ = [
@@ -25,4 +25,5 @@ __all__ = [
     "prize",
     "recipe_for",
     "shuffle_mask",
+    "task_for",
 ]

@@ -7,11 +7,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from ltcompile import tasks
 from ltcompile.core.arm import Arm
-from ltcompile.core.image_size import ImageSize
+from ltcompile.core.image_size import ImageSize, height_width
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.profile import Profile
 from ltcompile.core.reached import Reached
@@ -20,7 +22,7 @@ from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Task
 from ltcompile.core.ticket import Ticket
-from ltcompile.data import Dataset, load_data
+from ltcompile.data import SPLIT_SEED, VAL_SHARE, Dataset, DatasetOptions
 from ltcompile.errors import InvalidFile, TrainingFailed
 from ltcompile.models import default_recipe, least_size, preprocessing
 from ltcompile.paths import check_room, locked
@@ -35,7 +37,6 @@ from ltcompile.search.listener import Listener, NullListener
 from ltcompile.search.result import build_ticket, measure_target, write_summary
 from ltcompile.search.scored_masks import ScoredMasks
 from ltcompile.search.verdict import choose_level, closest_level, judge
-from ltcompile.tasks import Classification
 from ltcompile.training import Trainer, pick_device
 
 
@@ -58,6 +59,7 @@ def find(
     data: str | Dataset | Task = "digits",
     config: SearchConfig | None = None,
     *,
+    task: str = "classification",
     recipe: Recipe | None = None,
     data_root: str | Path = "data",
     image_size: ImageSize | None = None,
@@ -76,7 +78,8 @@ def find(
     """Search for the smallest winning ticket of `model` on `data`, and write it to `folder`/ticket.pt.
 
     Args:
-        data: the name of a data set of images, one that was loaded, or any task.
+        data: the name of a data set, one that was loaded, or a task of one's own.
+        task: what the network is for, by name, unless `data` is a task itself.
         recipe: how every arm is trained; by default the model's usual recipe, adapted to the data and to given weights.
         weights: trained weights to start from instead of fresh ones. For a `torchvision:` or `timm:` model, images are then prepared
             as for its published ones.
@@ -94,11 +97,11 @@ def find(
     """
     config, on = config or SearchConfig(), pick_device(device)
     if isinstance(data, str):
-        data = data_for(model, data, data_root, image_size, weights=weights, download=download, strict=strict)
-    task: Task = Classification(data) if isinstance(data, Dataset) else data
-    recipe = recipe or recipe_for(model, task, weights)
-    prepared = prepare(SearchJob(model, task, config, recipe, on, weights, profile, measured, mask, trainer))
-    run = RunFolder(folder if folder is not None else default_folder(model, task, config))
+        data = task_for(task, model, data, data_root, image_size, weights=weights, download=download, strict=strict)
+    found: Task = tasks.load(task).TASK(data) if isinstance(data, Dataset) else data
+    recipe = recipe or recipe_for(model, found, weights)
+    prepared = prepare(SearchJob(model, found, config, recipe, on, weights, profile, measured, mask, trainer))
+    run = RunFolder(folder if folder is not None else default_folder(model, found, config))
     if resume and not run.path.exists():
         raise InvalidFile(f"there is no run to resume at {run.path}; leave resume= out to begin it")
     try:
@@ -117,7 +120,8 @@ def default_folder(model: str, data: Dataset | Task, config: SearchConfig) -> Pa
     return Path("runs") / "-".join((model, data.description.name, config.rewind)).replace(":", "-").replace("/", "-")
 
 
-def data_for(
+def task_for(
+    task: str,
     model: str,
     data: str,
     data_root: str | Path = "data",
@@ -126,11 +130,18 @@ def data_for(
     weights: str | Path | None = None,
     download: bool = False,
     strict: bool = False,
-) -> Dataset:
-    """The data set as `model` has to see it: large enough, and with `weights` prepared as for its published ones. Raises as `find`."""
+) -> Task:
+    """The task on the data as `model` has to see it: large enough, and with `weights` prepared as for its published ones. Raises as `find`."""
     side = image_size or (least_size(model) if data == "mnist" and least_size(model) > 28 else None)
+    size = None if side is None else height_width(side)
     prepared = preprocessing(model) if weights else None
-    return load_data(data, data_root, side, download=download, preprocessing=prepared, strict=strict)
+    return tasks.load_task(task, data, Path(data_root), DatasetOptions(size, VAL_SHARE, SPLIT_SEED, download, strict, prepared))
+
+
+def data_for(model: str, data: str, data_root: str | Path = "data", image_size: ImageSize | None = None, **options: Any) -> Dataset:
+    """The data set of a classification as `model` has to see it; see `task_for`."""
+    found: Dataset = task_for("classification", model, data, data_root, image_size, **options).data  # type: ignore[attr-defined]
+    return found
 
 
 def recipe_for(model: str, data: Dataset | Task, weights: str | Path | None = None) -> Recipe:

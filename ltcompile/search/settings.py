@@ -28,7 +28,7 @@ from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.prune.limits import Limits
 from ltcompile.search.config import SearchConfig
 
-TOP = {"model": str, "data": str, "image_size": Any, "train_images": int, "weights": str, "strict": bool}
+TOP = {"task": str, "model": str, "data": str, "image_size": Any, "train_images": int, "weights": str, "strict": bool}
 TARGETS = ("target_macs", "target_params", "target_speedup", "target_latency", "target_energy")
 TIMED = {"target_speedup": float, "target_latency": str, "target_energy": str}  # turned into shares of the dense network by a profile
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from torch.nn import functional as F
 from ltcompile.core.pictures import Answer, Mark
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import ACCURACY, Batch, Loss, Metric, Part, Score, Teacher
-from ltcompile.data import DatasetOptions, load_data
 from ltcompile.errors import InvalidModel
 from ltcompile.tasks._of_data import DataTask
 from ltcompile.training import in_fp32, predictions
@@ -58,12 +56,6 @@ class Classification(DataTask):
         return Score(found.double().mean().item(), loss / len(found), f"{int(bits, 2):0{(len(bits) + 3) // 4}x}")
 
 
-def load(source: str, root: Path, options: DatasetOptions) -> Classification:
-    """The classification of a data set of labelled images. Raises as `load_data`."""
-    size, prepared = options.image_size, options.preprocessing
-    return Classification(load_data(source, root, size, options.val_share, options.download, preprocessing=prepared, strict=options.strict))
-
-
 @torch.no_grad()
 def _drawn_labels(logits: Tensor, rng: torch.Generator) -> Tensor:
     """Labels with the probabilities that the logits (N, classes) give them: (DRAWS, N), on their device.
@@ -74,3 +66,6 @@ def _drawn_labels(logits: Tensor, rng: torch.Generator) -> Tensor:
         raise InvalidModel("the network's logits are not finite, so it has no curvature: train it again, with a smaller learning rate")
     shares = logits.double().softmax(1).cpu()  # the generator is the CPU's: one stream for every device
     return torch.multinomial(shares, DRAWS, replacement=True, generator=rng).T.to(logits.device)
+
+
+TASK, MODEL, DATA = Classification, "vgg16", "digits"

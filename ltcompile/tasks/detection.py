@@ -13,7 +13,6 @@ import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from ltcompile.core.pictures import Answer, Box, Mark
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded
 from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Task, Teacher
-from ltcompile.data import Dataset, DatasetOptions, load_data
+from ltcompile.data import Dataset
 from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting
 from ltcompile.tasks._average_precision import mean_average_precision
 from ltcompile.training import in_fp32, predictions
@@ -33,12 +32,6 @@ from ltcompile.training import in_fp32, predictions
 BATCH = 32  # of an evaluation
 MOST_SHOWN, LEAST_SHOWN = 12, 0.3  # boxes of an image in a report, and their score
 ACTIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # what training mode changes besides the outputs
-
-
-def load(source: str, root: Path, options: DatasetOptions) -> Detection:
-    """Detection on a data set with boxes. Raises as `load_data`, and InvalidData for other data."""
-    size, prepared = options.image_size, options.preprocessing
-    return Detection(load_data(source, root, size, options.val_share, options.download, preprocessing=prepared, strict=options.strict))
 
 
 class Detection(Task):
@@ -179,3 +172,6 @@ def _training_outputs(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+TASK, MODEL, DATA = Detection, "centernet", "scenes"

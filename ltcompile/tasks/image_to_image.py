@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ltcompile.core.pictures import Answer, to_png
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Teacher
-from ltcompile.data import Dataset, DatasetOptions, load_data, scenes
+from ltcompile.data import Dataset, DatasetOptions, scenes
 from ltcompile.data._pairs import from_pairs
 from ltcompile.errors import InvalidData
 from ltcompile.tasks._of_data import DataTask
@@ -67,15 +67,10 @@ class ImageToImage(DataTask):
         return Score(decibels.mean().item(), torch.cat(losses).mean().item())
 
 
-def load(source: str, root: Path, options: DatasetOptions) -> ImageToImage:
-    """The denoising of "scenes", or the pairs of "folder:DIR". Raises as `load_data`."""
-    if source == "scenes":
-        return ImageToImage(_noisy_scenes(options))
-    return ImageToImage(load_data(source, root, options.image_size, options.val_share, preprocessing=options.preprocessing))
-
-
-def _noisy_scenes(options: DatasetOptions) -> Dataset:
-    """The scenes with their noise, and without it."""
+def data(source: str, root: Path, options: DatasetOptions) -> Dataset | None:
+    """The scenes with their noise, and without it; None for other sources, which `load_data` knows."""
+    if source != "scenes":
+        return None
     if (size := options.size(scenes.SIZE, scenes.SIZE)) != (scenes.SIZE, scenes.SIZE):
         raise InvalidData(f"scenes are {scenes.SIZE}x{scenes.SIZE} pixels, not {size[0]}x{size[1]}; leave the image size out")
     parts = {
@@ -83,3 +78,6 @@ def _noisy_scenes(options: DatasetOptions) -> Dataset:
         for part, count in scenes.COUNTS.items()
     }
     return from_pairs("scenes", [], parts, options, flip=False)
+
+
+TASK, MODEL, DATA = ImageToImage, "unet", "scenes"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from ltcompile.core.pictures import Answer, Mark, to_overlay
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Teacher
-from ltcompile.data import Dataset, DatasetOptions, load_data
+from ltcompile.data import Dataset
 from ltcompile.data._pairs import IGNORED
 from ltcompile.tasks._of_data import DataTask
 from ltcompile.training import call, in_fp32, predictions
@@ -95,6 +94,4 @@ def _scores(outputs: Any, masks: Tensor) -> Tensor:
     return F.interpolate(scores, masks.shape[-2:], mode="bilinear")
 
 
-def load(source: str, root: Path, options: DatasetOptions) -> Segmentation:
-    """The segmentation of "scenes" or "folder:DIR". Raises as `load_data`."""
-    return Segmentation(load_data(source, root, options.image_size, options.val_share, preprocessing=options.preprocessing))
+TASK, MODEL, DATA = Segmentation, "unet", "scenes"

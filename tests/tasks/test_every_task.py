@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from searches import QUICK
-from small_pairs import small_pairs
+from small_tasks import BATCHES, CASES
 
 import ltcompile as lt
 from ltcompile import tasks
@@ -18,23 +17,10 @@ from ltcompile.core.arm import Arm
 from ltcompile.core.description import Description
 from ltcompile.core.task import Task, items
 from ltcompile.errors import UnknownName
-from ltcompile.tasks import Classification
-from ltcompile.tasks.detection import Detection
-from ltcompile.tasks.image_to_image import ImageToImage
-from ltcompile.tasks.segmentation import Segmentation
 from ltcompile.training import ArmTraining, DefaultTrainer, Epoch, Execution, split
 
 CPU = torch.device("cpu")
 RECIPE = dataclasses.replace(QUICK, epochs=2)
-CASES: dict[str, Callable[[], tuple[Task, str]]] = {  # a small task of each kind, and a small network for it
-    "image-to-image": lambda: (ImageToImage(small_pairs("images")), "unet-small"),
-    "segmentation": lambda: (Segmentation(small_pairs("masks")), "unet-small"),
-    "classification": lambda: (Classification(lt.load_data("digits", image_size=8)), "lenet300"),
-    "detection": lambda: (Detection(lt.load_data("scenes").with_train_images(128)), "centernet-small"),
-}
-
-
-BATCHES = {"detection": 4, "image-to-image": 4, "segmentation": 4}  # where few images have to give many steps
 
 
 @pytest.fixture(params=tasks.names(), scope="module")
