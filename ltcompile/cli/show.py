@@ -20,6 +20,7 @@ def show(
 ) -> None:
     """Print what a ticket holds: model, data, widths, accuracy, verdict, provenance. Nothing in it is executed."""
     from ltcompile.cli._terminal import show_table
+    from ltcompile.core.description import Description
     from ltcompile.core.ticket import Ticket
 
     loaded = Ticket.load(ticket)
@@ -27,11 +28,10 @@ def show(
         typer.echo(json.dumps(loaded.to_json()))
         return
     row, dense = loaded.row, loaded.dense_row
-    data, classes = loaded.data, len(loaded.data["class_names"])
-    outputs = f"{classes} classes" if classes else f"{data['out_channels']} channels"
+    data = Description.from_json(loaded.data)
+    outputs = f"{data.classes} classes" if data.classes else f"{data.out_channels} channels"
     typer.echo(
-        f"{loaded.model['name']} for {data['task']} of {data['name']} ({outputs}, images {tuple(data['shape'])}), "
-        f"level {loaded.level}, seed {loaded.seed}"
+        f"{loaded.model['name']} for {data.task} of {data.name} ({outputs}, images {data.shape}), level {loaded.level}, seed {loaded.seed}"
     )
     for what, before, after in (
         ("filters", dense.filters, row.filters),

@@ -6,6 +6,7 @@ overlap. The parts use different digits. The images are grey, in three equal cha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,7 +44,12 @@ class Scenes:
 def load(root: Path, options: DatasetOptions) -> Dataset:
     if (size := options.size(SIZE, SIZE)) != (SIZE, SIZE):
         raise InvalidData(f"scenes are {SIZE}x{SIZE} pixels, not {size[0]}x{size[1]}; leave the image size out")
-    parts = {part: draw(part, count) for part, count in COUNTS.items()}
+    return dataset(COUNTS, options)
+
+
+def dataset(counts: Mapping[Part, int], options: DatasetOptions) -> Dataset:
+    """So many scenes of each part."""
+    parts = {part: draw(part, count) for part, count in counts.items()}
     return from_annotated(
         "scenes",
         [str(digit) for digit in range(CLASSES)],
@@ -73,6 +79,7 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(data.images / 16, dtype=torch.float32)[order], torch.tensor(data.target)[order]
 
 
+@cache
 def draw(part: Part, count: int, seed: int = 0, noise: float = 0.15) -> Scenes:
     """`count` scenes of the digits of `part`, on a background of noise of that deviation; the same scenes for the same seed."""
     digits, classes = _digits()

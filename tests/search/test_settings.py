@@ -16,7 +16,7 @@ from ltcompile.search.settings import SearchSettings
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 FIND = {
-    None: "model recipe set",
+    None: "model task recipe set",
     "Run": "name resume device tensorboard json",
     "Data": "data data-root download image-size weights",
     "Pruning": "prune rewind criterion rounds rate target-macs target-speedup target-latency on profile",

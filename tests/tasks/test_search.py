@@ -35,10 +35,9 @@ def test_from_search_to_file(tmp_path: Path, name: str) -> None:
     assert row.test_score is not None and row.filters < ticket.dense_row.filters
     summary = json.loads((tmp_path / "search.json").read_text())
     assert summary["metric"] == task.metric.to_json() and summary["data"]["sizes"] == dict(task.sizes)
-    shrunk = lt.shrink(ticket, tmp_path / "small.onnx")
-    with torch.no_grad():
-        score = task.evaluate(shrunk.module, "test", torch.device("cpu")).value if name != "detection" else row.test_score
-    assert score == pytest.approx(row.test_score, rel=1e-3, abs=1e-3)
+    if name != "detection":  # tests/tasks/test_detectors.py deploys these
+        shrunk = lt.shrink(ticket, tmp_path / "small.onnx")
+        assert task.evaluate(shrunk.module, "test", torch.device("cpu")).value == pytest.approx(row.test_score, rel=1e-3, abs=1e-3)
     shown = call("show", tmp_path / "ticket.pt").stdout
     assert f"{task.metric.name:<8} validation {task.metric.format(row.val_score)}, test {task.metric.format(row.test_score)}" in shown
 
