@@ -58,7 +58,7 @@ def elementwise(
         inner = f"sweep<{loops.size}>([&](auto width, int c) {body});"
     else:
         body = "".join(f"const float x{n} = *({v} + c * {step}); " for n, (v, step) in enumerate(zip(values, loops.inner[1:], strict=True)))
-        inner = f"for (int c = 0; c < {loops.size}; c++) {{ {body}out[{at} + c * {loops.inner[0]}] = {expression}; }}"
+        inner = f"for (int c = 0; c < {loops.size}; c++) {{ enum {{ L = 1 }}; {body}out[{at} + c * {loops.inner[0]}] = {expression}; }}"
     if padded > loops.size:
         inner += f" for (int c = {loops.size}; c < {padded}; c++) out[{at} + c] = 0.0f;"
     return f"{loops.opening}{{ {inner} }}"

@@ -118,12 +118,12 @@ def _matmul(plan: Plan, node: Node) -> None:
     x, y = plan.placed(node.args[0]), plan.placed(node.args[1])
     if len(x.shape) != len(y.shape) or x.shape[:-2] != y.shape[:-2] or len(x.shape) < 3:
         raise Unavailable("its operands are broadcast")
-    plan.result(node)
+    plan.result(node, len(x.shape) - 1)
     multiply(plan, node.name, plan.values[node.name], x, y)
 
 
 def multiply(plan: Plan, name: str, out: Placed, x: Placed, y: Placed) -> None:
-    """A step out = x y, (1, ..., I, K) times (1, ..., K, J); y is copied where its rows do not lie in one piece."""
+    """A step out = x y, (1, ..., I, K) times (1, ..., K, J), the rows of `out` in one piece; y is copied where its rows are not."""
     if y.strides[-1] != 1:
         copy, _ = plan.new(f"{name}.rows", y.shape, len(y.shape) - 1)
         plan.copy(copy, y, f"{name}.rows")
@@ -148,7 +148,7 @@ def _attention(plan: Plan, node: Node) -> None:
     scale: Any = node.kwargs.get("scale") or q.shape[-1] ** -0.5
     shape = (*q.shape[:-1], k.shape[-2])
     scores = Node(f"{node.name}.scores", "", (), {}, shape)
-    plan.result(scores)
+    plan.result(scores, len(shape) - 1)
     scored = plan.values[scores.name]
     multiply(plan, scores.name, scored, q, Placed(k.storage, k.tensor.transpose(-1, -2)))
     scaled, _ = plan.new(f"{node.name}.scaled", shape, len(shape) - 1)
@@ -157,7 +157,7 @@ def _attention(plan: Plan, node: Node) -> None:
     from ltcompile.lower.program import Value
 
     _softmax(plan, Node(f"{node.name}.softmax", "aten.softmax.int", (Value(f"{node.name}.scaled"), -1), {}, shape))
-    plan.result(node)
+    plan.result(node, len(shape) - 1)
     multiply(plan, node.name, plan.values[node.name], plan.values[f"{node.name}.softmax"], v)
 
 

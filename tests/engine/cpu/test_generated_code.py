@@ -1,0 +1,170 @@
+"""Generated C++ computes what the program does: random graphs, all operations, odd widths, tiny images, every instruction set there is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cpu_graphs import HEADS, IMAGES, STEPS, TOLERANCE, Case, Graph, answers, case
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ltcompile.engine import cpu
+from ltcompile.engine.cpu import native
+from ltcompile.engine.cpu.generate import generate
+from ltcompile.errors import Unavailable
+from ltcompile.lower.lower import lower
+from ltcompile.lower.program import Program
+from ltcompile.numerics import largest_error
+
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+
+
+def graph(steps: list[str], head: str, channels: int, size: tuple[int, int], seed: int) -> Case:
+    model = Graph(channels, steps, head, size, seed)
+    return case(model, torch.randn(IMAGES, channels, *size, generator=torch.Generator().manual_seed(seed)))
+
+
+GRAPHS = st.builds(
+    graph,
+    st.lists(st.sampled_from(STEPS), min_size=1, max_size=4),
+    st.sampled_from(HEADS),
+    st.integers(1, 5),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.integers(0, 99),
+)
+
+
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cases=st.lists(GRAPHS, min_size=3, max_size=3))
+def test_random_graphs(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> None:
+    found = answers(cases, ["g++", "-O0", "-march=native"], tmp_path_factory.mktemp("graphs"))
+    assert [largest_error(y, c.expected) <= TOLERANCE for y, c in zip(found, cases, strict=True)] == [True] * len(cases)
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    """All operations in a few networks."""
+    return [
+        graph(["conv3", "residual", "maxpool", "depthwise", "excite", "strided", "attend"], "pooled", 3, (9, 8), 0),
+        graph(["in_place", "dilated", "shuffle", "concat", "grouped", "padded_pool"], "flat", 2, (7, 5), 1),
+        graph(["pad", "norm", "bilinear", "permuted", "arithmetic", "avgpool", "nearest"], "none", 9, (3, 4), 2),
+        graph(["adaptive", "softmax", "conv1"], "flat", 1, (4, 1), 3),
+    ]
+
+
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+AVX512 = ("-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma")
+BUILDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
+    "avx-512": (["g++", "-O1", *AVX512], ()),
+    "avx-512, sanitized": (["g++", "-O0", *AVX512, *SANITIZED], ()),
+    "avx2, clang": (["clang++", "-O1", "-mavx2", "-mfma"], ()),
+    "avx2, sanitized": (["g++", "-O0", "-mavx2", "-mfma", *SANITIZED], ()),
+    "plain": (["g++", "-O0"], ()),
+    "neon": (["aarch64-linux-gnu-g++", "-O0", "-static"], ("qemu-aarch64",)),
+}
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_every_instruction_set(cases: list[Case], build: str, tmp_path: Path) -> None:
+    command, run = BUILDS[build]
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    needed = "avx512bw" if "512" in build else "avx2" if "avx2" in build else ""
+    if needed not in flags:
+        pytest.skip(f"this processor has no {needed}")
+    found = answers(cases, [*command, *WARNINGS], tmp_path, run)
+    errors = [largest_error(y, c.expected) for y, c in zip(found, cases, strict=True)]
+    assert max(errors) <= TOLERANCE, errors
+
+
+def test_nan_and_infinity_pass_through(tmp_path: Path) -> None:
+    steps = ["conv3", "maxpool", "depthwise", "arithmetic"]
+    model = Graph(3, steps, "none", (8, 8), 4)
+    images = torch.randn(IMAGES, 3, 8, 8)
+    images[0, 1, 2, 3], images[1, 0, 5, 5] = float("nan"), float("inf")
+    special = case(model, images)
+    (found,) = answers([special], ["g++", "-O0", "-march=native"], tmp_path)
+    assert np.isnan(special.expected).any() and np.isfinite(special.expected).any()
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(special.expected))
+    np.testing.assert_array_equal(found[np.isinf(special.expected)], special.expected[np.isinf(special.expected)])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_images_and_the_work_of_one(threads: int, cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One library serves all numbers of threads."""
+    monkeypatch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
+    first = cases[0]
+    library = native.Library(generate(first.program, shared=True), threads)
+    for count in (1, 2, 5):
+        images = np.ascontiguousarray(first.images[np.arange(count) % IMAGES])
+        found = np.empty((count, *first.expected.shape[1:]), np.float32)
+        library.run(images.ctypes.data, found.ctypes.data, count)
+        assert largest_error(found, first.expected[np.arange(count) % IMAGES]) <= TOLERANCE
+
+
+def test_what_cannot_be_generated_is_refused_as_a_whole() -> None:
+    class Rolled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.roll(1, 2).relu()
+
+    with pytest.raises(Unavailable, match=r"\(aten.roll.default\): the compiler does not have aten.roll.default"):
+        generate(lower(Rolled(), torch.randn(1, 3, 4, 4)).program)
+
+
+class TestForgedPrograms:
+    """A program from a file becomes C++: words and shapes are checked before."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def program(cls) -> Program:
+        return lower(nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3)), torch.randn(1, 3, 8, 8)).program
+
+    def forged(self, program: Program, **changes: Any) -> Program:
+        return replace(program, nodes=(replace(program.nodes[0], **changes), *program.nodes[1:]))
+
+    @pytest.mark.parametrize("word", ['relu(v); } int x = system("reboot"); //', "relu\n#include </etc/passwd>", "a b"])
+    def test_words(self, program: Program, word: str) -> None:
+        with pytest.raises(Unavailable, match="has the argument"):
+            generate(self.forged(program, kwargs={**program.nodes[0].kwargs, "activation": word}))
+
+    def test_shapes(self, program: Program) -> None:
+        with pytest.raises(Unavailable, match=r"computes torch.float32 \(1, 5, 6, 6\), not float32 \(1, 5, 60, 60\)"):
+            generate(self.forged(program, shape=(1, 5, 60, 60)))
+        with pytest.raises(Unavailable, match="cannot be computed"):
+            generate(self.forged(program, kwargs={**program.nodes[0].kwargs, "stride": [0, 1]}))
+
+
+class TestCompiler:
+    @pytest.fixture(autouse=True)
+    def fresh(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        native.compiler.cache_clear()
+        yield
+        native.compiler.cache_clear()
+
+    def test_a_missing_one_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        with pytest.raises(Unavailable, match="CXX=no-such-compiler is not a program here"):
+            native.compiler()
+        refused = cpu.candidates("fp32")[1]
+        assert "CXX" in refused["generated C++"] and not any(c.runtime == "cpp" for c in cpu.candidates("fp32")[0])
+        monkeypatch.setenv("CXX", "g++ -DX=1")
+        native.compiler.cache_clear()
+        assert native.compiler() == ("g++", "-DX=1")
+
+    def test_what_it_says_is_passed_on(self) -> None:
+        with pytest.raises(Unavailable, match=r"failed: .*error: .*nonsense"):
+            native.compile_library("int f() { return nonsense; }")
+
+    def test_equal_texts_are_compiled_once(self, tmp_path: Path) -> None:
+        first = native.compile_library('extern "C" int f() { return 1; }')
+        made = first.stat().st_mtime_ns
+        assert native.compile_library('extern "C" int f() { return 1; }') == first and first.stat().st_mtime_ns == made
+        assert native.compile_library('extern "C" int f() { return 2; }') != first
+        assert sorted(p.suffix for p in first.parent.iterdir()) == [".so", ".so"]
