@@ -74,7 +74,7 @@ def compile(
         typer.echo(json.dumps([decision.to_json() for decision in engine.decisions.values()]))
         return
     _print(engine, explain)
-    call = ", ".join(engine.input_names)
+    call = ", ".join(engine.signature.names)
     typer.echo(f'wrote {output} ({output.stat().st_size / 1e6:.2f} MB); use it: lt.load_engine("{output}")({call})')
 
 

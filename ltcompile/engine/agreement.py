@@ -81,7 +81,8 @@ def agreement_of_file(source: Source, noise: Tensor) -> Agreement | None:
     """
     if source.precision not in ("int8", "bf16") or not source.onnx:
         return None
-    spread, mean = noise.std((0, 2, 3), keepdim=True), noise.mean((0, 2, 3), keepdim=True)
+    others = [at for at in range(noise.dim()) if at != 1]
+    spread, mean = noise.std(others, keepdim=True), noise.mean(others, keepdim=True)
     images = mean + spread * torch.randn(NOISE_IMAGES, *noise.shape[1:], generator=torch.Generator().manual_seed(1))
     model = onnx.load_from_string(source.onnx)
     exact = numerics.in_chunks(evaluator(unrounded(model)), images.numpy())

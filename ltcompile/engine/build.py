@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,21 +9,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core.ticket import Ticket
 from ltcompile.engine import device as devices
 from ltcompile.engine import file
 from ltcompile.engine.agreement import MAX_DROP
 from ltcompile.engine.engine import Engine, Run
 from ltcompile.engine.file import EngineFile
+from ltcompile.engine.signature import Signature, outputs
 from ltcompile.errors import Disagreement, EngineMismatch, InvalidData, InvalidSetting
+from ltcompile.graph._copy import copied
+from ltcompile.graph.inputs import Example
 from ltcompile.graph.wrappers import unwrap
+from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import TOLERANCES, largest_error, tile
+from ltcompile.pruned import Pruned, Result, pruned_of
 
 BATCHES = (1, 8, 64)
+Source = Pruned | Ticket | Result | str | Path
 
 
 def compile(
-    model: nn.Module,
-    example: Tensor,
+    model: nn.Module | Source,
+    example: Example | None = None,
     *,
     device: str = "cpu",
     batch: Sequence[int] = BATCHES,
@@ -35,9 +41,10 @@ def compile(
     """An engine of `model`: the candidate that measures fastest on this machine, for each size in `batch`.
 
     Args:
-        model: any network of images with one output; it stays as it is.
-        example: real images, float32 (N, C, H, W). Outputs are compared on them. int8 also takes its ranges from them and counts those that
-            change their class, so it needs a hundred or more; noise says nothing about accuracy.
+        model: any network, which stays as it is; or a `Pruned`, a ticket or its file, or the result of a search, whose small network it is.
+        example: real inputs: a tensor (N, ...), a tuple of arguments or a dict of keyword arguments; by default those of the `Pruned`. Outputs
+            are compared on them. int8 also takes its ranges from them and counts those that change their class, so it needs a hundred rows or
+            more; noise says nothing about accuracy. Networks of several inputs or outputs, or others than float32, run in fp32 on the CPU.
         device: "cpu" or "cuda".
         batch: the batch sizes, different and at least 1.
         precision: "fp32", "fp16" (GPU), "bf16" or "int8" (CPU); by default fp32 on a CPU and fp16 on a GPU.
@@ -48,16 +55,45 @@ def compile(
         InvalidModel: the network cannot be lowered. InvalidSetting, InvalidData: a setting or the images are invalid.
         Unavailable: the device is not there. Disagreement: no candidate computes the network, or int8 changes too many classes.
     """
-    _check(example, batch)
-    target, example = devices.find(device, precision), example.detach().cpu()
-    network = copy.deepcopy(unwrap(model)).cpu().eval()
-    made = target.make(network, example, batch, max_drop, on_progress or (lambda _: None))
-    noise = _noise_like(example)
-    answer = made.runs[batch[0]](tile(noise, batch[0]))[:1].cpu()
-    shape = tuple(example.shape[1:])
-    return Engine(
-        EngineFile(device, target.precision, shape, target.machine(), made.variants, (noise, answer), made.onnx, made.single), made.runs
+    network, example = _network(model, example)
+    target = devices.find(device, precision)
+    inputs = Inputs.of(network, example).on_cpu()
+    _check(inputs, batch)
+    signature = Signature.of(network, inputs)
+    _check_form(signature, device, target.precision)
+    made = target.make(network, inputs, signature, batch, max_drop, on_progress or (lambda _: None))
+    noise = tuple(t.contiguous() for t in (_noise_like(inputs.tensors[0]),)) if signature.is_one_tensor else inputs.resized(1).tensors
+    answers = tuple(
+        found[:1].cpu() if has else found.cpu()
+        for found, has in zip(outputs(made.runs[batch[0]](*signature.resized(noise, batch[0]))), signature.outputs_batched, strict=True)
     )
+    contents = EngineFile(device, target.precision, signature, target.machine(), made.variants, (noise, answers), made.onnx, made.single)
+    return Engine(contents, made.runs)
+
+
+def _network(model: nn.Module | Source, example: Example | None) -> tuple[nn.Module, Example]:
+    """A copy of the network in eval mode on the CPU, and its inputs. Raises InvalidSetting where there are none."""
+    if not isinstance(model, nn.Module):
+        pruned = pruned_of(model)
+        model, example = pruned.small, pruned.example if example is None else example
+    if example is None:
+        raise InvalidSetting(
+            "example= must be inputs of the network: a tensor (N, ...), a tuple of arguments or a dict of keyword arguments"
+        )
+    return copied(unwrap(model)).cpu().eval(), example
+
+
+def _check_form(signature: Signature, device: str, precision: str) -> None:
+    """Raises InvalidSetting where an engine on this device, in this precision, is of networks of another form."""
+    if device == "cpu" and precision == "fp32":
+        return
+    takes_images = signature.is_one_tensor and (device == "cpu" or len(signature.shapes[0]) == 3)
+    if not takes_images:
+        form = "float32 images (N, C, H, W)" if device == "cuda" else "one float32 tensor (N, ...)"
+        raise InvalidSetting(
+            f"precision={precision} on {device} is for networks that turn {form} into one float32 tensor (N, ...), and this one takes "
+            f"{signature} and gives {', '.join(signature.outputs)}; compile it in fp32 on the CPU, or write it with shrink"
+        )
 
 
 def load_engine(path: str | Path, *, retune: bool = False, on_progress: Callable[[str], None] | None = None) -> Engine:
@@ -88,9 +124,12 @@ def load_engine(path: str | Path, *, retune: bool = False, on_progress: Callable
 
 
 def _check_answers(contents: EngineFile, runs: Mapping[int, Run], path: str | Path) -> None:
-    noise, answer = contents.probe
+    inputs, answers = contents.probe
+    per_row = contents.signature.outputs_batched
     for batch, run in runs.items():
-        error = largest_error(run(tile(noise, batch)), tile(answer, batch))
+        found = outputs(run(*contents.signature.resized(inputs, batch)))
+        errors = [largest_error(y, tile(x, batch)) for y, x, has in zip(found, answers, per_row, strict=True) if has]
+        error = max(errors, default=0.0)
         if not error <= TOLERANCES[contents.precision]:
             raise Disagreement(
                 f"{path} answers otherwise than when it was made: batch {batch} is off by {error:.1e} of the largest; compile the network again"
@@ -98,15 +137,17 @@ def _check_answers(contents: EngineFile, runs: Mapping[int, Run], path: str | Pa
 
 
 def _noise_like(example: Tensor) -> Tensor:
-    """One image (1, C, H, W) of noise with the example's mean and spread a channel."""
+    """One row (1, C, ...) of noise with the example's mean and spread a channel."""
     noise = torch.randn(1, *example.shape[1:], generator=torch.Generator().manual_seed(0))
-    spread = example.std((0, 2, 3), keepdim=True) if example[:, 0].numel() > 1 else torch.ones(())
-    return (noise * spread + example.mean((0, 2, 3), keepdim=True)).contiguous()
+    others = [at for at in range(example.dim()) if at != 1]
+    spread = example.std(others, keepdim=True) if example[:, 0].numel() > 1 else torch.ones(())
+    return (noise * spread + example.mean(others, keepdim=True)).contiguous()
 
 
-def _check(example: Tensor, batch: Sequence[int]) -> None:
-    if example.dim() != 4 or example.dtype != torch.float32 or len(example) == 0 or not bool(example.isfinite().all()):
-        raise InvalidData(f"example must be finite float32 images (N, C, H, W), not {example.dtype} {tuple(example.shape)}")
+def _check(inputs: Inputs, batch: Sequence[int]) -> None:
+    for name, tensor in zip(inputs.names, inputs.tensors, strict=True):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise InvalidData(f"example must be finite: its {name} holds nan or inf")
     if not batch or min(batch) < 1 or len(set(batch)) != len(batch):
         raise InvalidSetting(f"batch={list(batch)}: batch sizes must be different and at least 1")
 

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from ltcompile.engine.engine import Run
 from ltcompile.engine.file import EngineFile, EngineVariant
+from ltcompile.engine.signature import Signature
 from ltcompile.errors import InvalidSetting
+from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.program import Program
 
 Progress = Callable[[str], None]
@@ -34,7 +36,9 @@ class Device(Protocol):
     def machine(self) -> dict[str, str]:
         """The hardware and versions for which an engine's decisions hold."""
 
-    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> CompiledArtifacts:
+    def make(
+        self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], max_drop: float, on_progress: Progress
+    ) -> CompiledArtifacts:
         """The fastest candidate for each batch size, checked on the example; in int8 `max_drop` per cent may change their class."""
 
     def load(self, contents: EngineFile) -> Mapping[int, Run]:

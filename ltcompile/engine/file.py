@@ -18,12 +18,13 @@ from torch import Tensor
 
 from ltcompile.core.records import provenance
 from ltcompile.engine.decision import Decision
+from ltcompile.engine.signature import Signature, Tensors
 from ltcompile.errors import InvalidFile
 from ltcompile.lower import serialization
 from ltcompile.lower.program import Program
 from ltcompile.paths import write_bytes
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "ltcompile.engine"
 _SMALL = 64  # bytes; smaller weights stay in the ONNX graph, whose shapes and axes they often are
 
@@ -41,16 +42,16 @@ class EngineVariant:
 class EngineFile:
     """The contents of an engine file.
 
-    `machine` must be the same for the decisions to hold; `probe` is noise (1, C, H, W) and the engine's answer to it (1, classes); `single` is
-    the program for one image, of which C++ is generated.
+    `machine` must be the same for the decisions to hold; `probe` holds inputs of one row and the engine's answers to them; `single` is the
+    program for one image, of which C++ is generated.
     """
 
     device: str
     precision: str
-    input_shape: tuple[int, ...]
+    signature: Signature
     machine: Mapping[str, str]
     variants: tuple[EngineVariant, ...]
-    probe: tuple[Tensor, Tensor]
+    probe: tuple[Tensors, Tensors]
     onnx: bytes = b""
     single: Program | None = None
 
@@ -65,10 +66,10 @@ def save(contents: EngineFile, path: str | Path) -> None:
         "format": FORMAT,
         "device": contents.device,
         "precision": contents.precision,
-        "input_shape": list(contents.input_shape),
+        "signature": contents.signature.to_json(),
         "machine": dict(contents.machine),
         "variants": [_variant(variant, pool) for variant in contents.variants],
-        "probe": [pool.add(tensor) for tensor in contents.probe],
+        "probe": [[pool.add(tensor) for tensor in tensors] for tensors in contents.probe],
         "onnx": _onnx(contents.onnx, pool) if contents.onnx else None,
         "single": _program(contents.single, pool),
         "provenance": provenance(),
@@ -89,11 +90,13 @@ def load(path: str | Path) -> EngineFile:
                 raise InvalidFile(f"{path} has format {header['format']}, this ltcompile reads {FORMAT}; install the one that made it")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dictionary)
         variants = tuple(_read_variant(variant, tensors) for variant in header["variants"])
-        shape, machine = tuple(int(n) for n in header["input_shape"]), {str(k): str(v) for k, v in header["machine"].items()}
+        signature, machine = Signature.from_json(header["signature"]), {str(k): str(v) for k, v in header["machine"].items()}
         onnx = _read_onnx(header["onnx"], tensors) if header["onnx"] else b""
-        noise, answer = (tensors[name] for name in header["probe"])
+        inputs, answers = (tuple(tensors[name] for name in names) for names in header["probe"])
+        if len(inputs) != len(signature.names) or len(answers) != len(signature.outputs):
+            raise ValueError("its probe has other inputs or outputs")
         single = _read_program(header.get("single"), tensors)
-        return EngineFile(str(header["device"]), str(header["precision"]), shape, machine, variants, (noise, answer), onnx, single)
+        return EngineFile(str(header["device"]), str(header["precision"]), signature, machine, variants, (inputs, answers), onnx, single)
     except InvalidFile:
         raise
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError, RuntimeError) as error:

@@ -20,8 +20,10 @@ from ltcompile.engine.events import cold_us, fastest_replay, replays_ms
 from ltcompile.engine.executable import DEPENDENT, GRAPH, MODES, PERSISTENT, Choice, Executable, persistent_refusal
 from ltcompile.engine.file import EngineFile, EngineVariant
 from ltcompile.engine.rerank import rerank
+from ltcompile.engine.signature import Signature
 from ltcompile.engine.tune import Cache, default_cache, read_choice, tune, write_choice
 from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting, LtcompileError, Unavailable
+from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.lower import lower, to_layout
 from ltcompile.lower.program import Program
 from ltcompile.numerics import largest_error, refusal_of, tile
@@ -48,7 +50,10 @@ class Gpu:
     def machine(self) -> dict[str, str]:
         return {"gpu": torch.cuda.get_device_name()} | {name: versions()[name] for name in ("triton", "torch")}
 
-    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> CompiledArtifacts:
+    def make(
+        self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], max_drop: float, on_progress: Progress
+    ) -> CompiledArtifacts:
+        (example,) = inputs.tensors
         agreed = agreement(model, example, Source(self.precision), max_drop)
         programs, images, expected = {}, {}, {}
         for batch in batches:
@@ -64,7 +69,7 @@ class Gpu:
 
     def recompile(self, contents: EngineFile, on_progress: Progress) -> CompiledArtifacts:
         programs = {variant.decision.batch: variant.program for variant in contents.variants if variant.program is not None}
-        noise, answer = contents.probe
+        (noise,), (answer,) = contents.probe
         return self._choose_all(programs, {b: tile(noise, b) for b in programs}, {b: tile(answer, b) for b in programs}, on_progress)
 
     def _choose_all(

@@ -20,12 +20,15 @@ from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import CompiledArtifacts, Progress
 from ltcompile.engine.engine import Run
 from ltcompile.engine.file import EngineFile, EngineVariant
+from ltcompile.engine.signature import Signature, Tensors, outputs
 from ltcompile.errors import Disagreement, InvalidFile, InvalidModel, InvalidSetting, Unavailable
 from ltcompile.lower import export_onnx, fold_batch_norm
+from ltcompile.lower.answers import of_network
+from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.lower import lower
 from ltcompile.lower.passes import precision as precisions
-from ltcompile.numerics import largest_error, refusal_of, tile
+from ltcompile.numerics import compare, largest_error, refusal_of, tile
 from ltcompile.timing import fastest
 
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -47,12 +50,18 @@ class Host:
         packages = ("onnxruntime-gpu", "onnxruntime", "openvino", "torch")
         return {"cpu": cpu_name(), "threads": str(thread_counts()[-1])} | {name: there[name] for name in packages if name in there}
 
-    def make(self, model: nn.Module, example: Tensor, batches: Sequence[int], max_drop: float, on_progress: Progress) -> CompiledArtifacts:
-        source = make_source(model, example, batches, self.precision)
-        agreed = agreement(model, example, source, max_drop)
-        with torch.no_grad():
-            expected = {batch: model(tile(example, batch)) for batch in batches}
-        return _choose_all(source, {batch: tile(example, batch) for batch in batches}, expected, on_progress, agreed)
+    def make(
+        self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], max_drop: float, on_progress: Progress
+    ) -> CompiledArtifacts:
+        agreed = None
+        if signature.is_one_tensor:
+            source = make_source(model, inputs.tensors[0], batches, self.precision)
+            agreed = agreement(model, inputs.tensors[0], source, max_drop)
+        else:
+            source = _of_any_inputs(model, inputs)
+        given = {batch: inputs.resized(batch) for batch in batches}
+        expected = {batch: tuple(of_network(model)(some).values()) for batch, some in given.items()}
+        return _choose_all(source, {batch: some.tensors for batch, some in given.items()}, expected, on_progress, agreed)
 
     def load(self, contents: EngineFile) -> dict[int, Run]:
         source = _source(contents)
@@ -60,10 +69,12 @@ class Host:
 
     def recompile(self, contents: EngineFile, on_progress: Progress) -> CompiledArtifacts:
         batches = [variant.decision.batch for variant in contents.variants]
-        noise, answer = contents.probe
-        source = _source(contents)
-        images, expected = {b: tile(noise, b) for b in batches}, {b: tile(answer, b) for b in batches}
-        return _choose_all(source, images, expected, on_progress, agreement_of_file(source, noise))
+        noise, answers = contents.probe
+        source, signature = _source(contents), contents.signature
+        inputs = {b: signature.resized(noise, b) for b in batches}
+        expected = {b: tuple(tile(x, b) if has else x for x, has in zip(answers, signature.outputs_batched, strict=True)) for b in batches}
+        agreed = agreement_of_file(source, noise[0]) if signature.is_one_tensor else None
+        return _choose_all(source, inputs, expected, on_progress, agreed)
 
 
 def multiplies_bf16() -> bool:
@@ -73,7 +84,8 @@ def multiplies_bf16() -> bool:
 
 def _source(contents: EngineFile) -> Source:
     programs = {variant.decision.batch: variant.program for variant in contents.variants if variant.program is not None}
-    return Source(contents.precision, contents.onnx, programs, single=contents.single)
+    names = () if contents.signature.is_one_tensor else contents.signature.names
+    return Source(contents.precision, contents.onnx, programs, single=contents.single, names=names)
 
 
 def _candidate(variant: EngineVariant, precision: str) -> Deployment:
@@ -106,14 +118,14 @@ def _loaded(variant: EngineVariant, source: Source) -> Run:
 
 def _choose_all(
     source: Source,
-    images: Mapping[int, Tensor],
-    expected: Mapping[int, Tensor],
+    inputs: Mapping[int, Tensors],
+    expected: Mapping[int, Tensors],
     on_progress: Progress,
     agreed: Agreement | None = None,
 ) -> CompiledArtifacts:
     variants, runs = [], {}
-    for batch in images:
-        candidate, runs[batch], decision = choose(source, images[batch], expected[batch], on_progress, agreed)
+    for batch in inputs:
+        candidate, runs[batch], decision = choose(source, batch, inputs[batch], expected[batch], on_progress, agreed)
         options = {"runtime": candidate.runtime, "threads": candidate.threads}
         variants.append(EngineVariant(decision, options, source.programs.get(batch)))
     return CompiledArtifacts(tuple(variants), runs, source.onnx, source.single)
@@ -127,24 +139,40 @@ def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], preci
             network = Int8Network(folded, example, example, Path(folder))
             network.write()
             return Source(precision, network.file.read_bytes(), plain=network.quantizer.plain.SerializeToString())
-        single = lower(model, example[:1]).program if precision == "fp32" else None
-        programs = {batch: precisions.rewrite(lower(model, tile(example, batch)).program, precision) for batch in batches}
+        single, programs, refusal = None, {}, None
+        try:
+            single = lower(model, example[:1]).program if precision == "fp32" else None
+            programs = {batch: precisions.rewrite(lower(model, tile(example, batch)).program, precision) for batch in batches}
+        except InvalidModel as error:  # runtimes may read its ONNX form all the same
+            refusal, single = error, None
         try:
             export_onnx(folded, example, path := Path(folder) / "network.onnx")
         except InvalidModel:
+            if refusal is not None:
+                raise refusal from None
             return Source(precision, b"", programs, single=single)
-        return Source(precision, path.read_bytes(), programs, single=single)
+        if refusal is not None and precision != "fp32":
+            raise refusal
+        return Source(precision, path.read_bytes(), programs if refusal is None else {}, single=single)
+
+
+def _of_any_inputs(model: nn.Module, inputs: Inputs) -> Source:
+    """A network of any inputs and outputs, for the runtimes that read ONNX."""
+    folded, _ = fold_batch_norm(model, inputs.example)
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+        export_onnx(folded, inputs.example, path := Path(folder) / "network.onnx")
+        return Source("fp32", path.read_bytes(), names=inputs.names)
 
 
 def choose(
-    source: Source, images: Tensor, expected: Tensor, on_progress: Progress, agreed: Agreement | None = None
+    source: Source, batch: int, inputs: Tensors, expected: Tensors, on_progress: Progress, agreed: Agreement | None = None
 ) -> tuple[Deployment, Run, Decision]:
-    """The fastest for batches like `images` among those whose answers are `expected`, and which agree on more images where these are given.
+    """The fastest for batches like `inputs` among those whose answers are `expected`, and which agree on more images where these are given.
 
     Raises:
         Unavailable: no runtime can run the network. Disagreement: none computes it.
     """
-    batch, errors = len(images), dict[str, float]()
+    errors = dict[str, float]()
     deployments, refused = candidates(source.precision, batch)
     found: dict[str, tuple[Deployment, Run]] = {}
     for name, candidate in ((label(candidate), candidate) for candidate in deployments):
@@ -154,8 +182,9 @@ def choose(
         except Unavailable as reason:
             refused[name] = str(reason)
             continue
-        errors[name] = largest_error(run(images), expected)
-        if wrong := agreed.refusal(run, batch) if agreed else refusal_of(errors[name], source.precision):
+        compared = [_compared(y, x, source.precision) for y, x in zip(outputs(run(*inputs)), expected, strict=True)]
+        errors[name] = max(error for error, _ in compared)
+        if wrong := agreed.refusal(run, batch) if agreed else next((reason for _, reason in compared if reason), ""):  # type: ignore[arg-type]
             refused[name] = wrong
         else:
             found[name] = candidate, run
@@ -165,6 +194,15 @@ def choose(
             f"no runtime can run this network for batches of {batch} on this CPU: " + "; ".join(f"{k}: {v}" for k, v in refused.items())
         )
     on_progress(f"batch {batch}: timing {len(found)} candidates")
-    calls = {name: functools.partial(run, images) for name, (_, run) in found.items()}
+    calls = {name: functools.partial(run, *inputs) for name, (_, run) in found.items()}
     picked = fastest(calls, screen_s=SCREEN_S, seconds=FINAL_S)
     return *found[picked.name], decided(batch, picked, refused, errors[picked.name], {})
+
+
+def _compared(found: Tensor, expected: Tensor, precision: str) -> tuple[float, str]:
+    """The error of one output, and why it is refused, "" where it is not."""
+    if expected.is_floating_point() and bool(expected.isfinite().all()):
+        error = largest_error(found, expected)
+        return error, refusal_of(error, precision)
+    one = compare({"": found.numpy()}, {"": expected.numpy()})
+    return one.error, one.refusal

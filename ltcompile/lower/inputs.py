@@ -54,7 +54,7 @@ class Inputs:
         for path, leaf in paths:
             if not isinstance(leaf, Tensor) and any(isinstance(inner, Tensor) for _, inner in named_leaves("", leaf)):
                 raise InvalidModel(
-                    f"{_name(path)} is a {type(leaf).__name__}, which hides its tensors; pass tensors, tuples, lists or dicts"
+                    f"{path_name(path)} is a {type(leaf).__name__}, which hides its tensors; pass tensors, tuples, lists or dicts"
                 )
         found = [(path, leaf.detach()) for path, leaf in paths if isinstance(leaf, Tensor)]
         batch = next((len(tensor) for _, tensor in found if tensor.dim()), 0)
@@ -64,7 +64,7 @@ class Inputs:
             )
         return cls(
             tuple(tensor for _, tensor in found),
-            unique_names(_name(path) for path, _ in found),
+            unique_names(path_name(path) for path, _ in found),
             tuple(tensor.dim() > 0 and len(tensor) == batch for _, tensor in found),
             signature,
             tuple(_TENSOR if isinstance(leaf, Tensor) else leaf for _, leaf in paths),
@@ -122,7 +122,7 @@ class _TENSOR:  # a class, which copies of a network share
     pass
 
 
-def _name(path: tuple[Any, ...]) -> str:
+def path_name(path: tuple[Any, ...]) -> str:
     """The name of a leaf: of `x`, "x"; of `d["img"][0]`, "d.img.0"."""
     parts = (getattr(key, "key", getattr(key, "idx", getattr(key, "name", ""))) for key in path)
     return ".".join(str(part) for part in parts)

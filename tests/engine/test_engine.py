@@ -266,7 +266,7 @@ class TestFile:
 
     def test_an_engine_that_answers_otherwise_is_refused(self, saved: Path, tmp_path: Path) -> None:
         contents = file.load(saved)
-        file.save(replace(contents, probe=(contents.probe[0], contents.probe[1] + 1)), tmp_path / "a.engine")
+        file.save(replace(contents, probe=(contents.probe[0], (contents.probe[1][0] + 1,))), tmp_path / "a.engine")
         with pytest.raises(Disagreement, match="answers otherwise"):
             lt.load_engine(tmp_path / "a.engine")
 

@@ -14,7 +14,9 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.engine import host
 from ltcompile.engine.cpu import candidates, label
 from ltcompile.engine.engine import Run
+from ltcompile.engine.signature import Signature, outputs
 from ltcompile.errors import Unavailable
+from ltcompile.lower.inputs import Inputs
 from ltcompile.runtimes import Options
 from ltcompile.training.device import multiplies_bf16
 
@@ -46,7 +48,7 @@ def _session(network: Network, images: Tensor, device: str, runtime: str, precis
 def _engine_on_cpu(network: Network, images: Tensor, precision: str) -> Ready:
     _check(precision)
     source, expected = network.source(precision, len(images)), network.expected(images)
-    winner, run, decision = host.choose(source, images, expected, lambda _: None, network.agreement(precision))
+    winner, run, decision = host.choose(source, len(images), (images,), (expected,), lambda _: None, network.agreement(precision))
     how = f"{label(winner)} (tie with {decision.runner_up})" if decision.tie else label(winner)
     return _of_run(run, images, how)
 
@@ -61,7 +63,7 @@ def _of_run(run: Run, images: Tensor, how: str) -> Ready:
     placed, answers = images.clone(), list[Tensor]()
 
     def call() -> None:
-        answers[:] = [run(placed)]
+        answers[:] = outputs(run(placed))
 
     return Ready(call, lambda: answers[0], placed.copy_, how)
 
@@ -69,7 +71,8 @@ def _of_run(run: Run, images: Tensor, how: str) -> Ready:
 def _engine_on_gpu(network: Network, images: Tensor) -> Ready:
     from ltcompile.engine.gpu import Gpu, Graph
 
-    made = Gpu(FP16).make(network.module, images, [len(images)], MAX_DROP, lambda _: None)
+    inputs = Inputs.of(network.module, images.cpu())
+    made = Gpu(FP16).make(network.module, inputs, Signature.of(network.module, inputs), [len(images)], MAX_DROP, lambda _: None)
     (variant,), graph = made.variants, made.runs[len(images)]
     assert isinstance(graph, Graph)
     answers: list[Tensor] = []

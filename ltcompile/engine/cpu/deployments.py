@@ -32,6 +32,7 @@ class Source:
     programs: Mapping[int, Program] = field(default_factory=dict)
     plain: bytes = b""
     single: Program | None = None
+    names: tuple[str, ...] = ()  # of the inputs, where there is not one float tensor
     libraries: dict[int, native.Library] = field(default_factory=dict, compare=False)  # of `single`, compiled, by threads
 
     def subject(self, batch: int) -> Subject:
@@ -89,7 +90,14 @@ def build(candidate: Deployment, source: Source) -> Run:
         raise
     except Exception as error:  # each runtime raises its own
         raise Unavailable(f"{candidate.runtime} cannot run this network: {first_line(error)}") from error
-    return lambda images: torch.from_numpy(next(iter(session.run(images.numpy()).values())))
+    if not source.names:
+        return lambda images: torch.from_numpy(next(iter(session.run(images.numpy()).values())))
+
+    def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = session.run({name: tensor.numpy() for name, tensor in zip(source.names, tensors, strict=True)})
+        return tuple(torch.from_numpy(np.asarray(value)) for value in found.values())
+
+    return run
 
 
 def _compiled(candidate: Deployment, source: Source) -> Run:
