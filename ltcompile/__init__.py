@@ -54,6 +54,7 @@ _HOMES = {
     "squeeze": "ltcompile.graph",
     "stopwatch": "ltcompile.benchmark.profiling",
     "sweep": "ltcompile.benchmark.sweep",
+    "verify": "ltcompile.verification",
 }
 __all__ = [*sorted(_HOMES)]
 

@@ -40,7 +40,9 @@ def verify(
         None, help="Test images: a .npz file with images (N, C, H, W), float32 as the network takes them, and labels (N,)."
     ),
     require: str | None = typer.Option(
-        None, metavar="KINDS", help="Kinds of claims that must be confirmed, for CI: accuracy, latency, speedup, with commas between them."
+        None,
+        metavar="KINDS",
+        help="Kinds of claims that must be confirmed, for CI: answers, accuracy, latency, speedup, with commas between them.",
     ),
     seconds: float = typer.Option(6.0, min=0, max=3600, help="Time to spend on each network at each batch size."),
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write the result, as JSON."),
@@ -49,7 +51,7 @@ def verify(
     """Check the claims about a network on the machine that runs it; onnxruntime and numpy are enough there.
 
     Ends with 0 if claims were repeated and confirmed, with 1 if one is not confirmed, with 2 if the files do not belong together or a
-    setting is wrong, and with 3 if nothing could be repeated, or not what --require names. Size and hash alone confirm nothing. Without
+    setting is wrong, and with 3 if nothing could be repeated, or not what --require names. Size, hash and recorded answers alone confirm nothing. Without
     --dense, latencies are compared, on such a machine as they were measured on; without --data, no accuracy is. By one-sided tests at
     95 %, a speedup may be less than 8 % below its claim, a latency 6 % above it, an accuracy 2 points below it, on at least 100 images.
     """

@@ -9,15 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from ltcompile.core.deployment import Deployment
+from ltcompile.core.fields import short
 from ltcompile.core.load import busy_share, is_busy
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.records import cpu_name
 from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, Unavailable, unknown
+from ltcompile.numerics import compare
 from ltcompile.paths import check_writable, write_json
 from ltcompile.timing import Times, interleave
+from ltcompile.verification.answers import Recorded, read_answers
 from ltcompile.verification.claims import Claims, Timing, read_claims
 from ltcompile.verification.images import Labels, read_images
-from ltcompile.verification.network import Array, Network, gpu_name, logits_of, missing, open_network
+from ltcompile.verification.network import Array, Feed, Network, gpu_name, missing, open_network
 from ltcompile.verification.result import CLAIMS, Check, Value, Verified, share_of
 from ltcompile.verification.rules import judge_accuracy, judge_latency, judge_speedup
 
@@ -38,10 +41,16 @@ class _Job:
     timings: list[Timing]
     dense: Network | None
     images: tuple[Array, Labels] | None
+    recorded: Recorded | str | None  # a text says why it is of no use
     seconds: float
     required: Sequence[str]
     busy: str | None  # the reason, if nothing is timed
     times: dict[tuple[str, int], dict[str, Times] | str] = field(default_factory=dict)  # by device and batch
+
+    @property
+    def inputs(self) -> Feed | None:
+        """The recorded ones."""
+        return self.recorded.inputs if isinstance(self.recorded, Recorded) else None
 
 
 def verify(
@@ -58,9 +67,11 @@ def verify(
     """Repeat on this machine what a report.json or bench.json claims of the ONNX file `target`; by default the one in its folder.
 
     With `dense`, the ONNX file of the network that it was cut from, both run in turns and speedups are compared; without it, latencies
-    are compared, if they were measured on the same type of machine. Accuracy takes `data`, a .npz file with images (N, C, H, W), float32 and ready
-    for the network, and labels (N,). `on` leaves out all other deployments. Each run takes about `seconds` a network. `require` names
-    kinds of claims ("accuracy", "latency", "speedup"), all of which must be confirmed for the whole to be.
+    are compared, if they were measured on the same type of machine. Accuracy takes `data`, a .npz file with images (N, C, H, W), float32 and
+    ready for the network, and labels (N,), and is of networks that turn images into logits. All others are checked by the answers that
+    `shrink` recorded next to the file (`verification.answers`), and by their times. `on` leaves out all other deployments. Each run takes
+    about `seconds` a network. `require` names kinds of claims ("answers", "accuracy", "latency", "speedup"), all of which must be confirmed
+    for the whole to be.
 
     A claim is confirmed by repeating it alone, by the rules and margins in `verification.rules`. While other work takes more than 30 % of
     the machine, nothing is timed. `verification.network` says what a file can do while it is examined.
@@ -81,7 +92,8 @@ def verify(
         claimed,
         _selected(small, claimed, on),
         _open_dense(Path(dense), small, claimed) if dense else None,
-        read_images(Path(data), small.shape, small.classes) if data else None,
+        _images(small, Path(data)) if data else None,
+        read_answers(small),
         seconds,
         require,
         f"other work took {busy:.0%} of this machine just before" if is_busy(busy) else None,
@@ -108,16 +120,28 @@ def _check_belongs(small: Network, claims: Claims) -> None:
     """Raises InvalidFile or TicketMismatch where the claims are about another network."""
     if small.metadata.get("producer") != "ltcompile":
         raise InvalidFile(f"{small.path} was not made by `ltcompile shrink`, so no claims can be matched to it; use a file that was")
-    checksum = small.metadata.get("ticket_checksum", "")
-    if claims.checksum is not None and claims.checksum != checksum:
+    if claims.checksum is not None and claims.checksum != small.checksum:
         raise TicketMismatch(
-            f"{small.path} was made from the ticket {checksum[:12] or 'of no name'}, {claims.name} is about {claims.checksum[:12]}; "
-            "take the claims that were made with this file"
+            f"{small.path} was made from the {_origin(small)} {small.checksum[:12] or 'of no name'}, {claims.name} is about "
+            f"{claims.checksum[:12]}; take the claims that were made with this file"
         )
     if claims.shape is not None and claims.shape != small.shape:
-        raise TicketMismatch(
-            f"{small.path} takes images {small.shape}, {claims.name} is about {claims.shape}; take the claims of this file"
-        )
+        raise TicketMismatch(f"{small.path} takes {_taken(small)}, {claims.name} is about {claims.shape}; take the claims of this file")
+
+
+def _origin(small: Network) -> str:
+    return "ticket" if "ticket_checksum" in small.metadata else "network"
+
+
+def _taken(network: Network) -> str:
+    return f"images {network.shape}" if network.shape else ", ".join(f"{end.name} {short(end.shape)}" for end in network.inputs)
+
+
+def _images(small: Network, path: Path) -> tuple[Array, Labels]:
+    """Raises InvalidSetting where the network is no classifier of images."""
+    if small.shape is None or small.classes is None:
+        raise InvalidSetting(f"--data {path}: labels are of networks that turn images into logits, and this one takes {_taken(small)}")
+    return read_images(path, small.shape, small.classes)
 
 
 def _selected(small: Network, claims: Claims, on: Deployment | None) -> list[Timing]:
@@ -140,12 +164,12 @@ def _selected(small: Network, claims: Claims, on: Deployment | None) -> list[Tim
 def _open_dense(path: Path, small: Network, claims: Claims) -> Network:
     """The network that the small one was cut from, as far as its file shows. Raises InvalidFile or TicketMismatch."""
     dense = open_network(path)
-    if (dense.shape, dense.classes) != (small.shape, small.classes):
+    if (_taken(dense), dense.classes, len(dense.outputs)) != (_taken(small), small.classes, len(small.outputs)):
         raise TicketMismatch(
-            f"{path} turns {dense.shape} into {dense.classes} logits, and {small.path.name} {small.shape} into {small.classes}; "
+            f"{path} turns {_taken(dense)} into {_given(dense)}, and {small.path.name} {_taken(small)} into {_given(small)}; "
             "take the network that it was cut from"
         )
-    checksums = {network.metadata.get("ticket_checksum") for network in (dense, small)} - {None}
+    checksums = {network.checksum for network in (dense, small)} - {""}
     params = claims.dense_params
     least, most = (0.0, np.inf) if params is None else (BYTES_PER_PARAM[0] * params, BYTES_PER_PARAM[1] * params + GRAPH_BYTES)
     if len(checksums) > 1 or not least <= len(dense.data) <= most:
@@ -157,11 +181,17 @@ def _open_dense(path: Path, small: Network, claims: Claims) -> Network:
     return dense
 
 
+def _given(network: Network) -> str:
+    return f"{network.classes} logits" if network.classes else f"{len(network.outputs)} outputs"
+
+
 # The checks
 
 
 def _checks(job: _Job) -> Iterator[Check]:
-    yield _answers(job.small)
+    yield _repeats(job)
+    if job.recorded is not None or "answers" in job.required:
+        yield _answers(job)
     yield _ticket(job)
     yield _size(job)
     yield from _accuracies(job)
@@ -172,25 +202,45 @@ def _checks(job: _Job) -> Iterator[Check]:
             yield _latency(job, row)
 
 
-def _answers(small: Network) -> Check:
-    """Checks that the answers to seeded noise are finite and reproducible."""
-    claim = "the answers are finite, and the same twice"
+def _repeats(job: _Job) -> Check:
+    """Checks that the answers to seeded noise, or to the recorded inputs, are finite and reproducible."""
+    claim, small = "the answers are finite, and the same twice", job.small
+    what = "seeded noise" if job.inputs is None else "the recorded inputs"
     try:
-        bound = small.bind("cpu", small.noise(small.batch if isinstance(small.batch, int) else 2))
-        first = logits_of(bound)
+        bound = small.bind("cpu", small.noise(small.rows, job.inputs))
+        first = bound.read()
         bound.call()
     except Unavailable as error:
         return Check("file", claim, "not confirmed", str(error))
-    if not np.isfinite(first).all():
-        return Check("file", claim, "not confirmed", "some answers to seeded noise are not finite")
-    if not np.array_equal(first, logits_of(bound)):
+    if job.inputs is None and not all(np.isfinite(value).all() for value in first.values()):
+        return Check("file", claim, "not confirmed", f"some answers to {what} are not finite")
+    if not all(
+        np.array_equal(value, again, equal_nan=value.dtype.kind == "f")
+        for value, again in zip(first.values(), bound.read().values(), strict=True)
+    ):
         return Check("file", claim, "not confirmed", "two runs on the same noise gave different answers")
-    return Check("file", claim, "confirmed", "on seeded noise")
+    return Check("file", claim, "confirmed", f"on {what}")
+
+
+def _answers(job: _Job) -> Check:
+    """Checks the recorded answers, output by output, within the rounding of the file's precision."""
+    claim, recorded, small = "the answers that were recorded with the file", job.recorded, job.small
+    if not isinstance(recorded, Recorded):
+        return Check("answers", claim, "not comparable", recorded or f"no answers are recorded next to {small.path.name}")
+    try:
+        found = small.bind("cpu", recorded.inputs).read()
+    except Unavailable as error:
+        return Check("answers", claim, "not confirmed", str(error))
+    compared = compare({name: np.asarray(value) for name, value in found.items()}, recorded.exact, recorded.rounded)
+    if compared.refusal:
+        return Check("answers", claim, "not confirmed", compared.refusal)
+    rows = len(next(iter(recorded.inputs.values())))
+    return Check("answers", claim, "confirmed", f"on {rows} rows, off by {compared.error:.0e} ({compared.allowed:.0e} is allowed)")
 
 
 def _ticket(job: _Job) -> Check:
     """The result of `_check_belongs`."""
-    claim = f"made from the ticket {job.small.metadata.get('ticket_checksum', '')[:12]}"
+    claim = f"made from the {_origin(job.small)} {job.small.checksum[:12]}"
     if job.claims.checksum is None:
         return Check("ticket", claim, "not comparable", f"{job.claims.name} names no ticket; bench it again, or use report.json")
     return Check("ticket", claim, "confirmed", f"{job.claims.name} is about this one")
@@ -220,8 +270,10 @@ def _accuracies(job: _Job) -> Iterator[Check]:
     claimed = {row.device: row.accuracy for row in job.timings if row.accuracy is not None}
     for device, share in claimed.items():
         yield _accuracy(job, device, share, _another_timed(job))
-    if not claimed and job.claims.accuracy is not None:
+    if not claimed and job.claims.accuracy is not None and job.small.classes is not None:
         yield _accuracy(job, "cpu", job.claims.accuracy, _changed_by_export(job.small.file))
+    elif not claimed and job.claims.metric is not None:
+        yield Check("accuracy", job.claims.metric, "not comparable", "this metric is computed by the network's own code, which is not here")
 
 
 def _accuracy(job: _Job, device: str, share: float, reason: str | None) -> Check:
@@ -275,9 +327,9 @@ def _times(job: _Job, row: Timing) -> dict[str, Times] | str:
 
 def _timed(job: _Job, device: str, batch: int) -> dict[str, Times] | str:
     try:
-        images = job.small.noise(batch)
+        inputs = job.small.noise(batch, job.inputs)
         networks = {"small": job.small} | ({"dense": job.dense} if job.dense else {})
-        calls = {name: network.bind(device, images).call for name, network in networks.items()}
+        calls = {name: network.bind(device, inputs).call for name, network in networks.items()}
     except Unavailable as error:
         return str(error)
     return interleave(calls, seconds=job.seconds, blocks=BLOCKS)

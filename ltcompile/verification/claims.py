@@ -39,7 +39,8 @@ class Timing:
 class Claims:
     """What is claimed, by a JSON file called `name`; what it does not hold is None or empty.
 
-    `target` is the name of what was timed: the file `timed`, or a ticket in fp32 (`of_a_ticket`), on `machine`. `files` were shrunk from the
+    `target` is the name of what was timed: the file `timed`, or a ticket or network in fp32 (`of_a_ticket`), on `machine`. `metric` says in words how
+    good a network without a ticket is. `files` were shrunk from the
     ticket; `accuracy` is the ticket's own, on `test_images` images.
     """
 
@@ -55,6 +56,22 @@ class Claims:
     files: list[NetworkFile] = field(default_factory=list)
     accuracy: float | None = None
     test_images: int | None = None
+    metric: str | None = None
+
+
+@dataclass(frozen=True)
+class _Metric:
+    name: str
+
+
+@dataclass(frozen=True)
+class _MetricValue:
+    metric: _Metric
+    value: float | None
+    split: str
+
+    def __str__(self) -> str:
+        return f"{self.metric.name} {'unknown' if self.value is None else format(self.value, '.4g')} on {self.split} data"
 
 
 @dataclass(frozen=True)
@@ -78,10 +95,16 @@ class _Timed:
     target: str | None = None
     file: NetworkFile | None = None
     ticket_checksum: str | None = None
+    network_checksum: str | None = None
+    metric: _MetricValue | None = None
+
+    @property
+    def checksum(self) -> str | None:
+        return self.ticket_checksum or self.network_checksum
 
     @property
     def of_a_ticket(self) -> bool:
-        return self.file is None and self.ticket_checksum is not None
+        return self.file is None and self.checksum is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +172,9 @@ def _of_bench(name: str, bench: _Bench) -> Claims:
         bench.target,
         bench.file,
         bench.of_a_ticket,
-        bench.ticket_checksum,
+        bench.checksum,
+        accuracy=bench.metric.value if bench.metric and (bench.metric.metric.name, bench.metric.split) == ("accuracy", "test") else None,
+        metric=str(bench.metric) if bench.metric else None,
     )
 
 

@@ -8,9 +8,10 @@ allowed operators may use any amount of time and memory. Run files that you do n
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ from ltcompile.runtimes._ort import CPU, CUDA, ERRORS, NOTHING, OnCpu, Replayed,
 from ltcompile.verification.wire import check_self_contained
 
 Array = NDArray[np.float32]
+Feed = dict[str, NDArray[Any]]
+TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(bool)": np.bool_}
+TYPES |= {f"tensor({kind}{bits})": getattr(np, f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 PROVIDERS = {"cpu": CPU, "cuda": CUDA}
 LOGGED = {"cpu": NOTHING, "cuda": ERRORS}
 MOST_BYTES = 1 << 31  # of a protobuf message
@@ -32,19 +36,31 @@ MOST_IMAGE_BYTES = 1 << 30  # of one batch
 CHUNK = 64  # images at once where nothing is timed
 
 
+@dataclass(frozen=True)
+class Input:
+    """An input of a file: its name, its dtype, and its sizes, of which those that vary have names."""
+
+    name: str
+    dtype: Any
+    shape: tuple[int | str | None, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
-    """An ONNX file that loads, with its `metadata` and the `shape` (C, H, W) of an image.
+    """An ONNX file that loads, with its `metadata`, `inputs` and the names of its `outputs`.
 
-    `batch` is the fixed number of images, or the name of that dimension if it is dynamic.
+    `batch` is the fixed number of rows, or the name of that dimension if it is dynamic. Of a network that turns images (N, C, H, W) into
+    logits (N, classes), `shape` is (C, H, W); others have neither.
     """
 
     path: Path
     data: bytes
     metadata: dict[str, str]
-    shape: tuple[int, int, int]
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
     batch: int | str | None
-    classes: int
+    shape: tuple[int, ...] | None = None
+    classes: int | None = None
 
     @cached_property
     def file(self) -> NetworkFile:
@@ -54,41 +70,70 @@ class Network:
     def precision(self) -> str:
         return self.file.precision
 
-    def noise(self, count: int) -> Array:
-        """Seeded images (count, C, H, W). Raises Unavailable if they take more than a GiB."""
-        if (needed := 4 * count * math.prod(self.shape)) > MOST_IMAGE_BYTES:
-            raise Unavailable(f"a batch of {count:,} images takes {needed:,} bytes")
-        return np.random.default_rng(0).standard_normal((count, *self.shape), dtype=np.float32)
+    @property
+    def checksum(self) -> str:
+        """Of the ticket that it was made from, or else of the network; "" where it names neither."""
+        return self.metadata.get("ticket_checksum") or self.metadata.get("network_checksum", "")
 
-    def bind(self, device: str, images: Array) -> Bound:
-        """The network on `device`, bound to `images` (N, C, H, W), after one run.
+    @property
+    def rows(self) -> int:
+        """How many rows it takes at once, two where that is up to the caller."""
+        return self.batch if isinstance(self.batch, int) else 2
+
+    def noise(self, count: int, like: Feed | None = None) -> Feed:
+        """Inputs of `count` rows: those of `like`, repeated, or else seeded noise. Raises Unavailable if they take more than a GiB, or a size
+        that varies is not known."""
+        rng, found = np.random.default_rng(0), Feed()
+        for end in self.inputs:
+            if like is not None:
+                given, has = like[end.name], self._has_batch(end)
+                found[end.name] = given[np.arange(count) % len(given)] if has else given
+                continue
+            sizes = (count, *end.shape[1:]) if self._has_batch(end) else end.shape
+            if not all(isinstance(n, int) for n in sizes):
+                raise Unavailable(
+                    f"{end.name} of {self.path.name} has sizes that vary, {short(end.shape)}, and no recorded answers say which"
+                )
+            if (needed := np.dtype(end.dtype).itemsize * math.prod(sizes)) > MOST_IMAGE_BYTES:  # type: ignore[arg-type]
+                raise Unavailable(f"a batch of {count:,} rows takes {needed:,} bytes")
+            if np.issubdtype(end.dtype, np.floating):
+                found[end.name] = rng.standard_normal(sizes, dtype=np.float32).astype(end.dtype)  # type: ignore[arg-type]
+            else:
+                found[end.name] = np.zeros(sizes, end.dtype)  # type: ignore[arg-type]
+        return found
+
+    def bind(self, device: str, feed: Feed) -> Bound:
+        """The network on `device`, bound to inputs, after one run.
 
         Raises:
-            Unavailable: ONNX Runtime cannot run it there, or not on this number of images.
+            Unavailable: ONNX Runtime cannot run it there, or not on this number of rows.
         """
-        if isinstance(self.batch, int) and self.batch != len(images):
-            raise Unavailable(f"{self.path.name} takes {self.batch} images at once, not {len(images)}")
+        count = next((len(feed[end.name]) for end in self.inputs if self._has_batch(end)), 1)
+        if isinstance(self.batch, int) and self.batch != count:
+            raise Unavailable(f"{self.path.name} takes {self.batch} rows at once, not {count}")
         try:
-            bound = self._open(device, len(images)).bind(images)
+            bound = self._open(device, count).bind(feed)
             bound.call()
             got = logits_of(bound).shape
         except Unavailable:
             raise
         except Exception as error:  # ONNX Runtime raises its own types
-            raise Unavailable(
-                f"ONNX Runtime cannot run {self.path.name} on {device} with {len(images)} images: {_first_line(error)}"
-            ) from error
-        if got != (len(images), self.classes):
-            raise Unavailable(f"{self.path.name} gives logits {got} for {len(images)} images, and declares {self.classes} classes")
+            raise Unavailable(f"ONNX Runtime cannot run {self.path.name} on {device} with {count} rows: {_first_line(error)}") from error
+        if self.classes is not None and got != (count, self.classes):
+            raise Unavailable(f"{self.path.name} gives logits {got} for {count} images, and declares {self.classes} classes")
         return bound
+
+    def _has_batch(self, end: Input) -> bool:
+        return bool(end.shape) and end.shape[0] == self.batch
 
     def logits(self, device: str, images: Array) -> Array:
         """The answers (N, classes) to images (N, C, H, W), in chunks of one size; the last one is filled up. Raises Unavailable."""
         chunk = self.batch if isinstance(self.batch, int) else min(CHUNK, len(images))
-        bound = self.bind(device, _filled(images[:chunk], chunk))
+        name = self.inputs[0].name
+        bound = self.bind(device, {name: _filled(images[:chunk], chunk)})
         answers = []
         for start in range(0, len(images), chunk):
-            bound.write(_filled(images[start : start + chunk], chunk))
+            bound.write({name: _filled(images[start : start + chunk], chunk)})
             bound.call()
             answers.append(logits_of(bound))
         return np.concatenate(answers)[: len(images)]
@@ -102,10 +147,10 @@ class Network:
 
 
 def open_network(path: Path) -> Network:
-    """The network in an ONNX file that takes images (N, C, H, W) and gives logits (N, classes).
+    """The network in an ONNX file.
 
     Raises:
-        InvalidFile: it is missing, not such a file, or refers to other files or operators.
+        InvalidFile: it is missing, not such a file, refers to other files or operators, or takes something else than numbers.
     """
     check_is_file(path, "ONNX file")
     if (size := path.stat().st_size) > MOST_BYTES:
@@ -115,20 +160,24 @@ def open_network(path: Path) -> Network:
     try:
         session = open_session(data, log=NOTHING)
         metadata = dict(session.get_modelmeta().custom_metadata_map)
-        ends = [(end.type, list(end.shape)) for end in (*session.get_inputs(), *session.get_outputs())]
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        ends = [(end.type, list(end.shape)) for end in (*inputs, *outputs)]
     except Exception as error:  # ONNX Runtime raises its own types
         if isinstance(error, Unavailable) and isinstance(error.__cause__, ImportError):
             raise
         raise InvalidFile(
             f"ONNX Runtime cannot load {path}: {_first_line(error.__cause__ or error)}; export it again, or update onnxruntime"
         ) from error
+    if not inputs or not outputs or not all(kind in TYPES for kind, _ in ends) or any(n == 0 for _, sizes in ends for n in sizes):
+        raise InvalidFile(f"{path} does not turn tensors of numbers into others, but has {short(ends)}; use a file of `ltcompile shrink`")
+    found = tuple(Input(end.name, TYPES[end.type], tuple(end.shape)) for end in inputs)
+    first = [end.shape[0] for end in found if end.shape]
+    batch = next((n for n in first if isinstance(n, str)), first[0] if first else None)
+    network = Network(path, data, metadata, found, tuple(end.name for end in outputs), batch)
     match ends:
-        case [("tensor(float)", [batch, int() as c, int() as h, int() as w]), ("tensor(float)", [_, int() as classes])]:
-            if min(c, h, w, classes, batch if isinstance(batch, int) else 1) > 0:
-                return Network(path, data, metadata, (c, h, w), batch, classes)
-    raise InvalidFile(
-        f"{path} does not turn images (N, C, H, W) into logits (N, classes), but has {short(ends)}; use a file of `ltcompile shrink`"
-    )
+        case [("tensor(float)", [_, int() as c, int() as h, int() as w]), ("tensor(float)", [_, int() as classes])]:
+            return replace(network, shape=(c, h, w), classes=classes)
+    return network
 
 
 def missing(device: str) -> str | None:

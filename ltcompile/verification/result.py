@@ -16,8 +16,9 @@ from ltcompile.core.records import Record, cpu_name
 from ltcompile.verification.network import gpu_name
 
 Verdict = Literal["confirmed", "not confirmed", "not comparable"]
-CLAIMS = ("accuracy", "latency", "speedup")  # what is confirmed by repeating it alone
-What = Literal["file", "ticket", "size", "accuracy", "speedup", "latency"]
+REPEATED = ("accuracy", "latency", "speedup")  # what is confirmed by repeating it alone
+CLAIMS = ("answers", *REPEATED)
+What = Literal["file", "answers", "ticket", "size", "accuracy", "speedup", "latency"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Verified:
         """
         if any(check.verdict == "not confirmed" for check in self.checks):
             return "not confirmed"
-        repeated = any(check.what in CLAIMS and check.verdict == "confirmed" for check in self.checks)
+        repeated = any(check.what in REPEATED and check.verdict == "confirmed" for check in self.checks)
         return "confirmed" if repeated and not self.missing else "not comparable"
 
     @property
