@@ -41,7 +41,8 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
         return _depthwise(op, inputs, output)
     one = replace(op, weight=op.weight[: filters // op.groups]) if op.groups > 1 else op
     shape = geometry(one, inputs[0])
-    tilings = _tilings(shape, choice, threads if op.groups == 1 else 0)
+    direct = op.groups > 1 or not shape.winograd or inputs[0].border < border_of(op, inputs[0].height, inputs[0].width)
+    tilings = _tilings(shape, choice, threads, direct)
     if tilings[0].block:
         return _winograd(op, inputs, output, shape, tilings)
     layer, text = _layer(
@@ -155,6 +156,12 @@ def _depthwise(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Cod
     return Code(call, {"weight": packed, "bias": bias}, (*HEADERS, "depthwise.h"), items=f"{run}::ITEMS", functions=(text,))
 
 
+def border_of(op: Convolution, rows: int, columns: int) -> int:
+    """The border of zeros that its images of this many rows and columns need."""
+    shape = geometry(op, Buffer(rows, columns, op.weight.shape[1] * op.groups, 0, 0, 0))
+    return max(op.padding) + (op.groups == 1 and shape.winograd and (shape.rows % 2 or shape.columns % 2))
+
+
 def tiled(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Geometry | None:
     """What its tiles depend on, where a choice of tiles counts; None for a layer in groups."""
     flat = _flattened(op, inputs, output)
@@ -213,13 +220,16 @@ def _sizes(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> dict[st
     }
 
 
-def _tilings(shape: Geometry, choice: Choice | None, threads: int) -> list[Tiling]:
-    """The tiling for each instruction set, all of the same kind; `threads` is 0 for one of several groups."""
+def _tilings(shape: Geometry, choice: Choice | None, threads: int, direct: bool) -> list[Tiling]:
+    """The tiling for each instruction set, all of the same kind: that of direct sums where only these can be."""
     chosen = dict(choice or {})
     lanes = chosen.pop("lanes", None)
-    first = Tiling(**chosen) if chosen else best(shape, INSTRUCTION_SETS[0], threads or 1, None if threads else (0, 1))
+    if chosen and not (direct and chosen.get("block")):
+        first = Tiling(**chosen)
+    else:
+        first, lanes = best(shape, INSTRUCTION_SETS[0], threads, (0, 1) if direct else None), None
     kind = first.block, first.parts
-    return [first if isa.lanes == lanes else best(shape, isa, threads or 1, kind) for isa in INSTRUCTION_SETS]
+    return [first if isa.lanes == lanes else best(shape, isa, threads, kind) for isa in INSTRUCTION_SETS]
 
 
 def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], activation: str) -> tuple[str, str]:

@@ -54,10 +54,15 @@ def _padding(name: str, weight: Array, dilation: list[int]) -> list[int]:
 
 def _convolve(plan: Plan, node: Node, x: Any, weight: Array, bias: Any, residual: Any = None, **settings: Any) -> None:
     op = Convolution(weight, _bias(plan, bias, weight), residual=residual is not None, **settings)
-    images = [plan.image(x, max(op.padding))]
+    images = [plan.image(x, convolution.border_of(op, *_places(plan.placed(x).shape)))]
     if residual is not None:
         images.append(plan.image(residual))
     _emit(plan, node.name, op, images, plan.result(node, 1))
+
+
+def _places(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of images (1, C, H, W) or (1, C, W)."""
+    return (1 if len(shape) == 3 else shape[-2]), shape[-1]
 
 
 def _bias(plan: Plan, bias: Any, weight: Array) -> Array:

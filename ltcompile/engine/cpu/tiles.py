@@ -9,6 +9,7 @@ from functools import cache
 MOST_PIXELS, MOST_VECTORS, MOST = 28, 8, 64
 WEIGHT_LANES = 16  # of a block of packed weights
 TINY = 4  # rows and columns of images whose border is left out tap by tap
+MOST_DIRECT = 4  # rows and columns from which Winograd's products may be fewer
 L1_BYTES = 24_000  # of weights that stay in the first cache, next to activations
 L2_BYTES = 128_000  # of a layer's weights that are still in the second cache when the next image comes
 STREAM_BYTES = 20.0  # from behind that cache, a cycle
@@ -85,11 +86,11 @@ class Geometry:
     def winograd(self) -> bool:
         """Whether include/winograd.h can compute it."""
         plain = self.kernel == (3, 3) and self.stride == self.dilation == (1, 1) and max(self.padding) <= 1
-        return plain and self.rows % 2 == self.columns % 2 == 0 and min(self.channels, self.filters) >= 8
+        return plain and min(self.rows, self.columns) >= MOST_DIRECT and min(self.channels, self.filters) >= 8
 
     def product(self, block: int) -> Geometry:
         """One of the 16 products of `block` rows of 2x2 tiles: a 1x1 convolution of one row."""
-        tiles, one = block * self.columns // 2, (1, 1)
+        tiles, one = block * (-(-self.columns // 2)), (1, 1)
         return Geometry(self.channels, self.filters, one, one, (0, 0), one, (1, tiles), 1, tiles, False)
 
 
@@ -112,7 +113,7 @@ def ranked(geometry: Geometry, isa: InstructionSet, threads: int = 1, kind: tupl
 
 def _kinds(geometry: Geometry, threads: int) -> list[tuple[int, int]]:
     """(rows of 2x2 tiles in a block, parts of the output channels); (0, 1) for direct sums."""
-    blocks = [n for n in (1, 2, 4, 8) if n <= geometry.rows // 2] if geometry.winograd else []
+    blocks = [n for n in (1, 2, 4, 8) if n <= -(-geometry.rows // 2)] if geometry.winograd else []
     return [(0, 1), *((block, parts) for block in blocks for parts in sorted({1, threads}))]
 
 
@@ -121,7 +122,7 @@ def time(geometry: Geometry, isa: InstructionSet, tiling: Tiling, threads: int =
     whole, tail = _vectors(geometry, isa)
     groups, sources = -(-(whole + tail) // tiling.vectors), 1
     if tiling.block:
-        tiles, blocks = tiling.block * geometry.columns / 2, -(-geometry.rows // 2 // tiling.block)
+        tiles, blocks = tiling.block * -(-geometry.columns // 2), -(-geometry.rows // (2 * tiling.block))
         part = -(-groups // tiling.parts) / groups  # the largest
         transforms = tiles * (40 + 45 * geometry.channels / isa.lanes + 60 * (whole + tail / 2) * part)
         product = cycles(geometry.product(tiling.block), isa, replace(tiling, block=0)) * part + TILE_CYCLES

@@ -1,11 +1,11 @@
 // A 3x3 convolution with stride 1 by 16 products instead of 36 for each 2x2 outputs (Winograd's F(2x2, 3x3)): y = A' [(G w G') . (B' x B)] A.
 //
 // BLOCK rows of 2x2 tiles are transformed into 16 planes [tile][channel]; each is multiplied by its weights, [16][K/16][C][16], as a 1x1
-// convolution G of a row of tiles; the planes of sums become outputs. Rows and columns are even. A work item is one of PARTS parts of the output
-// channels of one block.
+// convolution G of a row of tiles; the planes of sums become outputs. Where rows or columns are odd, the last tile is cut, and the border of the
+// input is one wider. A work item is one of PARTS parts of the output channels of one block.
 
 template <class N, class G> struct Winograd {
-  static constexpr int COLUMNS = N::OW / 2, TILES = N::BLOCK * COLUMNS, BLOCKS = (N::OH / 2 + N::BLOCK - 1) / N::BLOCK;
+  static constexpr int COLUMNS = (N::OW + 1) / 2, ROWS = (N::OH + 1) / 2, TILES = N::BLOCK * COLUMNS, BLOCKS = (ROWS + N::BLOCK - 1) / N::BLOCK;
   static constexpr int PLANE_X = TILES * G::XP + 16, PLANE_Y = TILES * G::YP + 16;  // 16 more, so that planes are not a power of 2 apart
   static constexpr int WEIGHTS = (N::K + WEIGHT_LANES - 1) / WEIGHT_LANES * N::C * WEIGHT_LANES;
   static constexpr int GROUPS = Convolution<G>::GROUPS, EACH = (GROUPS + N::PARTS - 1) / N::PARTS, ITEMS = BLOCKS * N::PARTS;
@@ -15,7 +15,7 @@ template <class N, class G> struct Winograd {
     float *inputs = scratch, *sums = scratch + 16 * PLANE_X;
     for (int item = begin; item < end; item++) {
       const int block = item / N::PARTS, part = item % N::PARTS, first = block * N::BLOCK;
-      const int rows = first + N::BLOCK <= N::OH / 2 ? N::BLOCK : N::OH / 2 - first;
+      const int rows = first + N::BLOCK <= ROWS ? N::BLOCK : ROWS - first;
       const int from = part * EACH, to = from + EACH < GROUPS ? from + EACH : GROUPS;
       if (item == begin || part == 0) transform_inputs(x, inputs, first, rows);
       for (int i = 0; i < 16; i++) Convolution<G>::run(inputs + i * PLANE_X, w + i * WEIGHTS, nullptr, nullptr, sums + i * PLANE_Y, from, to);
@@ -59,15 +59,39 @@ template <class N, class G> struct Winograd {
         const int p = 2 * (first + i), q = 2 * j;
         const float *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
         float *out = y + p / SCALE * N::YR + q / SCALE * N::YP;
-        int k = from;
-        for (; k + LANES <= (to + HALF - 1) / HALF * HALF; k += LANES) transform_sum<LANES>(sums, bias, added, out, k);
-        if (k < to) transform_sum<HALF>(sums, bias, added, out, k);
+        if constexpr (N::OH % 2 != 0 && N::OW % 2 != 0) {
+          if (p + 1 == N::OH && q + 1 == N::OW) {
+            channels<1, 1>(sums, bias, added, out, from, to);
+            continue;
+          }
+        }
+        if constexpr (N::OH % 2 != 0) {
+          if (p + 1 == N::OH) {
+            channels<1, 2>(sums, bias, added, out, from, to);
+            continue;
+          }
+        }
+        if constexpr (N::OW % 2 != 0) {
+          if (q + 1 == N::OW) {
+            channels<2, 1>(sums, bias, added, out, from, to);
+            continue;
+          }
+        }
+        channels<2, 2>(sums, bias, added, out, from, to);
       }
     }
   }
 
-  template <int L> static LT_INLINE void transform_sum(const float *planes, const float *bias, const float *residual, float *y, int k) {
-    Vector<L> upper[4], lower[4], sums[4];
+  template <int HEIGHT, int WIDTH>
+  static LT_INLINE void channels(const float *planes, const float *bias, const float *residual, float *y, int from, int to) {
+    int k = from;
+    for (; k + LANES <= (to + HALF - 1) / HALF * HALF; k += LANES) transform_sum<LANES, HEIGHT, WIDTH>(planes, bias, residual, y, k);
+    if (k < to) transform_sum<HALF, HEIGHT, WIDTH>(planes, bias, residual, y, k);
+  }
+
+  template <int L, int HEIGHT, int WIDTH>
+  static LT_INLINE void transform_sum(const float *planes, const float *bias, const float *residual, float *y, int k) {
+    Vector<L> upper[4], lower[4], sums[HEIGHT * WIDTH];
     LT_UNROLL
     for (int s = 0; s < 4; s++) {
       const float *at = planes + s * PLANE_Y + k;
@@ -75,8 +99,10 @@ template <class N, class G> struct Winograd {
       upper[s] = load<L>(at) + b + c, lower[s] = b - c - load<L>(at + 12 * PLANE_Y);
     }
     const Vector<L> added = load<L>(bias + k);
-    sums[0] = upper[0] + upper[1] + upper[2] + added, sums[1] = upper[1] - upper[2] - upper[3] + added;
-    sums[2] = lower[0] + lower[1] + lower[2] + added, sums[3] = lower[1] - lower[2] - lower[3] + added;
-    Epilogue<N, 2, 2>::template finish<L>(sums, residual, y, k);
+    sums[0] = upper[0] + upper[1] + upper[2] + added;
+    if constexpr (WIDTH == 2) sums[1] = upper[1] - upper[2] - upper[3] + added;
+    if constexpr (HEIGHT == 2) sums[WIDTH] = lower[0] + lower[1] + lower[2] + added;
+    if constexpr (HEIGHT == 2 && WIDTH == 2) sums[3] = lower[1] - lower[2] - lower[3] + added;
+    Epilogue<N, HEIGHT, WIDTH>::template finish<L>(sums, residual, y, k);
   }
 };
