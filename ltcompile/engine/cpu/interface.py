@@ -220,7 +220,7 @@ def _parsed(text: str | None) -> list[object]:
 
 def _quoted(text: str) -> str:
     """A C string; every byte that is not a letter, a digit or a space is escaped in octal."""
-    plain = "".join(chr(b) if chr(b).isalnum() or b == 32 else f"\\{b:03o}" for b in text.encode())
+    plain = "".join(chr(b) if b == 32 or (b < 128 and chr(b).isalnum()) else f"\\{b:03o}" for b in text.encode())
     return f'"{plain}"'
 
 

@@ -98,7 +98,7 @@ def test_threads_share_images_and_the_work_of_one(threads: int, cases: list[Case
     """One library serves all numbers of threads."""
     monkeypatch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
     first = cases[0]
-    library = native.Library(generate(first.program, shared=True), threads)
+    library = native.Library(generate(first.program, threads=threads), threads)
     for count in (1, 2, 5):
         images = np.ascontiguousarray(first.images[np.arange(count) % IMAGES])
         found = np.empty((count, *first.expected.shape[1:]), np.float32)
