@@ -15,12 +15,14 @@ from ltcompile.engine.cpu.code import Array, Choice, Code
 from ltcompile.engine.cpu.plan import IMAGES, OUTPUTS, Address, Plan, planned
 from ltcompile.engine.memory import Buffer as Living
 from ltcompile.engine.memory import plan_memory
+from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
 
 RULES = {**dense.RULES, **pointwise.RULES, **pooling.RULES, **reductions.RULES, **movement.RULES}
 INCLUDE = Path(__file__).parent / "include"
 PERSISTENT_BYTES = 1 << 18  # below this all activations have memory of their own, and zeros are written once
 ALIGNMENT = 16  # floats
+MOST_FLOATS = 1 << 30  # in an arena: generated code counts in int
 
 PROLOGUE = """#include <math.h>
 #include <stddef.h>
@@ -69,9 +71,13 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None, thre
         Unavailable: an operation cannot be generated; the message names it and says why.
     """
     plan = planned(program, RULES, choices or {}, max(threads, 1))
+    if plan.output_shape[:1] != (1,):
+        raise Unavailable(f"its output {plan.output_shape} does not have the images as its first dimension")
     codes = [step.code() for step in plan.steps]
     weights, places = _placed_arrays(codes)
     memory = _Memory(plan, codes)
+    if memory.floats > MOST_FLOATS:
+        raise Unavailable(f"its activations take {4 * memory.floats:,} bytes")
     functions = dict[str, str]()
     calls = [_call(plan.steps[at].addresses, code, functions, places[at], memory, at) for at, code in enumerate(codes)]
     sizes = {"INPUT": prod(program.input_shape), "OUTPUT": prod(plan.output_shape), "ARENA": memory.floats}

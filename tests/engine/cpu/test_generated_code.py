@@ -20,7 +20,7 @@ from ltcompile.engine.cpu import native
 from ltcompile.engine.cpu.generate import generate
 from ltcompile.errors import Unavailable
 from ltcompile.lower.lower import lower
-from ltcompile.lower.program import Program
+from ltcompile.lower.program import Node, Program, Value
 from ltcompile.numerics import largest_error
 
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
@@ -136,6 +136,15 @@ class TestForgedPrograms:
             generate(self.forged(program, shape=(1, 5, 60, 60)))
         with pytest.raises(Unavailable, match="cannot be computed"):
             generate(self.forged(program, kwargs={**program.nodes[0].kwargs, "stride": [0, 1]}))
+
+    def test_sizes(self, program: Program) -> None:
+        pads, shape = [1 << 20, 0, 1 << 20, 0], (1, 3, 8 + (1 << 20), 8 + (1 << 20))
+        gigantic = Node("large", "aten.constant_pad_nd.default", (Value(program.input), pads, 0.0), {}, shape)
+        with pytest.raises(Unavailable, match="its activations take"):
+            generate(replace(program, nodes=(gigantic,), output="large"))
+        with pytest.raises(Unavailable, match="does not have the images as its first dimension"):
+            turned = Node("turned", "aten.transpose.int", (Value(program.input), 0, 1), {}, (3, 1, 8, 8))
+            generate(replace(program, nodes=(turned,), output="turned"))
 
 
 class TestCompiler:
