@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Path = typer.Argument(..., help="Folder of a run, or of a study."),
+    run: Path = typer.Argument(
+        ..., help="Folder of a run, of a search in your own loop, of a benchmark of your own network, or of a study."
+    ),
     output: Path | None = typer.Option(None, "-o", "--output", help="The page to write; RUN/report.html by default, a study's study.html."),
 ) -> None:
     """Write one self-contained HTML page, and report.json, with the claims and measurements of a run."""

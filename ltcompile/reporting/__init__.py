@@ -1,4 +1,4 @@
-"""One page about a run or a study: results, their uncertainty, and how they were checked."""
+"""One page about a run, a study or a network: results, their uncertainty, and how they were checked."""
 
 from __future__ import annotations
 
@@ -6,12 +6,49 @@ from pathlib import Path
 
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import FILE
-from ltcompile.reporting import page, study
+from ltcompile.core.task import Metric
+from ltcompile.errors import InvalidSetting
+from ltcompile.paths import write_json, write_text
+from ltcompile.pruned import Pruned, Result, pruned_of
+from ltcompile.reporting import own, page, study
 
 __all__ = ["report"]
 
 
-def report(run: str | Path, output: str | Path | None = None) -> Path:
-    """Write the page on the folder of a run (`page.report`) or of a study (`study.report`). Raises InvalidFile."""
-    is_study = (Path(run) / FILE).is_file() and not RunFolder(run).summary.exists()  # a run's folder may hold a file of that name
+def report(run: str | Path | Pruned | Result, output: str | Path | None = None, *, bench: str | Path | None = None) -> Path:
+    """Write the page on a run, a study or a network, and its figures as JSON next to it; the page's path.
+
+    Args:
+        run: the folder of a run of `find` (`page.report`), of a study (`study.report`) or of a search in one's own loop, with the results of
+            shrink, bench and sweep in it; or a `Pruned` or what a `lt.Search` found, whose speedup is measured.
+        output: the page; by default report.html in the folder, a study's study.html. A `Pruned` has no folder, and needs it.
+        bench: of a `Pruned`, the bench.json of `lt.bench(pruned, output=)`; by default it is timed now, at batch 1.
+
+    Raises:
+        InvalidFile: a file is damaged or of something else, or the page cannot be written. InvalidSetting: a `Pruned` comes without `output`.
+    """
+    if not isinstance(run, str | Path):
+        if output is None:
+            raise InvalidSetting('output= names the page of a Pruned, as in output="report.html"')
+        beside = own_page(Path(output))
+        return _write_own(own.of_pruned(pruned_of(run), bench), Path(output), beside)
+    if bench is not None:
+        raise InvalidSetting("bench= belongs to a Pruned; a folder holds its bench.json")
+    if own.is_own(folder := Path(run)):
+        path = Path(output) if output is not None else folder / "report.html"
+        return _write_own(own.collect(folder), path, own_page(path))
+    is_study = (folder / FILE).is_file() and not RunFolder(run).summary.exists()  # a run's folder may hold a file of that name
     return (study.report if is_study else page.report)(run, output)
+
+
+def own_page(path: Path) -> Path:
+    """Where the figures of a page go. Raises InvalidFile where that cannot be written."""
+    return page.beside_page(path, "own report")
+
+
+def _write_own(found: own.Figures, path: Path, beside: Path) -> Path:
+    metric = Metric(**found["metric"]) if found["metric"] else Metric()
+    html = page.template("own.html.j2").render(r=found, metric=metric, sentence=own.sentence(found))
+    write_json(beside, found)
+    write_text(path, html)
+    return path

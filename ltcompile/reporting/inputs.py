@@ -205,7 +205,7 @@ def read_run(folder: Path) -> Run:
         folder,
         search,
         shrinks,
-        _load(run.bench, Bench, "bench", _check_bench) if run.bench.is_file() else None,
+        _load(run.bench, Bench, "bench", check_bench) if run.bench.is_file() else None,
         _load(run.sweep, Sweep, "sweep", _check_sweep) if run.sweep.is_file() else None,
     )
 
@@ -275,13 +275,13 @@ def _check_shrink(shrink: Shrink) -> None:
     )
 
 
-def _check_bench(bench: Bench) -> None:
+def check_bench(bench: Bench) -> None:
     if bench.file is not None:
         _check_positive("file", bytes=bench.file.bytes)
     for name, subject in bench.subjects.items():
         _check_positive(f"subjects.{name}", params=subject.params, macs=subject.macs)
     for i, row in enumerate(bench.rows):
-        if {row.subject, "dense"} - set(bench.subjects):
+        if {row.subject, *(["dense"] if row.speedup is not None or bench.ticket_checksum else [])} - set(bench.subjects):
             raise SchemaError(f"rows[{i}] times {row.subject!r}, but subjects lacks it or dense")
         _check_timing(f"rows[{i}]", row)
 

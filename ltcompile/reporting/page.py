@@ -38,19 +38,19 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
     run = Path(run)
     page = Path(output) if output is not None else run / "report.html"
     found = collect(run)
-    beside = _beside(page)
+    beside = beside_page(page)
     html = render(found, read_pictures(RunFolder(run).pictures))
     write_json(beside, found)
     write_text(page, html)
     return page
 
 
-def _beside(page: Path) -> Path:
+def beside_page(page: Path, expected: str = "report") -> Path:
     """Where the JSON goes: never over another kind of file, such as the run's own results."""
     beside = page.with_suffix(".json")
     check_page(page)
     check_writable(beside)
-    if beside.exists() and kind(beside) != "report":
+    if beside.exists() and kind(beside) != expected:
         raise InvalidFile(f"cannot write the report's figures to {beside}: that name is taken; choose another name for the report")
     return beside
 
