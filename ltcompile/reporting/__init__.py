@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import FILE
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidSetting
 from ltcompile.paths import write_json, write_text
-from ltcompile.pruned import Pruned, Result, pruned_of
 from ltcompile.reporting import own, page, study
+
+if TYPE_CHECKING:
+    from ltcompile.pruned import Pruned, Result
 
 __all__ = ["report"]
 
@@ -30,6 +33,8 @@ def report(run: str | Path | Pruned | Result, output: str | Path | None = None, 
     if not isinstance(run, str | Path):
         if output is None:
             raise InvalidSetting('output= names the page of a Pruned, as in output="report.html"')
+        from ltcompile.pruned import pruned_of
+
         beside = own_page(Path(output))
         return _write_own(own.of_pruned(pruned_of(run), bench), Path(output), beside)
     if bench is not None:

@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ltcompile.benchmark.pruned import bench_pruned
 from ltcompile.core.fields import SchemaError, table
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json
-from ltcompile.pruned import Pruned
 from ltcompile.reporting import units
 from ltcompile.reporting.inputs import Bench, check_bench, kind
+
+if TYPE_CHECKING:
+    from ltcompile.pruned import Pruned
 
 Figures = dict[str, Any]
 FORMAT = 1
@@ -93,6 +94,8 @@ def collect(folder: Path) -> Figures:
 
 def of_pruned(pruned: Pruned, bench: str | Path | None) -> Figures:
     """The figures of a network, timed now where no `bench` is given. Raises InvalidFile as `collect` does."""
+    from ltcompile.benchmark.pruned import bench_pruned
+
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         path = Path(bench) if bench is not None else Path(scratch) / "bench.json"
         if bench is None:
