@@ -53,6 +53,7 @@ def compile(
     plan: Optional[Path] = PLAN,
     example: str | None = EXAMPLE,
     max_drop: float = typer.Option(5.0, help="With int8: the per cent of images that may change their class against fp32."),
+    tune_seconds: float = typer.Option(30.0, min=0.0, help="How long to measure tiles of generated C++; 0 leaves them to a model."),
     retune: bool = typer.Option(False, "--retune", help="Measure an engine of another machine again on this one."),
     explain: bool = typer.Option(False, "--explain", help="Print the time of every runtime, the runtime of each layer, and why."),
     as_json: bool = typer.Option(False, "--json", help="Print the decisions as JSON."),
@@ -65,10 +66,11 @@ def compile(
     own = None if retune else own_network(target, model, weights, plan, example)
     with _progress(as_json) as report:
         if retune:
-            engine = lt.load_engine(str(target), retune=True, on_progress=report)
+            engine = lt.load_engine(str(target), retune=True, tune_seconds=tune_seconds, on_progress=report)
         else:
             network, inputs = _ticket(target, model, data, data_root, precision) if own is None else (own.small, _inputs(own, data))  # type: ignore[arg-type]
-            engine = lt.compile(network, inputs, device=device, batch=batch, precision=precision, max_drop=max_drop, on_progress=report)
+            settings: dict[str, Any] = {"max_drop": max_drop, "tune_seconds": tune_seconds}
+            engine = lt.compile(network, inputs, device=device, batch=batch, precision=precision, **settings, on_progress=report)
     engine.save(output)
     if as_json:
         typer.echo(json.dumps([decision.to_json() for decision in engine.decisions.values()]))

@@ -13,6 +13,7 @@ from ltcompile.core.ticket import Ticket
 from ltcompile.engine import device as devices
 from ltcompile.engine import file
 from ltcompile.engine.agreement import MAX_DROP
+from ltcompile.engine.device import TUNE_SECONDS, Settings
 from ltcompile.engine.engine import Engine, Run
 from ltcompile.engine.file import EngineFile
 from ltcompile.engine.signature import Signature, outputs
@@ -36,6 +37,7 @@ def compile(
     batch: Sequence[int] = BATCHES,
     precision: str | None = None,
     max_drop: float = MAX_DROP,
+    tune_seconds: float = TUNE_SECONDS,
     on_progress: Callable[[str], None] | None = None,
 ) -> Engine:
     """An engine of `model`: the candidate that measures fastest on this machine, for each size in `batch`.
@@ -49,6 +51,7 @@ def compile(
         batch: the batch sizes, different and at least 1.
         precision: "fp32", "fp16" (GPU), "bf16" or "int8" (CPU); by default fp32 on a CPU and fp16 on a GPU.
         max_drop: in int8, the per cent of images that may change their class against fp32: an upper bound of the loss of accuracy.
+        tune_seconds: how long the tiles of generated C++ may be compiled and measured; 0 leaves them to a model and what is measured already.
         on_progress: is called with one line for each step.
 
     Raises:
@@ -61,7 +64,7 @@ def compile(
     _check(inputs, batch)
     signature = Signature.of(network, inputs)
     _check_form(signature, device, target.precision)
-    made = target.make(network, inputs, signature, batch, max_drop, on_progress or (lambda _: None))
+    made = target.make(network, inputs, signature, batch, Settings(max_drop, tune_seconds), on_progress or (lambda _: None))
     noise = tuple(t.contiguous() for t in (_noise_like(inputs.tensors[0]),)) if signature.is_one_tensor else inputs.resized(1).tensors
     answers = tuple(
         found[:1].cpu() if has else found.cpu()
@@ -96,12 +99,19 @@ def _check_form(signature: Signature, device: str, precision: str) -> None:
         )
 
 
-def load_engine(path: str | Path, *, retune: bool = False, on_progress: Callable[[str], None] | None = None) -> Engine:
+def load_engine(
+    path: str | Path,
+    *,
+    retune: bool = False,
+    tune_seconds: float = TUNE_SECONDS,
+    on_progress: Callable[[str], None] | None = None,
+) -> Engine:
     """The engine in a file of `Engine.save`, ready to run; nothing in the file is executed.
 
     Args:
         path: the file.
         retune: whether to measure again where the file was made on another machine or with other versions.
+        tune_seconds: see `compile`, for measuring again.
         on_progress: is called with one line for each step of that.
 
     Raises:
@@ -115,7 +125,7 @@ def load_engine(path: str | Path, *, retune: bool = False, on_progress: Callable
                 f"{path} was tuned elsewhere ({different}): its choices may be slow or impossible here; "
                 "load it with retune=True (`--retune`), which measures again, or compile the network here"
             )
-        made = target.recompile(contents, on_progress or (lambda _: None))
+        made = target.recompile(contents, Settings(MAX_DROP, tune_seconds), on_progress or (lambda _: None))
         contents = replace(contents, variants=made.variants, machine=target.machine())
         return Engine(contents, made.runs)
     runs = target.load(contents)

@@ -16,6 +16,7 @@ from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.program import Program
 
 Progress = Callable[[str], None]
+TUNE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,14 @@ class CompiledArtifacts:
     single: Program | None = None
 
 
+@dataclass(frozen=True)
+class Settings:
+    """In int8, the per cent of images that may change their class; the seconds that measuring tiles of generated C++ may take."""
+
+    max_drop: float
+    tune_seconds: float
+
+
 class Device(Protocol):
     """A kind of machine that engines are compiled for, in one precision."""
 
@@ -37,14 +46,14 @@ class Device(Protocol):
         """The hardware and versions for which an engine's decisions hold."""
 
     def make(
-        self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], max_drop: float, on_progress: Progress
+        self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], settings: Settings, on_progress: Progress
     ) -> CompiledArtifacts:
-        """The fastest candidate for each batch size, checked on the example; in int8 `max_drop` per cent may change their class."""
+        """The fastest candidate for each batch size, checked on the example."""
 
     def load(self, contents: EngineFile) -> Mapping[int, Run]:
         """The decided variants, ready to run."""
 
-    def recompile(self, contents: EngineFile, on_progress: Progress) -> CompiledArtifacts:
+    def recompile(self, contents: EngineFile, settings: Settings, on_progress: Progress) -> CompiledArtifacts:
         """Decide again on this machine, from a file alone."""
 
 

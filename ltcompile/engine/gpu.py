@@ -14,7 +14,7 @@ from ltcompile.core.records import versions
 from ltcompile.engine.agreement import Agreement, agreement
 from ltcompile.engine.cpu import Source
 from ltcompile.engine.decision import Decision, decided
-from ltcompile.engine.device import CompiledArtifacts, Progress
+from ltcompile.engine.device import CompiledArtifacts, Progress, Settings
 from ltcompile.engine.engine import Run
 from ltcompile.engine.events import cold_us, fastest_replay, replays_ms
 from ltcompile.engine.executable import DEPENDENT, GRAPH, MODES, PERSISTENT, Choice, Executable, persistent_refusal
@@ -51,10 +51,10 @@ class Gpu:
         return {"gpu": torch.cuda.get_device_name()} | {name: versions()[name] for name in ("triton", "torch")}
 
     def make(
-        self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], max_drop: float, on_progress: Progress
+        self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], settings: Settings, on_progress: Progress
     ) -> CompiledArtifacts:
         (example,) = inputs.tensors
-        agreed = agreement(model, example, Source(self.precision), max_drop)
+        agreed = agreement(model, example, Source(self.precision), settings.max_drop)
         programs, images, expected = {}, {}, {}
         for batch in batches:
             images[batch] = tile(example, batch)
@@ -67,7 +67,7 @@ class Gpu:
         with cudnn_autotuned():
             return {variant.decision.batch: Graph(self._executable(variant)) for variant in contents.variants}
 
-    def recompile(self, contents: EngineFile, on_progress: Progress) -> CompiledArtifacts:
+    def recompile(self, contents: EngineFile, settings: Settings, on_progress: Progress) -> CompiledArtifacts:
         programs = {variant.decision.batch: variant.program for variant in contents.variants if variant.program is not None}
         (noise,), (answer,) = contents.probe
         return self._choose_all(programs, {b: tile(noise, b) for b in programs}, {b: tile(answer, b) for b in programs}, on_progress)

@@ -6,7 +6,9 @@ import contextlib
 import functools
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +17,10 @@ from ltcompile.core.deployment import COMPILED, Deployment
 from ltcompile.core.notice import notify
 from ltcompile.core.records import cpu_name, versions
 from ltcompile.engine.agreement import Agreement, agreement, agreement_of_file
-from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts
+from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts, tuning
+from ltcompile.engine.cpu.code import Choice
 from ltcompile.engine.decision import Decision, decided
-from ltcompile.engine.device import CompiledArtifacts, Progress
+from ltcompile.engine.device import CompiledArtifacts, Progress, Settings
 from ltcompile.engine.engine import Run
 from ltcompile.engine.file import EngineFile, EngineVariant
 from ltcompile.engine.signature import Signature, Tensors, outputs
@@ -51,26 +54,27 @@ class Host:
         return {"cpu": cpu_name(), "threads": str(thread_counts()[-1])} | {name: there[name] for name in packages if name in there}
 
     def make(
-        self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], max_drop: float, on_progress: Progress
+        self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], settings: Settings, on_progress: Progress
     ) -> CompiledArtifacts:
         agreed = None
         if signature.is_one_tensor:
             source = make_source(model, inputs.tensors[0], batches, self.precision)
-            agreed = agreement(model, inputs.tensors[0], source, max_drop)
+            agreed = agreement(model, inputs.tensors[0], source, settings.max_drop)
         else:
             source = _of_any_inputs(model, inputs)
         given = {batch: inputs.resized(batch) for batch in batches}
         expected = {batch: tuple(of_network(model)(some).values()) for batch, some in given.items()}
+        source = _tuned(source, settings, on_progress)
         return _choose_all(source, {batch: some.tensors for batch, some in given.items()}, expected, on_progress, agreed)
 
     def load(self, contents: EngineFile) -> dict[int, Run]:
         source = _source(contents)
         return {variant.decision.batch: _loaded(variant, source) for variant in contents.variants}
 
-    def recompile(self, contents: EngineFile, on_progress: Progress) -> CompiledArtifacts:
+    def recompile(self, contents: EngineFile, settings: Settings, on_progress: Progress) -> CompiledArtifacts:
         batches = [variant.decision.batch for variant in contents.variants]
         noise, answers = contents.probe
-        source, signature = _source(contents), contents.signature
+        source, signature = _tuned(_source(contents), settings, on_progress), contents.signature
         inputs = {b: signature.resized(noise, b) for b in batches}
         expected = {b: tuple(tile(x, b) if has else x for x, has in zip(answers, signature.outputs_batched, strict=True)) for b in batches}
         agreed = agreement_of_file(source, noise[0]) if signature.is_one_tensor else None
@@ -85,7 +89,21 @@ def multiplies_bf16() -> bool:
 def _source(contents: EngineFile) -> Source:
     programs = {variant.decision.batch: variant.program for variant in contents.variants if variant.program is not None}
     names = () if contents.signature.is_one_tensor else contents.signature.names
-    return Source(contents.precision, contents.onnx, programs, single=contents.single, names=names)
+    choices: dict[str, Choice] = next((variant.options["choices"] for variant in contents.variants if "choices" in variant.options), {})
+    try:
+        tuning.check(choices)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InvalidFile(f"the engine has tiles of another ltcompile: {error}; make it again with `ltcompile compile`") from error
+    return Source(contents.precision, contents.onnx, programs, single=contents.single, names=names, choices=choices)
+
+
+def _tuned(source: Source, settings: Settings, on_progress: Progress) -> Source:
+    """With the measured tiles of its layers, where C++ can be generated."""
+    if source.single is None or all(candidate.runtime != COMPILED for candidate in candidates(source.precision)[0]):
+        return source
+    with contextlib.suppress(Unavailable):
+        return replace(source, choices=tuning.tune(source.single, settings.tune_seconds, thread_counts()[-1], on_progress))
+    return source
 
 
 def _candidate(variant: EngineVariant, precision: str) -> Deployment:
@@ -126,7 +144,9 @@ def _choose_all(
     variants, runs = [], {}
     for batch in inputs:
         candidate, runs[batch], decision = choose(source, batch, inputs[batch], expected[batch], on_progress, agreed)
-        options = {"runtime": candidate.runtime, "threads": candidate.threads}
+        options: dict[str, Any] = {"runtime": candidate.runtime, "threads": candidate.threads}
+        if candidate.runtime == COMPILED and source.choices:
+            options["choices"] = source.choices
         variants.append(EngineVariant(decision, options, source.programs.get(batch)))
     return CompiledArtifacts(tuple(variants), runs, source.onnx, source.single)
 

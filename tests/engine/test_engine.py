@@ -39,7 +39,7 @@ class TestOnCpu:
         monkeypatch.setattr(host, "SCREEN_S", 0.0)
         monkeypatch.setattr(host, "FINAL_S", 0.0)
         told: list[str] = []
-        engine = lt.compile(small(), pictures(128), batch=[3], precision=precision, on_progress=told.append)
+        engine = lt.compile(small(), pictures(128), batch=[3], precision=precision, tune_seconds=0, on_progress=told.append)
         decision = engine.decisions[3]
         runtimes = {who.split(",")[0] for who in [*decision.ms, *decision.refused]}
         assert runtimes == {"onnxruntime", "openvino", "compile", "generated C++"} and {decision.by, decision.runner_up} <= set(decision.ms)
@@ -279,7 +279,7 @@ class TestFile:
             with pytest.raises(InvalidFile, match=r"a\.engine"):
                 lt.load_engine(path)
 
-    @pytest.mark.parametrize("harm", ["external", "shape", "runtime", "tensor"])
+    @pytest.mark.parametrize("harm", ["external", "shape", "runtime", "tiles", "tensor"])
     def test_hostile_files(self, saved: Path, tmp_path: Path, harm: str) -> None:
         import onnx
         from safetensors import safe_open
@@ -295,6 +295,8 @@ class TestFile:
             weight.data_location = onnx.TensorProto.EXTERNAL
         elif harm == "shape":
             weight.dims[0] = 10**9
+        elif harm == "tiles":
+            header["variants"][0]["options"]["choices"] = {"conv": {"vectors": "1; }; system(", "height": 1, "width": 1, "lanes": 16}}
         elif harm == "runtime":
             header["variants"][0]["options"]["runtime"] = "os.system"
         else:

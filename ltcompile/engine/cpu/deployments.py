@@ -12,6 +12,7 @@ import torch
 from ltcompile import runtimes
 from ltcompile.core.deployment import COMPILED, Deployment
 from ltcompile.engine.cpu import native
+from ltcompile.engine.cpu.code import Choice
 from ltcompile.engine.cpu.generate import generate
 from ltcompile.engine.engine import Run
 from ltcompile.errors import Unavailable
@@ -32,6 +33,7 @@ class Source:
     programs: Mapping[int, Program] = field(default_factory=dict)
     plain: bytes = b""
     single: Program | None = None
+    choices: Mapping[str, Choice] = field(default_factory=dict)  # of `single`'s layers, measured
     names: tuple[str, ...] = ()  # of the inputs, where there is not one float tensor
     libraries: dict[int, native.Library] = field(default_factory=dict, compare=False)  # of `single`, compiled, by threads
 
@@ -104,7 +106,9 @@ def _compiled(candidate: Deployment, source: Source) -> Run:
     if source.single is None:
         raise Unavailable("the network has no program for one image")
     if candidate.threads not in source.libraries:
-        source.libraries[candidate.threads] = native.Library(generate(source.single, threads=thread_counts()[-1]), candidate.threads)
+        source.libraries[candidate.threads] = native.Library(
+            generate(source.single, source.choices, thread_counts()[-1]), candidate.threads
+        )
     library = source.libraries[candidate.threads]
     shape = library.unit.output_shape[1:]
 

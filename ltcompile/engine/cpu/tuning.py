@@ -33,7 +33,6 @@ from ltcompile.engine.cpu.tiles import time as modelled
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
 
-SECONDS = 30.0
 CANDIDATES, SLOWER = 6, 1.5  # of a layer, and how many times as slow as the best the model may find them
 COMPILING = 0.75  # of the seconds
 ROUNDS, RUNS = 5, 4
@@ -64,9 +63,7 @@ extern "C" double lt_time(int at, float **arrays, const float *sweep, long float
 """
 
 
-def tune(
-    program: Program, seconds: float = SECONDS, threads: int = 1, on_progress: Callable[[str], None] | None = None
-) -> dict[str, Choice]:
+def tune(program: Program, seconds: float, threads: int = 1, on_progress: Callable[[str], None] | None = None) -> dict[str, Choice]:
     """The measured choices of a program's dense layers, by name; those that `seconds` did not suffice for, and are not in the cache, are
     left to the model.
 
@@ -89,6 +86,12 @@ def tune(
     for key, choice in found.items():
         paths.write_text(_file(key), json.dumps(choice))
     return {name: choice for key, choice in (known | found).items() if choice for name in layers[key][1]}
+
+
+def check(choices: Mapping[str, Choice]) -> None:
+    """Raises AttributeError, TypeError or ValueError: they are not choices; they may be from a file."""
+    for choice in choices.values():
+        Tiling(**{name: value for name, value in choice.items() if name != "lanes"})
 
 
 @cache
@@ -236,7 +239,7 @@ def _read(key: str) -> Choice | None:
     """A measured choice from the cache; None where there is none that can be used."""
     try:
         choice = json.loads(_file(key).read_text())
-        Tiling(**{name: value for name, value in choice.items() if name != "lanes"})
+        check({key: choice})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return dict(choice)
