@@ -2,6 +2,7 @@
 
     python bench/cpu.py                 in under eight minutes once compiled; writes bench/results/cpu.json and .md
     python bench/cpu.py --resume        keep the networks that the file has
+    python bench/cpu.py --layers        a table of each network's layers, by themselves
     python bench/cpu.py --rehearse      everything but the figures: compiles what the run will need, and writes nothing
 
 Each network's deployments are timed in turns; the fastest of ours and the fastest of the others are timed again, in turns, and their ratio
@@ -178,6 +179,19 @@ def peak() -> float:
     return float(function())
 
 
+def layer_table(model: nn.Module, image: Tensor) -> str:
+    """Each dense layer of a network by itself, in one thread, in the tiles that are known."""
+    program, flops = lower(model, image).program, peak()
+    lines = ["| layer | filters | input | MMAC | us | GFLOP/s as counted | of the peak |", "|---" * 7 + "|"]
+    for name, layer, us in tuning.layer_times(program, tuning.tune(program, 0, max(THREADS))):
+        x, (filters, channels, *kernel) = layer.inputs[0], layer.op.weight.shape
+        macs = math.prod(layer.op.out_size(x)) * layer.op.weight.size
+        rate = 2 * macs / (1e-6 * us)
+        sizes = f"{filters} of {channels}x{kernel[0]}x{kernel[1]} | {x.channels}x{x.height}x{x.width}"
+        lines.append(f"| {name} | {sizes} | {macs / 1e6:.2f} | {us:.1f} | {rate / 1e9:.0f} | {rate / flops:.2f} |")
+    return "\n".join(lines)
+
+
 def claims(rows: dict[str, dict[str, Any]], flops: float) -> list[dict[str, Any]]:
     """What is wanted, and what was found with its interval."""
     found, least = [], 0.0
@@ -218,17 +232,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--resume", action="store_true", help="keep the networks that the file has")
     parser.add_argument("--rehearse", action="store_true", help="compile and check only")
+    parser.add_argument("--layers", action="store_true", help="print a table of the networks' layers instead")
     parser.add_argument("--networks", nargs="*", help="some of them, by name")
     parser.add_argument("--large", action="store_true", help="networks of 224x224 images too")
     parser.add_argument("--tune-seconds", type=float, default=TUNE_S, help="for each network and number of threads")
     arguments = parser.parse_args()
     path = RESULTS / "cpu.json"
-    rows = json.loads(path.read_text())["rows"] if arguments.resume and path.exists() else {}
+    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if arguments.resume and path.exists() else {}
     for name, build in networks(arguments.large).items():
         if name in rows or (arguments.networks and name not in arguments.networks):
             continue
         torch.manual_seed(0)
         model, image = build()
+        if arguments.layers:
+            print(f"{name}\n{layer_table(model.eval(), image)}\n", flush=True)
+            continue
         found = row(name, model.eval(), image, arguments.tune_seconds, 0 if arguments.rehearse else SECONDS)
         print(
             name, f"{found['macs'] / 1e6:.1f} MMAC", {k: round(v, 1) for k, v in found["screened_us"].items()}, found["ratio"], flush=True
@@ -238,7 +256,7 @@ def main() -> None:
             result = {"bench": "cpu", "rows": rows, "claims": claims(rows, peak())}
             finish("cpu", result)
             (RESULTS / "cpu.md").write_text(markdown(json.loads(path.read_text())))
-    if arguments.rehearse:
+    if arguments.rehearse and rows:
         print(claims(rows, peak()))
 
 

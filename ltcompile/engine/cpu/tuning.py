@@ -88,6 +88,17 @@ def tune(program: Program, seconds: float, threads: int = 1, on_progress: Callab
     return {name: choice for key, choice in (known | found).items() if choice for name in layers[key][1]}
 
 
+def layer_times(program: Program, choices: Mapping[str, Choice] | None = None) -> list[tuple[str, Layer, float]]:
+    """(name, layer, microseconds) of each dense layer by itself, with one thread and warm caches."""
+    steps = [step for step in planned(program, RULES, {}).steps if step.layer is not None]
+    sweep, found = aligned(16), []
+    for step in steps:
+        assert step.layer is not None
+        trial = _trial(step.layer, [(choices or {}).get(step.name, {})], 1)
+        found.append((step.name, step.layer, 1000 * min(trial.ms(0, sweep, 1) for _ in range(ROUNDS))))
+    return found
+
+
 def check(choices: Mapping[str, Choice]) -> None:
     """Raises AttributeError, TypeError or ValueError: they are not choices; they may be from a file."""
     for choice in choices.values():
