@@ -139,10 +139,13 @@ def _planned(own: Pruned | None, plan: Path | None, speedup: float, on: str, qui
 
 def _calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path) -> Calibration | None:
     """A data set for a ticket; of any other network, a file of inputs."""
+    from ltcompile.core.description import Description
+    from ltcompile.core.preprocessing import Preprocessing
     from ltcompile.core.ticket import Ticket
-    from ltcompile.data import load_like
+    from ltcompile.data import SPLIT_SEED, VAL_SHARE, DatasetOptions, load_like
     from ltcompile.errors import InvalidSetting
     from ltcompile.graph.examples import TENSORS, read_inputs
+    from ltcompile.tasks import load_task
 
     if calibrate is None:
         return None
@@ -150,6 +153,10 @@ def _calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path
         return [read_inputs(Path(calibrate))]
     if not isinstance(source, Ticket):
         raise InvalidSetting(f"--calibrate takes a file of inputs ({', '.join(TENSORS)}) for a network of your own, not {calibrate!r}")
+    if (kind := source.data.get("task", "classification")) != "classification":
+        like = Description.from_json(source.data)
+        prepared = Preprocessing(like.shape[1:], like.mean, like.std, like.interpolation)
+        return load_task(kind, calibrate, data_root, DatasetOptions(None, VAL_SHARE, SPLIT_SEED, preprocessing=prepared))
     return load_like(source.data, calibrate, data_root)
 
 

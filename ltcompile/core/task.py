@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from ltcompile.errors import InvalidSetting
 
@@ -82,6 +82,7 @@ class Loss(NamedTuple):
     correct: Tensor | None = None
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a network is for: its data, its loss, its metric, and how to evaluate it. One file each in `ltcompile.tasks`.
 

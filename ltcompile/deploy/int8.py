@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ltcompile.data import Dataset
+from ltcompile.core.task import Task
 from ltcompile.deploy.job import Progress, ShrinkJob
 from ltcompile.deploy.judges import Judge
 from ltcompile.deploy.qat import fine_tune, tuning
@@ -40,12 +40,13 @@ Names = tuple[tuple[str, ...] | None, tuple[str, ...] | None]  # of inputs and o
 
 @dataclass(frozen=True)
 class Judged:
-    """A file as the judge finds it: its score, and its outputs against fp32's.
+    """A file as the judge finds it: its score and what that is worth (higher is better), and its outputs against fp32's.
 
     `max_error` is the largest difference, of the largest output; `noise` the root mean square of all, of that of the outputs.
     """
 
     score: float
+    worth: float
     max_error: float
     noise: float
 
@@ -57,7 +58,7 @@ class Judged:
     @property
     def rank(self) -> tuple[bool, float, float]:
         """Higher is better."""
-        return self.agrees, self.score, -self.noise
+        return self.agrees, self.worth, -self.noise
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ class _Network(Int8Network):
         run = self.run()
         found = self.judge.outputs(run)
         errors = [_errors(found[name], x) for name, x in self._outputs.items() if np.issubdtype(x.dtype, np.floating)]
-        return Judged(self.judge.score(run, found), max(error for error, _ in errors), max(noise for _, noise in errors))
+        score = self.judge.score(run, found)
+        return Judged(score, -self.judge.drop(0.0, score), max(error for error, _ in errors), max(noise for _, noise in errors))
 
     def expected(self) -> tuple[Answers, Answers]:
         """What the file that was written last has to answer: exact, and with its rounding simulated. Raises Disagreement."""
@@ -180,7 +182,7 @@ class _Goal:
     max_drop: float
 
     def drop(self, judged: Judged) -> float:
-        return self.judge.unit * (self.fp32_score - judged.score)
+        return self.judge.drop(self.fp32_score, judged.score)
 
     def met(self, judged: Judged) -> bool:
         return self.drop(judged) <= self.max_drop + 1e-9 and judged.agrees
@@ -222,11 +224,11 @@ def _try_all(network: _Network, tell: Progress) -> _Choice:
 
 
 def _or_tuned(plain: _Choice, judge: Judge, job: ShrinkJob, scratch: Path, names: Names) -> tuple[_Choice, str]:
-    """The network after fine-tuning where int8 then answers more validation images correctly, else as it was; and which, with the reason.
+    """The network after fine-tuning where int8 then is better on validation images, else as it was; and which, with the reason.
 
     A rate that suits a network with batch norm can wreck it once they are folded: while it does not help, a tenth of it is tried.
     """
-    assert isinstance(job.calibrate, Dataset) and job.recipe is not None
+    assert isinstance(job.calibrate, Task) and job.recipe is not None
     epochs, images = job.int8.finetune_epochs, judge.inputs.tensors[0]
     top, before, reached = WEIGHT_TOP[plain.bits], plain.judged.score, list[str]()
     for share in RATE_SHARES:
@@ -239,10 +241,10 @@ def _or_tuned(plain: _Choice, judge: Judge, job: ShrinkJob, scratch: Path, names
             reached.append(f"a loss that is not finite at rate {trial.lr:.1g}")
             continue
         tuned = _try_all(_Network(module, judge, job.dynamic, scratch / f"tuned{len(reached)}", names), job.on_progress)
-        reached.append(f"{tuned.judged.score:.2%} at rate {trial.lr:.1g}")
+        reached.append(f"{judge.format(tuned.judged.score)} at rate {trial.lr:.1g}")
         if tuned.judged.rank[:2] > plain.judged.rank[:2]:
-            return tuned, f"kept: {epochs} epochs brought int8's validation accuracy from {before:.2%} to {reached[-1]}"
-    return plain, f"thrown away: {epochs} epochs brought int8's validation accuracy from {before:.2%} to {', '.join(reached)}"
+            return tuned, f"kept: {epochs} epochs brought int8 from {judge.format(before)} to {reached[-1]}"
+    return plain, f"thrown away: {epochs} epochs brought int8 from {judge.format(before)} to {', '.join(reached)}"
 
 
 def _spare(network: _Network, scheme: Scheme, judged: Judged, goal: _Goal, tell: Progress) -> tuple[Scheme, Judged, dict[str, str]]:
@@ -267,7 +269,7 @@ def _spare(network: _Network, scheme: Scheme, judged: Judged, goal: _Goal, tell:
             return scheme, judged, why
         best = max(best, judged, key=lambda j: j.rank)
     raise Disagreement(
-        f"int8 reaches {goal.judge.format(best.score)}, {goal.drop(best):.2f} points below fp32 ({goal.max_drop:g} are allowed), "
+        f"int8 reaches {goal.judge.format(best.score)}, {goal.drop(best):.2f} {goal.judge.units} below fp32 ({goal.max_drop:g} are allowed), "
         f"and outputs within {best.max_error:.2f} of the largest ({MOST_ERROR} is allowed), with {len(why)} of {len(alone)} layers "
         "in float; nothing was written: try finetune_epochs=, a larger max_drop=, or precision=fp16"
     )

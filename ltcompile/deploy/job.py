@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.task import Task
 from ltcompile.data import Dataset
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph.inputs import Example
@@ -19,7 +20,7 @@ from ltcompile.prune.budget import RelativeTimer
 Precision = Literal["fp32", "fp16", "int8"]
 Snap = Literal["down", "up", "auto"]
 Progress = Callable[[str], None]
-Calibration = Dataset | Iterable[Example]
+Calibration = Dataset | Task | Iterable[Example]
 Evaluate = Callable[[Callable[..., object]], float]  # a callable network -> its metric; higher is better
 MOST_EPOCHS = 10_000
 
@@ -78,7 +79,8 @@ class ShrinkJob:
 
 
 def training_inputs(calibrate: Calibration, size: int) -> Iterator[Example]:
-    """The training images of a data set, `size` at a time; or the inputs as the user hands them over."""
-    if isinstance(calibrate, Dataset):
-        return (images for images, _ in calibrate.train.batches(size, torch.device("cpu"), None, 0))
+    """The training inputs of a task, `size` at a time; or the inputs as the user hands them over."""
+    if isinstance(calibrate, Task):
+        return (inputs for inputs, _ in calibrate.batches("train", size, torch.device("cpu")))
+    assert not isinstance(calibrate, Dataset), "shrink makes a task of it"
     return iter(calibrate)

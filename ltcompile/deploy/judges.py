@@ -1,10 +1,11 @@
-"""How an int8 network is judged: by the accuracy on a data set, or by any metric and the outputs for any inputs."""
+"""How an int8 network is judged: by the metric of a task, or by any metric and the outputs for any inputs."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import stream
-from ltcompile.data import Dataset, Split
+from ltcompile.core.task import ACCURACY, Part, Task
+from ltcompile.data import Dataset
 from ltcompile.deploy.job import Evaluate, ShrinkJob
 from ltcompile.errors import InvalidData, InvalidSetting
 from ltcompile.graph.inputs import Example
@@ -21,6 +23,7 @@ from ltcompile.graph.outputs import outputs_of
 from ltcompile.lower.answers import Run, answers, chunks
 from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import CHUNK, LEAST_INPUTS, Answers
+from ltcompile.training import to_layout
 
 CALIBRATION_ROWS = 512
 CPU = torch.device("cpu")
@@ -32,14 +35,18 @@ class Judge(Protocol):
     inputs: Inputs  # whose ranges count
     key: str  # of the score in the record
     drop_key: str
-    unit: float  # the drop that is allowed is counted in 1 / unit of the score
+    units: str  # of a drop
 
     def outputs(self, run: Run) -> Answers:
         """The outputs that are compared with the float network's."""
         ...
 
     def score(self, run: Run, outputs: Answers) -> float:
-        """How good a network is, higher is better."""
+        """How good a network is."""
+        ...
+
+    def drop(self, before: float, after: float) -> float:
+        """By how much `after` is worse, in the units of the drop that is allowed."""
         ...
 
     def format(self, score: float) -> str:
@@ -58,54 +65,98 @@ class Judge(Protocol):
 def judge_for(network: nn.Module, job: ShrinkJob) -> Judge:
     """The judge of `job`. Raises InvalidData, InvalidSetting where there are too few inputs, or they do not fit."""
     assert job.calibrate is not None
-    if isinstance(job.calibrate, Dataset) and job.metric is None:
-        return AccuracyJudge(network, job.calibrate)
-    if isinstance(job.calibrate, Dataset):
-        return OutputsJudge(network, [_images(job.calibrate.train)], job.metric)
+    if isinstance(job.calibrate, Task) and job.metric is None:
+        return TaskJudge(network, job.calibrate)
+    if isinstance(job.calibrate, Task):
+        return OutputsJudge(network, [_inputs(job.calibrate)], job.metric)
+    assert not isinstance(job.calibrate, Dataset), "shrink makes a task of it"
     return OutputsJudge(network, job.calibrate, job.metric)
 
 
-class AccuracyJudge:
-    """Validation images choose, test images are looked at once."""
+class TaskJudge:
+    """Validation items choose by the task's metric, test items are looked at once."""
 
-    key, drop_key, unit = "val_score", "max_drop_points", 100.0
+    key = "val_score"
 
-    def __init__(self, network: nn.Module, data: Dataset) -> None:
-        for name, split in (("training", data.train), ("validation", data.val)):
-            if len(split) < LEAST_INPUTS:
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        for name, found in (("training", task.sizes["train"]), ("validation", task.sizes["val"])):
+            if found < LEAST_INPUTS:
                 raise InvalidData(
-                    f"int8 is chosen and checked by accuracy, and {data.description.name} has {len(split)} {name} images, of {LEAST_INPUTS} "
+                    f"int8 is chosen and checked by {task.metric.name}, and {task.description.name} has {found} {name} images, of {LEAST_INPUTS} "
                     "that it takes to tell; use more images, or leave the network in fp32 or fp16"
                 )
-        self._network, self._data = network, data
-        self.inputs = Inputs.of(network, _images(data.train))
+        self._network, self._task, self._metric = network, task, task.metric
+        self.units, self.drop_key = self._metric.unit, f"max_drop_{self._metric.unit}"
+        self.inputs = Inputs.of(network, _inputs(task))
 
     def outputs(self, run: Run) -> Answers:
-        return self._answers(run, self._data.val)
+        return self._answers(run, "val")
 
     def score(self, run: Run, outputs: Answers) -> float:
-        return _accuracy(outputs, self._data.val)
+        return self._score(_replay(outputs), "val")
+
+    def drop(self, before: float, after: float) -> float:
+        return self._metric.gain(before, after)
 
     def format(self, score: float) -> str:
-        return f"{score:.2%} on validation images"
+        return f"{self._metric.format(score)} on validation images"
 
     def record(self) -> dict[str, Any]:
-        sizes = {"calibration": self.inputs.batch, "validation": len(self._data.val), "test": len(self._data.test)}
-        return {"data": self._data.description.name, "images": sizes}
+        sizes = {"calibration": self.inputs.batch, "validation": self._task.sizes["val"], "test": self._task.sizes["test"]}
+        metric = {} if self._metric == ACCURACY else {"metric": self._metric.to_json()}
+        return {"data": self._task.description.name, "images": sizes, **metric}
 
     def test(self, runs: Mapping[str, Run]) -> dict[str, float]:
-        return {name: _accuracy(self._answers(run, self._data.test), self._data.test) for name, run in runs.items()}
+        return {name: self._score(_in_chunks(run), "test") for name, run in runs.items()}
 
-    def _answers(self, run: Run, split: Split) -> Answers:
-        """What `run` answers to all images of a split, in order: (N, classes)."""
-        parts = [run(Inputs.of(self._network, images.contiguous())) for images, _ in split.batches(CHUNK, CPU, None, 0)]
+    def _answers(self, run: Run, part: Part) -> Answers:
+        """What `run` answers to all items of a part, in order."""
+        parts = [run(Inputs.of(self._network, to_layout(x, torch.contiguous_format))) for x, _ in self._task.batches(part, CHUNK, CPU)]
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+    def _score(self, run: Run, part: Part) -> float:
+        return self._task.evaluate(_Through(self._network, run), part, CPU).value
+
+
+def _replay(outputs: Answers) -> Run:
+    """Gives the next rows of known outputs at each call."""
+    given, rows = {name: torch.from_numpy(value) for name, value in outputs.items()}, count(0)
+
+    def run(inputs: Inputs) -> Mapping[str, Tensor]:
+        following = [next(rows) for _ in range(inputs.batch)]
+        return {name: value[following] for name, value in given.items()}
+
+    return run
+
+
+def _in_chunks(run: Run) -> Run:
+    """`run` with at most CHUNK rows at a time."""
+
+    def call(inputs: Inputs) -> Mapping[str, Tensor]:
+        parts = [run(inputs.rows(rows)) for rows in torch.arange(inputs.batch).split(CHUNK)]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    return call
+
+
+class _Through(nn.Module):
+    """A network that computes by `run`; what else a task calls of it, such as a detector's `detect`, is the network's."""
+
+    def __init__(self, network: nn.Module, run: Run) -> None:
+        super().__init__()
+        self._network, self._call = (network,), as_network(network, run)  # in a tuple it is no part of this one
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["_network"][0], name) if name in ("loss", "detect") else super().__getattr__(name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
 
 
 class OutputsJudge:
     """A metric of the user's chooses; without one, the outputs alone, which have to stay near the float network's."""
 
-    key, drop_key, unit = "score", "max_drop", 1.0
+    key, drop_key, units = "score", "max_drop", "units"
 
     def __init__(self, network: nn.Module, inputs: Iterable[Example], metric: Evaluate | None) -> None:
         self._network, self._metric = network, metric
@@ -126,6 +177,9 @@ class OutputsJudge:
         if math.isnan(found):
             raise InvalidSetting("the metric gives nan; it must give a number, higher for a better network")
         return found
+
+    def drop(self, before: float, after: float) -> float:
+        return before - after
 
     def format(self, score: float) -> str:
         return f"{score:g} by the metric" if self._metric else "no metric"
@@ -186,13 +240,9 @@ def _example(args: tuple[Any, ...], kwargs: dict[str, Any], network: nn.Module) 
     return dict(inspect.signature(network.forward).bind(*args, **kwargs).arguments)
 
 
-def _accuracy(outputs: Answers, split: Split) -> float:
-    logits = torch.from_numpy(next(iter(outputs.values())))
-    return float((logits.argmax(1) == split.labels).double().mean())
-
-
-def _images(split: Split) -> Tensor:
-    """Some training images (N, C, H, W), drawn by a fixed seed from all classes, as they are when nothing is augmented."""
+def _inputs(task: Task) -> Example:
+    """Some training inputs, drawn by a fixed seed, as they are when nothing is augmented."""
     plain = Recipe(flip=False, crop_pixels=0)
-    images, _ = next(iter(split.batches(min(CALIBRATION_ROWS, len(split)), CPU, plain, stream("int8 calibration", 0))))
-    return images.contiguous()
+    found = next(iter(task.batches("train", min(CALIBRATION_ROWS, task.sizes["train"]), CPU, plain, stream("int8 calibration", 0))))[0]
+    example: Example = to_layout(found, torch.contiguous_format)
+    return example

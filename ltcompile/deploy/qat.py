@@ -10,6 +10,7 @@ in float, and `export_onnx` sees the plain network again.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,8 +23,7 @@ from torch.nn.utils import parametrize
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import stream
-from ltcompile.data import Dataset
-from ltcompile.tasks import Classification
+from ltcompile.core.task import Metric, Task
 from ltcompile.training import Epoch, pick_device, train
 
 CHUNK = 64
@@ -38,7 +38,7 @@ def tuning(recipe: Recipe, epochs: int) -> Recipe:
     return replace(recipe, epochs=epochs, warmup_epochs=0, precision="fp32", compile="never").fine_tuning()
 
 
-def fine_tune(module: nn.Module, data: Dataset, images: Tensor, recipe: Recipe, seed: int, top: int) -> nn.Module:
+def fine_tune(module: nn.Module, task: Task, images: Tensor, recipe: Recipe, seed: int, top: int) -> nn.Module:
     """A fine-tuned copy of a folded network, in eval mode on the CPU, as it was after the epoch that was best on validation images.
 
     Args:
@@ -50,9 +50,9 @@ def fine_tune(module: nn.Module, data: Dataset, images: Tensor, recipe: Recipe, 
     """
     tuned = copy.deepcopy(module)
     teacher = copy.deepcopy(module) if recipe.distill else None
-    best = _Best()
+    best = _Best(task.metric)
     with rounded(tuned, images, top):
-        train(tuned, Classification(data), recipe, stream("int8 fine-tuning", seed), pick_device(), progress=best, teacher=teacher)
+        train(tuned, task, recipe, stream("int8 fine-tuning", seed), pick_device(), progress=best, teacher=teacher)
         tuned.load_state_dict(best.weights)
     return tuned.cpu().eval()
 
@@ -90,12 +90,12 @@ class RoundedFilters(nn.Module):
 class _Best:
     """Keeps the weights of the epoch that was best on validation images."""
 
-    def __init__(self) -> None:
-        self.accuracy, self.weights = -1.0, dict[str, Tensor]()
+    def __init__(self, metric: Metric) -> None:
+        self.metric, self.worth, self.weights = metric, -math.inf, dict[str, Tensor]()
 
     def __call__(self, epoch: Epoch, state: dict[str, Any], /) -> None:
-        if epoch.val_score > self.accuracy:
-            self.accuracy, self.weights = epoch.val_score, {name: value.clone() for name, value in state["model"].items()}
+        if (worth := self.metric.worth(epoch.val_score)) > self.worth:
+            self.worth, self.weights = worth, {name: value.clone() for name, value in state["model"].items()}
 
 
 def _round_input(scale: float, zero: int, layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from ltcompile import tasks
 from ltcompile.core.records import provenance
+from ltcompile.core.task import Task
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
 from ltcompile.deploy.job import Calibration, Evaluate, Int8, Precision, Progress, ShrinkJob, Snap
@@ -53,12 +55,12 @@ def shrink(
         pruned: a `Pruned`, a ticket, the path of one, or the result of a `lt.Search`.
         precision: "fp16" computes in half precision, "int8" (.onnx alone) in integers, both behind fp32 inputs and outputs.
         model: names one's own `package.module:factory` again where the ticket needs it.
-        calibrate: a data set, or an iterable of inputs, each as the network takes it. fp32 and fp16 take batch norm's running statistics
+        calibrate: a data set, a task, or an iterable of inputs, each as the network takes it. fp32 and fp16 take batch norm's running statistics
             from its training images. With int8 they stay as they are, and the ranges of activations come from its training images, all
             choices from its validation images, the accuracy from its test images.
-        metric: with int8, judges networks instead of the accuracy: metric(network) -> float, higher is better. Without a metric and a data
+        metric: with int8, judges networks instead of the task's metric: metric(network) -> float, higher is better. Without a metric and a data
             set, the outputs have to stay near those of fp32.
-        max_drop: with int8, the points of validation accuracy, or units of the metric, that may be lost; layers stay in float until no
+        max_drop: with int8, the points of validation accuracy, or units of the task's or the given metric, that may be lost; layers stay in float until no
             more are.
         finetune_epochs: with int8, so many epochs of training with rounded weights come first; their outcome is kept where it helps.
         snap: move widths to multiples of 16, "down" or "up", or by "auto" to the widths that `timer` finds fastest.
@@ -86,9 +88,12 @@ def shrink(
         pruned = Ticket.load(pruned)
     if isinstance(pruned, Ticket):
         job = replace(job, recipe=pruned.recipe, seed=pruned.seed, target=_target(pruned))
+    if isinstance(calibrate, Dataset):
+        kind = str(pruned.data.get("task", "classification")) if isinstance(pruned, Ticket) else calibrate.description.task
+        job = replace(job, calibrate=tasks.load(kind).TASK(calibrate))
     check_all(job)
     if isinstance(pruned, Ticket):
-        check_ticket_fits(pruned, model, calibrate.description.classes if isinstance(calibrate, Dataset) else None)
+        check_ticket_fits(pruned, model, job.calibrate.description.classes if isinstance(job.calibrate, Task) else None)
     pruned = pruned_of(pruned, model)
     job = replace(job, base=pruned.dense or pruned.small)
     if "ticket_checksum" not in pruned.provenance:

@@ -28,6 +28,7 @@ from ltcompile.deploy.judges import judge_for
 from ltcompile.errors import Disagreement, InvalidSetting, TicketMismatch, TrainingFailed
 from ltcompile.lower import run_onnx
 from ltcompile.lower.quantize import METHODS, PRODUCTS, WEIGHT_TOP, Quantizer, Scheme
+from ltcompile.tasks import Classification
 
 SAMPLE = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -81,7 +82,7 @@ def minmax(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quantised(network: nn.Module, data: Dataset, folder: Path, recipe: lt.Recipe, asked: Int8) -> int8.Quantized:
-    job = ShrinkJob(folder / "small.onnx", "int8", data, int8=asked, recipe=recipe)
+    job = ShrinkJob(folder / "small.onnx", "int8", Classification(data), int8=asked, recipe=recipe)
     return int8.to_int8(network, judge_for(network, job), job, folder)
 
 

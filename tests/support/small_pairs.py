@@ -12,19 +12,19 @@ from ltcompile.core.task import Part
 from ltcompile.data import Dataset, DatasetOptions, scenes
 from ltcompile.data._pairs import from_pairs
 
-COUNTS: dict[Part, int] = {"train": 64, "val": 16, "test": 16}
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 OPTIONS = DatasetOptions(None, 0.1, 0)
 
 
 @cache
-def small_pairs(kind: str) -> Dataset:
-    """A data set of "masks" or "images"."""
+def small_pairs(kind: str, training: int = 64, others: int = 16, size: int = 32) -> Dataset:
+    """A data set of "masks" or "images", with so many in each part."""
     names = ["background", *map(str, range(scenes.CLASSES))] if kind == "masks" else []
     parts = {}
-    for part, count in COUNTS.items():
+    for part, count in zip(PARTS, (training, others, others), strict=True):
         noisy, clean = (scenes.draw(part, count, noise=noise) for noise in (0.15, 0.0))
         targets = noisy.masks.to(torch.uint8) if kind == "masks" else scenes.as_pixels(clean)
-        parts[part] = tuple(x[..., 16:48, 16:48].contiguous() for x in (scenes.as_pixels(noisy), targets))
+        parts[part] = tuple(x[..., :size, :size].contiguous() for x in (scenes.as_pixels(noisy), targets))
     return from_pairs("small scenes", names, parts, OPTIONS, flip=False)
 
 

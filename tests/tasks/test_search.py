@@ -10,12 +10,15 @@ import pytest
 import torch
 from commands import call, refused
 from searches import QUICK
-from small_pairs import write_pairs
+from small_pairs import small_pairs, write_pairs
 from small_tasks import BATCHES, CASES
 
 import ltcompile as lt
 from ltcompile import tasks
+from ltcompile.deploy import int8
+from ltcompile.deploy.steps.quantize import summary
 from ltcompile.errors import InvalidData, InvalidSetting
+from ltcompile.tasks.image_to_image import ImageToImage
 
 CONFIG = lt.SearchConfig(rounds=1, rate=0.3, criterion="taylor", margin_points=100)
 
@@ -66,3 +69,18 @@ def test_the_command(tmp_path: Path) -> None:
     assert "unet-small for segmentation of folder:tiles (3 classes, images (3, 16, 16))" in call("show", ticket).stdout
     refused("find", "--task", "segmentaton", says="Did you mean segmentation", cwd=tmp_path)
     refused("find", "--task", "detection", "--data", "folder:tiles", says="no boxes", cwd=tmp_path)
+
+
+def test_int8_is_judged_by_the_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a task that is found by the name in the ticket; the file's own answers give the figures of the record."""
+    monkeypatch.setattr(int8, "METHODS", ("minmax",))
+    task = ImageToImage(small_pairs("images", 104, 104, 16))
+    recipe = dataclasses.replace(QUICK, epochs=1, batch=8)
+    lt.find("unet-small", task, dataclasses.replace(CONFIG, controls=False), recipe=recipe, folder=tmp_path, device="cpu")
+    shrunk = lt.shrink(tmp_path / "ticket.pt", tmp_path / "int8.onnx", precision="int8", calibrate=task, max_drop=3)
+    told = shrunk.record["int8"]
+    assert told["metric"] == task.metric.to_json() and told["max_drop_dB"] == 3
+    assert task.metric.gain(told["val_score"]["fp32"], told["val_score"]["int8"]) <= 3
+    for split, key in (("val", "val_score"), ("test", "test_score")):
+        assert told[key]["fp32"] == pytest.approx(task.evaluate(shrunk.module, split, torch.device("cpu")).value, abs=1e-3)
+    assert any(" dB → " in line for line in summary(shrunk.record))

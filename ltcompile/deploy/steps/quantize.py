@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ltcompile.core.task import ACCURACY, Metric
-from ltcompile.data import Dataset
+from ltcompile.core.task import Metric, Task
 from ltcompile.deploy import formats
 from ltcompile.deploy.int8 import to_int8
 from ltcompile.deploy.job import ShrinkJob
@@ -32,23 +31,25 @@ def check(job: ShrinkJob) -> None:
         raise InvalidSetting("int8 takes the ranges of activations from images; pass calibrate=, a data set or real inputs")
     if not job.any_batch:
         raise InvalidSetting("int8 is checked in batches; keep batch among the dynamic axes")
-    if job.int8.finetune_epochs and not (isinstance(job.calibrate, Dataset) and job.recipe and job.metric is None):
-        raise InvalidSetting("finetune_epochs trains tickets, on the images of a data set and by accuracy; leave it out for other networks")
+    if job.int8.finetune_epochs and not (isinstance(job.calibrate, Task) and job.recipe and job.metric is None):
+        raise InvalidSetting(
+            "finetune_epochs trains tickets, on the images of a data set and by its metric; leave it out for other networks"
+        )
 
 
 def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     """The network with the float weights that were quantised, which fine-tuning may change."""
     if job.precision != "int8":
         return pruned, {}
-    if isinstance(job.calibrate, Dataset):
+    if isinstance(job.calibrate, Task):
         _check_same_data(pruned, job.calibrate)
     judge = judge_for(pruned.small, job)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         made = to_int8(pruned.small, judge, job, Path(scratch), (pruned.input_names, pruned.output_names))
         told = {name: made.record[name] for name in IN_FILE if name in made.record}
         told["fine_tuned"] = made.module is not pruned.small
-        if made.test_score is not None:
-            pruned = replace(pruned, metric=MetricValue(ACCURACY, made.test_score, "test"))
+        if made.test_score is not None and isinstance(job.calibrate, Task):
+            pruned = replace(pruned, metric=MetricValue(job.calibrate.metric, made.test_score, "test"))
         elif job.metric is not None:
             pruned = replace(
                 pruned, metric=MetricValue(Metric("metric", "units", 1.0), made.record[judge.key]["int8"], "given by the user")
@@ -63,9 +64,9 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     }
 
 
-def _check_same_data(pruned: Pruned, data: Dataset) -> None:
+def _check_same_data(pruned: Pruned, task: Task) -> None:
     """Raises TicketMismatch where the images or classes are not those that the network answers to."""
-    own, there = pruned.preprocessing, data.description
+    own, there = pruned.preprocessing, task.description
     if "class_names" not in own:
         return
     shape, names = list(pruned.example.shape[1:]), json.loads(own["class_names"])  # type: ignore[union-attr]
@@ -87,11 +88,16 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     if told["fine_tuning"] != "not asked for":
         lines.append(f"fine-tuned weights {told['fine_tuning']}")
     lines += [f"{name} stays in float: {why}" for name, why in told["float_nodes"].items()]
-    if "same_class" in second:
+    if "same_class" in second and "metric" not in told:
         return [
             *lines,
             f"OpenVINO agrees: {second['same_class']:.2%} of validation images in the same class, outputs {second['error']:.1e} (RMS) from "
             f"the simulated rounding ({second['allowed']:.0e} is allowed)",
+        ]
+    if "not_asked" not in second:
+        return [
+            *lines,
+            f"OpenVINO agrees: outputs {second['error']:.1e} (RMS) from the simulated rounding ({second['allowed']:.0e} is allowed)",
         ]
     return [*lines, f"OpenVINO was not asked: {second['not_asked']}"]
 
@@ -100,5 +106,5 @@ def _scores(told: Mapping[str, Any]) -> str:
     if "val_score" not in told:
         score = f"metric {told['score']['fp32']:g} → {told['score']['int8']:g}, " if told["judged_by"] == "metric" else ""
         return f"{score}outputs {told['error']['rms']:.1e} (RMS) from fp32"
-    val, test = told["val_score"], told["test_score"]
-    return f"validation {val['fp32']:.2%} → {val['int8']:.2%}, test {test['fp32']:.2%} → {test['int8']:.2%}"
+    val, test, text = told["val_score"], told["test_score"], Metric(**told.get("metric", {})).format
+    return f"validation {text(val['fp32'])} → {text(val['int8'])}, test {text(test['fp32'])} → {text(test['int8'])}"
