@@ -24,6 +24,7 @@ from ltcompile.deploy.steps.recalibrate import BATCH, take_statistics
 from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting, TicketMismatch
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.answers import Run, of_file
+from ltcompile.tasks import Classification
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ class TestRecalibration:
         images, data = self.data(257)
         model = Stochastic()
         momentum = model.first.momentum
-        take_statistics(model, training_inputs(data, BATCH))
+        take_statistics(model, training_inputs(Classification(data), BATCH))
         assert not any(m.training for m in model.modules()) and model.first.momentum == momentum
         torch.testing.assert_close(model.first.running_mean, images.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(model.first.running_var, images.var((0, 2, 3)), rtol=1e-2, atol=0)
@@ -130,7 +131,7 @@ class TestRecalibration:
         images, data = self.data(300)  # of 256 and of 44
         images[256:] += 10
         model = Stochastic()
-        take_statistics(model, training_inputs(data, BATCH))
+        take_statistics(model, training_inputs(Classification(data), BATCH))
         torch.testing.assert_close(model.first.running_mean, images.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
 
 
