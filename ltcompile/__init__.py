@@ -46,6 +46,7 @@ _HOMES = {
     "mask": "ltcompile.graph",
     "plan": "ltcompile.benchmark.planning",
     "profile": "ltcompile.benchmark.profiling",
+    "repair": "ltcompile.recovery",
     "report": "ltcompile.reporting",
     "report_metric": "ltcompile.search.attach",
     "shrink": "ltcompile.deploy",

@@ -26,12 +26,14 @@ from ltcompile.graph.wrappers import in_eval_mode, unwrap
 from ltcompile.lower.lower import lower as lowered
 from ltcompile.lower.program import capture
 from ltcompile.prune import criteria
+from ltcompile.prune.evidence import from_inputs
 from ltcompile.search import evidence
 from ltcompile.training import choose_execution, memory_format, predictions
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 MODULES = (
     "prune.criteria",
+    "prune.evidence",
     "search.evidence",
     "graph",
     "graph.factorise",
@@ -54,7 +56,7 @@ EXEMPT = {
     "to_memory_format": "moves a network, in place",
     "loss_gradients": "works on the copy that `gather` makes",
     "loss_curvature": "works on the copy that `gather` makes",
-    "channel_means": "works on the copy that `gather` makes",
+    **dict.fromkeys(("channel_means", "second_moments", "sensitivities", "responses", "places"), "work on copies that their callers make"),
 }
 
 
@@ -129,6 +131,8 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "lt.plan": lambda net, _: [lt.plan(net, X, criterion="random"), lt.plan(net, X, target_macs=0.5)],
     "lt.cut": lambda net, _: lt.cut(net, planned(net)),
     "lt.mask": lambda net, _: lt.mask(net, planned(net)),
+    "lt.repair": lambda net, _: lt.repair(net, lt.PruningPlan(graph.trace(net, X)), net, [X]),
+    "from_inputs": lambda net, _: from_inputs("reconstruction", net, [X]),
     "lt.embed": lambda net, _: lt.embed(lt.cut(net, planned(net)), planned(net), net),
     "lt.size": lambda net, _: lt.size(net, X),
     "lt.compile": lambda net, _: lt.compile(net, X, batch=(2,))(X),  # by ONNX Runtime alone, see below

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ltcompile.core.ticket import Ticket
     from ltcompile.deploy import Shrunk
     from ltcompile.deploy.job import Calibration
+    from ltcompile.graph.inputs import Example
     from ltcompile.prune.budget import RelativeTimer
     from ltcompile.pruned import Pruned
 
@@ -24,7 +26,7 @@ EPILOG = (
     "Examples:  ltcompile shrink ticket.pt -o small.onnx  ·  ltcompile shrink ticket.pt -o small.pt2 --precision fp16  ·  "
     "ltcompile shrink ticket.pt -o small.onnx --precision int8 --calibrate digits  ·  ltcompile shrink ticket.pt --snap auto  ·  "
     "ltcompile shrink --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64 -o small.onnx --dynamic batch,height,width  ·  "
-    "ltcompile shrink --model torchvision:resnet18 --weights resnet18.pth --target-speedup 1.5 -o small.onnx"
+    "ltcompile shrink --model torchvision:resnet18 --weights resnet18.pth --target-speedup 1.5 --repair images/ -o small.onnx"
 )
 INT8 = "int8"
 
@@ -46,6 +48,13 @@ def shrink(
         metavar="DATA",
         help="digits, cifar10, imagefolder:PATH, ..., or a file of inputs by name. In fp32 and fp16, batch norm takes its statistics from the "
         "training images. In int8 they stay as they are: the ranges of activations come from training images, choices from validation images.",
+    ),
+    repair: str | None = typer.Option(
+        None,
+        metavar="DATA",
+        help="Solve the weights behind the cut of --model against its dense network, without labels or training: a folder of images (for "
+        "torchvision:NAME and timm:NAME, prepared as their weights want), or a file of inputs by name.",
+        rich_help_panel=OWN,
     ),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     model: str | None = MODEL,
@@ -110,6 +119,7 @@ def shrink(
             snap=snap,  # type: ignore[arg-type]
             timer=_timer(source, on) if snap == "auto" else None,
             dynamic=tuple(name.strip() for name in dynamic.split(",") if name.strip()),
+            repair=None if repair is None else _unlabelled(repair, model, source),
             on_progress=lambda message: status.update(Text(message)),
         )
     if isinstance(source, Ticket):
@@ -158,6 +168,34 @@ def _calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path
         prepared = Preprocessing(like.shape[1:], like.mean, like.std, like.interpolation)
         return load_task(kind, calibrate, data_root, DatasetOptions(None, VAL_SHARE, SPLIT_SEED, preprocessing=prepared))
     return load_like(source.data, calibrate, data_root)
+
+
+def _unlabelled(data: str, model: str | None, source: Ticket | Pruned) -> Iterable[Example]:
+    """Batches of inputs: from a file of tensors, or the images of a folder as the network's weights want them."""
+    from torch import Tensor
+
+    from ltcompile.core.ticket import Ticket
+    from ltcompile.data._unlabelled import unlabelled
+    from ltcompile.errors import InvalidData, InvalidSetting
+    from ltcompile.graph.examples import TENSORS, read_inputs
+    from ltcompile.graph.inputs import Arguments
+    from ltcompile.models import preprocessing
+
+    if data.endswith(TENSORS):
+        return [read_inputs(Path(data))]
+    if isinstance(source, Ticket):
+        raise InvalidSetting(
+            "--repair needs the trained dense network, as --model and --weights name it; a ticket is trained behind its cut"
+        )
+    known = preprocessing(str(model))
+    example = Arguments.of(source.example).tensors[0]
+    if known is None or not isinstance(example, Tensor) or example.dim() != 4:
+        raise InvalidSetting(
+            f"--repair {data}: how images are prepared for {model} is not known; give a file of inputs ({', '.join(TENSORS)})"
+        )
+    if not Path(data).is_dir():
+        raise InvalidData(f"there is no folder {data}; --repair takes a folder of images or a file of inputs ({', '.join(TENSORS)})")
+    return unlabelled(Path(data), replace(known, image_size=tuple(example.shape[-2:])))
 
 
 def _timer(source: Ticket | Pruned, on: str) -> RelativeTimer:

@@ -38,6 +38,7 @@ Purpose = Literal[
     "trial",  # of the ways to compute a training
     "int8 fine-tuning",
     "int8 calibration",
+    "repair",
 ]
 
 _STATE_WORDS = 624  # of the Mersenne twister, behind 24 bytes of a generator's state, 8 bytes each

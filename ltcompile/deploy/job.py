@@ -59,6 +59,7 @@ class ShrinkJob:
     snap: Snap | None = None
     timer: RelativeTimer | None = None
     dynamic: tuple[str, ...] = ("batch",)
+    repair: Iterable[Example] | None = None  # inputs without labels
     base: nn.Module | None = None  # the network as its own code builds it
     recipe: Recipe | None = None
     seed: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
 from ltcompile.deploy.job import Calibration, Evaluate, Int8, Precision, Progress, ShrinkJob, Snap
 from ltcompile.deploy.steps import check_all, run_all
+from ltcompile.graph.inputs import Example
 from ltcompile.paths import check_writable, write_json
 from ltcompile.prune.budget import RelativeTimer
 from ltcompile.pruned import Pruned, Result, check_ticket_fits, pruned_of
@@ -44,6 +45,7 @@ def shrink(
     snap: Snap | None = None,
     timer: RelativeTimer | None = None,
     dynamic: tuple[str, ...] = ("batch",),
+    repair: Iterable[Example] | None = None,
     on_progress: Progress = lambda message: None,
 ) -> Shrunk:
     """Write a pruned network, or a ticket's, to `output` (.onnx, .pt2, .safetensors, .cpp or .so) and a record of it to OUTPUT.json.
@@ -66,6 +68,7 @@ def shrink(
         snap: move widths to multiples of 16, "down" or "up", or by "auto" to the widths that `timer` finds fastest.
         timer: gives the share of the dense network's time that a network takes.
         dynamic: the axes of the inputs that vary in the file: "batch", "length", "depth", "height", "width", or NAME.AXIS of an input.
+        repair: inputs without labels, on which the weights behind the cut are solved against the dense network first: see `lt.repair`.
         on_progress: gets a message for each thing that is tried in int8.
 
     Raises:
@@ -82,6 +85,7 @@ def shrink(
         snap,
         timer,
         tuple(dynamic),
+        repair,
         on_progress=on_progress,
     )
     if isinstance(pruned, str | Path):

@@ -50,7 +50,7 @@ def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | Non
     dense = unwrap(model)
     small = cut_(copied(dense), plan)
     if optimizer is not None:
-        carry_(optimizer, dense, small, _kept_positions(dense, plan))
+        carry_(optimizer, dense, small, kept_positions(dense, plan))
     if outdated := outdated_attributes(small, plan):
         found = "; ".join(map(str, outdated))
         notify(f"attributes are as before the cut: {found}; set those that count channels before you call these methods")
@@ -163,7 +163,7 @@ def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
     Raises InvalidPlan if the shapes of `small` are not those that `plan` leaves of `model`.
     """
     masked = mask(model, plan)
-    kept_at = _kept_positions(masked, plan)
+    kept_at = kept_positions(masked, plan)
     source, persistent = unwrap(small).state_dict(), masked.state_dict().keys()
     for full, target in [(n, t) for n, t in [*masked.named_parameters(), *masked.named_buffers()] if n in persistent]:
         value = source.get(full)
@@ -179,7 +179,7 @@ def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
     return masked
 
 
-def _kept_positions(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Tensor]]:
+def kept_positions(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Tensor]]:
     """Parameter or buffer name -> dimension -> the positions that stay; dimensions that the plan does not cut are left out."""
     found: dict[str, dict[int, Tensor]] = {}
     for name, axis, kept in _slices(model, plan):

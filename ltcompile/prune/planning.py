@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -21,6 +21,7 @@ from ltcompile.prune import criteria
 from ltcompile.prune.budget import RelativeTimer, plan_for_latency
 from ltcompile.prune.choose import Ranking, Scope
 from ltcompile.prune.criteria import Evidence, Reduction
+from ltcompile.prune.evidence import from_inputs
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import SizeCounter, Target, check_reachable, plan_for_size
 
@@ -35,6 +36,7 @@ def plan(
     seed: int = 0,
     *,
     evidence: Evidence | None = None,
+    inputs: Iterable[Example] | None = None,
     target_macs: float | None = None,
     target_params: float | None = None,
     target_time: float | None = None,
@@ -56,6 +58,7 @@ def plan(
         align: kept widths are multiples of it where the group is that wide.
         seed: for criterion "random".
         evidence: what the criterion uses besides weights; `ltcompile.search.evidence.gather` collects it.
+        inputs: batches without labels, each as the network takes it: what the criterion uses comes from these where it takes no labels.
         target_macs, target_params: instead of a ratio, the share of the dense network's MACs or parameters that may stay. The plan is
             the smallest cut that meets it.
         target_time: the share of the dense network's time that may stay, by `profile`; the plan keeps to the ranking as far as that allows.
@@ -88,6 +91,10 @@ def plan(
     model = baked(unwrap(model))
     _check_values(model)
     groups = limits.freeze(trace(model, example))
+    if inputs is not None:
+        if evidence is not None:
+            raise InvalidSetting("give evidence= or the inputs= to collect it from, not both")
+        evidence = from_inputs(criterion, model, inputs, seed)
     evidence = evidence or Evidence(rng=generator(stream("random scores", seed)))
     draws = evidence.rng.get_state()
     while True:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -18,7 +17,8 @@ from ltcompile.graph._copy import copied
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
-from ltcompile.training import call, fitting, split, to_layout, to_memory_format
+from ltcompile.prune.evidence import COLLECT
+from ltcompile.training import fitting, split, to_layout, to_memory_format
 
 BATCHES = 8
 GRADIENT_BATCH = 32  # items: the squares of smaller batches' gradients vary less around what single items say
@@ -37,11 +37,6 @@ def gather(criterion: str, model: nn.Module, task: Task, recipe: Recipe, seed: i
     if not criteria.needs(criterion):
         return evidence
     model = copied(unwrap(model)).eval()
-    collect: dict[str, Callable[[Batches], object]] = {
-        "curvature": partial(loss_curvature, model, task, seed=stream("drawn labels", seed)),
-        "activations": partial(channel_means, model, measure=torch.abs),
-        "nonzeros": partial(channel_means, model, measure=_positive),
-    }
     layout = to_memory_format(model, device)
     batch = min(recipe.batch, task.sizes["train"])
 
@@ -50,7 +45,9 @@ def gather(criterion: str, model: nn.Module, task: Task, recipe: Recipe, seed: i
             yield from split((to_layout(whole[0], layout), whole[1]), parts)
 
     def collected(kind: str, parts: int) -> object:
-        return collect[kind](batches(parts))
+        if kind in COLLECT:
+            return COLLECT[kind](model, (inputs for inputs, _ in batches(parts)), generator(stream("drawn labels", seed)))
+        return loss_curvature(model, task, batches(parts), stream("drawn labels", seed))
 
     if "gradients" in criteria.needs(criterion):
         evidence.gradients = BatchGradients(model, task, recipe, stream("scoring batches", seed), device, layout)
@@ -124,34 +121,3 @@ def loss_curvature(model: nn.Module, task: Task, batches: Batches, seed: int) ->
             seen += items(batch)
     torch._foreach_div_(diagonal, seen)
     return dict(zip(parameters, diagonal, strict=True))
-
-
-@torch.no_grad()
-def channel_means(model: nn.Module, batches: Batches, measure: Callable[[Tensor], Tensor]) -> dict[tuple[str, str], Tensor]:
-    """(layer, axis) -> mean of `measure` over items and places, (C,): of what the layer reads ("in"), and makes ("out", "each").
-
-    Of convolutions, linear layers and the norms with channels in dimension 1; each under every name that a member's axis may have.
-    """
-    means: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
-
-    def record(name: str, layer: nn.Module, read: tuple[Tensor, ...], made: Tensor) -> None:
-        channel_dim = -1 if isinstance(layer, nn.Linear) else 1
-        for axes, values in ((("in",), read[0]), (("out", "each"), made)):
-            found = measure(values).movedim(channel_dim, 0).flatten(1).double().mean(1)
-            for axis in axes:
-                means[name, axis].append(found)
-
-    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase)
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, kinds)]
-    hooks = [layer.register_forward_hook(partial(record, name)) for name, layer in layers]
-    try:
-        for inputs, _ in batches:
-            call(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {key: torch.stack(parts).mean(0) for key, parts in means.items()}
-
-
-def _positive(values: Tensor) -> Tensor:
-    return (values > 0).to(values.dtype)

@@ -11,7 +11,7 @@ from torch import nn
 from ltcompile.core.plan import Group
 from ltcompile.core.task import Task
 from ltcompile.prune.criteria import Channels
-from ltcompile.search.evidence import channel_means
+from ltcompile.prune.evidence import channel_means
 from ltcompile.training import Epoch, Outcome, to_layout, to_memory_format
 
 BATCHES, ITEMS = 8, 32  # of validation data; small batches, for what every layer reads and makes is looked at in float64
@@ -35,7 +35,7 @@ def dead_channels(model: nn.Module, groups: tuple[Group, ...], task: Task, devic
     """Groups with channels that are zero on all items looked at, wherever they are consumed: how many of how many."""
     layout = to_memory_format(model.eval(), device)
     batches = islice(task.batches("val", ITEMS, device), BATCHES)
-    means = channel_means(model, ((to_layout(inputs, layout), targets) for inputs, targets in batches), torch.abs)
+    means = channel_means(model, (to_layout(inputs, layout) for inputs, _ in batches), torch.abs)
     counts = {group: _zeros(Channels(group, model), means) for group in groups if group.producers}
     return [{"layer": group.name, "channels": count, "of": group.width} for group, count in counts.items() if count]
 

@@ -20,10 +20,11 @@ import ltcompile as lt
 from ltcompile.data import Dataset
 from ltcompile.deploy.equality import check_cut, check_same
 from ltcompile.deploy.job import training_inputs
-from ltcompile.deploy.steps.recalibrate import BATCH, take_statistics
+from ltcompile.deploy.steps.recalibrate import BATCH
 from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting, TicketMismatch
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.answers import Run, of_file
+from ltcompile.recovery.statistics import take_statistics
 from ltcompile.tasks import Classification
 
 

@@ -49,7 +49,7 @@ def test_cutting_equals_masking(network: nn.Module, images: Tensor, criterion: s
 
 def test_registries_are_not_empty() -> None:
     weighing = {"l1", "l2", "linf", "neg_linf", "bn", "fpgm", "lamp"}
-    assert set(criteria.names()) == {*weighing, "taylor", "hessian", "activation", "apoz", "random"}
+    assert set(criteria.names()) == {*weighing, "taylor", "hessian", "activation", "apoz", "energy", "fisher", "reconstruction", "random"}
     assert {"vgg11", "vgg13", "vgg16", "vgg19", "resnet20", "resnet56", "resnet18", "lenet5", "lenet300", "conv2", "conv4", "conv6"} <= set(
         model_names()
     )

@@ -19,11 +19,13 @@ from torch.nn import functional as F
 import ltcompile as lt
 from ltcompile.core.plan import Group, Member
 from ltcompile.core.recipe import Recipe
-from ltcompile.errors import InvalidModel, InvalidSetting, UnknownName
+from ltcompile.core.streams import generator, stream
+from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting, UnknownName
 from ltcompile.graph import trace
 from ltcompile.prune import choose, criteria
 from ltcompile.prune.criteria import Evidence
-from ltcompile.search.evidence import channel_means, gather, loss_curvature
+from ltcompile.prune.evidence import channel_means, from_inputs
+from ltcompile.search.evidence import gather, loss_curvature
 
 CPU = torch.device("cpu")
 
@@ -250,7 +252,7 @@ class TestActivations:
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4)).eval()
         x = torch.randn(6, 3, 6, 6)
-        batches = [(part, torch.zeros(3)) for part in x.split(3)]
+        batches = x.split(3)
         made, relu, logits = net[:2](x), net[:4](x), net(x)
         found = channel_means(net, iter(batches), torch.abs)
         close(found["0", "in"], x.abs().mean((0, 2, 3)))
@@ -398,7 +400,7 @@ class TestGather:
         groups = trace(network, images)
         for criterion in criteria.names():
             evidence = gather(criterion, network, split_task(Few()), QUICK, 0, CPU)
-            kinds = {kind for kind in ("gradients", "curvature", "activations", "nonzeros") if getattr(evidence, kind)}
+            kinds = {f.name for f in dataclasses.fields(Evidence) if f.name != "rng" and getattr(evidence, f.name)}
             assert kinds == set(criteria.needs(criterion)), criterion
             assert all(p.grad is None for p in network.parameters()), criterion
             for reduction in ("producers", "all"):
@@ -443,3 +445,79 @@ class TestRefusals:
     def test_frozen_groups_have_no_scores(self) -> None:
         frozen = Group("0", 3, GROUP.members, "it produces the network's output")
         assert criteria.score("l1", (frozen,), PAIR, Evidence()) == {}
+
+
+class TestOutputs:
+    """Criteria of the network's outputs, from inputs without labels."""
+
+    MOMENTS = torch.tensor([[2.0, 0.5, 1.0], [0.5, 3.0, -1.0], [1.0, -1.0, 5.0]], dtype=torch.float64)
+    KNOWN = Evidence(
+        moments={("2", "in"): MOMENTS},
+        sensitivities={("2", "out"): torch.tensor([1.0, 10.0])},
+        responses={("2", "in"): torch.tensor([8.0, 4.0, 2.0])},
+        places={("0", "out"): torch.tensor(1.0), ("2", "out"): torch.tensor(1.0)},
+    )  # a channel is 2 multiply-accumulates of either layer
+
+    def test_by_hand(self) -> None:
+        close(score("energy", PAIR, GROUP, self.KNOWN), [2 * 1 / 4, 3 * (4 + 10 * 25) / 4, 5 * (9 + 10 * 16) / 4])
+        close(score("fisher", PAIR, GROUP, self.KNOWN), [8 / 4, 4 / 4, 2 / 4])
+
+    def test_reconstruction_is_what_the_best_weights_of_the_rest_lose(self) -> None:
+        """By brute force: least squares of what the consumer gives, on the channels that are left, for every set that goes."""
+        from ltcompile.prune.criteria.reconstruction import RIDGE
+
+        weights = PAIR[2].weight.detach().double() * torch.tensor([1.0, 10.0]).sqrt()[:, None]
+        moments = self.MOMENTS + RIDGE * self.MOMENTS.diagonal().mean() * torch.eye(3)
+
+        def lost(gone: list[int]) -> float:
+            left = [c for c in range(3) if c not in gone]
+            solved = torch.linalg.solve(moments[left][:, left], moments[left][:, gone]) if left else torch.zeros(0, len(gone)).double()
+            rest = moments[gone][:, gone] - moments[gone][:, left] @ solved
+            return float(torch.einsum("oc,cd,od->", weights[:, gone], rest, weights[:, gone]))
+
+        order: list[int] = []
+        costs, highest = torch.zeros(3, dtype=torch.float64), 0.0
+        while len(order) < 3:
+            best = min((c for c in range(3) if c not in order), key=lambda c: lost([*order, c]))
+            highest = max(highest, lost([*order, best]) - lost(order))
+            costs[best] = highest
+            order.append(best)
+        close(score("reconstruction", PAIR, GROUP, self.KNOWN), costs / 4, 1e-5)
+
+    def test_a_copy_of_a_channel_is_free(self) -> None:
+        """And goes first, although its weights and activations are large."""
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.Flatten(), nn.LazyLinear(4))
+        x = torch.randn(32, 3, 8, 8)
+        net(x)
+        net[0].weight.data[3], net[0].bias.data[3] = net[0].weight.data[1], net[0].bias.data[1]
+        plan = lt.plan(net, x[:2], ratio=0.2, criterion="reconstruction", inputs=x.split(8), limits=lt.Limits(only=("0",)), check=False)
+        assert set(range(5)) - set(plan.kept["0"]) <= {1, 3} and len(plan.kept["0"]) == 4
+
+    def test_evidence_is_that_of_the_tensors(self) -> None:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4))
+        x = torch.randn(6, 3, 6, 6)
+        with torch.no_grad():
+            hidden, logits = net[:3](x), net(x)
+        found = from_inputs("reconstruction", net, [x], seed=3)
+        close(found.moments["3", "in"], torch.cov(hidden.double().T, correction=0), 1e-5)
+        assert float(found.places["0", "out"]) == 16 and float(found.places["3", "out"]) == 1
+        drawn = torch.randn(6, 4, generator=generator(stream("drawn labels", 3))) / logits.std()
+        close(found.sensitivities["3", "out"], drawn.square().mean(0), 1e-5)
+        passed = (drawn @ net[3].weight.detach()) * (hidden > 0)
+        close(found.sensitivities["0", "out"], passed.unflatten(1, (5, 16)).square().sum(2).mean(0), 1e-5)
+        responses = from_inputs("fisher", net, [x], seed=3).responses["3", "in"]
+        close(responses, (hidden * (drawn @ net[3].weight.detach())).square().mean(0), 1e-5)
+        assert all(p.grad is None for p in net.parameters()) and not any(m._forward_hooks for m in net.modules())
+
+    def test_what_cannot_be_collected_is_refused(self) -> None:
+        net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(6, 4)
+        with pytest.raises(InvalidSetting, match=r"gradients.*labels.*reconstruction"):
+            lt.plan(net, x, criterion="taylor", inputs=[x])
+        with pytest.raises(InvalidSetting, match="not both"):
+            lt.plan(net, x, criterion="energy", inputs=[x], evidence=Evidence())
+        with pytest.raises(InvalidData, match="no inputs"):
+            lt.plan(net, x, criterion="energy", inputs=[])
+        with pytest.raises(InvalidData, match="not finite"):
+            lt.plan(net, x, criterion="energy", inputs=[x / 0])

@@ -50,13 +50,18 @@ class Evidence:
 
     `curvature` is the diagonal of the loss's Gauss-Newton matrix, by parameter name. `activations` (mean magnitude) and `nonzeros`
     (fraction above zero) are means over images and positions, by (layer, axis): of a layer's inputs for the axis "in" (C_in,), of its
-    outputs for "out" and "each" (C_out,). `rng` is seeded.
+    outputs for "out" and "each" (C_out,). `moments`, `sensitivities`, `responses` and `places` are those of
+    `ltcompile.prune.evidence`, which collects all that needs no labels. `rng` is seeded.
     """
 
     gradients: Gradients = ()
     curvature: Mapping[str, Tensor] = field(default_factory=dict)
     activations: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     nonzeros: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    moments: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    sensitivities: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    responses: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    places: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     rng: torch.Generator = field(default_factory=lambda: generator(stream("random scores", 0)))
 
 
@@ -141,5 +146,6 @@ def _check_evidence(name: str, evidence: Evidence) -> None:
     for kind in needs(name):
         if not getattr(evidence, kind):
             raise InvalidSetting(
-                f"criterion {name!r} needs {kind}, and got none: `ltcompile find` gathers them, and in Python ltcompile.search.evidence.gather"
+                f"criterion {name!r} needs {kind}, and got none: `ltcompile find` gathers them; for lt.plan, "
+                "pass inputs=, an iterable of batches, or evidence= of ltcompile.search.evidence.gather"
             )

@@ -155,7 +155,7 @@ class Channels(Scored):
         for members in choices:
             known = [(m, found[m.layer, m.axis]) for m in members if (m.layer, m.axis) in found]
             if known:
-                return torch.stack([tensor[_index(m).to(tensor.device)].mean(1) for m, tensor in known]).mean(0)
+                return torch.stack([tensor[positions(m).to(tensor.device)].mean(1) for m, tensor in known]).mean(0)
         lengths = self.mean(lambda s: s.values.norm(dim=1))
         return lengths / lengths.max().clamp_min(1e-30)
 
@@ -163,7 +163,7 @@ class Channels(Scored):
         return self.model.get_submodule(member.layer)
 
     def _slices(self, member: Member) -> list[Slice]:
-        index, layer = _index(member), self.layer(member)
+        index, layer = positions(member), self.layer(member)
         slices: list[Slice] = []
         for name, dim in place(layer, member.axis).tensors:
             value = getattr(layer, name, None)
@@ -172,6 +172,6 @@ class Channels(Scored):
         return slices
 
 
-def _index(member: Member) -> Tensor:
-    """The member's positions (C, m)."""
+def positions(member: Member) -> Tensor:
+    """The positions of a member that go with each channel: (C, m)."""
     return torch.from_numpy(np.asarray(member.index, dtype=np.int64))

@@ -1,0 +1,37 @@
+"""Images without labels: all files of a folder, in batches as a network takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ltcompile.core.image_size import height_width
+from ltcompile.core.preprocessing import Preprocessing
+from ltcompile.core.streams import generator, stream
+from ltcompile.data._files import decode_all
+from ltcompile.data.imagefolder import SUFFIXES
+from ltcompile.errors import InvalidData
+
+MOST = 2048
+BATCH = 64
+
+
+def unlabelled(folder: Path, preprocessing: Preprocessing) -> Iterator[Tensor]:
+    """At most MOST images below `folder`, in a shuffled order, normalised: (N, 3, height, width). Unreadable ones are left out.
+
+    Raises InvalidData where there is no readable image.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    order = torch.randperm(len(paths), generator=generator(stream("repair", 0))).tolist()[:MOST]
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    size, found = height_width(preprocessing.image_size), 0
+    for start in range(0, len(order), BATCH):
+        decoded = decode_all([paths[i] for i in order[start : start + BATCH]], size, preprocessing.interpolation)
+        if pixels := [image for image in decoded if isinstance(image, Tensor)]:
+            found += len(pixels)
+            yield (torch.stack(pixels).float() / 255 - mean) / std
+    if not found:
+        raise InvalidData(f"{folder} holds no readable image ({', '.join(sorted(SUFFIXES))})")
