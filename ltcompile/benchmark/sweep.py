@@ -23,7 +23,7 @@ from ltcompile.core.picking import KNEE, Option, Rule, pareto_front, pick_by
 from ltcompile.core.records import Measurement, Trained, provenance
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket
-from ltcompile.errors import Unavailable
+from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.graph import cut
 from ltcompile.numerics import tile
 from ltcompile.paths import check_writable, write_json
@@ -88,6 +88,8 @@ def sweep(
     folder, rule, busy = Path(run), Rule.parse(pick), busy_share()
     ticket = RunFolder(folder).finished()
     check_ticket_fits(ticket, model)
+    if (task := ticket.data.get("task", "classification")) != "classification":
+        raise InvalidSetting(f"a sweep is of classifiers, and the ticket is for {task}; time the ticket by `ltcompile bench`")
     for file in (RunFolder(folder).sweep, RunFolder(folder).picked):
         check_writable(file)
     rows = _first_seed(ticket)

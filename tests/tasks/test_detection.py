@@ -13,6 +13,7 @@ from torch import nn
 from torchvision.models import detection as torchvision_detection
 
 import ltcompile as lt
+from ltcompile.benchmark.sweep import sweep
 from ltcompile.core.pictures import read_pictures
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import scenes
@@ -112,6 +113,8 @@ def test_a_search_ends_in_a_file(task: Detection, tmp_path: Path) -> None:
     assert "Answers to test inputs" in page and "mAP" in page
     with pytest.raises(InvalidSetting, match="data= is for classification, and the ticket is for detection"):
         lt.bench(tmp_path / "run/ticket.pt", data="digits")
+    with pytest.raises(InvalidSetting, match="a sweep is of classifiers, and the ticket is for detection"):
+        sweep(tmp_path / "run")
     (tmp_path / "small.onnx").write_bytes((tmp_path / "run/small.onnx").read_bytes())
     with pytest.raises(InvalidFile, match="was made for detection of a ticket that is not next to it"):
         lt.bench(tmp_path / "small.onnx")
