@@ -127,8 +127,8 @@ def _winograd(op: Convolution, inputs: Sequence[Buffer], output: Buffer, shape: 
 def pack_winograd(weight: Array) -> Array:
     """(K, C, 3, 3) -> (16, K / 16, C, 16): G w G', filters padded with zeros."""
     g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-    planes = np.einsum("ir,kcrs,js->ijkc", g, weight.astype(np.float64), g).reshape(16, *weight.shape[:2], 1, 1).astype(np.float32)
-    return np.stack([pack(plane)[0, :, 0, 0] for plane in planes])
+    planes = (weight.reshape(-1, 9).astype(np.float64) @ np.kron(g, g).T).astype(np.float32)  # (K C, 16)
+    return np.stack([pack(plane.reshape(*weight.shape[:2], 1, 1))[0, :, 0, 0] for plane in planes.T])
 
 
 def _residual(op: Convolution) -> str:
@@ -225,7 +225,7 @@ def _tilings(shape: Geometry, choice: Choice | None, threads: int, direct: bool)
     chosen = dict(choice or {})
     lanes = chosen.pop("lanes", None)
     if chosen and not (direct and chosen.get("block")):
-        first = Tiling(**chosen)
+        first = Tiling.of(chosen)
     else:
         first, lanes = best(shape, INSTRUCTION_SETS[0], threads, (0, 1) if direct else None), None
     kind = first.block, first.parts

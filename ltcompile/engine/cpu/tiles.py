@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 MOST_PIXELS, MOST_VECTORS, MOST = 28, 8, 64
 WEIGHT_LANES = 16  # of a block of packed weights
@@ -57,10 +58,12 @@ class Tiling:
     block: int = 0
     parts: int = 1
 
-    def __post_init__(self) -> None:
-        """Raises ValueError: a choice, which may be from a file, is not what `ranked` gives."""
-        if any(type(value) not in (int, bool) or not 0 <= value <= MOST for value in vars(self).values()):
-            raise ValueError(f"{self} is not a tiling; its numbers are whole and at most {MOST}")
+    @classmethod
+    def of(cls, choice: Mapping[str, Any]) -> Tiling:
+        """A tiling from plain values, which may be from a file. Raises TypeError or ValueError: they are not what `ranked` gives."""
+        if any(type(value) not in (int, bool) or not 0 <= value <= MOST for value in choice.values()):
+            raise ValueError(f"{dict(choice)} is not a tiling; its numbers are whole and at most {MOST}")
+        return cls(**choice)
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,12 @@ def best(geometry: Geometry, isa: InstructionSet, threads: int = 1, kind: tuple[
 @cache
 def ranked(geometry: Geometry, isa: InstructionSet, threads: int = 1, kind: tuple[int, int] | None = None) -> tuple[Tiling, ...]:
     """Tilings, the fastest by the model first: all for direct sums, and a few of each other kind."""
-    found = list[Tiling]()
+    found = list[tuple[float, Tiling]]()
     for block, parts in [kind] if kind else _kinds(geometry, threads):
-        one = geometry.product(block) if block else geometry
-        fitting = [replace(tiling, block=block, parts=parts) for tiling in _tilings(one, isa)]
-        found += sorted(fitting, key=lambda tiling: (time(geometry, isa, tiling, threads), tiling))[: FEW if block else None]
-    return tuple(sorted(found, key=lambda tiling: (time(geometry, isa, tiling, threads), tiling)))
+        product = geometry.product(block) if block else geometry
+        timed = sorted((_time(geometry, product, isa, tiling, threads), tiling) for tiling in _tilings(product, isa, block, parts))
+        found += timed[: FEW if block else None]
+    return tuple(tiling for _, tiling in sorted(found))
 
 
 def _kinds(geometry: Geometry, threads: int) -> list[tuple[int, int]]:
@@ -119,13 +122,17 @@ def _kinds(geometry: Geometry, threads: int) -> list[tuple[int, int]]:
 
 def time(geometry: Geometry, isa: InstructionSet, tiling: Tiling, threads: int = 1) -> float:
     """The model's cycles of a whole convolution by `threads` threads."""
+    return _time(geometry, geometry.product(tiling.block) if tiling.block else geometry, isa, tiling, threads)
+
+
+def _time(geometry: Geometry, one: Geometry, isa: InstructionSet, tiling: Tiling, threads: int) -> float:
     whole, tail = _vectors(geometry, isa)
     groups, sources = -(-(whole + tail) // tiling.vectors), 1
     if tiling.block:
         tiles, blocks = tiling.block * -(-geometry.columns // 2), -(-geometry.rows // (2 * tiling.block))
         part = -(-groups // tiling.parts) / groups  # the largest
         transforms = tiles * (40 + 45 * geometry.channels / isa.lanes + 60 * (whole + tail / 2) * part)
-        product = cycles(geometry.product(tiling.block), isa, replace(tiling, block=0)) * part + TILE_CYCLES
+        product = cycles(one, isa, tiling) * part + TILE_CYCLES
         scratch = 64 * tiles * (geometry.channels + geometry.filters)  # bytes, which each tile writes and reads
         transforms += tiles * (geometry.channels + geometry.filters) * ((scratch > L1_BYTES) + (scratch > L2_BYTES)) / 2
         items, each, sources = blocks * tiling.parts, 16 * product + transforms, tiling.parts
@@ -138,7 +145,7 @@ def time(geometry: Geometry, isa: InstructionSet, tiling: Tiling, threads: int =
     return each * -(-items // threads) + far
 
 
-def _tilings(geometry: Geometry, isa: InstructionSet) -> Iterator[Tiling]:
+def _tilings(geometry: Geometry, isa: InstructionSet, block: int, parts: int) -> Iterator[Tiling]:
     whole, tail = _vectors(geometry, isa)
     step = 2 if geometry.pool else 1
     fixed = geometry.rows <= TINY and geometry.columns <= TINY and geometry.kernel != (1, 1)
@@ -152,7 +159,7 @@ def _tilings(geometry: Geometry, isa: InstructionSet) -> Iterator[Tiling]:
                 for split in (1, 2, 4):
                     registers = sums * split + widest + (widest > 1)
                     if registers <= isa.registers and (split == 1 or sums * split <= 2 * isa.latency * isa.sums):
-                        yield Tiling(vectors, height, width, split, fixed)
+                        yield Tiling(vectors, height, width, split, fixed, block, parts)
 
 
 def _vectors(geometry: Geometry, isa: InstructionSet) -> tuple[int, int]:

@@ -102,7 +102,7 @@ def layer_times(program: Program, choices: Mapping[str, Choice] | None = None) -
 def check(choices: Mapping[str, Choice]) -> None:
     """Raises AttributeError, TypeError or ValueError: they are not choices; they may be from a file."""
     for choice in choices.values():
-        Tiling(**{name: value for name, value in choice.items() if name != "lanes"})
+        Tiling.of({name: value for name, value in choice.items() if name != "lanes"})
 
 
 @cache

@@ -60,4 +60,4 @@ def test_a_model_of_time_prefers_work_for_every_thread() -> None:
 @pytest.mark.parametrize("value", [-1, 1000, 2.5, "8; int x"])
 def test_tilings_from_files_are_small_whole_numbers(value: object) -> None:
     with pytest.raises(ValueError, match="not a tiling"):
-        tiles.Tiling(vectors=value, height=1, width=1)  # type: ignore[arg-type]
+        tiles.Tiling.of({"vectors": value, "height": 1, "width": 1})
