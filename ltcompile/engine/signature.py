@@ -70,11 +70,13 @@ class Signature:
         if found.keys() != set(self.names) or count != len(self.names):
             raise InvalidData(f"the engine takes {self}; it got {count} tensors{f': {chr(44).join(kwargs)}' if kwargs else ''}")
         tensors = tuple(found[name] for name in self.names)
-        rows = {len(t) for t, has in zip(tensors, self.batched, strict=True) if has and t.dim()}
         for at, (tensor, has) in enumerate(zip(tensors, self.batched, strict=True)):
             shape = tuple(tensor.shape[1:] if has else tensor.shape)
-            if _dtype(tensor) != self.dtypes[at] or (has and not tensor.dim()) or shape != self.shapes[at] or len(rows) > 1 or 0 in rows:
+            if _dtype(tensor) != self.dtypes[at] or (has and not tensor.dim()) or shape != self.shapes[at] or (has and not len(tensor)):
                 raise InvalidData(f"{self.names[at]} must be {self._wanted(at)}, not {tensor.dtype} {tuple(tensor.shape)}")
+        rows = {name: len(t) for name, t, has in zip(self.names, tensors, self.batched, strict=True) if has}
+        if len(set(rows.values())) > 1:
+            raise InvalidData(f"the inputs must have the same number of rows, not {', '.join(f'{n} {count}' for n, count in rows.items())}")
         return tensors
 
     def rows(self, tensors: Sequence[Tensor]) -> int:

@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from kinds import pruned
 from searches import QUICK
 from torch import nn
 from typer.main import get_command
@@ -640,6 +641,51 @@ class TwoMaps(nn.Module):
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         y = self.b(self.a(x).relu()).relu()
         return {"boxes": self.boxes(y), "classes": self.classes(y)}
+
+
+class Mixed(nn.Module):
+    """A signal and whole numbers come in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signal, self.words, self.hidden, self.out = nn.Conv1d(2, 64, 3), nn.Embedding(9, 64), nn.Linear(64, 64), nn.Linear(64, 3)
+
+    def forward(self, signal: torch.Tensor, *, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": self.out(self.hidden((self.signal(signal).mean(2) + self.words(tokens).mean(1)).relu()).relu())}
+
+
+def test_networks_of_any_inputs_are_profiled_and_planned_to_a_speedup(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network, example = Mixed(), {"signal": torch.randn(2, 2, 10), "tokens": torch.arange(8).view(2, 4)}
+    found = lt.profile(lt.Pruned(network, example), str(TARGET))
+    assert found.model["arguments"]["inputs"] == [[2, 10], [4]]
+    calls, whole = law.calls, time_of(network)
+    reached: list[Reached] = []
+    plan = lt.plan(
+        network, example, target_speedup=2, on=str(TARGET), measured=lambda small: time_of(small) / whole, on_target=reached.append
+    )
+    assert law.calls == calls, "it was profiled before"
+    assert not reached[0].missed_by and time_of(lt.cut(network, plan)) <= 0.515 * whole
+    with pytest.raises(ProfileMismatch, match="is for"):
+        lt.plan(network, example, target_speedup=2, on="cpu:onnxruntime:b2:fp32", profile=found)
+    bad: dict[str, dict[str, Any]] = {
+        "above 1": {"target_speedup": 1.0, "on": "cpu:eager"},
+        "needs on=": {"target_speedup": 2},
+        "add target_": {"on": "cpu:eager"},
+    }
+    for says, wrong in bad.items():
+        with pytest.raises(InvalidSetting, match=says):
+            lt.plan(network, example, **wrong)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "eager"])
+def test_layers_of_a_network_of_two_inputs_are_told(runtime: str) -> None:
+    from ltcompile.benchmark.profiling.work import _work
+
+    given, target = pruned("two inputs"), replace(TARGET, runtime=runtime, batch=2)
+    work = _work(given, target, open_timer(target), None)
+    timing = work.timer.time(work._checked(Variant(work.folded, work._onnx(work.folded))), work.inputs, lambda: None)
+    assert timing.layers_ms.keys() == work.widths.keys() == {"image", "side", "hidden", "out"}
 
 
 def test_any_network_of_one_input_is_planned_by_time(law: Law, tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kinds
 import onnx
 import pytest
 import torch
+from kinds import KINDS, TwoInputs, UNet, one_d, pruned, three_d
 from quickly import timed_at_once
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from typer.testing import CliRunner
 
 import ltcompile as lt
@@ -28,92 +29,6 @@ from ltcompile.lower import run_onnx
 from ltcompile.lower.answers import answers, of_file, of_network, probe
 from ltcompile.lower.inputs import Inputs
 from ltcompile.pruned import MetricValue, Pruned
-
-
-class UNet(nn.Module):
-    """Sides must be multiples of four. Its first batch norm folds into a convolution without a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.top, self.norm = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.each, self.groups = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.GroupNorm(4, 8)
-        self.low, self.join, self.out = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(16, 8, 1), nn.Conv2d(16, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        top = self.norm(self.top(x)).relu()
-        middle = self.groups(self.each(F.max_pool2d(top, 2))).relu()
-        low = F.interpolate(self.low(F.max_pool2d(middle, 2)), scale_factor=2.0)
-        joined = F.interpolate(self.join(torch.cat([low, middle], 1)), scale_factor=2.0)
-        found: Tensor = self.out(torch.cat([joined, top], 1))
-        return found
-
-
-class TwoInputs(nn.Module):
-    """An image and a keyword; a dict comes out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.image, self.norm, self.side = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.Linear(5, 12)
-        self.hidden, self.out = nn.Linear(12, 8), nn.Linear(8, 3)
-
-    def forward(self, image: Tensor, *, side: Tensor) -> dict[str, Tensor]:
-        hidden = self.hidden(self.norm(self.image(image)).relu().mean((2, 3)) + self.side(side)).relu()
-        return {"logits": self.out(hidden), "size": hidden.sum(1)}
-
-
-class Detector(nn.Module):
-    """Two scales and whole numbers, nested."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.norm, self.second = nn.Conv2d(3, 12, 3, 2, 1), nn.BatchNorm2d(12), nn.Conv2d(12, 8, 3, 2, 1)
-        self.boxes, self.classes = nn.Conv2d(12, 4, 1), nn.Conv2d(8, 5, 1)
-
-    def forward(self, x: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        first = self.norm(self.first(x)).relu()
-        classes = self.classes(self.second(first).relu())
-        return (self.boxes(first), classes), classes.argmax(1)
-
-
-class Tokens(nn.Module):
-    """Whole numbers of any length come in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.inner, self.out = nn.Embedding(11, 8), nn.Linear(8, 12), nn.Linear(12, 3)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        found: Tensor = self.out(self.inner(self.embed(tokens)).relu())
-        return found
-
-
-def one_d() -> nn.Module:
-    body = nn.Sequential(nn.Conv1d(2, 12, 5, padding=2), nn.BatchNorm1d(12), nn.ReLU(), nn.Conv1d(12, 8, 3))
-    return nn.Sequential(body, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3))
-
-
-def three_d() -> nn.Module:
-    return nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.BatchNorm3d(8), nn.ReLU(), nn.ConvTranspose3d(8, 2, 2, 2))
-
-
-KINDS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Example]]] = {
-    "u-net": (UNet, lambda: torch.rand(2, 3, 8, 8)),
-    "two inputs": (TwoInputs, lambda: {"image": torch.rand(2, 3, 8, 8), "side": torch.randn(2, 5)}),
-    "detector": (Detector, lambda: (torch.randn(1, 3, 16, 16),)),
-    "tokens": (Tokens, lambda: torch.randint(0, 11, (2, 7))),
-    "1-D": (one_d, lambda: torch.randn(2, 2, 20)),
-    "3-D": (three_d, lambda: torch.rand(1, 1, 4, 4, 4)),
-}
-
-
-def pruned(kind: str, ratio: float = 0.4) -> Pruned:
-    torch.manual_seed(0)
-    build, example = KINDS[kind][0](), KINDS[kind][1]()
-    inputs = Inputs.of(build, example).resized(4)
-    args, kwargs = inputs.arguments()
-    build.train()(*args, **kwargs)  # so that batch norms have statistics to fold
-    dense = build.eval()
-    return Pruned.of_cut(dense, lt.plan(dense, example, ratio=ratio), example)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -362,7 +277,7 @@ class TestLoading:
         save_file({"x": torch.as_tensor(given.example), "y": given.small(given.example).detach()}, tmp_path / "expected.safetensors")
         lines = (tmp_path / "small_load.py").read_text().splitlines()
         assert len(lines) <= 10 and not any("ltcompile" in line for line in lines)
-        source = Path(__file__).read_text()
+        source = Path(kinds.__file__).read_text()
         body = source[source.index("class UNet") : source.index("class TwoInputs")]
         (tmp_path / "unet.py").write_text("import torch\nfrom torch import Tensor, nn\nfrom torch.nn import functional as F\n\n" + body)
         (tmp_path / "main.py").write_text(
@@ -402,12 +317,11 @@ class TestCommand:
 
     @pytest.fixture
     def arguments(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        monkeypatch.syspath_prepend(str(Path(__file__).parent))
         given = pruned("two inputs")
         torch.save(given.small.state_dict(), tmp_path / "cut.pth")
         save_file(dict(given.dense.state_dict()), tmp_path / "dense.safetensors")  # type: ignore[union-attr]
         given.plan.save(tmp_path / "plan.json")  # type: ignore[union-attr]
-        return ["shrink", "--model", f"{Path(__file__).stem}:TwoInputs", "--plan", str(tmp_path / "plan.json")]
+        return ["shrink", "--model", "kinds:TwoInputs", "--plan", str(tmp_path / "plan.json")]
 
     def test_weights_before_or_after_the_cut(self, arguments: list[str], tmp_path: Path) -> None:
         example = ["--example", "image=1x3x8x8,side=1x5"]
