@@ -174,7 +174,7 @@ def row(name: str, model: nn.Module, image: Tensor, tune_s: float, seconds: floa
 def peak() -> float:
     """FLOP/s of one core: multiply-adds of registers."""
     text = "#include <stdint.h>\n#include <string.h>\n" + (tuning.INCLUDE / "vector.h").read_text() + _PEAK
-    function = ctypes.CDLL(str(native.compile_library(text))).lt_peak
+    function = native.opened(native.compile_library(text)).lt_peak
     function.restype = ctypes.c_double
     return float(function())
 

@@ -26,7 +26,7 @@ from ltcompile.core.records import cpu_name
 from ltcompile.engine.cpu.code import Array, Choice, Code
 from ltcompile.engine.cpu.convolution import Layer, tiled
 from ltcompile.engine.cpu.generate import INCLUDE, RULES
-from ltcompile.engine.cpu.native import aligned, cache_folder, compile_library, compiler, version_of
+from ltcompile.engine.cpu.native import aligned, cache_folder, compile_library, compiler, opened, version_of
 from ltcompile.engine.cpu.plan import planned
 from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, Geometry, InstructionSet, Tiling, ranked
 from ltcompile.engine.cpu.tiles import time as modelled
@@ -178,7 +178,7 @@ def _measured(
 
 def _trial(layer: Layer, choices: Sequence[Choice], threads: int) -> _Trial:
     codes = [layer.code(choice, threads) for choice in choices]
-    library = ctypes.CDLL(str(compile_library(_source(codes))))
+    library = opened(compile_library(_source(codes)))
     library.lt_time.restype = ctypes.c_double
     library.lt_time.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     rng = np.random.default_rng(0)
