@@ -12,21 +12,20 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltcompile.core.description import Description
 from ltcompile.core.pictures import Answer, Box, Mark
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded
-from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Task, Teacher
+from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Teacher
 from ltcompile.data import Dataset
-from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting
+from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.tasks._average_precision import mean_average_precision
+from ltcompile.tasks._of_data import DataTask
 from ltcompile.training import in_fp32, predictions
 
 BATCH = 32  # of an evaluation
@@ -34,36 +33,21 @@ MOST_SHOWN, LEAST_SHOWN = 12, 0.3  # boxes of an image in a report, and their sc
 ACTIVE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # what training mode changes besides the outputs
 
 
-class Detection(Task):
+class Detection(DataTask):
     """A data set of images with boxes. Raises InvalidData for another one."""
 
-    metric: Metric = Metric("mAP")
+    metric, annotation = Metric("mAP"), "boxes"
 
     def __init__(self, data: Dataset) -> None:
-        if "boxes" not in data.annotations:
-            raise InvalidData(f"{data.description.name} has no boxes; detection takes data with boxes, such as scenes or coco:DIR")
-        self.data = data
-        self._splits: dict[Part, Any] = {"train": data.train, "val": data.val, "test": data.test}
-
-    @property
-    def description(self) -> Description:
-        return replace(self.data.description, task="detection")
-
-    @cached_property
-    def example(self) -> Tensor:
-        """Two validation images (2, C, H, W), normalised, on the CPU."""
-        return self.data.example
-
-    @property
-    def sizes(self) -> Mapping[Part, int]:
-        return {part: len(split) for part, split in self._splits.items()}
+        super().__init__(data)
+        self.description = replace(data.description, task="detection")
 
     @property
     def fingerprint(self) -> str:
         """Of the boxes and their classes."""
         digest = hashlib.sha256()
         for split in self._splits.values():
-            for objects in split.objects:
+            for objects in split.objects:  # type: ignore[attr-defined]  # of data with boxes
                 digest.update(objects.boxes.numpy().tobytes() + objects.labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -73,7 +57,7 @@ class Detection(Task):
 
     def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
         """Images (N, C, H, W), and "boxes" and "labels" of their objects, a list of each."""
-        for images, targets in self._splits[part].batches(size, device, recipe, seed):
+        for images, targets in super().batches(part, size, device, recipe, seed):
             yield images, {"boxes": targets["boxes"], "labels": targets["labels"]}
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from pictures import write_coco_parts
 from torch import nn
 from torchvision.models import detection as torchvision_detection
 
@@ -89,10 +90,11 @@ def test_a_teacher_is_followed(task: Detection) -> None:
 def test_other_networks_and_data_are_refused(task: Detection) -> None:
     with pytest.raises(InvalidModel, match="Sequential is no detector: it needs loss"):
         task.evaluate(nn.Sequential(nn.Conv2d(3, 4, 1)), "val", CPU)
-    with pytest.raises(InvalidData, match="digits has no boxes; detection takes data with boxes, such as scenes or coco:DIR"):
+    with pytest.raises(InvalidData, match="digits has labels, and no boxes; choose another task, or other data"):
         Detection(lt.load_data("digits"))
 
 
+@pytest.mark.slow
 def test_a_search_ends_in_a_file(task: Detection, tmp_path: Path) -> None:
     config = SearchConfig(rounds=1, rate=0.5, margin_points=100, controls=False)
     found = lt.find("centernet-small", task, config, recipe=RECIPE, folder=tmp_path / "run", device="cpu")
@@ -118,3 +120,21 @@ def test_a_search_ends_in_a_file(task: Detection, tmp_path: Path) -> None:
     (tmp_path / "small.onnx").write_bytes((tmp_path / "run/small.onnx").read_bytes())
     with pytest.raises(InvalidFile, match="was made for detection of a ticket that is not next to it"):
         lt.bench(tmp_path / "small.onnx")
+
+
+@LISTED
+def test_a_search_on_images_of_ones_own(tmp_path: Path) -> None:
+    """Two classes in COCO's JSON; the network has them, and the run their names."""
+    write_coco_parts(tmp_path / "photos", train=8, valid=4, test=4)
+    config = SearchConfig(rounds=1, target_macs=0.5, margin_points=100, controls=False)
+    found = lt.find(
+        *("centernet-small", f"coco:{tmp_path / 'photos'}", config),
+        task="detection",
+        image_size=32,
+        recipe=RECIPE,
+        folder=tmp_path / "run",
+        device="cpu",
+    )
+    assert found.ticket.model["arguments"] == {"classes": 2, "in_channels": 3, "image_size": 32} and found.ticket.metric.name == "mAP"
+    assert list(found.ticket.data["class_names"]) == ["red", "blue"] and found.reached is not None and found.reached.missed_by == 0
+    assert {box.mark.name for picture in read_pictures(tmp_path / "run/pictures.json") for box in picture.truth.boxes} == {"red", "blue"}
