@@ -7,7 +7,8 @@ side, as wide as the widest padding of their readers, and `stride` floats for ea
 lanes beyond C hold zeros. Buffers start at multiples of 64 bytes. A buffer may be a slice of channels of a larger one (a concatenation).
 
 The emitter of an operation, found by the name of its target, returns the call, the packed constants and the headers that it needs. Code
-uses vector extensions of GCC and Clang on logical vectors of 16 floats, so that one text compiles for AVX-512, AVX2, NEON and plain C++.
+uses vector extensions of GCC and Clang, so that one text compiles for AVX-512, AVX2, NEON and plain C++; weights are in blocks of 16 output
+channels for all of them. `tiles` models the time of a layer, `tuning` measures it, and include/threads.h shares the parts of steps.
 """
 
 from ltcompile.engine.cpu.deployments import Source, build, candidates, label, thread_counts
