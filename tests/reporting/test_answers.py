@@ -24,11 +24,13 @@ def test_they_come_back_and_are_on_the_page(tmp_path: Path) -> None:
     assert read_pictures(run / "pictures.json") == pictures()
     page = report(run).read_text()
     section = page.split('<section id="answers">')[1].split("</section>")[0]
-    assert page.count('href="#answers"') == 2 and section.count('class="box') == 5 and section.count("data:image/png") == 7
+    assert page.count('href="#answers"') == 2 and section.count('class="box') == 5 and section.count("data:image/png") == 7 + 4 + 3
     first = re.search(r"left:([\d.]+)%;top:([\d.]+)%;width:([\d.]+)%;height:([\d.]+)%", section)
     assert first and [float(edge) for edge in first.groups()] == pytest.approx([60, 80, 40, 20])
     caption = re.search(r"<figcaption>([^<]*)", section)
     assert caption and caption[1].split() == ["correct:", "1", "box"]
+    titles = re.findall(r"alt=\"Test input (\d): ([a-z ]+)\"", section)
+    assert titles[-4:] == [("3", "input"), ("3", "correct"), ("3", "dense network"), ("3", "ticket")] and len(titles) == 3 + 3 + 4
     assert "93 %" in section.replace("\N{NO-BREAK SPACE}", " ") and section.count('class="mark"') == 5 + 3
 
 

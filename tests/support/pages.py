@@ -19,7 +19,7 @@ Run = dict[str, Any]
 
 
 def pictures(name: str = "a class with a long name") -> list[Picture]:
-    """Two inputs, with boxes in all corners and a picture over one of them."""
+    """Three inputs: with boxes in all corners, with a map over one answer, and with images as answers."""
     marks = [Mark(name, 0, 0.934), Mark("3", 13, 1.0), Mark("7", 7)]
     places = [(0.0, 0.0, 0.3, 0.2), (0.7, 0.0, 1.0, 0.3), (0.6, 0.8, 1.0, 1.0)]
     boxes = tuple(Box(mark, place) for mark, place in zip(marks, places, strict=True))
@@ -27,6 +27,7 @@ def pictures(name: str = "a class with a long name") -> list[Picture]:
     return [
         Picture(grey, 64, 48, Answer(boxes[2:]), Answer(boxes), Answer(boxes[:1])),
         Picture(grey, 64, 48, Answer(marks=(marks[2],)), Answer(over=clear, marks=(marks[0], marks[1])), Answer()),
+        Picture(grey, 64, 48, Answer(over=clear), Answer(over=clear), Answer(over=clear)),
     ]
 
 
