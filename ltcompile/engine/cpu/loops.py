@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 Strides = Sequence[int]
+WORTH_SHARING = 1 << 14  # floats: some microseconds of work
 
 
 @dataclass(frozen=True)
 class Loops:
-    """The loops around an innermost one of `size` elements: `opening` text, and the offset of each operand inside them."""
+    """The loops around an innermost one of `size` elements: `opening` text, the turns of the outermost, and the offset of each operand inside."""
 
     opening: str
+    turns: int
     offsets: list[str]
     size: int
     inner: list[int]  # stride of each operand in the innermost loop
@@ -34,13 +37,13 @@ def nest(shape: Sequence[int], strides: Sequence[Strides], innermost: int | None
     *outer, (size, inner, _) = merged or [(1, [1] * len(strides), False)]
     opening = "".join(f"for (int i{at} = 0; i{at} < {count}; i{at}++) " for at, (count, _, _) in enumerate(outer))
     offsets = [" + ".join(f"i{at} * {steps[n]}" for at, (_, steps, _) in enumerate(outer) if steps[n]) or "0" for n in range(len(strides))]
-    return Loops(opening, offsets, size, inner)
+    return Loops(opening, outer[0][0] if outer else 1, offsets, size, inner)
 
 
 def elementwise(
     shape: Sequence[int], out: Strides, inputs: Sequence[Strides], expression: str, *, innermost: int | None = None, padded: int = 0
-) -> str:
-    """out[i] = expression of x0[i], x1[i], ... for all i, `expression` on scalars and on vectors.
+) -> tuple[str, str]:
+    """out[i] = expression of x0[i], x1[i], ... for all i, on scalars and on vectors, as C++ and the items that threads may share.
 
     Args:
         shape: of the output; inputs that are broadcast have strides of 0.
@@ -61,4 +64,12 @@ def elementwise(
         inner = f"for (int c = 0; c < {loops.size}; c++) {{ enum {{ L = 1 }}; {body}out[{at} + c * {loops.inner[0]}] = {expression}; }}"
     if padded > loops.size:
         inner += f" for (int c = {loops.size}; c < {padded}; c++) out[{at} + c] = 0.0f;"
-    return f"{loops.opening}{{ {inner} }}"
+    opening = loops.opening.replace(f"i0 = 0; i0 < {loops.turns};", "i0 = $begin; i0 < $end;", 1)
+    return shared(f"{opening}{{ {inner} }}", loops.turns, prod(shape))
+
+
+def shared(text: str, turns: int, floats: int) -> tuple[str, str]:
+    """A loop from `$begin` to `$end`, and its items: one by one where threads gain from sharing it, for it fills many floats."""
+    if floats >= WORTH_SHARING and turns > 1:
+        return text, str(turns)
+    return text.replace("$begin", "0").replace("$end", str(turns)), "1"

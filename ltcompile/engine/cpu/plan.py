@@ -220,10 +220,10 @@ class Plan:
         if padded and keeps_zero and all(self._readable(x, channel, padded) for x in views):
             shape[channel], padded = padded, 0
         strides = [x.strides if isinstance(x, Placed) else tuple(s // 4 for s in x.strides) for x in views]
-        text = elementwise(shape, out.strides, strides, expression, innermost=channel if padded else None, padded=padded)
+        text, items = elementwise(shape, out.strides, strides, expression, innermost=channel if padded else None, padded=padded)
         arrays = {f"in{n}": _memory(x) for n, x in enumerate(views) if not isinstance(x, Placed)}
         addresses = {f"in{n}": x.address for n, x in enumerate(views) if isinstance(x, Placed)}
-        self.step(name, lambda: Code(text, arrays, ("activations.h", "sweep.h")), out.address, **addresses)
+        self.step(name, lambda: Code(text, arrays, ("activations.h", "sweep.h"), items=items), out.address, **addresses)
 
     def clear(self, storage: str) -> None:
         """Zero a storage before its first step, whose lanes behind the channels no step fills."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ltcompile.engine.cpu.code import Buffer, Code
+from ltcompile.engine.cpu.loops import shared
 from ltcompile.engine.cpu.plan import Image, Plan
 from ltcompile.errors import Unavailable
 from ltcompile.lower.passes._fusion import argument, pair
@@ -18,7 +19,7 @@ from ltcompile.lower.program import Node
 _HEADERS = ("activations.h", "sweep.h")
 
 _WINDOW = """
-for (int p = 0; p < {rows}; p++)
+for (int p = $begin; p < $end; p++)
   for (int q = 0; q < {columns}; q++) {{
     {bounds}
     sweep<{lanes}>([&](auto width, int c) {{
@@ -36,7 +37,6 @@ for (int p = 0; p < {rows}; p++)
 def _window(x: Buffer, y: Buffer, bounds: str, start: str, combine: str, finish: str) -> Code:
     """A reduction of windows, whose `top`, `bottom`, `left` and `right` are `bounds` of the output's p and q."""
     text = _WINDOW.format(
-        rows=y.height,
         columns=y.width,
         lanes=y.lanes,
         in_row=x.row,
@@ -48,7 +48,8 @@ def _window(x: Buffer, y: Buffer, bounds: str, start: str, combine: str, finish:
         combine=combine,
         finish=finish,
     )
-    return Code(text, headers=_HEADERS)
+    text, items = shared(text, y.height, y.floats)
+    return Code(text, headers=_HEADERS, items=items)
 
 
 _ALL_MEAN = """
@@ -152,7 +153,7 @@ def _adaptive(combine: str) -> Callable[[Plan, Node], None]:
 
 _RESIZE = """
 {tables}
-for (int p = 0; p < {rows}; p++)
+for (int p = $begin; p < $end; p++)
   for (int q = 0; q < {columns}; q++) {{
     const float *a = in0 + row[p] * {in_row} + column[q] * {in_stride};
     {pointers}
@@ -182,7 +183,6 @@ def _upsample(plan: Plan, node: Node) -> None:
         value = "(1.0f - v) * ((1.0f - u) * load<L>(a + c) + u * load<L>(b + c)) + v * ((1.0f - u) * load<L>(d + c) + u * load<L>(e + c))"
     text = _RESIZE.format(
         tables="\n".join(tables),
-        rows=yb.height,
         columns=yb.width,
         in_row=xb.row,
         in_stride=xb.stride,
@@ -192,7 +192,8 @@ def _upsample(plan: Plan, node: Node) -> None:
         out_stride=yb.stride,
         value=value,
     )
-    plan.step(node.name, lambda: Code(text, headers=_HEADERS), y.address, in0=x.address)
+    text, items = shared(text, yb.height, yb.floats)
+    plan.step(node.name, lambda: Code(text, headers=_HEADERS, items=items), y.address, in0=x.address)
 
 
 def _positions(node: Node, x: Buffer, axis: int, size: int) -> Any:
