@@ -143,7 +143,7 @@ def _message(error: OSError, path: Path, needed: int) -> str:
             return f"{reason}: the disk may be failing. The old file, if any, is untouched; copy the folder to another disk, and continue there"
         case errno.EEXIST | errno.ENOTDIR:
             blocking = next((p for p in path.parents if p.is_file()), path.parent)
-            return f"{blocking} is no folder; move it away, or choose another place"
+            return f"{blocking} is not a folder; move it away, or choose another place"
         case _:
             return f"{reason}; choose another place"
 
@@ -261,9 +261,9 @@ def read_json(path: str | Path, what: str, most: int = MOST_JSON_BYTES) -> Any:
     path = Path(path)
     try:
         if (size := path.stat().st_size) > most or not path.is_file():
-            raise InvalidFile(f"{path} is no {what}, but a folder, a device or {size:,} bytes of something else; name another file")
+            raise InvalidFile(f"{path} is not a {what}, but a folder, a device or {size:,} bytes of something else; name another file")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InvalidFile(f"there is no {what} at {path}; check its name") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise InvalidFile(f"{path} is no {what}: {error}") from error
+        raise InvalidFile(f"{path} is not a {what}: {error}") from error

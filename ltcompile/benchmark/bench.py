@@ -69,7 +69,7 @@ def open_pair(ticket: str | Path, *, data: str | None = None, data_root: str | P
     """The two networks of a ticket, dense with its trained weights where the run folder holds them.
 
     Raises:
-        InvalidFile: it is no ticket. TicketMismatch: it does not fit.
+        InvalidFile: it is not a ticket. TicketMismatch: it does not fit.
     """
     known = _of_ticket(Ticket.load(ticket), Path(ticket).parent)
     assert known.ticket is not None
@@ -107,8 +107,8 @@ def bench(
     it was measured to `write_dense`, an .onnx file for `verify`.
 
     Raises:
-        InvalidFile: the target is no file of ours. TicketMismatch: it does not fit. Disagreement: a runtime computes something else.
-        InvalidSetting: `write_dense` is no place for an ONNX file.
+        InvalidFile: the target is not a file of ours. TicketMismatch: it does not fit. Disagreement: a runtime computes something else.
+        InvalidSetting: `write_dense` is not a place for an ONNX file.
     """
     if not isinstance(target, str | Path | Pruned):
         target = pruned_of(target)

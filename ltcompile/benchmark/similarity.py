@@ -205,7 +205,7 @@ def similarity(
         model: names your own `package.module:factory` again, where the tickets need it.
 
     Raises:
-        InvalidFile: one is no ticket. TicketMismatch: they are of different networks or classes, or do not fit the data. InvalidSetting: there are
+        InvalidFile: one is not a ticket. TicketMismatch: they are of different networks or classes, or do not fit the data. InvalidSetting: there are
         fewer than two, or they are of different data and `data` does not say which to take. InvalidData, UnknownName: as `load_data`.
     """
     loaded = [(str(path), Ticket.load(path)) for path in tickets]

@@ -55,7 +55,7 @@ def main() -> None:
     """Run the command line: exit code 0, 2 for an error that the user can fix, 1 for ours, 130 after Ctrl-C; commands may have others."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to stop
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is not a reason to stop
     try:
         app(args=[a for a in sys.argv[1:] if a != "--debug"])
     except KeyboardInterrupt:

@@ -11,11 +11,11 @@ EPILOG = "Example:  ltcompile doctor --json"
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Tell what this machine has.")(doctor)
+    app.command(epilog=EPILOG, short_help="Show what this machine has.")(doctor)
 
 
 def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON.")) -> None:
-    """Tell what this machine has: devices, precisions, runtimes, versions; what will be used and why."""
+    """Show what this machine has: devices, precisions, runtimes, versions; what will be used and why."""
     report = examine()
     if as_json:
         typer.echo(json.dumps(report))

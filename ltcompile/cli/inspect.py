@@ -80,7 +80,7 @@ def _load(path: Path) -> Any:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
     except Exception as error:  # onnx raises its own types
         message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidFile(f"{path} is no valid ONNX, as its shapes contradict each other: {message}; export it again") from error
+        raise InvalidFile(f"{path} is not valid ONNX, as its shapes contradict each other: {message}; export it again") from error
 
 
 def _one_image(graph: Any) -> None:
@@ -239,6 +239,6 @@ def _print(report: dict[str, Any]) -> None:
     if report["macs_unknown"]:
         typer.echo(f"not counted, as their sizes or formulas are unknown: {printable(', '.join(report['macs_unknown']))}")
     if any(row["odd"] for row in report["nodes"]):
-        typer.echo(f"odd: a width is no multiple of {MULTIPLE}, which hardware pads; see --align")
+        typer.echo(f"odd: a width is not a multiple of {MULTIPLE}, which hardware pads; see --align")
     for key, value in report["metadata"].items():
         typer.echo(printable(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}"))

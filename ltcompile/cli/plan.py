@@ -42,7 +42,7 @@ EPILOG = """Examples:  ltcompile plan --model vgg16 --ratio 0.5  ·  ltcompile p
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Tell what a cut would take, without training.")(plan)
+    app.command(epilog=EPILOG, short_help="Show what a cut would take, without training.")(plan)
 
 
 def plan(

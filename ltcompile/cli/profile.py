@@ -21,7 +21,7 @@ EPILOG = """Examples:  ltcompile profile --model vgg16 --runtime onnxruntime --b
 ltcompile profile --model torchvision:resnet50 --classes 1000 --runtime openvino --precision int8 -o resnet50-edge.json"""
 NOISY = 1.25
 DATA = {(10, 1): "digits", (10, 3): "cifar10", (100, 3): "cifar100"}  # by classes and colours
-ASK = ("--target-speedup", "3")
+EXAMPLE_TARGET = ("--target-speedup", "3")
 OWN_SIDE = 32  # of their images, in pixels
 
 
@@ -71,7 +71,9 @@ def profile(
         return
     _print(found)
     carried = ["--profile", str(output)] if output else []
-    typer.echo(f"wrote {path} in {seconds:.0f} s; next: {shlex.join([*_next(model, sizes, example), '--on', str(target), *carried, *ASK])}")
+    typer.echo(
+        f"wrote {path} in {seconds:.0f} s; next: {shlex.join([*_next(model, sizes, example), '--on', str(target), *carried, *EXAMPLE_TARGET])}"
+    )
 
 
 def _next(name: str, sizes: dict[str, Any], example: str | None) -> list[str]:

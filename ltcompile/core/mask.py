@@ -22,7 +22,7 @@ class WeightMask:
     """Parameter name -> boolean tensor of its shape, on the CPU, True where the weight stays. Parameters without a name here stay whole.
 
     Raises:
-        InvalidPlan: a mask is no boolean tensor, or keeps nothing of any parameter.
+        InvalidPlan: a mask is not a boolean tensor, or keeps nothing of any parameter.
     """
 
     kept: Mapping[str, Tensor]
@@ -32,7 +32,7 @@ class WeightMask:
 
         for name, kept in self.kept.items():
             if not isinstance(kept, torch.Tensor) or kept.dtype != torch.bool or kept.device.type != "cpu":
-                raise InvalidPlan(f"the mask of {short(name)} is no boolean tensor on the CPU")
+                raise InvalidPlan(f"the mask of {short(name)} is not a boolean tensor on the CPU")
         if self.kept and not any(bool(kept.any()) for kept in self.kept.values()):
             raise InvalidPlan("the mask keeps no weight at all")
 
@@ -85,4 +85,4 @@ class WeightMask:
             check_held(value["kept"], path.stat().st_size)
             return cls(dict(value["kept"]))
         except (KeyError, TypeError, AttributeError, InvalidPlan) as error:
-            raise InvalidFile(f"{path} is no valid weight mask ({short(error)}); take a fresh copy") from error
+            raise InvalidFile(f"{path} is not a valid weight mask ({short(error)}); take a fresh copy") from error

@@ -31,9 +31,9 @@ def read_onnx(path: Path) -> Any:
         message = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidFile(f"{path} cannot be read as ONNX: {message}; export it again") from error
     if not model.ir_version or not model.HasField("graph"):
-        raise InvalidFile(f"{path} is no ONNX file; `ltcompile shrink` makes one of a ticket, and `ltcompile show` prints a ticket")
+        raise InvalidFile(f"{path} is not an ONNX file; `ltcompile shrink` makes one of a ticket, and `ltcompile show` prints a ticket")
     if any(field.type == field.TYPE_STRING and isinstance(value, bytes) for field, value in _values(model)):
-        raise InvalidFile(f"{path} is damaged: it holds a name that is no text; export it again")
+        raise InvalidFile(f"{path} is damaged: it holds a name that is not a text; export it again")
     for weight in model.graph.initializer:
         if message := _shape_error(weight):
             raise InvalidFile(f"{path} is damaged: its weight {short(weight.name)} {message}; export it again")

@@ -119,7 +119,7 @@ def read_pictures(path: Path) -> list[Picture]:
 
 
 def _check(picture: Picture, where: str) -> None:
-    """Raises SchemaError for what is no image, or lies outside of it."""
+    """Raises SchemaError for what is not an image, or lies outside of it."""
     if not (0 < picture.width <= 1 << 16 and 0 < picture.height <= 1 << 16):
         raise SchemaError(f"{where} has {picture.width}x{picture.height} pixels")
     for name, image in (("image", picture.image), *((n, a.over) for n, a in _answers(picture).items() if a.over)):

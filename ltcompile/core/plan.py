@@ -71,7 +71,7 @@ def _whole(values: Iterable[Any]) -> tuple[int, ...]:
     """Channels or positions from JSON. Raises SchemaError for what only looks like them, and for what is beyond any layer."""
     numbers = tuple(values)
     if not all(type(number) is int and 0 <= number < MOST_POSITIONS for number in numbers):
-        raise SchemaError(f"a channel or position is no whole number within 0..{MOST_POSITIONS - 1}")
+        raise SchemaError(f"a channel or position is not a whole number within 0..{MOST_POSITIONS - 1}")
     return numbers
 
 
@@ -203,7 +203,7 @@ class PruningPlan:
         Groups of one channel can lose nothing more, so a tracing of the cut network may know less of them.
 
         Raises:
-            InvalidPlan: `inner` is no plan of this plan's cut network.
+            InvalidPlan: `inner` is not a plan of this plan's cut network.
         """
         theirs = {g.members: g.name for g in inner.groups if g.width > 1}  # names may contain positions, which have changed
         ours = {g.members: g.name for g in self.remaining() if g.width > 1}
@@ -246,7 +246,7 @@ class PruningPlan:
         try:
             return cls.from_json(read_json(path, "pruning plan"))
         except InvalidPlan as error:
-            raise InvalidFile(f"{path} is no valid pruning plan: {error}; write it again with `ltcompile plan`") from error
+            raise InvalidFile(f"{path} is not a valid pruning plan: {error}; write it again with `ltcompile plan`") from error
 
 
 def _claim(group: Mapping[str, Any]) -> int:

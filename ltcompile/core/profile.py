@@ -174,7 +174,9 @@ class Profile(Record):
                 raise SchemaError("it is of another kind or format")
             return cls.from_json(value)
         except (KeyError, TypeError, AttributeError, SchemaError, LtcompileError) as error:
-            raise InvalidFile(f"{path} is no profile that this ltcompile reads: {error}; make it again with `ltcompile profile`") from error
+            raise InvalidFile(
+                f"{path} is not a profile that this ltcompile reads: {error}; make it again with `ltcompile profile`"
+            ) from error
 
 
 def named_network(network: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Any]:

@@ -177,7 +177,7 @@ class RunFolder:
             raise InvalidFile(f"{path} is gone; {REPEAT}")
         value = read_torch(path, "training of a run", f"remove it, and {REPEAT}")
         if not isinstance(value, dict):
-            raise InvalidFile(f"{path} is no training of a run; remove it, and {REPEAT}")
+            raise InvalidFile(f"{path} is not a training of a run; remove it, and {REPEAT}")
         return value
 
     def load_into(self, model: nn.Module, path: Path) -> dict[str, Any]:
@@ -223,7 +223,7 @@ class RunFolder:
     def finished(self) -> Ticket:
         """The ticket of a finished search. Raises InvalidFile where there is none."""
         if not self.path.is_dir():
-            raise InvalidFile(f"{self.path} is no run folder; name one that `ltcompile find` made")
+            raise InvalidFile(f"{self.path} is not a run folder; name one that `ltcompile find` made")
         for file in (self.summary, self.ticket):
             if not file.is_file():
                 raise InvalidFile(

@@ -39,7 +39,7 @@ class Estimate(Record):
             raise InvalidFile(f"{short(self.mean)} is not inside its interval from {short(self.low)} to {short(self.high)}")
 
     def lies(self, side: Side, bound: float) -> Answer:
-        """Whether the whole interval is on that side of `bound`; the whole of it on the other side is a no, all else is no answer."""
+        """Whether the whole interval is on that side of `bound`; the whole of it on the other side is a no, all else is not an answer."""
         if self.low is None or self.high is None or self.low <= bound <= self.high:
             return "not decidable here"
         return "holds" if (self.low > bound) == (side == "above") else "does not hold"
@@ -184,7 +184,7 @@ class Maps(Record):
 def _check_name(name: str) -> None:
     """Raises InvalidFile where the page could not call a figure so."""
     if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-        raise InvalidFile(f"{short(name)} is no name of a figure: small letters, digits and dashes")
+        raise InvalidFile(f"{short(name)} is not a name of a figure: small letters, digits and dashes")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ ACCURACY = Metric()
 @dataclass(frozen=True)
 class Score:
     """A network on one part of the data: the value of the task's metric, the mean loss, and which items were correct, as hexadecimal bits
-    with the first item in the highest bit ("" where the metric is no share of items).
+    with the first item in the highest bit ("" where the metric is not a share of items).
     """
 
     value: float

@@ -37,7 +37,7 @@ def read_torch(path: Path, what: str, remedy: str = "take a fresh copy") -> Any:
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise InvalidFile(f"{path} is no {what}: it is damaged, or holds more than tensors and plain values; {remedy}") from error
+        raise InvalidFile(f"{path} is not a {what}: it is damaged, or holds more than tensors and plain values; {remedy}") from error
     except Exception as error:  # torch raises a dozen types for a broken archive
         message = (str(error).splitlines() or [type(error).__name__])[0]
         message = message if "weights_only" not in message else "it is of a kind that can hold code"  # torch's advice is to run it
@@ -67,7 +67,7 @@ def check_held(tensors: Mapping[str, Any], size: int) -> None:
     total = 0
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not _is_dense(tensor):
-            raise InvalidFile(f"{short(name)} is no dense tensor of numbers, as weights are")
+            raise InvalidFile(f"{short(name)} is not a dense tensor of numbers, as weights are")
         total += tensor.nbytes
         if tensor.nbytes > tensor.untyped_storage().nbytes() or total > SHARING * size:
             raise InvalidFile(f"{short(name)} claims the shape {short(tuple(tensor.shape))}, which is more than the file holds")

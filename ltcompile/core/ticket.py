@@ -131,7 +131,7 @@ class Ticket:
         path = Path(path)
         value = read_torch(path, "ticket")
         if not isinstance(value, dict) or value.get("kind") != KIND:
-            raise InvalidFile(f"{path} is no ltcompile ticket; `ltcompile find` writes one")
+            raise InvalidFile(f"{path} is not an ltcompile ticket; `ltcompile find` writes one")
         if (format := short(value.get("format"))) != str(FORMAT):
             raise TicketMismatch(f"{path} has ticket format {format}, this ltcompile reads {FORMAT}; update ltcompile")
         try:
@@ -142,9 +142,9 @@ class Ticket:
                 raise InvalidFile("it is damaged or was changed, as its checksum does not fit; take a fresh copy")
             return cls(weights=weights, mask=WeightMask(dict(kept)) if kept else None, **_fields(json.loads(header)))
         except LtcompileError as error:
-            raise InvalidFile(f"{path} is no valid ticket: {error}") from error
+            raise InvalidFile(f"{path} is not a valid ticket: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise InvalidFile(f"{path} is no valid ticket: {error!r}; take a fresh copy") from error
+            raise InvalidFile(f"{path} is not a valid ticket: {error!r}; take a fresh copy") from error
 
 
 _FIELDS: dict[str, Any] = {

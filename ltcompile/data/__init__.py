@@ -52,7 +52,7 @@ def load_data(
     module = registry.load(__name__, "data set", source)
     if (source in FOLDERS) != bool(path):
         raise InvalidData(
-            f"{name!r} is no data set: write imagefolder:PATH, coco:DIR or folder:DIR for a folder of images, or one of {', '.join(names())}"
+            f"{name!r} is not a data set: write imagefolder:PATH, coco:DIR or folder:DIR for a folder of images, or one of {', '.join(names())}"
         )
     size = None if image_size is None else height_width(image_size)
     if size is not None and not all(4 <= n <= 1024 for n in size):

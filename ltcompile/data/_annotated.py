@@ -36,7 +36,7 @@ class Pixels:
         self.files, self.size, self.interpolation = files, size, interpolation
 
     def __getitem__(self, rows: Tensor) -> Tensor:
-        """uint8 (len(rows), 3, height, width). Raises InvalidData where one of them is no image."""
+        """uint8 (len(rows), 3, height, width). Raises InvalidData where one of them is not an image."""
         found: list[Tensor] = []
         for pixels in decode_all([self.files[row] for row in rows.tolist()], self.size, self.interpolation, stretch=True):
             if isinstance(pixels, InvalidData):

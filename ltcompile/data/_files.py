@@ -30,7 +30,7 @@ def decode(path: Path, size: tuple[int, int], interpolation: Interpolation, stre
             pixels: Tensor = pil_to_tensor(colours.resize(shape, method) if stretch else ImageOps.fit(colours, shape, method))
             return pixels
     except Exception as error:  # PIL's readers raise anything
-        raise InvalidData(f"{path} is no readable image ({error}); repair or remove it") from error
+        raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
 
 
 def decode_all(

@@ -121,7 +121,7 @@ def _shape(path: Path) -> tuple[int, int]:
         with Image.open(path, formats=FORMATS) as image:
             return image.height, image.width
     except Exception as error:  # PIL's readers raise anything
-        raise InvalidData(f"{path} is no readable image ({error}); repair or remove it") from error
+        raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
 
 
 def _read(pairs: Pairs, kind: Kind, size: tuple[int, int], options: DatasetOptions) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,7 @@ def _mask(path: Path, size: tuple[int, int]) -> Tensor:
             mode, pixels = image.mode, image.resize(size[::-1], Image.Resampling.NEAREST)
             found = torch.from_numpy(np.array(pixels))
     except Exception as error:
-        raise InvalidData(f"{path} is no readable image ({error}); repair or remove it") from error
+        raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
     if mode not in ("L", "P", "1"):
         raise InvalidData(f"{path} is a picture of mode {mode}; a mask is grey or has a palette, and its pixels are the numbers of classes")
     return found.to(torch.uint8)

@@ -76,8 +76,8 @@ def _described(layer: Any) -> list[Any]:
 def replace_layers(network: nn.Module, text: str) -> None:
     """Put the layers that `text`, JSON of `changes`, names into `network`, on the meta device. Raises InvalidFile where it names others."""
     try:
-        told = json.loads(text)
-        for name, value in told.items():
+        changes = json.loads(text)
+        for name, value in changes.items():
             if isinstance(value, dict):
                 parent, _, last = name.rpartition(".")
                 network.get_submodule(name)

@@ -80,7 +80,7 @@ def to_int8(module: nn.Module, judge: Judge, job: ShrinkJob, scratch: Path, name
         InvalidModel: the network has nothing to quantise, or ONNX Runtime cannot.
     """
     plain = _Network(module, judge, job.dynamic, scratch / "plain", names)
-    choice, fine_tuning = _try_all(plain, job.on_progress), "not asked for"
+    choice, fine_tuning = _try_all(plain, job.on_progress), "not requested"
     if job.int8.finetune_epochs:
         choice, fine_tuning = _or_tuned(choice, judge, job, scratch, names)
     network, tried, scheme, judged = choice.network, choice.tried, choice.scheme, choice.judged
@@ -205,7 +205,7 @@ class _Choice:
         return self.tried[self.scheme]
 
 
-def _try_all(network: _Network, tell: Progress) -> _Choice:
+def _try_all(network: _Network, report: Progress) -> _Choice:
     """Every way to take the ranges.
 
     The bits are no matter of accuracy: where products overflow, runtimes differ in how, and a lucky file would answer otherwise elsewhere.
@@ -213,7 +213,7 @@ def _try_all(network: _Network, tell: Progress) -> _Choice:
     tried: dict[Scheme, Judged] = {}
 
     def judge(scheme: Scheme) -> Judged:
-        tell(f"{scheme.ranges} ranges, weights of {scheme.weight_bits} bits")
+        report(f"{scheme.ranges} ranges, weights of {scheme.weight_bits} bits")
         return tried.setdefault(scheme, network.try_scheme(scheme))
 
     first, *others = METHODS
@@ -247,7 +247,7 @@ def _or_tuned(plain: _Choice, judge: Judge, job: ShrinkJob, scratch: Path, names
     return plain, f"thrown away: {epochs} epochs brought int8 from {judge.format(before)} to {', '.join(reached)}"
 
 
-def _spare(network: _Network, scheme: Scheme, judged: Judged, goal: _Goal, tell: Progress) -> tuple[Scheme, Judged, dict[str, str]]:
+def _spare(network: _Network, scheme: Scheme, judged: Judged, goal: _Goal, report: Progress) -> tuple[Scheme, Judged, dict[str, str]]:
     """Leave layers in float until the goal is met, those first that change the outputs most when they alone are in int8; and why each.
 
     The other way round, one layer in float at a time, says nothing where two share an activation that int8 cannot hold.
@@ -257,13 +257,13 @@ def _spare(network: _Network, scheme: Scheme, judged: Judged, goal: _Goal, tell:
     """
     products, alone = network.products, {}
     for name in products:
-        tell(f"int8 for {name} alone")
+        report(f"int8 for {name} alone")
         alone[name] = network.try_scheme(replace(scheme, float_nodes=tuple(p for p in products if p != name))).noise
     best, why = judged, dict[str, str]()
     for name in sorted(alone, key=alone.__getitem__, reverse=True)[:-1]:
         why[name] = f"alone in int8 it gives the outputs an error of {alone[name]:.2%}"
         scheme = replace(scheme, float_nodes=(*scheme.float_nodes, name))
-        tell(f"int8 without {len(why)} of {len(alone)} layers")
+        report(f"int8 without {len(why)} of {len(alone)} layers")
         judged = network.try_scheme(scheme)
         if goal.met(judged):
             return scheme, judged, why
@@ -276,14 +276,14 @@ def _spare(network: _Network, scheme: Scheme, judged: Judged, goal: _Goal, tell:
 
 
 def _second_opinion(network: _Network, exact: Answers, simulated: Answers) -> dict[str, Any]:
-    """What OpenVINO answers through the file; or why it is not asked. Raises Disagreement."""
+    """What OpenVINO answers through the file; or why it does not run it. Raises Disagreement."""
     if reason := unavailable("openvino", "cpu"):
-        return {"not_asked": reason}
+        return {"not_run": reason}
     judge, run = network.judge, network.run("openvino")
     try:
         compared, found = compare(answers(run, judge.inputs, CHUNK), exact, simulated), judge.outputs(run)
     except Unavailable as refusal:
-        return {"not_asked": str(refusal)}
+        return {"not_run": str(refusal)}
     if compared.refusal:
         raise Disagreement(
             f"OpenVINO computes something else through the int8 file: {compared.refusal}; nothing was written: use precision=fp16"

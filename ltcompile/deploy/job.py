@@ -1,4 +1,4 @@
-"""What one call of `shrink` is asked for; every step reads it."""
+"""The settings of one call of `shrink`; all steps read them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ShrinkJob:
     base: nn.Module | None = None  # the network as its own code builds it
     recipe: Recipe | None = None
     seed: int = 0
-    target: Mapping[str, float] = field(default_factory=dict)  # "macs" or "params" -> the share of the dense network's asked for
+    target: Mapping[str, float] = field(default_factory=dict)  # "macs" or "params" -> the requested fraction of the dense network's
     on_progress: Progress = lambda message: None
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ class TaskJudge:
             if found < LEAST_INPUTS:
                 raise InvalidData(
                     f"int8 is chosen and checked by {task.metric.name}, and {task.description.name} has {found} {name} images, of {LEAST_INPUTS} "
-                    "that it takes to tell; use more images, or leave the network in fp32 or fp16"
+                    "that a decision needs; use more images, or leave the network in fp32 or fp16"
                 )
         self._network, self._task, self._metric = network, task, task.metric
         self.units, self.drop_key = self._metric.unit, f"max_drop_{self._metric.unit}"
@@ -163,7 +163,7 @@ class OutputsJudge:
         self.inputs = rows_of(network, inputs)
         if self.inputs.batch < LEAST_INPUTS:
             raise InvalidData(
-                f"int8 is checked on real inputs, and {self.inputs.batch} do not tell how far its outputs are off; calibrate with "
+                f"int8 is checked on real inputs, and {self.inputs.batch} do not show how far its outputs are off; calibrate with "
                 f"{LEAST_INPUTS} rows or more, or leave the network in fp32 or fp16"
             )
 

@@ -45,8 +45,8 @@ def load_pruned(build: Callable[[], nn.Module], path: str | Path, plan: PruningP
     except InvalidPlan as error:
         raise InvalidPlan(f"{path} was cut from another network than build() makes: {error}") from error
     except RuntimeError as error:
-        told = " ".join(str(error).split())[:300]
-        raise InvalidFile(f"{path} does not hold the weights of this network: {told}; pass the plan that it was cut by") from error
+        reason = " ".join(str(error).split())[:300]
+        raise InvalidFile(f"{path} does not hold the weights of this network: {reason}; pass the plan that it was cut by") from error
     return network.eval()
 
 

@@ -121,5 +121,5 @@ def shrink(
 
 def _target(ticket: Ticket) -> dict[str, float]:
     """The target of size that the ticket was searched for, by what it counts."""
-    asked = {measure: ticket.config.get(f"target_{measure}") for measure in ("macs", "params")}
-    return {measure: share for measure, share in asked.items() if share is not None}
+    requested = {measure: ticket.config.get(f"target_{measure}") for measure in ("macs", "params")}
+    return {measure: share for measure, share in requested.items() if share is not None}

@@ -27,7 +27,7 @@ def size(model: nn.Module, example: Example) -> Size:
     """The size of `model` on the first item of `example`, a batch (N, ...) or several inputs. One MAC is two counted flops.
 
     Raises:
-        InvalidModel: the network does not run on `example`. InvalidSetting: it is no example; see `Arguments`.
+        InvalidModel: the network does not run on `example`. InvalidSetting: it is not an example; see `Arguments`.
     """
     model = unwrap(model)
     flops = on_probe(model, Arguments.of(example).first(), _flops)  # its attention is made of products that the counter supports

@@ -44,7 +44,7 @@ def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | Non
     `outdated_attributes`).
 
     Raises:
-        InvalidPlan: the plan does not fit the network; the message names the layer. InvalidModel: this is no network; see `unwrap`.
+        InvalidPlan: the plan does not fit the network; the message names the layer. InvalidModel: this is not a network; see `unwrap`.
         InvalidSetting: the optimizer does not train this network, or has state that cannot be cut.
     """
     dense = unwrap(model)

@@ -23,7 +23,7 @@ def unwrap(model: Module) -> Module:
     Layers have the names of the network inside, so that a plan of the wrapped network fits the plain one, and the other way round.
 
     Raises:
-        InvalidModel: `model` is no eager network whose layers are known: not an nn.Module, scripted, sharded, or lazy and never run.
+        InvalidModel: `model` is not an eager network whose layers are known: not an nn.Module, scripted, sharded, or lazy and never run.
     """
     network: nn.Module = model
     while isinstance(network, nn.Module) and (inside := _inside(network)) is not None:

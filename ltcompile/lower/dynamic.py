@@ -35,7 +35,7 @@ class DynamicAxes:
 
     @classmethod
     def of(cls, inputs: Inputs, dynamic: Sequence[str]) -> DynamicAxes:
-        """Raises InvalidSetting where a name is no axis of these inputs, with those that are."""
+        """Raises InvalidSetting where a name is not an axis of these inputs, with those that are."""
         known = [_known(*each) for each in zip(inputs.names, inputs.tensors, inputs.batched, strict=True)]
         if isinstance(dynamic, str) or (unknown := [name for name in dynamic if not any(name in axes for axes in known)]):
             there = sorted({name for axes in known for name in axes})
@@ -78,7 +78,7 @@ def exported_with(network: nn.Module, inputs: Inputs, dynamic: Sequence[str]) ->
     """The graph of `network` in eval mode with the axes `dynamic` open; and these axes.
 
     Raises:
-        InvalidSetting: a name is no axis. InvalidModel: the network's code fixes an axis, or torch cannot trace it.
+        InvalidSetting: a name is not an axis. InvalidModel: the network's code fixes an axis, or torch cannot trace it.
     """
     axes = DynamicAxes.of(inputs, dynamic)
     if axes.only_batch:

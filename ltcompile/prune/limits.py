@@ -59,7 +59,7 @@ class Limits(Record):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise InvalidSetting(f"{pattern!r} is no regular expression: {error}") from error
+                raise InvalidSetting(f"{pattern!r} is not a regular expression: {error}") from error
 
     def freeze(self, groups: tuple[Group, ...]) -> tuple[Group, ...]:
         """`groups`; those that the limits forbid to cut are frozen, with the reason.

@@ -24,7 +24,7 @@ def pruned_from_files(model: str, weights: str | Path | None = None, plan: str |
 
     Args:
         model: or the name of a public network, which gets as many classes as `weights` have.
-        weights: of the unpruned network, or with a plan also of the cut one: their shapes tell which. Without, they are fresh, by a fixed seed.
+        weights: of the unpruned network, or with a plan also of the cut one: their shapes show which. Without, they are fresh, by a fixed seed.
         plan: a file of `PruningPlan.save`; the network is cut by it.
         example: see `read_example`; by default an image for a public network.
 

@@ -89,7 +89,7 @@ class Pruned:
             if not all(isinstance(text, str) for pair in texts.items() for text in pair):
                 raise InvalidSetting("preprocessing and provenance map names to texts; write other values as JSON")
         if self.plan is not None and self.dense is None:
-            raise InvalidSetting("a plan tells what stays of the dense network; pass that as well, dense=...")
+            raise InvalidSetting("a plan is for a dense network; pass that as well, dense=...")
         if self.dense is not None:
             object.__setattr__(self, "dense", unwrap(self.dense))
         self._check_runs(inputs)

@@ -71,10 +71,10 @@ def _check_free_memory(model: Mapping[str, Any]) -> None:
 
 
 def free_memory_bytes() -> int | None:
-    """The memory that the system could still give, where it tells."""
+    """The memory in bytes that the system can still give; None where it is unknown."""
     try:
-        told = Path("/proc/meminfo").read_text()
-        return 1024 * next(int(line.split()[1]) for line in told.splitlines() if line.startswith("MemAvailable"))
+        text = Path("/proc/meminfo").read_text()
+        return 1024 * next(int(line.split()[1]) for line in text.splitlines() if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
 

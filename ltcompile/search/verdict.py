@@ -32,7 +32,7 @@ NAMES = {
 
 def difference(tickets: Sequence[Trained], dense: Sequence[Trained], confidence: float, metric: Metric = ACCURACY) -> dict[str, float]:
     """Mean of ticket - dense on validation items in the metric's units (above 0: the ticket is better), its one-sided lower bound, and the
-    number of samples. With few seeds, and a metric that is no share of items, there is no bound: it is the mean.
+    number of samples. With few seeds, and a metric that is not a share of items, there is no bound: it is the mean.
 
     Both have one row a seed, in the same order.
     """

@@ -76,7 +76,7 @@ LENET = (
     Said("LeNet with 21 % of its weights is more accurate than the dense network", "gain", 21.1),
     Said("LeNet with 21 % stops sooner than the dense network (published: 38 % earlier, 1.61 times as fast)", "speed", 21.1, 1.0),
     Said("LeNet with 3.6 % is no more accurate than the dense network", "gain", 3.6, BACK_POINTS, "below"),
-    Said("LeNet with 3.6 % is no less accurate than the dense network", "gain", 3.6, -BACK_POINTS),
+    Said("LeNet with 3.6 % is not less accurate than the dense network", "gain", 3.6, -BACK_POINTS),
     Said("LeNet with 21 % is more accurate than its mask on fresh weights (published: half a point)", "over reinit", 21.1),
     Said("LeNet with 21 % stops sooner than its mask on fresh weights (published: 2.51 times as fast)", "speed over reinit", 21.1, 1.0),
     Said("LeNet with 21 % is more accurate than a random mask on its own weights", "over shuffled", 21.1),
@@ -119,7 +119,7 @@ def dropped(name: str, best: float, points: float) -> tuple[Said, ...]:
 def high(name: str, left: float, margin: float) -> tuple[Said, ...]:
     return (
         Said(
-            f"{name} at rate 0.1 without warm-up: a ticket is no better than its mask on fresh weights",
+            f"{name} at rate 0.1 without warm-up: a ticket is not better than its mask on fresh weights",
             "over reinit",
             left,
             margin,

@@ -125,7 +125,7 @@ def has_detect(model: nn.Module) -> bool:
     if "targets" in inspect.signature(model.forward).parameters:
         return False
     raise InvalidModel(
-        f"{type(model).__name__} is no detector: it needs loss(outputs, targets) and detect(outputs), or forward(images, targets) as torchvision's"
+        f"{type(model).__name__} is not a detector: it needs loss(outputs, targets) and detect(outputs), or forward(images, targets) as torchvision's"
     )
 
 

@@ -265,7 +265,7 @@ def result() -> CompetitorsResult:
 
 def test_claims_are_numbers_that_were_found() -> None:
     race = result()
-    assert checks.over_peer(race, "small", 8, "fp16") == pytest.approx(1.5), "int8 is no peer of fp16"
+    assert checks.over_peer(race, "small", 8, "fp16") == pytest.approx(1.5), "int8 is not a peer of fp16"
     assert checks.engine_us(race, "small", 8, "fp16") == pytest.approx(20)
     assert checks.over_competitor(race, "small", 8, "eager", "fp16") == pytest.approx(2.5)
     assert checks.over_dense(race, "small", "dense", 8, "fp16") == pytest.approx(4.5)

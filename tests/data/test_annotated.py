@@ -102,7 +102,7 @@ class TestCoco:
         assert len(found[0]) == 15 and all(other == found[0] for other in found[1:])
 
     def test_boxes_are_where_their_colour_is(self, tmp_path: Path) -> None:
-        """Stretched from 40x20 to 20x20 pixels; the image without an object stays, and the crowd is no object."""
+        """Stretched from 40x20 to 20x20 pixels; the image without an object stays, and the crowd is not an object."""
         data = lt.load_data(f"coco:{write_coco_parts(tmp_path, train=8, valid=4, test=4)}", image_size=20)
         assert data.description.class_names == ("red", "blue") and data.annotations == ("boxes",) and data.flip
         counts = []
@@ -195,7 +195,7 @@ class TestCoco:
         with pytest.raises(InvalidData, match="has annotations for val, and none for training"):
             lt.load_data(f"coco:{tmp_path}")
         (write_coco_parts(tmp_path, train=3) / "train" / "1.png").write_bytes(b"no image")
-        with pytest.raises(InvalidData, match=r"1.png is no readable image"):
+        with pytest.raises(InvalidData, match=r"1.png is not a readable image"):
             lt.load_data(f"coco:{tmp_path}")
         (tmp_path / "train" / "_annotations.coco.json").write_text("{")
         with pytest.raises(InvalidData, match="cannot be read as COCO annotations"):

@@ -184,7 +184,7 @@ class TestBroken:
         (write_folder(tmp_path) / "class1" / "3.png").write_bytes(b"\x89PNG no more")
         plain = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)  # no statistics, for which a sample would be read at once
         data = lt.load_data(f"imagefolder:{tmp_path}", preprocessing=plain)
-        with pytest.raises(InvalidData, match=r"3\.png is no readable image"):
+        with pytest.raises(InvalidData, match=r"3\.png is not a readable image"):
             for split in (data.train, data.val, data.test):
                 list(split.batches(4, CPU, None, 0))
 

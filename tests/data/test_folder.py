@@ -90,8 +90,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: replace_file(f / "masks/03.png", np.zeros((16, 16, 3), np.uint8)),
         r"masks/03\.png is a picture of mode RGB",
     ),
-    "a broken mask": (lambda f: (f / "masks/03.png").write_bytes(b"none"), r"masks/03\.png is no readable image"),
-    "a broken image": (lambda f: (f / "images/03.png").write_bytes(b"none"), r"images/03\.png is no readable image"),
+    "a broken mask": (lambda f: (f / "masks/03.png").write_bytes(b"none"), r"masks/03\.png is not a readable image"),
+    "a broken image": (lambda f: (f / "images/03.png").write_bytes(b"none"), r"images/03\.png is not a readable image"),
     "a class too many": (
         lambda f: [(f / "classes.txt").write_text("a\nb\nc"), replace_file(f / "masks/03.png", grey(3))],
         r"03\.png holds class 3, and .*classes\.txt names 3 \(0 to 2\)",

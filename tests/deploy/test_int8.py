@@ -1,4 +1,4 @@
-"""Int8: the numbers in the file, who chose them, what stays in float, and what is told of it."""
+"""Int8: the numbers in the file, who chose them, what stays in float, and what is reported of it."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def minmax(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "METHODS", ("minmax",))
 
 
-def quantised(network: nn.Module, data: Dataset, folder: Path, recipe: lt.Recipe, asked: Int8) -> int8.Quantized:
-    job = ShrinkJob(folder / "small.onnx", "int8", Classification(data), int8=asked, recipe=recipe)
+def quantised(network: nn.Module, data: Dataset, folder: Path, recipe: lt.Recipe, requested: Int8) -> int8.Quantized:
+    job = ShrinkJob(folder / "small.onnx", "int8", Classification(data), int8=requested, recipe=recipe)
     return int8.to_int8(network, judge_for(network, job), job, folder)
 
 
@@ -119,15 +119,15 @@ class TestFile:
             assert scale is not None and weight.data_type == TensorProto.INT8
             assert list(scale[0].dims) == [weight.dims[scale[1]]]
 
-    def test_score_is_what_it_tells(self, shrunk: Shrunk, digits: Dataset) -> None:
-        told = shrunk.record["int8"]
-        assert told["val_score"]["int8"] == right(shrunk.path, digits.val)
-        assert told["test_score"]["int8"] == right(shrunk.path, digits.test)
-        assert 100 * (told["val_score"]["fp32"] - told["val_score"]["int8"]) <= told["max_drop_points"]
+    def test_score_is_what_it_reports(self, shrunk: Shrunk, digits: Dataset) -> None:
+        reported = shrunk.record["int8"]
+        assert reported["val_score"]["int8"] == right(shrunk.path, digits.val)
+        assert reported["test_score"]["int8"] == right(shrunk.path, digits.test)
+        assert 100 * (reported["val_score"]["fp32"] - reported["val_score"]["int8"]) <= reported["max_drop_points"]
 
     def test_the_float_accuracy_is_the_float_file_s(self, plain: Shrunk, shrunk: Shrunk, digits: Dataset) -> None:
-        told = shrunk.record["int8"]
-        assert (told["val_score"]["fp32"], told["test_score"]["fp32"]) == (
+        reported = shrunk.record["int8"]
+        assert (reported["val_score"]["fp32"], reported["test_score"]["fp32"]) == (
             right(plain.path, digits.val),
             right(plain.path, digits.test),
         )
@@ -135,18 +135,18 @@ class TestFile:
 
     def test_record_and_metadata(self, shrunk: Shrunk, digits: Dataset) -> None:
         record = json.loads(shrunk.path.with_suffix(".json").read_text())
-        told = {p.key: p.value for p in onnx.load(shrunk.path).metadata_props}
-        assert record["precision"] == told["precision"] == "int8" and record["recalibrated"] is False
+        reported = {p.key: p.value for p in onnx.load(shrunk.path).metadata_props}
+        assert record["precision"] == reported["precision"] == "int8" and record["recalibrated"] is False
         assert record["bytes"] == shrunk.path.stat().st_size and record["onnx_error"] <= record["tolerance"]
         assert record["equality_error"] <= 1e-5
         assert record["int8"]["images"] == {"calibration": 512, "validation": len(digits.val), "test": len(digits.test)}
-        assert json.loads(told["accuracy"]) == {"value": record["int8"]["test_score"]["int8"], "split": "test"}
-        assert json.loads(told["int8"])["float_nodes"] == record["int8"]["float_nodes"]
+        assert json.loads(reported["accuracy"]) == {"value": record["int8"]["test_score"]["int8"], "split": "test"}
+        assert json.loads(reported["int8"])["float_nodes"] == record["int8"]["float_nodes"]
 
-    def test_openvino_was_asked(self, shrunk: Shrunk) -> None:
+    def test_openvino_was_run(self, shrunk: Shrunk) -> None:
         pytest.importorskip("openvino")
-        told = shrunk.record["int8"]["openvino"]
-        assert told["error"] <= told["allowed"] and told["same_class"] > 0.95
+        reported = shrunk.record["int8"]["openvino"]
+        assert reported["error"] <= reported["allowed"] and reported["same_class"] > 0.95
 
     def test_its_parameters_are_its_weights(self, shrunk: Shrunk, plain: Shrunk) -> None:
         """As many as in float: a scale or a zero point is none."""
@@ -167,7 +167,7 @@ class TestFile:
         assert small.max_error > 1e-3, "from fp32 by PyTorch, not from ONNX Runtime itself"
 
     def test_bench_sees_one_filter_of_zeros(self, shrunk: Shrunk, ticket: Path, tmp_path: Path) -> None:
-        """In the file: beside its ticket, and alone only where a runtime makes it."""
+        """In the file: with its ticket, and alone only where a runtime makes it."""
         (tmp_path / "ticket.pt").write_bytes(ticket.read_bytes())
         model = onnx.load(shrunk.path)
         weight = next(t for t in model.graph.initializer if t.name.endswith("weight_quantized") and len(t.dims) == 4)
@@ -200,19 +200,19 @@ def test_scales_of_operations_on_integers_are_no_parameters(tmp_path: Path) -> N
     tensors = [onnx.numpy_helper.from_array(value, name) for name, value in held.items()]
     graph = onnx.helper.make_graph(nodes, "main", ends[:1], ends[1:], tensors)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10), tmp_path / "q.onnx")
-    told = _examine(tmp_path / "q.onnx")
-    assert [(row["op"], row["params"]) for row in told["nodes"]] == [("QLinearConv", filters.size + bias.size), ("ConvInteger", 0)]
-    assert [row["macs"] for row in told["nodes"]] == [filters.size * 36] * 2
+    reported = _examine(tmp_path / "q.onnx")
+    assert [(row["op"], row["params"]) for row in reported["nodes"]] == [("QLinearConv", filters.size + bias.size), ("ConvInteger", 0)]
+    assert [row["macs"] for row in reported["nodes"]] == [filters.size * 36] * 2
 
 
 class TestChoice:
     """By validation images, and by nothing else."""
 
     def test_the_best_on_validation_images_wins(self, shrunk: Shrunk) -> None:
-        told = shrunk.record["int8"]
-        assert {t["ranges"] for t in told["tried"]} == {*METHODS} and {t["weight_bits"] for t in told["tried"]} == {*WEIGHT_TOP}
-        best = max((t for t in told["tried"] if t["weight_bits"] == told["weight_bits"]), key=lambda t: (t["val_score"], -t["rms"]))
-        assert told["ranges"] == best["ranges"]
+        reported = shrunk.record["int8"]
+        assert {t["ranges"] for t in reported["tried"]} == {*METHODS} and {t["weight_bits"] for t in reported["tried"]} == {*WEIGHT_TOP}
+        best = max((t for t in reported["tried"] if t["weight_bits"] == reported["weight_bits"]), key=lambda t: (t["val_score"], -t["rms"]))
+        assert reported["ranges"] == best["ranges"]
 
     def test_weights_have_the_bits_that_disturb_least(self, shrunk: Shrunk) -> None:
         minmax = {t["weight_bits"]: t["rms"] for t in shrunk.record["int8"]["tried"] if t["ranges"] == "minmax"}
@@ -228,7 +228,7 @@ class TestChoice:
 
 
 class Watched:
-    """A split that tells when its images are asked for."""
+    """A split that records when its images are read."""
 
     def __init__(self, split: Split, name: str, looked: list[str]) -> None:
         self._split, self._name, self._looked = split, name, looked
@@ -261,11 +261,11 @@ class TestSensitiveLayers:
     def test_layers_are_spared_until_it_is_good(self, network: nn.Module, digits: Dataset, tmp_path: Path) -> None:
         lopsided = of_very_different_channels(network)
         done = quantised(lopsided, digits, tmp_path, lt.Recipe(), Int8())
-        told = done.record
-        best = max(t["val_score"] for t in told["tried"])
-        assert best < told["val_score"]["fp32"] - 0.005 <= told["val_score"]["int8"]
-        assert {*list(told["float_nodes"])[:2]} == {"node_conv2d", "node_conv2d_1"}, "which share the channels"
-        assert all("alone in int8" in why for why in told["float_nodes"].values())
+        reported = done.record
+        best = max(t["val_score"] for t in reported["tried"])
+        assert best < reported["val_score"]["fp32"] - 0.005 <= reported["val_score"]["int8"]
+        assert {*list(reported["float_nodes"])[:2]} == {"node_conv2d", "node_conv2d_1"}, "which share the channels"
+        assert all("alone in int8" in why for why in reported["float_nodes"].values())
 
     @pytest.mark.usefixtures("minmax")
     def test_what_cannot_be_good_is_refused(self, ticket: Path, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,8 +330,8 @@ class TestFineTuning:
             monkeypatch.setattr(int8, "RATE_SHARES", (1.0,))
         before = [p.clone() for p in network.parameters()]
         done = quantised(network, digits, tmp_path, recipe, Int8(max_drop=100, finetune_epochs=1))
-        told = done.record["fine_tuning"]
-        assert told.startswith("kept: " if helps else "thrown away: "), told
+        reported = done.record["fine_tuning"]
+        assert reported.startswith("kept: " if helps else "thrown away: "), reported
         assert (done.module is network) == (not helps)
         assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True)), "the given network stays"
 
@@ -346,8 +346,8 @@ class TestFineTuning:
             raise TrainingFailed("the loss is nan")
 
         monkeypatch.setattr(int8, "fine_tune", fail)
-        asked = Int8(max_drop=100, finetune_epochs=1)
-        done = quantised(network, digits, tmp_path, lt.Recipe(), asked)
+        requested = Int8(max_drop=100, finetune_epochs=1)
+        done = quantised(network, digits, tmp_path, lt.Recipe(), requested)
         assert rates == pytest.approx([1e-2, 1e-3, 1e-4])
         assert "thrown away" in done.record["fine_tuning"] and done.module is network
 
@@ -357,7 +357,7 @@ class TestRefusals:
         with pytest.raises(InvalidSetting, match="calibrate="):
             lt.shrink(ticket, tmp_path / "small.onnx", precision="int8")
         for ending in ("pt2", "safetensors"):
-            with pytest.raises(InvalidSetting, match=r"ends in \.onnx"):
+            with pytest.raises(InvalidSetting, match=r"must be \.onnx"):
                 lt.shrink(ticket, tmp_path / f"small.{ending}", precision="int8", calibrate=digits)
         with pytest.raises(InvalidSetting, match="precision=int8"):
             lt.shrink(ticket, tmp_path / "small.onnx", finetune_epochs=1)
@@ -381,25 +381,25 @@ class TestCommand:
             monkeypatch.setattr(sys, "argv", ["ltcompile", *map(str, words)])
             with pytest.raises(SystemExit) as stop:
                 main()
-            told = capsys.readouterr()
-            return stop.value.code, told.out + told.err
+            reported = capsys.readouterr()
+            return stop.value.code, reported.out + reported.err
 
         return run
 
     def test_refusals(self, ticket: Path, tmp_path: Path, say: Callable[..., tuple[Any, str]]) -> None:
-        asked = ("shrink", ticket, "--precision", "int8", "-o")
+        requested = ("shrink", ticket, "--precision", "int8", "-o")
         for words, says in {
             (tmp_path / "small.onnx",): "pass --calibrate",
-            (tmp_path / "small.pt2", "--calibrate", "digits"): "ends in .onnx",
+            (tmp_path / "small.pt2", "--calibrate", "digits"): "must be .onnx",
             (tmp_path / "small.onnx", "--calibrate", "digits", "--max-drop", -1): "it must be between 0 and 100 points",
         }.items():
-            code, told = say(*asked, *words)
-            assert code == 2 and says in told, told
+            code, reported = say(*requested, *words)
+            assert code == 2 and says in reported, reported
         assert not list(tmp_path.iterdir())
 
     @pytest.mark.usefixtures("minmax")
-    def test_it_tells_what_was_chosen(self, ticket: Path, tmp_path: Path, say: Callable[..., tuple[Any, str]]) -> None:
+    def test_it_shows_what_was_chosen(self, ticket: Path, tmp_path: Path, say: Callable[..., tuple[Any, str]]) -> None:
         path = tmp_path / "small.onnx"
-        code, told = say("shrink", ticket, "--precision", "int8", "--calibrate", "digits", "--max-drop", 5, "-o", path)
-        assert code == 0 and f"next: ltcompile bench {path}" in told, told
-        assert "minmax ranges of 512 training images" in told and path.is_file()
+        code, reported = say("shrink", ticket, "--precision", "int8", "--calibrate", "digits", "--max-drop", 5, "-o", path)
+        assert code == 0 and f"next: ltcompile bench {path}" in reported, reported
+        assert "minmax ranges of 512 training images" in reported and path.is_file()

@@ -101,8 +101,8 @@ def test_metric_preprocessing_and_names_travel_in_the_file(tmp_path: Path) -> No
         provenance={"run": "7"},
     )
     model = onnx.load(lt.shrink(named, tmp_path / "small.onnx").path)
-    told = {entry.key: entry.value for entry in model.metadata_props}
-    assert told["input"] == "pixels / 255" and told["mAP"] == '{"value": 0.5, "split": "test"}' and told["run"] == "7"
+    reported = {entry.key: entry.value for entry in model.metadata_props}
+    assert reported["input"] == "pixels / 255" and reported["mAP"] == '{"value": 0.5, "split": "test"}' and reported["run"] == "7"
     assert [v.name for v in model.graph.input] == ["photo", "facts"] and [v.name for v in model.graph.output] == ["scores", "norm"]
 
 
@@ -161,10 +161,10 @@ class TestInt8:
                 return float((out["logits"].argmax(1) == given.small(**inputs)["logits"].argmax(1)).double().mean())
 
         done = lt.shrink(given, tmp_path / "small.onnx", precision="int8", calibrate=self.batches(), metric=metric, max_drop=0.1)
-        told = done.record["int8"]
-        assert told["score"]["fp32"] == 1.0 >= told["score"]["int8"] >= 0.9 and told["judged_by"] == "metric"
+        reported = done.record["int8"]
+        assert reported["score"]["fp32"] == 1.0 >= reported["score"]["int8"] >= 0.9 and reported["judged_by"] == "metric"
         assert seen and all(names == ["logits", "size"] for names in seen), "outputs come in the network's own containers"
-        assert done.record["onnx_error"] <= done.record["tolerance"] and told["images"] == {"calibration": 128}
+        assert done.record["onnx_error"] <= done.record["tolerance"] and reported["images"] == {"calibration": 128}
 
     def test_without_one_the_outputs_do(self, tmp_path: Path) -> None:
         rows = torch.randn(128, 2, 20, generator=torch.Generator().manual_seed(1))
@@ -185,12 +185,12 @@ class TestInt8:
 
     def test_inputs_that_say_nothing(self, tmp_path: Path) -> None:
         given = pruned("1-D")
-        for calibrate, told in (
+        for calibrate, reported in (
             ([], "gives no inputs"),
-            ([torch.randn(9, 2, 20)], "9 do not tell"),
+            ([torch.randn(9, 2, 20)], "9 do not show"),
             ([torch.randn(64, 2, 20), torch.randn(64, 2, 24)], "different shapes"),
         ):
-            with pytest.raises(InvalidData, match=told):
+            with pytest.raises(InvalidData, match=reported):
                 lt.shrink(given, tmp_path / "s.onnx", precision="int8", calibrate=calibrate)
         with pytest.raises(InvalidSetting, match="finetune_epochs trains tickets"):
             lt.shrink(given, tmp_path / "s.onnx", precision="int8", calibrate=[torch.randn(128, 2, 20)], finetune_epochs=1)
@@ -282,8 +282,8 @@ class TestLoading:
         (tmp_path / "unet.py").write_text("import torch\nfrom torch import Tensor, nn\nfrom torch.nn import functional as F\n\n" + body)
         (tmp_path / "main.py").write_text(
             "import sys\nsys.modules['ltcompile'] = None\nimport torch, unet, small_load\nfrom safetensors.torch import load_file\n"
-            "told = load_file('expected.safetensors')\nnetwork = small_load.load(unet.UNet(), 'small.safetensors')\n"
-            "torch.testing.assert_close(network(told['x']), told['y'], rtol=1e-4, atol=1e-5)\nprint('equal')\n"
+            "reported = load_file('expected.safetensors')\nnetwork = small_load.load(unet.UNet(), 'small.safetensors')\n"
+            "torch.testing.assert_close(network(reported['x']), reported['y'], rtol=1e-4, atol=1e-5)\nprint('equal')\n"
         )
         done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.stdout == "equal\n", done.stderr
@@ -313,7 +313,7 @@ class TestLoading:
 
 
 class TestCommand:
-    """`ltcompile shrink` of a network that is no ticket."""
+    """`ltcompile shrink` of a network that is not a ticket."""
 
     @pytest.fixture
     def arguments(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -332,7 +332,7 @@ class TestCommand:
             assert largest_error(of_network(torch.export.load(out).module()), pruned("two inputs")) < 1e-4
 
     @pytest.mark.parametrize(
-        ("more", "told"),
+        ("more", "reported"),
         [
             ([], "--example 1x3x32x32"),
             (["--example", "a cat"], "takes shapes"),
@@ -343,9 +343,9 @@ class TestCommand:
             (["--example", "image=1x3x8x8,side=1x5", "--target-speedup", "2"], "leave it out where a ticket or --plan"),
         ],
     )
-    def test_wrong_words(self, arguments: list[str], tmp_path: Path, more: list[str], told: str) -> None:
+    def test_wrong_words(self, arguments: list[str], tmp_path: Path, more: list[str], reported: str) -> None:
         done = CliRunner().invoke(app, [*arguments, *more, "-o", str(tmp_path / "s.onnx")])
-        assert isinstance(done.exception, lt_errors()) and told in str(done.exception)
+        assert isinstance(done.exception, lt_errors()) and reported in str(done.exception)
 
 
 def lt_errors() -> type[Exception]:

@@ -40,7 +40,7 @@ def test_the_file_holds_the_small_shapes(run: Path, shrunk: Path) -> None:
     assert all(after < before for name, (before, after) in ticket.plan.widths.items() if name in ("0", "3", "7"))
 
 
-def test_the_record_tells_the_errors(shrunk: Path) -> None:
+def test_the_record_holds_the_errors(shrunk: Path) -> None:
     record = json.loads(shrunk.with_suffix(".json").read_text())
     assert record["equality_error"] <= 1e-5 and record["onnx_error"] <= record["tolerance"]
     assert record["macs"] < record["dense_macs"] and record["bytes"] == shrunk.stat().st_size
@@ -56,11 +56,11 @@ def test_any_batch_size_runs(run: Path, shrunk: Path) -> None:
 
 def test_metadata_is_enough_to_deploy(run: Path, shrunk: Path) -> None:
     ticket = lt.Ticket.load(run / "ticket.pt")
-    told = {p.key: p.value for p in onnx.load(shrunk).metadata_props}
-    assert told["ticket_checksum"] == ticket.checksum
-    assert json.loads(told["class_names"]) == [str(d) for d in range(10)]
-    assert json.loads(told["mean"]) == list(ticket.data["mean"]) and json.loads(told["std"]) == list(ticket.data["std"])
-    assert json.loads(told["accuracy"]) == {"value": ticket.row.test_score, "split": "test"}
+    reported = {p.key: p.value for p in onnx.load(shrunk).metadata_props}
+    assert reported["ticket_checksum"] == ticket.checksum
+    assert json.loads(reported["class_names"]) == [str(d) for d in range(10)]
+    assert json.loads(reported["mean"]) == list(ticket.data["mean"]) and json.loads(reported["std"]) == list(ticket.data["std"])
+    assert json.loads(reported["accuracy"]) == {"value": ticket.row.test_score, "split": "test"}
 
 
 @pytest.mark.parametrize("suffix", ["pt2", "safetensors"])
@@ -165,15 +165,15 @@ class TestFold:
     """Batch norm folds where it may, and says why where it may not."""
 
     def test_folding_changes_nothing(self, network: nn.Module, images: torch.Tensor) -> None:
-        folded, told = fold_batch_norm(network, images)
+        folded, reported = fold_batch_norm(network, images)
         torch.testing.assert_close(folded(images), network(images), rtol=1e-4, atol=1e-5)
         norms = [n for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)]
-        assert sorted(told) == sorted(norms)
+        assert sorted(reported) == sorted(norms)
 
     def test_every_norm_of_a_resnet_folds(self, images: torch.Tensor) -> None:
         model = shaken(lt.build_model("resnet20", 4, 3, 16))
-        folded, told = fold_batch_norm(model, images)
-        assert all(t.startswith("folded into") for t in told.values()) and len(told) == 21
+        folded, reported = fold_batch_norm(model, images)
+        assert all(t.startswith("folded into") for t in reported.values()) and len(reported) == 21
         assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
 
     def test_refusals(self, images: torch.Tensor) -> None:
@@ -188,8 +188,8 @@ class TestFold:
                 return z.mean((2, 3))
 
         model = shaken(Odd())
-        folded, told = fold_batch_norm(model, images)
-        assert "used elsewhere" in told["shared"] and "more than once" in told["twice"] and "not a convolution" in told["first"]
+        folded, reported = fold_batch_norm(model, images)
+        assert "used elsewhere" in reported["shared"] and "more than once" in reported["twice"] and "not a convolution" in reported["first"]
         torch.testing.assert_close(folded(images), model(images))
 
 

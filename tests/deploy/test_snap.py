@@ -123,8 +123,8 @@ def test_shrink_snaps(run: Path, tmp_path: Path, how: str) -> None:
     assert shrunk.record["snapped"]["way"] == f"{how} to 16" and shrunk.record["equality_error"] < 1e-5
     made = [m.out_channels for m in shrunk.module.modules() if isinstance(m, nn.Conv2d)]
     assert all(width % 16 == 0 or width < 16 for width in made)
-    told = {p.key: p.value for p in onnx.load(shrunk.path).metadata_props}
-    assert (json.loads(told["accuracy"])["value"] is None) == (how == "down"), "what was changed has no accuracy that anyone measured"
+    reported = {p.key: p.value for p in onnx.load(shrunk.path).metadata_props}
+    assert (json.loads(reported["accuracy"])["value"] is None) == (how == "down"), "what was changed has no accuracy that anyone measured"
     assert lt.bench(shrunk.path, runtimes=["onnxruntime"], batches=[1], seconds_per_row=0.01).rows
 
 

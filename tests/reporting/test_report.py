@@ -362,7 +362,7 @@ def test_output_goes_where_it_is_sent(tmp_path: Path) -> None:
     page = report(folder, tmp_path / "out" / "mine.html")
     assert page == tmp_path / "out" / "mine.html" and (tmp_path / "out" / "mine.json").is_file()
     assert not (folder / "report.html").exists()
-    assert report(folder) == report(str(folder)) == folder / "report.html"  # twice: its own JSON is no result of a stage
+    assert report(folder) == report(str(folder)) == folder / "report.html"  # twice: its own JSON is not a result of a stage
 
 
 @pytest.mark.parametrize("output", ["search.html", "small.html", "bench.html", "page.json", "page", "."])

@@ -55,7 +55,7 @@ class TestTickets:
         for header in ("[" * 10**6, "1" * 10**6, '{"a":' * 10**5):
             checksum = tickets._checksum(header, value["weights"], {})
             torch.save({**value, "header": header, "checksum": checksum}, tmp_path / "ticket.pt")
-            refused("show", tmp_path / "ticket.pt", says="no valid ticket")
+            refused("show", tmp_path / "ticket.pt", says="not a valid ticket")
 
     @pytest.mark.parametrize("name", ["lenet300", "torchvision:resnet18", "vgg16"])
     def test_of_another_network(self, tmp_path: Path, lenet: Path, name: str) -> None:

@@ -41,12 +41,12 @@ def test_killed_at_any_moment_and_resumed() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "bench"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["kills"] == 12 and not told["problems"], told
-    for row in told["phases"].values():
+    reported = json.loads(done.stdout.splitlines()[-1])
+    assert reported["kills"] == 12 and not reported["problems"], reported
+    for row in reported["phases"].values():
         assert row["resumed_equal"] == row["kills"] and row["epochs_repeated_at_most"] <= 1 and row["leftovers"] == 0
     given = {"half written", "before its rename", "behind its rename"}
-    assert given < set(told["phases"]), "others come at random times, so that a busy machine decides where"
+    assert given < set(reported["phases"]), "others come at random times, so that a busy machine decides where"
 
 
 def test_a_second_signal_ends_at_once() -> None:
@@ -79,7 +79,7 @@ def test_a_stopped_run_says_how_to_resume(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 class Disk:
-    """A disk of SIZE bytes: of its own, where this process may mount one; else a folder, of which the system's calls tell the same."""
+    """A disk of SIZE bytes: of its own, where this process may mount one; else a folder, for which the system's calls report the same."""
 
     SIZE = 2 << 20
 
@@ -92,7 +92,7 @@ class Disk:
 
     def fill(self) -> None:
         if not self.mounted:
-            self._tell_free(0)
+            self._report_free(0)
             self.patch.setattr(os, "fsync", failing(errno.ENOSPC))
             return
         with contextlib.suppress(OSError), (self.folder / "filler").open("wb", buffering=0) as filler:
@@ -103,7 +103,7 @@ class Disk:
         self.patch.undo()
         (self.folder / "filler").unlink(missing_ok=True)
         if not self.mounted:
-            self._tell_free(self.SIZE)
+            self._report_free(self.SIZE)
 
     def protect(self) -> None:
         """Make it read-only, to the superuser too."""
@@ -117,9 +117,9 @@ class Disk:
         if self.mounted:
             subprocess.run(["umount", str(self.folder)], check=True)
 
-    def _tell_free(self, free: int) -> None:
-        told = SimpleNamespace(total=self.SIZE, used=self.SIZE - free, free=free)
-        self.patch.setattr(shutil, "disk_usage", lambda path: told)
+    def _report_free(self, free: int) -> None:
+        reported = SimpleNamespace(total=self.SIZE, used=self.SIZE - free, free=free)
+        self.patch.setattr(shutil, "disk_usage", lambda path: reported)
 
 
 def failing(number: int) -> Callable[..., NoReturn]:
@@ -167,7 +167,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(disk: Disk, tmp_path: Path, digit
     assert all(torch.equal(value, resumed.ticket.weights[name]) for name, value in whole.ticket.weights.items())
 
 
-def test_too_small_a_disk_is_told_before_any_training(disk: Disk, digits: Dataset) -> None:
+def test_too_small_a_disk_is_reported_before_any_training(disk: Disk, digits: Dataset) -> None:
     disk.fill()
     with pytest.raises(InvalidFile, match=r"this search will take about [\d,]+ bytes, and 0 are free|No space left.*0 are free"):
         lt.find("lenet300", digits, CONFIG, recipe=RECIPE, folder=disk.folder / "run")
@@ -282,8 +282,8 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         monkeypatch.setattr(sys, "argv", ["ltcompile", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        told = " ".join(capsys.readouterr().err.split())
-        assert ended.value.code == 2 and says in told, told
+        reported = " ".join(capsys.readouterr().err.split())
+        assert ended.value.code == 2 and says in reported, reported
 
     yield call
     for number, handler in handlers.items():
@@ -295,11 +295,11 @@ FIND = ("find", "--model", "lenet5", "--epochs", 2, "--rounds", 1, "--rate", 0.3
 
 def test_a_file_where_a_folder_should_be(refused: Callable[..., None], tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    refused(*FIND, "--name", "x", says="runs is no folder; move it away")
+    refused(*FIND, "--name", "x", says="runs is not a folder; move it away")
     (tmp_path / "runs").unlink()
     (tmp_path / "runs/x").mkdir(parents=True)
     (tmp_path / "runs/x/seed0").write_text("")
-    refused(*FIND, "--name", "x", says="runs/x/seed0 is no folder; move it away")
+    refused(*FIND, "--name", "x", says="runs/x/seed0 is not a folder; move it away")
     refused(*FIND, "--name", "y", "--resume", says="there is no run to resume at runs/y; leave --resume out")
 
 

@@ -105,7 +105,7 @@ class TestTraining:
         was_channels_last = model.to(memory_format=torch.channels_last)
         to_memory_format(was_channels_last, CPU)
         filters = [m.weight for m in was_channels_last.modules() if isinstance(m, nn.Conv2d)]
-        assert all(w.stride() == torch.empty(w.shape).stride() for w in filters), "strides alone can ask for the layout"
+        assert all(w.stride() == torch.empty(w.shape).stride() for w in filters), "strides alone can select the layout"
 
     def test_rates(self) -> None:
         step = Recipe(epochs=100, lr=1.0, milestones=(0.5, 0.75), warmup_epochs=10)
@@ -236,7 +236,7 @@ class TestMemory:
 
 
 class TestHealth:
-    """What a training that came to its end has to tell."""
+    """What a training that came to its end has to report."""
 
     @pytest.mark.parametrize("name", ["lenet300", "lenet5", "resnet20"])
     def test_dead_channels_are_counted_where_they_are_read(self, digits: Dataset, name: str) -> None:
@@ -249,7 +249,7 @@ class TestHealth:
         with torch.no_grad():
             layer.weight.zero_()
             layer.bias.fill_(1.0)
-        assert all(told["layer"] != group.name for told in dead_channels(network, groups, Classification(digits), CPU))
+        assert all(reported["layer"] != group.name for reported in dead_channels(network, groups, Classification(digits), CPU))
         with torch.no_grad():
             layer.bias[2:] = -1.0
         assert {"layer": group.name, "channels": group.width - 2, "of": group.width} in dead_channels(
@@ -266,15 +266,15 @@ class TestHealth:
         ]
         assert spikes(epochs(2.0, 1.9, 1.8, 2.2)) == spikes(epochs(2.0, 0.01, 0.001, 0.1)) == []
 
-    def test_a_search_tells_of_it(self, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_search_reports_of_it(self, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is odd survives an interruption, and reaches the report."""
         monkeypatch.setattr("ltcompile.search.arm_runner.health", lambda *_: {"dead": [{"layer": "1", "channels": 9, "of": 9}], **ODD})
         config, recipe = lt.SearchConfig(rounds=1, rate=0.3, controls=False), dataclasses.replace(QUICK, epochs=1)
         with pytest.raises(Stop):
             lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path / "run", listener=StopAfter(2))
         lt.find("lenet300", digits, config, recipe=recipe, folder=tmp_path / "run", resume=True)
-        told = json.loads((tmp_path / "run/search.json").read_text())["health"]
-        assert [(row["arm"], row["level"], row["spikes"], row["parts"]) for row in told] == [
+        reported = json.loads((tmp_path / "run/search.json").read_text())["health"]
+        assert [(row["arm"], row["level"], row["spikes"], row["parts"]) for row in reported] == [
             ("dense", 0, *ODD.values()),
             ("ticket", 1, *ODD.values()),
         ]

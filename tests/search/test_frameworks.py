@@ -24,7 +24,7 @@ from ltcompile.paths import write_json
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice"),  # timm's networks hold widths as attributes
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # which Lightning asks for
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # which Lightning needs
     pytest.mark.filterwarnings("ignore:The number of training batches"),  # smaller than Lightning's interval of log lines
 ]
 CONFIG = lt.SearchConfig(rounds=1, rate=0.4, controls=False, margin_points=5)

@@ -47,22 +47,22 @@ def scores_like(mask: WeightMask, seed: int) -> dict[str, Tensor]:
 
 
 @given(st.integers(0, 10_000), st.floats(0.01, 0.99), st.sampled_from(["local", "global"]))
-def test_narrowing_drops_the_lowest_and_as_many_as_asked(seed: int, rate: float, scope: str) -> None:
+def test_narrowing_drops_the_lowest_and_as_many_as_requested(seed: int, rate: float, scope: str) -> None:
     before, share = random_mask(seed), {}
     scores, share = scores_like(before, seed + 1), dict.fromkeys(before.kept, rate)
     after = prune_mask(before, scores, share, scope)  # type: ignore[arg-type]
     assert all(bool((kept <= before.kept[name]).all()) for name, kept in after.kept.items()), "nothing comes back"
     counts = {name: int(kept.sum()) for name, kept in before.kept.items()}
-    asked = {name: math.floor(rate * count + 1e-9) for name, count in counts.items()}
+    requested = {name: math.floor(rate * count + 1e-9) for name, count in counts.items()}
     left = {name: int(kept.sum()) for name, kept in after.kept.items()}
     if scope == "local":
-        assert left == {name: max(1, counts[name] - asked[name]) for name in counts}
+        assert left == {name: max(1, counts[name] - requested[name]) for name in counts}
         parts = [(after.kept[name], before.kept[name], scores[name]) for name in counts]
     else:
-        assert sum(left.values()) >= sum(counts.values()) - sum(asked.values()) and min(left.values()) >= 1
+        assert sum(left.values()) >= sum(counts.values()) - sum(requested.values()) and min(left.values()) >= 1
         if min(left.values()) == 1:
             return  # a layer was spared
-        assert sum(left.values()) == sum(counts.values()) - sum(asked.values())
+        assert sum(left.values()) == sum(counts.values()) - sum(requested.values())
         flat = [torch.cat([found[name].flatten() for name in counts]) for found in (after.kept, before.kept, scores)]
         parts = [(flat[0], flat[1], flat[2])]
     for kept, there, score in parts:
@@ -158,7 +158,7 @@ class TestSearch:
             before, after = one.dropped(network), two.dropped(network)
             assert all(bool((before[name] <= after[name]).all()) for name in before)
 
-    def test_every_arm_is_told_and_tested(self, search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
+    def test_every_arm_is_reported_and_tested(self, search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
         _, _, found = search
         arms = sorted((r.arm, r.level) for r in found.rows if r.arm not in ("random", "dense_budget"))
         assert arms == sorted([("dense", 0), *((arm, level) for arm in ("ticket", "reinit", "shuffled") for level in (1, 2))])
@@ -202,7 +202,7 @@ class TestSearch:
 
 
 def test_every_level_of_a_masked_run_is_on_the_curve(search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
-    """Each level's network is its own mask's, without what that emptied."""
+    """Each level's network is its own mask's, without what that left empty."""
     _, folder, found = search
     images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     for row in (r for r in found.rows if r.arm in ("ticket", "random")):
@@ -220,8 +220,8 @@ def test_hybrid_drops_filters_of_convolutions_and_weights_of_linear_layers(tmp_p
     weights = found.ticket.weights
     convolutions = [weights["0.weight"], weights["3.weight"]]
     for filters in convolutions:
-        emptied = (filters.flatten(1) == 0).all(1)
-        assert emptied.any() and (filters[~emptied].abs().amax((2, 3)) > 0).any(), "whole filters, or none of one"
+        empty = (filters.flatten(1) == 0).all(1)
+        assert empty.any() and (filters[~empty].abs().amax((2, 3)) > 0).any(), "whole filters, or none of one"
     assert int((weights["3.weight"][:, (weights["0.weight"].flatten(1) == 0).all(1)] != 0).sum()) == 0, "their readers go along"
     linear = weights["9.weight"] != 0
     assert 0.55 < linear.float().mean() < 0.65 and not (~linear).all(1).all()
@@ -260,7 +260,7 @@ def test_a_given_mask_is_the_only_level(tmp_path: Path, digits: Dataset) -> None
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "reported"),
     [
         ({"prune": "bits"}, "must be one of filters, weights, hybrid"),
         ({"target_macs": 0.5}, "takes a rate, and no target"),
@@ -269,13 +269,13 @@ def test_a_given_mask_is_the_only_level(tmp_path: Path, digits: Dataset) -> None
         ({"criterion": "bn"}, "scores whole filters"),
     ],
 )
-def test_settings_that_contradict_are_refused(settings: dict[str, object], told: str) -> None:
-    with pytest.raises(InvalidSetting, match=told):
+def test_settings_that_contradict_are_refused(settings: dict[str, object], reported: str) -> None:
+    with pytest.raises(InvalidSetting, match=reported):
         lt.SearchConfig(**{"prune": "weights", **settings})  # type: ignore[arg-type]
 
 
 def test_masks_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(InvalidPlan, match="no boolean tensor"):
+    with pytest.raises(InvalidPlan, match="not a boolean tensor"):
         WeightMask({"a": torch.ones(3)})
     with pytest.raises(InvalidPlan, match="keeps no weight"):
         WeightMask({"a": torch.zeros(3, dtype=torch.bool)})
@@ -285,11 +285,11 @@ def test_masks_are_checked(tmp_path: Path) -> None:
     mask.save(tmp_path / "mask.pt")
     assert all(torch.equal(kept, mask.kept[name]) for name, kept in WeightMask.load(tmp_path / "mask.pt").kept.items())
     torch.save({"kept": [1]}, tmp_path / "none.pt")
-    with pytest.raises(InvalidFile, match="no valid weight mask"):
+    with pytest.raises(InvalidFile, match="not a valid weight mask"):
         WeightMask.load(tmp_path / "none.pt")
 
 
-def test_rows_without_masks_tell_no_weights() -> None:
+def test_rows_without_masks_have_no_weights() -> None:
     row = Trained(0, "dense", 0, 1, 1, 1, 1, 1.0, 1.0, 1.0, 1.0, 1.0, "f", 1)
     assert "weights" not in row.to_json() and Trained.from_json(row.to_json()) == row
     masked = dataclasses.replace(row, weights=3)

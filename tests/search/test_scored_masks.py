@@ -96,7 +96,7 @@ def test_resuming_equals_never_stopping(search: tuple[lt.SearchConfig, Path, lt.
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "reported"),
     [
         ({"prune": "weights"}, "chooses by itself"),
         ({"only": ("7",)}, "chooses by itself"),
@@ -105,8 +105,8 @@ def test_resuming_equals_never_stopping(search: tuple[lt.SearchConfig, Path, lt.
         ({"rewind": "weight"}, "never trains weights"),
     ],
 )
-def test_settings_of_pruning_are_refused(settings: dict[str, object], told: str) -> None:
-    with pytest.raises(InvalidSetting, match=told):
+def test_settings_of_pruning_are_refused(settings: dict[str, object], reported: str) -> None:
+    with pytest.raises(InvalidSetting, match=reported):
         lt.SearchConfig(**{"method": "edge-popup", **settings})  # type: ignore[arg-type]
 
 

@@ -124,7 +124,7 @@ def test_a_clear_winner_has_all_five_flags() -> None:
     assert verdict.includes(1) and verdict.includes(2) and not verdict.includes(3) and not verdict.includes(0)
 
 
-def test_a_control_that_did_as_well_is_told() -> None:
+def test_a_control_that_did_as_well_is_reported() -> None:
     verdict = judge(search({1: [0.90] * 3, 2: [0.902] * 3}, [0.90] * 3, random=[0.903] * 3, dense_budget=[0.92] * 3), 0.5, 0.95, "lr")
     assert verdict.flags == {"1": False, "2": False, "3": False, "4": True, "5": False}
     assert any("not shown to beat" in line for line in verdict.summary)
@@ -138,7 +138,7 @@ def test_a_lead_that_seeds_do_not_agree_on_beats_no_control() -> None:
     assert any("not shown to beat" in line for line in verdict.summary)
 
 
-def test_no_winner_is_told_with_the_closest() -> None:
+def test_no_winner_is_reported_with_the_closest() -> None:
     verdict = judge(search({1: [0.88] * 3, 2: [0.80] * 3}, [0.90] * 3), 0.5, 0.95, "lr")
     assert verdict.decided and not verdict.won and "No ticket won" in verdict.summary[0] and "level 1" in verdict.summary[0]
     assert verdict.flags["2"] is None and "control arms" in verdict.flag_reasons["2"] and not verdict.gaps

@@ -189,7 +189,7 @@ class TestMaps:
                 Picture("bad", rows)
         with pytest.raises(InvalidFile, match="different sizes"):
             Maps("maps", "a", "b", "c", [picture, Picture("two", [[1]])])
-        with pytest.raises(InvalidFile, match="no name"):
+        with pytest.raises(InvalidFile, match="not a name"):
             Maps("Two Maps", "a", "b", "c", [picture])
 
     @pytest.mark.parametrize("count", [1, 6, 13])

@@ -88,7 +88,7 @@ def test_a_teacher_is_followed(task: Detection) -> None:
 
 
 def test_other_networks_and_data_are_refused(task: Detection) -> None:
-    with pytest.raises(InvalidModel, match="Sequential is no detector: it needs loss"):
+    with pytest.raises(InvalidModel, match="Sequential is not a detector: it needs loss"):
         task.evaluate(nn.Sequential(nn.Conv2d(3, 4, 1)), "val", CPU)
     with pytest.raises(InvalidData, match="digits has labels, and no boxes; choose another task, or other data"):
         Detection(lt.load_data("digits"))

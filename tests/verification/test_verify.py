@@ -261,7 +261,7 @@ def test_impossible_claims_are_refused(folder: Path, fields: dict[str, Any]) -> 
 
 
 def test_outcomes() -> None:
-    """One check that fails decides; a file of the right size is no repeated claim, and a required claim must be one."""
+    """One check that fails decides; a file of the right size is not a repeated claim, and a required claim must be one."""
     verdicts = ("confirmed", "not confirmed", "not comparable")
     for size, speed, accuracy in itertools.product(verdicts, repeat=3):
         checks = [Check("size", "", size, ""), Check("speedup", "", speed, "", Value(1.0)), Check("accuracy", "", accuracy, "")]  # type: ignore[arg-type]

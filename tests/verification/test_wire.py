@@ -62,7 +62,7 @@ def test_bytes_say_what_onnx_says() -> None:
         chance.choice((elsewhere, of_their_own, in_a_branch, lambda m: None, lambda m: None))(model)
         try:
             model = onnx.load_from_string(spoil_onnx(model.SerializeToString(), chance))
-        except Exception:  # it is no ONNX any more
+        except Exception:  # it is not ONNX any more
             continue
         model.DiscardUnknownFields()  # which ours may refuse
         outside = bool(external(model) or domains(model) - {""}) or not (model.ir_version and model.HasField("graph"))

@@ -37,5 +37,5 @@ def check(job: ShrinkJob) -> None:
 def metadata(pruned: Pruned, job: ShrinkJob) -> dict[str, str]:
     """The texts that travel inside the file: all that a deployment has to know."""
     metric = pruned.metric
-    told = {} if metric is None else {metric.metric.name: json.dumps({"value": metric.value, "split": metric.split})}
-    return {"producer": "ltcompile", **pruned.provenance, **pruned.preprocessing, "precision": job.precision, **told}
+    metric_entry = {} if metric is None else {metric.metric.name: json.dumps({"value": metric.value, "split": metric.split})}
+    return {"producer": "ltcompile", **pruned.provenance, **pruned.preprocessing, "precision": job.precision, **metric_entry}

@@ -1,7 +1,7 @@
 """The steps of `shrink`, one file each: from one `Pruned` to the next, with a check and lines of the record.
 
 A step offers `ORDER`, its place among the others, and `run(pruned, job) -> (Pruned, lines)`: the network after it, and what
-OUTPUT.json tells of it. A step that has nothing to do returns what it was given. Optional are `check(job)`, which refuses settings before
+OUTPUT.json records it. A step that has nothing to do returns what it was given. Optional are `check(job)`, which refuses settings before
 anything runs, and `summary(record)`, the lines that the command prints.
 """
 
@@ -33,12 +33,12 @@ def run_all(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
 
 
 def check_all(job: ShrinkJob) -> None:
-    """Raises InvalidSetting where a step cannot do what is asked."""
+    """Raises InvalidSetting if a step cannot do what is requested."""
     for step in steps():
         if hasattr(step, "check"):
             step.check(job)
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:
-    """What the steps tell of a record, a line each."""
+    """The lines by which the steps summarise a record."""
     return [line for step in steps() if hasattr(step, "summary") for line in step.summary(record)]

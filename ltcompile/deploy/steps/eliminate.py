@@ -20,7 +20,7 @@ ORDER = 20
 
 
 def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
-    """The network without dead channels; the lines tell how much of the mask's sparsity they were."""
+    """The network without dead channels; the lines give how much of the mask's sparsity they were."""
     if pruned.mask is None:
         return pruned, {}
     if pruned.plan is None or not isinstance(pruned.example, Tensor):

@@ -17,7 +17,7 @@ ORDER = 40
 
 
 def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
-    """The network with layers in two; the lines tell the rank of each, and why the others stay in one."""
+    """The network with layers in two; the lines give the rank of each, and why the others stay in one."""
     if not has_low_rank(pruned.method):
         return pruned, {}
     if not isinstance(pruned.example, Tensor):

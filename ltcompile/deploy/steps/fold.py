@@ -14,7 +14,7 @@ ORDER = 60
 
 
 def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
-    """The folded network; the lines tell how many batch norms are folded, and why the others are not."""
+    """The folded network; the lines give how many batch norms are folded, and why the others are not."""
     folded, found = fold_batch_norm(pruned.small, pruned.example)
     check_rewritten("the folded network and the cut one", folded, pruned.small, pruned.example)
     refused = {name: why for name, why in found.items() if not why.startswith("folded")}

@@ -54,9 +54,9 @@ def _refusal(base: nn.Module, pruned: Pruned, job: ShrinkJob) -> str:
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:
-    told = record.get("loader")
-    if told is None:
+    loader = record.get("loader")
+    if loader is None:
         return []
-    if told["file"] is None:
-        return [f"no loader is written: {told['reason']}; ltcompile.load_pruned loads the file"]
-    return [f"{told['file']} loads it without ltcompile:", *code().splitlines()]
+    if loader["file"] is None:
+        return [f"no loader is written: {loader['reason']}; ltcompile.load_pruned loads the file"]
+    return [f"{loader['file']} loads it without ltcompile:", *code().splitlines()]

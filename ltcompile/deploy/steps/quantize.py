@@ -26,7 +26,7 @@ def check(job: ShrinkJob) -> None:
     if job.precision != "int8":
         return
     if job.output.suffix != ".onnx":
-        raise InvalidSetting(f"int8 lives in ONNX files, and {job.output} is none; name an output that ends in .onnx")
+        raise InvalidSetting(f"int8 output must be .onnx, not {job.output}")
     if job.calibrate is None:
         raise InvalidSetting("int8 takes the ranges of activations from images; pass calibrate=, a data set or real inputs")
     if not job.any_batch:
@@ -46,8 +46,8 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     judge = judge_for(pruned.small, job)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         made = to_int8(pruned.small, judge, job, Path(scratch), (pruned.input_names, pruned.output_names))
-        told = {name: made.record[name] for name in IN_FILE if name in made.record}
-        told["fine_tuned"] = made.module is not pruned.small
+        entry = {name: made.record[name] for name in IN_FILE if name in made.record}
+        entry["fine_tuned"] = made.module is not pruned.small
         if made.test_score is not None and isinstance(job.calibrate, Task):
             pruned = replace(pruned, metric=MetricValue(job.calibrate.metric, made.test_score, "test"))
         elif job.metric is not None:
@@ -56,7 +56,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
             )
         elif pruned.metric is not None:
             pruned = replace(pruned, metric=replace(pruned.metric, value=None, split="not measured: int8 was checked by its outputs"))
-        made.write(job.output, {**formats.metadata(pruned, job), "int8": json.dumps(told)})
+        made.write(job.output, {**formats.metadata(pruned, job), "int8": json.dumps(entry)})
     return replace(pruned, small=made.module), {
         "onnx_error": made.compared.error,
         "tolerance": made.compared.allowed,
@@ -81,30 +81,30 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     """What was chosen, what it costs, and what stayed in float."""
     if "int8" not in record:
         return []
-    told = record["int8"]
-    images, second = told["images"], told["openvino"]
-    start = f"int8 with {told['ranges']} ranges of {images['calibration']} {'training images' if 'test' in images else 'inputs'}, "
-    lines = [f"{start}weights of {told['weight_bits']} bits: {_scores(told)}"]
-    if told["fine_tuning"] != "not asked for":
-        lines.append(f"fine-tuned weights {told['fine_tuning']}")
-    lines += [f"{name} stays in float: {why}" for name, why in told["float_nodes"].items()]
-    if "same_class" in second and "metric" not in told:
+    int8 = record["int8"]
+    images, second = int8["images"], int8["openvino"]
+    start = f"int8 with {int8['ranges']} ranges of {images['calibration']} {'training images' if 'test' in images else 'inputs'}, "
+    lines = [f"{start}weights of {int8['weight_bits']} bits: {_scores(int8)}"]
+    if int8["fine_tuning"] != "not requested":
+        lines.append(f"fine-tuned weights {int8['fine_tuning']}")
+    lines += [f"{name} stays in float: {why}" for name, why in int8["float_nodes"].items()]
+    if "same_class" in second and "metric" not in int8:
         return [
             *lines,
             f"OpenVINO agrees: {second['same_class']:.2%} of validation images in the same class, outputs {second['error']:.1e} (RMS) from "
             f"the simulated rounding ({second['allowed']:.0e} is allowed)",
         ]
-    if "not_asked" not in second:
+    if "not_run" not in second:
         return [
             *lines,
             f"OpenVINO agrees: outputs {second['error']:.1e} (RMS) from the simulated rounding ({second['allowed']:.0e} is allowed)",
         ]
-    return [*lines, f"OpenVINO was not asked: {second['not_asked']}"]
+    return [*lines, f"OpenVINO did not run it: {second['not_run']}"]
 
 
-def _scores(told: Mapping[str, Any]) -> str:
-    if "val_score" not in told:
-        score = f"metric {told['score']['fp32']:g} → {told['score']['int8']:g}, " if told["judged_by"] == "metric" else ""
-        return f"{score}outputs {told['error']['rms']:.1e} (RMS) from fp32"
-    val, test, text = told["val_score"], told["test_score"], Metric(**told.get("metric", {})).format
+def _scores(int8: Mapping[str, Any]) -> str:
+    if "val_score" not in int8:
+        score = f"metric {int8['score']['fp32']:g} → {int8['score']['int8']:g}, " if int8["judged_by"] == "metric" else ""
+        return f"{score}outputs {int8['error']['rms']:.1e} (RMS) from fp32"
+    val, test, text = int8["val_score"], int8["test_score"], Metric(**int8.get("metric", {})).format
     return f"validation {text(val['fp32'])} → {text(val['int8'])}, test {text(test['fp32'])} → {text(test['int8'])}"

@@ -14,8 +14,8 @@ ORDER = 90
 
 
 def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
-    """The same network; the line tells the error and what each weight became. Raises InvalidModel, Disagreement."""
+    """The same network; the line gives the error and what each weight became. Raises InvalidModel, Disagreement."""
     if pruned.method != "biprop" or job.precision != "fp32" or job.output.suffix != ".onnx" or not isinstance(pruned.example, Tensor):
         return pruned, {}
     found = write_binary_weights(job.output, job.output, pruned.example)
-    return pruned, {"signs": {"error": found.error, "bytes_before": found.bytes_before, "told": dict(found.outcomes)}}
+    return pruned, {"signs": {"error": found.error, "bytes_before": found.bytes_before, "outcomes": dict(found.outcomes)}}
