@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import html
 import json
-import math
-import textwrap
 from typing import Any
 
 import plotly.graph_objects as go
 
 from ltcompile.core.task import Metric
 from ltcompile.reporting import units
+from ltcompile.reporting._drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    LABEL,
+    LEGEND,
+    ORANGE,
+    PURPLE,
+    SUBJECTS,
+    SYMBOLS,
+    figure_of,
+    interval,
+    log_axis,
+    marks,
+    safe,
+    wrapped,
+)
 
-# Okabe & Ito's palette, distinguishable under common colour blindness, on light and dark backgrounds.
-GREY, BLUE, ORANGE, GREEN, PURPLE = "#7f7f7f", "#0f7fc0", "#d55e00", "#009e73", "#cc79a7"
-SUBJECTS = (BLUE, GREEN, PURPLE, ORANGE)
-SYMBOLS = ("circle", "triangle-up", "cross", "star")
-LABEL, LEGEND = 24, 44  # characters: a third of a telephone's width, and all of it
 ARMS = {
     "random": ("random re-init.", "x", ORANGE),
     "dense_budget": ("dense, trained longer", "diamond", PURPLE),
@@ -40,45 +49,14 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
     return {name: json.loads(figure.to_json()) for name, figure in drawn.items()}
 
 
-def safe(text: str) -> str:
-    """Text from files: escaped, since plotly interprets some HTML in labels."""
-    return html.escape(text, quote=False)
-
-
-def wrapped(text: str, width: int) -> str:
-    """Text from files as lines of at most `width` characters, so that a label leaves room for its figure on a narrow screen."""
-    return "<br>".join(map(safe, textwrap.wrap(text, width, break_on_hyphens=False)))
-
-
 def _shortened(text: str) -> str:
     """The end of a dotted name, which differs most between layers."""
     return text if len(text) <= LABEL else f"…{text[1 - LABEL :]}"
 
 
-def _figure(height: int, top: int, **layout: Any) -> go.Figure:
-    """An empty figure; `top` pixels of its height are for the legend, which wraps on narrow screens."""
-    figure = go.Figure()
-    figure.update_layout(
-        template="none",
-        height=height + top,
-        margin={"l": 8, "r": 12, "t": top, "b": 8},
-        font={"family": "system-ui, sans-serif", "size": 13},
-        hovermode="closest",
-        dragmode=False,
-        legend={"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "xref": "container", "x": 0.01},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        **layout,
-    )
-    figure.update_layout(xaxis_title_font_size=13, yaxis_title_font_size=13, legend_font_size=12)
-    figure.update_xaxes(automargin=True, fixedrange=True, showline=True, ticks="outside")
-    figure.update_yaxes(automargin=True, fixedrange=True, zeroline=False)
-    return figure
-
-
 def _accuracy(report: dict[str, Any]) -> go.Figure:
     metric = Metric(**report["metric"])
-    figure = _figure(360, 80, xaxis_title=f"{units.SIZES[report['axis']]} removed (%)", yaxis_title=safe(units.axis(metric)))
+    figure = figure_of(360, 80, xaxis_title=f"{units.SIZES[report['axis']]} removed (%)", yaxis_title=safe(units.axis(metric)))
     _dense_band(figure, report)
     tickets = [level for level in report["levels"] if level["level"] > 0]
     if tickets:
@@ -152,40 +130,25 @@ def _level_text(level: dict[str, Any], metric: Metric) -> str:
 
 def _seeds(report: dict[str, Any], arm: str, name: str, symbol: str, colour: str, *, size: int = 7) -> go.Scatter:
     points, metric = [point for point in report["points"] if point["arm"] == arm], Metric(**report["metric"])
-    return go.Scatter(
-        x=[100 * point[f"{report['axis']}_removed"] for point in points],
-        y=[metric.scale * point["val_score"] for point in points],
-        mode="markers",
-        name=name,
-        showlegend=arm in ARMS,
-        opacity=0.85,
-        hoverinfo="text",
-        marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 1.4, "color": colour}},
-        hovertext=[
-            f"<b>{name}</b>, level {p['level']}, seed {p['seed']}<br>"
-            f"{units.score(p['val_score'], metric)} validation {safe(metric.name)}<br>"
-            f"{units.count(p['filters'])} filters, {units.count(p['params'])} parameters, {units.count(p['macs'])} MACs"
-            for p in points
-        ],
-    )
+    hover = [
+        f"<b>{name}</b>, level {p['level']}, seed {p['seed']}<br>"
+        f"{units.score(p['val_score'], metric)} validation {safe(metric.name)}<br>"
+        f"{units.count(p['filters'])} filters, {units.count(p['params'])} parameters, {units.count(p['macs'])} MACs"
+        for p in points
+    ]
+    x, y = [100 * p[f"{report['axis']}_removed"] for p in points], [metric.scale * p["val_score"] for p in points]
+    return marks(x, y, name, hover, symbol, size, colour, line=1.4, showlegend=arm in ARMS, opacity=0.85)
 
 
 def _ring(level: dict[str, Any], axis: str, metric: Metric) -> go.Scatter:
     name = "winning ticket" if level["won"] else "ticket shown"
-    return go.Scatter(
-        x=[100 * level[f"{axis}_removed"]],
-        y=[metric.scale * level["validation"]["mean"]],
-        mode="markers",
-        name=name,
-        hoverinfo="text",
-        hovertext=[_level_text(level, metric)],
-        marker={"symbol": "circle-open", "size": 20, "color": GREEN, "line": {"width": 3, "color": GREEN}},
-    )
+    x, y = [100 * level[f"{axis}_removed"]], [metric.scale * level["validation"]["mean"]]
+    return marks(x, y, name, [_level_text(level, metric)], "circle-open", 20, GREEN, line=3)
 
 
 def _widths(widths: list[dict[str, Any]]) -> go.Figure:
     row = 22 if len(widths) <= 30 else 13
-    figure = _figure(50 + row * len(widths), 34, xaxis_title="filters", barmode="overlay", bargap=0.25)
+    figure = figure_of(50 + row * len(widths), 34, xaxis_title="filters", barmode="overlay", bargap=0.25)
     layers = [safe(width["layer"]) for width in widths]
     hover = [
         f"<b>{wrapped(w['layer'], LEGEND)}</b><br>{w['before']} → {w['after']} filters ({units.percent(w['kept_share'], 0)} kept)"
@@ -225,7 +188,7 @@ def _rows_figure(rows: list[str], xaxis_title: str) -> go.Figure:
     """A figure with one line for each different name in `rows`, first at the top."""
     order = list(dict.fromkeys(rows))
     lines = max(row.count("<br>") for row in order) + 1
-    figure = _figure(60 + (16 + 14 * lines) * len(order), 52, xaxis_title=xaxis_title)
+    figure = figure_of(60 + (16 + 14 * lines) * len(order), 52, xaxis_title=xaxis_title)
     figure.update_yaxes(type="category", categoryorder="array", categoryarray=order, range=[len(order) - 0.4, -0.6], dtick=1)
     return figure
 
@@ -235,58 +198,22 @@ def _claimed(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
     names = [label(row, row["subject"] if many else "") for row in rows]
     figure = _rows_figure(names, "speedup (\u00d7)")
     for name, row in zip(names, rows, strict=True):
-        figure.add_trace(
-            go.Scatter(
-                x=[row["speedup"], row["claimed"]],
-                y=[name, name],
-                mode="lines",
-                showlegend=False,
-                hoverinfo="skip",
-                line={"color": GREY, "width": 1, "dash": "dot"},
-            )
-        )
-    figure.add_trace(
-        go.Scatter(
-            x=[row["claimed"] for row in rows],
-            y=names,
-            mode="markers",
-            name="claimed (ratio of MACs)",
-            hoverinfo="text",
-            marker={"symbol": "diamond-open", "size": 11, "color": ORANGE, "line": {"width": 2, "color": ORANGE}},
-            hovertext=[f"<b>{name}</b><br>claimed {units.times(row['claimed'])}" for name, row in zip(names, rows, strict=True)],
-        )
-    )
-    figure.add_trace(
-        go.Scatter(
-            x=[row["speedup"] for row in rows],
-            y=names,
-            mode="markers",
-            name="measured, with its interval",
-            hoverinfo="text",
-            marker={"symbol": "circle", "size": 10, "color": BLUE},
-            error_x=_interval(rows, "speedup", "speedup_low", "speedup_high", BLUE),
-            hovertext=[
-                f"<b>{name}</b><br>measured {units.times(row['speedup'])} "
-                f"({units.times(row['speedup_low'])} to {units.times(row['speedup_high'])})<br>"
-                f"{units.percent(row['achieved_share'], 0)} of the claimed {units.times(row['claimed'])}"
-                for name, row in zip(names, rows, strict=True)
-            ],
-        )
-    )
+        line = {"color": GREY, "width": 1, "dash": "dot"}
+        ends = [row["speedup"], row["claimed"]]
+        figure.add_trace(go.Scatter(x=ends, y=[name, name], mode="lines", showlegend=False, hoverinfo="skip", line=line))
+    claimed = [f"<b>{name}</b><br>claimed {units.times(row['claimed'])}" for name, row in zip(names, rows, strict=True)]
+    measured = [
+        f"<b>{name}</b><br>measured {units.times(row['speedup'])} ({units.times(row['speedup_low'])} to {units.times(row['speedup_high'])})<br>"
+        f"{units.percent(row['achieved_share'], 0)} of the claimed {units.times(row['claimed'])}"
+        for name, row in zip(names, rows, strict=True)
+    ]
+    x = [row["claimed"] for row in rows]
+    figure.add_trace(marks(x, names, "claimed (ratio of MACs)", claimed, "diamond-open", 11, ORANGE, line=2))
+    x, spread = [row["speedup"] for row in rows], interval(rows, "speedup", "speedup_low", "speedup_high", BLUE)
+    figure.add_trace(marks(x, names, "measured, with its interval", measured, "circle", 10, BLUE, error_x=spread))
     figure.add_vline(x=1, line={"color": GREY, "width": 1})
     figure.update_xaxes(rangemode="tozero")
     return figure
-
-
-def _interval(rows: list[dict[str, Any]], middle: str, low: str, high: str, colour: str) -> dict[str, Any]:
-    """Error bars; clipped at 0, since rounding may put a bound on the wrong side of its value."""
-    return {
-        "array": [max(0.0, row[high] - row[middle]) for row in rows],
-        "arrayminus": [max(0.0, row[middle] - row[low]) for row in rows],
-        "color": colour,
-        "thickness": 1.6,
-        "width": 5,
-    }
 
 
 def _latency(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
@@ -296,41 +223,25 @@ def _latency(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
     for subject in subjects:
         colour, symbol = (GREY, "square") if subject == "dense" else next(looks)
         timed = [row for row in rows if row["subject"] == subject]
-        figure.add_trace(
-            go.Scatter(
-                x=[row["ms_p50"] for row in timed],
-                y=[label(row) for row in timed],
-                mode="markers",
-                name=wrapped(subject, LEGEND),
-                marker={"symbol": symbol, "size": 10, "color": colour},
-                hoverinfo="text",
-                error_x=_interval(timed, "ms_p50", "ms_p20", "ms_p80", colour),
-                hovertext=[
-                    f"<b>{safe(subject)}</b>, {label(row)}<br>p50 {units.ms(row['ms_p50'])} per batch "
-                    f"(p20 {units.ms(row['ms_p20'])}, p80 {units.ms(row['ms_p80'])}; {row['runs']} runs)"
-                    for row in timed
-                ],
-            )
-        )
+        hover = [
+            f"<b>{safe(subject)}</b>, {label(row)}<br>p50 {units.ms(row['ms_p50'])} per batch "
+            f"(p20 {units.ms(row['ms_p20'])}, p80 {units.ms(row['ms_p80'])}; {row['runs']} runs)"
+            for row in timed
+        ]
+        x, y = [row["ms_p50"] for row in timed], [label(row) for row in timed]
+        spread = interval(timed, "ms_p50", "ms_p20", "ms_p80", colour)
+        figure.add_trace(marks(x, y, wrapped(subject, LEGEND), hover, symbol, 10, colour, error_x=spread))
     log_axis(figure, min(row["ms_p20"] for row in rows), max(row["ms_p80"] for row in rows))
     return figure
 
 
 def _curve(curve: dict[str, Any]) -> go.Figure:
     """Latency against validation accuracy, of all networks that were timed in one place."""
-    figure = _figure(380, 60, xaxis_title=f"latency of a batch of {curve['batch']} (ms)", yaxis_title="validation accuracy (%)")
+    figure = figure_of(380, 60, xaxis_title=f"latency of a batch of {curve['batch']} (ms)", yaxis_title="validation accuracy (%)")
     points = curve["points"]
     best = sorted((p for p in points if p["on_front"]), key=lambda p: p["ms_p50"])
-    figure.add_trace(
-        go.Scatter(
-            x=[p["ms_p50"] for p in best],
-            y=[100 * p["validation"]["mean"] for p in best],
-            mode="lines",
-            name="Pareto front",
-            hoverinfo="skip",
-            line={"color": BLUE, "width": 2},
-        )
-    )
+    x, y = [p["ms_p50"] for p in best], [100 * p["validation"]["mean"] for p in best]
+    figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name="Pareto front", hoverinfo="skip", line={"color": BLUE, "width": 2}))
     for arm, name, symbol, colour in (
         ("dense", "dense", "square", GREY),
         ("ticket", "ticket", "circle", BLUE),
@@ -346,34 +257,21 @@ def _curve(curve: dict[str, Any]) -> go.Figure:
     return figure
 
 
-def log_axis(figure: go.Figure, low: float, high: float) -> None:
-    """Make the x axis logarithmic, with full numbers at its ticks: plotly's default labels 20 as 2."""
-    ticks = _log_ticks(low, high)
-    figure.update_xaxes(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`: three a decade, or five where that would leave too few."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    dense, sparse = ([float(f"{digit}e{decade}") for decade in decades for digit in digits] for digits in ((1, 2, 3, 5, 7), (1, 2, 5)))
-    within = [tick for tick in sparse if low <= tick <= high]
-    return within if len(within) > 2 else [tick for tick in dense if 0.95 * low <= tick <= 1.05 * high]
-
-
 def _curve_marks(points: list[dict[str, Any]], name: str, symbol: str, colour: str, *, size: int = 9) -> go.Scatter:
     """Marks with their spreads: latency from p20 to p80, accuracy from the lowest to the highest seed."""
     spreads = [p["validation"] for p in points]
     percents = [{key: 100 * spread[key] for key in ("mean", "min", "max")} for spread in spreads]
-    return go.Scatter(
-        x=[p["ms_p50"] for p in points],
-        y=[percent["mean"] for percent in percents],
-        mode="markers",
-        name=name,
-        hoverinfo="text",
-        hovertext=[_curve_text(p) for p in points],
-        marker={"symbol": symbol, "size": size, "color": colour, "line": {"width": 2 if size < 20 else 3, "color": colour}},
-        error_x={**_interval(points, "ms_p50", "ms_p20", "ms_p80", colour), "thickness": 1},
-        error_y={**_interval(percents, "mean", "min", "max", colour), "thickness": 1},
+    return marks(
+        [p["ms_p50"] for p in points],
+        [percent["mean"] for percent in percents],
+        name,
+        [_curve_text(p) for p in points],
+        symbol,
+        size,
+        colour,
+        line=2 if size < 20 else 3,
+        error_x={**interval(points, "ms_p50", "ms_p20", "ms_p80", colour), "thickness": 1},
+        error_y={**interval(percents, "mean", "min", "max", colour), "thickness": 1},
     )
 
 

@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from ltcompile.core.study import FILE, Claim, Estimate, Figure, Maps, Series, Study
 from ltcompile.paths import write_text
 from ltcompile.reporting import units
-from ltcompile.reporting.figures import BLUE, GREEN, GREY, LEGEND, ORANGE, PURPLE, _figure, log_axis, safe, wrapped
+from ltcompile.reporting._drawing import BLUE, GREEN, GREY, LEGEND, ORANGE, PURPLE, figure_of, log_axis, safe, wrapped
 from ltcompile.reporting.page import check_page, template
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, GREY)
@@ -71,7 +71,7 @@ def _interval(found: Estimate) -> str:
 def draw(figure: Figure) -> go.Figure:
     """A figure of a study in plotly."""
     rows = (len(figure.series) + 1) // 2  # of the legend, on a narrow page
-    drawn = _figure(380, 30 + 22 * rows, xaxis_title=wrapped(figure.x_axis, LEGEND), yaxis_title=wrapped(figure.y_axis, LEGEND))
+    drawn = figure_of(380, 30 + 22 * rows, xaxis_title=wrapped(figure.x_axis, LEGEND), yaxis_title=wrapped(figure.y_axis, LEGEND))
     for series in figure.series:
         if series.look == "band":
             _band(drawn, series)
@@ -152,7 +152,7 @@ def draw_maps(maps: Maps) -> go.Figure:
         names.append(
             {"x": left - 0.5, "y": top - 0.5, "text": safe(picture.name).replace(": ", "<br>"), "align": "left", "font": {"size": 11}}
         )
-    drawn = _figure(round(660 / len(sheet[0]) * len(sheet)) + 20, 0, showlegend=False)
+    drawn = figure_of(round(660 / len(sheet[0]) * len(sheet)) + 20, 0, showlegend=False)
     bar = {"title": {"text": safe(maps.unit), "side": "right"}, "thickness": 10}
     drawn.add_trace(go.Heatmap(z=sheet, zmin=-100, zmax=100, colorscale=SCALE, colorbar=bar, hovertemplate="%{z}<extra></extra>"))
     for name in names:
