@@ -4,7 +4,7 @@ at equal accuracy, next to plans by MACs, as they are or rounded; and int8 on to
     python bench/hardware.py                        in about an hour; writes bench/results/hardware.json and .md
     python bench/hardware.py --parts predict meet   some of it, in minutes
 
-Networks that race are trained on the embedded digits, with several seeds, and race each other side by side. Nothing else may run.
+Networks that are timed are trained on the embedded digits, with several seeds, and timed in turns. Nothing else may run.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def meet(scratch: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
         plan = lt.plan(network, images, measured=watch, **wanted)
         seconds[speedup] = between - began, time.perf_counter() - between
         subjects.append(subject(f"{speedup:g}", lt.cut(network, plan).eval(), images, scratch))
-    rows = {row.subject: row for row in race(subjects, torch.randn(64, 3, 32, 32), 64, LONG_SECONDS)}
+    rows = {row.subject: row for row in timed_in_turns(subjects, torch.randn(64, 3, 32, 32), 64, LONG_SECONDS)}
     return [
         {"requested": s, **speed(rows[f"{s:g}"]), "seconds_to_plan": plain, "seconds_with_the_clock": c}
         for s, (plain, c) in seconds.items()
@@ -138,7 +138,7 @@ def equal(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     images = next(iter(digits().test.batches(64, torch.device("cpu"), None, 0)))[0]
     dense = dense_network(next(iter(first.values())))
     subjects = [subject(name, small_network(t, dense), images, scratch) for name, t in first.items()]
-    rows = {row.subject: row for row in race([subject("dense", dense, images, scratch), *subjects], images, 64, LONG_SECONDS)}
+    rows = {row.subject: row for row in timed_in_turns([subject("dense", dense, images, scratch), *subjects], images, 64, LONG_SECONDS)}
     share = min(row.ms_p50 for row in rows.values()) / rows["dense"].ms_p50
     model = dict(next(iter(first.values())).model)
     profiled, _ = fresh(model, target, scratch)
@@ -152,7 +152,7 @@ def equal(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
         on=str(target),
     )
     subjects.append(subject("time", small_network(found["time"].ticket, dense), images, scratch))
-    rows = {row.subject: row for row in race([subject("dense", dense, images, scratch), *subjects], images, 64, LONG_SECONDS)}
+    rows = {row.subject: row for row in timed_in_turns([subject("dense", dense, images, scratch), *subjects], images, 64, LONG_SECONDS)}
     table = {name: {"ms": rows[name].ms_p50, "speedup": rows[name].speedup, **accuracy(seen)} for name, seen in found.items()}
     return {"share": share, "dense_ms": rows["dense"].ms_p50, "rows": table}
 
@@ -173,14 +173,16 @@ def int8(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
         rows.append({"seed": seed, "dense": dense.test_score, **shrunk.record["int8"]["test_score"], "report": shrunk.record["int8"]})
         subjects.append(Subject(f"int8, seed {seed}", None, shrunk.path))
     network = dense_network(found.ticket)
-    raced = [row for row in race([subject("dense", network, images, scratch), *subjects], images, 1) if row.subject != "dense"]
+    rows_of_seeds = [
+        row for row in timed_in_turns([subject("dense", network, images, scratch), *subjects], images, 1) if row.subject != "dense"
+    ]
     lost = [100 * (row["dense"] - row["int8"]) for row in rows]
     return {
         "share": share,
         "seconds": seconds,
-        "speedup": statistics.median(row.speedup for row in raced),
-        "low": min(row.speedup_low for row in raced),
-        "high": max(row.speedup_high for row in raced),
+        "speedup": statistics.median(row.speedup for row in rows_of_seeds),
+        "low": min(row.speedup_low for row in rows_of_seeds),
+        "high": max(row.speedup_high for row in rows_of_seeds),
         "lost_points": statistics.mean(lost),
         "lost_spread": statistics.stdev(lost) if len(lost) > 1 else None,
         "seeds": rows,
@@ -192,7 +194,7 @@ def whole_int8_speedup(scratch: Path, images: torch.Tensor) -> float:
     network = lt.build_model("vgg16", in_channels=images.shape[1])
     whole = subject("dense", network, images, scratch)
     Quantizer(whole.onnx, images[:4]).write(Scheme(), scratch / "whole-int8.onnx")
-    row = next(r for r in race([whole, Subject("int8", None, scratch / "whole-int8.onnx")], images, 1) if r.subject == "int8")
+    row = next(r for r in timed_in_turns([whole, Subject("int8", None, scratch / "whole-int8.onnx")], images, 1) if r.subject == "int8")
     return float(row.speedup)
 
 
@@ -233,7 +235,7 @@ def subject(name: str, network: torch.nn.Module, images: torch.Tensor, scratch: 
     return Subject(name, folded.eval(), path)
 
 
-def race(subjects: Iterable[Subject], images: torch.Tensor, batch: int, seconds: float = SECONDS) -> list[Any]:
+def timed_in_turns(subjects: Iterable[Subject], images: torch.Tensor, batch: int, seconds: float = SECONDS) -> list[Any]:
     return measure(
         list(subjects), images.contiguous().numpy(), runtimes=["onnxruntime"], devices=["cpu"], batches=[batch], seconds_per_row=seconds
     ).rows

@@ -1,4 +1,4 @@
-"""What the levels of a search gain by the clock: their cut networks race the dense one, on this machine."""
+"""The measured latency of the levels of a search: their cut networks and the dense one are timed in turns, on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Latency:
-    """The time of a batch as a share of the dense network's in the same race, in percent, with its 95 % interval."""
+    """The time of a batch as a share of the dense network's in the same benchmark, in percent, with its 95 % interval."""
 
     share: float
     low: float
@@ -51,8 +51,8 @@ def _shares(found: Sweep) -> dict[int, Latency]:
     }
 
 
-def remark(races: list[Timed]) -> str:
+def remark(found: list[Timed]) -> str:
     """Where latencies come from, and whether they can be trusted."""
-    busy = max((race.busy_share or 0.0 for race in races), default=0.0)
-    text = f"Latencies are of the first seed's networks ({races[0].where}), each relative to the dense network's in the same benchmark."
+    busy = max((one.busy_share or 0.0 for one in found), default=0.0)
+    text = f"Latencies are of the first seed's networks ({found[0].where}), each relative to the dense network's in the same benchmark."
     return text + (f" Other work took up to {busy:.0%} of the machine just before: do not quote them." if is_busy(busy) else "")

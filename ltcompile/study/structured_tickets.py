@@ -55,7 +55,7 @@ class Levels(PruningScale):
     """Rounds of filters; then every network is timed."""
 
     controls: bool = True  # at each search's own level: the dense network, and the ticket's architecture, with all of its epochs
-    race_seconds: float = 3.0  # of each network
+    seconds_per_network: float = 3.0  # of each network
 
 
 SCALES = scales(__name__, Levels)
@@ -69,15 +69,17 @@ def arms(scale: Levels) -> list[StudyArm]:
 
 
 def analyse(scale: Levels, done: Mapping[str, Done], device: torch.device) -> Findings:
-    """The networks of all levels race each other first, search by search."""
-    races = {name: timed(each, device, scale.race_seconds) for name, each in done.items()}
-    return compare(done, races, scale.margin)
+    """First the networks of all levels are timed in turns, search by search."""
+    timings = {name: timed(each, device, scale.seconds_per_network) for name, each in done.items()}
+    return compare(done, timings, scale.margin)
 
 
-def compare(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Findings:
+def compare(done: Mapping[str, Done], timings: Mapping[str, Timed], margin: float) -> Findings:
     """What the rows and the clock say; a ticket wins where it is less than `margin` points below the dense network."""
-    remarks = [*PAPER.remarks(margin=f"{margin:g}", low=f"{LOW_PERCENT:g}"), remark([*races.values()])]
-    return Findings(_claims(done, margin), [_winners(done, races, margin), _table(done, races, margin)], _figures(done, races), remarks)
+    remarks = [*PAPER.remarks(margin=f"{margin:g}", low=f"{LOW_PERCENT:g}"), remark([*timings.values()])]
+    return Findings(
+        _claims(done, margin), [_winners(done, timings, margin), _table(done, timings, margin)], _figures(done, timings), remarks
+    )
 
 
 # What is picked, on validation
@@ -159,7 +161,7 @@ def _share_won(done: Done, margin: float) -> BySeed:
 # Tables
 
 
-def _winners(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Table:
+def _winners(done: Mapping[str, Done], timings: Mapping[str, Timed], margin: float) -> Table:
     """The winning tickets of each regime, and what the smallest of them saves."""
     rows = []
     for name, regime in REGIMES.items():
@@ -167,26 +169,26 @@ def _winners(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float
         by = {word: [level for level, answer in answers.items() if answer == word] for word in ("wins", "undecided", "loses")}
         failed = min(by["undecided"] + by["loses"], default=len(answers) + 1)  # levels count from 1
         smallest = max((level for level in by["wins"] if level < failed), default=None)  # no level is picked for its luck
-        saved = ["none"] * 4 if smallest is None else _saved(done[name], races[name], smallest)
+        saved = ["none"] * 4 if smallest is None else _saved(done[name], timings[name], smallest)
         rows.append([regime.title, *(str(len(by[word])) for word in by), *saved])
     return PAPER.table("winners", rows)
 
 
-def _saved(done: Done, race: Timed, level: int) -> list[str]:
+def _saved(done: Done, timing: Timed, level: int) -> list[str]:
     """The four savings of a level, in percent."""
-    latency = race.levels.get(level)
+    latency = timing.levels.get(level)
     sizes = [percent(removed(done.rows, level, size)) for size in ("filters", "params", "macs")]  # type: ignore[arg-type]
     return [*sizes, "not timed" if latency is None else percent(100 - latency.share)]
 
 
-def _table(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) -> Table:
+def _table(done: Mapping[str, Done], timings: Mapping[str, Timed], margin: float) -> Table:
     rows = []
     for name, regime in REGIMES.items():
         own = done[name]
         rows.append([regime.title, "dense", *("0",) * 4, "", "", cell(own.rows, "dense", 0), ""])
         for level in levels(own.rows):
             tested = [cell(own.rows, arm, level) for arm in ("ticket", "reinit")]
-            saved = _saved(own, races[name], level)
+            saved = _saved(own, timings[name], level)
             rows.append([regime.title, str(level), *saved, str(_won(own, level)), _answer(own, level, margin), *tested])
     return PAPER.table("levels", rows)
 
@@ -194,11 +196,11 @@ def _table(done: Mapping[str, Done], races: Mapping[str, Timed], margin: float) 
 # Figures
 
 
-def _figures(done: Mapping[str, Done], races: Mapping[str, Timed]) -> list[Figure]:
+def _figures(done: Mapping[str, Done], timings: Mapping[str, Timed]) -> list[Figure]:
     colours = [(colour, name, regime.title) for colour, (name, regime) in enumerate(REGIMES.items())]
     over_macs = [curve(title, "line", c, done[name].rows, "ticket", partial(_left, done[name])) for c, name, title in colours]
-    clocked = [_clocked(done[name], races[name], colour, title) for colour, name, title in colours]
-    where = next(iter(races.values())).where
+    clocked = [_clocked(done[name], timings[name], colour, title) for colour, name, title in colours]
+    where = next(iter(timings.values())).where
     return [
         *(PAPER.figure("filters", _by_filters(done, scope), scope=scope) for scope in ("local", "global")),
         PAPER.figure("macs", [_dense(done), *over_macs]),
@@ -226,8 +228,8 @@ def _dense(done: Mapping[str, Done]) -> Series:
     return band("dense", DENSE, estimate(averaged([accuracy(each.rows, "dense", 0) for each in done.values()])))
 
 
-def _clocked(done: Done, race: Timed, colour: int, title: str) -> Series:
-    found = {level: mean(done.rows, "ticket", level) for level in race.levels}
-    line = series(title, "line", colour, [race.levels[level].share for level in found], [*found.values()])
-    lows, highs = ([getattr(race.levels[level], end) for level in found] for end in ("low", "high"))
+def _clocked(done: Done, timing: Timed, colour: int, title: str) -> Series:
+    found = {level: mean(done.rows, "ticket", level) for level in timing.levels}
+    line = series(title, "line", colour, [timing.levels[level].share for level in found], [*found.values()])
+    lows, highs = ([getattr(timing.levels[level], end) for level in found] for end in ("low", "high"))
     return Series(line.name, line.look, colour, line.x, line.y, line.low, line.high, lows, highs)

@@ -217,7 +217,7 @@ def regimes(**gaps: float) -> dict[str, Done]:
     return found
 
 
-RACE = Timed({level: Latency(80.0 / level, 75.0 / level, 85.0 / level) for level in (1, 2, 3)}, "onnxruntime, cpu, batch 64", 0.0)
+TIMING = Timed({level: Latency(80.0 / level, 75.0 / level, 85.0 / level) for level in (1, 2, 3)}, "onnxruntime, cpu, batch 64", 0.0)
 
 
 def answers(claims: list[Claim]) -> dict[str, str]:
@@ -227,7 +227,7 @@ def answers(claims: list[Claim]) -> dict[str, str]:
 def test_structured_tickets_repeats_the_paper_where_rows_do() -> None:
     """Rows as in the paper, but for global weight rewinding, which wins at high levels here as it does at low ones."""
     searches = regimes(local_weight=-2, local_lr=-1.5, global_weight=-3.2, global_lr=1)
-    reported = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5)
+    reported = structured_tickets.compare(searches, dict.fromkeys(searches, TIMING), 0.5)
     said = answers(reported.claims)
     assert said.pop("Global pruning with weight rewinding finds tickets at low levels") == "does not hold"
     assert set(said.values()) == {"holds"} and len(said) == 9
@@ -240,13 +240,13 @@ def test_the_smallest_winner_stands_before_the_first_that_does_not_win() -> None
     searches = regimes(local_weight=0, local_lr=1, global_weight=1, global_lr=1)
     rows = [dataclasses.replace(r, val_score=0.5) if (r.arm, r.level) == ("ticket", 2) else r for r in searches["global-lr"].rows]
     searches["global-lr"] = done("global-lr", rows)
-    reported = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5).tables[0].rows[3]
+    reported = structured_tickets.compare(searches, dict.fromkeys(searches, TIMING), 0.5).tables[0].rows[3]
     assert reported[1:4] == ["2", "0", "1"] and reported[4:] == ["20.0", "50.0", "50.0", "20.0"], "level 1: level 3 is behind a failure"
 
 
 def test_structured_tickets_contradicts_the_paper_where_rows_do() -> None:
     searches = regimes(local_weight=0, local_lr=1, global_weight=0.2, global_lr=-2)
-    said = answers(structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5).claims)
+    said = answers(structured_tickets.compare(searches, dict.fromkeys(searches, TIMING), 0.5).claims)
     assert said.pop("Global pruning with weight rewinding finds tickets at low levels") == "holds"
     assert set(said.values()) == {"does not hold"}
 
@@ -262,14 +262,14 @@ def test_structured_tickets_picks_without_the_test_set() -> None:
         for row in best.rows
     ]
     searches["global-lr"] = dataclasses.replace(best, rows=changed)
-    reported = structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5)
+    reported = structured_tickets.compare(searches, dict.fromkeys(searches, TIMING), 0.5)
     found = next(each for each in reported.claims if "beats the dense network" in each.statement)
     assert found.found.mean == pytest.approx(70 - 90.2) and "(20 % of the filters removed)" in found.number
 
 
 def test_structured_tickets_draws_what_the_paper_lacks() -> None:
     searches = regimes(local_weight=-2, local_lr=-1, global_weight=0, global_lr=1)
-    drawn = {figure.name: figure for figure in structured_tickets.compare(searches, dict.fromkeys(searches, RACE), 0.5).figures}
+    drawn = {figure.name: figure for figure in structured_tickets.compare(searches, dict.fromkeys(searches, TIMING), 0.5).figures}
     assert set(drawn) == {"filters-local", "filters-global", "macs", "latency"}
     assert [series.x for series in drawn["macs"].series[1:]] == [[50.0, 25.0, 12.5]] * 4
     assert drawn["latency"].series[1].x == [80.0, 40.0, 80 / 3] and drawn["latency"].series[1].x_low == [75.0, 37.5, 25.0]
@@ -310,7 +310,7 @@ def test_sanity_lets_every_rival_have_its_best_rate() -> None:
 def shrunk() -> Iterator[None]:
     """Smoke in seconds."""
     small = {"recipe": QUICK, "seeds": 2, "rounds": 1, "train_images": 400}
-    smoke = dataclasses.replace(structured_tickets.SCALES["smoke"], race_seconds=0.05, **small)
+    smoke = dataclasses.replace(structured_tickets.SCALES["smoke"], seconds_per_network=0.05, **small)
     with pytest.MonkeyPatch.context() as patch, exported_once(), timed_at_once():
         patch.setitem(structured_tickets.SCALES, "smoke", smoke)
         patch.setitem(sanity.SCALES, "smoke", dataclasses.replace(sanity.SCALES["smoke"], **small))

@@ -10,7 +10,7 @@ from claims import network
 
 @pytest.fixture(autouse=True)
 def quiet(short_timings: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine counts as idle, and races do not let threads settle."""
+    """The machine counts as idle, and timings do not let threads settle."""
     monkeypatch.setattr("ltcompile.verification.checks.busy_share", lambda: 0.0)
 
 

@@ -49,7 +49,7 @@ def test_latencies_count_on_the_same_machine_alone(folder: Path, ms: float, verd
     report(folder, slow, provenance=elsewhere)
     there = check(folder, "latency")
     assert there.verdict == "not comparable" and "measured on another" in there.reason and there.found is None
-    assert check(folder, "speedup", dense=folder / "dense.onnx").verdict == "confirmed", "a race compares anywhere"
+    assert check(folder, "speedup", dense=folder / "dense.onnx").verdict == "confirmed", "a benchmark compares anywhere"
 
 
 def test_what_this_machine_lacks_is_reported(folder: Path) -> None:

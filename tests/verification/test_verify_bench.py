@@ -48,14 +48,14 @@ def test_a_benchmark_names_what_it_timed(benched: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_dense_network_that_bench_writes_races(benched: Path, tmp_path: Path) -> None:
+def test_the_dense_network_that_bench_writes_is_a_reference(benched: Path, tmp_path: Path) -> None:
     """It is what was timed, is of the ticket, and is never taken for the small one."""
     dense = open_network(benched / "dense.onnx")
     assert dense.shape == (1, 4, 4) and dense.metadata == {"ticket_checksum": lt.Ticket.load(benched / "ticket.pt").checksum}
     shapes = {tuple(tensor.dims) for tensor in onnx.load(benched / "dense.onnx").graph.initializer}
     assert (3, 1, 3, 3) in shapes, "all filters"
-    raced = kinds(benched, claims="of_file.json", dense=benched / "dense.onnx")["speedup"]
-    assert raced.claimed is not None and raced.found is not None
+    repeated = kinds(benched, claims="of_file.json", dense=benched / "dense.onnx")["speedup"]
+    assert repeated.claimed is not None and repeated.found is not None
     with pytest.raises(InvalidFile, match="was not made by"):
         verify(benched / "dense.onnx", benched / "of_file.json")
     other = onnx.load(benched / "dense.onnx")
