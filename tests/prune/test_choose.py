@@ -223,7 +223,7 @@ class TestLimits:
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
-            ({"keep": ("conv(",)}, "no regular expression"),
+            ({"keep": ("conv(",)}, "not a regular expression"),
             ({"keep": "conv"}, "several patterns"),
             ({"ratios": {"conv": 1.0}}, "ratio of 'conv'"),
             ({"ratios": {"conv": 0.97}}, "max_layer_ratio"),

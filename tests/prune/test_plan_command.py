@@ -82,7 +82,7 @@ class TestPlan:
         refused(run, *lenet, "--ratio", 1.5, says="between 0 and 1")
         refused(run, *lenet, "--ratio", 0.5, "--target-macs", 0.5, says="not both")
         refused(run, *lenet, "--target-params", 0.001, says="'11' (17% of that) is left alone: it produces the network's output")
-        refused(run, *lenet, "--keep", "(", says="no regular expression")
+        refused(run, *lenet, "--keep", "(", says="not a regular expression")
         refused(run, *lenet, "--only", "77", says="did you mean 7?")
         refused(run, *lenet, "--layer-ratio", "0", says="takes PATTERN=SHARE")
         refused(run, *lenet, "--group-reduction", "some", says="producers, filters, all")
