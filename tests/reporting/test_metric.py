@@ -1,4 +1,4 @@
-"""The page speaks of the metric of the task: its name, its unit, and which direction is better."""
+"""The page shows the metric of the task: its name, its unit, and which direction is better."""
 
 from __future__ import annotations
 

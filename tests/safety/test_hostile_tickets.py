@@ -26,12 +26,12 @@ class TestTickets:
     @pytest.mark.parametrize(
         ("says", "change"),
         [
-            ("no whole number within", lambda h, w: h["plan"]["groups"][0].update(width=10**12)),
-            ("no whole number within", lambda h, w: h["plan"]["groups"][0]["members"][0].update(start=10**15)),
+            ("not a whole number within", lambda h, w: h["plan"]["groups"][0].update(width=10**12)),
+            ("not a whole number within", lambda h, w: h["plan"]["groups"][0]["members"][0].update(start=10**15)),
             ("more than the", lambda h, w: h["plan"]["groups"][0].update(width=2**20, members=h["plan"]["groups"][0]["members"] * 100)),
-            ("no whole number within", lambda h, w: h["plan"]["groups"][0].update(width=-6)),
-            ("no whole number within", lambda h, w: h["plan"]["kept"].update({"0": [0.0, 1]})),
-            ("no whole number within", lambda h, w: h["plan"]["kept"].update({"0": [-1, 0]})),
+            ("not a whole number within", lambda h, w: h["plan"]["groups"][0].update(width=-6)),
+            ("not a whole number within", lambda h, w: h["plan"]["kept"].update({"0": [0.0, 1]})),
+            ("not a whole number within", lambda h, w: h["plan"]["kept"].update({"0": [-1, 0]})),
             ("not rising", lambda h, w: h["plan"]["kept"].update({"0": [0, 0]})),
             ("not rising", lambda h, w: h["plan"]["kept"].update({"0": [0, 77]})),
             ("lacks", lambda h, w: h["history"][0].pop("macs")),
