@@ -109,4 +109,4 @@ def test_plans_and_what_is_printed_next() -> None:
     assert done.exit_code == 0 and json.loads(done.stdout) != json.loads(square.stdout)
     from ltcompile.cli.profile import _next
 
-    assert _next("vgg16", {"classes": 10, "in_channels": 3, "image_size": [48, 32]})[-2:] == ["--image-size", "48x32"]
+    assert _next("vgg16", {"classes": 10, "in_channels": 3, "image_size": [48, 32]}, None)[-2:] == ["--image-size", "48x32"]

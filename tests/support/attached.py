@@ -15,6 +15,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset, Split
 from ltcompile.models.vgg import VGG
 from ltcompile.search import methods
+from ltcompile.tasks import Classification
 from ltcompile.training import Training, train
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
 
 
 def trained(model: nn.Module, data: Dataset, recipe: Recipe = RECIPE, **more: Any) -> Training:
-    return train(model, data, recipe, 5, CPU, **more)
+    return train(model, Classification(data), recipe, 5, CPU, **more)
 
 
 def first_images(data: Dataset, images: int) -> Split:
