@@ -78,9 +78,9 @@ def test_int8_is_judged_by_the_metric(tmp_path: Path, monkeypatch: pytest.Monkey
     recipe = dataclasses.replace(QUICK, epochs=1, batch=8)
     lt.find("unet-small", task, dataclasses.replace(CONFIG, controls=False), recipe=recipe, folder=tmp_path, device="cpu")
     shrunk = lt.shrink(tmp_path / "ticket.pt", tmp_path / "int8.onnx", precision="int8", calibrate=task, max_drop=3)
-    told = shrunk.record["int8"]
-    assert told["metric"] == task.metric.to_json() and told["max_drop_dB"] == 3
-    assert task.metric.gain(told["val_score"]["fp32"], told["val_score"]["int8"]) <= 3
+    reported = shrunk.record["int8"]
+    assert reported["metric"] == task.metric.to_json() and reported["max_drop_dB"] == 3
+    assert task.metric.gain(reported["val_score"]["fp32"], reported["val_score"]["int8"]) <= 3
     for split, key in (("val", "val_score"), ("test", "test_score")):
-        assert told[key]["fp32"] == pytest.approx(task.evaluate(shrunk.module, split, torch.device("cpu")).value, abs=1e-3)
+        assert reported[key]["fp32"] == pytest.approx(task.evaluate(shrunk.module, split, torch.device("cpu")).value, abs=1e-3)
     assert any(" dB → " in line for line in summary(shrunk.record))
