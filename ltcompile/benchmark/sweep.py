@@ -86,6 +86,11 @@ def sweep(
         UnknownName, InvalidSetting: no such rule. Others as `measure.bench`.
     """
     folder, rule, busy = Path(run), Rule.parse(pick), busy_share()
+    if RunFolder(folder).own_summary.is_file():
+        raise InvalidSetting(
+            f"{folder} is a search in a loop of your own, whose levels only your code can build: sweep times the levels of `ltcompile find`; "
+            "time the network that it found with lt.bench(search.result()), or with `ltcompile bench --model ...`"
+        )
     ticket = RunFolder(folder).finished()
     check_ticket_fits(ticket, model)
     if (task := ticket.data.get("task", "classification")) != "classification":

@@ -46,6 +46,7 @@ class RunFolder:
         self.pictures = self.path / "pictures.json"
         self.bench, self.sweep, self.picked = self.path / "bench.json", self.path / "sweep.json", self.path / "picked.pt"
         self.own_summary, self.own_plan, self.own_weights = (self.path / name for name in ("own-search.json", "plan.json", "small.pt"))
+        self.own_dense = self.path / "dense.pt"
         self.command, self.next_arm = self.path / "command.json", self.path / "next.json"
 
     # Names

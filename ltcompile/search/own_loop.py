@@ -259,6 +259,7 @@ class Search:
         dense = embed(small, plan, self._prepared.job.initial(arm.seed)).eval()
         plan.save(self.folder.own_plan)
         self.folder.save(self.folder.own_weights, small.state_dict())
+        self.folder.save(self.folder.own_dense, runner.trained(Arm(arm.seed, "dense", 0)).state_dict())
         write_json(self.folder.own_summary, summary)  # the last: it says that the others are there
         return Found(small.eval(), dense, plan, self._prepared.job.example, row, tuple(rows), metric, verdict)
 

@@ -18,7 +18,7 @@ from ltcompile.numerics import compare
 from ltcompile.paths import check_writable, write_json
 from ltcompile.timing import Times, interleave
 from ltcompile.verification.answers import Recorded, read_answers
-from ltcompile.verification.claims import Claims, Timing, read_claims
+from ltcompile.verification.claims import Claims, Timing, is_page_of_a_network, read_claims
 from ltcompile.verification.images import Labels, read_images
 from ltcompile.verification.network import Array, Feed, Network, gpu_name, missing, open_network
 from ltcompile.verification.result import CLAIMS, Check, Value, Verified, share_of
@@ -111,8 +111,9 @@ def verify(
 def _default_claims(path: Path) -> Path:
     """The claims in the folder of a network."""
     for name in DEFAULT_CLAIMS:
-        if (path.parent / name).is_file():
-            return path.parent / name
+        claims = path.parent / name
+        if claims.is_file() and not is_page_of_a_network(claims):
+            return claims
     raise InvalidFile(f"there is no {' and no '.join(DEFAULT_CLAIMS)} in the folder of {path}; name one with --claims")
 
 

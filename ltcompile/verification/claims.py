@@ -143,6 +143,12 @@ class _Report:
     provenance: list[_Provenance]
 
 
+def is_page_of_a_network(path: Path) -> bool:
+    """Whether a report.json is of a network without a ticket: it repeats the figures of a bench.json, and claims nothing of its own."""
+    value = read_json(path, WHAT)
+    return isinstance(value, Mapping) and value.get("kind") == "own report"
+
+
 def read_claims(path: Path) -> Claims:
     """The claims in `path`.
 
