@@ -79,7 +79,7 @@ def bench(
         return
     if not as_json:
         print_header(NAME, *([] if own else ["accuracy"]))
-    written = output or (RunFolder(target.parent).bench if target else Path("bench.json"))
+    written = output or RunFolder(target.parent if target else ".").bench
     result = run(
         own or str(target),
         runtimes=runtime or None,

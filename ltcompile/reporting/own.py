@@ -97,7 +97,7 @@ def of_pruned(pruned: Pruned, bench: str | Path | None) -> Figures:
     from ltcompile.benchmark.pruned import bench_pruned
 
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
-        path = Path(bench) if bench is not None else Path(scratch) / "bench.json"
+        path = Path(bench) if bench is not None else RunFolder(scratch).bench
         if bench is None:
             bench_pruned(pruned, batches=(1,), output=path)
         found = _load(path, OwnBench, "bench")

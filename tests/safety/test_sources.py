@@ -24,6 +24,7 @@ TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each wit
     ("kernels/__init__.py", "importlib.import_module"): "names of the table above it",
     ("ltcompile/registry.py", "importlib.import_module"): "names that the package was found to offer",
     ("models/__init__.py", "importlib.import_module"): "timm; and package.module:factory, on the user's word",
+    ("models/__init__.py", "importlib.util.spec_from_file_location"): "file.py:factory, on the user's word",
     ("models/_published.py", "importlib.import_module"): "timm",
     ("ltcompile/runtimes/tensorrt.py", "importlib.import_module"): "tensorrt",
     ("ltcompile/runtimes/tensorrt.py", "ctypes.CDLL"): "a library of the installed tensorrt",

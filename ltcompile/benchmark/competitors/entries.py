@@ -13,6 +13,7 @@ from ltcompile.benchmark.competitors.competitor import ENGINE, MAX_DROP, Competi
 from ltcompile.core.deployment import Deployment
 from ltcompile.engine import host
 from ltcompile.engine.cpu import candidates, label
+from ltcompile.engine.device import Settings
 from ltcompile.engine.engine import Run
 from ltcompile.engine.signature import Signature, outputs
 from ltcompile.errors import Unavailable
@@ -71,8 +72,8 @@ def _of_run(run: Run, images: Tensor, how: str) -> Ready:
 def _engine_on_gpu(network: Network, images: Tensor) -> Ready:
     from ltcompile.engine.gpu import Gpu, Graph
 
-    inputs = Inputs.of(network.module, images.cpu())
-    made = Gpu(FP16).make(network.module, inputs, Signature.of(network.module, inputs), [len(images)], MAX_DROP, lambda _: None)
+    inputs, settings = Inputs.of(network.module, images.cpu()), Settings(MAX_DROP, tune_seconds=0.0)
+    made = Gpu(FP16).make(network.module, inputs, Signature.of(network.module, inputs), [len(images)], settings, lambda _: None)
     (variant,), graph = made.variants, made.runs[len(images)]
     assert isinstance(graph, Graph)
     answers: list[Tensor] = []
