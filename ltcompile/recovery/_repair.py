@@ -299,7 +299,7 @@ class _Repair:
         moments: dict[bool, Moments] = {}
         size = {False: 0.0, True: 0.0}
         samples: dict[bool, list[Sample]] = {False: [], True: []}
-        rectified = sites[-1].is_rectified and count * len(self.runs) * sum(widths) * 8 <= MEMORY // 2
+        rectified = sites[-1].is_rectified and count * len(self.runs) * sum(widths) * 4 <= MEMORY // 4
         for run, out in zip(self.runs, outs, strict=True):
             xs, target, missing = rows(run, out, count)
             x = torch.cat(xs, 2)
@@ -309,7 +309,7 @@ class _Repair:
             found = Moments.of(x, by_group[0])
             held = run.chunk.held
             if rectified:
-                samples[held].append((x, by_group[1], by_group[2]))
+                samples[held].append((x.float(), by_group[1].float(), by_group[2].float()))
                 target = target.relu()
             moments[held] = moments[held] + found if held in moments else found
             size[held] += float((target - target.mean(0)).square().sum())

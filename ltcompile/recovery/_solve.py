@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ltcompile.recovery._calls import Call
 
-RIDGES = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 class Rows:
@@ -186,10 +186,10 @@ def _solved(fit: Moments, factor: Tensor, with_shift: bool) -> tuple[Tensor, Ten
     return change, mean_r - torch.einsum("gd,gdo->go", mean_x, change)
 
 
-Sample = tuple[Tensor, Tensor, Tensor]  # x (G, rows, d), the output there is (G, rows, o), the target (G, rows, o)
+Sample = tuple[Tensor, Tensor, Tensor]  # in fp32: x (G, rows, d), the output there is (G, rows, o), the target (G, rows, o)
 
 
-def rectify(found: Solution, fit: Moments, rows: list[Sample], held: list[Sample], with_shift: bool, steps: int = 8) -> Solution:
+def rectify(found: Solution, fit: Moments, rows: list[Sample], held: list[Sample], with_shift: bool, steps: int = 3) -> Solution:
     """The solution for a ReLU behind the output: where the target is negative, any negative output is as good.
 
     Each step solves with the nearest of these as the target, and the ridge of `found`; the best step on held-out rows counts.
@@ -203,10 +203,9 @@ def rectify(found: Solution, fit: Moments, rows: list[Sample], held: list[Sample
     for _ in range(steps):
         xr, r = torch.zeros_like(fit.xr), torch.zeros_like(fit.r)
         for x, now, target in rows:
-            guess = now + x @ found.change + found.shift[:, None]
-            missing = torch.where(target > 0, target, guess.clamp_max(0)) - now
-            xr += x.transpose(1, 2) @ missing
-            r += missing.sum(1)
+            missing = torch.where(target > 0, target, _output(x, now, found).clamp_max(0)) - now
+            xr += x.transpose(1, 2) @ missing  # fp32: the steps only move the target
+            r += missing.sum(1, dtype=torch.float64)
         change, shift = _solved(replace(fit, xr=xr, r=r), factor, with_shift)
         found = replace(found, change=change, shift=shift)
         error = _rectified_error(held, found)
@@ -216,10 +215,14 @@ def rectify(found: Solution, fit: Moments, rows: list[Sample], held: list[Sample
     return best
 
 
+def _output(x: Tensor, now: Tensor, found: Solution) -> Tensor:
+    return now + x @ found.change.to(x.dtype) + found.shift[:, None].to(x.dtype)
+
+
 def _rectified_error(rows: list[Sample], found: Solution | None) -> float:
     """The mean over rows of |relu(output) - relu(target)|^2."""
     total = 0.0
     for x, now, target in rows:
-        out = now if found is None else now + x @ found.change + found.shift[:, None]
+        out = now if found is None else _output(x, now, found)
         total += float((out.relu() - target.relu()).square().sum())
     return total / max(1, sum(x.shape[1] for x, _, _ in rows))

@@ -15,7 +15,7 @@ from ltcompile.errors import InvalidData, InvalidModel, InvalidPlan
 from ltcompile.graph import trace
 from ltcompile.recovery import RepairReport
 from ltcompile.recovery._calls import Call
-from ltcompile.recovery._solve import Moments, Rows, assign, matrix, solve
+from ltcompile.recovery._solve import RIDGES, Moments, Rows, assign, matrix, solve
 
 X = torch.randn(2, 3, 16, 16)
 
@@ -244,7 +244,7 @@ def test_the_ridge_is_that_of_the_least_error_on_held_out_rows() -> None:
     fit_y, held_y = (part @ weights + 4 * torch.randn(2, 40, 3, dtype=torch.float64) for part in (fit_x, held_x))
     found = solve(Moments.of(fit_x, fit_y), Moments.of(held_x, held_y), True)
     errors = {}
-    for ridge in (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+    for ridge in RIDGES:
         centred = fit_x - fit_x.mean(1, keepdim=True)
         gram = centred.transpose(1, 2) @ centred / 40
         size = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
