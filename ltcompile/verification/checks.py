@@ -83,6 +83,8 @@ def verify(
     for what in require:
         if what not in CLAIMS:
             raise unknown("kind of claims to require", what, list(CLAIMS))
+    if not isinstance(target, str | Path):
+        raise InvalidSetting(f"verify takes the path of an ONNX file that `ltcompile shrink` wrote, not {type(target).__name__}")
     path, busy = Path(target), busy_share()
     small = open_network(path)
     claimed = read_claims(Path(claims) if claims else _default_claims(path))

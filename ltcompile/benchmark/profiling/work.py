@@ -168,6 +168,8 @@ def joulemeter(model: Model, target: Deployment, example: Example | None = None)
 def described(model: Model, example: Example | None = None) -> Mapping[str, Any]:
     """What a profile calls `model`. Raises InvalidSetting where a network comes without an example of its inputs."""
     if isinstance(model, Mapping):
+        if model.keys() != {"name", "arguments"}:
+            raise InvalidSetting("model= is a network, or a table with the name and the arguments of build_model; it is another table")
         return model
     network, example = _own(model, example)
     return named_network(network, Arguments.of(example).tensors)
