@@ -14,6 +14,7 @@ import json
 import random
 import struct
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from typing import Any
 import onnx
 import torch
 from onnx import TensorProto, helper
-from pages import curve, example
+from pages import curve, example, pictures
+from pictures import coco_json, write_coco
 from studies import some_study
 from torch import nn
 
@@ -33,6 +35,7 @@ from ltcompile.cli import inspect
 from ltcompile.core import ticket
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.mask import WeightMask
+from ltcompile.core.pictures import read_pictures, write_pictures
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, machine
 from ltcompile.core.records import Trained, Verdict
@@ -217,6 +220,28 @@ def whole_profile() -> bytes:
     runs = [Run(why, {"a": (3, w), "b": (w, 10)}, 0.3 * w, 1.1, {"a": 0.2 * w, "b": 0.1 * w}) for why, w in widths]  # type: ignore[arg-type]
     made = Profile({"name": "net", "arguments": {"classes": 10}}, target, machine(target), layers, tuple(runs), {"date": "today"})
     return _written(made.save)
+
+
+def read_coco(path: Path) -> None:
+    """Annotations next to images that are whole."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # parts without a file
+        write_coco(Path(folder) / "labels.json", Path(folder), coco_json(12))
+        (Path(folder) / "labels.json").write_bytes(path.read_bytes())
+        data = lt.load_data(f"coco:{folder}", image_size=8)
+        for split in (data.train, data.val, data.test):
+            for _, targets in split.batches(4, torch.device("cpu"), None, 0):
+                assert all(boxes.isfinite().all() and (boxes >= 0).all() and (boxes <= 8).all() for boxes in targets["boxes"])
+
+
+def read_answers(path: Path) -> None:
+    read_pictures(path)
+
+
+def whole_pictures() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write_pictures(Path(folder) / "file.json", pictures())
+        return (Path(folder) / "file.json").read_bytes()
 
 
 def whole_run() -> bytes:
@@ -499,6 +524,8 @@ READERS = {
     "profile": Reader(read_profile, ".json", whole_profile, spoil_json_bytes),
     "run": Reader(read_run, "", whole_run, spoil_run),
     "sweep": Reader(read_sweep, ".json", whole_sweep, spoil_json_bytes),
+    "pictures": Reader(read_answers, ".json", whole_pictures, spoil_json_bytes),
+    "coco": Reader(read_coco, ".json", lambda: json.dumps(coco_json(12)).encode(), spoil_json_bytes),
     "study": Reader(read_study, ".json", whole_study, spoil_json_bytes),
     "claims": Reader(read_claims, ".json", whole_claims, spoil_json_bytes),
     "onnx": Reader(read_onnx, ".onnx", whole_onnx, spoil_onnx),
