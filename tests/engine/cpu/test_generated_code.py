@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,30 @@ import numpy as np
 import pytest
 import torch
 from cpu_graphs import HEADS, IMAGES, STEPS, TOLERANCE, Case, Graph, answers, case
+from engine_support import only, pictures, small, wrong_answers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ltcompile.engine import cpu
+import ltcompile as lt
+from ltcompile.core.notice import Notice
+from ltcompile.engine import cpu, file, host
 from ltcompile.engine.cpu import native
 from ltcompile.engine.cpu.generate import generate
 from ltcompile.errors import Unavailable
 from ltcompile.lower.lower import lower
 from ltcompile.lower.program import Node, Program, Value
 from ltcompile.numerics import largest_error
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Compilers do not optimise, and their libraries are kept apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
 
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 
@@ -41,8 +55,8 @@ GRAPHS = st.builds(
 )
 
 
-@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck))
-@given(cases=st.lists(GRAPHS, min_size=3, max_size=3))
+@settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
+@given(cases=st.lists(GRAPHS, min_size=5, max_size=5))
 def test_random_graphs(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> None:
     found = answers(cases, ["g++", "-O0", "-march=native"], tmp_path_factory.mktemp("graphs"))
     assert [largest_error(y, c.expected) <= TOLERANCE for y, c in zip(found, cases, strict=True)] == [True] * len(cases)
@@ -61,7 +75,7 @@ def cases() -> list[Case]:
 
 SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 BUILDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
-    "avx-512": (["g++", "-O1", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"], ()),
+    "avx-512": (["g++", "-O0", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"], ()),
     "avx2, clang": (["clang++", "-O0", "-mavx2", "-mfma"], ()),
     "avx2, sanitized": (["g++", "-O0", "-mavx2", "-mfma", *SANITIZED], ()),
     "plain": (["g++", "-O0"], ()),
@@ -94,9 +108,8 @@ def test_nan_and_infinity_pass_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_share_images_and_the_work_of_one(threads: int, cases: list[Case], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_share_images_and_the_work_of_one(threads: int, cases: list[Case]) -> None:
     """One library serves all numbers of threads."""
-    monkeypatch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
     first = cases[0]
     library = native.Library(generate(first.program, threads=threads), threads)
     for count in (1, 2, 5):
@@ -175,3 +188,46 @@ class TestCompiler:
         assert native.compile_library('extern "C" int f() { return 1; }') == first and first.stat().st_mtime_ns == made
         assert native.compile_library('extern "C" int f() { return 2; }') != first
         assert sorted(p.suffix for p in first.parent.iterdir()) == [".so", ".so"]
+
+
+class TestEngine:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def saved(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """An engine that decided for C++; ONNX Runtime came second."""
+        path = tmp_path_factory.mktemp("engine") / "small.engine"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(host, "candidates", only("cpp"))
+            patch.setattr(host, "SCREEN_S", 0.0)
+            lt.compile(small(), pictures(), batch=[1, 4], tune_seconds=0).save(path)
+        contents = file.load(path)
+        variants = [
+            replace(v, decision=replace(v.decision, ms={**v.decision.ms, "onnxruntime, 1 thread": 99.0})) for v in contents.variants
+        ]
+        file.save(replace(contents, variants=tuple(variants)), path)
+        return path
+
+    @pytest.mark.parametrize("compiler", [True, False])
+    def test_a_file_is_compiled_again_or_another_runtime_runs(
+        self, saved: Path, compiler: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        if not compiler:
+            monkeypatch.setenv("CXX", "no-such-compiler")
+        native.compiler.cache_clear()
+        notices = (
+            nullcontext() if compiler else pytest.warns(Notice, match="onnxruntime, 1 thread runs batches of . instead of generated C")
+        )
+        try:
+            with notices:
+                engine = lt.load_engine(saved)
+        finally:
+            native.compiler.cache_clear()
+        assert all(decision.by.startswith("generated C++") for decision in engine.decisions.values())
+        assert bool(list(tmp_path.rglob("*.so"))) == compiler
+        with torch.no_grad():
+            torch.testing.assert_close(engine(pictures()), small()(pictures()), rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize("threads", [2, 8])
+    def test_callers_get_their_own_answers(self, saved: Path, threads: int) -> None:
+        assert wrong_answers(lt.load_engine(saved), small(), threads, 800 // threads, count=3) == 0
