@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -11,18 +12,22 @@ from ltcompile.errors import InvalidSetting
 
 Schedule = Literal["step", "cosine", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
+Optimizer = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True)
 class Recipe(Record):
-    """SGD with Nesterov momentum; weight decay on matrices and filters alone, not on biases, scales and shifts.
+    """SGD with Nesterov momentum, or AdamW whose first beta is `momentum`; weight decay on matrices and filters alone, not on biases, scales and shifts.
 
     Epochs, batch, rate, momentum and steps are by default those of VGG-16 on CIFAR-10 in open_lth, whose momentum is not Nesterov's,
     and which decays all parameters, by 1e-4.
 
     `milestones` are the shares of all epochs at which a step schedule divides the rate by ten; cosine falls to zero.
     `flip` mirrors half the images; `crop_pixels` pads by so much and crops at random. `distill` is the share of the loss that a teacher
-    gives, where there is one (Hinton et al. 2015, arXiv:1503.02531).
+    gives, where there is one (Hinton et al. 2015, arXiv:1503.02531). `mixup` is the alpha of classification's mixup (Zhang et al. 2018,
+    arXiv:1710.09412). Gradients are clipped to the norm `clip_norm`; `ema` is the decay of an average of the weights over steps, which is what is
+    validated and kept; 0 turns each off. `frozen` are regular expressions for whole names of layers, or of modules with all inside, that are
+    not trained.
     `precision` is that of products: "fp32", "bf16" (autocast), or "auto"; `compile` is "never", a backend of torch.compile ("inductor"), or
     "auto". "auto" takes what a trial of whole steps finds faster for long trainings, and for short ones fp32 and no compilation
     (`ltcompile.training.choose_execution`). Where neither is "auto", a seed and a recipe fix the result, to the bit on one CPU.
@@ -42,9 +47,15 @@ class Recipe(Record):
     precision: Precision = "auto"
     compile: str = "auto"
     distill: float = 0.0
+    optimizer: Optimizer = "sgd"
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    mixup: float = 0.0
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        object.__setattr__(self, "frozen", tuple(self.frozen))
         checks = {
             f"epochs={self.epochs}: there must be at least 1": self.epochs >= 1,
             f"batch={self.batch} must be at least 2 (batch norm needs two images)": self.batch >= 2,
@@ -57,6 +68,11 @@ class Recipe(Record):
             f"label_smoothing={self.label_smoothing} must lie in [0, 1)": 0 <= self.label_smoothing < 1,
             f"warmup_epochs={self.warmup_epochs} must lie between 0 and epochs={self.epochs}": 0 <= self.warmup_epochs <= self.epochs,
             f"distill={self.distill}: the share of the loss lies in [0, 1]": 0 <= self.distill <= 1,
+            f"optimizer={self.optimizer}: choose one of {', '.join(get_args(Optimizer))}": self.optimizer in get_args(Optimizer),
+            f"clip_norm={self.clip_norm} must be finite, and not negative": 0 <= self.clip_norm < math.inf,
+            f"ema={self.ema}: the decay of the average must lie in [0, 1)": 0 <= self.ema < 1,
+            f"mixup={self.mixup} must be finite, and not negative": 0 <= self.mixup < math.inf,
+            f"frozen={list(self.frozen)}: each must be a regular expression": all(map(_is_pattern, self.frozen)),
             f"crop_pixels={self.crop_pixels} must not be negative": self.crop_pixels >= 0,
         }
         for message, holds in checks.items():
@@ -64,9 +80,15 @@ class Recipe(Record):
                 raise InvalidSetting(message)
 
     def to_json(self) -> dict[str, Any]:
-        """Without `distill` where it is off: the checksums of tickets and the settings of runs older than it stay what they were."""
-        value = super().to_json()
-        return value if self.distill else {k: v for k, v in value.items() if k != "distill"}
+        """Without what is off: the checksums of tickets and the settings of runs older than these stay what they were."""
+        off = {"distill": 0.0, "optimizer": "sgd", "clip_norm": 0.0, "ema": 0.0, "mixup": 0.0, "frozen": ()}
+        return {name: value for name, value in super().to_json().items() if name not in off or value != off[name]}
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a parameter or module of this name is not trained."""
+        parts = name.split(".")
+        wholes = [".".join(parts[: i + 1]) for i in range(len(parts))]
+        return any(re.fullmatch(pattern, whole) for pattern in self.frozen for whole in wholes)
 
     def fine_tuning(self) -> Recipe:
         """The recipe for weights that are trained already: at most a rate of 0.01, warmed up for an epoch while a fresh head settles."""
@@ -82,6 +104,14 @@ class Recipe(Record):
             return self.lr * 0.1 ** sum(epoch >= m * self.epochs for m in self.milestones)
         done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1)
         return 0.5 * self.lr * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _is_pattern(text: object) -> bool:
+    try:
+        re.compile(text)  # type: ignore[call-overload]
+    except (re.error, TypeError):
+        return False
+    return True
 
 
 def _is_name(text: object) -> bool:

@@ -29,7 +29,7 @@ def run_bytes(prepared: PreparedJob) -> int:
         networks += 1 + controls[0]
     if config.full_curve:
         networks += sum(controls) + (config.levels if mask else 0)
-    checkpoint = 2 if config.method == PRUNE else 3
+    checkpoint = (2 if config.method == PRUNE else 3) + (job.recipe.optimizer == "adamw") + (job.recipe.ema > 0)
     return int(dense * (config.seeds * networks + tickets[0] + 2 * checkpoint) + mask * (config.seeds * config.levels + 1))
 
 

@@ -27,6 +27,8 @@ class Classification(DataTask):
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
         images, labels = batch
+        if recipe is not None and recipe.mixup:
+            return _mixed(model, images, labels, recipe, teacher)
         logits, taught = in_fp32(model(images)), teacher(images) if teacher is not None else None
         return Loss(cross_entropy(logits, labels, recipe, taught), (logits.detach().argmax(1) == labels).sum())
 
@@ -54,6 +56,16 @@ class Classification(DataTask):
         found = torch.cat(correct)
         bits = "".join("1" if each else "0" for each in found.tolist())
         return Score(found.double().mean().item(), loss / len(found), f"{int(bits, 2):0{(len(bits) + 3) // 4}x}")
+
+
+def _mixed(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, teacher: Teacher | None) -> Loss:
+    """The loss of mixup: images are mixed in pairs, x = a x1 + (1 - a) x2, and so is the loss; an answer is correct for the larger share."""
+    share = float(torch.distributions.Beta(recipe.mixup, recipe.mixup).sample())
+    order = torch.randperm(len(images)).to(images.device)
+    share, mixed = max(share, 1 - share), max(share, 1 - share) * images + min(share, 1 - share) * images[order]
+    logits, taught = in_fp32(model(mixed)), teacher(mixed) if teacher is not None else None
+    ours, theirs = (cross_entropy(logits, one, recipe, taught) for one in (labels, labels[order]))
+    return Loss(share * ours + (1 - share) * theirs, (logits.detach().argmax(1) == labels).sum())
 
 
 @torch.no_grad()

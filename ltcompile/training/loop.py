@@ -95,6 +95,8 @@ def train(
         done.append(row)
         if progress is not None:
             progress(row, loop.state(done))
+    if stepper.average is not None:
+        model.load_state_dict(stepper.average.module.state_dict())
     return Training(done, val, stepper.parts)
 
 
@@ -112,6 +114,7 @@ class _Loop:
             "optimiser": self.stepper.optimiser.state_dict(),
             "epochs": [epoch.to_json() for epoch in done],
             "parts": self.stepper.parts,
+            **({"average": self.stepper.average.state_dict()} if self.stepper.average is not None else {}),
         }
 
     def resume(self, state: dict[str, Any]) -> list[Epoch]:
@@ -119,6 +122,8 @@ class _Loop:
         try:
             self.model.load_state_dict(state["model"])
             self.stepper.optimiser.load_state_dict(state["optimiser"])
+            if self.stepper.average is not None:
+                self.stepper.average.load_state_dict(state["average"])
             self.stepper.parts = int(state["parts"])
             return [Epoch.from_json(row) for row in state["epochs"]]
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -130,7 +135,7 @@ class _Loop:
     def epoch(self, epoch: int) -> tuple[Epoch, Score]:
         """Train for one epoch, and validate."""
         started = time.perf_counter()
-        self.model.train()
+        self.stepper.train_mode()
         count = self.task.sizes["train"]
         size = min(self.recipe.batch, count)
         steps = count // size
@@ -142,7 +147,7 @@ class _Loop:
             right += 0 if correct is None else correct
             if (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
                 self._check_finite(losses[: step + 1], epoch, rates)
-        val = self.task.evaluate(self.model, "val", self.device)
+        val = self.task.evaluate(self.stepper.result, "val", self.device)
         if not math.isfinite(val.loss):
             raise self._diverged(f"the validation loss is {val.loss} after epoch {epoch + 1}, at learning rate {rates[-1]:.3g}")
         seconds, seen = time.perf_counter() - started, steps * size

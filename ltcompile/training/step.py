@@ -9,18 +9,19 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ltcompile.core.notice import notify
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Batch, Task, Teacher, items
-from ltcompile.errors import TrainingFailed
+from ltcompile.errors import InvalidSetting, TrainingFailed
 from ltcompile.training.batch import call, in_fp32, split, to_layout
 from ltcompile.training.device import to_memory_format
 from ltcompile.training.memory import fitting
 
 
 class Stepper:
-    """Steps of SGD that train `model` in place by the loss of `task`; momentum starts at zero.
+    """Steps of the recipe's optimiser that train `model` in place by the loss of `task`; momentum starts at zero.
 
     Args:
         dtype: what autocast multiplies in; None for fp32.
@@ -47,9 +48,8 @@ class Stepper:
         self.model, self.task, self.recipe, self.device = model, task, recipe, device
         self.dtype, self.after_step = dtype, after_step
         self.layout, self.parts = to_memory_format(model, device), 1
-        self.optimiser = torch.optim.SGD(
-            _decayed(model, recipe), lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True
-        )
+        self.optimiser = _optimiser(model, recipe)
+        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
         self.teacher = _teacher(teacher, device) if teacher is not None else None
         self.backend, self.forward = backend, _compiled(model, backend) if backend else model
 
@@ -65,10 +65,26 @@ class Stepper:
         if parts > self.parts:
             self.parts = parts
             notify(_message(self.model, count, parts))
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], self.recipe.clip_norm)
         self.optimiser.step()
         if self.after_step is not None:
             self.after_step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         return found
+
+    def train_mode(self) -> None:
+        """Training mode, but for frozen modules."""
+        self.model.train()
+        for name, module in self.model.named_modules():
+            if self.recipe.is_frozen(name):
+                module.eval()
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is validated and kept: the average of the weights, where the recipe asks for one."""
+        return self.model if self.average is None else self.average.module
 
     def _gradients(self, batch: Batch, parts: int) -> tuple[Tensor, Tensor | None]:
         """Leave the gradient of the batch's mean loss in the parameters; that loss, and how many answers were correct."""
@@ -113,10 +129,19 @@ def _compile_errors(backend: str) -> Iterator[None]:
         ) from error
 
 
+def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    groups = _decayed(model, recipe)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+
+
 def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Weight decay for matrices and filters alone; biases and batch-norm parameters are left to the data."""
-    decayed = [p for p in model.parameters() if p.dim() > 1]
-    free = [p for p in model.parameters() if p.dim() <= 1]
+    trained = [p for name, p in model.named_parameters() if not recipe.is_frozen(name)]
+    if not trained:
+        raise InvalidSetting(f"frozen={list(recipe.frozen)} leaves no parameter to train")
+    decayed, free = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1]
     return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 

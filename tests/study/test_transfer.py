@@ -262,8 +262,8 @@ class TestDistillation:
 
     def test_recipes_from_before(self) -> None:
         """They load, and are written as they were: checksums of old tickets hold."""
-        old = dataclasses.asdict(QUICK)
-        del old["distill"]
+        newer = ("distill", "optimizer", "clip_norm", "ema", "mixup", "frozen")
+        old = {name: value for name, value in dataclasses.asdict(QUICK).items() if name not in newer}
         assert Recipe.from_json(old) == QUICK and QUICK.to_json() == old
         taught = dataclasses.replace(QUICK, distill=0.5)
         assert Recipe.from_json(json.loads(json.dumps(taught.to_json()))) == taught

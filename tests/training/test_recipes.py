@@ -1,0 +1,82 @@
+"""Settings of recipes beyond SGD: each does what it says, resumes to the same bits, and is off by default."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from searches import QUICK
+from torch import nn
+
+import ltcompile as lt
+from ltcompile.errors import InvalidSetting
+from ltcompile.tasks import Classification
+from ltcompile.training import Training, train
+from ltcompile.training.step import Stepper
+
+CPU = torch.device("cpu")
+RECIPE = dataclasses.replace(QUICK, epochs=2, batch=16, lr=0.05)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": "adamw", "lr": 0.01},
+    "ema": {"ema": 0.8},
+    "clip": {"clip_norm": 1.0},
+    "mixup": {"mixup": 0.4},
+    "frozen": {"frozen": ("stem|1", "bn.*")},
+    "all": {"optimizer": "adamw", "lr": 0.01, "ema": 0.8, "clip_norm": 1.0, "mixup": 0.2, "label_smoothing": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def task() -> Classification:
+    return Classification(lt.load_data("digits", image_size=8))
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_it_learns_and_resumes_to_the_same_bits(task: Classification, name: str) -> None:
+    recipe, states = dataclasses.replace(RECIPE, **SETTINGS[name]), list[dict[str, Any]]()
+    assert lt.Recipe.from_json(recipe.to_json()) == recipe
+
+    def run(**options: Any) -> tuple[nn.Module, Training]:
+        model = network()
+        return model, train(model, task, recipe, 0, CPU, **options)
+
+    whole, done = run(progress=lambda epoch, state: states.append(copy.deepcopy(state)))
+    again, resumed = run(state=states[0])
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert done.val == resumed.val == task.evaluate(whole, "val", CPU) and done.val.value > 0.3
+
+
+def test_frozen_layers_stay_with_their_statistics(task: Classification) -> None:
+    before, model = network(), network()
+    train(model, task, dataclasses.replace(RECIPE, epochs=1, frozen=("0", "1")), 0, CPU)
+    for name, value in before.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]) == (name[0] in "01"), name
+    with pytest.raises(InvalidSetting, match="no parameter to train"):
+        train(model, task, dataclasses.replace(RECIPE, frozen=(".*",)), 0, CPU)
+
+
+def test_the_average_is_the_one_by_hand_and_gradients_are_clipped(task: Classification) -> None:
+    recipe = dataclasses.replace(RECIPE, ema=0.75, clip_norm=0.01, momentum=0.0, weight_decay=0.0)
+    stepper = Stepper(network(), task, recipe, CPU, None, "")
+    batch, rate, average = next(iter(task.batches("train", 64, CPU))), 0.5, None
+    for _ in range(3):
+        before = torch.cat([p.detach().flatten() for p in stepper.model.parameters()])
+        stepper(batch, rate)
+        after = torch.cat([p.detach().flatten() for p in stepper.model.parameters()])
+        torch.testing.assert_close((after - before).norm(), torch.tensor(rate * 0.01), rtol=1e-3, atol=0)
+        average = after if average is None else 0.75 * average + 0.25 * after
+    torch.testing.assert_close(torch.cat([p.flatten() for p in stepper.result.parameters()]), average, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"optimizer": "lion"}, {"ema": 1.0}, {"clip_norm": -1.0}, {"mixup": float("inf")}, {"frozen": ("(",)}])
+def test_wrong_settings(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidSetting, match=f"{next(iter(wrong))}="):
+        lt.Recipe(**wrong)
