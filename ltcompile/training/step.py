@@ -83,7 +83,7 @@ class Stepper:
 
     @property
     def result(self) -> nn.Module:
-        """The network that is validated and kept: the average of the weights, where the recipe asks for one."""
+        """The network that is validated and kept: the average of the weights, where the recipe needs one."""
         return self.model if self.average is None else self.average.module
 
     def _gradients(self, batch: Batch, parts: int) -> tuple[Tensor, Tensor | None]:
