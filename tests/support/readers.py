@@ -226,7 +226,7 @@ def read_coco(path: Path) -> None:
     """Annotations next to images that are whole."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # parts without a file
-        write_coco(Path(folder) / "labels.json", Path(folder), coco_json(12))
+        write_coco(Path(folder) / "labels.json", Path(folder), coco_json(20))
         (Path(folder) / "labels.json").write_bytes(path.read_bytes())
         data = lt.load_data(f"coco:{folder}", image_size=8)
         for split in (data.train, data.val, data.test):
@@ -525,7 +525,7 @@ READERS = {
     "run": Reader(read_run, "", whole_run, spoil_run),
     "sweep": Reader(read_sweep, ".json", whole_sweep, spoil_json_bytes),
     "pictures": Reader(read_answers, ".json", whole_pictures, spoil_json_bytes),
-    "coco": Reader(read_coco, ".json", lambda: json.dumps(coco_json(12)).encode(), spoil_json_bytes),
+    "coco": Reader(read_coco, ".json", lambda: json.dumps(coco_json(20)).encode(), spoil_json_bytes),
     "study": Reader(read_study, ".json", whole_study, spoil_json_bytes),
     "claims": Reader(read_claims, ".json", whole_claims, spoil_json_bytes),
     "onnx": Reader(read_onnx, ".onnx", whole_onnx, spoil_onnx),
