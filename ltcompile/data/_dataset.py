@@ -107,7 +107,9 @@ class Dataset:
         if "labels" not in self.annotations:
             for name, split in (("train", self.train), ("validation", self.val), ("test", self.test)):
                 if not len(split) or not len(split.labels):
-                    raise InvalidData(f"{self.description.name}: the {name} split has {len(split)} images and no object in them")
+                    raise InvalidData(
+                        f"{self.description.name}: the {name} split has {len(split)} images and no object in them; add some, or take a larger share"
+                    )
             return
         for name, split in (("train", self.train), ("validation", self.val), ("test", self.test)):
             missing = set(range(self.description.classes)) - set(split.labels.unique().tolist())
