@@ -32,11 +32,14 @@ enum { STEPS = sizeof SHARED / sizeof *SHARED };
 struct Job {
   const float *weights, *images;
   float *outputs, *arena;
+  long count;
   int threads;
 };
-static void one_image(void *argument, int, int n, int thread) {
+static void some_images(void *argument, int, int n, int thread) {
   const Job &job = *static_cast<const Job *>(argument);
-  image(job.weights, job.images + (size_t)n * INPUT, job.outputs + (size_t)n * OUTPUT, job.arena + (size_t)thread * ARENA);
+  for (long i = job.count * n / job.threads; i < job.count * (n + 1) / job.threads; i++) {
+    image(job.weights, job.images + i * INPUT, job.outputs + i * OUTPUT, job.arena + (size_t)thread * ARENA);
+  }
 }
 static void one_part(void *argument, int step, int n, int thread) {
   const Job &job = *static_cast<const Job *>(argument);
@@ -52,17 +55,12 @@ LT_EXPORT void lt_run(const float *weights, const float *images, float *outputs,
     for (long n = 0; n < count; n++) image(weights, images + n * INPUT, outputs + n * OUTPUT, arena);
     return;
   }
-  Job job = {weights, images, outputs, arena, threads};
-  int parts[STEPS];
-  for (int step = 0; step < STEPS; step++) parts[step] = SHARED[step] ? threads : 1;
-  while (count > 0) {
-    const int most = Team::MOST_PARTS, now = count < threads ? 1 : count < most ? (int)count : most;
-    if (count < threads) {
-      team->run(one_part, &job, STEPS, parts);
-    } else {
-      team->run(one_image, &job, 1, &now);
-    }
-    job.images += (size_t)now * INPUT, job.outputs += (size_t)now * OUTPUT, count -= now;
+  Job job = {weights, images, outputs, arena, count, threads};
+  if (count >= threads) {
+    const bool shared = true;
+    team->run(some_images, &job, 1, &shared);
+  } else {
+    for (long n = 0; n < count; n++, job.images += INPUT, job.outputs += OUTPUT) team->run(one_part, &job, STEPS, SHARED);
   }
   team->release();
 }
