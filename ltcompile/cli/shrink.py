@@ -92,7 +92,7 @@ def shrink(
 ) -> None:
     """Make a pruned network physically small, prove it equal to the masked one, and export it.
 
-    Ends with 4 where a ticket was searched for a target that the network misses: the file is written.
+    Ends with 4 where the network misses --target-speedup, or the target that its ticket was searched for: the file is written.
     """
     from rich.console import Console
     from rich.text import Text

@@ -557,6 +557,20 @@ def test_a_missed_target_is_not_silent(law: Law, tmp_path: Path, monkeypatch: py
     assert json.loads(done.stdout)["target"]["missed_by"] == pytest.approx(0.2)
 
 
+def test_a_plan_that_meets_its_target_ranks_before_one_that_misses_it(law: Law, tmp_path: Path) -> None:
+    """Where a noisy profile jumps over the target: first to less than half of the requested time, then to nearly all of it."""
+    network, images = lt.build_model("lenet5").eval(), torch.zeros(2, 3, 32, 32)
+    found, times = profile(model("lenet5"), TARGET, output=tmp_path / "p.json"), itertools.chain([0.3], itertools.repeat(0.95))
+    tried: list[float] = []
+
+    def measured(small: nn.Module) -> float:
+        tried.append(time_of(small))
+        return next(times)
+
+    plan = lt.plan(network, images, target_time=0.8, profile=found, measured=measured, on_target=lambda _: None)
+    assert time_of(lt.cut(network, plan)) == tried[0]
+
+
 def test_figures_of_a_plan_are_measured_again(law: Law, tmp_path: Path) -> None:
     """The measurement that a plan was chosen by is biased in its favour; the one that is reported is another."""
     network, images = lt.build_model("lenet5").eval(), torch.zeros(2, 3, 32, 32)
