@@ -113,7 +113,7 @@ def repair(
         restate_statistics(work, (chunk.inputs for chunk in chunks if chunk.expected is not None))
     repaired = copied(source)
     repaired.load_state_dict(work.state_dict())
-    return _best(source, repaired, chunks, on_report, found)
+    return _best(source, repaired, chunks, on_report, found.layers)
 
 
 def _prepared(model: Module) -> Module:
@@ -331,7 +331,11 @@ class _Repair:
 
 
 def _best(
-    source: Module, repaired: Module, chunks: list[Chunk], on_report: Callable[[RepairReport], None] | None, found: _Repair
+    source: Module,
+    repaired: Module,
+    chunks: list[Chunk],
+    on_report: Callable[[RepairReport], None] | None,
+    layers: Mapping[str, LayerRepair],
 ) -> Module:
     """`repaired`, or where batch norm's statistics alone come nearer to the dense network's outputs on held-out inputs, the network with those."""
     networks = {"as_cut": source, "recalibrated": source, "repaired": repaired}
@@ -340,8 +344,10 @@ def _best(
         with in_eval_mode(networks["recalibrated"]):
             take_statistics(networks["recalibrated"], (chunk.inputs for chunk in chunks if chunk.expected is not None))
     judged = {name: compared(network, [c for c in chunks if c.held and c.expected is not None]) for name, network in networks.items()}
+    best = min(reversed(judged), key=lambda name: judged[name][0])
+    judged["repaired"] = judged[best]
     errors = {name: error for name, (error, _) in judged.items()}
     if on_report is not None:
         agreement = {name: share for name, (_, share) in judged.items() if share is not None}
-        on_report(RepairReport(found.layers, **errors, inputs=sum(length(c.inputs) for c in chunks), agreement=agreement))
-    return networks[min(reversed(errors), key=lambda name: errors[name])]
+        on_report(RepairReport(layers, **errors, inputs=sum(length(c.inputs) for c in chunks), agreement=agreement))
+    return networks[best]

@@ -13,8 +13,11 @@ from torch.nn import functional as F
 import ltcompile as lt
 from ltcompile.errors import InvalidData, InvalidModel, InvalidPlan
 from ltcompile.graph import trace
+from ltcompile.graph.inputs import Arguments
 from ltcompile.recovery import RepairReport
 from ltcompile.recovery._calls import Call
+from ltcompile.recovery._inputs import Chunk
+from ltcompile.recovery._repair import _best
 from ltcompile.recovery._solve import RIDGES, Moments, Rows, assign, matrix, solve
 
 X = torch.randn(2, 3, 16, 16)
@@ -184,6 +187,18 @@ def test_the_dense_network_may_hold_less_in_memory_than_all_inputs() -> None:
     small = lt.cut(dense, plan)
     repaired = lt.repair(small, plan, dense, images(200).split(20), memory=1)
     assert error(repaired, dense, images(32, 1)) < 0.75 * error(small, dense, images(32, 1))
+
+
+def test_where_the_cut_or_batch_norm_alone_is_nearer_that_network_is_returned() -> None:
+    dense, reports = seeded(residual), list[RepairReport]()
+    plan = lt.plan(dense, X, ratio=0.4)
+    small, spoiled = lt.cut(dense, plan), lt.cut(dense, plan)
+    spoiled.head.weight.data.fill_(9.0)
+    with torch.no_grad():
+        chunks = [Chunk(Arguments.of(images(20, seed)), seed == 1, dense(images(20, seed))) for seed in (0, 1)]
+    found = _best(small, spoiled, chunks, reports.append, {})
+    assert torch.equal(found.head.weight, small.head.weight)
+    assert reports[0].repaired == min(reports[0].recalibrated, reports[0].as_cut) == pytest.approx(error(found, dense, images(20, 1)))
 
 
 def batches(*values: float) -> Iterator[Tensor]:
