@@ -44,5 +44,7 @@ def own_network(target: Path | None, model: str | None, weights: Path | None, pl
     from ltcompile.pruned.files import pruned_from_files
 
     if model is None or (is_own_code(model) and example is None):
-        raise InvalidSetting("name a ticket.pt, or a network of your own: --model package.module:factory --example 1x3x32x32")
+        raise InvalidSetting(
+            "there is no target: name a ticket.pt, or a network of your own: --model package.module:factory --example 1x3x32x32"
+        )
     return pruned_from_files(model, weights, plan, example)

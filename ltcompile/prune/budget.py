@@ -76,7 +76,7 @@ def plan_for_latency(
     """
     layers, target_ms = layer_widths(model, ranking.groups), share * profile.dense_ms
     found = solve_budget(ranking, layers, profile, target_ms)
-    best, best_rank = found, (True, math.inf)  # a plan that is faster than asked for ranks before one that misses the target
+    best, best_rank = found, (True, math.inf)  # a plan that is faster than requested ranks before one that misses the target
     for _ in range(CORRECTIONS if measured else 0):
         assert measured is not None
         error = measured(cut(model, found)) / (share * (1 - SLACK / 2)) - 1

@@ -99,7 +99,7 @@ def test_tensorboard_logs_on_request(tmp_path: Path) -> None:
 
 
 def test_show(folder: Path) -> None:
-    assert "lenet5 on digits" in call("show", folder / "runs/t/ticket.pt").stdout
+    assert "lenet5 for classification of digits" in call("show", folder / "runs/t/ticket.pt").stdout
     told = json.loads(call("show", folder / "runs/t/ticket.pt", "--json").stdout)
     assert told["checksum"] == lt.Ticket.load(folder / "runs/t/ticket.pt").checksum and "weights" not in told
 

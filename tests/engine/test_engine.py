@@ -25,7 +25,7 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.engine import cpu, file, host
 from ltcompile.engine.executable import Executable
 from ltcompile.engine.gpu import Graph
-from ltcompile.errors import Disagreement, EngineMismatch, InvalidData, InvalidFile, InvalidSetting, Unavailable
+from ltcompile.errors import Disagreement, EngineMismatch, InvalidData, InvalidFile, InvalidModel, InvalidSetting, Unavailable
 from ltcompile.numerics import TOLERANCES
 from ltcompile.runtimes import Subject, _ort
 
@@ -108,7 +108,7 @@ class TestOnCpu:
             ({"batch": []}, InvalidSetting, "batch sizes"),
             ({"batch": [0]}, InvalidSetting, "batch sizes"),
             ({"batch": [1, 1]}, InvalidSetting, "batch sizes"),
-            ({"example": torch.zeros(1, 3, 8, 8, dtype=torch.float64)}, InvalidData, "float32"),
+            ({"example": torch.zeros(1, 3, 8, 8, dtype=torch.float64)}, InvalidModel, "does not run on .* float64"),
             ({"example": torch.full((1, 3, 8, 8), float("nan"))}, InvalidData, "finite"),
         ],
     )

@@ -452,7 +452,7 @@ class TestTickets:
                 [*found.module.parameters()][-1].add_(1)
             return found
 
-        monkeypatch.setattr("ltcompile.deploy.steps.eliminate.eliminate_dead_channels", wrong)
+        monkeypatch.setattr("ltcompile.pruned.ticket.eliminate_dead_channels", wrong)
         with pytest.raises(Disagreement, match="without its dead channels"):
             lt.shrink(mask_ticket(), tmp_path / "small.onnx")
         assert not list(tmp_path.iterdir())

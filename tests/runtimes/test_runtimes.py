@@ -140,6 +140,7 @@ for _ in range(2):
     pair = [runtimes.load(Subject(name, onnx=Path(name)), Deployment("cpu", "openvino")) for name in {[str(s.onnx) for s in subjects]}]
     [session.run(numpy.zeros((1, 3, 8, 8), numpy.float32)) for session in pair]
     del pair[0], pair
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have had it ignored
 try:
     signal.raise_signal(signal.SIGINT)
 except KeyboardInterrupt:
