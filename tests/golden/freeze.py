@@ -120,7 +120,7 @@ COMMANDS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "sweep": (("sweep", "runs/global", "--batch", 1, "--seconds", 0.05), ("pick/(?!rule|runtime|device|batch).*",)),
     "verify": (
         ("verify", ONNX, "--claims", "runs/global/bench.json", "--seconds", 0),
-        ("exit", "outcome", r"checks/\d/(verdict|reason|found)", r"checks/1/claim", r"checks/4/claimed/.*"),
+        ("exit", "outcome", r"checks/\d/(verdict|reason|found)", r"checks/2/claim", r"checks/5/claimed/.*"),
     ),
     "compile": (("compile", TICKET, "--batch", 1, "-o", "small.engine"), ()),
     "doctor": (("doctor",), ()),
