@@ -224,5 +224,5 @@ def _print(done: Shrunk) -> None:
 
     for line in summary(done.record):
         typer.echo(line)
-    after = f"; next: ltcompile bench {done.path}" if "ticket_checksum" in done.record else ""
+    after = f"; next: ltcompile bench {done.path}" if "ticket_checksum" in done.record and done.path.suffix == ".onnx" else ""
     typer.echo(f"wrote {done.path} ({done.record['bytes'] / 1e6:.2f} MB) in {done.record['seconds']:.1f} s{after}")
