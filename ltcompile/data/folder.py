@@ -144,7 +144,7 @@ def _decoded(files: list[Path], size: tuple[int, int], interpolation: Interpolat
 
 
 def _mask(path: Path, size: tuple[int, int]) -> Tensor:
-    """A map of classes (H, W), uint8. Raises InvalidData where its pixels are no numbers."""
+    """A map of classes (H, W), uint8. Raises InvalidData where its pixels are not numbers."""
     from PIL import Image
 
     try:
