@@ -11,7 +11,7 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 OLDEST := .venv-oldest
 OLDEST_PYTHON ?= $(or $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python3 /usr/bin/python3.12)),$(PYTHON))
 
-.PHONY: env env-dev env-oldest demo test test-quick test-oldest check golden docs dist bench race gpu gpu-rehearsal clean
+.PHONY: env env-dev env-oldest demo test test-quick test-oldest check golden docs dist bench bench-competitors gpu gpu-rehearsal clean
 
 env: $(STAMP)
 env-dev: $(STAMP)-dev
@@ -86,13 +86,13 @@ bench: env
 	$(BIN)/python bench/masked.py
 	$(BIN)/python bench/stages.py
 
-# On a quiet CPU, in about half an hour: bench/results/race-cpu.json and .md.
-race: env
-	$(BIN)/python bench/race.py
+# On a quiet CPU, in about half an hour: bench/results/competitors-cpu.json and .md.
+bench-competitors: env
+	$(BIN)/python bench/competitors.py
 
-# On a machine with an NVIDIA GPU, in under eight minutes: the tests that need it, our convolution against cuDNN's, the race. Everything is
-# written to OUT as it is found, and OUT/summary.md is one page. DATA=DIR: a folder with CIFAR-10. make gpu RESUME=OUT runs the stages that
-# did not end, and of those what is missing.
+# On a machine with an NVIDIA GPU, in under eight minutes: the tests that need it, our convolution against cuDNN's, the engine against its
+# competitors. Everything is written to OUT as it is found, and OUT/summary.md is one page. DATA=DIR: a folder with CIFAR-10. make gpu RESUME=OUT
+# runs the stages that did not end, and of those what is missing.
 # A copy without .git names its commit by COMMIT=$$(git rev-parse HEAD).
 OUT ?= runs/gpu
 gpu:

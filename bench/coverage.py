@@ -1,4 +1,4 @@
-"""Every classifier of torchvision, and a family each of timm: planned, cut, compared, exported; beside Torch-Pruning's planning.
+"""Every classifier of torchvision, and a family each of timm: planned, cut, compared and exported; next to Torch-Pruning's planning.
 
 python bench/coverage.py                # all 80 of torchvision
 python bench/coverage.py --timm         # the families of timm
@@ -57,12 +57,12 @@ def main() -> None:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--timm", action="store_true")
     parser.add_argument("--one", choices=list(LIMIT_S), help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.one:
-        print(json.dumps({"ours": ours, "torch-pruning": theirs}[asked.one](asked.names[0])))
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps({"ours": ours, "torch-pruning": theirs}[arguments.one](arguments.names[0])))
         return
-    for name in asked.names or ([f"timm:{name}" for name in FAMILIES.split()] if asked.timm else torchvision_names()):
-        if name in _rows() and name not in asked.names:
+    for name in arguments.names or ([f"timm:{name}" for name in FAMILIES.split()] if arguments.timm else torchvision_names()):
+        if name in _rows() and name not in arguments.names:
             continue
         row = {who: _apart(who, name) for who in LIMIT_S}
         print(_line(name, row), flush=True)
@@ -175,7 +175,7 @@ def _exported(small: Any, x: Any) -> dict[str, Any]:
 
 
 def theirs(name: str) -> dict[str, Any]:
-    """Torch-Pruning's dependency graph and global plan at the same ratio, without cutting; classifiers left alone as it asks."""
+    """Torch-Pruning's dependency graph and global plan at the same ratio, without cutting; classifiers left alone as its documentation says."""
     import torch
     import torch_pruning
 

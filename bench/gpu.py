@@ -31,7 +31,7 @@ GRACE_S = 8  # from the signal that ends a stage to the one that kills it
 LEAST_S = 15  # a stage does not start with less
 POLL_S = 0.05
 SHARDS = 8
-LOST, LEFT_OUT = 75, 74  # exit codes of bench/race.py: the GPU must be opened again; out of time
+LOST, LEFT_OUT = 75, 74  # exit codes of bench/competitors.py: the GPU must be opened again; out of time
 RESTARTS = 3
 PYTEST = ["-m", "pytest", "-o", "addopts=", "-q", "-W", "default", "--strict-markers", "-p", "no:logging", "-p", "gpu_tests", "-m", "gpu"]
 
@@ -67,20 +67,31 @@ def stages(out: Path, data_root: Path | None, rehearse: bool) -> list[Stage]:
         some = rehearsed if rehearse else ()
         return tuple((*PYTEST, f"--shard={at}/{shards}", f"--rows={out / 'tests.jsonl'}", *some, *files) for at in range(shards))
 
-    def race(part: str, limit_s: float) -> Stage:
-        command = ("bench/race.py", "--device", "cuda", "--out", str(out), "--parts", part, "--minutes", f"{limit_s / 60:.2f}", "--resume")
-        return Stage(f"race-{part}", limit_s, ((*command, *tiny, *data),))
+    def competitors(part: str, limit_s: float) -> Stage:
+        command = (
+            "bench/competitors.py",
+            "--device",
+            "cuda",
+            "--out",
+            str(out),
+            "--parts",
+            part,
+            "--minutes",
+            f"{limit_s / 60:.2f}",
+            "--resume",
+        )
+        return Stage(f"competitors-{part}", limit_s, ((*command, *tiny, *data),))
 
     return [
         Stage("kernels", 100, tests("tests/kernels/test_on_gpu.py", rehearsed=("--every=36",)), (0, 1, 5)),
         Stage("conv", 30, (("bench/gpu_conv.py", "--out", str(out), *tiny[:1]),)),
-        race("quick", 230),
-        race("rest", 200),
-        race("tuned", 100),
+        competitors("quick", 230),
+        competitors("rest", 200),
+        competitors("tuned", 100),
         Stage(
             "engine",
             60,
-            tests("tests/engine/test_engine_on_gpu.py", "tests/benchmark/test_race.py", rehearsed=("-k", "what_came_before")),
+            tests("tests/engine/test_engine_on_gpu.py", "tests/benchmark/test_competitors.py", rehearsed=("-k", "what_came_before")),
             (0, 1, 5),
         ),
     ]
@@ -139,9 +150,9 @@ def run(out: Path, planned: Sequence[Stage], total_s: float, rehearse: bool = Fa
 
 
 def _lanes(planned: Sequence[Stage]) -> list[list[Stage]]:
-    """Stages that a rehearsal runs at the same time; those that write race.json stay one after the other."""
-    race = [stage for stage in planned if stage.name in ("race-quick", "race-rest")]
-    return [race, [stage for stage in planned if stage not in race]]
+    """Stages that a rehearsal runs at the same time; those that write competitors.json stay one after the other."""
+    ordered = [stage for stage in planned if stage.name in ("competitors-quick", "competitors-rest")]
+    return [ordered, [stage for stage in planned if stage not in ordered]]
 
 
 def _run_stage(out: Path, stage: Stage, limit_s: float, rehearse: bool, stop: threading.Event) -> Outcome:
@@ -215,12 +226,12 @@ def _signal(process: subprocess.Popen[bytes], what: signal.Signals) -> None:
 
 def summary(out: Path, outcomes: Sequence[Outcome]) -> str:
     """One page of what is in `out`."""
-    race, tuned = (_read(out / f"{name}.json", {}) for name in ("race", "race-tuned"))
-    where = race.get("machine", "no benchmark yet")
-    parts = [f"# Results on the GPU: {where}, commit {race.get('provenance', {}).get('commit')}"]
+    first, tuned = (_read(out / f"{name}.json", {}) for name in ("competitors", "competitors-tuned"))
+    where = first.get("machine", "no benchmark yet")
+    parts = [f"# Results on the GPU: {where}, commit {first.get('provenance', {}).get('commit')}"]
     parts.append("\n".join(f"- {o.name}: {o.note or 'done'}, {o.seconds:.0f} s" for o in outcomes) or "Nothing has run.")
     parts += [_tests(out), _convolutions(out)]
-    for result in (race, tuned):
+    for result in (first, tuned):
         if result:
             parts += [_claims(result), _cases(result)]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -90,7 +90,9 @@ def test_no_stage_begins_without_time(tmp_path: Path) -> None:
 
 def test_all_stages_fit_into_eight_minutes_and_name_files_that_exist(tmp_path: Path) -> None:
     planned = gpu.stages(tmp_path, None, False)
-    assert gpu.TOTAL_S + gpu.GRACE_S < 480 and planned[0].name == "kernels" and [s.name for s in planned][1:3] == ["conv", "race-quick"]
+    assert (
+        gpu.TOTAL_S + gpu.GRACE_S < 480 and planned[0].name == "kernels" and [s.name for s in planned][1:3] == ["conv", "competitors-quick"]
+    )
     assert sum(stage.limit_s for stage in planned[:3]) < gpu.TOTAL_S
     files = {part for stage in planned for command in stage.commands for part in command if part.endswith(".py")}
     assert files and all((BENCH.parent / file).exists() for file in files)
@@ -124,10 +126,10 @@ def test_a_rehearsal_runs_stages_side_by_side_but_those_of_one_file(tmp_path: Pa
         "while not (folder / other).exists():\n"
         "    time.sleep(0.02)\n"
         "    if time.monotonic() > until: sys.exit(1)\n"
-        "if name == 'race-quick': time.sleep(0.2); assert not (folder / 'race-rest.begun').exists()\n"
+        "if name == 'competitors-quick': time.sleep(0.2); assert not (folder / 'competitors-rest.begun').exists()\n"
     )
     monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    waits = {"race-quick": "other.begun", "race-rest": "race-quick.begun", "other": "race-quick.begun"}
+    waits = {"competitors-quick": "other.begun", "competitors-rest": "competitors-quick.begun", "other": "competitors-quick.begun"}
     planned = [Stage(name, 60, ((str(tmp_path), name, for_),)) for name, for_ in waits.items()]
     assert gpu.run(tmp_path, planned, 90, rehearse=True) == 0
 
@@ -139,8 +141,8 @@ def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def as_on_the_image(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[float]]]:
-    """What a process does on the fake device, with these packages blocked: it imports the race's script, its competitors and the tests, writes
-    a race without a page, and builds the race's tiny networks. Its folder; network -> classes of its images, error in fp16."""
+    """What a process does on the fake device, with these packages blocked: it imports the script of the competitors, what it imports and the tests, writes
+    a result without a page, and builds its tiny networks. Its folder; network -> classes of its images, error in fp16."""
     folder = tmp_path_factory.mktemp("image")
     code = f"""
 import copy, importlib, json, sys
@@ -149,14 +151,14 @@ for name in {MISSING}:
 sys.path[:0] = {[str(BENCH), *(str(BENCH.parent / "tests" / part) for part in ("", "support", "kernels", "engine", "benchmark"))]!r}
 import rehearsal
 rehearsal.install()
-for name in ("race", "gpu", "gpu_conv", "gpu_tests", "ltcompile.benchmark.competitors.entries", "ltcompile.engine.gpu", "test_on_gpu",
-             "test_engine_on_gpu", "test_race"):
+for name in ("competitors", "gpu", "gpu_conv", "gpu_tests", "ltcompile.benchmark.competitors.entries", "ltcompile.engine.gpu", "test_on_gpu",
+             "test_engine_on_gpu", "test_competitors"):
     importlib.import_module(name)
-import race
+import competitors
 from ltcompile.benchmark.competitors import CompetitorsResult, write
-write(CompetitorsResult("cuda", "a GPU", "noise"), "race.json")
+write(CompetitorsResult("cuda", "a GPU", "noise"), "competitors.json")
 found = {{}}
-for network in race.networks(None, {{race.SMALL, race.DENSE, race.SMALL_50, race.DENSE_50}}, tiny=True):
+for network in competitors.networks(None, {{competitors.SMALL, competitors.DENSE, competitors.SMALL_50, competitors.DENSE_50}}, tiny=True):
     expected = network.expected(network.images)
     half = copy.deepcopy(network.module).half()(network.images.half()).float()
     error = (half - expected).abs().max() / expected.abs().max()
@@ -170,10 +172,12 @@ json.dump(found, open("networks.json", "w"))
 @pytest.mark.slow
 def test_the_gpus_path_needs_no_package_that_its_image_lacks(as_on_the_image: tuple[Path, dict[str, list[float]]]) -> None:
     folder, _ = as_on_the_image
-    assert (folder / "race.json").exists() and (folder / "race.md").exists() and not (folder / "layers.html").exists()
+    assert (folder / "competitors.json").exists() and (folder / "competitors.md").exists() and not (folder / "layers.html").exists()
 
 
-def test_tiny_networks_of_the_race_stay_within_fp16_and_distinguish_images(as_on_the_image: tuple[Path, dict[str, list[float]]]) -> None:
+def test_tiny_networks_of_the_competitors_stay_within_fp16_and_distinguish_images(
+    as_on_the_image: tuple[Path, dict[str, list[float]]],
+) -> None:
     _, networks = as_on_the_image
     assert len(networks) == 4
     for classes, error in networks.values():
@@ -210,13 +214,15 @@ def test_a_recorded_network_lives_as_long_as_its_graph(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_a_deep_residual_network_stays_within_fp16() -> None:
-    """Its answers in fp16 pass the race's check, distinguish images, and fail it where one filter is missing."""
-    import race
+    """Its answers in fp16 pass the check of the competitors, distinguish images, and fail it where one filter is missing."""
+    import competitors
     from torchvision.models.resnet import Bottleneck, ResNet
 
     torch.manual_seed(0)
-    images = torch.randn(race.LARGE_IMAGES, 3, 32, 32)
-    network = race.Network("deep", race._scattered(ResNet(Bottleneck, [1, 1, 12, 1], num_classes=10, width_per_group=8), images), images)
+    images = torch.randn(competitors.LARGE_IMAGES, 3, 32, 32)
+    network = competitors.Network(
+        "deep", competitors._scattered(ResNet(Bottleneck, [1, 1, 12, 1], num_classes=10, width_per_group=8), images), images
+    )
     half, expected, agreed = copy.deepcopy(network.module).half(), network.expected(images), network.agreement("fp16")
 
     def run(images: Tensor) -> Tensor:
@@ -231,11 +237,11 @@ def test_a_deep_residual_network_stays_within_fp16() -> None:
 
 
 def test_cases_of_a_gpu_begin_with_quick_competitors() -> None:
-    import race
+    import competitors
 
-    quick = race.cases("cuda", (), ["quick"])
-    assert [(h.subject, h.batch) for h in quick][:3] == [(race.SMALL, 1), (race.SMALL, 64), (race.SMALL, 1024)]
-    assert all(race.TUNED not in h.competitors and "engine" in h.competitors for h in race.cases("cuda", ()))
-    assert all(race.TUNED in h.competitors for h in race.cases("cuda", (), ["tuned"]))
-    keys = [(h.subject, h.batch) for h in race.cases("cuda", ())]
+    quick = competitors.cases("cuda", (), ["quick"])
+    assert [(h.subject, h.batch) for h in quick][:3] == [(competitors.SMALL, 1), (competitors.SMALL, 64), (competitors.SMALL, 1024)]
+    assert all(competitors.TUNED not in h.competitors and "engine" in h.competitors for h in competitors.cases("cuda", ()))
+    assert all(competitors.TUNED in h.competitors for h in competitors.cases("cuda", (), ["tuned"]))
+    keys = [(h.subject, h.batch) for h in competitors.cases("cuda", ())]
     assert len(keys) == len(set(keys)), "a case runs once"

@@ -39,13 +39,13 @@ CLASSIFICATION = "classification"
 
 @dataclass(frozen=True)
 class _Target:
-    """What is known of a small network: its ticket or, failing that, what its ONNX file tells of itself."""
+    """What is known of a small network: its ticket or, without one, the metadata of its ONNX file."""
 
     folder: Path
     ticket: Ticket | None
     onnx: Path | None
     model: dict[str, Any]
-    data: dict[str, Any]  # what the ticket tells of it
+    data: dict[str, Any]  # its description in the ticket
     file: NetworkFile | None = None  # of the ONNX file
     snapped: str = AS_IT_IS  # how shrink moved the file's widths
     holds_ticket: bool = True  # False for a file with weights that its ticket lacks: fine-tuned, or with new batch-norm statistics
@@ -187,9 +187,9 @@ def bench(
     return BenchResult(rows, result.skipped, result.details)
 
 
-def _dense_path(asked: str | Path, target: Path) -> Path:
+def _dense_path(output: str | Path, target: Path) -> Path:
     """Where the dense network goes. Raises InvalidSetting, and InvalidFile where nothing can be written."""
-    path = check_writable(asked)
+    path = check_writable(output)
     if path.suffix != ".onnx" or path.resolve() == target.resolve():
         raise InvalidSetting(f"--write-dense {path}: the dense network becomes an ONNX file of its own; name one, as in dense.onnx")
     return path
@@ -219,8 +219,8 @@ def _of_another_task(path: Path) -> Ticket | None:
     metadata = {p.key: p.value for p in read_onnx(path).metadata_props}
     if "ticket_checksum" not in metadata or _task(metadata) == CLASSIFICATION:
         return None
-    beside = RunFolder(path.parent).ticket
-    if beside.is_file() and (ticket := Ticket.load(beside)).checksum == metadata["ticket_checksum"]:
+    neighbour = RunFolder(path.parent).ticket
+    if neighbour.is_file() and (ticket := Ticket.load(neighbour)).checksum == metadata["ticket_checksum"]:
         return ticket
     raise InvalidFile(
         f"{path} was made for {_task(metadata)} of a ticket that is not next to it; put both into one folder, or shrink again"

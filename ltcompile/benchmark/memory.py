@@ -14,7 +14,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_above(call: Callable[[], object], device: str = "cpu") -> int | None:
-    """The highest memory during `call`, in bytes above what was held before; None where the system does not tell."""
+    """The highest memory during `call`, in bytes above what was held before; None where the system does not report it."""
     above = watch(device)
     call()
     return above()
@@ -23,7 +23,7 @@ def peak_above(call: Callable[[], object], device: str = "cpu") -> int | None:
 def watch(device: str) -> Callable[[], int | None]:
     """Start watching; each call of what comes back gives the highest bytes since then above what was held now.
 
-    "cpu" is resident memory, which Linux alone tells, and only to a few hundred KiB: memory that the process freed earlier
+    "cpu" is resident memory, which only Linux reports, and only to a few hundred KiB: memory that the process freed earlier
     and kept is handed back first; what other threads take counts too. "cuda" is PyTorch's allocator; None where another
     runtime allocates for itself.
     """

@@ -52,7 +52,7 @@ def bench_pruned(
     `output` and its .csv, the dense network as it is measured to `write_dense`.
 
     Raises:
-        Unavailable: a runtime or device that was asked for does not work here. Disagreement: a runtime computes something else.
+        Unavailable: a runtime or device that was requested does not work here. Disagreement: a runtime computes something else.
         InvalidModel: a network cannot be exported. InvalidSetting: the batch sizes make no sense. TicketMismatch: the file is of another network.
     """
     if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
@@ -69,7 +69,7 @@ def bench_pruned(
         for runtime, device in working(runtimes, devices, result.skipped):
             for batch in batches:
                 deployment = Deployment(device, runtime, batch)
-                loaded = _load_all(subjects, pruned, deployment, result, asked=runtimes is not None)
+                loaded = _load_all(subjects, pruned, deployment, result, required=runtimes is not None)
                 for row in _rows(loaded, _arrays(pruned, batch), batch, seconds_per_row):
                     result.rows.append(row)
                     if on_row is not None:
@@ -127,14 +127,14 @@ def _arrays(pruned: Pruned, batch: int) -> Mapping[str, Array]:
 
 
 def _load_all(
-    subjects: Sequence[Subject], pruned: Pruned, deployment: Deployment, result: BenchResult, *, asked: bool
+    subjects: Sequence[Subject], pruned: Pruned, deployment: Deployment, result: BenchResult, *, required: bool
 ) -> dict[str, Loaded]:
     loaded: dict[str, Loaded] = {}
     for subject in subjects:
         try:
             loaded[subject.name] = _load(subject, pruned, deployment)
         except Unavailable as error:
-            if asked:
+            if required:
                 raise
             result.skipped[f"{deployment.runtime} ({deployment.device}): {subject.name}"] = str(error)
         else:

@@ -94,14 +94,14 @@ def measure(
 
     A batch larger than N repeats images. With `labels` (N,), every runtime's accuracy on all images is measured. Speedups
     are against the subject named `reference` (None where a runtime cannot run that one). None for `runtimes` or `devices` takes what works
-    and records why the others do not; a runtime or device that is asked for must work somewhere.
+    and records why the others do not; a runtime or device that is requested must work somewhere.
 
     Before anything is timed, the answers at every batch size are compared with the subject's reference, fp32 by PyTorch: with its module,
     or without one with its file's own graph, or with what `references` has under its name. Subjects whose files are in another precision are
     compared within its rounding, on 128 images, as `numerics` says: where there are fewer, noise like these follows.
 
     Raises:
-        Unavailable: a runtime or device that was asked for does not work here, or not for one of the subjects.
+        Unavailable: a runtime or device that was requested does not work here, or not for one of the subjects.
         UnknownName: there is no such runtime.
         Disagreement: a runtime's answers are not the network's.
         InvalidSetting, InvalidData: settings or images that make no sense.
@@ -110,7 +110,7 @@ def measure(
     result = BenchResult()
     pairs = working(runtimes, devices, result.skipped)
     job = _job(subjects, images, labels, reference, batches, references or {})
-    loaded = [_load_all(job, runtime, device, result, asked=runtimes is not None) for runtime, device in pairs]
+    loaded = [_load_all(job, runtime, device, result, required=runtimes is not None) for runtime, device in pairs]
     for row in (row for group in loaded for row in _rows(job, group, seconds_per_row)):
         result.rows.append(row)
         if on_row:
@@ -179,14 +179,14 @@ def _reasons(runtimes: Sequence[str] | None, device: str) -> dict[str, str | Non
     return available(device) if runtimes is None else {b: unavailable(b, device) for b in runtimes}
 
 
-def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, asked: bool) -> dict[str, Loaded]:
+def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, required: bool) -> dict[str, Loaded]:
     _load_libraries(job, runtime, device)
     loaded = {}
     for subject in job.subjects:
         try:
             loaded[subject.name] = _load(job, subject, runtime, device)
         except Unavailable as error:
-            if asked:
+            if required:
                 raise
             result.skipped[f"{runtime} ({device}): {subject.name}"] = str(error)
         else:

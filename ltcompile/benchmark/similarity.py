@@ -118,10 +118,10 @@ def answers(model: nn.Module, split: Split, device: torch.device) -> Answers:
     def probabilities_of(images: Tensor, parts: int) -> Tensor:
         return torch.cat([model(part).double().softmax(1).cpu() for part in images.chunk(parts)])
 
-    for images, told in split.batches(BATCH, device, None, 0):
+    for images, targets in split.batches(BATCH, device, None, 0):
         probabilities, parts = fitting(partial(probabilities_of, images), len(images), parts)
         found.append(probabilities)
-        labels.append(told.cpu())
+        labels.append(targets.cpu())
     return Answers(torch.cat(found), torch.cat(labels))
 
 
@@ -247,20 +247,20 @@ def _pairs(names: Sequence[str], masks: Sequence[WeightMask], answered: Sequence
 
 
 def _check_alike(first: tuple[str, Ticket], other: tuple[str, Ticket]) -> None:
-    """Raises TicketMismatch where two tickets are of different networks or tell different classes apart."""
+    """Raises TicketMismatch where two tickets are of different networks or of different classes."""
     (name, one), (path, two) = first, other
     if dict(one.model) != dict(two.model):
         raise TicketMismatch(
-            f"{path} is a ticket of {_told(two.model)}, and {name} one of {_told(one.model)}; compare tickets of the same network"
+            f"{path} is a ticket of {_network_of(two.model)}, and {name} one of {_network_of(one.model)}; compare tickets of the same network"
         )
     if list(one.data["class_names"]) != list(two.data["class_names"]):
         raise TicketMismatch(
-            f"{path} tells {short(list(two.data['class_names']))} apart, and {name} {short(list(one.data['class_names']))}: "
+            f"{path} has the classes {short(list(two.data['class_names']))}, and {name} {short(list(one.data['class_names']))}: "
             "their answers do not compare; compare tickets of the same classes"
         )
 
 
-def _told(model: Mapping[str, Any]) -> str:
+def _network_of(model: Mapping[str, Any]) -> str:
     return f"{short(model['name'])} with {', '.join(f'{name} {short(value)}' for name, value in model['arguments'].items())}"
 
 

@@ -72,8 +72,9 @@ def sweep(
 ) -> Sweep:
     """Time the dense network, every level's ticket and the random control of a finished search; write RUN/sweep.json and RUN/picked.pt.
 
-    Networks are those of the first seed; accuracies are of validation images, over all seeds: the test set is no help in picking. What was
-    picked is measured again in a fresh run, since the run that picked it is biased in its favour; the second fastest beside it, where speed decided.
+    Networks are those of the first seed; accuracies are of validation images, over all seeds: the test set plays no part in the choice. The
+    picked network is measured again in a fresh run, since the run that picked it is biased in its favour; where speed decided, in turns with
+    the second fastest.
 
     Args:
         pick: the rule, as `Rule.parse` reads it; it looks at the latency on the first runtime and device at the first batch size.
@@ -238,7 +239,7 @@ def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subjec
 
 
 def _write(folder: Path, ticket: Ticket, found: Sweep, picked: Ticket | None) -> None:
-    """Write the pick, then what tells of it; an earlier pick goes where there is none now."""
+    """Write the picked ticket, then its description; without a pick, an earlier one is deleted."""
     run = RunFolder(folder)
     if picked is None:
         run.picked.unlink(missing_ok=True)

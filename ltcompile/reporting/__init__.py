@@ -35,8 +35,8 @@ def report(run: str | Path | Pruned | Result, output: str | Path | None = None, 
             raise InvalidSetting('output= names the page of a Pruned, as in output="report.html"')
         from ltcompile.pruned import pruned_of
 
-        beside = own_page(Path(output))
-        return _write_own(own.of_pruned(pruned_of(run), bench), Path(output), beside)
+        figures = own_page(Path(output))
+        return _write_own(own.of_pruned(pruned_of(run), bench), Path(output), figures)
     if bench is not None:
         raise InvalidSetting("bench= belongs to a Pruned; a folder holds its bench.json")
     if own.is_own(folder := Path(run)):
@@ -48,12 +48,12 @@ def report(run: str | Path | Pruned | Result, output: str | Path | None = None, 
 
 def own_page(path: Path) -> Path:
     """Where the figures of a page go. Raises InvalidFile where that cannot be written."""
-    return page.beside_page(path, "own report")
+    return page.figures_path(path, "own report")
 
 
-def _write_own(found: own.Figures, path: Path, beside: Path) -> Path:
+def _write_own(found: own.Figures, path: Path, figures: Path) -> Path:
     metric = Metric(**found["metric"]) if found["metric"] else Metric()
     html = page.template("own.html.j2").render(r=found, metric=metric, sentence=own.sentence(found))
-    write_json(beside, found)
+    write_json(figures, found)
     write_text(path, html)
     return path

@@ -1,4 +1,4 @@
-"""Render the figures of a run as one page that needs nothing but a browser, and write them beside it as JSON."""
+"""Render the figures of a run as one page that needs only a browser, and write them as JSON next to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ltcompile.reporting.inputs import kind
 
 
 def report(run: str | Path, output: str | Path | None = None) -> Path:
-    """Write the report of a run folder: one HTML file that works offline, and its figures as JSON beside it.
+    """Write the report of a run folder: one HTML file that works offline, and its figures as JSON next to it.
 
     Args:
         run: the folder that `ltcompile find` made; results of shrink, bench and sweep in it are included.
@@ -38,21 +38,21 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
     run = Path(run)
     page = Path(output) if output is not None else run / "report.html"
     found = collect(run)
-    beside = beside_page(page)
+    figures = figures_path(page)
     html = render(found, read_pictures(RunFolder(run).pictures))
-    write_json(beside, found)
+    write_json(figures, found)
     write_text(page, html)
     return page
 
 
-def beside_page(page: Path, expected: str = "report") -> Path:
+def figures_path(page: Path, expected: str = "report") -> Path:
     """Where the JSON goes: never over another kind of file, such as the run's own results."""
-    beside = page.with_suffix(".json")
+    figures = page.with_suffix(".json")
     check_page(page)
-    check_writable(beside)
-    if beside.exists() and kind(beside) != expected:
-        raise InvalidFile(f"cannot write the report's figures to {beside}: that name is taken; choose another name for the report")
-    return beside
+    check_writable(figures)
+    if figures.exists() and kind(figures) != expected:
+        raise InvalidFile(f"cannot write the report's figures to {figures}: that name is taken; choose another name for the report")
+    return figures
 
 
 def render(found: dict[str, Any], pictures: Sequence[Picture] = ()) -> str:

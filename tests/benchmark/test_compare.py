@@ -152,11 +152,11 @@ def test_a_plan_is_the_mask_of_what_the_surgeon_zeroes(network: nn.Module, image
 def tickets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tickets of LeNet-5 on digits by filters and by weights, and one of another network."""
     folder, digits = tmp_path_factory.mktemp("tickets"), lt.load_data("digits", image_size=16)
-    asked = {"filters": ("lenet5", "filters"), "weights": ("lenet5", "weights"), "other": ("lenet300", "weights")}
-    for name, (model, prune) in asked.items():
+    searches = {"filters": ("lenet5", "filters"), "weights": ("lenet5", "weights"), "other": ("lenet300", "weights")}
+    for name, (model, prune) in searches.items():
         config = lt.SearchConfig(rounds=1, rate=0.4, prune=prune, scope="local", controls=False)  # type: ignore[arg-type]
         lt.find(model, digits, config, recipe=dataclasses.replace(QUICK, lr=0.05), folder=folder / name)
-    return {name: folder / name / "ticket.pt" for name in asked}
+    return {name: folder / name / "ticket.pt" for name in searches}
 
 
 @pytest.mark.slow
@@ -201,9 +201,9 @@ class TestTickets:
 
     def test_the_command(self, tickets: dict[str, Path], tmp_path: Path) -> None:
         pair = tickets["filters"], tickets["weights"]
-        told = call("compare", *pair, cwd=tmp_path)
-        assert told.returncode == 0, told.stderr
-        assert "ensemble" in told.stdout and "answers alike" in told.stdout and "1-2" in told.stdout and "11.weight" in told.stdout
+        done = call("compare", *pair, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "ensemble" in done.stdout and "answers alike" in done.stdout and "1-2" in done.stdout and "11.weight" in done.stdout
         value = json.loads(call("compare", *pair, "--json", cwd=tmp_path).stdout)
         assert value == json.loads(json.dumps(similarity(pair).to_json()))
         refused("compare", pair[0], tickets["other"], says="compare tickets of the same network", cwd=tmp_path)

@@ -50,7 +50,7 @@ class World:
         return interleave(calls, clock=lambda: self.now, **settings)
 
 
-def test_race_takes_turns() -> None:
+def test_subjects_take_turns() -> None:
     world = World()
     times = world.interleave({"a": 0.001, "b": 0.002, "c": 0.004})
     turns = [name for name, _ in itertools.groupby(world.order[world.order.index("c") :])]
@@ -73,7 +73,7 @@ def test_a_block_settles_before_it_measures() -> None:
 
 @pytest.mark.parametrize("run_s", [1e-5, 1e-3, 0.01, 0.05])
 @pytest.mark.parametrize("subjects", [1, 3])
-def test_race_keeps_its_budget(run_s: float, subjects: int) -> None:
+def test_interleaving_keeps_its_budget(run_s: float, subjects: int) -> None:
     world = World()
     times = world.interleave({str(i): run_s for i in range(subjects)}, seconds=2.0, runs=1500)
     assert world.now <= 2.0 * subjects + 2 * subjects * (timing.SETTLE_S + 3 * run_s)
@@ -81,7 +81,7 @@ def test_race_keeps_its_budget(run_s: float, subjects: int) -> None:
         assert timing.MIN_BLOCKS * timing.MIN_RUNS_PER_BLOCK <= ms.size <= 1500
 
 
-def test_slow_calls_get_the_minimum_and_fast_ones_beside_them_more() -> None:
+def test_slow_calls_get_the_minimum_and_fast_ones_get_more() -> None:
     world = World()
     times = world.interleave({"slow": 0.4, "fast": 0.001}, seconds=2.0)
     assert times["slow"].shape == (timing.MIN_BLOCKS, timing.MIN_RUNS_PER_BLOCK)
@@ -107,7 +107,7 @@ def test_gc_is_restored_after_a_failing_call() -> None:
     assert gc.isenabled()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is told by Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports resident memory")
 def test_peak_above_sees_what_is_taken_and_nothing_else() -> None:
     def take() -> None:
         np.ones(64 * MIB, dtype=np.uint8)
@@ -212,7 +212,7 @@ def leave_only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 
 
 @pytest.mark.usefixtures("no_timing")
-def test_what_was_asked_for_must_work(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_requested_must_work(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     break_backend(monkeypatch, "openvino", "no library; pip install it")
     with pytest.raises(Unavailable, match=r"openvino \(cpu\): no library; pip install it"):
         measure(pair, IMAGES, runtimes=["eager", "openvino"], **QUICK)
@@ -226,7 +226,7 @@ def test_what_was_asked_for_must_work(pair: list[Subject], monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("no_settling")
-def test_what_was_not_asked_for_is_skipped_with_its_reason(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_requested_is_skipped_with_its_reason(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     leave_only(monkeypatch, "eager", "onnxruntime")
     result = measure([pair[0], Subject("ticket", pair[1].module)], IMAGES, **QUICK)
     assert result.skipped["openvino (cpu)"] == "left out; install it"
@@ -236,7 +236,7 @@ def test_what_was_not_asked_for_is_skipped_with_its_reason(pair: list[Subject], 
 
 @pytest.mark.usefixtures("no_settling")
 @pytest.mark.parametrize(("precision", "dtype"), [("int8", "int8"), ("fp16", "float32"), (None, "float32")])
-def test_rows_tell_what_products_are_computed_in(tmp_path: Path, precision: str | None, dtype: str) -> None:
+def test_rows_name_the_type_of_products(tmp_path: Path, precision: str | None, dtype: str) -> None:
     """Of each network its own; a CPU multiplies integers as they are, and half precision in single."""
     pair = [subject("dense", tmp_path), Subject("small", None, subject("small", tmp_path, seed=1).onnx)]
     references = {"small": replace(reference_of(pair[1]), precision=precision)} if precision else None

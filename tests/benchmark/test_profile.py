@@ -122,9 +122,9 @@ def profiled(name: str, side: int = 32, noise: float = 0.0, smooth: bool = False
 # Profiles
 
 
-def test_a_machine_that_changes_its_speed_is_told(told: Callable[..., str], law: Law) -> None:
+def test_a_machine_that_changes_its_speed_is_reported(printed_by: Callable[..., str], law: Law) -> None:
     law.drift = 0.5
-    assert "speed changed by 2." in " ".join(told("profile", "--model", "lenet5", "--batch", 8).split())
+    assert "speed changed by 2." in " ".join(printed_by("profile", "--model", "lenet5", "--batch", 8).split())
 
 
 @pytest.mark.slow
@@ -158,9 +158,9 @@ def test_a_profile_finds_which_layers_wait_for_their_weights(law: Law, tmp_path:
     for layer, width in (("features.40", 512), ("features.3", 64)):
         surface = found.surfaces[layer]
         assert surface.alignment.roofline
-        told = surface(width - 1, width) / surface(width, width)
-        law_told = waiting_ms(nn.Conv2d(width - 1, width, 3)) / waiting_ms(nn.Conv2d(width, width, 3))
-        assert told == pytest.approx(law_told, rel=0.1), layer
+        by_profile = surface(width - 1, width) / surface(width, width)
+        by_law = waiting_ms(nn.Conv2d(width - 1, width, 3)) / waiting_ms(nn.Conv2d(width, width, 3))
+        assert by_profile == pytest.approx(by_law, rel=0.1), layer
 
 
 def test_slow_minutes_of_the_machine_are_divided_out(law: Law, tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_slow_minutes_of_the_machine_are_divided_out(law: Law, tmp_path: Path) -
 
 def test_what_ran_in_a_slow_minute_is_timed_again(law: Law, tmp_path: Path) -> None:
     steady = profile(MODEL, TARGET, output=tmp_path / "steady.json")
-    law.calls, law.slow, told = 0, range(30, 50), []
-    found = profile(MODEL, TARGET, output=tmp_path / "p.json", on_progress=lambda done, of, run: told.append(done))
+    law.calls, law.slow, reports = 0, range(30, 50), []
+    found = profile(MODEL, TARGET, output=tmp_path / "p.json", on_progress=lambda done, of, run: reports.append(done))
     assert found.runs == steady.runs == Profile.load(tmp_path / "p.json").runs
-    assert law.calls == told[-1] == len(steady.runs) + 20, "no others"
+    assert law.calls == reports[-1] == len(steady.runs) + 20, "no others"
     law.slow = range(law.calls + 1, law.calls + 1000)
     profile(MODEL, TARGET, output=tmp_path / "p.json")
     assert law.calls == len(steady.runs) + 20, "what is whole is not timed again"
@@ -187,15 +187,15 @@ def test_what_ran_in_a_slow_minute_is_timed_again(law: Law, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_the_stopwatch_tells_shares_whatever_the_machine_does(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stopwatch_measures_shares_on_a_drifting_machine(law: Law, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ltcompile.benchmark.profiling.timer.interleave", functools.partial(interleave, clock=lambda: law.seconds))
     law.drift, named = 0.5, model("vgg16-quarter")
     dense = lt.build_model("vgg16-quarter").eval()
     small = cut(dense, lt.plan(dense, torch.zeros(2, 3, 32, 32), 0.7, "local")).eval()
-    told = stopwatch(named, TARGET)
+    share = stopwatch(named, TARGET)
     for _ in range(5):
-        assert told(small) == pytest.approx(time_of(small) / time_of(dense), rel=0.04)
-    assert told(dense) == pytest.approx(1, rel=0.04)
+        assert share(small) == pytest.approx(time_of(small) / time_of(dense), rel=0.04)
+    assert share(dense) == pytest.approx(1, rel=0.04)
 
 
 def test_a_profile_goes_on_where_it_was(law: Law, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_foreign_profile_is_refused_by_what_differs(law: Law, tmp_path: Path, 
             Profile.load(path)
 
 
-def test_what_tells_no_layers_is_refused() -> None:
+def test_a_runtime_without_times_of_layers_is_refused() -> None:
     for text in ("cpu:onnxruntime:b1:bf16", "cpu:openvino:b1:fp16", "cpu:eager:b1:int8"):
         with pytest.raises(Unavailable, match="no times of single layers"):
             open_timer(Deployment.parse(text))
@@ -256,7 +256,7 @@ def test_instead_of_the_engine_its_runtimes_are_named(precision: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "eager"])
-def test_every_runtime_tells_every_layer(runtime: str) -> None:
+def test_every_runtime_times_every_layer(runtime: str) -> None:
     """Of a residual network with odd widths; their times add up to the whole."""
     work = profiling_work("resnet20", runtime)
     kept = {g.name: g.width - (not g.frozen) for g in work.groups}
@@ -299,7 +299,7 @@ def test_resizing_a_file_is_exporting_the_cut(name: str, tmp_path: Path) -> None
         torch.testing.assert_close(run_onnx(tmp_path / "small.onnx", images), small(images), rtol=1e-4, atol=1e-4)
 
 
-def test_operations_are_told_apart_by_elimination() -> None:
+def test_operations_are_identified_by_elimination() -> None:
     known = {"conv_1": {"a"}, "relu": {"a"}, "sum": {"a", "b", "c"}, "conv_3": {"c"}}
     events = [("relu_nchwc", True), ("ReorderOutput", False), ("fused conv_3", True), ("sum_nchwc_token_4", True), ("strange", True)]
     assert assign(events, known) == ["a", None, "c", "b", None]
@@ -494,7 +494,7 @@ def test_a_search_spends_a_budget_of_time(law: Law, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def told(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def printed_by(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*arguments: object) -> str:
@@ -505,18 +505,20 @@ def told(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     return run
 
 
-def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = told("profile", "--model", "lenet5", "--batch", 8)
+def test_profile_and_plan_on_the_command_line(
+    printed_by: Callable[..., str], law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = printed_by("profile", "--model", "lenet5", "--batch", 8)
     assert "held back" in shown and "noisy" not in shown
     calls = law.calls
     monkeypatch.setattr(
         "ltcompile.benchmark.profiling.stopwatch", lambda *_: lambda small: time_of(small) / time_of(lt.build_model("lenet5"))
     )
-    shown = told("plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2)
+    shown = printed_by("plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2)
     assert law.calls == calls, "it was profiled before" and "fewer" in shown
     (kept,) = (tmp_path / "cache/ltcompile/profiles").glob("*.json")
     dense_ms = Profile.load(kept).dense_ms
-    told(
+    printed_by(
         "plan",
         "--model",
         "lenet5",
@@ -533,7 +535,7 @@ def test_profile_and_plan_on_the_command_line(told: Callable[..., str], law: Law
     assert time_of(small) == pytest.approx(dense_ms / 2, rel=0.1)
     value = json.loads(kept.read_text())
     (tmp_path / "edge.json").write_text(json.dumps({**value, "machine": {**value["machine"], "cpu": "an edge"}}))
-    assert "planned for an edge" in told(
+    assert "planned for an edge" in printed_by(
         "plan", "--model", "lenet5", "--on", TARGET, "--target-speedup", 2, "--profile", tmp_path / "edge.json"
     )
 
@@ -580,19 +582,19 @@ def test_figures_of_a_plan_are_measured_again(law: Law, tmp_path: Path) -> None:
     assert reached == [Reached("time", 0.5, 0.56)]
 
 
-def test_energy_that_is_not_counted_is_refused(told: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_energy_that_is_not_counted_is_refused(printed_by: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy, "POWERCAP", tmp_path)
     with pytest.raises(Unavailable, match="no counters of energy; use --target-latency"):
-        told("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", "1mJ")
+        printed_by("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", "1mJ")
 
 
-def test_a_target_of_energy_on_the_command_line(told: Callable[..., str], counted: Law, tmp_path: Path) -> None:
+def test_a_target_of_energy_on_the_command_line(printed_by: Callable[..., str], counted: Law, tmp_path: Path) -> None:
     dense = joules_of(lt.build_model("lenet5"))
-    told(*("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", f"{1000 * dense / 2}mJ", "-o", tmp_path / "plan.json"))
+    printed_by(*("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", f"{1000 * dense / 2}mJ", "-o", tmp_path / "plan.json"))
     assert joules_of(cut(lt.build_model("lenet5"), PruningPlan.load(tmp_path / "plan.json"))) == pytest.approx(dense / 2, rel=0.1)
     for text, says in ((f"{2 * dense}J", "already"), ("5", "with its unit"), ("5ms", "with its unit")):
         with pytest.raises(InvalidSetting, match=says):
-            told("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", text)
+            printed_by("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", text)
 
 
 PUBLISHED = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}  # classes and colours
@@ -601,28 +603,28 @@ PUBLISHED = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}  # cla
 @pytest.mark.parametrize(
     ("classes", "colours", "side"), [(10, 1, 32), (10, 1, 16), (10, 3, 32), (100, 3, 32), (10, 3, 64), (7, 3, 32), (7, 1, 32), (10, 4, 32)]
 )
-def test_the_next_command_fits_the_profile(told: Callable[..., str], tmp_path: Path, classes: int, colours: int, side: int) -> None:
+def test_the_next_command_fits_the_profile(printed_by: Callable[..., str], tmp_path: Path, classes: int, colours: int, side: int) -> None:
     """It searches data of these classes, colours and size, or else plans such a network."""
     path = tmp_path / "a profile.json"
     words = ("--classes", classes, "--in-channels", colours, "--image-size", side)
-    said = told("profile", "--model", "lenet5", "--batch", 8, *words, "-o", path)
+    said = printed_by("profile", "--model", "lenet5", "--batch", 8, *words, "-o", path)
     _, command, *arguments = shlex.split(said.split("next: ")[1])
-    asked = get_command(app).commands[command].make_context(command, arguments).params  # type: ignore[attr-defined]
-    pixels = parse(asked["image_size"]) if asked["image_size"] else None
-    assert (asked["model"], asked["on"], asked["profile"], asked["target_speedup"]) == ("lenet5", str(TARGET), path, 3)
+    options = get_command(app).commands[command].make_context(command, arguments).params  # type: ignore[attr-defined]
+    pixels = parse(options["image_size"]) if options["image_size"] else None
+    assert (options["model"], options["on"], options["profile"], options["target_speedup"]) == ("lenet5", str(TARGET), path, 3)
     if command == "find":
-        data = asked["data"]
+        data = options["data"]
         if data == "digits":
             assert lt.load_data(data, image_size=pixels).description.shape == (colours, side, side)
         assert PUBLISHED.get(data, (classes, 3)) == (classes, colours) and (data in PUBLISHED or data.startswith("imagefolder:"))
         assert (pixels or 32) == side
     else:
-        assert (asked["classes"], asked["in_channels"], pixels) == (classes, colours, side)
+        assert (options["classes"], options["in_channels"], pixels) == (classes, colours, side)
         assert colours != 3 and (classes, colours) not in PUBLISHED.values()
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("options", "says"),
     [
         (("--target-speedup", 2), "add --on"),
         (("--on", "cpu"), "say how fast"),
@@ -635,12 +637,12 @@ def test_the_next_command_fits_the_profile(told: Callable[..., str], tmp_path: P
         (("--target-energy", "1mJ"), "add --on"),
     ],
 )
-def test_bad_targets_are_refused(told: Callable[..., str], asked: tuple[object, ...], says: str) -> None:
+def test_bad_targets_are_refused(printed_by: Callable[..., str], options: tuple[object, ...], says: str) -> None:
     with pytest.raises(InvalidSetting, match=says):
-        CliRunner().invoke(app, ["plan", "--model", "lenet5", *map(str, asked)], catch_exceptions=False)
+        CliRunner().invoke(app, ["plan", "--model", "lenet5", *map(str, options)], catch_exceptions=False)
 
 
-def test_machines_are_told_by_what_decides() -> None:
+def test_machines_are_identified_by_what_decides() -> None:
     assert {"cpu", "threads", "onnxruntime-gpu"} <= nouns.machine(TARGET).keys()
 
 
@@ -693,7 +695,7 @@ def test_networks_of_any_inputs_are_profiled_and_planned_to_a_speedup(law: Law, 
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "eager"])
-def test_layers_of_a_network_of_two_inputs_are_told(runtime: str) -> None:
+def test_layers_of_a_network_of_two_inputs_are_timed(runtime: str) -> None:
     from ltcompile.benchmark.profiling.work import _work
 
     given, target = pruned("two inputs"), replace(TARGET, runtime=runtime, batch=2)

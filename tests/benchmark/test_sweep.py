@@ -68,29 +68,29 @@ def folder(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(folder: Path) -> dict[str, Any]:
+def found(folder: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
     return value
 
 
 class TestCurve:
-    def test_every_level_is_there_once_a_backend_and_batch(self, folder: Path, told: dict[str, Any]) -> None:
+    def test_every_level_is_there_once_a_backend_and_batch(self, folder: Path, found: dict[str, Any]) -> None:
         history = lt.Ticket.load(folder / "ticket.pt").history
         names = {"dense", *(f"{row.arm}-{row.level}" for row in history if row.arm in ("ticket", "random"))}
         assert len(names) == 4, "dense, two tickets, the random control of one"
-        assert [point["name"] for point in told["points"]] == sorted(names, key=["dense", "ticket-1", "ticket-2", *names].index)
-        timed = [(row["subject"], row["runtime"], row["batch"]) for row in told["rows"]]
+        assert [point["name"] for point in found["points"]] == sorted(names, key=["dense", "ticket-1", "ticket-2", *names].index)
+        timed = [(row["subject"], row["runtime"], row["batch"]) for row in found["rows"]]
         assert sorted(timed) == sorted((name, runtime, batch) for name in names for runtime in RUNTIMES for batch in BATCHES)
-        assert all(row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"] and row["max_error"] < 1e-3 for row in told["rows"])
-        assert all((row["speedup"] is None) == (row["subject"] == "dense") for row in told["rows"])
+        assert all(row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"] and row["max_error"] < 1e-3 for row in found["rows"])
+        assert all((row["speedup"] is None) == (row["subject"] == "dense") for row in found["rows"])
 
-    def test_nothing_tells_of_the_test_set(self, folder: Path, told: dict[str, Any]) -> None:
+    def test_the_test_set_is_not_read(self, folder: Path, found: dict[str, Any]) -> None:
         assert "test_score" not in (folder / "sweep.json").read_text()
-        assert all(row["accuracy"] is None for row in told["rows"])
+        assert all(row["accuracy"] is None for row in found["rows"])
 
-    def test_score_and_size_are_those_of_the_search(self, folder: Path, told: dict[str, Any]) -> None:
+    def test_score_and_size_are_those_of_the_search(self, folder: Path, found: dict[str, Any]) -> None:
         history = lt.Ticket.load(folder / "ticket.pt").history
-        for point in told["points"]:
+        for point in found["points"]:
             rows = [row for row in history if (row.arm, row.level) == (point["arm"], point["level"])]
             assert point["seeds"] == [0, 1]
             assert point["val_score"] == pytest.approx(sum(row.val_score for row in rows) / 2)
@@ -98,9 +98,9 @@ class TestCurve:
             assert (point["params"], point["macs"]) == (rows[0].params, rows[0].macs)
             assert point["bytes"] > 4 * point["params"] * 0.9
 
-    def test_the_front_is_told(self, told: dict[str, Any]) -> None:
-        points = {point["name"]: point for point in told["points"]}
-        place = [row for row in told["rows"] if (row["runtime"], row["batch"]) == ("eager", 3)]
+    def test_the_pareto_front(self, found: dict[str, Any]) -> None:
+        points = {point["name"]: point for point in found["points"]}
+        place = [row for row in found["rows"] if (row["runtime"], row["batch"]) == ("eager", 3)]
         options = [
             Option(points[row["subject"]]["level"], row["ms_p50"], points[row["subject"]]["val_score"], 1)
             for row in place
@@ -109,8 +109,8 @@ class TestCurve:
         on_front = {row["subject"] for row in place if row["on_front"]}
         assert on_front == {f"ticket-{option.level}" if option.level else "dense" for option in pareto_front(options)}
 
-    def test_energy(self, told: dict[str, Any]) -> None:
-        assert told["energy"] == "" and {row["joules_per_image"] for row in told["rows"]} == {0.5}
+    def test_energy(self, found: dict[str, Any]) -> None:
+        assert found["energy"] == "" and {row["joules_per_image"] for row in found["rows"]} == {0.5}
 
     def test_a_masked_search(self, tmp_path: Path) -> None:
         """Its files hold whole networks with zeros; the curve has what is left of them."""
@@ -124,25 +124,25 @@ class TestCurve:
 
 
 class TestPicked:
-    def test_it_is_the_level_that_was_picked(self, folder: Path, told: dict[str, Any]) -> None:
-        pick, ticket = told["pick"], lt.Ticket.load(folder / "picked.pt")
+    def test_it_is_the_level_that_was_picked(self, folder: Path, found: dict[str, Any]) -> None:
+        pick, ticket = found["pick"], lt.Ticket.load(folder / "picked.pt")
         assert {pick["name"], pick["runner_up"]} == {"ticket-1", "ticket-2"}, "a hundred points below allow everything"
         assert pick["level"] == ticket.level
         assert (pick["runtime"], pick["batch"], pick["checksum"]) == ("onnxruntime", 1, ticket.checksum)
-        ms = [row["ms_p50"] for row in told["rows"] if (row["subject"], row["runtime"], row["batch"]) == (pick["name"], "onnxruntime", 1)]
+        ms = [row["ms_p50"] for row in found["rows"] if (row["subject"], row["runtime"], row["batch"]) == (pick["name"], "onnxruntime", 1)]
         assert pick["ms_p50"] not in ms, "its figures are of a run of their own"
         assert pick["speedup_low"] <= pick["speedup"] <= pick["speedup_high"]
         assert pick["tie"] == (pick["lead_low"] <= 1 <= pick["lead_high"])
         saved = torch.load(folder / f"seed0/ticket-{ticket.level}.pt", weights_only=True)["weights"]
         assert saved.keys() == ticket.weights.keys() and all(torch.equal(saved[name], value) for name, value in ticket.weights.items())
 
-    def test_it_shrinks(self, folder: Path, told: dict[str, Any], tmp_path: Path) -> None:
+    def test_it_shrinks(self, folder: Path, found: dict[str, Any], tmp_path: Path) -> None:
         record = lt.shrink(folder / "picked.pt", tmp_path / "picked.onnx").record
-        point = next(point for point in told["points"] if point["name"] == told["pick"]["name"])
+        point = next(point for point in found["points"] if point["name"] == found["pick"]["name"])
         assert (record["params"], record["macs"]) == (point["params"], point["macs"])
 
     def test_without_a_pick_there_is_none(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """And no counter of energy: the reason is told once."""
+        """And no counter of energy: the reason is given once."""
 
         def uncounted(*_: object) -> float:
             raise Unavailable("no counter here")
@@ -326,7 +326,7 @@ class TestPath:
 
 @pytest.mark.slow
 def test_a_search_and_its_curve_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each level leaves as many times fewer MACs as was asked for; what was searched is not searched again by default."""
+    """Each level leaves as many times fewer MACs as was requested; a completed search is not repeated."""
     command = ["sweep", "--model", "lenet5", "--targets", "2,4", "--name", "t", "--epochs", "1", "--pick", "fastest-within=100"]
     command += ["--runtime", "eager", "--batch", "1", "--seconds", "0.02", "--device", "cpu"]
     monkeypatch.chdir(tmp_path)
@@ -338,24 +338,24 @@ def test_a_search_and_its_curve_in_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert [name for name in macs if name.startswith("ticket")] == ["ticket-1", "ticket-2"]
     assert 0.3 < macs["ticket-1"] / macs["dense"] <= 0.5 and 0.15 < macs["ticket-2"] / macs["dense"] <= 0.25
     refused(*command, says="--resume", cwd=tmp_path)
-    told = json.loads((tmp_path / "runs/t/sweep.json").read_text())
-    assert f"fastest-within 100 at eager (cpu), batch 1: {told['pick']['name']}" in done.stdout
-    assert "measured again in a fresh run: p50" in done.stdout and ("a tie with" in done.stdout) == told["pick"]["tie"]
-    assert lt.Ticket.load(tmp_path / "runs/t/picked.pt").level == told["pick"]["level"]
+    found = json.loads((tmp_path / "runs/t/sweep.json").read_text())
+    assert f"fastest-within 100 at eager (cpu), batch 1: {found['pick']['name']}" in done.stdout
+    assert "measured again in a fresh run: p50" in done.stdout and ("a tie with" in done.stdout) == found["pick"]["tie"]
+    assert lt.Ticket.load(tmp_path / "runs/t/picked.pt").level == found["pick"]["level"]
 
 
-def test_levels_that_miss_their_targets_are_named(folder: Path, told: dict[str, Any]) -> None:
+def test_levels_that_miss_their_targets_are_named(folder: Path, found: dict[str, Any]) -> None:
     """By MACs, or by time where the curve was measured at the place of --on."""
-    found = table(told, Sweep)
-    macs = {point.name: point.macs for point in found.points}
+    sweep = table(found, Sweep)
+    macs = {point.name: point.macs for point in sweep.points}
     share = macs["ticket-1"] / macs["dense"]
-    (one, first), (two, second) = reached_by(found, (share, 0.01), None)
+    (one, first), (two, second) = reached_by(sweep, (share, 0.01), None)
     assert (one, first, first.missed_by) == ("ticket-1", Reached("macs", share, share), 0)
     assert two == "ticket-2" and second.missed_by == pytest.approx(macs["ticket-2"] / macs["dense"] / 0.01 - 1)
-    (row,) = [r for r in found.rows if (r.subject, r.runtime, r.batch) == ("ticket-1", "onnxruntime", 3)]
+    (row,) = [r for r in sweep.rows if (r.subject, r.runtime, r.batch) == ("ticket-1", "onnxruntime", 3)]
     assert row.speedup is not None
-    assert reached_by(found, (0.5,), "cpu:onnxruntime:b3:fp32") == [("ticket-1", Reached("time", 0.5, 1 / row.speedup))]
-    assert reached_by(found, (0.5,), "cpu:onnxruntime:b7:fp32") == [("ticket-1", Reached("time", 0.5, None))]
+    assert reached_by(sweep, (0.5,), "cpu:onnxruntime:b3:fp32") == [("ticket-1", Reached("time", 0.5, 1 / row.speedup))]
+    assert reached_by(sweep, (0.5,), "cpu:onnxruntime:b7:fp32") == [("ticket-1", Reached("time", 0.5, None))]
 
 
 class TestRefusals:
@@ -405,19 +405,19 @@ class TestRefusals:
 
 
 class TestReport:
-    def test_it_draws_a_real_run(self, folder: Path, told: dict[str, Any]) -> None:
+    def test_it_draws_a_real_run(self, folder: Path, found: dict[str, Any]) -> None:
         page = Page(report(folder).read_text())
         figures = [attrs["data-figure"] for _, attrs in page.tags if "data-figure" in attrs]
         assert sum(str(name).startswith("curve-") for name in figures) == len(RUNTIMES) * len(BATCHES)
-        assert f"Picked by the rule fastest-within 100: {told['pick']['name']}" in page.text
+        assert f"Picked by the rule fastest-within 100: {found['pick']['name']}" in page.text
 
     def test_a_curve_for_each_place(self, tmp_path: Path) -> None:
-        html, told = made(tmp_path / "run", example() | {"sweep.json": curve()})
-        assert [(each["batch"], each["picked_by"], len(each["points"])) for each in told["sweep"]["curves"]] == [
+        html, found = made(tmp_path / "run", example() | {"sweep.json": curve()})
+        assert [(each["batch"], each["picked_by"], len(each["points"])) for each in found["sweep"]["curves"]] == [
             (1, True, 6),
             (32, False, 6),
         ]
-        assert [p["stage"] for p in told["provenance"]][-1] == "sweep" and told["warnings"] == []
+        assert [p["stage"] for p in found["provenance"]][-1] == "sweep" and found["warnings"] == []
         page = Page(html)
         assert ("a", {"href": "#curve"}) in page.tags and "ticket-3, picked" in page.text and "it lies farthest" in page.text
         assert "Measured again in a fresh run: p50 2.12" in page.text and "a tie with ticket-2" in page.text

@@ -16,31 +16,31 @@ from ltcompile.timing import Fastest, fastest, interleave, speedup
 
 Array = NDArray[np.float64]
 RUNS, BLOCK_SD, RUN_SD = 10, 0.02, 0.05  # of a block; of the logarithms of times
-RACES = 2000
+REPETITIONS = 2000
 
 
-def simulated(random: np.random.Generator, races: int, blocks: int, drift: float, shape: str, noise: str) -> tuple[Array, Array]:
-    """Milliseconds (races, blocks, RUNS) of two subjects that are as fast as each other, and take turns forth and back.
+def simulated(random: np.random.Generator, repetitions: int, blocks: int, drift: float, shape: str, noise: str) -> tuple[Array, Array]:
+    """Milliseconds (repetitions, blocks, RUNS) of two subjects that are as fast as each other, and take turns forth and back.
 
     The machine drifts by `drift` over a run: as a trend, as a random walk, or from level to level, one a turn. Blocks have noise of
     their own: normal, heavy-tailed (Student's t with 3 degrees of freedom), or normal with one in ten prolonged by 20 % on average.
     """
     turns = 2 * blocks
     machine = {
-        "trend": lambda: np.broadcast_to(drift * np.arange(turns) / turns, (races, turns)),
-        "walk": lambda: random.normal(0, drift / np.sqrt(turns), (races, turns)).cumsum(1),
-        "levels": lambda: np.repeat(random.normal(0, drift, (races, blocks)), 2, 1),
+        "trend": lambda: np.broadcast_to(drift * np.arange(turns) / turns, (repetitions, turns)),
+        "walk": lambda: random.normal(0, drift / np.sqrt(turns), (repetitions, turns)).cumsum(1),
+        "levels": lambda: np.repeat(random.normal(0, drift, (repetitions, blocks)), 2, 1),
     }[shape]()
-    machine = machine.reshape(races, blocks, 2, 1)
+    machine = machine.reshape(repetitions, blocks, 2, 1)
     own = {
-        "normal": lambda: random.normal(0, BLOCK_SD, (races, blocks, 2, 1)),
-        "heavy": lambda: BLOCK_SD / np.sqrt(3) * random.standard_t(3, (races, blocks, 2, 1)),
+        "normal": lambda: random.normal(0, BLOCK_SD, (repetitions, blocks, 2, 1)),
+        "heavy": lambda: BLOCK_SD / np.sqrt(3) * random.standard_t(3, (repetitions, blocks, 2, 1)),
         "interrupted": lambda: (
-            random.normal(0, BLOCK_SD, (races, blocks, 2, 1))
-            + (random.random((races, blocks, 2, 1)) < 0.1) * random.exponential(0.2, (races, blocks, 2, 1))
+            random.normal(0, BLOCK_SD, (repetitions, blocks, 2, 1))
+            + (random.random((repetitions, blocks, 2, 1)) < 0.1) * random.exponential(0.2, (repetitions, blocks, 2, 1))
         ),
     }[noise]()
-    ms = np.exp(machine + own + random.normal(0, RUN_SD, (races, blocks, 2, RUNS)))
+    ms = np.exp(machine + own + random.normal(0, RUN_SD, (repetitions, blocks, 2, RUNS)))
     ms[:, 1::2] = ms[:, 1::2, ::-1]  # turns back
     return ms[:, :, 0], ms[:, :, 1]
 
@@ -51,7 +51,7 @@ def simulated(random: np.random.Generator, races: int, blocks: int, drift: float
 def test_intervals_cover_the_true_ratio_as_often_as_they_say(blocks: int, noise: str) -> None:
     random = np.random.default_rng(blocks)
     for drift, shape in ((0.0, "levels"), (0.02, "trend"), (0.02, "walk"), (0.2, "trend"), (0.2, "walk"), (0.2, "levels")):
-        dense, small = simulated(random, RACES, blocks, drift, shape, noise)
+        dense, small = simulated(random, REPETITIONS, blocks, drift, shape, noise)
         ends = np.array([speedup(3 * d, s) for d, s in zip(dense, small, strict=True)])
         covered = np.mean((ends[:, 1] <= 3) & (ends[:, 2] >= 3))
         assert 0.93 <= covered <= 0.97, (drift, shape)

@@ -38,19 +38,21 @@ def test_help_loads_no_heavy_package() -> None:
 
 def test_the_console_script() -> None:
     """A process as a user starts it: help and mistakes at once. Forks stand for the longer commands below."""
-    told = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True)
-    assert "Search for the smallest winning ticket" in told.stdout
+    done = subprocess.run([SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    assert "Search for the smallest winning ticket" in done.stdout
     assert subprocess.run([SCRIPT, "fnid"], capture_output=True, check=False).returncode == 2
 
 
-def tell(told: Connection) -> None:
-    told.send((len(os.listdir("/proc/self/task")), torch.cuda._is_in_bad_fork(), {"torch", "onnxruntime", "openvino"} & set(sys.modules)))
+def report(connection: Connection) -> None:
+    connection.send(
+        (len(os.listdir("/proc/self/task")), torch.cuda._is_in_bad_fork(), {"torch", "onnxruntime", "openvino"} & set(sys.modules))
+    )
 
 
 def test_commands_are_forked_with_nothing_that_a_fork_breaks() -> None:
     """No second thread, no CUDA, no runtime that has begun; but what takes seconds to import."""
     here, there = SERVER.Pipe(duplex=False)
-    process = fork(tell, there)
+    process = fork(report, there)
     assert here.recv() == (1, False, {"torch"})
     process.join()
 
@@ -69,8 +71,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cwd = tmp_path_factory.mktemp("work")
     done = call("find", *QUICK, "--name", "t", "--json", cwd=cwd)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["ticket"] == "runs/t/ticket.pt" and told["verdict"]["rule"] and len(told["rows"]) == 5
+    printed = json.loads(done.stdout)
+    assert printed["ticket"] == "runs/t/ticket.pt" and printed["verdict"]["rule"] and len(printed["rows"]) == 5
     done = call("shrink", "runs/t/ticket.pt", "-o", "runs/t/small.onnx", cwd=cwd)
     assert done.returncode == 0 and "cut = masked" in done.stdout, done.stderr
     return cwd
@@ -100,8 +102,8 @@ def test_tensorboard_logs_on_request(tmp_path: Path) -> None:
 
 def test_show(folder: Path) -> None:
     assert "lenet5 for classification of digits" in call("show", folder / "runs/t/ticket.pt").stdout
-    told = json.loads(call("show", folder / "runs/t/ticket.pt", "--json").stdout)
-    assert told["checksum"] == lt.Ticket.load(folder / "runs/t/ticket.pt").checksum and "weights" not in told
+    printed = json.loads(call("show", folder / "runs/t/ticket.pt", "--json").stdout)
+    assert printed["checksum"] == lt.Ticket.load(folder / "runs/t/ticket.pt").checksum and "weights" not in printed
 
 
 @pytest.mark.parametrize("target", ["ticket.pt", "small.onnx"])
@@ -125,7 +127,7 @@ def test_bench(folder: Path, target: str) -> None:
 
 
 def test_bench_without_the_run_folder(folder: Path, tmp_path: Path) -> None:
-    """A file that has left its run: its dense network is rebuilt from what the file tells, and has a speed but no accuracy."""
+    """A file that has left its run: its dense network is rebuilt from the file's metadata, and has a speed but no accuracy."""
     (tmp_path / "small.onnx").write_bytes((folder / "runs/t/small.onnx").read_bytes())
     words = ("--runtime", "onnxruntime", "--batch", 1, "--seconds", 0.05, "--json")
     done = call("bench", tmp_path / "small.onnx", *words, short_timings=True)
@@ -144,8 +146,8 @@ def test_files_that_shrink_changed_on_purpose_are_their_own_reference(folder: Pa
 
 
 def test_lower(folder: Path) -> None:
-    told = json.loads(call("lower", folder / "runs/t/ticket.pt", "--json").stdout)
-    assert told["left"] < len(told["nodes"]) and max(told["errors"].values()) < 1e-5
+    printed = json.loads(call("lower", folder / "runs/t/ticket.pt", "--json").stdout)
+    assert printed["left"] < len(printed["nodes"]) and max(printed["errors"].values()) < 1e-5
     done = call("lower", folder / "runs/t/ticket.pt", "--explain")
     assert done.returncode == 0 and "what became of it" in done.stdout and "fused conv2d" in done.stdout, done.stderr
 
@@ -157,8 +159,8 @@ def test_report(folder: Path) -> None:
 
 
 def test_doctor() -> None:
-    told = json.loads(call("doctor", "--json").stdout)
-    assert told["runtimes"]["cpu"]["eager"] is None and told["versions"]["torch"] == torch.__version__.split("+")[0]
+    printed = json.loads(call("doctor", "--json").stdout)
+    assert printed["runtimes"]["cpu"]["eager"] is None and printed["versions"]["torch"] == torch.__version__.split("+")[0]
     assert "works" in call("doctor").stdout
 
 
@@ -238,7 +240,7 @@ class TestBadInput:
         assert done.returncode == 2 and "ZeroDivisionError: oops" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_bug_of_ours_is_told_as_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_of_ours_is_reported_as_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from ltcompile.cli import doctor, main
 
     def fail() -> None:

@@ -38,12 +38,12 @@ WAYS_OUT = re.compile(
 def refused(*arguments: object, names: object, cwd: Path) -> str:
     """The command ends with 2, without a traceback, naming `names`, and with a way out. What it said."""
     done = call(*arguments, cwd=cwd, timeout=60)
-    told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
+    message = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
     assert done.returncode == 2, (arguments, done.returncode, done.stdout, done.stderr)
-    assert "Traceback" not in done.stderr and "this is a bug" not in told
-    assert str(names) in told, (arguments, told)
-    assert WAYS_OUT.search(told), (arguments, told)
-    return told
+    assert "Traceback" not in done.stderr and "this is a bug" not in message
+    assert str(names) in message, (arguments, message)
+    assert WAYS_OUT.search(message), (arguments, message)
+    return message
 
 
 def test_there_are_commands() -> None:
@@ -63,8 +63,8 @@ def misused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setenv("COLUMNS", "160")
         with pytest.raises(SystemExit) as stop:
             main()
-        told = capsys.readouterr().err
-        assert stop.value.code == 2 and names.lower() in told.lower() and WAYS_OUT.search(told), told
+        message = capsys.readouterr().err
+        assert stop.value.code == 2 and names.lower() in message.lower() and WAYS_OUT.search(message), message
 
     return check
 
@@ -241,20 +241,20 @@ class TestExitCodes:
 
     @pytest.mark.parametrize("kind", LtcompileError.__subclasses__())
     def test_of_our_errors(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: type[LtcompileError]) -> None:
-        code, told = raised(monkeypatch, capsys, kind("what; what to do"))
-        assert (code, told) == (2, "error: what; what to do\n")
+        code, message = raised(monkeypatch, capsys, kind("what; what to do"))
+        assert (code, message) == (2, "error: what; what to do\n")
 
     def test_of_files_that_the_system_withholds(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        code, told = raised(monkeypatch, capsys, PermissionError(13, "Permission denied", "secret.pt"))
-        assert code == 2 and "secret.pt: Permission denied; check" in told
+        code, message = raised(monkeypatch, capsys, PermissionError(13, "Permission denied", "secret.pt"))
+        assert code == 2 and "secret.pt: Permission denied; check" in message
 
     def test_of_bugs(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        code, told = raised(monkeypatch, capsys, AssertionError("impossible"))
-        assert code == 1 and "this is a bug in ltcompile: AssertionError: impossible" in told and "--debug" in told
+        code, message = raised(monkeypatch, capsys, AssertionError("impossible"))
+        assert code == 1 and "this is a bug in ltcompile: AssertionError: impossible" in message and "--debug" in message
 
     def test_of_ctrl_c(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        code, told = raised(monkeypatch, capsys, KeyboardInterrupt())
-        assert code == 130 and "Traceback" not in told
+        code, message = raised(monkeypatch, capsys, KeyboardInterrupt())
+        assert code == 130 and "Traceback" not in message
 
     @pytest.mark.parametrize("error", [AssertionError("impossible"), LtcompileError("what")])
     def test_debug_shows_the_traceback(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Code and documents use the field's standard terms: no word of tests/support/dialect.txt outside the files that it allows."""
+"""Code and documents use the field's standard terms: no word of tests/support/dialect.txt."""
 
 import re
 from collections.abc import Iterator
@@ -14,28 +14,27 @@ SUFFIXES = {".py", ".md", ".toml", ".j2"}
 
 
 @cache
-def entries() -> list[tuple[str, str, tuple[str, ...]]]:
-    """(word, what to write instead, the beginnings of paths where the word is allowed), longest words first."""
+def entries() -> list[tuple[str, str]]:
+    """(word, what to write instead), longest words first."""
     lines = [line.split("|") for line in LIST.read_text().splitlines() if line and not line.startswith("#")]
-    found = [(word.strip(), instead.strip(), tuple(" ".join(allowed).split())) for word, instead, *allowed in lines]
+    found = [(word.strip(), instead.strip()) for word, instead in lines]
     return sorted(found, key=lambda entry: -len(entry[0]))
 
 
 @cache
 def pattern() -> re.Pattern[str]:
     """Matches any of the words, in prose and in names (`emptied`, `is_emptied`). A word with capitals matches the same capitals only."""
-    stars = [word.replace("*", "[a-z]*").replace("[A-Z]", "[A-Z][a-z]*").replace(" ", r"[\s#]+") for word, *_ in entries()]
-    forms = [star if word != word.lower() else f"(?i:{star})" for star, (word, *_) in zip(stars, entries(), strict=True)]
+    stars = [word.replace("*", "[a-z]*").replace("[A-Z]", "[A-Z][a-z]*").replace(" ", r"[\s#]+") for word, _ in entries()]
+    forms = [star if word != word.lower() else f"(?i:{star})" for star, (word, _) in zip(stars, entries(), strict=True)]
     each = "|".join(f"(?P<w{i}>{form})" for i, form in enumerate(forms))
     return re.compile(rf"(?<![a-zA-Z])(?:{each})(?![a-z])")
 
 
 def violations(text: str, path: str) -> Iterator[str]:
-    """`path:line: word; write ...` for each word of the list in `text` that `path` may not hold."""
+    """`path:line: word; write ...` for each word of the list in `text`."""
     for match in pattern().finditer(text):
-        _, instead, allowed = entries()[int((match.lastgroup or "")[1:])]
-        if not path.startswith(allowed):
-            yield f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]!r}; write: {instead}"
+        _, instead = entries()[int((match.lastgroup or "")[1:])]
+        yield f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]!r}; write: {instead}"
 
 
 def files() -> list[Path]:

@@ -38,16 +38,18 @@ class TestOnCpu:
     def test_all_candidates_are_timed_and_the_fastest_taken(self, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(host, "SCREEN_S", 0.0)
         monkeypatch.setattr(host, "FINAL_S", 0.0)
-        told: list[str] = []
-        engine = lt.compile(small(), pictures(128), batch=[3], precision=precision, tune_seconds=0, on_progress=told.append)
+        messages: list[str] = []
+        engine = lt.compile(small(), pictures(128), batch=[3], precision=precision, tune_seconds=0, on_progress=messages.append)
         decision = engine.decisions[3]
         runtimes = {who.split(",")[0] for who in [*decision.ms, *decision.refused]}
         assert runtimes == {"onnxruntime", "openvino", "compile", "generated C++"} and {decision.by, decision.runner_up} <= set(decision.ms)
         assert decision.lead is not None and (decision.ms[decision.by] <= decision.ms[decision.runner_up] or decision.tie)
-        assert (0 if precision == "fp32" else 1e-3) < decision.max_error <= TOLERANCES[precision] and any("timing" in line for line in told)
+        assert (0 if precision == "fp32" else 1e-3) < decision.max_error <= TOLERANCES[precision] and any(
+            "timing" in line for line in messages
+        )
         assert ("compile" in decision.refused) == (precision == "int8")
 
-    def test_int8_is_refused_where_it_costs_too_much_or_nothing_tells(self, quick: None) -> None:
+    def test_int8_is_refused_where_it_costs_too_much_or_is_unknown(self, quick: None) -> None:
         with pytest.raises(InvalidData, match=r"99 images do not show how much: pass 100 real ones or more"):
             lt.compile(small(), pictures(99), batch=[1], precision="int8")
         with pytest.raises(InvalidSetting, match="max_drop=101: it is the per cent"):
@@ -321,13 +323,13 @@ class TestCommand:
 
     def test_a_ticket_becomes_an_engine_and_moves(self, run: Path, tmp_path: Path, quick: None) -> None:
         path = tmp_path / "small.engine"
-        code, told = self.call(run / "ticket.pt", "-o", path, "--batch", 2, "--explain")
-        assert code == 0 and "onnxruntime, 1 thread" in told and "lt.load_engine" in told
-        code, told = self.call(path, "--retune", "-o", tmp_path / "here.engine", "--json")
-        assert code == 0 and json.loads(told)[0]["batch"] == 2
+        code, printed = self.call(run / "ticket.pt", "-o", path, "--batch", 2, "--explain")
+        assert code == 0 and "onnxruntime, 1 thread" in printed and "lt.load_engine" in printed
+        code, printed = self.call(path, "--retune", "-o", tmp_path / "here.engine", "--json")
+        assert code == 0 and json.loads(printed)[0]["batch"] == 2
         assert lt.load_engine(tmp_path / "here.engine").batches == [2]
 
-    def test_what_cannot_be_is_told(self, run: Path, tmp_path: Path) -> None:
+    def test_the_impossible_is_reported(self, run: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidSetting, match="fp16 is for GPUs"):
             self.call(run / "ticket.pt", "-o", tmp_path / "a.engine", "--precision", "fp16")
         with pytest.raises(InvalidFile, match="no engine at"):

@@ -110,10 +110,10 @@ class TestLayout:
             assert torch.equal(found[:4], layer.bias)
         assert largest_error(program.run(pictures()), model(pictures()).detach()) < 5e-3
 
-    def test_told_names_what_is_left_to_pytorch_and_why(self) -> None:
+    def test_outcomes_name_what_is_left_to_pytorch_and_why(self) -> None:
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Softplus(), nn.Conv2d(4, 4, 1)).eval()
-        told = to_layout(lower(model, pictures()).program, pictures(), "fp32").outcomes
-        assert told["softplus"] == "left to PyTorch: no kernel does it" and told["conv2d"].startswith("our conv2d, stride 8")
+        outcomes = to_layout(lower(model, pictures()).program, pictures(), "fp32").outcomes
+        assert outcomes["softplus"] == "left to PyTorch: no kernel does it" and outcomes["conv2d"].startswith("our conv2d, stride 8")
 
 
 class TestSerialization:
@@ -149,8 +149,8 @@ class TestSerialization:
     def test_infinities_and_nested_values(self) -> None:
         program = lower(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), pictures()).program
         node = replace(program.nodes[-1], kwargs={**program.nodes[-1].kwargs, "a": [float("-inf"), [None, True]]})
-        told = json.loads(json.dumps(serialization.to_json(replace(program, nodes=(node,)))))
-        assert serialization.from_json(told, program.constants).nodes[0].kwargs["a"] == [float("-inf"), [None, True]]
+        written = json.loads(json.dumps(serialization.to_json(replace(program, nodes=(node,)))))
+        assert serialization.from_json(written, program.constants).nodes[0].kwargs["a"] == [float("-inf"), [None, True]]
 
 
 def test_why_a_network_is_not_one_kernel() -> None:

@@ -201,7 +201,7 @@ def _tune_interpreted() -> dict[str, str]:
 
     with mock.patch.object(_gemm.Product, "space", space), tempfile.TemporaryDirectory() as folder:
         cache = tune.Cache(Path(folder) / "tuned.json")
-        found, again = (tune.tune(program, torch.device("cpu"), "here", cache, timer, lambda told: None) for _ in range(2))
+        found, again = (tune.tune(program, torch.device("cpu"), "here", cache, timer, lambda message: None) for _ in range(2))
     expected = (Choice("triton", kernels.Config(64, 16, 32), {"cudnn": 2.0, "triton": 1.0}),)
     return {} if list(found.values()) == [expected] and again == found and len(timed) == 2 else {"tune": f"{found} {again} {timed}"}
 
@@ -241,8 +241,8 @@ def _gpu_engine_without_a_gpu() -> dict[str, str]:
         decision = engine.decisions[2]
         right = decision.by == "graph" and set(decision.ms) == {"graph", "one kernel"} and "dependent graph" in decision.refused
         layers = list(decision.layers.values())
-        told = layers[1].startswith("triton (") and "cudnn 2.0 us" in layers[1] and layers[0] == "PyTorch"
-    return {} if right and told and error < 5e-3 and (folder / "ltcompile/tuned.json").exists() else {"gpu": f"{decision} {error}"}
+        shown = layers[1].startswith("triton (") and "cudnn 2.0 us" in layers[1] and layers[0] == "PyTorch"
+    return {} if right and shown and error < 5e-3 and (folder / "ltcompile/tuned.json").exists() else {"gpu": f"{decision} {error}"}
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def of_roofline(result: CompetitorsResult, subject: str, batch: int, precision: 
 def never_behind(claim: str, result: CompetitorsResult, bound: float) -> Check:
     """That in all cases the engine's time over that of the fastest peer of its precision is at most `bound`; found is the worst.
 
-    It fails where one row's whole interval lies above the bound, and cannot be told where only the row's median does.
+    It fails where one row's whole interval lies above the bound, and is undecided where only the row's median does.
     """
     pairs = [(row, result.fastest_peer(row)) for row in result.rows if row.competitor == ENGINE]
     ratios = {row: row.ms_p50 / peer.ms_p50 for row, peer in pairs if peer}
@@ -75,6 +75,6 @@ def never_behind(claim: str, result: CompetitorsResult, bound: float) -> Check:
 def against_cudnn(result: CompetitorsResult, subjects: Iterable[str]) -> Number:
     """The geometric mean of cuDNN's time over our kernel's, among the dense convolutions where both were timed."""
     wanted = set(subjects)
-    told = [layer.times_us for layer in result.layers if layer.subject in wanted and layer.what == "kernel.conv2d"]
-    ratios = [math.log(us["cudnn"] / us["triton"]) for us in told if {"cudnn", "triton"} <= set(us)]
+    timed = [layer.times_us for layer in result.layers if layer.subject in wanted and layer.what == "kernel.conv2d"]
+    ratios = [math.log(us["cudnn"] / us["triton"]) for us in timed if {"cudnn", "triton"} <= set(us)]
     return math.exp(sum(ratios) / len(ratios)) if ratios else None

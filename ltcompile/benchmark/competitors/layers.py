@@ -1,6 +1,6 @@
 """Layer by layer: time, bytes, flop, and the share of the roofline.
 
-On a GPU the nodes are those of the engine's program, each run by what the engine chose, alone and with emptied caches. On a CPU they are
+On a GPU the nodes are those of the engine's program, each run alone, with cold caches, by the implementation that the engine chose. On a CPU they are
 the fused operations of the lowered program, run by PyTorch one after the other: what a runtime does inside is not measured.
 """
 

@@ -22,12 +22,12 @@ PAGE = """<!doctype html>
 <script>{plotly}</script></head>
 <body><h1>{title}</h1>
 <p>Each bar is one operation for the whole batch; its grey part is the least time that this device's measured copy and matrix product
-allow. {told}</p>
+allow. {note}</p>
 {figures}</body></html>
 """
-TOLD = {
-    "cpu": "The times are those of PyTorch, one fused operation after the other: what the engine's runtime does inside is not told.",
-    "cuda": "Each ran alone, with caches emptied before; in the network a layer finds what the one before it wrote there.",
+NOTES = {
+    "cpu": "The times are those of PyTorch, one fused operation after the other: the layers inside the engine's runtime are not timed.",
+    "cuda": "Each ran alone, with cold caches; within the network a layer finds its input in the cache.",
 }
 
 
@@ -39,7 +39,7 @@ def page(result: CompetitorsResult) -> str:
     figures = [_figure([layer for layer in result.layers if (layer.subject, layer.batch) == key]) for key in cases]
     parts = [figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False}) for figure in figures]
     title = html.escape(f"Layers on {result.machine}")
-    return PAGE.format(title=title, plotly=get_plotlyjs(), told=TOLD[result.device], figures="\n".join(parts))
+    return PAGE.format(title=title, plotly=get_plotlyjs(), note=NOTES[result.device], figures="\n".join(parts))
 
 
 def _figure(layers: Sequence[Layer]) -> go.Figure:

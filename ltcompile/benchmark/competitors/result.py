@@ -23,7 +23,7 @@ class Row(Record):
     """One competitor on one network and batch.
 
     `max_error` is relative to fp32 eager's largest magnitude; `top1` the share of images whose best class is the same. `how` is what the
-    competitor chose by itself. `behind` is the 95 % interval of the engine's time over its fastest peer's. `joules_per_image` is told of the
+    competitor chose by itself. `behind` is the 95 % interval of the engine's time over its fastest peer's. `joules_per_image` is measured for the
     engine and of the fastest peer, where a driver counts.
     """
 
@@ -56,7 +56,7 @@ class Refusal(Record):
 
 @dataclass(frozen=True)
 class Check(Record):
-    """A claim, the number that was found for it (None: not measured), and whether it holds (None: that cannot be told)."""
+    """A claim, the number that was found for it (None: not measured), and whether it holds (None: undecided)."""
 
     claim: str
     found: float | None
@@ -65,7 +65,7 @@ class Check(Record):
 
 @dataclass
 class CompetitorsResult:
-    """`subjects` are parameters and MACs by network; `settings` those of each competitor; `energy` says why no joules are told, or "";
+    """`subjects` are parameters and MACs by network; `settings` those of each competitor; `energy` says why no joules are measured, or "";
     `busy_share` of all processors' time was other work's before it began, the most where it was resumed.
     """
 

@@ -70,7 +70,7 @@ def _preamble(result: CompetitorsResult) -> str:
         f"copies at {p.bytes_per_s / 1e9:,.0f} GB/s and multiplies {p.precision} matrices at {p.flop_per_s / 1e12:,.3g} TFLOP/s"
         for p in result.peaks
     )
-    told = [
+    lines = [
         f"{result.provenance.get('date', '')}, commit {result.provenance.get('commit')}; {versions}.",
         f"Images: {result.images}. For one of them: {sizes}. This device {peaks or 'was not measured'}.",
         "All take float32 images (N, C, H, W) on the device and gives float32 logits there; answers were compared with fp32 eager "
@@ -78,10 +78,10 @@ def _preamble(result: CompetitorsResult) -> str:
     ]
     if result.busy_share is not None:
         loud = " **Quote none of these times.**" if is_busy(result.busy_share) else ""
-        told.append(f"Before it began, other work took {result.busy_share:.0%} of the machine.{loud}")
+        lines.append(f"Before it began, other work took {result.busy_share:.0%} of the machine.{loud}")
     if result.energy:
-        told.append(f"No energy is told: {result.energy}.")
-    return "\n".join([*told, "", *(f"- {name}: {settings}" for name, settings in result.settings.items())])
+        lines.append(f"Energy is not measured: {result.energy}.")
+    return "\n".join([*lines, "", *(f"- {name}: {settings}" for name, settings in result.settings.items())])
 
 
 def _refused(result: CompetitorsResult) -> Iterable[str]:

@@ -15,7 +15,7 @@ Names = dict[str, set[str]]  # name of an operation or value -> the layers that 
 
 def names(model: Any, layers: Iterable[str]) -> Names:
     """For the onnx `model`: the operation that multiplies by a layer's weights and the value it makes stand for that layer; everything
-    behind it, up to the next such operation, for the layers that it comes from."""
+    after it, up to the next such operation, for the layers that it comes from."""
     known = set(layers)
     found: defaultdict[str, set[str]] = defaultdict(set)
     weights: dict[str, str] = {f"{name}.weight": name for name in known}

@@ -32,7 +32,7 @@ from ltcompile.runtimes import Options, Session, Subject, Trace
 from ltcompile.timing import SETTLE_S, interleave
 
 SECONDS = 0.3  # for each of the whole, the reference, and the layers
-SLOW_MS, SLOW_SECONDS = 20.0, 0.5  # where recording takes nothing beside it: for the whole with its layers, and the reference
+SLOW_MS, SLOW_SECONDS = 20.0, 0.5  # where recording costs nothing: for the whole with its layers, and the reference
 ASLEEP_S = 0.005  # until the caches are a network's own again, where the threads of the other one sleep
 MOST_SPREAD = 1.4  # p80 over p20 of what blocks say: beyond it, a timing is made again, for longer
 PATIENCE = 2.0  # times as long, at most
@@ -173,8 +173,8 @@ def _instead_of_engine(target: Deployment) -> str:
     if target.device == "cuda":
         return f"the engine records no times of single layers; profile {replace(target, runtime='eager')}, the nearest that does"
     there = sorted({c.runtime for c in candidates(target.precision)[0]} - {COMPILED})
-    told = [str(replace(target, runtime=name)) for name in there if target.precision in _traced(name, target.device)]
-    instead = f"Profile that one: {' or '.join(told)}" if told else f"None of them records layers in {target.precision}; take fp32"
+    traced = [str(replace(target, runtime=name)) for name in there if target.precision in _traced(name, target.device)]
+    instead = f"Profile that one: {' or '.join(traced)}" if traced else f"None of them records layers in {target.precision}; take fp32"
     return (
         f"the engine takes the runtime that is fastest for a network, here one of {', '.join(there) or 'none'}; `ltcompile compile` says "
         f"which. {instead}"
@@ -183,7 +183,7 @@ def _instead_of_engine(target: Deployment) -> str:
 
 @dataclass(frozen=True)
 class Whole:
-    """Of one network, what a Timing tells of the whole."""
+    """The part of a Timing that concerns one whole network."""
 
     ms: float
     spread: float

@@ -85,7 +85,7 @@ def profile(
         resume: continue what is there, if it is of this network, target and machine.
 
     Raises:
-        Unavailable: the target cannot be profiled here. InvalidModel: the network cannot be cut, exported or told apart.
+        Unavailable: the target cannot be profiled here. InvalidModel: the network cannot be cut, exported or identified.
         Disagreement: the runtime computes something else than PyTorch.
         ProfileMismatch: what is there is of something else. InvalidFile: it cannot be read or written.
     """
@@ -110,8 +110,8 @@ def profile(
 
 
 def _calmed(found: Profile, work: _Work, report: Progress) -> Profile:
-    """`found` with runs made again that fell into minutes in which the machine was slower: the reference tells how slow, but other
-    networks, with other weights in the caches, are slowed more or less than that. The slowest are the first, and each keeps its calmest.
+    """`found` with those runs repeated that were made while the machine was slower. The reference shows how slow it was, but other networks,
+    with other weights in the caches, are slowed more or less than that. The slowest runs come first; each keeps its calmest repetition.
     """
     runs = list(found.runs)
     for turn in range(AGAIN):
@@ -143,8 +143,8 @@ def stopwatch(model: Model, target: Deployment | str, example: Example | None = 
 
 
 def joulemeter(model: Model, target: Deployment, example: Example | None = None) -> tuple[float, Callable[[nn.Module], float]]:
-    """The joules that an image takes in the whole network at `target` on this machine, all that the device spends meanwhile; and what tells
-    the share of them that a cut of `model` takes, in turns with it.
+    """The joules of the device for an image through the whole network at `target` on this machine; and a function that measures which
+    fraction of them a cut of `model` takes, in turns with the whole.
 
     Raises Unavailable where the network cannot run here, or nothing counts joules.
     """
@@ -212,7 +212,7 @@ def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile 
 
 
 def _narrowed(run: Run, layers: Mapping[str, LayerKind]) -> Run:
-    """What `run` tells of `layers`."""
+    """The part of `run` that concerns `layers`."""
     layers_ms = {name: ms for name, ms in run.layers_ms.items() if name in layers}
     return replace(run, widths={name: run.widths[name] for name in layers}, layers_ms=layers_ms)
 
@@ -279,7 +279,7 @@ class _Work:
 
     @cached_property
     def reference(self) -> Call:
-        """A small cut that runs in turns with all others, and tells how fast the machine is just then."""
+        """A small cut that runs in turns with all others, and shows how fast the machine currently is."""
         return self.timer.call(self._variant(design.small([b for b in tied_groups(self.groups) if not b.frozen])), self.inputs)
 
     def _variant(self, some: design.Kept) -> Variant:

@@ -72,14 +72,14 @@ def _cat(plan: Plan, node: Node) -> None:
 
 
 def _place(plan: Plan, name: str, x: Placed, whole: Buffer, first: int) -> None:
-    """Ask for `x` to be written into the concatenation `name`, where it is all of its storage and starts and ends at multiples of 8."""
+    """Request that `x` is written into the concatenation `name`, where it is all of its storage and starts and ends at multiples of 8."""
     b = plan.storages.get(x.storage)
     alone = b is not None and x.address.offset == b.origin and x.tensor.numel() == b.height * b.width * b.channels
-    placed = x.storage in plan.asked.parts or x.storage in plan.asked.wholes
+    placed = x.storage in plan.requested.parts or x.storage in plan.requested.wholes
     if b is not None and alone and not placed and first % 8 == b.channels % 8 == 0 and (b.height, b.width) == (whole.height, whole.width):
-        plan.asked.parts[x.storage] = (name, first)
-        plan.asked.wholes[name] = replace(whole, border=0, stride=lanes_of(whole.channels), lanes=lanes_of(whole.channels))
-        plan.asked.borders[name] = max(plan.asked.borders.get(name, 0), plan.asked.borders.get(x.storage, 0))
+        plan.requested.parts[x.storage] = (name, first)
+        plan.requested.wholes[name] = replace(whole, border=0, stride=lanes_of(whole.channels), lanes=lanes_of(whole.channels))
+        plan.requested.borders[name] = max(plan.requested.borders.get(name, 0), plan.requested.borders.get(x.storage, 0))
 
 
 def _pad(plan: Plan, node: Node) -> None:

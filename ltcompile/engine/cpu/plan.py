@@ -84,7 +84,7 @@ class Step:
 
 @dataclass
 class Slices:
-    """What readers ask of storages: the border of each, and the concatenation and first channel of those that are a part of one."""
+    """What consumers request of storages: the border of each, and the concatenation and first channel of those that are a part of one."""
 
     borders: dict[str, int] = field(default_factory=dict)
     parts: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class Plan:
     steps: list[Step] = field(default_factory=list)
     storages: dict[str, Buffer] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
-    asked: Slices = field(default_factory=Slices)
+    requested: Slices = field(default_factory=Slices)
     output_shape: tuple[int, ...] = ()
     cleared: set[str] = field(default_factory=set)  # storages that are zero before their first step, which leaves some lanes as they are
 
@@ -173,11 +173,11 @@ class Plan:
                 expected[d], step = step, whole.row if d == order[-1] else step * shape[d]
             fits = all(shape[d] == 1 or x.strides[d] == step for d, step in expected.items())
             if fits and first >= 0 and first + channels <= whole.lanes and (full or aligned):
-                self.asked.borders[x.storage] = max(self.asked.borders.get(x.storage, 0), padding)
+                self.requested.borders[x.storage] = max(self.requested.borders.get(x.storage, 0), padding)
                 return Image(x.address, whole if full else replace(whole, channels=channels, lanes=channels))
         copied, name = f"{name}.image{channel}" in self.storages, f"{name}.image{channel}"
         copy, image = self.new(name, shape, channel)
-        self.asked.borders[name] = max(self.asked.borders.get(name, 0), padding)
+        self.requested.borders[name] = max(self.requested.borders.get(name, 0), padding)
         if not copied:
             self.copy(copy, x, name, channel)
         return image
@@ -279,9 +279,9 @@ def planned(program: Program, rules: Rules, choices: Mapping[str, Choice], threa
     known = Slices()
     for _ in range(MOST_PASSES):
         plan = _visited(program, rules, choices, threads, known)
-        if plan.asked == known:
+        if plan.requested == known:
             return plan
-        known = plan.asked
+        known = plan.requested
     raise Unavailable("its memory cannot be planned; please report this network")
 
 
@@ -313,7 +313,7 @@ def _check_word(where: str, value: Any) -> None:
 
 
 def _visited(program: Program, rules: Rules, choices: Mapping[str, Choice], threads: int, known: Slices) -> Plan:
-    plan = Plan(program, known, choices, threads, asked=Slices(dict(known.borders), dict(known.parts), dict(known.wholes)))
+    plan = Plan(program, known, choices, threads, requested=Slices(dict(known.borders), dict(known.parts), dict(known.wholes)))
     plan.values[program.input] = Placed(IMAGES, torch.empty(program.input_shape, device="meta"))
     for node in program.nodes:
         try:

@@ -1,7 +1,7 @@
-"""The race, and what we claim of it: VGG-16 at 32x32 and ResNet-50 at 224x224, dense and pruned, by the engine and by its competitors.
+"""The engine against its competitors, and what we claim of it: VGG-16 at 32x32 and ResNet-50 at 224x224, dense and pruned.
 
-    python bench/race.py                                         this CPU;  writes bench/results/race-cpu.json and .md
-    python bench/race.py --device cuda --out DIR --minutes 6     the GPU;   writes DIR/race.json and .md (`make gpu` does it)
+    python bench/competitors.py                                         this CPU;  writes bench/results/competitors-cpu.json and .md
+    python bench/competitors.py --device cuda --out DIR --minutes 6     the GPU;   writes DIR/competitors.json and .md (`make gpu` does it)
 
 Nothing is trained: weights are seeded, and filters are scaled at random, so that a global L1 plan leaves layers of every width, most of
 them odd. Batch norms then get the statistics of the images, and the last bias is set such that images fall into several classes. Images
@@ -48,11 +48,11 @@ CPU_BATCHES = (1, 8, 64)
 SECONDS = {"cpu": 4.0, "cuda": 1.0}
 QUICK = ("engine", "eager, recorded", "torch.compile, reduce-overhead", "onnxruntime", "tensorrt")  # ready in seconds
 TUNED = "torch.compile, max-autotune, recorded"  # the fastest that PyTorch has, ready in a minute
-PARTS_ON_GPU = ("quick", "rest", "tuned")  # the parts of a race on a GPU; the last in a file of its own, since a case runs once
+PARTS_ON_GPU = ("quick", "rest", "tuned")  # the last in a file of its own, since a case runs once
 ON_CPU = ("engine fp32", "torch.compile fp32", "onnxruntime fp32", "openvino fp32")
 RESERVE_S = {"cpu": 60, "cuda": 90}  # a case that begins takes about as long
 MOST_RESERVED = 0.6  # of the time there is
-PICTURE = Path("runs/race-layers.html")
+PICTURE = Path("runs/competitors-layers.html")
 BRANCH_SCALE = 0.2  # of the last batch norm of a residual branch: random ones of 1 add up beyond fp16
 SETTLING_IMAGES = 32  # whose statistics batch norms get
 
@@ -63,7 +63,7 @@ def main() -> None:
     path = _path(arguments)
     result = _resumed(path) if arguments.resume else None
     if result and result.device != arguments.device:
-        raise InvalidSetting(f"{path} is a race on {result.device}; leave --resume out")
+        raise InvalidSetting(f"{path} is a result on {result.device}; leave --resume out")
     wanted = cases(arguments.device, arguments.batch, arguments.parts)
     if arguments.tiny:
         wanted = [replace(wanted[0], batch=TINY_BATCH)]
@@ -97,12 +97,12 @@ def main() -> None:
     left = [f"{refusal.subject} at {refusal.batch}" for refusal in result.refused if not refusal.competitor]
     if left:
         print(f"left out for want of time: {', '.join(left)}; the same command with --resume runs them")
-    print(json.dumps({"race": path.name, "claims": {check.claim: [check.found, check.holds] for check in result.checks}}))
+    print(json.dumps({"competitors": path.name, "claims": {check.claim: [check.found, check.holds] for check in result.checks}}))
     sys.exit(LEFT_OUT if left else 0)
 
 
 def _resumed(path: Path) -> CompetitorsResult | None:
-    """What the file holds; one that cannot be read is kept under another name, and the race begins again."""
+    """What the file holds; one that cannot be read is renamed, and the run begins again."""
     try:
         return CompetitorsResult.load(path) if path.exists() else None
     except InvalidFile as error:
@@ -126,7 +126,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="folder of the results, by default bench/results")
     parser.add_argument("--data-root", type=Path, help="folder with CIFAR-10 in torchvision's layout")
     parser.add_argument("--batch", type=int, nargs="*", default=CPU_BATCHES, help="batch sizes on a CPU")
-    parser.add_argument("--parts", nargs="*", default=PARTS_ON_GPU[:2], choices=PARTS_ON_GPU, help="parts of the race on a GPU")
+    parser.add_argument("--parts", nargs="*", default=PARTS_ON_GPU[:2], choices=PARTS_ON_GPU, help="parts of the run on a GPU")
     parser.add_argument("--seconds", type=float, help="time of each competitor in a case")
     parser.add_argument("--minutes", type=float, default=60.0, help="no case begins later")
     parser.add_argument("--resume", action="store_true", help="keep what the file has, and run the rest")
@@ -135,13 +135,13 @@ def _arguments() -> argparse.Namespace:
 
 
 def _path(arguments: argparse.Namespace) -> Path:
-    name = "race-tuned" if "tuned" in arguments.parts else "race"
+    name = "competitors-tuned" if "tuned" in arguments.parts else "competitors"
     return arguments.out / f"{name}.json" if arguments.out else RESULTS / f"{_name(arguments.device)}.json"
 
 
 def _name(device: str) -> str:
     if device == "cpu":
-        return "race-cpu"
+        return "competitors-cpu"
     gpu = re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()).strip("-")
     return f"{gpu}-{datetime.now(UTC):%Y-%m-%d}"
 

@@ -45,7 +45,7 @@ from ltcompile.lower import run_onnx
 from ltcompile.lower.lower import to_layout
 
 pytestmark = pytest.mark.usefixtures("cached_exports")
-race_module = importlib.import_module("ltcompile.benchmark.competitors.cases")
+cases_module = importlib.import_module("ltcompile.benchmark.competitors.cases")
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CLASSES = 5
 
@@ -102,8 +102,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         fake("broken", "fp32", broken),
         Competitor("folded", "fp32", "none", folded),
     )
-    monkeypatch.setattr(race_module, "competitors", lambda _: fakes)
-    monkeypatch.setattr(race_module.peaks, "measure", lambda *_: Peaks("fp32", 1e9, 1e10))
+    monkeypatch.setattr(cases_module, "competitors", lambda _: fakes)
+    monkeypatch.setattr(cases_module.peaks, "measure", lambda *_: Peaks("fp32", 1e9, 1e10))
 
 
 @pytest.mark.usefixtures("fakes")
@@ -122,16 +122,16 @@ def test_answers_come_before_times_and_none_stops_the_others(network: Network) -
 @pytest.mark.slow
 @pytest.mark.usefixtures("fakes")
 def test_cases_run_in_order_until_the_time_is_up_and_go_on_later(network: Network, tmp_path: Path) -> None:
-    asked = [Case("small", batch, (ENGINE, "exact fp32")) for batch in (3, 1, 2)]
+    requested = [Case("small", batch, (ENGINE, "exact fp32")) for batch in (3, 1, 2)]
     seen: list[tuple[str, int]] = []
-    cut_off = run([network], asked[:1], seconds=0.01, on_case=lambda _, case: seen.append((case.subject, case.batch)))
-    late = run([network], asked, seconds=0.01, until=0.0, result=cut_off)
+    cut_off = run([network], requested[:1], seconds=0.01, on_case=lambda _, case: seen.append((case.subject, case.batch)))
+    late = run([network], requested, seconds=0.01, until=0.0, result=cut_off)
     assert late.cases() == [("small", 3)] and [r.batch for r in late.refused] == [1, 2] and "time was up" in late.refused[0].reason
-    write(late, tmp_path / "race.json")
-    again = CompetitorsResult.load(tmp_path / "race.json")
+    write(late, tmp_path / "competitors.json")
+    again = CompetitorsResult.load(tmp_path / "competitors.json")
     assert again.to_json() == late.to_json()
     before = again.case("small", 3)
-    run([network], asked, seconds=0.01, result=again, on_case=lambda _, case: seen.append((case.subject, case.batch)))
+    run([network], requested, seconds=0.01, result=again, on_case=lambda _, case: seen.append((case.subject, case.batch)))
     assert seen == [("small", 3), ("small", 1), ("small", 2)] and again.case("small", 3) == before
     assert not again.refused, "what was left out has been run"
 
@@ -145,8 +145,8 @@ def failing_later(network: Network, images: Tensor) -> Ready:
 
 def test_what_fails_while_it_is_measured_ends_nothing_else(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = (fake(ENGINE, "fp32", lambda y: y), Competitor("tired", "fp32", "none", failing_later), fake("exact", "fp32", lambda y: y))
-    monkeypatch.setattr(race_module, "competitors", lambda _: fakes)
-    for module, name in ((race_module.peaks, "measure"), (race_module.energy, "counter"), (race_module, "size")):
+    monkeypatch.setattr(cases_module, "competitors", lambda _: fakes)
+    for module, name in ((cases_module.peaks, "measure"), (cases_module.energy, "counter"), (cases_module, "size")):
         monkeypatch.setattr(module, name, lambda *_: 1 / 0)
     seen: list[int] = []
     result = run(
@@ -158,24 +158,24 @@ def test_what_fails_while_it_is_measured_ends_nothing_else(network: Network, mon
     assert seen == sorted(seen) and len(seen) > 8, "everything is seen when it is found"
 
 
-def test_a_race_without_rows_is_a_result(network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(race_module, "competitors", lambda _: (fake("broken", "fp32", broken),))
+def test_a_run_without_rows_is_a_result(network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cases_module, "competitors", lambda _: (fake("broken", "fp32", broken),))
     seen: list[Case] = []
     result = run([network], [Case("small", 2)], on_case=lambda _, case: seen.append(case))
-    write(result, tmp_path / "race.json")
-    assert not CompetitorsResult.load(tmp_path / "race.json").rows and seen == [Case("small", 2)]
+    write(result, tmp_path / "competitors.json")
+    assert not CompetitorsResult.load(tmp_path / "competitors.json").rows and seen == [Case("small", 2)]
 
 
 def test_a_lost_gpu_ends_the_process_and_what_lost_it_is_left_out_later(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     fakes = (fake("broken", "fp32", broken), fake("exact", "fp32", lambda y: y))
-    monkeypatch.setattr(race_module, "competitors", lambda _: fakes)
-    monkeypatch.setattr(race_module, "gpu_lost", lambda _: True)
+    monkeypatch.setattr(cases_module, "competitors", lambda _: fakes)
+    monkeypatch.setattr(cases_module, "gpu_lost", lambda _: True)
     result = CompetitorsResult("cpu", "a CPU", "noise")
     with pytest.raises(DeviceLost, match="broken broke the GPU"):
         run([network], [Case("small", 2)], seconds=0.01, result=result)
     again = run([network], [Case("small", 2)], seconds=0.01, result=result)
     assert [row.competitor for row in again.rows] == ["exact"]
-    assert [(r.competitor, r.reason) for r in again.refused] == [("broken", race_module.LOST + "ValueError: it has no legs")]
+    assert [(r.competitor, r.reason) for r in again.refused] == [("broken", cases_module.LOST + "ValueError: it has no legs")]
 
 
 @pytest.mark.usefixtures("fakes")
@@ -185,19 +185,19 @@ def test_senseless_cases_are_refused(network: Network) -> None:
             run([network], [senseless])
 
 
-def test_no_race_without_its_device() -> None:
+def test_no_run_without_its_device() -> None:
     with pytest.raises(InvalidSetting, match="tpu"):
-        race_module.competitors("tpu")
+        cases_module.competitors("tpu")
     if not torch.cuda.is_available():
         with pytest.raises(Unavailable):
-            race_module.competitors("cuda")
+            cases_module.competitors("cuda")
 
 
-def test_a_damaged_file_is_no_race(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     for text in ("[]", "{}", '{"kind": "bench", "format": 1}'):
-        (tmp_path / "race.json").write_text(text)
+        (tmp_path / "competitors.json").write_text(text)
         with pytest.raises(InvalidFile, match="result of competitors"):
-            CompetitorsResult.load(tmp_path / "race.json")
+            CompetitorsResult.load(tmp_path / "competitors.json")
 
 
 @pytest.mark.slow
@@ -207,9 +207,9 @@ def test_all_on_a_cpu_answer_or_say_why_not(network: Network, monkeypatch: pytes
     monkeypatch.setitem(peaks.COPY_BYTES, "cpu", 2**20)
     monkeypatch.setitem(peaks.SIDE, "cpu", 64)
     result = run([network], [Case("small", 2)], seconds=0.05)
-    raced = {(row.competitor, row.precision) for row in result.rows}
-    assert raced | {(r.competitor, r.precision) for r in result.refused} == {(e.name, e.precision) for e in ON_CPU}
-    assert {(ENGINE, "fp32"), ("eager", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")} <= raced
+    timed = {(row.competitor, row.precision) for row in result.rows}
+    assert timed | {(r.competitor, r.precision) for r in result.refused} == {(e.name, e.precision) for e in ON_CPU}
+    assert {(ENGINE, "fp32"), ("eager", "fp32"), ("onnxruntime", "fp32"), ("onnxruntime", "int8")} <= timed
     assert {layer.layer for layer in result.layers} == {"0", "4", "8"} and all(layer.us > 0 for layer in result.layers)
     assert all(row.max_error < 1e-4 for row in result.rows if row.precision == "fp32")
 
@@ -219,7 +219,7 @@ def test_work_is_what_the_formulas_say(network: Network) -> None:
     found = list(layers.work(network.lowered(1)).values())
     convolution, *_ = found
     assert convolution.flop == 2 * 7 * 3 * 9 * 64 and convolution.constant_bytes == 4 * (7 * 3 * 9 + 7)
-    assert convolution.value_bytes == 4 * (3 * 64 + 7 * 16), "the pool behind it is part of it"
+    assert convolution.value_bytes == 4 * (3 * 64 + 7 * 16), "the pool after it is part of it"
     assert sum(work.flop for work in found) == 2 * lt.size(net(), network.images).macs
     assert list(layers.work(network.lowered(4), 4).values()) == found
     placed = to_layout(network.lowered(4), network.images[:4], "fp16").program
@@ -264,35 +264,35 @@ def result() -> CompetitorsResult:
 
 
 def test_claims_are_numbers_that_were_found() -> None:
-    race = result()
-    assert checks.over_peer(race, "small", 8, "fp16") == pytest.approx(1.5), "int8 is not a peer of fp16"
-    assert checks.engine_us(race, "small", 8, "fp16") == pytest.approx(20)
-    assert checks.over_competitor(race, "small", 8, "eager", "fp16") == pytest.approx(2.5)
-    assert checks.over_dense(race, "small", "dense", 8, "fp16") == pytest.approx(4.5)
-    assert checks.of_macs(race, "small", "dense", 8, "fp16") == pytest.approx(0.9)
-    assert checks.of_roofline(race, "small", 8, "fp16") == pytest.approx(13 / 20)
-    assert checks.never_behind("claim", race, 1.05).found == pytest.approx(9 / 8)
-    assert checks.against_cudnn(race, ["small"]) == pytest.approx(1.0), "the geometric mean of 4 and 1/4"
+    outcome = result()
+    assert checks.over_peer(outcome, "small", 8, "fp16") == pytest.approx(1.5), "int8 is not a peer of fp16"
+    assert checks.engine_us(outcome, "small", 8, "fp16") == pytest.approx(20)
+    assert checks.over_competitor(outcome, "small", 8, "eager", "fp16") == pytest.approx(2.5)
+    assert checks.over_dense(outcome, "small", "dense", 8, "fp16") == pytest.approx(4.5)
+    assert checks.of_macs(outcome, "small", "dense", 8, "fp16") == pytest.approx(0.9)
+    assert checks.of_roofline(outcome, "small", 8, "fp16") == pytest.approx(13 / 20)
+    assert checks.never_behind("claim", outcome, 1.05).found == pytest.approx(9 / 8)
+    assert checks.against_cudnn(outcome, ["small"]) == pytest.approx(1.0), "the geometric mean of 4 and 1/4"
 
 
 @pytest.mark.parametrize(("bound", "behind", "holds"), [(1.2, (0.9, 1.3), True), (1.05, (0.9, 1.3), None), (1.05, (1.08, 1.2), False)])
 def test_being_behind_needs_an_interval(bound: float, behind: tuple[float, float], holds: bool | None) -> None:
-    race = result()
-    race.rows = [dataclasses.replace(r, behind=behind) if r.competitor == ENGINE else r for r in race.rows]
-    check = checks.never_behind("never behind", race, bound)
+    outcome = result()
+    outcome.rows = [dataclasses.replace(r, behind=behind) if r.competitor == ENGINE else r for r in outcome.rows]
+    check = checks.never_behind("never behind", outcome, bound)
     assert check.holds is holds and check.found == pytest.approx(9 / 8)
-    race.checks = [check]
-    assert ("not decidable" in markdown(race)) == (holds is None)
+    outcome.checks = [check]
+    assert ("not decidable" in markdown(outcome)) == (holds is None)
 
 
 def test_what_was_not_measured_is_neither_true_nor_false() -> None:
-    race = result()
+    outcome = result()
     for found in (
-        checks.over_peer(race, "small", 1, "fp32"),
-        checks.over_peer(race, "small", 64, "fp16"),
-        checks.of_macs(race, "small", "dense", 64, "fp16"),
-        checks.of_roofline(race, "small", 1, "fp32"),
-        checks.against_cudnn(race, ["dense"]),
+        checks.over_peer(outcome, "small", 1, "fp32"),
+        checks.over_peer(outcome, "small", 64, "fp16"),
+        checks.of_macs(outcome, "small", "dense", 64, "fp16"),
+        checks.of_roofline(outcome, "small", 1, "fp32"),
+        checks.against_cudnn(outcome, ["dense"]),
         checks.never_behind("claim", CompetitorsResult("cpu", "a CPU", "noise"), 1.05).found,
     ):
         assert found is None and checks.at_least("claim", found, 1).holds is None and checks.at_most("claim", found, 1).holds is None
@@ -300,20 +300,20 @@ def test_what_was_not_measured_is_neither_true_nor_false() -> None:
 
 
 def test_tables_are_sorted_and_mark_the_engine() -> None:
-    race = result()
-    race.checks = [checks.at_least("it is fast", 1.4, 1.5), checks.at_least("it was seen", None, 1)]
-    lines = case_table(race, "small", 8).splitlines()
+    outcome = result()
+    outcome.checks = [checks.at_least("it is fast", 1.4, 1.5), checks.at_least("it was seen", None, 1)]
+    lines = case_table(outcome, "small", 8).splitlines()
     assert [line.split(" | ")[1] for line in lines[2:6]] == ["onnxruntime", "**engine**", "tensorrt", "eager"]
     assert lines[3].startswith("| → ") and lines[-1] == "fp16: engine is 1.50 times as fast as the fastest peer, tensorrt."
-    text = markdown(race)
+    text = markdown(outcome)
     assert "| it is fast | 1.4 | does not hold |" in text and "| it was seen | not measured |" in text
     assert "## Layers of small, batch 8, fp16" in text and "50%" in text
 
 
 def test_the_picture_needs_nothing_but_a_browser() -> None:
-    race = result()
-    race.layers.append(layer(1.0, {}, name="<script>alert(1)</script>"))
-    page = picture.page(race)
+    outcome = result()
+    outcome.layers.append(layer(1.0, {}, name="<script>alert(1)</script>"))
+    page = picture.page(outcome)
     assert "<script>alert" not in page.split("</script>", 1)[1].split("<h1>")[0] and "&lt;script&gt;alert(1)" in page
     assert 'src="http' not in page and "default-src 'none'" in page and "roofline" in page
 
@@ -396,7 +396,7 @@ def ticket(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fakes")
-def test_bench_races_both_networks_of_a_ticket(tmp_path: Path) -> None:
+def test_bench_times_both_networks_of_a_ticket(tmp_path: Path) -> None:
     command = ["bench", str(ticket(tmp_path)), "--competitors", "--device", "cpu", "--batch", "2", "--seconds", "0.01"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
@@ -405,8 +405,8 @@ def test_bench_races_both_networks_of_a_ticket(tmp_path: Path) -> None:
     assert written["images"] == "seeded noise" and {r["subject"] for r in written["rows"]} == {"small", "dense"}
     assert written["subjects"]["small"]["macs"] < written["subjects"]["dense"]["macs"]
     assert (tmp_path / "competitors.md").exists() and (tmp_path / "layers.html").exists()
-    told = CliRunner().invoke(app, [*command, "--json"])
-    assert json.loads(told.stdout)["kind"] == "competitors"
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(done.stdout)["kind"] == "competitors"
     refused = CliRunner().invoke(app, [*command, "--runtime", "eager"])
     assert isinstance(refused.exception, InvalidSetting) and "--competitors" in str(refused.exception)
 
