@@ -96,15 +96,21 @@ def test_every_instruction_set(cases: list[Case], build: str, tmp_path: Path) ->
 
 
 def test_nan_and_infinity_pass_through(tmp_path: Path) -> None:
-    steps = ["conv3", "maxpool", "depthwise", "arithmetic"]
-    model = Graph(3, steps, "none", (8, 8), 4)
-    images = torch.randn(IMAGES, 3, 8, 8)
-    images[0, 1, 2, 3], images[1, 0, 5, 5] = float("nan"), float("inf")
-    special = case(model, images)
-    (found,) = answers([special], ["g++", "-O0", "-march=native"], tmp_path)
-    assert np.isnan(special.expected).any() and np.isfinite(special.expected).any()
-    np.testing.assert_array_equal(np.isnan(found), np.isnan(special.expected))
-    np.testing.assert_array_equal(found[np.isinf(special.expected)], special.expected[np.isinf(special.expected)])
+    """In all steps; the convolutions of the second network are Winograd's."""
+    torch.manual_seed(0)
+    winograd = nn.Sequential(nn.Conv2d(9, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 8, 3, padding=1), nn.MaxPool2d(2), nn.Tanh())
+    cases = []
+    for model, channels in ((Graph(3, ["conv3", "maxpool", "depthwise", "arithmetic"], "none", (8, 8), 4), 3), (winograd, 9)):
+        images = torch.randn(IMAGES, channels, 12, 10)
+        images[0, 1, 2, 3], images[1, 0, 5, 5] = float("nan"), float("inf")
+        cases.append(case(model, images))
+    assert "Winograd<" in cases[1].unit.body
+    for found, expected in zip(answers(cases, ["g++", "-O0", "-march=native"], tmp_path), (c.expected for c in cases), strict=True):
+        assert np.isnan(expected).any() and np.isfinite(expected).any()
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+        np.testing.assert_array_equal(found[np.isinf(expected)], expected[np.isinf(expected)])
+        rest = np.isfinite(expected)
+        assert largest_error(found[rest], expected[rest]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -3,6 +3,9 @@
 // BLOCK rows of 2x2 tiles are transformed into 16 planes [tile][channel]; each is multiplied by its weights, [16][K/16][C][16], as a 1x1
 // convolution G of a row of tiles; the planes of sums become outputs. Where rows or columns are odd, the last tile is cut, and the border of the
 // input is one wider. A work item is one of PARTS parts of the output channels of one block.
+//
+// A NaN or an infinity would reach all four outputs of its tiles. A block with sums that are not finite is therefore summed again without
+// planes of inputs, by the weights from which those in `w` were computed: w0 = U0, w1 = U1 - U2, w2 = U3 along both sides.
 
 template <class N, class G> struct Winograd {
   static constexpr int COLUMNS = (N::OW + 1) / 2, ROWS = (N::OH + 1) / 2, TILES = N::BLOCK * COLUMNS, BLOCKS = (ROWS + N::BLOCK - 1) / N::BLOCK;
@@ -19,8 +22,28 @@ template <class N, class G> struct Winograd {
       const int from = part * EACH, to = from + EACH < GROUPS ? from + EACH : GROUPS;
       if (item == begin || part == 0) transform_inputs(x, inputs, first, rows);
       for (int i = 0; i < 16; i++) Convolution<G>::run(inputs + i * PLANE_X, w + i * WEIGHTS, nullptr, nullptr, sums + i * PLANE_Y, from, to);
-      transform_sums(sums, bias, residual, y, first, rows, from * G::VECTORS * LANES, to == GROUPS ? N::K : to * G::VECTORS * LANES);
+      const int k = from * G::VECTORS * LANES, end_k = to == GROUPS ? N::K : to * G::VECTORS * LANES;
+      if (!transform_sums<false>(x, w, sums, bias, residual, y, first, rows, k, end_k)) sum_again(x, w, bias, residual, y, first, rows, k, end_k);
     }
+  }
+
+  struct Finite {  // zeros, and NaN for numbers that are not finite
+    Vector<LANES> full = {};
+    Vector<HALF> half = {};
+    template <int L> LT_INLINE void add(const Vector<L> &v) {
+      if constexpr (L == LANES) full += v * 0.0f;
+      else half += v * 0.0f;
+    }
+    LT_INLINE bool all() const {
+      float sum = 0.0f;
+      for (int i = 0; i < LANES; i++) sum += full[i] + half[i % HALF];
+      return sum == 0.0f;
+    }
+  };
+
+  static __attribute__((noinline, cold)) void sum_again(const float *x, const float *w, const float *bias, const float *residual, float *y, int first,
+                                                        int rows, int from, int to) {
+    transform_sums<true>(x, w, nullptr, bias, residual, y, first, rows, from, to);
   }
 
   static LT_INLINE void transform_inputs(const float *x, float *planes, int first, int rows) {
@@ -52,46 +75,77 @@ template <class N, class G> struct Winograd {
     }
   }
 
-  static LT_INLINE void transform_sums(const float *planes, const float *bias, const float *residual, float *y, int first, int rows, int from, int to) {
+  // Whether all sums are finite.
+  template <bool DIRECT>
+  static LT_INLINE bool transform_sums(const float *x, const float *w, const float *planes, const float *bias, const float *residual, float *y,
+                                       int first, int rows, int from, int to) {
+    Finite finite;
     for (int i = 0; i < rows; i++) {
       for (int j = 0; j < COLUMNS; j++) {
-        const float *sums = planes + (i * COLUMNS + j) * G::YP;
         const int p = 2 * (first + i), q = 2 * j;
+        const float *sums = DIRECT ? x + (p - N::PH) * N::XR + (q - N::PW) * N::XP : planes + (i * COLUMNS + j) * G::YP;
         const float *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
         float *out = y + p / SCALE * N::YR + q / SCALE * N::YP;
         if constexpr (N::OH % 2 != 0 && N::OW % 2 != 0) {
           if (p + 1 == N::OH && q + 1 == N::OW) {
-            channels<1, 1>(sums, bias, added, out, from, to);
+            channels<DIRECT, 1, 1>(sums, w, bias, added, out, from, to, finite);
             continue;
           }
         }
         if constexpr (N::OH % 2 != 0) {
           if (p + 1 == N::OH) {
-            channels<1, 2>(sums, bias, added, out, from, to);
+            channels<DIRECT, 1, 2>(sums, w, bias, added, out, from, to, finite);
             continue;
           }
         }
         if constexpr (N::OW % 2 != 0) {
           if (q + 1 == N::OW) {
-            channels<2, 1>(sums, bias, added, out, from, to);
+            channels<DIRECT, 2, 1>(sums, w, bias, added, out, from, to, finite);
             continue;
           }
         }
-        channels<2, 2>(sums, bias, added, out, from, to);
+        channels<DIRECT, 2, 2>(sums, w, bias, added, out, from, to, finite);
+      }
+    }
+    return finite.all();
+  }
+
+  template <bool DIRECT, int HEIGHT, int WIDTH>
+  static LT_INLINE void channels(const float *source, const float *w, const float *bias, const float *residual, float *y, int from, int to, Finite &finite) {
+    int k = from;
+    for (; k + LANES <= (to + HALF - 1) / HALF * HALF; k += LANES) tile<DIRECT, LANES, HEIGHT, WIDTH>(source, w, bias, residual, y, k, finite);
+    if (k < to) tile<DIRECT, HALF, HEIGHT, WIDTH>(source, w, bias, residual, y, k, finite);
+  }
+
+  template <bool DIRECT, int L, int HEIGHT, int WIDTH>
+  static LT_INLINE void tile(const float *source, const float *w, const float *bias, const float *residual, float *y, int k, Finite &finite) {
+    Vector<L> sums[HEIGHT * WIDTH];
+    if constexpr (DIRECT) {
+      sum_directly<L, WIDTH>(source, w + k / WEIGHT_LANES * (N::C * WEIGHT_LANES) + k % WEIGHT_LANES, bias + k, sums, HEIGHT * WIDTH);
+    } else {
+      transform_sum<L, HEIGHT, WIDTH>(source, bias, k, sums);
+      LT_UNROLL
+      for (int p = 0; p < HEIGHT * WIDTH; p++) finite.template add<L>(sums[p]);
+    }
+    Epilogue<N, HEIGHT, WIDTH>::template finish<L>(sums, residual, y, k);
+  }
+
+  template <int L, int WIDTH> static void sum_directly(const float *x, const float *w, const float *bias, Vector<L> *sums, int pixels) {
+    for (int p = 0; p < pixels; p++) {
+      sums[p] = load<L>(bias);
+      for (int tap = 0; tap < 9 * N::C; tap++) {
+        const int c = tap % N::C, r = tap / N::C / 3, s = tap / N::C % 3;
+        const auto column = [&](int i) {
+          const float *at = w + 4 * i * WEIGHTS + c * WEIGHT_LANES;
+          return s == 1 ? load<L>(at + WEIGHTS) - load<L>(at + 2 * WEIGHTS) : load<L>(at + (s ? 3 : 0) * WEIGHTS);
+        };
+        sums[p] += (r == 1 ? column(1) - column(2) : column(r ? 3 : 0)) * x[(p / WIDTH + r) * N::XR + (p % WIDTH + s) * N::XP + c];
       }
     }
   }
 
-  template <int HEIGHT, int WIDTH>
-  static LT_INLINE void channels(const float *planes, const float *bias, const float *residual, float *y, int from, int to) {
-    int k = from;
-    for (; k + LANES <= (to + HALF - 1) / HALF * HALF; k += LANES) transform_sum<LANES, HEIGHT, WIDTH>(planes, bias, residual, y, k);
-    if (k < to) transform_sum<HALF, HEIGHT, WIDTH>(planes, bias, residual, y, k);
-  }
-
-  template <int L, int HEIGHT, int WIDTH>
-  static LT_INLINE void transform_sum(const float *planes, const float *bias, const float *residual, float *y, int k) {
-    Vector<L> upper[4], lower[4], sums[HEIGHT * WIDTH];
+  template <int L, int HEIGHT, int WIDTH> static LT_INLINE void transform_sum(const float *planes, const float *bias, int k, Vector<L> *sums) {
+    Vector<L> upper[4], lower[4];
     LT_UNROLL
     for (int s = 0; s < 4; s++) {
       const float *at = planes + s * PLANE_Y + k;
@@ -103,6 +157,5 @@ template <class N, class G> struct Winograd {
     if constexpr (WIDTH == 2) sums[1] = upper[1] - upper[2] - upper[3] + added;
     if constexpr (HEIGHT == 2) sums[WIDTH] = lower[0] + lower[1] + lower[2] + added;
     if constexpr (HEIGHT == 2 && WIDTH == 2) sums[3] = lower[1] - lower[2] - lower[3] + added;
-    Epilogue<N, HEIGHT, WIDTH>::template finish<L>(sums, residual, y, k);
   }
 };
