@@ -27,6 +27,7 @@ _HOMES = {
     "Pruned": "ltcompile.pruned",
     "PruningPlan": "ltcompile.core.plan",
     "Recipe": "ltcompile.core.recipe",
+    "Regulariser": "ltcompile.prune.regularisers",
     "Schedule": "ltcompile.prune.schedule",
     "Search": "ltcompile.search.own_loop",
     "SearchConfig": "ltcompile.search",

@@ -65,7 +65,9 @@ def plan(
     on: str | None = ON,
     profile: Path | None = PROFILE,
     scope: str = typer.Option(
-        "global", help="Rank filters over the whole network (global) or layer by layer (local).", rich_help_panel=PRUNING
+        "global",
+        help="Rank filters over the whole network (global), layers of one structure (isomorphic) or layer by layer (local).",
+        rich_help_panel=PRUNING,
     ),
     criterion: str = typer.Option(
         "l1", help="l1, l2, linf, neg_linf, bn, fpgm, lamp or random: those that need no data.", rich_help_panel=PRUNING

@@ -27,7 +27,8 @@ class Recipe(Record):
     gives, where there is one (Hinton et al. 2015, arXiv:1503.02531). `mixup` is the alpha of classification's mixup (Zhang et al. 2018,
     arXiv:1710.09412). Gradients are clipped to the norm `clip_norm`; `ema` is the decay of an average of the weights over steps, which is what is
     validated and kept; 0 turns each off. `frozen` are regular expressions for whole names of layers, or of modules with all inside, that are
-    not trained.
+    not trained. `regulariser` is one of `ltcompile.prune.regularisers`, which brings channels to zero; its strength, and the ratio of
+    the filters that it penalises, are its own where they are 0.
     `precision` is that of products: "fp32", "bf16" (autocast), or "auto"; `compile` is "never", a backend of torch.compile ("inductor"), or
     "auto". "auto" takes what a trial of whole steps finds faster for long trainings, and for short ones fp32 and no compilation
     (`ltcompile.training.choose_execution`). Where neither is "auto", a seed and a recipe fix the result, to the bit on one CPU.
@@ -52,6 +53,9 @@ class Recipe(Record):
     ema: float = 0.0
     mixup: float = 0.0
     frozen: tuple[str, ...] = ()
+    regulariser: str = ""
+    regulariser_strength: float = 0.0
+    regulariser_ratio: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -73,6 +77,10 @@ class Recipe(Record):
             f"ema={self.ema}: the decay of the average must lie in [0, 1)": 0 <= self.ema < 1,
             f"mixup={self.mixup} must be finite, and not negative": 0 <= self.mixup < math.inf,
             f"frozen={list(self.frozen)}: each must be a regular expression": all(map(_is_pattern, self.frozen)),
+            f"regulariser={self.regulariser!r} must be the name of one": self.regulariser == "" or _is_name(self.regulariser),
+            "regulariser= shrinks all layers, and frozen= names some to leave alone: give one": not (self.regulariser and self.frozen),
+            f"regulariser_strength={self.regulariser_strength} must be finite, and not negative": 0 <= self.regulariser_strength < math.inf,
+            f"regulariser_ratio={self.regulariser_ratio} must lie in [0, 1)": 0 <= self.regulariser_ratio < 1,
             f"crop_pixels={self.crop_pixels} must not be negative": self.crop_pixels >= 0,
         }
         for message, holds in checks.items():
@@ -82,6 +90,7 @@ class Recipe(Record):
     def to_json(self) -> dict[str, Any]:
         """Without what is off: the checksums of tickets and the settings of runs older than these stay what they were."""
         off = {"distill": 0.0, "optimizer": "sgd", "clip_norm": 0.0, "ema": 0.0, "mixup": 0.0, "frozen": ()}
+        off |= {"regulariser": "", "regulariser_strength": 0.0, "regulariser_ratio": 0.0}
         return {name: value for name, value in super().to_json().items() if name not in off or value != off[name]}
 
     def is_frozen(self, name: str) -> bool:

@@ -1,9 +1,11 @@
-"""From scores to a plan: which channels go, per layer (local) or ranked over the whole network (global)."""
+"""From scores to a plan: which channels go, per layer (local), ranked over the whole network (global), or over layers of one kind (isomorphic)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -13,7 +15,7 @@ from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 
-Scope = Literal["global", "local"]
+Scope = Literal["global", "local", "isomorphic"]
 Steps = tuple[int, ...]
 _ROUNDING = 1e-9  # a share of 0.29 of 100 filters is 29 of them, and not 28.999999999999996
 
@@ -37,8 +39,10 @@ class Ranking:
     """The channels that may go, in the order in which they go; ranked once, for plans of any number of shares.
 
     A larger share drops the same channels and more. "local" takes the same share from every set of tied groups; "global" the
-    lowest-ranked steps of all of them, as long as they make up no more than that share of all filters. A step of tied groups is ranked
-    by the mean score of its filters.
+    lowest-ranked steps of all of them, as long as they make up no more than that share of all filters. "isomorphic" takes that share from
+    each class of sets with the same structure, as many layers that make, hold and read a channel: there scores compare like with like
+    (Fang et al. 2024, "Isomorphic pruning for vision models", arXiv:2407.04616). A step of tied groups is ranked by the mean score of its
+    filters.
 
     Args:
         scores: group -> (C,), higher is kept; of equal ones, the first are.
@@ -74,11 +78,16 @@ class Ranking:
         _check_scores(self._tied, scores)
         self._scores = scores
         self._best_first = {g.name: _best_first(scores[g.name]) for b in self._tied for g in b.groups}
-        self._rank(scores)
+        self._classes = self._rank(scores)
 
     def steps(self, share: float) -> Steps:
         """How many steps each set of tied groups keeps when the share `share` of the filters goes."""
-        counts = [*self._given_steps, *(self._global(share) if self._scope == "global" else self._local(share))]
+        ranked = [b.steps for b in self._ranked]
+        for one in self._classes:
+            count = np.searchsorted(one.gone, share * one.filters + _ROUNDING, side="right")
+            for owner, gone in Counter(one.owners[:count].tolist()).items():
+                ranked[owner] -= gone
+        counts = [*self._given_steps, *ranked]
         return tuple(_aligned(*given, self._align) for given in zip(counts, self._tied, self._least, strict=True))
 
     def plan(self, steps: Steps) -> PruningPlan:
@@ -105,19 +114,24 @@ class Ranking:
             return np.arange(tied.steps + 1) / tied.steps
         here = self._ranked.index(tied)
         least = self._least[len(self._given) + here]
+        one = next(one for one in self._classes if here in one.members)
         whole[:least] = 0.0
-        whole[least:-1] -= self._gone[self._owners == here][::-1] / self._filters  # gone when one more than these goes
+        whole[least:-1] -= one.gone[one.owners == here][::-1] / one.filters  # gone when one more than these goes
         return whole
 
-    def _rank(self, scores: Mapping[str, Tensor]) -> None:
-        """Sort the steps above the floors: the owner of each, and the filters that go with it and all before it."""
-        least = self._least[len(self._given) :]
-        values = [self._step_scores(b, scores)[floor:] for b, floor in zip(self._ranked, least, strict=True)]
-        owners = np.repeat(np.arange(len(values)), [len(v) for v in values])
-        order = np.argsort(np.concatenate([np.empty(0), *values]), kind="stable")
-        self._owners = owners[order]
-        self._gone = np.cumsum(np.array([b.filters_per_step for b in self._ranked])[self._owners]) if len(order) else np.empty(0)
-        self._filters = sum(b.steps * b.filters_per_step for b in self._ranked)
+    def _rank(self, scores: Mapping[str, Tensor]) -> list[_Class]:
+        """The sets that are ranked together, with their steps above the floors sorted."""
+        kinds: dict[Hashable, list[int]] = {}
+        for at, tied in enumerate(self._ranked):
+            kinds.setdefault({"global": "", "local": at, "isomorphic": _structure(tied)}[self._scope], []).append(at)
+        least, found = self._least[len(self._given) :], []
+        for members in kinds.values():
+            values = [self._step_scores(self._ranked[at], scores)[least[at] :] for at in members]
+            owners = np.repeat(members, [len(v) for v in values])[np.argsort(np.concatenate(values), kind="stable")]
+            sizes = np.array([b.filters_per_step for b in self._ranked])
+            gone = np.cumsum(sizes[owners])
+            found.append(_Class(members, owners, gone, sum(self._ranked[at].steps * int(sizes[at]) for at in members)))
+        return found
 
     def _step_scores(self, tied: TiedGroups, scores: Mapping[str, Tensor]) -> np.ndarray:
         """The mean score of the filters of each step (steps,), best first."""
@@ -128,13 +142,22 @@ class Ranking:
             total += weight * sorted_scores.reshape(tied.steps, -1).sum(1)
         return total
 
-    def _global(self, share: float) -> list[int]:
-        count = np.searchsorted(self._gone, share * self._filters + _ROUNDING, side="right")
-        gone = np.bincount(self._owners[:count], minlength=len(self._ranked))
-        return [b.steps - int(n) for b, n in zip(self._ranked, gone, strict=True)]
 
-    def _local(self, share: float) -> list[int]:
-        return [b.steps - math.floor(share * b.steps + _ROUNDING) for b in self._ranked]
+@dataclass(frozen=True)
+class _Class:
+    """Sets of tied groups that are ranked together: their places, the owner of each step in the order in which steps go, the filters that go
+    with it and all before it, and the filters of all."""
+
+    members: list[int]
+    owners: np.ndarray
+    gone: np.ndarray
+    filters: int
+
+
+def _structure(tied: TiedGroups) -> Hashable:
+    """How many axes of each kind hold the channels of each group; counters in attributes say nothing."""
+    kinds = (Counter((m.axis, len(m.index[0])) for m in g.members if not m.axis.startswith("=")) for g in tied.groups)
+    return tuple(sorted(tuple(sorted(kind.items())) for kind in kinds))
 
 
 def _check_scores(found: list[TiedGroups], scores: Mapping[str, Tensor]) -> None:

@@ -53,7 +53,8 @@ def plan(
     Args:
         example: an input of the network to trace it: a tensor (N, C, H, W), a tuple of positional or a dict of keyword arguments.
         ratio: the share of the filters to drop; 0.5 where there is no target.
-        scope: "global" ranks all filters together, "local" takes the same share from every group.
+        scope: "global" ranks all filters together, "local" takes the same share from every group, "isomorphic" ranks those
+            of one structure together.
         criterion: how important filters are found; see `criteria.names()`.
         align: kept widths are multiples of it where the group is that wide.
         seed: for criterion "random".

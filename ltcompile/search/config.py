@@ -114,6 +114,7 @@ class SearchConfig(Limits):
         able = [name for name in criteria.names() if criteria.scores_weights(name)]
         return {
             f"a mask of weights takes a rate, and no target: prune={self.prune} leaves their number to you": self.target is None,
+            "scope=isomorphic ranks filters; a mask of weights takes local or global": self.scope != "isomorphic",
             f"prune={self.prune} masks by itself; leave masked= out": not self.masked,
             f"widths are aligned where filters are pruned, not with prune={self.prune}": self.align == 1,
             f"criterion {self.criterion!r} scores whole filters; prune=weights takes {', '.join(able)}": self.prune == "hybrid"

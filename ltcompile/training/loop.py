@@ -114,7 +114,7 @@ class _Loop:
             "optimiser": self.stepper.optimiser.state_dict(),
             "epochs": [epoch.to_json() for epoch in done],
             "parts": self.stepper.parts,
-            **({"average": self.stepper.average.state_dict()} if self.stepper.average is not None else {}),
+            **{name: part.state_dict() for name, part in self._parts()},
         }
 
     def resume(self, state: dict[str, Any]) -> list[Epoch]:
@@ -122,8 +122,8 @@ class _Loop:
         try:
             self.model.load_state_dict(state["model"])
             self.stepper.optimiser.load_state_dict(state["optimiser"])
-            if self.stepper.average is not None:
-                self.stepper.average.load_state_dict(state["average"])
+            for name, part in self._parts():
+                part.load_state_dict(state[name])
             self.stepper.parts = int(state["parts"])
             return [Epoch.from_json(row) for row in state["epochs"]]
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -131,6 +131,11 @@ class _Loop:
             raise InvalidFile(
                 f"the checkpoint is of another training ({message}); remove the run's .partial.pt, and resume=True repeats it"
             ) from error
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        """What else has a state, where the recipe needs it."""
+        found = {"average": self.stepper.average, "regulariser": self.stepper.regulariser}
+        return [(name, part) for name, part in found.items() if part is not None]
 
     def epoch(self, epoch: int) -> tuple[Epoch, Score]:
         """Train for one epoch, and validate."""
@@ -143,7 +148,7 @@ class _Loop:
         rates = [self.recipe.rate_at(epoch + step / steps) for step in range(steps)]
         batches = self.task.batches("train", size, self.device, self.recipe, stream("batches", self.seed, epoch=epoch))
         for step, batch in enumerate(batches):
-            losses[step], correct = self.stepper(batch, rates[step])
+            losses[step], correct = self.stepper(batch, rates[step], (epoch + step / steps) / self.recipe.epochs)
             right += 0 if correct is None else correct
             if (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
                 self._check_finite(losses[: step + 1], epoch, rates)

@@ -15,6 +15,8 @@ from ltcompile.core.notice import notify
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Batch, Task, Teacher, items
 from ltcompile.errors import InvalidSetting, TrainingFailed
+from ltcompile.graph.inputs import Arguments
+from ltcompile.prune.regularisers import Regulariser
 from ltcompile.training.batch import call, in_fp32, split, to_layout
 from ltcompile.training.device import to_memory_format
 from ltcompile.training.memory import fitting
@@ -50,11 +52,14 @@ class Stepper:
         self.layout, self.parts = to_memory_format(model, device), 1
         self.optimiser = _optimiser(model, recipe)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        self.regulariser = _regulariser(model, task, recipe, device) if recipe.regulariser else None
         self.teacher = _teacher(teacher, device) if teacher is not None else None
         self.backend, self.forward = backend, _compiled(model, backend) if backend else model
 
-    def __call__(self, batch: Batch, rate: float) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, batch: Batch, rate: float, progress: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """One step of the optimiser; the batch's mean loss before it, and how many answers were correct, where the task counts them.
+
+        `progress` is the share of the training that is done.
 
         Raises TrainingFailed where not even two items fit into memory, or the network cannot be compiled.
         """
@@ -68,6 +73,8 @@ class Stepper:
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], self.recipe.clip_norm)
         self.optimiser.step()
+        if self.regulariser is not None:
+            self.regulariser.step(rate, progress)
         if self.after_step is not None:
             self.after_step()
         if self.average is not None:
@@ -143,6 +150,12 @@ def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         raise InvalidSetting(f"frozen={list(recipe.frozen)} leaves no parameter to train")
     decayed, free = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1]
     return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def _regulariser(model: nn.Module, task: Task, recipe: Recipe, device: torch.device) -> Regulariser:
+    example = Arguments.of(task.example).map(lambda t: t.to(device))
+    strength, ratio = recipe.regulariser_strength or None, recipe.regulariser_ratio or None
+    return Regulariser(recipe.regulariser, model, example, strength=strength, ratio=ratio)
 
 
 def _teacher(network: nn.Module, device: torch.device) -> Teacher:

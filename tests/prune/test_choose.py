@@ -6,6 +6,7 @@ import math
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -20,11 +21,11 @@ from ltcompile.core.plan import Group, Member, PruningPlan
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph import trace
 from ltcompile.graph.tied_groups import TiedGroups, tied_groups
-from ltcompile.prune import Limits, choose
+from ltcompile.prune import Limits, Scope, choose
 from ltcompile.prune.choose import Ranking
 from ltcompile.prune.target import SizeCounter
 
-SCOPES = ("global", "local")
+SCOPES = get_args(Scope)
 ALIGN = 4
 
 
@@ -145,6 +146,22 @@ class TestLaws:
             for steps in range(least, tied.steps):
                 assert ranking.steps(1 - left[steps] + 1e-6)[place] <= steps, "so much left, and no more of this"
                 assert ranking.steps(1 - left[steps] - 1e-6)[place] > steps, "the largest such share"
+
+
+def test_isomorphic_ranks_compare_like_with_like() -> None:
+    """Each kind of channel of a ResNet loses the share, whatever the scale of its scores; a global ranking would take one kind alone."""
+    model = NETWORKS["resnet20"]()
+    groups = trace(model, torch.zeros(2, 3, 16, 16))
+    inner = {g.name for g in groups if len(g.producers) == 1 and not g.frozen}
+    rng = torch.Generator().manual_seed(0)
+    scores = {g.name: torch.rand(g.width, generator=rng) + 10 * (g.name in inner) for g in groups if not g.frozen}
+    for scope, shares in (("isomorphic", (0.5, 0.5)), ("global", (0.0, 1.0))):
+        plan = choose(groups, scores, 0.5, scope)  # type: ignore[arg-type]
+        for names, share in zip((inner, scores.keys() - inner), shares, strict=True):
+            before, after = (sum(plan.widths[name][side] for name in names) for side in (0, 1))
+            assert after == pytest.approx((1 - share) * before, abs=8 + 0.2 * before * (scope == "global")), (scope, names)
+    widths = {plan_width for name, plan_width in choose(groups, scores, 0.5, "isomorphic").widths.items() if name in inner}
+    assert len({after / before for before, after in widths}) > 1, "layers of one structure are ranked together"
 
 
 def test_tied_groups_go_by_the_mean_score_of_their_filters() -> None:

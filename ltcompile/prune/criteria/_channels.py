@@ -147,6 +147,11 @@ class Channels(Scored):
             found = [s for s in found if s.parameter.dim() > 1] or found  # no scales of norms
         return [s for s in found if not s.name.endswith("bias")] or found
 
+    @property
+    def parameters(self) -> list[Slice]:
+        """The parameters that a mask zeroes with the channels, of all members."""
+        return [piece for member in self.group.members if member.masked for piece in self._slices(member)]
+
     def mean_of(self, found: Mapping[tuple[str, str], Tensor], *choices: Iterable[Member]) -> Tensor:
         """The scores (C,) by the values in `found` (by layer and axis), averaged over a channel's positions and over members.
 
