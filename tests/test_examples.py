@@ -7,7 +7,6 @@ import re
 import runpy
 import shlex
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,22 +55,6 @@ def example(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: object, scri
     return runpy.run_path(str(EXAMPLES / name / script), run_name="__main__" if main else name)
 
 
-def test_scenes_are_reproducible_and_their_boxes_hold_their_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = example("digit_scenes", monkeypatch, script="scenes.py", main=False)
-    drawn, again, other = (names["scenes"]("val", 16, seed) for seed in (3, 3, 4))
-    assert torch.equal(drawn.images, again.images) and not torch.equal(drawn.images, other.images)
-    shares = sorted(names["SHARES"].values())
-    assert all(before[1] <= after[0] for before, after in pairwise(shares))
-    for mask, boxes, labels in zip(drawn.masks, drawn.boxes.long(), drawn.labels, strict=True):
-        assert (labels >= 0).sum() >= 2
-        left = mask.clone()
-        for (x0, y0, x1, y1), label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            inside = left[y0:y1, x0:x1]
-            assert label < 0 or (inside == 1 + label).any()
-            inside.zero_()
-        assert not left.any()
-
-
 @pytest.mark.slow
 def test_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     names = example("segment_unet", monkeypatch, "--short", "--folder", tmp_path)
@@ -89,9 +72,8 @@ def test_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 @pytest.mark.slow
 def test_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("digit_scenes/scenes.py", "detect_own/train.py"):
-        (copy := tmp_path / name).parent.mkdir()
-        copy.write_text((EXAMPLES / name).read_text())
+    (copy := tmp_path / "detect_own/train.py").parent.mkdir()
+    copy.write_text((EXAMPLES / "detect_own/train.py").read_text())
     script = "".join(re.findall(r"```sh\n(.*?)```", (EXAMPLES / "detect_own/README.md").read_text(), re.DOTALL))
     shorter = {
         '"python train.py --seed': f'"{sys.executable} train.py --short --seed',
@@ -146,7 +128,7 @@ class TestAveragePrecision:
     def test_of_outputs_that_say_the_truth(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """What the loss trains is what `detect` reads."""
         names = example("detect_own", monkeypatch, main=False)
-        drawn = names["scenes"]("val", 8)
+        drawn = names["draw"]("val", 8)
         outputs = {
             name: torch.zeros(8, channels, 16, 16, requires_grad=True) for name, channels in (("heat", 10), ("size", 2), ("offset", 2))
         }

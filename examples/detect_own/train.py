@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "digit_scenes"))
-from scenes import CLASSES, SIZE, Scenes, scenes
-
 import ltcompile as lt
+from ltcompile.data.scenes import CLASSES, SIZE, Scenes, draw
 
 EXAMPLE = torch.zeros(2, 1, SIZE, SIZE)
 STRIDE = 4  # pixels of a cell's side
@@ -166,7 +163,7 @@ def train(model: nn.Module, epochs: int, seed: int, count: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * (count // 16))
     model.train()
     for _ in range(epochs):
-        drawn = scenes("train", count, int(torch.randint(1 << 31, (), generator=rng)))
+        drawn = draw("train", count, seed=int(torch.randint(1 << 31, (), generator=rng)))
         for images, boxes, labels in zip(drawn.images.split(16), drawn.boxes.split(16), drawn.labels.split(16), strict=True):
             optimizer.zero_grad()
             loss(model(images), boxes, labels).backward()
@@ -208,8 +205,8 @@ def main() -> None:
     train(model, given.epochs, given.seed, count)
     if given.folder:
         torch.save(model.state_dict(), given.folder / "weights.pt")
-        (given.folder / "test.json").write_text(json.dumps(mean_ap(model, scenes("test", count, 2))))
-    value = mean_ap(model, scenes("val", count, 1))
+        (given.folder / "test.json").write_text(json.dumps(mean_ap(model, draw("test", count, seed=2))))
+    value = mean_ap(model, draw("val", count, seed=1))
     print(f"mAP on validation scenes: {value:.2%}")
     lt.report_metric(value)
 

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "digit_scenes"))
-from scenes import CLASSES, SIZE, Scenes, scenes
-
 import ltcompile as lt
+from ltcompile.data.scenes import CLASSES, SIZE, Scenes, draw
 
 EXAMPLE = torch.zeros(2, 1, SIZE, SIZE)
 
@@ -55,7 +52,7 @@ def train(model: nn.Module, epochs: int, seed: int, count: int) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * (count // 16))
     model.train()
     for _ in range(epochs):
-        drawn = scenes("train", count, int(torch.randint(1 << 31, (), generator=rng)))
+        drawn = draw("train", count, seed=int(torch.randint(1 << 31, (), generator=rng)))
         for images, masks in zip(drawn.images.split(16), drawn.masks.split(16), strict=True):
             optimizer.zero_grad()
             F.cross_entropy(model(images), masks).backward()
@@ -80,7 +77,7 @@ def main() -> None:
     arguments.add_argument("--folder", type=Path, default=Path("runs/unet"), help="run folder; a search in it is continued")
     given = arguments.parse_args()
     count, epochs, width = (32, 2, 4) if given.short else (480, 20, 16)
-    val, test = scenes("val", count, 1), scenes("test", count, 2)
+    val, test = draw("val", count, seed=1), draw("test", count, seed=2)
 
     search = lt.Search(
         lambda: UNet(width),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -79,12 +79,12 @@ def _digits() -> tuple[Tensor, Tensor]:
     return torch.tensor(data.images / 16, dtype=torch.float32)[order], torch.tensor(data.target)[order]
 
 
-@cache
-def draw(part: Part, count: int, noise: float = 0.15) -> Scenes:
-    """`count` scenes of the digits of `part`, always the same, on a background of noise of that deviation."""
+@lru_cache(4)
+def draw(part: Part, count: int, noise: float = 0.15, seed: int = 0) -> Scenes:
+    """`count` scenes of the digits of `part`, the same for the same seed, on a background of noise of that deviation."""
     digits, classes = _digits()
     first, last = (round(share * len(digits)) for share in SHARES[part])
-    rng = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(seed)
 
     def between(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=rng))

@@ -50,10 +50,5 @@ def plan_memory(buffers: Sequence[Buffer]) -> MemoryPlan:
     )
 
 
-def living_bytes(buffers: Sequence[Buffer]) -> int:
-    """The largest sum of bytes that live at one step: no arena can be smaller."""
-    return max((sum(b.size_bytes for b in buffers if b.first <= step <= b.last) for step in {b.first for b in buffers}), default=0)
-
-
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

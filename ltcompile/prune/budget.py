@@ -16,7 +16,6 @@ ranking for whatever is cheap: layers of small images stay whole, and the expens
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +29,8 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph import cut
-from ltcompile.graph.tied_groups import TiedGroups
 from ltcompile.graph.widths import Widths, layer_widths
+from ltcompile.prune._candidates import Wide, candidates_of, values_of
 from ltcompile.prune.choose import Ranking
 
 Array = NDArray[np.float64]
@@ -42,10 +41,7 @@ LARGEST_TABLE = 1 << 22
 BISECTIONS = 40
 EXCHANGES = 8  # of a step of one set for steps of others, at most
 SWEEPS = 6
-CARE = 4  # the higher, the more the worst layers count
-NOTHING = 1e-2  # a share as good as none
 SLACK, CORRECTIONS = 0.03, 5
-FINE, COARSE = 128, 8  # below FINE channels widths are multiples of 4 and less, above of COARSE
 
 
 def solve_budget(ranking: Ranking, layers: Mapping[str, Widths], profile: Profile, budget_ms: float) -> PruningPlan:
@@ -104,8 +100,8 @@ class WidthAllocation:
 
     @classmethod
     def of(cls, ranking: Ranking, layers: Mapping[str, Widths], profile: Profile) -> WidthAllocation:
-        candidates = tuple(_candidates(b, least, given) for b, least, given in ranking.bounds)
-        values = tuple(_values(b, ranking.left(b))[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
+        candidates = tuple(candidates_of(b, least, given) for b, least, given in ranking.bounds)
+        values = tuple(values_of(b, ranking.left(b))[c] for (b, *_), c in zip(ranking.bounds, candidates, strict=True))
         owner = {g.name: i for i, (b, *_) in enumerate(ranking.bounds) for g in b.groups}
         fixed = {g.name: g.width for g in ranking.groups if g.name not in owner}
         channels = {g.name: b.channels(g, 1) for b, *_ in ranking.bounds for g in b.groups}
@@ -315,51 +311,9 @@ class WidthAllocation:
         return choice
 
 
-@dataclass(frozen=True)
-class Wide:
-    """A layer over the channels of more than two sets of tied groups."""
-
-    over: tuple[int, ...]
-    widths: Widths
-    surface: Any
-    owner: Mapping[str, int]
-    channels: Mapping[str, int]
-    fixed: Mapping[str, int]
-
-    def ms(self, candidates: Sequence[NDArray[np.intp]], choice: Sequence[int], along: int | None = None) -> Array:
-        """Milliseconds, for all candidates of the set `along` if one is named."""
-        kept: dict[str, Any] = {
-            g: self.channels[g] * (candidates[o] if o == along else candidates[o][choice[o]])
-            for g in self.widths.groups
-            if (o := self.owner.get(g)) is not None
-        }
-        return np.asarray(self.surface(*self.widths.of({**self.fixed, **kept})))
-
-
 def _spread(table: Any, over: tuple[int, ...], onto: tuple[int, ...]) -> Array:
     """`table` with the axes of `over` as an array that broadcasts over those of `onto`."""
     table = np.asarray(table)
     order = sorted(range(len(over)), key=lambda a: onto.index(over[a]))
     shape = [table.shape[over.index(i)] if i in over else 1 for i in onto]
     return np.asarray(table.transpose(order).reshape(shape))
-
-
-@functools.cache
-def _multiples(width: int) -> tuple[int, ...]:
-    """The widths that are considered, up to `width`."""
-    fine = [w for w in range(1, min(width, FINE)) if w % 4 == 0 or w < 8]
-    return (*fine, *range(FINE, width, COARSE), width)
-
-
-def _values(tied: TiedGroups, left: Array) -> Array:
-    """Of plans in which the ranking leaves these shares of all filters; for each layer that makes the channels."""
-    return -sum(len(g.makers) for g in tied.groups) * np.maximum(left, NOTHING) ** -CARE
-
-
-def _candidates(tied: TiedGroups, least: int, given: int | None) -> NDArray[np.intp]:
-    """The numbers of steps that a set of tied groups may keep, rising."""
-    if given is not None:
-        return np.array([given])
-    unit = tied.channels(tied.groups[0], 1)
-    steps = {w // unit for w in _multiples(tied.steps * unit) if w % unit == 0}
-    return np.array(sorted({least, *(s for s in steps if s > least)}))

@@ -1,5 +1,6 @@
 """Recovery of a cut network without labels and without training."""
 
-from ltcompile.recovery._repair import LayerRepair, RepairReport, repair
+from ltcompile.recovery._repair import repair
+from ltcompile.recovery._report import LayerRepair, RepairReport
 
 __all__ = ["LayerRepair", "RepairReport", "repair"]

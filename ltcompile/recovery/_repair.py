@@ -24,14 +24,15 @@ from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.surgeon import kept_positions
-from ltcompile.graph.wrappers import in_eval_mode, unwrap
+from ltcompile.graph.wrappers import unwrap
 from ltcompile.recovery._calls import Call, Site, Structure, Weights, structure
-from ltcompile.recovery._inputs import FOLDS, Chunk, by_input, compared, length, read_chunks
+from ltcompile.recovery._inputs import FOLDS, Chunk, by_input, read_chunks
 from ltcompile.recovery._lockstep import Pass
+from ltcompile.recovery._report import LayerRepair, RepairReport, best_of
 from ltcompile.recovery._solve import Moments, Rows, Sample, matrix, rectify, solve
 from ltcompile.recovery._tune import flat, tune
 from ltcompile.recovery._write import kept_outputs, multiplied, through, write
-from ltcompile.recovery.statistics import restate_statistics, take_statistics
+from ltcompile.recovery.statistics import restate_statistics
 
 Module = TypeVar("Module", bound=nn.Module)
 ROWS, ROWS_PER_UNKNOWN = 1 << 14, 24  # positions that a layer is fitted on: at least, and for each weight of an output
@@ -39,39 +40,6 @@ MOST_INPUTS = 2048
 MEMORY = 1 << 30  # bytes of activations that are held at once
 ROUNDING = 1e-12  # of the targets' squares: as small an error is none
 WIDEST = 6144  # inputs of a product whose second moments are held
-
-
-@dataclass(frozen=True)
-class LayerRepair:
-    """What the repair of one layer found.
-
-    Args:
-        before, after: root of the mean square error over that of the dense network, on held-out inputs, where the layer is compared.
-        ridge: of the solution; None where the weights are as they were.
-        reason: why the layer is left alone, or "".
-    """
-
-    before: float
-    after: float
-    ridge: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class RepairReport:
-    """What `repair` did: by weight name, the errors of its layer; and those of the network's outputs, all on held-out inputs.
-
-    `as_cut`, `recalibrated` and `repaired` are relative errors of the outputs: of the small network, with batch norm's statistics taken
-    again, and as it is returned. `agreement` has the same keys: the share of held-out inputs whose largest output is the dense
-    network's, where the outputs are one tensor (N, classes).
-    """
-
-    layers: Mapping[str, LayerRepair]
-    as_cut: float
-    recalibrated: float
-    repaired: float
-    inputs: int
-    agreement: Mapping[str, float] = field(default_factory=dict)
 
 
 def repair(
@@ -113,7 +81,7 @@ def repair(
         restate_statistics(work, (chunk.inputs for chunk in chunks if chunk.expected is not None))
     repaired = copied(source)
     repaired.load_state_dict(work.state_dict())
-    return _best(source, repaired, chunks, on_report, found.layers)
+    return best_of(source, repaired, chunks, on_report, found.layers)
 
 
 def _prepared(model: Module) -> Module:
@@ -328,26 +296,3 @@ class _Repair:
                 write(site, of_site[0], solution.change[:, start : start + width], shift if takes else torch.zeros_like(shift))
                 shift = torch.zeros_like(shift) if takes else shift
                 start += width
-
-
-def _best(
-    source: Module,
-    repaired: Module,
-    chunks: list[Chunk],
-    on_report: Callable[[RepairReport], None] | None,
-    layers: Mapping[str, LayerRepair],
-) -> Module:
-    """`repaired`, or where batch norm's statistics alone come nearer to the dense network's outputs on held-out inputs, the network with those."""
-    networks = {"as_cut": source, "recalibrated": source, "repaired": repaired}
-    if any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None for m in source.modules()):
-        networks["recalibrated"] = copied(source)
-        with in_eval_mode(networks["recalibrated"]):
-            take_statistics(networks["recalibrated"], (chunk.inputs for chunk in chunks if chunk.expected is not None))
-    judged = {name: compared(network, [c for c in chunks if c.held and c.expected is not None]) for name, network in networks.items()}
-    best = min(reversed(judged), key=lambda name: judged[name][0])
-    judged["repaired"] = judged[best]
-    errors = {name: error for name, (error, _) in judged.items()}
-    if on_report is not None:
-        agreement = {name: share for name, (_, share) in judged.items() if share is not None}
-        on_report(RepairReport(layers, **errors, inputs=sum(length(c.inputs) for c in chunks), agreement=agreement))
-    return networks[best]

@@ -9,27 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from ltcompile.core.deployment import Deployment
-from ltcompile.core.fields import short
 from ltcompile.core.load import busy_share, is_busy
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.records import cpu_name
-from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, Unavailable, unknown
+from ltcompile.errors import InvalidSetting, Unavailable, unknown
 from ltcompile.numerics import compare
 from ltcompile.paths import check_writable, write_json
 from ltcompile.timing import Times, interleave
 from ltcompile.verification.answers import Recorded, read_answers
-from ltcompile.verification.claims import Claims, Timing, is_page_of_a_network, read_claims
-from ltcompile.verification.images import Labels, read_images
+from ltcompile.verification.claims import Claims, Timing, read_claims
+from ltcompile.verification.images import Labels
+from ltcompile.verification.matching import check_belongs, default_claims, deployment, images, open_dense, origin, selected
 from ltcompile.verification.network import Array, Feed, Network, gpu_name, missing, open_network
 from ltcompile.verification.result import CLAIMS, Check, Value, Verified, share_of
 from ltcompile.verification.rules import judge_accuracy, judge_latency, judge_speedup
 
-RUNTIME = "onnxruntime"
 SECONDS = 6.0  # of a run, a network
 BLOCKS = 40  # more than a benchmark has, since a verdict depends on them
-BYTES_PER_PARAM = (0.9, 8.0)  # of an ONNX file of any precision, with folded norms and names
-GRAPH_BYTES = 1 << 20  # what a file may hold besides weights
-DEFAULT_CLAIMS = ("report.json", "bench.json")
 
 
 @dataclass(frozen=True)
@@ -87,14 +83,14 @@ def verify(
         raise InvalidSetting(f"verify takes the path of an ONNX file that `ltcompile shrink` wrote, not {type(target).__name__}")
     path, busy = Path(target), busy_share()
     small = open_network(path)
-    claimed = read_claims(Path(claims) if claims else _default_claims(path))
-    _check_belongs(small, claimed)
+    claimed = read_claims(Path(claims) if claims else default_claims(path))
+    check_belongs(small, claimed)
     job = _Job(
         small,
         claimed,
-        _selected(small, claimed, on),
-        _open_dense(Path(dense), small, claimed) if dense else None,
-        _images(small, Path(data)) if data else None,
+        selected(small, claimed, on),
+        open_dense(Path(dense), small, claimed) if dense else None,
+        images(small, Path(data)) if data else None,
         read_answers(small),
         seconds,
         require,
@@ -105,87 +101,6 @@ def verify(
     if written is not None:
         write_json(written, verified.to_json())
     return verified
-
-
-# Do these files belong together?
-
-
-def _default_claims(path: Path) -> Path:
-    """The claims in the folder of a network."""
-    for name in DEFAULT_CLAIMS:
-        claims = path.parent / name
-        if claims.is_file() and not is_page_of_a_network(claims):
-            return claims
-    raise InvalidFile(f"there is no {' and no '.join(DEFAULT_CLAIMS)} in the folder of {path}; name one with --claims")
-
-
-def _check_belongs(small: Network, claims: Claims) -> None:
-    """Raises InvalidFile or TicketMismatch where the claims are about another network."""
-    if small.metadata.get("producer") != "ltcompile":
-        raise InvalidFile(f"{small.path} was not made by `ltcompile shrink`, so no claims can be matched to it; use a file that was")
-    if claims.checksum is not None and claims.checksum != small.checksum:
-        raise TicketMismatch(
-            f"{small.path} was made from the {_origin(small)} {small.checksum[:12] or 'of no name'}, {claims.name} is about "
-            f"{claims.checksum[:12]}; take the claims that were made with this file"
-        )
-    if claims.shape is not None and claims.shape != small.shape:
-        raise TicketMismatch(f"{small.path} takes {_taken(small)}, {claims.name} is about {claims.shape}; take the claims of this file")
-
-
-def _origin(small: Network) -> str:
-    return "ticket" if "ticket_checksum" in small.metadata else "network"
-
-
-def _taken(network: Network) -> str:
-    return f"images {network.shape}" if network.shape else ", ".join(f"{end.name} {short(end.shape)}" for end in network.inputs)
-
-
-def _images(small: Network, path: Path) -> tuple[Array, Labels]:
-    """Raises InvalidSetting where the network is no classifier of images."""
-    if small.shape is None or small.classes is None:
-        raise InvalidSetting(f"--data {path}: labels are of networks that turn images into logits, and this one takes {_taken(small)}")
-    return read_images(path, small.shape, small.classes)
-
-
-def _selected(small: Network, claims: Claims, on: Deployment | None) -> list[Timing]:
-    """The timings on ONNX Runtime, or those for `on` alone. Raises InvalidSetting."""
-    rows = [row for row in claims.timings if row.runtime == RUNTIME]
-    if on is None:
-        return rows
-    if on.runtime != RUNTIME or on.threads:
-        raise InvalidSetting(
-            f"--on {on}: claims are repeated by {RUNTIME} alone, on its own number of threads; write {on.device}:{RUNTIME}:b{on.batch}"
-        )
-    if on.precision != small.precision:
-        raise InvalidSetting(f"--on {on}: {small.path.name} is a file in {small.precision}; name that, or take another file")
-    if found := [row for row in rows if (row.device, row.batch) == (on.device, on.batch)]:
-        return found
-    known = ", ".join(dict.fromkeys(_deployment(small, row) for row in rows)) or "nowhere"
-    raise InvalidSetting(f"{claims.name} has no timing on {on}; it was timed on: {known}; choose one of these, or bench it there")
-
-
-def _open_dense(path: Path, small: Network, claims: Claims) -> Network:
-    """The network that the small one was cut from, as far as its file shows. Raises InvalidFile or TicketMismatch."""
-    dense = open_network(path)
-    if (_taken(dense), dense.classes, len(dense.outputs)) != (_taken(small), small.classes, len(small.outputs)):
-        raise TicketMismatch(
-            f"{path} turns {_taken(dense)} into {_given(dense)}, and {small.path.name} {_taken(small)} into {_given(small)}; "
-            "take the network that it was cut from"
-        )
-    checksums = {network.checksum for network in (dense, small)} - {""}
-    params = claims.dense_params
-    least, most = (0.0, np.inf) if params is None else (BYTES_PER_PARAM[0] * params, BYTES_PER_PARAM[1] * params + GRAPH_BYTES)
-    if len(checksums) > 1 or not least <= len(dense.data) <= most:
-        raise TicketMismatch(
-            f"{path}, of {len(dense.data):,} bytes, is not the network that {small.path.name} was cut from"
-            f"{'' if params is None else f', which has {params:,} params'}; "
-            f"write it with `ltcompile bench {small.path.name} --write-dense {path.name}`"
-        )
-    return dense
-
-
-def _given(network: Network) -> str:
-    return f"{network.classes} logits" if network.classes else f"{len(network.outputs)} outputs"
 
 
 # The checks
@@ -242,8 +157,8 @@ def _answers(job: _Job) -> Check:
 
 
 def _ticket(job: _Job) -> Check:
-    """The result of `_check_belongs`."""
-    claim = f"made from the {_origin(job.small)} {job.small.checksum[:12]}"
+    """The result of `check_belongs`."""
+    claim = f"made from the {origin(job.small)} {job.small.checksum[:12]}"
     if job.claims.checksum is None:
         return Check("ticket", claim, "not comparable", f"{job.claims.name} names no ticket; bench it again, or use report.json")
     return Check("ticket", claim, "confirmed", f"{job.claims.name} is about this one")
@@ -347,7 +262,7 @@ def _elsewhere(job: _Job, row: Timing) -> str | None:
 
 
 def _speedup(job: _Job, row: Timing) -> Check:
-    on = _deployment(job.small, row)
+    on = deployment(job.small, row)
     if row.speedup is None or row.speedup_low is None:
         return Check("speedup", "speedup", "not comparable", f"{job.claims.name} claims none here", on=on)
     claimed = Value(row.speedup, row.speedup_low, row.speedup_high)
@@ -359,13 +274,9 @@ def _speedup(job: _Job, row: Timing) -> Check:
 
 
 def _latency(job: _Job, row: Timing) -> Check:
-    on, claimed = _deployment(job.small, row), Value(row.ms_p50)
+    on, claimed = deployment(job.small, row), Value(row.ms_p50)
     times = _another_timed(job) or missing(row.device) or _elsewhere(job, row) or _times(job, row)
     if isinstance(times, str):
         return Check("latency", "latency", "not comparable", times, claimed, on=on)
     verdict, reason, found = judge_latency(row.ms_p50, times["small"])
     return Check("latency", "latency", verdict, reason, claimed, found, on)
-
-
-def _deployment(small: Network, row: Timing) -> str:
-    return f"{row.device}:{row.runtime}:b{row.batch}:{small.precision}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,16 @@ from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile.engine.executable import Executable, buffers, persistent_refusal
-from ltcompile.engine.memory import Buffer, living_bytes, plan_memory
+from ltcompile.engine.memory import Buffer, plan_memory
 from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.lower import serialization
 from ltcompile.lower.lower import lower, to_layout
 from ltcompile.numerics import largest_error
+
+
+def living_bytes(buffers: Sequence[Buffer]) -> int:
+    """The largest sum of bytes that live at one step: no arena can be smaller."""
+    return max((sum(b.size_bytes for b in buffers if b.first <= step <= b.last) for step in {b.first for b in buffers}), default=0)
 
 
 class TestMemory:

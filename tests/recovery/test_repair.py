@@ -17,7 +17,7 @@ from ltcompile.graph.inputs import Arguments
 from ltcompile.recovery import RepairReport
 from ltcompile.recovery._calls import Call
 from ltcompile.recovery._inputs import Chunk
-from ltcompile.recovery._repair import _best
+from ltcompile.recovery._report import best_of
 from ltcompile.recovery._solve import RIDGES, Moments, Rows, assign, matrix, solve
 
 X = torch.randn(2, 3, 16, 16)
@@ -196,7 +196,7 @@ def test_where_the_cut_or_batch_norm_alone_is_nearer_that_network_is_returned() 
     spoiled.head.weight.data.fill_(9.0)
     with torch.no_grad():
         chunks = [Chunk(Arguments.of(images(20, seed)), seed == 1, dense(images(20, seed))) for seed in (0, 1)]
-    found = _best(small, spoiled, chunks, reports.append, {})
+    found = best_of(small, spoiled, chunks, reports.append, {})
     assert torch.equal(found.head.weight, small.head.weight)
     assert reports[0].repaired == min(reports[0].recalibrated, reports[0].as_cut) == pytest.approx(error(found, dense, images(20, 1)))
 
