@@ -50,6 +50,10 @@ class Unavailable(LtcompileError):
     """A runtime or device that this machine lacks."""
 
 
+class Crashed(Unavailable):
+    """A runtime whose process ended, or did not answer in time."""
+
+
 class DeviceLost(LtcompileError):
     """A GPU that answers no more in this process."""
 

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,15 @@ SLOW = 10.0  # times as long as settling
 WARMUP_SHARE = 0.1  # of a subject's seconds
 SCREEN_S, FINAL_S = 0.4, 1.5  # seconds that `fastest` spends on a candidate, and on one close to the fastest
 CLOSE = 1.3  # times as slow as the fastest at first sight
+
+
+@runtime_checkable
+class RemoteCall(Protocol):
+    """A call in another process, which times whole blocks there, by these functions, so that what passes between the processes is not timed."""
+
+    def __call__(self) -> object: ...
+    def warm_up(self, seconds: float, warmup: int) -> float: ...
+    def block(self, length: int, settle_s: float, settles: bool) -> list[float]: ...
 
 
 def interleave(
@@ -53,7 +63,7 @@ def interleave(
     settle_s = SETTLE_S if settle_s is None else settle_s
     with _no_gc():
         start = clock()
-        run_s = {name: _warm_up(call, seconds, warmup, clock) for name, call in calls.items()}
+        run_s = {name: warm_up(call, seconds, warmup, clock) for name, call in calls.items()}
         settles = {name: not 0 < SLOW * settle_s <= taken for name, taken in run_s.items()}
         lengths = {name: _block_length(taken, seconds, runs, settle_s, settles[name], blocks) for name, taken in run_s.items()}
         measured: dict[str, list[list[float]]] = {name: [] for name in calls}
@@ -61,7 +71,7 @@ def interleave(
             if turn >= min_blocks and clock() - start >= seconds * len(calls):
                 break
             for name in calls if turn % 2 == 0 else reversed(list(calls)):
-                measured[name].append(_block(calls[name], lengths[name], settle_s, settles[name], clock))
+                measured[name].append(block(calls[name], lengths[name], settle_s, settles[name], clock))
     return {name: np.array(block_list) for name, block_list in measured.items()}
 
 
@@ -77,8 +87,10 @@ def _no_gc() -> Iterator[None]:
             gc.enable()
 
 
-def _warm_up(call: Call, seconds: float, warmup: int, clock: Clock) -> float:
+def warm_up(call: Call, seconds: float, warmup: int, clock: Clock = time.perf_counter) -> float:
     """Run at least twice; the seconds that one run takes, the first left out."""
+    if isinstance(call, RemoteCall):
+        return call.warm_up(seconds, warmup)
     start = clock()
     taken: list[float] = []
     while len(taken) < 2 or (len(taken) < warmup and clock() - start < WARMUP_SHARE * seconds):
@@ -93,7 +105,10 @@ def _block_length(run_s: float, seconds: float, runs: int, settle_s: float, sett
     return max(MIN_RUNS_PER_BLOCK if settles else 1, fitting)
 
 
-def _block(call: Call, length: int, settle_s: float, settles: bool, clock: Clock) -> list[float]:
+def block(call: Call, length: int, settle_s: float, settles: bool, clock: Clock = time.perf_counter) -> list[float]:
+    """The milliseconds of `length` runs, behind unmeasured ones that take `settle_s` where the call `settles`."""
+    if isinstance(call, RemoteCall):
+        return call.block(length, settle_s, settles)
     start = clock()
     if settles:
         call()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ltcompile.benchmark.memory import peak_above
 from ltcompile.benchmark.rows import BenchResult, measure
 from ltcompile.core.load import busy_share
+from ltcompile.core.memory import peak_above
 from ltcompile.timing import interleave, speedup
 
 __all__ = ["BenchResult", "busy_share", "interleave", "measure", "peak_above", "speedup"]

@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from ltcompile.benchmark.memory import watch
 from ltcompile.benchmark.reference import OF_MODULE
-from ltcompile.benchmark.rows import TF32_TOLERANCE, BenchResult, Loaded, measurement, working
+from ltcompile.benchmark.rows import TF32_TOLERANCE, BenchResult, Loaded, measurement, timed, working
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.load import busy_share
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.network_file import described as described_file
 from ltcompile.core.onnx_file import read_onnx
 from ltcompile.core.records import Measurement, provenance
-from ltcompile.errors import Disagreement, InvalidSetting, TicketMismatch, Unavailable
+from ltcompile.errors import Crashed, Disagreement, InvalidSetting, TicketMismatch, Unavailable
 from ltcompile.graph import size
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.answers import answers, feeds, of_network, probe, rounded_answers
@@ -28,8 +27,7 @@ from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import compare
 from ltcompile.paths import write_bytes, write_json, write_text
 from ltcompile.pruned import Pruned
-from ltcompile.runtimes import Array, Subject, declared, load
-from ltcompile.timing import interleave
+from ltcompile.runtimes import Array, Options, Subject, declared, load_apart
 
 IMAGES = "the example, and noise like it"
 
@@ -70,7 +68,7 @@ def bench_pruned(
             for batch in batches:
                 deployment = Deployment(device, runtime, batch)
                 loaded = _load_all(subjects, pruned, deployment, result, required=runtimes is not None)
-                for row in _rows(loaded, _arrays(pruned, batch), batch, seconds_per_row):
+                for row in _rows(loaded, _arrays(pruned, batch), batch, seconds_per_row, result.skipped):
                     result.rows.append(row)
                     if on_row is not None:
                         on_row(row)
@@ -105,10 +103,12 @@ def _described(file: Path, pruned: Pruned) -> NetworkFile:
     return described_file(file.name, file.read_bytes(), metadata)
 
 
-def _rows(loaded: Mapping[str, Loaded], inputs: Mapping[str, Array], batch: int, seconds: float) -> list[Measurement]:
-    if not loaded:
+def _rows(
+    loaded: Mapping[str, Loaded], inputs: Mapping[str, Array], batch: int, seconds: float, skipped: dict[str, str]
+) -> list[Measurement]:
+    times = timed(loaded, inputs, batch, seconds, skipped) if loaded else None
+    if times is None:
         return []
-    times = interleave({name: one.sessions[batch].bind(inputs).call for name, one in loaded.items()}, seconds=seconds)
     return [measurement(name, one, batch, times[name], None if name == "dense" else times.get("dense")) for name, one in loaded.items()]
 
 
@@ -134,7 +134,7 @@ def _load_all(
         try:
             loaded[subject.name] = _load(subject, pruned, deployment)
         except Unavailable as error:
-            if required:
+            if required and not isinstance(error, Crashed):
                 raise
             result.skipped[f"{deployment.runtime} ({deployment.device}): {subject.name}"] = str(error)
         else:
@@ -145,10 +145,9 @@ def _load_all(
 def _load(subject: Subject, pruned: Pruned, deployment: Deployment) -> Loaded:
     """A session whose outputs are PyTorch's. Raises Disagreement."""
     inputs = probe(pruned.small, pruned.example, deployment.batch)
-    above = watch(deployment.device)
-    session = load(subject, deployment)
+    session = load_apart(subject, deployment, Options(watch=True))
     found = session.run(_arrays(pruned, deployment.batch))
-    peak = above()
+    peak = session.peak_bytes()
     assert isinstance(subject.module, Flat)
     network, file = subject.module.network, read_onnx(subject.onnx) if isinstance(subject.onnx, Path) else None
     reads_file = file is not None and declared(deployment.runtime, "READS_ONNX")

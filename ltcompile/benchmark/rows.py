@@ -16,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcompile import numerics
-from ltcompile.benchmark.memory import watch
 from ltcompile.core.deployment import DEVICES, Deployment
 from ltcompile.core.records import Measurement
-from ltcompile.errors import Disagreement, InvalidData, InvalidSetting, Unavailable
+from ltcompile.errors import Crashed, Disagreement, InvalidData, InvalidSetting, Unavailable
 from ltcompile.numerics import Expected, tile
-from ltcompile.runtimes import Array, Session, Subject, available, load, unavailable
+from ltcompile.runtimes import Array, Feeds, Options, Session, Subject, available, load_apart, unavailable
 from ltcompile.timing import Times, interleave, speedup
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def measure(
     pairs = working(runtimes, devices, result.skipped)
     job = _job(subjects, images, labels, reference, batches, references or {})
     loaded = [_load_all(job, runtime, device, result, required=runtimes is not None) for runtime, device in pairs]
-    for row in (row for group in loaded for row in _rows(job, group, seconds_per_row)):
+    for row in (row for group in loaded for row in _rows(job, group, seconds_per_row, result.skipped)):
         result.rows.append(row)
         if on_row:
             on_row(row)
@@ -186,7 +185,7 @@ def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, requ
         try:
             loaded[subject.name] = _load(job, subject, runtime, device)
         except Unavailable as error:
-            if required:
+            if required and not isinstance(error, Crashed):
                 raise
             result.skipped[f"{runtime} ({device}): {subject.name}"] = str(error)
         else:
@@ -195,7 +194,7 @@ def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, requ
 
 
 def _open(job: _Job, subject: Subject, runtime: str, device: str, batch: int) -> Session:
-    return load(subject, Deployment(device, runtime, batch, job.references[subject.name].precision))
+    return load_apart(subject, Deployment(device, runtime, batch, job.references[subject.name].precision), Options(watch=True))
 
 
 def _load_libraries(job: _Job, runtime: str, device: str) -> None:
@@ -210,10 +209,9 @@ def _load_libraries(job: _Job, runtime: str, device: str) -> None:
 def _load(job: _Job, subject: Subject, runtime: str, device: str) -> Loaded:
     loaded = Loaded({}, {}, {}, None)
     for batch in sorted(job.batches):
-        above = watch(device)
         session = loaded.sessions[batch] = _open(job, subject, runtime, device, batch)
         outputs = session.answers(tile(job.images, batch))
-        loaded.peak_bytes[batch] = above()
+        loaded.peak_bytes[batch] = session.peak_bytes()
         loaded.max_error[batch] = _agree(job, subject, session, outputs)
     largest = loaded.sessions[max(job.batches)]
     _agree_on_checked(job, subject, largest)
@@ -249,12 +247,23 @@ def _disagreement(subject: Subject, session: Session, where: str, reason: str) -
     )
 
 
-def _rows(job: _Job, loaded: dict[str, Loaded], seconds: float) -> Iterator[Measurement]:
+def _rows(job: _Job, loaded: dict[str, Loaded], seconds: float, skipped: dict[str, str]) -> Iterator[Measurement]:
     for batch in job.batches if loaded else ():
-        images = tile(job.images, batch)
-        times = interleave({name: one.sessions[batch].bind(images).call for name, one in loaded.items()}, seconds=seconds)
+        times = timed(loaded, tile(job.images, batch), batch, seconds, skipped)
+        if times is None:
+            return
         for name, one in loaded.items():
             yield measurement(name, one, batch, times[name], None if name == job.reference else times.get(job.reference))
+
+
+def timed(loaded: Mapping[str, Loaded], inputs: Feeds, batch: int, seconds: float, skipped: dict[str, str]) -> dict[str, Times] | None:
+    """The times of subjects in turns; None where their process ended, with its reason in `skipped`."""
+    try:
+        return interleave({name: one.sessions[batch].bind(inputs).call for name, one in loaded.items()}, seconds=seconds)
+    except Crashed as error:
+        deployment = next(iter(loaded.values())).sessions[batch].deployment
+        skipped[f"{deployment.runtime} ({deployment.device}): batch {batch}"] = str(error)
+        return None
 
 
 def _dtype(session: Session) -> str:

@@ -19,7 +19,7 @@ from ltcompile.lower.fake_quantize import precision_of
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import rounded_network
 from ltcompile.numerics import Answers
-from ltcompile.runtimes import Session, Subject, load
+from ltcompile.runtimes import Session, Subject, load_apart
 
 STANDARD_MEAN, STANDARD_DEVIATION = 0.25, (0.75, 1.25)  # an example within these looks like the output of torch.randn
 
@@ -74,12 +74,12 @@ def of_network(network: Callable[..., Any]) -> Run:
 
 
 def of_file(file: Path, names: Sequence[str], runtime: str = "onnxruntime") -> Run:
-    """Runs an ONNX file whose inputs have `names`, on the CPU. Raises Unavailable where the runtime cannot."""
+    """Runs an ONNX file whose inputs have `names`, on the CPU, in a worker process. Raises Unavailable where the runtime cannot."""
     subject, sessions = Subject(file.name, None, file), dict[int, Session]()
 
     def run(inputs: Inputs) -> Mapping[str, Tensor]:
         if inputs.batch not in sessions:
-            sessions[inputs.batch] = load(subject, Deployment("cpu", runtime, inputs.batch))
+            sessions[inputs.batch] = load_apart(subject, Deployment("cpu", runtime, inputs.batch))
         found = sessions[inputs.batch].run({name: tensor.numpy() for name, tensor in zip(names, inputs.tensors, strict=True)})
         return {name: torch.from_numpy(value) for name, value in found.items()}
 

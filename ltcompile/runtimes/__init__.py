@@ -12,6 +12,7 @@ and, where they are not the usual ones, the constants
     READS_ONNX = True                  it reads the subject's ONNX file, not its module
     THREADS = True                     it takes `deployment.threads`
     SLEEPS = True                      it takes `options.spin`
+    APART = True                       on a CPU, `load_apart` runs it in a process of its own
     TRACED = {"cpu": ("fp32", ...)}    by device, the precisions in which `options.trace` records the time of each operation
 
 A session takes one array, a sequence of arrays or arrays by name, of any rank and dtype, and gives arrays by name:
@@ -22,6 +23,9 @@ A session takes one array, a sequence of arrays or arrays by name, of any rank a
     bound = session.bind(images)                    the inputs in place; bound.call() is what is timed, bound.read() its outputs
     session.layer_times()                           of a session that was opened with `trace`
 
+Runtimes end, hang or disturb each other within one process. `load_apart` opens the same session in a worker process, and bench, shrink and
+verify call it. PyTorch's runtimes stay in this process, which has the module; so do GPUs, and engines, which serve.
+
 Every caller (bench, profile, sweep, competitors, the engine, int8) comes through `load`, so that batches are handled, threads are set and
 spin in one way. Tests walk this folder, and find no session that is opened elsewhere.
 """
@@ -31,8 +35,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ltcompile import registry
+from ltcompile.core.memory import watch
 from ltcompile.errors import Unavailable
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, Trace, first_line
+from ltcompile.runtimes._remote import Workers, shared
 
 if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
@@ -45,11 +51,14 @@ __all__ = [
     "Session",
     "Subject",
     "Trace",
+    "Workers",
     "available",
     "declared",
     "first_line",
     "load",
+    "load_apart",
     "names",
+    "shared",
     "unavailable",
 ]
 
@@ -100,5 +109,14 @@ def load(subject: Subject, deployment: Deployment, options: Options | None = Non
     options = options or Options()
     if options.trace and deployment.precision not in declared(deployment.runtime, "TRACED", {}).get(deployment.device, ()):
         raise Unavailable(f"{deployment.runtime} records no times of operations in {deployment.precision} on {deployment.device}")
+    watched = watch(deployment.device) if options.watch else None
     session: Session = module.load(subject, deployment, options)
+    session.watched = watched
     return session
+
+
+def load_apart(subject: Subject, deployment: Deployment, options: Options | None = None) -> Session:
+    """As `load`, but in a worker process where the runtime runs apart. Raises Crashed, too, as do all functions of the session."""
+    if deployment.device != "cpu" or not declared(deployment.runtime, "APART"):
+        return load(subject, deployment, options)
+    return shared().load(subject, deployment, options or Options())

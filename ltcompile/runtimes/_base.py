@@ -91,6 +91,8 @@ class Options:
         mode: one of several ways in which a runtime compiles, such as "max-autotune"; None for its usual one.
         graph: record calls of PyTorch in a CUDA graph, and replay that.
         wait: calls on a GPU return when they have ended; otherwise they are only put on the current stream.
+        sizes: what dynamic dimensions of an ONNX file are fixed to, by name; by default the first one of each input, to the batch.
+        watch: memory is watched from before the session is opened, for `Session.peak_bytes`.
     """
 
     trace: bool = False
@@ -98,6 +100,8 @@ class Options:
     mode: str | None = None
     graph: bool = False
     wait: bool = True
+    sizes: Mapping[str, int] | None = None
+    watch: bool = False
 
 
 class Bound(NamedTuple):
@@ -129,6 +133,7 @@ class Session(ABC):
     """
 
     thread_safe = True
+    watched: Callable[[], int | None] | None = None
 
     def __init__(self, deployment: Deployment, details: Mapping[str, str]) -> None:
         self.deployment, self.details = deployment, dict(details)
@@ -151,6 +156,10 @@ class Session(ABC):
     def layer_times(self) -> Trace:
         """The times of each operation in all calls so far, and the end of their recording. Raises Unavailable without `Options.trace`."""
         raise Unavailable(f"{self.deployment} was opened without recording the times of operations")
+
+    def peak_bytes(self) -> int | None:
+        """The most memory since the session was opened, above what its process held before (`core.memory.watch`); None without `Options.watch`."""
+        return None if self.watched is None else self.watched()
 
     def run(self, inputs: Feeds) -> dict[str, Array]:
         """The outputs by name; any number of threads may call it. Raises Unavailable as `bind`."""

@@ -107,6 +107,16 @@ def run_once(model: Path | bytes, inputs: Feeds) -> dict[str, Array]:
         raise Unavailable(f"ONNX Runtime cannot run the network: {first_line(error)}") from error
 
 
+Ends = list[tuple[str, str, list[int | str | None]]]  # names, types and shapes
+
+
+def describe(model: bytes) -> tuple[dict[str, str], Ends, Ends]:
+    """The metadata, inputs and outputs of an ONNX file, as ONNX Runtime reads it. Raises Unavailable."""
+    session = open_session(model, log=NOTHING)
+    inputs, outputs = ([(end.name, end.type, list(end.shape)) for end in ends] for ends in (session.get_inputs(), session.get_outputs()))
+    return dict(session.get_modelmeta().custom_metadata_map), inputs, outputs
+
+
 def load(subject: Subject, deployment: Deployment, options: Options, providers: Sequence[Provider]) -> Session:
     """The subject's ONNX file on `providers`.
 
@@ -114,7 +124,7 @@ def load(subject: Subject, deployment: Deployment, options: Options, providers: 
         Unavailable: the subject has no ONNX file, or `open_session` refuses it.
     """
     model = subject.need_onnx(deployment.runtime)
-    sizes = dict.fromkeys(_batch_names(model), deployment.batch)
+    sizes = dict.fromkeys(_batch_names(model), deployment.batch) if options.sizes is None else options.sizes
     if deployment.device == "cpu":
         folder = Path(tempfile.mkdtemp(prefix="ltcompile-")) if options.trace else None
         trace = folder and folder / "trace"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
 
 ENGINE = {"fp32": "", "int8": "", "bf16": "its CPU provider computes bf16 as fp32"}
-READS_ONNX = THREADS = SLEEPS = True
+APART = READS_ONNX = THREADS = SLEEPS = True
 TRACED = {"cpu": ("fp32", "int8")}
 PROVIDERS = {"cpu": _ort.CPU, "cuda": _ort.CUDA}
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
 
 ENGINE = {"fp32": "", "bf16": "", "int8": ""}
-READS_ONNX = THREADS = True
+APART = READS_ONNX = THREADS = True
 TRACED = {"cpu": ("fp32", "bf16", "int8")}
 PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 

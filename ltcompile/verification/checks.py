@@ -248,9 +248,9 @@ def _timed(job: _Job, device: str, batch: int) -> dict[str, Times] | str:
         inputs = job.small.noise(batch, job.inputs)
         networks = {"small": job.small} | ({"dense": job.dense} if job.dense else {})
         calls = {name: network.bind(device, inputs).call for name, network in networks.items()}
+        return interleave(calls, seconds=job.seconds, blocks=BLOCKS)
     except Unavailable as error:
         return str(error)
-    return interleave(calls, seconds=job.seconds, blocks=BLOCKS)
 
 
 def _elsewhere(job: _Job, row: Timing) -> str | None:

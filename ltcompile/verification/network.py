@@ -1,8 +1,9 @@
-"""An ONNX file as data, and sessions of ONNX Runtime that run it.
+"""An ONNX file as data, and sessions of ONNX Runtime, or another runtime that reads it, that run it.
 
 Guarded: weights in other files and operators that are not ONNX's own are refused before a session gets the file; no library of operators is
-registered; the bytes that were examined are the bytes that run. Not guarded: ONNX Runtime parses the file in this process, and a graph of
-allowed operators may use any amount of time and memory. Run files that you do not trust in a container.
+registered; the bytes that were examined are the bytes that run; on a CPU a runtime runs in a process of its own, whose end is an error here.
+Not guarded: that process has the rights of this one, and a graph of allowed operators may use any amount of time and memory. Run files that you
+do not trust in a container.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,16 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.core.fields import short
 from ltcompile.core.network_file import NetworkFile, described
 from ltcompile.core.tensors import check_is_file
-from ltcompile.errors import InvalidFile, Unavailable
-from ltcompile.runtimes import Bound, Session
-from ltcompile.runtimes._ort import CPU, CUDA, ERRORS, NOTHING, OnCpu, Replayed, open_session
+from ltcompile.errors import Crashed, InvalidFile, Unavailable
+from ltcompile.runtimes import Bound, Options, Session, Subject, load_apart, shared
+from ltcompile.runtimes._ort import CUDA, Replayed, open_session
 from ltcompile.verification.wire import check_self_contained
 
 Array = NDArray[np.float32]
 Feed = dict[str, NDArray[Any]]
 TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(bool)": np.bool_}
 TYPES |= {f"tensor({kind}{bits})": getattr(np, f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-PROVIDERS = {"cpu": CPU, "cuda": CUDA}
-LOGGED = {"cpu": NOTHING, "cuda": ERRORS}
+DEVICES = ("cpu", "cuda")
 MOST_BYTES = 1 << 31  # of a protobuf message
 MOST_IMAGE_BYTES = 1 << 30  # of one batch
 CHUNK = 64  # images at once where nothing is timed
@@ -61,6 +62,7 @@ class Network:
     batch: int | str | None
     shape: tuple[int, ...] | None = None
     classes: int | None = None
+    runtime: str = "onnxruntime"
 
     @cached_property
     def file(self) -> NetworkFile:
@@ -115,10 +117,10 @@ class Network:
             bound = self._open(device, count).bind(feed)
             bound.call()
             got = logits_of(bound).shape
-        except Unavailable:
+        except Crashed:
             raise
         except Exception as error:  # ONNX Runtime raises its own types
-            raise Unavailable(f"ONNX Runtime cannot run {self.path.name} on {device} with {count} rows: {_first_line(error)}") from error
+            raise Unavailable(f"{self.runtime} cannot run {self.path.name} on {device} with {count} rows: {_first_line(error)}") from error
         if self.classes is not None and got != (count, self.classes):
             raise Unavailable(f"{self.path.name} gives logits {got} for {count} images, and declares {self.classes} classes")
         return bound
@@ -140,14 +142,14 @@ class Network:
 
     def _open(self, device: str, count: int) -> Session:
         """For `count` images at once, as `ltcompile bench` opens it too; without PyTorch."""
-        provider = PROVIDERS[device]
-        session = open_session(self.data, [provider], {self.batch: count} if isinstance(self.batch, str) else {}, log=LOGGED[device])
-        deployment = Deployment(device, "onnxruntime", count)
-        return OnCpu(session, deployment) if device == "cpu" else Replayed(session, deployment, provider[1])
+        deployment, sizes = Deployment(device, self.runtime, count), {self.batch: count} if isinstance(self.batch, str) else {}
+        if device == "cpu":
+            return load_apart(Subject(self.path.name, onnx=self.data), deployment, Options(sizes=sizes))
+        return Replayed(open_session(self.data, [CUDA], sizes), deployment, CUDA[1])
 
 
-def open_network(path: Path) -> Network:
-    """The network in an ONNX file.
+def open_network(path: Path, runtime: str = "onnxruntime") -> Network:
+    """The network in an ONNX file, for `runtime` to run.
 
     Raises:
         InvalidFile: it is missing, not such a file, refers to other files or operators, or takes something else than numbers.
@@ -158,22 +160,18 @@ def open_network(path: Path) -> Network:
     data = path.read_bytes()
     check_self_contained(data, path)
     try:
-        session = open_session(data, log=NOTHING)
-        metadata = dict(session.get_modelmeta().custom_metadata_map)
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        ends = [(end.type, list(end.shape)) for end in (*inputs, *outputs)]
-    except Exception as error:  # ONNX Runtime raises its own types
-        if isinstance(error, Unavailable) and isinstance(error.__cause__, ImportError):
+        metadata, inputs, outputs = shared().describe(data)
+        ends = [(kind, shape) for _, kind, shape in (*inputs, *outputs)]
+    except Unavailable as error:
+        if find_spec("onnxruntime") is None:
             raise
-        raise InvalidFile(
-            f"ONNX Runtime cannot load {path}: {_first_line(error.__cause__ or error)}; export it again, or update onnxruntime"
-        ) from error
+        raise InvalidFile(f"ONNX Runtime cannot load {path}: {_first_line(error)}; export it again, or update onnxruntime") from error
     if not inputs or not outputs or not all(kind in TYPES for kind, _ in ends) or any(n == 0 for _, sizes in ends for n in sizes):
         raise InvalidFile(f"{path} does not turn tensors of numbers into others, but has {short(ends)}; use a file of `ltcompile shrink`")
-    found = tuple(Input(end.name, TYPES[end.type], tuple(end.shape)) for end in inputs)
+    found = tuple(Input(name, TYPES[kind], tuple(shape)) for name, kind, shape in inputs)
     first = [end.shape[0] for end in found if end.shape]
     batch = next((n for n in first if isinstance(n, str)), first[0] if first else None)
-    network = Network(path, data, metadata, found, tuple(end.name for end in outputs), batch)
+    network = Network(path, data, metadata, found, tuple(name for name, *_ in outputs), batch, runtime=runtime)
     match ends:
         case [("tensor(float)", [_, int() as c, int() as h, int() as w]), ("tensor(float)", [_, int() as classes])]:
             return replace(network, shape=(c, h, w), classes=classes)
@@ -184,7 +182,7 @@ def missing(device: str) -> str | None:
     """Why ONNX Runtime cannot run on `device` here, or None."""
     import onnxruntime
 
-    if device not in PROVIDERS:
+    if device not in DEVICES:
         return f"unknown device {short(device)}"
     if device == "cuda" and CUDA[0] not in onnxruntime.get_available_providers():
         return f"this onnxruntime has no {CUDA[0]}"
