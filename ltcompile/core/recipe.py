@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from ltcompile.core.records import Record
 from ltcompile.errors import InvalidSetting
 
-Schedule = Literal["step", "cosine", "constant"]
+Schedule = Literal["step", "cosine", "triangular", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Optimizer = Literal["sgd", "adamw"]
 
@@ -22,7 +22,9 @@ class Recipe(Record):
     Epochs, batch, rate, momentum and steps are by default those of VGG-16 on CIFAR-10 in open_lth, whose momentum is not Nesterov's,
     and which decays all parameters, by 1e-4.
 
-    `milestones` are the shares of all epochs at which a step schedule divides the rate by ten; cosine falls to zero.
+    `milestones` are the shares of all epochs at which a step schedule divides the rate by ten; cosine falls to zero; triangular rises
+    from a fifth to the whole at 23 % and falls to 7 % (Jordan 2024, arXiv:2404.00498). `lookahead` is how many steps slow weights follow
+    after (`ltcompile.training.lookahead`), and `norm_bias_rate` what the rate of batch norms' shifts is multiplied by, both from there.
     `flip` mirrors half the images; `crop_pixels` pads by so much and crops at random. `distill` is the share of the loss that a teacher
     gives, where there is one (Hinton et al. 2015, arXiv:1503.02531). `mixup` is the alpha of classification's mixup (Zhang et al. 2018,
     arXiv:1710.09412). Gradients are clipped to the norm `clip_norm`; `ema` is the decay of an average of the weights over steps, which is what is
@@ -53,6 +55,8 @@ class Recipe(Record):
     ema: float = 0.0
     mixup: float = 0.0
     frozen: tuple[str, ...] = ()
+    lookahead: int = 0
+    norm_bias_rate: float = 1.0
     regulariser: str = ""
     regulariser_strength: float = 0.0
     regulariser_ratio: float = 0.0
@@ -77,6 +81,9 @@ class Recipe(Record):
             f"ema={self.ema}: the decay of the average must lie in [0, 1)": 0 <= self.ema < 1,
             f"mixup={self.mixup} must be finite, and not negative": 0 <= self.mixup < math.inf,
             f"frozen={list(self.frozen)}: each must be a regular expression": all(map(_is_pattern, self.frozen)),
+            f"lookahead={self.lookahead}: the steps must not be negative": self.lookahead >= 0,
+            f"norm_bias_rate={self.norm_bias_rate} must be above 0": 0 < self.norm_bias_rate < math.inf,
+            "ema= and lookahead= both average the weights: give one": not (self.ema and self.lookahead),
             f"regulariser={self.regulariser!r} must be the name of one": self.regulariser == "" or _is_name(self.regulariser),
             "regulariser= shrinks all layers, and frozen= names some to leave alone: give one": not (self.regulariser and self.frozen),
             f"regulariser_strength={self.regulariser_strength} must be finite, and not negative": 0 <= self.regulariser_strength < math.inf,
@@ -89,7 +96,16 @@ class Recipe(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Without what is off: the checksums of tickets and the settings of runs older than these stay what they were."""
-        off = {"distill": 0.0, "optimizer": "sgd", "clip_norm": 0.0, "ema": 0.0, "mixup": 0.0, "frozen": ()}
+        off = {
+            "distill": 0.0,
+            "optimizer": "sgd",
+            "clip_norm": 0.0,
+            "ema": 0.0,
+            "mixup": 0.0,
+            "frozen": (),
+            "lookahead": 0,
+            "norm_bias_rate": 1.0,
+        }
         off |= {"regulariser": "", "regulariser_strength": 0.0, "regulariser_ratio": 0.0}
         return {name: value for name, value in super().to_json().items() if name not in off or value != off[name]}
 
@@ -111,6 +127,9 @@ class Recipe(Record):
             return self.lr
         if self.schedule == "step":
             return self.lr * 0.1 ** sum(epoch >= m * self.epochs for m in self.milestones)
+        if self.schedule == "triangular":
+            peak, share = 0.23, epoch / self.epochs
+            return self.lr * (0.2 + 0.8 * share / peak if share < peak else 1 - 0.93 * min((share - peak) / (1 - peak), 1.0))
         done = (epoch - self.warmup_epochs) / max(self.epochs - self.warmup_epochs, 1)
         return 0.5 * self.lr * (1 + math.cos(math.pi * min(done, 1.0)))
 

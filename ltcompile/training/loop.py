@@ -134,7 +134,7 @@ class _Loop:
 
     def _parts(self) -> list[tuple[str, Any]]:
         """What else has a state, where the recipe needs it."""
-        found = {"average": self.stepper.average, "regulariser": self.stepper.regulariser}
+        found = {"average": self.stepper.average, "lookahead": self.stepper.lookahead, "regulariser": self.stepper.regulariser}
         return [(name, part) for name, part in found.items() if part is not None]
 
     def epoch(self, epoch: int) -> tuple[Epoch, Score]:
@@ -152,6 +152,8 @@ class _Loop:
             right += 0 if correct is None else correct
             if (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
                 self._check_finite(losses[: step + 1], epoch, rates)
+        if self.stepper.lookahead is not None:
+            self.stepper.lookahead.join()
         val = self.task.evaluate(self.stepper.result, "val", self.device)
         if not math.isfinite(val.loss):
             raise self._diverged(f"the validation loss is {val.loss} after epoch {epoch + 1}, at learning rate {rates[-1]:.3g}")

@@ -19,6 +19,7 @@ from ltcompile.graph.inputs import Arguments
 from ltcompile.prune.regularisers import Regulariser
 from ltcompile.training.batch import call, in_fp32, split, to_layout
 from ltcompile.training.device import to_memory_format
+from ltcompile.training.lookahead import Lookahead
 from ltcompile.training.memory import fitting
 
 
@@ -52,6 +53,7 @@ class Stepper:
         self.layout, self.parts = to_memory_format(model, device), 1
         self.optimiser = _optimiser(model, recipe)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
+        self.lookahead = Lookahead(model, recipe.lookahead) if recipe.lookahead else None
         self.regulariser = _regulariser(model, task, recipe, device) if recipe.regulariser else None
         self.teacher = _teacher(teacher, device) if teacher is not None else None
         self.backend, self.forward = backend, _compiled(model, backend) if backend else model
@@ -64,7 +66,7 @@ class Stepper:
         Raises TrainingFailed where not even two items fit into memory, or the network cannot be compiled.
         """
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         count = items(batch)
         found, parts = fitting(partial(self._gradients, batch), count, self.parts)
         if parts > self.parts:
@@ -77,6 +79,8 @@ class Stepper:
             self.regulariser.step(rate, progress)
         if self.after_step is not None:
             self.after_step()
+        if self.lookahead is not None:
+            self.lookahead.step(progress)
         if self.average is not None:
             self.average.update_parameters(self.model)
         return found
@@ -148,8 +152,11 @@ def _decayed(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     trained = [p for name, p in model.named_parameters() if not recipe.is_frozen(name)]
     if not trained:
         raise InvalidSetting(f"frozen={list(recipe.frozen)} leaves no parameter to train")
-    decayed, free = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1]
-    return [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    shifts = {m.bias for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.bias is not None}
+    faster = [p for p in trained if p in shifts and recipe.norm_bias_rate != 1]
+    decayed, free = [p for p in trained if p.dim() > 1], [p for p in trained if p.dim() <= 1 and not any(p is q for q in faster)]
+    groups = [(decayed, recipe.weight_decay, 1.0), (free, 0.0, 1.0), (faster, 0.0, recipe.norm_bias_rate)]
+    return [{"params": found, "weight_decay": decay, "rate": rate} for found, decay, rate in groups[: 3 if faster else 2]]
 
 
 def _regulariser(model: nn.Module, task: Task, recipe: Recipe, device: torch.device) -> Regulariser:

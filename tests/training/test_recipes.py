@@ -24,6 +24,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ema": {"ema": 0.8},
     "clip": {"clip_norm": 1.0},
     "mixup": {"mixup": 0.4},
+    "lookahead": {"lookahead": 3},
+    "triangular": {"schedule": "triangular", "norm_bias_rate": 4.0},
     "frozen": {"frozen": ("stem|1", "bn.*")},
     "all": {"optimizer": "adamw", "lr": 0.01, "ema": 0.8, "clip_norm": 1.0, "mixup": 0.2, "label_smoothing": 0.1},
 }
@@ -76,7 +78,41 @@ def test_the_average_is_the_one_by_hand_and_gradients_are_clipped(task: Classifi
     torch.testing.assert_close(torch.cat([p.flatten() for p in stepper.result.parameters()]), average, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"optimizer": "lion"}, {"ema": 1.0}, {"clip_norm": -1.0}, {"mixup": float("inf")}, {"frozen": ("(",)}])
+def test_lookahead_is_the_one_by_hand_and_shifts_have_a_rate_of_their_own(task: Classification) -> None:
+    options = ({"lookahead": 2, "norm_bias_rate": 4.0}, {"norm_bias_rate": 4.0}, {})
+    recipes = [dataclasses.replace(RECIPE, momentum=0.0, weight_decay=0.0, **each) for each in options]  # type: ignore[arg-type]
+    slow, fast, usual = (Stepper(network(), task, recipe, CPU, None, "") for recipe in recipes)
+    batch, first = next(iter(task.batches("train", 64, CPU))), network().state_dict()
+    for each in (slow, fast, usual):
+        each(batch, 0.1, 0.0)
+    for name in ("0.weight", "1.weight", "1.bias", "4.bias"):
+        moved, expected = (each.model.state_dict()[name] - first[name] for each in (fast, usual))
+        torch.testing.assert_close(moved, expected * (4.0 if name == "1.bias" else 1.0))
+    slow(batch, 0.1, 0.5)  # the second step joins
+    fast(batch, 0.1, 0.5)
+    decay = 0.95**5 * 0.5**3
+    for name, value in slow.model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, decay * first[name] + (1 - decay) * fast.model.state_dict()[name])
+
+
+def test_the_triangular_schedule() -> None:
+    recipe = lt.Recipe(epochs=100, lr=2.0, schedule="triangular")
+    assert [recipe.rate_at(e) for e in (0, 11.5, 23, 61.5, 100)] == pytest.approx([0.4, 1.2, 2.0, 1.07, 0.14])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"lookahead": -1},
+        {"norm_bias_rate": 0.0},
+        {"optimizer": "lion"},
+        {"ema": 1.0},
+        {"clip_norm": -1.0},
+        {"mixup": float("inf")},
+        {"frozen": ("(",)},
+    ],
+)
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidSetting, match=f"{next(iter(wrong))}="):
         lt.Recipe(**wrong)
