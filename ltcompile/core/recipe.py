@@ -31,6 +31,8 @@ class Recipe(Record):
     validated and kept; 0 turns each off. `frozen` are regular expressions for whole names of layers, or of modules with all inside, that are
     not trained. `regulariser` is one of `ltcompile.prune.regularisers`, which brings channels to zero; its strength, and the ratio of
     the filters that it penalises, are its own where they are 0.
+    `virtual_ranks` is the number of equal shards of each batch in data-parallel training, each with its own augmentation, dropout and batch-norm
+    statistics, however many processes compute them; `sync_bn` normalises by the whole batch instead (`ltcompile.training.parallel`).
     `precision` is that of products: "fp32", "bf16" (autocast), or "auto"; `compile` is "never", a backend of torch.compile ("inductor"), or
     "auto". "auto" takes what a trial of whole steps finds faster for long trainings, and for short ones fp32 and no compilation
     (`ltcompile.training.choose_execution`). Where neither is "auto", a seed and a recipe fix the result, to the bit on one CPU.
@@ -60,6 +62,8 @@ class Recipe(Record):
     regulariser: str = ""
     regulariser_strength: float = 0.0
     regulariser_ratio: float = 0.0
+    virtual_ranks: int = 1
+    sync_bn: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -89,6 +93,9 @@ class Recipe(Record):
             f"regulariser_strength={self.regulariser_strength} must be finite, and not negative": 0 <= self.regulariser_strength < math.inf,
             f"regulariser_ratio={self.regulariser_ratio} must lie in [0, 1)": 0 <= self.regulariser_ratio < 1,
             f"crop_pixels={self.crop_pixels} must not be negative": self.crop_pixels >= 0,
+            f"virtual_ranks={self.virtual_ranks} must divide batch={self.batch} into shards of at least 2 items": self.virtual_ranks >= 1
+            and self.batch % self.virtual_ranks == 0
+            and self.batch >= 2 * self.virtual_ranks,
         }
         for message, holds in checks.items():
             if not holds:
@@ -105,6 +112,8 @@ class Recipe(Record):
             "frozen": (),
             "lookahead": 0,
             "norm_bias_rate": 1.0,
+            "virtual_ranks": 1,
+            "sync_bn": False,
         }
         off |= {"regulariser": "", "regulariser_strength": 0.0, "regulariser_ratio": 0.0}
         return {name: value for name, value in super().to_json().items() if name not in off or value != off[name]}

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 Purpose = Literal[
     "first weights",  # of a seed
     "fresh weights",  # of a training that starts from neither the first weights nor an earlier training
-    "training",  # the parent of the next two, which have an epoch
+    "training",  # the parent of the next three, which have an epoch
     "batches",
     "dropout",
+    "augmentation",  # of a virtual rank, where there are several
     "method",  # what a method draws besides weights: scores, frozen weights
     "scoring",  # the parent of the next three
     "scoring batches",

@@ -75,6 +75,20 @@ class Score:
 Batch = tuple[Any, Any]
 
 
+@dataclass(frozen=True)
+class Shard:
+    """Which part of an epoch's batches a process reads: from batch `start` on, of each batch of training the `index`-th of `count` equal parts,
+    which are augmented by streams of their own; of an evaluation's, which stay whole, every `count`-th batch from the `index`-th on.
+    """
+
+    index: int = 0
+    count: int = 1
+    start: int = 0
+
+
+EVERYTHING = Shard()
+
+
 class Loss(NamedTuple):
     """The mean loss over the items of a batch, and how many of them were correct (None where an item is not right or wrong)."""
 
@@ -110,7 +124,8 @@ class Task(Protocol):
     def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
         """Batches of `size` items on `device`.
 
-        With a recipe: shuffled by `seed`, augmented, whole batches only. Without: in order, all items.
+        With a recipe: shuffled by `seed`, augmented, whole batches only. Without: in order, all items. A method that also takes
+        `shard: Shard = EVERYTHING` lets a data-parallel or resumed training read no more than its part.
         """
         ...
 

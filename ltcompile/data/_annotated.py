@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.streams import generator
-from ltcompile.core.task import Part
-from ltcompile.data._dataset import Dataset, DatasetOptions, Moves, black_pixel, describe, prescribed, statistics
+from ltcompile.core.task import EVERYTHING, Part, Shard
+from ltcompile.data._dataset import Dataset, DatasetOptions, Moves, black_pixel, describe, epoch_rows, prescribed, statistics
 from ltcompile.data._files import decode_all
 from ltcompile.errors import InvalidData
 
@@ -76,21 +75,21 @@ class AnnotatedSplit:
         masks = None if self.masks is None else self.masks[rows]
         return AnnotatedSplit(images, [self.objects[i] for i in rows], masks, self._mean, self._std)
 
-    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Targets]]:
+    def batches(
+        self, size: int, device: torch.device, recipe: Recipe | None, seed: int, shard: Shard = EVERYTHING
+    ) -> Iterator[tuple[Tensor, Targets]]:
         """Normalised images (N, C, H, W) and `Targets`, on `device`.
 
         With a recipe: shuffled by `seed`, mirrored and shifted with their boxes and maps, whole batches only. Without: in order, all images.
         """
-        rng = generator(seed)  # on the CPU: the same stream for every device
-        order = torch.randperm(len(self), generator=rng) if recipe else torch.arange(len(self))
-        for rows in order[: len(order) // size * size if recipe else None].split(size):
+        for rows, moves in epoch_rows(len(self), size, recipe, seed, shard):
             images = (self.images[rows].to(device).to(torch.get_default_dtype()) / 255 - self._mean.to(device)) / self._std.to(device)
             found = [self.objects[i] for i in rows]
             targets: Targets = {"boxes": [o.boxes.to(device) for o in found], "labels": [o.labels.to(device) for o in found]}
             if self.masks is not None:
                 targets["masks"] = self.masks[rows].to(device).long()
-            if recipe is not None:
-                images, targets = _moved(images, targets, Moves.draw(len(rows), recipe, rng), black_pixel(self._mean, self._std))
+            if moves is not None:
+                images, targets = _moved(images, targets, moves, black_pixel(self._mean, self._std))
             yield images.contiguous(memory_format=torch.channels_last), targets
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from ltcompile.core.image_size import height_width, to_text
 from ltcompile.core.preprocessing import Interpolation, Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
+from ltcompile.core.task import EVERYTHING, Shard
 from ltcompile.errors import InvalidData
 
 IN_MEMORY_BYTES = 1 << 30  # of pixels, as uint8
@@ -49,10 +51,12 @@ class Split(Protocol):
     @property
     def labels(self) -> Tensor: ...
 
-    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Any]]:
+    def batches(
+        self, size: int, device: torch.device, recipe: Recipe | None, seed: int, shard: Shard = EVERYTHING
+    ) -> Iterator[tuple[Tensor, Any]]:
         """Normalised images (N, C, H, W) and their annotations, such as labels (N,), on `device`.
 
-        With a recipe: shuffled by `seed`, augmented, whole batches only. Without: in order, all of them.
+        With a recipe: shuffled by `seed`, augmented, whole batches only. Without: in order, all of them. `shard` is the part that is read.
         """
         ...
 
@@ -153,15 +157,17 @@ class TensorSplit:
             self._on[device] = images.contiguous(memory_format=torch.channels_last), self._labels.to(device)
         return self._on[device]
 
-    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, size: int, device: torch.device, recipe: Recipe | None, seed: int, shard: Shard = EVERYTHING
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self._normalised(device)
         if recipe is None:
-            yield from zip(images.split(size), labels.split(size), strict=True)
+            yield from islice(zip(images.split(size), labels.split(size), strict=True), shard.index, None, shard.count)
             return
-        rng = generator(seed)  # on the CPU: the same stream for every device
-        order = torch.randperm(len(self), generator=rng).to(device)
-        for rows in order[: len(order) // size * size].split(size):
-            yield augment(images[rows], recipe, rng, black_pixel(self._mean, self._std)), labels[rows]
+        black = black_pixel(self._mean, self._std)
+        for rows, moves in epoch_rows(len(self), size, recipe, seed, shard):
+            there = rows.to(device)
+            yield moves.of_images(images[there], black) if moves else images[there], labels[there]
 
 
 def black_pixel(mean: Tensor, std: Tensor) -> Tensor:
@@ -206,6 +212,28 @@ class Moves:
         if self.mirrored is not None and self.mirrored[image]:
             x0, x1 = width - x1, width - x0
         return torch.stack([x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)], 1)
+
+
+def epoch_rows(
+    count: int, size: int, recipe: Recipe | None, seed: int, shard: Shard = EVERYTHING, rng: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Moves | None]]:
+    """The rows of each batch of `count` images, as `Split.batches` gives them, and how their images are moved (None without a recipe).
+
+    A function of its arguments alone: the moves of batches before `shard.start` are drawn and dropped. `rng` is the seed's generator, where
+    something was drawn from it before.
+    """
+    if recipe is None:
+        yield from ((rows, None) for rows in islice(torch.arange(count).split(size), shard.index, None, shard.count))
+        return
+    rng = rng or generator(seed)  # on the CPU: the same stream for every device
+    order = torch.randperm(count, generator=rng)
+    if shard.count > 1:
+        rng = generator(stream("augmentation", seed, level=shard.index))
+    part = size // shard.count
+    for step, rows in enumerate(order[: count // size * size].split(size)):
+        moves = Moves.draw(part, recipe, rng)
+        if step >= shard.start:
+            yield rows[shard.index * part : (shard.index + 1) * part], moves
 
 
 def augment(images: Tensor, recipe: Recipe, rng: torch.Generator, black: Tensor) -> Tensor:

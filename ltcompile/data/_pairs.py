@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.streams import generator
-from ltcompile.core.task import Part
-from ltcompile.data._dataset import Dataset, DatasetOptions, Moves, black_pixel, describe, prescribed, statistics
+from ltcompile.core.task import EVERYTHING, Part, Shard
+from ltcompile.data._dataset import Dataset, DatasetOptions, black_pixel, describe, epoch_rows, prescribed, statistics
 from ltcompile.errors import InvalidData
 
 IGNORED = 255  # in a map: a pixel without a class
@@ -42,20 +41,19 @@ class PairSplit:
         """The pairs of these rows."""
         return PairSplit(self.images[rows], self.targets[rows], self._mean, self._std)
 
-    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    def batches(
+        self, size: int, device: torch.device, recipe: Recipe | None, seed: int, shard: Shard = EVERYTHING
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Normalised images (N, C, H, W) on `device`, with "masks" (N, H, W) of classes, or "images" (N, K, H, W) in 0 to 1.
 
         With a recipe: shuffled by `seed`, mirrored and shifted together, whole batches only. What is shifted in from outside is black in both, and
         in a map of no class. Without: in order, all pairs.
         """
-        rng = generator(seed)  # on the CPU: the same stream for every device
-        order = torch.randperm(len(self), generator=rng) if recipe else torch.arange(len(self))
         kind, dtype = ("masks" if self.targets.dim() == 3 else "images"), torch.get_default_dtype()
-        for rows in order[: len(order) // size * size if recipe else None].split(size):
+        for rows, moves in epoch_rows(len(self), size, recipe, seed, shard):
             images = (self.images[rows].to(device).to(dtype) / 255 - self._mean.to(device)) / self._std.to(device)
             targets = self.targets[rows].to(device)
-            if recipe is not None:
-                moves = Moves.draw(len(rows), recipe, rng)
+            if moves is not None:
                 images = moves.of_images(images, black_pixel(self._mean, self._std))
                 if kind == "masks":
                     targets = moves.of_images(targets[:, None], torch.tensor([IGNORED]))[:, 0]

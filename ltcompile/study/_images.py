@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
+from ltcompile.core.task import EVERYTHING, Shard
 from ltcompile.data import Dataset, Description, Split
 
 SEED = 20210427
@@ -35,10 +36,12 @@ class Moved:
     def relabelled(self, labels: Tensor) -> Moved:
         return Moved(self.original.relabelled(labels), self.source)
 
-    def batches(self, size: int, device: torch.device, recipe: Recipe | None, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, size: int, device: torch.device, recipe: Recipe | None, seed: int, shard: Shard = EVERYTHING
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The original's batches; augmented ones were whole when they were."""
         source = self.source.to(device)
-        for images, labels in self.original.batches(size, device, recipe, seed):
+        for images, labels in self.original.batches(size, device, recipe, seed, shard):
             yield images.flatten(2)[:, :, source].view_as(images).contiguous(memory_format=torch.channels_last), labels
 
 

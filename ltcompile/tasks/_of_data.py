@@ -9,9 +9,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ltcompile import ranks
 from ltcompile.core.description import Description
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.task import Batch, Part, Task
+from ltcompile.core.task import EVERYTHING, Batch, Part, Shard, Task
 from ltcompile.data import Dataset, Split
 from ltcompile.errors import InvalidData
 
@@ -47,5 +48,13 @@ class DataTask(Task):
     def adapt(self, recipe: Recipe) -> Recipe:
         return self.data.adapt(recipe)
 
-    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
-        return self._splits[part].batches(size, device, recipe, seed)
+    def batches(
+        self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0, shard: Shard = EVERYTHING
+    ) -> Iterator[Batch]:
+        if shard == EVERYTHING:  # a split of the caller's own need not know of shards
+            return self._splits[part].batches(size, device, recipe, seed)
+        return self._splits[part].batches(size, device, recipe, seed, shard)
+
+    def evaluation_batches(self, part: Part, size: int, device: torch.device) -> Iterator[Batch]:
+        """This process's share of a part's batches, in order: all of them where there is one process. `ranks.gathered` brings results together."""
+        return self.batches(part, size, device, shard=Shard(ranks.rank(), ranks.world()))

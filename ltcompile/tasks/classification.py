@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltcompile import ranks
 from ltcompile.core.pictures import Answer, Mark
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import ACCURACY, Batch, Loss, Metric, Part, Score, Teacher
@@ -49,13 +50,12 @@ class Classification(DataTask):
 
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
         """Share of correct answers, mean cross-entropy, and which images were correct."""
-        loss, correct = 0.0, []
-        for logits, labels in predictions(model, self.batches(part, BATCH, device)):
-            loss += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct.append((logits.argmax(1) == labels).cpu())
+        pairs = predictions(model, self.evaluation_batches(part, BATCH, device))
+        rows = [(F.cross_entropy(logits, labels, reduction="sum").item(), (logits.argmax(1) == labels).cpu()) for logits, labels in pairs]
+        losses, correct = zip(*ranks.gathered(rows), strict=True)
         found = torch.cat(correct)
         bits = "".join("1" if each else "0" for each in found.tolist())
-        return Score(found.double().mean().item(), loss / len(found), f"{int(bits, 2):0{(len(bits) + 3) // 4}x}")
+        return Score(found.double().mean().item(), sum(losses) / len(found), f"{int(bits, 2):0{(len(bits) + 3) // 4}x}")
 
 
 def _mixed(model: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe, teacher: Teacher | None) -> Loss:

@@ -12,18 +12,22 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
+from ltcompile import ranks
 from ltcompile.core.pictures import Answer, Box, Mark
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded
-from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Teacher
+from ltcompile.core.task import EVERYTHING, Batch, Loss, Metric, Part, Score, Shard, Teacher
 from ltcompile.data import Dataset
 from ltcompile.errors import InvalidModel, InvalidSetting
+from ltcompile.graph.wrappers import unwrap
 from ltcompile.tasks._average_precision import mean_average_precision
 from ltcompile.tasks._of_data import DataTask
 from ltcompile.training import in_fp32, predictions
@@ -55,20 +59,23 @@ class Detection(DataTask):
         """Shifts of at most an eighth of an image, and mirrored images where the data allows it."""
         return replace(recipe, flip=self.data.flip, crop_pixels=min(self.data.description.shape[1:]) // 8)
 
-    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
+    def batches(
+        self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0, shard: Shard = EVERYTHING
+    ) -> Iterator[Batch]:
         """Images (N, C, H, W), and "boxes" and "labels" of their objects, a list of each."""
-        for images, targets in super().batches(part, size, device, recipe, seed):
+        for images, targets in super().batches(part, size, device, recipe, seed, shard):
             yield images, {"boxes": targets["boxes"], "labels": targets["labels"]}
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
         """The network's own; with a teacher, also the mean squared difference to each of its outputs."""
         images, targets = batch
-        if not has_detect(model):
+        network = unwrap(model)
+        if not has_detect(network):
             if teacher is not None and recipe is not None and recipe.distill:
                 raise InvalidSetting(f"distill={recipe.distill} needs outputs in training; a network with losses as outputs has none")
             return Loss(_losses(model, images, targets))
         outputs = in_fp32(model(images))
-        hard: Tensor = model.loss(outputs, targets)  # type: ignore[operator]
+        hard: Tensor = network.loss(outputs, targets)  # type: ignore[operator]
         if teacher is None or recipe is None or not recipe.distill:
             return Loss(hard)
         taught = teacher(images)
@@ -77,16 +84,16 @@ class Detection(DataTask):
 
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
         """mAP, and the mean loss over batches."""
-        found, truth, losses = [], [], []
-        for outputs, targets in predictions(model, self.batches(part, BATCH, device)):
-            found += detections(model, outputs)
-            truth += [{"boxes": b, "labels": k} for b, k in zip(targets["boxes"], targets["labels"], strict=True)]
-            if has_detect(model):
-                losses.append(float(model.loss(outputs, targets)))  # type: ignore[operator]
+        rows = []
+        for outputs, targets in predictions(model, self.evaluation_batches(part, BATCH, device)):
+            truth = [{"boxes": b, "labels": k} for b, k in zip(targets["boxes"], targets["labels"], strict=True)]
+            loss = float(model.loss(outputs, targets)) if has_detect(model) else 0.0  # type: ignore[operator]
+            rows.append(tree_map_only(Tensor, Tensor.cpu, (detections(model, outputs), truth, loss)))
+        boxes, truths, losses = zip(*ranks.gathered(rows), strict=True)
         if not has_detect(model):
             with torch.no_grad(), seeded(0):
-                losses = [float(_losses(model, *batch)) for batch in self.batches(part, BATCH, device)]
-        value = mean_average_precision(found, truth, self.description.classes)
+                losses = tuple(float(_losses(model, *batch)) for batch in self.batches(part, BATCH, device))
+        value = mean_average_precision(list(chain(*boxes)), list(chain(*truths)), self.description.classes)
         return Score(value, sum(losses) / len(losses))
 
     def answers(self, model: nn.Module | None, part: Part, count: int, device: torch.device) -> list[Answer]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltcompile import ranks
 from ltcompile.core.pictures import Answer, to_png
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Teacher
+from ltcompile.core.task import EVERYTHING, Batch, Loss, Metric, Part, Score, Shard, Teacher
 from ltcompile.data import Dataset, DatasetOptions, scenes
 from ltcompile.data._pairs import from_pairs
 from ltcompile.errors import InvalidData
@@ -30,8 +31,10 @@ class ImageToImage(DataTask):
 
     metric, annotation = Metric("PSNR", "dB", 1.0), "images"
 
-    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
-        for images, targets in super().batches(part, size, device, recipe, seed):
+    def batches(
+        self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0, shard: Shard = EVERYTHING
+    ) -> Iterator[Batch]:
+        for images, targets in super().batches(part, size, device, recipe, seed, shard):
             yield images, targets["images"]
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
@@ -59,10 +62,11 @@ class ImageToImage(DataTask):
 
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
         """10 log10(1 / mean squared error) of each image, cut to 0..1; the mean over images. The loss is the mean squared error without the cut."""
-        losses, errors = [], []
-        for made, targets in predictions(model, self.batches(part, BATCH, device)):
-            losses.append((made - targets).square().flatten(1).double().mean(1))
-            errors.append((made.clamp(0, 1) - targets).square().flatten(1).double().mean(1))
+        rows = []
+        for made, targets in predictions(model, self.evaluation_batches(part, BATCH, device)):
+            found = ((each - targets).square().flatten(1).double().mean(1) for each in (made, made.clamp(0, 1)))
+            rows.append(tuple(each.cpu() for each in found))
+        losses, errors = zip(*ranks.gathered(rows), strict=True)
         decibels = -10 * torch.cat(errors).clamp_min(LEAST_ERROR).log10()
         return Score(decibels.mean().item(), torch.cat(losses).mean().item())
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ltcompile import ranks
 from ltcompile.core.pictures import Answer, Mark, to_overlay
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.task import Batch, Loss, Metric, Part, Score, Teacher
+from ltcompile.core.task import EVERYTHING, Batch, Loss, Metric, Part, Score, Shard, Teacher
 from ltcompile.data import Dataset
 from ltcompile.data._pairs import IGNORED
 from ltcompile.tasks._of_data import DataTask
@@ -38,8 +39,10 @@ class Segmentation(DataTask):
         names = ("background", *named) if "boxes" in data.annotations else named
         self.description = replace(data.description, task="segmentation", class_names=names)
 
-    def batches(self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0) -> Iterator[Batch]:
-        for images, targets in super().batches(part, size, device, recipe, seed):
+    def batches(
+        self, part: Part, size: int, device: torch.device, recipe: Recipe | None = None, seed: int = 0, shard: Shard = EVERYTHING
+    ) -> Iterator[Batch]:
+        for images, targets in super().batches(part, size, device, recipe, seed, shard):
             yield images, targets["masks"]
 
     def loss(self, model: nn.Module, batch: Batch, recipe: Recipe | None = None, teacher: Teacher | None = None) -> Loss:
@@ -73,17 +76,16 @@ class Segmentation(DataTask):
 
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
         """Intersection over union of each class over all pixels of the part, averaged over the classes that occur."""
-        classes, losses, count = self.description.classes, 0.0, 0
-        pairs = torch.zeros(classes, classes, dtype=torch.long)
-        for outputs, masks in predictions(model, self.batches(part, BATCH, device)):
-            scores = _scores(outputs, masks)
-            losses += cross_entropy(scores, masks, ignored=IGNORED).item() * len(masks)
-            count += len(masks)
-            counted = masks != IGNORED
+        classes, rows = self.description.classes, []
+        for outputs, masks in predictions(model, self.evaluation_batches(part, BATCH, device)):
+            scores, counted = _scores(outputs, masks), masks != IGNORED
             found = classes * masks[counted] + scores.argmax(1)[counted]
-            pairs += torch.bincount(found, minlength=classes**2).view(classes, classes).cpu()
+            loss = cross_entropy(scores, masks, ignored=IGNORED).item() * len(masks)
+            rows.append((loss, len(masks), torch.bincount(found, minlength=classes**2).view(classes, classes).cpu()))
+        losses, counts, each = zip(*ranks.gathered(rows), strict=True)
+        pairs = torch.stack(each).sum(0)
         union = pairs.sum(0) + pairs.sum(1) - pairs.diag()
-        return Score((pairs.diag() / union)[union > 0].double().mean().item(), losses / count)
+        return Score((pairs.diag() / union)[union > 0].double().mean().item(), sum(losses) / sum(counts))
 
 
 def _scores(outputs: Any, masks: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ def choose_execution(model: nn.Module, task: Task, recipe: Recipe, device: torch
 
     Raises TrainingFailed where not even two images fit into memory.
     """
-    base = settled(recipe)
+    base, recipe = settled(recipe), replace(recipe, virtual_ranks=1)  # the steps of one process are timed
     precisions: list[Products] = ["fp32", "bf16"] if recipe.precision == "auto" and multiplies_bf16(device) else [base.precision]
     if len(precisions) == 1 and recipe.compile != "auto":
         return base
@@ -126,7 +126,7 @@ class _Trial:
     def once(self, stepper: Stepper) -> float:
         """The seconds of one step, from fetching its images on."""
         began = time.perf_counter()
-        stepper(next(self.batches), 0.0)
+        stepper([next(self.batches)], 0.0)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - began

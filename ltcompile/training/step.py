@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -21,6 +21,7 @@ from ltcompile.training.batch import call, in_fp32, split, to_layout
 from ltcompile.training.device import to_memory_format
 from ltcompile.training.lookahead import Lookahead
 from ltcompile.training.memory import fitting
+from ltcompile.training.parallel import VirtualRanks
 
 
 class Stepper:
@@ -57,21 +58,21 @@ class Stepper:
         self.regulariser = _regulariser(model, task, recipe, device) if recipe.regulariser else None
         self.teacher = _teacher(teacher, device) if teacher is not None else None
         self.backend, self.forward = backend, _compiled(model, backend) if backend else model
+        self.parallel = VirtualRanks(model, recipe.virtual_ranks, device) if recipe.virtual_ranks > 1 else None
+        if self.parallel is not None:
+            self.forward = self.parallel.wrapped(self.forward)
 
-    def __call__(self, batch: Batch, rate: float, progress: float = 0.0) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, batches: Sequence[Batch], rate: float, progress: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """One step of the optimiser; the batch's mean loss before it, and how many answers were correct, where the task counts them.
 
-        `progress` is the share of the training that is done.
+        `batches` are this process's shards of the batch: the whole of it where the recipe has one virtual rank. `progress` is the share of the
+        training that is done.
 
         Raises TrainingFailed where not even two items fit into memory, or the network cannot be compiled.
         """
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["rate"]
-        count = items(batch)
-        found, parts = fitting(partial(self._gradients, batch), count, self.parts)
-        if parts > self.parts:
-            self.parts = parts
-            notify(_message(self.model, count, parts))
+        found = self._fitting(batches[0]) if self.parallel is None else self.parallel.step(self.forward, self._shard_gradients, batches)
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], self.recipe.clip_norm)
         self.optimiser.step()
@@ -97,9 +98,22 @@ class Stepper:
         """The network that is validated and kept: the average of the weights, where the recipe needs one."""
         return self.model if self.average is None else self.average.module
 
-    def _gradients(self, batch: Batch, parts: int) -> tuple[Tensor, Tensor | None]:
-        """Leave the gradient of the batch's mean loss in the parameters; that loss, and how many answers were correct."""
-        self.optimiser.zero_grad(set_to_none=True)
+    def _shard_gradients(self, batch: Batch, fresh: bool) -> tuple[Tensor, Tensor | None]:
+        return self._gradients(batch, 1, fresh) if self.parallel and self.parallel.reduces else self._fitting(batch)
+
+    def _fitting(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """As `_gradients`, in as many parts as memory needs."""
+        count = items(batch)
+        found, parts = fitting(partial(self._gradients, batch), count, self.parts)
+        if parts > self.parts:
+            self.parts = parts
+            notify(_message(self.model, count, parts))
+        return found
+
+    def _gradients(self, batch: Batch, parts: int, fresh: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Leave the gradient of the batch's mean loss in the parameters, or add it to theirs; that loss, and how many answers were correct."""
+        if fresh:
+            self.optimiser.zero_grad(set_to_none=True)
         losses, correct, count = [], [], items(batch)
         for few in split(batch, parts):
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None), _compile_errors(self.backend):

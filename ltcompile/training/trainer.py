@@ -13,7 +13,7 @@ from ltcompile.core.arm import Arm
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Score, Task
 from ltcompile.training.execution import Execution
-from ltcompile.training.loop import Epoch, Progress, train
+from ltcompile.training.loop import Checkpoint, Epoch, Progress, train
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class ArmTraining:
     """How an arm is trained: by which recipe, where, from which epoch of the schedule on.
 
     `after_step` is to be called after each step of the optimiser (a masked arm zeroes its dropped weights again). `teacher` is a trained
-    network whose outputs are `recipe.distill` of the loss. All chance comes from `arm.stream("training")`.
+    network whose outputs are `recipe.distill` of the loss. `checkpoint` takes states within an epoch, from trainers that have them. All chance
+    comes from `arm.stream("training")`.
     """
 
     arm: Arm
@@ -30,6 +31,7 @@ class ArmTraining:
     first_epoch: int = 0
     after_step: Callable[[], None] | None = None
     teacher: nn.Module | None = None
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True)
@@ -68,5 +70,6 @@ class DefaultTrainer:
             progress=save,
             state=state,
             teacher=training.teacher,
+            checkpoint=training.checkpoint,
         )
         return Outcome(done.epochs, done.val, done.parts)

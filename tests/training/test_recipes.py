@@ -71,7 +71,7 @@ def test_the_average_is_the_one_by_hand_and_gradients_are_clipped(task: Classifi
     batch, rate, average = next(iter(task.batches("train", 64, CPU))), 0.5, None
     for _ in range(3):
         before = torch.cat([p.detach().flatten() for p in stepper.model.parameters()])
-        stepper(batch, rate)
+        stepper([batch], rate)
         after = torch.cat([p.detach().flatten() for p in stepper.model.parameters()])
         torch.testing.assert_close((after - before).norm(), torch.tensor(rate * 0.01), rtol=1e-3, atol=0)
         average = after if average is None else 0.75 * average + 0.25 * after

@@ -1,0 +1,186 @@
+"""The processes of one data-parallel training, as torchrun starts them: who this one is, and what all of them agree on.
+
+All processes run the same search in step. The first one (rank 0) alone writes files and decides what a clock or a random choice decides; the
+others read what it wrote. Outside `joined` there is one process, and every function here is its own answer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+from ltcompile.errors import InvalidSetting
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=2)  # for the others, while one measures or loads; torchrun ends them where one fails
+_joined = False
+_stopping = False  # this process received a signal
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ
+
+
+@contextmanager
+def joined(device: str | None = None) -> Iterator[None]:
+    """Inside it, this process is one of those that torchrun started together; does nothing where it started none, or inside itself.
+
+    Tensors on a CPU go through gloo, those on GPUs through NCCL, one GPU a process; `device` is "cpu", "cuda" or None for a GPU where there is
+    one. Processes that share a GPU use gloo. A process group of the caller's own is used as it is.
+    """
+    global _joined  # noqa: PLW0603
+    if _joined or not launched():
+        yield
+        return
+    import torch
+    from torch import distributed
+
+    backend, local, own = "gloo", int(os.environ["LOCAL_RANK"]), not distributed.is_initialized()
+    if device != "cpu" and torch.cuda.is_available():
+        shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count()
+        backend = f"cpu:gloo,cuda:{'gloo' if shared else 'nccl'}"
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    if own:
+        distributed.init_process_group(backend, timeout=PATIENCE)
+    _joined = True
+    try:
+        yield
+    finally:
+        _joined = False
+        if own:
+            distributed.destroy_process_group()
+
+
+def world() -> int:
+    """How many processes there are."""
+    if not _joined:
+        return 1
+    from torch import distributed
+
+    return distributed.get_world_size()
+
+
+def rank() -> int:
+    if not _joined:
+        return 0
+    from torch import distributed
+
+    return distributed.get_rank()
+
+
+def follows() -> bool:
+    """Whether another process writes the files and prints."""
+    return rank() > 0
+
+
+def processors() -> int:
+    """How many of this machine's processors are this process's share."""
+    return max(1, (os.cpu_count() or 1) // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _joined else 1))
+
+
+def wait_for_all() -> None:
+    """Returns once every process has called it."""
+    if world() > 1:
+        gathered([])
+
+
+@contextmanager
+def first_alone() -> Iterator[None]:
+    """The first process runs the block before all others do: what it downloads or caches is there for them."""
+    if follows():
+        wait_for_all()
+    yield
+    if not follows():
+        wait_for_all()
+
+
+def agreed(value: T) -> T:
+    """The first process's `value`, in all of them."""
+    if world() == 1:
+        return value
+    from torch import distributed
+
+    found = [value]
+    distributed.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def gathered(values: list[T]) -> list[T]:
+    """The `values` of all processes, dealt out by turns: the first of each, then the second of each, and so on."""
+    if world() == 1:
+        return values
+    from torch import distributed
+
+    found: list[list[T]] = [[] for _ in range(world())]
+    distributed.all_gather_object(found, values)
+    return [each[i] for i in range(max(map(len, found))) for each in found if i < len(each)]
+
+
+def any_of(*flags: bool) -> list[bool]:
+    """For each flag, whether it is set in any process."""
+    if world() == 1:
+        return list(flags)
+    import torch
+    from torch import distributed
+
+    found = torch.tensor(flags, dtype=torch.uint8)
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return [bool(each) for each in found.tolist()]
+
+
+def request_stop() -> bool:
+    """Lets all processes stop together at the next batch; False where this is the only one, or was asked before."""
+    global _stopping  # noqa: PLW0603
+    if world() == 1 or _stopping:
+        return False
+    _stopping = True
+    return True
+
+
+def stopping() -> bool:
+    return _stopping
+
+
+def check_shares(count: int) -> None:
+    """Raises InvalidSetting where `count` virtual ranks cannot be dealt out to the processes evenly."""
+    if count % world():
+        raise InvalidSetting(
+            f"virtual_ranks={count} cannot be shared by {world()} processes; start as many as divide it, or begin a run with another number"
+        )
+
+
+def launch(processes: int, arguments: list[str]) -> int:
+    """Run `python -m ltcompile ARGUMENTS` in so many processes of this machine by torchrun's launcher; the first exit code that is not 0, or 0.
+
+    A signal ends all of them.
+    """
+    import logging
+    import sys
+
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id=str(os.getpid()),
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "ltcompile", *arguments)
+    except ChildFailedError as error:
+        return max((failure.exitcode for failure in error.failures.values() if failure.exitcode > 0), default=1)
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
