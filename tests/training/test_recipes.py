@@ -84,12 +84,12 @@ def test_lookahead_is_the_one_by_hand_and_shifts_have_a_rate_of_their_own(task: 
     slow, fast, usual = (Stepper(network(), task, recipe, CPU, None, "") for recipe in recipes)
     batch, first = next(iter(task.batches("train", 64, CPU))), network().state_dict()
     for each in (slow, fast, usual):
-        each(batch, 0.1, 0.0)
+        each([batch], 0.1, 0.0)
     for name in ("0.weight", "1.weight", "1.bias", "4.bias"):
         moved, expected = (each.model.state_dict()[name] - first[name] for each in (fast, usual))
         torch.testing.assert_close(moved, expected * (4.0 if name == "1.bias" else 1.0))
-    slow(batch, 0.1, 0.5)  # the second step joins
-    fast(batch, 0.1, 0.5)
+    slow([batch], 0.1, 0.5)  # the second step joins
+    fast([batch], 0.1, 0.5)
     decay = 0.95**5 * 0.5**3
     for name, value in slow.model.state_dict().items():
         if value.is_floating_point():
