@@ -201,13 +201,14 @@ THEIRS: dict[str, tuple[str, dict[str, Any], Gradients | None]] = {
 }
 
 
-def theirs(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, seed: int) -> nn.Module:
-    """The network that its pruner leaves, at the smallest ratio that leaves half of the MACs, by its defaults but for the global ranking."""
+def theirs(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, seed: int, macs: float = MACS, **options: Any) -> nn.Module:
+    """The network that its pruner leaves, at the smallest ratio that leaves `macs` of the MACs, by its defaults but for the global ranking
+    and `options`."""
     import torch_pruning
 
     kind, settings, gradients = THEIRS[name]
     example, known = data.example, gradients(copy.deepcopy(dense), data, recipe, seed) if gradients else {}
-    most = MACS * lt.size(dense, example).macs
+    most = macs * lt.size(dense, example).macs
 
     def pruned(ratio: float) -> nn.Module:
         model = copy.deepcopy(dense)
@@ -217,7 +218,7 @@ def theirs(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, seed: int
         importance = getattr(torch_pruning.importance, kind)(**settings)
         with seeded(stream("random scores", seed)):
             pruner = torch_pruning.pruner.BasePruner(
-                model, example, importance, global_pruning=True, pruning_ratio=ratio, ignored_layers=output
+                model, example, importance, global_pruning=True, pruning_ratio=ratio, ignored_layers=output, **options
             )
             pruner.step()
         return model

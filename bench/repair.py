@@ -75,14 +75,14 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(options, name) for name in ("model", "epochs", "image_size", "networks", "inputs")}
 
 
-def dense_network(options: argparse.Namespace, data: Dataset, seed: int) -> nn.Module:
+def dense_network(options: argparse.Namespace, data: Dataset, seed: int, recipe: Recipe | None = None) -> nn.Module:
     """The trained network of this seed from the folder; what is missing of its training comes first."""
     name = f"{options.model}-{options.epochs}-{options.image_size}-{seed}"
     file, partial = options.folder / f"{name}.pt", options.folder / f"{name}.partial.pt"
     with seeded(stream("first weights", seed)):
         model = lt.build_model(options.model, len(data.description.class_names), *data.description.shape[:2])
     if not file.exists():
-        recipe = Recipe(
+        recipe = recipe or Recipe(
             options.epochs, schedule="cosine", warmup_epochs=1, crop_pixels=options.image_size // 8, precision="bf16", compile="never"
         )
 
@@ -127,8 +127,7 @@ def measured(dense: nn.Module, data: Dataset, images: Iterable[Tensor], macs: fl
     row |= {"repaired": accuracies(repaired, data), "seconds": seconds, "plan_seconds": planned, "threads": torch.get_num_threads()}
     row |= {"output_error": [reports[0].as_cut, reports[0].recalibrated, reports[0].repaired]}
     if name in peers.THEIRS:
-        peers.MACS = macs
-        other = peers.theirs(dense, data, Recipe(), name, 0)
+        other = peers.theirs(dense, data, Recipe(), name, 0, macs)
         take_statistics(other, images)
         row["torch-pruning, recalibrated"] = accuracies(other, data)
     return row

@@ -50,6 +50,7 @@ _HOMES = {
     "repair": "ltcompile.recovery",
     "report": "ltcompile.reporting",
     "report_metric": "ltcompile.search.attach",
+    "sensitivity": "ltcompile.prune.sensitivity",
     "shrink": "ltcompile.deploy",
     "similarity": "ltcompile.benchmark.similarity",
     "size": "ltcompile.graph",

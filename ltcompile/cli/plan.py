@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from ltcompile.graph import Size
     from ltcompile.prune import Limits
 
+SENSITIVITY = "Sensitivity"
 EPILOG = """Examples:  ltcompile plan --model vgg16 --ratio 0.5  ·  ltcompile plan --model torchvision:resnet50 --classes 1000 --target-macs 0.5
---align 8 --weights resnet50.pth -o plan.json  ·  ltcompile plan --model resnet20 --target-params 0.3 --keep conv --layer-ratio '.*conv1=0.6'"""
+--align 8 --weights resnet50.pth -o plan.json  ·  ltcompile plan --model resnet20 --target-params 0.3 --keep conv --layer-ratio '.*conv1=0.6'  ·
+ltcompile plan --model resnet20 --weights W --sensitivity curves.html --data cifar10 --data-root DIR"""
 
 
 def register(app: typer.Typer) -> None:
@@ -81,6 +83,15 @@ def plan(
     align: int = ALIGN,
     seed: int = typer.Option(0, min=0, max=LAST_SEED, help="Gives fresh weights and the random criterion."),
     check: bool = typer.Option(True, help="Run the cut network against the masked one first; costs most on the largest networks."),
+    sensitivity: Path | None = typer.Option(
+        None,
+        metavar="FILE.html",
+        help="Cut no plan: measure the metric on --data after cuts of each layer alone, and draw it here; FILE.json holds the rows, and resumes.",
+        rich_help_panel=SENSITIVITY,
+    ),
+    data: str = typer.Option("digits", help="With --sensitivity: the data, as `find` takes it.", rich_help_panel=SENSITIVITY),
+    data_root: Path = typer.Option(Path("data"), help="With --sensitivity: its folder.", rich_help_panel=SENSITIVITY),
+    task: str = typer.Option("classification", help="With --sensitivity: what the network is for.", rich_help_panel=SENSITIVITY),
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write the plan as JSON, for PruningPlan.load."),
     as_json: bool = typer.Option(False, "--json", help="Print the widths and sizes as JSON."),
 ) -> None:
@@ -100,6 +111,9 @@ def plan(
     from ltcompile.pruned.files import pruned_from_files
 
     limits_given = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
+    if sensitivity is not None:
+        _measure(sensitivity, model, weights, task, data, data_root, image_size, criterion, limits_given, as_json=as_json)
+        return
     if output is not None:
         check_writable(output)
     goals = (on, profile, target_speedup, target_latency, target_energy)
@@ -147,6 +161,51 @@ def plan(
         if output is not None:
             typer.echo(f"wrote {output}")
     end_by_target(reached[0] if reached else None, quiet=as_json)
+
+
+def _measure(
+    picture: Path,
+    model: str,
+    weights: Path | None,
+    task: str,
+    data: str,
+    data_root: Path,
+    image_size: str | None,
+    criterion: str,
+    limits_given: Limits,
+    *,
+    as_json: bool,
+) -> None:
+    """Write the picture of a network's sensitivity, and print its rows. Raises InvalidSetting, and what task and network raise."""
+    import torch
+
+    from ltcompile.core.image_size import parse
+    from ltcompile.core.streams import seeded, stream
+    from ltcompile.errors import InvalidSetting
+    from ltcompile.models import build_model
+    from ltcompile.paths import check_writable
+    from ltcompile.prune.sensitivity import sensitivity
+    from ltcompile.search import task_for
+
+    if picture.suffix != ".html":
+        raise InvalidSetting(f"--sensitivity takes the name of a page, as in curves.html, not {picture}")
+    check_writable(picture)
+    found_task: Any = task_for(task, model, data, data_root, parse(image_size) if image_size else None, weights=weights)
+    with seeded(stream("first weights", 0)):
+        network = build_model(model, weights=weights, **found_task.description.arguments)
+    found = sensitivity(
+        network,
+        found_task.example,
+        lambda small: found_task.evaluate(small, "val", torch.device("cpu")).value,
+        criterion=criterion,
+        limits=limits_given,
+        output=picture.with_suffix(".json"),
+        on_row=None
+        if as_json
+        else lambda row, of: typer.echo(f"{row.group}  {row.kept} of {row.width}  {found_task.metric.format(row.score)}"),
+    )
+    found.write_html(picture, found_task.metric.name)
+    typer.echo(json.dumps(found.to_json()) if as_json else f"wrote {picture}; dense {found_task.metric.format(found.dense)}")
 
 
 def _rows(found: PruningPlan, limits_given: Limits) -> list[dict[str, Any]]:

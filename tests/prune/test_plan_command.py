@@ -45,6 +45,15 @@ def refused(run: Run, *arguments: object, says: str) -> None:
 class TestPlan:
     """What a cut would take."""
 
+    def test_sensitivity(self, run: Run, tmp_path: Path) -> None:
+        page = tmp_path / "curves.html"
+        code, out, errors = run("plan", "--model", "conv2", "--image-size", 8, "--sensitivity", page, "--only", "0", "--json")
+        assert code == 0, errors
+        found = json.loads(out.splitlines()[-1])
+        assert {row["group"] for row in found["rows"]} == {"0"} and len(found["rows"]) == 9
+        assert page.exists() and json.loads(page.with_suffix(".json").read_text()) == found
+        refused(run, "plan", "--model", "conv2", "--sensitivity", tmp_path / "curves.png", says="curves.html")
+
     def test_a_target(self, run: Run, tmp_path: Path) -> None:
         file = tmp_path / "plan.json"
         code, out, errors = run(

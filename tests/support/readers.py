@@ -43,6 +43,7 @@ from ltcompile.core.study import Study
 from ltcompile.errors import LtcompileError
 from ltcompile.graph.examples import read_inputs
 from ltcompile.models import _weights
+from ltcompile.prune.sensitivity import read_sensitivity
 from ltcompile.reporting.collect import collect
 from ltcompile.reporting.figures import _curve
 from ltcompile.reporting.study import render
@@ -149,6 +150,10 @@ def read_profile(path: Path) -> None:
     found.predict({name: (8, 8) for name in found.layers})
 
 
+def read_rows_of_sensitivity(path: Path) -> None:
+    json.dumps(read_sensitivity(path).to_json())
+
+
 def read_run(path: Path) -> None:
     """`path` holds the files of a run folder behind each other, with a zero between two."""
     with tempfile.TemporaryDirectory() as folder:
@@ -211,6 +216,10 @@ def whole_ticket() -> bytes:
 
 def whole_plan() -> bytes:
     return _written(some_ticket().plan.save)
+
+
+def whole_sensitivity() -> bytes:
+    return _written(lambda path: lt.sensitivity(network(), torch.zeros(1, *SHAPE), lambda _: 0.5, (0.5,), output=path) and None)
 
 
 def whole_profile() -> bytes:
@@ -522,6 +531,7 @@ READERS = {
     "plan": Reader(read_plan, ".json", whole_plan, spoil_json_bytes),
     "mask": Reader(read_mask, ".pt", whole_mask, spoil_archive),
     "profile": Reader(read_profile, ".json", whole_profile, spoil_json_bytes),
+    "sensitivity": Reader(read_rows_of_sensitivity, ".json", whole_sensitivity, spoil_json_bytes),
     "run": Reader(read_run, "", whole_run, spoil_run),
     "sweep": Reader(read_sweep, ".json", whole_sweep, spoil_json_bytes),
     "pictures": Reader(read_answers, ".json", whole_pictures, spoil_json_bytes),

@@ -125,10 +125,12 @@ def _calmed(found: Profile, work: _Work, report: Progress) -> Profile:
     return replace(found, runs=tuple(runs))
 
 
-def stopwatch(model: Model, target: Deployment | str, example: Example | None = None) -> Callable[[nn.Module], float]:
+def stopwatch(
+    model: Model, target: Deployment | str, example: Example | None = None, seconds: float = STOPWATCH_SECONDS
+) -> Callable[[nn.Module], float]:
     """Measures the fraction of the full network's time that a cut of `model` takes at `target` on this machine, deployed: they run in turns.
 
-    `model`, `target` and `example` are as in `profile`. Raises Unavailable where they cannot run here.
+    `model`, `target` and `example` are as in `profile`; each network runs for `seconds`. Raises Unavailable where they cannot run here.
     """
     target = Deployment.parse(target) if isinstance(target, str) else target
     timer = open_timer(target, deployed=True)
@@ -136,7 +138,7 @@ def stopwatch(model: Model, target: Deployment | str, example: Example | None = 
     whole = work.itself
 
     def measured(network: nn.Module) -> float:
-        timing = Whole.of(replace(work, network=copied(unwrap(network)).cpu().eval()).itself, whole, timer.settle_s, STOPWATCH_SECONDS)
+        timing = Whole.of(replace(work, network=copied(unwrap(network)).cpu().eval()).itself, whole, timer.settle_s, seconds)
         return timing.ms / timing.reference_ms
 
     return measured
