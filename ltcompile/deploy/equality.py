@@ -61,9 +61,13 @@ def _largest(error: Callable[[object, object], float], found: nn.Module, expecte
 
 
 def _in_double(network: nn.Module, inputs: Inputs) -> Answers:
-    """The answers row by row, which takes little memory; all rows at once where the network does not take them apart."""
+    """The answers row by row, which takes little memory; all rows at once where the network does not take them apart.
+
+    A run in fp32 comes first: what a network computes once and keeps, such as anchors, has one precision in both networks then.
+    """
     run = of_network(partial(in_double, network))
     try:
+        of_network(network)(inputs.rows(torch.tensor([0])))
         parts = [run(inputs.rows(torch.tensor([row]))) for row in range(inputs.batch)]
     except Exception:  # such as a graph, whose first dimension is its nodes
         parts = [run(inputs)]

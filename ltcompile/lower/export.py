@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,9 @@ from ltcompile.lower import exporter
 from ltcompile.lower.dynamic import DynamicAxes, exported_with, rename_axes
 from ltcompile.lower.exporter import quiet
 from ltcompile.lower.inputs import Inputs
+from ltcompile.lower.onnx_padding import separate_pads
 from ltcompile.lower.trace import BATCH, reason
-from ltcompile.numerics import EXPORT_TOLERANCES, FP32_TOLERANCE, largest_error
+from ltcompile.numerics import EXPORT_TOLERANCES, FP32_TOLERANCE, in_order_of, largest_error
 from ltcompile.paths import write_bytes
 from ltcompile.runtimes._ort import run_once
 
@@ -158,10 +160,13 @@ def _prepared(
 
 @torch.no_grad()
 def _answers(network: nn.Module, inputs: Inputs) -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
-    """The outputs for `inputs`, and the shapes of the filters of all convolutions that ran; auxiliary heads run only in training."""
-    ran: dict[nn.Module, tuple[int, ...]] = {}
+    """The outputs for `inputs`, and the shapes of the filters of all convolutions that ran; auxiliary heads run only in training.
+
+    Filters of the same values count once, as they are once in the file.
+    """
+    ran: dict[nn.Module, Tensor] = {}
     convolutions = [m for m in network.modules() if isinstance(m, _CONVOLUTIONS)]
-    hooks = [m.register_forward_hook(lambda layer, *_: ran.update({layer: tuple(layer.weight.shape)})) for m in convolutions]
+    hooks = [m.register_forward_hook(lambda layer, *_: ran.update({layer: layer.weight})) for m in convolutions]
     args, kwargs = inputs.arguments()
     try:
         output = network(*args, **kwargs)
@@ -176,7 +181,11 @@ def _answers(network: nn.Module, inputs: Inputs) -> tuple[dict[str, Tensor], lis
     finally:
         for hook in hooks:
             hook.remove()
-    return outputs_of(output), list(ran.values())
+    return outputs_of(output), [shape for shape, _ in {(tuple(weight.shape), _hash(weight)) for weight in ran.values()}]
+
+
+def _hash(tensor: Tensor) -> bytes:
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).digest()
 
 
 def _checked_names(wanted: Sequence[str] | None, own: tuple[str, ...], kind: str) -> list[str]:
@@ -205,6 +214,7 @@ def _plain(proto: Any, metadata: Mapping[str, str]) -> Any:
         node.output[:] = [name.removeprefix(_PREFIX) for name in node.output]
     for key, text in metadata.items():
         proto.metadata_props.add(key=key, value=text)
+    separate_pads(graph)
     return proto
 
 
@@ -247,6 +257,7 @@ def _difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
     finite = expected.isfinite()
     if not torch.equal(found[~finite].nan_to_num(0.5), expected[~finite].nan_to_num(0.5)):
         return "differs in its infinite or undefined values"
+    found = torch.as_tensor(in_order_of(found, expected, tolerance))
     error = largest_error(found[finite], expected[finite])
     return "" if error <= tolerance else f"differs by {error:.2e} of its largest value, more than {tolerance:.0e}"
 

@@ -24,8 +24,8 @@ class InDouble(TorchFunctionMode):
     """Inside it, every call of torch on floating-point values computes in float64, one layer's weights at a time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if func in _CASTS:
-            return _widened(args[0])
+        if func in _CASTS:  # of whole numbers, too
+            return args[0].double()
         if getattr(func, "__name__", "") == "__get__":  # shapes and dtypes need no copy
             return func(*args, **(kwargs or {}))
         return tree_map(_widened, func(*tree_map(_widened, args), **tree_map(_widened, dict(kwargs or {}))))
