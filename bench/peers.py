@@ -77,6 +77,7 @@ THEIRS: dict[str, dict[str, Any]] = {
     "group norm": {"name": "l2", "sparse": "GroupNormPruner"},
     "growing": {"name": "l2", "sparse": "GrowingRegPruner"},
 }
+REPAIRED = ("l1", "isomorphic", "reconstruction, repaired", "random")
 CONTROLS = ("random", "scratch")
 
 
@@ -89,7 +90,7 @@ def main() -> None:
     arguments.add_argument("--tune-epochs", type=int, default=2)
     arguments.add_argument("--image-size", type=int, default=32)
     arguments.add_argument("--networks", type=int, default=3, help="trainings, of different seeds")
-    arguments.add_argument("--train-images", type=int, default=50_000, help="as many of them, for a trial")
+    arguments.add_argument("--train-images", type=int, default=50_000, help="as many of them, for fine-tuning")
     arguments.add_argument("--inputs", type=int, default=2048, help="calibration images")
     arguments.add_argument("--on", default="cpu:onnxruntime:b8:fp32", help="where time is measured")
     arguments.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="shares of the MACs that are left")
@@ -128,7 +129,8 @@ def schedule(options: argparse.Namespace) -> Iterator[tuple[int, float, str, str
     for macs in options.levels:
         for seed in range(options.networks):
             yield from ((seed, macs, "torch-pruning", method) for method in THEIRS)
-            yield from ((seed, macs, "ltcompile", method) for method in OURS)
+            yield from ((seed, macs, "ltcompile", method) for method in OURS if method != "scratch")
+        yield from ((seed, macs, "ltcompile", "scratch") for seed in range(options.networks))
 
 
 def rows() -> list[dict[str, Any]]:
@@ -193,7 +195,7 @@ class Bench:
                 fresh = lt.build_model(self.options.model, len(self.data.description.class_names), *self.data.description.shape[:2])
             longest = self.options.epochs + self.options.tune_epochs
             return lt.cut(fresh, plan), replace(self.recipe, epochs=longest, lr=0.1, warmup_epochs=1), None
-        return small, recipe, lt.repair(small, plan, dense, self.images)
+        return small, recipe, lt.repair(small, plan, dense, self.images) if method in REPAIRED else None
 
     def plan(self, dense: nn.Module, method: str, choice: dict[str, Any]) -> PruningPlan:
         name = choice.get("criterion", "l1")
@@ -262,7 +264,7 @@ class Bench:
             for step, batch in enumerate(self.task.batches("train", recipe.batch, CPU, recipe, stream("batches", self.seed, epoch=epoch))):
                 progress = (epoch + step / steps) / recipe.epochs
                 rate = recipe.rate_at(epoch + step / steps)
-                stepper(batch, rate, progress)
+                stepper([batch], rate, progress)
                 if penalty is not None and not gradients:
                     penalty(rate, progress)
         model.eval()

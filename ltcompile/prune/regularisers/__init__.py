@@ -2,8 +2,8 @@
 
 A file defines `penalty(norms)`, the penalty of channels with these norms (C,), and `factors(norms, amount) -> (C,)`, its proximal operator
 as what each channel is multiplied by; `VALUES`, which values of a channel have the norm ("all" of its dependency group, or the "scales" of
-its batch norms); `STRENGTH`; `RATIO`, the share of the filters that it is applied to, 0 for all; `CRITERION` and `REDUCTION`, by which
-`lt.plan` ranks what it leaves.
+its batch norms); `WEIGHTED`, whether the penalty of a channel of n values counts sqrt(n) times; `STRENGTH`; `RATIO`, the share of the
+filters that it is applied to, 0 for all; `CRITERION` and `REDUCTION`, by which `lt.plan` ranks what it leaves.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def names() -> list[str]:
 
 @dataclass(frozen=True)
 class _Penalised:
-    """The channels of one group: the slices with their norms, and those that are multiplied; the root of the number of values of a channel."""
+    """The channels of one group: the slices with their norms, those that are multiplied, and how many times the penalty counts."""
 
     group: Group
     normed: list[Slice]
@@ -151,7 +151,7 @@ class Regulariser:
             scaled = [piece for piece in pieces if piece.name.rpartition(".")[0] in norms]
             return _Penalised(group, [piece for piece in scaled if piece.name.endswith("weight")], scaled, 1.0)
         values = sum(piece.parameter.numel() // piece.parameter.shape[piece.dim] * piece.index.shape[1] for piece in pieces)
-        return _Penalised(group, pieces, pieces, values**0.5)
+        return _Penalised(group, pieces, pieces, values**0.5 if self._kind.WEIGHTED else 1.0)
 
 
 def _dropped(plan: PruningPlan) -> dict[str, Tensor]:

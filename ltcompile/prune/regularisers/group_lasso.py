@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-VALUES, STRENGTH, RATIO = "all", 2e-3, 0.0
+VALUES, WEIGHTED, STRENGTH, RATIO = "all", True, 2e-3, 0.0
 CRITERION, REDUCTION = "l2", "all"
 
 

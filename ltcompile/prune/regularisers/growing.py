@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-VALUES, STRENGTH, RATIO = "all", 0.1, 0.5
+VALUES, WEIGHTED, STRENGTH, RATIO = "all", False, 0.5, 0.5
 CRITERION, REDUCTION = "l2", "all"
 
 

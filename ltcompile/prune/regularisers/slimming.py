@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-VALUES, STRENGTH, RATIO = "scales", 1e-2, 0.0
+VALUES, WEIGHTED, STRENGTH, RATIO = "scales", False, 1e-2, 0.0
 CRITERION, REDUCTION = "bn", "default"
 
 
