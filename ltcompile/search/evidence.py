@@ -37,6 +37,8 @@ def gather(criterion: str, model: nn.Module, task: Task, recipe: Recipe, seed: i
     if not criteria.needs(criterion):
         return evidence
     model = copied(unwrap(model)).eval()
+    for parameter in model.parameters():  # what is not trained goes with its channel as well
+        parameter.requires_grad_(parameter.is_floating_point())
     layout = to_memory_format(model, device)
     batch = min(recipe.batch, task.sizes["train"])
 

@@ -26,6 +26,7 @@ from ltcompile.prune import choose, criteria
 from ltcompile.prune.criteria import Evidence
 from ltcompile.prune.evidence import channel_means, from_inputs
 from ltcompile.search.evidence import gather, loss_curvature
+from ltcompile.tasks import Classification
 
 CPU = torch.device("cpu")
 
@@ -226,6 +227,20 @@ class TestSlices:
     def test_a_weight_that_the_evidence_leaves_out(self) -> None:
         with pytest.raises(InvalidSetting, match=r"'0\.weight'.*requires_grad"):
             criteria.score("taylor", (GROUP,), PAIR, Evidence(gradients=({"2.weight": KNOWN["2.weight"]},)))
+
+
+def test_weights_that_are_not_trained_count_like_others() -> None:
+    """airbench's whitening and norms have some."""
+    data, found = lt.load_data("digits", image_size=9), list[dict[str, Tensor]]()
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 10))
+        model[1].weight.requires_grad_(not frozen)
+        for name in ("taylor", "hessian"):
+            evidence = gather(name, model, Classification(data), lt.Recipe(batch=32, flip=False), 0, torch.device("cpu"))
+            found.append(criteria.score(name, trace(model, data.example), model, evidence))
+    for one, other in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(one, other)
 
 
 class TestActivations:
