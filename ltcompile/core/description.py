@@ -16,7 +16,7 @@ class Description(Record):
     """What a network has to know of its data: names of the classes, shape (C, H, W) of an image, mean and deviation per channel.
 
     Networks get (pixels / 255 - mean) / std of images that were resized by `interpolation`. `task` is the name of a task. Where outputs are
-    images there are no classes, and `out_channels` says how many channels they have.
+    images there are no classes, and `out_channels` says how many channels they have. `skipped` is how many damaged images or shards were left out.
     """
 
     name: str
@@ -27,6 +27,11 @@ class Description(Record):
     interpolation: Interpolation = "bilinear"
     task: str = "classification"
     out_channels: int = 0
+    skipped: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Without `skipped` where nothing was: the checksums of tickets stay what they were."""
+        return {name: value for name, value in super().to_json().items() if name != "skipped" or value}
 
     def __post_init__(self) -> None:
         for name in ("class_names", "shape", "mean", "std"):

@@ -19,7 +19,7 @@ from ltcompile.errors import InvalidData, InvalidSetting
 
 __all__ = ["Dataset", "DatasetOptions", "Description", "Split", "TensorSplit", "load_data", "load_like", "names"]
 
-FOLDERS = "imagefolder", "coco", "folder"
+FOLDERS = "imagefolder", "coco", "folder", "webdataset", "hf"
 VAL_SHARE = 0.1
 SPLIT_SEED = 20180309  # one split for all searches, so that their seeds compare on the same images
 
@@ -33,8 +33,10 @@ def load_data(
     *,
     preprocessing: Preprocessing | None = None,
     strict: bool = False,
+    skip_damaged: bool = False,
 ) -> Dataset:
-    """The data set `name` ("digits", "scenes", "cifar10", "cifar100", "mnist", "imagefolder:PATH", "coco:DIR" or "folder:DIR").
+    """The data set `name` ("digits", "scenes", "cifar10", "cifar100", "mnist", "imagefolder:PATH", "coco:DIR", "folder:DIR", "webdataset:PATTERN" or
+    "hf:DIR").
 
     Args:
         root: the folder that holds it in torchvision's own layout.
@@ -43,6 +45,7 @@ def load_data(
         val_share: the share of the training images that becomes the validation split, class by class.
         preprocessing: how images are resized and normalised, for weights that were trained so.
         strict: refuse a folder with unreadable images; otherwise they are skipped, with a `Notice`.
+        skip_damaged: go without shards that are missing or damaged, and without images that cannot be read of data that is streamed.
 
     Raises:
         UnknownName: no such data set. InvalidData: it is missing, corrupt, unfit for training or for the preprocessing. InvalidSetting: an image
@@ -52,12 +55,14 @@ def load_data(
     module = registry.load(__name__, "data set", source)
     if (source in FOLDERS) != bool(path):
         raise InvalidData(
-            f"{name!r} is not a data set: write imagefolder:PATH, coco:DIR or folder:DIR for a folder of images, or one of {', '.join(names())}"
+            f"{name!r} is not a data set: write imagefolder:PATH, coco:DIR, folder:DIR, webdataset:PATTERN or hf:DIR, or one of {', '.join(names())}"
         )
     size = None if image_size is None else height_width(image_size)
     if size is not None and not all(4 <= n <= 1024 for n in size):
         raise InvalidSetting(f"an image size of {to_text(size)} pixels is outside 4..1024")
-    dataset: Dataset = module.load(Path(path or root), DatasetOptions(size, val_share, SPLIT_SEED, download, strict, preprocessing))
+    dataset: Dataset = module.load(
+        Path(path or root), DatasetOptions(size, val_share, SPLIT_SEED, download, strict, preprocessing, skip_damaged)
+    )
     dataset.check()
     return dataset
 

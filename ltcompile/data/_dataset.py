@@ -33,6 +33,7 @@ class DatasetOptions:
     download: bool = False
     strict: bool = False
     preprocessing: Preprocessing | None = None
+    skip_damaged: bool = False
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """The images' (height, width) in pixels, where the data has its own."""

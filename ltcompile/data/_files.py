@@ -1,21 +1,38 @@
-"""Image files as pixels."""
+"""Images as pixels: files, members of archives, rows of tables."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.errors import InvalidData
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # whatever a file is called: PIL would hand PostScript to another program
 
 
-def decode(path: Path, size: tuple[int, int], interpolation: Interpolation, stretch: bool = False) -> Tensor:
+class Stored(Protocol):
+    """An image that is not a file of its own; as text, where it is."""
+
+    def read(self) -> bytes: ...
+
+
+Item = Path | Stored
+
+
+def opened(item: Item) -> Path | io.BytesIO:
+    """What PIL opens."""
+    return item if isinstance(item, Path) else io.BytesIO(item.read())
+
+
+def decode(path: Item, size: tuple[int, int], interpolation: Interpolation, stretch: bool = False) -> Tensor:
     """The middle of an image as uint8 (3, height, width), cut to that shape and resized; all of it where it is to `stretch`.
 
     Raises InvalidData.
@@ -25,7 +42,7 @@ def decode(path: Path, size: tuple[int, int], interpolation: Interpolation, stre
 
     shape, method = size[::-1], Image.Resampling[interpolation.upper()]
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(opened(path), formats=FORMATS) as image:
             colours = image.convert("RGB")
             pixels: Tensor = pil_to_tensor(colours.resize(shape, method) if stretch else ImageOps.fit(colours, shape, method))
             return pixels
@@ -34,11 +51,11 @@ def decode(path: Path, size: tuple[int, int], interpolation: Interpolation, stre
 
 
 def decode_all(
-    paths: Sequence[Path], size: tuple[int, int], interpolation: Interpolation, stretch: bool = False
+    paths: Sequence[Item], size: tuple[int, int], interpolation: Interpolation, stretch: bool = False
 ) -> list[Tensor | InvalidData]:
     """Every image, or why it is none."""
 
-    def attempt(path: Path) -> Tensor | InvalidData:
+    def attempt(path: Item) -> Tensor | InvalidData:
         try:
             return decode(path, size, interpolation, stretch)
         except InvalidData as error:

@@ -11,8 +11,7 @@ from torch import Tensor
 from ltcompile.core.image_size import height_width
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.streams import generator, stream
-from ltcompile.data._files import decode_all
-from ltcompile.data.imagefolder import SUFFIXES
+from ltcompile.data._files import SUFFIXES, decode_all
 from ltcompile.errors import InvalidData
 
 MOST = 2048

@@ -21,7 +21,7 @@ from ltcompile.core.streams import generator, stream
 from ltcompile.core.task import Part
 from ltcompile.data._annotated import Objects, Pixels, from_annotated
 from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, DatasetOptions
-from ltcompile.data.imagefolder import TEST_SHARE
+from ltcompile.data._labelled import TEST_SHARE
 from ltcompile.errors import InvalidData, InvalidFile
 from ltcompile.paths import read_json
 

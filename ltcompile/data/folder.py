@@ -8,9 +8,9 @@ classes, one a line, from number 0 on; without it the largest number in the mask
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,16 +21,16 @@ from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.streams import generator, stream
 from ltcompile.core.task import Part
 from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, DatasetOptions
-from ltcompile.data._files import FORMATS, decode_all
+from ltcompile.data._files import FORMATS, SUFFIXES, Item, decode_all, opened
 from ltcompile.data._pairs import IGNORED, from_pairs
-from ltcompile.data.imagefolder import SUFFIXES
 from ltcompile.errors import InvalidData
 
 TEST_SHARE = 0.2
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 FOLDERS = {"masks": ("images", "masks"), "images": ("input", "target")}
-Pairs = list[tuple[Path, Path]]
+Pairs = list[tuple[Item, Item]]  # an image and its target
 Kind = Literal["masks", "images"]
+T = TypeVar("T")
 
 
 def load(root: Path, options: DatasetOptions) -> Dataset:
@@ -39,14 +39,18 @@ def load(root: Path, options: DatasetOptions) -> Dataset:
         raise InvalidData(f"there is no folder {root}; write folder:DIR with the folder of your images and masks, or of inputs and targets")
     first = root / "train" if (root / "train").is_dir() else root
     kind: Kind = "images" if (first / "input").is_dir() else "masks"
-    pairs = _parts(root, kind, options)
+    return from_files(f"folder:{root.name}", _parts(root, kind, options), kind, options, root)
+
+
+def from_files(name: str, pairs: dict[Part, Pairs], kind: Kind, options: DatasetOptions, root: Path) -> Dataset:
+    """A data set of the pairs of each part; `root` holds classes.txt, where there is one. Raises InvalidData."""
     size = _size([image for part in pairs.values() for image, _ in part], options)
     count = sum(map(len, pairs.values()))
     if count * 6 * size[0] * size[1] > IN_MEMORY_BYTES:
         raise InvalidData(f"{count} pairs of {to_text(size)} pixels do not fit in memory; pass a smaller image_size=")
     found = {part: _read(there, kind, size, options) for part, there in pairs.items()}
     names = _classes(root, pairs, {part: targets for part, (_, targets) in found.items()}) if kind == "masks" else []
-    return from_pairs(f"folder:{root.name}", names, found, options, flip=True)
+    return from_pairs(name, names, found, options, flip=True)
 
 
 def _parts(root: Path, kind: Kind, options: DatasetOptions) -> dict[Part, Pairs]:
@@ -55,18 +59,20 @@ def _parts(root: Path, kind: Kind, options: DatasetOptions) -> dict[Part, Pairs]
             _pairs(root, kind), (TEST_SHARE, options.val_share * (1 - TEST_SHARE)), stream("test split", options.seed)
         )
         return {"train": train, "val": val, "test": test}
-    train = _pairs(root / "train", kind)
-    if (root / "test").is_dir():
-        test = _pairs(root / "test", kind)
-    else:
+    return all_parts({part: _pairs(root / part, kind) for part in PARTS if (root / part).is_dir()}, options)
+
+
+def all_parts(found: Mapping[Part, list[T]], options: DatasetOptions) -> dict[Part, list[T]]:
+    """All three parts; those that are not `found` are drawn from the training items by a fixed seed."""
+    train = found["train"]
+    if (test := found.get("test")) is None:
         test, train = _drawn(train, (TEST_SHARE,), stream("test split", options.seed))
-    if (root / "val").is_dir():
-        return {"train": train, "val": _pairs(root / "val", kind), "test": test}
-    val, train = _drawn(train, (options.val_share,), stream("validation split", options.seed))
+    if (val := found.get("val")) is None:
+        val, train = _drawn(train, (options.val_share,), stream("validation split", options.seed))
     return {"train": train, "val": val, "test": test}
 
 
-def _drawn(pairs: Pairs, shares: tuple[float, ...], seed: int) -> list[Pairs]:
+def _drawn(pairs: list[T], shares: tuple[float, ...], seed: int) -> list[list[T]]:
     """Disjoint parts, each of at least one pair: `shares` of all, and the rest."""
     order, parts = torch.randperm(len(pairs), generator=generator(seed)).tolist(), []
     for share in shares:
@@ -100,25 +106,26 @@ def _pairs(folder: Path, kind: Kind) -> Pairs:
     return [(images[name], targets[name]) for name in sorted(images)]
 
 
-def _size(files: Sequence[Path], options: DatasetOptions) -> tuple[int, int]:
+def _size(files: Sequence[Item], options: DatasetOptions) -> tuple[int, int]:
     """The (height, width) of all images. Raises InvalidData where they differ and none is given."""
     if options.image_size or options.preprocessing:
         return options.size(0, 0)
-    sizes = {path: _shape(path) for path in files}
+    sizes = {path: image_shape(path) for path in files}
     first = files[0]
     other = next((path for path in files if sizes[path] != sizes[first]), None)
     if other is not None:
-        differing = f"{first.name} has {to_text(sizes[first])} pixels, {other.name} {to_text(sizes[other])}"
-        raise InvalidData(f"{first.parent}: {differing}; pass an image_size= for all")
+        raise InvalidData(
+            f"{first} has {to_text(sizes[first])} pixels, {getattr(other, 'name', other)} {to_text(sizes[other])}; pass an image_size= for all"
+        )
     return sizes[first]
 
 
-def _shape(path: Path) -> tuple[int, int]:
+def image_shape(path: Item) -> tuple[int, int]:
     """(height, width), from the start of the file. Raises InvalidData."""
     from PIL import Image
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(opened(path), formats=FORMATS) as image:
             return image.height, image.width
     except Exception as error:  # PIL's readers raise anything
         raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
@@ -127,7 +134,7 @@ def _shape(path: Path) -> tuple[int, int]:
 def _read(pairs: Pairs, kind: Kind, size: tuple[int, int], options: DatasetOptions) -> tuple[Tensor, Tensor]:
     """Images (N, 3, H, W) and targets, uint8. Raises InvalidData."""
     for image, target in pairs:
-        if (one := _shape(image)) != (other := _shape(target)):
+        if (one := image_shape(image)) != (other := image_shape(target)):
             raise InvalidData(f"{image} has {to_text(one)} pixels and {target} {to_text(other)}; a pair has one size")
     images = _decoded([image for image, _ in pairs], size, options.interpolation)
     if kind == "images":
@@ -135,7 +142,7 @@ def _read(pairs: Pairs, kind: Kind, size: tuple[int, int], options: DatasetOptio
     return images, torch.stack([_mask(target, size) for _, target in pairs]) if pairs else torch.empty(0, *size, dtype=torch.uint8)
 
 
-def _decoded(files: list[Path], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
+def _decoded(files: list[Item], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
     found = decode_all(files, size, interpolation, stretch=True)
     for each in found:
         if isinstance(each, InvalidData):
@@ -143,12 +150,12 @@ def _decoded(files: list[Path], size: tuple[int, int], interpolation: Interpolat
     return torch.stack([each for each in found if isinstance(each, Tensor)]) if found else torch.empty(0, 3, *size, dtype=torch.uint8)
 
 
-def _mask(path: Path, size: tuple[int, int]) -> Tensor:
+def _mask(path: Item, size: tuple[int, int]) -> Tensor:
     """A map of classes (H, W), uint8. Raises InvalidData where its pixels are not numbers."""
     from PIL import Image
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(opened(path), formats=FORMATS) as image:
             mode, pixels = image.mode, image.resize(size[::-1], Image.Resampling.NEAREST)
             found = torch.from_numpy(np.array(pixels))
     except Exception as error:
@@ -168,12 +175,7 @@ def _classes(root: Path, pairs: dict[Part, Pairs], masks: dict[Part, Tensor]) ->
         if used < 1:
             raise InvalidData(f"{root}: all masks hold class 0 alone; there must be two classes at least")
         return [str(number) for number in range(used + 1)]
-    try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidData(f"{file} cannot be read as text: {error}") from error
-    if not 2 <= len(names) <= IGNORED:
-        raise InvalidData(f"{file} names {len(names)} classes; there must be 2 to {IGNORED}, one a line")
+    names = read_classes(file)
     for part, found in masks.items():
         beyond = (found >= len(names)) & (found != IGNORED)
         if beyond.any():
@@ -182,4 +184,15 @@ def _classes(root: Path, pairs: dict[Part, Pairs], masks: dict[Part, Tensor]) ->
                 f"{pairs[part][row][1]} holds class {int(found[row][beyond[row]].max())}, and {file} names {len(names)} (0 to {len(names) - 1}); "
                 f"{IGNORED} stands for no class"
             )
+    return names
+
+
+def read_classes(file: Path, least: int = 2, most: int = IGNORED) -> list[str]:
+    """The names of the classes, one a line. Raises InvalidData where there are fewer than `least` or more than `most`."""
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidData(f"{file} cannot be read as text: {error}") from error
+    if not least <= len(names) <= most:
+        raise InvalidData(f"{file} names {len(names)} classes; there must be {least} to {most}, one a line")
     return names

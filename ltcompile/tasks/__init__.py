@@ -35,7 +35,7 @@ def load_task(name: str, source: str, root: Path, options: DatasetOptions) -> Ta
     module, size = load(name), options.image_size
     found = module.data(source, root, options) if hasattr(module, "data") else None
     if found is None:
-        prepared, share = options.preprocessing, options.val_share
-        found = load_data(source, root, size, share, options.download, preprocessing=prepared, strict=options.strict)
+        wanted = {"preprocessing": options.preprocessing, "strict": options.strict, "skip_damaged": options.skip_damaged}
+        found = load_data(source, root, size, options.val_share, options.download, **wanted)  # type: ignore[arg-type]
     task: Task = module.TASK(found)
     return task

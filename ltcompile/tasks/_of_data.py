@@ -45,6 +45,10 @@ class DataTask(Task):
         """Of the labels."""
         return hashlib.sha256(b"".join(split.labels.numpy().tobytes() for split in self._splits.values())).hexdigest()[:16]
 
+    @property
+    def skipped(self) -> int:
+        return int(getattr(self.data.train, "skipped", 0))
+
     def adapt(self, recipe: Recipe) -> Recipe:
         return self.data.adapt(recipe)
 

@@ -31,7 +31,7 @@ LOOK_STEPS = 50  # how often losses are looked at: each look waits for the GPU
 @dataclass(frozen=True)
 class Epoch(Record):
     """One epoch: mean loss over the (augmented) training items, the share of them that was correct (0 where an item is not right or wrong),
-    loss and metric on validation items, seconds with validation.
+    loss and metric on validation items, seconds with validation, and how many damaged training items were skipped.
     """
 
     epoch: int
@@ -42,6 +42,10 @@ class Epoch(Record):
     val_score: float
     seconds: float
     images_per_second: float
+    skipped: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_json().items() if name != "skipped" or value}
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class _Begun:
-    """What of an epoch came before its next batch: the batches' losses, correct answers, each virtual rank's random state, seconds."""
+    """What of an epoch came before its next batch: the batches' losses, correct answers, each virtual rank's random state, seconds, skipped items."""
 
     losses: Tensor
     right: Tensor
     random: list[State]
     seconds: float
+    skipped: int
 
 
 def train(
@@ -184,11 +189,13 @@ class _Loop:
         steps = count // size
         losses, right, first = torch.zeros(steps, device=self.device), torch.zeros((), device=self.device), 0
         rates = [self.recipe.rate_at(epoch + step / steps) for step in range(steps)]
+        skipped = -self.task.skipped
         if self.parallel is not None:
             self.parallel.seed(self.seed, epoch)
         if (begun := self.begun) is not None:
             self.begun, first, started = None, len(begun.losses), started - begun.seconds
             losses[:first], right = begun.losses.to(self.device), begun.right.to(self.device)
+            skipped += 0 if ranks.follows() else begun.skipped
             self._take_up(begun)
         shards = [Shard(index, self.recipe.virtual_ranks, first) for index in (self.parallel.local if self.parallel else [0])]
         batches = local_batches(self.task, size, self.device, self.recipe, stream("batches", self.seed, epoch=epoch), shards)
@@ -200,7 +207,7 @@ class _Loop:
             if due or stop or (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
                 self._check_finite(losses[: step + 1], epoch, rates)
             if due or stop:
-                self._save(losses[: step + 1], right, time.perf_counter() - started)
+                self._save(losses[: step + 1], right, time.perf_counter() - started, skipped)
             if stop:
                 raise KeyboardInterrupt
         if self.stepper.lookahead is not None:
@@ -210,14 +217,17 @@ class _Loop:
         if not math.isfinite(val.loss):
             raise self._diverged(f"the validation loss is {val.loss} after epoch {epoch + 1}, at learning rate {rates[-1]:.3g}")
         seconds, seen = time.perf_counter() - started, steps * size
-        return Epoch(epoch, rates[-1], losses.mean().item(), right.item() / seen, val.loss, val.value, seconds, seen / seconds), val
+        skipped = sum(ranks.gathered([skipped + self.task.skipped]))
+        shares = losses.mean().item(), right.item() / seen
+        return Epoch(epoch, rates[-1], *shares, val.loss, val.value, seconds, seen / seconds, skipped), val
 
-    def _save(self, losses: Tensor, right: Tensor, seconds: float) -> None:
+    def _save(self, losses: Tensor, right: Tensor, seconds: float, skipped: int) -> None:
         """Hand over the state behind a batch."""
+        skipped = sum(ranks.gathered([skipped + self.task.skipped]))
         self._settle()
         states = self.parallel.states if self.parallel is not None else [random_state(self.device)]
         if self.checkpoint is not None:
-            self.checkpoint.save(self.state(_Begun(losses.clone(), right.clone(), states, seconds)))
+            self.checkpoint.save(self.state(_Begun(losses.clone(), right.clone(), states, seconds, skipped)))
         self.saved = time.monotonic()
 
     def _settle(self) -> None:

@@ -15,7 +15,7 @@ import ltcompile as lt
 from ltcompile.core.notice import Notice
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.recipe import Recipe
-from ltcompile.data import imagefolder, names
+from ltcompile.data import _labelled, names
 from ltcompile.data._dataset import Description, augment
 from ltcompile.data._split import stratified
 from ltcompile.errors import InvalidData, InvalidSetting, UnknownName
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def test_registry_lists_the_sources() -> None:
-    assert names() == ["cifar10", "cifar100", "coco", "digits", "folder", "imagefolder", "mnist", "scenes"]
+    assert names() == ["cifar10", "cifar100", "coco", "digits", "folder", "hf", "imagefolder", "mnist", "scenes", "webdataset"]
     with pytest.raises(UnknownName, match="Did you mean cifar10"):
         lt.load_data("cifar")
 
@@ -94,9 +94,9 @@ def test_image_folders(tmp_path: Path, layout: str) -> None:
 def test_large_folders_stream_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path)
     whole = lt.load_data(f"imagefolder:{tmp_path}", image_size=16)
-    monkeypatch.setattr(imagefolder, "IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr(_labelled, "IN_MEMORY_BYTES", 10)
     streamed = lt.load_data(f"imagefolder:{tmp_path}", image_size=16)
-    assert isinstance(streamed.train, imagefolder.StreamedSplit)
+    assert isinstance(streamed.train, _labelled.StreamedSplit)
     for a, b in zip(whole.test.batches(4, CPU, None, 0), streamed.test.batches(4, CPU, None, 0), strict=True):
         torch.testing.assert_close(a[0], b[0], rtol=1e-4, atol=1e-4)
         assert torch.equal(a[1], b[1])
@@ -180,7 +180,7 @@ class TestBroken:
             lt.load_data(f"imagefolder:{tmp_path}")
 
     def test_unreadable_image_in_a_streamed_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(imagefolder, "IN_MEMORY_BYTES", 10)
+        monkeypatch.setattr(_labelled, "IN_MEMORY_BYTES", 10)
         (write_folder(tmp_path) / "class1" / "3.png").write_bytes(b"\x89PNG no more")
         plain = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)  # no statistics, for which a sample would be read at once
         data = lt.load_data(f"imagefolder:{tmp_path}", preprocessing=plain)

@@ -13,6 +13,7 @@ import io
 import json
 import random
 import struct
+import tarfile
 import tempfile
 import warnings
 import zipfile
@@ -26,6 +27,7 @@ import torch
 from onnx import TensorProto, helper
 from pages import curve, example, pictures
 from pictures import coco_json, write_coco
+from PIL import Image
 from studies import some_study
 from torch import nn
 
@@ -241,6 +243,36 @@ def read_coco(path: Path) -> None:
         for split in (data.train, data.val, data.test):
             for _, targets in split.batches(4, torch.device("cpu"), None, 0):
                 assert all(boxes.isfinite().all() and (boxes >= 0).all() and (boxes <= 8).all() for boxes in targets["boxes"])
+
+
+def read_shard(path: Path) -> None:
+    """As a data set, with the images that can be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = lt.load_data(f"webdataset:{path}", image_size=8)
+        assert all(len(split.labels) == len(split) for split in (data.train, data.val, data.test))
+
+
+def whole_shard() -> bytes:
+    """Ten images of two classes."""
+    with tarfile.open(fileobj=(buffer := io.BytesIO()), mode="w") as archive:
+        Image.new("RGB", (4, 4), (200, 0, 0)).save(image := io.BytesIO(), "PNG")
+        for name, data in [(f"{n:02}.{kind}", d) for n in range(10) for kind, d in (("png", image.getvalue()), ("cls", b"%d" % (n % 2)))]:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def spoil_shard(whole: bytes, chance: random.Random) -> bytes:
+    """Its bytes, or a header with a corrected checksum."""
+    spoiled = bytearray(spoil_bytes(whole, chance))
+    if chance.random() < 0.7 and len(spoiled) >= 1024:
+        at = 1024 * chance.randrange(len(spoiled) // 1024)
+        spoiled[at : at + 512] = spoil_bytes(bytes(spoiled[at : at + 512]), chance)[:512].ljust(512, b"\0")
+        spoiled[at + 148 : at + 156] = b"        "
+        spoiled[at + 148 : at + 156] = b"%06o\0 " % sum(spoiled[at : at + 512])
+    return bytes(spoiled)
 
 
 def read_answers(path: Path) -> None:
@@ -536,6 +568,7 @@ READERS = {
     "sweep": Reader(read_sweep, ".json", whole_sweep, spoil_json_bytes),
     "pictures": Reader(read_answers, ".json", whole_pictures, spoil_json_bytes),
     "coco": Reader(read_coco, ".json", lambda: json.dumps(coco_json(20)).encode(), spoil_json_bytes),
+    "shard": Reader(read_shard, ".tar", whole_shard, spoil_shard),
     "study": Reader(read_study, ".json", whole_study, spoil_json_bytes),
     "claims": Reader(read_claims, ".json", whole_claims, spoil_json_bytes),
     "onnx": Reader(read_onnx, ".onnx", whole_onnx, spoil_onnx),

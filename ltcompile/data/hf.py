@@ -1,0 +1,186 @@
+"""Hugging Face data sets: `hf:DIR`, a folder of parquet files, of images, or that `save_to_disk` wrote; or `hf:NAME`, from the Hub or its cache.
+
+Which task it is for, its columns say: one image and a class (a ClassLabel, or a column named label) are for classification; an image and a second
+one, named mask, annotation, label or segmentation, are for segmentation; an image with `objects` of `bbox` (x, y, width, height in pixels) and
+`category` is for detection. Rows are memory-mapped, and images decoded when their turn comes. Splits named train, validation (or valid, val, dev) and
+test are the parts; those that are missing, or have no labels, are drawn from the training rows by a fixed seed. No script of a data set is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltcompile.core.task import Part
+from ltcompile.data import folder
+from ltcompile.data._annotated import Objects, Pixels, from_annotated
+from ltcompile.data._dataset import Dataset, DatasetOptions
+from ltcompile.data._labelled import all_parts, from_items
+from ltcompile.errors import InvalidData, InvalidSetting
+
+PARTS: dict[str, Part] = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
+MASKS, LABELS = ("mask", "annotation", "label", "segmentation"), ("label", "labels", "class", "fine_label")
+DETECTION_SIZE = 320
+
+
+class Cell:
+    """The image in a row of a table."""
+
+    def __init__(self, table: Any, column: str, row: int, home: Path, name: str) -> None:
+        self.table, self.column, self.row, self.home, self.name = table, column, row, home, name
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.column} of row {self.row}"
+
+    def read(self) -> bytes:
+        """Raises InvalidData where the image is a file outside the data set."""
+        value = self.table[self.row][self.column] or {}
+        if value.get("bytes") is not None:
+            found: bytes = value["bytes"]
+            return found
+        path = Path(value.get("path") or "")
+        if not path.resolve().is_relative_to(self.home.resolve()):
+            raise InvalidData(f"{self} names the file {path}, outside {self.home}")
+        return path.read_bytes()
+
+
+def load(source: Path, options: DatasetOptions) -> Dataset:
+    datasets = _library()
+    name, home = f"hf:{source.name if source.is_dir() else source}", source if source.is_dir() else Path(datasets.config.HF_CACHE_HOME)
+    tables = _tables(datasets, source, options)
+    features = tables["train"].features
+    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    if not images:
+        raise InvalidData(f"{name} has no column of images, but {', '.join(features)}; choose a data set of images")
+
+    def cells(part: Part, column: str) -> list[Any]:
+        table = tables[part].select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        return [Cell(table, column, row, home, f"{name}/{part}") for row in range(len(table))]
+
+    if "objects" in features:
+        return _detection(name, tables, {part: cells(part, images[0]) for part in tables}, options)
+    if masks := [column for column in images[1:] if column in MASKS]:
+        pairs = {part: list(zip(cells(part, images[0]), cells(part, masks[0]), strict=True)) for part in tables}
+        return folder.from_files(name, folder.all_parts(pairs, options), "masks", options, home)
+    column, classes, labels = _labels(datasets, name, tables)
+    known = {part: found for part, found in labels.items() if part == "train" or min(found, default=0) >= 0}
+    if min(known["train"], default=-1) < 0:
+        raise InvalidData(f"{name}: column {column} holds rows without a class")
+    items = {part: (cells(part, images[0]), torch.tensor(found)) for part, found in known.items()}
+    return from_items(name, classes, all_parts(items, options), options, skip=options.skip_damaged)
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InvalidSetting("datasets is not installed, which reads Hugging Face data sets; run `pip install 'ltcompile[hf]'`") from error
+    return datasets
+
+
+def _tables(datasets: Any, source: Path, options: DatasetOptions) -> dict[Part, Any]:
+    """The table of each part that there is. Raises InvalidData."""
+    if source.is_dir():
+        found = _from_folder(datasets, source)
+    elif not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)) or str(source).startswith("."):
+        raise InvalidData(f"there is no folder {source}, and it is not the name of a data set; write hf:DIR or hf:OWNER/NAME")
+    else:
+        with _offline(datasets, not options.download):
+            found = _opened(
+                lambda: datasets.load_dataset(str(source)), f"{source} cannot be loaded", "pass download=True where there is a network"
+            )
+    tables: dict[Part, Any] = {}
+    for split, table in found.items() if isinstance(found, Mapping) else [("train", found)]:
+        if (part := PARTS.get(str(split))) is not None:
+            tables[part] = table
+    if "train" not in tables:
+        raise InvalidData(f"hf:{source} has the splits {', '.join(map(str, found))}, and none is called train")
+    return tables
+
+
+def _from_folder(datasets: Any, source: Path) -> Any:
+    hint = "repair it, or write it again"
+    if (source / "dataset_dict.json").is_file() or (source / "state.json").is_file():
+        return _opened(lambda: datasets.load_from_disk(str(source)), f"{source} cannot be read", hint)
+    files: dict[str, list[str]] = {}
+    for file in sorted(source.rglob("*.parquet")):
+        words = re.split(r"[^a-z]+", file.relative_to(source).as_posix().lower())
+        files.setdefault(next((PARTS[word] for word in words if word in PARTS), "train"), []).append(str(file))
+    if files:
+        return _opened(lambda: datasets.load_dataset("parquet", data_files=files), f"a parquet file of {source} cannot be read", hint)
+    return _opened(lambda: datasets.load_dataset("imagefolder", data_dir=str(source)), f"{source} cannot be read", hint)
+
+
+def _opened(load: Any, problem: str, hint: str) -> Any:
+    try:
+        return load()
+    except Exception as error:  # the library raises whatever its readers and the network do
+        causes = [error, error.__cause__ or error]
+        message = "; ".join(dict.fromkeys(" ".join(str(each).split())[:300] for each in causes))
+        raise InvalidData(f"{problem}: {message}; {hint}") from error
+
+
+@contextlib.contextmanager
+def _offline(datasets: Any, offline: bool) -> Iterator[None]:
+    """Nothing is fetched inside it, where `offline`: the library reads its cache."""
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _labels(datasets: Any, name: str, tables: Mapping[Part, Any]) -> tuple[str, list[str], dict[Part, list[int]]]:
+    """The column of classes, their names and each part's labels. Raises InvalidData."""
+    features = tables["train"].features
+    kinds = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    column = next((c for c in LABELS if c in features), kinds[0] if len(kinds) == 1 else None)
+    if column is None:
+        raise InvalidData(f"{name} has the columns {', '.join(features)}, and none is a class; call it label")
+    values = {part: list(table.select_columns([column])[:][column]) for part, table in tables.items()}
+    every = {value for found in values.values() for value in found}
+    if isinstance(features[column], datasets.ClassLabel):
+        return column, list(features[column].names), values
+    if not every or not (all(isinstance(v, str) for v in every) or all(type(v) is int for v in every)):
+        raise InvalidData(f"{name}: column {column} holds {', '.join(map(repr, list(every)[:3]))}; a class is a number or a name")
+    if all(isinstance(v, int) for v in every):
+        return column, [str(n) for n in range(max(every) + 1)], values
+    names = sorted(every)
+    return column, names, {part: [names.index(value) for value in found] for part, found in values.items()}
+
+
+def _detection(name: str, tables: Mapping[Part, Any], cells: Mapping[Part, list[Any]], options: DatasetOptions) -> Dataset:
+    """Boxes as COCO has them, x, y, width and height, of images that are stretched."""
+    size = options.size(DETECTION_SIZE, DETECTION_SIZE)
+    rows = {part: table.select_columns(["objects"])[:]["objects"] for part, table in tables.items()}
+    parts = folder.all_parts({part: list(zip(cells[part], rows[part], strict=True)) for part in tables}, options)
+    ids = sorted({int(c) for found in parts.values() for _, there in found for c in there["category"]})
+    feature = tables["train"].features["objects"]
+    feature = feature.feature if hasattr(feature, "feature") else feature
+    kind = feature["category"]
+    kind = kind.feature if hasattr(kind, "feature") else kind
+    names = [kind.names[i] if hasattr(kind, "names") else str(i) for i in ids]
+    found = {
+        part: (Pixels([cell for cell, _ in there], size, options.interpolation), [_objects(cell, o, ids, size) for cell, o in there])
+        for part, there in parts.items()
+    }
+    return from_annotated(name, names, found, options, flip=True)  # type: ignore[arg-type]
+
+
+def _objects(cell: Any, there: Mapping[str, Any], ids: list[int], size: tuple[int, int]) -> Objects:
+    boxes = torch.tensor(there["bbox"], dtype=torch.float32).view(-1, 4)
+    labels = torch.tensor([ids.index(int(c)) for c in there["category"]], dtype=torch.long)
+    if len(boxes) != len(labels):
+        raise InvalidData(f"{cell} has {len(boxes)} boxes and {len(labels)} categories")
+    height, width = folder.image_shape(cell)
+    limits = torch.tensor([size[1], size[0]]).repeat(2)
+    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) * limits / torch.tensor([width, height]).repeat(2)
+    corners = corners.clamp(torch.zeros(4), limits.float())
+    solid = (corners[:, 2:] > corners[:, :2]).all(1)
+    return Objects(corners[solid], labels[solid])

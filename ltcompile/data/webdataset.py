@@ -1,0 +1,222 @@
+"""Images in tar shards, as WebDataset lays them out: `webdataset:PATTERN`, such as shards/train-{000..099}.tar, shards/{train,val}-*.tar.
+
+Files of a shard with one name up to the first dot are a sample: an image (KEY.jpg, KEY.png, ...) with its class in KEY.cls, a number or a name; or,
+for segmentation, with a map of classes in KEY.mask.png or KEY.seg.png. `classes.txt` next to the first shard names numbered classes, one a line.
+A shard belongs to the part (train, val, test) that its name or its folder's contains; parts without shards are drawn from the training samples by
+a fixed seed.
+
+Shards are read as they lie, and never extracted: the headers of each are read once, and kept in the user's cache while its size and time stay.
+Samples are then read by their place in the file, so that every epoch is a shuffle of all samples, each once, and a process reads its own alone.
+Compressed shards and pickled members are refused. A missing or damaged shard or sample is an error unless `skip_damaged`.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from glob import glob
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ltcompile.core.notice import notify
+from ltcompile.core.task import Part
+from ltcompile.data import folder
+from ltcompile.data._dataset import Dataset, DatasetOptions
+from ltcompile.data._files import SUFFIXES
+from ltcompile.data._labelled import Items, all_parts, from_items
+from ltcompile.data._listing import cached, counted, read_cached
+from ltcompile.errors import InvalidData
+from ltcompile.paths import write_text
+
+WORDS: dict[str, Part] = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MASKS = "mask.png", "seg.png"
+PICKLED = {"pyd", "pickle", "pkl", "pth", "pt"}
+MOST_SHARDS, MOST_TEXT = 100_000, 4096
+LARGE_SHARD = 1 << 24  # bytes: a smaller one is listed faster than its list is read
+BLOCK = 512
+
+
+class Member(NamedTuple):
+    """A file in a shard: `size` bytes from `offset` on; `text` is that of a class."""
+
+    shard: str
+    name: str
+    offset: int
+    size: int
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.name}"
+
+    def read(self) -> bytes:
+        with open(self.shard, "rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class Sample(NamedTuple):
+    image: Member
+    label: str | None
+    mask: Member | None
+
+
+def load(pattern: Path, options: DatasetOptions) -> Dataset:
+    shards, skipped = _existing(str(pattern), options.skip_damaged), 0
+    parts: dict[Part, list[Sample]] = {}
+    for shard in counted(shards, f"listing {pattern}"):
+        try:
+            found = list(_samples(shard))
+        except InvalidData as error:
+            if not options.skip_damaged:
+                raise
+            notify(f"{error}; skipped")
+            skipped += 1
+            continue
+        parts.setdefault(_part(shard), []).extend(found)
+    if "train" not in parts:
+        raise InvalidData(f"{pattern} names no shard to train on: write train into the names of those")
+    name, home = f"webdataset:{pattern.name}", Path(shards[0]).parent
+    skipped += len(_expanded(str(pattern))) - len(shards)
+    first = parts["train"][0]
+    if first.mask is not None:
+        pairs = {part: [(s.image, s.mask) for s in found if s.mask] for part, found in parts.items()}
+        return folder.from_files(name, folder.all_parts(pairs, options), "masks", options, home)  # type: ignore[arg-type]
+    classes, items = _labelled(parts, home)
+    return from_items(name, classes, all_parts(items, options), options, skip=options.skip_damaged, skipped=skipped)
+
+
+def _existing(pattern: str, skip: bool) -> list[str]:
+    """The shards that `pattern` names and that are there. Raises InvalidData."""
+    names = _expanded(pattern)
+    missing = [name for name in names if not Path(name).is_file()]
+    if missing and (not skip or len(missing) == len(names)):
+        there = f"{len(missing)} of the {len(names)} shards of {pattern} are missing: {', '.join(missing[:5])}"
+        raise InvalidData(f"{there}{', ...' if len(missing) > 5 else ''}; add them, or pass skip_damaged=True to go without")
+    if missing:
+        notify(f"{len(missing)} of the {len(names)} shards of {pattern} are missing: {', '.join(missing[:5])}; skipped")
+    if not names:
+        raise InvalidData(f"{pattern} names no shard; write webdataset:PATTERN, as in webdataset:shards/train-{{000..099}}.tar")
+    return [name for name in names if name not in set(missing)]
+
+
+def _expanded(pattern: str) -> list[str]:
+    """The paths that braces and wildcards stand for, in order: {a,b} and {000..099}, then *, ? and [...] of what is there."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [[piece] if i % 2 == 0 else _choices(piece) for i, piece in enumerate(pieces)]
+    names = ["".join(each) for each in itertools.islice(itertools.product(*choices), MOST_SHARDS)]
+    return [found for name in names for found in (sorted(glob(name)) if re.search(r"[*?[]", name) else [name])]
+
+
+def _choices(text: str) -> list[str]:
+    if (numbers := re.fullmatch(r"(\d+)\.\.(\d+)", text)) is None:
+        return text.split(",")
+    first, last = numbers.groups()
+    return [str(n).zfill(len(first)) for n in itertools.islice(range(int(first), int(last) + 1), MOST_SHARDS)]
+
+
+def _part(shard: str) -> Part:
+    path = Path(shard)
+    words = [word for name in (path.stem, path.parent.name) for word in re.split(r"[^a-z]+", name.lower())]
+    return next((WORDS[word] for word in words if word in WORDS), "train")
+
+
+def _samples(shard: str) -> Iterator[Sample]:
+    """The samples of a shard, in order. Raises InvalidData where it is damaged, or a sample lacks something."""
+    grouped: dict[str, dict[str, Member]] = {}
+    for member in _members(Path(shard)):
+        before, _, name = member.name.rpartition("/")
+        key, _, kind = name.partition(".")
+        there = grouped.setdefault(f"{before}/{key}", {})
+        if kind.lower() in there:
+            raise InvalidData(f"{member} is there twice; write the shard again")
+        there[kind.lower()] = member
+    for key, there in grouped.items():
+        image = next((there[kind] for kind in there if f".{kind}" in SUFFIXES), None)
+        mask, label = next((there[kind] for kind in MASKS if kind in there), None), there.get("cls")
+        if image is None or (mask is None and label is None):
+            lacking = "an image" if image is None else "a class (.cls) or a mask (.mask.png)"
+            raise InvalidData(f"{shard}: the sample {key.lstrip('/')} has {', '.join(sorted(there))}, and lacks {lacking}")
+        yield Sample(image, label.text if label else None, mask)
+
+
+def _members(shard: Path) -> list[Member]:
+    """The files of a shard, as its headers say or as a current list in the cache does."""
+    facts = [str(shard.resolve()), (there := shard.stat()).st_size, there.st_mtime_ns]
+    cache = cached(shard.resolve(), "shards")
+    kept = read_cached(cache, _current, facts) if there.st_size >= LARGE_SHARD else None
+    if kept is None:
+        found = _read(shard, there.st_size)
+        if there.st_size >= LARGE_SHARD:
+            write_text(cache, json.dumps({"kind": facts, "members": [member[1:] for member in found]}))
+        return found
+    return [Member(str(shard), *row) for row in kept["members"]]
+
+
+def _current(kept: Any, facts: list[Any]) -> bool:
+    kinds, size = (str, int, int, str), facts[1]
+    rows = kept["members"]
+    return kept["kind"] == facts and all(tuple(map(type, row)) == kinds and 0 <= row[1] <= row[1] + row[2] <= size for row in rows)
+
+
+class _Bounded(io.FileIO):
+    """A file of which no more is read, and allocated, than there is, whatever its headers say."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = max(0, Path(str(self.name)).stat().st_size - self.tell())
+        return super().read(left if size < 0 else min(size, left))
+
+
+def _read(shard: Path, size: int) -> list[Member]:
+    found = []
+    try:
+        with _Bounded(str(shard)) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+            for header in archive:
+                if not header.isdir():
+                    found.append(_member(shard, header, file, size))
+                archive.members = []  # of which there may be millions
+            file.seek(archive.offset)  # tarfile takes a damaged header for the end
+            if file.read(BLOCK) != bytes(BLOCK):
+                raise tarfile.ReadError(f"its headers end at byte {archive.offset:,} of {size:,}")
+    except (tarfile.TarError, OSError, ValueError, EOFError, MemoryError, RecursionError) as error:
+        after = f" after {found[-1].name}" if found else ""
+        raise InvalidData(
+            f"{shard} is damaged{after} ({error}), or compressed; write it again as a plain tar, or pass skip_damaged=True"
+        ) from error
+    return found
+
+
+def _member(shard: Path, header: tarfile.TarInfo, file: io.FileIO, size: int) -> Member:
+    found = Member(str(shard), header.name, header.offset_data, header.size)
+    if header.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+        raise InvalidData(f"{found} is a link or a device; a shard holds plain files alone")
+    kind = header.name.lower().rpartition(".")[2]
+    if kind in PICKLED:
+        raise InvalidData(f"{found} is a pickle, which could run code; write classes as .cls and images as .jpg or .png")
+    if header.offset_data + header.size > size:
+        raise tarfile.ReadError(f"it ends within {header.name}")
+    if kind != "cls":
+        return found
+    if header.size > MOST_TEXT:
+        raise InvalidData(f"{found} has {header.size:,} bytes; a class is a number or a name")
+    before = file.tell()
+    file.seek(header.offset_data)
+    text = file.read(header.size).decode("utf-8").strip()
+    file.seek(before)
+    return found._replace(text=text)
+
+
+def _labelled(parts: dict[Part, list[Sample]], home: Path) -> tuple[list[str], dict[Part, Items]]:
+    """The names of the classes, and images with labels of each part. Raises InvalidData."""
+    texts = {sample.label or "" for found in parts.values() for sample in found}
+    numbered = all(text.isascii() and text.isdigit() and len(text) < 7 for text in texts)
+    names = sorted(texts) if not numbered else [str(n) for n in range(max(map(int, texts)) + 1)]
+    if numbered and (file := home / "classes.txt").is_file():
+        names = folder.read_classes(file, len(names), MOST_SHARDS)
+    numbers = {text: int(text) if numbered else names.index(text) for text in texts}
+    return names, {part: ([s.image for s in found], torch.tensor([numbers[s.label or ""] for s in found])) for part, found in parts.items()}
