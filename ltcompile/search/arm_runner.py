@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class ArmRunner:
         if found:
             saved = self.folder.load_into(model, file)
         else:
+            if arm.kind not in ("dense", "ticket") or arm.level == self.job.config.levels:
+                recipe = replace(recipe, regulariser="")  # nothing is cut after it
             saved = self._train(arm, model, selection, recipe, first_epoch, choice)
         with self.folder.fitting(file):
             row, report = Trained.from_json(saved["row"]), saved["health"]

@@ -237,7 +237,7 @@ def test_weights_that_are_not_trained_count_like_others() -> None:
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(196, 10))
         model[1].weight.requires_grad_(not frozen)
         for name in ("taylor", "hessian"):
-            evidence = gather(name, model, Classification(data), lt.Recipe(batch=32, flip=False), 0, torch.device("cpu"))
+            evidence = gather(name, model, Classification(data), lt.Recipe(batch=8, flip=False), 0, torch.device("cpu"))
             found.append(criteria.score(name, trace(model, data.example), model, evidence))
     for one, other in zip(found[:2], found[2:], strict=True):
         torch.testing.assert_close(one, other)
