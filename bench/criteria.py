@@ -207,7 +207,7 @@ def theirs(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, seed: int
     import torch_pruning
 
     kind, settings, gradients = THEIRS[name]
-    example, known = data.example, gradients(copy.deepcopy(dense), data, recipe, seed) if gradients else {}
+    example, known = data.example, gradients(copy.deepcopy(dense).requires_grad_(True), data, recipe, seed) if gradients else {}
     most = macs * lt.size(dense, example).macs
 
     def pruned(ratio: float) -> nn.Module:
@@ -228,6 +228,8 @@ def theirs(dense: nn.Module, data: Dataset, recipe: Recipe, name: str, seed: int
         middle = (low + high) / 2
         low, high = (low, middle) if lt.size(pruned(middle), example).macs <= most else (middle, high)
     model = pruned(high)
+    if lt.size(model, example).macs > most:
+        raise RuntimeError(f"no ratio up to {high} leaves {macs:.0%} of the MACs")
     model.zero_grad()
     return model
 
