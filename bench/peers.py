@@ -44,6 +44,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded, stream
 from ltcompile.data import Dataset
 from ltcompile.models import default_recipe
+from ltcompile.models.airbench import MultiCrop
 from ltcompile.paths import write_text
 from ltcompile.recovery.statistics import take_statistics
 from ltcompile.search.evidence import gather
@@ -103,7 +104,15 @@ def main() -> None:
     )
     if options.dense_only:
         for seed in range(options.networks):
-            print(options.model, seed, repair.accuracies(dense_network(options, data, seed), data), flush=True)
+            dense = dense_network(options, data, seed)
+            print(
+                options.model,
+                seed,
+                repair.accuracies(dense, data),
+                "over crops",
+                repair.accuracies(MultiCrop(dense).eval(), data),
+                flush=True,
+            )
         return
     for seed, macs, side, method in schedule(options):
         key = settings(options) | {"seed": seed, "macs": macs, "side": side, "method": method}
