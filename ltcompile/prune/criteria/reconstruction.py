@@ -43,7 +43,7 @@ def score(channels: Channels, evidence: Evidence) -> Tensor:
 
 
 class _Inverted:
-    """A consumer with the inverse of its second moments, from which channels are removed."""
+    """A consumer with the inverse of its second moments, from which channels are removed. `index` are the rows of each channel that is left."""
 
     def __init__(self, weights: Tensor, inverse: Tensor, index: Tensor) -> None:
         self.weights, self.inverse, self.index = weights, inverse, index
@@ -55,14 +55,13 @@ class _Inverted:
         return costs
 
     def remove(self, channel: int) -> None:
-        rows = self.index[channel]
+        rows, stays = self.index[channel], torch.ones(len(self.inverse), dtype=torch.bool)
+        stays[rows] = False
         ratio = torch.linalg.solve(self.inverse[rows][:, rows], self.inverse[rows]).T  # (C_in, m)
-        self.weights = self.weights - ratio @ self.weights[rows]
-        self.weights = self.weights - self.weights[:, rows] @ ratio.T
-        self.inverse = self.inverse - ratio @ self.inverse[rows]
-        for matrix in (self.weights, self.inverse):
-            matrix[rows] = matrix[:, rows] = 0.0
-        self.inverse[rows, rows] = 1.0
+        weights = torch.addmm(self.weights, ratio, self.weights[rows], alpha=-1)
+        self.weights = torch.addmm(weights, weights[:, rows], ratio.T, alpha=-1)[stays][:, stays]
+        self.inverse = torch.addmm(self.inverse, ratio, self.inverse[rows], alpha=-1)[stays][:, stays]
+        self.index = (stays.cumsum(0) - 1)[self.index]
 
 
 def _inverted(consumer: Consumer) -> _Inverted:
