@@ -66,10 +66,14 @@ class TrainingFailed(LtcompileError):
     """Training cannot continue: a loss is not finite, or memory does not hold the network."""
 
 
+SHOWN = 100  # names that an error lists
+
+
 def unknown(kind: str, name: str, known: list[str]) -> UnknownName:
     """The error for a name that is in no registry: near misses first, then all there is."""
     import difflib
 
     near = difflib.get_close_matches(name, known, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
-    return UnknownName(f"there is no {kind} named {name!r}.{hint} Known: {', '.join(known)}")
+    more = f" and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
+    return UnknownName(f"there is no {kind} named {name!r}.{hint} Known: {', '.join(known[:SHOWN])}{more}")

@@ -139,7 +139,7 @@ def _timm(inner: str) -> Maker:
     except ImportError as error:
         raise InvalidModel("timm is not installed; run `pip install 'ltcompile[timm]'`") from error
     if not timm.is_model(inner):
-        raise unknown("timm model", inner, timm.list_models(f"*{inner[:4]}*")[:40])
+        raise unknown("timm model", inner, timm.list_models())
     return lambda classes, in_channels, _: timm.create_model(inner, num_classes=classes, in_chans=in_channels)
 
 
@@ -177,6 +177,8 @@ def _imported(name: str) -> Callable[..., Any]:
         ) from error
     except Exception as error:  # the user's own code may raise anything
         raise InvalidModel(f"{name!r} failed with {type(error).__name__} while it was imported: {error}") from error
+    if not callable(make):
+        raise InvalidModel(f"{name!r} is a {type(make).__name__}, not a function or class that makes a network")
     return make
 
 

@@ -66,7 +66,7 @@ def _read(path: Path) -> Any:
     try:
         return load_file(path)
     except Exception as error:  # safetensors raises its own types, and torch's for dtypes that it lacks
-        raise InvalidFile(f"{path} cannot be read as {WHAT}: {error}; take a fresh copy") from error
+        raise InvalidFile(f"{path} cannot be read as a {WHAT}: {error}; take a fresh copy") from error
 
 
 def _tensors(value: Any, path: Path) -> dict[str, Tensor]:

@@ -41,8 +41,8 @@ for module in (find, plan, profile, shrink, lower, compile, bench, sweep, compar
 
 @app.callback(invoke_without_command=True)
 def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
-    debug: bool = typer.Option(False, "--debug", help="Print the traceback of an error; may stand behind any command."),
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    debug: bool = typer.Option(False, "--debug", help="Print the traceback of an error; works after any command too."),
 ) -> None:
     if version:
         from importlib.metadata import version as installed

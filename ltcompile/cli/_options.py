@@ -146,6 +146,7 @@ def timed(
     from ltcompile.errors import ProfileMismatch, Unavailable
 
     target, most = Deployment.parse(on), None if energy is None else _joules(energy)
+    ms = None if latency is None else _milliseconds(latency)
     if most is not None:
         try:
             counter(target.device)  # before anything takes minutes
@@ -168,7 +169,7 @@ def timed(
     except ProfileMismatch:
         typer.secho(f"planned for {found.machine.get('cpu', 'another machine')}; not measured on this one", err=True)
         measured = None
-    share = _milliseconds(latency) / found.dense_ms if latency is not None else 1 / (speedup or 1)
+    share = ms / found.dense_ms if ms is not None else 1 / (speedup or 1)
     if not 0 < share < 1:
         raise InvalidSetting(f"the dense network takes {found.dense_ms:.4g} ms at {target} already; choose a lower target")
     return Timed("time", share, str(target), found, measured)

@@ -58,7 +58,7 @@ def bench(
     from ltcompile.errors import InvalidSetting
 
     if against != "dense":
-        raise InvalidSetting(f"--against knows dense, not {against!r}")
+        raise InvalidSetting(f"--against takes dense, not {against!r}")
     file = target if target is not None and target.suffix == ".onnx" and example is not None else None  # of one's own network
     own = own_network(None if file else target, model, weights, plan, example)
     warn_if_busy(busy_share())

@@ -115,7 +115,7 @@ def find(
         help="Trains each arm by this command, whose script calls lt.attach and lt.report_metric; {seed}, {epochs}, {arm} and {folder} are filled in.",
         rich_help_panel=OWN,
     ),
-    metric: str = typer.Option("metric", help="With --train: the name of what the script reports.", rich_help_panel=OWN),
+    metric: str | None = typer.Option(None, help="With --train: the name of what the script reports.  [default: metric]", rich_help_panel=OWN),
     lower_is_better: bool = typer.Option(False, "--lower-is-better", help="With --train: the metric is an error.", rich_help_panel=OWN),
     example: str | None = typer.Option(
         None,
@@ -160,6 +160,7 @@ def find(
     """
     from ltcompile.core.image_size import parse
     from ltcompile.core.run_folder import RunFolder
+    from ltcompile.errors import InvalidSetting
     from ltcompile.search import default_folder, recipe_for, task_for
     from ltcompile.search.settings import SearchSettings
     from ltcompile.tasks import load as load_task_file
@@ -173,6 +174,9 @@ def find(
         "limits": {"keep": tuple(keep) or None},
         "search": {"seeds": seeds, "seed": seed, "controls": controls, "margin_points": margin},
     }
+    of_script = {"--metric": metric, "--lower-is-better": lower_is_better, "--example": example}
+    if train is None and (alone := [flag for flag, value in of_script.items() if value]):
+        raise InvalidSetting(f"{alone[0]} belongs to a training script of your own; add --train COMMAND, or leave it out")
     given = SearchSettings({name: {k: v for k, v in table.items() if v is not None} for name, table in flags.items()})
     chosen = (
         (SearchSettings.load(recipe) if recipe else SearchSettings()).overridden_by(SearchSettings.parse(settings)).overridden_by(given)
@@ -181,7 +185,7 @@ def find(
     if train is not None:
         from ltcompile.cli._own_loop import search_by_script
 
-        search_by_script(train, chosen, name, metric, lower_is_better, example, resume=resume, as_json=as_json, stopped=stopped)
+        search_by_script(train, chosen, name, metric or "metric", lower_is_better, example, resume=resume, as_json=as_json, stopped=stopped)
         return
     kind = load_task_file(top.get("task", "classification"))
     network, trained = top.get("model", kind.MODEL), Path(top["weights"]) if "weights" in top else None

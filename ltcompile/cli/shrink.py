@@ -103,10 +103,11 @@ def shrink(
 
     check_writable(output)
     own = own_network(ticket, model, weights, plan, example)
+    source: Ticket | Pruned = own or Ticket.load(ticket)  # type: ignore[arg-type]
+    inputs = None if repair is None else _unlabelled(repair, model, source)  # before planning takes minutes
     reached = None
     if target_speedup is not None:
-        own, reached = _planned(own, plan, target_speedup, on, as_json)
-    source = own or Ticket.load(ticket)  # type: ignore[arg-type]
+        source, reached = _planned(own, plan, target_speedup, on, as_json)
     with Console(stderr=True, quiet=as_json).status("shrinking") as status:
         done = run(
             source,
@@ -119,7 +120,7 @@ def shrink(
             snap=snap,  # type: ignore[arg-type]
             timer=_timer(source, on) if snap == "auto" else None,
             dynamic=tuple(name.strip() for name in dynamic.split(",") if name.strip()),
-            repair=None if repair is None else _unlabelled(repair, model, source),
+            repair=inputs,
             on_progress=lambda message: status.update(Text(message)),
         )
     if isinstance(source, Ticket):
@@ -185,7 +186,7 @@ def _unlabelled(data: str, model: str | None, source: Ticket | Pruned) -> Iterab
         return [read_inputs(Path(data))]
     if isinstance(source, Ticket):
         raise InvalidSetting(
-            "--repair needs the trained dense network, as --model and --weights name it; a ticket is trained behind its cut"
+            "--repair needs the trained dense network, as --model and --weights name it; a ticket is trained after its cut"
         )
     known = preprocessing(str(model))
     example = Arguments.of(source.example).tensors[0]

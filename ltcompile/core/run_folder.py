@@ -241,5 +241,11 @@ def _state_dict_error(path: Path, what: str, error: Exception) -> InvalidFile:
 
 def _differences(there: dict[str, Any], settings: dict[str, Any]) -> str:
     """In which settings two runs differ, in words; empty where in none."""
-    differing = [k for k in sorted(set(settings) | set(there)) if settings.get(k) != there.get(k)]
-    return "; ".join(f"{k}: {there.get(k)!r} there, {settings.get(k)!r} requested" for k in differing)
+    found = []
+    for k in sorted(set(settings) | set(there)):
+        old, new = there.get(k), settings.get(k)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [f"{k}.{inner}" for inner in _differences(old, new).split("; ") if inner]
+        elif old != new:
+            found.append(f"{k}: {old!r} there, {new!r} requested")
+    return "; ".join(found)

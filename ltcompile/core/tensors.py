@@ -39,9 +39,9 @@ def read_torch(path: Path, what: str, remedy: str = "take a fresh copy") -> Any:
     except UnpicklingError as error:
         raise InvalidFile(f"{path} is not a {what}: it is damaged, or holds more than tensors and plain values; {remedy}") from error
     except Exception as error:  # torch raises a dozen types for a broken archive
-        message = (str(error).splitlines() or [type(error).__name__])[0]
+        message = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         message = message if "weights_only" not in message else "it is of a kind that can hold code"  # torch's advice is to run it
-        raise InvalidFile(f"{path} cannot be read as {what}: {message}; {remedy}") from error
+        raise InvalidFile(f"{path} cannot be read as a {what}: {message}; {remedy}") from error
 
 
 def check_is_file(path: Path, what: str) -> None:
@@ -51,7 +51,7 @@ def check_is_file(path: Path, what: str) -> None:
     if not path.is_file():
         raise InvalidFile(f"there is no {what} at {path}; check its name")
     if not path.stat().st_size:
-        raise InvalidFile(f"{path} is empty, and no {what}; take a fresh copy")
+        raise InvalidFile(f"there is no {what} in {path}, which is empty; take a fresh copy")
 
 
 def _check_archive(path: Path) -> None:
@@ -74,12 +74,12 @@ def check_held(tensors: Mapping[str, Any], size: int) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Raises InvalidFile where a tensor holds numbers that are infinite or none."""
+    """Raises InvalidFile where a tensor holds values that are infinite or NaN."""
     import torch
 
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InvalidFile(f"{name!r} holds numbers that are infinite or none (NaN), with which no network computes; train it again")
+            raise InvalidFile(f"{name!r} holds values that are infinite or not a number (NaN); train it again")
 
 
 def _is_dense(value: Any) -> bool:

@@ -35,8 +35,8 @@ def read_example(text: str) -> Example:
     for match in found:
         assert match is not None
         name, shape, kind = match[1], [int(size) for size in match[2].split("x")], match[3] or "float32"
-        if kind not in DTYPES or torch.Size(shape).numel() > MOST_VALUES:
-            raise InvalidSetting(f"example=: {match[0]} must have at most {MOST_VALUES:,} values of {', '.join(DTYPES)}")
+        if kind not in DTYPES or not 0 < torch.Size(shape).numel() <= MOST_VALUES:
+            raise InvalidSetting(f"example=: {match[0]} must have 1 to {MOST_VALUES:,} values of {', '.join(DTYPES)}")
         inputs.append((name, torch.randn(shape, generator=rng) if kind == "float32" else torch.zeros(shape, dtype=DTYPES[kind])))
     if all(name is None for name, _ in inputs):
         return tuple(tensor for _, tensor in inputs)

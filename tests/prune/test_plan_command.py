@@ -199,7 +199,7 @@ class TestInspect:
         (tmp_path / "half.onnx").write_bytes(exported.read_bytes()[:200])
         refused(run, "inspect", tmp_path / "none.onnx", says="there is no ONNX file")
         refused(run, "inspect", tmp_path / "text.onnx", says="cannot be read as ONNX")
-        refused(run, "inspect", tmp_path / "empty.onnx", says="is empty, and no ONNX file")
+        refused(run, "inspect", tmp_path / "empty.onnx", says="which is empty")
         refused(run, "inspect", tmp_path / "half.onnx", says="cannot be read as ONNX")
         refused(run, "inspect", tmp_path, says="is a folder")
 

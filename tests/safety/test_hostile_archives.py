@@ -158,16 +158,16 @@ class TestArchives:
     )
     def test_safetensors(self, tmp_path: Path, header: bytes) -> None:
         (tmp_path / "w.safetensors").write_bytes(header)
-        refused("plan", "--model", "lenet5", "--weights", tmp_path / "w.safetensors", says="cannot be read as file of weights")
+        refused("plan", "--model", "lenet5", "--weights", tmp_path / "w.safetensors", says="cannot be read as a file of weights")
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
     def test_numbers_that_are_none(self, tmp_path: Path, lenet: Path, value: float) -> None:
         (tmp_path / "ticket.pt").write_bytes(forged(lenet, lambda _, w: next(iter(w.values())).fill_(value)))
-        refused("show", tmp_path / "ticket.pt", says="infinite or none (NaN)")
+        refused("show", tmp_path / "ticket.pt", says="infinite or not a number (NaN)")
         weights = lt.build_model("lenet5").state_dict()
         next(iter(weights.values()))[0] = value
         torch.save(weights, tmp_path / "w.pth")
-        refused("plan", "--model", "lenet5", "--weights", tmp_path / "w.pth", says="infinite or none (NaN)")
+        refused("plan", "--model", "lenet5", "--weights", tmp_path / "w.pth", says="infinite or not a number (NaN)")
 
     def test_numbers_of_another_kind(self, tmp_path: Path) -> None:
         weights = lt.build_model("lenet5").state_dict()

@@ -28,7 +28,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     if job.repair is None:
         return pruned, {}
     if pruned.dense is None or pruned.plan is None or "ticket_checksum" in pruned.provenance:
-        raise InvalidSetting("repair= needs the trained dense network and the plan that cuts it; a ticket is trained behind its cut")
+        raise InvalidSetting("repair= needs the trained dense network and the plan that cuts it; a ticket is trained after its cut")
     expected = cut(pruned.dense, pruned.plan).state_dict()
     changed = [name for name, value in pruned.small.state_dict().items() if not torch.equal(value, expected[name])]
     if changed:
