@@ -33,7 +33,6 @@ CONNECTED = 0.2  # the least share of a layer's nodes with a connection (their c
 NONE_LEFT = 1.1  # times a shuffled mask: less excess than a tenth is called none
 KEPT = ("output",)  # hidden layers alone are pruned
 REACH = 10  # pixels each way, of a picture of displacements
-UNIT, LEFT = "times a shuffled mask", "hidden weights left (%)"
 NODES = 6  # whose pictures are shown, of each search
 
 

@@ -27,7 +27,6 @@ from ltcompile.study._statistics import estimate
 TITLE = "The lottery ticket hypothesis: single weights, in rounds or at once, from their first values"
 SOURCE = paper.SOURCE
 NEAR = 1.5  # a level stands for a published share of weights that is at most so many times as large, or as small
-CONV_RATE, DEEPER_CONV_RATE = 0.1, 0.15  # of convolutions, where linear layers lose 20 % a round
 
 
 # How it is done

@@ -199,6 +199,13 @@ class TestBadInput:
         refused("find", "--device", "tpu", says="cpu or cuda", cwd=tmp_path)
         refused("find", "--data", "cifar10", says="--download", cwd=tmp_path)
         refused("find", "--epochs", "0", says="'--epochs'", cwd=tmp_path)
+        refused("find", "--metric", "mAP", says="--metric belongs to a training script of your own; add --train", cwd=tmp_path)
+        plan = ("plan", "--model", "lenet5")
+        refused(
+            *plan, "--on", "cpu", "--target-latency", "5", says="takes a time with its unit", cwd=tmp_path
+        )  # before a profile takes minutes
+        refused(*plan, "--example", "0x3x32x32", says="0x3x32x32 must have 1 to", cwd=tmp_path)
+        refused("plan", "--model", "os:path", "--example", "1x3x8x8", says="is a module, not a function or class", cwd=tmp_path)
 
     def test_tickets(self, folder: Path, tmp_path: Path) -> None:
         whole = (folder / "runs/t/ticket.pt").read_bytes()

@@ -30,8 +30,17 @@ def pattern() -> re.Pattern[str]:
     return re.compile(rf"(?<![a-zA-Z])(?:{each})(?![a-z])")
 
 
+@cache
+def sieve() -> re.Pattern[str]:
+    """Matches wherever a word may begin, in lower case and much faster."""
+    return re.compile("|".join(word.lower().replace("*", "").replace("[a-z]", "").replace(" ", r"[\s#]+") for word, _ in entries()))
+
+
 def violations(text: str, path: str) -> Iterator[str]:
     """`path:line: word; write ...` for each word of the list in `text`."""
+    lower = text.lower()
+    if all(lower[max(0, match.start() - 1)].isalpha() and match.start() for match in sieve().finditer(lower)):
+        return
     for match in pattern().finditer(text):
         _, instead = entries()[int((match.lastgroup or "")[1:])]
         yield f"{path}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]!r}; write: {instead}"

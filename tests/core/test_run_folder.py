@@ -36,6 +36,10 @@ def test_a_run_begins_once_and_resumes_with_its_settings(tmp_path: Path) -> None
         run.begin({"rounds": 2, "path": (0.5,)}, resume=False)
     with pytest.raises(TicketMismatch, match="rounds: 2 there, 3 requested"):
         run.begin({"rounds": 3, "path": (0.5,)}, resume=True)
+    with pytest.raises(TicketMismatch, match=r"\(recipe\.lr: 0\.1 there, 0\.2 requested\)"):
+        other = RunFolder(tmp_path / "other")
+        other.begin({"recipe": {"lr": 0.1, "epochs": 3}}, resume=False)
+        other.begin({"recipe": {"lr": 0.2, "epochs": 3}}, resume=True)
 
 
 def test_dense_networks_are_copied_where_there_are_none(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ class TestDynamicAxes:
         graph = onnx.load(path).graph
         return [[d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim] for value in (*graph.input, *graph.output)]
 
+    @pytest.mark.slow
     def test_sides_of_a_network_that_halves_them(self, tmp_path: Path) -> None:
         given = pruned("u-net")
         path = lt.shrink(given, tmp_path / "small.onnx", dynamic=("batch", "height", "width")).path
@@ -196,6 +197,7 @@ class TestInt8:
             lt.shrink(given, tmp_path / "s.onnx", precision="int8", calibrate=[torch.randn(128, 2, 20)], finetune_epochs=1)
 
 
+@pytest.mark.slow
 class TestBench:
     def test_times_of_small_and_dense_for_any_inputs(self) -> None:
         with timed_at_once():

@@ -70,6 +70,7 @@ def test_other_endings(run: Path, tmp_path: Path, suffix: str) -> None:
     assert (tmp_path / "small.json").exists()
 
 
+@pytest.mark.slow
 def test_half_precision_is_smaller(run: Path, shrunk: Path, tmp_path: Path) -> None:
     done = lt.shrink(run / "ticket.pt", tmp_path / "half.onnx", precision="fp16")
     dtypes = {i.data_type for i in onnx.load(done.path).graph.initializer if len(i.dims) == 4}

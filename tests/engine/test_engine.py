@@ -242,6 +242,7 @@ class TestOwnership:
 
 
 class TestFile:
+    @pytest.mark.slow
     def test_a_fresh_process_needs_no_model_code(self, saved: Path, tmp_path: Path) -> None:
         torch.save(pictures(), tmp_path / "x.pt")
         code = (

@@ -15,6 +15,7 @@ from freeze import comparable  # noqa: E402
 from golden_compare import Unlike, differences, masked, renamed  # noqa: E402
 
 
+@pytest.mark.slow
 def test_outputs_are_the_golden_ones() -> None:
     """In a process of its own, since commands change signal handlers and the current folder."""
     checked = subprocess.run([sys.executable, HERE / "freeze.py", "--check", "--quick"], capture_output=True, text=True, check=False)

@@ -75,6 +75,7 @@ def missed(in_channels: int, classes: int) -> Net:
     return net
 
 
+@pytest.mark.slow
 def test_a_search_freezes_what_tracing_misses_before_it_trains() -> None:
     job = prepare(
         SearchJob("test_proof:missed", Classification(lt.load_data("digits")), lt.SearchConfig(), lt.Recipe(epochs=2), torch.device("cpu"))

@@ -153,6 +153,7 @@ def test_the_remaining_groups_are_those_of_a_new_tracing(network: nn.Module, ima
     assert nameless(trace(lt.cut(network, plan), images)) == nameless(plan.remaining())
 
 
+@pytest.mark.slow
 def test_cutting_twice_equals_cutting_once(network: nn.Module, images: Tensor) -> None:
     first = lt.plan(network, images, 0.3)
     once = lt.cut(network, first)
@@ -182,6 +183,7 @@ def test_permuting_channels_changes_nothing(network: nn.Module, images: Tensor) 
     close(permuted(images), network(images))
 
 
+@pytest.mark.slow
 def test_planning_twice_gives_the_same_plan(network: nn.Module, images: Tensor) -> None:
     assert lt.plan(network, images) == lt.plan(network, images)
 

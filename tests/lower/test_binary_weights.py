@@ -28,6 +28,7 @@ class TestSigns:
         return fold_batch_norm(model.eval(), IMAGES)[0]
 
     @pytest.mark.parametrize("network", NETWORKS)
+    @pytest.mark.slow
     def test_the_same_weights_in_fewer_bytes(self, network: str, tmp_path: Path) -> None:
         folded, float_file, signs_file = self.ticket(network), tmp_path / "float.onnx", tmp_path / "signs.onnx"
         export_onnx(folded, IMAGES, float_file, {"producer": "x"})

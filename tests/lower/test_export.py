@@ -189,6 +189,7 @@ def test_a_table_without_a_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.slow
 def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 24, 3)).eval().to(dtype)
@@ -203,6 +204,7 @@ def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+@pytest.mark.slow
 def test_wrapped_networks(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
     plain, x = nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4)), torch.randn(2, 2, 9)
     export_onnx(wrap(plain), x, tmp_path / "net.onnx")

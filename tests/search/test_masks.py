@@ -145,6 +145,7 @@ def kept_of(config: lt.SearchConfig, folder: Path, level: int) -> Selection:
     return Selection(PruningPlan.load(folder / "seed0" / f"plan-{level}.json"), WeightMask.load(folder / "seed0" / f"mask-{level}.pt"))
 
 
+@pytest.mark.slow
 class TestSearch:
     def test_what_is_dropped_stays_zero_and_levels_are_nested(self, search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
         config, folder, _ = search

@@ -217,6 +217,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
         return run("locality", "smoke", folder=folder, device="cpu"), folder
 
 
+@pytest.mark.slow
 class TestStudy:
     def test_it_reports_all_searches(self, reported: tuple[Study, Path]) -> None:
         found, folder = reported

@@ -24,6 +24,7 @@ CONFIG = lt.SearchConfig(rounds=1, rate=0.3, criterion="taylor", margin_points=1
 
 
 @pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.slow
 def test_from_search_to_file(tmp_path: Path, name: str) -> None:
     task, model = CASES[name]()
     recipe = dataclasses.replace(QUICK, epochs=1, batch=4 * BATCHES.get(name, 16))
@@ -71,6 +72,7 @@ def test_the_command(tmp_path: Path) -> None:
     refused("find", "--task", "detection", "--data", "folder:tiles", says="no boxes", cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_int8_is_judged_by_the_metric(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a task that is found by the name in the ticket; the file's own answers give the figures of the record."""
     monkeypatch.setattr(int8, "METHODS", ("minmax",))

@@ -16,6 +16,8 @@ from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch
 from ltcompile.verification.answers import read_answers
 from ltcompile.verification.network import open_network
 
+pytestmark = pytest.mark.slow
+
 
 class Pair(nn.Module):
     """Two inputs of different kinds, a map and a score by name."""

@@ -83,7 +83,7 @@ BUILDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("build", [b if b in ("avx2, clang", "plain") else pytest.param(b, marks=pytest.mark.slow) for b in BUILDS])
 def test_every_instruction_set(cases: list[Case], build: str, tmp_path: Path) -> None:
     command, run = BUILDS[build]
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -214,6 +214,7 @@ class TestEngine:
         return path
 
     @pytest.mark.parametrize("compiler", [True, False])
+    @pytest.mark.slow
     def test_a_file_is_compiled_again_or_another_runtime_runs(
         self, saved: Path, compiler: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

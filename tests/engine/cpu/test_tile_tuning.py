@@ -22,6 +22,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_tuned_networks_equal_the_program_and_are_not_measured_twice() -> None:
     torch.manual_seed(0)
     example = torch.randn(1, 8, 6, 6)
