@@ -17,7 +17,8 @@ from torch import nn
 import ltcompile as lt
 from ltcompile import paths
 from ltcompile.data import Dataset
-from ltcompile.search import iterative_pruning, search
+from ltcompile.search import iterative_pruning
+from ltcompile.search import run as search
 from ltcompile.search.listener import NullListener
 from ltcompile.search.rewind import weight
 from ltcompile.training import loop
@@ -87,7 +88,7 @@ def instrument(reporter: Reporter) -> None:
         (search, "_with_test", "judging"),
     ):
         setattr(owner, name, _reporting(getattr(owner, name), phase, reporter))
-    epoch, scratch, replace = loop._Loop.epoch, paths._scratch, os.replace
+    epoch, scratch, move = loop._Loop.epoch, paths._scratch, paths._move
 
     def begun(self: loop._Loop, number: int) -> Any:
         with reporter.during("training"):
@@ -99,11 +100,11 @@ def instrument(reporter: Reporter) -> None:
         with reporter.during("writing a file"), scratch(path) as file:
             yield file
 
-    def replaced(source: str, path: Path) -> None:
-        replace(source, path)
+    def moved(source: str, path: Path, once: bool) -> None:
+        move(source, path, once)
         reporter.say("wrote", path.name)
 
-    loop._Loop.epoch, paths._scratch, os.replace = begun, writing, replaced  # type: ignore[method-assign,assignment]
+    loop._Loop.epoch, paths._scratch, paths._move = begun, writing, moved  # type: ignore[method-assign,assignment]
 
 
 def _reporting(function: Callable[..., Any], phase: str, reporter: Reporter) -> Callable[..., Any]:
@@ -123,7 +124,7 @@ class Moment:
 
     def arrange(self) -> None:
         """Let this process kill itself then."""
-        fsync, replace, written = os.fsync, os.replace, 0
+        fsync, move, written = os.fsync, paths._move, 0
 
         def half(handle: int) -> None:
             nonlocal written
@@ -133,14 +134,14 @@ class Moment:
                 _die()
             fsync(handle)
 
-        def around(scratch: str, path: Path) -> None:
+        def around(scratch: str, path: Path, once: bool) -> None:
             if self == Moment(POINTS[1], written):
                 _die()
-            replace(scratch, path)
+            move(scratch, path, once)
             if self == Moment(POINTS[2], written):
                 _die()
 
-        os.fsync, os.replace = half, around  # type: ignore[assignment]
+        os.fsync, paths._move = half, around  # type: ignore[assignment]
 
 
 def _die() -> NoReturn:

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, hold folders, and read files back, with errors that say what to do."""
+"""Write files whole or not at all, and read files back, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +23,10 @@ _held: set[IO[bytes]] = set()
 os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
 
 
-def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
+def write_bytes(path: str | Path, data: bytes | memoryview, once: bool = False) -> None:
     """Replace `path` by `data`, atomically: no reader sees a partial file, even if this process is killed.
+
+    With `once`, a file that is there stays: of several writers, the first wins.
 
     Raises:
         InvalidFile: the folder cannot be made or written, or the disk is full; `path` is as it was.
@@ -33,12 +34,33 @@ def write_bytes(path: str | Path, data: bytes | memoryview) -> None:
     path = Path(path)
     with writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(path) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
+        while True:
+            with _scratch(path) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                try:
+                    os.chmod(file.name, 0o666 & ~_umask())
+                    _move(file.name, path, once)
+                    return
+                except FileNotFoundError:
+                    if not path.parent.exists():
+                        raise  # else another machine, which sees no lock of this one, took the file for an orphan
+
+
+def _move(source: str, path: Path, once: bool) -> None:
+    if once:
+        try:
+            os.link(source, path)
+            return
+        except FileExistsError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):  # a file system without links
+                raise
+            if path.exists():
+                return
+    os.replace(source, path)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -46,9 +68,9 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, once: bool = False) -> None:
     """Replace `path` by `value` as indented JSON, as `write_bytes` does."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode(), once)
 
 
 def write_torch(path: str | Path, value: Any) -> None:
@@ -154,33 +176,6 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    """Inside it, no other process is: `folder`/lock names the one that is. A process that died holds nothing, however it died.
-
-    Raises:
-        InvalidFile: another process is at work there, or the folder cannot be written.
-    """
-    folder = Path(folder)
-    path = folder / "lock"
-    with writing(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = _lock(path)
-    with file:
-        _held.add(file)
-        try:
-            owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode()
-            with writing(path, len(owner)):
-                file.truncate(0)
-                file.write(owner)
-            yield
-        finally:
-            _held.discard(file)
-            if _lies_at(file, path):
-                with contextlib.suppress(OSError):  # a remaining file has no effect on the next process
-                    path.unlink()
-
-
-@contextlib.contextmanager
 def exclusive(path: str | Path) -> Iterator[None]:
     """Holds an exclusive lock for reading `path`, changing it and writing it back; waits for other threads and processes that hold it.
 
@@ -206,24 +201,6 @@ def exclusive(path: str | Path) -> Iterator[None]:
             _held.discard(file)
 
 
-def _lock(path: Path) -> IO[bytes]:
-    """The lock file, opened and locked by the kernel, which lets go of it when the process ends."""
-    while True:
-        file = path.open("a+b", buffering=0)  # nothing is left to be written when it is closed
-        file.seek(0)
-        content = file.read()
-        if not _hold(file):
-            file.close()
-            raise InvalidFile(f"{path.parent} is in use by {_owner(content)}; wait until it is done, stop it, or choose another place")
-        if not _lies_at(file, path):
-            file.close()  # its owner has just removed it
-        elif content and _owner(content, "host") != socket.gethostname():  # whose locks this kernel may not know
-            file.close()
-            raise InvalidFile(f"{path.parent} is in use by {_owner(content)}; if that has ended, remove {path}")
-        else:
-            return file
-
-
 def _hold(file: IO[Any]) -> bool:
     """Lock an open file until it is closed, or its process ends however it ends; False where another process has."""
     import fcntl
@@ -241,15 +218,6 @@ def _lies_at(file: IO[Any], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except (OSError, ValueError):
         return False
-
-
-def _owner(content: bytes, what: str = "") -> str:
-    """The owner that a lock file names."""
-    try:
-        owner = json.loads(content)
-        return str(owner[what]) if what else f"process {owner['pid']} on {owner['host']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
 
 
 def read_json(path: str | Path, what: str, most: int = MOST_JSON_BYTES) -> Any:

@@ -9,7 +9,25 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from ltcompile.cli import bench, compare, compile, doctor, find, inspect, lower, plan, profile, report, show, shrink, study, sweep, verify
+from ltcompile.cli import (
+    bench,
+    compare,
+    compile,
+    doctor,
+    find,
+    inspect,
+    lower,
+    plan,
+    profile,
+    report,
+    show,
+    shrink,
+    status,
+    study,
+    sweep,
+    verify,
+    worker,
+)
 from ltcompile.cli._flags import with_flags
 from ltcompile.cli._terminal import printable
 from ltcompile.errors import LtcompileError
@@ -35,7 +53,25 @@ app = typer.Typer(
     epilog="Example:  ltcompile find --model vgg16 --rewind lr --name demo  ·  ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx  ·  "
     "ltcompile bench runs/demo/small.onnx  ·  ltcompile report runs/demo",
 )
-for module in (find, plan, profile, shrink, lower, compile, bench, sweep, compare, study, report, verify, show, inspect, doctor):
+for module in (
+    find,
+    worker,
+    status,
+    plan,
+    profile,
+    shrink,
+    lower,
+    compile,
+    bench,
+    sweep,
+    compare,
+    study,
+    report,
+    verify,
+    show,
+    inspect,
+    doctor,
+):
     module.register(app)
 
 

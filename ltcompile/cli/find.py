@@ -24,19 +24,21 @@ from ltcompile.cli._options import (
     end_by_target,
     timed,
 )
+from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, Workers
 
 if TYPE_CHECKING:
     from ltcompile.cli._options import Timed
     from ltcompile.core.recipe import Recipe
     from ltcompile.core.task import Task
     from ltcompile.data import Dataset
-    from ltcompile.search import SearchConfig, SearchResult
+    from ltcompile.search import SearchConfig, SearchResult, Source
 
 EPILOG = """Examples:  ltcompile find --model vgg16 --rewind lr  ·
 ltcompile find --model vgg16 --data cifar10 --data-root DIR --rewind weight --criterion l2 --rounds 8 --rate 0.2 --epochs 160 --seeds 3
 --set prune.scope=local  ·  ltcompile find --model resnet20 --target-macs 0.3 --max-drop 1 --keep blocks.0  ·
 ltcompile find --task segmentation --data folder:tiles --target-macs 0.3 --margin 1  ·
-ltcompile find --recipe recipes/demo.toml --seed 4  ·  ltcompile find --train 'python train.py --seed {seed} --epochs {epochs}' --metric mAP
+ltcompile find --recipe recipes/demo.toml --seed 4  ·  ltcompile find --seeds 4 --jobs 2  ·
+ltcompile find --train 'python train.py --seed {seed} --epochs {epochs}' --metric mAP
 --margin 0.01 --example 1x3x320x320 --epochs 30 --name boxes  ·  ltcompile find --model mypackage.nets:make --data imagefolder:photos --image-size 64"""
 TRAINING, JUDGING, DATA, RUN, OWN = "Training", "Judging", "Data", "Run", "Your own training script"
 
@@ -66,6 +68,10 @@ def find(
     device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one.", rich_help_panel=RUN),
     tensorboard: bool = typer.Option(False, "--tensorboard", help="Write TensorBoard logs into the run folder.", rich_help_panel=RUN),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON.", rich_help_panel=RUN),
+    jobs: int | None = JOBS,
+    executor: str = EXECUTOR,
+    executor_option: list[str] = EXECUTOR_OPTION,
+    retries: int = RETRIES,
     data: str | None = typer.Option(
         None,
         help="digits, scenes (both embedded), cifar10, cifar100, mnist, imagefolder:PATH, coco:DIR or folder:DIR (pairs of images).  "
@@ -158,14 +164,14 @@ def find(
 
     Ends with 4 where the ticket misses the target, as it may be of a level on the way there: all is written.
     """
-    from ltcompile.core.image_size import parse
+    from ltcompile.core.image_size import height_width, parse
     from ltcompile.core.run_folder import RunFolder
     from ltcompile.errors import InvalidSetting
-    from ltcompile.search import default_folder, recipe_for, task_for
+    from ltcompile.search import Source, default_folder, recipe_for
     from ltcompile.search.settings import SearchSettings
     from ltcompile.tasks import load as load_task_file
 
-    stopped = StopSignal()
+    stopped, workers = StopSignal(), Workers.of(jobs, executor, executor_option, retries)
     flags: dict[str, dict[str, Any]] = {
         "": {"task": task, "model": model, "data": data, "image_size": image_size, "weights": str(weights) if weights else None},
         "train": {"epochs": epochs, "batch": batch, "lr": lr},
@@ -185,15 +191,24 @@ def find(
     if train is not None:
         from ltcompile.cli._own_loop import search_by_script
 
+        if workers.jobs is not None:
+            raise InvalidSetting("jobs=: the arms of train= are trained one after another, as your script may take all of the machine")
         search_by_script(train, chosen, name, metric or "metric", lower_is_better, example, resume=resume, as_json=as_json, stopped=stopped)
         return
     kind = load_task_file(top.get("task", "classification"))
     network, trained = top.get("model", kind.MODEL), Path(top["weights"]) if "weights" in top else None
     size = parse(str(top["image_size"])) if "image_size" in top else None
-    where = top.get("task", "classification"), network, top.get("data", kind.DATA), data_root, size
-    found_task: Any = task_for(*where, weights=trained, download=download, strict=top.get("strict", False))
-    if "train_images" in top:
-        found_task = kind.TASK(found_task.data.with_train_images(top["train_images"]))
+    source = Source(
+        task=top.get("task", "classification"),
+        model=network,
+        data=top.get("data", kind.DATA),
+        data_root=str(data_root),
+        image_size=None if size is None else height_width(size),
+        weights=str(trained) if trained else None,
+        strict=top.get("strict", False),
+        train_images=top.get("train_images"),
+    )
+    found_task: Any = source.load(download)
     time = timed(profiled_model(network, found_task), cut.get("on"), profile, **_timed_targets(cut), quiet=as_json)
     config = chosen.config(**({**time.target, "on": time.on} if time else {}))
     training = chosen.recipe(recipe_for(network, found_task, trained))
@@ -205,6 +220,8 @@ def find(
         resume=resume,
         tensorboard=tensorboard,
         quiet=as_json,
+        source=source,
+        workers=workers,
     )
     ticket = RunFolder(found.folder).ticket
     if as_json:
@@ -265,6 +282,8 @@ def run_search(
     resume: bool = False,
     tensorboard: bool = False,
     quiet: bool = False,
+    source: Source | None = None,
+    workers: Workers | None = None,
 ) -> SearchResult:
     """Run a search under progress bars. Raises typer.Exit where a signal stops it."""
     from ltcompile.cli.progress import Bars
@@ -288,6 +307,8 @@ def run_search(
                 listener=bars,
                 profile=time.profile if time else None,
                 measured=time.measured if time else None,
+                source=source,
+                **(workers.settings if workers else {}),
             )
         except KeyboardInterrupt:
             raise stopped.exit(RunFolder(folder).begun) from None

@@ -1,10 +1,14 @@
 """The layout of a run folder, for every reader and writer of one. No other module names its files.
 
 config.json            the settings; a resumed run must have the same
+job.json               what a worker needs besides: data, versions
 execution.json         how trainings are computed: precision, compiled or not, and the times behind that choice
-history.jsonl          a line per epoch of every arm
 seed0/ticket-3.pt      weights, row, epochs and health of a finished arm (kind-level)
 seed0/ticket-3.partial.pt, seed0/plan-3.json, seed0/early.pt
+seed0/ticket-3.jsonl   a line per epoch of an arm; history.jsonl: of all arms, once the search is finished
+seed0/ticket-3.lease-0 which process trains an arm (`core.lease`)
+level.json             the level of the controls, once all tickets are trained
+workers/               logs of workers, and a note of each whose versions differ from the run's
 seed0/mask-3.pt        the mask of a level, where the search prunes single weights
 search.json, ticket.pt the result of the search
 pictures.json          a few test inputs with the answers of the dense network and of the ticket
@@ -22,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ltcompile.core.arm import Arm
+from ltcompile.core.lease import Files, Held, lease_file, lease_numbers
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.tensors import check_finite, check_held, read_torch
@@ -36,7 +41,7 @@ REPEAT = "resume=True repeats that training"
 
 
 class RunFolder:
-    """The files of one search. All writes but the history's are atomic; reads execute nothing."""
+    """The files of one search. All writes but those of histories and leases are atomic; reads execute nothing."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -48,6 +53,7 @@ class RunFolder:
         self.own_summary, self.own_plan, self.own_weights = (self.path / name for name in ("own-search.json", "plan.json", "small.pt"))
         self.own_dense = self.path / "dense.pt"
         self.command, self.next_arm = self.path / "command.json", self.path / "next.json"
+        self.job, self.level, self.workers = self.path / "job.json", self.path / "level.json", self.path / "workers"
 
     # Names
 
@@ -57,6 +63,19 @@ class RunFolder:
     def checkpoint(self, arm: Arm) -> Path:
         """The state of an unfinished arm after its last completed epoch."""
         return self.path / f"seed{arm.seed}" / f"{arm.name}.partial.pt"
+
+    @property
+    def verdict(self) -> str:
+        """What the names of the leases on the verdict begin with."""
+        return f"{self.path}/verdict"
+
+    def stem(self, arm: Arm) -> str:
+        """What the names of an arm's leases begin with."""
+        return f"{self.path}/seed{arm.seed}/{arm.name}"
+
+    def epochs(self, arm: Arm) -> Path:
+        """The history of an arm."""
+        return self.path / f"seed{arm.seed}" / f"{arm.name}.jsonl"
 
     def first_weights(self, seed: int) -> Path:
         """The network before any training, where a script builds it."""
@@ -72,10 +91,6 @@ class RunFolder:
     def mask(self, seed: int, level: int) -> Path:
         return self.path / f"seed{seed}" / f"mask-{level}.pt"
 
-    def _saved(self) -> list[Path]:
-        """All files of tensors: trainings, checkpoints, masks."""
-        return sorted(self.path.glob("seed*/*.pt"))
-
     @property
     def begun(self) -> bool:
         return self.settings.exists()
@@ -83,7 +98,11 @@ class RunFolder:
     @property
     def bytes_written(self) -> int:
         """The bytes of trainings, checkpoints and masks."""
-        return sum(file.stat().st_size for file in self._saved())
+        sizes = 0
+        for file in self.path.glob("seed*/*.pt"):
+            with contextlib.suppress(FileNotFoundError):  # a checkpoint that another process removes
+                sizes += file.stat().st_size
+        return sizes
 
     # Begin or resume
 
@@ -96,39 +115,36 @@ class RunFolder:
             InvalidFile: the folder holds a run and `resume` is false. TicketMismatch: that run has other settings.
         """
         settings = json.loads(json.dumps(settings))
-        if not self.begun:
-            write_json(self.settings, settings)
-        elif not resume:
+        if self.begun and not resume:
             raise InvalidFile(f"{self.path} holds a run already; continue it with resume=True, or choose another folder=")
-        elif message := _differences(self._read_settings(), settings):
+        write_json(self.settings, settings, once=True)
+        if message := _differences(self.read_settings(), settings):
             raise TicketMismatch(
                 f"{self.path} was started with other settings ({message}); resume with the same, or start a new run in another folder="
             )
-        self._tidy()
+        self.tidy()
 
-    def _read_settings(self) -> dict[str, Any]:
+    def tidy(self) -> None:
+        """Remove what an interruption left of finished arms, checkpoints and leases, and the record of failures: failed arms are tried again."""
+        for seed in self.path.glob("seed*/"):
+            self._tidy(seed)
+
+    def read_settings(self) -> dict[str, Any]:
+        """The settings of the run. Raises InvalidFile."""
         found = read_json(self.settings, "run to resume")
         if not isinstance(found, dict):
             raise InvalidFile(f"{self.settings} holds no settings of a run; remove {self.path}, or choose another folder=")
         return found
 
-    def _tidy(self) -> None:
-        """Remove checkpoints of finished arms, and rewrite the history with one line for every epoch that is in a file.
-
-        An epoch after the last checkpoint will be run, and logged, again.
-        """
-        lines = []
-        for file in self._saved():
-            if file.name.startswith("mask-"):
-                continue
-            name = file.name.removesuffix(".pt").removesuffix(".partial")
-            with self.fitting(file):
-                seed = int(file.parent.name[4:])
-                if file.name.endswith(".partial.pt") and file.with_name(f"{name}.pt").exists():
-                    file.unlink()
-                    continue
-                lines += [json.dumps({"seed": seed, "unit": name, **row}) for row in self.load(file).get("epochs", [])]
-        write_text(self.history, "".join(line + "\n" for line in lines))
+    def _tidy(self, seed: Path) -> None:
+        names = {file.name for file in seed.iterdir()}
+        for name in names:
+            if name.endswith(".partial.pt") and name.replace(".partial.pt", ".pt") in names:
+                (seed / name).unlink(missing_ok=True)
+        for arm, numbers in lease_numbers(list(names)).items():
+            failed = Held.parse(Files().read(lease_file(str(seed / arm), numbers[-1])) or b"").state == "failed"
+            for number in numbers if failed or f"{arm}.pt" in names else ():
+                Files().remove(lease_file(str(seed / arm), number))
 
     def check_exists(self) -> None:
         """Raises InvalidFile where the folder was removed while the search ran: what it had trained is gone with it."""
@@ -145,17 +161,28 @@ class RunFolder:
         write_torch(path, value)
 
     def save_selection(self, seed: int, level: int, plan: PruningPlan, mask: WeightMask | None) -> None:
-        """Write what a level keeps: the mask first, since the plan's file says that both are there."""
+        """Write what a level keeps, unless it is there: the mask first, since the plan's file says that both are."""
         self.check_exists()
         if mask:
             mask.save(self.mask(seed, level))
-        plan.save(self.plan(seed, level))
+        write_json(self.plan(seed, level), plan.to_json(), once=True)
 
-    def log(self, row: dict[str, Any]) -> None:
-        """Append a line to the history."""
-        line = json.dumps(row) + "\n"
-        with writing(self.history, len(line)), self.history.open("a", encoding="utf-8") as history:
+    def log(self, arm: Arm, row: dict[str, Any]) -> None:
+        """Append an epoch to the history of an arm."""
+        line, file = _line(arm, row), self.epochs(arm)
+        with writing(file, len(line)), file.open("a", encoding="utf-8") as history:
             history.write(line)
+
+    def write_epochs(self, arm: Arm, rows: list[dict[str, Any]]) -> None:
+        """Write the whole history of an arm."""
+        write_text(self.epochs(arm), "".join(_line(arm, row) for row in rows))
+
+    def write_history(self, arms: list[Arm]) -> None:
+        """Write the history of all arms, which are finished, as one file."""
+        for arm in arms:
+            if not self.epochs(arm).exists():  # a run of a version that had one history
+                self.write_epochs(arm, self.load(self.training(arm)).get("epochs", []))
+        write_bytes(self.history, b"".join(self.epochs(arm).read_bytes() for arm in arms))
 
     def copy_dense(self, source: RunFolder, seeds: range) -> None:
         """Copy how `source` computes, and its dense networks of `seeds`, to where this folder has none yet.
@@ -249,3 +276,7 @@ def _differences(there: dict[str, Any], settings: dict[str, Any]) -> str:
         elif old != new:
             found.append(f"{k}: {old!r} there, {new!r} requested")
     return "; ".join(found)
+
+
+def _line(arm: Arm, row: dict[str, Any]) -> str:
+    return json.dumps({"seed": arm.seed, "unit": arm.name, **row}) + "\n"

@@ -4,8 +4,10 @@ from ltcompile.search.conditions import NONTRIVIAL_SHARE, Conditions, Margins, c
 from ltcompile.search.config import SearchConfig
 from ltcompile.search.listener import Listener, NullListener
 from ltcompile.search.masks import full_mask, shuffle_mask
-from ltcompile.search.search import SearchResult, data_for, default_folder, find, recipe_for, task_for
+from ltcompile.search.run import SearchResult
+from ltcompile.search.search import find
 from ltcompile.search.selection import Selection
+from ltcompile.search.source import Source, data_for, default_folder, recipe_for, task_for
 
 __all__ = [
     "NONTRIVIAL_SHARE",
@@ -16,6 +18,7 @@ __all__ = [
     "SearchConfig",
     "SearchResult",
     "Selection",
+    "Source",
     "conditions_met",
     "data_for",
     "default_folder",

@@ -1,4 +1,4 @@
-"""Trains the arms of a search one after another, each into a file of its own; a finished arm is read from there ever after."""
+"""Trains an arm of a search into a file of its own; a finished arm is read from there ever after."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ltcompile.core.arm import Arm
+from ltcompile.core.lease import Lease, LeaseLost
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
@@ -40,13 +41,14 @@ class Choice:
 
 
 class ArmRunner:
-    """The arms of a search, finished or still to train."""
+    """The arms of a search, finished or still to train. While an arm is trained, `lease` is this process's on it."""
 
     def __init__(self, prepared: PreparedJob, folder: RunFolder, listener: Listener) -> None:
         self.prepared, self.job, self.folder, self.listener = prepared, prepared.job, folder, listener
         self.execution = run_execution(self.job, folder)
         self.trainer: Trainer = self.job.trainer or DefaultTrainer(self.execution)
-        self.unhealthy: list[dict[str, Any]] = []  # the health of trainings that have something to report
+        self.lease: Lease | None = None
+        self._rows: dict[Arm, tuple[Trained, dict[str, Any]]] = {}
 
     def run(
         self,
@@ -56,25 +58,32 @@ class ArmRunner:
         recipe: Recipe,
         first_epoch: int = 0,
         choice: Choice | None = None,
-    ) -> tuple[nn.Module, Trained]:
-        """Train what `start` gives, or read it from its file if that was done before; the network on the device, and its row.
+    ) -> None:
+        """Train what `start` gives into the arm's file.
 
         With a `choice`, the search's method chooses while it trains, and what a ticket keeps is written to the folder.
         """
-        model, file = start(), self.folder.training(arm)
-        found = file.exists()
-        if found:
-            saved = self.folder.load_into(model, file)
-        else:
-            if arm.kind not in ("dense", "ticket") or arm.level == self.job.config.levels:
-                recipe = replace(recipe, regulariser="")  # nothing is cut after it
-            saved = self._train(arm, model, selection, recipe, first_epoch, choice)
-        with self.folder.fitting(file):
-            row, report = Trained.from_json(saved["row"]), saved["health"]
-        if not healthy(report):
-            self.unhealthy.append({"seed": arm.seed, "arm": arm.kind, "level": arm.level, **report})
-        self.listener.finished(row, found)
-        return model.to(self.job.device), row
+        if arm.kind not in ("dense", "ticket") or arm.level == self.job.config.levels:
+            recipe = replace(recipe, regulariser="")  # nothing is cut after it
+        self._keep(arm, self._train(arm, start(), selection, recipe, first_epoch, choice))
+        self.listener.finished(self.row(arm), False)
+
+    def row(self, arm: Arm) -> Trained:
+        """The row of a finished arm, without a test score. Raises InvalidFile."""
+        if arm not in self._rows:
+            self._keep(arm, self.folder.load(self.folder.training(arm)))
+        return self._rows[arm][0]
+
+    def unhealthy(self, arms: list[Arm]) -> list[dict[str, Any]]:
+        """The health of the trainings that have something to report, of finished arms."""
+        found = [(arm, self._rows[arm][1]) for arm in arms if self.row(arm)]
+        return [{"seed": arm.seed, "arm": arm.kind, "level": arm.level, **report} for arm, report in found if not healthy(report)]
+
+    def _keep(self, arm: Arm, saved: dict[str, Any]) -> None:
+        with self.folder.fitting(self.folder.training(arm)):
+            report = saved["health"]
+            healthy(report)
+            self._rows[arm] = Trained.from_json(saved["row"]), report
 
     def _train(
         self, arm: Arm, model: nn.Module, selection: Selection, recipe: Recipe, first_epoch: int, choice: Choice | None
@@ -83,8 +92,11 @@ class ArmRunner:
         checkpoint = self.folder.checkpoint(arm)
         state = self.folder.load(checkpoint) if checkpoint.exists() else None
         with self.folder.fitting(checkpoint):
-            done_before = len(state["epochs"]) if state else 0
-        self.listener.started(arm.seed, arm.kind, arm.level, recipe.epochs - first_epoch, done_before)
+            before = state["epochs"] if state else []
+            self.folder.write_epochs(arm, before)
+        if self.lease is not None:
+            self.lease.describe(epochs=recipe.epochs - first_epoch)
+        self.listener.started(arm.seed, arm.kind, arm.level, recipe.epochs - first_epoch, len(before))
         dropped = selection.dropped(model.to(self.job.device)) if self._masked(arm, selection) and choice is None else {}
         if choice is not None:
             methods.attach(self.job.config.method, model, choice.share, arm.stream("method"), choice.trained)
@@ -101,17 +113,23 @@ class ArmRunner:
             kept = f"the state after its last good epoch is in {checkpoint}" if checkpoint.exists() else "it had no good epoch yet"
             raise TrainingFailed(f"{arm.name} of seed {arm.seed}: {error}. Other settings need another folder=; {kept}") from error
         saved = self._finished(arm, model, selection, done, choice)
+        self.folder.check_exists()
+        self.folder.write_epochs(arm, saved["epochs"])
         self.folder.save(self.folder.training(arm), saved)
         checkpoint.unlink(missing_ok=True)
-        self._report(arm, done.epochs[-1])
+        self.listener.epoch(arm.seed, arm.kind, arm.level, done.epochs[-1])
         return saved
 
     def _save_epoch(self, arm: Arm, recipe: Recipe, epoch: Epoch, reached: dict[str, Any]) -> None:
+        self.folder.check_exists()
+        if self.lease is not None and self.lease.lost:
+            raise LeaseLost(arm.name)
         if arm.kind == "dense" and epoch.epoch + 1 == self.job.config.rewind_epoch:
             self.folder.save(self.folder.early(arm.seed), {"weights": reached["model"]})
         if epoch.epoch + 1 < recipe.epochs:  # the last one is kept by the arm's own file
             self.folder.save(self.folder.checkpoint(arm), reached)
-            self._report(arm, epoch)
+            self.folder.log(arm, epoch.to_json())
+            self.listener.epoch(arm.seed, arm.kind, arm.level, epoch)
 
     def _finished(self, arm: Arm, model: nn.Module, selection: Selection, done: Outcome, choice: Choice | None) -> dict[str, Any]:
         """The contents of the file of an arm that has just been trained; saves the selection that a method made."""
@@ -128,11 +146,6 @@ class ArmRunner:
             "epochs": [epoch.to_json() for epoch in done.epochs],
             "health": health(small if plan else model, groups, self.job.task, self.job.device, done),
         }
-
-    def _report(self, arm: Arm, epoch: Epoch) -> None:
-        """Log an epoch that is in a file: it will not be run again."""
-        self.folder.log({"seed": arm.seed, "unit": arm.name, **epoch.to_json()})
-        self.listener.epoch(arm.seed, arm.kind, arm.level, epoch)
 
     def _without_dead_channels(self, arm: Arm, model: nn.Module, selection: Selection) -> tuple[nn.Module, PruningPlan | None]:
         """The trained network without what its zeros, or a low rank, make idle; the plan on the original that leads there, if one does."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,10 +23,8 @@ from ltcompile.paths import read_json
 from ltcompile.search.own_loop import ArmToTrain, Search
 
 Module = TypeVar("Module", bound=nn.Module)
-Result = TypeVar("Result")
 
 SEARCH = "LTCOMPILE_SEARCH"  # the environment variable that names the search's command.json
-PATIENCE_S = 600.0  # for the other processes of one training to take their networks
 _attached: list[ArmToTrain] = []
 
 
@@ -69,8 +66,8 @@ def attach(model: Module, example: Example | None = None) -> Module:
             **{name: value for name, value in config.items() if name != "margin_points"},
         )
 
-    search = _patiently(opened)
-    arm = _patiently(search.next_arm)
+    search = opened()
+    arm = search.next_arm()
     if arm is None:
         raise InvalidSetting(f"the search in {run.path} is finished; begin another in a new folder")
     kept = run.first_weights(arm.arm.seed)
@@ -79,7 +76,7 @@ def attach(model: Module, example: Example | None = None) -> Module:
     elif kept.exists():
         source[0] = copied(first)
         run.load_into(source[0], kept)
-        arm = cast(ArmToTrain, _patiently(search.next_arm))
+        arm = cast(ArmToTrain, search.next_arm())
     elif _is_first_process():
         run.save(kept, {"weights": first.state_dict()})
     arm.model.to(next((p.device for p in network.parameters()), None)).train(network.training)
@@ -134,15 +131,3 @@ def _read(path: Path) -> dict[str, Any]:
         return {name: from_json(value[name], hint, name) for name, hint in hints.items()}
     except (KeyError, TypeError, SchemaError) as error:
         raise InvalidFile(f"{path} does not describe a search ({error}); begin it again with `ltcompile find --train`") from error
-
-
-def _patiently(action: Callable[[], Result]) -> Result:
-    """What `action` gives, tried again while another process holds the run folder."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return action()
-        except InvalidFile as error:
-            if "is in use by" not in str(error) or time.monotonic() > end:
-                raise
-            time.sleep(0.2)

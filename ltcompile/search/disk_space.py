@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from ltcompile.search import methods
+from ltcompile.search.arms import has_masks
 from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.job import PreparedJob
 
@@ -13,8 +13,9 @@ FILE_BYTES = 3000  # and around a training: its row and its plan
 EPOCH_BYTES = 600  # there, and in the history
 
 
-def run_bytes(prepared: PreparedJob) -> int:
-    """About the bytes of a complete run folder: the weights of every training, masks, the ticket, and the checkpoint of the one under way.
+def run_bytes(prepared: PreparedJob, jobs: int = 1) -> int:
+    """About the bytes of a complete run folder: the weights of every training, masks, the ticket, and the checkpoints of
+    the `jobs` under way.
 
     A checkpoint holds weights and momentum, and frozen weights where a method trains scores, and lies next to the one that it replaces.
     Filters that are cut are counted as taking as large a share of the weights with them; in truth they take more.
@@ -22,7 +23,7 @@ def run_bytes(prepared: PreparedJob) -> int:
     job, config = prepared.job, prepared.job.config
     model = job.initial(config.seed)
     dense = prepared.dense_bytes + TENSOR_BYTES * len(model.state_dict()) + FILE_BYTES + EPOCH_BYTES * job.recipe.epochs
-    mask = sum(value.numel() for value in prepared.maskable(model).values()) if _masks(config) else 0
+    mask = sum(value.numel() for value in prepared.maskable(model).values()) if has_masks(config) else 0
     tickets, controls = _sizes(config)
     networks = 1 + (config.rewind_epoch > 0) + sum(tickets)
     if config.controls:
@@ -30,12 +31,7 @@ def run_bytes(prepared: PreparedJob) -> int:
     if config.full_curve:
         networks += sum(controls) + (config.levels if mask else 0)
     checkpoint = (2 if config.method == PRUNE else 3) + (job.recipe.optimizer == "adamw") + (job.recipe.ema > 0)
-    return int(dense * (config.seeds * networks + tickets[0] + 2 * checkpoint) + mask * (config.seeds * config.levels + 1))
-
-
-def _masks(config: SearchConfig) -> bool:
-    """Whether a level has a mask of single weights: a search for one, or a method that chooses weights rather than directions."""
-    return config.prune != "filters" or (config.method != PRUNE and not methods.iterative(config.method))
+    return int(dense * (config.seeds * networks + tickets[0] + 2 * checkpoint * jobs) + mask * (config.seeds * config.levels + 1))
 
 
 def _sizes(config: SearchConfig) -> tuple[list[float], list[float]]:

@@ -20,9 +20,8 @@ def run_execution(job: SearchJob, folder: RunFolder) -> Execution:
     if job.trainer is not None:
         return settled(job.recipe)
     if not folder.execution.exists():
-        found = choose_execution(job.initial(job.config.seed), job.task, job.recipe, job.device)
-        write_json(folder.execution, found.to_json())
-        return found
+        chosen = choose_execution(job.initial(job.config.seed), job.task, job.recipe, job.device)
+        write_json(folder.execution, chosen.to_json(), once=True)
     with folder.fitting(folder.execution):
         found = Execution.from_json(read_json(folder.execution, "record of how a run computes"))
     if found.precision == "bf16" and not multiplies_bf16(job.device):

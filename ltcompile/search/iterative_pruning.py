@@ -1,4 +1,4 @@
-"""The levels of one seed: train, score, cut, rewind, train again. Between rounds the network is really cut."""
+"""The arms of a search: train, score, cut, rewind, train again. Between rounds the network is really cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ltcompile.core.arm import Arm
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.records import Trained
 from ltcompile.graph import cut, dropped_weights, mask
 from ltcompile.graph.surgeon import zero_
 from ltcompile.prune import criteria
@@ -28,39 +27,46 @@ from ltcompile.search.selection import Selection
 
 
 class IterativePruning:
-    """The dense network, its tickets and their controls, seed by seed."""
+    """Trains dense networks, tickets and their controls, each from what finished arms left in the folder."""
 
     def __init__(self, runner: ArmRunner) -> None:
         self.runner, self.prepared, self.job, self.config = runner, runner.prepared, runner.job, runner.job.config
 
-    def run_levels(self, seed: int) -> list[Trained]:
-        """The dense network and the ticket of every level."""
-        selection = self.prepared.everything
-        model, row = self.runner.run(Arm(seed, "dense", 0), lambda: self.job.initial(seed), selection, self.job.recipe)
-        rows = [row]
-        for level, share in enumerate(self.config.shares, start=1):
-            model, selection, row = self._level(seed, level, model, selection, share)
-            rows.append(row)
-        return rows
+    def train(self, arm: Arm) -> None:
+        """Train an arm whose predecessors are finished. Raises InvalidFile, TrainingFailed."""
+        job, recipe = self.job, self.job.recipe
+        match arm.kind:
+            case "dense":
+                self.runner.run(arm, lambda: job.initial(arm.seed), self.prepared.everything, recipe)
+            case "ticket":
+                self._ticket(arm, recipe)
+            case "dense_budget":
+                recipe = _stretched(recipe, self._budget(arm))
+                self.runner.run(arm, lambda: job.initial(arm.seed), self.prepared.everything, recipe)
+            case "random":
+                self._fresh(arm, _stretched(recipe, self._budget(arm)))
+            case "reinit":
+                self._fresh(arm, recipe)
+            case "shuffled":
+                self._shuffled(arm)
 
-    def _level(self, seed: int, level: int, model: nn.Module, selection: Selection, share: float) -> tuple[nn.Module, Selection, Trained]:
-        """The next ticket, after the trained `model` to which `selection` led: network, what it keeps, row."""
-        inner, selection = self._prune(seed, level, model, selection, share)
-        model, row = self._ticket(seed, level, model, selection, inner)
-        return model, selection, row
+    def _before(self, arm: Arm) -> tuple[Selection, nn.Module]:
+        """What the arm before a ticket kept, and its trained network."""
+        before = Arm(arm.seed, "ticket" if arm.level > 1 else "dense", arm.level - 1)
+        return self.runner.selection(before), self.runner.trained(before).to(self.job.device)
 
-    def _prune(self, seed: int, level: int, model: nn.Module, before: Selection, share: float) -> tuple[PruningPlan, Selection]:
-        """The cut on the network as it stands (in its own coordinates), and what it leaves of the original."""
-        folder, remaining = self.runner.folder, before.plan.remaining()
-        if folder.plan(seed, level).exists():
-            found = Selection(*folder.load_selection(seed, level, before.mask is not None))
-            inner = {name: tuple(before.plan.kept[name].index(c) for c in channels) for name, channels in found.plan.kept.items()}
-            return PruningPlan(remaining, inner), found
-        inner_plan = self._cut_now(seed, level, model, before, share) if self.config.prune != "weights" else PruningPlan(remaining)
-        plan = before.plan.then(inner_plan)
-        found = Selection(plan, self._next_mask(seed, level, model, before.mask, plan, share) if before.mask else None)
-        folder.save_selection(seed, level, found.plan, found.mask)
-        return inner_plan, found
+    def _prune(self, arm: Arm, model: nn.Module, before: Selection) -> tuple[PruningPlan, Selection]:
+        """The cut of a ticket on the network as it stands (in its own coordinates), and what it leaves of the original."""
+        folder, remaining, place = self.runner.folder, before.plan.remaining(), (arm.seed, arm.level)
+        if not folder.plan(*place).exists():
+            share = self.config.shares[arm.level - 1]
+            inner = self._cut_now(*place, model, before, share) if self.config.prune != "weights" else PruningPlan(remaining)
+            plan = before.plan.then(inner)
+            mask = self._next_mask(*place, model, before.mask, plan, share) if before.mask else None
+            folder.save_selection(*place, plan, mask)
+        found = Selection(*folder.load_selection(*place, before.mask is not None))  # of several processes, the first has written it
+        kept = {name: tuple(before.plan.kept[name].index(c) for c in channels) for name, channels in found.plan.kept.items()}
+        return PruningPlan(remaining, kept), found
 
     def _cut_now(self, seed: int, level: int, model: nn.Module, selection: Selection, share: float) -> PruningPlan:
         """The filters that a level drops of the network as it stands."""
@@ -104,10 +110,11 @@ class IterativePruning:
         size_counter = SizeCounter(small, self.job.example)
         return plan_for_size(ranking, lambda found: target.of(size_counter.left(found)), share * target.of(self.prepared.dense_size))
 
-    def _ticket(self, seed: int, level: int, trained: nn.Module, selection: Selection, inner: PruningPlan) -> tuple[nn.Module, Trained]:
+    def _ticket(self, arm: Arm, recipe: Recipe) -> None:
         rewinding, identity = self.job.rewinding, self.prepared.everything.plan
-        arm = Arm(seed, "ticket", level)
-        sources = rewind.Sources(trained, lambda: self.runner.early(seed), lambda: self.job.fresh(arm.stream("fresh weights")))
+        before, trained = self._before(arm)
+        inner, selection = self._prune(arm, trained, before)
+        sources = rewind.Sources(trained, lambda: self.runner.early(arm.seed), lambda: self.job.fresh(arm.stream("fresh weights")))
 
         def restarted(plan: PruningPlan, inner: PruningPlan) -> nn.Module:
             network: nn.Module = rewinding.restart(sources, plan, inner)
@@ -117,8 +124,7 @@ class IterativePruning:
             """The masked search restarts the unpruned network, and zeroes what the fast one cuts."""
             return self._zeroed(restarted(identity, identity), selection) if self._keeps_zeros else restarted(selection.plan, inner)
 
-        recipe, first = rewinding.recipe(self.job.recipe), rewinding.first_epoch(self.config.rewind_epoch)
-        return self.runner.run(arm, start, selection, recipe, first)
+        self.runner.run(arm, start, selection, rewinding.recipe(recipe), rewinding.first_epoch(self.config.rewind_epoch))
 
     def _zeroed(self, network: nn.Module, selection: Selection) -> nn.Module:
         """`network` with zeros where `selection` drops; norms that mix channels leave dropped filters out."""
@@ -126,28 +132,17 @@ class IterativePruning:
         zero_(found, selection.dropped(found))
         return found
 
-    def run_controls(self, seed: int, level: int, rows: list[Trained]) -> list[Trained]:
-        """Both controls have the ticket's whole training budget in one schedule: the random one its epochs, the dense one its arithmetic."""
-        lineage = [r for r in rows if r.seed == seed and r.arm in ("dense", "ticket") and r.level <= level]
-        random, dense = Arm(seed, "random", level), Arm(seed, "dense_budget", level)
-        epochs = sum(r.epochs for r in lineage)
-        equal = math.ceil(sum(r.epochs * r.macs for r in lineage) / lineage[0].macs)
-        arms = (
-            self._fresh(random, _stretched(self.job.recipe, epochs)),
-            self.runner.run(dense, lambda: self.job.initial(seed), self.prepared.everything, _stretched(self.job.recipe, equal)),
-        )
-        return [row for _, row in arms]
+    def _budget(self, arm: Arm) -> int:
+        """The epochs that give a control the ticket's whole training budget in one schedule: the random one its epochs, the dense one its
+        arithmetic.
+        """
+        arms = [Arm(arm.seed, "ticket" if level else "dense", level) for level in range(arm.level + 1)]
+        lineage = [self.runner.row(each) for each in arms]
+        if arm.kind == "random":
+            return sum(row.epochs for row in lineage)
+        return math.ceil(sum(row.epochs * row.macs for row in lineage) / lineage[0].macs)
 
-    def run_curve(self, seed: int) -> list[Trained]:
-        """At every level, what trains by the ticket's own recipe: fresh weights; and of masks, shuffled ones on its first weights."""
-        rows = []
-        for level in range(1, self.config.levels + 1):
-            rows.append(self._fresh(Arm(seed, "reinit", level), self.job.recipe)[1])
-            if self.runner.selection(Arm(seed, "ticket", level)).mask is not None:
-                rows.append(self._shuffled(Arm(seed, "shuffled", level)))
-        return rows
-
-    def _fresh(self, arm: Arm, recipe: Recipe) -> tuple[nn.Module, Trained]:
+    def _fresh(self, arm: Arm, recipe: Recipe) -> None:
         """The ticket's architecture, or its mask, on other first weights."""
         selection = self.runner.selection(arm)
 
@@ -155,11 +150,11 @@ class IterativePruning:
             network = self.job.fresh(arm.stream("fresh weights"))
             return self._zeroed(network, selection) if selection.mask else cut(network, selection.plan)
 
-        return self.runner.run(arm, start, selection, recipe)
+        self.runner.run(arm, start, selection, recipe)
 
-    def _shuffled(self, arm: Arm) -> Trained:
+    def _shuffled(self, arm: Arm) -> None:
         selection, first = self.runner.selection(arm), self.job.rewinding.first_epoch(self.config.rewind_epoch)
-        return self.runner.run(arm, lambda: self._zeroed(self.runner.early(arm.seed), selection), selection, self.job.recipe, first)[1]
+        self.runner.run(arm, lambda: self._zeroed(self.runner.early(arm.seed), selection), selection, self.job.recipe, first)
 
 
 def _stretched(recipe: Recipe, epochs: int) -> Recipe:

@@ -22,15 +22,14 @@ from ltcompile.core.task import Metric, Part, Score, Task
 from ltcompile.errors import InvalidModel, InvalidSetting, unknown
 from ltcompile.graph import Example, embed
 from ltcompile.graph.wrappers import unwrap
-from ltcompile.paths import locked, write_json
+from ltcompile.paths import write_json
 from ltcompile.prune import criteria
 from ltcompile.prune.budget import RelativeTimer
-from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.config import PRUNE, SearchConfig
-from ltcompile.search.iterative_pruning import IterativePruning
 from ltcompile.search.job import PreparedJob, SearchJob, prepare
 from ltcompile.search.listener import NullListener
-from ltcompile.search.verdict import choose_level, closest_level, judge, typical_seed
+from ltcompile.search.run import SearchRun
+from ltcompile.search.verdict import judge, typical_seed
 from ltcompile.training import ArmTraining, Epoch, Outcome, Progress
 
 
@@ -190,8 +189,8 @@ class Search:
         self._prepared: PreparedJob = prepare(job)
         self._finished: tuple[ArmToTrain, Score] | None = None
         self._found: Found | None = None
-        with locked(self.folder.path):
-            self.folder.begin(job.to_json(), resume=self.folder.begun)
+        self.folder.begin(job.to_json(), resume=self.folder.begun)
+        self._run = SearchRun(self._prepared, self.folder, NullListener())
 
     def __iter__(self) -> Iterator[ArmToTrain]:
         """The arms that are not finished, each as soon as those before it are. Raises InvalidSetting where one was not reported."""
@@ -211,38 +210,36 @@ class Search:
 
     def next_arm(self) -> ArmToTrain | None:
         """The next arm to train; None where all are finished."""
-        try:
-            with locked(self.folder.path):
-                self._found = self._run()
-        except _Pending as pending:
-            return ArmToTrain(self, pending.model, pending.training)
+        if self._found is None:
+            try:
+                self._found = self._conclude()
+            except _Pending as pending:
+                return ArmToTrain(self, pending.model, pending.training)
         return None
 
     def _finish(self, arm: ArmToTrain, score: Score) -> None:
-        """Write a trained arm to its file: the search runs up to it, and its trainer hands over the weights."""
+        """Write a trained arm to its file: its trainer hands over the weights."""
         self._finished = arm, score
         try:
-            with locked(self.folder.path):
-                self._run()
-        except _Pending as pending:
-            write_json(self.folder.next_arm, _description(pending.training))
+            self._run.trainings.train(arm.arm)
         finally:
             self._finished = None
+        try:
+            self._found = self._conclude()
+        except _Pending as pending:
+            write_json(self.folder.next_arm, _description(pending.training))
 
-    def _run(self) -> Found:
-        """The whole search over finished arms. Raises _Pending at the first that is not finished."""
-        config, metric = self._prepared.job.config, self._prepared.job.task.metric
-        runner = ArmRunner(self._prepared, self.folder, NullListener())
-        levels = IterativePruning(runner)
-        rows = [row for seed in config.all_seeds for row in levels.run_levels(seed)]
-        named, differences = choose_level(rows, config.margin_points, config.confidence, metric)
-        level = named if named is not None else closest_level(differences)
-        if config.controls:
-            rows += [row for seed in config.all_seeds for row in levels.run_controls(seed, level, rows)]
+    def _conclude(self) -> Found:
+        """The result, from finished arms. Raises _Pending for the first that is not finished and can start."""
+        config, metric, run = self._prepared.job.config, self._prepared.job.task.metric, self._run
+        self._train_first(run.graph.tickets)
+        level = run.level()
+        self._train_first(arms := run.graph.arms(level))
+        rows = [run.runner.row(arm) for arm in arms]
         verdict = judge(rows, config.margin_points, config.confidence, config.rewind, metric)
         tickets = [row for row in rows if (row.arm, row.level) == ("ticket", level)]
         arm = Arm(typical_seed(tickets, metric), "ticket", level)
-        small, plan = runner.trained(arm), runner.selection(arm).plan
+        small, plan = run.runner.trained(arm), run.runner.selection(arm).plan
         summary = {
             "kind": "own search",
             "format": 1,
@@ -257,11 +254,18 @@ class Search:
         }
         row = next(row for row in tickets if row.seed == arm.seed)
         dense = embed(small, plan, self._prepared.job.initial(arm.seed)).eval()
+        self.folder.write_history(arms)
         plan.save(self.folder.own_plan)
         self.folder.save(self.folder.own_weights, small.state_dict())
-        self.folder.save(self.folder.own_dense, runner.trained(Arm(arm.seed, "dense", 0)).state_dict())
+        self.folder.save(self.folder.own_dense, run.runner.trained(Arm(arm.seed, "dense", 0)).state_dict())
         write_json(self.folder.own_summary, summary)  # the last: it says that the others are there
         return Found(small.eval(), dense, plan, self._prepared.job.example, row, tuple(rows), metric, verdict)
+
+    def _train_first(self, arms: list[Arm]) -> None:
+        """Raises _Pending for the first of the arms that is not finished: those before it are."""
+        for arm in arms:
+            if not self.folder.training(arm).exists():
+                self._run.trainings.train(arm)
 
     def _train(self, model: nn.Module, task: Any, training: ArmTraining, state: dict[str, Any] | None, save: Progress) -> Outcome:
         """The trainer of the arms: it takes what was reported, or stops the search for the caller to train."""

@@ -74,7 +74,7 @@ def write_summary(runner: ArmRunner, ticket: Ticket, reached: Reached | None, se
             "recipe": job.recipe.to_json(),
             "seeds": list(job.config.all_seeds),
             "rows": [r.to_json() for r in ticket.history],
-            "health": runner.unhealthy,
+            "health": runner.unhealthy([Arm(row.seed, row.arm, row.level) for row in ticket.history]),
             "execution": runner.execution.to_json(),
             "widths": widths,
             "verdict": ticket.verdict.to_json(),

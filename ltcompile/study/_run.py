@@ -20,7 +20,6 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import ArmNote, Study
 from ltcompile.data import Dataset
 from ltcompile.errors import InvalidFile, unknown
-from ltcompile.paths import locked
 from ltcompile.search import Listener, NullListener, data_for, find, prize, recipe_for
 from ltcompile.study._nouns import SIZES, Done, Findings, Scale, StudyArm
 from ltcompile.training import pick_device
@@ -89,13 +88,12 @@ def run(
     if begun and not resume:
         raise InvalidFile(f"{path} holds a study already; continue it with resume=True, or choose another folder=")
     images = _images(arms, data_root, download)
-    with locked(path):
-        done: dict[str, Done] = {}
-        for arm in arms:
-            done[arm.name] = _search(arm, images[arm.name], done, path, on, arm.name in begun, watch or _silently)
-        findings: Findings = study.analyse(chosen, done, on)
-        found = _study(name, scale, chosen, study, done, findings)
-        found.save(path)
+    done: dict[str, Done] = {}
+    for arm in arms:
+        done[arm.name] = _search(arm, images[arm.name], done, path, on, arm.name in begun, watch or _silently)
+    findings: Findings = study.analyse(chosen, done, on)
+    found = _study(name, scale, chosen, study, done, findings)
+    found.save(path)
     return found
 
 

@@ -1,0 +1,67 @@
+"""ltcompile worker: train arms of a run that another process began."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from ltcompile.cli._workers import RETRIES
+
+EPILOG = "Examples:  ltcompile worker /shared/runs/demo  ·  ltcompile worker /shared/runs/own --model mypackage.nets:make --data-root /data"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=EPILOG, short_help="Train arms of a run that another process began.")(worker)
+
+
+def worker(
+    run: Path = typer.Argument(help="Folder of a run, on a file system that this machine shares with the others."),
+    model: str | None = typer.Option(None, help="The run's package.module:factory of your own, named again: it is imported here."),
+    data_root: Path | None = typer.Option(None, help="Where the data lies on this machine, if elsewhere than where the run began."),
+    device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
+    name: str | None = typer.Option(None, help="What leases and logs call this worker."),
+    allow_other_versions: bool = typer.Option(
+        False,
+        "--allow-other-versions",
+        help="Take part with other versions or another device than the run began with; the run keeps a note.",
+    ),
+    retries: int = RETRIES,
+    lease_seconds: float = typer.Option(
+        60, min=1, max=86_400, help="Take over an arm whose process showed no sign of life for so long. The same for all workers."
+    ),
+    patience: float | None = typer.Option(None, min=1, help="Leave after so many seconds without an arm.  [default: when nothing is left]"),
+) -> None:
+    """Join a run: train its arms one after another, until nothing is left. Any number of workers may do so, on any machines that see the folder."""
+    from ltcompile.cli.find import StopSignal
+    from ltcompile.search.worker import join
+
+    stopped = StopSignal()
+    try:
+        found = join(
+            run,
+            model=model,
+            data_root=data_root,
+            device=device,
+            name=name,
+            allow_other_versions=allow_other_versions,
+            retries=retries,
+            lease_s=lease_seconds,
+            patience_s=patience or float("inf"),
+            listener=_Lines(),
+        )
+    except KeyboardInterrupt:
+        typer.secho("stopped; every completed epoch is kept", fg="yellow", err=True)
+        raise typer.Exit(128 + stopped.number) from None
+    typer.echo(f"trained {found['trained']} arms, {found['failed']} trainings failed; nothing is left here")
+
+
+class _Lines:
+    """A line for each arm that begins or ends here."""
+
+    def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
+        typer.echo(f"seed {seed} {arm} {level}: {epochs} epochs" + (f", {done} of them done before" if done else ""), err=True)
+
+    def epoch(self, seed: int, arm: str, level: int, row: object) -> None: ...
+
+    def finished(self, row: object, from_file: bool) -> None: ...

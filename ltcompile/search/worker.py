@@ -1,0 +1,181 @@
+"""A worker: a process that trains arms of a run which another one began, from what the run folder says and its command line."""
+
+from __future__ import annotations
+
+import json
+import platform
+import socket
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ltcompile.core.arm import Arm
+from ltcompile.core.fields import SchemaError, from_json
+from ltcompile.core.lease import LEASE_S, Observer, claim, this_process
+from ltcompile.core.recipe import Recipe
+from ltcompile.core.records import versions
+from ltcompile.core.run_folder import RunFolder
+from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch
+from ltcompile.models import is_own_code
+from ltcompile.paths import read_json, write_json
+from ltcompile.search.config import SearchConfig
+from ltcompile.search.job import SearchJob, prepare
+from ltcompile.search.listener import Listener, NullListener
+from ltcompile.search.run import POLL_S, SearchRun
+from ltcompile.search.source import Source
+from ltcompile.training import pick_device
+
+Setting = TypeVar("Setting")
+
+
+def describe(run: RunFolder, job: SearchJob, source: Source | None) -> None:
+    """Write what a worker needs besides the settings: names of model and data, versions, or why no worker can take part."""
+    reason = _why_not(job, source)
+    where = source.anywhere().to_json() if source is not None and reason is None else None
+    write_json(run.job, {"kind": "job", "format": 1, "source": where, "reason": reason, "environment": environment(job.device)}, once=True)
+
+
+def check_workers(job: SearchJob, source: Source | None, jobs: int) -> None:
+    """Raises InvalidSetting where other processes cannot train the job's arms."""
+    if jobs < 1:
+        raise InvalidSetting(f"jobs={jobs} must be at least 1")
+    if reason := _why_not(job, source):
+        raise InvalidSetting(f"jobs={jobs}: {reason}; leave jobs= out, and start the same script in as many processes with resume=True")
+
+
+def _why_not(job: SearchJob, source: Source | None) -> str | None:
+    """Why a process that has the run folder alone cannot do what this one does; None where it can."""
+    if source is None:
+        return "the data was passed as an object, which another process cannot load by name"
+    if job.trainer is not None or job.mask is not None or job.build is not None:
+        return "a trainer, mask or network was passed as an object, which another process does not have"
+    if job.config.target is not None and job.config.target.profiled:
+        return f"a target of {job.config.target.measure} is measured while nothing else runs, in one process"
+    return None
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What has to be the same for the same bits."""
+    found = {name: versions().get(name, "") for name in ("ltcompile", "torch")}
+    kind = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    return {**found, "python": platform.python_version(), "device": kind}
+
+
+def join(
+    folder: str | Path,
+    *,
+    model: str | None = None,
+    data_root: str | Path | None = None,
+    device: str | None = None,
+    name: str | None = None,
+    allow_other_versions: bool = False,
+    retries: int = 2,
+    lease_s: float = LEASE_S,
+    patience_s: float = float("inf"),
+    listener: Listener | None = None,
+) -> dict[str, int]:
+    """Train arms of the run in `folder` until nothing is left, and conclude it unless another process does; how many were trained and failed.
+
+    Args:
+        model: the run's `package.module:factory`, which is imported on the caller's word alone.
+        data_root: where the data lies on this machine, if elsewhere than where the run began.
+        device: cpu or cuda; a GPU by default where there is one.
+        name: what leases and logs call this worker.
+        allow_other_versions: take part with other versions or another device than the run began with; the folder keeps a note.
+        retries: how often a failed arm is tried again.
+        lease_s: after how many seconds without a sign of life another process's arm is taken over.
+        patience_s: leave after so long without an arm to train.
+        listener: receives progress.
+
+    Raises:
+        InvalidFile: there is no run. InvalidSetting: workers cannot take part in it. TicketMismatch: versions or data are others.
+        TrainingFailed: what is left has failed.
+    """
+    run = RunFolder(folder)
+    settings, source, began_with = _read(run, model)
+    on = pick_device(device)
+    note = _compared(began_with, environment(on), allow_other_versions)
+    task = (source if data_root is None else _elsewhere(source, data_root)).load()
+    config, recipe = _setting(run, settings, "config", SearchConfig), _setting(run, settings, "recipe", Recipe)
+    job = SearchJob(source.model, task, config, recipe, on, source.weights)
+    if different := [key for key, value in json.loads(json.dumps(job.to_json())).items() if settings.get(key) != value]:
+        raise TicketMismatch(
+            f"{', '.join(different)}: what {socket.gethostname()} finds is not what {run.settings} holds; let data_root= name the same data, and "
+            "install the same versions"
+        )
+    if note:
+        write_json(run.workers / f"{socket.gethostname()}-{this_process()['pid']}.json", {"differs": note, "environment": environment(on)})
+    search = SearchRun(prepare(job), run, listener or NullListener())
+    info = this_process(**({"worker": name, "log": str(run.workers / f"{name}.log")} if name else {}))
+    failed: list[Arm] = []
+
+    def on_failure(arm: Arm, error: Exception) -> None:
+        failed.append(arm)
+        print(f"{arm.name} of seed {arm.seed} failed:", file=sys.stderr)
+        traceback.print_exception(error)
+
+    pool = search.pool(info, retries=retries, lease_s=lease_s)
+    search.work(pool, on_failure, patience_s)
+    observer = Observer(lease_s)
+    while pool.finished and not run.summary.exists():
+        if (lease := claim(run.verdict, info, observer, time.monotonic())) is not None:
+            with lease.held():
+                search.conclude()
+        else:
+            time.sleep(POLL_S)
+    return {"trained": search.trained, "failed": len(failed)}
+
+
+def _read(run: RunFolder, model: str | None) -> tuple[dict[str, Any], Source, dict[str, str]]:
+    """The settings of a run, its source, and what it began with."""
+    if not run.begun:
+        raise InvalidFile(
+            f"there is no run at {run.path} as {socket.gethostname()} sees it; name a run folder, and mount the file system that it lies in on this "
+            "machine too"
+        )
+    if run.command.exists() or (settings := run.read_settings()).get("model") == "own":
+        raise InvalidSetting(f"the arms of {run.path} are trained by a script of its own; start that script here")
+    if not run.job.exists():
+        raise InvalidFile(
+            f"{run.path} was begun by an older version; continue it once with `ltcompile find --resume`, which writes {run.job.name}"
+        )
+    value = read_json(run.job, "description of a job")
+    try:
+        source = from_json(value["source"], Source | None, "source")
+        reason, began_with = (
+            from_json(value["reason"], str | None, "reason"),
+            from_json(value["environment"], dict[str, str], "environment"),
+        )
+    except (KeyError, TypeError, SchemaError) as error:
+        raise InvalidFile(f"{run.job} does not describe a job ({error}); remove it, and continue with `ltcompile find --resume`") from error
+    if source is None:
+        raise InvalidSetting(f"no worker can take part in {run.path}: {reason}; start the same script or command here, with resume=True")
+    if is_own_code(source.model) and model != source.model:
+        raise InvalidSetting(f"{run.path} trains a network of your own code, which is imported on your word: add model={source.model}")
+    return settings, source, began_with
+
+
+def _compared(there: dict[str, str], here: dict[str, str], allowed: bool) -> list[str]:
+    """In what this process differs from the one that began the run. Raises TicketMismatch unless that is allowed."""
+    found = [f"{name} {there.get(name)} there, {value} here" for name, value in here.items() if there.get(name) != value]
+    if found and not allowed:
+        raise TicketMismatch(
+            f"the run began with other versions ({'; '.join(found)}), and may not give the same bits; install the same, or allow_other_versions=True"
+        )
+    return found
+
+
+def _elsewhere(source: Source, data_root: str | Path) -> Source:
+    return Source(**{**source.to_json(), "data_root": str(data_root)})
+
+
+def _setting(run: RunFolder, settings: dict[str, Any], name: str, shape: type[Setting]) -> Setting:
+    try:
+        found: Setting = from_json(settings[name], shape, name)
+    except (KeyError, TypeError, SchemaError) as error:
+        raise InvalidFile(f"{run.settings} does not hold the settings of a run ({error})") from error
+    return found
