@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
 import typer
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def status(
             typer.echo(json.dumps(found.to_json()))
         else:
             if watch:
-                typer.clear()
+                click.clear()
             _print(found)
         if not watch or found.verdict or seen.pool.blocked:
             return

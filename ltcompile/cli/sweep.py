@@ -13,6 +13,7 @@ import typer
 
 from ltcompile.cli._options import LAST_SEED, MISSED, MOST_IMAGES, timed
 from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, batches, print_header, print_row, warn_if_busy
+from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, Workers
 from ltcompile.errors import InvalidSetting
 
 if TYPE_CHECKING:
@@ -64,6 +65,10 @@ def sweep(
     rewind: str | None = typer.Option(None, help="lr, weight, finetune or reinit.  [default: lr]", rich_help_panel=SEARCH),
     seeds: int | None = typer.Option(None, min=1, max=1000, help="Independent searches.  [default: 1]", rich_help_panel=SEARCH),
     seed: int | None = typer.Option(None, min=0, max=LAST_SEED, help="The first seed.  [default: 0]", rich_help_panel=SEARCH),
+    jobs: int | None = JOBS,
+    executor: str = EXECUTOR,
+    executor_option: list[str] = EXECUTOR_OPTION,
+    retries: int = RETRIES,
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Time the networks of all levels in turns, on the curve of latency and validation accuracy, and pick one by a rule.
@@ -73,7 +78,8 @@ def sweep(
     chosen = {"criterion": criterion, "rewind": rewind, "seeds": seeds, "seed": seed}
     recipe = {"epochs": epochs, "batch": train_batch}
     search = {"targets": targets, "on": on, "profile": profile, "name": name, "weights": weights, **chosen, "train-batch": train_batch}
-    _check(run, {**search, "epochs": epochs, "resume": resume or None, "download": download or None})
+    workers = Workers.of(jobs, executor, executor_option, retries)
+    _check(run, {**search, "epochs": epochs, "jobs": jobs, "resume": resume or None, "download": download or None})
     from ltcompile.benchmark.sweep import sweep as measured
     from ltcompile.core.picking import Rule
     from ltcompile.core.run_folder import RunFolder
@@ -94,6 +100,7 @@ def sweep(
             on=on,
             profile=profile,
             quiet=as_json,
+            workers=workers,
         )
         data = None
     if not as_json:
@@ -195,20 +202,23 @@ def _searched(
     on: str | None,
     profile: Path | None,
     quiet: bool,
+    workers: Workers,
 ) -> Path:
     """Search a level for every share of `path`; the run folder."""
     from ltcompile.cli.find import StopSignal, profiled_model, run_search
-    from ltcompile.search import SearchConfig, data_for, default_folder, recipe_for
+    from ltcompile.search import SearchConfig, Source, default_folder, recipe_for
     from ltcompile.search.settings import SearchSettings
 
     stopped = StopSignal()
-    dataset = data_for(model, data, data_root, weights=weights, download=download)
+    source = Source("classification", model, data, str(data_root), weights=str(weights) if weights else None)
+    dataset = source.load(download)
     time = timed(profiled_model(model, dataset), on, profile, 1 / path[-1] if on or profile else None, quiet=quiet)
     target = {**time.target, "on": time.on} if time else {"target_macs": path[-1]}
     config = SearchConfig(rounds=len(path), path=path, **target, **chosen)
     recipe = SearchSettings({"train": _given(requested)}).recipe(recipe_for(model, dataset, weights))
     folder = Path("runs") / name if name else default_folder(model, dataset, config)
-    return run_search(model, dataset, config, recipe, folder, time, stopped, weights=weights, resume=resume, quiet=quiet).folder
+    common = {"weights": weights, "resume": resume, "quiet": quiet}
+    return run_search(model, dataset, config, recipe, folder, time, stopped, **common, source=source, workers=workers).folder
 
 
 def _joules(device: str, call: Callable[[], object], images: int) -> float:

@@ -8,8 +8,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from ltcompile.core.arm import Arm
+from ltcompile.errors import InvalidSetting
 from ltcompile.search import methods
 from ltcompile.search.config import PRUNE, SearchConfig
+
+MOST_ARMS = 200_000
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class ArmGraph:
 
     @classmethod
     def of(cls, config: SearchConfig) -> ArmGraph:
+        """Raises InvalidSetting where there are more arms than one folder should hold."""
+        if config.seeds * (config.levels + 1) > MOST_ARMS:
+            raise InvalidSetting(
+                f"seeds={config.seeds} of {config.levels} levels are more than {MOST_ARMS:,} trainings; split them over several runs"
+            )
         return cls(config.all_seeds, config.levels, config.controls, config.full_curve, has_masks(config))
 
     @property

@@ -73,6 +73,7 @@ class Pool:
         """Arms that can start now, in their places of the queue."""
         for arm in arms:
             self._open[arm.seed].add(arm)
+            place: tuple[float, ...]
             if self._places is not None:
                 place = self._places.get(arm, len(self.graph.tickets) - 0.5), arm.seed, arm.kind != "random"
             else:

@@ -87,7 +87,7 @@ class Watch:
     def _arm(self, arm: Arm, startable: bool) -> ArmStatus:
         rows = self._rows(arm)
         seconds = sum(row[0] for row in rows)
-        common = {"seed": arm.seed, "arm": arm.kind, "level": arm.level, "epochs": len(rows), "seconds": seconds}
+        common: dict[str, Any] = {"seed": arm.seed, "arm": arm.kind, "level": arm.level, "epochs": len(rows), "seconds": seconds}
         if arm in self.pool.done:
             return ArmStatus(**common, state="finished", of=len(rows))
         if arm in self.pool.failed:

@@ -58,7 +58,24 @@ def test_commands_are_forked_with_nothing_that_a_fork_breaks() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["find", "plan", "profile", "shrink", "lower", "bench", "sweep", "study", "report", "verify", "show", "inspect", "doctor"]
+    "command",
+    [
+        "find",
+        "plan",
+        "profile",
+        "shrink",
+        "lower",
+        "bench",
+        "sweep",
+        "study",
+        "report",
+        "verify",
+        "show",
+        "inspect",
+        "doctor",
+        "worker",
+        "status",
+    ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = call(command, "--help")

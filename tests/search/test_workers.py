@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import Command, refused
+from commands import Command, call, refused
 from searches import Stop, StopAfter
 
 import ltcompile as lt
@@ -173,6 +173,13 @@ def test_a_status(begun: RunFolder, serial: Path) -> None:
     with begun.epochs(Arm(0, "ticket", 1)).open("a") as file:
         file.write('{"seconds": ')
     assert Watch(begun.path).look(0.0).arms[1].epochs == 1, "half a line is not counted"
+
+
+def test_the_command_line_shows_a_status(serial: Path, tmp_path: Path) -> None:
+    done = call("status", serial, "--watch", cwd=tmp_path)
+    assert done.returncode == 0 and "10 finished. Level: 2. Verdict: written." in done.stdout, done.stderr
+    value = json.loads(call("status", serial, "--json", cwd=tmp_path).stdout)
+    assert value["verdict"] and {arm["state"] for arm in value["arms"]} == {"finished"}
 
 
 def changed(run: RunFolder, change: Callable[[dict[str, Any]], object]) -> None:

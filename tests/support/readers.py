@@ -41,6 +41,7 @@ from ltcompile.core.pictures import read_pictures, write_pictures
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, machine
 from ltcompile.core.records import Trained, Verdict
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import Study
 from ltcompile.errors import LtcompileError
 from ltcompile.graph.examples import read_inputs
@@ -49,6 +50,9 @@ from ltcompile.prune.sensitivity import read_sensitivity
 from ltcompile.reporting.collect import collect
 from ltcompile.reporting.figures import _curve
 from ltcompile.reporting.study import render
+from ltcompile.search import Source
+from ltcompile.search.status import Watch
+from ltcompile.search.worker import _read as read_description
 from ltcompile.verification import read_claims as claims_of
 from ltcompile.verification.wire import check_self_contained
 
@@ -558,7 +562,33 @@ class Reader:
         return True
 
 
+def read_job(path: Path) -> None:
+    """What a worker reads before it loads anything that is named there."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(folder)
+        run.settings.write_bytes(whole_settings())
+        run.job.write_bytes(path.read_bytes())
+        read_description(run, None)
+
+
+def whole_job() -> bytes:
+    source = Source("classification", "lenet5", "digits", "data", (16, 16), train_images=100).to_json()
+    return json.dumps({"kind": "job", "format": 1, "source": source, "reason": None, "environment": {"torch": "2"}}).encode()
+
+
+def read_status(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        RunFolder(folder).settings.write_bytes(path.read_bytes())
+        Watch(folder).look(0.0)
+
+
+def whole_settings() -> bytes:
+    return json.dumps({"model": "lenet5", "config": lt.SearchConfig(seeds=2).to_json(), "recipe": lt.Recipe().to_json()}).encode()
+
+
 READERS = {
+    "job": Reader(read_job, ".json", whole_job, spoil_json_bytes),
+    "settings": Reader(read_status, ".json", whole_settings, spoil_json_bytes),
     "ticket": Reader(read_ticket, ".pt", whole_ticket, spoil_ticket),
     "plan": Reader(read_plan, ".json", whole_plan, spoil_json_bytes),
     "mask": Reader(read_mask, ".pt", whole_mask, spoil_archive),
