@@ -175,7 +175,7 @@ def working(runtimes: Sequence[str] | None, devices: Sequence[str] | None, skipp
 
 
 def _reasons(runtimes: Sequence[str] | None, device: str) -> dict[str, str | None]:
-    return available(device) if runtimes is None else {b: unavailable(b, device) for b in runtimes}
+    return available(device, every=False) if runtimes is None else {b: unavailable(b, device) for b in runtimes}
 
 
 def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, required: bool) -> dict[str, Loaded]:

@@ -7,15 +7,25 @@ from typing import Any
 
 import typer
 
-EPILOG = "Example:  ltcompile doctor --json"
+EPILOG = "Examples:  ltcompile doctor --json  ·  ltcompile doctor --install litert"
 
 
 def register(app: typer.Typer) -> None:
     app.command(epilog=EPILOG, short_help="Show what this machine has.")(doctor)
 
 
-def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON.")) -> None:
-    """Show what this machine has: devices, precisions, runtimes, versions; what will be used and why."""
+def doctor(
+    install: str | None = typer.Option(
+        None,
+        metavar="FORMAT",
+        help="Install what writes a format, into an environment of its own under ~/.cache: litert, executorch or coreml.",
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print as JSON."),
+) -> None:
+    """Show what this machine has: devices, precisions, runtimes, formats, versions; what will be used and why."""
+    if install is not None:
+        _install(install, as_json)
+        return
     report = examine()
     if as_json:
         typer.echo(json.dumps(report))
@@ -28,14 +38,27 @@ def doctor(as_json: bool = typer.Option(False, "--json", help="Print as JSON."))
         typer.secho(f"runtimes on {device}", bold=True)
         for name, reason in runtimes.items():
             typer.echo(f"  {'works' if reason is None else 'not here':<9} {name:<12} {reason or ''}")
+    typer.secho("formats of shrink", bold=True)
+    for suffix, reason in report["formats"].items():
+        typer.echo(f"  {'works' if reason is None else 'not here':<9} {suffix:<12} {reason or ''}")
     typer.secho("versions", bold=True)
     for package, version in report["versions"].items():
         typer.echo(f"  {package:<16} {version}")
 
 
+def _install(name: str, as_json: bool) -> None:
+    from ltcompile.runtimes import _venvs
+
+    if not as_json:
+        typer.echo(f"installing {name} into {_venvs.folder(name)}: minutes, and gigabytes")
+    versions = _venvs.install(name)
+    typer.echo(json.dumps({"installed": name, "versions": versions}) if as_json else ", ".join(f"{k} {v}" for k, v in versions.items()))
+
+
 def examine() -> dict[str, Any]:
     from ltcompile.core.deployment import DEVICES
     from ltcompile.core.records import provenance
+    from ltcompile.deploy import formats
     from ltcompile.runtimes import available
     from ltcompile.training import multiplies_bf16, pick_device
 
@@ -50,5 +73,6 @@ def examine() -> dict[str, Any]:
             "precision": "bf16 autocast or fp32" if half else "fp32",
             "why": "long trainings take what is faster for their network" if half else "it emulates bfloat16, far slower than fp32",
         },
+        "formats": {suffix: formats.unavailable(kind) for suffix, kind in formats.by_suffix().items()},
         "runtimes": {name: available(name) for name in DEVICES},
     }

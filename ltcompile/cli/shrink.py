@@ -38,10 +38,14 @@ def register(app: typer.Typer) -> None:
 def shrink(
     ticket: Optional[Path] = typer.Argument(None, help="ticket.pt of a search; without one, --model names the network."),
     output: Path = typer.Option(
-        Path("small.onnx"), "-o", "--output", help="File to write: .onnx, .pt2 (torch.export), .safetensors, .cpp or .so."
+        Path("small.onnx"),
+        "-o",
+        "--output",
+        help="File to write: .onnx, .pt2 (torch.export), .safetensors, .cpp, .so, .xml (OpenVINO), .mnn, .param (ncnn), .tflite, .pte (ExecuTorch), "
+        ".mlpackage (Core ML).",
     ),
     precision: str = typer.Option(
-        "fp32", help="fp32, fp16 or int8 inside; inputs and outputs stay fp32. int8 is for .onnx, and needs --calibrate."
+        "fp32", help="fp32, fp16 or int8 inside; inputs and outputs stay fp32. int8 is for .onnx and .xml, and needs --calibrate."
     ),
     calibrate: str | None = typer.Option(
         None,

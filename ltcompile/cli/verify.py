@@ -44,6 +44,7 @@ def verify(
         metavar="KINDS",
         help="Kinds of claims that must be confirmed, for CI: answers, accuracy, latency, speedup, with commas between them.",
     ),
+    runtime: str = typer.Option("onnxruntime", help="What runs the file: onnxruntime, openvino or tract (pip install 'ltcompile[tract]')."),
     seconds: float = typer.Option(6.0, min=0, max=3600, help="Time to spend on each network at each batch size."),
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write the result, as JSON."),
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
@@ -61,7 +62,7 @@ def verify(
 
     target = None if on is None else Deployment.parse(on)
     kinds = [] if require is None else [kind.strip() for kind in require.split(",")]
-    verified = run(file, claims, dense=dense, on=target, data=data, require=kinds, seconds=seconds, output=output)
+    verified = run(file, claims, dense=dense, on=target, data=data, require=kinds, seconds=seconds, output=output, runtime=runtime)
     if as_json:
         typer.echo(json.dumps(verified.to_json()))
     else:

@@ -136,11 +136,14 @@ class Measurement(Record):
     max_error: float
 
 
+PACKAGES = "ltcompile torch torchvision torch-pruning onnx onnxruntime-gpu onnxruntime openvino mnn ncnn pnnx tract triton".split()
+
+
 @functools.cache
 def versions() -> dict[str, str]:
     """The versions of everything that can change a result."""
     found = {"python": platform.python_version()}
-    for package in ("ltcompile", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime-gpu", "onnxruntime", "openvino", "triton"):
+    for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

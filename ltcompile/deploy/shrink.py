@@ -15,12 +15,15 @@ from ltcompile.core.records import provenance
 from ltcompile.core.task import Task
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
+from ltcompile.deploy import formats
 from ltcompile.deploy.job import Calibration, Evaluate, Int8, Precision, Progress, ShrinkJob, Snap
 from ltcompile.deploy.steps import check_all, run_all
 from ltcompile.graph.inputs import Example
 from ltcompile.paths import check_writable, write_json
 from ltcompile.prune.budget import RelativeTimer
 from ltcompile.pruned import Pruned, Result, check_ticket_fits, pruned_of
+
+FOLDER = ".mlpackage"  # the format whose output is one
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,14 @@ def shrink(
     repair: Iterable[Example] | None = None,
     on_progress: Progress = lambda message: None,
 ) -> Shrunk:
-    """Write a pruned network, or a ticket's, to `output` (.onnx, .pt2, .safetensors, .cpp or .so) and a record of it to OUTPUT.json.
+    """Write a pruned network, or a ticket's, to `output` (its ending is one of `deploy.formats`) and a record of it to OUTPUT.json.
 
     The network goes through the steps of `ltcompile.deploy.steps`. The cut network is compared with the masked one, in float64 and output by
     output, and the file with the cut network, within the rounding of its precision (`numerics`); the record holds both errors.
 
     Args:
         pruned: a `Pruned`, a ticket, the path of one, or the result of a `lt.Search`.
-        precision: "fp16" computes in half precision, "int8" (.onnx alone) in integers, both behind fp32 inputs and outputs.
+        precision: "fp16" computes in half precision, "int8" (.onnx and .xml) in integers, both behind fp32 inputs and outputs.
         model: names one's own `package.module:factory` again where the ticket needs it.
         calibrate: a data set, a task, or an iterable of inputs, each as the network takes it. fp32 and fp16 take batch norm's running statistics
             from its training images. With int8 they stay as they are, and the ranges of activations come from its training images, all
@@ -77,7 +80,7 @@ def shrink(
     """
     began = time.perf_counter()
     job = ShrinkJob(
-        check_writable(output),
+        _checked(Path(output)),
         precision,
         calibrate,
         metric,
@@ -109,7 +112,7 @@ def shrink(
         "format": 1,
         "output": job.output.name,
         "precision": precision,
-        "bytes": job.output.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in formats.files(job.output)),
         **lines,
         "seconds": time.perf_counter() - began,
         **origin,
@@ -117,6 +120,12 @@ def shrink(
     }
     write_json(job.output.with_suffix(".json"), record)
     return Shrunk(done.small, job.output, record)
+
+
+def _checked(output: Path) -> Path:
+    """Raises InvalidFile where the file, or the folder that a format writes, cannot be written."""
+    check_writable(output.with_suffix(".json") if output.suffix == FOLDER else output)
+    return output
 
 
 def _target(ticket: Ticket) -> dict[str, float]:

@@ -12,6 +12,8 @@ and, where they are not the usual ones, the constants
     READS_ONNX = True                  it reads the subject's ONNX file, not its module
     THREADS = True                     it takes `deployment.threads`
     SLEEPS = True                      it takes `options.spin`
+    DEFAULT = False                    benchmarks run it only where it is named
+    READS = ".x"                       its own format, `subject.file`, which it makes of an ONNX file where there is none
     APART = True                       on a CPU, `load_apart` runs it in a process of its own
     TRACED = {"cpu": ("fp32", ...)}    by device, the precisions in which `options.trace` records the time of each operation
 
@@ -73,13 +75,13 @@ def declared(runtime: str, constant: str, default: Any = False) -> Any:
     return getattr(registry.load(__name__, "runtime", runtime), constant, default)
 
 
-def available(device: str) -> dict[str, str | None]:
-    """Every runtime -> None where it works on `device` ("cpu" or "cuda"), else the reason and what to do.
+def available(device: str, every: bool = True) -> dict[str, str | None]:
+    """Every runtime, or those that benchmarks run by default -> None where it works on `device` ("cpu" or "cuda"), else the reason and what to do.
 
     Raises:
         InvalidSetting: no such device.
     """
-    return {name: unavailable(name, device) for name in names()}
+    return {name: unavailable(name, device) for name in names() if every or declared(name, "DEFAULT", True)}
 
 
 def unavailable(runtime: str, device: str) -> str | None:
@@ -103,9 +105,7 @@ def load(subject: Subject, deployment: Deployment, options: Options | None = Non
     if reason := module.unavailable(deployment.device):
         raise Unavailable(f"{deployment.runtime} ({deployment.device}): {reason}")
     if deployment.threads and not declared(deployment.runtime, "THREADS"):
-        raise Unavailable(
-            f"{deployment.runtime} runs on the threads of PyTorch; leave threads out, and set OMP_NUM_THREADS for the process"
-        )
+        raise Unavailable(f"{deployment.runtime} takes no number of threads; leave threads out (OMP_NUM_THREADS sets those of PyTorch)")
     options = options or Options()
     if options.trace and deployment.precision not in declared(deployment.runtime, "TRACED", {}).get(deployment.device, ()):
         raise Unavailable(f"{deployment.runtime} records no times of operations in {deployment.precision} on {deployment.device}")

@@ -31,7 +31,8 @@ class Subject:
     """One network to run: a module in eval mode, its ONNX file (a path, or what it holds), or both.
 
     The module takes its tensors one after the other and gives tensors in any container; the file's inputs have a dynamic first dimension,
-    the batch. `precision` is what both compute in inside; their inputs and outputs are float32 where they are fractions.
+    the batch. `file` is the network in a runtime's own format, which that runtime reads instead. `precision` is what all compute in inside;
+    their inputs and outputs are float32 where they are fractions.
 
     Raises:
         InvalidSetting: neither is given, the module is in training mode, or an fp32 one has other parameters.
@@ -42,12 +43,15 @@ class Subject:
     module: nn.Module | None = None
     onnx: Path | bytes | None = None
     precision: str = "fp32"
+    file: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.module is None and self.onnx is None:
+        if self.module is None and self.onnx is None and self.file is None:
             raise InvalidSetting(f"{self.name!r} has neither a module nor an ONNX file; give one of them")
         if isinstance(self.onnx, Path) and not self.onnx.is_file():
             raise InvalidFile(f"there is no ONNX file at {self.onnx}; export {self.name!r} first")
+        if self.file is not None and not self.file.exists():
+            raise InvalidFile(f"there is no file {self.file}; write it with `ltcompile shrink`")
         if self.module is not None:
             self._check_module(self.module)
 
@@ -70,6 +74,14 @@ class Subject:
             raise Unavailable(f"{user} needs an ONNX file, and {self.name!r} has none; export it first")
         return self.onnx
 
+    def need_file(self, user: str, suffix: str) -> Path:
+        """The file in the format `suffix`. Raises Unavailable where there is none."""
+        if self.file is None or self.file.suffix != suffix:
+            raise Unavailable(
+                f"{user} reads {suffix} files, and {self.name!r} has none; write one with `ltcompile shrink -o small{suffix}`"
+            )
+        return self.file
+
     def onnx_bytes(self, user: str) -> bytes:
         """What the ONNX file holds. Raises Unavailable where there is none."""
         file = self.need_onnx(user)
@@ -78,7 +90,7 @@ class Subject:
     @property
     def what(self) -> str:
         """What is run, for messages: the file's path, or the name."""
-        return str(self.onnx) if isinstance(self.onnx, Path) else repr(self.name)
+        return str(self.file or self.onnx) if self.file or isinstance(self.onnx, Path) else repr(self.name)
 
 
 @dataclass(frozen=True)

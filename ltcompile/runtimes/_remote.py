@@ -21,7 +21,9 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from ltcompile import registry
 from ltcompile.errors import Crashed
+from ltcompile.runtimes import _venvs
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject
 from ltcompile.runtimes._memory import Layout, SharedMemory
 
@@ -51,8 +53,10 @@ class Workers:
 
     def load(self, subject: Subject, deployment: Deployment, options: Options) -> Session:
         """As `runtimes.load`. Raises Crashed, too, where the process ends or does not answer."""
-        onnx = subject.need_onnx(deployment.runtime)
-        subject = replace(subject, module=None, onnx=onnx.resolve() if isinstance(onnx, Path) else onnx)
+        onnx, file = subject.onnx, subject.file and subject.file.resolve()
+        if onnx is None and file is None:
+            subject.need_onnx(deployment.runtime)
+        subject = replace(subject, module=None, onnx=onnx.resolve() if isinstance(onnx, Path) else onnx, file=file)
         worker = self._worker(deployment.runtime)
         return _RemoteSession(worker, deployment, *worker.request("load", subject, deployment, options))
 
@@ -95,7 +99,7 @@ class _Worker:
         self._connection, theirs = Pipe()
         self._file, self._owner = os.memfd_create("ltcompile"), os.getpid()
         self._memory, self._output = SharedMemory(self._file), open(os.memfd_create("output"), "r+b")  # noqa: SIM115  `close` closes it
-        command = [sys.executable, "-P", "-c", START, str(ROOT), str(theirs.fileno()), str(self._file)]
+        command = [_interpreter(runtime), "-P", "-c", START, str(ROOT), str(theirs.fileno()), str(self._file)]
         passed, streams = (theirs.fileno(), self._file), {"stdin": subprocess.DEVNULL, "stdout": self._output, "stderr": self._output}
         with theirs:
             self.process = subprocess.Popen(command, pass_fds=passed, **streams)
@@ -138,6 +142,12 @@ class _Worker:
             lines = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
         self.reason = (reason or ended) + (f"; its last output: {' | '.join(lines[-LAST_LINES:])}" if lines else "")
         os.close(self._file)
+
+
+def _interpreter(runtime: str) -> str:
+    """That of the runtime's own environment, or this one's."""
+    module = registry.load("ltcompile.runtimes", "runtime", runtime)
+    return str(_venvs.python(module.VENV) or sys.executable) if hasattr(module, "VENV") else sys.executable
 
 
 def _signal(number: int) -> str:

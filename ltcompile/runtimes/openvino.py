@@ -1,13 +1,16 @@
-"""OpenVINO on the CPU, with its latency hint, in fp32 also where it would take bf16. Reads the ONNX file."""
+"""OpenVINO on the CPU, with its latency hint, in fp32 also where it would take bf16. Reads .xml files with their .bin, and ONNX files."""
 
 from __future__ import annotations
 
 import functools
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ltcompile.errors import Unavailable
+from ltcompile.paths import write_bytes
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, Trace, by_name, first_line
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
 ENGINE = {"fp32": "", "bf16": "", "int8": ""}
 APART = READS_ONNX = THREADS = True
+READS = ".xml"
 TRACED = {"cpu": ("fp32", "bf16", "int8")}
 PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
@@ -43,13 +47,36 @@ def core() -> Any:
     return openvino.Core()
 
 
+def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
+    """Write an ONNX file as OpenVINO IR, OUTPUT.xml and OUTPUT.bin, with its weights as they are and its metadata.
+
+    Raises:
+        Unavailable: OpenVINO lacks an operator, or cannot read the file.
+    """
+    import onnx as onnx_module
+    import openvino
+
+    try:
+        network = core().read_model(onnx)
+        for text in onnx_module.load(str(onnx), load_external_data=False).metadata_props:
+            network.set_rt_info(text.value, ["ltcompile", text.key])
+        with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+            made = Path(folder) / "network.xml"
+            openvino.save_model(network, made, compress_to_fp16=False)
+            write_bytes(output.with_suffix(".bin"), made.with_suffix(".bin").read_bytes())
+            write_bytes(output, made.read_bytes())
+    except RuntimeError as error:
+        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
+        raise Unavailable(f"OpenVINO cannot write {output.name}: {lines[-1]}; use another format") from error
+
+
 def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
     """The ONNX file, compiled for the deployment's batch.
 
     Raises:
         Unavailable: the subject has no ONNX file, or OpenVINO cannot compile it.
     """
-    model = subject.need_onnx("openvino")
+    model = subject.file or subject.need_onnx("openvino")
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if deployment.precision == "bf16" else "f32",
@@ -71,13 +98,19 @@ def _fixed(shape: Any, batch: int) -> Any:
     return shape
 
 
+def _name(end: Any) -> str:
+    """What the file calls an input or output; a tensor can have the names of fused operations, too."""
+    name: str = end.node.friendly_name
+    return name if name in end.names else str(end.get_any_name())
+
+
 class _Session(Session):
     """A compiled network; each binding has an inference request of its own, which holds its inputs and outputs."""
 
     def __init__(self, compiled: Any, deployment: Deployment, details: dict[str, str], trace: bool) -> None:
         super().__init__(deployment, details)
         self._compiled, self._trace, self._calls = compiled, trace, list[list[Any]]()
-        self._inputs, self._outputs = ([end.get_any_name() for end in ends] for ends in (compiled.inputs, compiled.outputs))
+        self._inputs, self._outputs = ([_name(end) for end in ends] for ends in (compiled.inputs, compiled.outputs))
 
     def bind(self, inputs: Feeds) -> Bound:
         import openvino

@@ -15,11 +15,22 @@ from ltcompile.core.records import cpu_name
 from ltcompile.errors import InvalidSetting, Unavailable, unknown
 from ltcompile.numerics import compare
 from ltcompile.paths import check_writable, write_json
+from ltcompile.runtimes import unavailable
 from ltcompile.timing import Times, interleave
 from ltcompile.verification.answers import Recorded, read_answers
 from ltcompile.verification.claims import Claims, Timing, read_claims
 from ltcompile.verification.images import Labels
-from ltcompile.verification.matching import check_belongs, default_claims, deployment, images, open_dense, origin, selected
+from ltcompile.verification.matching import (
+    RUNTIME,
+    RUNTIMES,
+    check_belongs,
+    default_claims,
+    deployment,
+    images,
+    open_dense,
+    origin,
+    selected,
+)
 from ltcompile.verification.network import Array, Feed, Network, gpu_name, missing, open_network
 from ltcompile.verification.result import CLAIMS, Check, Value, Verified, share_of
 from ltcompile.verification.rules import judge_accuracy, judge_latency, judge_speedup
@@ -59,6 +70,7 @@ def verify(
     require: Sequence[str] = (),
     seconds: float = SECONDS,
     output: str | Path | None = None,
+    runtime: str = RUNTIME,
 ) -> Verified:
     """Repeat on this machine what a report.json or bench.json claims of the ONNX file `target`; by default the one in its folder.
 
@@ -67,22 +79,26 @@ def verify(
     ready for the network, and labels (N,), and is of networks that turn images into logits. All others are checked by the answers that
     `shrink` recorded next to the file (`verification.answers`), and by their times. `on` leaves out all other deployments. Each run takes
     about `seconds` a network. `require` names kinds of claims ("answers", "accuracy", "latency", "speedup"), all of which must be confirmed
-    for the whole to be.
+    for the whole to be. All of it runs on `runtime`: "onnxruntime", "openvino" or "tract", which shares no code with the others.
 
     A claim is confirmed by repeating it alone, by the rules and margins in `verification.rules`. While other work takes more than 30 % of
     the machine, nothing is timed. `verification.network` says what a file can do while it is examined.
 
     Raises:
         InvalidFile, InvalidData: a file is damaged or of another kind. TicketMismatch: the files do not belong together.
-        InvalidSetting: nothing is claimed for `on`. UnknownName: no such kind of claims. Unavailable: onnxruntime does not load.
+        InvalidSetting: nothing is claimed for `on`. UnknownName: no such kind of claims. Unavailable: onnxruntime or `runtime` does not load.
     """
+    if runtime not in RUNTIMES:
+        raise unknown("runtime to verify with", runtime, list(RUNTIMES))
+    if reason := unavailable(runtime, "cpu"):
+        raise Unavailable(f"{runtime}: {reason}")
     for what in require:
         if what not in CLAIMS:
             raise unknown("kind of claims to require", what, list(CLAIMS))
     if not isinstance(target, str | Path):
         raise InvalidSetting(f"verify takes the path of an ONNX file that `ltcompile shrink` wrote, not {type(target).__name__}")
     path, busy = Path(target), busy_share()
-    small = open_network(path)
+    small = open_network(path, runtime)
     claimed = read_claims(Path(claims) if claims else default_claims(path))
     check_belongs(small, claimed)
     job = _Job(

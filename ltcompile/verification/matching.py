@@ -14,6 +14,7 @@ from ltcompile.verification.images import Labels, read_images
 from ltcompile.verification.network import Array, Network, open_network
 
 RUNTIME = "onnxruntime"
+RUNTIMES = (RUNTIME, "openvino", "tract")  # that read ONNX files without torch; the others on a CPU alone
 BYTES_PER_PARAM = (0.9, 8.0)  # of an ONNX file of any precision, with folded norms and names
 GRAPH_BYTES = 1 << 20  # what a file may hold besides weights
 DEFAULT_CLAIMS = ("report.json", "bench.json")
@@ -57,13 +58,14 @@ def images(small: Network, path: Path) -> tuple[Array, Labels]:
 
 
 def selected(small: Network, claims: Claims, on: Deployment | None) -> list[Timing]:
-    """The timings on ONNX Runtime, or those for `on` alone. Raises InvalidSetting."""
-    rows = [row for row in claims.timings if row.runtime == RUNTIME]
+    """The timings on the network's runtime, or those for `on` alone. Raises InvalidSetting."""
+    rows = [row for row in claims.timings if row.runtime == small.runtime and (row.device == "cpu" or small.runtime == RUNTIME)]
     if on is None:
         return rows
-    if on.runtime != RUNTIME or on.threads:
+    if on.runtime != small.runtime or on.threads:
         raise InvalidSetting(
-            f"--on {on}: claims are repeated by {RUNTIME} alone, on its own number of threads; write {on.device}:{RUNTIME}:b{on.batch}"
+            f"--on {on}: claims are repeated by {small.runtime} alone, on its own number of threads; write "
+            f"{on.device}:{small.runtime}:b{on.batch}, or name another --runtime"
         )
     if on.precision != small.precision:
         raise InvalidSetting(f"--on {on}: {small.path.name} is a file in {small.precision}; name that, or take another file")
@@ -75,7 +77,7 @@ def selected(small: Network, claims: Claims, on: Deployment | None) -> list[Timi
 
 def open_dense(path: Path, small: Network, claims: Claims) -> Network:
     """The network that the small one was cut from, as far as its file shows. Raises InvalidFile or TicketMismatch."""
-    dense = open_network(path)
+    dense = open_network(path, small.runtime)
     if (_taken(dense), dense.classes, len(dense.outputs)) != (_taken(small), small.classes, len(small.outputs)):
         raise TicketMismatch(
             f"{path} turns {_taken(dense)} into {_given(dense)}, and {small.path.name} {_taken(small)} into {_given(small)}; "

@@ -216,7 +216,7 @@ class TestBench:
             monkeypatch.setattr(session, "run", lambda inputs: {name: value + 1e-2 for name, value in run(inputs).items()})
             return session
 
-        monkeypatch.setattr("ltcompile.benchmark.pruned.load", wrong)
+        monkeypatch.setattr("ltcompile.benchmark.pruned.load_apart", wrong)
         with pytest.raises(Disagreement, match="output 'logits': outputs are off by"):
             lt.bench(pruned("two inputs"), runtimes=["onnxruntime"], devices=["cpu"], batches=(1,))
         with pytest.raises(InvalidSetting, match="belong to tickets and files"):
@@ -228,7 +228,19 @@ class TestSteps:
         found = steps.steps()
         assert len(found) == len(registry.modules("ltcompile.deploy.steps")) > 5
         assert len({step.ORDER for step in found}) == len(found) and all(callable(step.run) for step in found)
-        assert formats.by_suffix().keys() == {".cpp", ".onnx", ".pt2", ".safetensors", ".so"}
+        assert formats.by_suffix().keys() == {
+            ".cpp",
+            ".mlpackage",
+            ".mnn",
+            ".onnx",
+            ".param",
+            ".pt2",
+            ".pte",
+            ".safetensors",
+            ".so",
+            ".tflite",
+            ".xml",
+        }
 
     @pytest.mark.parametrize("how", ["up", "down"])
     def test_snap_moves_the_widths_of_any_network(self, tmp_path: Path, how: str) -> None:

@@ -12,7 +12,7 @@ from quickly import timed_at_once
 from torch import Tensor, nn
 
 import ltcompile as lt
-from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch
+from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, UnknownName
 from ltcompile.verification.answers import read_answers
 from ltcompile.verification.network import open_network
 
@@ -53,6 +53,15 @@ def test_answers_times_and_what_cannot_be_repeated(shrunk: Path) -> None:
     assert "4 rows" in verdicts["answers"].reason and "network" in verdicts["ticket"].claim
     assert verdicts["accuracy"].verdict == "not comparable" and verdicts["accuracy"].claim == "mIoU 0.5 on test data"
     assert sum(check.what == "speedup" and check.found is not None for check in found.checks) == 2
+
+
+@pytest.mark.parametrize("runtime", ["openvino", "tract"])
+def test_another_runtime_repeats_the_answers(shrunk: Path, runtime: str) -> None:
+    found = lt.verify(shrunk / "small.onnx", seconds=0.02, runtime=runtime)
+    verdicts = {check.what: check.verdict for check in found.checks}
+    assert verdicts["file"] == verdicts["answers"] == verdicts["size"] == "confirmed" and "latency" not in verdicts
+    with pytest.raises(UnknownName, match="runtime to verify with named 'mnn'"):
+        lt.verify(shrunk / "small.onnx", runtime="mnn")
 
 
 @pytest.mark.parametrize("what", ["output:map", "input:tokens"])

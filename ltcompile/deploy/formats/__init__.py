@@ -1,7 +1,13 @@
 """File formats of deployed networks, one file each, found by their ending.
 
-A format offers `SUFFIX`, `write(network, pruned, job)`, and `reader(network, pruned, job) -> Run`, what the written file answers; and
-`PRECISIONS` where it does not hold all of fp32 and fp16.
+A format offers `SUFFIX`, `write(network, pruned, job)`, and `reader(network, pruned, job) -> Run`, what the written file answers, or, where no
+runtime of it exists here, `check_structure(pruned, job)`, which says what was checked instead. Optional are
+
+    PRECISIONS = ("fp32", "fp16")       where it does not hold all of fp32, fp16 and int8
+    BESIDE = (".bin",)                  the endings of files next to the one that is named
+    RUNTIME = "x"                       what runs the file
+    VENV = "x"                          the environment that it needs (`ltcompile doctor --install x`)
+    convert(onnx, output, precision)    writes the file from an ONNX file, for int8
 """
 
 from __future__ import annotations
@@ -10,10 +16,11 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-from ltcompile import registry
+from ltcompile import registry, runtimes
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.errors import InvalidSetting
+from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.pruned import Pruned
+from ltcompile.runtimes import _venvs
 
 
 def by_suffix() -> dict[str, ModuleType]:
@@ -27,11 +34,29 @@ def of(output: Path) -> ModuleType:
 
 
 def check(job: ShrinkJob) -> None:
-    """Raises InvalidSetting where no format has the output's ending, or it does not hold the precision."""
+    """Raises InvalidSetting where no format has the output's ending, or it does not hold the precision; Unavailable where it cannot be written."""
     if job.output.suffix not in by_suffix():
         raise InvalidSetting(f"{job.output} must end in {', '.join(by_suffix())}")
-    if job.precision not in getattr(of(job.output), "PRECISIONS", ("fp32", "fp16", "int8")):
-        raise InvalidSetting(f"{job.output.suffix} files compute in fp32, not {job.precision}; name an output that ends in .onnx")
+    kind = of(job.output)
+    if job.precision not in (held := getattr(kind, "PRECISIONS", ("fp32", "fp16", "int8"))):
+        raise InvalidSetting(
+            f"{job.output.suffix} files compute in {' or '.join(held)}, not {job.precision}; name an output that ends in .onnx"
+        )
+    if reason := unavailable(kind):
+        raise Unavailable(f"{job.output.suffix} files cannot be written here: {reason}")
+
+
+def unavailable(kind: ModuleType) -> str | None:
+    """Why files of a format cannot be written and read here, and what to do, or None."""
+    if hasattr(kind, "VENV"):
+        return _venvs.missing(kind.VENV)
+    return runtimes.unavailable(kind.RUNTIME, "cpu") if hasattr(kind, "RUNTIME") else None
+
+
+def files(output: Path) -> list[Path]:
+    """All files of an output that was written."""
+    beside = [output.with_suffix(suffix) for suffix in getattr(of(output), "BESIDE", ())]
+    return sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output, *beside]
 
 
 def metadata(pruned: Pruned, job: ShrinkJob) -> dict[str, str]:

@@ -11,13 +11,19 @@ from typing import Any
 
 from ltcompile.core.task import Metric, Task
 from ltcompile.deploy import formats
-from ltcompile.deploy.int8 import to_int8
+from ltcompile.deploy.formats._converted import converted
+from ltcompile.deploy.formats.openvino import RUNTIME
+from ltcompile.deploy.int8 import Quantized, to_int8
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.judges import judge_for
-from ltcompile.errors import InvalidSetting, TicketMismatch
+from ltcompile.errors import Disagreement, InvalidSetting, TicketMismatch
+from ltcompile.lower.answers import answers, of_file, probe
+from ltcompile.lower.inputs import Inputs
+from ltcompile.numerics import CHUNK, compare
 from ltcompile.pruned import MetricValue, Pruned
 
 ORDER = 70
+SUFFIXES = (".onnx", ".xml")
 IN_FILE = ("ranges", "weight_bits", "float_nodes", "val_score", "score", "test_score", "images")  # of the record
 
 
@@ -25,8 +31,8 @@ def check(job: ShrinkJob) -> None:
     """Raises InvalidSetting where int8 lacks what it needs."""
     if job.precision != "int8":
         return
-    if job.output.suffix != ".onnx":
-        raise InvalidSetting(f"int8 output must be .onnx, not {job.output}")
+    if job.output.suffix not in SUFFIXES:
+        raise InvalidSetting(f"int8 output must be {' or '.join(SUFFIXES)}, not {job.output}")
     if job.calibrate is None:
         raise InvalidSetting("int8 takes the ranges of activations from images; pass calibrate=, a data set or real inputs")
     if not job.any_batch:
@@ -56,12 +62,24 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
             )
         elif pruned.metric is not None:
             pruned = replace(pruned, metric=replace(pruned.metric, value=None, split="not measured: int8 was checked by its outputs"))
-        made.write(job.output, {**formats.metadata(pruned, job), "int8": json.dumps(entry)})
+        _write(made, pruned, job, Path(scratch), {**formats.metadata(pruned, job), "int8": json.dumps(entry)})
     return replace(pruned, small=made.module), {
         "onnx_error": made.compared.error,
         "tolerance": made.compared.allowed,
         "int8": dict(made.record),
     }
+
+
+def _write(made: Quantized, pruned: Pruned, job: ShrinkJob, scratch: Path, texts: dict[str, str]) -> None:
+    """Write the ONNX file, or a file that is converted from it and must answer as it does. Raises Disagreement."""
+    if job.output.suffix == ".onnx":
+        return made.write(job.output, texts)
+    made.write(onnx := scratch / f"{job.output.stem}.onnx", texts)
+    converted(onnx, job, formats.of(job.output).convert)
+    inputs, names = probe(pruned.small, pruned.example, CHUNK), pruned.input_names or Inputs.of(pruned.small, pruned.example).names
+    expected = answers(of_file(onnx, names, RUNTIME), inputs, CHUNK)
+    if (compared := compare(answers(formats.of(job.output).reader(made.module, pruned, job), inputs, CHUNK), expected)).refusal:
+        raise Disagreement(f"{job.output} and the int8 ONNX file that it was made of disagree: {compared.refusal}; write .onnx instead")
 
 
 def _check_same_data(pruned: Pruned, task: Task) -> None:

@@ -32,6 +32,8 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     kind = formats.of(job.output)
     inside = HalfInside(network) if job.precision == "fp16" else network
     kind.write(inside, pruned, job)
+    if not hasattr(kind, "reader"):
+        return pruned, {"onnx_error": None, "tolerance": None, "not_run": kind.check_structure(pruned, job)}
     inputs = probe(network, pruned.example, PROBES if job.precision == "fp32" else CHECKED)
     size = CHUNK
     if not job.any_batch:
@@ -47,6 +49,8 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
 
 def summary(record: Mapping[str, Any]) -> list[str]:
     cut = "" if record["equality_error"] is None else f"cut = masked to {record['equality_error']:.1e}, "
+    if record["onnx_error"] is None:
+        return [f"{cut}not run here: {record['not_run']}, {record['folded_batch_norms']} batch norms folded"]
     return [
         f"{cut}file = torch to {record['onnx_error']:.1e} (allowed {record['tolerance']:.0e}), {record['folded_batch_norms']} batch norms folded"
     ]

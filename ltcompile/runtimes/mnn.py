@@ -1,0 +1,125 @@
+"""MNN on the CPU, in fp32. Reads .mnn files; ONNX files are converted first, by MNN's own converter."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ltcompile.errors import Unavailable
+from ltcompile.runtimes import _devices
+from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, by_name
+from ltcompile.runtimes._convert import End, ends, own_file, run
+
+if TYPE_CHECKING:
+    from ltcompile.core.deployment import Deployment
+
+APART = READS_ONNX = THREADS = True
+DEFAULT = False
+READS = ".mnn"
+NARROWED = {"int64": "int32", "bool": "int32", "float64": "float32"}  # what MNN computes these in
+# The package's own command also installs and calls a logger of its makers, so its module is called here
+CONVERTER = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
+
+
+def unavailable(device: str) -> str | None:
+    """Why MNN cannot run on `device`, or None."""
+    if device == "cuda":
+        return "MNN's wheel does not run on NVIDIA GPUs; use the device cpu"
+    return _devices.missing(device) or (None if find_spec("MNN") else "MNN is not installed; pip install 'ltcompile[mnn]'")
+
+
+def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
+    """Write an ONNX file as MNN; "fp16" stores weights in half precision. Raises Unavailable where MNN's converter fails."""
+    half = ["--fp16"] if precision == "fp16" else []
+    files = ["--modelFile", onnx, "--MNNModel", output, "--bizCode", "ltcompile"]
+    text = run([sys.executable, "-P", "-c", CONVERTER, "-f", "ONNX", *files, *half], output.name)
+    if not output.is_file():
+        lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
+        reason = next((line[line.index("These Op") :] for line in lines if "These Op" in line), lines[-1])
+        raise Unavailable(f"MNN's converter writes no {output.name}: {reason.strip()}; use another format")
+
+
+def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
+    """The .mnn file, its inputs resized to what is bound.
+
+    Raises:
+        Unavailable: the subject has no file that MNN reads, or MNN cannot convert or open it.
+    """
+    import MNN
+
+    with own_file(subject, "mnn", READS, convert) as path:
+        network = MNN.Interpreter(str(path))
+    settings = {"backend": "CPU", "precision": "high", "numThread": deployment.threads or 4}
+    session = network.createSession(settings)
+    if session is None:
+        raise Unavailable(f"MNN cannot open {subject.what}: an operator has no CPU kernel; use another runtime")
+    known = ends(subject.onnx) if subject.onnx is not None else None
+    details = {"precision": "high", "threads": str(deployment.threads or "default: 4")}
+    return _Session(network, session, known, deployment, details)
+
+
+class _Session(Session):
+    """One session, whose tensors all bindings share."""
+
+    thread_safe = False
+
+    def __init__(
+        self, network: Any, session: Any, known: tuple[list[End], list[End]] | None, deployment: Deployment, details: dict[str, str]
+    ) -> None:
+        super().__init__(deployment, details)
+        self._network, self._session = network, session
+        self._x, self._y = network.getSessionInputAll(session), network.getSessionOutputAll(session)
+        outputs = known[1] if known else [End(name, "", ()) for name in self._y]
+        self._inputs = [end.name for end in known[0]] if known else list(self._x)
+        self._outputs = {end.name: end.dtype for end in outputs if end.name in self._y}
+        if len(self._outputs) != len(outputs):
+            raise Unavailable(f"MNN leaves out an output of {', '.join(end.name for end in outputs)}; use another runtime")
+
+    def bind(self, inputs: Feeds) -> Bound:
+        import MNN
+
+        kinds = {
+            np.dtype("float32"): MNN.Halide_Type_Float,
+            np.dtype("int32"): MNN.Halide_Type_Int,
+            np.dtype("uint8"): MNN.Halide_Type_Uint8,
+        }
+        held, found = dict[str, Any](), dict[str, Any]()
+
+        def placed(array: Array) -> Any:
+            return MNN.Tensor(array.shape or (1,), kinds[array.dtype], array, MNN.Tensor_DimensionType_Caffe)
+
+        def write(more: Feeds) -> None:
+            for name, array in by_name(more, self._inputs).items():
+                narrow = np.ascontiguousarray(array, NARROWED.get(str(array.dtype), array.dtype))
+                held[name] = (narrow, placed(narrow))
+
+        def call() -> None:
+            self._resize({name: array.shape for name, (array, _) in held.items()})
+            for name, (_, tensor) in held.items():
+                self._x[name].copyFrom(tensor)
+            self._network.runSession(self._session)
+            for name in self._outputs:
+                shape, whole = self._y[name].getShape(), self._y[name].getDataType() is MNN.Halide_Type_Int
+                if name not in found or found[name].getShape() != shape:
+                    found[name] = placed(np.zeros(shape, np.int32 if whole else np.float32))
+                self._y[name].copyToHostTensor(found[name])
+
+        def read() -> dict[str, Array]:
+            arrays = {name: np.array(tensor.getNumpyData()).reshape(tensor.getShape()) for name, tensor in found.items()}
+            return {name: array.astype(self._outputs[name] or array.dtype, copy=False) for name, array in arrays.items()}
+
+        write(inputs)
+        call()
+        return Bound(call, read, write)
+
+    def _resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Prepare for inputs of other shapes than before, which takes as long as opening the session."""
+        changed = [name for name, shape in shapes.items() if name in self._x and tuple(self._x[name].getShape()) != (shape or (1,))]
+        for name in changed:
+            self._network.resizeTensor(self._x[name], shapes[name])
+        if changed:
+            self._network.resizeSession(self._session)

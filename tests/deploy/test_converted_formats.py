@@ -1,0 +1,207 @@
+"""Files in the formats of other runtimes: read back and compared, or refused with what is missing; converters are programs that may fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from onnx import TensorProto, helper, save
+from torch import Tensor, nn
+
+import ltcompile as lt
+from ltcompile import runtimes
+from ltcompile.core.deployment import Deployment
+from ltcompile.deploy import formats
+from ltcompile.errors import Disagreement, InvalidFile, InvalidModel, InvalidSetting, Unavailable, UnknownName
+from ltcompile.runtimes import Subject, _convert, _venvs, load_apart
+
+CONVERTED = {suffix: kind for suffix, kind in formats.by_suffix().items() if hasattr(kind, "RUNTIME") or hasattr(kind, "VENV")}
+LIGHT = [suffix for suffix, kind in CONVERTED.items() if not hasattr(kind, "VENV")]
+
+
+class Two(nn.Module):
+    """Odd widths, two inputs and two outputs whose names are not in the order of the alphabet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(3, 7, 3, padding=1), nn.Linear(7, 5)
+
+    def forward(self, image: Tensor, extra: Tensor) -> dict[str, Tensor]:
+        found = torch.relu(self.conv(image)).mean((2, 3))
+        return {"logits": self.linear(found) + extra, "features": found}
+
+
+@pytest.fixture(scope="module")
+def pruned() -> lt.Pruned:
+    return lt.Pruned(Two().eval(), (torch.randn(2, 3, 9, 9), torch.randn(2, 5)), preprocessing={"mean": "[0.5]"})
+
+
+def need(kind: ModuleType) -> None:
+    if reason := formats.unavailable(kind):
+        pytest.skip(reason)
+
+
+def precisions(suffix: str) -> list[str]:
+    return [p for p in getattr(CONVERTED[suffix], "PRECISIONS", ("fp32", "fp16")) if p != "int8"]
+
+
+def test_there_are_formats() -> None:
+    assert {".xml", ".mnn", ".param"} == set(LIGHT) and {".tflite", ".pte", ".mlpackage"} == CONVERTED.keys() - set(LIGHT)
+    assert all(runtimes.unavailable(CONVERTED[suffix].RUNTIME, "cpu") is None for suffix in LIGHT), "dev installs these"
+
+
+@pytest.mark.parametrize(("suffix", "precision"), [(suffix, p) for suffix in CONVERTED for p in precisions(suffix)])
+def test_a_file_is_read_back_by_its_own_runtime(suffix: str, precision: str, pruned: lt.Pruned, tmp_path: Path) -> None:
+    need(CONVERTED[suffix])
+    done = lt.shrink(pruned, tmp_path / f"small{suffix}", precision=precision)  # type: ignore[arg-type]
+    record = json.loads((tmp_path / "small.json").read_text())
+    files = formats.files(done.path)
+    assert record["bytes"] == sum(path.stat().st_size for path in files) and all(path.exists() for path in files)
+    if not hasattr(CONVERTED[suffix], "RUNTIME"):
+        assert "macOS" in record["not_run"] and record["onnx_error"] is None
+        return
+    assert record["onnx_error"] <= record["tolerance"] <= (1e-4 if precision == "fp32" else 0.1)
+    assert precision == "fp32" or record["onnx_error"] > 1e-6, "nothing was rounded"
+    session = load_apart(Subject("small", file=done.path), Deployment("cpu", CONVERTED[suffix].RUNTIME, 3))
+    image, extra = torch.randn(3, 3, 9, 9), torch.randn(3, 5)
+    named = {"image": image.numpy(), "extra": extra.numpy()}
+    found = session.run(named if suffix in (".xml", ".mnn") else list(named.values()))
+    with torch.no_grad():
+        expected = pruned.small(image, extra)
+    for value in expected.values():
+        assert min(float(np.abs(other - value.numpy()).max()) for other in found.values() if other.shape == value.shape) < 2e-2
+
+
+def test_openvino_keeps_the_metadata_and_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
+    small = lt.Pruned(network, torch.randn(2, 3, 6, 6), preprocessing={"mean": "[0.5]"})
+    done = lt.shrink(small, tmp_path / "small.xml", precision="int8", calibrate=[torch.randn(200, 3, 6, 6)])
+    text = done.path.read_text()
+    assert "FakeQuantize" in text or 'element_type="i8"' in text or 'type="i8"' in text
+    assert 'value="[0.5]"' in text and str(small.checksum) in text
+    with pytest.raises(InvalidSetting, match=r"int8 output must be \.onnx or \.xml, not .*small\.mnn"):
+        lt.shrink(small, tmp_path / "small.mnn", precision="int8", calibrate=[torch.randn(200, 3, 6, 6)])
+
+
+@pytest.mark.parametrize("suffix", LIGHT)
+def test_an_operator_that_a_format_lacks_is_named(suffix: str, tmp_path: Path) -> None:
+    """With its layer, where the converter names it."""
+    need(CONVERTED[suffix])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 4, 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Bernoulli", ["x"], ["y"], name="odd", seed=1.0)], "g", ends[:1], ends[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "odd.onnx")
+    with pytest.raises(Unavailable, match="Bernoulli"):
+        CONVERTED[suffix].convert(tmp_path / "odd.onnx", tmp_path / f"odd{suffix}", "fp32")
+    assert not (tmp_path / f"odd{suffix}").exists()
+
+
+def test_shapes_that_vary_are_refused(pruned: lt.Pruned, tmp_path: Path) -> None:
+    with pytest.raises(InvalidSetting, match="have fixed shapes"):
+        lt.shrink(pruned, tmp_path / "small.mnn", dynamic=("batch", "image.2"))
+
+
+@pytest.mark.parametrize("suffix", LIGHT)
+def test_a_runtime_that_answers_wrongly_is_refused(suffix: str, pruned: lt.Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of another network lies there when it is read back."""
+    kind = CONVERTED[suffix]
+    need(kind)
+    other = lt.Pruned(Two().eval(), pruned.example)
+    with torch.no_grad():
+        other.small.linear.bias[3] += 1.0
+    honest = kind.write
+    monkeypatch.setattr(kind, "write", lambda network, _, job: honest(other.small, other, job))
+    with pytest.raises(Disagreement, match="output 'logits': outputs are off by"):
+        lt.shrink(pruned, tmp_path / f"small{suffix}")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield tmp_path / "cache" / "ltcompile"
+
+
+def fake(cache: Path, name: str, code: str) -> None:
+    """An environment whose interpreter runs `code`, with what it is called with as `sys.argv[1:]`."""
+    there = cache / "venvs" / name
+    (there / "bin").mkdir(parents=True)
+    program = there / "bin" / "python"
+    program.write_text(f"#!{sys.executable}\nimport sys\n{code}\n")
+    program.chmod(0o755)
+    (there / "installed.json").write_text("{}")
+
+
+class TestConverters:
+    """Heavy ones run in environments of their own, as any program that is handed files."""
+
+    @pytest.mark.parametrize("name", _venvs.PACKAGES)
+    def test_nothing_is_installed_without_being_asked_for(self, name: str, cache: Path, pruned: lt.Pruned, tmp_path: Path) -> None:
+        suffix = next(suffix for suffix, kind in CONVERTED.items() if getattr(kind, "VENV", "") == name)
+        with pytest.raises(Unavailable, match=f"cannot be written here: .* run `ltcompile doctor --install {name}`"):
+            lt.shrink(pruned, tmp_path / f"small{suffix}")
+        assert not cache.exists()
+
+    def test_a_failure_gives_its_last_line_and_keeps_the_log(self, cache: Path, pruned: lt.Pruned, tmp_path: Path) -> None:
+        fake(cache, "executorch", "print('lowering'); print('KeyError: aten.foo of layer conv.3', file=sys.stderr); sys.exit(3)")
+        with pytest.raises(
+            InvalidModel, match=r"small\.pte was not made: it ended with code 3: KeyError: aten\.foo of layer conv\.3; its log"
+        ):
+            lt.shrink(pruned, tmp_path / "small.pte")
+        assert "lowering" in (cache / "logs" / "small.pte.log").read_text() and not (tmp_path / "small.pte").exists()
+
+    def test_a_converter_that_writes_nothing(self, cache: Path, pruned: lt.Pruned, tmp_path: Path) -> None:
+        fake(cache, "litert", "")
+        with pytest.raises(InvalidModel, match=r"litert's converter writes no small\.tflite"):
+            lt.shrink(pruned, tmp_path / "small.tflite")
+
+    def test_a_package_is_checked_for_its_structure(self, cache: Path, pruned: lt.Pruned, tmp_path: Path) -> None:
+        """It is written next to its place, and moved there; a second one replaces it."""
+        code = """
+import json, pathlib
+if 'get_spec' in sys.argv[3]:
+    print(json.dumps({"inputs": SHAPES, "outputs": 2, "kind": "mlProgram"}))
+else:
+    out = pathlib.Path(sys.argv[5])
+    (out / "Data").mkdir(parents=True)
+    (out / "Data" / "weight.bin").write_bytes(bytes(1000))
+"""
+        fake(cache, "coreml", code.replace("SHAPES", "[[1, 3, 9, 9], [1, 5]]"))
+        for _ in range(2):
+            done = lt.shrink(pruned, tmp_path / "small.mlpackage")
+            assert done.record["bytes"] == 1000 and "macOS" in done.record["not_run"] and done.path.is_dir()
+        shutil.rmtree(cache / "venvs")
+        fake(cache, "coreml", code.replace("SHAPES", "[[1, 3, 8, 8], [1, 5]]"))
+        with pytest.raises(Disagreement, match="is not the network"):
+            lt.shrink(pruned, tmp_path / "small.mlpackage")
+
+    def test_an_install_says_what_failed(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(UnknownName, match="format to install named 'tflite'"):
+            _venvs.install("tflite")
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"total": 10, "free": 1})())
+        with pytest.raises(InvalidFile, match=r"the environment of coreml will take about .* free space there"):
+            _venvs.install("coreml")
+
+    def test_no_network_is_a_reason(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[list[str]] = []
+
+        def offline(command: list[Any], *_: Any, **rest: Any) -> Any:
+            calls.append([str(part) for part in command])
+            if "pip" in calls[-1]:
+                rest["stdout"].write(b"ERROR: No matching distribution found for coremltools\n")
+            return type("Done", (), {"returncode": int("pip" in calls[-1])})()
+
+        monkeypatch.setattr(_venvs, "check_room", lambda *_: None)
+        monkeypatch.setattr(_convert.subprocess, "run", offline)
+        with pytest.raises(Unavailable, match=r"No matching distribution found for coremltools; its log is .*; check the network"):
+            _venvs.install("coreml")
+        assert [("venv" in c, "pip" in c) for c in calls] == [(True, False), (False, True)] and _venvs.python("coreml") is None
+        assert (cache / "logs" / "install-coreml.log").is_file()
