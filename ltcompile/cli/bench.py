@@ -12,14 +12,18 @@ from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, own_network
 from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, batches, print_header, print_row, warn_if_busy
 
 if TYPE_CHECKING:
+    from ltcompile.benchmark.formats import FormatRow
     from ltcompile.core.records import Measurement
+    from ltcompile.pruned import Pruned
 
 EPILOG = (
     "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile bench ticket.pt --runtime onnxruntime --batch 1 --batch 64  ·  "
     "ltcompile bench ticket.pt --competitors --batch 64  ·  ltcompile bench small.onnx --write-dense dense.onnx  ·  "
-    "ltcompile bench --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64"
+    "ltcompile bench --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64  ·  "
+    "ltcompile bench ticket.pt --formats all --max-drop 0.5"
 )
 NAME = 6  # characters of a network's name
+FORMAT_LINE = "{:<12} {:<12} {:<5} {:>3} {:>8} {:>8} {:>7} {:<22} {:<20} {:>7} {:>7}"
 IMAGES = 256  # outputs are compared on as many at most, and int8 takes its ranges from them
 
 
@@ -49,6 +53,16 @@ def bench(
     competitors: bool = typer.Option(
         False, "--competitors", help="Time the engine against all runtimes that could run a ticket's networks; takes minutes."
     ),
+    formats: str | None = typer.Option(
+        None,
+        metavar="all|LIST",
+        help="One table of formats instead, all or such as .onnx,.xml,.mnn: size, metric and time of each in its own runtime.",
+    ),
+    precision: list[str] | None = typer.Option(None, help="With --formats: fp32, fp16, int8; fp32 by default."),
+    threads: int = typer.Option(1, min=1, max=1024, help="With --formats: threads of one operation, where a runtime takes a number."),
+    max_drop: float | None = typer.Option(
+        None, metavar="POINTS", help="With --formats: end with 1 where a format loses more points of accuracy, or units of the metric."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the rows as JSON."),
 ) -> None:
     """Measure the small network against the dense one: outputs checked first, then interleaved timings."""
@@ -62,6 +76,13 @@ def bench(
     file = target if target is not None and target.suffix == ".onnx" and example is not None else None  # of one's own network
     own = own_network(None if file else target, model, weights, plan, example)
     warn_if_busy(busy_share())
+    if formats is None and (precision or max_drop is not None):
+        raise InvalidSetting("--precision and --max-drop belong to --formats; add --formats all")
+    if formats is not None:
+        names = None if formats == "all" else [name.strip() for name in formats.split(",")]
+        where = output or (target.parent if target else Path()) / "formats.json"
+        _formats(own or target, names, precision or ["fp32"], threads, batch, data, data_root, model, max_drop, seconds, where, as_json)
+        return
     if competitors:
         if own or target is None or runtime or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
             raise InvalidSetting("--competitors takes a ticket.pt and one --device, and no --runtime or --write-dense: all run")
@@ -102,6 +123,83 @@ def bench(
         typer.echo(f"skipped {names}: {reason}")
     files = " and ".join(str(path) for path in (written, write_dense) if path)
     typer.echo(f"wrote {files}; next: ltcompile report {written.parent}")
+
+
+def _formats(
+    target: Pruned | Path | None,
+    names: list[str] | None,
+    precisions: list[str],
+    threads: int,
+    batches: list[int],
+    data: str | None,
+    data_root: Path,
+    model: str | None,
+    max_drop: float | None,
+    seconds: float,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """The table of formats, at the first batch size; ends with 1 where a format loses more than `max_drop`."""
+    from ltcompile import tasks
+    from ltcompile.benchmark.formats import bench_formats
+    from ltcompile.cli.shrink import calibration
+    from ltcompile.core.ticket import Ticket
+    from ltcompile.data import Dataset
+    from ltcompile.errors import InvalidSetting
+    from ltcompile.paths import check_writable
+
+    if not isinstance(target, Path):
+        if target is None:
+            raise InvalidSetting("--formats takes a ticket.pt, or a network that --model names")
+        found = target
+        task = None
+    else:
+        found = Ticket.load(target)  # type: ignore[assignment]
+        loaded = calibration(found, data or found.data["name"], data_root)  # type: ignore[attr-defined, arg-type]
+        task = tasks.load("classification").TASK(loaded) if isinstance(loaded, Dataset) else loaded
+    if not as_json:
+        typer.secho(
+            FORMAT_LINE.format("format", "runtime", "prec", "thr", "KB", "metric", "error", "ms (95 %)", "speedup (95 %)", "MB", "start s")
+        )
+    result = bench_formats(
+        found,
+        names,
+        precisions=precisions,
+        threads=threads,
+        batch=batches[0] if len(batches) == 1 else 1,
+        task=task,  # type: ignore[arg-type]
+        max_drop=max_drop,
+        seconds=seconds,
+        output=check_writable(output),
+        model=model if task is not None else None,
+        on_row=(lambda row: None) if as_json else _print_format,
+    )
+    if as_json:
+        typer.echo(output.read_text())
+    else:
+        reference = "" if result.reference is None else f"; {result.metric} of the fp32 network in PyTorch: {result.reference:.4g}"
+        typer.echo(f"wrote {output}{reference}")
+    if result.dropped:
+        typer.secho(f"lose more than {max_drop:g}: {', '.join(result.dropped)}", fg="red", err=True)
+        raise typer.Exit(1)
+
+
+def _print_format(row: FormatRow) -> None:
+    def text(form: str, *values: float | None) -> str:
+        return "" if None in values else form.format(*values)
+
+    scaled = (None if row.bytes is None else row.bytes / 1e3, None if row.peak_bytes is None else row.peak_bytes / 1e6)
+    cells = (
+        text("{:.0f}", scaled[0]),
+        text("{:.4g}", row.metric),
+        text("{:.0e}", row.max_error),
+        text("{:.3f} ({:.3f}-{:.3f})", row.ms, row.ms_low, row.ms_high),
+        text("{:.2f}x ({:.2f}-{:.2f})", row.speedup, row.speedup_low, row.speedup_high),
+        text("{:.1f}", scaled[1]),
+        text("{:.2f}", row.start_s),
+    )
+    line = FORMAT_LINE.format(row.format, row.runtime, row.precision, row.threads or "", *cells).rstrip()
+    typer.echo(f"{line}  {row.reason}" if row.reason else line)
 
 
 def _competitors(

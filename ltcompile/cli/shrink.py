@@ -118,7 +118,7 @@ def shrink(
             output,
             precision=precision,  # type: ignore[arg-type]
             model=model if ticket is not None else None,
-            calibrate=_calibration(source, calibrate, data_root),
+            calibrate=calibration(source, calibrate, data_root),
             max_drop=max_drop,
             finetune_epochs=finetune_epochs,
             snap=snap,  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def _planned(own: Pruned | None, plan: Path | None, speedup: float, on: str, qui
     return Pruned.of_cut(own.small, found, own.example), reached[0]
 
 
-def _calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path) -> Calibration | None:
+def calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path) -> Calibration | None:
     """A data set for a ticket; of any other network, a file of inputs."""
     from ltcompile.core.description import Description
     from ltcompile.core.preprocessing import Preprocessing

@@ -136,7 +136,8 @@ class Measurement(Record):
     max_error: float
 
 
-PACKAGES = "ltcompile torch torchvision torch-pruning onnx onnxruntime-gpu onnxruntime openvino mnn ncnn pnnx tract triton".split()
+PACKAGES = ["ltcompile", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime-gpu", "onnxruntime"]
+PACKAGES += ["openvino", "mnn", "ncnn", "pnnx", "tract", "triton"]
 
 
 @functools.cache

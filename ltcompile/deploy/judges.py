@@ -85,7 +85,7 @@ class TaskJudge:
                     f"int8 is chosen and checked by {task.metric.name}, and {task.description.name} has {found} {name} images, of {LEAST_INPUTS} "
                     "that a decision needs; use more images, or leave the network in fp32 or fp16"
                 )
-        self._network, self._task, self._metric = network, task, task.metric
+        self._network, self.task, self._metric = network, task, task.metric
         self.units, self.drop_key = self._metric.unit, f"max_drop_{self._metric.unit}"
         self.inputs = Inputs.of(network, _inputs(task))
 
@@ -102,20 +102,20 @@ class TaskJudge:
         return f"{self._metric.format(score)} on validation images"
 
     def record(self) -> dict[str, Any]:
-        sizes = {"calibration": self.inputs.batch, "validation": self._task.sizes["val"], "test": self._task.sizes["test"]}
+        sizes = {"calibration": self.inputs.batch, "validation": self.task.sizes["val"], "test": self.task.sizes["test"]}
         metric = {} if self._metric == ACCURACY else {"metric": self._metric.to_json()}
-        return {"data": self._task.description.name, "images": sizes, **metric}
+        return {"data": self.task.description.name, "images": sizes, **metric}
 
     def test(self, runs: Mapping[str, Run]) -> dict[str, float]:
         return {name: self._score(_in_chunks(run), "test") for name, run in runs.items()}
 
     def _answers(self, run: Run, part: Part) -> Answers:
         """What `run` answers to all items of a part, in order."""
-        parts = [run(Inputs.of(self._network, to_layout(x, torch.contiguous_format))) for x, _ in self._task.batches(part, CHUNK, CPU)]
+        parts = [run(Inputs.of(self._network, to_layout(x, torch.contiguous_format))) for x, _ in self.task.batches(part, CHUNK, CPU)]
         return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
 
     def _score(self, run: Run, part: Part) -> float:
-        return self._task.evaluate(_Through(self._network, run), part, CPU).value
+        return self.task.evaluate(_Through(self._network, run), part, CPU).value
 
 
 def _replay(outputs: Answers) -> Run:

@@ -90,6 +90,9 @@ def shared() -> Workers:
     return workers
 
 
+os.register_at_fork(after_in_child=shared.cache_clear)  # a connection belongs to one process
+
+
 class _Worker:
     """A process and this end of its connection; `reason` is why it ended, "" while it runs."""
 

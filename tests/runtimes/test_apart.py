@@ -198,6 +198,25 @@ os.kill(os.getpid(), 9)
         pytest.fail("the worker outlives its parent")
 
 
+def test_a_fork_has_workers_of_its_own(tmp_path: Path) -> None:
+    network(tmp_path / "n.onnx")
+    script = f"""
+import os, numpy as np
+from pathlib import Path
+from ltcompile.core.deployment import Deployment
+from ltcompile.runtimes import Subject, load_apart, shared
+subject, inputs = Subject("n", onnx=Path({str(tmp_path / "n.onnx")!r})), {{"x": np.ones((3, 3, 4, 4), np.float32), "n": np.arange(3)}}
+session, before = load_apart(subject, Deployment("cpu", batch=3)), shared().processes()
+if not (child := os.fork()):
+    found = load_apart(subject, Deployment("cpu", batch=3)).run(inputs)
+    os._exit(0 if found["y"].mean() == 2 and shared().processes() != before else 1)
+assert all(session.run(inputs)["y"].mean() == 2 for _ in range(10)) and os.waitpid(child, 0)[1] == 0 and shared().processes() == before
+assert session.run(inputs)["y"].mean() == 2
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_runtimes_that_share_this_process_stay_in_it(tmp_path: Path) -> None:
     before = dict(shared().processes())
     session = load_apart(Subject("n", torch.nn.Identity().eval()), Deployment("cpu", "eager", 1))

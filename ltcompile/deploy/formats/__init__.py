@@ -22,6 +22,8 @@ from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.pruned import Pruned
 from ltcompile.runtimes import _venvs
 
+NAMED = ("onnxruntime", "openvino", "mnn")  # runtimes that know the names of inputs; others go by their order
+
 
 def by_suffix() -> dict[str, ModuleType]:
     """Ending -> format."""

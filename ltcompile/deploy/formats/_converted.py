@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.deployment import Deployment
-from ltcompile.deploy.formats import onnx
+from ltcompile.deploy.formats import NAMED, onnx
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.errors import InvalidModel, InvalidSetting, Unavailable
 from ltcompile.graph.outputs import outputs_of
@@ -69,8 +69,8 @@ def in_venv(name: str, code: str, program: Path, output: Path, *settings: str) -
             made.replace(output)
 
 
-def read_by(runtime: str, network: nn.Module, pruned: Pruned, job: ShrinkJob, named: bool = False) -> Run:
-    """What the job's output answers through `runtime`, in a worker process; `named` ones go by the names of inputs, others by their order.
+def read_by(runtime: str, network: nn.Module, pruned: Pruned, job: ShrinkJob) -> Run:
+    """What the job's output answers through `runtime`, in a worker process.
 
     Raises Unavailable where the runtime cannot open it.
     """
@@ -84,7 +84,7 @@ def read_by(runtime: str, network: nn.Module, pruned: Pruned, job: ShrinkJob, na
         if inputs.batch not in sessions:
             sessions[inputs.batch] = load_apart(Subject(job.output.name, file=job.output), Deployment("cpu", runtime, inputs.batch))
         arrays = {name: tensor.contiguous().numpy() for name, tensor in zip(names, inputs.tensors, strict=True)}
-        found = sessions[inputs.batch].run(arrays if named else list(arrays.values()))
+        found = sessions[inputs.batch].run(arrays if runtime in NAMED else list(arrays.values()))
         order = expected if set(expected) == set(found) else found
         return {name: torch.from_numpy(found[name]) for name in order}
 

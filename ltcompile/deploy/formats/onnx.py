@@ -12,6 +12,7 @@ from ltcompile.lower.inputs import Inputs
 from ltcompile.pruned import Pruned
 
 SUFFIX = ".onnx"
+RUNTIME = "onnxruntime"
 
 
 def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:

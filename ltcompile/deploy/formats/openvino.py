@@ -20,4 +20,4 @@ def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
 
 
 def reader(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> Run:
-    return read_by(RUNTIME, network, pruned, job, named=True)
+    return read_by(RUNTIME, network, pruned, job)

@@ -1,0 +1,71 @@
+"""The table of formats: a row for each, with its figures or the reason why it has none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from quickly import timed_at_once
+from torch import nn
+
+import ltcompile as lt
+from ltcompile.benchmark.formats import FormatRow, bench_formats
+from ltcompile.deploy import formats
+from ltcompile.errors import InvalidSetting, UnknownName
+from ltcompile.runtimes import _venvs
+from ltcompile.tasks import Classification
+
+FORMATS = [".mnn", ".safetensors", ".cpp", ".tflite"]
+
+
+@pytest.fixture(scope="module")
+def pruned() -> lt.Pruned:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10)).eval()
+    example = torch.randn(2, 1, 8, 8)
+    return lt.Pruned.of_cut(dense, lt.plan(dense, example, ratio=0.5), example)
+
+
+@pytest.fixture(scope="module")
+def benched(pruned: lt.Pruned, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[FormatRow], dict[str, object]]:
+    """Every row loses more than -1 points: what a floor does that none holds."""
+    output, seen = tmp_path_factory.mktemp("formats") / "formats.json", list[FormatRow]()
+    task = Classification(lt.load_data("digits", image_size=8))
+    with timed_at_once(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(output.parent / "cache"))
+        found = bench_formats(pruned, FORMATS, task=task, max_drop=-1.0, seconds=0.01, output=output, on_row=seen.append)
+    assert found.rows == seen and found.dropped == [".mnn fp32", ".safetensors fp32"]
+    return seen, json.loads(output.read_text())
+
+
+def test_a_row_has_all_figures_of_a_format_that_runs(benched: tuple[list[FormatRow], dict[str, object]]) -> None:
+    rows, written = {row.format: row for row in benched[0]}, benched[1]
+    assert [*rows] == FORMATS and [FormatRow.from_json(row) for row in written["rows"]] == benched[0]  # type: ignore[attr-defined]
+    for row in (rows[".mnn"], rows[".safetensors"]):
+        assert row.ms and row.ms_low and row.ms_low <= row.ms and row.speedup and row.bytes and row.start_s and not row.reason
+        assert row.metric == pytest.approx(written["reference"], abs=0.01) and row.max_error is not None and row.max_error <= 1e-4
+    assert (rows[".mnn"].threads, rows[".safetensors"].threads) == (1, 0) and rows[".mnn"].peak_bytes is not None
+    assert written["dropped"] == [".mnn fp32", ".safetensors fp32"] and written["kind"] == "formats"
+
+
+def test_others_have_a_reason(benched: tuple[list[FormatRow], dict[str, object]]) -> None:
+    rows = {row.format: row for row in benched[0]}
+    assert "the source of .so" in rows[".cpp"].reason and rows[".cpp"].ms is None
+    assert "ltcompile doctor --install litert" in rows[".tflite"].reason and rows[".tflite"].bytes is None
+
+
+def test_settings_that_make_no_sense(pruned: lt.Pruned) -> None:
+    with pytest.raises(UnknownName, match=r"format named '\.tflit'"):
+        bench_formats(pruned, [".tflit"])
+    with pytest.raises(InvalidSetting, match="max_drop=1 compares the task's metric"):
+        bench_formats(pruned, [".mnn"], max_drop=1)
+
+
+def test_every_format_says_who_runs_it() -> None:
+    """A runtime, this process, an environment of its own, or the reason why it is left out."""
+    from ltcompile.benchmark.formats import IN_PROCESS, SKIPPED
+
+    for suffix, kind in formats.by_suffix().items():
+        assert sum((hasattr(kind, "RUNTIME"), suffix in IN_PROCESS, suffix in SKIPPED, hasattr(kind, "check_structure"))) == 1, suffix
+        assert not hasattr(kind, "VENV") or kind.VENV in _venvs.PACKAGES
