@@ -22,7 +22,7 @@ from ltcompile.core.records import provenance
 from ltcompile.runtimes import Subject, load, load_apart, unavailable
 from ltcompile.timing import interleave
 
-RUNTIMES = ("onnxruntime", "openvino", "mnn", "ncnn", "tract")
+RUNTIMES = ("onnxruntime", "openvino", "mnn")  # those that run next to each other in one process, too
 REQUESTS = 500
 
 
