@@ -38,7 +38,7 @@ class SensitivityRow(Record):
 
 @dataclass(frozen=True)
 class Sensitivity(Record):
-    """The rows of all groups, and the score of the whole network; `checksum` is that of its weights and of what was asked of them."""
+    """The rows of all groups, and the score of the whole network; `checksum` is that of its weights and of the settings."""
 
     checksum: str
     dense: float
