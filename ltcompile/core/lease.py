@@ -39,7 +39,7 @@ class Files:
         """What a folder holds; nothing where there is none."""
         try:
             return os.listdir(folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def create(self, path: str, content: bytes) -> int | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ OPTIONS = {
     "num_cpus": "that Ray counts for a worker, 1 by default",
     "num_gpus": "the same of GPUs, 0 by default",
 }
-OLDEST = (2, 59)
+OLDEST, CONNECT_S = (2, 59), 10
 
 
 def unavailable() -> str | None:
@@ -84,14 +87,19 @@ class Executor:
             amounts = {"num_cpus": 1.0, "num_gpus": 0.0} | {key: float(text) for key, text in options.items()}
         except ValueError as error:
             raise InvalidSetting(f"executor=ray: {error}") from error
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            self._context = ray.init(address, include_dashboard=None if address else False, log_to_driver=False, configure_logging=False)
+            if address is not None and (place := re.fullmatch(r"(?:\w+://)?(.+):(\d+)", address)):
+                socket.create_connection((place[1], int(place[2])), CONNECT_S).close()  # Ray itself tries for minutes
+            ray.init(address, include_dashboard=None if address else False, log_to_driver=False, configure_logging=False)
         except Exception as error:  # ConnectionError, AuthenticationError and others without a common base
             reason = " ".join(str(error).split())[:300]
             raise Unavailable(
                 f"executor=ray: there is no cluster at address={address} that lets this process in: {reason}. Check the address, and that "
                 "RAY_AUTH_TOKEN or ~/.ray/auth_token holds the cluster's token"
             ) from error
+        for number, handler in handlers.items():  # Ray sets its own
+            signal.signal(number, handler)
         self.folder = folder
         self._run = ray.remote(run_command).options(max_retries=0, **amounts)
 
