@@ -28,7 +28,7 @@ def differs(engine: Engine, given: Pruned, rows: int) -> str:
     return compare({n: y.numpy() for n, y in found.items()}, {n: x.numpy() for n, x in exact.items()}).refusal
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind if kind == "two inputs" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 def test_an_engine_answers_as_the_network(kind: str, quick: None, tmp_path: Path) -> None:
     given = pruned(kind)
     engine = lt.compile(given, batch=[1, 3])

@@ -115,6 +115,7 @@ class TestLaws:
 
     @pytest.mark.parametrize("name", ["lenet300", "lenet5", "conv2", "vgg11", "resnet20", "branches", "depthwise", "mobilenet", "grouped"])
     @pytest.mark.parametrize("axis", ["in", "out"])
+    @pytest.mark.slow
     def test_all_that_was_hollowed_goes(self, name: str, axis: str) -> None:
         """What stays of constants is one channel for a reader with padding or without a bias, or such a reader sees no constant."""
         model, images = built(name)

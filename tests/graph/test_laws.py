@@ -105,6 +105,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 20), st.intege
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(STEPS, st.integers(0, 10_000))
+@pytest.mark.slow
 def test_random_graphs(steps: list[tuple[str, int, int, int]], seed: int) -> None:
     """Cutting equals masking; what is left is what a new tracing finds; two cuts are one."""
     torch.manual_seed(seed)

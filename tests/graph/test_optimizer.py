@@ -32,6 +32,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 @pytest.mark.parametrize("network", ["resnet20", "branches", "depthwise"])
+@pytest.mark.slow
 def test_the_next_steps_are_those_of_a_masked_optimizer(network: str, name: str, images: Tensor) -> None:
     torch.manual_seed(0)
     model = NETWORKS[network]().double().train()

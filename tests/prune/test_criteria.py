@@ -409,8 +409,11 @@ class TestTaylor:
         close(criteria.score("taylor", (group,), net, evidence, "producers")[group.name], expected / expected.mean(), 1e-5)
 
 
+MOST_WORK = ("resnet20", "conv2", "lenet300", "vision", "norms")
+
+
 class TestGather:
-    @pytest.mark.parametrize("name", sorted(NETWORKS))
+    @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in MOST_WORK else n for n in sorted(NETWORKS)])
     def test_every_network_is_scored_and_cut(self, name: str) -> None:
         """By every criterion, from what it needs and no more, over the producers and over all slices."""
         torch.manual_seed(0)
