@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import judging as checks
 import torch
 from _common import RESULTS
 from gpu import LEFT_OUT, LOST
@@ -31,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
-from ltcompile.benchmark.competitors import Case, Check, CompetitorsResult, Network, case_table, checks, run, write
+from ltcompile.benchmark.competitors import Case, Check, CompetitorsResult, Network, case_table, run, write
 from ltcompile.errors import DeviceLost, InvalidFile, InvalidSetting
 
 SEED, IMAGES, LARGE_IMAGES = 0, 256, 128
@@ -306,12 +307,10 @@ def _judge_cpu(result: CompetitorsResult) -> list[Check]:
 
 def odd_widths(end: float) -> list[Check]:
     """On a GPU, where there is time left."""
-    from ltcompile.benchmark.competitors.widths import cost_of_odd
-
     found = None
     if time.monotonic() < end - RESERVE_S["cuda"] / 2:
         try:
-            found = max(cost_of_odd(lambda _: None).values())
+            found = max(checks.cost_of_odd(lambda _: None).values())
         except (RuntimeError, lt.LtcompileError) as error:
             print(f"odd widths: {error}", flush=True)
     return [checks.at_most("conv2d with odd widths over the next multiple of 8, the worst of three: at most 1.10", found, 1.1)]

@@ -7,7 +7,7 @@ Batch norms alone are in training mode: dropout and stochastic depth stay off, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -31,21 +31,28 @@ def take_statistics(model: nn.Module, batches: Iterable[Example]) -> None:
     model.eval()
     seen: dict[nn.Module, int] = {}
     momenta = {norm: norm.momentum for norm in norms}
-    hooks = [norm.register_forward_pre_hook(partial(_weigh, seen)) for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
     try:
-        for batch in batches:
-            inputs = Arguments.of(batch)
-            model(*inputs.args, **inputs.kwargs)
+        _watched(model, batches, norms, partial(_weigh, seen))
     finally:
-        for hook in hooks:
-            hook.remove()
         for norm in norms:
             norm.momentum = momenta[norm]
         model.eval()
     if norms and not seen:
         raise InvalidData("calibrate gives no inputs, and batch norm needs some for its statistics; pass an iterable of batches")
+
+
+def _watched(model: nn.Module, batches: Iterable[Example], norms: Iterable[nn.Module], hook: Callable[..., None]) -> None:
+    """Run all batches with `hook` before each norm."""
+    hooks = [norm.register_forward_pre_hook(hook) for norm in norms]
+    try:
+        for batch in batches:
+            inputs = Arguments.of(batch)
+            model(*inputs.args, **inputs.kwargs)
+    finally:
+        for each in hooks:
+            each.remove()
 
 
 def _weigh(seen: dict[nn.Module, int], norm: Any, inputs: tuple[Tensor, ...]) -> None:
@@ -71,14 +78,7 @@ def restate_statistics(model: nn.Module, batches: Iterable[Example]) -> None:
         sums[norm] = [a + b for a, b in zip(sums[norm], found, strict=True)] if norm in sums else found
 
     norms = [m for m in model.modules() if isinstance(m, Norm) and m.running_mean is not None and m.affine]
-    hooks = [norm.register_forward_pre_hook(record) for norm in norms]
-    try:
-        for batch in batches:
-            inputs = Arguments.of(batch)
-            model(*inputs.args, **inputs.kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _watched(model, batches, norms, record)
     for norm, (count, total, square) in sums.items():
         mean = total / count
         variance = ((square / count - mean.square()).clamp_min(0) * count / (count - 1).clamp_min(1)).to(norm.running_var)

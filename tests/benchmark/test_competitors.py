@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,6 @@ from ltcompile.benchmark.competitors import (
     CompetitorsResult,
     Network,
     case_table,
-    checks,
     clock,
     layers,
     markdown,
@@ -46,6 +45,9 @@ from ltcompile.lower.lower import to_layout
 
 pytestmark = pytest.mark.usefixtures("cached_exports")
 cases_module = importlib.import_module("ltcompile.benchmark.competitors.cases")
+judging = importlib.util.spec_from_file_location("judging", Path(__file__).parents[2] / "bench/judging.py")
+assert judging is not None and judging.loader is not None
+judging.loader.exec_module(checks := importlib.util.module_from_spec(judging))
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CLASSES = 5
 

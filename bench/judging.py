@@ -1,14 +1,20 @@
-"""Claims about a result. Each gives the number that was found and whether it holds; nothing is assumed."""
+"""Claims about a result of competitors: the number that was found for each, and whether it holds; nothing is assumed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-from ltcompile.benchmark.competitors.competitor import ENGINE
-from ltcompile.benchmark.competitors.result import Check, CompetitorsResult
+import torch
+from torch import nn
+
+from ltcompile.benchmark.competitors import ENGINE, Check, CompetitorsResult
+from ltcompile.kernels import padded
+from ltcompile.lower.lower import lower, to_layout
 
 Number = float | None
+ODD = ((32, 61), (16, 125), (8, 253))  # side in pixels, channels: VGG-16's, three short of an edge
+BATCH = 64
 
 
 def at_least(claim: str, found: Number, bound: float) -> Check:
@@ -78,3 +84,26 @@ def against_cudnn(result: CompetitorsResult, subjects: Iterable[str]) -> Number:
     timed = [layer.times_us for layer in result.layers if layer.subject in wanted and layer.what == "kernel.conv2d"]
     ratios = [math.log(us["cudnn"] / us["triton"]) for us in timed if {"cudnn", "triton"} <= set(us)]
     return math.exp(sum(ratios) / len(ratios)) if ratios else None
+
+
+def cost_of_odd(on_progress: Callable[[str], None]) -> dict[int, float]:
+    """On a GPU: odd channels -> the time of a 3x3 convolution of as many to as many, over that of the next multiple of 8; each at its best, fp16."""
+    return {
+        channels: _conv_us(side, channels, on_progress) / _conv_us(side, padded(channels, torch.float16), on_progress)
+        for side, channels in ODD
+    }
+
+
+def _conv_us(side: int, channels: int, on_progress: Callable[[str], None]) -> float:
+    from ltcompile.engine.events import cold_us
+    from ltcompile.engine.executable import TRITON
+    from ltcompile.engine.gpu import Gpu
+    from ltcompile.engine.tune import Cache, default_cache, tune
+
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()).eval()
+    images, gpu = torch.randn(BATCH, channels, side, side), Gpu("fp16")
+    program = to_layout(lower(layer, images).program, images, gpu.precision).program
+    machine = ", ".join(gpu.machine().values())
+    ((choice, *_),) = tune(program, torch.device("cuda"), machine, Cache(default_cache()), cold_us, on_progress).values()
+    return float(choice.times_us[TRITON])
