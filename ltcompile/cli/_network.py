@@ -12,7 +12,7 @@ from ltcompile.errors import InvalidSetting
 if TYPE_CHECKING:
     from ltcompile.pruned import Pruned
 
-OWN = "any network"
+OWN = "Any network"
 NAMES = "Built-in name, torchvision:NAME, timm:NAME, or your own package.module:factory or path/to/file.py:factory (from the current directory too)."
 MODEL: Any = typer.Option(
     None,

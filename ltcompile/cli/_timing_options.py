@@ -28,7 +28,7 @@ def warn_if_busy(share: float | None) -> None:
     from ltcompile.core.load import is_busy
 
     if is_busy(share):
-        typer.secho(f"other work took {share:.0%} of this machine: intervals are wide; quote no timing of now", fg="yellow", err=True)
+        typer.secho(f"other work took {share:.0%} of this machine: intervals are wide; do not quote these times", fg="yellow", err=True)
 
 
 def print_header(width: int, *more: str) -> None:

@@ -210,7 +210,7 @@ _SIZES = {6, 7, 12, 13}  # TensorProto's int32, int64, uint32, uint64: shapes, a
 
 
 def _taken(node: Any) -> list[tuple[str, bool]]:
-    """The inputs of a node that may be weights, and whether they are quantised ones, whose integers are no sizes."""
+    """The inputs of a node that may be weights, and whether they are quantised ones, whose integers are not sizes."""
     if node.op_type not in VALUES:
         return [(name, False) for name in node.input]
     return [(node.input[i], True) for i in VALUES[node.op_type] if i < len(node.input)]

@@ -12,7 +12,7 @@ SMALLEST, LARGEST = 1, 4096
 
 
 def height_width(size: ImageSize) -> tuple[int, int]:
-    """(height, width). Raises InvalidSetting where they are no whole numbers in 1..4096."""
+    """(height, width). Raises InvalidSetting where they are not whole numbers in 1..4096."""
     pair = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
     if len(pair) != 2 or not all(isinstance(n, int) and not isinstance(n, bool) and SMALLEST <= n <= LARGEST for n in pair):
         raise InvalidSetting(f"an image size is a number of pixels or (height, width), each in {SMALLEST}..{LARGEST}, not {size!r}")

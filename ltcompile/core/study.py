@@ -175,10 +175,10 @@ class Maps(Record):
     pictures: list[Picture]
 
     def __post_init__(self) -> None:
-        """Raises InvalidFile where the name is none, or the pictures are none or of different sizes."""
+        """Raises InvalidFile where the name is not valid, or pictures are missing or of different sizes."""
         _check_name(self.name)
         if len({(len(picture.rows), len(picture.rows[0])) for picture in self.pictures}) != 1:
-            raise InvalidFile(f"the pictures of {self.name} are none, or of different sizes")
+            raise InvalidFile(f"the pictures of {self.name} are missing, or of different sizes")
 
 
 def _check_name(name: str) -> None:

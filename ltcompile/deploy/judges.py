@@ -144,7 +144,7 @@ class _Through(nn.Module):
 
     def __init__(self, network: nn.Module, run: Run) -> None:
         super().__init__()
-        self._network, self._call = (network,), as_network(network, run)  # in a tuple it is no part of this one
+        self._network, self._call = (network,), as_network(network, run)  # in a tuple it is not a submodule of this one
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["_network"][0], name) if name in ("loss", "detect") else super().__getattr__(name)
