@@ -133,7 +133,7 @@ def any_of(*flags: bool) -> list[bool]:
 
 
 def request_stop() -> bool:
-    """Lets all processes stop together at the next batch; False where this is the only one, or was asked before."""
+    """Lets all processes stop together at the next batch; False where this is the only one, or the stop was requested before."""
     global _stopping  # noqa: PLW0603
     if world() == 1 or _stopping:
         return False

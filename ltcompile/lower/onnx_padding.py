@@ -6,7 +6,7 @@ from typing import Any
 
 
 def separate_pads(graph: Any) -> None:
-    """Put a reshape that changes nothing between a Pad and a MaxPool behind it.
+    """Put a reshape that changes nothing between a Pad and a MaxPool after it.
 
     ONNX Runtime (1.31) makes one node of the two where the Pad's value is zero, and that node pads with minus infinity.
     """

@@ -1,4 +1,4 @@
-"""Environments of their own for converters and runtimes that are heavy, or need other versions than PyTorch's here: made only when asked for."""
+"""Environments of their own for converters and runtimes that are heavy, or need other versions than PyTorch's here: made only on request."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """`save` receives the state within an epoch whenever so many `seconds` have passed since the last state, and when training is told to stop."""
+    """`save` receives the state within an epoch whenever so many `seconds` have passed since the last state, and when training must stop."""
 
     save: Callable[[dict[str, Any]], None]
     seconds: float = math.inf
@@ -111,8 +111,8 @@ def train(
         checkpoint: what to do with states within an epoch, and how often.
 
     Raises:
-        InvalidSetting: `virtual_ranks` fit neither the processes nor the data. KeyboardInterrupt: a process was told to stop; all did, at the same
-            batch, whose state `checkpoint` has. TrainingFailed: a loss is not finite, not even two images fit into memory, or the network cannot
+        InvalidSetting: `virtual_ranks` fit neither the processes nor the data. KeyboardInterrupt: a process received a stop signal; all
+            stopped at the same batch, whose state `checkpoint` has. TrainingFailed: a loss is not finite, not even two images fit into memory, or the network cannot
             be compiled.
     """
     execution = execution or settled(recipe)

@@ -66,7 +66,7 @@ class VirtualRanks:
 
     @property
     def states(self) -> list[State]:
-        """The random states of all shards; every process must ask for them."""
+        """The random states of all shards; every process must call this."""
         found = ranks.gathered(list(zip(self.local, self._states, strict=True)))
         return [state for _, state in sorted(found, key=lambda pair: pair[0])]
 

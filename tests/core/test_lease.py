@@ -59,7 +59,7 @@ def test_an_owner_that_wakes_up_too_late_changes_nothing(tmp_path: Path) -> None
 
 
 def test_random_takeovers_never_have_two_owners_that_do_not_know(tmp_path: Path) -> None:
-    """Five processes that freeze for a while, in random order: whoever is not the newest sees that its lease is lost."""
+    """Five processes that freeze for a while, in random order: a process that is not the newest sees that its lease is lost."""
     rng, now = random.Random(0), 0.0
     observers: list[Observer] = [Observer(lease_s=5) for _ in range(5)]
     held: dict[int, Lease] = {}

@@ -304,8 +304,8 @@ def test_unreadable_images_are_replaced_and_counted(tmp_path: Path, monkeypatch:
 def test_a_data_set_of_the_hub_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
     import builtins
 
-    with pytest.raises(InvalidData, match=r"nobody/nothing-at-all cannot be loaded: .*pass download=True where there is a network"):
-        lt.load_data("hf:nobody/nothing-at-all")
+    with pytest.raises(InvalidData, match=r"no-such-owner/nothing-at-all cannot be loaded: .*pass download=True where there is a network"):
+        lt.load_data("hf:no-such-owner/nothing-at-all")
     with pytest.raises(InvalidData, match=r"there is no folder \.\./none/x, and it is not the name"):
         lt.load_data("hf:../none/./x")
     usual = builtins.__import__

@@ -92,7 +92,7 @@ def test_errors_arrive_as_they_are_raised(workers: Workers, tmp_path: Path) -> N
     (tmp_path / "bad.onnx").write_bytes(b"no network")
     with pytest.raises(Unavailable, match=r"bad\.onnx"):
         opened(workers, Subject("bad", onnx=tmp_path / "bad.onnx"))
-    assert session.run(feeds()).keys() == {"y", "m"}  # the process goes on
+    assert session.run(feeds()).keys() == {"y", "m"}  # the process continues
 
 
 def test_the_time_between_processes_is_not_timed(workers: Workers, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ class TestFailures:
             found[1].end("failed", "loss is nan")
             pool.gave_up(found[0], float(attempt))
         other = pool.take(5.0)
-        assert other is not None and other[0] == Arm(1, "dense", 0) and not pool.blocked, "others go on"
+        assert other is not None and other[0] == Arm(1, "dense", 0) and not pool.blocked, "others continue"
         failed = pool.failed[Arm(0, "dense", 0)]
         assert (failed.error, failed.log) == ("loss is nan", "x.log")
         again = self.pool(tmp_path, retries=2)

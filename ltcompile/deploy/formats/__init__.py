@@ -4,7 +4,7 @@ A format offers `SUFFIX`, `write(network, pruned, job)`, and `reader(network, pr
 runtime of it exists here, `check_structure(pruned, job)`, which says what was checked instead. Optional are
 
     PRECISIONS = ("fp32", "fp16")       where it does not hold all of fp32, fp16 and int8
-    BESIDE = (".bin",)                  the endings of files next to the one that is named
+    COMPANIONS = (".bin",)                  the endings of files next to the one that is named
     RUNTIME = "x"                       what runs the file
     VENV = "x"                          the environment that it needs (`ltcompile doctor --install x`)
     convert(onnx, output, precision)    writes the file from an ONNX file, for int8
@@ -57,8 +57,8 @@ def unavailable(kind: ModuleType) -> str | None:
 
 def files(output: Path) -> list[Path]:
     """All files of an output that was written."""
-    beside = [output.with_suffix(suffix) for suffix in getattr(of(output), "BESIDE", ())]
-    return sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output, *beside]
+    companions = [output.with_suffix(suffix) for suffix in getattr(of(output), "COMPANIONS", ())]
+    return sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output, *companions]
 
 
 def metadata(pruned: Pruned, job: ShrinkJob) -> dict[str, str]:

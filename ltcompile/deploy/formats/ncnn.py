@@ -10,7 +10,7 @@ from ltcompile.lower.answers import Run
 from ltcompile.pruned import Pruned
 from ltcompile.runtimes.ncnn import READS, convert
 
-SUFFIX, BESIDE = READS, (".bin",)
+SUFFIX, COMPANIONS = READS, (".bin",)
 PRECISIONS = ("fp32", "fp16")
 RUNTIME = "ncnn"
 

@@ -10,7 +10,7 @@ from ltcompile.lower.answers import Run
 from ltcompile.pruned import Pruned
 from ltcompile.runtimes.openvino import READS, convert
 
-SUFFIX, BESIDE = READS, (".bin",)
+SUFFIX, COMPANIONS = READS, (".bin",)
 RUNTIME = "openvino"
 
 
