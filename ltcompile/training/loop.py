@@ -111,9 +111,9 @@ def train(
         checkpoint: what to do with states within an epoch, and how often.
 
     Raises:
-        InvalidSetting: `virtual_ranks` fit neither the processes nor the data. KeyboardInterrupt: a process received a stop signal; all
-            stopped at the same batch, whose state `checkpoint` has. TrainingFailed: a loss is not finite, not even two images fit into memory, or the network cannot
-            be compiled.
+        InvalidSetting: `virtual_ranks` fit neither the processes nor the data.
+        KeyboardInterrupt: a process received a stop signal; all stopped at the same batch, whose state `checkpoint` has.
+        TrainingFailed: a loss is not finite, not even two images fit into memory, or the network cannot be compiled.
     """
     execution = execution or settled(recipe)
     with synchronised(model, recipe, device):
