@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ltcompile import ranks
 from ltcompile.errors import InvalidFile
 
 MOST_JSON_BYTES = 1 << 26  # ours have a hundredth of that, and each byte may take twenty in memory
@@ -32,6 +33,8 @@ def write_bytes(path: str | Path, data: bytes | memoryview, once: bool = False) 
         InvalidFile: the folder cannot be made or written, or the disk is full; `path` is as it was.
     """
     path = Path(path)
+    if ranks.follows():  # the first of several processes that train together writes for all
+        return
     with writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
         while True:

@@ -7,6 +7,8 @@ others read what it wrote. Outside `joined` there is one process, and every func
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,6 +17,7 @@ from typing import TypeVar
 from ltcompile.errors import InvalidSetting
 
 T = TypeVar("T")
+REPORT_S = 10.0
 PATIENCE = timedelta(days=2)  # for the others, while one measures or loads; torchrun ends them where one fails
 _joined = False
 _stopping = False  # this process received a signal
@@ -75,6 +78,17 @@ def rank() -> int:
 def follows() -> bool:
     """Whether another process writes the files and prints."""
     return rank() > 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside it, this process does by itself what all could do together."""
+    global _joined  # noqa: PLW0603
+    before, _joined = _joined, False
+    try:
+        yield
+    finally:
+        _joined = before
 
 
 def processors() -> int:
@@ -145,6 +159,22 @@ def stopping() -> bool:
     return _stopping
 
 
+def reports(error: Exception) -> bool:
+    """Whether this process prints an error: the others do where they were not ended meanwhile because the first one had the same."""
+    if not launched() or os.environ.get("RANK", "0") == "0":
+        return True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which torchrun ends this process
+    if _stopping or peer_ended(error):
+        return False
+    time.sleep(REPORT_S)
+    return True
+
+
+def peer_ended(error: Exception) -> bool:
+    """Whether an error says that another process does not answer any more."""
+    return launched() and isinstance(error, RuntimeError) and any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
+
+
 def check_shares(count: int) -> None:
     """Raises InvalidSetting where `count` virtual ranks cannot be dealt out to the processes evenly."""
     if count % world():
@@ -165,7 +195,7 @@ def launch(processes: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
+    logging.disable(logging.ERROR)  # the processes say themselves what is wrong
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,

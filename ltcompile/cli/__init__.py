@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from ltcompile import ranks
 from ltcompile.cli import (
     bench,
     compare,
@@ -100,6 +101,8 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
+        if not ranks.reports(error):
+            sys.exit(1)
         message, code = _message(error)
         typer.secho(printable(message), fg="red", err=True)
         sys.exit(code)
@@ -117,5 +120,7 @@ def _message(error: Exception) -> tuple[str, int]:
         return f"error: {with_flags(str(error), _command())}", 2
     if isinstance(error, OSError) and error.filename is not None:
         return f"error: {error.filename}: {error.strerror}; check that it is there, and that you may use it", 2
+    if ranks.peer_ended(error):
+        return "error: another process of this training ended; see what it says, and continue with --resume", 2
     bug = f"this is a bug in ltcompile: {type(error).__name__}: {error}"
     return f"{bug}\nplease report it with the output of the same command and --debug", 1

@@ -7,11 +7,13 @@ import shlex
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ltcompile import ranks
 from ltcompile.cli._options import (
     KEEP,
     LAST_SEED,
@@ -24,7 +26,8 @@ from ltcompile.cli._options import (
     end_by_target,
     timed,
 )
-from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, Workers
+from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, WORKERS, Workers
+from ltcompile.errors import InvalidSetting
 
 if TYPE_CHECKING:
     from ltcompile.cli._options import Timed
@@ -48,6 +51,7 @@ def register(app: typer.Typer) -> None:
 
 
 def find(
+    context: typer.Context,
     model: str | None = typer.Option(
         None, help="Built-in name, torchvision:NAME, timm:NAME, or package.module:factory of your own.  [default: vgg16; centernet, unet]"
     ),
@@ -72,14 +76,34 @@ def find(
     executor: str = EXECUTOR,
     executor_option: list[str] = EXECUTOR_OPTION,
     retries: int = RETRIES,
+    nproc_per_node: int | None = typer.Option(
+        None,
+        min=1,
+        max=1024,
+        help="Train each arm by so many processes of this machine together, one GPU each where there are GPUs; shards of a batch are "
+        "--set train.virtual_ranks=N, by default as many.",
+        rich_help_panel=WORKERS,
+        show_default=False,
+    ),
+    checkpoint_minutes: float | None = typer.Option(
+        None, min=0, help="Save also within an epoch, so often.  [default: after every epoch]", rich_help_panel=RUN, show_default=False
+    ),
     data: str | None = typer.Option(
         None,
-        help="digits, scenes (both embedded), cifar10, cifar100, mnist, imagefolder:PATH, coco:DIR or folder:DIR (pairs of images).  "
+        help="digits, scenes (both embedded), cifar10, cifar100, mnist, imagefolder:PATH, coco:DIR, folder:DIR (pairs of images), "
+        "webdataset:PATTERN (tar shards, as in shards/{train,val}-{000..099}.tar), or hf:DIR or hf:OWNER/NAME (Hugging Face).  "
         "[default: digits; scenes]",
         rich_help_panel=DATA,
     ),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout.", rich_help_panel=DATA),
     download: bool = typer.Option(False, "--download", help="Fetch the data if it is not there.", rich_help_panel=DATA),
+    skip_damaged: bool = typer.Option(
+        False,
+        "--skip-damaged",
+        help="Go without shards that are missing or damaged, and without images of streamed data that cannot be read; the ticket and the "
+        "history say how many.",
+        rich_help_panel=DATA,
+    ),
     image_size: str | None = typer.Option(
         None,
         metavar="PIXELS",
@@ -121,7 +145,9 @@ def find(
         help="Trains each arm by this command, whose script calls lt.attach and lt.report_metric; {seed}, {epochs}, {arm} and {folder} are filled in.",
         rich_help_panel=OWN,
     ),
-    metric: str | None = typer.Option(None, help="With --train: the name of what the script reports.  [default: metric]", rich_help_panel=OWN),
+    metric: str | None = typer.Option(
+        None, help="With --train: the name of what the script reports.  [default: metric]", rich_help_panel=OWN
+    ),
     lower_is_better: bool = typer.Option(False, "--lower-is-better", help="With --train: the metric is an error.", rich_help_panel=OWN),
     example: str | None = typer.Option(
         None,
@@ -166,12 +192,17 @@ def find(
     """
     from ltcompile.core.image_size import height_width, parse
     from ltcompile.core.run_folder import RunFolder
-    from ltcompile.errors import InvalidSetting
     from ltcompile.search import Source, default_folder, recipe_for
     from ltcompile.search.settings import SearchSettings
     from ltcompile.tasks import load as load_task_file
 
-    stopped, workers = StopSignal(), Workers.of(jobs, executor, executor_option, retries)
+    workers = Workers.of(jobs, executor, executor_option, retries)
+    if nproc_per_node and jobs:
+        raise InvalidSetting(f"nproc_per_node={nproc_per_node} trains arms one after another, and jobs={jobs} at a time; give one")
+    if (nproc_per_node or 1) > 1 and not ranks.launched():
+        raise typer.Exit(ranks.launch(nproc_per_node, sys.argv[1:]))
+    context.with_resource(ranks.joined(device))
+    stopped = StopSignal()
     flags: dict[str, dict[str, Any]] = {
         "": {"task": task, "model": model, "data": data, "image_size": image_size, "weights": str(weights) if weights else None},
         "train": {"epochs": epochs, "batch": batch, "lr": lr},
@@ -207,12 +238,16 @@ def find(
         weights=str(trained) if trained else None,
         strict=top.get("strict", False),
         train_images=top.get("train_images"),
+        skip_damaged=skip_damaged,
     )
-    found_task: Any = source.load(download)
+    with ranks.first_alone():
+        found_task: Any = source.load(download)
     time = timed(profiled_model(network, found_task), cut.get("on"), profile, **_timed_targets(cut), quiet=as_json)
     config = chosen.config(**({**time.target, "on": time.on} if time else {}))
     training = chosen.recipe(recipe_for(network, found_task, trained))
     folder = Path("runs") / name if name else default_folder(network, found_task, config)
+    if "virtual_ranks" not in chosen.section("train"):
+        training = replace(training, virtual_ranks=virtual_ranks(folder, resume, training))
     found = run_search(
         *(network, found_task, config, training, folder, time, stopped),
         weights=trained,
@@ -222,7 +257,10 @@ def find(
         quiet=as_json,
         source=source,
         workers=workers,
+        checkpoint_minutes=checkpoint_minutes,
     )
+    if ranks.follows():
+        return
     ticket = RunFolder(found.folder).ticket
     if as_json:
         target = found.reached.to_json() if found.reached else None
@@ -235,6 +273,17 @@ def find(
     end_by_target(found.reached, quiet=as_json)
 
 
+def virtual_ranks(folder: Path, resume: bool, recipe: Recipe) -> int:
+    """The shards of a batch where they are not set: those of the run to resume, or one for each process. Raises InvalidFile."""
+    from ltcompile.core.run_folder import RunFolder
+
+    run = RunFolder(folder)
+    if not (resume and run.begun):
+        return recipe.virtual_ranks * ranks.world()
+    found = run.read_settings().get("recipe")
+    return int(found.get("virtual_ranks", 1)) if isinstance(found, dict) else 1
+
+
 def _timed_targets(cut: dict[str, Any]) -> dict[str, Any]:
     return {name: cut.get(f"target_{name}") for name in ("speedup", "latency", "energy")}
 
@@ -245,7 +294,10 @@ def profiled_model(model: str, dataset: Dataset | Task) -> dict[str, Any]:
 
 
 class StopSignal:
-    """Lets the first SIGINT or SIGTERM end a search in order, and a second one at once; prints notices as their text."""
+    """Lets the first SIGINT or SIGTERM end a search in order, and a second one at once; prints notices as their text.
+
+    Of several processes that train together, the first signal to any stops all at the same batch.
+    """
 
     def __init__(self) -> None:
         self.number: int = signal.SIGINT
@@ -255,12 +307,16 @@ class StopSignal:
 
     def _stop(self, number: int, _: object) -> None:
         self.number = number
+        if ranks.request_stop():
+            return
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
         raise KeyboardInterrupt
 
     def exit(self, begun: bool) -> typer.Exit:
         """The exit of a stopped command, once the user has read how to resume it, or how to begin it again."""
+        if ranks.follows():
+            return typer.Exit(128 + self.number)
         command = ["ltcompile", *(a for a in sys.argv[1:] if a != "--resume")]
         resume = f"every completed epoch is kept. To resume:  {shlex.join([*command, '--resume'])}"
         hint = resume if begun else f"nothing had begun. To begin:  {shlex.join(command)}"
@@ -284,6 +340,7 @@ def run_search(
     quiet: bool = False,
     source: Source | None = None,
     workers: Workers | None = None,
+    checkpoint_minutes: float | None = None,
 ) -> SearchResult:
     """Run a search under progress bars. Raises typer.Exit where a signal stops it."""
     from ltcompile.cli.progress import Bars
@@ -291,8 +348,8 @@ def run_search(
     from ltcompile.core.task import ACCURACY
     from ltcompile.search import find as search
 
-    with Bars(config, recipe, quiet, getattr(data, "metric", ACCURACY)) as bars:
-        if tensorboard:
+    with Bars(config, recipe, quiet or ranks.follows(), getattr(data, "metric", ACCURACY)) as bars:
+        if tensorboard and not ranks.follows():
             bars.log_to_tensorboard(folder)
         try:
             return search(
@@ -308,6 +365,7 @@ def run_search(
                 profile=time.profile if time else None,
                 measured=time.measured if time else None,
                 source=source,
+                checkpoint_minutes=checkpoint_minutes,
                 **(workers.settings if workers else {}),
             )
         except KeyboardInterrupt:

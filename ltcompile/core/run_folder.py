@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ltcompile import ranks
 from ltcompile.core.arm import Arm
 from ltcompile.core.lease import Files, Held, lease_file, lease_numbers
 from ltcompile.core.mask import WeightMask
@@ -170,6 +171,8 @@ class RunFolder:
     def log(self, arm: Arm, row: dict[str, Any]) -> None:
         """Append an epoch to the history of an arm."""
         line, file = _line(arm, row), self.epochs(arm)
+        if ranks.follows():
+            return
         with writing(file, len(line)), file.open("a", encoding="utf-8") as history:
             history.write(line)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ltcompile.core.streams import stream
+from ltcompile.core.task import Part
 from ltcompile.data import _labelled
 from ltcompile.data._dataset import Dataset, DatasetOptions
 from ltcompile.data._files import SUFFIXES
@@ -18,6 +19,8 @@ from ltcompile.data._labelled import TEST_SHARE, Items, all_parts, from_items, t
 from ltcompile.data._listing import listed
 from ltcompile.data._split import stratified
 from ltcompile.errors import InvalidData
+
+PARTS: tuple[Part, ...] = ("val", "test")
 
 
 def load(root: Path, options: DatasetOptions) -> Dataset:
@@ -37,8 +40,11 @@ def _parts(root: Path, options: DatasetOptions) -> tuple[list[str], list[Items]]
         test, val, train = stratified(everything[1], shares, stream("test split", options.seed))
         return classes, [take(everything, rows) for rows in (train, val, test)]
     classes, train_items = _list(root / "train")
-    others = {part: _list(root / part, classes)[1] for part in ("val", "test") if (root / part).is_dir()}
-    return classes, all_parts({"train": train_items, **others}, options)
+    found: dict[Part, Items] = {"train": train_items}
+    for part in PARTS:
+        if (root / part).is_dir():
+            found[part] = _list(root / part, classes)[1]
+    return classes, all_parts(found, options)
 
 
 def _list(folder: Path, classes: list[str] | None = None) -> tuple[list[str], Items]:

@@ -167,9 +167,9 @@ def _current(kept: Any, facts: list[Any]) -> bool:
 class _Bounded(io.FileIO):
     """A file of which no more is read, and allocated, than there is, whatever its headers say."""
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int | None = -1, /) -> bytes:
         left = max(0, Path(str(self.name)).stat().st_size - self.tell())
-        return super().read(left if size < 0 else min(size, left))
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 def _read(shard: Path, size: int) -> list[Member]:
@@ -179,7 +179,7 @@ def _read(shard: Path, size: int) -> list[Member]:
             for header in archive:
                 if not header.isdir():
                     found.append(_member(shard, header, file, size))
-                archive.members = []  # of which there may be millions
+                archive.members = []  # type: ignore[attr-defined]  # of which there may be millions
             file.seek(archive.offset)  # tarfile takes a damaged header for the end
             if file.read(BLOCK) != bytes(BLOCK):
                 raise tarfile.ReadError(f"its headers end at byte {archive.offset:,} of {size:,}")

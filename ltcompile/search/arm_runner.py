@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ltcompile import ranks
 from ltcompile.core.arm import Arm
 from ltcompile.core.lease import Lease, LeaseLost
 from ltcompile.core.plan import PruningPlan
@@ -29,7 +31,7 @@ from ltcompile.search.job import PreparedJob
 from ltcompile.search.listener import Listener
 from ltcompile.search.masks import shuffle_mask
 from ltcompile.search.selection import Selection
-from ltcompile.training import ArmTraining, DefaultTrainer, Epoch, Outcome, Trainer
+from ltcompile.training import ArmTraining, Checkpoint, DefaultTrainer, Epoch, Outcome, Trainer
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class ArmRunner:
 
     def __init__(self, prepared: PreparedJob, folder: RunFolder, listener: Listener) -> None:
         self.prepared, self.job, self.folder, self.listener = prepared, prepared.job, folder, listener
-        self.execution = run_execution(self.job, folder)
+        with ranks.first_alone():
+            self.execution = run_execution(self.job, folder)
         self.trainer: Trainer = self.job.trainer or DefaultTrainer(self.execution)
         self.lease: Lease | None = None
         self._rows: dict[Arm, tuple[Trained, dict[str, Any]]] = {}
@@ -65,7 +68,10 @@ class ArmRunner:
         """
         if arm.kind not in ("dense", "ticket") or arm.level == self.job.config.levels:
             recipe = replace(recipe, regulariser="")  # nothing is cut after it
-        self._keep(arm, self._train(arm, start(), selection, recipe, first_epoch, choice))
+        saved = self._train(arm, start(), selection, recipe, first_epoch, choice)
+        if saved is None:
+            return
+        self._keep(arm, saved)
         self.listener.finished(self.row(arm), False)
 
     def row(self, arm: Arm) -> Trained:
@@ -87,8 +93,10 @@ class ArmRunner:
 
     def _train(
         self, arm: Arm, model: nn.Module, selection: Selection, recipe: Recipe, first_epoch: int, choice: Choice | None
-    ) -> dict[str, Any]:
-        """Train `model` in place, from its checkpoint if there is one; returns what is in the arm's file then."""
+    ) -> dict[str, Any] | None:
+        """Train `model` in place, from its checkpoint if there is one; returns what is in the arm's file then, and None where another process
+        writes it.
+        """
         checkpoint = self.folder.checkpoint(arm)
         state = self.folder.load(checkpoint) if checkpoint.exists() else None
         with self.folder.fitting(checkpoint):
@@ -105,13 +113,15 @@ class ArmRunner:
             done = self.trainer(
                 model,
                 self.job.task,
-                ArmTraining(arm, recipe, self.job.device, first_epoch, after_step, teacher),
+                ArmTraining(arm, recipe, self.job.device, first_epoch, after_step, teacher, self._within_epochs(arm)),
                 state,
                 lambda epoch, reached: self._save_epoch(arm, recipe, epoch, reached),
             )
         except TrainingFailed as error:
             kept = f"the state after its last good epoch is in {checkpoint}" if checkpoint.exists() else "it had no good epoch yet"
             raise TrainingFailed(f"{arm.name} of seed {arm.seed}: {error}. Other settings need another folder=; {kept}") from error
+        if ranks.follows():
+            return None
         saved = self._finished(arm, model, selection, done, choice)
         self.folder.check_exists()
         self.folder.write_epochs(arm, saved["epochs"])
@@ -130,6 +140,16 @@ class ArmRunner:
             self.folder.save(self.folder.checkpoint(arm), reached)
             self.folder.log(arm, epoch.to_json())
             self.listener.epoch(arm.seed, arm.kind, arm.level, epoch)
+
+    def _within_epochs(self, arm: Arm) -> Checkpoint:
+        """Writes states within an epoch to the arm's checkpoint, as often as the job says."""
+
+        def save(state: dict[str, Any]) -> None:
+            if self.lease is not None and self.lease.lost:
+                raise LeaseLost(arm.name)
+            self.folder.save(self.folder.checkpoint(arm), state)
+
+        return Checkpoint(save, math.inf if (minutes := self.job.checkpoint_minutes) is None else 60 * minutes)
 
     def _finished(self, arm: Arm, model: nn.Module, selection: Selection, done: Outcome, choice: Choice | None) -> dict[str, Any]:
         """The contents of the file of an arm that has just been trained; saves the selection that a method made."""

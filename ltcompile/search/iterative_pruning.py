@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from ltcompile import ranks
 from ltcompile.core.arm import Arm
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
@@ -58,12 +59,13 @@ class IterativePruning:
     def _prune(self, arm: Arm, model: nn.Module, before: Selection) -> tuple[PruningPlan, Selection]:
         """The cut of a ticket on the network as it stands (in its own coordinates), and what it leaves of the original."""
         folder, remaining, place = self.runner.folder, before.plan.remaining(), (arm.seed, arm.level)
-        if not folder.plan(*place).exists():
-            share = self.config.shares[arm.level - 1]
-            inner = self._cut_now(*place, model, before, share) if self.config.prune != "weights" else PruningPlan(remaining)
-            plan = before.plan.then(inner)
-            mask = self._next_mask(*place, model, before.mask, plan, share) if before.mask else None
-            folder.save_selection(*place, plan, mask)
+        with ranks.first_alone():
+            if not folder.plan(*place).exists():
+                share = self.config.shares[arm.level - 1]
+                inner = self._cut_now(*place, model, before, share) if self.config.prune != "weights" else PruningPlan(remaining)
+                plan = before.plan.then(inner)
+                mask = self._next_mask(*place, model, before.mask, plan, share) if before.mask else None
+                folder.save_selection(*place, plan, mask)
         found = Selection(*folder.load_selection(*place, before.mask is not None))  # of several processes, the first has written it
         kept = {name: tuple(before.plan.kept[name].index(c) for c in channels) for name, channels in found.plan.kept.items()}
         return PruningPlan(remaining, kept), found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltcompile import ranks
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import Group, PruningPlan
@@ -43,7 +45,7 @@ class SearchJob:
 
     `weights` is a file to start from, `profile` and `measured` belong to a target of time or energy, and `mask` is the one level's where it
     was found elsewhere: see `find`. Without a `trainer`, the project's own loop trains. `build` makes the
-    network in the place of the factory that `model` names.
+    network in the place of the factory that `model` names. `checkpoint_minutes` is how often trainings save within an epoch (None: not at all).
 
     Raises:
         InvalidSetting: settings contradict each other.
@@ -60,11 +62,17 @@ class SearchJob:
     mask: WeightMask | None = None
     trainer: Trainer | None = None
     build: Callable[[], nn.Module] | None = None
+    checkpoint_minutes: float | None = None
 
     def __post_init__(self) -> None:
         config, target = self.config, self.config.target
         if self.trainer is None and not {"train", "val", "test"} <= self.task.sizes.keys():
             raise InvalidSetting("the default trainer needs a task with the parts train, val and test; pass one, or trainer=")
+        ranks.check_shares(self.recipe.virtual_ranks)
+        if self.trainer is not None and ranks.world() > 1:
+            raise InvalidSetting("several processes train by the project's own loop; leave trainer= out, or start one process")
+        if self.checkpoint_minutes is not None and not 0 <= self.checkpoint_minutes < math.inf:
+            raise InvalidSetting(f"checkpoint_minutes={self.checkpoint_minutes} must be finite, and not negative")
         if config.rewind_epoch >= self.recipe.epochs:
             raise InvalidSetting(f"rewind_epoch={config.rewind_epoch} must lie before the last of {self.recipe.epochs} epochs")
         if config.method != PRUNE and not methods.iterative(config.method) and self.weights:
@@ -73,6 +81,8 @@ class SearchJob:
             raise InvalidSetting("a given mask is the one level of a search for weights: prune=weights, rounds=1")
         if target is None or not target.profiled:
             return
+        if ranks.world() > 1:
+            raise InvalidSetting(f"a target of {target.measure} is measured while nothing else runs; search in one process")
         if self.profile is None:
             raise InvalidSetting(f"a target of {target.measure} needs a profile; make one with `ltcompile profile`")
         if target.measure == "energy" and self.measured is None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ltcompile import ranks
 from ltcompile.core.arm import Arm
 from ltcompile.core.lease import Lease, LeaseLost, this_process
 from ltcompile.core.reached import Reached
@@ -86,13 +87,23 @@ class SearchRun:
                 idle_s += wait
                 wait = min(2 * wait, pool.lease_s / (12 if idle_s < pool.lease_s else 2))
 
+        ranks.agreed(None)  # those that follow are done
+
+    def follow(self) -> None:
+        """Train the arms that the first of several processes takes, together with it."""
+        while (arm := ranks.agreed(None)) is not None:
+            self.trainings.train(arm)
+
     def _train(self, pool: Pool, arm: Arm, lease: Lease, on_failure: Callable[[Arm, Exception], None] | None) -> None:
         self._reported.add(arm)
         try:
             with lease.held(pool.lease_s / 6):
                 self.runner.lease = lease
+                ranks.agreed(arm)
                 self.trainings.train(arm)
         except LeaseLost:
+            if ranks.world() > 1:  # the others are in the middle of it
+                raise TrainingFailed(f"another process took over {arm.name} of seed {arm.seed}; continue with resume=True") from None
             self._reported.discard(arm)
             pool.gave_up(arm, time.monotonic())
         except Exception as error:

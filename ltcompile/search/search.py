@@ -7,20 +7,22 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ltcompile import tasks
+from ltcompile import ranks, tasks
 from ltcompile.core.image_size import ImageSize, height_width
 from ltcompile.core.lease import Observer, claim, this_process
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.profile import Profile
+from ltcompile.core.reached import Reached
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Task
 from ltcompile.data import Dataset
-from ltcompile.errors import InvalidFile, TrainingFailed
+from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
 from ltcompile.paths import check_room, writing
 from ltcompile.prune.budget import RelativeTimer
 from ltcompile.search.config import SearchConfig
@@ -49,6 +51,8 @@ def find(
     device: str | None = None,
     resume: bool = False,
     strict: bool = False,
+    skip_damaged: bool = False,
+    checkpoint_minutes: float | None = None,
     listener: Listener | None = None,
     profile: Profile | None = None,
     measured: RelativeTimer | None = None,
@@ -62,6 +66,9 @@ def find(
 ) -> SearchResult:
     """Search for the smallest winning ticket of `model` on `data`, and write it to `folder`/ticket.pt.
 
+    Where torchrun started several processes, all call this function with the same arguments: they train each arm together, and the first one
+    writes; the others return when it is done.
+
     Args:
         data: the name of a data set, one that was loaded, or a task of one's own.
         task: what the network is for, by name, unless `data` is a task itself.
@@ -71,6 +78,8 @@ def find(
         folder: the run folder, by default runs/MODEL-DATA-REWIND.
         resume: continue the run in `folder` after its last completed epoch. Where another process is at work there, both share the arms.
         strict: refuse a folder with unreadable images instead of skipping them.
+        skip_damaged: go without missing or damaged shards, and unreadable images of data that is streamed.
+        checkpoint_minutes: save also within an epoch, so often; by default after every epoch.
         profile: the layers' times that `config.target_time` is a share of, or that say how widths share `config.target_energy`.
         measured: measures the share of the dense network's time that a cut takes at `config.on`, to correct the profile by
             (`profiling.stopwatch`); None where that is another machine. For a target of energy, `profiling.joulemeter`.
@@ -85,38 +94,55 @@ def find(
     Raises:
         LtcompileError: one of its kinds, for a name, setting, data set or file that does not fit, or a training that fails.
     """
-    config, on = config or SearchConfig(), pick_device(device)
-    if isinstance(data, str):
-        size = None if image_size is None else height_width(image_size)
-        source = Source(task, model, data, str(data_root), size, str(weights) if weights else None, strict)
-        data = source.load(download)
-    found: Task = tasks.load(task).TASK(data) if isinstance(data, Dataset) else data
-    recipe = recipe or recipe_for(model, found, weights)
-    job = SearchJob(model, found, config, recipe, on, weights, profile, measured, mask, trainer)
-    if jobs is not None:
-        check_workers(job, source, jobs)
-    prepared, began = prepare(job), time.perf_counter()
-    run = RunFolder(folder if folder is not None else default_folder(model, found, config))
-    if resume and not run.path.exists():
-        raise InvalidFile(f"there is no run to resume at {run.path}; leave resume= out to begin it")
-    try:
-        with writing(run.settings):
-            run.path.mkdir(parents=True, exist_ok=True)
-        check_room(run.path, run_bytes(prepared, jobs or 1) - run.bytes_written, "this search")
-        run.begin(job.to_json(), resume)
-        describe(run, job, source)
-        search = SearchRun(prepared, run, listener or NullListener())
-        with _verdict(run) as wait:
-            if jobs is None:
-                search.work(search.pool(in_order=True))
-            else:
-                coordinate(search, jobs, executor, executor_options or {}, retries)
-            wait()
-            return search.conclude(began)
-    except torch.OutOfMemoryError as error:  # batches are computed in parts: it is the network itself
-        raise TrainingFailed(
-            "the GPU's memory does not hold the network, its gradients and momentum; end what else fills it, or train with device=cpu"
-        ) from error
+    with ranks.joined(device):
+        config, on = config or SearchConfig(), pick_device(device)
+        if isinstance(data, str):
+            size = None if image_size is None else height_width(image_size)
+            source = Source(task, model, data, str(data_root), size, str(weights) if weights else None, strict, None, skip_damaged)
+            with ranks.first_alone():
+                data = source.load(download)
+        found: Task = tasks.load(task).TASK(data) if isinstance(data, Dataset) else data
+        recipe = recipe or recipe_for(model, found, weights)
+        job = SearchJob(model, found, config, recipe, on, weights, profile, measured, mask, trainer, checkpoint_minutes=checkpoint_minutes)
+        if jobs is not None and ranks.world() > 1:
+            raise InvalidSetting(f"jobs={jobs}: torchrun's processes train each arm together, one after another; leave jobs= out")
+        if jobs is not None:
+            check_workers(job, source, jobs)
+        prepared, began = prepare(job), time.perf_counter()
+        run = RunFolder(folder if folder is not None else default_folder(model, found, config))
+        if resume and not run.path.exists():
+            raise InvalidFile(f"there is no run to resume at {run.path}; leave resume= out to begin it")
+        try:
+            with writing(run.settings):
+                run.path.mkdir(parents=True, exist_ok=True)
+            with ranks.first_alone():
+                if not ranks.follows():
+                    check_room(run.path, run_bytes(prepared, jobs or 1) - run.bytes_written, "this search")
+                    run.begin(job.to_json(), resume)
+                    describe(run, job, source)
+            search = SearchRun(prepared, run, listener or NullListener())
+            if ranks.follows():
+                search.follow()
+                return _read(run, ranks.agreed(None))
+            with _verdict(run) as wait:
+                if jobs is None:
+                    search.work(search.pool(in_order=True))
+                else:
+                    coordinate(search, jobs, executor, executor_options or {}, retries)
+                wait()
+                with ranks.alone():
+                    result = search.conclude(began)
+            return replace(result, reached=ranks.agreed(result.reached))
+        except torch.OutOfMemoryError as error:  # batches are computed in parts: it is the network itself
+            raise TrainingFailed(
+                "the GPU's memory does not hold the network, its gradients and momentum; end what else fills it, or train with device=cpu"
+            ) from error
+
+
+def _read(run: RunFolder, reached: Reached | None) -> SearchResult:
+    """What the first of several processes found."""
+    ticket = run.finished()
+    return SearchResult(ticket, ticket.history, ticket.verdict, run.path, reached)
 
 
 @contextlib.contextmanager

@@ -28,11 +28,12 @@ class Source(Record):
     weights: str | None = None
     strict: bool = False
     train_images: int | None = None
+    skip_damaged: bool = False
 
     def load(self, download: bool = False) -> Task:
         """The task. Raises as `find`."""
         where = self.task, self.model, self.data, self.data_root, self.image_size
-        found = task_for(*where, weights=self.weights, download=download, strict=self.strict)
+        found = task_for(*where, weights=self.weights, download=download, strict=self.strict, skip_damaged=self.skip_damaged)
         if self.train_images is None:
             return found
         part: Task = tasks.load(self.task).TASK(found.data.with_train_images(self.train_images))  # type: ignore[attr-defined]
@@ -58,12 +59,14 @@ def task_for(
     weights: str | Path | None = None,
     download: bool = False,
     strict: bool = False,
+    skip_damaged: bool = False,
 ) -> Task:
     """The task on the data as `model` has to see it: large enough, and with `weights` prepared as for its published ones. Raises as `find`."""
     side = image_size or (least_size(model) if data == "mnist" and least_size(model) > 28 else None)
     size = None if side is None else height_width(side)
     prepared = preprocessing(model) if weights else None
-    return tasks.load_task(task, data, Path(data_root), DatasetOptions(size, VAL_SHARE, SPLIT_SEED, download, strict, prepared))
+    options = DatasetOptions(size, VAL_SHARE, SPLIT_SEED, download, strict, prepared, skip_damaged)
+    return tasks.load_task(task, data, Path(data_root), options)
 
 
 def data_for(model: str, data: str, data_root: str | Path = "data", image_size: ImageSize | None = None, **options: Any) -> Dataset:
