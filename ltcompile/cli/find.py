@@ -197,9 +197,9 @@ def find(
     from ltcompile.tasks import load as load_task_file
 
     workers = Workers.of(jobs, executor, executor_option, retries)
-    if nproc_per_node and jobs:
+    if nproc_per_node is not None and jobs is not None:
         raise InvalidSetting(f"nproc_per_node={nproc_per_node} trains arms one after another, and jobs={jobs} at a time; give one")
-    if (nproc_per_node or 1) > 1 and not ranks.launched():
+    if nproc_per_node is not None and nproc_per_node > 1 and not ranks.launched():
         raise typer.Exit(ranks.launch(nproc_per_node, sys.argv[1:]))
     context.with_resource(ranks.joined(device))
     stopped = StopSignal()

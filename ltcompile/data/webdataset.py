@@ -168,7 +168,7 @@ class _Bounded(io.FileIO):
     """A file of which no more is read, and allocated, than there is, whatever its headers say."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        left = max(0, Path(str(self.name)).stat().st_size - self.tell())
+        left = max(0, Path(str(self.name)).stat().st_size - self.seek(0, io.SEEK_CUR))
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
@@ -204,7 +204,7 @@ def _member(shard: Path, header: tarfile.TarInfo, file: io.FileIO, size: int) ->
         return found
     if header.size > MOST_TEXT:
         raise InvalidData(f"{found} has {header.size:,} bytes; a class is a number or a name")
-    before = file.tell()
+    before = file.seek(0, io.SEEK_CUR)
     file.seek(header.offset_data)
     text = file.read(header.size).decode("utf-8").strip()
     file.seek(before)
