@@ -52,7 +52,7 @@ demo: env
 test: env-dev
 	$(BIN)/python -m pytest
 
-# The inner loop, in five minutes on two cores: of every package the tests that take few seconds.
+# The inner loop, in about three minutes on two idle cores: of every package the tests that take few seconds.
 test-quick: env-dev
 	$(BIN)/python -m pytest -m "not slow"
 

@@ -99,6 +99,7 @@ def test_all_stages_fit_into_eight_minutes_and_name_files_that_exist(tmp_path: P
     assert len(planned[0].commands) == gpu.SHARDS
 
 
+@pytest.mark.slow
 def test_shares_are_all_tests_once_and_rows_come_as_tests_end(tmp_path: Path) -> None:
     (tmp_path / "test_x.py").write_text(
         "import pytest\n@pytest.mark.gpu\n@pytest.mark.parametrize('i', range(5))\ndef test_a(i): assert i != 3, 'three'\ndef test_b(): pass\n"
@@ -175,6 +176,7 @@ def test_the_gpus_path_needs_no_package_that_its_image_lacks(as_on_the_image: tu
     assert (folder / "competitors.json").exists() and (folder / "competitors.md").exists() and not (folder / "layers.html").exists()
 
 
+@pytest.mark.slow
 def test_tiny_networks_of_the_competitors_stay_within_fp16_and_distinguish_images(
     as_on_the_image: tuple[Path, dict[str, list[float]]],
 ) -> None:

@@ -73,8 +73,8 @@ def built(command: list[str], source: Path, run: tuple[str, ...] = (), arguments
     ("command", "run"),
     [
         (["g++", "-O2", "-march=native"], ()),
-        (["clang++", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"], ()),
-        (["aarch64-linux-gnu-g++", "-O0", "-static"], ("qemu-aarch64",)),
+        pytest.param(["clang++", "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"], (), marks=pytest.mark.slow),
+        pytest.param(["aarch64-linux-gnu-g++", "-O0", "-static"], ("qemu-aarch64",), marks=pytest.mark.slow),
     ],
     ids=["g++", "clang++", "aarch64"],
 )

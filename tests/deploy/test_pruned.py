@@ -54,6 +54,7 @@ class TestEveryKind:
         assert tuple(value.name for value in onnx.load(done.path).graph.input) == names
         assert largest_error(of_file(done.path, names), network) < 1e-4
 
+    @pytest.mark.slow
     def test_pt2_and_safetensors(self, network: Pruned, tmp_path: Path) -> None:
         program = lt.shrink(network, tmp_path / "small.pt2")
         assert largest_error(of_network(torch.export.load(program.path).module()), network) < 1e-4

@@ -202,6 +202,7 @@ class TestFactorise:
         found = factorise(low_rank(nn.Linear(12, 12), 2), torch.randn(3, 12))
         assert isinstance(found.module, nn.Sequential) and found.ranks == {"": 2}
 
+    @pytest.mark.slow
     def test_folds_and_exports(self, tmp_path: Path) -> None:
         model = attached("basis", "vgg", 0.3)
         model.train()(IMAGES)

@@ -202,6 +202,7 @@ class TestSearch:
                 dataclasses.replace(ticket, mask=WeightMask({**ticket.mask.kept, name: wrong}))
 
 
+@pytest.mark.slow
 def test_every_level_of_a_masked_run_is_on_the_curve(search: tuple[lt.SearchConfig, Path, lt.SearchResult]) -> None:
     """Each level's network is its own mask's, without what that left empty."""
     _, folder, found = search
