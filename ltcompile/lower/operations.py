@@ -1,5 +1,5 @@
-"""The operations of programs: those of aten in an explicit list, our fused ones with their meaning in PyTorch, our kernels, and the
-conversions into and out of the kernels' layout.
+"""The operations of programs: those of aten in an explicit list, our fused ones and those on integers with their meaning in PyTorch, our
+kernels, and the conversions into and out of the kernels' layout.
 
 The list is closed, so that a program from a file can only compute.
 """
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ltcompile import kernels
 from ltcompile.kernels import ACTIVATIONS
+from ltcompile.lower import integer
 
 _LIST = """
 _native_batch_norm_legit_no_training.default _to_copy.default _unsafe_view.default abs.default adaptive_avg_pool1d.default
@@ -97,19 +98,19 @@ KERNELS = ("conv2d", "depthwise", "grouped", "linear", "maxpool", "pooled_head")
 def known(target: str) -> bool:
     """Whether programs may call `target`; imports nothing."""
     family, _, name = target.partition(".")
-    names = {"aten": _ATEN, "fused": _FUSED, "layout": _LAYOUT, "kernel": KERNELS}
+    names = {"aten": _ATEN, "fused": _FUSED, "int8": integer.OPERATIONS, "layout": _LAYOUT, "kernel": KERNELS}
     return target == "getitem" or name in names.get(family, ())
 
 
 def find(target: str) -> Callable[..., Any]:
-    """The function of "aten.NAME.OVERLOAD", "fused.NAME", "kernel.NAME", "layout.NAME" or "getitem"; KeyError for anything else."""
+    """The function of "aten.NAME.OVERLOAD", "fused.NAME", "int8.NAME", "kernel.NAME", "layout.NAME" or "getitem"; KeyError for anything else."""
     if not known(target):
         raise KeyError(target)
     if target == "getitem":
         return operator.getitem
     family, _, name = target.partition(".")
-    if family in ("fused", "layout"):
-        return (_FUSED | _LAYOUT)[name]
+    if family in ("fused", "int8", "layout"):
+        return {"fused": _FUSED, "int8": integer.OPERATIONS, "layout": _LAYOUT}[family][name]
     if family == "kernel":
         return getattr(kernels.load(name), name)  # type: ignore[no-any-return]
     packet, _, overload = name.partition(".")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+SLACK = 16  # bytes
 
 
 def lanes_of(channels: int) -> int:
@@ -23,7 +24,7 @@ class Buffer:
     """Where the activations of one image lie: float32, NHWC, `border` rows and columns of zeros on every side.
 
     `stride` is the number of floats from pixel to pixel. `lanes` of them are written, zeros behind `channels`; a slice of a concatenation
-    has lanes == channels, a multiple of 8.
+    has lanes == channels, a multiple of 8. With a `zero` point, they are bytes: it fills the border, and what follows the channels is anything.
     """
 
     height: int
@@ -32,6 +33,7 @@ class Buffer:
     border: int
     stride: int
     lanes: int
+    zero: int | None = None
 
     @property
     def row(self) -> int:
@@ -48,12 +50,28 @@ class Buffer:
         """Floats from the start to pixel (0, 0)."""
         return self.border * (self.row + self.stride)
 
+    @property
+    def memory(self) -> int:
+        """The size in floats; behind bytes, a vector of them may be read."""
+        return self.floats if self.zero is None else -(-(self.floats + SLACK) // 4)
+
+
+@dataclass(frozen=True)
+class Integers:
+    """How sums of integers become others (`ltcompile.lower.integer.conv2d`): the zero of the input, and a factor for each filter."""
+
+    zero: int
+    factor: Array
+    output: tuple[int, ...]
+    added: tuple[float, ...] = ()
+
 
 @dataclass(frozen=True)
 class Convolution:
     """pool(act(conv(x, weight) + bias + residual)): every dense layer. A linear layer has a 1x1 kernel, or one as large as its image.
 
-    `weight` is (K, C / groups, R, S), `bias` (K,); `pool` is a 2x2 max pool with stride 2; the residual is added before the activation.
+    `weight` is (K, C / groups, R, S), `bias` (K,), of whole numbers where there are `integers`; `pool` is a 2x2 max pool with stride 2; the
+    residual is added before the activation.
     """
 
     weight: Array
@@ -65,6 +83,7 @@ class Convolution:
     activation: str = "none"
     pool: bool = False
     residual: bool = False
+    integers: Integers | None = None
 
     def out_size(self, x: Buffer) -> tuple[int, int]:
         """Rows and columns of the result in front of the pool."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, Convolution
+from ltcompile.engine.cpu.quads import constants, is_depthwise, packed_bias, packed_depthwise, packed_weight, quads_of
 from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, WEIGHT_LANES, Geometry, Tiling, best
 
 HEADERS = ("vector.h", "activations.h", "convolution.h")
+INTEGER_HEADERS = (*HEADERS, "sweep.h", "int8.h")
 MOST_IN_A_ROW = 512  # pixels
 KEEP_ZERO = frozenset(("none", "relu", "relu6", "silu", "hardswish", "gelu"))
 
@@ -37,7 +41,9 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
     if flat is not None:
         inputs, output = flat
     filters, channels, *_ = op.weight.shape
-    if op.groups > 1 and channels == 1 and filters == op.groups:
+    if op.integers is not None and is_depthwise(op):
+        return _depthwise_integers(op, inputs, output)
+    if op.integers is None and op.groups > 1 and channels == 1 and filters == op.groups:
         return _depthwise(op, inputs, output)
     one = replace(op, weight=op.weight[: filters // op.groups]) if op.groups > 1 else op
     shape = geometry(one, inputs[0])
@@ -46,12 +52,15 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
     if tilings[0].block:
         return _winograd(op, inputs, output, shape, tilings)
     layer, text = _layer(
-        _sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}, tilings, op.activation
+        _sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}, tilings, op
     )
     run = f"Grouped<{layer}, {op.groups}>" if op.groups > 1 else f"Convolution<{layer}>"
     call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
-    if op.groups > 1 and output.lanes > filters:
+    if op.groups > 1 and output.lanes > filters and op.integers is None:
         call += _zero_lanes(output, filters)
+    if op.integers is not None:
+        arrays = {"weight": pack(packed_weight(op), op.groups), "bias": packed_bias(op, op.integers)}
+        return Code(call, arrays, INTEGER_HEADERS, items=f"{run}::ITEMS", functions=(text,))
     return Code(call, {"weight": pack(op.weight, op.groups), "bias": _packed_bias(op)}, HEADERS, items=f"{run}::ITEMS", functions=(text,))
 
 
@@ -72,7 +81,7 @@ def emit_transposed(weight: Array, bias: Array, stride: Sequence[int], padding: 
             size = -(-(output.height - a) // stride[0]), -(-(output.width - b) // stride[1])
             of = {"OH": size[0], "OW": size[1], "YR": stride[0] * output.row, "YP": stride[1] * output.stride, "LIMIT": output.lanes}
             shape = replace(geometry(op, x), rows=size[0], columns=size[1])
-            layer, text = _layer(_sizes(op, [x], output) | of, [best(shape, isa, 1, (0, 1)) for isa in INSTRUCTION_SETS], "none")
+            layer, text = _layer(_sizes(op, [x], output) | of, [best(shape, isa, 1, (0, 1)) for isa in INSTRUCTION_SETS], op)
             run, at = f"Convolution<{layer}>", len(calls)
             to = f"$out + {a * output.row + b * output.stride}"
             calls.append(f"if (phase == {at}) {run}::run($in0, $weight{at}, $bias, nullptr, {to}, 0, {run}::ITEMS);")
@@ -115,8 +124,8 @@ def _winograd(op: Convolution, inputs: Sequence[Buffer], output: Buffer, shape: 
     of = {"XP": x, "XR": 0, "YP": y, "YR": 0, "RP": 0, "RR": 0, "LIMIT": y, "BIAS": 0, "POOL": 0, "RESIDUAL": 0}
     ones = {"R": 1, "S": 1, "SH": 1, "SW": 1, "DH": 1, "DW": 1, "PH": 0, "PW": 0}
     sizes = {"C": channels, "K": filters, "H": 1, "W": product.columns, "OH": 1, "OW": product.columns}
-    inner, inner_text = _layer({**sizes, **ones, **of}, tilings, "none")
-    outer, outer_text = _layer(_sizes(op, inputs, output) | {"LIMIT": output.lanes, "BLOCK": block}, tilings, op.activation)
+    inner, inner_text = _layer({**sizes, **ones, **of}, tilings, replace(op, activation="none"))
+    outer, outer_text = _layer(_sizes(op, inputs, output) | {"LIMIT": output.lanes, "BLOCK": block}, tilings, op)
     run = f"Winograd<{outer}, {inner}>"
     call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $scratch, $begin, $end);"
     arrays = {"weight": pack_winograd(op.weight), "bias": _packed_bias(op)}
@@ -143,7 +152,7 @@ def _depthwise(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Cod
     )
     tiling = Tiling(1, 1 + op.pool, width)
     layer, text = _layer(
-        _sizes(op, inputs, output) | {"LIMIT": output.lanes}, [tiling, Tiling(1, 1 + op.pool, 4 - 2 * (width < 4)), tiling], op.activation
+        _sizes(op, inputs, output) | {"LIMIT": output.lanes}, [tiling, Tiling(1, 1 + op.pool, 4 - 2 * (width < 4)), tiling], op
     )
     filters, _, *kernel = op.weight.shape
     blocks = -(-filters // WEIGHT_LANES)
@@ -154,6 +163,15 @@ def _depthwise(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Cod
     run = f"Depthwise<{layer}>"
     call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
     return Code(call, {"weight": packed, "bias": bias}, (*HEADERS, "depthwise.h"), items=f"{run}::ITEMS", functions=(text,))
+
+
+def _depthwise_integers(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Code:
+    assert op.integers is not None
+    layer, text = _layer(_sizes(op, inputs, output) | {"LIMIT": output.lanes}, [Tiling(1, 1, 1)] * 3, op)
+    run = f"Depthwise8<{layer}>"
+    call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
+    arrays = {"weight": packed_depthwise(op), "bias": packed_bias(op, op.integers)}
+    return Code(call, arrays, INTEGER_HEADERS, items=f"{run}::ITEMS", functions=(text,))
 
 
 def border_of(op: Convolution, rows: int, columns: int) -> int:
@@ -172,17 +190,17 @@ def geometry(op: Convolution, x: Buffer) -> Geometry:
     """What the tiles of a convolution depend on; of one group where it has several."""
     filters, channels, *kernel = op.weight.shape
     rows, columns = op.out_size(x)
-    return Geometry(
-        channels, filters, (kernel[0], kernel[1]), op.stride, op.padding, op.dilation, (x.height, x.width), rows, columns, op.pool
-    )
+    channels, integers = (channels, False) if op.integers is None else (quads_of(channels), True)
+    image = (x.height, x.width)
+    return Geometry(channels, filters, (kernel[0], kernel[1]), op.stride, op.padding, op.dilation, image, rows, columns, op.pool, integers)
 
 
-def pack(weight: Array, groups: int = 1) -> Array:
+def pack(weight: NDArray[Any], groups: int = 1) -> NDArray[Any]:
     """(K, C, R, S) -> (groups, K / groups / 16, R, S, C, 16), filters padded with zeros."""
     filters, channels, rows, columns = weight.shape
     each = filters // groups
     blocks = -(-each // WEIGHT_LANES)
-    padded = np.zeros((groups, blocks * WEIGHT_LANES, channels, rows, columns), np.float32)
+    padded = np.zeros((groups, blocks * WEIGHT_LANES, channels, rows, columns), weight.dtype)
     padded[:, :each] = weight.reshape(groups, each, channels, rows, columns)
     return np.ascontiguousarray(padded.reshape(groups, blocks, WEIGHT_LANES, channels, rows, columns).transpose(0, 1, 4, 5, 3, 2))
 
@@ -213,7 +231,7 @@ def _sizes(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> dict[st
     pairs = {"S": op.stride, "D": op.dilation, "P": op.padding}
     steps = {f"{name}{axis}": pair[at] for name, pair in pairs.items() for at, axis in enumerate("HW")}
     return {
-        **{"C": channels, "K": filters, "R": kernel[0], "S": kernel[1], "H": x.height, "W": x.width, "OH": rows, "OW": columns},
+        **{"C": channels if op.integers is None else quads_of(channels), "GROUP": channels, "K": filters, "R": kernel[0], "S": kernel[1], "H": x.height, "W": x.width, "OH": rows, "OW": columns},
         **steps,
         **{"BIAS": 1, "RESIDUAL": int(op.residual), "POOL": int(op.pool)},
         **{"XR": x.row, "XP": x.stride, "YR": output.row, "YP": output.stride, "RR": added.row, "RP": added.stride},
@@ -232,16 +250,23 @@ def _tilings(shape: Geometry, choice: Choice | None, threads: int, direct: bool)
     return [first if isa.lanes == lanes else best(shape, isa, threads, kind) for isa in INSTRUCTION_SETS]
 
 
-def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], activation: str) -> tuple[str, str]:
+def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], op: Convolution) -> tuple[str, str]:
     """The name and the definition of the struct of a layer's constants; equal layers have equal names."""
+    more, lines = {"KEEPS_ZERO": int(op.activation in KEEP_ZERO)}, ""
+    if op.integers is not None:
+        more, lines = constants(op, op.integers)
+        tilings = tilings if op.integers.zero == 0 else [replace(t, fixed=False) for t in tilings]  # borders count
     picks = {
         name.upper(): f"LT_PICK({', '.join(str(int(getattr(t, name))) for t in tilings)})"
         for name in ("vectors", "height", "width", "split", "fixed", "parts")
     }
-    numbers = ", ".join(f"{name} = {value}" for name, value in {**sizes, **picks, "KEEPS_ZERO": int(activation in KEEP_ZERO)}.items())
-    body = f"  enum : int {{ {numbers} }};\n  template <class V> static LT_INLINE V act(const V &v) {{ return act_{activation}(v); }}\n"
+    numbers = ", ".join(f"{name} = {value}" for name, value in {**sizes, **picks, **more}.items())
+    base = "Real" if op.integers is None else "Integer"
+    if op.integers is None:
+        lines = f"  template <class V> static LT_INLINE V act(const V &v) {{ return act_{op.activation}(v); }}\n"
+    body = f"struct $name : {base} {{\n  enum : int {{ {numbers} }};\n{lines}}};"
     name = f"Layer{hashlib.sha256(body.encode()).hexdigest()[:12]}"
-    return name, f"struct {name} {{\n{body}}};"
+    return name, body.replace("$name", name)
 
 
 def _zero_lanes(output: Buffer, filters: int) -> str:

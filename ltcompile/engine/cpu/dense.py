@@ -57,7 +57,7 @@ def _convolve(plan: Plan, node: Node, x: Any, weight: Array, bias: Any, residual
     images = [plan.image(x, convolution.border_of(op, *_places(plan.placed(x).shape)))]
     if residual is not None:
         images.append(plan.image(residual))
-    _emit(plan, node.name, op, images, plan.result(node, 1))
+    emit_layer(plan, node.name, op, images, plan.result(node, 1))
 
 
 def _places(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -69,7 +69,7 @@ def _bias(plan: Plan, bias: Any, weight: Array) -> Array:
     return np.zeros(len(weight), np.float32) if bias is None else plan.constant(bias)
 
 
-def _emit(plan: Plan, name: str, op: Convolution, inputs: list[Image], out: Image) -> None:
+def emit_layer(plan: Plan, name: str, op: Convolution, inputs: list[Image], out: Image) -> None:
     buffers: list[Buffer] = [image.buffer for image in inputs]
     addresses = {f"in{n}": image.address for n, image in enumerate(inputs)}
     layer = convolution.Layer(op, tuple(buffers), out.buffer)
@@ -101,7 +101,7 @@ def _linear(plan: Plan, node: Node) -> None:
     else:
         image, kernel = plan.image(x, channel=last), w[:, :, None, None]
     op = Convolution(np.ascontiguousarray(kernel), _bias(plan, bias, w), activation=activation)
-    _emit(plan, node.name, op, [image], plan.result(node, last))
+    emit_layer(plan, node.name, op, [image], plan.result(node, last))
 
 
 def _pooled_head(plan: Plan, node: Node) -> None:
@@ -110,7 +110,7 @@ def _pooled_head(plan: Plan, node: Node) -> None:
     mean_over_places(plan, f"{node.name}.mean", plan.image(x, padded=True), image)
     w = plan.constant(weight)
     op = Convolution(w[:, :, None, None], _bias(plan, bias, w), activation=node.kwargs["activation"])
-    _emit(plan, node.name, op, [image], plan.result(node, 1))
+    emit_layer(plan, node.name, op, [image], plan.result(node, 1))
 
 
 RULES = {

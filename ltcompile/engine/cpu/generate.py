@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ltcompile.engine.cpu import dense, movement, pointwise, pooling, reductions
+from ltcompile.engine.cpu import dense, integers, movement, pointwise, pooling, reductions
 from ltcompile.engine.cpu.code import Array, Choice, Code
 from ltcompile.engine.cpu.plan import IMAGES, OUTPUTS, Address, Plan, planned
 from ltcompile.engine.memory import Buffer as Living
@@ -18,7 +18,7 @@ from ltcompile.engine.memory import plan_memory
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
 
-RULES = {**dense.RULES, **pointwise.RULES, **pooling.RULES, **reductions.RULES, **movement.RULES}
+RULES = {**dense.RULES, **pointwise.RULES, **pooling.RULES, **reductions.RULES, **movement.RULES, **integers.RULES}
 INCLUDE = Path(__file__).parent / "include"
 PERSISTENT_BYTES = 1 << 18  # below this all activations have memory of their own, and zeros are written once
 ALIGNMENT = 16  # floats
@@ -88,7 +88,7 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None, thre
         *(f"static __attribute__((noinline)) void {name}{text}" for text, name in functions.items()),
         _image(calls),
         *([_part(calls)] if threads else []),
-        "static void clear(float *arena) { memset(arena, 0, ARENA * sizeof(float)); }",
+        "\n  ".join(["static void clear(float *arena) {", "memset(arena, 0, ARENA * sizeof(float));", *memory.fills(), "}"]),
     ]
     return Unit(tuple(headers), "\n".join(texts) + "\n", weights, memory.floats, program.input_shape, plan.output_shape, threads > 0)
 
@@ -99,7 +99,7 @@ def _placed_arrays(codes: Sequence[Code]) -> tuple[Array, list[dict[str, int]]]:
     for code in codes:
         places.append({})
         for name, array in code.arrays.items():
-            flat = np.ascontiguousarray(array, np.float32).reshape(-1)
+            flat = np.ascontiguousarray(array).view(np.float32).reshape(-1)
             key = flat.tobytes()
             if key not in known:
                 known[key] = size
@@ -124,7 +124,8 @@ def _call(
 ) -> _Called:
     """The call of a step's function, which is added to `functions` (text -> name) where it is new."""
     inputs, shared = [name for name in addresses if name != "out"], code.items != "1"
-    parameters = [*(f"const float *__restrict {name}" for name in [*inputs, *places]), "float *__restrict out"]
+    parameters = [f"const {memory.type_of(addresses.get(name))} *__restrict {name}" for name in [*inputs, *places]]
+    parameters.append(f"{memory.type_of(addresses['out'])} *__restrict out")
     arguments = [
         *(memory.text(addresses[name]) for name in inputs),
         *(f"weights + {at}" for at in places.values()),
@@ -178,7 +179,7 @@ class _Memory:
             for address in step.addresses.values():
                 if address.storage in plan.storages:
                     lives.setdefault(address.storage, [at, at])[1] = at
-        sizes = {name: plan.storages[name].floats for name in lives}
+        sizes = {name: plan.storages[name].memory for name in lives}
         for at, code in enumerate(codes):
             if code.scratch:
                 lives[f"{at}.scratch"], sizes[f"{at}.scratch"] = [at, at], code.scratch
@@ -198,7 +199,22 @@ class _Memory:
         """An address as C++."""
         if address.storage in (IMAGES, OUTPUTS):
             return f"{address.storage} + {address.offset}" if address.offset else address.storage
+        if address.bytes:
+            return f"(uint8_t *)(arena + {self.offsets[address.storage]}) + {address.offset}"
         return f"arena + {self.offsets[address.storage] + address.offset}"
+
+    @staticmethod
+    def type_of(address: Address | None) -> str:
+        """What an address points to; constants are floats."""
+        return "uint8_t" if address is not None and address.bytes else "float"
+
+    def fills(self) -> list[str]:
+        """What fills the borders that no step clears, and which are not zero."""
+        return [self._border(name) for name in sorted(self._lives) if name not in self._shared and name in self._plan.storages and self._plan.storages[name].zero and self._plan.storages[name].border]
+
+    def _border(self, name: str) -> str:
+        b, size = self._plan.storages[name], 4 if self._plan.storages[name].zero is None else 1
+        return f"clear_border(arena + {self.offsets[name]}, {b.height}, {size * b.width * b.stride}, {b.border}, {size * b.border * b.stride}, {b.zero or 0});"
 
     def clearing(self, step: int) -> list[str]:
         """What writes zeros around the storages that are filled from this step on, where others have been in their memory."""
@@ -208,5 +224,5 @@ class _Memory:
             if name in self._plan.cleared:
                 found.append(f"memset({at}, 0, {b.floats} * sizeof(float));")
             elif b.border:
-                found.append(f"clear_border({at}, {b.height}, {b.width * b.stride}, {b.border}, {b.border * b.stride});")
+                found.append(self._border(name))
         return found

@@ -41,7 +41,14 @@ def nest(shape: Sequence[int], strides: Sequence[Strides], innermost: int | None
 
 
 def elementwise(
-    shape: Sequence[int], out: Strides, inputs: Sequence[Strides], expression: str, *, innermost: int | None = None, padded: int = 0
+    shape: Sequence[int],
+    out: Strides,
+    inputs: Sequence[Strides],
+    expression: str,
+    *,
+    innermost: int | None = None,
+    padded: int = 0,
+    integers: Sequence[bool] | None = None,
 ) -> tuple[str, str]:
     """out[i] = expression of x0[i], x1[i], ... for all i, on scalars and on vectors, as C++ and the items that threads may share.
 
@@ -50,18 +57,25 @@ def elementwise(
         out, inputs: strides in floats.
         expression: C++, of x0, x1, ...
         innermost: the dimension of channels where zeros follow them; then `padded` counts channels and zeros.
+        integers: whether the output and each input consist of bytes; in the expression they are int32.
     """
     loops = nest(shape, [out, *inputs], innermost)
     at, *sources = loops.offsets
     values = [f"in{n} + {offset}" for n, offset in enumerate(sources)]
+    to_bytes, *are_bytes = integers or [False] * (1 + len(inputs))
     if loops.inner[0] == 1 and all(step in (0, 1) for step in loops.inner[1:]):
-        loads = [f"load<L>({v} + c)" if step else f"all<L>(*({v}))" for v, step in zip(values, loops.inner[1:], strict=True)]
-        body = "".join(f"const Vector<L> x{n} = {text}; " for n, text in enumerate(loads))
-        body = f"{{ constexpr int L = decltype(width)::value; {body}store<L>(out + {at} + c, {expression}); }}"
+        names = [("widen<L>({})", "Ints<L>{{}} + *({})") if b else ("load<L>({})", "all<L>(*({}))") for b in are_bytes]
+        loads = [n[0].format(f"{v} + c") if step else n[1].format(v) for n, v, step in zip(names, values, loops.inner[1:], strict=True)]
+        body = "".join(f"const auto x{n} = {text}; " for n, text in enumerate(loads))
+        store = "narrow" if to_bytes else "store"
+        body = f"{{ constexpr int L = decltype(width)::value; {body}{store}<L>(out + {at} + c, {expression}); }}"
         inner = f"sweep<{loops.size}>([&](auto width, int c) {body});"
     else:
-        body = "".join(f"const float x{n} = *({v} + c * {step}); " for n, (v, step) in enumerate(zip(values, loops.inner[1:], strict=True)))
-        inner = f"for (int c = 0; c < {loops.size}; c++) {{ enum {{ L = 1 }}; {body}out[{at} + c * {loops.inner[0]}] = {expression}; }}"
+        kinds = ["int32_t" if b else "float" for b in are_bytes]
+        body = "".join(f"const {k} x{n} = *({v} + c * {s}); " for n, (k, v, s) in enumerate(zip(kinds, values, loops.inner[1:], strict=True)))
+        to = f"out + {at} + c * {loops.inner[0]}"
+        store = f"narrow<1>({to}, {expression});" if to_bytes else f"*({to}) = {expression};"
+        inner = f"for (int c = 0; c < {loops.size}; c++) {{ enum {{ L = 1 }}; {body}{store} }}"
     if padded > loops.size:
         inner += f" for (int c = {loops.size}; c < {padded}; c++) out[{at} + c] = 0.0f;"
     opening = loops.opening.replace(f"i0 = 0; i0 < {loops.turns};", "i0 = $begin; i0 < $end;", 1)

@@ -54,7 +54,7 @@ def _cat(plan: Plan, node: Node) -> None:
     dim, shape = argument(node, 1, 0) % len(node.shape), node.shape
     computed = [value for value in node.args[0] if not plan.is_constant(value)]
     channel = plan.placed(computed[0]).channel if computed else len(shape) - 1
-    image = plan.result(node, channel)
+    image = plan.result(node, channel, zero=plan.zero(plan.placed(computed[0])) if computed else None)
     whole, at = plan.values[node.name], 0
     for n, value in enumerate(node.args[0]):
         size = plan.constant(value).shape[dim] if plan.is_constant(value) else plan.placed(value).shape[dim]

@@ -30,22 +30,27 @@ MOST_PASSES = 12
 
 @dataclass(frozen=True)
 class Address:
-    """A place in a storage, in floats from its start."""
+    """A place in a storage, in floats from its start, or in bytes."""
 
     storage: str
     offset: int
+    bytes: bool = False
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A value: a view of a storage as a tensor on the meta device, whose strides and offset are in floats."""
+    """A value: a view of a storage as a tensor on the meta device, float32 or uint8; strides and offset count elements."""
 
     storage: str
     tensor: Tensor
 
     @property
     def address(self) -> Address:
-        return Address(self.storage, int(self.tensor.storage_offset()))
+        return Address(self.storage, int(self.tensor.storage_offset()), self.bytes)
+
+    @property
+    def bytes(self) -> bool:
+        return self.tensor.dtype == torch.uint8
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,14 +129,18 @@ class Plan:
     def is_constant(self, value: Any) -> bool:
         return isinstance(value, Value) and value.name in self.program.constants
 
-    def new(self, name: str, shape: Sequence[int], channel: int) -> tuple[Placed, Image]:
-        """Memory for a result, as a tensor of `shape` and as images whose channels are dimension `channel`."""
+    def zero(self, x: Placed) -> int | None:
+        """The zero point of bytes."""
+        return self.storages[x.storage].zero if x.bytes else None
+
+    def new(self, name: str, shape: Sequence[int], channel: int, zero: int | None = None) -> tuple[Placed, Image]:
+        """Memory for a result, as a tensor of `shape` and as images whose channels are dimension `channel`; bytes where there is a `zero`."""
         order = [d for d in range(len(shape)) if d != channel]
         rows = [shape[d] for d in order[:-1]]
         height, width, channels = math.prod(rows), shape[order[-1]] if order else 1, shape[channel]
         parent, first = self.known.parts.get(name, (name, 0))
         if parent == name:
-            buffer = Buffer(height, width, channels, self.known.borders.get(name, 0), lanes_of(channels), lanes_of(channels))
+            buffer = Buffer(height, width, channels, self.known.borders.get(name, 0), lanes_of(channels), lanes_of(channels), zero)
             self.storages.setdefault(name, buffer)
         else:
             whole = self.storages.setdefault(parent, replace(self.known.wholes[parent], border=self.known.borders.get(parent, 0)))
@@ -143,14 +152,15 @@ class Plan:
         for d in reversed(order):
             strides[d], step = step, buffer.row if d == order[-1] else step * shape[d]
         offset = buffer.origin + first
-        tensor = torch.empty(0, device="meta").as_strided(tuple(shape), tuple(strides), offset)
-        return Placed(parent, tensor), Image(Address(parent, offset), buffer)
+        dtype = torch.float32 if zero is None else torch.uint8
+        tensor = torch.empty(0, device="meta", dtype=dtype).as_strided(tuple(shape), tuple(strides), offset)
+        return Placed(parent, tensor), Image(Address(parent, offset, zero is not None), buffer)
 
-    def result(self, node: Node, channel: int | None = None, shape: Sequence[int] | None = None) -> Image:
+    def result(self, node: Node, channel: int | None = None, shape: Sequence[int] | None = None, zero: int | None = None) -> Image:
         """Memory for the output of `node`, which becomes its value."""
         shape = shape or node.shape
         usual = 1 if len(shape) == 4 else len(shape) - 1
-        self.values[node.name], image = self.new(node.name, shape, usual if channel is None else channel)
+        self.values[node.name], image = self.new(node.name, shape, usual if channel is None else channel, zero)
         return image
 
     def image(self, value: Any, padding: int = 0, channel: int = 1, padded: bool = False) -> Image:
@@ -176,7 +186,7 @@ class Plan:
                 self.requested.borders[x.storage] = max(self.requested.borders.get(x.storage, 0), padding)
                 return Image(x.address, whole if full else replace(whole, channels=channels, lanes=channels))
         copied, name = f"{name}.image{channel}" in self.storages, f"{name}.image{channel}"
-        copy, image = self.new(name, shape, channel)
+        copy, image = self.new(name, shape, channel, self.zero(x))
         self.requested.borders[name] = max(self.requested.borders.get(name, 0), padding)
         if not copied:
             self.copy(copy, x, name, channel)
@@ -192,7 +202,7 @@ class Plan:
     def copied(self, x: Placed, shape: Sequence[int], name: str) -> Placed:
         """x in new memory with another shape: its elements in the order of their indices."""
         target = shape if len(shape) >= len(x.shape) else x.shape  # one is a view of the other where dimensions are only merged or split
-        out, _ = self.new(name, shape, len(shape) - 1)
+        out, _ = self.new(name, shape, len(shape) - 1, self.zero(x))
         for first, second in ((lambda t: t.view(x.shape), lambda t: t), (lambda t: t, lambda t: t.view(shape))):
             try:
                 views = Placed(out.storage, first(out.tensor)), Placed(x.storage, second(x.tensor))
@@ -200,15 +210,16 @@ class Plan:
                 continue
             self.copy(*views, name)
             return out
-        flat, _ = self.new(f"{name}.flat", (1, math.prod(target)), 1)
+        flat, _ = self.new(f"{name}.flat", (1, math.prod(target)), 1, self.zero(x))
         self.copy(Placed(flat.storage, flat.tensor.view(x.shape)), x, f"{name}.flat")
         self.copy(out, Placed(flat.storage, flat.tensor.view(shape)), name)
         return out
 
     def pointwise(
-        self, out: Placed, inputs: Sequence[Placed | Array], expression: str, name: str, channel: int | None = None, keeps_zero: bool = True
+        self, out: Placed, inputs: Sequence[Placed | Array], expression: str, name: str, channel: int | None = None, keeps_zero: bool = True,
+        tables: Mapping[str, Array] | None = None,
     ) -> None:
-        """A step out = expression(x0, x1, ...), with inputs that broadcast, for values and constants."""
+        """A step out = expression(x0, x1, ...), with inputs that broadcast, for values and constants; `tables` are constants by name."""
         channel = out.channel if channel is None else channel
         buffer, shape = self.storages.get(out.storage), list(out.shape)
         views: list[Placed | Array] = [
@@ -217,17 +228,19 @@ class Plan:
         padded = self._padded(out, buffer, channel)
         if not padded:
             self.clear(out.storage)
-        if padded and keeps_zero and all(self._readable(x, channel, padded) for x in views):
+        if padded and (keeps_zero or out.bytes) and all(self._readable(x, channel, padded) and (out.bytes or not x.bytes) for x in views):  # type: ignore[union-attr]
             shape[channel], padded = padded, 0
         strides = [x.strides if isinstance(x, Placed) else tuple(s // 4 for s in x.strides) for x in views]
-        text, items = elementwise(shape, out.strides, strides, expression, innermost=channel if padded else None, padded=padded)
-        arrays = {f"in{n}": _memory(x) for n, x in enumerate(views) if not isinstance(x, Placed)}
+        text, items = elementwise(shape, out.strides, strides, expression, innermost=channel if padded else None, padded=padded, integers=[isinstance(x, Placed) and x.bytes for x in (out, *views)])
+        arrays = {f"in{n}": _memory(x) for n, x in enumerate(views) if not isinstance(x, Placed)} | dict(tables or {})
         addresses = {f"in{n}": x.address for n, x in enumerate(views) if isinstance(x, Placed)}
-        self.step(name, lambda: Code(text, arrays, ("activations.h", "sweep.h"), items=items), out.address, **addresses)
+        headers = ("activations.h", "sweep.h", *(["int8.h"] if any(x.bytes for x in (out, *views) if isinstance(x, Placed)) else []))
+        self.step(name, lambda: Code(text, arrays, headers, items=items), out.address, **addresses)
 
     def clear(self, storage: str) -> None:
         """Zero a storage before its first step, whose lanes behind the channels no step fills."""
-        if storage in self.storages and self.storages[storage].stride > self.storages[storage].channels:
+        b = self.storages.get(storage)
+        if b is not None and b.zero is None and b.stride > b.channels:
             self.cleared.add(storage)
 
     def _padded(self, out: Placed, buffer: Buffer | None, channel: int) -> int:
@@ -301,7 +314,7 @@ def _check(program: Program) -> None:
                 found = values[node.name] = node.run(values)
         except Exception as error:  # whatever a file made PyTorch do
             raise Unavailable(f"{where} cannot be computed: {error}") from error
-        if isinstance(found, Tensor) and (tuple(found.shape) != node.shape or found.dtype != torch.float32):
+        if isinstance(found, Tensor) and (tuple(found.shape) != node.shape or found.dtype not in (torch.float32, torch.uint8)):
             raise Unavailable(f"{where} computes {found.dtype} {tuple(found.shape)}, not float32 {node.shape}")
 
 

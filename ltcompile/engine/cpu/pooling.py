@@ -24,10 +24,10 @@ for (int p = $begin; p < $end; p++)
     {bounds}
     sweep<{lanes}>([&](auto width, int c) {{
       constexpr int L = decltype(width)::value;
-      const float *from = in0 + top * {in_row} + left * {in_stride} + c;
+      const auto *from = in0 + top * {in_row} + left * {in_stride} + c;
       {start}
       for (int y = top; y < bottom; y++, from += {in_row})
-        for (int x = 0; x < (right - left) * {in_stride}; x += {in_stride}) {{ const Vector<L> v = load<L>(from + x); {combine} }}
+        for (int x = 0; x < (right - left) * {in_stride}; x += {in_stride}) {{ const auto v = load<L>(from + x); {combine} }}
       store<L>(out + p * {out_row} + q * {out_stride} + c, {finish});
     }});
   }}
@@ -49,7 +49,7 @@ def _window(x: Buffer, y: Buffer, bounds: str, start: str, combine: str, finish:
         finish=finish,
     )
     text, items = shared(text, y.height, y.floats)
-    return Code(text, headers=_HEADERS, items=items)
+    return Code(text, headers=(*_HEADERS, *([] if x.zero is None else ["int8.h"])), items=items)
 
 
 _ALL_MEAN = """
@@ -81,7 +81,8 @@ def _float(value: float) -> str:
 
 
 def _images(plan: Plan, node: Node, shape: tuple[int, ...] | None = None) -> tuple[Image, Image, Buffer, Buffer]:
-    x, y = plan.image(node.args[0], padded=True), plan.result(node, 1, shape)
+    zero = plan.zero(plan.placed(node.args[0]))
+    x, y = plan.image(node.args[0], padded=True), plan.result(node, 1, shape, zero)
     return x, y, x.buffer, y.buffer
 
 
@@ -94,13 +95,13 @@ def _settings(plan: Plan, node: Node) -> tuple[list[int], list[int], list[int]]:
     return [1, pair(kernel)[0]], [1, pair(stride)[0]], [0, pair(padding)[0]]
 
 
-def _max_pool(plan: Plan, node: Node) -> None:
+def max_pool(plan: Plan, node: Node) -> None:
     kernel, stride, padding = _settings(plan, node)
     if set(pair(argument(node, 4, 1))) != {1}:
         raise Unavailable("it has a dilation")
     x, y, xb, yb = _images(plan, node)
     bounds = _bounds(xb, kernel, stride, padding)
-    start = "Vector<L> best = load<L>(from);"
+    start = "auto best = load<L>(from);"
     plan.step(node.name, lambda: _window(xb, yb, bounds, start, "best = larger(v, best);", "best"), y.address, in0=x.address)
 
 
@@ -144,7 +145,7 @@ def _adaptive(combine: str) -> Callable[[Plan, Node], None]:
         if combine == "sum":
             parts = "Vector<L> sum = all<L>(0.0f);", "sum += v;", "sum / (float)((bottom - top) * (right - left))"
         else:
-            parts = "Vector<L> best = load<L>(from);", "best = larger(v, best);", "best"
+            parts = "auto best = load<L>(from);", "best = larger(v, best);", "best"
             plan.values[node.name] = [plan.values[node.name]]  # PyTorch returns indices too
         plan.step(node.name, lambda: _window(xb, yb, bounds, *parts), y.address, in0=x.address)
 
@@ -155,7 +156,7 @@ _RESIZE = """
 {tables}
 for (int p = $begin; p < $end; p++)
   for (int q = 0; q < {columns}; q++) {{
-    const float *a = in0 + row[p] * {in_row} + column[q] * {in_stride};
+    const auto *a = in0 + row[p] * {in_row} + column[q] * {in_stride};
     {pointers}
     sweep<{lanes}>([&](auto width, int c) {{
       constexpr int L = decltype(width)::value;
@@ -193,7 +194,8 @@ def _upsample(plan: Plan, node: Node) -> None:
         value=value,
     )
     text, items = shared(text, yb.height, yb.floats)
-    plan.step(node.name, lambda: Code(text, headers=_HEADERS, items=items), y.address, in0=x.address)
+    headers = (*_HEADERS, *([] if xb.zero is None else ["int8.h"]))
+    plan.step(node.name, lambda: Code(text, headers=headers, items=items), y.address, in0=x.address)
 
 
 def _positions(node: Node, x: Buffer, axis: int, size: int) -> Any:
@@ -221,8 +223,8 @@ def _mean(plan: Plan, node: Node) -> None:
 
 
 RULES = {
-    "aten.max_pool2d.default": _max_pool,
-    "aten.max_pool1d.default": _max_pool,
+    "aten.max_pool2d.default": max_pool,
+    "aten.max_pool1d.default": max_pool,
     "aten.avg_pool2d.default": _avg_pool,
     "aten.avg_pool1d.default": _avg_pool,
     "aten.adaptive_avg_pool2d.default": _adaptive("sum"),

@@ -80,6 +80,7 @@ class Geometry:
     rows: int
     columns: int
     pool: bool
+    integers: bool = False  # then `channels` counts quads
 
     @property
     def steps(self) -> int:
@@ -88,7 +89,7 @@ class Geometry:
     @property
     def winograd(self) -> bool:
         """Whether include/winograd.h can compute it."""
-        plain = self.kernel == (3, 3) and self.stride == self.dilation == (1, 1) and max(self.padding) <= 1
+        plain = not self.integers and self.kernel == (3, 3) and self.stride == self.dilation == (1, 1) and max(self.padding) <= 1
         return plain and min(self.rows, self.columns) >= MOST_DIRECT and min(self.channels, self.filters) >= 8
 
     def product(self, block: int) -> Geometry:

@@ -5,6 +5,7 @@
 // registers; each step reads the weights of one input channel and one number a pixel. SPLIT sums run side by side where a tile is too small to
 // hide the latency of an addition. FIXED: each tile has code of its own, which leaves out products with the border: for tiny images.
 // A work item is one row of tiles in one group of output channels; the weights of a group stay in the cache from row to row.
+// N has a base that says what numbers are: `Real` below, or `Integer` of int8.h, where C counts quads of channels.
 
 constexpr int WEIGHT_LANES = 16;
 
@@ -12,7 +13,7 @@ constexpr int WEIGHT_LANES = 16;
 template <class N, int HEIGHT, int WIDTH> struct Epilogue {
   static constexpr int PIXELS = HEIGHT * WIDTH;
 
-  template <int L> static LT_INLINE void finish(Vector<L> (&sums)[HEIGHT * WIDTH], const float *residual, float *y, int k) {
+  template <int L> static LT_INLINE void finish(Vector<L> (&sums)[HEIGHT * WIDTH], const float *, const float *residual, float *y, int k) {
     LT_UNROLL
     for (int p = 0; p < PIXELS; p++) {
       if constexpr (N::RESIDUAL) sums[p] += read<L>(residual + p / WIDTH * N::RR + p % WIDTH * N::RP + k, k);
@@ -55,11 +56,24 @@ template <class N, int HEIGHT, int WIDTH> struct Epilogue {
   }
 };
 
+struct Real {
+  typedef float X;  // what images consist of
+  static constexpr int STEP = 1, SMALL = 0;  // numbers of X to the next channel, or quad of channels
+  template <int L> using Sum = Vector<L>;
+  template <class N, int HEIGHT, int WIDTH> using Finish = Epilogue<N, HEIGHT, WIDTH>;
+  template <int L> static LT_INLINE Vector<L> weights(const float *from) { return load<L>(from); }
+  template <class N, int L> static LT_INLINE Vector<L> start(const float *bias) { return load<L>(bias); }
+  template <int> static LT_INLINE float value(const float *x) { return *x; }
+  template <bool, int L> static LT_INLINE void add(Vector<L> &sum, const Vector<L> &w, float x) { sum += w * x; }
+};
+
 template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0> struct Tile {
+  typedef typename N::X X;
+  template <int L> using Sum = typename N::template Sum<L>;
   static constexpr int PIXELS = HEIGHT * WIDTH, ALL = VECTORS ? VECTORS : 1;
   struct Sums {
-    Vector<LANES> full[ALL][PIXELS];
-    Vector<HALF> tail[PIXELS];
+    Sum<LANES> full[ALL][PIXELS];
+    Sum<HALF> tail[PIXELS];
   };
 
   static LT_INLINE const float *lane(const float *w, int k) { return w + k / WEIGHT_LANES * (N::R * N::S * N::C * WEIGHT_LANES) + k % WEIGHT_LANES; }
@@ -78,15 +92,15 @@ template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0
   }
 
   // `x`: what tap (0, 0) of the first pixel reads; `w`: of all channels; `residual` and `y`: the first pixel; k0: the first channel of the tile.
-  static LT_INLINE void run(const float *x, const float *w, const float *bias, const float *residual, float *y, int k0) {
+  static LT_INLINE void run(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0) {
     Sums sums[N::SPLIT];
     LT_UNROLL
     for (int u = 0; u < N::SPLIT; u++) {
       LT_UNROLL
       for (int p = 0; p < PIXELS; p++) {
         LT_UNROLL
-        for (int v = 0; v < VECTORS; v++) sums[u].full[v][p] = u || !N::BIAS ? Vector<LANES>{} : load<LANES>(bias + k0 + v * LANES);
-        if constexpr (TAIL) sums[u].tail[p] = u || !N::BIAS ? Vector<HALF>{} : load<HALF>(bias + k0 + VECTORS * LANES);
+        for (int v = 0; v < VECTORS; v++) sums[u].full[v][p] = u || !N::BIAS ? Sum<LANES>{} : N::template start<N, LANES>(bias + k0 + v * LANES);
+        if constexpr (TAIL) sums[u].tail[p] = u || !N::BIAS ? Sum<HALF>{} : N::template start<N, HALF>(bias + k0 + VECTORS * LANES);
       }
     }
     const float *first = lane(w, k0);
@@ -111,52 +125,56 @@ template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0
       }
     }
     LT_UNROLL
-    for (int v = 0; v < VECTORS; v++) Epilogue<N, HEIGHT, WIDTH>::template finish<LANES>(sums[0].full[v], residual, y, k0 + v * LANES);
-    if constexpr (TAIL) Epilogue<N, HEIGHT, WIDTH>::template finish<HALF>(sums[0].tail, residual, y, k0 + VECTORS * LANES);
+    for (int v = 0; v < VECTORS; v++) N::template Finish<N, HEIGHT, WIDTH>::template finish<LANES>(sums[0].full[v], bias, residual, y, k0 + v * LANES);
+    if constexpr (TAIL) N::template Finish<N, HEIGHT, WIDTH>::template finish<HALF>(sums[0].tail, bias, residual, y, k0 + VECTORS * LANES);
   }
 
-  template <int... T> static LT_INLINE void taps(const float *x, const float *w, Sums (&sums)[N::SPLIT], Sequence<T...>) {
+  template <int... T> static LT_INLINE void taps(const X *x, const float *w, Sums (&sums)[N::SPLIT], Sequence<T...>) {
     (channels<T / N::S, T % N::S>(x + (T / N::S) * N::DH * N::XR + (T % N::S) * N::DW * N::XP, w + T * N::C * WEIGHT_LANES, sums), ...);
   }
 
-  template <int R, int S> static LT_INLINE void channels(const float *x, const float *w, Sums (&sums)[N::SPLIT]) {
+  template <int R, int S> static LT_INLINE void channels(const X *x, const float *w, Sums (&sums)[N::SPLIT]) {
     if constexpr (any(R, S)) {
       asm("" : "+r"(x));  // each tap loads its numbers again: kept from the tap before, they would take the registers of sums
       constexpr int EVEN = N::C / N::SPLIT * N::SPLIT;
       if constexpr (N::C <= 4) {
         LT_UNROLL
-        for (int c = 0; c < N::C; c++) step<R, S>(x + c, w + c * WEIGHT_LANES, sums[c % N::SPLIT]);
+        for (int c = 0; c < N::C; c++) step<R, S>(x + c * N::STEP, w + c * WEIGHT_LANES, sums[c % N::SPLIT]);
       } else {
         LT_NO_UNROLL
         for (int c = 0; c < EVEN; c += N::SPLIT) {
           LT_UNROLL
-          for (int u = 0; u < N::SPLIT; u++) step<R, S>(x + c + u, w + (c + u) * WEIGHT_LANES, sums[u]);
+          for (int u = 0; u < N::SPLIT; u++) step<R, S>(x + (c + u) * N::STEP, w + (c + u) * WEIGHT_LANES, sums[u]);
         }
         LT_UNROLL
-        for (int u = 0; u < N::C - EVEN; u++) step<R, S>(x + EVEN + u, w + (EVEN + u) * WEIGHT_LANES, sums[u]);
+        for (int u = 0; u < N::C - EVEN; u++) step<R, S>(x + (EVEN + u) * N::STEP, w + (EVEN + u) * WEIGHT_LANES, sums[u]);
       }
     }
   }
 
-  template <int R, int S> static LT_INLINE void step(const float *x, const float *w, Sums &sums) {
-    Vector<LANES> full[ALL];
-    Vector<HALF> tail;
+  template <int R, int S> static LT_INLINE void step(const X *x, const float *w, Sums &sums) {
+    Sum<LANES> full[ALL];
+    Sum<HALF> tail;
     LT_UNROLL
-    for (int v = 0; v < VECTORS; v++) full[v] = load<LANES>(lane(w, v * LANES));
-    if constexpr (TAIL) tail = load<HALF>(lane(w, VECTORS * LANES));
+    for (int v = 0; v < VECTORS; v++) full[v] = N::template weights<LANES>(lane(w, v * LANES));
+    if constexpr (TAIL) tail = N::template weights<HALF>(lane(w, VECTORS * LANES));
     LT_UNROLL
     for (int p = 0; p < PIXELS; p++) {
       if (inside(p, R, S)) {
-        const float value = x[p / WIDTH * N::SH * N::XR + p % WIDTH * N::SW * N::XP];
-        LT_UNROLL
-        for (int v = 0; v < VECTORS; v++) sums.full[v][p] += full[v] * value;
-        if constexpr (TAIL) sums.tail[p] += tail * value;
+        const X *at = x + p / WIDTH * N::SH * N::XR + p % WIDTH * N::SW * N::XP;
+        if constexpr (VECTORS > 0) {
+          const auto value = N::template value<LANES>(at);
+          LT_UNROLL
+          for (int v = 0; v < VECTORS; v++) N::template add<N::SMALL, LANES>(sums.full[v][p], full[v], value);
+        }
+        if constexpr (TAIL) N::template add<N::SMALL, HALF>(sums.tail[p], tail, N::template value<HALF>(at));
       }
     }
   }
 };
 
 template <class N> struct Convolution {
+  typedef typename N::X X;
   static constexpr int ROWS = (N::OH + N::HEIGHT - 1) / N::HEIGHT, SCALE = N::POOL ? 2 : 1;
   static constexpr int LOW = N::OH % N::HEIGHT, TILES = N::OW / N::WIDTH, NARROW = N::OW % N::WIDTH;
   static constexpr int HALVES = (N::K + HALF - 1) / HALF, WHOLE = HALVES * HALF / LANES, FULL = WHOLE / N::VECTORS, REST = WHOLE % N::VECTORS;
@@ -165,7 +183,7 @@ template <class N> struct Convolution {
   static constexpr int GROUPS = FULL + (REST || TAIL), ITEMS = GROUPS * ROWS;
 
   // Items [begin, end) of ITEMS; `x`, `residual` and `y`: pixel (0, 0).
-  static LT_INLINE void run(const float *x, const float *w, const float *bias, const float *residual, float *y, int begin, int end) {
+  static LT_INLINE void run(const X *x, const float *w, const float *bias, const X *residual, X *y, int begin, int end) {
     x -= N::PH * N::XR + N::PW * N::XP;
     for (int item = begin; item < end; item++) {
       const int group = item / ROWS, row = item % ROWS, k0 = group * N::VECTORS * LANES;
@@ -178,7 +196,7 @@ template <class N> struct Convolution {
     }
   }
 
-  template <int V, bool T> static LT_INLINE void rows(const float *x, const float *w, const float *bias, const float *residual, float *y, int k0, int row) {
+  template <int V, bool T> static LT_INLINE void rows(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, int row) {
     if constexpr (N::FIXED) {
       fixed_rows<V, T>(x, w, bias, residual, y, k0, row, Count<ROWS>());
     } else {
@@ -194,7 +212,7 @@ template <class N> struct Convolution {
   }
 
   template <int V, bool T, int HEIGHT>
-  static LT_INLINE void columns(const float *x, const float *w, const float *bias, const float *residual, float *y, int k0, int p) {
+  static LT_INLINE void columns(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, int p) {
     if constexpr (TILES > 0) {
       LT_NO_UNROLL
       for (int t = 0; t < TILES; t++) tile<V, T, HEIGHT, N::WIDTH>(x, w, bias, residual, y, k0, p, t * N::WIDTH);
@@ -203,19 +221,19 @@ template <class N> struct Convolution {
   }
 
   template <int V, bool T, int... ROW>
-  static LT_INLINE void fixed_rows(const float *x, const float *w, const float *bias, const float *residual, float *y, int k0, int row, Sequence<ROW...>) {
+  static LT_INLINE void fixed_rows(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, int row, Sequence<ROW...>) {
     ((row == ROW ? fixed_columns<V, T, ROW>(x, w, bias, residual, y, k0, Count<TILES + (NARROW > 0)>()) : void()), ...);
   }
 
   template <int V, bool T, int ROW, int... COLUMN>
-  static LT_INLINE void fixed_columns(const float *x, const float *w, const float *bias, const float *residual, float *y, int k0, Sequence<COLUMN...>) {
+  static LT_INLINE void fixed_columns(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, Sequence<COLUMN...>) {
     constexpr int P0 = ROW * N::HEIGHT, HEIGHT = P0 + N::HEIGHT <= N::OH ? N::HEIGHT : LOW;
     (tile<V, T, HEIGHT, COLUMN == TILES ? NARROW : N::WIDTH, P0, COLUMN * N::WIDTH>(x, w, bias, residual, y, k0, P0, COLUMN * N::WIDTH), ...);
   }
 
   template <int V, bool T, int HEIGHT, int WIDTH, int P0 = -1, int Q0 = -1>
-  static LT_INLINE void tile(const float *x, const float *w, const float *bias, const float *residual, float *y, int k0, int p, int q) {
-    const float *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
+  static LT_INLINE void tile(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, int p, int q) {
+    const X *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
     Tile<N, V, T, HEIGHT, WIDTH, P0, Q0>::run(x + p * N::SH * N::XR + q * N::SW * N::XP, w, bias, added,
                                               y + p / SCALE * N::YR + q / SCALE * N::YP, k0);
   }
@@ -224,11 +242,12 @@ template <class N> struct Convolution {
 // GROUPS convolutions next to each other, of N::C and N::K channels each.
 template <class N, int GROUPS> struct Grouped {
   static constexpr int BLOCKS = (N::K + WEIGHT_LANES - 1) / WEIGHT_LANES, ITEMS = GROUPS * Convolution<N>::ITEMS;
+  typedef typename N::X X;
 
-  static LT_INLINE void run(const float *x, const float *w, const float *bias, const float *residual, float *y, int begin, int end) {
+  static LT_INLINE void run(const X *x, const float *w, const float *bias, const X *residual, X *y, int begin, int end) {
     for (int item = begin; item < end; item++) {
       const int g = item / Convolution<N>::ITEMS, inner = item % Convolution<N>::ITEMS;
-      Convolution<N>::run(x + g * N::C, w + g * BLOCKS * N::R * N::S * N::C * WEIGHT_LANES, bias + g * BLOCKS * WEIGHT_LANES,
+      Convolution<N>::run(x + g * N::GROUP, w + g * BLOCKS * N::R * N::S * N::C * WEIGHT_LANES, bias + g * BLOCKS * WEIGHT_LANES,
                           N::RESIDUAL ? residual + g * N::K : residual, y + g * N::K, inner, inner + 1);
     }
   }

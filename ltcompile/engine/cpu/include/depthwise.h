@@ -48,7 +48,7 @@ template <class N> struct Depthwise {
       for (int t = 0; t < N::R * N::S; t++) tap<L, HEIGHT, WIDTH>(x + t / N::S * N::DH * N::XR + t % N::S * N::DW * N::XP, weights + t * 16, sums);
     }
     const float *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
-    Epilogue<N, HEIGHT, WIDTH>::template finish<L>(sums, added, y + p / SCALE * N::YR + q / SCALE * N::YP, k);
+    Epilogue<N, HEIGHT, WIDTH>::template finish<L>(sums, bias, added, y + p / SCALE * N::YR + q / SCALE * N::YP, k);
   }
 
   template <int L, int HEIGHT, int WIDTH, int... T>

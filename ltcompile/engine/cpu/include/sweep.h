@@ -50,11 +50,11 @@ template <int N, class F> LT_INLINE float total(const F &f) {
     return sum;
 }
 
-// Zeros around `height` rows of `width` floats: `border` rows, and `side` floats at both ends of each row.
-inline void clear_border(float *to, int height, int width, int border, int side) {
-    const size_t row = (size_t)(width + 2 * side) * sizeof(float);
-    memset(to, 0, (size_t)border * row + (size_t)side * sizeof(float));
-    float *end = to + (size_t)border * (size_t)(width + 2 * side) + side + width;
-    for (int y = 0; y + 1 < height; y++, end += width + 2 * side) memset(end, 0, 2 * (size_t)side * sizeof(float));
-    memset(end, 0, (size_t)border * row + (size_t)side * sizeof(float));
+// A value around `height` rows of `width` bytes: `border` rows, and `side` bytes at both ends of each row.
+inline void clear_border(void *to, int height, int width, int border, int side, int value = 0) {
+    const size_t row = (size_t)(width + 2 * side);
+    unsigned char *at = static_cast<unsigned char *>(to), *end = at + border * row + (size_t)side + (size_t)width;
+    memset(at, value, border * row + (size_t)side);
+    for (int y = 0; y + 1 < height; y++, end += row) memset(end, value, 2 * (size_t)side);
+    memset(end, value, border * row + (size_t)side);
 }

@@ -127,7 +127,7 @@ template <class N, class G> struct Winograd {
       LT_UNROLL
       for (int p = 0; p < HEIGHT * WIDTH; p++) finite.template add<L>(sums[p]);
     }
-    Epilogue<N, HEIGHT, WIDTH>::template finish<L>(sums, residual, y, k);
+    Epilogue<N, HEIGHT, WIDTH>::template finish<L>(sums, bias, residual, y, k);
   }
 
   template <int L, int WIDTH> static void sum_directly(const float *x, const float *w, const float *bias, Vector<L> *sums, int pixels) {

@@ -1,0 +1,83 @@
+"""What include/int8.h reads: weights of four input channels in one number of 32 bits, and what becomes of sums."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ltcompile.engine.cpu.code import Array, Convolution, Integers
+from ltcompile.errors import Unavailable
+
+MOST_ROUNDED = float(1 << 30)  # what a processor rounds to int32
+SMALL = 64  # weights whose products fit into 16 bits in pairs
+
+
+def quads_of(channels: int) -> int:
+    return -(-channels // 4)
+
+
+def packed_weight(op: Convolution) -> NDArray[np.int32]:
+    """(K, C / groups, R, S) of whole numbers -> (K, quads, R, S)."""
+    filters, channels, rows, columns = op.weight.shape
+    padded = np.zeros((filters, 4 * quads_of(channels), rows, columns), np.int8)
+    padded[:, :channels] = op.weight
+    return np.ascontiguousarray(padded.reshape(filters, -1, 4, rows, columns).transpose(0, 1, 3, 4, 2)).view(np.int32)[..., 0]
+
+
+def packed_depthwise(op: Convolution) -> Array:
+    """(C, 1, R, S) -> (C / 16, R, quads, 16): four taps in a number, the last taps first."""
+    filters, _, rows, columns = op.weight.shape
+    blocks, quads = -(-filters // 16), quads_of(columns)
+    padded = np.zeros((blocks * 16, rows, 4 * quads), np.int8)
+    padded[:filters, :, 4 * quads - columns :] = op.weight[:, 0]
+    taps = padded.reshape(blocks, 16, rows, quads, 4)[:, :, :, ::-1]
+    return np.ascontiguousarray(taps.transpose(0, 2, 3, 1, 4)).view(np.float32)
+
+
+def packed_bias(op: Convolution, integers: Integers) -> Array:
+    """What sums begin with, factors, and what is added where x - 128 is multiplied: (3, groups * filters of a group in blocks of 16).
+
+    Raises:
+        Unavailable: a sum or a product does not fit into 32 bits.
+    """
+    weight = op.weight.astype(np.int64).reshape(len(op.weight), -1)
+    start = op.bias.astype(np.int64) - integers.zero * weight.sum(1)
+    largest = np.abs(start) + 255 * np.abs(weight).sum(1)
+    factor = np.asarray(integers.factor, np.float32)
+    if largest.max(initial=0) >= 1 << 31 or not bool((factor >= 0).all() and (largest * factor < MOST_ROUNDED).all()):
+        raise Unavailable("its sums do not fit into 32 bits")
+    each = len(op.weight) // op.groups if not is_depthwise(op) else len(op.weight)
+    padded = np.zeros((3, len(weight) // each, -(-each // 16) * 16), np.int32)
+    for at, values in enumerate((start.astype(np.int32), factor.view(np.int32), (128 * weight.sum(1)).astype(np.int32))):
+        padded[at, :, :each] = values.reshape(-1, each)
+    return padded.view(np.float32)
+
+
+def is_depthwise(op: Convolution) -> bool:
+    """Whether it is one filter a channel, in a form that the templates for that have."""
+    return op.groups == len(op.weight) > 1 and op.weight.shape[1] == 1 and op.dilation == (1, 1) and not op.pool
+
+
+def constants(op: Convolution, integers: Integers) -> tuple[dict[str, int], str]:
+    """The numbers of a layer, and its C++ constants in floating point."""
+    zero, low, high = integers.output
+    each = len(op.weight) // op.groups if not is_depthwise(op) else len(op.weight)
+    found = {"CONV_ZERO": zero, "CONV_LOW": low, "CONV_HIGH": high, "SMALL": int(np.abs(op.weight).max(initial=0) <= SMALL)}
+    found["SEGMENT"] = len(op.weight) // each * (-(-each // 16) * 16)
+    if not integers.added:
+        return found, ""
+    a, b, factor_a, factor_b, zero, low, high = integers.added
+    check_factors(factor_a, factor_b)
+    found |= {"ZERO_A": int(a), "ZERO_B": int(b), "ZERO": int(zero), "LOW": int(low), "HIGH": int(high)}
+    return found, f"  static constexpr float FACTOR_A = {literal(factor_a)}, FACTOR_B = {literal(factor_b)};\n"
+
+
+def check_factors(*factors: float) -> None:
+    """Raises Unavailable where a number of eight bits times a factor cannot be rounded."""
+    if not all(0 <= factor < MOST_ROUNDED / (1 << 18) for factor in factors):
+        raise Unavailable("its scales are too far apart")
+
+
+def literal(value: float) -> str:
+    """A finite float32 in C++, exactly."""
+    return f"{float(np.float32(value))!r}f"

@@ -1,0 +1,103 @@
+"""Operations on unsigned integers of eight bits, with their meaning in PyTorch: what generated code computes bit by bit.
+
+A number r is held as q = clamp(round(r / scale) + zero, 0, 255). Sums of products are exact, in int32. They become integers of the output's
+scale by products in float32, each of which is rounded, and one rounding to the nearest integer, ties to even: as ONNX Runtime computes
+QuantizeLinear(Conv(DequantizeLinear(x), DequantizeLinear(w))). An output is (zero, low, high): it is clamped to low ... high, which also is
+what becomes of a ReLU. NaN is quantized as 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+MOST = 1e6  # of what is rounded: far outside of 0 ... 255
+
+
+def rounded(v: Tensor, output: Sequence[int]) -> Tensor:
+    """Float32 numbers of the output's scale as its integers."""
+    zero, low, high = output
+    whole = torch.nan_to_num(v.clamp(-MOST, MOST), nan=-MOST).round().to(torch.int32)
+    return (whole + zero).clamp(low, high).to(torch.uint8)
+
+
+def quantize(x: Tensor, *, scale: float, zero: int) -> Tensor:
+    """x / scale as integers."""
+    return rounded(x / torch.full((1,), scale, device=x.device), (zero, 0, 255))
+
+
+def dequantize(x: Tensor, *, scale: float, zero: int) -> Tensor:
+    """The numbers that integers stand for."""
+    return _real(x, zero) * torch.full((1,), scale, device=x.device)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    factor: Tensor,
+    residual: Tensor | None,
+    *,
+    zero: int,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    output: list[int],
+    added: list[float],
+    pool: bool,
+) -> Tensor:
+    """A convolution of x - zero with int8 weights (K, C / groups, R, S), int32 bias and a float32 factor for each filter.
+
+    With a residual, the result is an operand of `add`, whose (zeros, factors, output) are the seven numbers `added`. Then comes a 2x2 max pool.
+    """
+    sums = F.conv2d((x.double() - zero), weight.double(), bias.double(), stride, padding, dilation, groups).float()
+    y = rounded(sums * factor[:, None, None], output)
+    if residual is not None:
+        y = add(y, residual, zeros=added[:2], factors=added[2:4], output=added[4:])
+    return max_pool2d(y, [2, 2], [2, 2], [0, 0]) if pool else y
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, factor: Tensor, *, zero: int, output: list[int]) -> Tensor:
+    """The same of rows (..., C), by weights (K, C)."""
+    return rounded(F.linear(x.double() - zero, weight.double(), bias.double()).float() * factor, output)
+
+
+def add(x: Tensor, y: Tensor, *, zeros: Sequence[float], factors: Sequence[float], output: Sequence[float]) -> Tensor:
+    """(x - zero) factor + (y - zero) factor, where factors are those of scales to the output's."""
+    a, b = (_real(v, int(zero)) * torch.full((1,), factor, device=v.device) for v, zero, factor in zip((x, y), zeros, factors, strict=True))
+    return rounded(a + b, [int(v) for v in output])
+
+
+def mul(x: Tensor, y: Tensor, *, zeros: list[int], factor: float, output: list[int]) -> Tensor:
+    """(x - zero) (y - zero) factor."""
+    return rounded(_real(x, zeros[0]) * _real(y, zeros[1]) * torch.full((1,), factor, device=x.device), output)
+
+
+def mean(x: Tensor, *, zero: int, factor: float, output: list[int]) -> Tensor:
+    """The sum of x - zero over all places, times a factor: (N, C, H, W) -> (N, C, 1, 1)."""
+    sums = (x.to(torch.int32) - zero).sum((2, 3), keepdim=True, dtype=torch.int32).float()
+    return rounded(sums * torch.full((1,), factor, device=x.device), output)
+
+
+def max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
+    """The largest integer of each window."""
+    return F.max_pool2d(x.float(), kernel, stride, padding).to(torch.uint8)
+
+
+def lookup(x: Tensor, table: Tensor, *, zero: int) -> Tensor:
+    """table[x]: any function of the integers, of 256 values: integers with the zero point `zero`, or numbers."""
+    del zero  # with which readers pad
+    return table[x.long()]
+
+
+def _real(x: Tensor, zero: int) -> Tensor:
+    return (x.to(torch.int32) - zero).float()
+
+
+OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    f.__name__: f for f in (quantize, dequantize, conv2d, linear, add, mul, mean, max_pool2d, lookup)
+}
