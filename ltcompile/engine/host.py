@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.deployment import COMPILED, Deployment
 from ltcompile.core.notice import notify
+from ltcompile.core.onnx_file import read_onnx
 from ltcompile.core.records import cpu_name, versions
 from ltcompile.engine.agreement import Agreement, agreement, agreement_of_file
 from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts, tuning
@@ -31,6 +32,7 @@ from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.lower import lower
 from ltcompile.lower.passes import precision as precisions
+from ltcompile.lower.quantized_program import integer_program
 from ltcompile.numerics import compare, largest_error, refusal_of, tile
 from ltcompile.timing import fastest
 
@@ -158,7 +160,11 @@ def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], preci
         if precision == "int8":
             network = Int8Network(folded, example, example, Path(folder))
             network.write()
-            return Source(precision, network.file.read_bytes(), plain=network.quantizer.plain.SerializeToString())
+            found = Source(precision, network.file.read_bytes(), plain=network.quantizer.plain.SerializeToString())
+            try:
+                return replace(found, single=integer_program(read_onnx(network.file), (1, *example.shape[1:])))
+            except Unavailable as reason:
+                return replace(found, refusal=str(reason))
         single, programs, refusal = None, {}, None
         try:
             single = lower(model, example[:1]).program if precision == "fp32" else None

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ltcompile.errors import Unavailable
-from ltcompile.lower import integer, operations
+from ltcompile.lower import integer
 from ltcompile.lower.fake_quantize import DEQUANTIZE, QUANTIZE
 from ltcompile.lower.program import Node, Program, Value
 
@@ -54,8 +54,8 @@ class Constant:
 class Pending:
     """A float value that is not computed yet.
 
-    `quantized(scale, bounds)` adds the operation that gives integers, (zero, low, high) from `bounds(zero)`; `real()` the one that gives numbers. `low` and
-    `high` bound the numbers. `table` holds the values for the 256 integers of `source`. `moves` follow.
+    `quantized(scale, output)` adds the operation that gives integers, `real()` the one that gives numbers, which `low` and `high` bound.
+    `table` holds the values for the 256 integers of `source`. `moves` follow.
     """
 
     quantized: Callable[[float, list[int]], str]
@@ -122,7 +122,9 @@ class _Reader:
         else:
             held = Held(known.real())
             if known.low > -np.inf or known.high < np.inf:
-                held = Held(self.emit("aten.clamp.default", Value(held.name), *(v if abs(v) < np.inf else None for v in (known.low, known.high))))
+                held = Held(
+                    self.emit("aten.clamp.default", Value(held.name), *(v if abs(v) < np.inf else None for v in (known.low, known.high)))
+                )
             for move in known.moves:
                 held = Held(move(held.name))
             self.known[name] = held
@@ -197,11 +199,12 @@ class _Reader:
             return replace(known, **dict(zip(("scale", "zero"), self._scale(node), strict=True)))
         assert isinstance(known, Constant)
         scale, zero = (self.known[name].values for name in node.input[1:])  # type: ignore[union-attr]
-        if scale.size > 1 and settings.get("axis", 1) != 0 or zero.any():
-            raise Unavailable("its weights are not symmetric, or not scaled by filter")
-        across = scale.reshape(-1, *[1] * (known.values.ndim - 1)) if scale.size > 1 else scale.reshape(())
-        values = (known.values.astype(np.float32) * across).astype(np.float32)
-        return Constant(values, known.values, np.broadcast_to(scale.reshape(-1), (len(known.values) if known.values.ndim else 1,)))
+        axis = settings.get("axis", 1) if scale.size > 1 else 0
+        across = [-1 if at == axis else 1 for at in range(known.values.ndim)] if scale.size > 1 else []
+        values = ((known.values.astype(np.int64) - zero.astype(np.int64).reshape(across)) * scale.reshape(across)).astype(np.float32)
+        if axis or zero.any() or not known.values.ndim:
+            return Constant(values)
+        return Constant(values, known.values, np.broadcast_to(scale.reshape(-1), (len(values),)))
 
     def _quantized(self, name: str, scale: float, zero: int) -> Held:
         known = self.known[name]
@@ -210,7 +213,9 @@ class _Reader:
             same = torch.equal(table, torch.arange(256, dtype=torch.uint8))
             made = known.source.name if same else self.emit("int8.lookup", Value(known.source.name), self.constant(table), zero=zero)
         elif isinstance(known, Pending):
-            low, high = (int(np.clip(np.rint(np.clip(v / scale, -integer.MOST, integer.MOST)) + zero, 0, 255)) for v in (known.low, known.high))
+            low, high = (
+                int(np.clip(np.rint(np.clip(v / scale, -integer.MOST, integer.MOST)) + zero, 0, 255)) for v in (known.low, known.high)
+            )
             made = known.quantized(scale, [zero, low, high])
         elif isinstance(known, Held) and known.scale:
             return self._quantized_again(known, scale, zero)
@@ -231,7 +236,9 @@ class _Reader:
         bounds = (0.0, np.inf)
         if kind == "Clip":
             ends = [self.known[name].values for name in node.input[1:]]  # type: ignore[union-attr]
-            bounds = tuple(float(end) if end.size else default for end, default in zip([*ends, *[np.zeros(0)] * 2], (-np.inf, np.inf)))  # type: ignore[assignment]
+            bounds = tuple(
+                float(end) if end.size else default for end, default in zip([*ends, *[np.zeros(0)] * 2], (-np.inf, np.inf), strict=False)
+            )  # type: ignore[assignment]
         if kind in ("Relu", "Clip") and isinstance(known, Pending) and known.table is None:
             return replace(known, low=min(max(known.low, bounds[0]), bounds[1]), high=max(min(known.high, bounds[1]), bounds[0]))
 
@@ -251,7 +258,9 @@ class _Reader:
         held = [self.known[name] for name in names]
         sources = {k.source if isinstance(k, Pending) else k for k in held}
         source = next(iter(sources))
-        tables = [k.table if isinstance(k, Pending) and not k.moves else _numbers(k) if isinstance(k, Held) and k.scale else None for k in held]
+        tables = [
+            k.table if isinstance(k, Pending) and not k.moves else _numbers(k) if isinstance(k, Held) and k.scale else None for k in held
+        ]
         if len(sources) > 1 or not isinstance(source, Held) or not source.scale or any(table is None for table in tables):
             return Held(applied([self.real(name) for name in names]))
         count = len(self.nodes)
@@ -261,7 +270,9 @@ class _Reader:
             for made in self.nodes[count:]:
                 values[made.name] = made.run(values)
         table = values[name]
-        return Pending(lambda *_: "", lambda: self.emit("int8.lookup", Value(source.name), self.constant(table), zero=0), source=source, table=table)
+        return Pending(
+            lambda *_: "", lambda: self.emit("int8.lookup", Value(source.name), self.constant(table), zero=0), source=source, table=table
+        )
 
     def _arithmetic(self, node: Any) -> Known:
         a, b = (self.known[name] for name in node.input)
@@ -277,7 +288,13 @@ class _Reader:
         def quantized(scale: float, output: list[int]) -> str:
             values, zeros = (Value(a.name), Value(b.name)), [a.zero, b.zero]
             if node.op_type == "Mul":
-                return self.emit("int8.mul", *values, zeros=zeros, factor=_float(np.float32(a.scale) * np.float32(b.scale) / np.float32(scale)), output=output)
+                return self.emit(
+                    "int8.mul",
+                    *values,
+                    zeros=zeros,
+                    factor=_float(np.float32(a.scale) * np.float32(b.scale) / np.float32(scale)),
+                    output=output,
+                )
             return self.emit("int8.add", *values, zeros=zeros, factors=[_ratio(a.scale, scale), _ratio(b.scale, scale)], output=output)
 
         return Pending(quantized, real)
@@ -297,7 +314,9 @@ class _Reader:
 
         if not isinstance(x, Held) or not x.scale or weight.integers is None or places != 2 or (bias and bias.integers is None):
             return Pending(lambda scale, output: self._rounded(real(), scale, output), real)
-        return Pending(lambda scale, output: self._product("int8.conv2d", x, weight, bias, scale, output, None, **sizes, added=[], pool=False), real)
+        return Pending(
+            lambda scale, output: self._product("int8.conv2d", x, weight, bias, scale, output, None, **sizes, added=[], pool=False), real
+        )
 
     def _gemm(self, node: Any, settings: dict[str, Any]) -> Known:
         weight, (x, bias) = self._weight(node), (self.known[node.input[0]], self._bias(node))

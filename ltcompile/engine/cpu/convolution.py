@@ -51,9 +51,7 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
     tilings = _tilings(shape, choice, threads, direct)
     if tilings[0].block:
         return _winograd(op, inputs, output, shape, tilings)
-    layer, text = _layer(
-        _sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}, tilings, op
-    )
+    layer, text = _layer(_sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}, tilings, op)
     run = f"Grouped<{layer}, {op.groups}>" if op.groups > 1 else f"Convolution<{layer}>"
     call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
     if op.groups > 1 and output.lanes > filters and op.integers is None:
@@ -231,7 +229,17 @@ def _sizes(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> dict[st
     pairs = {"S": op.stride, "D": op.dilation, "P": op.padding}
     steps = {f"{name}{axis}": pair[at] for name, pair in pairs.items() for at, axis in enumerate("HW")}
     return {
-        **{"C": channels if op.integers is None else quads_of(channels), "GROUP": channels, "K": filters, "R": kernel[0], "S": kernel[1], "H": x.height, "W": x.width, "OH": rows, "OW": columns},
+        **{
+            "C": channels if op.integers is None else quads_of(channels),
+            "GROUP": channels,
+            "K": filters,
+            "R": kernel[0],
+            "S": kernel[1],
+            "H": x.height,
+            "W": x.width,
+            "OH": rows,
+            "OW": columns,
+        },
         **steps,
         **{"BIAS": 1, "RESIDUAL": int(op.residual), "POOL": int(op.pool)},
         **{"XR": x.row, "XP": x.stride, "YR": output.row, "YP": output.stride, "RR": added.row, "RP": added.stride},

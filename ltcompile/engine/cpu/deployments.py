@@ -20,12 +20,13 @@ from ltcompile.lower.program import Program
 from ltcompile.runtimes import Subject, first_line
 
 LABEL = "generated C++"
+PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
 class Source:
     """A network as data: an ONNX file with a free first dimension (b"" where there is none), programs by batch size, and the program for one
-    image, in fp32; and, of an int8 file, the float graph that it was made of, while the engine is made.
+    image, in fp32 or on integers, or why there is none; and, of an int8 file, the float graph that it was made of, while the engine is made.
     """
 
     precision: str
@@ -33,6 +34,7 @@ class Source:
     programs: Mapping[int, Program] = field(default_factory=dict)
     plain: bytes = b""
     single: Program | None = None
+    refusal: str = "the network has no program for one image"
     choices: Mapping[str, Choice] = field(default_factory=dict)  # of `single`'s layers, measured
     names: tuple[str, ...] = ()  # of the inputs, where there is not one float tensor
     libraries: dict[int, native.Library] = field(default_factory=dict, compare=False)  # of `single`, compiled, by threads
@@ -48,7 +50,7 @@ class Source:
 def candidates(precision: str, batch: int = 1) -> tuple[list[Deployment], dict[str, str]]:
     """The deployments that are worth timing in a precision on this machine, and the runtimes that are not, with the reason."""
     found, refused = list[Deployment](), dict[str, str]()
-    if reason := native.unavailable() if precision == "fp32" else f"it does not compute in {precision}":
+    if reason := native.unavailable() if precision in PRECISIONS else f"it does not compute in {precision}":
         refused[LABEL] = reason
     else:
         found += [Deployment("cpu", COMPILED, batch, precision, n) for n in thread_counts()]
@@ -104,7 +106,7 @@ def build(candidate: Deployment, source: Source) -> Run:
 
 def _compiled(candidate: Deployment, source: Source) -> Run:
     if source.single is None:
-        raise Unavailable("the network has no program for one image")
+        raise Unavailable(source.refusal)
     if candidate.threads not in source.libraries:
         source.libraries[candidate.threads] = native.Library(
             generate(source.single, source.choices, thread_counts()[-1]), candidate.threads

@@ -210,11 +210,19 @@ class _Memory:
 
     def fills(self) -> list[str]:
         """What fills the borders that no step clears, and which are not zero."""
-        return [self._border(name) for name in sorted(self._lives) if name not in self._shared and name in self._plan.storages and self._plan.storages[name].zero and self._plan.storages[name].border]
+        return [
+            self._border(name)
+            for name in sorted(self._lives)
+            if name not in self._shared
+            and name in self._plan.storages
+            and self._plan.storages[name].zero
+            and self._plan.storages[name].border
+        ]
 
     def _border(self, name: str) -> str:
-        b, size = self._plan.storages[name], 4 if self._plan.storages[name].zero is None else 1
-        return f"clear_border(arena + {self.offsets[name]}, {b.height}, {size * b.width * b.stride}, {b.border}, {size * b.border * b.stride}, {b.zero or 0});"
+        b, at = self._plan.storages[name], f"arena + {self.offsets[name]}"
+        size = b.stride * (4 if b.zero is None else 1)
+        return f"clear_border({at}, {b.height}, {size * b.width}, {b.border}, {size * b.border}, {b.zero or 0});"
 
     def clearing(self, step: int) -> list[str]:
         """What writes zeros around the storages that are filled from this step on, where others have been in their memory."""

@@ -32,7 +32,7 @@ def _bytes(plan: Plan, value: Any) -> None:
 
 def _point(value: Any, low: int = 0, high: int = 255) -> int:
     """A whole number of a program, which may be from a file."""
-    if type(value) is not int and not (isinstance(value, float) and value.is_integer()) or not low <= value <= high:
+    if (type(value) is not int and not (isinstance(value, float) and value.is_integer())) or not low <= value <= high:
         raise Unavailable(f"{value!r} is not between {low} and {high}")
     return int(value)
 

@@ -72,7 +72,9 @@ def elementwise(
         inner = f"sweep<{loops.size}>([&](auto width, int c) {body});"
     else:
         kinds = ["int32_t" if b else "float" for b in are_bytes]
-        body = "".join(f"const {k} x{n} = *({v} + c * {s}); " for n, (k, v, s) in enumerate(zip(kinds, values, loops.inner[1:], strict=True)))
+        body = "".join(
+            f"const {k} x{n} = *({v} + c * {s}); " for n, (k, v, s) in enumerate(zip(kinds, values, loops.inner[1:], strict=True))
+        )
         to = f"out + {at} + c * {loops.inner[0]}"
         store = f"narrow<1>({to}, {expression});" if to_bytes else f"*({to}) = {expression};"
         inner = f"for (int c = 0; c < {loops.size}; c++) {{ enum {{ L = 1 }}; {body}{store} }}"

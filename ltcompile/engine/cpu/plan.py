@@ -216,7 +216,13 @@ class Plan:
         return out
 
     def pointwise(
-        self, out: Placed, inputs: Sequence[Placed | Array], expression: str, name: str, channel: int | None = None, keeps_zero: bool = True,
+        self,
+        out: Placed,
+        inputs: Sequence[Placed | Array],
+        expression: str,
+        name: str,
+        channel: int | None = None,
+        keeps_zero: bool = True,
         tables: Mapping[str, Array] | None = None,
     ) -> None:
         """A step out = expression(x0, x1, ...), with inputs that broadcast, for values and constants; `tables` are constants by name."""
@@ -231,7 +237,15 @@ class Plan:
         if padded and (keeps_zero or out.bytes) and all(self._readable(x, channel, padded) and (out.bytes or not x.bytes) for x in views):  # type: ignore[union-attr]
             shape[channel], padded = padded, 0
         strides = [x.strides if isinstance(x, Placed) else tuple(s // 4 for s in x.strides) for x in views]
-        text, items = elementwise(shape, out.strides, strides, expression, innermost=channel if padded else None, padded=padded, integers=[isinstance(x, Placed) and x.bytes for x in (out, *views)])
+        text, items = elementwise(
+            shape,
+            out.strides,
+            strides,
+            expression,
+            innermost=channel if padded else None,
+            padded=padded,
+            integers=[isinstance(x, Placed) and x.bytes for x in (out, *views)],
+        )
         arrays = {f"in{n}": _memory(x) for n, x in enumerate(views) if not isinstance(x, Placed)} | dict(tables or {})
         addresses = {f"in{n}": x.address for n, x in enumerate(views) if isinstance(x, Placed)}
         headers = ("activations.h", "sweep.h", *(["int8.h"] if any(x.bytes for x in (out, *views) if isinstance(x, Placed)) else []))

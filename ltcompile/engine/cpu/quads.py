@@ -66,10 +66,10 @@ def constants(op: Convolution, integers: Integers) -> tuple[dict[str, int], str]
     found["SEGMENT"] = len(op.weight) // each * (-(-each // 16) * 16)
     if not integers.added:
         return found, ""
-    a, b, factor_a, factor_b, zero, low, high = integers.added
-    check_factors(factor_a, factor_b)
-    found |= {"ZERO_A": int(a), "ZERO_B": int(b), "ZERO": int(zero), "LOW": int(low), "HIGH": int(high)}
-    return found, f"  static constexpr float FACTOR_A = {literal(factor_a)}, FACTOR_B = {literal(factor_b)};\n"
+    a, b, *factors = integers.added[:4]
+    check_factors(*factors)
+    found |= {name: int(v) for name, v in zip(("ZERO_A", "ZERO_B", "ZERO", "LOW", "HIGH"), (a, b, *integers.added[4:]), strict=True)}
+    return found, f"  static constexpr float FACTOR_A = {literal(factors[0])}, FACTOR_B = {literal(factors[1])};\n"
 
 
 def check_factors(*factors: float) -> None:

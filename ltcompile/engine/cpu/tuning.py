@@ -28,6 +28,7 @@ from ltcompile.engine.cpu.convolution import Layer, tiled
 from ltcompile.engine.cpu.generate import INCLUDE, RULES
 from ltcompile.engine.cpu.native import aligned, cache_folder, compile_library, compiler, opened, version_of
 from ltcompile.engine.cpu.plan import planned
+from ltcompile.engine.cpu.quads import SMALL
 from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, Geometry, InstructionSet, Tiling, ranked
 from ltcompile.engine.cpu.tiles import time as modelled
 from ltcompile.errors import Unavailable
@@ -178,13 +179,13 @@ def _measured(
 
 def _trial(layer: Layer, choices: Sequence[Choice], threads: int) -> _Trial:
     codes = [layer.code(choice, threads) for choice in choices]
-    library = opened(compile_library(_source(codes)))
+    library = opened(compile_library(_source(codes, "float" if layer.op.integers is None else "uint8_t")))
     library.lt_time.restype = ctypes.c_double
     library.lt_time.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     rng = np.random.default_rng(0)
-    images = [_filled(rng.standard_normal(buffer.floats, np.float32)) for buffer in (*layer.inputs, layer.output)]
-    origins = [buffer.origin for buffer in (*layer.inputs, layer.output)]
-    starts = [image[origin:] for image, origin in zip(images, origins, strict=True)]
+    buffers = (*layer.inputs, layer.output)
+    images = [_filled(rng.standard_normal(buffer.memory, np.float32)) for buffer in buffers]
+    starts = [image.view(np.float32 if b.zero is None else np.uint8)[b.origin :] for image, b in zip(images, buffers, strict=True)]
     arrays = [[*starts, aligned(max(code.scratch, 16)), *(_filled(a) for a in code.arrays.values())] for code in codes]
     return _Trial(list(choices), arrays, library.lt_time)
 
@@ -195,19 +196,20 @@ def _filled(values: Array) -> Array:
     return memory
 
 
-def _source(codes: Sequence[Code]) -> str:
-    """C++ that times each of several codes of one layer on arrays of pointers: inputs, output, scratch and constants."""
+def _source(codes: Sequence[Code], images: str) -> str:
+    """C++ that times each of several codes of one layer on arrays of pointers: inputs, output, scratch and constants; images consist of `images`."""
     headers = dict.fromkeys(name for code in codes for name in code.headers)
     functions = dict.fromkeys(text for code in codes for text in code.functions)
     works = []
     for at, code in enumerate(codes):
         inputs = ["in0", "in1"] if "$in1" in code.call else ["in0"]
         names = [*inputs, "out", "scratch", *code.arrays]
-        parameters = ", ".join(f"{'' if name in ('out', 'scratch') else 'const '}float *__restrict {name}" for name in names)
+        types = {name: images if name in (*inputs, "out") else "float" for name in names}
+        parameters = ", ".join(f"{'' if name in ('out', 'scratch') else 'const '}{types[name]} *__restrict {name}" for name in names)
         call = code.call.replace("$", "")
         works += [
             f"static __attribute__((noinline)) void work{at}({parameters}, int begin, int end) {{ (void)scratch; {call} }}",
-            f"static void run{at}(float **a, int threads) {{ work{at}({', '.join(f'a[{n}]' for n in range(len(names)))}, 0, "
+            f"static void run{at}(float **a, int threads) {{ work{at}({', '.join(f'({types[name]} *)a[{n}]' for n, name in enumerate(names))}, 0, "
             f"({code.items} + threads - 1) / threads); }}",
         ]
     table = f"static void (*const works[])(float **, int) = {{{', '.join(f'run{at}' for at in range(len(codes)))}}};"
@@ -229,6 +231,7 @@ def _key(layer: Layer, threads: int, cold: bool) -> str:
         op.residual,
         layer.inputs,
         layer.output,
+        op.integers and (*op.integers.output, op.integers.zero, bool(op.integers.added), int(np.abs(op.weight).max()) <= SMALL),
     )
     return hashlib.sha256(repr((sizes, threads, cold, cpu_name(), version_of(compiler()), _code())).encode()).hexdigest()[:32]
 
@@ -236,7 +239,7 @@ def _key(layer: Layer, threads: int, cold: bool) -> str:
 @cache
 def _code() -> str:
     return hashlib.sha256(
-        "".join((INCLUDE / name).read_text() for name in ("vector.h", "convolution.h", "winograd.h")).encode()
+        "".join((INCLUDE / name).read_text() for name in ("vector.h", "convolution.h", "winograd.h", "int8.h")).encode()
     ).hexdigest()
 
 
