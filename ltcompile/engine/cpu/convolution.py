@@ -134,8 +134,11 @@ def _winograd(op: Convolution, inputs: Sequence[Buffer], output: Buffer, shape: 
 def pack_winograd(weight: Array) -> Array:
     """(K, C, 3, 3) -> (16, K / 16, C, 16): G w G', filters padded with zeros."""
     g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-    planes = (weight.reshape(-1, 9).astype(np.float64) @ np.kron(g, g).T).astype(np.float32)  # (K C, 16)
-    return np.stack([pack(plane.reshape(*weight.shape[:2], 1, 1))[0, :, 0, 0] for plane in planes.T])
+    filters, channels = weight.shape[:2]
+    padded = np.zeros((-(-filters // WEIGHT_LANES), WEIGHT_LANES, channels, 9), np.float32)
+    padded.reshape(-1, channels, 9)[:filters] = weight.reshape(filters, channels, 9)
+    kernel = np.kron(g, g).astype(np.float32)
+    return np.stack([np.ascontiguousarray((padded @ row).transpose(0, 2, 1)) for row in kernel])
 
 
 def _residual(op: Convolution) -> str:

@@ -22,6 +22,7 @@ RULES = {**dense.RULES, **pointwise.RULES, **pooling.RULES, **reductions.RULES, 
 INCLUDE = Path(__file__).parent / "include"
 PERSISTENT_BYTES = 1 << 18  # below this all activations have memory of their own, and zeros are written once
 ALIGNMENT = 16  # floats
+SMALL = 1 << 14  # floats of an array that is compared with others
 MOST_FLOATS = 1 << 30  # in an arena: generated code counts in int
 
 PROLOGUE = """#include <math.h>
@@ -94,20 +95,29 @@ def generate(program: Program, choices: Mapping[str, Choice] | None = None, thre
 
 
 def _placed_arrays(codes: Sequence[Code]) -> tuple[Array, list[dict[str, int]]]:
-    """All arrays in one, each at a multiple of 64 bytes, equal ones once; the offset of each by step and name."""
-    parts, places, known, size = list[Array](), list[dict[str, int]](), dict[bytes, int](), 0
+    """All arrays in one, each at a multiple of 64 bytes, small ones that are equal once; the offset of each by step and name."""
+    parts, places, known, size = dict[int, Array](), list[dict[str, int]](), dict[bytes, int](), 0
     for code in codes:
         places.append({})
         for name, array in code.arrays.items():
             flat = np.ascontiguousarray(array).view(np.float32).reshape(-1)
-            key = flat.tobytes()
-            if key not in known:
-                known[key] = size
-                padded = -(-max(flat.size, 1) // ALIGNMENT) * ALIGNMENT
-                parts.append(np.pad(flat, (0, padded - flat.size)))
-                size += padded
-            places[-1][name] = known[key]
-    return np.concatenate(parts) if parts else np.zeros(ALIGNMENT, np.float32), places
+            key = flat.tobytes() if flat.size <= SMALL else b""
+            at = places[-1][name] = known.get(key, size) if key else size
+            if at == size:
+                parts[at] = flat
+                size += -(-max(flat.size, 1) // ALIGNMENT) * ALIGNMENT
+                known[key] = at
+    weights = aligned(max(size, ALIGNMENT))
+    for at, flat in parts.items():
+        weights[at : at + flat.size] = flat
+    return weights, places
+
+
+def aligned(floats: int) -> Array:
+    """Memory that starts at a multiple of 64 bytes."""
+    memory = np.zeros(floats + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + floats]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcompile.core.records import cpu_name
-from ltcompile.engine.cpu.generate import Unit
+from ltcompile.engine.cpu.generate import Unit, aligned
 from ltcompile.errors import Unavailable
 
 FLAGS = ("-O3", "-march=native", "-std=c++17")
@@ -151,9 +151,7 @@ class Library:
     """A `shared` unit, compiled and loaded. Any number of threads may call `run`: each has an arena of its own, and one the team of threads."""
 
     def __init__(self, unit: Unit, threads: int = 1) -> None:
-        self.unit, self.threads, self._weights = unit, threads, aligned(unit.weights.size)
-        self._weights[:] = unit.weights
-        self._pointer = self._weights.ctypes.data
+        self.unit, self.threads, self._pointer = unit, threads, unit.weights.ctypes.data
         code = opened(compile_library(unit.text + _INTERFACE))
         self._run, self._clear = code.lt_run, code.lt_clear
         self._run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_void_p, ctypes.c_int]
@@ -183,10 +181,3 @@ class Library:
 def _end(code: Any, team: int, process: int) -> None:
     if os.getpid() == process:
         code.lt_end(team)
-
-
-def aligned(floats: int) -> NDArray[np.float32]:
-    """Memory that starts at a multiple of 64 bytes."""
-    memory = np.zeros(floats + 16, np.float32)
-    start = -memory.ctypes.data % 64 // 4
-    return memory[start : start + floats]
