@@ -45,7 +45,7 @@ def shrink(
         ".mlpackage (Core ML).",
     ),
     precision: str = typer.Option(
-        "fp32", help="fp32, fp16 or int8 inside; inputs and outputs stay fp32. int8 is for .onnx and .xml, and needs --calibrate."
+        "fp32", help="fp32, fp16 or int8 inside; inputs and outputs stay fp32. int8 is for .onnx, .xml, .cpp and .so, and needs --calibrate."
     ),
     calibrate: str | None = typer.Option(
         None,
@@ -92,6 +92,7 @@ def shrink(
         help="First train for so many epochs with rounded weights; where that does not help, again at a tenth and a hundredth of the rate.",
         rich_help_panel=INT8,
     ),
+    tune_seconds: float = typer.Option(0.0, min=0.0, help="How long to measure tiles of .cpp and .so here; 0 leaves them to a model."),
     as_json: bool = typer.Option(False, "--json", help="Print the record as JSON."),
 ) -> None:
     """Make a pruned network physically small, prove it equal to the masked one, and export it.
@@ -121,6 +122,7 @@ def shrink(
             calibrate=calibration(source, calibrate, data_root),
             max_drop=max_drop,
             finetune_epochs=finetune_epochs,
+            tune_seconds=tune_seconds,
             snap=snap,  # type: ignore[arg-type]
             timer=_timer(source, on) if snap == "auto" else None,
             dynamic=tuple(name.strip() for name in dynamic.split(",") if name.strip()),

@@ -63,12 +63,16 @@ class Judged:
 
 @dataclass(frozen=True)
 class Quantized:
-    """The float network and how it is quantised, how the file's answers compare with it, and the record of all that was tried."""
+    """The float network and how it is quantised, how the file's answers compare with it, and the record of all that was tried; inputs, and the
+    answers to them that are `expected`: exact, and with the rounding simulated.
+    """
 
     module: nn.Module
     compared: Compared
     test_score: float | None
     record: Mapping[str, Any]
+    inputs: Inputs
+    expected: tuple[Answers, Answers]
     write: Callable[[Path, Mapping[str, str]], None] = field(repr=False)  # the file, with metadata; raises InvalidFile
 
 
@@ -109,7 +113,15 @@ def to_int8(module: nn.Module, judge: Judge, job: ShrinkJob, scratch: Path, name
     test = judge.test({"fp32": plain.run_float(), "int8": network.run()})
     if test is not None:
         record["test_score"] = test
-    return Quantized(network.module, compared, test["int8"] if test else None, record, partial(network.quantizer.write, scheme))
+    return Quantized(
+        network.module,
+        compared,
+        test["int8"] if test else None,
+        record,
+        judge.inputs,
+        (exact, simulated),
+        partial(network.quantizer.write, scheme),
+    )
 
 
 class _Network(Int8Network):

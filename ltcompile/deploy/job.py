@@ -60,6 +60,7 @@ class ShrinkJob:
     timer: RelativeTimer | None = None
     dynamic: tuple[str, ...] = ("batch",)
     repair: Iterable[Example] | None = None  # inputs without labels
+    tune_seconds: float = 0.0  # of generated C++
     base: nn.Module | None = None  # the network as its own code builds it
     recipe: Recipe | None = None
     seed: int = 0

@@ -49,6 +49,7 @@ def shrink(
     timer: RelativeTimer | None = None,
     dynamic: tuple[str, ...] = ("batch",),
     repair: Iterable[Example] | None = None,
+    tune_seconds: float = 0.0,
     on_progress: Progress = lambda message: None,
 ) -> Shrunk:
     """Write a pruned network, or a ticket's, to `output` (its ending is one of `deploy.formats`) and a record of it to OUTPUT.json.
@@ -58,7 +59,7 @@ def shrink(
 
     Args:
         pruned: a `Pruned`, a ticket, the path of one, or the result of a `lt.Search`.
-        precision: "fp16" computes in half precision, "int8" (.onnx and .xml) in integers, both behind fp32 inputs and outputs.
+        precision: "fp16" computes in half precision, "int8" (.onnx, .xml, .cpp, .so) in integers, both behind fp32 inputs and outputs.
         model: names one's own `package.module:factory` again where the ticket needs it.
         calibrate: a data set, a task, or an iterable of inputs, each as the network takes it. fp32 and fp16 take batch norm's running statistics
             from its training images. With int8 they stay as they are, and the ranges of activations come from its training images, all
@@ -72,6 +73,7 @@ def shrink(
         timer: gives the share of the dense network's time that a network takes.
         dynamic: the axes of the inputs that vary in the file: "batch", "length", "depth", "height", "width", or NAME.AXIS of an input.
         repair: inputs without labels, on which the weights behind the cut are solved against the dense network first: see `lt.repair`.
+        tune_seconds: how long tiles of .cpp and .so may be compiled and measured on this machine; 0 leaves them to a model.
         on_progress: gets a message for each thing that is tried in int8.
 
     Raises:
@@ -89,6 +91,7 @@ def shrink(
         timer,
         tuple(dynamic),
         repair,
+        tune_seconds,
         on_progress=on_progress,
     )
     if isinstance(pruned, str | Path):

@@ -104,7 +104,9 @@ def _tuned(source: Source, settings: Settings, on_progress: Progress) -> Source:
     if source.single is None or all(candidate.runtime != COMPILED for candidate in candidates(source.precision)[0]):
         return source
     with contextlib.suppress(Unavailable):
-        return replace(source, choices=tuning.tune(source.single, settings.tune_seconds, thread_counts()[-1], on_progress))
+        threads = thread_counts()[-1]
+        measured = tuning.tune(source.single, settings.tune_seconds, threads, on_progress)
+        return replace(source, choices=tuning.modelled_choices(source.single, threads) | measured)
     return source
 
 

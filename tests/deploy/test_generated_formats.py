@@ -175,3 +175,20 @@ def test_numbers_are_exact() -> None:
     assert [np.float32(text.rstrip("f")) for text in texts] == values.tolist()
     assert interface.literal(float("nan")).startswith("__builtin_nan") and interface.literal(float("-inf")) == "-__builtin_inff()"
     assert interface.identifier("2-small.v1") == "n2_small_v1" and interface.identifier("ünet") == "_net"
+
+
+def test_integers_and_tuned_tiles(tmp_path: Path) -> None:
+    """A map of 4,096 numbers, whose file checks itself by sums of them; int8 answers are exact on every processor."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1))
+    inputs = torch.randn(128, 3, 32, 32)
+    done = lt.shrink(lt.Pruned(network, inputs[:2]), tmp_path / "my-net.v2.cpp", precision="int8", calibrate=[inputs], tune_seconds=0.1)
+    assert done.path.stat().st_size < 90_000 and done.record["precision"] == "int8"
+    assert done.record["onnx_error"] <= done.record["tolerance"]
+    for command, run in ((["g++", "-O0", "-march=native"], ()), (["aarch64-linux-gnu-g++", "-O0", "-static"], ("qemu-aarch64",))):
+        answer = built(command, done.path, run)
+        assert answer.returncode == 0 and "off by 0.0e+00" in answer.stdout, answer.stdout + answer.stderr
+    text = done.path.read_text()
+    start = text.index("NUMBERS[] = {") + len("NUMBERS[] = {")
+    done.path.write_text(text[:start] + "1+" + text[start:])
+    assert built(["g++", "-O0"], done.path).returncode == 1

@@ -12,19 +12,20 @@ from torch import Tensor, nn
 
 from ltcompile.deploy.formats import metadata
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.engine.cpu import native
+from ltcompile.engine.cpu import native, tuning
 from ltcompile.engine.cpu.generate import Unit, generate
 from ltcompile.engine.cpu.interface import Recorded, header, identifier, outside, probes, source, symbols
 from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting, Unavailable
 from ltcompile.lower.answers import Run
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.lower import lower
+from ltcompile.lower.program import Program
 from ltcompile.paths import write_bytes
 from ltcompile.pruned import Pruned
 
 
-def generated(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> tuple[Unit, str, str]:
-    """The unit of a network, and the texts of its C++ file and its header.
+def generated(network: nn.Module, pruned: Pruned, job: ShrinkJob, integers: Program | None = None) -> tuple[Unit, str, str]:
+    """The unit of a network, or of its program on integers, and the texts of its C++ file and its header.
 
     Raises:
         InvalidModel: it has several inputs or outputs, or an operation that cannot be generated. InvalidSetting: more than the batch varies.
@@ -35,15 +36,16 @@ def generated(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> tuple[Unit,
     if len(inputs.tensors) != 1 or inputs.tensors[0].dtype != torch.float32:
         raise InvalidModel(f"generated C++ takes one input of float32, not {', '.join(inputs.names)}; write .onnx instead")
     example = inputs.tensors[0][:1]
+    program = integers or lower(network, example).program
     try:
-        unit = generate(lower(network, example).program)
+        unit = generate(program, tuning.tune(program, job.tune_seconds) if job.tune_seconds else None)
     except Unavailable as reason:
         raise InvalidModel(f"no C++ can be generated of this network: {reason}; write .onnx instead") from reason
     low, high = float(inputs.tensors[0].min()), float(inputs.tensors[0].max())
     low, high = (low, high) if low < high else (low - 1.0, high + 1.0)
     images = torch.from_numpy(probes(low, high, unit.input_shape[1:]))
     with torch.no_grad():
-        answers = torch.cat([network(image) for image in images.split(1)]).numpy()
+        answers = torch.cat([(integers.run if integers else network)(image) for image in images.split(1)]).numpy()
     name, texts = identifier(job.output.stem), metadata(pruned, job)
     return unit, source(unit, name, texts, Recorded(low, high, answers)), header(unit, name, texts, symbols(name, texts)[0])
 

@@ -11,16 +11,22 @@ from ltcompile.deploy.formats._generated import generated, of_library, write_wei
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.engine.cpu import native
 from ltcompile.lower.answers import Run
+from ltcompile.lower.program import Program
 from ltcompile.paths import write_text
 from ltcompile.pruned import Pruned
 
 SUFFIX = ".cpp"
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 
 
 def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
     """Raises InvalidModel where no C++ can be generated of the network, InvalidSetting where more than the batch varies."""
-    unit, source, _ = generated(network, pruned, job)
+    write_program(None, network, pruned, job)
+
+
+def write_program(integers: Program | None, network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
+    """Write the network's program on integers, or the network where there is none. Raises as `write` does."""
+    unit, source, _ = generated(network, pruned, job, integers)
     write_weights(unit, job)
     write_text(job.output, source)
 

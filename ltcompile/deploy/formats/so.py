@@ -11,18 +11,24 @@ from ltcompile.deploy.formats._generated import generated, of_library, write_wei
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.engine.cpu import native
 from ltcompile.lower.answers import Run
+from ltcompile.lower.program import Program
 from ltcompile.paths import write_bytes, write_text
 from ltcompile.pruned import Pruned
 
 SUFFIX = ".so"
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "int8")
 
 
 def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
     """Raises InvalidModel where no C++ can be generated of the network, InvalidSetting where more than the batch varies, Unavailable where
     there is no compiler.
     """
-    unit, source, header = generated(network, pruned, job)
+    write_program(None, network, pruned, job)
+
+
+def write_program(integers: Program | None, network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
+    """Write the network's program on integers, or the network where there is none. Raises as `write` does."""
+    unit, source, header = generated(network, pruned, job, integers)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
         (path := Path(folder) / "network.cpp").write_text(source)
         native.compile_to(path, made := Path(folder) / "network.so", (*native.FLAGS, *native.SHARED))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ltcompile.core.onnx_file import read_onnx
 from ltcompile.core.task import Metric, Task
 from ltcompile.deploy import formats
 from ltcompile.deploy.formats._converted import converted
@@ -16,14 +17,15 @@ from ltcompile.deploy.formats.openvino import RUNTIME
 from ltcompile.deploy.int8 import Quantized, to_int8
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.judges import judge_for
-from ltcompile.errors import Disagreement, InvalidSetting, TicketMismatch
+from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting, TicketMismatch, Unavailable
 from ltcompile.lower.answers import answers, of_file, probe
 from ltcompile.lower.inputs import Inputs
-from ltcompile.numerics import CHUNK, compare
+from ltcompile.lower.quantized_program import integer_program
+from ltcompile.numerics import CHUNK, Compared, compare
 from ltcompile.pruned import MetricValue, Pruned
 
 ORDER = 70
-SUFFIXES = (".onnx", ".xml")
+SUFFIXES = (".onnx", ".xml", ".cpp", ".so")
 IN_FILE = ("ranges", "weight_bits", "float_nodes", "val_score", "score", "test_score", "images")  # of the record
 
 
@@ -62,24 +64,41 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
             )
         elif pruned.metric is not None:
             pruned = replace(pruned, metric=replace(pruned.metric, value=None, split="not measured: int8 was checked by its outputs"))
-        _write(made, pruned, job, Path(scratch), {**formats.metadata(pruned, job), "int8": json.dumps(entry)})
+        compared = _write(made, pruned, job, Path(scratch), {**formats.metadata(pruned, job), "int8": json.dumps(entry)})
     return replace(pruned, small=made.module), {
-        "onnx_error": made.compared.error,
-        "tolerance": made.compared.allowed,
+        "onnx_error": compared.error,
+        "tolerance": compared.allowed,
         "int8": dict(made.record),
     }
 
 
-def _write(made: Quantized, pruned: Pruned, job: ShrinkJob, scratch: Path, texts: dict[str, str]) -> None:
-    """Write the ONNX file, or a file that is converted from it and must answer as it does. Raises Disagreement."""
+def _write(made: Quantized, pruned: Pruned, job: ShrinkJob, scratch: Path, texts: dict[str, str]) -> Compared:
+    """Write the ONNX file, C++ of its program, or a file that is converted from it; how the answers of all but the last compare with those expected.
+
+    Raises:
+        InvalidModel: no C++ can be generated of it. Disagreement: the written file answers otherwise than it must.
+    """
     if job.output.suffix == ".onnx":
-        return made.write(job.output, texts)
+        made.write(job.output, texts)
+        return made.compared
     made.write(onnx := scratch / f"{job.output.stem}.onnx", texts)
-    converted(onnx, job, formats.of(job.output).convert)
+    kind = formats.of(job.output)
+    if hasattr(kind, "write_program"):
+        try:
+            program = integer_program(read_onnx(onnx), (1, *made.inputs.tensors[0].shape[1:]))
+        except Unavailable as reason:
+            raise InvalidModel(f"no C++ on integers can be generated of this network: {reason}; write .onnx instead") from reason
+        kind.write_program(program, made.module, pruned, job)
+        compared = compare(answers(kind.reader(made.module, pruned, job), made.inputs, CHUNK), *made.expected)
+        if compared.refusal:
+            raise Disagreement(f"{job.output} computes something else: {compared.refusal}; please report this network")
+        return compared
+    converted(onnx, job, kind.convert)
     inputs, names = probe(pruned.small, pruned.example, CHUNK), pruned.input_names or Inputs.of(pruned.small, pruned.example).names
     expected = answers(of_file(onnx, names, RUNTIME), inputs, CHUNK)
-    if (compared := compare(answers(formats.of(job.output).reader(made.module, pruned, job), inputs, CHUNK), expected)).refusal:
+    if (compared := compare(answers(kind.reader(made.module, pruned, job), inputs, CHUNK), expected)).refusal:
         raise Disagreement(f"{job.output} and the int8 ONNX file that it was made of disagree: {compared.refusal}; write .onnx instead")
+    return made.compared
 
 
 def _check_same_data(pruned: Pruned, task: Task) -> None:

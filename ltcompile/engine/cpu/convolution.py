@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, Convolution
 from ltcompile.engine.cpu.quads import constants, is_depthwise, packed_bias, packed_depthwise, packed_weight, quads_of
-from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, WEIGHT_LANES, Geometry, Tiling, best
+from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, WEIGHT_LANES, Geometry, Tiling, best, instruction_set
 
 HEADERS = ("vector.h", "activations.h", "convolution.h")
 INTEGER_HEADERS = (*HEADERS, "sweep.h", "int8.h")
@@ -28,14 +28,17 @@ class Layer:
     inputs: tuple[Buffer, ...]
     output: Buffer
 
-    def code(self, choice: Choice | None = None, threads: int = 1) -> Code:
-        return emit(self.op, self.inputs, self.output, choice, threads)
+    def code(self, choice: Choice | None = None, threads: int = 1, portable: bool = True) -> Code:
+        return emit(self.op, self.inputs, self.output, choice, threads, portable)
 
 
-def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choice | None = None, threads: int = 1) -> Code:
+def emit(
+    op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choice | None = None, threads: int = 1, portable: bool = True
+) -> Code:
     """The code of a dense layer; the residual is the second of `inputs` where it has one.
 
-    `choice` is a `Tiling` for the instruction set with `lanes` floats in a vector; without it, and for others, a model chooses.
+    `choice` is a `Tiling` for the instruction set with `lanes` floats in a vector; without it, and for others, a model chooses. Code that
+    is not `portable` has the tiling of this machine for all of them.
     """
     flat = _flattened(op, inputs, output)
     if flat is not None:
@@ -48,7 +51,7 @@ def emit(op: Convolution, inputs: Sequence[Buffer], output: Buffer, choice: Choi
     one = replace(op, weight=op.weight[: filters // op.groups]) if op.groups > 1 else op
     shape = geometry(one, inputs[0])
     direct = op.groups > 1 or not shape.winograd or inputs[0].border < border_of(op, inputs[0].height, inputs[0].width)
-    tilings = _tilings(shape, choice, threads, direct)
+    tilings = _tilings(shape, choice, threads, direct, portable)
     if tilings[0].block:
         return _winograd(op, inputs, output, shape, tilings)
     layer, text = _layer(_sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}, tilings, op)
@@ -249,10 +252,13 @@ def _sizes(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> dict[st
     }
 
 
-def _tilings(shape: Geometry, choice: Choice | None, threads: int, direct: bool) -> list[Tiling]:
+def _tilings(shape: Geometry, choice: Choice | None, threads: int, direct: bool, portable: bool) -> list[Tiling]:
     """The tiling for each instruction set, all of the same kind: that of direct sums where only these can be."""
-    chosen = dict(choice or {})
+    chosen, own = dict(choice or {}), None if portable else instruction_set()
     lanes = chosen.pop("lanes", None)
+    if own is not None:
+        usable = chosen and lanes == own.lanes and not (direct and chosen.get("block"))
+        return [Tiling.of(chosen) if usable else best(shape, own, threads, (0, 1) if direct else None)] * len(INSTRUCTION_SETS)
     if chosen and not (direct and chosen.get("block")):
         first = Tiling.of(chosen)
     else:

@@ -73,7 +73,7 @@ def emit_layer(plan: Plan, name: str, op: Convolution, inputs: list[Image], out:
     buffers: list[Buffer] = [image.buffer for image in inputs]
     addresses = {f"in{n}": image.address for n, image in enumerate(inputs)}
     layer = convolution.Layer(op, tuple(buffers), out.buffer)
-    code = partial(layer.code, plan.choices.get(name), plan.threads)
+    code = partial(layer.code, plan.choices.get(name), plan.threads, plan.portable)
     plan.steps.append(Step(name, code, {**addresses, "out": out.address}, layer))
 
 

@@ -66,12 +66,12 @@ def with_headers(names: Sequence[str]) -> str:
 def generate(program: Program, choices: Mapping[str, Choice] | None = None, threads: int = 0) -> Unit:
     """The unit of a lowered program for one image (1, ...), fp32, whose `choices` say by name how a step is computed.
 
-    With `threads`, up to so many may compute one image together.
+    With `threads`, up to so many may compute one image together, and its tiles are those of this machine.
 
     Raises:
         Unavailable: an operation cannot be generated; the message names it and says why.
     """
-    plan = planned(program, RULES, choices or {}, max(threads, 1))
+    plan = planned(program, RULES, choices or {}, max(threads, 1), portable=threads == 0)
     if plan.output_shape[:1] != (1,):
         raise Unavailable(f"its output {plan.output_shape} does not have the images as its first dimension")
     codes = [step.code() for step in plan.steps]

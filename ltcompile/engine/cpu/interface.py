@@ -14,7 +14,8 @@ from ltcompile.engine.cpu.generate import PROLOGUE, Unit, with_headers
 
 MOST_INSIDE_BYTES = 8 << 20  # larger weights are in a file of their own
 PROBES = 4
-TOLERANCE = 1e-4  # of the largest output
+TOLERANCE = 1e-4  # of the largest output, or sum
+MOST_SUMS = 256  # that are recorded of an image's outputs
 
 _HEADER = """{comment}
 #ifndef {NAME}_H
@@ -66,7 +67,7 @@ _MAIN = """
 #include <stdlib.h>
 #include <time.h>
 namespace {{
-const float ANSWERS[] = {{ {answers} }};
+const float ANSWERS[] = {{ {answers} }};  // outputs i, i + {sums}, ... of an image with signs, in sums
 alignas(64) unsigned char memory[ARENA * sizeof(float)];
 float pixels[{probes} * INPUT], found[{probes} * OUTPUT];
 
@@ -92,10 +93,13 @@ int main({arguments}) {{
   {name}_init(memory);
   {name}_run(pixels, found, {probes}, memory);
   double error = 0, largest = 0, times[200];
-  for (int i = 0; i < {probes} * OUTPUT; i++) {{
-    error = fmax(error, fabs((double)found[i] - (double)ANSWERS[i]));
+  static double sums[{probes} * {sums}];
+  for (int n = 0; n < {probes}; n++)
+    for (uint32_t i = 0; i < OUTPUT; i++) sums[n * {sums} + i % {sums}] += i * 2654435761u >> 31 ? found[n * OUTPUT + i] : -found[n * OUTPUT + i];
+  for (int i = 0; i < {probes} * {sums}; i++) {{
+    error = fmax(error, fabs((double)((float)sums[i] - ANSWERS[i])));
     largest = fmax(largest, fabs((double)ANSWERS[i]));
-    if (found[i] != found[i]) error = HUGE_VAL;
+    if (sums[i] != sums[i]) error = HUGE_VAL;
   }}
   for (double &t : times) {{
     const double before = seconds();
@@ -132,6 +136,16 @@ def probes(low: float, high: float, shape: Sequence[int]) -> Array:
     return images
 
 
+def sums_of(answers: Array) -> Array:
+    """What the generated `main` compares: each output with a sign, and in sums where there are many, so that each counts and a file stays small."""
+    flat = answers.reshape(len(answers), -1).astype(np.float64)
+    numbers, count = np.arange(flat.shape[1], dtype=np.uint32), min(MOST_SUMS, flat.shape[1])
+    signed = np.where(numbers * np.uint32(2654435761) >> np.uint32(31), flat, -flat)
+    padded = np.pad(signed, ((0, 0), (0, -flat.shape[1] % count)))
+    found: Array = padded.reshape(len(answers), -1, count).sum(1).astype(np.float32)
+    return found
+
+
 def identifier(stem: str) -> str:
     """A file's name as one of C."""
     name = re.sub(r"\W", "_", stem, flags=re.ASCII)
@@ -159,11 +173,18 @@ def source(unit: Unit, name: str, texts: Mapping[str, str], recorded: Recorded) 
     declared, defined = symbols(name, texts)
     apart = outside(unit)
     count = unit.weights.size
-    weights = f"alignas(64) float WEIGHTS[{count}];" if apart else f"alignas(64) const float WEIGHTS[] = {{\n{numbers(unit.weights)}\n}};"
+    if apart:
+        weights = f"alignas(64) float WEIGHTS[{count}];"
+    elif "int8.h" in unit.headers:
+        integers = ",\n".join(",".join(map(str, row)) for row in unit.weights.view(np.int32).reshape(-1, 16))
+        weights = f"alignas(64) const int32_t NUMBERS[] = {{\n{integers}\n}};\nconst float *const WEIGHTS = reinterpret_cast<const float *>(NUMBERS);"
+    else:
+        weights = f"alignas(64) const float WEIGHTS[] = {{\n{numbers(unit.weights)}\n}};"
     main = _MAIN.format(
         name=name,
         NAME=name.upper(),
-        answers=numbers(recorded.answers.reshape(-1)),
+        answers=numbers(sums_of(recorded.answers).reshape(-1)),
+        sums=min(MOST_SUMS, recorded.answers[0].size),
         probes=PROBES,
         low=literal(recorded.low),
         range=literal(recorded.high - recorded.low),

@@ -8,22 +8,20 @@ planning is repeated until both stay as they are.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ltcompile.engine.cpu.checks import check
 from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, lanes_of
 from ltcompile.engine.cpu.convolution import Layer
 from ltcompile.engine.cpu.loops import elementwise
 from ltcompile.errors import Unavailable
-from ltcompile.kernels import ACTIVATIONS
-from ltcompile.lower.program import Node, Program, Value, mapped
+from ltcompile.lower.program import Node, Program, Value
 
 IMAGES, OUTPUTS = "images", "outputs"  # what the caller owns
 MOST_PASSES = 12
@@ -105,6 +103,7 @@ class Plan:
     known: Slices
     choices: Mapping[str, Choice] = field(default_factory=dict)
     threads: int = 1
+    portable: bool = True
     steps: list[Step] = field(default_factory=list)
     storages: dict[str, Buffer] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -297,56 +296,25 @@ def _memory(view: Array) -> Array:
 Rules = Mapping[str, Callable[[Plan, Node], None]]
 
 
-def planned(program: Program, rules: Rules, choices: Mapping[str, Choice], threads: int = 1) -> Plan:
-    """The steps of a program for one image (1, ...).
+def planned(program: Program, rules: Rules, choices: Mapping[str, Choice], threads: int = 1, portable: bool = True) -> Plan:
+    """The steps of a program for one image (1, ...); code that is not `portable` is tiled for this machine alone.
 
     Raises:
         Unavailable: an operation cannot be generated; the message names it and says why.
     """
-    _check(program)
+    check(program)
     known = Slices()
     for _ in range(MOST_PASSES):
-        plan = _visited(program, rules, choices, threads, known)
+        requested = Slices(dict(known.borders), dict(known.parts), dict(known.wholes))
+        plan = _visited(Plan(program, known, choices, threads, portable, requested=requested), rules)
         if plan.requested == known:
             return plan
         known = plan.requested
     raise Unavailable("its memory cannot be planned; please report this network")
 
 
-def _check(program: Program) -> None:
-    """A program may be from a file: its shapes are those that PyTorch computes, and its words are words, since both become C++.
-
-    Raises:
-        Unavailable: they are not, or values are not float32.
-    """
-    values: dict[str, Any] = {name: constant.to("meta") for name, constant in program.constants.items()}
-    values[program.input] = torch.empty(program.input_shape, device="meta")
-    for node in program.nodes:
-        where = f"{node.layer or node.name} ({node.target})"
-        mapped([*node.args, *node.kwargs.values()], partial(_check_word, where))
-        try:
-            with torch.no_grad():
-                found = values[node.name] = _without_activation(node).run(values)
-        except Exception as error:  # whatever a file made PyTorch do
-            raise Unavailable(f"{where} cannot be computed: {error}") from error
-        if isinstance(found, Tensor) and (tuple(found.shape) != node.shape or found.dtype not in (torch.float32, torch.uint8)):
-            raise Unavailable(f"{where} computes {found.dtype} {tuple(found.shape)}, not float32 {node.shape}")
-
-
-def _without_activation(node: Node) -> Node:
-    """A node with an output of the same shape, which PyTorch finds faster."""
-    return replace(node, kwargs={**node.kwargs, "activation": "none"}) if node.kwargs.get("activation") in ACTIVATIONS else node
-
-
-def _check_word(where: str, value: Any) -> None:
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9_.]*", value):
-        raise Unavailable(f"{where} has the argument {value!r}")
-    if not isinstance(value, Value | str | int | float | None):
-        raise Unavailable(f"{where} has an argument of {type(value).__name__}")
-
-
-def _visited(program: Program, rules: Rules, choices: Mapping[str, Choice], threads: int, known: Slices) -> Plan:
-    plan = Plan(program, known, choices, threads, requested=Slices(dict(known.borders), dict(known.parts), dict(known.wholes)))
+def _visited(plan: Plan, rules: Rules) -> Plan:
+    program = plan.program
     plan.values[program.input] = Placed(IMAGES, torch.empty(program.input_shape, device="meta"))
     for node in program.nodes:
         try:

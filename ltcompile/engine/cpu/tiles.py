@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+import torch
 
 MOST_PIXELS, MOST_VECTORS, MOST = 28, 8, 64
 WEIGHT_LANES = 16  # of a block of packed weights
@@ -40,6 +43,14 @@ INSTRUCTION_SETS = (
     InstructionSet("avx2", 8, 16, 2.0, 2.0),
     InstructionSet("neon", 4, 32, 2.0, 2.0),
 )
+
+
+@cache
+def instruction_set() -> InstructionSet | None:
+    """What the compiler uses on this machine; None where that is not one of those that the model has."""
+    name = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "neon" if os.uname().machine in ("aarch64", "arm64") else ""}
+    found = name.get(torch.backends.cpu.get_cpu_capability(), "")
+    return next((isa for isa in INSTRUCTION_SETS if isa.name == found), None)
 
 
 @dataclass(frozen=True, order=True)

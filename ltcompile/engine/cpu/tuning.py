@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ltcompile import paths
 from ltcompile.core.records import cpu_name
@@ -29,7 +28,7 @@ from ltcompile.engine.cpu.generate import INCLUDE, RULES
 from ltcompile.engine.cpu.native import aligned, cache_folder, compile_library, compiler, opened, version_of
 from ltcompile.engine.cpu.plan import planned
 from ltcompile.engine.cpu.quads import SMALL
-from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, Geometry, InstructionSet, Tiling, ranked
+from ltcompile.engine.cpu.tiles import Geometry, InstructionSet, Tiling, instruction_set, ranked
 from ltcompile.engine.cpu.tiles import time as modelled
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
@@ -89,6 +88,16 @@ def tune(program: Program, seconds: float, threads: int = 1, on_progress: Callab
     return {name: choice for key, choice in (known | found).items() if choice for name in layers[key][1]}
 
 
+def modelled_choices(program: Program, threads: int = 1) -> dict[str, Choice]:
+    """The model's choices of a program's dense layers, by name, so that a file need not hold more than these to be loaded fast."""
+    isa, found = instruction_set(), dict[str, Choice]()
+    for step in planned(program, RULES, {}, threads).steps if isa is not None else []:
+        shape = step.layer and tiled(step.layer.op, step.layer.inputs, step.layer.output)
+        if isa is not None and shape is not None:
+            found[step.name] = {**asdict(ranked(shape, isa, threads)[0]), "lanes": isa.lanes}
+    return found
+
+
 def layer_times(program: Program, choices: Mapping[str, Choice] | None = None) -> list[tuple[str, Layer, float]]:
     """(name, layer, microseconds) of each dense layer by itself, with one thread and warm caches."""
     steps = [step for step in planned(program, RULES, {}).steps if step.layer is not None]
@@ -104,14 +113,6 @@ def check(choices: Mapping[str, Choice]) -> None:
     """Raises AttributeError, TypeError or ValueError: they are not choices; they may be from a file."""
     for choice in choices.values():
         Tiling.of({name: value for name, value in choice.items() if name != "lanes"})
-
-
-@cache
-def instruction_set() -> InstructionSet | None:
-    """What the compiler uses on this machine; None where that is not one of those that the model has."""
-    name = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "neon" if os.uname().machine in ("aarch64", "arm64") else ""}
-    found = name.get(torch.backends.cpu.get_cpu_capability(), "")
-    return next((isa for isa in INSTRUCTION_SETS if isa.name == found), None)
 
 
 def candidates(geometry: Geometry, isa: InstructionSet, threads: int) -> list[Tiling]:
