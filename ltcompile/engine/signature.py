@@ -108,4 +108,6 @@ def _run(network: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         return outputs_of(network(*args, **kwargs))
     except Exception as error:  # the user's code may raise anything
         given = ", ".join(f"{_dtype(tensor)} {tuple(tensor.shape)}" for tensor in inputs.tensors)
-        raise InvalidModel(f"the network does not run on {inputs.batch} rows of the example, {given}: {type(error).__name__}: {error}") from error
+        raise InvalidModel(
+            f"the network does not run on {inputs.batch} rows of the example, {given}: {type(error).__name__}: {error}"
+        ) from error

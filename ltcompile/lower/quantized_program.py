@@ -133,7 +133,7 @@ class _Reader:
     def shape_of(self, name: str) -> tuple[int, ...]:
         known = self.known[name]
         if isinstance(known, Constant):
-            return known.values.shape
+            return tuple(map(int, known.values.shape))
         if isinstance(known, Held):
             return tuple(self.meta[known.name].shape)
         with self._trial():
@@ -196,7 +196,7 @@ class _Reader:
     def _dequantized(self, node: Any, settings: dict[str, Any]) -> Known:
         known = self.known[node.input[0]]
         if isinstance(known, Held):
-            return replace(known, **dict(zip(("scale", "zero"), self._scale(node), strict=True)))
+            return Held(known.name, *self._scale(node))
         assert isinstance(known, Constant)
         scale, zero = (self.known[name].values for name in node.input[1:])  # type: ignore[union-attr]
         axis = settings.get("axis", 1) if scale.size > 1 else 0

@@ -16,6 +16,7 @@ from torch import nn
 
 import ltcompile as lt
 from ltcompile.engine.cpu import interface, native
+from ltcompile.engine.cpu.code import aligned
 from ltcompile.errors import InvalidModel, InvalidSetting, Unavailable
 
 CLASSES = '["a cat", "\\u00e9\\"\\\\", "*/ int x;", "??/", "4", "5", "6"]'
@@ -120,7 +121,7 @@ def test_a_library_for_any_language(pruned: lt.Pruned, tmp_path: Path) -> None:
     def caller(seed: int) -> bool:
         """Each with scratch memory of its own."""
         images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-        scratch, found = native.aligned(sizes["SMALL_SCRATCH_BYTES"] // 4), torch.empty(3, 7)
+        scratch, found = aligned(sizes["SMALL_SCRATCH_BYTES"] // 4), torch.empty(3, 7)
         with torch.no_grad():
             expected = pruned.small(images)
         library.small_init(ctypes.c_void_p(scratch.ctypes.data))

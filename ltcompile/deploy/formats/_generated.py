@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ltcompile.deploy.formats import metadata
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.engine.cpu import native, tuning
+from ltcompile.engine.cpu.code import aligned
 from ltcompile.engine.cpu.generate import Unit, generate
 from ltcompile.engine.cpu.interface import Recorded, header, identifier, outside, probes, source, symbols
 from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting, Unavailable
@@ -61,7 +62,7 @@ def of_library(library: Path, job: ShrinkJob) -> Run:
     text, name = job.output.with_suffix(".h" if job.output.suffix == ".so" else job.output.suffix).read_text(), identifier(job.output.stem)
     sizes = dict(re.findall(r"^#define \w+_(INPUT_FLOATS|OUTPUT_FLOATS|SCRATCH_BYTES) +(\d+)", text, re.MULTILINE))
     shape = [int(n) for n in re.findall(r"\d+", re.findall(r"_OUTPUT_FLOATS .*one image, (.*) \*/", text)[0])]
-    code, scratch = native.opened(library), native.aligned(int(sizes["SCRATCH_BYTES"]) // 4)
+    code, scratch = native.opened(library), aligned(int(sizes["SCRATCH_BYTES"]) // 4)
     if hasattr(code, f"{name}_load") and getattr(code, f"{name}_load")(str(job.output.with_suffix(".bin")).encode()):
         raise Disagreement(f"{job.output.with_suffix('.bin')} does not hold the weights of {job.output}; please report this network")
     getattr(code, f"{name}_init")(ctypes.c_void_p(scratch.ctypes.data))

@@ -73,7 +73,8 @@ def _dense(node: Node, values: Mapping[str, Any]) -> Tensor | None:
     if kind not in ("conv2d", "linear", "pooled_head") or not all(isinstance(v, Value | None) for v in node.args):
         return None
     integers, settings = node.target.startswith("int8."), dict(node.kwargs)
-    x, weight, bias, *rest = (None if v is None else values[v.name] for v in node.args)
+    tensors: list[Any] = [None if v is None else values[v.name] for v in node.args]
+    x, weight, bias, *rest = tensors
     dtype = torch.uint8 if integers else torch.float32
     vectors = [bias, *rest[:1]] if integers else [bias]  # one number for each filter
     residual = rest[-1] if kind == "conv2d" else None

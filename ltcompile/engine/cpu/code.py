@@ -19,6 +19,13 @@ def lanes_of(channels: int) -> int:
     return -(-channels // step) * step
 
 
+def aligned(floats: int) -> Array:
+    """Memory that starts at a multiple of 64 bytes."""
+    memory = np.zeros(floats + 16, np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return memory[start : start + floats]
+
+
 @dataclass(frozen=True)
 class Buffer:
     """Where the activations of one image lie: float32, NHWC, `border` rows and columns of zeros on every side.

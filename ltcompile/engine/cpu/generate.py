@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ltcompile.engine.cpu import dense, integers, movement, pointwise, pooling, reductions
-from ltcompile.engine.cpu.code import Array, Choice, Code
+from ltcompile.engine.cpu.code import Array, Choice, Code, aligned
 from ltcompile.engine.cpu.plan import IMAGES, OUTPUTS, Address, Plan, planned
 from ltcompile.engine.memory import Buffer as Living
 from ltcompile.engine.memory import plan_memory
@@ -111,13 +111,6 @@ def _placed_arrays(codes: Sequence[Code]) -> tuple[Array, list[dict[str, int]]]:
     for at, flat in parts.items():
         weights[at : at + flat.size] = flat
     return weights, places
-
-
-def aligned(floats: int) -> Array:
-    """Memory that starts at a multiple of 64 bytes."""
-    memory = np.zeros(floats + 16, np.float32)
-    start = -memory.ctypes.data % 64 // 4
-    return memory[start : start + floats]
 
 
 @dataclass(frozen=True)

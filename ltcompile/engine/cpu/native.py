@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcompile.core.records import cpu_name
-from ltcompile.engine.cpu.generate import Unit, aligned
+from ltcompile.engine.cpu.code import aligned
+from ltcompile.engine.cpu.generate import Unit
 from ltcompile.errors import Unavailable
 
 FLAGS = ("-O3", "-march=native", "-std=c++17")

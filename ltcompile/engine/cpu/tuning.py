@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ltcompile import paths
 from ltcompile.core.records import cpu_name
-from ltcompile.engine.cpu.code import Array, Choice, Code
+from ltcompile.engine.cpu.code import Array, Choice, Code, aligned
 from ltcompile.engine.cpu.convolution import Layer, tiled
 from ltcompile.engine.cpu.generate import INCLUDE, RULES
-from ltcompile.engine.cpu.native import aligned, cache_folder, compile_library, compiler, opened, version_of
+from ltcompile.engine.cpu.native import cache_folder, compile_library, compiler, opened, version_of
 from ltcompile.engine.cpu.plan import planned
 from ltcompile.engine.cpu.quads import SMALL
 from ltcompile.engine.cpu.tiles import Geometry, InstructionSet, Tiling, instruction_set, ranked
@@ -131,7 +132,7 @@ class _Trial:
     """A compiled layer: its choices, the arrays of each, and the function that times them."""
 
     choices: list[Choice]
-    arrays: list[list[Array]]
+    arrays: list[list[NDArray[Any]]]
     function: Any
 
     def ms(self, at: int, sweep: Array, threads: int) -> float:
