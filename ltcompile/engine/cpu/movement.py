@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -85,9 +86,13 @@ def _place(plan: Plan, name: str, x: Placed, whole: Buffer, first: int) -> None:
 def _pad(plan: Plan, node: Node) -> None:
     pads, mode = node.args[1], argument(node, 2, "constant") if node.target == "aten.pad.default" else "constant"
     value = argument(node, 3 if node.target == "aten.pad.default" else 2, node.kwargs.get("value", 0)) or 0
+    x = plan.placed(node.args[0])
+    if mode in ("reflect", "replicate") and min(pads) >= 0:
+        sides = dict(enumerate(zip(pads[::2], pads[1::2], strict=True)))
+        runs = [_mirrored(size, *sides.get(len(x.shape) - 1 - d, (0, 0)), mode == "reflect") for d, size in enumerate(x.shape)]
+        return _copy_runs(plan, node, x, runs)
     if mode != "constant" or min(pads) < 0:
         raise Unavailable(f"it pads by {pads}, mode {mode}")
-    x = plan.placed(node.args[0])
     plan.result(node, x.channel)
     out = plan.values[node.name]
     plan.pointwise(out, [], f"all<L>({number(value)})", f"{node.name}.fill", x.channel, keeps_zero=value == 0)
@@ -96,6 +101,38 @@ def _pad(plan: Plan, node: Node) -> None:
         dim = len(node.shape) - 1 - n
         inside = inside.narrow(dim, pads[2 * n], x.shape[dim])
     plan.copy(Placed(out.storage, inside), x, node.name, x.channel)
+    return None
+
+
+Run = tuple[int, int, int]  # where a run of elements begins in the output and in the input, and its length
+
+
+def _mirrored(size: int, before: int, after: int, reflect: bool) -> list[Run]:
+    """A dimension that is padded by its own elements, mirrored without the outermost one, or by that."""
+    first = [(i, before - i if reflect else 0, 1) for i in range(before)]
+    return [*first, (before, 0, size), *((before + size + i, size - 2 - i if reflect else size - 1, 1) for i in range(after))]
+
+
+def _roll(plan: Plan, node: Node) -> None:
+    x, shifts, dims = plan.placed(node.args[0]), node.args[1], argument(node, 2, [])
+    if not dims:
+        raise Unavailable("it rolls all elements as one row")
+    by = [0] * len(x.shape)
+    for shift, dim in zip(shifts, dims, strict=True):
+        by[dim] += shift
+    runs = [[(s % n, 0, n - s % n), *([(0, n - s % n, s % n)] if s % n else [])] for n, s in zip(x.shape, by, strict=True)]
+    _copy_runs(plan, node, x, runs)
+
+
+def _copy_runs(plan: Plan, node: Node, x: Placed, runs: list[list[Run]]) -> None:
+    """Copy the product of the runs of all dimensions."""
+    plan.result(node, x.channel)
+    out = plan.values[node.name]
+    for at, run in enumerate(itertools.product(*runs)):
+        to, of = out.tensor, x.tensor
+        for d, (start, source, length) in enumerate(run):
+            to, of = to.narrow(d, start, length), of.narrow(d, source, length)
+        plan.copy(Placed(out.storage, to), Placed(x.storage, of), f"{node.name}.{at}", x.channel)
 
 
 def _stack(plan: Plan, node: Node) -> None:
@@ -128,6 +165,7 @@ RULES: dict[str, Callable[[Plan, Node], None]] = {
     "aten.cat.default": _cat,
     "aten.stack.default": _stack,
     "aten.pad.default": _pad,
+    "aten.roll.default": _roll,
     "aten.constant_pad_nd.default": _pad,
     "aten.channel_shuffle.default": _shuffled(lambda x, groups: x.unflatten(1, (groups, -1)).transpose(1, 2)),
 }

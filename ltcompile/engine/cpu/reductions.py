@@ -100,6 +100,48 @@ for (int p = 0; p < {b.height}; p++)
     plan.step(node.name, lambda: Code(text, arrays, _HEADERS), out.address, in0=image.address)
 
 
+def _group_norm(plan: Plan, node: Node) -> None:
+    x, groups = plan.placed(node.args[0]), node.args[1]
+    weight, bias, eps = argument(node, 2, None), argument(node, 3, None), argument(node, 4, 1e-5)
+    if len(x.shape) != 4:
+        raise Unavailable("it does not normalise images")
+    image, out = plan.image(node.args[0]), plan.result(node, 1)
+    channels, a, b = x.shape[1], image.buffer, out.buffer
+    each = channels // groups
+    arrays = {"scale": np.ones(channels, np.float32) if weight is None else plan.constant(weight)}
+    arrays["shift"] = np.zeros(channels, np.float32) if bias is None else plan.constant(bias)
+    places = f"for (int p = 0; p < {b.height}; p++) for (int q = 0; q < {b.width}; q++)"
+    start = f"const float *from = in0 + p * {a.row} + q * {a.stride} + g * {each};"
+    text = f"""
+for (int g = 0; g < {groups}; g++) {{
+  float sum = 0.0f, squares = 0.0f;
+  {places} {{
+    {start}
+    sum += total<{each}>([&](auto width, int c) {{ return load<decltype(width)::value>(from + c); }});
+  }}
+  const float mean = sum / {each * b.height * b.width}.0f;
+  {places} {{
+    {start}
+    squares += total<{each}>([&](auto width, int c) {{
+      const auto v = load<decltype(width)::value>(from + c) - mean;
+      return v * v;
+    }});
+  }}
+  const float factor = 1.0f / sqrtf(squares / {each * b.height * b.width}.0f + {number(eps)});
+  {places} {{
+    {start}
+    float *to = out + p * {b.row} + q * {b.stride} + g * {each};
+    sweep<{each}>([&](auto width, int c) {{
+      constexpr int L = decltype(width)::value;
+      store<L>(to + c, (load<L>(from + c) - mean) * factor * load<L>(scale + g * {each} + c) + load<L>(shift + g * {each} + c));
+    }});
+  }}
+}}
+"""
+    plan.clear(plan.values[node.name].storage)
+    plan.step(node.name, lambda: Code(text, arrays, _HEADERS), out.address, in0=image.address)
+
+
 _MATMUL = """
 for (int i = 0; i < {rows}; i++) {{
   const float *a = in0 + {a} + i * {a_row};
@@ -165,6 +207,7 @@ RULES = {
     **dict.fromkeys(("aten.sum.dim_IntList", "aten.amax.default"), reduce),
     **dict.fromkeys(("aten.softmax.int", "aten.log_softmax.int"), _softmax),
     "aten.layer_norm.default": _layer_norm,
+    "aten.group_norm.default": _group_norm,
     **dict.fromkeys(("aten.matmul.default", "aten.bmm.default"), _matmul),
     "aten.scaled_dot_product_attention.default": _attention,
 }

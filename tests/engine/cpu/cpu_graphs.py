@@ -152,6 +152,10 @@ class Graph(nn.Module):
                 return new(lambda: Attend(channels))(x)
             case "pad":
                 return F.pad(x, (1, 0, 2, 1), value=0.5)
+            case "moved" if least > 2:
+                return F.pad(F.pad(x.roll((1, -2), (2, 1)), (1, 2, 0, 1), mode="reflect"), (0, 1, 1, 0), mode="replicate")
+            case "groups":
+                return F.relu(new(lambda: nn.GroupNorm(1 + (channels + 1) % 2, channels))(x))
             case "arithmetic":
                 return (0.5 - x) * x.abs() / (1.0 + x.exp()).clamp(0.1, 9.0) + F.leaky_relu(x) - F.elu(x)
             case "softmax":
@@ -162,6 +166,7 @@ class Graph(nn.Module):
 STEPS = [
     *("conv3", "conv1", "strided", "dilated", "depthwise", "grouped", "residual", "norm", "maxpool", "padded_pool", "avgpool", "adaptive"),
     *("excite", "concat", "in_place", "shuffle", "nearest", "bilinear", "permuted", "attend", "pad", "arithmetic", "softmax"),
+    *("moved", "groups"),
 ]
 HEADS = ("flat", "pooled", "none")
 
