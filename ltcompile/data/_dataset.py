@@ -144,6 +144,11 @@ class TensorSplit:
     def labels(self) -> Tensor:
         return self._labels
 
+    @property
+    def images(self) -> Tensor:
+        """uint8 (N, C, H, W)."""
+        return self._images
+
     def part(self, rows: Tensor) -> TensorSplit:
         """The images of these rows, normalised as all are."""
         return TensorSplit(self._images[rows], self._labels[rows], self._mean, self._std)

@@ -144,6 +144,10 @@ class StreamedSplit:
     def labels(self) -> Tensor:
         return self._labels
 
+    @property
+    def images(self) -> list[Item]:
+        return self._pixels.items[0]
+
     def relabelled(self, labels: Tensor) -> StreamedSplit:
         pixels = self._pixels
         return StreamedSplit((pixels.items[0], labels), pixels.size, pixels.interpolation, self._mean, self._std, pixels.skip)

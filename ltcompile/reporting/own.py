@@ -62,6 +62,25 @@ class OwnBench(Bench):
 
 
 @dataclass(frozen=True)
+class RepairedLayer:
+    before: float | None
+    after: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What `shrink --repair` recorded: errors relative to the dense network's, by layer and of the outputs."""
+
+    layers: dict[str, RepairedLayer]
+    as_cut: float
+    recalibrated: float
+    repaired: float
+    inputs: int
+    agreement: dict[str, float]
+
+
+@dataclass(frozen=True)
 class OwnShrink:
     output: str
     precision: str
@@ -73,14 +92,19 @@ class OwnShrink:
     equality_error: float | None
     onnx_error: float
     tolerance: float
+    repair: Repaired | None = None
 
 
 def is_own(folder: Path) -> bool:
-    """Whether a folder holds a search in one's own loop, or a benchmark of a network without a ticket, and no run of `find`."""
+    """Whether a folder holds a search in one's own loop, or a benchmark or file of a network without a ticket, and no run of `find`."""
     run = RunFolder(folder)
     if run.summary.exists():
         return False
-    return run.own_summary.is_file() or (run.bench.is_file() and "network_checksum" in read_json(run.bench, WHAT))
+    return run.own_summary.is_file() or any("network_checksum" in read_json(p, WHAT) for p in (run.bench, *_shrinks(folder)) if p.is_file())
+
+
+def _shrinks(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and kind(p) == "shrink"]
 
 
 def collect(folder: Path) -> Figures:
@@ -88,8 +112,7 @@ def collect(folder: Path) -> Figures:
     run = RunFolder(folder)
     search = _load(run.own_summary, OwnSearch, "own search") if run.own_summary.is_file() else None
     bench = _load(run.bench, OwnBench, "bench") if run.bench.is_file() else None
-    shrinks = [_load(p, OwnShrink, "shrink") for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and kind(p) == "shrink"]
-    return figures(folder.resolve().name, search, bench, shrinks)
+    return figures(folder.resolve().name, search, bench, [_load(p, OwnShrink, "shrink") for p in _shrinks(folder)])
 
 
 def of_pruned(pruned: Pruned, bench: str | Path | None) -> Figures:
@@ -111,6 +134,9 @@ def figures(name: str, search: OwnSearch | None, bench: OwnBench | None, shrinks
     if search is not None and not {"dense", "small"} <= sizes.keys():
         dense, small = search_row(search, "dense", 0), search_row(search, "ticket", int(search.ticket["level"]))
         sizes = {n: {"params": row.params, "macs": row.macs} for n, row in (("dense", dense), ("small", small))}
+    if not sizes and shrinks:
+        pairs = {"dense": (shrinks[0].dense_params, shrinks[0].dense_macs), "small": (shrinks[0].params, shrinks[0].macs)}
+        sizes = {n: {"params": params, "macs": macs} for n, (params, macs) in pairs.items() if params is not None}
     ratio = sizes["dense"]["macs"] / max(1, sizes["small"]["macs"]) if {"dense", "small"} <= sizes.keys() else None
     rows = [{**asdict(row), "theoretical": ratio} for row in bench.rows] if bench else []
     timed = [row for row in rows if row["speedup"] is not None]

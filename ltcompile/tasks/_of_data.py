@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from ltcompile.core.description import Description
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import EVERYTHING, Batch, Part, Shard, Task
 from ltcompile.data import Dataset, Split
+from ltcompile.data._contents import contents
 from ltcompile.errors import InvalidData
 
 
@@ -40,10 +43,18 @@ class DataTask(Task):
     def sizes(self) -> Mapping[Part, int]:
         return {part: len(split) for part, split in self._splits.items()}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Of the labels."""
-        return hashlib.sha256(b"".join(split.labels.numpy().tobytes() for split in self._splits.values())).hexdigest()[:16]
+        """Of the images and of what belongs to them, in all parts."""
+        digest = hashlib.sha256()
+        for split in self._splits.values():
+            for part in chain(contents(split), self._truth(split)):
+                digest.update(part)
+        return digest.hexdigest()[:16]
+
+    def _truth(self, split: Any) -> Iterator[bytes]:
+        """What the task learns of a split's images, as bytes."""
+        yield split.labels.numpy().tobytes()
 
     @property
     def skipped(self) -> int:

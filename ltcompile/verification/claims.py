@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from ltcompile.paths import read_json
 
 T = TypeVar("T")
 FORMAT = 1
-WHAT = "result of `ltcompile report` or `ltcompile bench`"
+WHAT = "result of `ltcompile report`, `bench` or `shrink`"
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,17 @@ class _Bench(_Timed):
 
 
 @dataclass(frozen=True)
+class _Shrink:
+    output: str
+    precision: str
+    bytes: int
+    dense_params: int | None
+    recalibrated: bool = False
+    ticket_checksum: str | None = None
+    network_checksum: str | None = None
+
+
+@dataclass(frozen=True)
 class _Ticket:
     checksum: str
     seed: int
@@ -153,16 +164,17 @@ def read_claims(path: Path) -> Claims:
     """The claims in `path`.
 
     Raises:
-        InvalidFile: it is missing, damaged, or neither a report.json nor a bench.json.
+        InvalidFile: it is missing, damaged, or neither a report.json nor a bench.json nor the record of `shrink`.
     """
     value = read_json(path, WHAT)
     try:
         kind = value.get("kind") if isinstance(value, Mapping) else reject(value, "a table", "")
-        if kind not in ("report", "bench"):
-            raise SchemaError(f'it says "kind": {short(kind)}, not "report" or "bench"')
+        if not isinstance(kind, str) or kind not in KINDS:
+            raise SchemaError(f'it says "kind": {short(kind)}, not "report", "bench" or "shrink"')
         if value.get("format") != FORMAT:
             raise SchemaError(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
-        claims = _of_report(path.name, table(value, _Report)) if kind == "report" else _of_bench(path.name, table(value, _Bench))
+        shape, claims_of = KINDS[kind]
+        claims = claims_of(path.name, table(value, shape))
         _check_values(claims)
         return claims
     except (SchemaError, RecursionError) as error:
@@ -203,6 +215,18 @@ def _of_report(name: str, report: _Report) -> Claims:
         next(iter(accuracies), None),
         report.data.sizes.get("test"),
     )
+
+
+def _of_shrink(name: str, made: _Shrink) -> Claims:
+    file = NetworkFile(made.output, made.precision, made.bytes, made.recalibrated, made.ticket_checksum or "")
+    return Claims(name, [], {}, made.dense_params, None, checksum=made.ticket_checksum or made.network_checksum, files=[file])
+
+
+KINDS: dict[str, tuple[type[Any], Callable[[str, Any], Claims]]] = {
+    "report": (_Report, _of_report),
+    "bench": (_Bench, _of_bench),
+    "shrink": (_Shrink, _of_shrink),
+}
 
 
 def _small(rows: list[Timing]) -> list[Timing]:

@@ -21,12 +21,14 @@ DEFAULT_CLAIMS = ("report.json", "bench.json")
 
 
 def default_claims(path: Path) -> Path:
-    """The claims in the folder of a network."""
+    """The claims in the folder of a network; where there are none, the record that `shrink` wrote with the file."""
     for name in DEFAULT_CLAIMS:
         claims = path.parent / name
         if claims.is_file() and not is_page_of_a_network(claims):
             return claims
-    raise InvalidFile(f"there is no {' and no '.join(DEFAULT_CLAIMS)} in the folder of {path}; name one with --claims")
+    if (record := path.with_suffix(".json")).is_file():
+        return record
+    raise InvalidFile(f"there is no {' and no '.join((*DEFAULT_CLAIMS, record.name))} in the folder of {path}; name one with --claims")
 
 
 def check_belongs(small: Network, claims: Claims) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from ltcompile.core.notice import Notice
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import coco, scenes
 from ltcompile.data._annotated import AnnotatedSplit, Objects
+from ltcompile.data._contents import contents
 from ltcompile.errors import InvalidData
 
 CPU = torch.device("cpu")
@@ -201,3 +204,23 @@ class TestCoco:
         (tmp_path / "train" / "_annotations.coco.json").write_text("{")
         with pytest.raises(InvalidData, match="cannot be read as COCO annotations"):
             lt.load_data(f"coco:{tmp_path}")
+
+
+def test_images_in_files_are_identified_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read once, and again when a name, a size or a time has changed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, file in enumerate(files):
+        file.write_bytes(bytes([i]) * 9)
+
+    def found() -> bytes:
+        return b"".join(contents(SimpleNamespace(images=files)))
+
+    first, before = found(), files[1].stat()
+    files[1].write_bytes(b"\x07" * 9)
+    os.utime(files[1], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert found() == first, "it was not read again"
+    os.utime(files[1], ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    second = found()
+    files[1].unlink()
+    assert len({first, second, found()}) == 3

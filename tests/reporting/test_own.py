@@ -84,3 +84,23 @@ def test_what_does_not_fit(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "own-search.json").write_text(json.dumps({**value, "rows": []}))
     with pytest.raises(InvalidFile, match="no 'dense'"):
         lt.report(tmp_path)
+
+
+def test_a_folder_with_a_repaired_file_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, inputs = (
+        nn.Sequential(nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 4, 3), nn.Flatten(), nn.Linear(64, 5)).eval(),
+        torch.randn(64, 3, 8, 8),
+    )
+    given = lt.Pruned.of_cut(net, lt.plan(net, inputs[:2], 0.5), inputs[:2])
+    lt.shrink(given, tmp_path / "small.onnx", repair=[inputs])
+    shown, found = text(lt.report(tmp_path)), json.loads((tmp_path / "report.json").read_text())
+    repair = found["shrinks"][0]["repair"]
+    assert found["theoretical"] > 1.3 and found["rows"] == [] and repair["inputs"] == 64
+    for part in ("Repair of small.onnx", "64 inputs without labels", "as cut", "3.weight", f"{100 * repair['agreement']['repaired']:.1f} %"):
+        assert part in shown, part
+    verified = lt.verify(tmp_path / "small.onnx", require=["answers"])
+    assert {c.what: c.verdict for c in verified.checks if c.what in ("answers", "size", "ticket")} == dict.fromkeys(
+        ("answers", "ticket", "size"), "confirmed"
+    )
+    assert verified.outcome == "not comparable" and not verified.missing

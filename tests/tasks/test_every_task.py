@@ -82,3 +82,14 @@ def test_answers_are_shown_for_the_first_items(case: tuple[Task, str]) -> None:
     for answer in truth:
         for mark in (*answer.marks, *(box.mark for box in answer.boxes)):
             assert mark.name == task.description.class_names[mark.number] and mark.score is None
+
+
+def test_the_fingerprint_covers_every_image(case: tuple[Task, str]) -> None:
+    """One pixel of one image of one part changes it, and changed back, it is the same."""
+    task, _ = case
+    split = task.data.test  # type: ignore[attr-defined]  # all are of data
+    prints = []
+    for _ in range(3):
+        prints.append(type(task)(task.data).fingerprint)  # type: ignore[attr-defined, call-arg]
+        split.images[-1, 0, 0, 0] ^= 1 if len(prints) < 3 else 0
+    assert prints[0] != prints[1] and prints[0] == prints[2] == task.fingerprint
