@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -725,3 +726,21 @@ def test_any_network_of_one_input_is_planned_by_time(law: Law, tmp_path: Path) -
         lt.Search(TwoMaps, example, tmp_path / "x", target_speedup=2)
     with pytest.raises(InvalidSetting, match="example= must be inputs"):
         lt.profile(network, TARGET)
+
+
+def test_a_network_of_files_is_planned_by_time_repaired_and_written(
+    printed_by: Callable[..., str], law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "ltcompile.benchmark.profiling.stopwatch", lambda *_: lambda small: time_of(small) / time_of(lt.build_model("lenet5"))
+    )
+    torch.manual_seed(0)
+    torch.save(lt.build_model("lenet5").state_dict(), tmp_path / "dense.pth")
+    safetensors.torch.save_file({"input": torch.randn(24, 3, 32, 32)}, tmp_path / "inputs.safetensors")
+    network = ["--model", "lenet5", "--weights", tmp_path / "dense.pth", "--repair", tmp_path / "inputs.safetensors"]
+    output = tmp_path / "small.safetensors"
+    shown = printed_by("shrink", *network, "--target-speedup", 1.5, "--on", TARGET, "-o", output)
+    assert "repaired on 24 inputs without labels" in shown and "met: it takes" in shown
+    record = json.loads(output.with_suffix(".json").read_text())
+    assert record["macs"] < record["dense_macs"] and record["repair"]["repaired"] < record["repair"]["as_cut"]
+    assert record["equality_error"] is not None
