@@ -64,6 +64,7 @@ OURS: dict[str, dict[str, Any]] = {
     "taylor": {"criterion": "taylor"},
     "isomorphic": {"criterion": "taylor", "scope": "isomorphic"},
     "reconstruction, repaired": {"criterion": "reconstruction"},
+    "l1 isomorphic, repaired": {"scope": "isomorphic"},
     **{name: {"regulariser": name} for name in STRENGTHS},
     "latency": {"criterion": "taylor"},
     "random": {"criterion": "random"},
@@ -78,7 +79,7 @@ THEIRS: dict[str, dict[str, Any]] = {
     "group norm": {"name": "l2", "sparse": "GroupNormPruner"},
     "growing": {"name": "l2", "sparse": "GrowingRegPruner"},
 }
-REPAIRED = ("l1", "isomorphic", "reconstruction, repaired", "random")
+REPAIRED = ("l1", "isomorphic", "reconstruction, repaired", "l1 isomorphic, repaired", "random")
 CONTROLS = ("random", "scratch")
 
 

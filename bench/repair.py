@@ -37,7 +37,7 @@ from ltcompile.training import train
 CPU = torch.device("cpu")
 LEVELS = (0.5, 0.25)
 GOALS = {0.5: 0.83, 0.25: 0.74}  # test accuracy of ResNet-20, repaired; fixed before the first run
-CRITERIA = ("l1", "reconstruction")
+CRITERIA = ("l1", "reconstruction", "l1, isomorphic")  # with the scope of the ranking, global by default
 COLUMNS = ("as cut", "recalibrated", "repaired")
 
 
@@ -111,7 +111,8 @@ def kept(options: argparse.Namespace, seed: int, macs: float, name: str, measure
 def measured(dense: nn.Module, data: Dataset, images: Iterable[Tensor], macs: float, name: str) -> dict[str, Any]:
     """Validation and test accuracies of one cut, [validation, test] in each column."""
     began = time.perf_counter()
-    plan = lt.plan(dense, data.example, criterion=name, inputs=images, target_macs=macs)
+    criterion, _, scope = name.partition(", ")
+    plan = lt.plan(dense, data.example, None, scope or "global", criterion, inputs=images, target_macs=macs)
     planned = time.perf_counter() - began
     small = lt.cut(dense, plan).eval()
     recalibrated, reports = lt.cut(dense, plan), list[RepairReport]()
