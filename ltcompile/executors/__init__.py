@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 from ltcompile import registry
@@ -41,14 +42,20 @@ def names() -> list[str]:
     return list(registry.modules(__name__))
 
 
+def load(name: str) -> ModuleType:
+    """The executor's file. Raises UnknownName; Unavailable where it is not installed."""
+    module = registry.load(__name__, "executor", name)
+    if (reason := module.unavailable()) is not None:
+        raise Unavailable(f"executor={name}: {reason}")
+    return module
+
+
 def open_executor(name: str, folder: Path, workers: int, options: Mapping[str, str]) -> Executor:
     """The executor `name`, for so many workers at a time.
 
     Raises UnknownName; Unavailable where it is not installed or its cluster is out of reach; InvalidSetting for an option.
     """
-    module = registry.load(__name__, "executor", name)
-    if (reason := module.unavailable()) is not None:
-        raise Unavailable(f"executor={name}: {reason}")
+    module = load(name)
     known = module.OPTIONS
     if known is not None and (other := sorted(options.keys() - known)):
         takes = ", ".join(f"{key} ({words})" for key, words in known.items()) or "none"

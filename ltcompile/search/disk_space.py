@@ -10,7 +10,7 @@ from ltcompile.search.job import PreparedJob
 
 TENSOR_BYTES = 400  # what torch.save writes around a tensor: its name twice, its entry in the archive, and padding
 FILE_BYTES = 3000  # and around a training: its row and its plan
-EPOCH_BYTES = 600  # there, and in the history
+EPOCH_BYTES = 900  # there, and in the histories of the arm and of the run
 
 
 def run_bytes(prepared: PreparedJob, jobs: int = 1) -> int:

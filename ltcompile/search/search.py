@@ -107,7 +107,7 @@ def find(
         if jobs is not None and ranks.world() > 1:
             raise InvalidSetting(f"jobs={jobs}: torchrun's processes train each arm together, one after another; leave jobs= out")
         if jobs is not None:
-            check_workers(job, source, jobs)
+            check_workers(job, source, jobs, executor)
         prepared, began = prepare(job), time.perf_counter()
         run = RunFolder(folder if folder is not None else default_folder(model, found, config))
         if resume and not run.path.exists():

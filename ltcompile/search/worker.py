@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ltcompile import executors
 from ltcompile.core.arm import Arm
 from ltcompile.core.fields import SchemaError, from_json
 from ltcompile.core.lease import LEASE_S, Observer, claim, this_process
@@ -39,12 +40,13 @@ def describe(run: RunFolder, job: SearchJob, source: Source | None) -> None:
     write_json(run.job, {"kind": "job", "format": 1, "source": where, "reason": reason, "environment": environment(job.device)}, once=True)
 
 
-def check_workers(job: SearchJob, source: Source | None, jobs: int) -> None:
-    """Raises InvalidSetting where other processes cannot train the job's arms."""
+def check_workers(job: SearchJob, source: Source | None, jobs: int, executor: str) -> None:
+    """Raises InvalidSetting where other processes cannot train the job's arms; UnknownName and Unavailable for the executor."""
     if jobs < 1:
         raise InvalidSetting(f"jobs={jobs} must be at least 1")
     if reason := _why_not(job, source):
         raise InvalidSetting(f"jobs={jobs}: {reason}; leave jobs= out, and start the same script in as many processes with resume=True")
+    executors.load(executor)
 
 
 def _why_not(job: SearchJob, source: Source | None) -> str | None:

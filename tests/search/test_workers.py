@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 import signal
@@ -22,7 +23,9 @@ from ltcompile import executors
 from ltcompile.core.arm import Arm
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.run_folder import RunFolder
+from ltcompile.core.task import Task
 from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError, TicketMismatch, TrainingFailed, Unavailable, UnknownName
+from ltcompile.search import Source
 from ltcompile.search.listener import NullListener
 from ltcompile.search.status import Watch
 from ltcompile.search.worker import join
@@ -31,8 +34,16 @@ CONFIG = lt.SearchConfig(rounds=2, rate=0.3, seeds=2, margin_points=50, rewind="
 RECIPE = Recipe(epochs=3, batch=64, lr=0.02, flip=False, crop_pixels=1, precision="fp32")
 
 
+SOURCE = Source("classification", "lenet300", "digits", image_size=(8, 8), train_images=128)
+
+
+@functools.cache
+def digits() -> Task:
+    return SOURCE.load()
+
+
 def search(folder: Path, **more: Any) -> Any:
-    more = {"recipe": RECIPE, "config": CONFIG, "model": "lenet300", "data": "digits", "image_size": 8} | more
+    more = {"recipe": RECIPE, "config": CONFIG, "model": "lenet300", "data": digits(), "source": SOURCE} | more
     return lt.find(folder=folder, resume=folder.exists(), **more)
 
 
@@ -128,6 +139,7 @@ class Counting(NullListener):
         self.arms += 1
 
 
+@pytest.mark.slow
 def test_jobs_side_by_side_give_the_same_bits(tmp_path: Path, serial: Path, forks: ForkExecutor) -> None:
     """One of the workers is killed under way."""
     listener = Counting(1, lambda: forks.started[0].command.send(signal.SIGKILL))
@@ -238,10 +250,9 @@ def test_other_versions_are_noted_where_they_are_allowed(begun: RunFolder, seria
 
 
 def test_jobs_need_what_other_processes_can_load(tmp_path: Path) -> None:
-    digits = lt.load_data("digits", image_size=8)
     for more, says in (
         ({"jobs": 0}, "jobs=0 must be at least 1"),
-        ({"jobs": 2, "data": digits}, "jobs=2: the data was passed as an object.*start the same script"),
+        ({"jobs": 2, "source": None}, "jobs=2: the data was passed as an object.*start the same script"),
         ({"jobs": 2, "trainer": print}, "a trainer, mask or network was passed as an object"),
     ):
         with pytest.raises(InvalidSetting, match=says):
