@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from commands import call, refused
+from click.testing import Result
 from hypothesis import given
 from hypothesis import strategies as st
 from searches import QUICK
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import ltcompile as lt
 from ltcompile.benchmark.similarity import (
@@ -28,10 +29,11 @@ from ltcompile.benchmark.similarity import (
     unanimous,
     weight_mask,
 )
+from ltcompile.cli import app
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.ticket import Ticket
-from ltcompile.errors import InvalidPlan, InvalidSetting, TicketMismatch
+from ltcompile.errors import InvalidPlan, InvalidSetting, LtcompileError, TicketMismatch
 from ltcompile.graph import mask, trace
 from ltcompile.search.selection import Selection
 
@@ -199,12 +201,16 @@ class TestTickets:
         with pytest.raises(TicketMismatch, match="pass the data that they were found on"):
             similarity([tmp_path / "letters.pt"] * 2, data="digits")
 
-    def test_the_command(self, tickets: dict[str, Path], tmp_path: Path) -> None:
+    def test_the_command(self, tickets: dict[str, Path]) -> None:
+        def run(*words: object) -> Result:
+            return CliRunner(env={"COLUMNS": "160"}).invoke(app, ["compare", *map(str, words)])
+
         pair = tickets["filters"], tickets["weights"]
-        done = call("compare", *pair, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        done = run(*pair)
+        assert done.exit_code == 0, done.output
         assert "ensemble" in done.stdout and "answers alike" in done.stdout and "1-2" in done.stdout and "11.weight" in done.stdout
-        value = json.loads(call("compare", *pair, "--json", cwd=tmp_path).stdout)
+        value = json.loads(run(*pair, "--json").stdout)
         assert value == json.loads(json.dumps(similarity(pair).to_json()))
-        refused("compare", pair[0], tickets["other"], says="compare tickets of the same network", cwd=tmp_path)
-        refused("compare", pair[0], says="at least two tickets", cwd=tmp_path)
+        for words, says in (((pair[0], tickets["other"]), "compare tickets of the same network"), ((pair[0],), "at least two tickets")):
+            error = run(*words).exception
+            assert isinstance(error, LtcompileError) and says in str(error)
