@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import fork
+from commands import fork, refused
 from searches import QUICK, Stop
 from together import CPU, few_digits, in_processes
 
@@ -128,3 +128,7 @@ def test_the_launcher_returns_the_exit_code_of_its_processes(arguments: list[str
     process = fork(launched, arguments)
     process.join(120)
     assert process.exitcode == 10 + code
+
+
+def test_arms_are_trained_together_or_side_by_side(tmp_path: Path) -> None:
+    refused("find", "--nproc-per-node", 2, "--jobs", 2, says="--nproc-per-node 2 trains arms one after another, and --jobs 2", cwd=tmp_path)

@@ -15,7 +15,7 @@ import ltcompile as lt
 from ltcompile import tasks
 from ltcompile.core.arm import Arm
 from ltcompile.core.description import Description
-from ltcompile.core.task import Task, items
+from ltcompile.core.task import Shard, Task, items
 from ltcompile.errors import UnknownName
 from ltcompile.training import ArmTraining, DefaultTrainer, Epoch, Execution, split
 
@@ -41,6 +41,9 @@ def test_parts_and_batches(case: tuple[Task, str]) -> None:
     for part, count in task.sizes.items():
         assert sum(items(batch) for batch in task.batches(part, 32, CPU)) == count
     first, again, other = (next(iter(task.batches("train", 16, CPU, RECIPE, seed)))[0] for seed in (3, 3, 4))
+    reads: Any = task.batches
+    shards = [next(iter(reads("train", 16, CPU, RECIPE, 3, shard=Shard(index, 2)))) for index in range(2)]
+    assert [items(shard) for shard in shards] == [8, 8]
     flat = [torch.cat([x.flatten() for x in (each if isinstance(each, list) else [each])]) for each in (first, again, other)]
     assert torch.equal(flat[0], flat[1]) and not torch.equal(flat[0], flat[2])
 
