@@ -26,7 +26,8 @@ class Recipe(Record):
     from a fifth to the whole at 23 % and falls to 7 % (Jordan 2024, arXiv:2404.00498). `lookahead` is how many steps slow weights follow
     after (`ltcompile.training.lookahead`), and `norm_bias_rate` what the rate of batch norms' shifts is multiplied by, both from there.
     `flip` mirrors half the images; `crop_pixels` pads by so much and crops at random. `distill` is the share of the loss that a teacher
-    gives, where there is one (Hinton et al. 2015, arXiv:1503.02531). `mixup` is the alpha of classification's mixup (Zhang et al. 2018,
+    gives, where there is one (Hinton et al. 2015, arXiv:1503.02531); the layers `distill_layers` follow the teacher's of the same names, by
+    `distill_weight` times their error (`ltcompile.training.features`). `mixup` is the alpha of classification's mixup (Zhang et al. 2018,
     arXiv:1710.09412). Gradients are clipped to the norm `clip_norm`; `ema` is the decay of an average of the weights over steps, which is what is
     validated and kept; 0 turns each off. `frozen` are regular expressions for whole names of layers, or of modules with all inside, that are
     not trained. `regulariser` is one of `ltcompile.prune.regularisers`, which brings channels to zero; its strength, and the ratio of
@@ -64,10 +65,13 @@ class Recipe(Record):
     regulariser_ratio: float = 0.0
     virtual_ranks: int = 1
     sync_bn: bool = False
+    distill_layers: tuple[str, ...] = ()
+    distill_weight: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
         object.__setattr__(self, "frozen", tuple(self.frozen))
+        object.__setattr__(self, "distill_layers", tuple(self.distill_layers))
         checks = {
             f"epochs={self.epochs}: there must be at least 1": self.epochs >= 1,
             f"batch={self.batch} must be at least 2 (batch norm needs two images)": self.batch >= 2,
@@ -80,6 +84,11 @@ class Recipe(Record):
             f"label_smoothing={self.label_smoothing} must lie in [0, 1)": 0 <= self.label_smoothing < 1,
             f"warmup_epochs={self.warmup_epochs} must lie between 0 and epochs={self.epochs}": 0 <= self.warmup_epochs <= self.epochs,
             f"distill={self.distill}: the share of the loss lies in [0, 1]": 0 <= self.distill <= 1,
+            f"distill_layers={list(self.distill_layers)}: name each layer once": len(set(self.distill_layers)) == len(self.distill_layers),
+            f"distill_weight={self.distill_weight} must be finite, and above 0": 0 < self.distill_weight < math.inf,
+            "distill_layers= trains projections in one process: leave virtual_ranks= out": not (
+                self.distill_layers and self.virtual_ranks > 1
+            ),
             f"optimizer={self.optimizer}: choose one of {', '.join(get_args(Optimizer))}": self.optimizer in get_args(Optimizer),
             f"clip_norm={self.clip_norm} must be finite, and not negative": 0 <= self.clip_norm < math.inf,
             f"ema={self.ema}: the decay of the average must lie in [0, 1)": 0 <= self.ema < 1,
@@ -114,9 +123,16 @@ class Recipe(Record):
             "norm_bias_rate": 1.0,
             "virtual_ranks": 1,
             "sync_bn": False,
+            "distill_layers": (),
+            "distill_weight": 1.0,
         }
         off |= {"regulariser": "", "regulariser_strength": 0.0, "regulariser_ratio": 0.0}
         return {name: value for name, value in super().to_json().items() if name not in off or value != off[name]}
+
+    @property
+    def is_taught(self) -> bool:
+        """Whether a trained network takes part in the loss."""
+        return self.distill > 0 or bool(self.distill_layers)
 
     def is_frozen(self, name: str) -> bool:
         """Whether a parameter or module of this name is not trained."""

@@ -47,7 +47,7 @@ def _of_items(items: Sequence[Item]) -> bytes:
                 digest.update(found)
         kept = {"kind": "contents", "sha256": digest.hexdigest()}
         write_text(cache, json.dumps(kept))
-    return kept["sha256"].encode()
+    return str(kept["sha256"]).encode()
 
 
 def _hash(item: Item) -> bytes:

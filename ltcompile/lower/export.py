@@ -185,7 +185,7 @@ def _answers(network: nn.Module, inputs: Inputs) -> tuple[dict[str, Tensor], lis
 
 
 def _hash(tensor: Tensor) -> bytes:
-    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).digest()
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy().data).digest()
 
 
 def _checked_names(wanted: Sequence[str] | None, own: tuple[str, ...], kind: str) -> list[str]:

@@ -245,7 +245,7 @@ class ArmRunner:
 
     def _teacher(self, arm: Arm, recipe: Recipe) -> nn.Module | None:
         """The seed's dense network, for tickets and, in fairness, their controls; None where nothing is distilled."""
-        return self.trained(Arm(arm.seed, "dense", 0)) if recipe.distill > 0 and not arm.unpruned else None
+        return self.trained(Arm(arm.seed, "dense", 0)) if recipe.is_taught and not arm.unpruned else None
 
     def _masked(self, arm: Arm, selection: Selection) -> bool:
         """Whether the arm trains the unpruned network with zeros."""

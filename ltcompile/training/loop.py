@@ -177,7 +177,12 @@ class _Loop:
 
     def _parts(self) -> list[tuple[str, Any]]:
         """What else has a state, where the recipe needs it."""
-        found = {"average": self.stepper.average, "lookahead": self.stepper.lookahead, "regulariser": self.stepper.regulariser}
+        found: dict[str, Any] = {
+            "average": self.stepper.average,
+            "lookahead": self.stepper.lookahead,
+            "regulariser": self.stepper.regulariser,
+        }
+        found["features"] = self.stepper.features and self.stepper.features.projections
         return [(name, part) for name, part in found.items() if part is not None]
 
     def epoch(self, epoch: int) -> tuple[Epoch, Score]:

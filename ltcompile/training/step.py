@@ -13,12 +13,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ltcompile.core.notice import notify
 from ltcompile.core.recipe import Recipe
-from ltcompile.core.task import Batch, Task, Teacher, items
+from ltcompile.core.task import Batch, Loss, Task, Teacher, items
 from ltcompile.errors import InvalidSetting, TrainingFailed
 from ltcompile.graph.inputs import Arguments
 from ltcompile.prune.regularisers import Regulariser
 from ltcompile.training.batch import call, in_fp32, split, to_layout
 from ltcompile.training.device import to_memory_format
+from ltcompile.training.features import Features
 from ltcompile.training.lookahead import Lookahead
 from ltcompile.training.memory import fitting
 from ltcompile.training.parallel import VirtualRanks
@@ -52,11 +53,16 @@ class Stepper:
         self.model, self.task, self.recipe, self.device = model, task, recipe, device
         self.dtype, self.after_step = dtype, after_step
         self.layout, self.parts = to_memory_format(model, device), 1
-        self.optimiser = _optimiser(model, recipe)
+        self.teacher = _teacher(teacher, device) if teacher is not None else None
+        self.features = None
+        if teacher is not None and recipe.distill_layers:
+            self.features = Features(model, teacher, recipe.distill_layers, task.example, device)
+        self.optimiser = _optimiser(model, recipe, self.features)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
         self.lookahead = Lookahead(model, recipe.lookahead) if recipe.lookahead else None
         self.regulariser = _regulariser(model, task, recipe, device) if recipe.regulariser else None
-        self.teacher = _teacher(teacher, device) if teacher is not None else None
+        if self.features is not None:  # its hooks run outside a compiled graph
+            backend = ""
         self.backend, self.forward = backend, _compiled(model, backend) if backend else model
         self.parallel = VirtualRanks(model, recipe.virtual_ranks, device) if recipe.virtual_ranks > 1 else None
         if self.parallel is not None:
@@ -117,13 +123,21 @@ class Stepper:
         losses, correct, count = [], [], items(batch)
         for few in split(batch, parts):
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None), _compile_errors(self.backend):
-                found = self.task.loss(self.forward, (to_layout(few[0], self.layout), few[1]), self.recipe, self.teacher)
+                found = self._loss((to_layout(few[0], self.layout), few[1]))
             loss = found.value * (items(few) / count)
             loss.backward()
             losses.append(loss.detach())
             correct.append(found.correct)
         known = [each for each in correct if each is not None]
         return torch.stack(losses).sum(), torch.stack(known).sum() if known else None
+
+    def _loss(self, batch: Batch) -> Loss:
+        """The task's loss, and that of features where the recipe names layers."""
+        if self.features is None or self.teacher is None:
+            return self.task.loss(self.forward, batch, self.recipe, self.teacher)
+        with self.features.watching(self.teacher, batch[0]) as distance:
+            found = self.task.loss(self.forward, batch, self.recipe, self.teacher if self.recipe.distill else None)
+            return Loss(found.value + self.recipe.distill_weight * distance(), found.correct)
 
 
 def _compiled(model: nn.Module, backend: str) -> nn.Module:
@@ -154,8 +168,10 @@ def _compile_errors(backend: str) -> Iterator[None]:
         ) from error
 
 
-def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimiser(model: nn.Module, recipe: Recipe, features: Features | None) -> torch.optim.Optimizer:
     groups = _decayed(model, recipe)
+    if features is not None and (projections := list(features.projections.parameters())):
+        groups.append({"params": projections, "weight_decay": recipe.weight_decay, "rate": 1.0})
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr, betas=(recipe.momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)

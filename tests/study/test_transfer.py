@@ -262,7 +262,19 @@ class TestDistillation:
 
     def test_recipes_from_before(self) -> None:
         """They load, and are written as they were: checksums of old tickets hold."""
-        newer = ("distill", "optimizer", "clip_norm", "ema", "mixup", "frozen")
+        newer = (
+            "distill",
+            "distill_layers",
+            "distill_weight",
+            "optimizer",
+            "clip_norm",
+            "ema",
+            "mixup",
+            "frozen",
+            "lookahead",
+            "norm_bias_rate",
+        )
+        newer += ("regulariser", "regulariser_strength", "regulariser_ratio", "virtual_ranks", "sync_bn")
         old = {name: value for name, value in dataclasses.asdict(QUICK).items() if name not in newer}
         assert Recipe.from_json(old) == QUICK and QUICK.to_json() == old
         taught = dataclasses.replace(QUICK, distill=0.5)

@@ -56,6 +56,39 @@ def test_it_learns_and_resumes_to_the_same_bits(task: Classification, name: str)
     assert done.val == resumed.val == task.evaluate(whole, "val", CPU) and done.val.value > 0.3
 
 
+def test_layers_follow_those_of_a_teacher_by_projections_and_resume_to_the_same_bits(task: Classification) -> None:
+    """The small network comes nearer to the dense one's features, keeps neither hooks nor projections, and a teacher stays as it is."""
+    dense = network()
+    train(dense, task, RECIPE, 0, CPU)
+    plan, before = lt.plan(dense, task.example, 0.5), copy.deepcopy(dense.state_dict())
+    recipe, states = dataclasses.replace(RECIPE, distill_layers=("2", "4"), distill_weight=5.0), list[dict[str, Any]]()
+    assert lt.Recipe.from_json(recipe.to_json()) == recipe
+    losses = {}
+
+    def run(recipe: lt.Recipe, **options: Any) -> nn.Module:
+        small = lt.cut(dense, plan)
+        losses[recipe] = [epoch.train_loss for epoch in train(small, task, recipe, 0, CPU, teacher=dense, **options).epochs]
+        return small
+
+    whole = run(recipe, progress=lambda epoch, state: states.append(copy.deepcopy(state)))
+    again, alone = run(recipe, state=states[0]), run(RECIPE)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert whole.state_dict().keys() == alone.state_dict().keys() and not any(
+        m._forward_hooks for m in (*whole.modules(), *dense.modules())
+    )
+    assert not torch.equal(whole[0].weight, alone[0].weight) and losses[recipe][1] < losses[recipe][0]  # type: ignore[index]
+    assert all(torch.equal(value, before[key]) for key, value in dense.state_dict().items() if "running" not in key)
+    assert {tuple(value.shape) for value in states[0]["features"].values()} == {(8, whole[0].out_channels)}  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("layers", "reason"), [(("9",), "no layer '9'"), (("3",), "only channels may differ")])
+def test_layers_that_a_teacher_cannot_teach(task: Classification, layers: tuple[str, ...], reason: str) -> None:
+    dense = network()
+    other = nn.Sequential(nn.Conv2d(1, 8, 5), nn.Identity(), nn.Identity(), nn.Unflatten(2, (4, 1)), nn.Flatten(), nn.Linear(128, 10))
+    with pytest.raises(InvalidSetting, match=reason):
+        train(other, task, dataclasses.replace(RECIPE, distill_layers=layers), 0, CPU, teacher=dense)
+
+
 def test_frozen_layers_stay_with_their_statistics(task: Classification) -> None:
     before, model = network(), network()
     train(model, task, dataclasses.replace(RECIPE, epochs=1, frozen=("0", "1")), 0, CPU)
@@ -111,6 +144,9 @@ def test_the_triangular_schedule() -> None:
         {"clip_norm": -1.0},
         {"mixup": float("inf")},
         {"frozen": ("(",)},
+        {"distill_layers": ("2", "2")},
+        {"distill_weight": 0.0},
+        {"distill_layers": ("2",), "virtual_ranks": 2},
     ],
 )
 def test_wrong_settings(wrong: dict[str, Any]) -> None:
