@@ -119,8 +119,8 @@ def bench(
         typer.echo(json.dumps(result.to_json()))
         return
     for reason in dict.fromkeys(result.skipped.values()):
-        names = ", ".join(name for name, why in result.skipped.items() if why == reason)
-        typer.echo(f"skipped {names}: {reason}")
+        skipped = ", ".join(name for name, why in result.skipped.items() if why == reason)
+        typer.echo(f"skipped {skipped}: {reason}")
     files = " and ".join(str(path) for path in (written, write_dense) if path)
     typer.echo(f"wrote {files}; next: ltcompile report {written.parent}")
 

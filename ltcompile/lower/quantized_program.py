@@ -1,7 +1,7 @@
 """From an int8 ONNX file, with its QuantizeLinear and DequantizeLinear pairs, to a program on integers (`integer`) for one image.
 
 A float value between such a pair is a `Pending` one: it is not computed before it is known whether integers or numbers are wanted of it. A
-product, sum or mean of integers becomes one operation with the rounding behind it; a function of the elements of one tensor of integers becomes
+product, sum or mean of integers becomes one operation with the rounding after it; a function of the elements of one tensor of integers becomes
 a table of 256 values; what moves elements moves integers. Everything else computes on float32 numbers.
 """
 
