@@ -69,6 +69,23 @@ def detr() -> Any:
     return hf.DetrForObjectDetection(hf.DetrConfig(**backbone, **widths, d_model=16, num_queries=4, num_labels=3))
 
 
+def rt_detr() -> Any:
+    import transformers as hf
+
+    stages = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    resnet = hf.RTDetrResNetConfig(**stages, out_features=["stage2", "stage3", "stage4"])
+    encoder = {"encoder_hidden_dim": 16, "encoder_in_channels": [8, 16, 16], "encoder_ffn_dim": 32, "encoder_attention_heads": 2}
+    decoder = {
+        "decoder_in_channels": [16] * 3,
+        "decoder_ffn_dim": 32,
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_n_points": 2,
+    }
+    config = hf.RTDetrConfig(backbone_config=resnet, **encoder, **decoder, d_model=16, num_queries=4, num_denoising=0, num_labels=3)
+    return hf.RTDetrForObjectDetection(config)
+
+
 def boxes(index: int) -> dict[str, Tensor]:
     return {"class_labels": torch.tensor([index % 3]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.3]])}
 
@@ -200,6 +217,7 @@ LOOPS: dict[str, tuple[Callable[..., Any], Callable[[Path], nn.Module], str]] = 
         "pixel_values=1x3x32x32",
     ),
     "hf-detr": (hugging_face, lambda folder: hugging_face(detr(), Items(boxes, 32), folder, batch), "pixel_values=1x3x32x32"),
+    "hf-rt_detr": (hugging_face, lambda folder: hugging_face(rt_detr(), Items(boxes, 64), folder, batch), "pixel_values=1x3x64x64"),
     "lightning": (lightning, lambda folder: lightning(backbone_classifier(), folder), "1x3x16x16"),
     "timm": (timm_train, timm_train, "1x3x32x32"),
     "torchvision-detection": (torchvision_detection, torchvision_detection, "1x3x32x32"),
