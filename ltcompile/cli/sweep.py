@@ -217,8 +217,8 @@ def _searched(
     config = SearchConfig(rounds=len(path), path=path, **target, **chosen)
     recipe = SearchSettings({"train": _given(requested)}).recipe(recipe_for(model, dataset, weights))
     folder = Path("runs") / name if name else default_folder(model, dataset, config)
-    common: Any = {"weights": weights, "resume": resume, "quiet": quiet, "source": source, "workers": workers}
-    return run_search(model, dataset, config, recipe, folder, time, stopped, **common).folder
+    common: Any = {"weights": weights, "resume": resume, "quiet": quiet, "source": source}
+    return run_search(model, dataset, config, recipe, folder, time, stopped, **common, workers=workers).folder
 
 
 def _joules(device: str, call: Callable[[], object], images: int) -> float:
