@@ -119,7 +119,9 @@ class VirtualRanks:
         sizes = [value.numel() for value in (*trained, *averaged)]
         values = total.split([*sizes, len(trained), 2])
         for p, value, there in zip(trained, values, values[-2].tolist(), strict=False):
-            p.grad = value.view_as(p).to(p.dtype, memory_format=torch.preserve_format).clone() if there else None
+            p.grad = (
+                torch.empty_like(p).copy_(value.view_as(p)) if there else None
+            )  # in its layout, which fused optimisers take for granted
         for buffer, value in zip(averaged, values[len(trained) : -2], strict=True):
             buffer.copy_(value.view_as(buffer))
 

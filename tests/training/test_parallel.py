@@ -20,6 +20,7 @@ from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.tasks import Classification
 from ltcompile.training import Checkpoint, train
 from ltcompile.training.parallel import _swap_norms, local_batches
+from ltcompile.training.step import Stepper
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,34 @@ def test_batches_without_shards_are_split(task: Classification) -> None:
     assert len(found) == len(expected) and all(
         torch.equal(torch.cat([images for images, _ in shards]), images) for shards, images in zip(found, expected, strict=True)
     )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_shards_take_the_steps_of_whole_batches(task: Classification, optimizer: Any) -> None:
+    """Where items do not depend on each other, several shards differ from one by rounding, in layouts of all kinds."""
+    found = []
+    for virtual_ranks in (1, 4):
+        recipe = Recipe(
+            batch=32,
+            lr=0.01,
+            optimizer=optimizer,
+            crop_pixels=0,
+            flip=False,
+            precision="fp32",
+            compile="never",
+            virtual_ranks=virtual_ranks,
+        )
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10)
+        model = nn.Sequential(*layers)
+        stepper = Stepper(model, task, recipe, CPU, None, "")
+        if stepper.parallel is not None:
+            stepper.parallel.seed(0, 0)
+        shards = [task.batches("train", 32, CPU, recipe, 1, Shard(index, virtual_ranks)) for index in range(virtual_ranks)]
+        for batches in zip(*shards, strict=True):
+            stepper(batches, 0.01)
+        found.append(model.state_dict())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-5)
 
 
 def test_settings_that_do_not_fit(task: Classification) -> None:
