@@ -105,7 +105,7 @@ def processes(epochs: int) -> dict[str, Any]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--processes", action="store_true", help="time a real search instead")
-    arguments.add_argument("--epochs", type=int, default=12, help="of each training of the real search")
+    arguments.add_argument("--epochs", type=int, default=24, help="of each training of the real search")
     given = arguments.parse_args()
     file = RESULTS / "scale.json"
     before = json.loads(file.read_text()) if file.exists() else {}
