@@ -146,11 +146,6 @@ class Task(Protocol):
         """A text that changes with the data: a run is not resumed on other data. "" where that is not known."""
         return ""
 
-    @property
-    def skipped(self) -> int:
-        """How many training items could not be read so far, and were replaced by others."""
-        return 0
-
     def adapt(self, recipe: Recipe) -> Recipe:
         """A network's usual recipe for this data."""
         return recipe

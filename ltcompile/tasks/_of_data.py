@@ -58,6 +58,7 @@ class DataTask(Task):
 
     @property
     def skipped(self) -> int:
+        """How many training items could not be read so far, and were replaced by others."""
         return int(getattr(self.data.train, "skipped", 0))
 
     def adapt(self, recipe: Recipe) -> Recipe:

@@ -194,7 +194,7 @@ class _Loop:
         steps = count // size
         losses, right, first = torch.zeros(steps, device=self.device), torch.zeros((), device=self.device), 0
         rates = [self.recipe.rate_at(epoch + step / steps) for step in range(steps)]
-        skipped = -self.task.skipped
+        skipped = -self._skipped
         if self.parallel is not None:
             self.parallel.seed(self.seed, epoch)
         if (begun := self.begun) is not None:
@@ -222,18 +222,23 @@ class _Loop:
         if not math.isfinite(val.loss):
             raise self._diverged(f"the validation loss is {val.loss} after epoch {epoch + 1}, at learning rate {rates[-1]:.3g}")
         seconds, seen = time.perf_counter() - started, steps * size
-        skipped = sum(ranks.gathered([skipped + self.task.skipped]))
+        skipped = sum(ranks.gathered([skipped + self._skipped]))
         shares = losses.mean().item(), right.item() / seen
         return Epoch(epoch, rates[-1], *shares, val.loss, val.value, seconds, seen / seconds, skipped), val
 
     def _save(self, losses: Tensor, right: Tensor, seconds: float, skipped: int) -> None:
         """Hand over the state behind a batch."""
-        skipped = sum(ranks.gathered([skipped + self.task.skipped]))
+        skipped = sum(ranks.gathered([skipped + self._skipped]))
         self._settle()
         states = self.parallel.states if self.parallel is not None else [random_state(self.device)]
         if self.checkpoint is not None:
             self.checkpoint.save(self.state(_Begun(losses.clone(), right.clone(), states, seconds, skipped)))
         self.saved = time.monotonic()
+
+    @property
+    def _skipped(self) -> int:
+        """How many training items could not be read so far, by tasks that count them."""
+        return int(getattr(self.task, "skipped", 0))
 
     def _settle(self) -> None:
         if self.parallel is not None:
