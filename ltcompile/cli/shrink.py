@@ -72,6 +72,9 @@ def shrink(
         help="Plan the cut of --model too: how many times as fast as it the small network is to run at --on.",
         rich_help_panel=OWN,
     ),
+    opset: int | None = typer.Option(
+        None, min=1, max=100, help="Of the .onnx file, for runtimes that are older than the exporter; fp32 and fp16."
+    ),
     dynamic: str = typer.Option(
         "batch", help="Axes of the inputs that vary in the file: batch,height,width, length, depth, or NAME.AXIS.", rich_help_panel=OWN
     ),
@@ -126,6 +129,7 @@ def shrink(
             snap=snap,  # type: ignore[arg-type]
             timer=_timer(source, on) if snap == "auto" else None,
             dynamic=tuple(name.strip() for name in dynamic.split(",") if name.strip()),
+            opset=opset,
             repair=inputs,
             on_progress=lambda message: status.update(Text(message)),
         )

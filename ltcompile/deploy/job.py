@@ -59,6 +59,7 @@ class ShrinkJob:
     snap: Snap | None = None
     timer: RelativeTimer | None = None
     dynamic: tuple[str, ...] = ("batch",)
+    opset: int | None = None  # of an ONNX file; None for the exporter's own
     repair: Iterable[Example] | None = None  # inputs without labels
     tune_seconds: float = 0.0  # of generated C++
     base: nn.Module | None = None  # the network as its own code builds it
@@ -74,6 +75,9 @@ class ShrinkJob:
             raise InvalidSetting(
                 f"finetune_epochs= trains for int8, and the precision is {self.precision}; add precision=int8, or leave it out"
             )
+
+        if self.opset is not None and self.output.suffix != ".onnx":
+            raise InvalidSetting(f"opset={self.opset} is of .onnx files, and the output is {self.output}; leave it out")
 
     @property
     def any_batch(self) -> bool:

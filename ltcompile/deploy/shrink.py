@@ -48,6 +48,7 @@ def shrink(
     snap: Snap | None = None,
     timer: RelativeTimer | None = None,
     dynamic: tuple[str, ...] = ("batch",),
+    opset: int | None = None,
     repair: Iterable[Example] | None = None,
     tune_seconds: float = 0.0,
     on_progress: Progress = lambda message: None,
@@ -72,6 +73,7 @@ def shrink(
         snap: move widths to multiples of 16, "down" or "up", or by "auto" to the widths that `timer` finds fastest.
         timer: gives the share of the dense network's time that a network takes.
         dynamic: the axes of the inputs that vary in the file: "batch", "length", "depth", "height", "width", or NAME.AXIS of an input.
+        opset: of an .onnx file in fp32 or fp16; None for the exporter's own.
         repair: inputs without labels, on which the weights behind the cut are solved against the dense network first: see `lt.repair`.
         tune_seconds: how long tiles of .cpp and .so may be compiled and measured on this machine; 0 leaves them to a model.
         on_progress: gets a message for each thing that is tried in int8.
@@ -90,6 +92,7 @@ def shrink(
         snap,
         timer,
         tuple(dynamic),
+        opset,
         repair,
         tune_seconds,
         on_progress=on_progress,

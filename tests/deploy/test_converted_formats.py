@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper, save
+from onnx import TensorProto, helper, load, save
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -101,6 +101,17 @@ def test_an_operator_that_a_format_lacks_is_named(suffix: str, tmp_path: Path) -
     with pytest.raises(Unavailable, match="Bernoulli"):
         CONVERTED[suffix].convert(tmp_path / "odd.onnx", tmp_path / f"odd{suffix}", "fp32")
     assert not (tmp_path / f"odd{suffix}").exists()
+
+
+def test_an_onnx_file_takes_another_opset(pruned: lt.Pruned, tmp_path: Path) -> None:
+    done = lt.shrink(pruned, tmp_path / "small.onnx", opset=17)
+    model = load(done.path)
+    assert [(one.domain, one.version) for one in model.opset_import] == [("", 17)] and done.record["onnx_error"] <= 1e-4
+    assert {"mean", "producer"} <= {text.key for text in model.metadata_props}
+    with pytest.raises(InvalidModel, match="cannot be written in opset 3"):
+        lt.shrink(pruned, tmp_path / "small.onnx", opset=3)
+    with pytest.raises(InvalidSetting, match=r"opset=17 is of \.onnx files"):
+        lt.shrink(pruned, tmp_path / "small.mnn", opset=17)
 
 
 def test_shapes_that_vary_are_refused(pruned: lt.Pruned, tmp_path: Path) -> None:

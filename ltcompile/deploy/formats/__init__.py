@@ -4,7 +4,7 @@ A format offers `SUFFIX`, `write(network, pruned, job)`, and `reader(network, pr
 runtime of it exists here, `check_structure(pruned, job)`, which says what was checked instead. Optional are
 
     PRECISIONS = ("fp32", "fp16")       where it does not hold all of fp32, fp16 and int8
-    COMPANIONS = (".bin",)                  the endings of files next to the one that is named
+    COMPANIONS = (".bin",)              the endings of files next to the one that is named
     RUNTIME = "x"                       what runs the file
     VENV = "x"                          the environment that it needs (`ltcompile doctor --install x`)
     convert(onnx, output, precision)    writes the file from an ONNX file, for int8

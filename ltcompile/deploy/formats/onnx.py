@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import onnx
+from onnx import version_converter
 from torch import nn
 
+from ltcompile.core.onnx_file import read_onnx
 from ltcompile.deploy.formats import metadata
 from ltcompile.deploy.job import ShrinkJob
+from ltcompile.errors import InvalidModel
 from ltcompile.lower.answers import Run, of_file
 from ltcompile.lower.export import export_onnx
 from ltcompile.lower.inputs import Inputs
+from ltcompile.paths import write_bytes
 from ltcompile.pruned import Pruned
 
 SUFFIX = ".onnx"
@@ -26,6 +33,28 @@ def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
         output_names=pruned.output_names,
         dynamic=job.dynamic,
     )
+    if job.opset is not None:
+        write_bytes(job.output, with_opset(job.output, job.opset))
+
+
+def with_opset(path: Path, opset: int) -> bytes:
+    """The file with the operators of another opset. Raises InvalidModel where one of them does not exist there."""
+    model = read_onnx(path)
+    for node in model.graph.node:  # a default that older opsets do not know
+        kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes" or attribute.i]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    try:
+        converted = version_converter.convert_version(model, opset)
+        onnx.checker.check_model(converted, full_check=True)
+    except Exception as error:  # C++ errors of several types
+        reason = " ".join(str(error).split())[:300]
+        raise InvalidModel(
+            f"{path} cannot be written in opset {opset}: {reason}; leave opset out, or take one nearer to the file's"
+        ) from error
+    onnx.helper.set_model_props(converted, {text.key: text.value for text in model.metadata_props})
+    data: bytes = converted.SerializeToString()
+    return data
 
 
 def reader(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> Run:

@@ -35,6 +35,8 @@ def check(job: ShrinkJob) -> None:
         return
     if job.output.suffix not in SUFFIXES:
         raise InvalidSetting(f"int8 output must be {' or '.join(SUFFIXES)}, not {job.output}")
+    if job.opset is not None:
+        raise InvalidSetting(f"opset={job.opset} is of .onnx files in fp32 and fp16; leave it out of int8")
     if job.calibrate is None:
         raise InvalidSetting("int8 takes the ranges of activations from images; pass calibrate=, a data set or real inputs")
     if not job.any_batch:
