@@ -103,9 +103,9 @@ class _Worker:
         self._file, self._owner = os.memfd_create("ltcompile"), os.getpid()
         self._memory, self._output = SharedMemory(self._file), open(os.memfd_create("output"), "r+b")  # noqa: SIM115  `close` closes it
         command = [_interpreter(runtime), "-P", "-c", START, str(ROOT), str(theirs.fileno()), str(self._file)]
-        passed, streams = (theirs.fileno(), self._file), {"stdin": subprocess.DEVNULL, "stdout": self._output, "stderr": self._output}
         with theirs:
-            self.process = subprocess.Popen(command, pass_fds=passed, **streams)
+            output, passed = self._output, (theirs.fileno(), self._file)
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=passed)
 
     def request(self, name: str, *arguments: Any, arrays: Feeds | None = None) -> Any:
         """What the worker answers. Raises Crashed; or what it raises."""
@@ -154,7 +154,7 @@ def _interpreter(runtime: str) -> str:
 
 
 def _signal(number: int) -> str:
-    return signal.Signals(number).name if number in iter(signal.Signals) else f"signal {number}"
+    return signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
 
 
 class _RemoteSession(Session):

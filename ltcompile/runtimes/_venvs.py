@@ -61,7 +61,16 @@ def install(name: str) -> dict[str, str]:
     log = cache_folder() / "logs" / f"install-{name}.log"
     try:
         run([sys.executable, "-m", "venv", "--clear", there], f"the environment of {name}", kept=log)
-        pip = [there / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+        pip: list[str | Path] = [
+            there / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--no-input",
+            "--progress-bar",
+            "off",
+        ]
         run([*pip, *packages], f"the environment of {name}", kept=log, timeout_s=INSTALL_S)
         versions: dict[str, str] = json.loads(run([there / "bin" / "python", "-c", VERSIONS, *packages], f"{name}'s versions", kept=log))
     except Unavailable as error:

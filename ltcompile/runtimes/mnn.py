@@ -35,7 +35,7 @@ def unavailable(device: str) -> str | None:
 def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
     """Write an ONNX file as MNN; "fp16" stores weights in half precision. Raises Unavailable where MNN's converter fails."""
     half = ["--fp16"] if precision == "fp16" else []
-    files = ["--modelFile", onnx, "--MNNModel", output, "--bizCode", "ltcompile"]
+    files: list[str | Path] = ["--modelFile", onnx, "--MNNModel", output, "--bizCode", "ltcompile"]
     text = run([sys.executable, "-P", "-c", CONVERTER, "-f", "ONNX", *files, *half], output.name)
     if not output.is_file():
         lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
