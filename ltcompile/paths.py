@@ -84,7 +84,8 @@ def write_torch(path: str | Path, value: Any) -> None:
     import torch
 
     torch.save(value, buffer := io.BytesIO())
-    write_bytes(path, buffer.getbuffer())
+    with buffer.getbuffer() as view:  # released even where writing fails: Python 3.12.1 crashes when it collects one in a cycle
+        write_bytes(path, view)
 
 
 @contextlib.contextmanager

@@ -114,7 +114,8 @@ def export_program(
         _compare(tuple(found.values()), tuple(expected.values()), tuple(expected), _tolerance(network), path)
     with quiet():
         torch.export.save(program, buffer := io.BytesIO(), extra_files=dict(metadata or {}))
-    write_bytes(path, buffer.getbuffer())
+    with buffer.getbuffer() as view:
+        write_bytes(path, view)
 
 
 def run_onnx(path: str | Path, images: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import traceback
 from pathlib import Path
 
 import pytest
+import torch
 
-from ltcompile.paths import _scratch, check_writable, write_json, write_text
+from ltcompile.errors import InvalidFile
+from ltcompile.paths import _scratch, check_writable, write_json, write_text, write_torch
 
 
 def test_of_several_writers_the_first_wins(tmp_path: Path) -> None:
@@ -72,3 +75,15 @@ def test_files_may_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_failed_write_releases_its_buffer(tmp_path: Path) -> None:
+    """Python 3.12.1 crashes when it collects a cycle, as a traceback is, with a view of a BytesIO."""
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidFile) as failed:
+        write_torch(tmp_path / "file/weights.pt", {"a": torch.zeros(3)})
+    views = [v for frame, _ in traceback.walk_tb(failed.tb) for v in frame.f_locals.values() if isinstance(v, memoryview)]
+    assert views
+    for view in views:
+        with pytest.raises(ValueError, match="released"):
+            view.tobytes()
