@@ -131,7 +131,7 @@ def row_of(name: str) -> dict[str, Any]:
         try:
             record = lt.shrink(pruned, Path(folder) / "small.onnx", dynamic=()).record
         except LtcompileError as error:
-            return row | {"refused": str(error).splitlines()[0][:300]}
+            return row | {"refused": str(error).replace(f"{folder}/", "").splitlines()[0][:300]}
     return row | {"cut_error": record["equality_error"], "file_error": record["onnx_error"]}
 
 

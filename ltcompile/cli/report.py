@@ -38,6 +38,8 @@ def report(
     from ltcompile.paths import check_writable
     from ltcompile.reporting import report as write
 
+    if run is None and model is None:
+        raise InvalidSetting("name the folder of a run, or a network of your own: --model package.module:factory --example 1x3x32x32")
     if run is not None and model is not None:
         raise InvalidSetting(f"--model belongs to a network of your own, and {run} is a folder of results; leave one of them out")
     page = output or (Path("report.html") if run is None else None)

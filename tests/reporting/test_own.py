@@ -11,8 +11,10 @@ import pytest
 import torch
 from quickly import timed_at_once
 from torch import nn
+from typer.testing import CliRunner
 
 import ltcompile as lt
+from ltcompile.cli import app
 from ltcompile.errors import InvalidFile, InvalidSetting
 
 ERROR = lt.Metric("depth error", "cm", 100.0, higher_is_better=False)
@@ -97,10 +99,30 @@ def test_a_folder_with_a_repaired_file_alone(tmp_path: Path) -> None:
     shown, found = text(lt.report(tmp_path)), json.loads((tmp_path / "report.json").read_text())
     repair = found["shrinks"][0]["repair"]
     assert found["theoretical"] > 1.3 and found["rows"] == [] and repair["inputs"] == 64
-    for part in ("Repair of small.onnx", "64 inputs without labels", "as cut", "3.weight", f"{100 * repair['agreement']['repaired']:.1f} %"):
+    for part in (
+        "Repair of small.onnx",
+        "64 inputs without labels",
+        "as cut",
+        "3.weight",
+        f"{100 * repair['agreement']['repaired']:.1f} %",
+    ):
         assert part in shown, part
     verified = lt.verify(tmp_path / "small.onnx", require=["answers"])
     assert {c.what: c.verdict for c in verified.checks if c.what in ("answers", "size", "ticket")} == dict.fromkeys(
         ("answers", "ticket", "size"), "confirmed"
     )
     assert verified.outcome == "not comparable" and not verified.missing
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "name the folder of a run, or a network"),
+        (["runs/x", "--model", "net.py:build"], "runs/x is a folder of results"),
+        (["runs/x", "--weights", "x.pth"], "--weights belongs to a network of your own"),
+        (["--model", "net.py:build"], "--example"),
+    ],
+)
+def test_a_report_has_one_subject(words: list[str], reason: str) -> None:
+    done = CliRunner().invoke(app, ["report", *words])
+    assert isinstance(done.exception, InvalidSetting) and reason in str(done.exception)
