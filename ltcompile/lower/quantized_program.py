@@ -165,7 +165,9 @@ class _Reader:
         elif node.op_type == DEQUANTIZE:
             self.known[node.output[0]] = self._dequantized(node, settings)
         elif node.op_type == "Shape":
-            self.known[node.output[0]] = Constant(np.array(self.shape_of(node.input[0]), np.int64))
+            self.known[node.output[0]] = Constant(
+                np.array(self.shape_of(node.input[0])[settings.get("start", 0) : settings.get("end")], np.int64)
+            )
         elif all(isinstance(self.known[name], Constant) for name in node.input):
             self._compute(node)
         elif node.op_type in _ELEMENTWISE or node.op_type in ("Clip", "HardSigmoid"):
@@ -500,9 +502,11 @@ def _slice(reader: _Reader, node: Any, settings: dict[str, Any], shape: tuple[in
 
 
 def _resize(reader: _Reader, node: Any, settings: dict[str, Any], shape: tuple[int, ...]) -> Callable[[str], str]:
-    sizes = reader.ints(node.input[3]) if len(node.input) > 3 and node.input[3] else None
-    scales = reader.known[node.input[2]].values if sizes is None else None  # type: ignore[union-attr]
-    target = sizes[2:] if sizes else [int(np.floor(n * s)) for n, s in zip(shape[2:], scales[2:], strict=True)]  # type: ignore[index]
+    axes = list(settings.get("axes", range(len(shape))))
+    scales = reader.known[node.input[2]].values if not (len(node.input) > 3 and node.input[3]) else None  # type: ignore[union-attr]
+    sizes = reader.ints(node.input[3]) if scales is None else [int(np.floor(shape[d] * s)) for d, s in zip(axes, scales, strict=True)]
+    resized = [sizes[axes.index(d)] if d in axes else size for d, size in enumerate(shape)]
+    target = resized[2:]
     whole = len(shape) == 4 and all(size % old == 0 for size, old in zip(target, shape[2:], strict=True))
     if settings.get("mode", b"nearest") != b"nearest" or not whole:
         raise Unavailable("it interpolates")

@@ -210,7 +210,7 @@ class _Many(nn.Module):
         x = F.hardswish(self.a(x))
         y = F.relu6(self.b(x)) + x
         y = y * F.sigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))
-        y = self.c(F.max_pool2d(torch.cat([F.silu(y), x, F.interpolate(F.avg_pool2d(y, 2), scale_factor=2)], 1), 2))
+        y = self.c(F.max_pool2d(torch.cat([F.silu(y), x, F.interpolate(F.avg_pool2d(y, 2), size=x.shape[2:])], 1), 2))
         return self.head(F.leaky_relu(self.up(y)).flatten(1)).softmax(1)
 
 
