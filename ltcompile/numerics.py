@@ -47,6 +47,7 @@ LEAST_SPREAD = 0.3
 LEAST_OUTPUT = 1e-3  # of the largest: smaller outputs are small because larger numbers cancel, with the rounding of those
 TINY = 1e-30
 PLACES, MOVED = 8, 0.1  # how far rows of a sorted output may stand from their place, and which fraction of them may
+LEAST_ROWS = 100  # of an output that counts as a sorted list
 UNEQUAL = 0.01  # of whole numbers, such as classes: where two values all but tie, either may be the largest
 
 
@@ -80,21 +81,19 @@ def in_order_of(found: Any, expected: Any, tolerance: float) -> Any:
     """`found` with the rows that changed places back in theirs; `found` itself where anything else differs by more than `tolerance`.
 
     Detectors sort their queries by score. Of two scores that rounding makes equal either may come first, and rows behind them change places
-    with neighbours. A row is all values (two or more) at one index of an axis that is not the first.
+    with neighbours. Only (N, rows, values) with at least `LEAST_ROWS` rows of two values or more count as such: a map whose channels change
+    places, (N, C, H, W), or a short list is wrong.
     """
     y, x = _array(found), _array(expected)
-    if y.shape != x.shape or not np.isfinite(x).all():
+    if y.shape != x.shape or x.ndim != 3 or x.shape[1] < LEAST_ROWS or x.shape[2] < 2 or not np.isfinite(x).all():
         return found
     limit = tolerance * float(np.abs(x).max(initial=0.0))
-    if not np.abs(y - x).max(initial=0.0) <= limit:
-        for axis in range(1, y.ndim - 1):
-            groups = (math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]))
-            if groups[2] > 1 and (moved := _moved_rows(y.reshape(groups), x.reshape(groups), limit)):
-                ordered = y.reshape(groups).copy()
-                for group, place, source in moved:
-                    ordered[group, place] = y.reshape(groups)[group, source]
-                return ordered.reshape(x.shape)
-    return found
+    if np.abs(y - x).max(initial=0.0) <= limit or not (moved := _moved_rows(y, x, limit)):
+        return found
+    ordered = y.copy()
+    for group, place, source in moved:
+        ordered[group, place] = y[group, source]
+    return ordered
 
 
 def _moved_rows(y: Array, x: Array, limit: float) -> list[tuple[int, int, int]]:

@@ -94,3 +94,8 @@ def test_rows_that_rounding_makes_change_places_are_the_same_answer() -> None:
     assert largest_error(in_order_of(swapped, rows, FP32_TOLERANCE), rows) == 0
     for found in (far, wrong, all_rows):
         assert in_order_of(found, rows, FP32_TOLERANCE) is found
+    for shape in ((2, 300, 2, 2), (12, 50, 4), (300, 8)):  # channels of maps, short lists, classes
+        channels = rows.reshape(shape)
+        wrong = channels.copy()
+        wrong[:, [3, 4]] = channels[:, [4, 3]]
+        assert in_order_of(wrong, channels, FP32_TOLERANCE) is wrong
