@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 if TYPE_CHECKING:
-    from ltcompile.cli.find import StopSignal
+    from ltcompile.cli._stop_signal import StopSignal
     from ltcompile.search.settings import SearchSettings
 
 IN_SCRIPT = ("model", "data", "image_size", "train_images", "weights")  # settings that the script decides

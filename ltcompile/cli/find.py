@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
-import signal
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -26,15 +23,10 @@ from ltcompile.cli._options import (
     end_by_target,
     timed,
 )
+from ltcompile.cli._search import profiled_model, run_search, virtual_ranks
+from ltcompile.cli._stop_signal import StopSignal
 from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, WORKERS, Workers
 from ltcompile.errors import InvalidSetting
-
-if TYPE_CHECKING:
-    from ltcompile.cli._options import Timed
-    from ltcompile.core.recipe import Recipe
-    from ltcompile.core.task import Task
-    from ltcompile.data import Dataset
-    from ltcompile.search import SearchConfig, SearchResult, Source
 
 EPILOG = """Examples:  ltcompile find --model vgg16 --rewind lr  ·
 ltcompile find --model vgg16 --data cifar10 --data-root DIR --rewind weight --criterion l2 --rounds 8 --rate 0.2 --epochs 160 --seeds 3
@@ -242,7 +234,8 @@ def find(
     )
     with ranks.first_alone():
         found_task: Any = source.load(download)
-    time = timed(profiled_model(network, found_task), cut.get("on"), profile, **_timed_targets(cut), quiet=as_json)
+    targets = {name: cut.get(f"target_{name}") for name in ("speedup", "latency", "energy")}
+    time = timed(profiled_model(network, found_task), cut.get("on"), profile, **targets, quiet=as_json)
     config = chosen.config(**({**time.target, "on": time.on} if time else {}))
     training = chosen.recipe(recipe_for(network, found_task, trained))
     folder = Path("runs") / name if name else default_folder(network, found_task, config)
@@ -271,109 +264,3 @@ def find(
             typer.echo(line)
         typer.echo(f"wrote {ticket}; next: ltcompile shrink {ticket} -o {found.folder / 'small.onnx'}")
     end_by_target(found.reached, quiet=as_json)
-
-
-def virtual_ranks(folder: Path, resume: bool, recipe: Recipe) -> int:
-    """The shards of a batch where they are not set: those of the run to resume, or one for each process. Raises InvalidFile."""
-    from ltcompile.core.run_folder import RunFolder
-
-    run = RunFolder(folder)
-    if not (resume and run.begun):
-        return recipe.virtual_ranks * ranks.world()
-    found = run.read_settings().get("recipe")
-    return int(found.get("virtual_ranks", 1)) if isinstance(found, dict) else 1
-
-
-def _timed_targets(cut: dict[str, Any]) -> dict[str, Any]:
-    return {name: cut.get(f"target_{name}") for name in ("speedup", "latency", "energy")}
-
-
-def profiled_model(model: str, dataset: Dataset | Task) -> dict[str, Any]:
-    """What a profile calls the network that `model` builds for this data."""
-    return {"name": model, "arguments": dataset.description.arguments}
-
-
-class StopSignal:
-    """Lets the first SIGINT or SIGTERM end a search in order, and a second one at once; prints notices as their text.
-
-    Of several processes that train together, the first signal to any stops all at the same batch.
-    """
-
-    def __init__(self) -> None:
-        self.number: int = signal.SIGINT
-        warnings.formatwarning = _plain_notice
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, self._stop)
-
-    def _stop(self, number: int, _: object) -> None:
-        self.number = number
-        if ranks.request_stop():
-            return
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    def exit(self, begun: bool) -> typer.Exit:
-        """The exit of a stopped command, once the user has read how to resume it, or how to begin it again."""
-        if ranks.follows():
-            return typer.Exit(128 + self.number)
-        command = ["ltcompile", *(a for a in sys.argv[1:] if a != "--resume")]
-        resume = f"every completed epoch is kept. To resume:  {shlex.join([*command, '--resume'])}"
-        hint = resume if begun else f"nothing had begun. To begin:  {shlex.join(command)}"
-        typer.secho(f"\nstopped; {hint}", fg="yellow", err=True)
-        return typer.Exit(128 + self.number)
-
-
-def run_search(
-    model: str,
-    data: Dataset | Task,
-    config: SearchConfig,
-    recipe: Recipe,
-    folder: Path,
-    time: Timed | None,
-    stopped: StopSignal,
-    *,
-    weights: Path | None,
-    device: str | None = None,
-    resume: bool = False,
-    tensorboard: bool = False,
-    quiet: bool = False,
-    source: Source | None = None,
-    workers: Workers | None = None,
-    checkpoint_minutes: float | None = None,
-) -> SearchResult:
-    """Run a search under progress bars. Raises typer.Exit where a signal stops it."""
-    from ltcompile.cli.progress import Bars
-    from ltcompile.core.run_folder import RunFolder
-    from ltcompile.core.task import ACCURACY
-    from ltcompile.search import find as search
-
-    with Bars(config, recipe, quiet or ranks.follows(), getattr(data, "metric", ACCURACY)) as bars:
-        if tensorboard and not ranks.follows():
-            bars.log_to_tensorboard(folder)
-        try:
-            return search(
-                model,
-                data,
-                config,
-                recipe=recipe,
-                weights=weights,
-                folder=folder,
-                device=device,
-                resume=resume,
-                listener=bars,
-                profile=time.profile if time else None,
-                measured=time.measured if time else None,
-                source=source,
-                checkpoint_minutes=checkpoint_minutes,
-                **(workers.settings if workers else {}),
-            )
-        except KeyboardInterrupt:
-            raise stopped.exit(RunFolder(folder).begun) from None
-
-
-def _plain_notice(message: Warning | str, category: type[Warning], *where: Any, usual: Any = warnings.formatwarning, **line: Any) -> str:
-    """A notice as its text alone, other warnings as usual."""
-    from ltcompile.core.notice import Notice
-
-    return f"note: {message}\n" if issubclass(category, Notice) else str(usual(message, category, *where, **line))

@@ -45,7 +45,8 @@ def shrink(
         ".mlpackage (Core ML).",
     ),
     precision: str = typer.Option(
-        "fp32", help="fp32, fp16 or int8 inside; inputs and outputs stay fp32. int8 is for .onnx, .xml, .cpp and .so, and needs --calibrate."
+        "fp32",
+        help="fp32, fp16 or int8 inside; inputs and outputs stay fp32. int8 is for .onnx, .xml, .cpp and .so, and needs --calibrate.",
     ),
     calibrate: str | None = typer.Option(
         None,

@@ -45,7 +45,7 @@ def study(
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Run a study's searches over seeds, and say of every claim of its paper: holds, does not hold, or not decidable here."""
-    from ltcompile.cli.find import StopSignal
+    from ltcompile.cli._stop_signal import StopSignal
     from ltcompile.core.run_folder import RunFolder
     from ltcompile.study import load, names
 

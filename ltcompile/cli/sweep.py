@@ -205,7 +205,8 @@ def _searched(
     workers: Workers,
 ) -> Path:
     """Search a level for every share of `path`; the run folder."""
-    from ltcompile.cli.find import StopSignal, profiled_model, run_search
+    from ltcompile.cli._search import profiled_model, run_search
+    from ltcompile.cli._stop_signal import StopSignal
     from ltcompile.search import SearchConfig, Source, default_folder, recipe_for
     from ltcompile.search.settings import SearchSettings
 

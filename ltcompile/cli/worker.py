@@ -33,7 +33,7 @@ def worker(
     patience: float | None = typer.Option(None, min=1, help="Leave after so many seconds without an arm.  [default: when nothing is left]"),
 ) -> None:
     """Join a run: train its arms one after another, until nothing is left. Any number of workers may do so, on any machines that see the folder."""
-    from ltcompile.cli.find import StopSignal
+    from ltcompile.cli._stop_signal import StopSignal
     from ltcompile.search.worker import join
 
     stopped = StopSignal()

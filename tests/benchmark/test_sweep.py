@@ -330,7 +330,7 @@ def test_a_search_and_its_curve_in_one(tmp_path: Path, monkeypatch: pytest.Monke
     command = ["sweep", "--model", "lenet5", "--targets", "2,4", "--name", "t", "--epochs", "1", "--pick", "fastest-within=100"]
     command += ["--runtime", "eager", "--batch", "1", "--seconds", "0.02", "--device", "cpu"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ltcompile.cli.find.StopSignal", dict)  # signals and warnings stay those of the tests
+    monkeypatch.setattr("ltcompile.cli._stop_signal.StopSignal", dict)  # signals and warnings stay those of the tests
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0 and "wrote runs/t/sweep.json" in done.stdout, done.output
     points = json.loads((tmp_path / "runs/t/sweep.json").read_text())["points"]

@@ -50,7 +50,7 @@ def test_killed_at_any_moment_and_resumed() -> None:
 
 
 def test_a_second_signal_ends_at_once() -> None:
-    code = "import time\nfrom ltcompile.cli.find import StopSignal\nStopSignal()\n"
+    code = "import time\nfrom ltcompile.cli._stop_signal import StopSignal\nStopSignal()\n"
     code += "try:\n    print('ready', flush=True)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('leaving', flush=True)\n    time.sleep(60)\n"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -61,7 +61,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
 
 def test_a_stopped_run_says_how_to_resume(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from ltcompile.cli.find import StopSignal
+    from ltcompile.cli._stop_signal import StopSignal
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
