@@ -170,7 +170,7 @@ def _conv_transpose(builder: Builder, node: Any, settings: dict[str, Any]) -> Kn
 
 
 def _max_pool(builder: Builder, node: Any, settings: dict[str, Any]) -> Known:
-    sizes, held = _window(settings, dilated=set(settings.get("dilations", [1])) != {1}), builder.known[node.input[0]]
+    sizes, held = _window(settings), builder.known[node.input[0]]
     if isinstance(held, Held) and held.scale:
         return replace(held, name=builder.emit("int8.max_pool2d", Value(held.name), *sizes))
     return Held(builder.emit("aten.max_pool2d.default", Value(builder.real(node.input[0])), *sizes))
@@ -181,10 +181,10 @@ def _average_pool(builder: Builder, node: Any, settings: dict[str, Any]) -> Know
     return Held(builder.emit("aten.avg_pool2d.default", Value(builder.real(node.input[0])), *sizes))
 
 
-def _window(settings: dict[str, Any], dilated: bool = False) -> tuple[list[int], list[int], list[int]]:
+def _window(settings: dict[str, Any]) -> tuple[list[int], list[int], list[int]]:
     """A pool's kernel, strides and padding. Raises Unavailable where it has more settings than these."""
     kernel, pads = list(settings["kernel_shape"]), list(settings.get("pads", [0] * 4))
-    if len(kernel) != 2 or pads[:2] != pads[2:] or settings.get("ceil_mode") or dilated:
+    if len(kernel) != 2 or pads[:2] != pads[2:] or settings.get("ceil_mode") or set(settings.get("dilations", [1])) != {1}:
         raise Unavailable("it is not a plain pool of images")
     return kernel, list(settings.get("strides", [1, 1])), pads[:2]
 
