@@ -31,6 +31,9 @@ def worker(
         60, min=1, max=86_400, help="Take over an arm whose process showed no sign of life for so long. The same for all workers."
     ),
     patience: float | None = typer.Option(None, min=1, help="Leave after so many seconds without an arm.  [default: when nothing is left]"),
+    checkpoint_minutes: float | None = typer.Option(
+        None, min=0, help="Save also within an epoch, so often.  [default: after every epoch]", show_default=False
+    ),
 ) -> None:
     """Join a run: train its arms one after another, until nothing is left. Any number of workers may do so, on any machines that see the folder."""
     from ltcompile.cli._stop_signal import StopSignal
@@ -48,6 +51,7 @@ def worker(
             retries=retries,
             lease_s=lease_seconds,
             patience_s=patience or float("inf"),
+            checkpoint_minutes=checkpoint_minutes,
             listener=_Lines(),
         )
     except KeyboardInterrupt:

@@ -78,6 +78,7 @@ class _Coordinator:
         job = self.run.prepared.job
         command = [sys.executable, "-m", "ltcompile", "worker", str(self.run.folder.path.absolute()), "--name", name]
         command += ["--retries", str(self.retries), "--patience", f"{PATIENCE_S:g}", "--device", job.device.type]
+        command += ["--checkpoint-minutes", str(job.checkpoint_minutes)] if job.checkpoint_minutes is not None else []
         return [*command, "--model", job.model] if is_own_code(job.model) else command
 
     def _collect(self) -> None:

@@ -78,6 +78,7 @@ def join(
     retries: int = 2,
     lease_s: float = LEASE_S,
     patience_s: float = float("inf"),
+    checkpoint_minutes: float | None = None,
     listener: Listener | None = None,
 ) -> dict[str, int]:
     """Train arms of the run in `folder` until nothing is left, and conclude it unless another process does; how many were trained and failed.
@@ -91,6 +92,7 @@ def join(
         retries: how often a failed arm is tried again.
         lease_s: after how many seconds without a sign of life another process's arm is taken over.
         patience_s: leave after so long without an arm to train.
+        checkpoint_minutes: save also within an epoch, so often; by default after every epoch.
         listener: receives progress.
 
     Raises:
@@ -103,7 +105,7 @@ def join(
     note = _compared(began_with, environment(on), allow_other_versions)
     task = (source if data_root is None else _elsewhere(source, data_root)).load()
     config, recipe = _setting(run, settings, "config", SearchConfig), _setting(run, settings, "recipe", Recipe)
-    job = SearchJob(source.model, task, config, recipe, on, source.weights)
+    job = SearchJob(source.model, task, config, recipe, on, source.weights, checkpoint_minutes=checkpoint_minutes)
     if different := [key for key, value in json.loads(json.dumps(job.to_json())).items() if settings.get(key) != value]:
         raise TicketMismatch(
             f"{', '.join(different)}: what {socket.gethostname()} finds is not what {run.settings} holds; let data_root= name the same data, and "

@@ -17,16 +17,21 @@ import pytest
 import torch
 from commands import Command, call, refused
 from searches import Stop, StopAfter
+from typer.testing import CliRunner
 
 import ltcompile as lt
 from ltcompile import executors
+from ltcompile.cli import app
 from ltcompile.core.arm import Arm
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Task
 from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError, TicketMismatch, TrainingFailed, Unavailable, UnknownName
 from ltcompile.search import Source
+from ltcompile.search.coordinator import _Coordinator
+from ltcompile.search.job import SearchJob, prepare
 from ltcompile.search.listener import NullListener
+from ltcompile.search.run import SearchRun
 from ltcompile.search.status import Watch
 from ltcompile.search.worker import join
 
@@ -147,6 +152,23 @@ def test_jobs_side_by_side_give_the_same_bits(tmp_path: Path, serial: Path, fork
     same(tmp_path / "run", serial)
     assert forks.started[0].poll() == -signal.SIGKILL and listener.arms == 10
     assert listener.epochs == len((serial / "history.jsonl").read_text().splitlines())
+
+
+def test_workers_save_as_often_as_the_search_that_starts_them(begun: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command of a worker says how often, if the search does; its process then prepares its job so."""
+
+    def prepared(job: SearchJob) -> None:
+        assert job.checkpoint_minutes == 0.05
+        raise Stop
+
+    found = prepare(SearchJob("lenet300", digits(), CONFIG, RECIPE, torch.device("cpu")))
+    for minutes in (None, 0.05):
+        job = dataclasses.replace(found, job=dataclasses.replace(found.job, checkpoint_minutes=minutes))
+        command = _Coordinator(SearchRun(job, begun, NullListener()), ForkExecutor(), 1, 2)._command("w")
+        assert all(isinstance(word, str) for word in command) and ("--checkpoint-minutes" in command) == (minutes is not None)
+    monkeypatch.setattr("ltcompile.search.worker.prepare", prepared)
+    with pytest.raises(Stop):
+        CliRunner().invoke(app, command[3:], catch_exceptions=False)
 
 
 def test_stopping_leaves_arms_that_are_resumed(tmp_path: Path, serial: Path, forks: ForkExecutor) -> None:
