@@ -42,6 +42,7 @@ from ltcompile.benchmark.profiling import stopwatch
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded, stream
+from ltcompile.core.task import Shard
 from ltcompile.data import Dataset
 from ltcompile.models import default_recipe
 from ltcompile.models.airbench import MultiCrop
@@ -270,8 +271,9 @@ class Bench:
             stepper.optimiser.register_step_pre_hook(lambda *_: penalty(rate, progress))
         steps = self.task.sizes["train"] // recipe.batch
         for epoch in range(recipe.epochs):
-            stepper.train_mode()
-            for step, batch in enumerate(self.task.batches("train", recipe.batch, CPU, recipe, stream("batches", self.seed, epoch=epoch))):
+            stepper.train_mode(epoch)
+            shard, seed = Shard(epoch=epoch if recipe.alternate_flip else None), stream("batches", self.seed, epoch=epoch)
+            for step, batch in enumerate(self.task.batches("train", recipe.batch, CPU, recipe, seed, shard)):
                 progress = (epoch + step / steps) / recipe.epochs
                 rate = recipe.rate_at(epoch + step / steps)
                 stepper([batch], rate, progress)

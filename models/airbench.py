@@ -3,8 +3,7 @@
     2x2 whitening of patches (frozen, + bias) -> GELU -> [conv 3x3, pool, norm, GELU, conv 3x3, norm, GELU] x (64, 256, 256) -> max -> linear / 9
 
 The whitening is computed from the first batch that the network is trained on, which is part of its state. Convolutions begin as the identity
-on their first channels, and norms have shifts but no scales. Recipe: the paper's, for the mean loss of a batch instead of its sum; left out
-are alternating flips (half the images are mirrored at random here) and the freezing of the first bias after three epochs.
+on their first channels, and norms have shifts but no scales. Recipe: the paper's, for the mean loss of a batch instead of its sum.
 """
 
 from __future__ import annotations
@@ -30,6 +29,9 @@ RECIPE = Recipe(
     crop_pixels=2,
     norm_bias_rate=64.0,
     lookahead=5,
+    alternate_flip=True,
+    frozen=(r"whitening\.bias",),
+    frozen_after=3,
 )
 
 

@@ -25,13 +25,14 @@ class Recipe(Record):
     `milestones` are the shares of all epochs at which a step schedule divides the rate by ten; cosine falls to zero; triangular rises
     from a fifth to the whole at 23 % and falls to 7 % (Jordan 2024, arXiv:2404.00498). `lookahead` is how many steps slow weights follow
     after (`ltcompile.training.lookahead`), and `norm_bias_rate` what the rate of batch norms' shifts is multiplied by, both from there.
-    `flip` mirrors half the images; `crop_pixels` pads by so much and crops at random. `distill` is the share of the loss that a teacher
-    gives, where there is one (Hinton et al. 2015, arXiv:1503.02531); the layers `distill_layers` follow the teacher's of the same names, by
-    `distill_weight` times their error (`ltcompile.training.features`). `mixup` is the alpha of classification's mixup (Zhang et al. 2018,
-    arXiv:1710.09412). Gradients are clipped to the norm `clip_norm`; `ema` is the decay of an average of the weights over steps, which is what is
-    validated and kept; 0 turns each off. `frozen` are regular expressions for whole names of layers, or of modules with all inside, that are
-    not trained. `regulariser` is one of `ltcompile.prune.regularisers`, which brings channels to zero; its strength, and the ratio of
-    the filters that it penalises, are its own where they are 0.
+    `flip` mirrors half the images, drawn at random, or with `alternate_flip` each image in every other epoch; `crop_pixels` pads by so much and
+    crops at random. `distill` is the share of the loss that a teacher gives, where there is one (Hinton et al. 2015, arXiv:1503.02531); the
+    layers `distill_layers` follow the teacher's of the same names, by `distill_weight` times their error (`ltcompile.training.features`). `mixup`
+    is the alpha of classification's mixup (Zhang et al. 2018, arXiv:1710.09412). Gradients are clipped to the norm `clip_norm`; `ema` is the
+    decay of an average of the weights over steps, which is what is validated and kept; 0 turns each off. `frozen` are regular expressions for
+    whole names of layers, or of modules with all inside, that are not trained, or not from epoch `frozen_after` on, counted from 0; then a
+    regulariser and lookahead still move them. `regulariser` is one of `ltcompile.prune.regularisers`, which brings channels to zero; its
+    strength, and the ratio of the filters that it penalises, are its own where they are 0.
     `virtual_ranks` is the number of equal shards of each batch in data-parallel training, each with its own augmentation, dropout and batch-norm
     statistics, however many processes compute them; `sync_bn` normalises by the whole batch instead (`ltcompile.training.parallel`).
     `precision` is that of products: "fp32", "bf16" (autocast), or "auto"; `compile` is "never", a backend of torch.compile ("inductor"), or
@@ -67,6 +68,8 @@ class Recipe(Record):
     sync_bn: bool = False
     distill_layers: tuple[str, ...] = ()
     distill_weight: float = 1.0
+    alternate_flip: bool = False
+    frozen_after: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
@@ -98,7 +101,10 @@ class Recipe(Record):
             f"norm_bias_rate={self.norm_bias_rate} must be above 0": 0 < self.norm_bias_rate < math.inf,
             "ema= and lookahead= both average the weights: give one": not (self.ema and self.lookahead),
             f"regulariser={self.regulariser!r} must be the name of one": self.regulariser == "" or _is_name(self.regulariser),
-            "regulariser= shrinks all layers, and frozen= names some to leave alone: give one": not (self.regulariser and self.frozen),
+            "regulariser= shrinks all layers, and frozen= names some to leave alone: give one": not (
+                self.regulariser and self.frozen and not self.frozen_after
+            ),
+            f"frozen_after={self.frozen_after}: the epoch must not be negative": self.frozen_after >= 0,
             f"regulariser_strength={self.regulariser_strength} must be finite, and not negative": 0 <= self.regulariser_strength < math.inf,
             f"regulariser_ratio={self.regulariser_ratio} must lie in [0, 1)": 0 <= self.regulariser_ratio < 1,
             f"crop_pixels={self.crop_pixels} must not be negative": self.crop_pixels >= 0,
@@ -125,6 +131,8 @@ class Recipe(Record):
             "sync_bn": False,
             "distill_layers": (),
             "distill_weight": 1.0,
+            "alternate_flip": False,
+            "frozen_after": 0,
         }
         off |= {"regulariser": "", "regulariser_strength": 0.0, "regulariser_ratio": 0.0}
         return {name: value for name, value in super().to_json().items() if name not in off or value != off[name]}
@@ -134,8 +142,10 @@ class Recipe(Record):
         """Whether a trained network takes part in the loss."""
         return self.distill > 0 or bool(self.distill_layers)
 
-    def is_frozen(self, name: str) -> bool:
-        """Whether a parameter or module of this name is not trained."""
+    def is_frozen(self, name: str, epoch: int = 0) -> bool:
+        """Whether a parameter or module of this name is not trained in `epoch`."""
+        if epoch < self.frozen_after:
+            return False
         parts = name.split(".")
         wholes = [".".join(parts[: i + 1]) for i in range(len(parts))]
         return any(re.fullmatch(pattern, whole) for pattern in self.frozen for whole in wholes)

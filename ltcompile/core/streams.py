@@ -25,6 +25,7 @@ Purpose = Literal[
     "batches",
     "dropout",
     "augmentation",  # of a virtual rank, where there are several
+    "alternate flips",  # which images are mirrored in even epochs; the same for all seeds
     "method",  # what a method draws besides weights: scores, frozen weights
     "scoring",  # the parent of the next three
     "scoring batches",

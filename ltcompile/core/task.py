@@ -79,11 +79,13 @@ Batch = tuple[Any, Any]
 class Shard:
     """Which part of an epoch's batches a process reads: from batch `start` on, of each batch of training the `index`-th of `count` equal parts,
     which are augmented by streams of their own; of an evaluation's, which stay whole, every `count`-th batch from the `index`-th on.
+    `epoch` is given where the recipe mirrors images in every other one; without it they are mirrored at random.
     """
 
     index: int = 0
     count: int = 1
     start: int = 0
+    epoch: int | None = None
 
 
 EVERYTHING = Shard()

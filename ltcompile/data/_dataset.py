@@ -233,13 +233,16 @@ def epoch_rows(
         return
     rng = rng or generator(seed)  # on the CPU: the same stream for every device
     order = torch.randperm(count, generator=rng)
+    alternates = recipe.flip and recipe.alternate_flip and shard.epoch is not None
+    first = torch.randint(0, 2, (count,), generator=generator(stream("alternate flips", 0))) if alternates else None
     if shard.count > 1:
         rng = generator(stream("augmentation", seed, level=shard.index))
     part = size // shard.count
     for step, rows in enumerate(order[: count // size * size].split(size)):
         moves = Moves.draw(part, recipe, rng)
         if step >= shard.start:
-            yield rows[shard.index * part : (shard.index + 1) * part], moves
+            own = rows[shard.index * part : (shard.index + 1) * part]
+            yield own, moves if first is None else replace(moves, mirrored=(first[own] + (shard.epoch or 0)) % 2 == 1)
 
 
 def augment(images: Tensor, recipe: Recipe, rng: torch.Generator, black: Tensor) -> Tensor:

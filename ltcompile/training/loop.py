@@ -188,7 +188,7 @@ class _Loop:
     def epoch(self, epoch: int) -> tuple[Epoch, Score]:
         """Train for one epoch, and validate."""
         started = time.perf_counter()
-        self.stepper.train_mode()
+        self.stepper.train_mode(epoch)
         count = self.task.sizes["train"]
         size = shard_size(self.recipe, count)
         steps = count // size
@@ -202,7 +202,8 @@ class _Loop:
             losses[:first], right = begun.losses.to(self.device), begun.right.to(self.device)
             skipped += 0 if ranks.follows() else begun.skipped
             self._take_up(begun)
-        shards = [Shard(index, self.recipe.virtual_ranks, first) for index in (self.parallel.local if self.parallel else [0])]
+        known = epoch if self.recipe.alternate_flip else None
+        shards = [Shard(index, self.recipe.virtual_ranks, first, known) for index in (self.parallel.local if self.parallel else [0])]
         batches = local_batches(self.task, size, self.device, self.recipe, stream("batches", self.seed, epoch=epoch), shards)
         for step, batch in enumerate(batches, first):
             losses[step], correct = self.stepper(batch, rates[step], (epoch + step / steps) / self.recipe.epochs)

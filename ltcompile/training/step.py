@@ -57,6 +57,7 @@ class Stepper:
         self.features = None
         if teacher is not None and recipe.distill_layers:
             self.features = Features(model, teacher, recipe.distill_layers, task.example, device)
+        self.frozen: list[nn.Parameter] = []  # from `frozen_after` on
         self.optimiser = _optimiser(model, recipe, self.features)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None
         self.lookahead = Lookahead(model, recipe.lookahead) if recipe.lookahead else None
@@ -79,6 +80,8 @@ class Stepper:
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["rate"]
         found = self._fitting(batches[0]) if self.parallel is None else self.parallel.step(self.forward, self._shard_gradients, batches)
+        for parameter in self.frozen:
+            parameter.grad = None
         if self.recipe.clip_norm:
             nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], self.recipe.clip_norm)
         self.optimiser.step()
@@ -92,12 +95,14 @@ class Stepper:
             self.average.update_parameters(self.model)
         return found
 
-    def train_mode(self) -> None:
-        """Training mode, but for frozen modules."""
+    def train_mode(self, epoch: int = 0) -> None:
+        """Training mode, but for what is frozen in `epoch`."""
         self.model.train()
         for name, module in self.model.named_modules():
-            if self.recipe.is_frozen(name):
+            if self.recipe.is_frozen(name, epoch):
                 module.eval()
+        if self.recipe.frozen_after:
+            self.frozen = [parameter for name, parameter in self.model.named_parameters() if self.recipe.is_frozen(name, epoch)]
 
     @property
     def result(self) -> nn.Module:

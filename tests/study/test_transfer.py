@@ -274,7 +274,7 @@ class TestDistillation:
             "lookahead",
             "norm_bias_rate",
         )
-        newer += ("regulariser", "regulariser_strength", "regulariser_ratio", "virtual_ranks", "sync_bn")
+        newer += ("regulariser", "regulariser_strength", "regulariser_ratio", "virtual_ranks", "sync_bn", "alternate_flip", "frozen_after")
         old = {name: value for name, value in dataclasses.asdict(QUICK).items() if name not in newer}
         assert Recipe.from_json(old) == QUICK and QUICK.to_json() == old
         taught = dataclasses.replace(QUICK, distill=0.5)

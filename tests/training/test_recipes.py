@@ -12,6 +12,8 @@ from searches import QUICK
 from torch import nn
 
 import ltcompile as lt
+from ltcompile.core.task import EVERYTHING, Shard
+from ltcompile.data._dataset import epoch_rows
 from ltcompile.errors import InvalidSetting
 from ltcompile.tasks import Classification
 from ltcompile.training import Training, train
@@ -27,6 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "lookahead": {"lookahead": 3},
     "triangular": {"schedule": "triangular", "norm_bias_rate": 4.0},
     "frozen": {"frozen": ("stem|1", "bn.*")},
+    "late": {"frozen": ("4.bias",), "frozen_after": 1, "flip": True, "alternate_flip": True},
     "all": {"optimizer": "adamw", "lr": 0.01, "ema": 0.8, "clip_norm": 1.0, "mixup": 0.2, "label_smoothing": 0.1},
 }
 
@@ -98,6 +101,41 @@ def test_frozen_layers_stay_with_their_statistics(task: Classification) -> None:
         train(model, task, dataclasses.replace(RECIPE, frozen=(".*",)), 0, CPU)
 
 
+def test_late_frozen_parameters_train_until_then(task: Classification) -> None:
+    recipe, states = dataclasses.replace(RECIPE, frozen=("1", r"4\.bias"), frozen_after=1, clip_norm=1.0), list[dict[str, Any]]()
+    train(network(), task, recipe, 0, CPU, progress=lambda epoch, state: states.append(copy.deepcopy(state["model"])))
+    first, second = states
+    for name, value in network().state_dict().items():
+        assert not torch.equal(value, first[name]), name
+        assert torch.equal(first[name], second[name]) == (name[0] == "1" or name == "4.bias"), name
+
+
+def test_alternating_flips_mirror_each_image_in_every_other_epoch(task: Classification) -> None:
+    recipe, count = dataclasses.replace(RECIPE, flip=True, alternate_flip=True), 640
+
+    def mirrored(seed: int, shard: Shard, recipe: lt.Recipe = recipe) -> dict[int, bool]:
+        pairs = [(rows, moves.mirrored) for rows, moves in epoch_rows(count, 16, recipe, seed, shard) if moves is not None]
+        return {row: bool(flip) for rows, flips in pairs if flips is not None for row, flip in zip(rows.tolist(), flips, strict=True)}
+
+    even, odd = (mirrored(epoch, Shard(epoch=epoch)) for epoch in (2, 3))
+    assert len(even) == count and all(even[row] != odd[row] for row in even) and 0.4 < sum(even.values()) / count < 0.6
+    assert even == mirrored(9, Shard(epoch=0))
+    assert even.items() >= mirrored(2, Shard(1, 2, 3, epoch=2)).items() != set()
+    usual = dataclasses.replace(recipe, alternate_flip=False)
+    assert mirrored(2, Shard(), recipe) == mirrored(2, Shard(), usual) == mirrored(2, Shard(epoch=2), usual) != even
+    assert not mirrored(2, Shard(epoch=2), dataclasses.replace(recipe, flip=False))
+
+    epochs = []
+
+    class Watched(Classification):
+        def batches(self, part: Any, *args: Any, shard: Shard = EVERYTHING, **more: Any) -> Any:
+            epochs.extend([shard.epoch] if part == "train" else [])
+            return super().batches(part, *args, shard=shard, **more)
+
+    train(network(), Watched(task.data), recipe, 0, CPU)
+    assert epochs == [0, 1]
+
+
 def test_the_average_is_the_one_by_hand_and_gradients_are_clipped(task: Classification) -> None:
     recipe = dataclasses.replace(RECIPE, ema=0.75, clip_norm=0.01, momentum=0.0, weight_decay=0.0)
     stepper = Stepper(network(), task, recipe, CPU, None, "")
@@ -144,6 +182,7 @@ def test_the_triangular_schedule() -> None:
         {"clip_norm": -1.0},
         {"mixup": float("inf")},
         {"frozen": ("(",)},
+        {"frozen_after": -1},
         {"distill_layers": ("2", "2")},
         {"distill_weight": 0.0},
         {"distill_layers": ("2",), "virtual_ranks": 2},
