@@ -1,4 +1,4 @@
-"""The options for arms in processes of their own, which `find`, `sweep` and `worker` share."""
+"""The options for arms in processes of their own, which `find`, `sweep`, `study` and `worker` share."""
 
 from __future__ import annotations
 

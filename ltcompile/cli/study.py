@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, Workers
+
 if TYPE_CHECKING:
     from ltcompile.cli.progress import Bars
     from ltcompile.core.recipe import Recipe
@@ -42,6 +44,10 @@ def study(
     run: str | None = typer.Option(None, "--name", help="Name of the study's folder, which is runs/NAME.  [default: STUDY-SCALE]"),
     resume: bool = typer.Option(False, "--resume", help="Resume the study after its last completed epoch."),
     device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
+    jobs: int | None = JOBS,
+    executor: str = EXECUTOR,
+    executor_option: list[str] = EXECUTOR_OPTION,
+    retries: int = RETRIES,
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
     """Run a study's searches over seeds, and say of every claim of its paper: holds, does not hold, or not decidable here."""
@@ -61,6 +67,7 @@ def study(
     from ltcompile.study import default_folder
     from ltcompile.study import run as run_study
 
+    workers = Workers.of(jobs, executor, executor_option, retries)
     stopped = StopSignal()
     folder = Path("runs") / run if run else default_folder(name, scale)
 
@@ -85,6 +92,7 @@ def study(
             device=device,
             resume=resume,
             watch=watch,
+            workers=workers.settings if jobs else None,
         )
     except KeyboardInterrupt:
         raise stopped.exit(any(RunFolder(each).begun for each in folder.glob("*/"))) from None

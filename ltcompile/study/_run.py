@@ -11,16 +11,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from ltcompile import registry
+from ltcompile import executors, registry
+from ltcompile.core.image_size import height_width
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import provenance
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import ArmNote, Study
 from ltcompile.data import Dataset
-from ltcompile.errors import InvalidFile, unknown
-from ltcompile.search import Listener, NullListener, data_for, find, prize, recipe_for
+from ltcompile.errors import InvalidFile, InvalidSetting, unknown
+from ltcompile.search import Listener, NullListener, Source, data_for, find, prize, recipe_for
 from ltcompile.study._nouns import SIZES, Done, Findings, Scale, StudyArm
 from ltcompile.training import pick_device
 
@@ -66,6 +65,7 @@ def run(
     device: str | None = None,
     resume: bool = False,
     watch: Watch | None = None,
+    workers: Mapping[str, Any] | None = None,
 ) -> Study:
     """Run every arm of the study `name`, and write what they say to `folder`/study.json.
 
@@ -75,6 +75,7 @@ def run(
         folder: where the arms' run folders go, by default runs/NAME-SCALE.
         resume: continue after the last completed epoch of any arm; other settings are refused.
         watch: makes the listener of an arm's search.
+        workers: `find`'s jobs, executor, executor_options and retries, for searches on images that a name gives; others run in this process.
 
     Raises:
         LtcompileError: as `find`; TicketMismatch where a resumed study was begun with other settings.
@@ -82,6 +83,10 @@ def run(
     study = load(name)
     chosen, path, on = scaled(study, scale, data, seeds), Path(folder or default_folder(name, scale)), pick_device(device)
     arms: list[StudyArm] = study.arms(chosen)
+    if workers:
+        executors.load(workers["executor"])
+        if not any(_source(arm, data_root) for arm in arms):
+            raise InvalidSetting(f"jobs={workers['jobs']}: all searches of {name} make their own images in this process; leave jobs= out")
     begun = {arm.name for arm in arms if RunFolder(path / arm.name).begun}
     if resume and not path.exists():
         raise InvalidFile(f"there is no study to resume at {path}; leave resume= out to begin it")
@@ -90,7 +95,9 @@ def run(
     images = _images(arms, data_root, download)
     done: dict[str, Done] = {}
     for arm in arms:
-        done[arm.name] = _search(arm, images[arm.name], done, path, on, arm.name in begun, watch or _silently)
+        source = _source(arm, data_root)
+        how = {"device": str(on), "resume": arm.name in begun, "source": source, **(workers if workers and source else {})}
+        done[arm.name] = _search(arm, images[arm.name], done, path, watch or _silently, how)
     findings: Findings = study.analyse(chosen, done, on)
     found = _study(name, scale, chosen, study, done, findings)
     found.save(path)
@@ -123,15 +130,19 @@ def _of_images(arm: StudyArm) -> tuple[Any, ...]:
     return arm.model, arm.data, arm.image_size, arm.train_images
 
 
-def _search(
-    arm: StudyArm, images: Dataset, before: Mapping[str, Done], path: Path, device: torch.device, resume: bool, watch: Watch
-) -> Done:
+def _source(arm: StudyArm, root: str | Path) -> Source | None:
+    """The names by which other processes load an arm's images; None where they cannot train it."""
+    if arm.change or arm.mask:
+        return None
+    size = None if arm.image_size is None else height_width(arm.image_size)
+    return Source("classification", arm.model, arm.data, str(root), size, train_images=arm.train_images)
+
+
+def _search(arm: StudyArm, images: Dataset, before: Mapping[str, Done], path: Path, watch: Watch, how: Mapping[str, Any]) -> Done:
     recipe, folder, mask = recipe_of(arm, images), path / arm.name, arm.mask(before) if arm.mask else None
     _share_dense(arm, before, folder)
     with watch(arm, recipe) as listener:
-        found = find(
-            *(arm.model, images, arm.config), recipe=recipe, folder=folder, device=str(device), resume=resume, listener=listener, mask=mask
-        )
+        found = find(arm.model, images, arm.config, recipe=recipe, folder=folder, listener=listener, mask=mask, **how)
     return Done(arm, found.rows, found.verdict, folder, images)
 
 

@@ -27,6 +27,7 @@ from ltcompile import study
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Claim, Estimate, Study
+from ltcompile.data import Dataset
 from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, UnknownName
 from ltcompile.graph import trace
 from ltcompile.models import default_recipe, least_size
@@ -392,6 +393,30 @@ def test_a_study_that_was_stopped_is_resumed(whole: Callable[[str], Whole], tmp_
     assert not (tmp_path / "cut/study.json").exists()
     resumed = study.run("sanity", folder=tmp_path / "cut", resume=True)
     assert (resumed.claims, resumed.tables, resumed.figures) == (undisturbed.claims, undisturbed.tables, undisturbed.figures)
+
+
+def test_jobs_are_for_searches_that_other_processes_can_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The names that they get give the images that this process has."""
+    calls = []
+
+    def find(model: str, images: Dataset, config: lt.SearchConfig, **how: Any) -> Any:
+        calls.append((images, how))
+        raise NotImplementedError
+
+    monkeypatch.setattr("ltcompile.study._run.find", find)
+    workers = {"jobs": 3, "executor": "local", "executor_options": {}, "retries": 1}
+    for with_jobs in (workers, None):
+        with pytest.raises(NotImplementedError):
+            study.run("structured-tickets", folder=tmp_path / str(with_jobs is None), workers=with_jobs)
+    (images, how), (_, alone) = calls
+    source = how["source"]
+    loaded = source.load()
+    assert workers.items() <= how.items() and alone["source"] == source and "jobs" not in alone
+    assert loaded.description == images.description and torch.equal(loaded.data.train.labels, images.train.labels)
+    with pytest.raises(InvalidSetting, match="jobs=3: all searches of transfer make their own images"):
+        study.run("transfer", folder=tmp_path / "none", workers=workers)
+    with pytest.raises(UnknownName, match="Did you mean slurm"):
+        study.run("sanity", folder=tmp_path / "none", workers=workers | {"executor": "slumr"})
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
