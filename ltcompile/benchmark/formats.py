@@ -13,7 +13,7 @@ import numpy as np
 
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.load import busy_share
-from ltcompile.core.records import Record, provenance
+from ltcompile.core.records import FormatRow, provenance
 from ltcompile.core.task import Task
 from ltcompile.core.ticket import Ticket
 from ltcompile.deploy import formats, shrink
@@ -30,31 +30,7 @@ from ltcompile.timing import interleave, level, speedup
 
 IN_PROCESS = {".pt2": "PyTorch", ".safetensors": "PyTorch", ".so": "C interface"}  # formats that this process runs itself
 SKIPPED = {".cpp": "it is the source of .so, which is timed"}
-
-
-@dataclass(frozen=True)
-class FormatRow(Record):
-    """A format's row. `metric` is by the task on its test split through this runtime, `ms` the level of a batch with its 95 % interval,
-    `speedup` how many times as long the dense network's file takes in the same runtime, `start_s` the seconds from the file to the first
-    answer. `reason` says why nothing was measured; all but the first four are None then.
-    """
-
-    format: str
-    runtime: str
-    precision: str
-    threads: int
-    bytes: int | None = None
-    metric: float | None = None
-    max_error: float | None = None
-    ms: float | None = None
-    ms_low: float | None = None
-    ms_high: float | None = None
-    speedup: float | None = None
-    speedup_low: float | None = None
-    speedup_high: float | None = None
-    peak_bytes: int | None = None
-    start_s: float | None = None
-    reason: str = ""
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)
@@ -107,12 +83,15 @@ def bench_formats(
         output: the JSON file to write.
 
     Raises:
-        InvalidSetting: `max_drop` has no task. UnknownName: no such format.
+        InvalidSetting: `max_drop` has no task. UnknownName: no such format or precision.
     """
     known = formats.by_suffix()
     for name in names or ():
         if name not in known:
             raise unknown("format", name, list(known))
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise unknown("precision", precision, list(PRECISIONS))
     if max_drop is not None and task is None:
         raise InvalidSetting(f"max_drop={max_drop} compares the task's metric; pass a ticket whose data is here, or leave it out")
     busy, pruned = busy_share(), target if isinstance(target, Pruned) else pruned_of(target, model)
@@ -121,7 +100,7 @@ def bench_formats(
     rows: list[FormatRow] = []
     for name in names or known:
         for precision in precisions:
-            if precision in getattr(known[name], "PRECISIONS", ("fp32", "fp16", "int8")):
+            if precision in getattr(known[name], "PRECISIONS", PRECISIONS):
                 with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
                     rows.append(_row(pruned, name, precision, Path(folder), judge, threads, batch, seconds))
                 on_row(rows[-1])
@@ -135,7 +114,8 @@ def bench_formats(
     if output is not None:
         settings = {"batch": batch, "max_drop": max_drop, "metric": result.metric, "reference": reference, "dropped": dropped}
         value = {"kind": "formats", "format": 1, **settings, "rows": [row.to_json() for row in rows], "busy_share": busy}
-        write_json(output, {**value, "network_checksum": pruned.checksum, "provenance": provenance()})
+        origin = {"ticket_checksum": pruned.provenance.get("ticket_checksum"), "network_checksum": pruned.checksum}
+        write_json(output, {**value, **origin, "provenance": provenance()})
     return result
 
 
@@ -165,7 +145,7 @@ def _row(
                 reason = f"no speedup: the dense network: {error}"
         times = interleave({key: one.call for key, one in calls.items()}, seconds=seconds)
     except LtcompileError as error:
-        return replace(row, reason=str(error))
+        return replace(row, reason=str(error).replace(f"{folder}/", ""))
     at, low, high = level(times["small"])
     row = replace(row, ms=at, ms_low=low, ms_high=high, reason=reason)
     if "dense" not in times:

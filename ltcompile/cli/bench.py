@@ -12,8 +12,9 @@ from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, own_network
 from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, batches, print_header, print_row, warn_if_busy
 
 if TYPE_CHECKING:
-    from ltcompile.benchmark.formats import FormatRow
-    from ltcompile.core.records import Measurement
+    from ltcompile.core.records import FormatRow, Measurement
+    from ltcompile.core.task import Task
+    from ltcompile.core.ticket import Ticket
     from ltcompile.pruned import Pruned
 
 EPILOG = (
@@ -22,6 +23,7 @@ EPILOG = (
     "ltcompile bench --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64  ·  "
     "ltcompile bench ticket.pt --formats all --max-drop 0.5"
 )
+BATCHES = (1, 8, 64)
 NAME = 6  # characters of a network's name
 FORMAT_LINE = "{:<12} {:<12} {:<5} {:>3} {:>8} {:>8} {:>7} {:<22} {:<20} {:>7} {:>7}"
 IMAGES = 256  # outputs are compared on as many at most, and int8 takes its ranges from them
@@ -38,7 +40,7 @@ def bench(
     against: str = typer.Option("dense", help="What to time it next to: the dense network that it was cut from."),
     runtime: list[str] | None = typer.Option(None, help=f"{RUNTIMES}; all that work by default."),
     device: list[str] | None = DEVICE,
-    batch: list[int] = batches(1, 8, 64),
+    batch: list[int] = batches(*BATCHES),
     data: str | None = typer.Option(None, help="Test images; the ticket's own data by default."),
     data_root: Path = DATA_ROOT,
     model: str | None = MODEL,
@@ -80,8 +82,16 @@ def bench(
         raise InvalidSetting("--precision and --max-drop belong to --formats; add --formats all")
     if formats is not None:
         names = None if formats == "all" else [name.strip() for name in formats.split(",")]
-        where = output or (target.parent if target else Path()) / "formats.json"
-        _formats(own or target, names, precision or ["fp32"], threads, batch, data, data_root, model, max_drop, seconds, where, as_json)
+        if runtime or device or write_dense or competitors or file:
+            raise InvalidSetting(
+                "--formats times each format of a ticket.pt or a --model in its own runtime on the CPU; give it without "
+                "--runtime, --device, --write-dense and --competitors"
+            )
+        if len(batch) > 1 and tuple(batch) != BATCHES:
+            raise InvalidSetting(f"--formats times one batch size, not {', '.join(map(str, batch))}; give one --batch")
+        batch = batch if len(batch) == 1 else [1]
+        where = output or RunFolder(target.parent if target else ".").formats
+        _formats(own or target, names, precision or ["fp32"], threads, batch[0], data, data_root, model, max_drop, seconds, where, as_json)
         return
     if competitors:
         if own or target is None or runtime or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
@@ -130,7 +140,7 @@ def _formats(
     names: list[str] | None,
     precisions: list[str],
     threads: int,
-    batches: list[int],
+    batch: int,
     data: str | None,
     data_root: Path,
     model: str | None,
@@ -139,40 +149,39 @@ def _formats(
     output: Path,
     as_json: bool,
 ) -> None:
-    """The table of formats, at the first batch size; ends with 1 where a format loses more than `max_drop`."""
-    from ltcompile import tasks
+    """The table of formats; ends with 1 where a format loses more than `max_drop`."""
     from ltcompile.benchmark.formats import bench_formats
-    from ltcompile.cli.shrink import calibration
     from ltcompile.core.ticket import Ticket
-    from ltcompile.data import Dataset
     from ltcompile.errors import InvalidSetting
     from ltcompile.paths import check_writable
 
-    if not isinstance(target, Path):
-        if target is None:
-            raise InvalidSetting("--formats takes a ticket.pt, or a network that --model names")
-        found = target
-        task = None
-    else:
-        found = Ticket.load(target)  # type: ignore[assignment]
-        loaded = calibration(found, data or found.data["name"], data_root)  # type: ignore[attr-defined, arg-type]
-        task = tasks.load("classification").TASK(loaded) if isinstance(loaded, Dataset) else loaded
-    if not as_json:
-        typer.secho(
-            FORMAT_LINE.format("format", "runtime", "prec", "thr", "KB", "metric", "error", "ms (95 %)", "speedup (95 %)", "MB", "start s")
-        )
+    if target is None or (isinstance(target, Path) and target.suffix == ".onnx"):
+        raise InvalidSetting(f"--formats takes a ticket.pt, or a network that --model names{f', not {target}' if target else ''}")
+    if not isinstance(target, Path) and data is not None:
+        raise InvalidSetting(f"--data {data}: --formats measures the metric of a ticket alone; leave --data out")
+    found = Ticket.load(target) if isinstance(target, Path) else target
+    task = _task(found, data, data_root, max_drop is not None) if isinstance(found, Ticket) else None
+    head = FORMAT_LINE.format("format", "runtime", "prec", "thr", "KB", "metric", "error", "ms (95 %)", "speedup (95 %)", "MB", "start s")
+    rows: list[FormatRow] = []
+
+    def on_row(row: FormatRow) -> None:
+        rows.append(row)
+        if not as_json:
+            typer.echo(f"{head}\n" * (len(rows) == 1), nl=False)
+            _print_format(row)
+
     result = bench_formats(
         found,
         names,
         precisions=precisions,
         threads=threads,
-        batch=batches[0] if len(batches) == 1 else 1,
-        task=task,  # type: ignore[arg-type]
+        batch=batch,
+        task=task,
         max_drop=max_drop,
         seconds=seconds,
         output=check_writable(output),
-        model=model if task is not None else None,
-        on_row=(lambda row: None) if as_json else _print_format,
+        model=model,
+        on_row=on_row,
     )
     if as_json:
         typer.echo(output.read_text())
@@ -182,6 +191,28 @@ def _formats(
     if result.dropped:
         typer.secho(f"lose more than {max_drop:g}: {', '.join(result.dropped)}", fg="red", err=True)
         raise typer.Exit(1)
+
+
+def _task(ticket: Ticket, data: str | None, data_root: Path, required: bool) -> Task | None:
+    """What a ticket is for, on `data` or its own; None, and a line on stderr, where its own is not here and not `required`."""
+    from ltcompile import tasks
+    from ltcompile.cli.shrink import calibration
+    from ltcompile.data import Dataset
+    from ltcompile.errors import InvalidSetting, LtcompileError
+    from ltcompile.graph.examples import TENSORS
+
+    if data is not None and data.endswith(TENSORS):
+        raise InvalidSetting(
+            f"--data {data}: --formats measures the metric on labelled data, which a file of inputs is not; name a data set"
+        )
+    try:
+        loaded = calibration(ticket, data or ticket.data["name"], data_root)
+        return tasks.load("classification").TASK(loaded) if isinstance(loaded, Dataset) else loaded  # type: ignore[no-any-return, return-value]
+    except LtcompileError as error:
+        if data is not None or required:
+            raise
+        typer.secho(f"no metric is measured: {error}", fg="yellow", err=True)
+        return None
 
 
 def _print_format(row: FormatRow) -> None:

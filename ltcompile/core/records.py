@@ -136,6 +136,31 @@ class Measurement(Record):
     max_error: float
 
 
+@dataclass(frozen=True)
+class FormatRow(Record):
+    """A format's row. `metric` is by the task on its test split through this runtime, `ms` the level of a batch with its 95 % interval,
+    `speedup` how many times as long the dense network's file takes in the same runtime, `start_s` the seconds from the file to the first
+    answer. `reason` says why nothing was measured; all but the first four are None then.
+    """
+
+    format: str
+    runtime: str
+    precision: str
+    threads: int
+    bytes: int | None = None
+    metric: float | None = None
+    max_error: float | None = None
+    ms: float | None = None
+    ms_low: float | None = None
+    ms_high: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    peak_bytes: int | None = None
+    start_s: float | None = None
+    reason: str = ""
+
+
 PACKAGES = ["ltcompile", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime-gpu", "onnxruntime"]
 PACKAGES += ["openvino", "mnn", "ncnn", "pnnx", "tract", "triton"]
 

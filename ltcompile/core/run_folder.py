@@ -12,7 +12,7 @@ workers/               logs of workers, and a note of each whose versions differ
 seed0/mask-3.pt        the mask of a level, where the search prunes single weights
 search.json, ticket.pt the result of the search
 pictures.json          a few test inputs with the answers of the dense network and of the ticket
-bench.json, sweep.json, picked.pt
+bench.json, formats.json, sweep.json, picked.pt
 own-search.json, plan.json, small.pt    the result of a search in one's own training loop
 command.json, next.json, seed0/first.pt    of one whose loop is a command: what it is about, the arm to train next, and first weights
 """
@@ -51,6 +51,7 @@ class RunFolder:
         self.summary, self.ticket = self.path / "search.json", self.path / "ticket.pt"
         self.pictures = self.path / "pictures.json"
         self.bench, self.sweep, self.picked = self.path / "bench.json", self.path / "sweep.json", self.path / "picked.pt"
+        self.formats = self.path / "formats.json"
         self.own_summary, self.own_plan, self.own_weights = (self.path / name for name in ("own-search.json", "plan.json", "small.pt"))
         self.own_dense = self.path / "dense.pt"
         self.command, self.next_arm = self.path / "command.json", self.path / "next.json"

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from quickly import timed_at_once
+from searches import QUICK
 from torch import nn
+from typer.testing import CliRunner
 
 import ltcompile as lt
-from ltcompile.benchmark.formats import FormatRow, bench_formats
+from ltcompile.benchmark.formats import bench_formats
+from ltcompile.cli import app
+from ltcompile.core.records import FormatRow
 from ltcompile.deploy import formats
-from ltcompile.errors import InvalidSetting, UnknownName
+from ltcompile.errors import InvalidData, InvalidFile, InvalidSetting, UnknownName
 from ltcompile.runtimes import _venvs
 from ltcompile.tasks import Classification
 
@@ -58,6 +64,8 @@ def test_others_have_a_reason(benched: tuple[list[FormatRow], dict[str, object]]
 def test_settings_that_make_no_sense(pruned: lt.Pruned) -> None:
     with pytest.raises(UnknownName, match=r"format named '\.tflit'"):
         bench_formats(pruned, [".tflit"])
+    with pytest.raises(UnknownName, match="precision named 'fp8'"):
+        bench_formats(pruned, [".mnn"], precisions=["fp8"])
     with pytest.raises(InvalidSetting, match="max_drop=1 compares the task's metric"):
         bench_formats(pruned, [".mnn"], max_drop=1)
 
@@ -69,3 +77,59 @@ def test_every_format_says_who_runs_it() -> None:
     for suffix, kind in formats.by_suffix().items():
         assert sum((hasattr(kind, "RUNTIME"), suffix in IN_PROCESS, suffix in SKIPPED, hasattr(kind, "check_structure"))) == 1, suffix
         assert not hasattr(kind, "VENV") or kind.VENV in _venvs.PACKAGES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "small"
+    config = lt.SearchConfig(rounds=1, rate=0.5, controls=False)
+    lt.find("lenet300", lt.load_data("digits", image_size=8), config, recipe=QUICK, folder=run)
+    return run
+
+
+def bench(ticket: Path, *words: str) -> tuple[int, str]:
+    with timed_at_once():
+        done = CliRunner().invoke(app, ["bench", str(ticket), "--formats", ".safetensors,.cpp", "--seconds", "0.01", *words])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, done.output
+
+
+def test_a_ticket_on_the_command_line_and_its_page(folder: Path, tmp_path: Path) -> None:
+    assert bench(folder / "ticket.pt", "--max-drop", "100")[0] == 0
+    code, printed = bench(folder / "ticket.pt", "--max-drop", "-1", "--batch", "2")
+    found = json.loads((folder / "formats.json").read_text())
+    assert code == 1 and "lose more than -1: .safetensors fp32" in printed and found["batch"] == 2
+    accuracy = json.loads((folder / "search.json").read_text())["rows"]
+    assert found["reference"] in [row["test_score"] for row in accuracy] and found["rows"][0]["metric"] == pytest.approx(found["reference"])
+    page = lt.report(folder).read_text()
+    table = page[page.index('<section id="formats">') : page.index('<section id="verdict">')]
+    assert f"{found['reference']:.2%}".replace("%", "\xa0%") in table and "the source of .so" in table and "PyTorch" in table
+    assert f"{found['rows'][0]['speedup']:.2f}\u00d7" in table and "of another ticket" not in page
+    (tmp_path / "formats.json").write_text(json.dumps({**found, "ticket_checksum": None}))
+    assert "Only its file formats were measured" in lt.report(tmp_path).read_text(), "a network without a ticket"
+    (tmp_path / "formats.json").write_text(json.dumps({**found, "rows": [{}]}))
+    with pytest.raises(InvalidFile, match=r"formats.json cannot be read as a result of `ltcompile bench --formats`.*rows"):
+        lt.report(tmp_path)
+
+
+def test_a_ticket_without_its_data(folder: Path, tmp_path: Path) -> None:
+    ticket = lt.Ticket.load(folder / "ticket.pt")
+    replace(ticket, data={**ticket.data, "name": "mnist"}).save(tmp_path / "ticket.pt")
+    code, printed = bench(tmp_path / "ticket.pt", "--data-root", str(tmp_path))
+    assert code == 0 and "no metric is measured" in printed and json.loads((tmp_path / "formats.json").read_text())["metric"] == ""
+    with pytest.raises(InvalidData):
+        bench(tmp_path / "ticket.pt", "--data-root", str(tmp_path), "--max-drop", "1")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--batch", "1", "--batch", "2"], "one batch size, not 1, 2"),
+        (["--runtime", "mnn"], "without --runtime"),
+        (["--data", "x.pt"], "labelled"),
+    ],
+)
+def test_options_that_do_not_fit_formats(folder: Path, words: list[str], reason: str) -> None:
+    with pytest.raises(InvalidSetting, match=reason):
+        bench(folder / "ticket.pt", *words)
