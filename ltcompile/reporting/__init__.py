@@ -23,7 +23,7 @@ def report(run: str | Path | Pruned | Result, output: str | Path | None = None, 
 
     Args:
         run: the folder of a run of `find` (`page.report`), of a study (`study.report`) or of a search in one's own loop, with the results of
-            shrink, bench and sweep in it; or a `Pruned` or what a `lt.Search` found, whose speedup is measured.
+            shrink, bench (with the table of formats) and sweep in it; or a `Pruned` or what a `lt.Search` found, whose speedup is measured.
         output: the page; by default report.html in the folder, a study's study.html. A `Pruned` has no folder, and needs it.
         bench: of a `Pruned`, the bench.json of `lt.bench(pruned, output=)`; by default it is timed now, at batch 1.
 

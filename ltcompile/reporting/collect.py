@@ -10,8 +10,10 @@ from typing import Any
 
 from ltcompile.core.interval import wilson
 from ltcompile.core.records import Trained
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import ACCURACY
 from ltcompile.reporting import sentences, speed
+from ltcompile.reporting.formats import Formats, formats, read_formats
 from ltcompile.reporting.inputs import Provenance, Run, Search, Shrink, read_run
 
 Figures = dict[str, Any]
@@ -33,7 +35,7 @@ def collect(folder: Path) -> Figures:
         InvalidFile: the folder is not a run, or one of its files is damaged.
     """
     run = read_run(folder)
-    search = run.search
+    search, table = run.search, read_formats(RunFolder(folder).formats)
     missing = [part for part, found in (("shrink", run.shrinks), ("bench", run.bench)) if not found]
     figures: Figures = {
         "kind": "report",
@@ -54,11 +56,12 @@ def collect(folder: Path) -> Figures:
         "shrinks": [_shrink(search, shrink) for shrink in run.shrinks],
         "bench": speed.bench(run.bench) if run.bench else None,
         "sweep": speed.sweep(run.sweep) if run.sweep else None,
+        "formats": formats(table),
         "missing": [{"part": part, "adds": MISSING[part], "command": sentences.command(part, folder)} for part in missing],
         "unhealthy": None if search.health is None else [sentences.unhealthy(training) for training in search.health],
         "recipe": search.recipe,
         "config": search.config,
-        "provenance": _provenance(run),
+        "provenance": _provenance(run, table),
     }
     figures["sparsity"] = _sparsity(search, figures["bench"])
     figures["file"] = _file(run.shrinks)
@@ -231,9 +234,10 @@ def _file(shrinks: list[Shrink]) -> Figures | None:
     }
 
 
-def _provenance(run: Run) -> list[Figures]:
+def _provenance(run: Run, table: Formats | None) -> list[Figures]:
     stages: list[tuple[str, Provenance]] = [("search", run.search.provenance)]
     stages += [(f"shrink ({s.output})", s.provenance) for s in sorted(run.shrinks, key=lambda s: (s.provenance.date, s.output))]
     stages += [("bench", run.bench.provenance)] if run.bench else []
     stages += [("sweep", run.sweep.provenance)] if run.sweep else []
+    stages += [("bench --formats", table.provenance)] if table else []
     return [{"stage": stage, **asdict(provenance)} for stage, provenance in stages]

@@ -16,6 +16,7 @@ from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json
 from ltcompile.reporting import units
+from ltcompile.reporting.formats import formats, read_formats
 from ltcompile.reporting.inputs import Bench, check_bench, kind
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def is_own(folder: Path) -> bool:
     run = RunFolder(folder)
     if run.summary.exists():
         return False
-    return run.own_summary.is_file() or any("network_checksum" in read_json(p, WHAT) for p in (run.bench, *_shrinks(folder)) if p.is_file())
+    return run.own_summary.is_file() or any(
+        "network_checksum" in read_json(p, WHAT) for p in (run.bench, run.formats, *_shrinks(folder)) if p.is_file()
+    )
 
 
 def _shrinks(folder: Path) -> list[Path]:
@@ -112,7 +115,8 @@ def collect(folder: Path) -> Figures:
     run = RunFolder(folder)
     search = _load(run.own_summary, OwnSearch, "own search") if run.own_summary.is_file() else None
     bench = _load(run.bench, OwnBench, "bench") if run.bench.is_file() else None
-    return figures(folder.resolve().name, search, bench, [_load(p, OwnShrink, "shrink") for p in _shrinks(folder)])
+    found = figures(folder.resolve().name, search, bench, [_load(p, OwnShrink, "shrink") for p in _shrinks(folder)])
+    return {**found, "formats": formats(read_formats(run.formats))}
 
 
 def of_pruned(pruned: Pruned, bench: str | Path | None) -> Figures:
@@ -155,6 +159,7 @@ def figures(name: str, search: OwnSearch | None, bench: OwnBench | None, shrinks
         "inputs": bench.images if bench else "",
         "busy_share": bench.busy_share if bench else None,
         "provenance": asdict(bench.provenance) if bench else None,
+        "formats": None,
         "shrinks": [asdict(shrink) for shrink in shrinks],
         "search": _search(search) if search else None,
     }
@@ -223,4 +228,4 @@ def sentence(found: Figures) -> str:
             f"network (95 % interval {units.times(best['speedup_low'])} to {units.times(best['speedup_high'])}"
             f"{'' if clear else ', no clear difference'}); by its MACs it would be {units.times(best['theoretical'])}."
         )
-    return " ".join(parts) or "Nothing was measured yet."
+    return " ".join(parts) or ("Only its file formats were measured." if found["formats"] else "Nothing was measured yet.")

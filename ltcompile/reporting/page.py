@@ -26,7 +26,7 @@ def report(run: str | Path, output: str | Path | None = None) -> Path:
     """Write the report of a run folder: one HTML file that works offline, and its figures as JSON next to it.
 
     Args:
-        run: the folder that `ltcompile find` made; results of shrink, bench and sweep in it are included.
+        run: the folder that `ltcompile find` made; results of shrink, bench (with the table of formats) and sweep in it are included.
         output: the HTML file (default: report.html in `run`); the JSON has the same stem.
 
     Returns:

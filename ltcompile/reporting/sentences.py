@@ -148,6 +148,8 @@ def warnings(run: Run, figures: Figures) -> list[str]:
     ]
     if run.bench and run.bench.ticket_checksum not in (None, *own):
         found.append(f"bench.json timed {run.bench.target}, which was made from another ticket than this search saved; {again}.")
+    if figures["formats"] and figures["formats"]["ticket_checksum"] not in (None, *own):
+        found.append("formats.json is of another ticket than this search saved; run `ltcompile bench --formats` again.")
     off = [shrink["output"] for shrink in figures["shrinks"] if not shrink["within_tolerance"]]
     found += [f"{output} is off by more than its tolerance; do not deploy it." for output in off]
     found += [
