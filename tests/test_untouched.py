@@ -137,6 +137,7 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "lt.size": lambda net, _: lt.size(net, X),
     "lt.compile": lambda net, _: lt.compile(net, X, batch=(2,))(X),  # by ONNX Runtime alone, see below
     "lt.squeeze": lambda net, _: lt.squeeze(net, X),
+    "lt.sensitivity": lambda net, _: lt.sensitivity(net, X, lambda small: float(small(X).sum()), (0.5,)),
     "trace": lambda net, _: graph.trace(net, X),
     "agreeing": lambda net, _: graph.agreeing(net, X, graph.trace(net, X)),
     "disagreements": lambda net, _: graph.disagreements(net, X, planned(net)),

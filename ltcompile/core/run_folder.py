@@ -184,8 +184,8 @@ class RunFolder:
     def write_history(self, arms: list[Arm]) -> None:
         """Write the history of all arms, which are finished, as one file."""
         for arm in arms:
-            if not self.epochs(arm).exists():  # a run of a version that had one history
-                self.write_epochs(arm, self.load(self.training(arm)).get("epochs", []))
+            if not self.epochs(arm).exists():  # of a training that came from another run (`copy_dense`)
+                self.write_epochs(arm, self.load(self.training(arm))["epochs"])
         write_bytes(self.history, b"".join(self.epochs(arm).read_bytes() for arm in arms))
 
     def copy_dense(self, source: RunFolder, seeds: range) -> None:

@@ -89,6 +89,8 @@ class ArmRunner:
         with self.folder.fitting(self.folder.training(arm)):
             report = saved["health"]
             healthy(report)
+            for epoch in saved["epochs"]:
+                Epoch.from_json(epoch)
             self._rows[arm] = Trained.from_json(saved["row"]), report
 
     def _train(

@@ -144,20 +144,20 @@ class Two(nn.Module):
         return x + y
 
 
-class Rolled(nn.Module):
+class Summed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.roll(1, 2).relu()
+        return x.cumsum(1).relu()
 
 
 def test_refusals(pruned: lt.Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidSetting, match=r"\.cpp files compute in fp32, not fp16; name an output that ends in \.onnx"):
+    with pytest.raises(InvalidSetting, match=r"\.cpp files compute in fp32 or int8, not fp16; name an output that ends in \.onnx"):
         lt.shrink(pruned, tmp_path / "a.cpp", precision="fp16")
     with pytest.raises(InvalidSetting, match="fixed shapes"):
         lt.shrink(pruned, tmp_path / "a.cpp", dynamic=("batch", "height"))
     with pytest.raises(InvalidModel, match=r"takes one input of float32, not x, y; write \.onnx instead"):
         lt.shrink(lt.Pruned(Two(), (torch.randn(2, 3), torch.randn(2, 3))), tmp_path / "a.cpp")
-    with pytest.raises(InvalidModel, match=r"the compiler does not have aten\.roll\.default; write \.onnx instead"):
-        lt.shrink(lt.Pruned(Rolled(), torch.randn(2, 3, 4, 4)), tmp_path / "a.so")
+    with pytest.raises(InvalidModel, match=r"uses aten\.cumsum\.default, which programs do not have; write \.onnx instead"):
+        lt.shrink(lt.Pruned(Summed(), torch.randn(2, 3, 4, 4)), tmp_path / "a.so")
     assert not list(tmp_path.glob("a*"))
     monkeypatch.setenv("CXX", "no-such-compiler")
     native.compiler.cache_clear()

@@ -203,7 +203,7 @@ class TestRefusals:
 
     def test_unknown_ending_and_precision(self, run: Path, tmp_path: Path) -> None:
         with pytest.raises(InvalidSetting, match="must end in"):
-            lt.shrink(run / "ticket.pt", tmp_path / "small.tflite")
+            lt.shrink(run / "ticket.pt", tmp_path / "small.h5")
         with pytest.raises(InvalidSetting, match="precision"):
             lt.shrink(run / "ticket.pt", tmp_path / "small.onnx", precision="int4")  # type: ignore[arg-type]
 

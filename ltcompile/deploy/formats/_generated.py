@@ -37,10 +37,10 @@ def generated(network: nn.Module, pruned: Pruned, job: ShrinkJob, integers: Prog
     if len(inputs.tensors) != 1 or inputs.tensors[0].dtype != torch.float32:
         raise InvalidModel(f"generated C++ takes one input of float32, not {', '.join(inputs.names)}; write .onnx instead")
     example = inputs.tensors[0][:1]
-    program = integers or lower(network, example).program
     try:
+        program = integers or lower(network, example).program
         unit = generate(program, tuning.tune(program, job.tune_seconds) if job.tune_seconds else None)
-    except Unavailable as reason:
+    except (InvalidModel, Unavailable) as reason:
         raise InvalidModel(f"no C++ can be generated of this network: {reason}; write .onnx instead") from reason
     low, high = float(inputs.tensors[0].min()), float(inputs.tensors[0].max())
     low, high = (low, high) if low < high else (low - 1.0, high + 1.0)
