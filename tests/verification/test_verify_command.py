@@ -48,7 +48,9 @@ def test_exit_codes(folder: Path, call: Callable[..., tuple[int, str, str]], mon
     assert call("--dense", "dense.onnx")[0] == 1
     monkeypatch.setattr("ltcompile.verification.checks.busy_share", lambda: 0.9)
     code, reported, errors = call("--dense", "dense.onnx", "--json")
-    assert code == 3 and json.loads(reported)["outcome"] == "not comparable" and "do not quote these times" in errors, "being busy refutes nothing"
+    assert code == 3 and json.loads(reported)["outcome"] == "not comparable" and "do not quote these times" in errors, (
+        "being busy refutes nothing"
+    )
     assert json.loads(reported)["busy_share"] == 0.9
     assert "other work took 90%" in json.loads(reported)["checks"][-1]["reason"]
 
