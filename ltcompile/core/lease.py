@@ -29,7 +29,7 @@ State = Literal["running", "left", "expired", "failed"]
 
 
 class LeaseLost(Exception):
-    """Another process took this one for dead, and does its work now."""
+    """Another process found this lease expired, and does its work now."""
 
 
 class Files:
@@ -147,7 +147,7 @@ class Lease:
         return not here or self.files.exists(lease_file(self.stem, self.number + 1))
 
     def beat(self) -> None:
-        """Raise the counter. What the file system has against it lets the lease expire, and is no error here."""
+        """Raise the counter. An error of the file system is not raised: it lets the lease expire."""
         self.beats += 1
         self._write(str(self.beats).zfill(STATE_BYTES).encode())
 
@@ -224,7 +224,7 @@ class Observer:
         self._seen: dict[str, tuple[bytes, float]] = {}
 
     def look(self, path: str, now: float) -> tuple[Held, bool] | None:
-        """What the lease file says, and whether its owner is taken for dead; None where it is gone."""
+        """What the lease file says, and whether it has expired; None where it is gone."""
         content = self.files.read(path)
         if content is None:
             self._seen.pop(path, None)
