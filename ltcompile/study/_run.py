@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ltcompile import executors, registry
+from ltcompile import registry
 from ltcompile.core.image_size import height_width
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import provenance
@@ -19,6 +19,7 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import ArmNote, Study
 from ltcompile.data import Dataset
 from ltcompile.errors import InvalidFile, InvalidSetting, unknown
+from ltcompile.executors import load as load_executor
 from ltcompile.search import Listener, NullListener, Source, data_for, find, prize, recipe_for
 from ltcompile.study._nouns import SIZES, Done, Findings, Scale, StudyArm
 from ltcompile.training import pick_device
@@ -84,7 +85,7 @@ def run(
     chosen, path, on = scaled(study, scale, data, seeds), Path(folder or default_folder(name, scale)), pick_device(device)
     arms: list[StudyArm] = study.arms(chosen)
     if workers:
-        executors.load(workers["executor"])
+        load_executor(workers["executor"])
         if not any(_source(arm, data_root) for arm in arms):
             raise InvalidSetting(f"jobs={workers['jobs']}: all searches of {name} make their own images in this process; leave jobs= out")
     begun = {arm.name for arm in arms if RunFolder(path / arm.name).begun}
