@@ -46,8 +46,6 @@ STANDARD_ERRORS = 4.0
 LEAST_SPREAD = 0.3
 LEAST_OUTPUT = 1e-3  # of the largest: smaller outputs are small because larger numbers cancel, with the rounding of those
 TINY = 1e-30
-PLACES, MOVED = 8, 0.1  # how far rows of a sorted output may stand from their place, and which fraction of them may
-LEAST_ROWS = 100  # of an output that counts as a sorted list
 UNEQUAL = 0.01  # of whole numbers, such as classes: where two values all but tie, either may be the largest
 
 
@@ -75,41 +73,6 @@ def largest_error_by_output(found: Any, expected: Any) -> float:
         (np.abs(y - x).max(0, initial=0.0) / np.maximum(sizes, max(LEAST_OUTPUT * sizes.max(initial=0.0), TINY))).max(initial=0.0)
     )
     return error if math.isfinite(error) else math.inf
-
-
-def in_order_of(found: Any, expected: Any, tolerance: float) -> Any:
-    """`found` with the rows that changed places back in theirs; `found` itself where anything else differs by more than `tolerance`.
-
-    Detectors sort their queries by score. Of two scores that rounding makes equal either may come first, and rows behind them change places
-    with neighbours. Only (N, rows, values) with at least `LEAST_ROWS` rows of two values or more count as such: a map whose channels change
-    places, (N, C, H, W), or a short list is wrong.
-    """
-    y, x = _array(found), _array(expected)
-    if y.shape != x.shape or x.ndim != 3 or x.shape[1] < LEAST_ROWS or x.shape[2] < 2 or not np.isfinite(x).all():
-        return found
-    limit = tolerance * float(np.abs(x).max(initial=0.0))
-    if np.abs(y - x).max(initial=0.0) <= limit or not (moved := _moved_rows(y, x, limit)):
-        return found
-    ordered = y.copy()
-    for group, place, source in moved:
-        ordered[group, place] = y[group, source]
-    return ordered
-
-
-def _moved_rows(y: Array, x: Array, limit: float) -> list[tuple[int, int, int]]:
-    """(group, place, where that row of x is in y) of (groups, rows, values) arrays; empty where rows did more than change a few places."""
-    off = ~(np.abs(y - x).max(-1) <= limit)
-    if off.mean() > MOVED:
-        return []
-    moved, free = [], off.copy()
-    for group, place in np.argwhere(off).tolist():
-        near = np.flatnonzero(free[group, max(0, place - PLACES) : place + PLACES + 1]) + max(0, place - PLACES)
-        source = next((i for i in near.tolist() if np.abs(y[group, i] - x[group, place]).max() <= limit), None)
-        if source is None:
-            return []
-        free[group, source] = False
-        moved.append((group, place, source))
-    return moved
 
 
 def tile(rows: Rows, count: int) -> Rows:
@@ -159,7 +122,7 @@ class Expected:
         if not np.isfinite(y).all():
             return "outputs are not finite: they hold nan or inf"
         if self.rounded is None:
-            error = largest_error(in_order_of(y, x, FP32_TOLERANCE), x)
+            error = largest_error(y, x)
             return "" if error <= FP32_TOLERANCE else f"outputs are off by {error:.1e} of the largest ({FP32_TOLERANCE:.0e} is allowed)"
         if not math.isfinite(self.noise):
             return "rounding makes outputs nan or inf: the precision does not hold this network's values"
@@ -171,7 +134,7 @@ class Expected:
         """All of it, of outputs for all inputs."""
         refusal = self.refusal(found)
         if self.rounded is None or _array(found).shape != self.exact.shape:
-            return Compared(largest_error(in_order_of(found, self.exact, FP32_TOLERANCE), self.exact), FP32_TOLERANCE, refusal)
+            return Compared(largest_error(found, self.exact), FP32_TOLERANCE, refusal)
         size = max(_rms(_array(self.exact)), TINY)
         return Compared(
             _rms(_array(found) - _array(self.rounded)) / size,

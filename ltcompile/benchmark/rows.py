@@ -224,7 +224,7 @@ def _agree(job: _Job, subject: Subject, session: Session, outputs: Array) -> flo
     """The largest difference of one batch to fp32 by PyTorch, relative to the largest magnitude. Raises Disagreement."""
     expected, there = job.expected[subject.name], min(len(job.images), len(job.expected[subject.name].exact))
     exact = tile(expected.exact[:there], len(outputs))
-    error = numerics.largest_error(numerics.in_order_of(outputs, exact, numerics.FP32_TOLERANCE), exact)
+    error = numerics.largest_error(outputs, exact)
     if session.dtype == "tf32" and expected.rounded is None:
         reason = "" if error <= TF32_TOLERANCE else f"outputs are off by {error:.1e} of the largest ({TF32_TOLERANCE:.0e} is allowed)"
     else:
