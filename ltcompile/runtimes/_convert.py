@@ -86,7 +86,7 @@ def run(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                timeout=TIMEOUT_S,
+                timeout=timeout_s,
                 check=False,
             ).returncode
             reason = "" if code == 0 else f"it ended with {f'signal {-code}' if code < 0 else f'code {code}'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,8 +36,10 @@ def unavailable(device: str) -> str | None:
 def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
     """Write an ONNX file as MNN; "fp16" stores weights in half precision. Raises Unavailable where MNN's converter fails."""
     half = ["--fp16"] if precision == "fp16" else []
-    files: list[str | Path] = ["--modelFile", onnx, "--MNNModel", output, "--bizCode", "ltcompile"]
-    text = run([sys.executable, "-P", "-c", CONVERTER, "-f", "ONNX", *files, *half], output.name)
+    files: list[str | Path] = ["--modelFile", onnx.resolve(), "--MNNModel", output.resolve(), "--bizCode", "ltcompile"]
+    # The converter leaves an empty file where it runs.
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+        text = run([sys.executable, "-P", "-c", CONVERTER, "-f", "ONNX", *files, *half], output.name, Path(folder))
     if not output.is_file():
         lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
         reason = next((line[line.index("These Op") :] for line in lines if "These Op" in line), lines[-1])

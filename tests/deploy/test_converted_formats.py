@@ -92,15 +92,17 @@ def test_openvino_keeps_the_metadata_and_int8(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", LIGHT)
-def test_an_operator_that_a_format_lacks_is_named(suffix: str, tmp_path: Path) -> None:
-    """With its layer, where the converter names it."""
+def test_an_operator_that_a_format_lacks_is_named(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its layer, where the converter names it; nothing is left where the command runs."""
     need(CONVERTED[suffix])
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 4, 4]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Bernoulli", ["x"], ["y"], name="odd", seed=1.0)], "g", ends[:1], ends[1:])
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), tmp_path / "odd.onnx")
     with pytest.raises(Unavailable, match="Bernoulli"):
         CONVERTED[suffix].convert(tmp_path / "odd.onnx", tmp_path / f"odd{suffix}", "fp32")
-    assert not (tmp_path / f"odd{suffix}").exists()
+    assert not (tmp_path / f"odd{suffix}").exists() and not list(Path().iterdir())
 
 
 def test_an_onnx_file_takes_another_opset(pruned: lt.Pruned, tmp_path: Path) -> None:
@@ -131,6 +133,11 @@ def test_a_runtime_that_answers_wrongly_is_refused(suffix: str, pruned: lt.Prune
     monkeypatch.setattr(kind, "write", lambda network, _, job: honest(other.small, other, job))
     with pytest.raises(Disagreement, match="output 'logits': outputs are off by"):
         lt.shrink(pruned, tmp_path / f"small{suffix}")
+
+
+def test_a_converter_that_hangs_is_stopped(cache: Path) -> None:
+    with pytest.raises(Unavailable, match=r"x was not made: it did not end within 0\.2 s"):
+        _convert.run([sys.executable, "-c", "import time; time.sleep(60)"], "x", timeout_s=0.2)
 
 
 @pytest.fixture
