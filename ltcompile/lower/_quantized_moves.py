@@ -66,15 +66,20 @@ def _slice(builder: Builder, node: Any, settings: dict[str, Any], shape: tuple[i
 
 
 def _resize(builder: Builder, node: Any, settings: dict[str, Any], shape: tuple[int, ...]) -> Move:
+    size = resized(builder, node, settings, shape)[0]
+    target = size[2:]
+    if len(shape) != 4 or any(n % old for n, old in zip(target, shape[2:], strict=True)):
+        raise Unavailable("it takes nearest neighbours, and its scales are not whole")
+    return lambda name: builder.emit("aten.upsample_nearest2d.vec", Value(name), list(target), None)
+
+
+def resized(builder: Builder, node: Any, settings: dict[str, Any], shape: tuple[int, ...]) -> tuple[list[int], bool]:
+    """The shape that a Resize gives, and whether its scales are exactly that over the old one."""
     axes = list(settings.get("axes", range(len(shape))))
     scales = builder.array(node.input[2]) if not (len(node.input) > 3 and node.input[3]) else None
-    sizes = builder.ints(node.input[3]) if scales is None else [int(np.floor(shape[d] * s)) for d, s in zip(axes, scales, strict=True)]
-    resized = [sizes[axes.index(d)] if d in axes else size for d, size in enumerate(shape)]
-    target = resized[2:]
-    whole = len(shape) == 4 and all(size % old == 0 for size, old in zip(target, shape[2:], strict=True))
-    if settings.get("mode", b"nearest") != b"nearest" or not whole:
-        raise Unavailable("it interpolates")
-    return lambda name: builder.emit("aten.upsample_nearest2d.vec", Value(name), list(target), None)
+    exact = builder.ints(node.input[3]) if scales is None else [float(shape[d] * s) for d, s in zip(axes, scales, strict=True)]
+    sizes = [int(np.floor(n)) for n in exact]
+    return [sizes[axes.index(d)] if d in axes else size for d, size in enumerate(shape)], sizes == exact
 
 
 MOVES: dict[str, Callable[[Builder, Any, dict[str, Any], tuple[int, ...]], Move]] = {

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ltcompile.errors import Unavailable
+from ltcompile.lower._quantized_moves import moved, resized
 from ltcompile.lower._quantized_values import Builder, Constant, Held, Known, Pending, numbers
 from ltcompile.lower.program import Value
 
@@ -104,21 +105,46 @@ def _conv(builder: Builder, node: Any, settings: dict[str, Any]) -> Known:
         raise Unavailable("its padding differs from side to side")
     sizes = {"stride": list(strides), "padding": list(pads[:places]), "dilation": list(dilations), "groups": settings.get("group", 1)}
     real = f"aten.conv{places}d.default", *sizes.values()
-    return _product(builder, node, real, "int8.conv2d" if places == 2 else None, None, **sizes, added=[], pool=False)
+    return _layer(builder, node, real, "int8.conv2d" if places == 2 else None, None, **sizes, added=[], pool=False)
 
 
 def _gemm(builder: Builder, node: Any, settings: dict[str, Any]) -> Known:
     if settings.get("transA") or not settings.get("transB") or settings.get("alpha", 1.0) != 1.0 or settings.get("beta", 1.0) != 1.0:
         raise Unavailable("it is not a linear layer")
-    return _product(builder, node, ("aten.linear.default",), "int8.linear")
+    return _layer(builder, node, ("aten.linear.default",), "int8.linear")
 
 
-def _product(builder: Builder, node: Any, real: tuple[Any, ...], target: str | None, *rest: Any, **settings: Any) -> Known:
-    """A layer with weights: by `real`, an operation and its settings, on numbers, and by `target` where there is one for integers."""
-    x, weight, bias = builder.known[node.input[0]], _weight(builder, node), _bias(builder, node)
+def _matmul(builder: Builder, node: Any, _: dict[str, Any]) -> Known:
+    """A linear layer. A product of two computed matrices stays in float32: these are attention's, between softmaxes and norms in float32."""
+    weight = builder.known[node.input[1]]
+    if isinstance(weight, Constant) and weight.values.ndim == 2:
+        return _product(builder, node.input[0], weight.transposed, None, ("aten.linear.default",), "int8.linear")
+    return Held(builder.emit("aten.matmul.default", *(Value(builder.real(name)) for name in node.input)))
+
+
+def _layer(builder: Builder, node: Any, real: tuple[Any, ...], target: str | None, *rest: Any, axis: int = 0, **settings: Any) -> Known:
+    return _product(builder, node.input[0], _weight(builder, node), _bias(builder, node), real, target, *rest, axis=axis, **settings)
+
+
+def _product(
+    builder: Builder,
+    name: str,
+    weight: Constant,
+    bias: Constant | None,
+    real: tuple[Any, ...],
+    target: str | None,
+    *rest: Any,
+    axis: int = 0,
+    **settings: Any,
+) -> Known:
+    """A layer with weights, whose filters are along `axis`: by `real`, an operation and its settings, on numbers, and by `target` where there
+    is one for integers.
+    """
+    x, scales = builder.known[name], weight.scales(axis)
 
     def numeric() -> str:
-        return builder.emit(real[0], *_operands(builder, node), *real[1:])
+        added = None if bias is None else builder.constant(bias.values)
+        return builder.emit(real[0], Value(builder.real(name)), builder.constant(weight.values), added, *real[1:])
 
     def rounded(scale: float, output: list[int]) -> str:
         zero, low, high = output
@@ -127,13 +153,12 @@ def _product(builder: Builder, node: Any, real: tuple[Any, ...], target: str | N
             return made
         return builder.emit("int8.lookup", Value(made), builder.constant(torch.arange(256).clamp(low, high).to(torch.uint8)), zero=zero)
 
-    if not target or not isinstance(x, Held) or not x.scale or weight.integers is None or (bias and bias.integers is None):
+    if not target or not isinstance(x, Held) or not x.scale or scales is None or (bias and bias.integers is None):
         return Pending(rounded, numeric)
 
     def quantized(scale: float, output: list[int]) -> str:
-        assert weight.integers is not None and weight.scale is not None
-        factor = np.float32(x.scale) * weight.scale.astype(np.float32) / np.float32(scale)
-        added = np.zeros(len(weight.values), np.int32) if bias is None or bias.integers is None else bias.integers.astype(np.int32)
+        factor = np.float32(x.scale) * scales.astype(np.float32) / np.float32(scale)
+        added = np.zeros(len(scales), np.int32) if bias is None or bias.integers is None else bias.integers.astype(np.int32)
         values = (builder.constant(v) for v in (weight.integers, added, np.ascontiguousarray(factor, np.float32)))
         return builder.emit(target, Value(x.name), *values, *rest, zero=x.zero, output=output, **settings)
 
@@ -154,19 +179,16 @@ def _bias(builder: Builder, node: Any) -> Constant | None:
     return bias
 
 
-def _operands(builder: Builder, node: Any) -> tuple[Value, Value, Value | None]:
-    """The input as numbers, the weights and the bias."""
-    weight, bias = _weight(builder, node), _bias(builder, node)
-    return Value(builder.real(node.input[0])), builder.constant(weight.values), None if bias is None else builder.constant(bias.values)
-
-
 def _conv_transpose(builder: Builder, node: Any, settings: dict[str, Any]) -> Known:
     pads = settings.get("pads", [0] * 4)
     if _weight(builder, node).values.ndim != 4 or list(pads[:2]) != list(pads[2:]):
         raise Unavailable("its padding differs from side to side")
-    lists = [list(settings.get(n, d)) for n, d in (("strides", [1, 1]), ("pads", [0, 0]), ("output_padding", [0, 0]))]
-    sizes = (lists[0], lists[1][:2], lists[2], settings.get("group", 1), list(settings.get("dilations", [1, 1])))
-    return Held(builder.emit("aten.conv_transpose2d.input", *_operands(builder, node), *sizes))
+    sizes = {"stride": list(settings.get("strides", [1, 1])), "padding": list(pads[:2])}
+    sizes["output_padding"] = list(settings.get("output_padding", [0, 0]))
+    groups, dilation = settings.get("group", 1), list(settings.get("dilations", [1, 1]))
+    plain = groups == 1 and dilation == [1, 1]
+    real = "aten.conv_transpose2d.input", *sizes.values(), groups, dilation
+    return _layer(builder, node, real, "int8.conv_transpose2d" if plain else None, axis=1, **sizes)
 
 
 def _max_pool(builder: Builder, node: Any, settings: dict[str, Any]) -> Known:
@@ -177,8 +199,21 @@ def _max_pool(builder: Builder, node: Any, settings: dict[str, Any]) -> Known:
 
 
 def _average_pool(builder: Builder, node: Any, settings: dict[str, Any]) -> Known:
-    sizes = (*_window(settings), False, bool(settings.get("count_include_pad", 0)))
-    return Held(builder.emit("aten.avg_pool2d.default", Value(builder.real(node.input[0])), *sizes))
+    sizes, counts, held = _window(settings), bool(settings.get("count_include_pad", 0)), builder.known[node.input[0]]
+
+    def real() -> str:
+        return builder.emit("aten.avg_pool2d.default", Value(builder.real(node.input[0])), *sizes, False, counts)
+
+    if not isinstance(held, Held) or not held.scale:
+        return Held(real())
+
+    def quantized(scale: float, output: list[int]) -> str:
+        factor = float(np.float32(held.scale) / np.float32(scale))
+        return builder.emit(
+            "int8.avg_pool2d", Value(held.name), *sizes, counts_padding=counts, zero=held.zero, factor=factor, output=output
+        )
+
+    return Pending(quantized, real)
 
 
 def _window(settings: dict[str, Any]) -> tuple[list[int], list[int], list[int]]:
@@ -239,8 +274,21 @@ def _layer_normalization(builder: Builder, node: Any, settings: dict[str, Any]) 
     return Held(builder.emit("aten.layer_norm.default", Value(x), size, *map(Value, weights), settings.get("epsilon", 1e-5)))
 
 
-def _matmul(builder: Builder, node: Any, _: dict[str, Any]) -> Known:
-    return Held(builder.emit("aten.matmul.default", *(Value(builder.real(name)) for name in node.input)))
+def _resize(builder: Builder, node: Any, settings: dict[str, Any]) -> Known:
+    """Nearest neighbours move; between neighbours, integers become integers of the same scale."""
+    name, mode = node.input[0], settings.get("mode", b"nearest")
+    if mode == b"nearest":
+        return moved(builder, node, settings)
+    held, shape = builder.known[name], builder.shape_of(name)
+    size, whole = resized(builder, node, settings, shape)
+    corners = settings.get("coordinate_transformation_mode", b"half_pixel")
+    plain = mode == b"linear" and len(shape) == 4 and whole and not settings.get("antialias") and size[:2] == list(shape[:2])
+    if not plain or corners not in (b"half_pixel", b"pytorch_half_pixel", b"align_corners") or (corners == b"half_pixel" and 1 in size[2:]):
+        raise Unavailable("it interpolates in another way than PyTorch's bilinear one")
+    aligned = corners == b"align_corners"
+    if isinstance(held, Held) and held.scale:
+        return replace(held, name=builder.emit("int8.upsample_bilinear2d", Value(held.name), size[2:], align_corners=aligned))
+    return Held(builder.emit("aten.upsample_bilinear2d.vec", Value(builder.real(name)), size[2:], aligned, None))
 
 
 OPERATIONS: dict[str, Callable[[Builder, Any, dict[str, Any]], Known]] = {
@@ -257,4 +305,5 @@ OPERATIONS: dict[str, Callable[[Builder, Any, dict[str, Any]], Known]] = {
     "Softmax": _softmax,
     "LayerNormalization": _layer_normalization,
     "MatMul": _matmul,
+    "Resize": _resize,
 }

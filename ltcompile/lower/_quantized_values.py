@@ -27,11 +27,23 @@ class Held:
 
 @dataclass(frozen=True)
 class Constant:
-    """Float32 values, and the integers that they were, with a scale for each slice along the first axis of `integers`."""
+    """Float32 values, and the integers that they were, with one scale, or one for each slice of `integers` along `axis`."""
 
     values: np.ndarray[Any, Any]
     integers: np.ndarray[Any, Any] | None = None
     scale: np.ndarray[Any, Any] | None = None
+    axis: int = 0
+
+    def scales(self, axis: int) -> np.ndarray[Any, Any] | None:
+        """A scale for each slice of the integers along `axis`; None where there are none."""
+        if self.integers is None or self.scale is None or (self.scale.size > 1 and self.axis != axis):
+            return None
+        return np.broadcast_to(self.scale.reshape(-1), self.integers.shape[axis])
+
+    @property
+    def transposed(self) -> Constant:
+        """A matrix the other way round."""
+        return Constant(self.values.T, None if self.integers is None else self.integers.T, self.scale, 1 - self.axis)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MOST = 1e6  # of what is rounded: far outside of 0 ... 255
+PARTS = 2048  # of the distance between two pixels; its square times 255 fits into 32 bits
 
 
 def rounded(v: Tensor, output: Sequence[int]) -> Tensor:
@@ -68,6 +69,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, factor: Tensor, *, zero: int
     return rounded(F.linear(x.double() - zero, weight.double(), bias.double()).float() * factor, output)
 
 
+def conv_transpose2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    factor: Tensor,
+    *,
+    zero: int,
+    stride: list[int],
+    padding: list[int],
+    output_padding: list[int],
+    output: list[int],
+) -> Tensor:
+    """The same of a transposed convolution, by weights (C, K, R, S)."""
+    sums = F.conv_transpose2d(x.double() - zero, weight.double(), bias.double(), stride, padding, output_padding).float()
+    return rounded(sums * factor[:, None, None], output)
+
+
 def add(x: Tensor, y: Tensor, *, zeros: Sequence[float], factors: Sequence[float], output: Sequence[float]) -> Tensor:
     """(x - zero) factor + (y - zero) factor, where factors are those of scales to the output's."""
     a, b = (_real(v, int(zero)) * torch.full((1,), factor, device=v.device) for v, zero, factor in zip((x, y), zeros, factors, strict=True))
@@ -83,6 +101,46 @@ def mean(x: Tensor, *, zero: int, factor: float, output: list[int]) -> Tensor:
     """The sum of x - zero over all places, times a factor: (N, C, H, W) -> (N, C, 1, 1)."""
     sums = (x.to(torch.int32) - zero).sum((2, 3), keepdim=True, dtype=torch.int32).float()
     return rounded(sums * torch.full((1,), factor, device=x.device), output)
+
+
+def avg_pool2d(
+    x: Tensor,
+    kernel: list[int],
+    stride: list[int],
+    padding: list[int],
+    *,
+    counts_padding: bool,
+    zero: int,
+    factor: float,
+    output: list[int],
+) -> Tensor:
+    """The sum of x - zero over each window, times a factor that is first divided by the window's places, with those of the padding or not."""
+    sums, places = (
+        F.avg_pool2d(v, kernel, stride, padding, divisor_override=1).float() for v in (x.double() - zero, torch.ones_like(x).double())
+    )
+    if counts_padding:
+        places = torch.full_like(places, kernel[0] * kernel[1])
+    return rounded(sums * (torch.full((1,), factor, device=x.device) / places), output)
+
+
+def upsample_bilinear2d(x: Tensor, size: list[int], *, align_corners: bool) -> Tensor:
+    """Images of `size` rows and columns; each number is the sum of four neighbours by weights in 2048ths along each axis, halves rounded up."""
+    (images, channels, _, _), (rows, columns) = x.shape, size
+    if x.is_meta:
+        return x.new_empty((images, channels, rows, columns))
+    v = x.to(torch.int32)
+    for dim, count in ((3, columns), (2, rows)):
+        low, high, part = (torch.tensor(n, dtype=torch.int32) for n in between(x.shape[dim], count, align_corners))
+        part = part.reshape(-1, *[1] * (3 - dim))
+        v = v.index_select(dim, low) * (PARTS - part) + v.index_select(dim, high) * part
+    return ((v + PARTS**2 // 2) >> 22).to(torch.uint8)
+
+
+def between(old: int, new: int, align_corners: bool) -> tuple[list[int], list[int], list[int]]:
+    """For each of `new` places: the two of `old` places between which PyTorch interpolates, and the weight of the second in 2048ths."""
+    at = F.interpolate(torch.arange(old, dtype=torch.float64)[None, None], new, mode="linear", align_corners=align_corners)[0, 0]
+    low = at.floor().clamp(0, old - 1)
+    return low.int().tolist(), (low + 1).clamp(max=old - 1).int().tolist(), ((at - low) * PARTS).round().int().tolist()
 
 
 def max_pool2d(x: Tensor, kernel: list[int], stride: list[int], padding: list[int]) -> Tensor:
@@ -101,5 +159,9 @@ def _real(x: Tensor, zero: int) -> Tensor:
 
 
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (quantize, dequantize, conv2d, linear, add, mul, mean, max_pool2d, lookup)
+    f.__name__: f
+    for f in (
+        *(quantize, dequantize, conv2d, conv_transpose2d, linear, add, mul, mean),
+        *(max_pool2d, avg_pool2d, upsample_bilinear2d, lookup),
+    )
 }

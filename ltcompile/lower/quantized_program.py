@@ -18,7 +18,7 @@ from ltcompile.lower._quantized_values import Builder, Constant, Held, Known
 from ltcompile.lower.fake_quantize import DEQUANTIZE, QUANTIZE
 from ltcompile.lower.program import Node, Program, Value
 
-_RULES = {**OPERATIONS, **dict.fromkeys(MOVES, moved)}
+_RULES = {**dict.fromkeys(MOVES, moved), **OPERATIONS}
 
 
 def integer_program(model: Any, shape: Sequence[int]) -> Program:
@@ -85,12 +85,12 @@ def _dequantized(builder: Builder, node: Any, settings: dict[str, Any]) -> Known
         return Held(known.name, *_scale(builder, node))
     assert isinstance(known, Constant)
     scale, zero = map(builder.array, node.input[1:])
-    axis = settings.get("axis", 1) if scale.size > 1 else 0
+    axis = settings.get("axis", 1) % known.values.ndim if scale.size > 1 else 0
     across = [-1 if at == axis else 1 for at in range(known.values.ndim)] if scale.size > 1 else []
     values = ((known.values.astype(np.int64) - zero.astype(np.int64).reshape(across)) * scale.reshape(across)).astype(np.float32)
-    if axis or zero.any() or not known.values.ndim:
+    if zero.any() or not known.values.ndim:
         return Constant(values)
-    return Constant(values, known.values, np.broadcast_to(scale.reshape(-1), (len(values),)))
+    return Constant(values, known.values, scale, axis)
 
 
 def _fused(program: Program) -> Program:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,38 +60,44 @@ def emit(
     call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
     if op.groups > 1 and output.lanes > filters and op.integers is None:
         call += _zero_lanes(output, filters)
-    if op.integers is not None:
-        arrays = {"weight": pack(packed_weight(op), op.groups), "bias": packed_bias(op, op.integers)}
-        return Code(call, arrays, INTEGER_HEADERS, items=f"{run}::ITEMS", functions=(text,))
-    return Code(call, {"weight": pack(op.weight, op.groups), "bias": _packed_bias(op)}, HEADERS, items=f"{run}::ITEMS", functions=(text,))
+    return Code(call, _packed(op), _headers(op), items=f"{run}::ITEMS", functions=(text,))
 
 
-def emit_transposed(weight: Array, bias: Array, stride: Sequence[int], padding: Sequence[int], x: Buffer, output: Buffer) -> Code:
-    """The code of a transposed convolution; weight is (C, K, R, S).
+def emit_transposed(op: Convolution, x: Buffer, output: Buffer) -> Code:
+    """The code of a transposed convolution of stride `op.stride`; the weight is (K, C, R, S), as that of others.
 
     Outputs p = m stride + a, for each remainder a, are a convolution of stride 1 with the taps r for which stride divides a + padding - r.
     """
     functions, calls, arrays = list[str](), list[str](), dict[str, Array]()
-    for a in range(min(stride[0], output.height)):
-        for b in range(min(stride[1], output.width)):
-            rows, columns = (
-                _phase(at, *sizes)
-                for at, sizes in ((a, (weight.shape[2], stride[0], padding[0])), (b, (weight.shape[3], stride[1], padding[1])))
-            )
-            taps = weight[:, :, rows.taps][:, :, :, columns.taps].transpose(1, 0, 2, 3)
-            op = Convolution(np.ascontiguousarray(taps), bias, padding=(rows.padding, columns.padding))
-            size = -(-(output.height - a) // stride[0]), -(-(output.width - b) // stride[1])
-            of = {"OH": size[0], "OW": size[1], "YR": stride[0] * output.row, "YP": stride[1] * output.stride, "LIMIT": output.lanes}
-            shape = replace(geometry(op, x), rows=size[0], columns=size[1])
-            layer, text = _layer(_sizes(op, [x], output) | of, [best(shape, isa, 1, (0, 1)) for isa in INSTRUCTION_SETS], op)
-            run, at = f"Convolution<{layer}>", len(calls)
-            to = f"$out + {a * output.row + b * output.stride}"
-            calls.append(f"if (phase == {at}) {run}::run($in0, $weight{at}, $bias, nullptr, {to}, 0, {run}::ITEMS);")
-            functions.append(text)
-            arrays |= {f"weight{at}": pack(op.weight), "bias": _packed_bias(op)}
+    kernel, stride = op.weight.shape[2:], op.stride
+    for at, (a, b) in enumerate(
+        itertools.product(*(range(min(n, size)) for n, size in zip(stride, (output.height, output.width), strict=True)))
+    ):
+        rows, columns = (_phase(*sizes) for sizes in zip((a, b), kernel, stride, op.padding, strict=True))
+        taps = np.ascontiguousarray(op.weight[:, :, rows.taps][:, :, :, columns.taps])
+        one = replace(op, weight=taps, stride=(1, 1), padding=(rows.padding, columns.padding))
+        size = -(-(output.height - a) // stride[0]), -(-(output.width - b) // stride[1])
+        of = {"OH": size[0], "OW": size[1], "YR": stride[0] * output.row, "YP": stride[1] * output.stride, "LIMIT": output.lanes}
+        shape = replace(geometry(one, x), rows=size[0], columns=size[1])
+        layer, text = _layer(_sizes(one, [x], output) | of, [best(shape, isa, 1, (0, 1)) for isa in INSTRUCTION_SETS], one)
+        run, to = f"Convolution<{layer}>", f"$out + {a * output.row + b * output.stride}"
+        calls.append(f"if (phase == {at}) {run}::run($in0, $weight{at}, $bias{at}, nullptr, {to}, 0, {run}::ITEMS);")
+        functions.append(text)
+        arrays |= {f"{name}{at}": array for name, array in _packed(one).items()}
     first, last = ("0", "1") if len(calls) == 1 else ("$begin", "$end")
     body = "\n".join([f"for (int phase = {first}; phase < {last}; phase++) {{", *calls, "}"])
-    return Code(body, arrays, HEADERS, items=str(len(calls)), functions=tuple(functions))
+    return Code(body, arrays, _headers(op), items=str(len(calls)), functions=tuple(functions))
+
+
+def _headers(op: Convolution) -> tuple[str, ...]:
+    return HEADERS if op.integers is None else INTEGER_HEADERS
+
+
+def _packed(op: Convolution) -> dict[str, Array]:
+    """The arrays of a layer of tiles."""
+    if op.integers is None:
+        return {"weight": pack(op.weight, op.groups), "bias": _packed_bias(op)}
+    return {"weight": pack(packed_weight(op), op.groups), "bias": packed_bias(op, op.integers)}
 
 
 @dataclass(frozen=True)
@@ -106,13 +113,13 @@ def _phase(remainder: int, kernel: int, stride: int, padding: int) -> _Taps:
     return _Taps(taps, len(taps) - 1 - (remainder + padding) // stride)
 
 
-def transposed_border(weight: Array, stride: Sequence[int], padding: Sequence[int], x: Sequence[int], out: Sequence[int]) -> int:
+def transposed_border(op: Convolution, x: Sequence[int], out: Sequence[int]) -> int:
     """The border of zeros that a transposed convolution reads around images of x's rows and columns."""
     need = 0
     for axis in (0, 1):
-        for a in range(min(stride[axis], out[axis])):
-            phase = _phase(a, weight.shape[2 + axis], stride[axis], padding[axis])
-            last = -(-(out[axis] - a) // stride[axis]) - 1 - phase.padding + len(phase.taps) - 1  # the last row that is read
+        for a in range(min(op.stride[axis], out[axis])):
+            phase = _phase(a, op.weight.shape[2 + axis], op.stride[axis], op.padding[axis])
+            last = -(-(out[axis] - a) // op.stride[axis]) - 1 - phase.padding + len(phase.taps) - 1  # the last row that is read
             need = max(need, phase.padding, last - (x[axis] - 1))
     return need
 

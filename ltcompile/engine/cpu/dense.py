@@ -78,17 +78,22 @@ def emit_layer(plan: Plan, name: str, op: Convolution, inputs: list[Image], out:
 
 
 def _transposed(plan: Plan, node: Node) -> None:
-    weight, bias = plan.constant(node.args[1]), argument(node, 2, None)
-    stride, padding, dilation = (tuple(pair(argument(node, at, default))) for at, default in ((3, [1, 1]), (4, [0, 0]), (7, [1, 1])))
-    if argument(node, 6, 1) != 1 or dilation != (1, 1):
+    weight, bias = plan.constant(node.args[1]).transpose(1, 0, 2, 3), argument(node, 2, None)
+    stride, padding = pair(argument(node, 3, [1, 1])), pair(argument(node, 4, [0, 0]))
+    if argument(node, 6, 1) != 1 or pair(argument(node, 7, [1, 1])) != [1, 1]:
         raise Unavailable("it is transposed, with groups or dilation")
-    if any(size < step for size, step in zip(weight.shape[2:], stride, strict=True)):
+    emit_transposed(
+        plan, node, Convolution(weight, _bias(plan, bias, weight), stride=(stride[0], stride[1]), padding=(padding[0], padding[1]))
+    )
+
+
+def emit_transposed(plan: Plan, node: Node, op: Convolution) -> None:
+    """A step of a transposed convolution; the weight of `op` is (K, C, R, S)."""
+    if any(size < step for size, step in zip(op.weight.shape[2:], op.stride, strict=True)):
         raise Unavailable("it is transposed, with strides above its kernel")
-    border = convolution.transposed_border(weight, stride, padding, plan.placed(node.args[0]).shape[2:], node.shape[2:])
-    x, out = plan.image(node.args[0], border), plan.result(node, 1)
-    zeros = np.zeros(weight.shape[1], np.float32) if bias is None else plan.constant(bias)
-    code = partial(convolution.emit_transposed, weight, zeros, stride, padding, x.buffer, out.buffer)
-    plan.step(node.name, code, out.address, in0=x.address)
+    border = convolution.transposed_border(op, plan.placed(node.args[0]).shape[2:], node.shape[2:])
+    x, out = plan.image(node.args[0], border), plan.result(node, 1, zero=op.integers.output[0] if op.integers else None)
+    plan.step(node.name, partial(convolution.emit_transposed, op, x.buffer, out.buffer), out.address, in0=x.address)
 
 
 def _linear(plan: Plan, node: Node) -> None:

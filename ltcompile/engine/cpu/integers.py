@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ltcompile.engine.cpu import convolution
 from ltcompile.engine.cpu.code import Array, Code, Convolution, Integers
-from ltcompile.engine.cpu.dense import emit_layer
+from ltcompile.engine.cpu.dense import emit_layer, emit_transposed
 from ltcompile.engine.cpu.loops import shared
 from ltcompile.engine.cpu.plan import IMAGES, Lazy, Plan
-from ltcompile.engine.cpu.pooling import max_pool
+from ltcompile.engine.cpu.pooling import Reduction, average_pool, max_pool, upsample
 from ltcompile.engine.cpu.quads import check_factors, literal, quads_of
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Node
@@ -48,6 +49,13 @@ def _conv2d(plan: Plan, node: Node) -> None:
     if residual is not None:
         images.append(plan.image(residual))
     emit_layer(plan, node.name, op, images, plan.result(node, 1, zero=_point(added[4] if added else node.kwargs["output"][0])))
+
+
+def _conv_transpose2d(plan: Plan, node: Node) -> None:
+    _bytes(plan, node.args[0])
+    _, weight, bias, factor = node.args
+    op = _layer(plan, node, weight, bias, factor, (), stride=tuple(node.kwargs["stride"]), padding=tuple(node.kwargs["padding"]))
+    emit_transposed(plan, node, replace(op, weight=np.ascontiguousarray(op.weight.transpose(1, 0, 2, 3))))
 
 
 def _linear(plan: Plan, node: Node) -> None:
@@ -163,8 +171,27 @@ sweep<{b.lanes}>([&](auto width, int c) {{
     plan.step(node.name, lambda: Code(text, headers=_HEADERS), y.address, in0=x.address)
 
 
+def _avg_pool2d(plan: Plan, node: Node) -> None:
+    _bytes(plan, node.args[0])
+    zero, low, high = (_point(v) for v in node.kwargs["output"])
+    check_factors(node.kwargs["factor"])
+    inside = f"sum - (bottom - top) * (right - left) * {_point(node.kwargs['zero'])}"
+    mean = f"exact(real<L>({inside}) * ({literal(node.kwargs['factor'])} / (float)({{places}})))"
+    finish = f"between(rounded<L>({mean}) + {zero}, {low}, {high})"
+    parts = Reduction("Ints<L> sum = {};", "sum += v;", finish, load="widen", store="narrow")
+    average_pool(plan, node, bool(node.kwargs["counts_padding"]), None, parts, zero)
+
+
+def _upsample_bilinear2d(plan: Plan, node: Node) -> None:
+    _bytes(plan, node.args[0])
+    if not isinstance(node.kwargs["align_corners"], bool):
+        raise Unavailable("it does not say whether corners are aligned")
+    upsample(plan, node)
+
+
 RULES = {
     "int8.conv2d": _conv2d,
+    "int8.conv_transpose2d": _conv_transpose2d,
     "int8.linear": _linear,
     "int8.quantize": _quantize,
     "int8.dequantize": _dequantize,
@@ -173,4 +200,6 @@ RULES = {
     "int8.mul": _mul,
     "int8.mean": _mean,
     "int8.max_pool2d": max_pool,
+    "int8.avg_pool2d": _avg_pool2d,
+    "int8.upsample_bilinear2d": _upsample_bilinear2d,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from ltcompile.engine.cpu.code import Buffer, Code
 from ltcompile.engine.cpu.loops import shared
 from ltcompile.engine.cpu.plan import Image, Plan
 from ltcompile.errors import Unavailable
+from ltcompile.lower.integer import PARTS, between
 from ltcompile.lower.passes._fusion import argument, pair
 from ltcompile.lower.program import Node
 
@@ -27,14 +29,29 @@ for (int p = $begin; p < $end; p++)
       const auto *from = in0 + top * {in_row} + left * {in_stride} + c;
       {start}
       for (int y = top; y < bottom; y++, from += {in_row})
-        for (int x = 0; x < (right - left) * {in_stride}; x += {in_stride}) {{ const auto v = load<L>(from + x); {combine} }}
-      store<L>(out + p * {out_row} + q * {out_stride} + c, {finish});
+        for (int x = 0; x < (right - left) * {in_stride}; x += {in_stride}) {{ const auto v = {load}<L>(from + x); {combine} }}
+      {store}<L>(out + p * {out_row} + q * {out_stride} + c, {finish});
     }});
   }}
 """
 
 
-def _window(x: Buffer, y: Buffer, bounds: str, start: str, combine: str, finish: str) -> Code:
+@dataclass(frozen=True)
+class Reduction:
+    """C++ of what becomes of a window's vectors `v`: a variable, what each does to it, the result, and how they are loaded and stored."""
+
+    start: str
+    combine: str
+    finish: str
+    load: str = "load"
+    store: str = "store"
+
+
+_LARGEST = Reduction("auto best = load<L>(from);", "best = larger(v, best);", "best")
+_AVERAGE = Reduction("Vector<L> sum = all<L>(0.0f);", "sum += v;", "sum / (float)({places})")
+
+
+def _window(x: Buffer, y: Buffer, bounds: str, parts: Reduction, places: str = "") -> Code:
     """A reduction of windows, whose `top`, `bottom`, `left` and `right` are `bounds` of the output's p and q."""
     text = _WINDOW.format(
         columns=y.width,
@@ -44,9 +61,7 @@ def _window(x: Buffer, y: Buffer, bounds: str, start: str, combine: str, finish:
         out_row=y.row,
         out_stride=y.stride,
         bounds=bounds,
-        start=start,
-        combine=combine,
-        finish=finish,
+        **asdict(replace(parts, finish=parts.finish.format(places=places))),
     )
     text, items = shared(text, y.height, y.floats)
     return Code(text, headers=(*_HEADERS, *([] if x.zero is None else ["int8.h"])), items=items)
@@ -80,8 +95,8 @@ def _float(value: float) -> str:
     return f"{np.float32(value)!s}f" if "." in str(np.float32(value)) or "e" in str(np.float32(value)) else f"{np.float32(value)!s}.0f"
 
 
-def _images(plan: Plan, node: Node, shape: tuple[int, ...] | None = None) -> tuple[Image, Image, Buffer, Buffer]:
-    zero = plan.zero(plan.placed(node.args[0]))
+def _images(plan: Plan, node: Node, shape: tuple[int, ...] | None = None, zero: int | None = None) -> tuple[Image, Image, Buffer, Buffer]:
+    zero = plan.zero(plan.placed(node.args[0])) if zero is None else zero
     x, y = plan.image(node.args[0], padded=True), plan.result(node, 1, shape, zero)
     return x, y, x.buffer, y.buffer
 
@@ -101,8 +116,7 @@ def max_pool(plan: Plan, node: Node) -> None:
         raise Unavailable("it has a dilation")
     x, y, xb, yb = _images(plan, node)
     bounds = _bounds(xb, kernel, stride, padding)
-    start = "auto best = load<L>(from);"
-    plan.step(node.name, lambda: _window(xb, yb, bounds, start, "best = larger(v, best);", "best"), y.address, in0=x.address)
+    plan.step(node.name, lambda: _window(xb, yb, bounds, _LARGEST), y.address, in0=x.address)
 
 
 def _bounds(x: Buffer, kernel: list[int], stride: list[int], padding: list[int]) -> str:
@@ -114,9 +128,13 @@ def _bounds(x: Buffer, kernel: list[int], stride: list[int], padding: list[int])
 
 
 def _avg_pool(plan: Plan, node: Node) -> None:
+    average_pool(plan, node, argument(node, 5, True), argument(node, 6, None), _AVERAGE)
+
+
+def average_pool(plan: Plan, node: Node, counts_padding: bool, divisor: Any, parts: Reduction, zero: int | None = None) -> None:
+    """A step of an average pool; the result of `parts` is of `places`, what is divided by."""
     kernel, stride, padding = _settings(plan, node)
-    counts_padding, divisor = argument(node, 5, True), argument(node, 6, None)
-    x, y, xb, yb = _images(plan, node)
+    x, y, xb, yb = _images(plan, node, zero=zero)
     bounds = _bounds(xb, kernel, stride, padding)
     area = "(bottom - top) * (right - left)"
     if counts_padding:
@@ -125,8 +143,7 @@ def _avg_pool(plan: Plan, node: Node) -> None:
             for at, k, step, pad, size in zip("pq", kernel, stride, padding, (xb.height, xb.width), strict=True)
         ]
         area = " * ".join(ends)
-    finish = f"sum / (float)({divisor or area})"
-    plan.step(node.name, lambda: _window(xb, yb, bounds, "Vector<L> sum = all<L>(0.0f);", "sum += v;", finish), y.address, in0=x.address)
+    plan.step(node.name, lambda: _window(xb, yb, bounds, parts, str(divisor or area)), y.address, in0=x.address)
 
 
 def _adaptive(combine: str) -> Callable[[Plan, Node], None]:
@@ -142,12 +159,10 @@ def _adaptive(combine: str) -> Callable[[Plan, Node], None]:
             f"const int {a} = {at} * {n} / {m}, {b} = (({at} + 1) * {n} + {m - 1}) / {m};"
             for at, a, b, n, m in (("p", "top", "bottom", xb.height, yb.height), ("q", "left", "right", xb.width, yb.width))
         )
-        if combine == "sum":
-            parts = "Vector<L> sum = all<L>(0.0f);", "sum += v;", "sum / (float)((bottom - top) * (right - left))"
-        else:
-            parts = "auto best = load<L>(from);", "best = larger(v, best);", "best"
+        parts = _AVERAGE if combine == "sum" else _LARGEST
+        if combine == "max":
             plan.values[node.name] = [plan.values[node.name]]  # PyTorch returns indices too
-        plan.step(node.name, lambda: _window(xb, yb, bounds, *parts), y.address, in0=x.address)
+        plan.step(node.name, lambda: _window(xb, yb, bounds, parts, "(bottom - top) * (right - left)"), y.address, in0=x.address)
 
     return rule
 
@@ -160,28 +175,36 @@ for (int p = $begin; p < $end; p++)
     {pointers}
     sweep<{lanes}>([&](auto width, int c) {{
       constexpr int L = decltype(width)::value;
-      store<L>(out + p * {out_row} + q * {out_stride} + c, {value});
+      {store}<L>(out + p * {out_row} + q * {out_stride} + c, {value});
     }});
   }}
 """
 
 
-def _upsample(plan: Plan, node: Node) -> None:
+def upsample(plan: Plan, node: Node) -> None:
+    """A step that resizes images: to nearest neighbours, or between neighbours."""
     smooth = "bilinear" in node.target
     x, y, xb, yb = _images(plan, node)
-    positions = [_positions(node, x.buffer, axis, size) for axis, size in ((0, yb.height), (1, yb.width))]
-    tables, pointers, value = [], "", "load<L>(a + c)"
-    for name, position, size, step in zip(("row", "column"), positions, (xb.height, xb.width), (xb.row, xb.stride), strict=True):
-        low = np.minimum(position.astype(int), size - 1)
+    whole = smooth and xb.zero is not None
+    tables, pointers, value, number, one = [], "", "load<L>(a + c)", "int" if whole else "float", PARTS if whole else "1.0f"
+    for axis, (name, size, new, step) in enumerate((("row", xb.height, yb.height, xb.row), ("column", xb.width, yb.width, xb.stride))):
+        parts: list[Any]
+        if whole:
+            low, _, parts = between(size, new, node.kwargs["align_corners"])
+        else:
+            position = _positions(node, xb, axis, new)
+            low = np.minimum(position.astype(int), size - 1).tolist()
+            parts = list(map(_float, position - low))
         tables.append(f"static const int {name}[] = {{{', '.join(map(str, low))}}};")
         if smooth:
-            part = position - low
-            tables.append(f"static const float {name}_part[] = {{{', '.join(map(_float, part))}}};")
+            tables.append(f"static const {number} {name}_part[] = {{{', '.join(map(str, parts))}}};")
             tables.append(f"static const int {name}_next[] = {{{', '.join(str(step if i + 1 < size else 0) for i in low)}}};")
     if smooth:
-        pointers = "const float *b = a + column_next[q], *d = a + row_next[p], *e = b + row_next[p];"
-        pointers += " const float v = row_part[p], u = column_part[q];"
-        value = "(1.0f - v) * ((1.0f - u) * load<L>(a + c) + u * load<L>(b + c)) + v * ((1.0f - u) * load<L>(d + c) + u * load<L>(e + c))"
+        pointers = "const auto *b = a + column_next[q], *d = a + row_next[p], *e = b + row_next[p];"
+        pointers += f" const {number} v = row_part[p], u = column_part[q];"
+        rows = (f"(({one} - u) * LOAD<L>({a} + c) + u * LOAD<L>({b} + c))" for a, b in ("ab", "de"))
+        value = " + ".join(f"{part} * {row}" for part, row in zip((f"({one} - v)", "v"), rows, strict=True))
+        value = f"({value} + {PARTS**2 // 2}) >> 22".replace("LOAD", "widen") if whole else value.replace("LOAD", "load")
     text = _RESIZE.format(
         tables="\n".join(tables),
         columns=yb.width,
@@ -192,6 +215,7 @@ def _upsample(plan: Plan, node: Node) -> None:
         out_row=yb.row,
         out_stride=yb.stride,
         value=value,
+        store="narrow" if whole else "store",
     )
     text, items = shared(text, yb.height, yb.floats)
     headers = (*_HEADERS, *([] if xb.zero is None else ["int8.h"]))
@@ -231,6 +255,6 @@ RULES = {
     "aten.adaptive_avg_pool1d.default": _adaptive("sum"),
     "aten.adaptive_max_pool2d.default": _adaptive("max"),
     "aten.mean.dim": _mean,
-    "aten.upsample_nearest2d.vec": _upsample,
-    "aten.upsample_bilinear2d.vec": _upsample,
+    "aten.upsample_nearest2d.vec": upsample,
+    "aten.upsample_bilinear2d.vec": upsample,
 }

@@ -44,6 +44,8 @@ def packed_bias(op: Convolution, integers: Integers) -> Array:
     start = op.bias.astype(np.int64) - integers.zero * weight.sum(1)
     largest = np.abs(start) + 255 * np.abs(weight).sum(1)
     factor = np.asarray(integers.factor, np.float32)
+    if not factor.shape == op.bias.shape == op.weight.shape[:1]:
+        raise Unavailable("its biases and factors are not one for each filter")
     if largest.max(initial=0) >= 1 << 31 or not bool((factor >= 0).all() and (largest * factor < MOST_ROUNDED).all()):
         raise Unavailable("its sums do not fit into 32 bits")
     each = len(op.weight) // op.groups if not is_depthwise(op) else len(op.weight)

@@ -128,6 +128,19 @@ class _Network:
                 return self.emit("int8.max_pool2d", x, [3, 3], [2, 2], [1, 1]), self.zero
             case "concat":
                 return self.emit("aten.cat.default", [Value(x), Value(self._same_zero(x, 8)), Value(self._same_zero(x, 5))], 1), self.zero
+            case "avgpool" if least > 1:
+                output, counts = self.output(), bool(self.rng.integers(2))
+                settings = {"counts_padding": counts, "zero": self.zero, "factor": 1.6, "output": output}
+                return self.emit("int8.avg_pool2d", x, [3, 2], [2, 1], [1, 1], **settings), output[0]
+            case "bilinear":
+                size = [int(n) for n in self.rng.integers(1, 9, 2)]
+                return self.emit("int8.upsample_bilinear2d", x, size, align_corners=bool(self.rng.integers(2))), self.zero
+            case "transposed":
+                weight, _, _ = self.weights(shape[1], width, 3, 4)
+                _, bias, factor = self.weights(width, shape[1], 3, 4)
+                sizes = {"stride": [2, 3], "padding": [1, 0], "output_padding": [1, 0], "output": self.output()}
+                made = self.emit("int8.conv_transpose2d", x, weight, bias, factor, zero=self.zero, **sizes)
+                return made, sizes["output"][0]
             case "nearest":
                 return self.emit("aten.upsample_nearest2d.vec", x, [2 * side for side in shape[2:]], None), self.zero
             case "float":
@@ -155,7 +168,7 @@ class _Network:
 
 STEPS = (
     *("conv", "conv1", "dilated", "strided", "pooled", "residual", "depthwise", "depthwise5", "grouped", "add", "gate", "lookup"),
-    *("maxpool", "concat", "nearest", "float", "linear"),
+    *("maxpool", "concat", "nearest", "float", "linear", "avgpool", "bilinear", "transposed"),
 )
 
 
@@ -163,9 +176,9 @@ STEPS = (
 def cases() -> list[Case]:
     """All steps, over odd widths and tiny images, with weights of seven and of eight bits."""
     return [
-        _Network(3, (9, 10), ["conv", "residual", "pooled", "depthwise", "concat", "conv1", "gate"], 0).case(),
+        _Network(3, (9, 10), ["conv", "residual", "pooled", "depthwise", "concat", "conv1", "gate", "bilinear"], 0).case(),
         _Network(13, (7, 5), ["depthwise5", "lookup", "grouped", "strided", "add", "maxpool", "linear"], 1).case(),
-        _Network(5, (2, 3), ["nearest", "dilated", "float", "conv", "linear"], 2).case(),
+        _Network(5, (2, 3), ["nearest", "avgpool", "transposed", "dilated", "float", "conv", "linear"], 2).case(),
     ]
 
 
@@ -204,14 +217,16 @@ class _Many(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(24, 6, 1)
-        self.squeeze, self.up, self.head = nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(6, 5, 2, 2), nn.Linear(5 * 16, 9)
+        self.squeeze, self.up = nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(6, 5, 2, 2)
+        self.tokens, self.head = nn.Linear(5, 5, bias=False), nn.Linear(5 * 16, 9)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.hardswish(self.a(x))
         y = F.relu6(self.b(x)) + x
         y = y * F.sigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))
         y = self.c(F.max_pool2d(torch.cat([F.silu(y), x, F.interpolate(F.avg_pool2d(y, 2), size=x.shape[2:])], 1), 2))
-        return self.head(F.leaky_relu(self.up(y)).flatten(1)).softmax(1)
+        y = F.interpolate(F.leaky_relu(self.up(y)), size=(5, 6), mode="bilinear")[:, :, :4, :4]
+        return self.head(self.tokens(y.permute(0, 2, 3, 1)).flatten(1)).softmax(1)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +239,9 @@ def test_a_quantized_file_becomes_a_program_on_integers(quantized: Any) -> None:
     """It answers as the file does without a runtime, up to few roundings to the other side, and as ONNX Runtime does."""
     program, images = quantized.single, pictures(128)
     targets = [node.target for node in program.nodes]
-    assert targets.count("int8.conv2d") == 4 and {"int8.lookup", "int8.mul", "int8.mean", "aten.cat.default"} <= set(targets)
+    assert targets.count("int8.conv2d") == 4 and targets.count("int8.linear") == 2
+    whole = {f"int8.{name}" for name in ("lookup", "mul", "mean", "avg_pool2d", "conv_transpose2d", "upsample_bilinear2d")}
+    assert whole < set(targets) and targets.count("int8.quantize") == 2  # of the images and of the softmax
     found = torch.cat([program.run(image) for image in images.split(1)]).numpy()
     torch.manual_seed(0)
     exact = _Many().eval()
