@@ -7,13 +7,16 @@ rounding simulated, and an `Expected` holds both. With exact outputs x, simulate
     noise  e = rms(s - x)                         what rounding does to this network
     error    = rms(y - s)           <= 1.5 e      over N >= 100 inputs (4 e over fewer)
     shift    = rms(mean_n(y - s))   <= 0.3 e      over N >= 100: the mean over inputs, output by output
+    shift_j  = |mean_n(y - s)_j|    <= max(t se_j, 0.3 e_j), likewise: of output j, se_j = sd_n(y - s)_j / sqrt(N), e_j below
     changed  = share of y's classes that are not x's: at most four standard errors above s's share, over N >= 100
 
 Why these hold for every runtime that computes the network: it rounds where the simulation does, or in fewer places where it fuses, so y - x
 has about the size of e or less. At best its roundings are the simulation's, at worst they are independent of them, and errors add up to
 sqrt(2) e. What is the same for all inputs, the rounding of weights, is the same in s and y; roundings of activations have no sign that they
 keep from input to input, so the mean over N inputs is near sqrt(2) e / sqrt(N), at most 0.15 e, of which twice is allowed. A wrong filter
-moves all inputs alike, which is what the shift sees. Few inputs estimate a root mean square badly: of an image with ten outputs, the ratio of
+moves all inputs alike, which is what the shift sees. It may move one output alone, whose shift is refused where it is neither small, of 0.3
+e_j, nor chance: t is the quantile of Student's t that the largest of the shifts exceeds in one case of two thousand. e_j^2 is the mean of e^2
+and of the output's own, which rounding may happen to spare. Few inputs estimate a root mean square badly: of an image with ten outputs, the ratio of
 two that are equal on average is beyond 2 in one case of seven, and beyond 4 in less than one of a thousand. Inputs that a network hardly
 distinguishes are rounded alike, and count as few: where its outputs spread over them by less than 0.3 of their size, as an untrained deep
 network's do. To each bound comes what fp32 may be off, 1e-4 of the largest output: runtimes add in another order.
@@ -25,6 +28,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any, TypeVar
 
 import numpy as np
@@ -42,6 +46,7 @@ REWRITE_TOLERANCE = 1e-5  # of the largest output, for the same arithmetic in an
 KERNEL_TOLERANCES = {"torch.float32": 1e-5, "torch.float16": 2e-3, "torch.bfloat16": 2e-2}  # of a kernel's sum of variance 1
 LEAST_INPUTS = 100  # for a share of classes, a mean over inputs or an accuracy to say anything
 ERROR_OF_NOISE, ERROR_OF_NOISE_FEW, SHIFT_OF_NOISE = 1.5, 4.0, 0.3
+FALSE_ALARMS = 5e-4  # share of runs in which a shift of single outputs that is chance is refused
 STANDARD_ERRORS = 4.0
 LEAST_SPREAD = 0.3
 LEAST_OUTPUT = 1e-3  # of the largest: smaller outputs are small because larger numbers cancel, with the rounding of those
@@ -127,7 +132,7 @@ class Expected:
         if not math.isfinite(self.noise):
             return "rounding makes outputs nan or inf: the precision does not hold this network's values"
         s, different = _array(tile(self.rounded[:there], len(found))), min(there, len(found))
-        reason = self._refusal_of_rounded(y - s, different >= LEAST_INPUTS and self._separates_inputs)
+        reason = self._refusal_of_rounded(y - s, different if different >= LEAST_INPUTS and self._separates_inputs else 0)
         return reason if reason or different < LEAST_INPUTS else _refusal_of_classes(y, s, x)
 
     def compare(self, found: Any) -> Compared:
@@ -147,14 +152,24 @@ class Expected:
         """The root mean square of what rounding changes in the outputs; 0 in fp32."""
         return 0.0 if self.rounded is None else _rms(_array(self.rounded) - _array(self.exact))
 
-    def _refusal_of_rounded(self, off: Array, enough: bool) -> str:
-        limit, error, shift = self._limit(enough), _rms(off), _rms(off.mean(0))
+    def _refusal_of_rounded(self, off: Array, enough: int) -> str:
+        """Of differences from the simulation, over `enough` inputs; 0 where those are too few."""
+        limit, error, shift = self._limit(enough > 0), _rms(off), _rms(off.mean(0))
         if not error <= limit:
             return f"outputs are off by {self._text(error)} (RMS) from a simulation of the rounding; {self._text(limit)} is allowed"
         most = SHIFT_OF_NOISE * self.noise + self._floor
         if enough and not shift <= most:
             return f"outputs are shifted by {self._text(shift)} from a simulation of the rounding; {self._text(most)} is allowed"
+        if enough and self._largest_shift(off, enough) > 1:
+            return f"an output is shifted by {self._largest_shift(off, enough):.2f} times what rounding may shift it"
         return ""
+
+    def _largest_shift(self, off: Array, inputs: int) -> float:
+        """Over outputs, the shift relative to what is allowed."""
+        noise = np.sqrt((np.square(_array(self.rounded) - _array(self.exact)).mean(0) + self.noise**2) / 2)
+        chance = _student(1 - FALSE_ALARMS / 2 / max(noise.size, 1), inputs - 1) * off.std(0) / math.sqrt(inputs - 1)
+        allowed = np.maximum(chance, SHIFT_OF_NOISE * noise) + self._floor
+        return float((np.abs(off.mean(0)) / np.maximum(allowed, TINY)).max(initial=0.0))
 
     @cached_property
     def _separates_inputs(self) -> bool:
@@ -222,6 +237,12 @@ def _refusal_of_classes(y: Array, s: Array, x: Array) -> str:
     likely = (usual * count + 1) / (count + 2)  # a share of none is not known to be none
     most = usual + STANDARD_ERRORS * math.sqrt(2 * likely * (1 - likely) / count)
     return "" if found <= most else f"{found:.1%} of {count} inputs change their class; rounding alone changes {usual:.1%}"
+
+
+def _student(level: float, freedom: int) -> float:
+    """A quantile of Student's t, within 1 % from 99 degrees of freedom on: the first terms of its expansion about the normal one."""
+    z = NormalDist().inv_cdf(level)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def _rms(values: Array) -> float:

@@ -3,8 +3,8 @@
 A lease is a file that one process creates exclusively (O_EXCL), which NFS does atomically; no lock is used, for locks do not hold there. Its
 first line is a counter that the owner raises in place, through its open file: where another process took over, that file is no longer the
 newest, and raising it changes nothing. An observer calls a lease expired where the counter did not change for some seconds of the
-observer's own monotonic clock, so that no two clocks are compared. Taking over creates the file of the next number, which one process
-alone can. Files of earlier numbers stay until the work is done: they are the record of its attempts.
+observer's own monotonic clock, so that no two clocks are compared; a tenth of them where its owner was killed before it wrote its name.
+Taking over creates the file of the next number, which one process alone can. Files of earlier numbers stay until the work is done: they are the record of its attempts.
 """
 
 from __future__ import annotations
@@ -233,7 +233,8 @@ class Observer:
         beat, since = self._seen.get(path, (None, now))
         if beat != held.beat:
             self._seen[path] = held.beat, (since := now)
-        return held, held.state == "running" and (now - since > self.lease_s or held.ended_here)
+        patience = self.lease_s if held.info else self.lease_s / 10
+        return held, held.state == "running" and (now - since > patience or held.ended_here)
 
 
 def claim(stem: str, info: dict[str, Any], observer: Observer, now: float) -> Lease | None:

@@ -205,6 +205,14 @@ class TestBounds:
             assert "off by" in expected.refusal(found + 2 * (found - expected.exact))
             assert "shifted by" in expected.refusal(expected.rounded + 0.4 * expected.noise)
 
+    def test_a_shift_of_one_output_alone_is_no_rounding(self) -> None:
+        for seed in range(50):
+            expected, found = simulated(seed, 0.05)
+            honest = 0.3 * found + 0.7 * np.asarray(expected.rounded)
+            assert not expected.refusal(honest)
+            honest[:, seed % 10] += 0.8 * expected.noise
+            assert "an output is shifted by" in expected.refusal(honest)
+
     def test_inputs_that_are_all_alike_are_few(self) -> None:
         """An untrained network answers nearly the same to all, and rounds nearly the same."""
         rng = np.random.default_rng(0)
