@@ -4,7 +4,8 @@ A lease is a file that one process creates exclusively (O_EXCL), which NFS does 
 first line is a counter that the owner raises in place, through its open file: where another process took over, that file is no longer the
 newest, and raising it changes nothing. An observer calls a lease expired where the counter did not change for some seconds of the
 observer's own monotonic clock, so that no two clocks are compared; a tenth of them where its owner was killed before it wrote its name.
-Taking over creates the file of the next number, which one process alone can. Files of earlier numbers stay until the work is done: they are the record of its attempts.
+Taking over creates the file of the next number, which one process alone can. Files of earlier numbers stay until the work is done: they are
+the record of its attempts.
 """
 
 from __future__ import annotations
