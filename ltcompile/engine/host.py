@@ -19,6 +19,7 @@ from ltcompile.core.onnx_file import read_onnx
 from ltcompile.core.records import cpu_name, versions
 from ltcompile.engine.agreement import Agreement, agreement, agreement_of_file
 from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts, tuning
+from ltcompile.engine.cpu.bf16 import in_bf16
 from ltcompile.engine.cpu.code import Choice
 from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import CompiledArtifacts, Progress, Settings
@@ -169,7 +170,9 @@ def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], preci
                 return replace(found, refusal=str(reason))
         single, programs, refusal = None, {}, None
         try:
-            single = lower(model, example[:1]).program if precision == "fp32" else None
+            single = lower(model, example[:1]).program
+            if precision == "bf16":
+                single = in_bf16(single)
             programs = {batch: precisions.rewrite(lower(model, tile(example, batch)).program, precision) for batch in batches}
         except InvalidModel as error:  # runtimes may read its ONNX form all the same
             refusal, single = error, None

@@ -68,6 +68,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -
     return ACTIVATIONS[activation](F.linear(x, weight, _like(bias, x)))
 
 
+def mixed_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *, dtype: torch.dtype, **settings: Any) -> Tensor:
+    """`conv2d` in float32 of tensors of any type, as `dtype`."""
+    return conv2d(x.float(), weight.float(), bias, None if residual is None else residual.float(), **settings).to(dtype)
+
+
+def mixed_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, dtype: torch.dtype, activation: str) -> Tensor:
+    """`linear` in float32 of tensors of any type, as `dtype`."""
+    return linear(x.float(), weight.float(), bias, activation=activation).to(dtype)
+
+
 def _like(bias: Tensor | None, x: Tensor) -> Tensor | None:
     """A bias in the type of x; programs in half precision hold it in fp32, as the kernels add it."""
     return None if bias is None else bias.to(x.dtype)
@@ -91,6 +101,7 @@ def leave(x: Tensor, channels: int) -> Tensor:
 
 
 _FUSED: dict[str, Callable[..., Tensor]] = {"conv2d": conv2d, "linear": linear, "pooled_head": pooled_head}
+_MIXED: dict[str, Callable[..., Tensor]] = {"conv2d": mixed_conv2d, "linear": mixed_linear}
 _LAYOUT: dict[str, Callable[..., Tensor]] = {"enter": enter, "leave": leave}
 KERNELS = ("conv2d", "depthwise", "grouped", "linear", "maxpool", "pooled_head")
 
@@ -98,19 +109,23 @@ KERNELS = ("conv2d", "depthwise", "grouped", "linear", "maxpool", "pooled_head")
 def known(target: str) -> bool:
     """Whether programs may call `target`; imports nothing."""
     family, _, name = target.partition(".")
-    names = {"aten": _ATEN, "fused": _FUSED, "int8": integer.OPERATIONS, "layout": _LAYOUT, "kernel": KERNELS}
+    names = {"aten": _ATEN, "fused": _FUSED, "mixed": _MIXED, "int8": integer.OPERATIONS, "layout": _LAYOUT, "kernel": KERNELS}
     return target == "getitem" or name in names.get(family, ())
 
 
 def find(target: str) -> Callable[..., Any]:
-    """The function of "aten.NAME.OVERLOAD", "fused.NAME", "int8.NAME", "kernel.NAME", "layout.NAME" or "getitem"; KeyError for anything else."""
+    """The function of "aten.NAME.OVERLOAD", "fused.NAME", "mixed.NAME", "int8.NAME", "kernel.NAME", "layout.NAME" or "getitem".
+
+    Raises:
+        KeyError: it is anything else.
+    """
     if not known(target):
         raise KeyError(target)
     if target == "getitem":
         return operator.getitem
     family, _, name = target.partition(".")
-    if family in ("fused", "int8", "layout"):
-        return {"fused": _FUSED, "int8": integer.OPERATIONS, "layout": _LAYOUT}[family][name]
+    if family in ("fused", "mixed", "int8", "layout"):
+        return {"fused": _FUSED, "mixed": _MIXED, "int8": integer.OPERATIONS, "layout": _LAYOUT}[family][name]
     if family == "kernel":
         return getattr(kernels.load(name), name)  # type: ignore[no-any-return]
     packet, _, overload = name.partition(".")

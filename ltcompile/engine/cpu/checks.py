@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ltcompile.errors import Unavailable
 from ltcompile.kernels import ACTIVATIONS
+from ltcompile.lower.operations import WORDS
 from ltcompile.lower.program import Node, Program, Value, mapped
 
 
@@ -34,8 +35,11 @@ def check(program: Program) -> None:
                     found = values[node.name] = node.run(values)
         except Exception as error:  # whatever a file made PyTorch do
             raise Unavailable(f"{where} cannot be computed: {error}") from error
-        if isinstance(found, Tensor) and (tuple(found.shape) != node.shape or found.dtype not in (torch.float32, torch.uint8)):
+        if isinstance(found, Tensor) and (tuple(found.shape) != node.shape or found.dtype not in _DTYPES):
             raise Unavailable(f"{where} computes {found.dtype} {tuple(found.shape)}, not float32 {node.shape}")
+
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
 
 
 def _check_word(where: str, value: Any) -> None:
@@ -69,23 +73,29 @@ def _dense(node: Node, values: Mapping[str, Any]) -> Tensor | None:
 
     PyTorch would import its compiler for their shapes, which takes a second.
     """
-    kind = node.target.rpartition(".")[2] if node.target.startswith(("fused.", "int8.")) else ""
-    if kind not in ("conv2d", "linear", "pooled_head") or not all(isinstance(v, Value | None) for v in node.args):
+    family, _, kind = node.target.rpartition(".")
+    if (
+        family not in ("fused", "mixed", "int8")
+        or kind not in ("conv2d", "linear", "pooled_head")
+        or not all(isinstance(v, Value | None) for v in node.args)
+    ):
         return None
-    integers, settings = node.target.startswith("int8."), dict(node.kwargs)
+    integers, mixed, settings = family == "int8", family == "mixed", dict(node.kwargs)
     tensors: list[Any] = [None if v is None else values[v.name] for v in node.args]
     x, weight, bias, *rest = tensors
     dtype = torch.uint8 if integers else torch.float32
+    into = WORDS.get(str(settings.get("dtype"))) if mixed else dtype
+    same = (torch.float32, torch.bfloat16) if mixed else (dtype,)
     vectors = [bias, *rest[:1]] if integers else [bias]  # one number for each filter
     residual = rest[-1] if kind == "conv2d" else None
     known = integers or settings.get("activation") in ACTIVATIONS
-    if not known or x.dtype != dtype or any(v is not None and v.shape != weight.shape[:1] for v in vectors):
+    if not known or into not in _DTYPES or x.dtype not in same or any(v is not None and v.shape != weight.shape[:1] for v in vectors):
         return None
     if kind != "conv2d":
         places = 4 if kind == "pooled_head" else x.dim()
         inside = weight.dim() == 2 and x.dim() == places and weight.shape[1] == x.shape[1 if kind == "pooled_head" else -1]
         shape = (x.shape[0], len(weight)) if kind == "pooled_head" else (*x.shape[:-1], len(weight))
-        return torch.empty(shape, device="meta", dtype=dtype) if inside else None
+        return torch.empty(shape, device="meta", dtype=into) if inside else None
     sizes = [settings["stride"], settings["padding"], settings.get("dilation", [1, 1])]
     groups, count = settings["groups"], 1 + bool(settings["pool"])
     numbers = [*(n for size in sizes for n in size), groups]
@@ -98,6 +108,6 @@ def _dense(node: Node, values: Mapping[str, Any]) -> Tensor | None:
         for size, kernel, stride, pad, dilation in zip(x.shape[2:], weight.shape[2:], *sizes, strict=True)
     )
     plain = (x.shape[0], len(weight), rows, columns)
-    if min(rows, columns) < count or (residual is not None and (tuple(residual.shape) != plain or residual.dtype != dtype)):
+    if min(rows, columns) < count or (residual is not None and (tuple(residual.shape) != plain or residual.dtype not in same)):
         return None
-    return torch.empty((*plain[:2], rows // count, columns // count), device="meta", dtype=dtype)
+    return torch.empty((*plain[:2], rows // count, columns // count), device="meta", dtype=into)

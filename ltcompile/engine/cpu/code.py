@@ -32,6 +32,7 @@ class Buffer:
 
     `stride` is the number of floats from pixel to pixel. `lanes` of them are written, zeros behind `channels`; a slice of a concatenation
     has lanes == channels, a multiple of 8. With a `zero` point, they are bytes: it fills the border, and what follows the channels is anything.
+    Where it is `half`, they are bf16. Sizes and offsets count these.
     """
 
     height: int
@@ -41,6 +42,17 @@ class Buffer:
     stride: int
     lanes: int
     zero: int | None = None
+    half: bool = False
+
+    @property
+    def bytes_each(self) -> int:
+        """The size of an element."""
+        return 1 if self.zero is not None else 4 // (1 + self.half)
+
+    @property
+    def type(self) -> str:
+        """Elements in C++."""
+        return {1: "uint8_t", 2: "bf16", 4: "float"}[self.bytes_each]
 
     @property
     def row(self) -> int:
@@ -60,7 +72,7 @@ class Buffer:
     @property
     def memory(self) -> int:
         """The size in floats; behind bytes, a vector of them may be read."""
-        return self.floats if self.zero is None else -(-(self.floats + SLACK) // 4)
+        return -(-(self.floats * self.bytes_each + SLACK * (self.zero is not None)) // 4)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class Convolution:
     """pool(act(conv(x, weight) + bias + residual)): every dense layer. A linear layer has a 1x1 kernel, or one as large as its image.
 
     `weight` is (K, C / groups, R, S), `bias` (K,), of whole numbers where there are `integers`; `pool` is a 2x2 max pool with stride 2; the
-    residual is added before the activation.
+    residual is added before the activation. Where it is `half`, the input and the weight are bf16.
     """
 
     weight: Array
@@ -91,6 +103,12 @@ class Convolution:
     pool: bool = False
     residual: bool = False
     integers: Integers | None = None
+    half: bool = False
+
+    @property
+    def step(self) -> int:
+        """Channels in a number of 32 bits."""
+        return 4 if self.integers is not None else 1 + self.half
 
     def out_size(self, x: Buffer) -> tuple[int, int]:
         """Rows and columns of the result in front of the pool."""

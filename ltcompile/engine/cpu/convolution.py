@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, Convolution
-from ltcompile.engine.cpu.quads import constants, is_depthwise, packed_bias, packed_depthwise, packed_weight, quads_of
+from ltcompile.engine.cpu.quads import constants, is_depthwise, packed_bias, packed_depthwise, packed_weight
 from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, WEIGHT_LANES, Geometry, Tiling, best, instruction_set
 
 HEADERS = ("vector.h", "activations.h", "convolution.h")
@@ -30,7 +30,8 @@ class Layer:
     output: Buffer
 
     def code(self, choice: Choice | None = None, threads: int = 1, portable: bool = True) -> Code:
-        return emit(self.op, self.inputs, self.output, choice, threads, portable)
+        code = emit(self.op, self.inputs, self.output, choice, threads, portable)
+        return replace(code, headers=(*code.headers, "sweep.h", "bf16.h")) if any(b.half for b in (*self.inputs, self.output)) else code
 
 
 def emit(
@@ -55,7 +56,8 @@ def emit(
     tilings = _tilings(shape, choice, threads, direct, portable)
     if tilings[0].block:
         return _winograd(op, inputs, output, shape, tilings)
-    layer, text = _layer(_sizes(one, inputs, output) | {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}, tilings, op)
+    limit = {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}
+    layer, text = _layer(_sizes(one, inputs, output) | limit, tilings, op, _types(inputs, output))
     run = f"Grouped<{layer}, {op.groups}>" if op.groups > 1 else f"Convolution<{layer}>"
     call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
     if op.groups > 1 and output.lanes > filters and op.integers is None:
@@ -95,9 +97,8 @@ def _headers(op: Convolution) -> tuple[str, ...]:
 
 def _packed(op: Convolution) -> dict[str, Array]:
     """The arrays of a layer of tiles."""
-    if op.integers is None:
-        return {"weight": pack(op.weight, op.groups), "bias": _packed_bias(op)}
-    return {"weight": pack(packed_weight(op), op.groups), "bias": packed_bias(op, op.integers)}
+    weight = op.weight if op.step == 1 else packed_weight(op)
+    return {"weight": pack(weight, op.groups), "bias": packed_bias(op, op.integers) if op.integers else _packed_bias(op)}
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ def _winograd(op: Convolution, inputs: Sequence[Buffer], output: Buffer, shape: 
     ones = {"R": 1, "S": 1, "SH": 1, "SW": 1, "DH": 1, "DW": 1, "PH": 0, "PW": 0}
     sizes = {"C": channels, "K": filters, "H": 1, "W": product.columns, "OH": 1, "OW": product.columns}
     inner, inner_text = _layer({**sizes, **ones, **of}, tilings, replace(op, activation="none"))
-    outer, outer_text = _layer(_sizes(op, inputs, output) | {"LIMIT": output.lanes, "BLOCK": block}, tilings, op)
+    limit = {"LIMIT": output.lanes, "BLOCK": block}
+    outer, outer_text = _layer(_sizes(op, inputs, output) | limit, tilings, op, _types(inputs, output))
     run = f"Winograd<{outer}, {inner}>"
     call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $scratch, $begin, $end);"
     arrays = {"weight": pack_winograd(op.weight), "bias": _packed_bias(op)}
@@ -162,9 +164,8 @@ def _depthwise(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> Cod
         w for w in (8, 7, 6, 5, 4, 3, 2, 1) if (w <= shape.columns and (shape.columns % w == 0 or w == 4)) and w % (1 + op.pool) == 0
     )
     tiling = Tiling(1, 1 + op.pool, width)
-    layer, text = _layer(
-        _sizes(op, inputs, output) | {"LIMIT": output.lanes}, [tiling, Tiling(1, 1 + op.pool, 4 - 2 * (width < 4)), tiling], op
-    )
+    tilings = [tiling, Tiling(1, 1 + op.pool, 4 - 2 * (width < 4)), tiling]
+    layer, text = _layer(_sizes(op, inputs, output) | {"LIMIT": output.lanes}, tilings, op, _types(inputs, output))
     filters, _, *kernel = op.weight.shape
     blocks = -(-filters // WEIGHT_LANES)
     weight = np.zeros((blocks * WEIGHT_LANES, *kernel), np.float32)
@@ -201,9 +202,8 @@ def geometry(op: Convolution, x: Buffer) -> Geometry:
     """What the tiles of a convolution depend on; of one group where it has several."""
     filters, channels, *kernel = op.weight.shape
     rows, columns = op.out_size(x)
-    channels, integers = (channels, False) if op.integers is None else (quads_of(channels), True)
-    image = (x.height, x.width)
-    return Geometry(channels, filters, (kernel[0], kernel[1]), op.stride, op.padding, op.dilation, image, rows, columns, op.pool, integers)
+    sizes = (op.stride, op.padding, op.dilation, (x.height, x.width), rows, columns, op.pool, op.step > 1)
+    return Geometry(-(-channels // op.step), filters, (kernel[0], kernel[1]), *sizes)
 
 
 def pack(weight: NDArray[Any], groups: int = 1) -> NDArray[Any]:
@@ -243,7 +243,7 @@ def _sizes(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> dict[st
     steps = {f"{name}{axis}": pair[at] for name, pair in pairs.items() for at, axis in enumerate("HW")}
     return {
         **{
-            "C": channels if op.integers is None else quads_of(channels),
+            "C": -(-channels // op.step),
             "GROUP": channels,
             "K": filters,
             "R": kernel[0],
@@ -274,9 +274,16 @@ def _tilings(shape: Geometry, choice: Choice | None, threads: int, direct: bool,
     return [first if isa.lanes == lanes else best(shape, isa, threads, kind) for isa in INSTRUCTION_SETS]
 
 
-def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], op: Convolution) -> tuple[str, str]:
-    """The name and the definition of the struct of a layer's constants; equal layers have equal names."""
-    more, lines = {"KEEPS_ZERO": int(op.activation in KEEP_ZERO)}, ""
+def _types(inputs: Sequence[Buffer], output: Buffer) -> str:
+    """Types of a layer that are not those of its base."""
+    if not output.half and not any(b.half for b in inputs):
+        return ""
+    return f"  typedef {inputs[-1].type} A;\n  typedef {output.type} Y;\n"
+
+
+def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], op: Convolution, lines: str = "") -> tuple[str, str]:
+    """The name and the definition of the struct of a layer's constants and types; equal layers have equal names."""
+    more = {"KEEPS_ZERO": int(op.activation in KEEP_ZERO)}
     if op.integers is not None:
         more, lines = constants(op, op.integers)
         tilings = tilings if op.integers.zero == 0 else [replace(t, fixed=False) for t in tilings]  # borders count
@@ -285,9 +292,9 @@ def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], op: Convolution) ->
         for name in ("vectors", "height", "width", "split", "fixed", "parts")
     }
     numbers = ", ".join(f"{name} = {value}" for name, value in {**sizes, **picks, **more}.items())
-    base = "Real" if op.integers is None else "Integer"
+    base = "Integer" if op.integers else "Pairs" if op.half else "Real"
     if op.integers is None:
-        lines = f"  template <class V> static LT_INLINE V act(const V &v) {{ return act_{op.activation}(v); }}\n"
+        lines += f"  template <class V> static LT_INLINE V act(const V &v) {{ return act_{op.activation}(v); }}\n"
     body = f"struct $name : {base} {{\n  enum : int {{ {numbers} }};\n{lines}}};"
     name = f"Layer{hashlib.sha256(body.encode()).hexdigest()[:12]}"
     return name, body.replace("$name", name)
@@ -295,7 +302,7 @@ def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], op: Convolution) ->
 
 def _zero_lanes(output: Buffer, filters: int) -> str:
     at = f"$out + p * {output.row} + q * {output.stride} + {filters}"
-    bytes_ = (output.lanes - filters) * 4
+    bytes_ = (output.lanes - filters) * output.bytes_each
     return (
         f"\nif ($begin == 0) for (int p = 0; p < {output.height}; ++p) for (int q = 0; q < {output.width}; ++q) memset({at}, 0, {bytes_});"
     )

@@ -19,6 +19,7 @@ from ltcompile.lower.program import Node, Value
 def _fused_conv2d(plan: Plan, node: Node) -> None:
     x, weight, bias, residual = node.args
     settings = dict(node.kwargs)
+    settings.pop("dtype", None)
     sizes = {"stride": tuple(settings.pop("stride")), "padding": tuple(settings.pop("padding"))}
     _convolve(plan, node, x, plan.constant(weight), bias, residual=residual, **sizes, **settings)
 
@@ -53,11 +54,19 @@ def _padding(name: str, weight: Array, dilation: list[int]) -> list[int]:
 
 
 def _convolve(plan: Plan, node: Node, x: Any, weight: Array, bias: Any, residual: Any = None, **settings: Any) -> None:
-    op = Convolution(weight, _bias(plan, bias, weight), residual=residual is not None, **settings)
-    images = [plan.image(x, convolution.border_of(op, *_places(plan.placed(x).shape)))]
+    half = plan.placed(x).half
+    op = Convolution(weight, _bias(plan, bias, weight), residual=residual is not None, half=half, **settings)
+    if half and op.groups > 1:
+        raise Unavailable("it has groups, and its input is bf16")
+    images = [plan.image(x, convolution.border_of(op, *_places(plan.placed(x).shape)), padded=half)]
     if residual is not None:
         images.append(plan.image(residual))
-    emit_layer(plan, node.name, op, images, plan.result(node, 1))
+    emit_layer(plan, node.name, op, images, plan.result(node, 1, half=_is_half(node)))
+
+
+def _is_half(node: Node) -> bool:
+    """Whether its output is bf16."""
+    return node.kwargs.get("dtype") == "torch.bfloat16"
 
 
 def _places(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -104,9 +113,9 @@ def _linear(plan: Plan, node: Node) -> None:
         image = plan.as_image(source.source, 0, 1, x.name)
         kernel = w.reshape(len(w), *source.source.shape[1:])
     else:
-        image, kernel = plan.image(x, channel=last), w[:, :, None, None]
-    op = Convolution(np.ascontiguousarray(kernel), _bias(plan, bias, w), activation=activation)
-    emit_layer(plan, node.name, op, [image], plan.result(node, last))
+        image, kernel = plan.image(x, channel=last, padded=plan.placed(x).half), w[:, :, None, None]
+    op = Convolution(np.ascontiguousarray(kernel), _bias(plan, bias, w), activation=activation, half=image.buffer.half)
+    emit_layer(plan, node.name, op, [image], plan.result(node, last, half=_is_half(node)))
 
 
 def _pooled_head(plan: Plan, node: Node) -> None:
@@ -120,11 +129,13 @@ def _pooled_head(plan: Plan, node: Node) -> None:
 
 RULES = {
     "fused.conv2d": _fused_conv2d,
+    "mixed.conv2d": _fused_conv2d,
     "aten.conv2d.default": _conv2d,
     "aten.conv2d.padding": _conv2d,
     "aten.conv1d.default": _conv1d,
     "aten.conv_transpose2d.input": _transposed,
     "fused.linear": _linear,
+    "mixed.linear": _linear,
     "aten.linear.default": _linear,
     "fused.pooled_head": _pooled_head,
 }

@@ -20,13 +20,14 @@ from ltcompile.lower.program import Program
 from ltcompile.runtimes import Subject, first_line
 
 LABEL = "generated C++"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 
 @dataclass(frozen=True)
 class Source:
     """A network as data: an ONNX file with a free first dimension (b"" where there is none), programs by batch size, and the program for one
-    image, in fp32 or on integers, or why there is none; and, of an int8 file, the float graph that it was made of, while the engine is made.
+    image, in fp32, with layers in bf16 or on integers, or why there is none; and, of an int8 file, the float graph that it was made of, while
+    the engine is made.
     """
 
     precision: str

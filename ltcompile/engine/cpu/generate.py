@@ -202,14 +202,14 @@ class _Memory:
         """An address as C++."""
         if address.storage in (IMAGES, OUTPUTS):
             return f"{address.storage} + {address.offset}" if address.offset else address.storage
-        if address.bytes:
-            return f"(uint8_t *)(arena + {self.offsets[address.storage]}) + {address.offset}"
+        if address.type != "float":
+            return f"({address.type} *)(arena + {self.offsets[address.storage]}) + {address.offset}"
         return f"arena + {self.offsets[address.storage] + address.offset}"
 
     @staticmethod
     def type_of(address: Address | None) -> str:
         """What an address points to; constants are floats."""
-        return "uint8_t" if address is not None and address.bytes else "float"
+        return address.type if address is not None else "float"
 
     def fills(self) -> list[str]:
         """What fills the borders that no step clears, and which are not zero."""
@@ -224,7 +224,7 @@ class _Memory:
 
     def _border(self, name: str) -> str:
         b, at = self._plan.storages[name], f"arena + {self.offsets[name]}"
-        size = b.stride * (4 if b.zero is None else 1)
+        size = b.stride * b.bytes_each
         return f"clear_border({at}, {b.height}, {size * b.width}, {b.border}, {size * b.border}, {b.zero or 0});"
 
     def clearing(self, step: int) -> list[str]:
@@ -233,7 +233,7 @@ class _Memory:
         for name in sorted(n for n, (first, _) in self._lives.items() if first == step and n in self._shared and n in self._plan.storages):
             b, at = self._plan.storages[name], f"arena + {self.offsets[name]}"
             if name in self._plan.cleared:
-                found.append(f"memset({at}, 0, {b.floats} * sizeof(float));")
+                found.append(f"memset({at}, 0, {b.memory} * sizeof(float));")
             elif b.border:
                 found.append(self._border(name))
         return found

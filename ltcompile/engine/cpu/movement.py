@@ -32,10 +32,18 @@ def _view(plan: Plan, node: Node) -> None:
 
 
 def _same(plan: Plan, node: Node) -> None:
-    """Clones, dropout: the value itself, since nothing is written twice."""
-    if node.kwargs.get("dtype", "torch.float32") != "torch.float32":
-        raise Unavailable(f"it casts to {node.kwargs['dtype']}")
-    plan.values[node.name] = plan.values[node.args[0].name]
+    """Clones, dropout: the value itself, since nothing is written twice. Casts between float32 and bf16 are copies."""
+    x, dtype = plan.values[node.args[0].name], node.kwargs.get("dtype")
+    if dtype not in (None, "torch.float32", "torch.bfloat16"):
+        raise Unavailable(f"it casts to {dtype}")
+    if dtype is None or (not isinstance(x, Placed) and dtype == "torch.float32"):
+        plan.values[node.name] = x
+        return
+    placed, half = plan.placed(node.args[0]), dtype == "torch.bfloat16"
+    plan.values[node.name] = placed
+    if placed.half != half:
+        plan.result(node, placed.channel, half=half)
+        plan.copy(plan.values[node.name], placed, node.name, placed.channel)
 
 
 def _reshape(plan: Plan, node: Node) -> None:

@@ -25,31 +25,36 @@ from ltcompile.lower.program import Node, Program, Value
 
 IMAGES, OUTPUTS = "images", "outputs"  # what the caller owns
 MOST_PASSES = 12
+_HEADERS = {"float": (), "uint8_t": ("int8.h",), "bf16": ("convolution.h", "sweep.h", "bf16.h")}  # by the type of elements
 
 
 @dataclass(frozen=True)
 class Address:
-    """A place in a storage, in floats from its start, or in bytes."""
+    """A place in a storage, in elements from its start, whose C++ type is `type`."""
 
     storage: str
     offset: int
-    bytes: bool = False
+    type: str = "float"
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A value: a view of a storage as a tensor on the meta device, float32 or uint8; strides and offset count elements."""
+    """A value: a view of a storage as a tensor on the meta device, float32, bfloat16 or uint8; strides and offset count elements."""
 
     storage: str
     tensor: Tensor
 
     @property
     def address(self) -> Address:
-        return Address(self.storage, int(self.tensor.storage_offset()), self.bytes)
+        return Address(self.storage, int(self.tensor.storage_offset()), "uint8_t" if self.bytes else "bf16" if self.half else "float")
 
     @property
     def bytes(self) -> bool:
         return self.tensor.dtype == torch.uint8
+
+    @property
+    def half(self) -> bool:
+        return self.tensor.dtype == torch.bfloat16
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -133,14 +138,16 @@ class Plan:
         """The zero point of bytes."""
         return self.storages[x.storage].zero if x.bytes else None
 
-    def new(self, name: str, shape: Sequence[int], channel: int, zero: int | None = None) -> tuple[Placed, Image]:
-        """Memory for a result, as a tensor of `shape` and as images whose channels are dimension `channel`; bytes where there is a `zero`."""
+    def new(self, name: str, shape: Sequence[int], channel: int, zero: int | None = None, half: bool = False) -> tuple[Placed, Image]:
+        """Memory for a result, as a tensor of `shape` and as images whose channels are dimension `channel`: bytes where there is a `zero`,
+        bf16 where it is `half`.
+        """
         order = [d for d in range(len(shape)) if d != channel]
         rows = [shape[d] for d in order[:-1]]
         height, width, channels = math.prod(rows), shape[order[-1]] if order else 1, shape[channel]
         parent, first = self.known.parts.get(name, (name, 0))
         if parent == name:
-            buffer = Buffer(height, width, channels, self.known.borders.get(name, 0), lanes_of(channels), lanes_of(channels), zero)
+            buffer = Buffer(height, width, channels, self.known.borders.get(name, 0), lanes_of(channels), lanes_of(channels), zero, half)
             self.storages.setdefault(name, buffer)
         else:
             whole = self.storages.setdefault(parent, replace(self.known.wholes[parent], border=self.known.borders.get(parent, 0)))
@@ -152,15 +159,17 @@ class Plan:
         for d in reversed(order):
             strides[d], step = step, buffer.row if d == order[-1] else step * shape[d]
         offset = buffer.origin + first
-        dtype = torch.float32 if zero is None else torch.uint8
+        dtype = torch.uint8 if zero is not None else torch.bfloat16 if half else torch.float32
         tensor = torch.empty(0, device="meta", dtype=dtype).as_strided(tuple(shape), tuple(strides), offset)
-        return Placed(parent, tensor), Image(Address(parent, offset, zero is not None), buffer)
+        return Placed(parent, tensor), Image(Address(parent, offset, buffer.type), buffer)
 
-    def result(self, node: Node, channel: int | None = None, shape: Sequence[int] | None = None, zero: int | None = None) -> Image:
+    def result(
+        self, node: Node, channel: int | None = None, shape: Sequence[int] | None = None, zero: int | None = None, half: bool = False
+    ) -> Image:
         """Memory for the output of `node`, which becomes its value."""
         shape = shape or node.shape
         usual = 1 if len(shape) == 4 else len(shape) - 1
-        self.values[node.name], image = self.new(node.name, shape, usual if channel is None else channel, zero)
+        self.values[node.name], image = self.new(node.name, shape, usual if channel is None else channel, zero, half)
         return image
 
     def image(self, value: Any, padding: int = 0, channel: int = 1, padded: bool = False) -> Image:
@@ -186,7 +195,7 @@ class Plan:
                 self.requested.borders[x.storage] = max(self.requested.borders.get(x.storage, 0), padding)
                 return Image(x.address, whole if full else replace(whole, channels=channels, lanes=channels))
         copied, name = f"{name}.image{channel}" in self.storages, f"{name}.image{channel}"
-        copy, image = self.new(name, shape, channel, self.zero(x))
+        copy, image = self.new(name, shape, channel, self.zero(x), x.half)
         self.requested.borders[name] = max(self.requested.borders.get(name, 0), padding)
         if not copied:
             self.copy(copy, x, name, channel)
@@ -202,7 +211,7 @@ class Plan:
     def copied(self, x: Placed, shape: Sequence[int], name: str) -> Placed:
         """x in new memory with another shape: its elements in the order of their indices."""
         target = shape if len(shape) >= len(x.shape) else x.shape  # one is a view of the other where dimensions are only merged or split
-        out, _ = self.new(name, shape, len(shape) - 1, self.zero(x))
+        out, _ = self.new(name, shape, len(shape) - 1, self.zero(x), x.half)
         for first, second in ((lambda t: t.view(x.shape), lambda t: t), (lambda t: t, lambda t: t.view(shape))):
             try:
                 views = Placed(out.storage, first(out.tensor)), Placed(x.storage, second(x.tensor))
@@ -210,7 +219,7 @@ class Plan:
                 continue
             self.copy(*views, name)
             return out
-        flat, _ = self.new(f"{name}.flat", (1, math.prod(target)), 1, self.zero(x))
+        flat, _ = self.new(f"{name}.flat", (1, math.prod(target)), 1, self.zero(x), x.half)
         self.copy(Placed(flat.storage, flat.tensor.view(x.shape)), x, f"{name}.flat")
         self.copy(out, Placed(flat.storage, flat.tensor.view(shape)), name)
         return out
@@ -248,7 +257,8 @@ class Plan:
         )
         arrays = {f"in{n}": _memory(x) for n, x in enumerate(views) if not isinstance(x, Placed)} | dict(tables or {})
         addresses = {f"in{n}": x.address for n, x in enumerate(views) if isinstance(x, Placed)}
-        headers = ("activations.h", "sweep.h", *(["int8.h"] if any(x.bytes for x in (out, *views) if isinstance(x, Placed)) else []))
+        types = sorted({x.address.type for x in (out, *views) if isinstance(x, Placed)})
+        headers = ("activations.h", "sweep.h", *(name for kind in types for name in _HEADERS[kind]))
         self.step(name, lambda: Code(text, arrays, headers, items=items), out.address, **addresses)
 
     def clear(self, storage: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ltcompile.engine.cpu.code import Array, Convolution, Integers
@@ -17,11 +18,12 @@ def quads_of(channels: int) -> int:
 
 
 def packed_weight(op: Convolution) -> NDArray[np.int32]:
-    """(K, C / groups, R, S) of whole numbers -> (K, quads, R, S)."""
+    """(K, C / groups, R, S) of whole numbers -> (K, quads, R, S), or in pairs of bf16."""
     filters, channels, rows, columns = op.weight.shape
-    padded = np.zeros((filters, 4 * quads_of(channels), rows, columns), np.int8)
-    padded[:, :channels] = op.weight
-    return np.ascontiguousarray(padded.reshape(filters, -1, 4, rows, columns).transpose(0, 1, 3, 4, 2)).view(np.int32)[..., 0]
+    values = torch.from_numpy(op.weight).bfloat16().view(torch.int16).numpy() if op.half else op.weight.astype(np.int8)
+    padded = np.zeros((filters, -(-channels // op.step) * op.step, rows, columns), values.dtype)
+    padded[:, :channels] = values
+    return np.ascontiguousarray(padded.reshape(filters, -1, op.step, rows, columns).transpose(0, 1, 3, 4, 2)).view(np.int32)[..., 0]
 
 
 def packed_depthwise(op: Convolution) -> Array:

@@ -91,7 +91,7 @@ class Geometry:
     rows: int
     columns: int
     pool: bool
-    integers: bool = False  # then `channels` counts quads
+    packed: bool = False  # then `channels` counts quads, or pairs
 
     @property
     def steps(self) -> int:
@@ -100,7 +100,7 @@ class Geometry:
     @property
     def winograd(self) -> bool:
         """Whether include/winograd.h can compute it."""
-        plain = not self.integers and self.kernel == (3, 3) and self.stride == self.dilation == (1, 1) and max(self.padding) <= 1
+        plain = not self.packed and self.kernel == (3, 3) and self.stride == self.dilation == (1, 1) and max(self.padding) <= 1
         return plain and min(self.rows, self.columns) >= MOST_DIRECT and min(self.channels, self.filters) >= 8
 
     def product(self, block: int) -> Geometry:

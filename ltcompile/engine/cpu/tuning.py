@@ -181,13 +181,13 @@ def _measured(
 
 def _trial(layer: Layer, choices: Sequence[Choice], threads: int) -> _Trial:
     codes = [layer.code(choice, threads) for choice in choices]
-    library = opened(compile_library(_source(codes, "float" if layer.op.integers is None else "uint8_t")))
+    library = opened(compile_library(_source(codes, [b.type for b in (*layer.inputs, layer.output)])))
     library.lt_time.restype = ctypes.c_double
     library.lt_time.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
     rng = np.random.default_rng(0)
     buffers = (*layer.inputs, layer.output)
     images = [_filled(rng.standard_normal(buffer.memory, np.float32)) for buffer in buffers]
-    starts = [image.view(np.float32 if b.zero is None else np.uint8)[b.origin :] for image, b in zip(images, buffers, strict=True)]
+    starts = [image.view(f"u{b.bytes_each}")[b.origin :] for image, b in zip(images, buffers, strict=True)]
     arrays = [[*starts, aligned(max(code.scratch, 16)), *(_filled(a) for a in code.arrays.values())] for code in codes]
     return _Trial(list(choices), arrays, library.lt_time)
 
@@ -198,15 +198,15 @@ def _filled(values: Array) -> Array:
     return memory
 
 
-def _source(codes: Sequence[Code], images: str) -> str:
-    """C++ that times each of several codes of one layer on arrays of pointers: inputs, output, scratch and constants; images consist of `images`."""
+def _source(codes: Sequence[Code], elements: Sequence[str]) -> str:
+    """C++ that times each of several codes of one layer on arrays of pointers: inputs and output, of `elements`, scratch and constants."""
     headers = dict.fromkeys(name for code in codes for name in code.headers)
     functions = dict.fromkeys(text for code in codes for text in code.functions)
     works = []
     for at, code in enumerate(codes):
         inputs = ["in0", "in1"] if "$in1" in code.call else ["in0"]
         names = [*inputs, "out", "scratch", *code.arrays]
-        types = {name: images if name in (*inputs, "out") else "float" for name in names}
+        types = dict.fromkeys(names, "float") | dict(zip((*inputs, "out"), elements, strict=True))
         parameters = ", ".join(f"{'' if name in ('out', 'scratch') else 'const '}{types[name]} *__restrict {name}" for name in names)
         call = code.call.replace("$", "")
         works += [
@@ -233,6 +233,7 @@ def _key(layer: Layer, threads: int, cold: bool) -> str:
         op.residual,
         layer.inputs,
         layer.output,
+        op.half,
         op.integers and (*op.integers.output, op.integers.zero, bool(op.integers.added), int(np.abs(op.weight).max()) <= SMALL),
     )
     return hashlib.sha256(repr((sizes, threads, cold, cpu_name(), version_of(compiler()), _code())).encode()).hexdigest()[:32]
@@ -241,7 +242,7 @@ def _key(layer: Layer, threads: int, cold: bool) -> str:
 @cache
 def _code() -> str:
     return hashlib.sha256(
-        "".join((INCLUDE / name).read_text() for name in ("vector.h", "convolution.h", "winograd.h", "int8.h")).encode()
+        "".join((INCLUDE / name).read_text() for name in ("vector.h", "convolution.h", "winograd.h", "bf16.h", "int8.h")).encode()
     ).hexdigest()
 
 

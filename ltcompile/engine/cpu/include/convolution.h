@@ -5,15 +5,18 @@
 // registers; each step reads the weights of one input channel and one number a pixel. SPLIT sums run side by side where a tile is too small to
 // hide the latency of an addition. FIXED: each tile has code of its own, which leaves out products with the border: for tiny images.
 // A work item is one row of tiles in one group of output channels; the weights of a group stay in the cache from row to row.
-// N has a base that says what numbers are: `Real` below, or `Integer` of int8.h, where C counts quads of channels.
+// N has a base that says what numbers are: `Real` below, `Pairs` of bf16.h, where C counts pairs of channels, or `Integer` of int8.h, where it
+// counts quads.
 
 constexpr int WEIGHT_LANES = 16;
 
 // What follows the sums of a tile: residual, activation, 2x2 max pool, and the stores.
 template <class N, int HEIGHT, int WIDTH> struct Epilogue {
+  typedef typename N::A A;
+  typedef typename N::Y Y;
   static constexpr int PIXELS = HEIGHT * WIDTH;
 
-  template <int L> static LT_INLINE void finish(Vector<L> (&sums)[HEIGHT * WIDTH], const float *, const float *residual, float *y, int k) {
+  template <int L> static LT_INLINE void finish(Vector<L> (&sums)[HEIGHT * WIDTH], const float *, const A *residual, Y *y, int k) {
     LT_UNROLL
     for (int p = 0; p < PIXELS; p++) {
       if constexpr (N::RESIDUAL) sums[p] += read<L>(residual + p / WIDTH * N::RR + p % WIDTH * N::RP + k, k);
@@ -34,15 +37,15 @@ template <class N, int HEIGHT, int WIDTH> struct Epilogue {
   template <int L> static constexpr int COMPUTED = (N::K + L - 1) / L * L;
   template <int L> static constexpr int SPACE = N::LIMIT - COMPUTED<L> + L;  // channels of the last vector and behind it that are the pixel's
 
-  template <int L> static LT_INLINE Vector<L> read(const float *from, int k) {
+  template <int L> static LT_INLINE Vector<L> read(const A *from, int k) {
     if (SPACE<L> >= L || k + L < COMPUTED<L>) return load<L>(from);
-    Vector<L> v = {};
-    memcpy(&v, from, (SPACE<L> < L ? SPACE<L> : L) * sizeof(float));
-    return v;
+    A part[L] = {};
+    memcpy(part, from, (SPACE<L> < L ? SPACE<L> : L) * sizeof(A));
+    return load<L>(part);
   }
 
   // Channels k, k + 1, ... of a pixel; those from K to LIMIT become zero, and from LIMIT on nothing is written.
-  template <int L> static LT_INLINE void write(float *y, Vector<L> sums, int k) {
+  template <int L> static LT_INLINE void write(Y *y, Vector<L> sums, int k) {
     if ((SPACE<L> == L && (N::KEEPS_ZERO || COMPUTED<L> == N::K)) || k + L < COMPUTED<L>) {
       store<L>(y, sums);
       return;
@@ -52,12 +55,12 @@ template <class N, int HEIGHT, int WIDTH> struct Epilogue {
       for (int i = 0; i < COMPUTED<L> - N::K; i++) sums[L - 1 - i] = 0;
     }
     store<L, (SPACE<L> < L ? SPACE<L> : L)>(y, sums);
-    if constexpr (SPACE<L> > L) memset(y + L, 0, (SPACE<L> - L) * sizeof(float));
+    if constexpr (SPACE<L> > L) memset(y + L, 0, (SPACE<L> - L) * sizeof(Y));
   }
 };
 
 struct Real {
-  typedef float X;  // what images consist of
+  typedef float X, A, Y;  // what images consist of: the input, what is added, the output
   static constexpr int STEP = 1, SMALL = 0;  // numbers of X to the next channel, or quad of channels
   template <int L> using Sum = Vector<L>;
   template <class N, int HEIGHT, int WIDTH> using Finish = Epilogue<N, HEIGHT, WIDTH>;
@@ -69,6 +72,8 @@ struct Real {
 
 template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0> struct Tile {
   typedef typename N::X X;
+  typedef typename N::A A;
+  typedef typename N::Y Y;
   template <int L> using Sum = typename N::template Sum<L>;
   static constexpr int PIXELS = HEIGHT * WIDTH, ALL = VECTORS ? VECTORS : 1;
   struct Sums {
@@ -92,7 +97,7 @@ template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0
   }
 
   // `x`: what tap (0, 0) of the first pixel reads; `w`: of all channels; `residual` and `y`: the first pixel; k0: the first channel of the tile.
-  static LT_INLINE void run(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0) {
+  static LT_INLINE void run(const X *x, const float *w, const float *bias, const A *residual, Y *y, int k0) {
     Sums sums[N::SPLIT];
     LT_UNROLL
     for (int u = 0; u < N::SPLIT; u++) {
@@ -153,8 +158,8 @@ template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0
   }
 
   template <int R, int S> static LT_INLINE void step(const X *x, const float *w, Sums &sums) {
-    Sum<LANES> full[ALL];
-    Sum<HALF> tail;
+    decltype(N::template weights<LANES>(w)) full[ALL];
+    decltype(N::template weights<HALF>(w)) tail;
     LT_UNROLL
     for (int v = 0; v < VECTORS; v++) full[v] = N::template weights<LANES>(lane(w, v * LANES));
     if constexpr (TAIL) tail = N::template weights<HALF>(lane(w, VECTORS * LANES));
@@ -175,6 +180,8 @@ template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0
 
 template <class N> struct Convolution {
   typedef typename N::X X;
+  typedef typename N::A A;
+  typedef typename N::Y Y;
   static constexpr int ROWS = (N::OH + N::HEIGHT - 1) / N::HEIGHT, SCALE = N::POOL ? 2 : 1;
   static constexpr int LOW = N::OH % N::HEIGHT, TILES = N::OW / N::WIDTH, NARROW = N::OW % N::WIDTH;
   static constexpr int HALVES = (N::K + HALF - 1) / HALF, WHOLE = HALVES * HALF / LANES, FULL = WHOLE / N::VECTORS, REST = WHOLE % N::VECTORS;
@@ -183,7 +190,7 @@ template <class N> struct Convolution {
   static constexpr int GROUPS = FULL + (REST || TAIL), ITEMS = GROUPS * ROWS;
 
   // Items [begin, end) of ITEMS; `x`, `residual` and `y`: pixel (0, 0).
-  static LT_INLINE void run(const X *x, const float *w, const float *bias, const X *residual, X *y, int begin, int end) {
+  static LT_INLINE void run(const X *x, const float *w, const float *bias, const A *residual, Y *y, int begin, int end) {
     x -= N::PH * N::XR + N::PW * N::XP;
     for (int item = begin; item < end; item++) {
       const int group = item / ROWS, row = item % ROWS, k0 = group * N::VECTORS * LANES;
@@ -196,7 +203,7 @@ template <class N> struct Convolution {
     }
   }
 
-  template <int V, bool T> static LT_INLINE void rows(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, int row) {
+  template <int V, bool T> static LT_INLINE void rows(const X *x, const float *w, const float *bias, const A *residual, Y *y, int k0, int row) {
     if constexpr (N::FIXED) {
       fixed_rows<V, T>(x, w, bias, residual, y, k0, row, Count<ROWS>());
     } else {
@@ -212,7 +219,7 @@ template <class N> struct Convolution {
   }
 
   template <int V, bool T, int HEIGHT>
-  static LT_INLINE void columns(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, int p) {
+  static LT_INLINE void columns(const X *x, const float *w, const float *bias, const A *residual, Y *y, int k0, int p) {
     if constexpr (TILES > 0) {
       LT_NO_UNROLL
       for (int t = 0; t < TILES; t++) tile<V, T, HEIGHT, N::WIDTH>(x, w, bias, residual, y, k0, p, t * N::WIDTH);
@@ -221,19 +228,19 @@ template <class N> struct Convolution {
   }
 
   template <int V, bool T, int... ROW>
-  static LT_INLINE void fixed_rows(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, int row, Sequence<ROW...>) {
+  static LT_INLINE void fixed_rows(const X *x, const float *w, const float *bias, const A *residual, Y *y, int k0, int row, Sequence<ROW...>) {
     ((row == ROW ? fixed_columns<V, T, ROW>(x, w, bias, residual, y, k0, Count<TILES + (NARROW > 0)>()) : void()), ...);
   }
 
   template <int V, bool T, int ROW, int... COLUMN>
-  static LT_INLINE void fixed_columns(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, Sequence<COLUMN...>) {
+  static LT_INLINE void fixed_columns(const X *x, const float *w, const float *bias, const A *residual, Y *y, int k0, Sequence<COLUMN...>) {
     constexpr int P0 = ROW * N::HEIGHT, HEIGHT = P0 + N::HEIGHT <= N::OH ? N::HEIGHT : LOW;
     (tile<V, T, HEIGHT, COLUMN == TILES ? NARROW : N::WIDTH, P0, COLUMN * N::WIDTH>(x, w, bias, residual, y, k0, P0, COLUMN * N::WIDTH), ...);
   }
 
   template <int V, bool T, int HEIGHT, int WIDTH, int P0 = -1, int Q0 = -1>
-  static LT_INLINE void tile(const X *x, const float *w, const float *bias, const X *residual, X *y, int k0, int p, int q) {
-    const X *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
+  static LT_INLINE void tile(const X *x, const float *w, const float *bias, const A *residual, Y *y, int k0, int p, int q) {
+    const A *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
     Tile<N, V, T, HEIGHT, WIDTH, P0, Q0>::run(x + p * N::SH * N::XR + q * N::SW * N::XP, w, bias, added,
                                               y + p / SCALE * N::YR + q / SCALE * N::YP, k0);
   }
@@ -243,8 +250,10 @@ template <class N> struct Convolution {
 template <class N, int GROUPS> struct Grouped {
   static constexpr int BLOCKS = (N::K + WEIGHT_LANES - 1) / WEIGHT_LANES, ITEMS = GROUPS * Convolution<N>::ITEMS;
   typedef typename N::X X;
+  typedef typename N::A A;
+  typedef typename N::Y Y;
 
-  static LT_INLINE void run(const X *x, const float *w, const float *bias, const X *residual, X *y, int begin, int end) {
+  static LT_INLINE void run(const X *x, const float *w, const float *bias, const A *residual, Y *y, int begin, int end) {
     for (int item = begin; item < end; item++) {
       const int g = item / Convolution<N>::ITEMS, inner = item % Convolution<N>::ITEMS;
       Convolution<N>::run(x + g * N::GROUP, w + g * BLOCKS * N::R * N::S * N::C * WEIGHT_LANES, bias + g * BLOCKS * WEIGHT_LANES,

@@ -6,7 +6,7 @@ template <class N> struct Depthwise {
   static constexpr int HALVES = (N::K + HALF - 1) / HALF, WHOLE = HALVES * HALF / LANES;
   static constexpr bool TAIL = HALVES * HALF % LANES != 0;
 
-  static LT_INLINE void run(const float *x, const float *w, const float *bias, const float *residual, float *y, int begin, int end) {
+  static LT_INLINE void run(const float *x, const float *w, const float *bias, const typename N::A *residual, typename N::Y *y, int begin, int end) {
     x -= N::PH * N::XR + N::PW * N::XP;
     for (int row = begin; row < end; row++) {
       if constexpr (LOW == 0) {
@@ -19,14 +19,14 @@ template <class N> struct Depthwise {
     }
   }
 
-  template <int HEIGHT> static LT_INLINE void vectors(const float *x, const float *w, const float *bias, const float *residual, float *y, int p) {
+  template <int HEIGHT> static LT_INLINE void vectors(const float *x, const float *w, const float *bias, const typename N::A *residual, typename N::Y *y, int p) {
     LT_NO_UNROLL
     for (int v = 0; v < WHOLE; v++) columns<LANES, HEIGHT>(x, w, bias, residual, y, p, v * LANES);
     if constexpr (TAIL) columns<HALF, HEIGHT>(x, w, bias, residual, y, p, WHOLE * LANES);
   }
 
   template <int L, int HEIGHT>
-  static LT_INLINE void columns(const float *x, const float *w, const float *bias, const float *residual, float *y, int p, int k) {
+  static LT_INLINE void columns(const float *x, const float *w, const float *bias, const typename N::A *residual, typename N::Y *y, int p, int k) {
     if constexpr (TILES > 0) {
       LT_NO_UNROLL
       for (int t = 0; t < TILES; t++) tile<L, HEIGHT, N::WIDTH>(x, w, bias, residual, y, p, t * N::WIDTH, k);
@@ -35,7 +35,7 @@ template <class N> struct Depthwise {
   }
 
   template <int L, int HEIGHT, int WIDTH>
-  static LT_INLINE void tile(const float *x, const float *w, const float *bias, const float *residual, float *y, int p, int q, int k) {
+  static LT_INLINE void tile(const float *x, const float *w, const float *bias, const typename N::A *residual, typename N::Y *y, int p, int q, int k) {
     Vector<L> sums[HEIGHT * WIDTH];
     LT_UNROLL
     for (int i = 0; i < HEIGHT * WIDTH; i++) sums[i] = load<L>(bias + k);
@@ -47,7 +47,7 @@ template <class N> struct Depthwise {
       LT_NO_UNROLL
       for (int t = 0; t < N::R * N::S; t++) tap<L, HEIGHT, WIDTH>(x + t / N::S * N::DH * N::XR + t % N::S * N::DW * N::XP, weights + t * 16, sums);
     }
-    const float *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
+    const typename N::A *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
     Epilogue<N, HEIGHT, WIDTH>::template finish<L>(sums, bias, added, y + p / SCALE * N::YR + q / SCALE * N::YP, k);
   }
 

@@ -19,13 +19,6 @@ constexpr int32_t SIGNS = (int32_t)0x80808080u;
 constexpr int32_t SIGNS = 0;
 #endif
 
-template <class T, int L> struct NumbersOf {
-  typedef T Type __attribute__((vector_size(L * sizeof(T))));
-};
-template <class T> struct NumbersOf<T, 1> {
-  typedef T Type;
-};
-template <int L> using Ints = typename NumbersOf<int32_t, L>::Type;
 template <int L> using Bytes = typename NumbersOf<uint8_t, L>::Type;
 
 template <int L> LT_INLINE Bytes<L> load(const uint8_t *from) {
@@ -34,11 +27,6 @@ template <int L> LT_INLINE Bytes<L> load(const uint8_t *from) {
   return v;
 }
 template <int L> LT_INLINE void store(uint8_t *to, const Bytes<L> &v) { memcpy(to, &v, sizeof v); }
-template <int L> LT_INLINE Ints<L> load_ints(const void *from) {
-  Ints<L> v;
-  memcpy(&v, from, sizeof v);
-  return v;
-}
 
 // v, which is not contracted with what follows.
 template <class V> LT_INLINE V exact(V v) {
@@ -222,7 +210,7 @@ template <class N, int HEIGHT, int WIDTH> struct Requantize {
 
 // The base of a layer of integers, as `Real` is one of floats.
 struct Integer {
-  typedef uint8_t X;
+  typedef uint8_t X, A, Y;
   static constexpr int STEP = 4;
   template <int L> using Sum = Ints<L>;
   template <class N, int HEIGHT, int WIDTH> using Finish = Requantize<N, HEIGHT, WIDTH>;

@@ -35,6 +35,20 @@ template <int L> LT_INLINE Vector<L> load(const float *from) {
 
 template <int L, int COUNT = L> LT_INLINE void store(float *to, const Vector<L> &v) { memcpy(to, &v, COUNT * sizeof(float)); }
 
+template <class T, int L> struct NumbersOf {
+  typedef T Type __attribute__((vector_size(L * sizeof(T))));
+};
+template <class T> struct NumbersOf<T, 1> {
+  typedef T Type;
+};
+template <int L> using Ints = typename NumbersOf<int32_t, L>::Type;
+
+template <int L> LT_INLINE Ints<L> load_ints(const void *from) {
+  Ints<L> v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+
 // The larger, lane by lane; NaN wins.
 template <class V> LT_INLINE V larger(const V &a, const V &b) { return ((a > b) | (a != a)) ? a : b; }
 

@@ -8,13 +8,15 @@
 // planes of inputs, by the weights from which those in `w` were computed: w0 = U0, w1 = U1 - U2, w2 = U3 along both sides.
 
 template <class N, class G> struct Winograd {
+  typedef typename N::A A;
+  typedef typename N::Y Y;
   static constexpr int COLUMNS = (N::OW + 1) / 2, ROWS = (N::OH + 1) / 2, TILES = N::BLOCK * COLUMNS, BLOCKS = (ROWS + N::BLOCK - 1) / N::BLOCK;
   static constexpr int PLANE_X = TILES * G::XP + 16, PLANE_Y = TILES * G::YP + 16;  // 16 more, so that planes are not a power of 2 apart
   static constexpr int WEIGHTS = (N::K + WEIGHT_LANES - 1) / WEIGHT_LANES * N::C * WEIGHT_LANES;
   static constexpr int GROUPS = Convolution<G>::GROUPS, EACH = (GROUPS + N::PARTS - 1) / N::PARTS, ITEMS = BLOCKS * N::PARTS;
   static constexpr int SCALE = N::POOL ? 2 : 1;
 
-  static LT_INLINE void run(const float *x, const float *w, const float *bias, const float *residual, float *y, float *scratch, int begin, int end) {
+  static LT_INLINE void run(const float *x, const float *w, const float *bias, const A *residual, Y *y, float *scratch, int begin, int end) {
     float *inputs = scratch, *sums = scratch + 16 * PLANE_X;
     for (int item = begin; item < end; item++) {
       const int block = item / N::PARTS, part = item % N::PARTS, first = block * N::BLOCK;
@@ -41,7 +43,7 @@ template <class N, class G> struct Winograd {
     }
   };
 
-  static __attribute__((noinline, cold)) void sum_again(const float *x, const float *w, const float *bias, const float *residual, float *y, int first,
+  static __attribute__((noinline, cold)) void sum_again(const float *x, const float *w, const float *bias, const A *residual, Y *y, int first,
                                                         int rows, int from, int to) {
     transform_sums<true>(x, w, nullptr, bias, residual, y, first, rows, from, to);
   }
@@ -77,15 +79,15 @@ template <class N, class G> struct Winograd {
 
   // Whether all sums are finite.
   template <bool DIRECT>
-  static LT_INLINE bool transform_sums(const float *x, const float *w, const float *planes, const float *bias, const float *residual, float *y,
+  static LT_INLINE bool transform_sums(const float *x, const float *w, const float *planes, const float *bias, const A *residual, Y *y,
                                        int first, int rows, int from, int to) {
     Finite finite;
     for (int i = 0; i < rows; i++) {
       for (int j = 0; j < COLUMNS; j++) {
         const int p = 2 * (first + i), q = 2 * j;
         const float *sums = DIRECT ? x + (p - N::PH) * N::XR + (q - N::PW) * N::XP : planes + (i * COLUMNS + j) * G::YP;
-        const float *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
-        float *out = y + p / SCALE * N::YR + q / SCALE * N::YP;
+        const A *added = N::RESIDUAL ? residual + p * N::RR + q * N::RP : residual;
+        Y *out = y + p / SCALE * N::YR + q / SCALE * N::YP;
         if constexpr (N::OH % 2 != 0 && N::OW % 2 != 0) {
           if (p + 1 == N::OH && q + 1 == N::OW) {
             channels<DIRECT, 1, 1>(sums, w, bias, added, out, from, to, finite);
@@ -111,14 +113,14 @@ template <class N, class G> struct Winograd {
   }
 
   template <bool DIRECT, int HEIGHT, int WIDTH>
-  static LT_INLINE void channels(const float *source, const float *w, const float *bias, const float *residual, float *y, int from, int to, Finite &finite) {
+  static LT_INLINE void channels(const float *source, const float *w, const float *bias, const A *residual, Y *y, int from, int to, Finite &finite) {
     int k = from;
     for (; k + LANES <= (to + HALF - 1) / HALF * HALF; k += LANES) tile<DIRECT, LANES, HEIGHT, WIDTH>(source, w, bias, residual, y, k, finite);
     if (k < to) tile<DIRECT, HALF, HEIGHT, WIDTH>(source, w, bias, residual, y, k, finite);
   }
 
   template <bool DIRECT, int L, int HEIGHT, int WIDTH>
-  static LT_INLINE void tile(const float *source, const float *w, const float *bias, const float *residual, float *y, int k, Finite &finite) {
+  static LT_INLINE void tile(const float *source, const float *w, const float *bias, const A *residual, Y *y, int k, Finite &finite) {
     Vector<L> sums[HEIGHT * WIDTH];
     if constexpr (DIRECT) {
       sum_directly<L, WIDTH>(source, w + k / WEIGHT_LANES * (N::C * WEIGHT_LANES) + k % WEIGHT_LANES, bias + k, sums, HEIGHT * WIDTH);
