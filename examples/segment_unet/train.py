@@ -1,6 +1,6 @@
 """A U-Net of one's own, segmenting handwritten digits, made smaller by a search in one's own training loop.
 
-python train.py [--short] [--seeds 3] [--folder runs/unet]
+python train.py [--short] [--seeds 3] [--folder runs/unet] [--width 32 --speedup 3]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,18 @@ def main() -> None:
     arguments.add_argument("--short", action="store_true", help="seconds instead of minutes; the networks learn little")
     arguments.add_argument("--seeds", type=int, default=1, help="three or more give a verdict with confidence")
     arguments.add_argument("--folder", type=Path, default=Path("runs/unet"), help="run folder; a search in it is continued")
+    arguments.add_argument("--width", type=int, help="channels at full resolution, 16 by default")
+    arguments.add_argument(
+        "--speedup", type=float, help="plan by times measured in ONNX Runtime here, in one round; by default by MACs, in two"
+    )
     given = arguments.parse_args()
-    count, epochs, width = (32, 2, 4) if given.short else (480, 20, 16)
+    width = given.width or (4 if given.short else 16)
+    count, epochs = (32, 2) if given.short else (480, 20) if width <= 16 else (128, 20)  # wide networks take long
+    goal: dict[str, Any] = {"rounds": 1 if given.short else 2, "target_macs": 0.2, "align": 1 if given.short else 4}
+    if given.speedup:
+        on = "cpu:onnxruntime:b1:fp32"
+        times = {"profile": lt.profile(UNet(width), on, EXAMPLE), "measured": lt.stopwatch(UNet(width), on, EXAMPLE)}
+        goal = {"rounds": 1, "target_speedup": given.speedup, **times}
     val, test = draw("val", count, seed=1), draw("test", count, seed=2)
 
     search = lt.Search(
@@ -85,11 +96,9 @@ def main() -> None:
         given.folder,
         lt.Metric("mIoU", "points", 100.0),
         epochs=epochs,
-        rounds=1 if given.short else 2,
-        target_macs=0.2,
         margin=1.0,
         seeds=given.seeds,
-        align=1 if given.short else 4,
+        **goal,
     )
     for arm in search:  # finished arms are skipped
         train(arm.model, arm.epochs, arm.seed, count)
