@@ -29,7 +29,7 @@ from ltcompile.runtimes import Options, Session, Subject, declared, load_apart
 from ltcompile.timing import interleave, level, speedup
 
 IN_PROCESS = {".pt2": "PyTorch", ".safetensors": "PyTorch", ".so": "C interface"}  # formats that this process runs itself
-SKIPPED = {".cpp": "it is the source of .so, which is timed"}
+SKIPPED = {".cpp": "it is the source of .so, which is timed", ".html": "a browser runs it: the page shows its error and its time"}
 PRECISIONS = ("fp32", "fp16", "int8")
 
 

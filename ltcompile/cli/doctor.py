@@ -18,7 +18,7 @@ def doctor(
     install: str | None = typer.Option(
         None,
         metavar="FORMAT",
-        help="Install what writes a format, into an environment of its own under ~/.cache: litert, executorch or coreml.",
+        help="Install what writes a format, into a place of its own under ~/.cache: litert, executorch, coreml, or site (ONNX Runtime Web).",
     ),
     as_json: bool = typer.Option(False, "--json", help="Print as JSON."),
 ) -> None:
@@ -47,10 +47,11 @@ def doctor(
 
 
 def _install(name: str, as_json: bool) -> None:
-    from ltcompile.runtimes import _venvs
+    from ltcompile.runtimes import _venvs, _web
 
     if not as_json:
-        typer.echo(f"installing {name} into {_venvs.folder(name)}: minutes, and gigabytes")
+        size = "33 MB" if name == _web.NAME else "minutes, and gigabytes"
+        typer.echo(f"installing {name} into {_venvs.folder(name)}: {size}")
     versions = _venvs.install(name)
     typer.echo(json.dumps({"installed": name, "versions": versions}) if as_json else ", ".join(f"{k} {v}" for k, v in versions.items()))
 

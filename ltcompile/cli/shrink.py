@@ -37,12 +37,12 @@ def register(app: typer.Typer) -> None:
 
 def shrink(
     ticket: Optional[Path] = typer.Argument(None, help="ticket.pt of a search; without one, --model names the network."),
-    output: Path = typer.Option(
-        Path("small.onnx"),
+    output: str = typer.Option(
+        "small.onnx",
         "-o",
         "--output",
         help="File to write: .onnx, .pt2 (torch.export), .safetensors, .cpp, .so, .xml (OpenVINO), .mnn, .param (ncnn), .tflite, .pte (ExecuTorch), "
-        ".mlpackage (Core ML).",
+        ".mlpackage (Core ML); or a folder with a / behind it, for a page that runs the network in the browser.",
     ),
     precision: str = typer.Option(
         "fp32",
@@ -60,6 +60,11 @@ def shrink(
         help="Solve the weights behind the cut of --model against its dense network, without labels or training: a folder of images (for "
         "torchvision:NAME and timm:NAME, prepared as their weights want), or a file of inputs by name.",
         rich_help_panel=OWN,
+    ),
+    images: str | None = typer.Option(
+        None,
+        metavar="DATA",
+        help="What a page shows: a data set, of a ticket by default its own; of --model a folder of images or a file of inputs, as for --repair.",
     ),
     data_root: Path = typer.Option(Path("data"), help="Folder with the data in torchvision's layout."),
     model: str | None = MODEL,
@@ -108,19 +113,21 @@ def shrink(
 
     from ltcompile.core.ticket import Ticket
     from ltcompile.deploy import shrink as run
+    from ltcompile.deploy.shrink import place
     from ltcompile.paths import check_writable
 
-    check_writable(output)
+    path = check_writable(place(output))
     own = own_network(ticket, model, weights, plan, example)
     source: Ticket | Pruned = own or Ticket.load(ticket)  # type: ignore[arg-type]
     inputs = None if repair is None else _unlabelled(repair, model, source)  # before planning takes minutes
     reached = None
     if target_speedup is not None:
         source, reached = _planned(own, plan, target_speedup, on, as_json)
+    shown = _shown(source, path, images, model, data_root)
     with Console(stderr=True, quiet=as_json).status("shrinking") as status:
         done = run(
             source,
-            output,
+            path,
             precision=precision,  # type: ignore[arg-type]
             model=model if ticket is not None else None,
             calibrate=calibration(source, calibrate, data_root),
@@ -132,6 +139,7 @@ def shrink(
             dynamic=tuple(name.strip() for name in dynamic.split(",") if name.strip()),
             opset=opset,
             repair=inputs,
+            images=shown,
             on_progress=lambda message: status.update(Text(message)),
         )
     if isinstance(source, Ticket):
@@ -182,7 +190,27 @@ def calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path)
     return load_like(source.data, calibrate, data_root)
 
 
-def _unlabelled(data: str, model: str | None, source: Ticket | Pruned) -> Iterable[Example]:
+def _shown(source: Ticket | Pruned, output: Path, images: str | None, model: str | None, data_root: Path) -> Calibration | None:
+    """What a page shows: `images`, else a ticket's own data."""
+    from ltcompile.core.ticket import Ticket
+    from ltcompile.deploy import formats
+    from ltcompile.errors import InvalidData, InvalidSetting
+
+    if output.suffix != ".html":
+        if images is not None:
+            raise InvalidSetting(f"--images is for a page, and the output is {output}; leave it out, or write a folder with a / behind it")
+        return None
+    if not isinstance(source, Ticket):
+        return None if images is None else _unlabelled(images, model, source, "--images")
+    if formats.unavailable(formats.of(output)):  # shrink says what to do
+        return None
+    try:
+        return calibration(source, images or source.data["name"], data_root)
+    except InvalidData as error:
+        raise InvalidData(f"the page shows the ticket's own data, which is not here: {error}; --images names other data") from error
+
+
+def _unlabelled(data: str, model: str | None, source: Ticket | Pruned, flag: str = "--repair") -> Iterable[Example]:
     """Batches of inputs: from a file of tensors, or the images of a folder as the network's weights want them."""
     from torch import Tensor
 
@@ -203,10 +231,10 @@ def _unlabelled(data: str, model: str | None, source: Ticket | Pruned) -> Iterab
     example = Arguments.of(source.example).tensors[0]
     if known is None or not isinstance(example, Tensor) or example.dim() != 4:
         raise InvalidSetting(
-            f"--repair {data}: how images are prepared for {model} is not known; give a file of inputs ({', '.join(TENSORS)})"
+            f"{flag} {data}: how images are prepared for {model} is not known; give a file of inputs ({', '.join(TENSORS)})"
         )
     if not Path(data).is_dir():
-        raise InvalidData(f"there is no folder {data}; --repair takes a folder of images or a file of inputs ({', '.join(TENSORS)})")
+        raise InvalidData(f"there is no folder {data}; {flag} takes a folder of images or a file of inputs ({', '.join(TENSORS)})")
     return unlabelled(Path(data), replace(known, image_size=tuple(example.shape[-2:])))
 
 
@@ -237,4 +265,6 @@ def _print(done: Shrunk) -> None:
     for line in summary(done.record):
         typer.echo(line)
     after = f"; next: ltcompile bench {done.path}" if "ticket_checksum" in done.record and done.path.suffix == ".onnx" else ""
+    if done.path.suffix == ".html":
+        after = f"; see it by: python -m http.server -b localhost -d {done.path.parent}"
     typer.echo(f"wrote {done.path} ({done.record['bytes'] / 1e6:.2f} MB) in {done.record['seconds']:.1f} s{after}")

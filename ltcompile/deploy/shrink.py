@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from ltcompile.prune.budget import RelativeTimer
 from ltcompile.pruned import Pruned, Result, check_ticket_fits, pruned_of
 
 FOLDER = ".mlpackage"  # the format whose output is one
+PAGE = "index.html"  # of a folder that is named as the output
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,13 @@ def shrink(
     dynamic: tuple[str, ...] = ("batch",),
     opset: int | None = None,
     repair: Iterable[Example] | None = None,
+    images: Calibration | None = None,
     tune_seconds: float = 0.0,
     on_progress: Progress = lambda message: None,
 ) -> Shrunk:
     """Write a pruned network, or a ticket's, to `output` (its ending is one of `deploy.formats`) and a record of it to OUTPUT.json.
+
+    "site/", or a folder that exists, is site/index.html: a page that runs the network in the browser.
 
     The network goes through the steps of `ltcompile.deploy.steps`. The cut network is compared with the masked one, in float64 and output by
     output, and the file with the cut network, within the rounding of its precision (`numerics`); the record holds both errors.
@@ -75,6 +80,7 @@ def shrink(
         dynamic: the axes of the inputs that vary in the file: "batch", "length", "depth", "height", "width", or NAME.AXIS of an input.
         opset: of an .onnx file in fp32 or fp16; None for the exporter's own.
         repair: inputs without labels, on which the weights behind the cut are solved against the dense network first: see `lt.repair`.
+        images: what a page shows: the first test images of a data set or task, or any inputs; by default `calibrate`, else the example.
         tune_seconds: how long tiles of .cpp and .so may be compiled and measured on this machine; 0 leaves them to a model.
         on_progress: gets a message for each thing that is tried in int8.
 
@@ -84,7 +90,7 @@ def shrink(
     """
     began = time.perf_counter()
     job = ShrinkJob(
-        _checked(Path(output)),
+        _checked(place(output)),
         precision,
         calibrate,
         metric,
@@ -94,6 +100,7 @@ def shrink(
         tuple(dynamic),
         opset,
         repair,
+        calibrate if images is None else images,
         tune_seconds,
         on_progress=on_progress,
     )
@@ -101,9 +108,10 @@ def shrink(
         pruned = Ticket.load(pruned)
     if isinstance(pruned, Ticket):
         job = replace(job, recipe=pruned.recipe, seed=pruned.seed, target=_target(pruned))
-    if isinstance(calibrate, Dataset):
-        kind = str(pruned.data.get("task", "classification")) if isinstance(pruned, Ticket) else calibrate.description.task
-        job = replace(job, calibrate=tasks.load(kind).TASK(calibrate))
+    kind = str(pruned.data.get("task", "classification")) if isinstance(pruned, Ticket) else None
+    for name, data in (("calibrate", job.calibrate), ("images", job.images)):
+        if isinstance(data, Dataset):
+            job = replace(job, **{name: tasks.load(kind or data.description.task).TASK(data)})  # type: ignore[arg-type]
     check_all(job)
     if isinstance(pruned, Ticket):
         check_ticket_fits(pruned, model, job.calibrate.description.classes if isinstance(job.calibrate, Task) else None)
@@ -126,6 +134,13 @@ def shrink(
     }
     write_json(job.output.with_suffix(".json"), record)
     return Shrunk(done.small, job.output, record)
+
+
+def place(output: str | Path) -> Path:
+    """Where the file goes: of a folder, its page."""
+    path = Path(output)
+    folder = path.suffix not in formats.by_suffix() and (str(output).endswith(("/", os.sep)) or path.is_dir())
+    return path / PAGE if folder else path
 
 
 def _checked(output: Path) -> Path:

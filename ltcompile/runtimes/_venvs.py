@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ltcompile.errors import Unavailable, unknown
 from ltcompile.paths import cache_folder, check_room, write_json
+from ltcompile.runtimes import _web
 from ltcompile.runtimes._convert import run
 
 PACKAGES = {  # what is installed, and the gigabytes that it takes
@@ -21,7 +22,7 @@ VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({name: m
 
 def folder(name: str) -> Path:
     """Where the environment of a format is, or would be."""
-    return cache_folder() / "venvs" / name
+    return _web.folder() if name == _web.NAME else cache_folder() / "venvs" / name
 
 
 def python(name: str) -> Path | None:
@@ -46,13 +47,15 @@ def need(name: str) -> Path:
 
 
 def install(name: str) -> dict[str, str]:
-    """Make the environment of a format with pip; the versions of its packages. What was there is replaced.
+    """Make the environment of a format with pip, or fetch what a page needs; the versions. What was there is replaced.
 
     Raises:
         UnknownName: no format needs it. InvalidFile: there is no space. Unavailable: pip fails, such as without a network; its log is kept.
     """
+    if name == _web.NAME:
+        return _web.install()
     if name not in PACKAGES:
-        raise unknown("format to install", name, list(PACKAGES))
+        raise unknown("format to install", name, [*PACKAGES, _web.NAME])
     packages, size = PACKAGES[name]
     there = folder(name)
     there.mkdir(parents=True, exist_ok=True)

@@ -231,6 +231,7 @@ class TestSteps:
         assert len({step.ORDER for step in found}) == len(found) and all(callable(step.run) for step in found)
         assert formats.by_suffix().keys() == {
             ".cpp",
+            ".html",
             ".mlpackage",
             ".mnn",
             ".onnx",

@@ -54,10 +54,10 @@ class Tab:
             raise RuntimeError(f"{method}: {reply['error']['message']}")
         return dict(reply["result"])
 
-    def open(self, page: Path) -> None:
-        """Load a file and wait for its load event; scripts in the page have run by then."""
+    def open(self, page: Path | str) -> None:
+        """Load a file or an address, and wait for its load event; scripts in the page have run by then."""
         self._events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while "Page.loadEventFired" not in self._events:
             self._note(self._next())
 

@@ -7,6 +7,8 @@ runtime of it exists here, `check_structure(pruned, job)`, which says what was c
     COMPANIONS = (".bin",)              the endings of files next to the one that is named
     RUNTIME = "x"                       what runs the file
     VENV = "x"                          the environment that it needs (`ltcompile doctor --install x`)
+    unavailable() -> str | None         why it cannot be written here and what to do, where nothing above says so
+    files(output)                       all files of an output that was written, where they have names of their own
     convert(onnx, output, precision)    writes the file from an ONNX file, for int8
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 from ltcompile import registry, runtimes
 from ltcompile.deploy.job import ShrinkJob
@@ -50,6 +53,8 @@ def check(job: ShrinkJob) -> None:
 
 def unavailable(kind: ModuleType) -> str | None:
     """Why files of a format cannot be written and read here, and what to do, or None."""
+    if hasattr(kind, "unavailable"):
+        return cast("str | None", kind.unavailable())
     if hasattr(kind, "VENV"):
         return _venvs.missing(kind.VENV)
     return runtimes.unavailable(kind.RUNTIME, "cpu") if hasattr(kind, "RUNTIME") else None
@@ -57,7 +62,9 @@ def unavailable(kind: ModuleType) -> str | None:
 
 def files(output: Path) -> list[Path]:
     """All files of an output that was written."""
-    companions = [output.with_suffix(suffix) for suffix in getattr(of(output), "COMPANIONS", ())]
+    if hasattr(kind := of(output), "files"):
+        return cast("list[Path]", kind.files(output))
+    companions = [output.with_suffix(suffix) for suffix in getattr(kind, "COMPANIONS", ())]
     return sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output, *companions]
 
 
