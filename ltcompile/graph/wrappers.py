@@ -45,6 +45,18 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextmanager
+def attributes_restored(model: nn.Module) -> Iterator[None]:
+    """The attributes of all modules are afterwards what they were, whatever a forward pass assigned inside, such as a tracer's tensors."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
 def _inside(model: nn.Module) -> nn.Module | None:
     kind = type(model)
     if not kind.__module__.startswith("torch."):

@@ -12,7 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from ltcompile.errors import InvalidModel
 from ltcompile.graph.inputs import Example
-from ltcompile.graph.wrappers import in_eval_mode
+from ltcompile.graph.wrappers import attributes_restored, in_eval_mode
 from ltcompile.lower.inputs import Inputs
 
 BATCH = "batch"
@@ -67,5 +67,5 @@ def export(network: nn.Module, inputs: Inputs, sizes: Sequence[Mapping[int, Any]
     """torch.export of `network` in eval mode; `sizes` are the open axes of each input. Raises what torch raises."""
     args, kwargs = inputs.arguments()
     shapes = None if sizes is None else inputs.dynamic_shapes(sizes)
-    with in_eval_mode(network), torch.no_grad():
+    with attributes_restored(network), in_eval_mode(network), torch.no_grad():
         return torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)

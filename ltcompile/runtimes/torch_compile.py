@@ -121,8 +121,10 @@ def freezing() -> Iterator[None]:
 def _ahead_of_time(module: nn.Module, tensors: list[Any]) -> Callable[..., Any]:
     import torch
 
+    from ltcompile.graph.wrappers import attributes_restored
+
     inductor: Any = torch._inductor
-    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder, torch.no_grad():
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder, attributes_restored(module), torch.no_grad():
         path = Path(folder) / "network.pt2"
         last = (t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in tensors)
         program = torch.export.export(module, tuple(last))

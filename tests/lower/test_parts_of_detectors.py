@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import ltcompile as lt
 from ltcompile.deploy.equality import EXACT, check_cut
-from ltcompile.lower import export_onnx, run_onnx
+from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -80,3 +80,12 @@ def test_the_proof_in_float64_takes_whole_numbers_and_what_is_computed_once() ->
     small = lt.cut(net, plan).eval()
     small(x)  # one network has its anchors now, and the other does not
     assert check_cut(small, plan, net, x) <= EXACT
+
+
+def test_what_a_forward_pass_assigns_is_not_left_in_the_callers_network(tmp_path: Path) -> None:
+    """A tracer's tensors hold no values, and a network that has one can neither run nor be copied."""
+    net, x = Places().eval(), torch.randn(2, 3, 6, 6)
+    for _ in range(2):
+        export_onnx(net, x, tmp_path / "net.onnx")
+        fold_batch_norm(net, x)
+        assert net.anchors is None
