@@ -139,6 +139,7 @@ def network_of(name: str) -> tuple[Any, Any]:
 
     if kind == "yolo":
         model, _ = coverage_tasks.yolo(which)
+        model.model[-1].dynamic = True  # else its forward pass compares the batch with that of the last call
         return model.eval(), torch.randn(1, 3, 320, 320)
     import segmentation_models_pytorch as smp
 
