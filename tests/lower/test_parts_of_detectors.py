@@ -82,9 +82,21 @@ def test_the_proof_in_float64_takes_whole_numbers_and_what_is_computed_once() ->
     assert check_cut(small, plan, net, x) <= EXACT
 
 
+class Caches(nn.Module):
+    anchors: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.anchors = torch.arange(x.shape[-1]).type_as(x) + 0.5
+        return self.conv(x) * self.anchors
+
+
 def test_what_a_forward_pass_assigns_is_not_left_in_the_callers_network(tmp_path: Path) -> None:
     """A tracer's tensors hold no values, and a network that has one can neither run nor be copied."""
-    net, x = Places().eval(), torch.randn(2, 3, 6, 6)
+    net, x = Caches().eval(), torch.randn(2, 3, 6, 6)
     for _ in range(2):
         export_onnx(net, x, tmp_path / "net.onnx")
         fold_batch_norm(net, x)
