@@ -36,13 +36,14 @@ import ltcompile as lt
 from ltcompile import runtimes, timing
 from ltcompile.core.deployment import Deployment
 from ltcompile.engine.cpu import native, tuning
+from ltcompile.engine.cpu.bf16 import in_bf16
 from ltcompile.engine.cpu.generate import generate
 from ltcompile.engine.host import make_source
 from ltcompile.errors import Crashed, Disagreement, InvalidSetting, Unavailable
 from ltcompile.graph.count import size
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.lower import lower
-from ltcompile.numerics import FP32_TOLERANCE, TOLERANCES, largest_error
+from ltcompile.numerics import TOLERANCES, largest_error
 from ltcompile.runtimes import Subject
 
 VGG = {  # name -> widths of its five stages
@@ -152,7 +153,7 @@ class Case:
 
 
 def calls(case: Case, folder: Path, tune_s: float) -> dict[str, timing.Call]:
-    """What is timed, by name, each checked: fp32 against PyTorch; int8 against the program on integers, which ours equals bit by bit."""
+    """What is timed, by name, each checked: fp32 and bf16 against PyTorch; int8 against the program on integers, which ours equals."""
     model, images, found = case.model, case.images, dict[str, timing.Call]()
     folded, _ = fold_batch_norm(model, images[:1])
     if case.precision == "int8":
@@ -164,6 +165,7 @@ def calls(case: Case, folder: Path, tune_s: float) -> dict[str, timing.Call]:
         expected = torch.cat([program.run(image) for image in images.split(1)])
     else:
         program = lower(model, images[:1]).program
+        program = in_bf16(program) if case.precision == "bf16" else program
         export_onnx(folded, images[:1], path := folder / "network.onnx")
         data = path.read_bytes()
         with torch.no_grad():
@@ -173,7 +175,7 @@ def calls(case: Case, folder: Path, tune_s: float) -> dict[str, timing.Call]:
         library, outputs = native.Library(unit, threads), torch.empty_like(expected)
         found[f"ltcompile, {threads}"] = _call(library, images, outputs)
         found[f"ltcompile, {threads}"]()
-        _check(f"ltcompile, {threads}", outputs, expected, 0.0 if case.precision == "int8" else FP32_TOLERANCE)
+        _check(f"ltcompile, {threads}", outputs, expected, 0.0 if case.precision == "int8" else TOLERANCES[case.precision])
     subject = Subject("the network", folded, data, case.precision)
     for runtime in (name for name in OTHERS if name in runtimes.names()):
         if reason := runtimes.unavailable(runtime, "cpu"):
@@ -357,7 +359,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", help="some of them, by name")
     parser.add_argument("--more", action="store_true", help="ResNet-56 and a U-Net pruned to half, and the whole VGG-16, too")
     parser.add_argument("--large", action="store_true", help="networks of 224x224 images too")
-    parser.add_argument("--precisions", nargs="*", default=["fp32"], choices=("fp32", "int8"))
+    parser.add_argument("--precisions", nargs="*", default=["fp32"], choices=("fp32", "bf16", "int8"))
     parser.add_argument("--batches", nargs="*", type=int, default=[1])
     parser.add_argument("--start", action="store_true", help="measure generation, compilation and loading instead")
     parser.add_argument("--tune-seconds", type=float, default=TUNE_S, help="for each network and number of threads")
