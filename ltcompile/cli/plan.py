@@ -82,6 +82,13 @@ def plan(
     min_channels: int = MIN_CHANNELS,
     align: int = ALIGN,
     seed: int = typer.Option(0, min=0, max=LAST_SEED, help="Gives fresh weights and the random criterion."),
+    depth: Path | None = typer.Option(
+        None,
+        metavar="FILE",
+        help="Remove whole residual branches too, where outputs on the unlabelled inputs in FILE (.safetensors or torch.save: name -> tensor) "
+        "then change less at the same target.",
+        rich_help_panel=PRUNING,
+    ),
     check: bool = typer.Option(True, help="Run the cut network against the masked one first; costs most on the largest networks."),
     sensitivity: Path | None = typer.Option(
         None,
@@ -103,6 +110,7 @@ def plan(
 
     from ltcompile.core.image_size import height_width
     from ltcompile.core.streams import seeded, stream
+    from ltcompile.graph.examples import read_inputs
     from ltcompile.models import build_model
     from ltcompile.paths import check_writable
     from ltcompile.prune import Limits
@@ -147,6 +155,7 @@ def plan(
         check=check,
         group_reduction=group_reduction,  # type: ignore[arg-type]
         on_target=reached.append,
+        **({} if depth is None else {"depth": True, "inputs": [read_inputs(depth)]}),
     )
     size_counter = SizeCounter(network, inputs)
     before, after = size_counter.dense, size_counter.left(found)
@@ -154,10 +163,14 @@ def plan(
         found.save(output)
     rows = _rows(found, limits_given)
     if as_json:
-        sizes = {"params": [before.params, after.params], "macs": [before.macs, after.macs]}
+        sizes: dict[str, Any] = {"params": [before.params, after.params], "macs": [before.macs, after.macs]}
+        if found.removed_branches:
+            sizes["removed_branches"] = [branch.name for branch in found.removed_branches]
         typer.echo(json.dumps({"model": model, "groups": rows, **sizes, "target": reached[0].to_json() if reached else None}))
     else:
         _print(rows, before, after)
+        if found.removed_branches:
+            typer.echo(f"removed branches: {', '.join(branch.name for branch in found.removed_branches)}")
         if output is not None:
             typer.echo(f"wrote {output}")
     end_by_target(reached[0] if reached else None, quiet=as_json)
@@ -217,7 +230,8 @@ def _rows(found: PruningPlan, limits_given: Limits) -> list[dict[str, Any]]:
         reason = group.frozen
         if not reason and len(kept) == group.width:
             reason = "it is no wider than its floor" if floors[group.name] == group.width else "its channels rank above the cut"
-        rows.append({"name": group.name, "layers": list(layers), "before": group.width, "after": len(kept), "left_alone": reason})
+        before, after = found.widths[group.name]
+        rows.append({"name": group.name, "layers": list(layers), "before": before, "after": after, "left_alone": reason if after else ""})
     return rows
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -117,20 +118,55 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """A residual branch: what a network computes and adds to a shortcut, named after the last of `layers`.
+
+    `layers` are its outermost modules in the order in which they run. A mask zeroes the weights of the layer `zeroed`, and with them what
+    the branch adds; a cut replaces `layers`. Where the branch gives another shape than it gets, `stride` is the step between the places
+    that it keeps, else 0. Layers of `pairs` give (output, None), as attention does.
+    """
+
+    layers: tuple[str, ...]
+    zeroed: str
+    stride: int = 0
+    pairs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.layers or "" in self.layers or len(set(self.layers)) != len(self.layers) or not self.holds(self.zeroed):
+            raise InvalidPlan(f"a branch of the layers {list(self.layers)} cannot be removed by zeroing {self.zeroed!r}")
+        if self.stride < 0 or not set(self.pairs) <= set(self.layers):
+            raise InvalidPlan(f"branch {self.name!r}: stride {self.stride} is negative, or a pair is not among its layers")
+
+    @property
+    def name(self) -> str:
+        return self.layers[-1]
+
+    def holds(self, layer: str) -> bool:
+        """Whether the module called `layer` is one of the branch's, or inside one."""
+        return any(f"{layer}.".startswith(f"{own}.") for own in self.layers)
+
+
+@dataclass(frozen=True)
 class PruningPlan:
     """What stays of each group of the original network. Plans compose: a plan on a plan is a plan on the original.
 
-    `groups` are the original network's; `kept` names, for every group, the channels that stay, sorted.
+    `groups` are the original network's; `kept` names, for every group, the channels that stay, sorted. `removed_branches` go as a whole,
+    whatever `kept` says of groups that only they hold.
 
     Raises:
         InvalidPlan: indices out of range, repeated or unsorted; a frozen group cut, or a group without any channel left; groups unknown
-            or missing; tied groups cut by different shares.
+            or missing; tied groups cut by different shares; branches that share a layer.
     """
 
     groups: tuple[Group, ...]
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    removed_branches: tuple[Branch, ...] = ()
 
     def __post_init__(self) -> None:
+        for branch in self.removed_branches:
+            for layer in branch.layers:
+                if (other := self.removes(layer)) is not branch or self.removes(layer.rpartition(".")[0]):
+                    raise InvalidPlan(f"the branches {branch.name!r} and {other and other.name!r} share {layer!r}: remove one of them")
         names = [g.name for g in self.groups]
         if len(set(names)) != len(names):
             raise InvalidPlan("two groups of the plan have the same name")
@@ -146,7 +182,7 @@ class PruningPlan:
             if group.frozen and len(channels) < group.width:
                 raise InvalidPlan(f"the plan cuts {group.name!r}, which is frozen: {group.frozen}")
         shares: dict[str, tuple[str, Fraction]] = {}
-        for group in self.groups:
+        for group in filter(self.members_left, self.groups):  # tied to what is gone, a group is free
             share = Fraction(len(kept[group.name]), group.width)
             first, expected = shares.setdefault(group.tied, (group.name, share)) if group.tied else (group.name, share)
             if share != expected:
@@ -164,24 +200,51 @@ class PruningPlan:
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
         """Group -> (channels before, channels after)."""
-        return {g.name: (g.width, len(kept)) for g, kept in self}
+        return {g.name: (g.width, len(kept) if self.members_left(g) else 0) for g, kept in self}
 
     @property
     def filters(self) -> tuple[int, int]:
         """All filters of the groups, before and after."""
         before = sum(g.width * g.filters_per_channel for g in self.groups)
-        return before, sum(len(kept) * g.filters_per_channel for g, kept in self)
+        left = ((replace(g, members=members), kept) for g, kept in self if (members := self.members_left(g)))
+        return before, sum(len(kept) * g.filters_per_channel for g, kept in left)
 
     @property
     def is_identity(self) -> bool:
-        return all(before == after for before, after in self.widths.values())
+        return not self.removed_branches and all(before == after for before, after in self.widths.values())
+
+    def removes(self, layer: str) -> Branch | None:
+        """The removed branch that holds `layer`, if one does."""
+        while layer and layer not in self._branch_of:
+            layer = layer.rpartition(".")[0]
+        return self._branch_of.get(layer)
+
+    @cached_property
+    def _branch_of(self) -> dict[str, Branch]:
+        return {layer: branch for branch in self.removed_branches for layer in branch.layers}
+
+    def members_left(self, group: Group) -> tuple[Member, ...]:
+        """The members of `group` outside removed branches; where nothing but counters is left, none.
+
+        What stands for a branch that changes the shape counts its channels as "=channels" of the first layer.
+        """
+        if not self.removed_branches:
+            return group.members
+        found = [m for m in group.members if self.removes(m.layer) is None]
+        if all(m.axis.startswith("=") for m in found):
+            return ()
+        for member in group.members:
+            branch = self.removes(member.layer)
+            if branch and branch.stride and member.layer == branch.zeroed and member.axis in ("out", "each"):
+                found.append(Member(branch.layers[0], "=channels", member.index))
+        return tuple(found)
 
     def removed(self) -> dict[tuple[str, Axis], list[int]]:
-        """(layer, axis) -> the positions that go, sorted: all that a surgeon has to know."""
+        """(layer, axis) -> the positions that go, sorted: all that a surgeon has to know besides the removed branches."""
         gone: dict[tuple[str, Axis], list[int]] = {}
         for group, kept in self:
             channels = tuple(sorted(set(range(group.width)) - set(kept)))
-            for member in group.members if channels else ():
+            for member in self.members_left(group) if channels else ():
                 gone.setdefault((member.layer, member.axis), []).extend(member.positions(channels))
         return {key: sorted(positions) for key, positions in gone.items() if positions}
 
@@ -193,8 +256,9 @@ class PruningPlan:
         """The groups of the cut network, in its own coordinates: no second tracing is needed."""
         gone = self.removed()
         return tuple(
-            replace(g, width=len(kept), members=tuple(_renumber(m, kept, gone.get((m.layer, m.axis), [])) for m in g.members))
+            replace(g, width=len(kept), members=tuple(_renumber(m, kept, gone.get((m.layer, m.axis), [])) for m in members))
             for g, kept in self
+            if (members := self.members_left(g))
         )
 
     def then(self, inner: PruningPlan) -> PruningPlan:
@@ -210,7 +274,7 @@ class PruningPlan:
         if theirs.keys() != ours.keys():
             raise InvalidPlan("the second plan is not a plan of the network that the first one leaves")
         kept = {name: tuple(self.kept[name][c] for c in inner.kept[theirs[key]]) for key, name in ours.items()}
-        return PruningPlan(self.groups, {**self.kept, **kept})
+        return PruningPlan(self.groups, {**self.kept, **kept}, (*self.removed_branches, *inner.removed_branches))
 
     def to_json(self) -> dict[str, Any]:
         """As plain values, for JSON."""
@@ -218,7 +282,12 @@ class PruningPlan:
             {"name": g.name, "width": g.width, "frozen": g.frozen, "tied": g.tied, "members": [m.to_json() for m in g.members]}
             for g in self.groups
         ]
-        return {"groups": groups, "kept": {name: list(channels) for name, channels in self.kept.items()}}
+        found: dict[str, Any] = {"groups": groups, "kept": {name: list(channels) for name, channels in self.kept.items()}}
+        if self.removed_branches:
+            found["removed_branches"] = [
+                {"layers": list(b.layers), "zeroed": b.zeroed, "stride": b.stride, "pairs": list(b.pairs)} for b in self.removed_branches
+            ]
+        return found
 
     @classmethod
     def from_json(cls, value: Any) -> PruningPlan:
@@ -232,10 +301,11 @@ class PruningPlan:
                 raise InvalidPlan(f"the plan claims {claimed:,} positions, more than the {MOST_POSITIONS:,} that are read")
             groups = tuple(_group(group) for group in value["groups"])
             kept = {from_json(name, str, "kept"): _whole(channels) for name, channels in value["kept"].items()}
+            branches = from_json(value.get("removed_branches", []), tuple[Branch, ...], "removed_branches")
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             message = str(error) if isinstance(error, SchemaError) else repr(error)
             raise InvalidPlan(f"the plan has a missing or malformed field: {message}") from error
-        return cls(groups, kept)
+        return cls(groups, kept, branches)
 
     def save(self, path: str | Path) -> None:
         write_json(path, self.to_json())

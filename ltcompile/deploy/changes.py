@@ -12,7 +12,7 @@ from ltcompile.core.fields import short
 from ltcompile.errors import InvalidFile
 from ltcompile.graph.layers import is_settings
 
-LAYERS = {"Conv1d", "Conv2d", "Conv3d", "Linear"}  # that a file may name
+LAYERS = {"Conv1d", "Conv2d", "Conv3d", "Linear", "Threshold"}  # that a file may name
 ARGUMENTS = (
     "in_channels",
     "out_channels",
@@ -24,6 +24,8 @@ ARGUMENTS = (
     "padding_mode",
     "in_features",
     "out_features",
+    "threshold",
+    "value",
 )
 MOST_PARTS = 8  # layers that stand for one
 Changes = dict[str, Any]  # name -> {"layers": [[kind, arguments], ...]} of a layer, else the value of an attribute
@@ -44,6 +46,9 @@ def changes(base: nn.Module, small: nn.Module) -> tuple[Changes, str]:
             found |= {f"{name}.{attribute}".lstrip("."): value for attribute, value in _attributes(layer, own)}
         elif type(own) is nn.Identity:
             found[name] = {"layers": []}
+            replaced.append(name)
+        elif type(own) is nn.Threshold:
+            found[name] = {"layers": [["Threshold", {"threshold": own.threshold, "value": own.value}]]}
             replaced.append(name)
         elif name and isinstance(own, nn.Sequential) and all(type(part).__name__ in LAYERS for part in own):
             found[name] = {"layers": [_described(part) for part in own]}
@@ -89,7 +94,7 @@ def replace_layers(network: nn.Module, text: str) -> None:
 def _made(kind: str, how: Mapping[str, Any]) -> nn.Module:
     if kind not in LAYERS or not set(how) <= {*ARGUMENTS, "bias"}:
         raise ValueError(f"unknown layer {short(kind)}")
-    layer: nn.Module = getattr(nn, kind)(**how, device="meta")
+    layer: nn.Module = getattr(nn, kind)(**how, **({} if kind == "Threshold" else {"device": "meta"}))
     return layer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from ltcompile.errors import InvalidSetting
 Kept = Mapping[str, Mapping[int, Tensor]]  # parameter name -> dimension -> positions that stay
 
 
-def carry_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, kept: Kept) -> None:
-    """Let `optimizer`, which trains `model`, train its cut `small`: groups and state refer to the new parameters.
+def carry_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module, kept: Kept, gone: Set[str] = frozenset()) -> None:
+    """Let `optimizer`, which trains `model`, train its cut `small`: groups and state refer to the new parameters, without those `gone`.
 
     Every tensor of the state that has its parameter's shape is sliced as the parameter is: SGD's momentum, the moments of Adam and AdamW,
     RMSprop's averages. Step counts and settings stay. So the next step equals the next step of a masked network whose state is masked too.
@@ -36,6 +36,8 @@ def carry_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module,
                     f"optimizer: group {number} holds a parameter of shape {tuple(parameter.shape)} that the model does not have; "
                     "pass the optimizer that was built for this model"
                 )
+            if name in gone:
+                continue
             if name not in new:
                 raise InvalidSetting(
                     f"optimizer: {name} belongs to a weight that is computed, and the cut makes a plain parameter of it; "
@@ -43,7 +45,7 @@ def carry_(optimizer: torch.optim.Optimizer, model: nn.Module, small: nn.Module,
                 )
             if parameter in optimizer.state:
                 state[new[name]] = _sliced(optimizer, name, parameter, kept.get(name, {}))
-        groups.append([new[names[id(parameter)]] for parameter in group["params"]])
+        groups.append([new[name] for parameter in group["params"] if (name := names[id(parameter)]) not in gone])
     for group, parameters in zip(optimizer.param_groups, groups, strict=True):
         group["params"] = parameters
     optimizer.state = state

@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.plan import Group, PruningPlan
+from ltcompile.core.plan import Branch, Group, PruningPlan
 from ltcompile.graph._copy import copied
 from ltcompile.graph._determinism import constant_draws
 from ltcompile.graph.baked import baked
@@ -45,15 +45,27 @@ class _Answer:
 
 
 def disagreements(model: nn.Module, example: Example, plan: PruningPlan) -> dict[str, str]:
-    """Group -> why the network cut by `plan` is not the masked one, for every group to blame; empty where they agree.
+    """Group or removed branch -> why the network cut by `plan` is not the masked one, for all that are to blame; empty where they agree.
 
     Both run in eval mode and, where the network itself does, in training mode. `model` stays untouched. Without a disagreement, the cost
     is five runs in float64, of two images each, and three copies of the weights.
     """
     cuts = [{g.name for g in b.groups} for b in tied_groups(plan.groups) if any(len(plan.kept[g.name]) < g.width for g in b.groups)]
-    trial = _Trial(baked(unwrap(model)), Arguments.of(example))
-    objection = trial.objection(plan, set().union(*cuts)) if cuts else None
-    return {} if objection is None else dict(_blamed(trial, plan, set(), cuts, objection))
+    branches = [{branch_id(branch)} for branch in plan.removed_branches]
+    if not cuts and not branches:
+        return {}
+    trial, removed = _Trial(baked(unwrap(model)), Arguments.of(example)), set[str]().union(*branches)
+    objection = trial.objection(plan, removed.union(*cuts))
+    if objection is None:
+        return {}
+    if branches and (without := trial.objection(plan, removed)):
+        return dict(_blamed(trial, plan, set(), branches, without))
+    return dict(_blamed(trial, plan, removed, cuts, objection))
+
+
+def branch_id(branch: Branch) -> str:
+    """What `disagreements` calls a branch: no group has this name."""
+    return f"branch {branch.name}"
 
 
 def agreeing(model: nn.Module, example: Example, groups: tuple[Group, ...]) -> tuple[Group, ...]:
@@ -94,8 +106,9 @@ class _Trial:
         return self._answer(copied(self._network), training=True) is not None
 
     def objection(self, plan: PruningPlan, names: set[str]) -> str | None:
-        """Why the network cut by the groups `names` of `plan` is not the masked one; None if it is."""
-        part = PruningPlan(plan.groups, {name: plan.kept[name] for name in names})
+        """Why the network cut by the groups and branches `names` of `plan` is not the masked one; None if it is."""
+        branches = tuple(branch for branch in plan.removed_branches if branch_id(branch) in names)
+        part = PruningPlan(plan.groups, {name: plan.kept[name] for name in names & plan.kept.keys()}, branches)
         small, masked = cut_(copied(self._network), part), mask_(copied(self._network), part)
         return self._compare(small, masked, training=False) or self._compare(small, masked, training=True)
 

@@ -21,6 +21,7 @@ from ltcompile.graph.baked import bake_, is_computed
 from ltcompile.graph.layers import place, shrink_attributes, width
 from ltcompile.graph.optimizer import carry_
 from ltcompile.graph.outdated import outdated_attributes
+from ltcompile.graph.removed import Zeros, remove_branches_
 from ltcompile.graph.statistics import leave_out, mixes
 from ltcompile.graph.wrappers import unwrap
 
@@ -28,7 +29,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | None = None) -> Module:
-    """A copy of `model` without the channels that `plan` drops: dense, smaller, and equal to `mask(model, plan)`.
+    """A copy of `model` without the channels and branches that `plan` drops: dense, smaller, and equal to `mask(model, plan)`.
 
     `optimizer`, if given, must train `model`; afterwards it trains the copy, with momentum and moments cut in the same way, so that a
     training continues after the cut (see `optimizer.carry_`). Cut an averaged copy of the weights like any network:
@@ -50,7 +51,7 @@ def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | Non
     dense = unwrap(model)
     small = cut_(copied(dense), plan)
     if optimizer is not None:
-        carry_(optimizer, dense, small, kept_positions(dense, plan))
+        carry_(optimizer, dense, small, kept_positions(dense, plan), {n for n, _ in dense.named_parameters() if plan.removes(n)})
     if outdated := outdated_attributes(small, plan):
         found = "; ".join(map(str, outdated))
         notify(f"attributes are as before the cut: {found}; set those that count channels before you call these methods")
@@ -58,7 +59,8 @@ def cut(model: Module, plan: PruningPlan, optimizer: torch.optim.Optimizer | Non
 
 
 def cut_(small: Module, plan: PruningPlan) -> Module:
-    """`cut` in place: `small` itself, smaller. Raises InvalidPlan before anything is changed."""
+    """`cut` in place: `small` itself, smaller. Raises InvalidPlan before a channel is cut."""
+    remove_branches_(small, plan)
     slices = _slices(small, plan)
     bake_(small, {name for name, *_ in slices})
     replace_attention(small, {name for name, *_ in slices} | {name.rpartition(".")[0] for name, *_ in slices})
@@ -76,8 +78,8 @@ def mask(model: Module, plan: PruningPlan) -> Module:
     """A copy of `model` whose dropped channels are zero in all layers of their group.
 
     Zeroed are the weights, biases, batch-norm scales and shifts that produce the channels, and the slices that consume them: an activation
-    with f(0) != 0 has no effect either. Norms that mix channels exclude the dropped ones from their statistics. Raises InvalidPlan as
-    `cut` does.
+    with f(0) != 0 has no effect either. Norms that mix channels exclude the dropped ones from their statistics. Of a removed branch, the
+    weights of one layer are zero, and so is what it adds. Raises InvalidPlan as `cut` does.
     """
     return mask_(copied(unwrap(model)), plan)
 
@@ -109,8 +111,12 @@ def _mixing(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
 
 def dropped_weights(model: nn.Module, plan: PruningPlan) -> dict[str, Tensor]:
     """Parameter name -> boolean tensor of its shape, true where `plan` drops the value. Untouched parameters are left out."""
-    dropped: dict[str, Tensor] = {}
     model = unwrap(model)
+    dropped = {
+        _full(branch.zeroed, name): torch.ones_like(value, dtype=torch.bool)
+        for branch in plan.removed_branches
+        for name, value in _layer(model, branch.zeroed).named_parameters(recurse=False)
+    }
     parameters, unmasked = dict(model.named_parameters(remove_duplicate=False)), plan.unmasked()
     for name, axis, kept in _slices(model, plan):
         if (name, axis) in unmasked:
@@ -160,12 +166,15 @@ def zeroing(model: nn.Module, dropped: dict[str, Tensor]) -> Callable[[], None]:
 def embed(small: nn.Module, plan: PruningPlan, model: Module) -> Module:
     """The masked network that `small` came from: a copy of `model` with `small`'s values at the kept places, zeros elsewhere.
 
-    Raises InvalidPlan if the shapes of `small` are not those that `plan` leaves of `model`.
+    The layers of removed branches keep `model`'s values, but for those that are zero. Raises InvalidPlan if the shapes of `small` are not
+    those that `plan` leaves of `model`.
     """
     masked = mask(model, plan)
     kept_at = kept_positions(masked, plan)
     source, persistent = unwrap(small).state_dict(), masked.state_dict().keys()
-    for full, target in [(n, t) for n, t in [*masked.named_parameters(), *masked.named_buffers()] if n in persistent]:
+    for full, target in [
+        (n, t) for n, t in [*masked.named_parameters(), *masked.named_buffers()] if n in persistent and not plan.removes(n)
+    ]:
         value = source.get(full)
         places = kept_at.get(full, {})
         expected = tuple(len(places[d]) if d in places else n for d, n in enumerate(target.shape))
@@ -192,10 +201,19 @@ def _full(layer: str, name: str) -> str:
     return f"{layer}.{name}" if layer else name
 
 
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise InvalidPlan(f"the plan cuts {name!r}, which this network does not have") from error
+
+
 def _slices(model: nn.Module, plan: PruningPlan) -> list[tuple[str, Axis, Tensor]]:
     """(layer, axis, kept positions) for all axes that the plan cuts."""
     slices = []
     for (name, axis), gone in plan.removed().items():
+        if plan.removes(name) and not isinstance(_layer(model, name), Zeros):
+            continue  # in a masked network, the branch is still there
         try:
             layer = model.get_submodule(name)
             size = width(layer, axis)

@@ -12,8 +12,10 @@ from torch.export import Dim, ExportedProgram
 
 from ltcompile.errors import InvalidModel
 from ltcompile.graph.inputs import Example
+from ltcompile.graph.removed import is_stand_in
 from ltcompile.graph.wrappers import attributes_restored, in_eval_mode
 from ltcompile.lower.inputs import Inputs
+from ltcompile.lower.zero_branches import without_zero_branches
 
 BATCH = "batch"
 
@@ -68,4 +70,5 @@ def export(network: nn.Module, inputs: Inputs, sizes: Sequence[Mapping[int, Any]
     args, kwargs = inputs.arguments()
     shapes = None if sizes is None else inputs.dynamic_shapes(sizes)
     with attributes_restored(network), in_eval_mode(network), torch.no_grad():
-        return torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
+    return without_zero_branches(program) if any(map(is_stand_in, network.modules())) else program

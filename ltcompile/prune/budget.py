@@ -107,7 +107,7 @@ class WidthAllocation:
         channels = {g.name: b.channels(g, 1) for b, *_ in ranking.bounds for g in b.groups}
         tables: dict[tuple[int, ...], Array] = {}
         wide = []
-        for name, surface in profile.surfaces.items():
+        for name, surface in ((name, profile.surfaces[name]) for name in profile.surfaces if name in layers):  # others went with a branch
             over = tuple(sorted({owner[g] for g in layers[name].groups if g in owner}))
             if len(over) > 2:
                 wide.append(Wide(over, layers[name], surface, owner, channels, fixed))

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import islice
 
 from torch import nn
 
 from ltcompile.core.notice import notify
-from ltcompile.core.plan import PruningPlan
+from ltcompile.core.plan import Branch, Group, PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.core.reached import Reached
 from ltcompile.core.streams import generator, stream
 from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import Example, cut, disagreements, trace
 from ltcompile.graph.baked import baked
+from ltcompile.graph.proof import branch_id
 from ltcompile.graph.trace import check_cuttable
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.prune import criteria
 from ltcompile.prune.budget import RelativeTimer, plan_for_latency
 from ltcompile.prune.choose import Ranking, Scope
-from ltcompile.prune.criteria import Evidence, Reduction
-from ltcompile.prune.evidence import from_inputs
+from ltcompile.prune.criteria import Evidence, Normalisation, Reduction
+from ltcompile.prune.depth import DepthSearch, costs_of
+from ltcompile.prune.evidence import BATCHES, from_inputs
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import SizeCounter, Target, check_reachable, plan_for_size
 
@@ -47,6 +50,8 @@ def plan(
     group_reduction: Reduction = "default",
     on_target: Callable[[Reached], None] | None = None,
     check: bool = True,
+    depth: bool = False,
+    normalize: Normalisation = "default",
 ) -> PruningPlan:
     """A plan that drops the least important filters of `model`, which stays as it is.
 
@@ -71,6 +76,8 @@ def plan(
         on_target: gets how the plan stands to its target, where there is one; without it, a missed target is a warning.
         check: run the cut network against the masked one, in eval and in training mode, on random values in float64, and freeze the groups
             for which they differ; see `graph.disagreements`. It takes five runs of two images: False for the largest networks.
+        depth: remove whole residual branches too, where the outputs on `inputs` then change less at the same target; see `prune.depth`.
+        normalize: how the scores of groups are made comparable; see `criteria.score`.
 
     Raises:
         InvalidSetting: ratio or target outside (0, 1), more than one of them, a target out of reach (with what forbids it), a limit that
@@ -92,21 +99,39 @@ def plan(
     model = baked(unwrap(model))
     _check_values(model)
     groups = limits.freeze(trace(model, example))
+    batches = [] if inputs is None else list(islice(inputs, BATCHES))
+    search = DepthSearch(model, example, batches, limits) if depth else None
     if inputs is not None:
         if evidence is not None:
             raise InvalidSetting("give evidence= or the inputs= to collect it from, not both")
-        evidence = from_inputs(criterion, model, inputs, seed)
+        evidence = from_inputs(criterion, model, batches, seed)
     evidence = evidence or Evidence(rng=generator(stream("random scores", seed)))
     draws = evidence.rng.get_state()
-    while True:
+    counter = SizeCounter(model, example) if target is not None and not target.profiled else None
+    whole = target.of(counter.dense) if target is not None and counter is not None else 0
+
+    def attempt(removed: tuple[Branch, ...], timer: RelativeTimer | None) -> tuple[PruningPlan, Reached | None]:
+        first = PruningPlan(groups, removed_branches=removed)
+        network, left = (cut(model, first), first.remaining()) if removed else (model, groups)
         evidence.rng.set_state(draws)  # a second ranking draws the same scores
-        scores = criteria.score(criterion, groups, model, evidence, group_reduction)
-        ranking = Ranking(groups, scores, scope, floors=limits.floors(groups), kept=limits.kept(groups), align=align)
-        found, reached = _found(model, example, ranking, ratio, target, profile, measured, limits, align)
+        scores = criteria.score(criterion, left, network, evidence, group_reduction, normalize)
+        ranking = Ranking(left, scores, scope, floors=limits.floors(left), kept=limits.kept(left), align=align)
+        share = ratio if not removed else _ratio_left(ratio, first)
+        here = SizeCounter(network, example) if removed and counter else counter
+        found, reached = _found(network, example, ranking, share, target, profile, timer, limits, align, here, whole)
+        return first.then(found) if removed else found, reached
+
+    while True:
+        removed: tuple[Branch, ...] = ()
+        if search is not None:
+            removed = search.best(lambda tried: attempt(tried, None)[0], _cost(target, profile, counter, groups)).removed_branches
+        found, reached = attempt(removed, measured)
         differing = disagreements(model, example, found) if check else {}
         if not differing:
             _report(reached, on_target)
             return found
+        if search is not None:
+            search.branches = [branch for branch in search.branches if branch_id(branch) not in differing]
         groups = tuple(replace(g, frozen=differing[g.name], tied="") if g.name in differing else g for g in groups)
         check_cuttable(groups)
         groups = limits.freeze(groups)
@@ -122,8 +147,10 @@ def _found(
     measured: RelativeTimer | None,
     limits: Limits,
     align: int,
+    counter: SizeCounter | None,
+    whole: int,
 ) -> tuple[PruningPlan, Reached | None]:
-    """The cut by a share of the filters, or to a target, and how it stands to that."""
+    """The cut by a share of the filters, or to a target, and how it stands to that; `whole` is what the target is a share of."""
     if target is None:
         found = ranking.plan(ranking.steps(ratio))
         if found.is_identity:
@@ -134,11 +161,35 @@ def _found(
         # measured again: the first measurement is biased in favour of the plan it chose
         share = None if measured is None else measured(cut(model, found))
     else:
-        size_counter = SizeCounter(model, example)
-        check_reachable(target, ranking, size_counter, limits, align)
-        found = plan_for_size(ranking, lambda tried: target.of(size_counter.left(tried)), target.share * target.of(size_counter.dense))
-        share = target.of(size_counter.left(found)) / target.of(size_counter.dense)
+        assert counter is not None
+        check_reachable(target, ranking, counter, limits, align, whole)
+        found = plan_for_size(ranking, lambda tried: target.of(counter.left(tried)), target.share * whole)
+        share = target.of(counter.left(found)) / whole
     return found, Reached(target.measure, target.share, share)
+
+
+def _ratio_left(ratio: float, first: PruningPlan) -> float:
+    """The share of the filters that are left after `first` to drop, so that `ratio` of all go. Raises InvalidSetting where no share does."""
+    all_filters, left = (
+        sum(g.width * g.filters_per_channel for g in groups if not g.frozen) for groups in (first.groups, first.remaining())
+    )
+    share = 1 - (1 - ratio) * all_filters / max(left, 1)
+    if not share > 0:
+        raise InvalidSetting(f"a ratio of {ratio} is passed without so many branches")
+    return share
+
+
+def _cost(
+    target: Target | None, profile: Profile | None, counter: SizeCounter | None, groups: tuple[Group, ...]
+) -> Callable[[Branch], float]:
+    """A branch -> what goes with it of time, MACs, parameters, or, without a target, of filters."""
+    if target is None:
+        return lambda branch: float(PruningPlan(groups).filters[1] - PruningPlan(groups, removed_branches=(branch,)).filters[1])
+    if target.profiled:
+        assert profile is not None
+        return costs_of(profile)
+    assert counter is not None
+    return lambda branch: target.of(counter.dense) - target.of(counter.left(PruningPlan((), removed_branches=(branch,))))
 
 
 def _report(reached: Reached | None, on_target: Callable[[Reached], None] | None) -> None:

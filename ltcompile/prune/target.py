@@ -109,10 +109,10 @@ def plan_for_size(ranking: Ranking, measured: Callable[[PruningPlan], int], most
     return ranking.plan(ranking.steps(high))
 
 
-def check_reachable(target: Target, ranking: Ranking, size_counter: SizeCounter, limits: Limits, align: int) -> None:
-    """Raises InvalidSetting where even the largest cut of `ranking` leaves more than `target`; it says how much, and what forbids more."""
+def check_reachable(target: Target, ranking: Ranking, size_counter: SizeCounter, limits: Limits, align: int, whole: int = 0) -> None:
+    """Raises InvalidSetting where even the largest cut of `ranking` leaves more than `target` of `whole`, or of what it ranks; it says why."""
     largest = ranking.plan(ranking.steps(1.0))
-    least, dense = target.of(size_counter.left(largest)), target.of(size_counter.dense)
+    least, dense = target.of(size_counter.left(largest)), whole or target.of(size_counter.dense)
     if least <= target.share * dense:
         return
     costs = size_counter.by_layer(largest, target.measure)

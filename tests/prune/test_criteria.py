@@ -23,7 +23,7 @@ from ltcompile.core.streams import generator, stream
 from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting, UnknownName
 from ltcompile.graph import trace
 from ltcompile.prune import choose, criteria
-from ltcompile.prune.criteria import Evidence
+from ltcompile.prune.criteria import Evidence, Normalisation
 from ltcompile.prune.evidence import channel_means, from_inputs
 from ltcompile.search.evidence import gather, loss_curvature
 from ltcompile.tasks import Classification
@@ -545,3 +545,20 @@ class TestOutputs:
             lt.plan(net, x, criterion="energy", inputs=[])
         with pytest.raises(InvalidData, match="not finite"):
             lt.plan(net, x, criterion="energy", inputs=[x / 0])
+
+
+@pytest.mark.parametrize("normalize", ["mean", "max", "gaussian", "lamp"])
+def test_a_group_scaled_by_a_constant_changes_nothing(normalize: Normalisation) -> None:
+    """Under each normalisation; without one, scores follow the scale, and the default of a comparable criterion is none."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    groups, scaled = trace(model, torch.randn(1, 3, 16, 16)), copy.deepcopy(model)
+    with torch.no_grad():
+        scaled[2].weight.mul_(7)
+    before, after = (criteria.score("l1", groups, m, criteria.Evidence(), normalize=normalize) for m in (model, scaled))
+    for group in before:
+        torch.testing.assert_close(before[group], after[group])
+    raw = [criteria.score("l1", groups, m, criteria.Evidence(), normalize="none")["2"] for m in (model, scaled)]
+    torch.testing.assert_close(7 * raw[0], raw[1])
+    with pytest.raises(InvalidSetting, match="normalize"):
+        criteria.score("l1", groups, model, criteria.Evidence(), normalize="sum")  # type: ignore[arg-type]

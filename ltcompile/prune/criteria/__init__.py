@@ -21,10 +21,12 @@ from ltcompile.core.plan import Group
 from ltcompile.core.streams import generator, stream
 from ltcompile.errors import InvalidSetting
 from ltcompile.prune.criteria._channels import Channels, Reduction, Scored, Weights
+from ltcompile.prune.criteria._normalise import NORMALISATIONS, Normalisation
 
 __all__ = [
     "Channels",
     "Evidence",
+    "Normalisation",
     "Reduction",
     "Scored",
     "Weights",
@@ -88,7 +90,12 @@ def scores_weights(name: str) -> bool:
 
 @torch.no_grad()
 def score(
-    name: str, groups: tuple[Group, ...], model: nn.Module, evidence: Evidence, reduction: Reduction = "default"
+    name: str,
+    groups: tuple[Group, ...],
+    model: nn.Module,
+    evidence: Evidence,
+    reduction: Reduction = "default",
+    normalize: Normalisation = "default",
 ) -> dict[str, Tensor]:
     """Group -> scores (C,) on the CPU in float64, for every group that may be cut.
 
@@ -100,19 +107,23 @@ def score(
         reduction: the weights by which a channel is scored: "producers", the filters that produce it; "filters", the slices of its
             consumers' weights too; "all", those of its norms as well (Fang et al. 2023, arXiv:2301.12900); "default", what the criterion's
             file declares. A score is the mean over them.
+        normalize: what a group's scores are divided by before groups are compared: their "mean" or "max" magnitude, the sum of those that
+            are not smaller ("lamp"), or nothing ("none"); "gaussian" subtracts their mean and divides by their deviation. "default" is
+            "none" for a criterion that is comparable, else "mean".
 
     Raises:
-        UnknownName: no such criterion. InvalidSetting: no such reduction, or evidence that the criterion needs is missing.
+        UnknownName: no such criterion. InvalidSetting: no such reduction or normalisation, or evidence that the criterion needs is missing.
     """
     criterion = registry.load(__name__, "criterion", name)
     if reduction not in get_args(Reduction):
         raise InvalidSetting(f"the reduction must be one of {', '.join(get_args(Reduction))}, not {reduction!r}")
+    if normalize not in get_args(Normalisation):
+        raise InvalidSetting(f"normalize must be one of {', '.join(get_args(Normalisation))}, not {normalize!r}")
     _check_evidence(name, evidence)
     reduction = default_reduction(name) if reduction == "default" else reduction
     scores = _scored(criterion, {g.name: Channels(g, model, reduction) for g in groups if not g.frozen}, evidence)
-    if criterion.COMPARABLE:
-        return scores
-    return {group: s / s.abs().mean().clamp_min(1e-30) for group, s in scores.items()}
+    normalise = NORMALISATIONS[("none" if criterion.COMPARABLE else "mean") if normalize == "default" else normalize]
+    return {group: normalise(s) for group, s in scores.items()}
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ltcompile.prune.criteria import Evidence, Scored
+from ltcompile.prune.criteria._normalise import adapted
 
 COMPARABLE = True  # the division makes layers comparable, which is the purpose of this score
 WEIGHTS = True
@@ -17,11 +18,4 @@ NEEDS: tuple[str, ...] = ()
 
 
 def score(channels: Scored, evidence: Evidence) -> Tensor:
-    return channels.average([_adapted(torch.cat([part.values.square().sum(1) for part in s.parts()])) for s in channels.slices])
-
-
-def _adapted(squares: Tensor) -> Tensor:
-    """Each of `squares` (C,) divided by the sum of those that are not smaller: (C,)."""
-    rising = squares.sort().values
-    not_smaller = rising.flip(0).cumsum(0).flip(0)[torch.searchsorted(rising, squares)]  # equals share one sum
-    return squares / not_smaller.clamp_min(1e-30)
+    return channels.average([adapted(torch.cat([part.values.square().sum(1) for part in s.parts()])) for s in channels.slices])

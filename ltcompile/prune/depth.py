@@ -1,0 +1,104 @@
+"""Plans that remove whole residual branches besides channels, where that costs the outputs less at the same target.
+
+    score[branch] = by how much the outputs change without the branch alone / what of the target's measure goes with it
+
+Outputs are compared on unlabelled inputs: summed squared change over summed squared deviation from their mean. Scores of channels and of
+branches are in different units, so that no ranking holds both. Instead branches go one after the other, the lowest score first; for each
+number of them, widths are planned for what is left of the target; and of these plans, which all meet it, the one counts by which the
+outputs change least, with batch norm's statistics taken again. Widths alone are among them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ltcompile.core.plan import Branch, PruningPlan
+from ltcompile.core.profile import Profile
+from ltcompile.errors import InvalidData, InvalidSetting
+from ltcompile.graph import Example, cut
+from ltcompile.graph.branches import branches
+from ltcompile.graph.inputs import Arguments
+from ltcompile.graph.rules import tensors_in
+from ltcompile.graph.trace import plain
+from ltcompile.prune.limits import Limits
+
+PATIENCE = 3  # plans without a smaller change, before the search for one ends
+Attempt = Callable[[tuple[Branch, ...]], PruningPlan]  # the plan for the target where these branches go; raises InvalidSetting
+Cost = Callable[[Branch], float]
+
+
+class DepthSearch:
+    """The branches of `model` that may go, and what `batches` say of them. Raises InvalidSetting where no branch may go, with the reasons."""
+
+    def __init__(self, model: nn.Module, example: Example, batches: Sequence[Example], limits: Limits) -> None:
+        if not batches:
+            raise InvalidData("depth= needs inputs=, batches without labels: they show what the outputs lose with a branch")
+        self._model, self._batches = model, batches
+        self._expected = _outputs(cut(model, PruningPlan(())), batches)
+        found, refused = branches(model, example)
+        self.branches = [branch for branch in found if all(map(limits.allows, branch.layers))]
+        if not self.branches:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "no addition has a branch next to a shortcut"
+            raise InvalidSetting(f"depth= finds no residual branch that may go: {reasons if not found else 'the limits keep all of them'}")
+        self._changes = {branch: self._change(cut(model, PruningPlan((), removed_branches=(branch,)))) for branch in self.branches}
+
+    def best(self, attempt: Attempt, cost: Cost) -> PruningPlan:
+        """The plan of `attempt` by which the outputs change least. Raises InvalidSetting where no number of branches meets the target."""
+        order = sorted(self.branches, key=lambda branch: self._changes[branch] / max(cost(branch), 1e-12))
+        found: list[tuple[float, int, PruningPlan]] = []
+        refusal = None
+        for count in range(len(order) + 1):
+            try:
+                plan = attempt(tuple(order[:count]))
+            except InvalidSetting as error:  # out of reach with so few branches, or passed with so many
+                refusal = refusal or error
+                continue
+            small = cut(self._model, plan)
+            _take_statistics(small, self._batches)
+            found.append((self._change(small), count, plan))
+            if count - min(found)[1] >= PATIENCE:
+                break
+        if not found:
+            assert refusal is not None
+            raise refusal
+        return min(found)[2]
+
+    def _change(self, network: nn.Module) -> float:
+        """By how much the outputs differ from the whole network's, relative to how they vary; infinite where they are not finite."""
+        found = _outputs(network, self._batches)
+        error = sum(float((a - b).square().sum()) for a, b in zip(found, self._expected, strict=True))
+        spread = sum(float((b - b.mean(0)).square().sum()) for b in self._expected)
+        return error / max(spread, 1e-30) if math.isfinite(error) else math.inf
+
+
+def costs_of(profile: Profile) -> Cost:
+    """A branch -> the milliseconds of its layers, by the whole network's timing."""
+    times: Mapping[str, float] = profile.runs[0].layers_ms
+    return lambda branch: sum(ms for layer, ms in times.items() if branch.holds(layer))
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, batches: Sequence[Example]) -> list[Tensor]:
+    """The floating-point outputs of `network` in eval mode, one tensor a batch and output, in float64."""
+    network.eval()
+    calls = map(Arguments.of, batches)
+    found = [t for call in calls for t in tensors_in(plain(network(*call.args, **call.kwargs)))]
+    return [t.double() for t in found if t.is_floating_point() and t.dim()]
+
+
+@torch.no_grad()
+def _take_statistics(network: nn.Module, batches: Sequence[Example]) -> None:
+    """Give the batch norms of `network` the statistics of `batches`, all of one size, in place."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # type: ignore[assignment]  # a plain average
+    for call in map(Arguments.of, batches):
+        network(*call.args, **call.kwargs)

@@ -1,0 +1,41 @@
+"""Plans that remove branches meet the same targets, and change the outputs no more than widths alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import ltcompile as lt
+from ltcompile.errors import InvalidData, InvalidSetting
+from ltcompile.graph import size
+from ltcompile.models.resnet import ResNet
+
+INPUTS = [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
+
+
+def network() -> torch.nn.Module:
+    """One block does nothing, as its last scale is zero: it must be the first to go."""
+    torch.manual_seed(0)
+    model = ResNet(8, [2, 1], 10, 3)
+    torch.nn.init.zeros_(model.get_submodule("blocks.0.bn2").weight)
+    return model
+
+
+@pytest.mark.parametrize("target", [{"target_macs": 0.6}, {"target_params": 0.7}, {"ratio": 0.4}])
+def test_a_useless_branch_goes(target: dict[str, Any]) -> None:
+    model = network()
+    plan = lt.plan(model, INPUTS[0], inputs=INPUTS, depth=True, **target)
+    assert "blocks.0.bn2" in {branch.name for branch in plan.removed_branches}
+    small = lt.cut(model, plan).eval()
+    torch.testing.assert_close(small(INPUTS[0]), lt.mask(model, plan).eval()(INPUTS[0]), rtol=1e-4, atol=1e-4)
+    if "target_macs" in target:
+        assert size(small, INPUTS[0]).macs <= 0.6 * size(model, INPUTS[0]).macs
+
+
+def test_limits_and_inputs() -> None:
+    with pytest.raises(InvalidData, match="inputs="):
+        lt.plan(network(), INPUTS[0], depth=True)
+    with pytest.raises(InvalidSetting, match="limits keep all"):
+        lt.plan(network(), INPUTS[0], inputs=INPUTS, depth=True, limits=lt.Limits(keep=(r"blocks\.\d\.conv1",)))
