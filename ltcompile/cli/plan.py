@@ -155,7 +155,8 @@ def plan(
         check=check,
         group_reduction=group_reduction,  # type: ignore[arg-type]
         on_target=reached.append,
-        **({} if depth is None else {"depth": True, "inputs": [read_inputs(depth)]}),
+        depth=depth is not None,
+        inputs=None if depth is None else [read_inputs(depth)],
     )
     size_counter = SizeCounter(network, inputs)
     before, after = size_counter.dense, size_counter.left(found)

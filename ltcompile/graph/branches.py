@@ -66,6 +66,7 @@ class _Run(TorchDispatchMode):
     weights: dict[int, str]
     operations: list[_Operation] = field(default_factory=list)
     calls: dict[str, _Call] = field(default_factory=dict)
+    began: dict[str, int] = field(default_factory=dict)  # where the run of a module began
     makers: dict[int, int] = field(default_factory=dict)  # tensor -> the last operation that wrote it
     memory: dict[int, list[Tensor]] = field(default_factory=dict)  # keeps the tensors, so that ids stay theirs
 
@@ -94,18 +95,14 @@ class _Run(TorchDispatchMode):
         if path not in self.calls:
             shapes = [tuple(t.shape) for t in tensors_in([args, kwargs])]
             self.calls[path] = _Call(start=len(self.operations), reads=shapes[0] if shapes else ())
-        self._began[path] = len(self.operations)
+        self.began[path] = len(self.operations)
 
     def leave(self, path: str, output: Any) -> None:
         call = self.calls[path]
-        call.operations |= (1 << len(self.operations)) - (1 << self._began[path])
+        call.operations |= (1 << len(self.operations)) - (1 << self.began[path])
         pair = isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], Tensor) and output[1] is None
         call.kind = "tensor" if isinstance(output, Tensor) else "pair" if pair else "other"
         call.gives = tuple(tensors_in(output)[0].shape) if tensors_in(output) else ()
-
-    @property
-    def _began(self) -> dict[str, int]:
-        return self.__dict__.setdefault("_starts", {})
 
 
 def _bits(places: Iterator[int]) -> int:

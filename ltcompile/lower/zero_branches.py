@@ -9,29 +9,8 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 # What gives zeros where its first argument is zero, or, for products, any of them.
-_KEEP = frozenset(
-    (
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "permute",
-        "transpose",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "clone",
-        "contiguous",
-        "dropout",
-        "mul",
-        "relu",
-        "roll",
-        "slice",
-        "flatten",
-        "_to_copy",
-        "alias",
-        "detach",
-    )
-)
+_MOVES = ("view", "reshape", "_unsafe_view", "permute", "transpose", "unsqueeze", "squeeze", "expand", "roll", "slice", "flatten")
+_KEEP = frozenset((*_MOVES, "clone", "contiguous", "dropout", "mul", "relu", "_to_copy", "alias", "detach"))
 
 
 def without_zero_branches(program: ExportedProgram) -> ExportedProgram:
