@@ -78,7 +78,7 @@ dist: env-dev
 	$(BIN)/python -m build --outdir dist
 	.ci/try_wheel $(BIN)/python dist/*.whl dist/*.tar.gz
 
-# In 90 seconds: what ltcompile computes and prints equals what tests/golden/outputs.json says, which `python tests/golden/freeze.py` writes.
+# In 100 seconds: what ltcompile computes and prints equals what tests/golden/outputs.json says, which `python tests/golden/freeze.py` writes.
 golden: env-dev
 	$(BIN)/python tests/golden/freeze.py --check
 

@@ -7,7 +7,8 @@
     python tests/golden/freeze.py --renamed             write only if nothing but names of JSON keys has changed, and print those
     python tests/golden/freeze.py --renamed --reworded  the same where sentences changed too, with the same figures in them
 
-Frozen are plans, short searches to the bit, the JSON of the commands, and the command line. Only what users call is called:
+Frozen are plans, short searches to the bit, a small study, the JSON of the commands, and the command line. The JSON of `profile` is not, because
+it takes a minute. Only what users call is called:
 `ltcompile`'s public names, and the command line in this process. Searches agree to the bit on the machine that the file names; on others
 within the tolerances of golden_compare.py. What depends on the machine as a whole (`compile`, `doctor`) is compared on the same one alone.
 """
@@ -161,6 +162,7 @@ def outputs(quick: bool) -> Iterator[tuple[str, Callable[[], Value]]]:
         yield f"command {name}", partial(command, *line, "--json", places=places)
     if not quick:
         yield "command report", report
+        yield "whole study", whole_study
 
 
 def command_line() -> Value:
@@ -243,6 +245,23 @@ def report() -> Value:
     page = json.loads(Path("runs/global/report.json").read_text())
     keys = _types({**page, "sweep": {**page["sweep"], "pick": None}})
     return {"keys": keys, "controls": page["controls"], "levels": page["levels"]}
+
+
+def whole_study() -> Value:
+    """study.json of a study of few steps, its figures and maps as hashes. No command makes a study this small, so its scale is replaced."""
+    import dataclasses
+
+    from ltcompile.study import locality, run
+
+    usual = locality.SCALES["smoke"]
+    recipe = {**usual.recipe, "epochs": 2, "batch": 128, "precision": "fp32", "compile": "never"}
+    locality.SCALES["smoke"] = dataclasses.replace(usual, recipe=recipe, rounds=2, rewind_epoch=0, image_size=6, seeds=2)
+    try:
+        found = run("locality", "smoke", folder=Path("runs/study"), device="cpu").to_json()
+    finally:
+        locality.SCALES["smoke"] = usual
+    found |= {name: f"bits:{digest(json.dumps(found[name]))}" for name in ("figures", "maps")}
+    return compare.masked(found, (r"claims/\d+/answer",))
 
 
 def _types(value: Value) -> Value:
