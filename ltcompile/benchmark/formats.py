@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ from ltcompile.deploy import formats, shrink
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.judges import TaskJudge
 from ltcompile.errors import Disagreement, InvalidSetting, LtcompileError, Unavailable, unknown
-from ltcompile.lower.answers import feeds, of_network, probe
+from ltcompile.lower.answers import feeds, of_file, of_network, probe
 from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import compare
 from ltcompile.paths import write_json
 from ltcompile.pruned import Pruned, pruned_of
-from ltcompile.runtimes import Options, Session, Subject, declared, load_apart
+from ltcompile.runtimes import Options, Session, Subject, declared, load_apart, unavailable
 from ltcompile.timing import interleave, level, speedup
 
 IN_PROCESS = {".pt2": "PyTorch", ".safetensors": "PyTorch", ".so": "C interface"}  # formats that this process runs itself
@@ -41,6 +42,7 @@ class FormatsResult:
     metric: str = ""
     reference: float | None = None
     dropped: list[str] = field(default_factory=list)
+    test_images: int | None = None  # on which the metric was measured
 
 
 @dataclass(frozen=True)
@@ -95,34 +97,49 @@ def bench_formats(
     if max_drop is not None and task is None:
         raise InvalidSetting(f"max_drop={max_drop} compares the task's metric; pass a ticket whose data is here, or leave it out")
     busy, pruned = busy_share(), target if isinstance(target, Pruned) else pruned_of(target, model)
-    judge = TaskJudge(pruned.small, task) if task is not None else None
+    judge = TaskJudge(pruned.small, task, chooses=False) if task is not None else None
     reference = judge.test({"dense": of_network(pruned.small.eval())})["dense"] if judge else None
     rows: list[FormatRow] = []
     for name in names or known:
         for precision in precisions:
             if precision in getattr(known[name], "PRECISIONS", PRECISIONS):
-                with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
-                    rows.append(_row(pruned, name, precision, Path(folder), judge, threads, batch, seconds))
-                on_row(rows[-1])
+                for runtime in _runtimes(known[name], precision):
+                    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+                        rows.append(_row(pruned, name, runtime, precision, Path(folder), judge, threads, batch, seconds))
+                    on_row(rows[-1])
     dropped = [
-        f"{row.format} {row.precision}"
+        row.title
         for row in rows
         if task is not None and max_drop is not None and reference is not None and row.metric is not None
         if -task.metric.gain(reference, row.metric) > max_drop
     ]
-    result = FormatsResult(rows, task.metric.name if task else "", reference, dropped)
+    result = FormatsResult(rows, task.metric.name if task else "", reference, dropped, task.sizes["test"] if task else None)
     if output is not None:
         settings = {"batch": batch, "max_drop": max_drop, "metric": result.metric, "reference": reference, "dropped": dropped}
+        settings["test_images"] = result.test_images
         value = {"kind": "formats", "format": 1, **settings, "rows": [row.to_json() for row in rows], "busy_share": busy}
         origin = {"ticket_checksum": pruned.provenance.get("ticket_checksum"), "network_checksum": pruned.checksum}
         write_json(output, {**value, **origin, "provenance": provenance()})
     return result
 
 
+def _runtimes(kind: ModuleType, precision: str) -> list[str]:
+    """What runs files of a format: its own runtime, then others that are installed."""
+    also = [name for name in getattr(kind, "ALSO_RUN_BY", ()) if precision == "fp32" and unavailable(name, "cpu") is None]
+    return [str(getattr(kind, "RUNTIME", IN_PROCESS.get(kind.SUFFIX, "none here"))), *also]
+
+
 def _row(
-    pruned: Pruned, name: str, precision: str, folder: Path, judge: TaskJudge | None, threads: int, batch: int, seconds: float
+    pruned: Pruned,
+    name: str,
+    runtime: str,
+    precision: str,
+    folder: Path,
+    judge: TaskJudge | None,
+    threads: int,
+    batch: int,
+    seconds: float,
 ) -> FormatRow:
-    runtime = str(getattr(formats.by_suffix()[name], "RUNTIME", IN_PROCESS.get(name, "none here")))
     takes_threads = name not in IN_PROCESS and runtime != "none here" and declared(runtime, "THREADS")
     row = FormatRow(name, runtime, precision, threads if takes_threads else 0)
     if reason := SKIPPED.get(name):
@@ -165,7 +182,9 @@ def _opened(pruned: Pruned, path: Path, row: FormatRow, judge: TaskJudge | None,
     inputs = probe(done.module, pruned.example, batch)
     kind, job = formats.of(path), ShrinkJob(path, row.precision)  # type: ignore[arg-type]
     fixed = replace(pruned, small=done.module, dense=None, plan=None)
-    run = kind.reader(done.module, fixed, job)
+    names = pruned.input_names or Inputs.of(pruned.small, pruned.example).names
+    own = row.format in IN_PROCESS or row.runtime == kind.RUNTIME
+    run = kind.reader(done.module, fixed, job) if own else of_file(path, names, row.runtime)
     if row.format in IN_PROCESS:
         began = time.perf_counter()
         run(inputs)

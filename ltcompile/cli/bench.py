@@ -61,7 +61,9 @@ def bench(
         help="One table of formats instead, all or such as .onnx,.xml,.mnn: size, metric and time of each in its own runtime.",
     ),
     precision: list[str] | None = typer.Option(None, help="With --formats: fp32, fp16, int8; fp32 by default."),
-    threads: int = typer.Option(1, min=1, max=1024, help="With --formats: threads of one operation, where a runtime takes a number."),
+    threads: int | None = typer.Option(
+        None, min=1, max=1024, help="With --formats: threads of one operation, where a runtime takes a number; 1 by default."
+    ),
     max_drop: float | None = typer.Option(
         None, metavar="POINTS", help="With --formats: end with 1 where a format loses more points of accuracy, or units of the metric."
     ),
@@ -78,8 +80,8 @@ def bench(
     file = target if target is not None and target.suffix == ".onnx" and example is not None else None  # of one's own network
     own = own_network(None if file else target, model, weights, plan, example)
     warn_if_busy(busy_share())
-    if formats is None and (precision or max_drop is not None):
-        raise InvalidSetting("--precision and --max-drop belong to --formats; add --formats all")
+    if formats is None and (precision or threads is not None or max_drop is not None):
+        raise InvalidSetting("--precision, --threads and --max-drop belong to --formats; add --formats all")
     if formats is not None:
         names = None if formats == "all" else [name.strip() for name in formats.split(",")]
         if runtime or device or write_dense or competitors or file:
@@ -91,7 +93,9 @@ def bench(
             raise InvalidSetting(f"--formats times one batch size, not {', '.join(map(str, batch))}; give one --batch")
         batch = batch if len(batch) == 1 else [1]
         where = output or RunFolder(target.parent if target else ".").formats
-        _formats(own or target, names, precision or ["fp32"], threads, batch[0], data, data_root, model, max_drop, seconds, where, as_json)
+        _formats(
+            own or target, names, precision or ["fp32"], threads or 1, batch[0], data, data_root, model, max_drop, seconds, where, as_json
+        )
         return
     if competitors:
         if own or target is None or runtime or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
@@ -186,7 +190,11 @@ def _formats(
     if as_json:
         typer.echo(output.read_text())
     else:
-        reference = "" if result.reference is None else f"; {result.metric} of the fp32 network in PyTorch: {result.reference:.4g}"
+        reference = (
+            ""
+            if result.reference is None
+            else f"; {result.metric} of the fp32 network in PyTorch, on {result.test_images} test images: {result.reference:.4g}"
+        )
         typer.echo(f"wrote {output}{reference}")
     if result.dropped:
         typer.secho(f"lose more than {max_drop:g}: {', '.join(result.dropped)}", fg="red", err=True)

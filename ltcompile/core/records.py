@@ -160,6 +160,11 @@ class FormatRow(Record):
     start_s: float | None = None
     reason: str = ""
 
+    @property
+    def title(self) -> str:
+        """What tells it from other rows: of those in one format and precision, the first is the format's own runtime's."""
+        return f"{self.format} {self.precision}{' in tract' if self.runtime == 'tract' else ''}"
+
 
 PACKAGES = ["ltcompile", "torch", "torchvision", "torch-pruning", "onnx", "onnxruntime-gpu", "onnxruntime"]
 PACKAGES += ["openvino", "mnn", "ncnn", "pnnx", "tract", "triton"]

@@ -74,13 +74,13 @@ def judge_for(network: nn.Module, job: ShrinkJob) -> Judge:
 
 
 class TaskJudge:
-    """Validation items choose by the task's metric, test items are looked at once."""
+    """Validation items choose by the task's metric, test items are looked at once; one that only tests takes any number of items."""
 
     key = "val_score"
 
-    def __init__(self, network: nn.Module, task: Task) -> None:
+    def __init__(self, network: nn.Module, task: Task, chooses: bool = True) -> None:
         for name, found in (("training", task.sizes["train"]), ("validation", task.sizes["val"])):
-            if found < LEAST_INPUTS:
+            if chooses and found < LEAST_INPUTS:
                 raise InvalidData(
                     f"int8 is chosen and checked by {task.metric.name}, and {task.description.name} has {found} {name} images, of {LEAST_INPUTS} "
                     "that a decision needs; use more images, or leave the network in fp32 or fp16"

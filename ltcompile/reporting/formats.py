@@ -28,6 +28,7 @@ class Formats:
     rows: list[FormatRow]
     busy_share: float | None
     provenance: Provenance
+    test_images: int | None = None  # on which the metric was measured
     ticket_checksum: str | None = None  # of a network without a ticket, and in tables by versions that did not record it
 
 
@@ -49,5 +50,5 @@ def formats(found: Formats | None) -> dict[str, Any] | None:
     """The figures of the table; of each row also whether it loses more of the metric than was allowed."""
     if found is None:
         return None
-    rows = [{**asdict(row), "dropped": f"{row.format} {row.precision}" in found.dropped} for row in found.rows]
+    rows = [{**asdict(row), "dropped": row.title in found.dropped} for row in found.rows]
     return {**asdict(found), "rows": rows}

@@ -122,6 +122,23 @@ def test_a_ticket_without_its_data(folder: Path, tmp_path: Path) -> None:
         bench(tmp_path / "ticket.pt", "--data-root", str(tmp_path), "--max-drop", "1")
 
 
+def test_few_images_measure_the_metric_and_refuse_int8_alone(pruned: lt.Pruned) -> None:
+    """In each runtime that reads a file; the table says on how many images."""
+    digits = lt.load_data("digits", image_size=8)
+    few = replace(digits, **{name: getattr(digits, name).part(torch.arange(40)) for name in ("train", "val", "test")})
+    with timed_at_once():
+        found = bench_formats(pruned, [".onnx"], precisions=["fp32", "int8"], task=Classification(few), seconds=0.01)
+    ours, tract, int8 = found.rows
+    assert (ours.runtime, tract.runtime, tract.title, found.test_images) == ("onnxruntime", "tract", ".onnx fp32 in tract", 40)
+    assert ours.metric == tract.metric == found.reference and tract.ms and tract.speedup and not tract.reason
+    assert int8.ms is None and "of 100 that a decision needs" in int8.reason
+
+
+def test_threads_without_formats(folder: Path) -> None:
+    done = CliRunner().invoke(app, ["bench", str(folder / "ticket.pt"), "--threads", "2"])
+    assert isinstance(done.exception, InvalidSetting) and "--threads and --max-drop belong to --formats" in str(done.exception)
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -6,6 +6,7 @@ runtime of it exists here, `check_structure(pruned, job)`, which says what was c
     PRECISIONS = ("fp32", "fp16")       where it does not hold all of fp32, fp16 and int8
     COMPANIONS = (".bin",)              the endings of files next to the one that is named
     RUNTIME = "x"                       what runs the file
+    ALSO_RUN_BY = ("x",)                others that do in fp32; where one is installed, it has a row of its own in the table of formats
     VENV = "x"                          the environment that it needs (`ltcompile doctor --install x`)
     unavailable() -> str | None         why it cannot be written here and what to do, where nothing above says so
     files(output)                       all files of an output that was written, where they have names of their own

@@ -19,7 +19,7 @@ from ltcompile.paths import write_bytes
 from ltcompile.pruned import Pruned
 
 SUFFIX = ".onnx"
-RUNTIME = "onnxruntime"
+RUNTIME, ALSO_RUN_BY = "onnxruntime", ("tract",)
 
 
 def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
