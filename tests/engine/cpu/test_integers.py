@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cpu_graphs import IMAGES, Case, answers
+from cpu_graphs import IMAGES, Case, answers, program_text
 from engine_support import only, pictures, small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -191,6 +194,16 @@ def test_every_instruction_set(cases: list[Case], build: str, tmp_path: Path) ->
     for found, case in zip(answers(cases, [*command, *WARNINGS], tmp_path, run), cases, strict=True):
         assert len(np.unique(case.expected)) > 5
         np.testing.assert_array_equal(found, case.expected)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("g++"), reason="there is no g++ for x86")
+def test_avx_vnni_is_compiled(cases: list[Case], tmp_path: Path) -> None:
+    """Only compiled: no processor of AVX-512 runs this branch, and qemu does not have the instruction."""
+    (tmp_path / "case.cpp").write_text(program_text([cases[2].unit]))
+    command = ["g++", "-O0", "-mavx2", "-mfma", "-mavxvnni", *WARNINGS, "-std=c++17", "-S", "case.cpp"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[:3000]
+    assert "{vex} vpdpbusd" in (tmp_path / "case.s").read_text()
 
 
 NETWORKS = st.builds(
