@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from ltcompile.errors import InvalidPlan
 from ltcompile.graph import embed, trace
 from ltcompile.graph.branches import branches
 from ltcompile.lower import export_onnx, run_onnx
+from ltcompile.models.resnet import ResNet
 
 IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -101,6 +103,25 @@ def test_a_file_holds_no_removed_branch(tmp_path: Path) -> None:
     torch.testing.assert_close(run_onnx(tmp_path / "small.onnx", IMAGES), small(IMAGES), rtol=1e-4, atol=1e-4)
     kinds = [node.op_type for node in onnx.load(tmp_path / "small.onnx").graph.node]
     assert kinds.count("Conv") == 2 and not {"Add", "Erf", "Gelu", "Where", "Greater"} & set(kinds)
+
+
+@pytest.mark.parametrize("blocks", [[1], [1, 1]])  # the second changes the shape: no loader without ltcompile
+def test_weights_are_loaded_again(blocks: list[int], tmp_path: Path) -> None:
+    """By lt.load_pruned, and without ltcompile where torch's own modules stand for the branches."""
+
+    def build() -> nn.Module:
+        return ResNet(6, blocks, 4, 3)
+
+    model = shaken(build(), 0).eval()
+    removed = branches(model, IMAGES)[0]
+    plan, path = PruningPlan(trace(model, IMAGES), removed_branches=removed), tmp_path / "small.safetensors"
+    small = lt.cut(model, plan).eval()
+    lt.shrink(lt.Pruned(small, IMAGES, dense=model, plan=plan), path)
+    torch.testing.assert_close(lt.load_pruned(build, path)(IMAGES), small(IMAGES))
+    loader = tmp_path / "small_load.py"
+    assert loader.exists() == (not any(branch.stride for branch in removed))
+    if loader.exists():
+        torch.testing.assert_close(runpy.run_path(str(loader))["load"](build(), str(path))(IMAGES), small(IMAGES))
 
 
 @pytest.mark.parametrize(
