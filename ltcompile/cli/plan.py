@@ -98,6 +98,12 @@ def plan(
     ),
     data: str = typer.Option("digits", help="With --sensitivity: the data, as `find` takes it.", rich_help_panel=SENSITIVITY),
     data_root: Path = typer.Option(Path("data"), help="With --sensitivity: its folder.", rich_help_panel=SENSITIVITY),
+    skip_damaged: bool = typer.Option(
+        False,
+        "--skip-damaged",
+        help="With --sensitivity: go without shards that are missing or damaged, and streamed images that cannot be read.",
+        rich_help_panel=SENSITIVITY,
+    ),
     task: str = typer.Option("classification", help="With --sensitivity: what the network is for.", rich_help_panel=SENSITIVITY),
     output: Path | None = typer.Option(None, "-o", "--output", help="Where to write the plan as JSON, for PruningPlan.load."),
     as_json: bool = typer.Option(False, "--json", help="Print the widths and sizes as JSON."),
@@ -120,7 +126,8 @@ def plan(
 
     limits_given = Limits(**limits(keep, only, layer_ratio, max_layer_ratio, min_channels))
     if sensitivity is not None:
-        _measure(sensitivity, model, weights, task, data, data_root, image_size, criterion, limits_given, as_json=as_json)
+        more = {"skip_damaged": skip_damaged, "as_json": as_json}
+        _measure(sensitivity, model, weights, task, data, data_root, image_size, criterion, limits_given, **more)
         return
     if output is not None:
         check_writable(output)
@@ -188,6 +195,7 @@ def _measure(
     criterion: str,
     limits_given: Limits,
     *,
+    skip_damaged: bool,
     as_json: bool,
 ) -> None:
     """Write the picture of a network's sensitivity, and print its rows. Raises InvalidSetting, and what task and network raise."""
@@ -204,7 +212,8 @@ def _measure(
     if picture.suffix != ".html":
         raise InvalidSetting(f"--sensitivity takes the name of a page, as in curves.html, not {picture}")
     check_writable(picture)
-    found_task: Any = task_for(task, model, data, data_root, parse(image_size) if image_size else None, weights=weights)
+    size = parse(image_size) if image_size else None
+    found_task: Any = task_for(task, model, data, data_root, size, weights=weights, skip_damaged=skip_damaged)
     with seeded(stream("first weights", 0)):
         network = build_model(model, weights=weights, **found_task.description.arguments)
     found = sensitivity(

@@ -26,7 +26,7 @@ from ltcompile.graph.inputs import Example
 from ltcompile.graph.surgeon import kept_positions
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.recovery._calls import Call, Site, Structure, Weights, structure
-from ltcompile.recovery._inputs import FOLDS, Chunk, by_input, read_chunks
+from ltcompile.recovery._inputs import FOLDS, Chunk, by_input, check_arguments, read_chunks
 from ltcompile.recovery._lockstep import Pass
 from ltcompile.recovery._report import LayerRepair, RepairReport, best_of
 from ltcompile.recovery._solve import Moments, Rows, Sample, matrix, rectify, solve
@@ -68,11 +68,12 @@ def repair(
         on_report: gets the errors of each layer and of the outputs.
 
     Raises:
-        InvalidPlan: `small` is not what the plan leaves. InvalidData: fewer than two inputs, or values that are not finite.
-        InvalidModel: the networks do not run on the inputs, or call their layers in another order.
+        InvalidPlan: `small` is not what the plan leaves. InvalidData: fewer than two inputs, values that are not finite, or names other than the
+            network's. InvalidModel: the networks do not run on the inputs, or call their layers in another order.
     """
     source, dense = unwrap(small), unwrap(dense)
     chunks = read_chunks(inputs, most_inputs)
+    check_arguments(dense, chunks[0].inputs)
     work, reference = _prepared(source), _prepared(dense)
     found = _Repair(work, reference, plan, chunks, seed, memory)
     found.run()

@@ -217,6 +217,8 @@ def test_refusals() -> None:
         lt.repair(small, plan, dense, [images(1)])
     with pytest.raises(InvalidData, match="constant"):
         lt.repair(small, plan, dense, batches(1.0, 1.0))
+    with pytest.raises(InvalidData, match="inputs give picture, and the network takes"):
+        lt.repair(small, plan, dense, [{"picture": images(8)}])
     with pytest.raises(InvalidPlan, match="outputs"):
         lt.repair(dense, plan, dense, [images(8)])
     with pytest.raises(InvalidModel, match="does not run"):
