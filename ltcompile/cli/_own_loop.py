@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from ltcompile.cli._stop_signal import StopSignal
+    from ltcompile.cli._workers import Workers
     from ltcompile.search.settings import SearchSettings
 
 IN_SCRIPT = ("model", "data", "image_size", "train_images", "weights")  # settings that the script decides
@@ -26,6 +27,7 @@ def search_by_script(
     resume: bool,
     as_json: bool,
     stopped: StopSignal,
+    workers: Workers,
 ) -> None:
     """Search, then print the verdict and the next command. Raises typer.Exit where a signal stops it."""
     from ltcompile.core.run_folder import RunFolder
@@ -55,7 +57,8 @@ def search_by_script(
             epochs=train.get("epochs", 1),
             example=example,
             resume=resume,
-            on_arm=lambda arm: typer.secho(f"training {arm}", bold=True, err=True),
+            listener=_Lines(),
+            **workers.settings,
         )
     except KeyboardInterrupt:
         raise stopped.exit(RunFolder(folder).begun) from None
@@ -70,3 +73,14 @@ def search_by_script(
         f"wrote {run.own_plan} and {run.own_weights}; next: ltcompile shrink --model package.module:factory --weights {run.own_weights} "
         f"--plan {run.own_plan} --example {shapes} -o {folder / 'small.onnx'}"
     )
+
+
+class _Lines:
+    """A line for each arm that begins."""
+
+    def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
+        typer.secho(f"training seed{seed}/{arm}-{level}", bold=True, err=True)
+
+    def epoch(self, seed: int, arm: str, level: int, row: object) -> None: ...
+
+    def finished(self, row: object, from_file: bool) -> None: ...

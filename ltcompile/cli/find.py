@@ -214,9 +214,8 @@ def find(
     if train is not None:
         from ltcompile.cli._own_loop import search_by_script
 
-        if workers.jobs is not None:
-            raise InvalidSetting("jobs=: the arms of train= are trained one after another, as your script may take all of the machine")
-        search_by_script(train, chosen, name, metric or "metric", lower_is_better, example, resume=resume, as_json=as_json, stopped=stopped)
+        more: dict[str, Any] = {"resume": resume, "as_json": as_json, "stopped": stopped, "workers": workers}
+        search_by_script(train, chosen, name, metric or "metric", lower_is_better, example, **more)
         return
     kind = load_task_file(top.get("task", "classification"))
     network, trained = top.get("model", kind.MODEL), Path(top["weights"]) if "weights" in top else None

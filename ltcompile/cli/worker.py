@@ -19,6 +19,9 @@ def worker(
     run: Path = typer.Argument(help="Folder of a run, on a file system that this machine shares with the others."),
     model: str | None = typer.Option(None, help="The run's package.module:factory of your own, named again: it is imported here."),
     data_root: Path | None = typer.Option(None, help="Where the data lies on this machine, if elsewhere than where the run began."),
+    train: str | None = typer.Option(
+        None, metavar="COMMAND", help="The command of `find --train`, given again: it is started here, and must be the same."
+    ),
     device: str | None = typer.Option(None, help="cpu or cuda; a GPU by default where there is one."),
     name: str | None = typer.Option(None, help="What leases and logs call this worker."),
     allow_other_versions: bool = typer.Option(
@@ -53,6 +56,7 @@ def worker(
             patience_s=patience or float("inf"),
             checkpoint_minutes=checkpoint_minutes,
             listener=_Lines(),
+            train=train,
         )
     except KeyboardInterrupt:
         typer.secho("stopped; every completed epoch is kept", fg="yellow", err=True)

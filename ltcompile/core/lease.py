@@ -145,7 +145,12 @@ class Lease:
     def lost(self) -> bool:
         """Whether another process took over, or even finished."""
         here = self._descriptor is not None and self.files.is_at(self._descriptor, self.path)
-        return not here or self.files.exists(lease_file(self.stem, self.number + 1))
+        return not here or self.superseded
+
+    @property
+    def superseded(self) -> bool:
+        """Whether another process took over."""
+        return self.files.exists(lease_file(self.stem, self.number + 1))
 
     def beat(self) -> None:
         """Raise the counter. An error of the file system is not raised: it lets the lease expire."""

@@ -14,7 +14,8 @@ search.json, ticket.pt the result of the search
 pictures.json          a few test inputs with the answers of the dense network and of the ticket
 bench.json, formats.json, sweep.json, picked.pt
 own-search.json, plan.json, small.pt    the result of a search in one's own training loop
-command.json, next.json, seed0/first.pt    of one whose loop is a command: what it is about, the arm to train next, and first weights
+command.json, seed0/first.pt    of one whose loop is a command: what it is about, and first weights
+profile.json           the latency tables that all processes of a search for a measured time plan by
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class RunFolder:
         self.formats = self.path / "formats.json"
         self.own_summary, self.own_plan, self.own_weights = (self.path / name for name in ("own-search.json", "plan.json", "small.pt"))
         self.own_dense = self.path / "dense.pt"
-        self.command, self.next_arm = self.path / "command.json", self.path / "next.json"
+        self.command, self.profile = self.path / "command.json", self.path / "profile.json"
         self.job, self.level, self.workers = self.path / "job.json", self.path / "level.json", self.path / "workers"
 
     # Names
@@ -108,8 +109,8 @@ class RunFolder:
 
     # Begin or resume
 
-    def begin(self, settings: dict[str, Any], resume: bool) -> None:
-        """Write the settings of a new run, or compare them with those of the run to resume; remove what an interruption left.
+    def begin(self, settings: dict[str, Any], resume: bool, tidy: bool = True) -> None:
+        """Write the settings of a new run, or compare them with those of the run to resume; `tidy`: remove what an interruption left.
 
         A folder whose run was stopped before it wrote its settings counts as empty.
 
@@ -124,7 +125,8 @@ class RunFolder:
             raise TicketMismatch(
                 f"{self.path} was started with other settings ({message}); resume with the same, or start a new run in another folder="
             )
-        self.tidy()
+        if tidy:
+            self.tidy()
 
     def tidy(self) -> None:
         """Remove what an interruption left of finished arms, checkpoints and leases, and the record of failures: failed arms are tried again."""

@@ -25,11 +25,12 @@ from ltcompile.search.own_loop import ArmToTrain, Search
 Module = TypeVar("Module", bound=nn.Module)
 
 SEARCH = "LTCOMPILE_SEARCH"  # the environment variable that names the search's command.json
+ARM = "LTCOMPILE_ARM"  # the arm to train, as in seed0/ticket-1; empty: all are finished, and the search is to be concluded
 _attached: list[ArmToTrain] = []
 
 
 def attach(model: Module, example: Example | None = None) -> Module:
-    """The network to train: outside a search `model` itself; in one that `ltcompile find --train` started, the arm that is next.
+    """The network to train: outside a search `model` itself; in one that `ltcompile find --train` started, the arm to train.
 
     Call it right after the network is built and before anything refers to its parameters: checkpoints, the optimizer, EMA, torch.compile and
     DistributedDataParallel. All processes of one training may call it. The arm's network is on the device of `model` and in its mode.
@@ -45,7 +46,7 @@ def attach(model: Module, example: Example | None = None) -> Module:
     if SEARCH not in os.environ:
         return model
     run, network = RunFolder(Path(os.environ[SEARCH]).parent), unwrap(model)
-    settings = _read(run.command)
+    settings = read_settings(run.command)
     if example is None and settings["example"] is None:
         raise InvalidSetting("attach(model) needs an example input: attach(model, example), or `ltcompile find --example 1x3x224x224`")
     given = read_example(settings["example"]) if example is None else example
@@ -56,7 +57,7 @@ def attach(model: Module, example: Example | None = None) -> Module:
     source = [first]
 
     def opened() -> Search:
-        return Search(
+        return _OfScript(
             lambda: copied(source[0]),
             given,
             run.path,
@@ -67,18 +68,22 @@ def attach(model: Module, example: Example | None = None) -> Module:
         )
 
     search = opened()
-    arm = search.next_arm()
-    if arm is None:
+    if os.environ.get(ARM) == "":
+        if _is_first_process():
+            search.result()
+        raise SystemExit(0)
+    wanted = _named(search, os.environ.get(ARM))
+    if wanted is None:
         raise InvalidSetting(f"the search in {run.path} is finished; begin another in a new folder")
-    kept = run.first_weights(arm.arm.seed)
-    if takes_fresh_weights(arm.arm, config["rewind"]):
-        _check_other(first, kept, run, arm.name)
+    kept = run.first_weights(wanted.seed)
+    if takes_fresh_weights(wanted, config["rewind"]):
+        _check_other(first, kept, run, f"seed{wanted.seed}/{wanted.name}")
     elif kept.exists():
         source[0] = copied(first)
         run.load_into(source[0], kept)
-        arm = cast(ArmToTrain, search.next_arm())
     elif _is_first_process():
         run.save(kept, {"weights": first.state_dict()})
+    arm = search.arm_to_train(wanted)
     arm.model.to(next((p.device for p in network.parameters()), None)).train(network.training)
     _attached[:] = [arm]
     return cast(Module, arm.model)
@@ -103,6 +108,24 @@ def report_metric(value: float, items: Sequence[bool] | None = None) -> None:
         _attached.pop().report(float(value), items)
 
 
+class _OfScript(Search):
+    """One process's view of a search that another process leads."""
+
+    _tidies = False
+
+
+def _named(search: Search, name: str | None) -> Arm | None:
+    """The arm `name` of a search; without one, the first that is not finished. Raises InvalidSetting."""
+    if name is None:
+        return search.unfinished()
+    found = next((arm for arm in search.arms if f"seed{arm.seed}/{arm.name}" == name), None)
+    if found is None:
+        raise InvalidSetting(
+            f"{ARM}={name} names no arm of {search.folder.path}; let `ltcompile find --train` or a worker start the script"
+        )
+    return found
+
+
 def takes_fresh_weights(arm: Arm, rewind: str) -> bool:
     """Whether an arm starts from neither its seed's first weights nor those of an earlier training."""
     return arm.kind in ("random", "reinit") or (arm.kind == "ticket" and rewind == "reinit")
@@ -123,11 +146,13 @@ def _is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The settings of the search. Raises InvalidFile where they are damaged."""
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a search by a command. Raises InvalidFile where they are damaged."""
     hints: dict[str, Any] = {"metric": dict[str, Any], "config": dict[str, Any], "epochs": int, "example": str | None}
+    later: dict[str, Any] = {"train": str | None, "environment": dict[str, str] | None}
     value = read_json(path, "description of a search by a command")
     try:
-        return {name: from_json(value[name], hint, name) for name, hint in hints.items()}
+        found = {name: from_json(value[name], hint, name) for name, hint in hints.items()}
+        return found | {name: from_json(value.get(name), hint, name) for name, hint in later.items()}
     except (KeyError, TypeError, SchemaError) as error:
         raise InvalidFile(f"{path} does not describe a search ({error}); begin it again with `ltcompile find --train`") from error

@@ -14,8 +14,7 @@ from ltcompile.core.arm import Arm
 from ltcompile.core.lease import Held
 from ltcompile.errors import InvalidFile, Unavailable
 from ltcompile.executors import Executor, Job
-from ltcompile.models import is_own_code
-from ltcompile.search.run import SearchRun, failure
+from ltcompile.search.run import SharedRun, failure
 from ltcompile.training import Epoch
 
 POLL_S, MOST_POLL_S = 0.5, 10.0
@@ -24,7 +23,7 @@ STOP_S = 30.0
 LOG_CHARACTERS = 600
 
 
-def coordinate(run: SearchRun, jobs: int, executor: str, options: Mapping[str, str], retries: int) -> None:
+def coordinate(run: SharedRun, jobs: int, executor: str, options: Mapping[str, str], retries: int) -> None:
     """Let up to `jobs` workers train all arms of the run.
 
     Raises TrainingFailed where arms are given up and nothing else is left; Unavailable where workers end before they begin. Where it is
@@ -39,7 +38,7 @@ def coordinate(run: SearchRun, jobs: int, executor: str, options: Mapping[str, s
 
 
 class _Coordinator:
-    def __init__(self, run: SearchRun, executor: Executor, jobs: int, retries: int) -> None:
+    def __init__(self, run: SharedRun, executor: Executor, jobs: int, retries: int) -> None:
         self.run, self.executor, self.jobs, self.retries = run, executor, jobs, retries
         self.pool, self.batch = run.pool(retries=retries, marks=True), uuid.uuid4().hex[:6]
         self.workers: dict[str, Job] = {}
@@ -75,11 +74,9 @@ class _Coordinator:
 
     def _command(self, name: str) -> list[str]:
         """What a worker is started with: it reads the rest from the folder."""
-        job = self.run.prepared.job
         command = [sys.executable, "-m", "ltcompile", "worker", str(self.run.folder.path.absolute()), "--name", name]
-        command += ["--retries", str(self.retries), "--patience", f"{PATIENCE_S:g}", "--device", job.device.type]
-        command += ["--checkpoint-minutes", str(job.checkpoint_minutes)] if job.checkpoint_minutes is not None else []
-        return [*command, "--model", job.model] if is_own_code(job.model) else command
+        command += ["--retries", str(self.retries), "--patience", f"{PATIENCE_S:g}"]
+        return [*command, *self.run.worker_arguments()]
 
     def _collect(self) -> None:
         """See which workers have ended, which is an error where none ever had an arm. An arm that one still had has failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import nn
@@ -12,6 +13,7 @@ from ltcompile.core.arm import Arm
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.records import Trained
 from ltcompile.graph import cut, dropped_weights, mask
 from ltcompile.graph.surgeon import zero_
 from ltcompile.prune import criteria
@@ -42,10 +44,10 @@ class IterativePruning:
             case "ticket":
                 self._ticket(arm, recipe)
             case "dense_budget":
-                recipe = _stretched(recipe, self._budget(arm))
+                recipe = _stretched(recipe, budget_epochs(arm, self.runner.row))
                 self.runner.run(arm, lambda: job.initial(arm.seed), self.prepared.everything, recipe)
             case "random":
-                self._fresh(arm, _stretched(recipe, self._budget(arm)))
+                self._fresh(arm, _stretched(recipe, budget_epochs(arm, self.runner.row)))
             case "reinit":
                 self._fresh(arm, recipe)
             case "shuffled":
@@ -108,7 +110,7 @@ class IterativePruning:
             return ranking.plan(ranking.steps(share))
         if target.profiled:
             assert self.job.profile is not None, "checked by SearchJob"
-            return plan_for_latency(small, ranking, self.job.profile, share, self.job.measured)
+            return plan_for_latency(small, ranking, self.job.profile, share, None if self.job.by_tables else self.job.measured)
         size_counter = SizeCounter(small, self.job.example)
         return plan_for_size(ranking, lambda found: target.of(size_counter.left(found)), share * target.of(self.prepared.dense_size))
 
@@ -134,16 +136,6 @@ class IterativePruning:
         zero_(found, selection.dropped(found))
         return found
 
-    def _budget(self, arm: Arm) -> int:
-        """The epochs that give a control the ticket's whole training budget in one schedule: the random one its epochs, the dense one its
-        arithmetic.
-        """
-        arms = [Arm(arm.seed, "ticket" if level else "dense", level) for level in range(arm.level + 1)]
-        lineage = [self.runner.row(each) for each in arms]
-        if arm.kind == "random":
-            return sum(row.epochs for row in lineage)
-        return math.ceil(sum(row.epochs * row.macs for row in lineage) / lineage[0].macs)
-
     def _fresh(self, arm: Arm, recipe: Recipe) -> None:
         """The ticket's architecture, or its mask, on other first weights."""
         selection = self.runner.selection(arm)
@@ -159,7 +151,16 @@ class IterativePruning:
         self.runner.run(arm, lambda: self._zeroed(self.runner.early(arm.seed), selection), selection, self.job.recipe, first)
 
 
+def budget_epochs(arm: Arm, row: Callable[[Arm], Trained]) -> int:
+    """The epochs that give a control the ticket's whole training budget in one schedule: the random one its epochs, the dense one its
+    arithmetic, at least one.
+    """
+    lineage = [row(Arm(arm.seed, "ticket" if level else "dense", level)) for level in range(arm.level + 1)]
+    if arm.kind == "random":
+        return max(1, sum(row.epochs for row in lineage))
+    return max(1, math.ceil(sum(row.epochs * row.macs for row in lineage) / lineage[0].macs))
+
+
 def _stretched(recipe: Recipe, epochs: int) -> Recipe:
-    """The same schedule over another number of epochs, at least one."""
-    epochs = max(1, epochs)
+    """The same schedule over another number of epochs."""
     return replace(recipe, epochs=epochs, warmup_epochs=min(recipe.warmup_epochs, epochs - 1))

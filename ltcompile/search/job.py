@@ -19,6 +19,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.core.profile import Profile, named_network
 from ltcompile.core.recipe import Recipe
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.streams import seeded, stream
 from ltcompile.core.task import Task
 from ltcompile.errors import InvalidSetting
@@ -26,6 +27,7 @@ from ltcompile.graph import Size, agreeing, trace
 from ltcompile.graph.inputs import Arguments
 from ltcompile.graph.widths import layer_widths
 from ltcompile.models import build_model
+from ltcompile.paths import write_json
 from ltcompile.prune.budget import RelativeTimer, solve_budget
 from ltcompile.prune.choose import Ranking
 from ltcompile.prune.limits import Limits
@@ -46,6 +48,7 @@ class SearchJob:
     `weights` is a file to start from, `profile` and `measured` belong to a target of time or energy, and `mask` is the one level's where it
     was found elsewhere: see `find`. Without a `trainer`, the project's own loop trains. `build` makes the
     network in the place of the factory that `model` names. `checkpoint_minutes` is how often trainings save within an epoch (None: not at all).
+    With `by_tables`, plans follow from the profile alone, and `measured` times the result: as other processes train meanwhile.
 
     Raises:
         InvalidSetting: settings contradict each other.
@@ -63,6 +66,7 @@ class SearchJob:
     trainer: Trainer | None = None
     build: Callable[[], nn.Module] | None = None
     checkpoint_minutes: float | None = None
+    by_tables: bool = False
 
     def __post_init__(self) -> None:
         config, target = self.config, self.config.target
@@ -167,6 +171,12 @@ def prepare(job: SearchJob) -> PreparedJob:
     if config.target is not None:
         _check_reachable(job, config.target, groups, dense, size_counter)
     return PreparedJob(job, traced, groups, everything, size_counter.dense, sum(value.nbytes for value in dense.state_dict().values()))
+
+
+def recorded_profile(folder: RunFolder, profile: Profile) -> Profile:
+    """The profile of the run, from which all of its processes plan: `profile` where the folder has none yet. Raises InvalidFile."""
+    write_json(folder.profile, profile.to_json(), once=True)
+    return Profile.load(folder.profile)
 
 
 def _check_reachable(job: SearchJob, target: Target, groups: tuple[Group, ...], dense: nn.Module, size_counter: SizeCounter) -> None:

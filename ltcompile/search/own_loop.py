@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.arm import Arm
+from ltcompile.core.lease import LEASE_S, Lease, LeaseLost, Observer, claim, this_process
+from ltcompile.core.notice import notify
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
@@ -26,9 +29,9 @@ from ltcompile.paths import write_json
 from ltcompile.prune import criteria
 from ltcompile.prune.budget import RelativeTimer
 from ltcompile.search.config import PRUNE, SearchConfig
-from ltcompile.search.job import PreparedJob, SearchJob, prepare
+from ltcompile.search.job import PreparedJob, SearchJob, prepare, recorded_profile
 from ltcompile.search.listener import NullListener
-from ltcompile.search.run import SearchRun
+from ltcompile.search.run import POLL_S, SearchRun
 from ltcompile.search.verdict import judge, typical_seed
 from ltcompile.training import ArmTraining, Epoch, Outcome, Progress
 
@@ -84,14 +87,19 @@ class ArmToTrain:
     `Search(epochs=...)` from `first_epoch` on; `seed` is the seed of the arm's randomness; `folder` is for the caller's own checkpoints.
     """
 
-    def __init__(self, search: Search, model: nn.Module, training: ArmTraining) -> None:
-        self._search, self.arm = search, training.arm
+    def __init__(self, search: Search, model: nn.Module, training: ArmTraining, lease: Lease | None = None) -> None:
+        self._search, self.arm, self._lease, self.left_out = search, training.arm, lease, False
         self.model, self.first_epoch, self.epochs = model, training.first_epoch, training.recipe.epochs - training.first_epoch
         self.seed, self.name = training.arm.stream("training"), f"seed{training.arm.seed}/{training.arm.name}"
         self.folder = search.folder.path / f"seed{training.arm.seed}" / training.arm.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self._shapes, self._began = _shapes(model), time.monotonic()
         self.early: dict[str, Tensor] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process trains this arm now, or has finished it."""
+        return self._search.folder.training(self.arm).exists() or (self._lease is not None and self._lease.superseded)
 
     def keep_early(self) -> None:
         """Keep the weights as they are now, to rewind to. Call it after epoch `rewind_epoch` of every dense arm where rewind="weight"."""
@@ -132,7 +140,8 @@ class Search:
 
     Per seed the arms are the dense network and a ticket for each round; then, at the chosen level, the controls: the ticket's architecture on
     fresh weights with the ticket's whole budget, and the dense network with that budget. Each finished arm is a file, so that the same script
-    started again continues with the first unfinished arm.
+    started again continues with the first unfinished arm. Several processes may run the script at once, on any machines that see the folder:
+    each arm is trained by one of them, and all end when all arms are finished. With `measured`, one process at a time does.
 
     Args:
         build: makes the dense network with first weights; it is called with torch's generators seeded.
@@ -143,12 +152,15 @@ class Search:
         margin: a ticket wins where the lower bound of (its metric - the dense network's) lies above minus so many of the metric's units.
         target_speedup: how many times as fast the last round's network runs where `profile` was made. It needs `profile=lt.profile(build(), on,
             example)`; with `measured=lt.stopwatch(build(), on, example)` each plan is corrected by a measurement on this machine.
+        lease_s: after how many seconds without a sign of life another process takes an arm over.
         settings: any other field of `SearchConfig`, such as rounds, rate or target_macs, rewind, seeds, criterion, controls, keep, only.
 
     Raises:
         InvalidSetting: settings contradict each other, or the criterion needs data. InvalidModel: the network cannot be traced or cut.
         TicketMismatch: the folder holds a search with other settings.
     """
+
+    _tidies = True  # at its beginning, forget which arms failed
 
     def __init__(
         self,
@@ -162,6 +174,7 @@ class Search:
         target_speedup: float | None = None,
         profile: Profile | None = None,
         measured: RelativeTimer | None = None,
+        lease_s: float = LEASE_S,
         **settings: Any,
     ) -> None:
         metric = Metric(metric) if isinstance(metric, str) else metric
@@ -185,56 +198,102 @@ class Search:
             trainer=self._train,
             build=build,
         )
-        self.folder = RunFolder(folder)
+        self.folder, self.lease_s = RunFolder(folder), lease_s
         self._prepared: PreparedJob = prepare(job)
         self._finished: tuple[ArmToTrain, Score] | None = None
         self._found: Found | None = None
-        self.folder.begin(job.to_json(), resume=self.folder.begun)
+        self.folder.begin(job.to_json(), resume=self.folder.begun, tidy=self._tidies)
+        if profile is not None:  # plans of all processes follow from one
+            self._prepared = replace(self._prepared, job=replace(job, profile=recorded_profile(self.folder, profile)))
         self._run = SearchRun(self._prepared, self.folder, NullListener())
 
     def __iter__(self) -> Iterator[ArmToTrain]:
-        """The arms that are not finished, each as soon as those before it are. Raises InvalidSetting where one was not reported."""
-        while (pending := self.next_arm()) is not None:
-            yield pending
-            if not self.folder.training(pending.arm).exists():
-                raise InvalidSetting(
-                    f"{pending.name} was trained, and nothing reported; call arm.report(value) at the end of the loop's body"
-                )
+        """Arms that are not finished and that no other process trains, each as soon as those before it are finished.
+
+        It waits while other processes train what the next arms need, and ends when all are finished. Raises InvalidSetting where one was not
+        reported.
+        """
+        with self._alone() if self._prepared.job.measured else contextlib.nullcontext():
+            yield from self._shared()
+
+    def _shared(self) -> Iterator[ArmToTrain]:
+        pool = self._run.pool(in_order=True, lease_s=self.lease_s)
+        for arm, lease in self._run.leases(pool):
+            try:
+                with lease.held(self.lease_s / 6):
+                    yield (pending := self.arm_to_train(arm, lease))
+                    if pending.left_out:
+                        raise LeaseLost(arm.name)
+                    if not self.folder.training(arm).exists():
+                        lease.end("left")  # the arm has not failed
+                        raise InvalidSetting(
+                            f"{pending.name} was trained, and nothing reported; call arm.report(value) at the end of the loop's body"
+                        )
+            except LeaseLost:
+                pool.gave_up(arm, time.monotonic())
+            else:
+                pool.finish(arm)
+        self.folder.tidy()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no other process measures plans in this folder, and keeps others waiting: times are right while nothing else runs."""
+        observer, info = Observer(self.lease_s), this_process()
+        while (lease := claim(f"{self.folder.path}/measuring", info, observer, time.monotonic())) is None:
+            time.sleep(POLL_S)
+        with lease.held(self.lease_s / 6):
+            yield
+
+    def arm_to_train(self, arm: Arm, lease: Lease | None = None) -> ArmToTrain:
+        """An arm whose predecessors are finished; `lease` is this process's on it."""
+        self._run.runner.lease = lease
+        try:
+            self._run.trainings.train(arm)
+        except _Pending as pending:
+            return ArmToTrain(self, pending.model, pending.training, lease)
+        finally:
+            self._run.runner.lease = None
+        raise AssertionError("the trainer stops at an arm that is not reported")
 
     def result(self) -> Found:
         """The network, the rows of all arms and the verdict. Raises InvalidSetting while arms are unfinished."""
-        if (pending := self.next_arm()) is not None:
-            raise InvalidSetting(f"the search is not finished: {pending.name} is still to be trained; iterate over the search first")
-        assert self._found is not None
+        if (pending := self.unfinished()) is not None:
+            name = f"seed{pending.seed}/{pending.name}"
+            raise InvalidSetting(f"the search is not finished: {name} is still to be trained; iterate over the search first")
+        if self._found is None:
+            self._found = self._conclude()
         return self._found
 
-    def next_arm(self) -> ArmToTrain | None:
-        """The next arm to train; None where all are finished."""
-        if self._found is None:
-            try:
-                self._found = self._conclude()
-            except _Pending as pending:
-                return ArmToTrain(self, pending.model, pending.training)
-        return None
+    @property
+    def arms(self) -> list[Arm]:
+        """All arms; while the level is not known, without controls."""
+        graph = self._run.graph
+        done = all(self.folder.training(arm).exists() for arm in graph.tickets)
+        return graph.arms(self._run.level() if done else None)
+
+    def unfinished(self) -> Arm | None:
+        """The first arm, in the order of one process, that is not finished; None where all are."""
+        return next((arm for arm in self.arms if not self.folder.training(arm).exists()), None)
 
     def _finish(self, arm: ArmToTrain, score: Score) -> None:
-        """Write a trained arm to its file: its trainer hands over the weights."""
+        """Write a trained arm to its file, unless another process took it over: its trainer hands over the weights."""
+        if arm.lost:
+            arm.left_out = True
+            notify(f"{arm.name}: another process took it over, as this one showed no sign of life; what is reported here is left out")
+            return
         self._finished = arm, score
         try:
             self._run.trainings.train(arm.arm)
         finally:
             self._finished = None
-        try:
+        if self.unfinished() is None:
             self._found = self._conclude()
-        except _Pending as pending:
-            write_json(self.folder.next_arm, _description(pending.training))
 
     def _conclude(self) -> Found:
-        """The result, from finished arms. Raises _Pending for the first that is not finished and can start."""
+        """The result, from finished arms."""
         config, metric, run = self._prepared.job.config, self._prepared.job.task.metric, self._run
-        self._train_first(run.graph.tickets)
         level = run.level()
-        self._train_first(arms := run.graph.arms(level))
+        arms = run.graph.arms(level)
         rows = [run.runner.row(arm) for arm in arms]
         verdict = judge(rows, config.margin_points, config.confidence, config.rewind, metric)
         tickets = [row for row in rows if (row.arm, row.level) == ("ticket", level)]
@@ -260,12 +319,6 @@ class Search:
         self.folder.save(self.folder.own_dense, run.runner.trained(Arm(arm.seed, "dense", 0)).state_dict())
         write_json(self.folder.own_summary, summary)  # the last: it says that the others are there
         return Found(small.eval(), dense, plan, self._prepared.job.example, row, tuple(rows), metric, verdict)
-
-    def _train_first(self, arms: list[Arm]) -> None:
-        """Raises _Pending for the first of the arms that is not finished: those before it are."""
-        for arm in arms:
-            if not self.folder.training(arm).exists():
-                self._run.trainings.train(arm)
 
     def _train(self, model: nn.Module, task: Any, training: ArmTraining, state: dict[str, Any] | None, save: Progress) -> Outcome:
         """The trainer of the arms: it takes what was reported, or stops the search for the caller to train."""
@@ -306,12 +359,6 @@ def _time_target(speedup: float, profile: Profile | None) -> dict[str, Any]:
     if profile is None:
         raise InvalidSetting('target_speedup= needs the layers\' times: profile=lt.profile(build(), "cpu:onnxruntime:b1:fp32", example)')
     return {"target_time": 1 / speedup, "on": str(profile.target)}
-
-
-def _description(training: ArmTraining) -> dict[str, Any]:
-    """What a command that trains an arm may need to know of it."""
-    epochs = training.recipe.epochs - training.first_epoch
-    return {"seed": training.arm.seed, "kind": training.arm.kind, "level": training.arm.level, "epochs": epochs}
 
 
 class _Pending(Exception):

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ltcompile import ranks
 from ltcompile.core.arm import Arm
-from ltcompile.core.lease import Lease, LeaseLost, this_process
+from ltcompile.core.lease import LEASE_S, Lease, LeaseLost, Observer, claim, this_process
 from ltcompile.core.reached import Reached
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
+from ltcompile.core.task import Metric
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import TrainingFailed
+from ltcompile.models import is_own_code
 from ltcompile.search.answers import compare_answers
 from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.arms import ArmGraph
-from ltcompile.search.config import PRUNE
+from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.iterative_pruning import IterativePruning
 from ltcompile.search.job import PreparedJob
 from ltcompile.search.listener import Listener
@@ -45,16 +48,45 @@ class SearchResult:
     reached: Reached | None = None
 
 
-class SearchRun:
-    """A search that this process takes part in."""
+class SharedRun(ABC):
+    """A run whose arms this process trains, as it gets leases on them: any number of processes may do so in one folder."""
 
-    def __init__(self, prepared: PreparedJob, folder: RunFolder, listener: Listener) -> None:
-        self.prepared, self.folder, self.listener = prepared, folder, listener
-        self.config, self.metric = prepared.job.config, prepared.job.task.metric
-        self.runner = ArmRunner(prepared, folder, listener)
-        self.trainings = (IterativePruning if self.config.method == PRUNE else ScoredMasks)(self.runner)
-        self.graph = ArmGraph.of(self.config)
+    def __init__(self, folder: RunFolder, config: SearchConfig, metric: Metric, listener: Listener) -> None:
+        self.folder, self.config, self.metric, self.listener = folder, config, metric, listener
+        self.graph = ArmGraph.of(config)
         self.trained, self._reported = 0, set[Arm]()
+
+    @abstractmethod
+    def row(self, arm: Arm) -> Trained:
+        """The row of a finished arm. Raises InvalidFile."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> Path:
+        """The file that says that the run is concluded."""
+
+    @abstractmethod
+    def conclude(self) -> Any:
+        """Judge and write the result; all arms are finished."""
+
+    @abstractmethod
+    def worker_arguments(self) -> list[str]:
+        """What `ltcompile worker` needs besides the folder."""
+
+    def conclude_once(self, info: dict[str, Any], lease_s: float = LEASE_S) -> None:
+        """Conclude the run, unless another process has or does."""
+        observer = Observer(lease_s)
+        while not self.summary.exists():
+            if (lease := claim(self.folder.verdict, info, observer, time.monotonic())) is not None:
+                with lease.held(lease_s / 6):
+                    self.conclude()
+            else:
+                time.sleep(POLL_S)
+        self.folder.tidy()
+
+    @abstractmethod
+    def train(self, arm: Arm, lease: Lease) -> None:
+        """Train an arm into its file. Raises LeaseLost, TrainingFailed."""
 
     def pool(self, info: dict[str, Any] | None = None, **options: Any) -> Pool:
         """The arms of the run, for a process of which leases say `info`."""
@@ -62,14 +94,19 @@ class SearchRun:
 
     def level(self) -> int:
         """The level that the verdict names, or the closest, from all dense networks and tickets."""
-        rows = [self.runner.row(arm) for arm in self.graph.tickets]
+        rows = [self.row(arm) for arm in self.graph.tickets]
         named, differences = choose_level(rows, self.config.margin_points, self.config.confidence, self.metric)
         return named if named is not None else closest_level(differences)
 
     def work(self, pool: Pool, on_failure: Callable[[Arm, Exception], None] | None = None, patience_s: float = float("inf")) -> None:
-        """Train arms until none is left, or for `patience_s` none was free; wait while others train what the next ones need.
+        """Train the arms of `leases`. With `on_failure`, an arm's error goes there, and others are trained; without, it is raised."""
+        for arm, lease in self.leases(pool, patience_s):
+            self._train(pool, arm, lease, on_failure)
+        ranks.agreed(None)  # those that follow are done
 
-        With `on_failure`, an arm's error goes there, and others are trained; without, it is raised.
+    def leases(self, pool: Pool, patience_s: float = float("inf")) -> Iterator[tuple[Arm, Lease]]:
+        """Arms to train, each with this process's lease, until none is left, or for `patience_s` none was free; waits while others train what
+        the next ones need.
 
         Raises TrainingFailed where all that is left has failed in other processes.
         """
@@ -78,7 +115,7 @@ class SearchRun:
             taken = pool.take(time.monotonic())
             self.report_finished(pool)
             if taken is not None:
-                self._train(pool, *taken, on_failure)
+                yield taken
                 wait, idle_s = POLL_S, 0.0
             elif pool.blocked:
                 raise failure(list(pool.failed.values()))
@@ -87,20 +124,11 @@ class SearchRun:
                 idle_s += wait
                 wait = min(2 * wait, pool.lease_s / (12 if idle_s < pool.lease_s else 2))
 
-        ranks.agreed(None)  # those that follow are done
-
-    def follow(self) -> None:
-        """Train the arms that the first of several processes takes, together with it."""
-        while (arm := ranks.agreed(None)) is not None:
-            self.trainings.train(arm)
-
     def _train(self, pool: Pool, arm: Arm, lease: Lease, on_failure: Callable[[Arm, Exception], None] | None) -> None:
         self._reported.add(arm)
         try:
             with lease.held(pool.lease_s / 6):
-                self.runner.lease = lease
-                ranks.agreed(arm)
-                self.trainings.train(arm)
+                self.train(arm, lease)
         except LeaseLost:
             if ranks.world() > 1:  # the others are in the middle of it
                 raise TrainingFailed(f"another process took over {arm.name} of seed {arm.seed}; continue with resume=True") from None
@@ -114,16 +142,48 @@ class SearchRun:
         else:
             self.trained += 1
             pool.finish(arm)
-        finally:
-            self.runner.lease = None
 
     def report_finished(self, pool: Pool, from_file: bool = True) -> None:
         """Report arms that were finished before, or elsewhere."""
         if new := pool.done - self._reported:
             for arm in self.graph.arms(pool.level):
                 if arm in new:
-                    self.listener.finished(self.runner.row(arm), from_file)
+                    self.listener.finished(self.row(arm), from_file)
             self._reported |= new
+
+
+class SearchRun(SharedRun):
+    """A search that this process takes part in."""
+
+    def __init__(self, prepared: PreparedJob, folder: RunFolder, listener: Listener) -> None:
+        super().__init__(folder, prepared.job.config, prepared.job.task.metric, listener)
+        self.prepared, self.runner = prepared, ArmRunner(prepared, folder, listener)
+        self.trainings = (IterativePruning if self.config.method == PRUNE else ScoredMasks)(self.runner)
+
+    def row(self, arm: Arm) -> Trained:
+        return self.runner.row(arm)
+
+    def train(self, arm: Arm, lease: Lease) -> None:
+        self.runner.lease = lease
+        try:
+            ranks.agreed(arm)
+            self.trainings.train(arm)
+        finally:
+            self.runner.lease = None
+
+    @property
+    def summary(self) -> Path:
+        return self.folder.summary
+
+    def worker_arguments(self) -> list[str]:
+        job = self.prepared.job
+        minutes = ["--checkpoint-minutes", str(job.checkpoint_minutes)] if job.checkpoint_minutes is not None else []
+        return ["--device", job.device.type, *minutes, *(["--model", job.model] if is_own_code(job.model) else [])]
+
+    def follow(self) -> None:
+        """Train the arms that the first of several processes takes, together with it."""
+        while (arm := ranks.agreed(None)) is not None:
+            self.trainings.train(arm)
 
     def conclude(self, began: float | None = None) -> SearchResult:
         """Judge, look at the test set once, and write ticket and summary; all arms are finished. `began` is by time.perf_counter."""

@@ -28,7 +28,7 @@ from ltcompile.prune.budget import RelativeTimer
 from ltcompile.search.config import SearchConfig
 from ltcompile.search.coordinator import coordinate
 from ltcompile.search.disk_space import run_bytes
-from ltcompile.search.job import SearchJob, prepare
+from ltcompile.search.job import SearchJob, prepare, recorded_profile
 from ltcompile.search.listener import Listener, NullListener
 from ltcompile.search.run import POLL_S, SearchResult, SearchRun
 from ltcompile.search.source import Source, default_folder, recipe_for
@@ -85,7 +85,8 @@ def find(
             (`profiling.stopwatch`); None where that is another machine. For a target of energy, `profiling.joulemeter`.
         mask: the mask that the one level takes instead of choosing one, such as that of a ticket of other data.
         trainer: what trains every network in the place of the project's own loop, which takes any task.
-        jobs: train so many arms at a time, in processes of their own; None trains one after another in this process.
+        jobs: train so many arms at a time, in processes of their own; None trains one after another in this process. Plans for a target of
+            time then follow from `profile` alone, and `measured` times the result at the end, as no plan can be timed while others train.
         executor: what starts these processes: local, slurm or ray (`ltcompile.executors`).
         executor_options: its settings, such as slurm_partition or address.
         retries: how often an arm that failed in such a process is tried again.
@@ -120,6 +121,9 @@ def find(
                     check_room(run.path, run_bytes(prepared, jobs or 1) - run.bytes_written, "this search")
                     run.begin(job.to_json(), resume)
                     describe(run, job, source)
+            if profile is not None and (jobs is not None or run.profile.exists()):
+                job = replace(job, profile=recorded_profile(run, profile), by_tables=True)
+                prepared = replace(prepared, job=job)
             search = SearchRun(prepared, run, listener or NullListener())
             if ranks.follows():
                 search.follow()

@@ -79,10 +79,9 @@ class Watch:
         self.pool.look(now)
         startable = set(ready(self.graph, self.pool.done, self.pool.level))
         arms = [self._arm(arm, arm in startable) for arm in self.graph.arms(self.pool.level)]
+        verdict = self.folder.summary.exists() or self.folder.own_summary.exists()
         notes = sorted(self.folder.workers.glob("*.json")) if self.folder.workers.is_dir() else []
-        return RunStatus(
-            str(self.folder.path), arms, self.pool.level, self.folder.summary.exists(), _left(arms), [note.stem for note in notes]
-        )
+        return RunStatus(str(self.folder.path), arms, self.pool.level, verdict, _left(arms), [note.stem for note in notes])
 
     def _arm(self, arm: Arm, startable: bool) -> ArmStatus:
         rows = self._rows(arm)

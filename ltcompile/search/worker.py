@@ -6,7 +6,6 @@ import json
 import platform
 import socket
 import sys
-import time
 import traceback
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,17 +15,20 @@ import torch
 from ltcompile import executors
 from ltcompile.core.arm import Arm
 from ltcompile.core.fields import SchemaError, from_json
-from ltcompile.core.lease import LEASE_S, Observer, claim, this_process
+from ltcompile.core.lease import LEASE_S, this_process
+from ltcompile.core.profile import Profile
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import versions
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch
 from ltcompile.models import is_own_code
 from ltcompile.paths import read_json, write_json
+from ltcompile.search.attach import read_settings
+from ltcompile.search.command import CommandRun, command_environment
 from ltcompile.search.config import SearchConfig
 from ltcompile.search.job import SearchJob, prepare
 from ltcompile.search.listener import Listener, NullListener
-from ltcompile.search.run import POLL_S, SearchRun
+from ltcompile.search.run import SearchRun, SharedRun
 from ltcompile.search.source import Source
 from ltcompile.training import pick_device
 
@@ -55,8 +57,8 @@ def _why_not(job: SearchJob, source: Source | None) -> str | None:
         return "the data was passed as an object, which another process cannot load by name"
     if job.trainer is not None or job.mask is not None or job.build is not None:
         return "a trainer, mask or network was passed as an object, which another process does not have"
-    if job.config.target is not None and job.config.target.profiled:
-        return f"a target of {job.config.target.measure} is measured while nothing else runs, in one process"
+    if job.config.target is not None and job.config.target.measure == "energy":
+        return "a target of energy is measured while nothing else runs, in one process"
     return None
 
 
@@ -80,6 +82,7 @@ def join(
     patience_s: float = float("inf"),
     checkpoint_minutes: float | None = None,
     listener: Listener | None = None,
+    train: str | None = None,
 ) -> dict[str, int]:
     """Train arms of the run in `folder` until nothing is left, and conclude it unless another process does; how many were trained and failed.
 
@@ -94,26 +97,19 @@ def join(
         patience_s: leave after so long without an arm to train.
         checkpoint_minutes: save also within an epoch, so often; by default after every epoch.
         listener: receives progress.
+        train: the command that trains an arm, where the run was begun by `find --train`: it is started on the caller's word alone.
 
     Raises:
         InvalidFile: there is no run. InvalidSetting: workers cannot take part in it. TicketMismatch: versions or data are others.
         TrainingFailed: what is left has failed.
     """
     run = RunFolder(folder)
-    settings, source, began_with = _read(run, model)
-    on = pick_device(device)
-    note = _compared(began_with, environment(on), allow_other_versions)
-    task = (source if data_root is None else _elsewhere(source, data_root)).load()
-    config, recipe = _setting(run, settings, "config", SearchConfig), _setting(run, settings, "recipe", Recipe)
-    job = SearchJob(source.model, task, config, recipe, on, source.weights, checkpoint_minutes=checkpoint_minutes)
-    if different := [key for key, value in json.loads(json.dumps(job.to_json())).items() if settings.get(key) != value]:
-        raise TicketMismatch(
-            f"{', '.join(different)}: what {socket.gethostname()} finds is not what {run.settings} holds; let data_root= name the same data, and "
-            "install the same versions"
-        )
-    if note:
-        write_json(run.workers / f"{socket.gethostname()}-{this_process()['pid']}.json", {"differs": note, "environment": environment(on)})
-    search = SearchRun(prepare(job), run, listener or NullListener())
+    if run.command.exists():
+        search: SharedRun = _of_command(run, train, allow_other_versions, listener or NullListener())
+    elif train is not None:
+        raise InvalidSetting(f"train={train!r}: the arms of {run.path} are not trained by a command; leave train= out")
+    else:
+        search = _of_settings(run, model, data_root, device, allow_other_versions, checkpoint_minutes, listener or NullListener())
     info = this_process(**({"worker": name, "log": str(run.workers / f"{name}.log")} if name else {}))
     failed: list[Arm] = []
 
@@ -124,14 +120,66 @@ def join(
 
     pool = search.pool(info, retries=retries, lease_s=lease_s)
     search.work(pool, on_failure, patience_s)
-    observer = Observer(lease_s)
-    while pool.finished and not run.summary.exists():
-        if (lease := claim(run.verdict, info, observer, time.monotonic())) is not None:
-            with lease.held():
-                search.conclude()
-        else:
-            time.sleep(POLL_S)
+    if pool.finished:
+        search.conclude_once(info, lease_s)
     return {"trained": search.trained, "failed": len(failed)}
+
+
+def _of_command(run: RunFolder, train: str | None, allow_other: bool, listener: Listener) -> CommandRun:
+    """The part of a worker in a run whose arms a command trains."""
+    settings = read_settings(run.command)
+    if train is None:
+        raise InvalidSetting(
+            f"the arms of {run.path} are trained by a command, which is started on your word: add train= as `find` was given it"
+        )
+    differs = _compared(settings["environment"], command_environment(), allow_other) if settings["environment"] else []
+    if settings["train"] not in (None, train):
+        if not allow_other:
+            raise TicketMismatch(
+                f"train={train!r} is not the command that {run.path} began with; give the same, or allow_other_versions=True"
+            )
+        differs.append("another command")
+    if differs:
+        _note(run, differs, command_environment())
+    return CommandRun(run, train, settings, listener)
+
+
+def _of_settings(
+    run: RunFolder,
+    model: str | None,
+    data_root: str | Path | None,
+    device: str | None,
+    allow_other_versions: bool,
+    checkpoint_minutes: float | None,
+    listener: Listener,
+) -> SearchRun:
+    """The part of a worker in a run that the project's own loop trains."""
+    settings, source, began_with = _read(run, model)
+    on = pick_device(device)
+    note = _compared(began_with, environment(on), allow_other_versions)
+    task = (source if data_root is None else _elsewhere(source, data_root)).load()
+    config, recipe = _setting(run, settings, "config", SearchConfig), _setting(run, settings, "recipe", Recipe)
+    timed = config.target is not None and config.target.profiled
+    if timed and not run.profile.exists():
+        raise InvalidSetting(
+            f"plans of {run.path} are corrected by measurements while nothing else runs; end its process, and continue with jobs= and resume=True"
+        )
+    profile = Profile.load(run.profile) if timed else None
+    more: dict[str, Any] = {"profile": profile, "by_tables": timed, "checkpoint_minutes": checkpoint_minutes}
+    job = SearchJob(source.model, task, config, recipe, on, source.weights, **more)
+    if different := [key for key, value in json.loads(json.dumps(job.to_json())).items() if settings.get(key) != value]:
+        raise TicketMismatch(
+            f"{', '.join(different)}: what {socket.gethostname()} finds is not what {run.settings} holds; let data_root= name the same data, and "
+            "install the same versions"
+        )
+    if note:
+        _note(run, note, environment(on))
+    return SearchRun(prepare(job), run, listener)
+
+
+def _note(run: RunFolder, differs: list[str], here: dict[str, str]) -> None:
+    """Note in the run folder in what this worker differs."""
+    write_json(run.workers / f"{socket.gethostname()}-{this_process()['pid']}.json", {"differs": differs, "environment": here})
 
 
 def _read(run: RunFolder, model: str | None) -> tuple[dict[str, Any], Source, dict[str, str]]:
@@ -141,8 +189,8 @@ def _read(run: RunFolder, model: str | None) -> tuple[dict[str, Any], Source, di
             f"there is no run at {run.path} as {socket.gethostname()} sees it; name a run folder, and mount the file system that it lies in on this "
             "machine too"
         )
-    if run.command.exists() or (settings := run.read_settings()).get("model") == "own":
-        raise InvalidSetting(f"the arms of {run.path} are trained by a script of its own; start that script here")
+    if (settings := run.read_settings()).get("model") == "own":
+        raise InvalidSetting(f"the arms of {run.path} are trained by a script of its own; start that script here: it shares them")
     if not run.job.exists():
         raise InvalidFile(
             f"{run.path} was begun by an older version; continue it once with `ltcompile find --resume`, which writes {run.job.name}"

@@ -52,6 +52,8 @@ from ltcompile.graph.widths import LAYERS, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.onnx_weights import with_weights
 from ltcompile.prune.budget import WidthAllocation
+from ltcompile.search import Source, worker
+from ltcompile.search.listener import NullListener
 from ltcompile.timing import interleave
 
 TARGET = Deployment("cpu", "onnxruntime", 8, "fp32")
@@ -465,6 +467,23 @@ def test_what_cannot_be_reached_is_refused_with_the_fastest(law: Law, tmp_path: 
         lt.plan(network, images, target_time=0.5, profile=found, align=8)
 
 
+def _by_workers(serial: lt.Ticket, digits: lt.Dataset, config: lt.SearchConfig, found: Profile, folder: Path) -> None:
+    """Workers plan by the run's profile alone, and find the same; the result alone is timed, by the process that leads."""
+
+    def coordinate(search: Any, *_: object) -> None:
+        arms = worker._of_settings(search.folder, None, None, "cpu", False, None, NullListener())
+        assert arms.prepared.job.profile == found and arms.prepared.job.measured is None
+        arms.work(arms.pool())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltcompile.search.search.coordinate", coordinate)
+        source = Source("classification", "lenet5", "digits")
+        more: dict[str, Any] = {"profile": found, "measured": lambda small: 5.0, "source": source, "jobs": 2}
+        result = lt.find("lenet5", digits, config, recipe=QUICK, folder=folder, device="cpu", **more)
+    timeless = [[replace(row, seconds=0.0) for row in each.history] for each in (serial, result.ticket)]
+    assert timeless[0] == timeless[1] and result.reached is not None and result.reached.found == 5.0
+
+
 @pytest.mark.slow
 def test_a_search_spends_a_budget_of_time(law: Law, tmp_path: Path) -> None:
     digits = lt.load_data("digits")
@@ -478,6 +497,7 @@ def test_a_search_spends_a_budget_of_time(law: Law, tmp_path: Path) -> None:
     plan = PruningPlan.load(tmp_path / "run/seed0/plan-2.json")
     small = cut(lt.build_model("lenet5", in_channels=channels, image_size=side), plan)
     assert 0.4 * found.dense_ms < time_of(small) <= 0.52 * found.dense_ms
+    _by_workers(ticket, digits, config, found, tmp_path / "jobs")
     with pytest.raises(ProfileMismatch, match="for cpu:onnxruntime:b8:fp32, not for"):
         lt.find("lenet5", digits, replace(config, on="cpu:onnxruntime:b1:fp32"), recipe=QUICK, folder=tmp_path / "x", profile=found)
     for wrong in (

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import runpy
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,9 @@ import ltcompile as lt
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
 from ltcompile.paths import write_json
+from ltcompile.search import command
 from ltcompile.search.command import search_by_command
+from ltcompile.search.listener import NullListener
 
 SCRIPT = """
 import argparse, copy, torch
@@ -73,15 +74,23 @@ def search(
     return search_by_command(words, folder, ERROR, CONFIG, epochs=2, example="2x2x16", **options)
 
 
+class Started(NullListener):
+    def __init__(self) -> None:
+        self.arms: list[str] = []
+
+    def started(self, seed: int, arm: str, level: int, *_: object) -> None:
+        self.arms.append(f"{arm}-{level}")
+
+
 @pytest.mark.slow
 def test_a_script_searches_and_resumes_and_ships(script: Path, tmp_path: Path) -> None:
-    names: list[str] = []
+    started = Started()
     with pytest.raises(TrainingFailed, match=r"seed0/dense-0 ended with exit code 2.*--nonsense"):
         search(script, tmp_path / "run", "{python} -c 'raise SystemExit(2)' --nonsense")
     with pytest.raises(InvalidFile, match="holds a search already"):
         search(script, tmp_path / "run")
-    summary = search(script, tmp_path / "run", resume=True, on_arm=names.append)
-    assert names == ["seed0/dense-0", "seed0/ticket-1"] and [row["arm"] for row in summary["rows"]] == ["dense", "ticket"]
+    summary = search(script, tmp_path / "run", resume=True, listener=started)
+    assert started.arms == ["dense-0", "ticket-1"] and [row["arm"] for row in summary["rows"]] == ["dense", "ticket"]
     assert summary["ticket"] == {"seed": 0, "level": 1, "won": False} and "error" in " ".join(summary["verdict"]["summary"])
 
     plan, weights = lt.PruningPlan.load(tmp_path / "run/plan.json"), torch.load(tmp_path / "run/small.pt")
@@ -156,8 +165,7 @@ def started(folder: Path, monkeypatch: pytest.MonkeyPatch, seeds: list[int], rew
     for seed in seeds:
         torch.manual_seed(seed)
         model = lt.attach(nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 1, 1)))
-        name = json.loads((folder / "next.json").read_text())["kind"] if found else "dense"
-        found[name] = model[0].weight.detach().clone()
+        found[("dense", "ticket", "random", "dense_budget")[len(found)]] = model[0].weight.detach().clone()
         with torch.no_grad():
             model[0].weight.mul_(1.5)
         lt.report_metric(0.5)
@@ -180,16 +188,17 @@ def test_a_control_on_the_first_weights_is_refused(tmp_path: Path, monkeypatch: 
 def test_controls_get_a_seed_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
 
-    def run(words: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def run(words: list[str], env: dict[str, str], _: Any) -> int:
         """The script, in this process."""
-        monkeypatch.setenv("LTCOMPILE_SEARCH", env["LTCOMPILE_SEARCH"])
+        for name in ("LTCOMPILE_SEARCH", "LTCOMPILE_ARM"):
+            monkeypatch.setenv(name, env[name])
         seeds.append(int(words[-1]))
         torch.manual_seed(seeds[-1])
         lt.attach(nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 1, 1)))
         lt.report_metric(0.5)
-        return subprocess.CompletedProcess(words, 0)
+        return 0
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(command, "call", run)
     config = lt.SearchConfig(rounds=1, rate=0.4, margin_points=5)
     summary = search_by_command("train {seed}", tmp_path, ERROR, config, epochs=1, example="1x2x16")
     assert [row["arm"] for row in summary["rows"]] == ["dense", "ticket", "random", "dense_budget"]

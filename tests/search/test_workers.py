@@ -242,7 +242,11 @@ REFUSALS: dict[str, tuple[Callable[[RunFolder], object], type[LtcompileError], s
         "data is an object; start",
     ),
     "own code": (lambda run: changed(run, lambda v: v["source"].update(model="os:system")), InvalidSetting, "add model=os:system"),
-    "own loop": (lambda run: run.command.write_text("{}"), InvalidSetting, "trained by a script of its own; start that script here"),
+    "own loop": (
+        lambda run: run.settings.write_text('{"model": "own"}'),
+        InvalidSetting,
+        "trained by a script of its own; start that script here",
+    ),
     "other data": (
         lambda run: changed(run, lambda v: v["source"].update(image_size=[16, 16])),
         TicketMismatch,
@@ -286,7 +290,6 @@ def test_the_command_line_refuses(tmp_path: Path) -> None:
     refused("find", "--jobs", 0, says="'--jobs'", cwd=tmp_path)
     refused("find", "--executor", "slurm", says="say how many", cwd=tmp_path)
     refused("find", "--model", "lenet5", "--jobs", 2, "--executor", "slumr", says="Did you mean slurm", cwd=tmp_path)
-    refused("find", "--train", "true", "--jobs", 2, says="--jobs: the arms of --train are trained one after another", cwd=tmp_path)
     refused("worker", "none", says="there is no run at none as", cwd=tmp_path)
     refused("status", "none", says="there is no run at none", cwd=tmp_path)
 
