@@ -198,7 +198,7 @@ def test_every_instruction_set(cases: list[Case], build: str, tmp_path: Path) ->
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or not shutil.which("g++"), reason="there is no g++ for x86")
 def test_avx_vnni_is_compiled(cases: list[Case], tmp_path: Path) -> None:
-    """Only compiled: no processor of AVX-512 runs this branch, and qemu does not have the instruction."""
+    """Compiled, not run: few processors have the instruction without AVX-512, for which another branch is there."""
     (tmp_path / "case.cpp").write_text(program_text([cases[2].unit]))
     command = ["g++", "-O0", "-mavx2", "-mfma", "-mavxvnni", *WARNINGS, "-std=c++17", "-S", "case.cpp"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
