@@ -22,7 +22,7 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.engine import host
 from ltcompile.graph.factorise import factorise
 from ltcompile.graph.widths import layer_widths
-from ltcompile.graph.wrappers import in_eval_mode, unwrap
+from ltcompile.graph.wrappers import attributes_restored, in_eval_mode, unwrap
 from ltcompile.lower.lower import lower as lowered
 from ltcompile.lower.program import capture
 from ltcompile.prune import criteria
@@ -118,6 +118,12 @@ class _Split:
         return zip(X.split(size), self.labels.split(size), strict=True)
 
 
+def _assign_inside(net: nn.Module) -> None:
+    with attributes_restored(net):
+        net.left = 1  # type: ignore[assignment]
+    assert not hasattr(net, "left")
+
+
 def _enter_and_leave(net: nn.Module) -> None:
     with in_eval_mode(net):
         assert not any(module.training for module in net.modules())
@@ -159,6 +165,7 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "choose_execution": lambda net, _: choose_execution(net, split_task(_Split()), RECIPE, torch.device("cpu")),
     "memory_format": lambda net, _: memory_format(net, torch.device("cpu")),
     "unwrap": lambda net, _: unwrap(nn.DataParallel(net)),
+    "attributes_restored": lambda net, _: _assign_inside(net),
     "in_eval_mode": lambda net, _: _enter_and_leave(net),
     "evaluate": lambda net, _: split_task(_Split()).evaluate(net, "val", torch.device("cpu")),
     "predictions": lambda net, _: [*predictions(net, _Split().batches(3))],

@@ -42,7 +42,7 @@ def shrink(
         "-o",
         "--output",
         help="File to write: .onnx, .pt2 (torch.export), .safetensors, .cpp, .so, .xml (OpenVINO), .mnn, .param (ncnn), .tflite, .pte (ExecuTorch), "
-        ".mlpackage (Core ML); or a folder with a / behind it, for a page that runs the network in the browser.",
+        ".mlpackage (Core ML); or a folder that ends in /, for a page that runs the network in the browser.",
     ),
     precision: str = typer.Option(
         "fp32",
@@ -198,7 +198,7 @@ def _shown(source: Ticket | Pruned, output: Path, images: str | None, model: str
 
     if output.suffix != ".html":
         if images is not None:
-            raise InvalidSetting(f"--images is for a page, and the output is {output}; leave it out, or write a folder with a / behind it")
+            raise InvalidSetting(f"--images is for a page, and the output is {output}; leave it out, or name a folder that ends in /")
         return None
     if not isinstance(source, Ticket):
         return None if images is None else _unlabelled(images, model, source, "--images")

@@ -162,7 +162,7 @@ class FormatRow(Record):
 
     @property
     def title(self) -> str:
-        """What tells it from other rows: of those in one format and precision, the first is the format's own runtime's."""
+        """What distinguishes it from other rows: of those in one format and precision, the first is the format's own runtime's."""
         return f"{self.format} {self.precision}{' in tract' if self.runtime == 'tract' else ''}"
 
 

@@ -238,7 +238,7 @@ class TestBadInput:
         refused("shrink", folder / "runs/t/ticket.pt", "-o", tmp_path / "s.onnx", "--calibrate", data, says="channels")
 
     def test_places_that_cannot_be_written(self, folder: Path) -> None:
-        for place in ("/proc/none/small.onnx", folder):
+        for place in ("/proc/none/small.onnx", folder / "runs/t/ticket.pt/small.onnx"):
             refused("shrink", folder / "runs/t/ticket.pt", "-o", place, says="cannot write")
         refused("report", folder / "runs/t", "-o", "/proc/none/page.html", says="cannot write")
 

@@ -197,7 +197,7 @@ class TestFold:
 class TestRefusals:
     def test_output_that_cannot_be_written(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        for bad in (tmp_path, tmp_path / "file" / "small.onnx", Path("/proc/none/small.onnx")):
+        for bad in (tmp_path / "file" / "small.onnx", Path("/proc/none/small.onnx")):
             with pytest.raises(InvalidFile, match="cannot write"):
                 lt.shrink(run / "ticket.pt", bad)
 

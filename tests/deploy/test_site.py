@@ -1,4 +1,4 @@
-"""The page of a network: it answers in a browser what PyTorch does, holds all that it needs, and takes nothing from elsewhere unasked."""
+"""The page of a network: it answers in a browser what PyTorch does, holds all that it needs, and takes nothing from elsewhere by itself."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class TestInstall:
         monkeypatch.setattr(_web, "SHA512", base64.b64encode(hashlib.sha512(data).digest()).decode())
         return data
 
-    def test_nothing_is_fetched_unasked(self, archive: bytes, tmp_path: Path) -> None:
+    def test_nothing_is_fetched_without_being_requested(self, archive: bytes, tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match=r"\.html files cannot be written here: .* run `ltcompile doctor --install site`"):
             lt.shrink(network(), f"{tmp_path}/site/")
         assert not (tmp_path / "cache").exists()
