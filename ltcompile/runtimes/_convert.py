@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,15 @@ def ends(file: Path | bytes) -> tuple[list[End], list[End]]:
             for name, t in tensors
         ])  # fmt: skip
     return found[0], found[1]
+
+
+def layers_in(text: str, file: Path) -> str:
+    """The layers of an ONNX file whose operators a converter's message names, as the end of a message; "" where there are none."""
+    import onnx
+
+    nodes = onnx.load(str(file), load_external_data=False).graph.node
+    found = [node.name or node.output[0] for node in nodes if re.search(rf"\b{node.op_type}\b", text)]
+    return f" (layer {', '.join(map(repr, found[:3]))}{', ...' if len(found) > 3 else ''})" if found else ""
 
 
 @contextlib.contextmanager

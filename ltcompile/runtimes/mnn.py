@@ -13,7 +13,7 @@ import numpy as np
 from ltcompile.errors import Unavailable
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, by_name
-from ltcompile.runtimes._convert import End, ends, own_file, run
+from ltcompile.runtimes._convert import End, ends, layers_in, own_file, run
 
 if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
@@ -43,7 +43,7 @@ def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
     if not output.is_file():
         lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
         reason = next((line[line.index("These Op") :] for line in lines if "These Op" in line), lines[-1])
-        raise Unavailable(f"MNN's converter writes no {output.name}: {reason.strip()}; use another format")
+        raise Unavailable(f"MNN's converter writes no {output.name}: {reason.strip()}{layers_in(reason, onnx)}; use another format")
 
 
 def load(subject: Subject, deployment: Deployment, options: Options) -> Session:

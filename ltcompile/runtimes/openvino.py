@@ -13,6 +13,7 @@ from ltcompile.errors import Unavailable
 from ltcompile.paths import write_bytes
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, Trace, by_name, first_line
+from ltcompile.runtimes._convert import layers_in
 
 if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
@@ -67,7 +68,7 @@ def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
             write_bytes(output, made.read_bytes())
     except RuntimeError as error:
         lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        raise Unavailable(f"OpenVINO cannot write {output.name}: {lines[-1]}; use another format") from error
+        raise Unavailable(f"OpenVINO cannot write {output.name}: {lines[-1]}{layers_in(str(error), onnx)}; use another format") from error
 
 
 def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
