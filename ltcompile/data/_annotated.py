@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import EVERYTHING, Part, Shard
 from ltcompile.data._dataset import Dataset, DatasetOptions, Moves, black_pixel, describe, epoch_rows, prescribed, statistics
-from ltcompile.data._files import decode_all
+from ltcompile.data._files import Item, decode_all
 from ltcompile.errors import InvalidData
 
 Targets = dict[str, Any]  # "boxes": a list of (K, 4), "labels": a list of (K,); where there are maps, "masks": (N, H, W)
@@ -31,7 +30,7 @@ class Objects:
 class Pixels:
     """Images in files, stretched to `size` (height, width) when they are read."""
 
-    def __init__(self, files: Sequence[Path], size: tuple[int, int], interpolation: Interpolation) -> None:
+    def __init__(self, files: Sequence[Item], size: tuple[int, int], interpolation: Interpolation) -> None:
         self.files, self.size, self.interpolation = files, size, interpolation
 
     def __getitem__(self, rows: Tensor) -> Tensor:

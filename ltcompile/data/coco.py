@@ -8,7 +8,7 @@ Boxes are clipped to their image, and those without an area are left out. Files 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from ltcompile.core.streams import generator, stream
 from ltcompile.core.task import Part
 from ltcompile.data._annotated import Objects, Pixels, from_annotated
 from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, DatasetOptions
+from ltcompile.data._files import Item
 from ltcompile.data._labelled import TEST_SHARE
 from ltcompile.errors import InvalidData, InvalidFile
 from ltcompile.paths import read_json
@@ -59,7 +60,7 @@ class Source:
     """One JSON file: `images` with the place of each file, and what is in them, by image and in the file's pixels."""
 
     path: Path
-    images: list[tuple[Path, Image]]
+    images: Sequence[tuple[Item, Image]]
     annotations: dict[int, list[Annotation]]
     categories: dict[int, str]
 
@@ -67,7 +68,11 @@ class Source:
 def load(root: Path, options: DatasetOptions) -> Dataset:
     if not root.is_dir():
         raise InvalidData(f"there is no folder {root}; write coco:DIR with the folder of your images and their annotations")
-    sources = {part: _read(root, path) for part, path in _files(root).items()}
+    return from_sources(f"coco:{root.name}", {part: _read(root, path) for part, path in _files(root).items()}, options)
+
+
+def from_sources(name: str, sources: Mapping[Part, Source], options: DatasetOptions) -> Dataset:
+    """Images with the objects of each part; parts without a source are drawn from the training images. Raises InvalidData."""
     used = {id for source in sources.values() for found in source.annotations.values() for id in (a.category_id for a in found)}
     names = _categories(sources, used)
     labels = {id: label for label, id in enumerate(sorted(names))}
@@ -75,13 +80,13 @@ def load(root: Path, options: DatasetOptions) -> Dataset:
     items = {
         part: [(path, _objects(source, image, labels, height, width)) for path, image in source.images] for part, source in sources.items()
     }
-    parts = _split(f"coco:{root.name}", items, options)
+    parts = _split(name, items, options)
     files = {part: Pixels([path for path, _ in found], size, options.interpolation) for part, found in parts.items()}
     light = sum(map(len, parts.values())) * 3 * height * width <= IN_MEMORY_BYTES
     images = {part: pixels[torch.arange(len(pixels.files))] if light else pixels for part, pixels in files.items()}
     objects = {part: [there for _, there in found] for part, found in parts.items()}
     classes = [names[id] for id in sorted(names)]
-    return from_annotated(f"coco:{root.name}", classes, {part: (images[part], objects[part]) for part in parts}, options, flip=True)
+    return from_annotated(name, classes, {part: (images[part], objects[part]) for part in parts}, options, flip=True)
 
 
 def _files(root: Path) -> dict[Part, Path]:
@@ -127,7 +132,7 @@ def _read(root: Path, path: Path) -> Source:
         if annotation.image_id not in known or annotation.category_id not in names:
             kind, id = ("category", annotation.category_id) if annotation.image_id in known else ("image", annotation.image_id)
             raise InvalidData(f"{path}: annotation {annotation.id} is of {kind} {id}, which the file does not list")
-        _check_inside(path, annotation, known[annotation.image_id])
+        check_inside(path, annotation, known[annotation.image_id])
         if not annotation.iscrowd:
             by_image.setdefault(annotation.image_id, []).append(annotation)
     return Source(path, _located(root, path, images), by_image, names)
@@ -140,7 +145,8 @@ def _rows(value: Mapping[str, Any], name: str, shape: type[Any]) -> list[Any]:
     return [table(row, shape, f"{name}[{i}]") for i, row in enumerate(rows)]
 
 
-def _check_inside(path: Path, annotation: Annotation, image: Image) -> None:
+def check_inside(path: Path, annotation: Annotation, image: Image) -> None:
+    """Raises InvalidData where a box lies outside its image."""
     x, y, width, height = annotation.bbox
     if width < 0 or height < 0 or x >= image.width or y >= image.height or x + width < 0 or y + height < 0:
         raise InvalidData(

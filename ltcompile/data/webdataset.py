@@ -1,7 +1,9 @@
 """Images in tar shards, as WebDataset lays them out: `webdataset:PATTERN`, such as shards/train-{000..099}.tar, shards/{train,val}-*.tar.
 
 Files of a shard with one name up to the first dot are a sample: an image (KEY.jpg, KEY.png, ...) with its class in KEY.cls, a number or a name; or,
-for segmentation, with a map of classes in KEY.mask.png or KEY.seg.png. `classes.txt` next to the first shard names numbered classes, one a line.
+for segmentation, with a map of classes in KEY.mask.png or KEY.seg.png; or, for detection, with boxes in KEY.json in pixels, such as
+{"width": 640, "height": 480, "boxes": [[x, y, width, height]], "labels": ["cat"]}, labels as in KEY.cls. `classes.txt` next to the first shard
+names numbered classes, one a line.
 A shard belongs to the part (train, val, test) that its name or its folder's contains; parts without shards are drawn from the training samples by
 a fixed seed.
 
@@ -18,15 +20,17 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from ltcompile.core.fields import SchemaError, table
 from ltcompile.core.notice import notify
 from ltcompile.core.task import Part
-from ltcompile.data import folder
+from ltcompile.data import coco, folder
 from ltcompile.data._dataset import Dataset, DatasetOptions
 from ltcompile.data._files import SUFFIXES
 from ltcompile.data._labelled import Items, all_parts, from_items
@@ -37,7 +41,7 @@ from ltcompile.paths import write_text
 WORDS: dict[str, Part] = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MASKS = "mask.png", "seg.png"
 PICKLED = {"pyd", "pickle", "pkl", "pth", "pt"}
-MOST_SHARDS, MOST_TEXT = 100_000, 4096
+MOST_SHARDS, MOST_TEXT, MOST_BOXES = 100_000, 4096, 1 << 20
 LARGE_SHARD = 1 << 24  # bytes: a smaller one is listed faster than its list is read
 BLOCK = 512
 
@@ -64,6 +68,17 @@ class Sample(NamedTuple):
     image: Member
     label: str | None
     mask: Member | None
+    boxes: Member | None = None
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """What KEY.json holds."""
+
+    width: int
+    height: int
+    boxes: tuple[tuple[float, float, float, float], ...]
+    labels: tuple[Any, ...]
 
 
 def load(pattern: Path, options: DatasetOptions) -> Dataset:
@@ -87,6 +102,8 @@ def load(pattern: Path, options: DatasetOptions) -> Dataset:
     if first.mask is not None:
         pairs = {part: [(s.image, s.mask) for s in found if s.mask] for part, found in parts.items()}
         return folder.from_files(name, folder.all_parts(pairs, options), "masks", options, home)  # type: ignore[arg-type]
+    if first.boxes is not None:
+        return coco.from_sources(name, _annotated(parts, home), options)
     classes, items = _labelled(parts, home)
     return from_items(name, classes, all_parts(items, options), options, skip=options.skip_damaged, skipped=skipped)
 
@@ -139,10 +156,11 @@ def _samples(shard: str) -> Iterator[Sample]:
     for key, there in grouped.items():
         image = next((there[kind] for kind in there if f".{kind}" in SUFFIXES), None)
         mask, label = next((there[kind] for kind in MASKS if kind in there), None), there.get("cls")
-        if image is None or (mask is None and label is None):
-            lacking = "an image" if image is None else "a class (.cls) or a mask (.mask.png)"
+        boxes = there.get("json") if mask is None and label is None else None  # else it is what a writer noted of the image
+        if image is None or (mask is None and label is None and boxes is None):
+            lacking = "an image" if image is None else "a class (.cls), a mask (.mask.png) or boxes (.json)"
             raise InvalidData(f"{shard}: the sample {key.lstrip('/')} has {', '.join(sorted(there))}, and lacks {lacking}")
-        yield Sample(image, label.text if label else None, mask)
+        yield Sample(image, label.text if label else None, mask, boxes)
 
 
 def _members(shard: Path) -> list[Member]:
@@ -213,10 +231,55 @@ def _member(shard: Path, header: tarfile.TarInfo, file: io.FileIO, size: int) ->
 
 def _labelled(parts: dict[Part, list[Sample]], home: Path) -> tuple[list[str], dict[Part, Items]]:
     """The names of the classes, and images with labels of each part. Raises InvalidData."""
-    texts = {sample.label or "" for found in parts.values() for sample in found}
+    names, numbers = _classes({sample.label or "" for found in parts.values() for sample in found}, home)
+    return names, {part: ([s.image for s in found], torch.tensor([numbers[s.label or ""] for s in found])) for part, found in parts.items()}
+
+
+def _annotated(parts: dict[Part, list[Sample]], home: Path) -> dict[Part, coco.Source]:
+    """The objects of each part. Raises InvalidData."""
+    read = {part: [(sample.image, _boxes(sample)) for sample in found] for part, found in parts.items()}
+    names, numbers = _classes({str(label) for found in read.values() for _, there in found for label in there.labels}, home)
+    sources: dict[Part, coco.Source] = {}
+    for part, found in read.items():
+        images = [(image, coco.Image(at, image.name, there.width, there.height)) for at, (image, there) in enumerate(found)]
+        objects = {
+            at: [
+                coco.Annotation(k, at, numbers[str(label)], box)
+                for k, (box, label) in enumerate(zip(there.boxes, there.labels, strict=True))
+            ]
+            for at, (_, there) in enumerate(found)
+        }
+        for at, (image, size) in enumerate(images):
+            for annotation in objects[at]:
+                coco.check_inside(Path(image.shard), annotation, size)
+        sources[part] = coco.Source(home, images, objects, dict(enumerate(names)))
+    return sources
+
+
+def _boxes(sample: Sample) -> Boxes:
+    """Raises InvalidData."""
+    member = sample.boxes
+    if member is None:
+        raise InvalidData(f"{sample.image} has no boxes (.json), and other samples do; add them, an empty list where there is no object")
+    if member.size > MOST_BOXES:
+        raise InvalidData(f"{member} has {member.size:,} bytes, too many for the boxes of one image")
+    try:
+        found = table(json.loads(member.read()), Boxes, "")
+        if (
+            min(found.width, found.height) < 1
+            or len(found.boxes) != len(found.labels)
+            or not all(type(x) in (str, int) for x in found.labels)
+        ):
+            raise SchemaError("it needs a width and a height in pixels, and a label, a number or a name, for each box")
+    except (ValueError, RecursionError) as error:
+        raise InvalidData(f"{member} does not hold boxes: {error}") from error
+    return found
+
+
+def _classes(texts: set[str], home: Path) -> tuple[list[str], dict[str, int]]:
+    """The names of the classes, and the number of each text. Raises InvalidData."""
     numbered = all(text.isascii() and text.isdigit() and len(text) < 7 for text in texts)
-    names = sorted(texts) if not numbered else [str(n) for n in range(max(map(int, texts)) + 1)]
+    names = sorted(texts) if not numbered else [str(n) for n in range(max(map(int, texts), default=-1) + 1)]
     if numbered and (file := home / "classes.txt").is_file():
         names = folder.read_classes(file, len(names), MOST_SHARDS)
-    numbers = {text: int(text) if numbered else names.index(text) for text in texts}
-    return names, {part: ([s.image for s in found], torch.tensor([numbers[s.label or ""] for s in found])) for part, found in parts.items()}
+    return names, {text: int(text) if numbered else names.index(text) for text in texts}

@@ -340,3 +340,57 @@ def test_tables_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(InvalidData, match=r"a parquet file of .*broken cannot be read"):
         lt.load_data(f"hf:{tmp_path / 'broken'}")
+
+
+SIDES = {"width": 12, "height": 10}
+FOUND: tuple[tuple[list[list[int]], list[str]], ...] = ([[1, 2, 4, 5]], ["cat"]), ([[0, 0, 3, 3], [6, 5, 6, 5]], ["dog", "cat"]), ([], [])
+
+
+class TestBoxesInShards:
+    def shards(self, root: Path, **changed: Any) -> str:
+        """Four images each for training, validation and test, and the same ones as COCO describes them in root/coco."""
+        for start, part in enumerate(("train", "val", "test")):
+            files, rows, objects = dict[str, bytes](), list[dict[str, Any]](), list[dict[str, Any]]()
+            (root / "coco" / part).mkdir(parents=True)
+            for i in range(4 * start, 4 * start + 4):
+                boxes, labels = FOUND[i % 3]
+                files |= {f"{i}.png": png(i), f"{i}.json": json.dumps(SIDES | {"boxes": boxes, "labels": labels} | changed).encode()}
+                (root / "coco" / part / f"{i}.png").write_bytes(png(i))
+                rows.append({"id": i, "file_name": f"{i}.png", **SIDES})
+                for box, label in zip(boxes, labels, strict=True):
+                    objects.append({"id": len(objects), "image_id": i, "category_id": ["cat", "dog"].index(label), "bbox": box})
+            write_tar(root / f"{part}.tar", files)
+            (root / "coco/annotations").mkdir(exist_ok=True)
+            categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+            (root / f"coco/annotations/instances_{part}.json").write_text(
+                json.dumps({"images": rows, "annotations": objects, "categories": categories})
+            )
+        return f"webdataset:{root}/{{train,val,test}}.tar"
+
+    def test_they_are_those_of_a_folder(self, tmp_path: Path) -> None:
+        shards, files = (lt.load_data(name, image_size=8) for name in (self.shards(tmp_path), f"coco:{tmp_path / 'coco'}"))
+        assert shards.description.class_names == files.description.class_names == ("cat", "dog")
+        for part in ("train", "val", "test"):
+            for (images, targets), (expected, there) in zip(
+                *(Detection(data).batches(part, 3, CPU, None, 0) for data in (shards, files)), strict=True
+            ):
+                assert torch.equal(images, expected)
+                for name in ("boxes", "labels"):
+                    assert all(torch.equal(a, b) for a, b in zip(targets[name], there[name], strict=True))
+
+    @pytest.mark.parametrize(
+        ("changed", "says"),
+        [
+            ({"labels": []}, r"0\.json does not hold boxes: it needs a width .* a label"),
+            ({"boxes": [[1, 2, 3]]}, r"0\.json does not hold boxes: boxes\[0\]"),
+            ({"width": 0}, "does not hold boxes: it needs a width"),
+            ({"boxes": [[40, 2, 3, 4]], "labels": ["cat"]}, "lies outside its image"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, changed: dict[str, Any], says: str, tmp_path: Path) -> None:
+        with pytest.raises(InvalidData, match=says):
+            lt.load_data(self.shards(tmp_path, **changed), image_size=8)
+
+    def test_no_object_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(InvalidData, match="there must be one at least"):
+            lt.load_data(self.shards(tmp_path, boxes=[], labels=[]), image_size=8)
