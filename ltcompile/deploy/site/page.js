@@ -5,7 +5,7 @@ const WARM_UP = 3, BLOCKS = 21, BLOCK_MS = 5, MOST_BOXES = 12, LEAST_SCORE = 0.3
 const part = id => document.getElementById(id);
 const json = async file => (await fetch(file)).json();
 const results = { done: false, errors: [], answers: [], ms: null };
-globalThis.results = results;  // for whoever opens the console, and for tests
+globalThis.results = results;  // for the console, and for tests
 
 function element(name, parent, text = "", className = "") {
   const made = document.createElement(name);
