@@ -66,6 +66,11 @@ def test_what_cannot_be_a_page_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidFile, match=r"index\.html is a page that ltcompile did not write; name another folder"):
         lt.shrink(network(), tmp_path)
     assert (tmp_path / "index.html").read_text() == "<p>another page"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "network.onnx").write_text("another network")
+    with pytest.raises(InvalidFile, match=r"network\.onnx is there, and no page that it belongs to"):
+        lt.shrink(network(), tmp_path / "mine")
+    assert (tmp_path / "mine" / "network.onnx").read_text() == "another network"
     with pytest.raises(InvalidModel, match="a page shows grey or RGB images"):
         lt.shrink(lt.Pruned(nn.Linear(3, 2).eval(), torch.randn(2, 3)), f"{tmp_path}/site/")
     with pytest.raises(InvalidSetting, match=r"images= gives \(1, 9, 9\), and the network takes \(1, 8, 8\)"):

@@ -66,6 +66,8 @@ def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
     """Raises InvalidModel where the network does not take images, or cannot be exported; InvalidFile where another page is there."""
     if job.output.is_file() and MARK not in job.output.read_text(errors="replace"):
         raise InvalidFile(f"{job.output} is a page that ltcompile did not write; name another folder")
+    if not job.output.exists() and (there := [path for path in files(job.output) if path.exists()]):
+        raise InvalidFile(f"{there[0]} is there, and no page that it belongs to; name another folder, or remove it")
     if not job.any_batch:
         raise InvalidSetting("a page runs one image at a time; keep batch among the dynamic axes")
     shown = _shown(pruned, job)
