@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from networks import Net, conv, shaken
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
 import ltcompile as lt
 from ltcompile.core.plan import Branch, PruningPlan
@@ -74,8 +75,20 @@ def test_random_chains(kinds: list[tuple[str, int]], seed: int, data: st.DataObj
     assert not any(plan.removes(name) for name in small.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("build", "count"),
+    [("resnet18", 8), ("mobilenet_v2", 10), ("efficientnet_b0", 9), ("convnext_tiny", 18), ("vit", 4)],
+)
+def test_branches_of_public_networks(build: str, count: int) -> None:
+    torch.manual_seed(0)
+    vit = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    network = models.VisionTransformer(**vit) if build == "vit" else getattr(models, build)()
+    found, refused = branches(network.eval(), torch.randn(2, 3, 32, 32))
+    assert (len(found), refused) == (count, {})
+
+
 def test_only_one_side_of_an_addition_goes() -> None:
-    """Sides with as many weights each, what another layer reads too, and a stem are no branches."""
+    """Sides with as many weights each, what another layer reads too, and a stem are not branches."""
     equal = Net(lambda net, x: net.a(x) + net.b(x), 8, a=conv(3, 8), b=conv(3, 8))
 
     def tapped(net: Net, x: Tensor) -> Tensor:

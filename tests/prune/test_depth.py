@@ -18,7 +18,7 @@ INPUTS = [torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(i)) 
 def network() -> torch.nn.Module:
     """One block does nothing, as its last scale is zero: it must be the first to go."""
     torch.manual_seed(0)
-    model = ResNet(8, [2, 1], 10, 3)
+    model = ResNet(16, [3, 3, 3], 10, 3)
     torch.nn.init.zeros_(model.get_submodule("blocks.0.bn2").weight)
     return model
 
@@ -27,8 +27,7 @@ def network() -> torch.nn.Module:
 def test_a_useless_branch_goes_first(target: dict[str, Any]) -> None:
     model = network()
     plan = lt.plan(model, INPUTS[0], inputs=INPUTS, depth=True, **target)
-    gone = {branch.name for branch in plan.removed_branches}
-    assert "blocks.0.bn2" in gone or ("target_macs" not in target and not gone)  # it has few of the parameters and filters
+    assert "blocks.0.bn2" in {branch.name for branch in plan.removed_branches}
     small = lt.cut(model, plan).eval()
     torch.testing.assert_close(small(INPUTS[0]), lt.mask(model, plan).eval()(INPUTS[0]), rtol=1e-4, atol=1e-4)
     if "target_macs" in target:
