@@ -20,7 +20,8 @@ from ltcompile.graph._copy import copied
 from ltcompile.graph.examples import read_example
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.paths import read_json
-from ltcompile.search.own_loop import ArmToTrain, Search
+from ltcompile.search.own_arm import ArmToTrain
+from ltcompile.search.own_loop import Search
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -149,10 +150,9 @@ def _is_first_process() -> bool:
 def read_settings(path: Path) -> dict[str, Any]:
     """The settings of a search by a command. Raises InvalidFile where they are damaged."""
     hints: dict[str, Any] = {"metric": dict[str, Any], "config": dict[str, Any], "epochs": int, "example": str | None}
-    later: dict[str, Any] = {"train": str | None, "environment": dict[str, str] | None}
+    hints |= {"train": str, "environment": dict[str, str]}
     value = read_json(path, "description of a search by a command")
     try:
-        found = {name: from_json(value[name], hint, name) for name, hint in hints.items()}
-        return found | {name: from_json(value.get(name), hint, name) for name, hint in later.items()}
+        return {name: from_json(value[name], hint, name) for name, hint in hints.items()}
     except (KeyError, TypeError, SchemaError) as error:
         raise InvalidFile(f"{path} does not describe a search ({error}); begin it again with `ltcompile find --train`") from error

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ltcompile.core.arm import Arm
 from ltcompile.core.lease import LEASE_S, Lease, LeaseLost, Observer, claim, this_process
@@ -22,7 +21,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric, Part, Score, Task
-from ltcompile.errors import InvalidModel, InvalidSetting, unknown
+from ltcompile.errors import InvalidSetting, unknown
 from ltcompile.graph import Example, embed
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.paths import write_json
@@ -31,6 +30,7 @@ from ltcompile.prune.budget import RelativeTimer
 from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.job import PreparedJob, SearchJob, prepare, recorded_profile
 from ltcompile.search.listener import NullListener
+from ltcompile.search.own_arm import ArmToTrain
 from ltcompile.search.run import POLL_S, SearchRun
 from ltcompile.search.verdict import judge, typical_seed
 from ltcompile.training import ArmTraining, Epoch, Outcome, Progress
@@ -78,55 +78,6 @@ class Found:
     rows: tuple[Trained, ...]
     metric: Metric
     verdict: Verdict
-
-
-class ArmToTrain:
-    """One arm of a search, for the caller to train.
-
-    `model` is the network, at its first weights: train it in place, at its own widths. `epochs` is how long, in the schedule of
-    `Search(epochs=...)` from `first_epoch` on; `seed` is the seed of the arm's randomness; `folder` is for the caller's own checkpoints.
-    """
-
-    def __init__(self, search: Search, model: nn.Module, training: ArmTraining, lease: Lease | None = None) -> None:
-        self._search, self.arm, self._lease, self.left_out = search, training.arm, lease, False
-        self.model, self.first_epoch, self.epochs = model, training.first_epoch, training.recipe.epochs - training.first_epoch
-        self.seed, self.name = training.arm.stream("training"), f"seed{training.arm.seed}/{training.arm.name}"
-        self.folder = search.folder.path / f"seed{training.arm.seed}" / training.arm.name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._shapes, self._began = _shapes(model), time.monotonic()
-        self.early: dict[str, Tensor] | None = None
-
-    @property
-    def lost(self) -> bool:
-        """Whether another process trains this arm now, or has finished it."""
-        return self._search.folder.training(self.arm).exists() or (self._lease is not None and self._lease.superseded)
-
-    def keep_early(self) -> None:
-        """Keep the weights as they are now, to rewind to. Call it after epoch `rewind_epoch` of every dense arm where rewind="weight"."""
-        self.early = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
-
-    def report(self, value: float, items: Sequence[bool] | None = None) -> None:
-        """Finish the arm: write its weights, and the metric's `value` on validation data, to the run folder.
-
-        `items` says which validation items were correct, where the metric is their fraction: with fewer than three seeds a verdict pairs
-        them. The order must be the same for all arms.
-
-        Raises:
-            InvalidSetting: the value is not finite, or `items` contradict it. InvalidModel: the network has other parameters than the arm's.
-        """
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise InvalidSetting(f"report({value!r}) of {self.name}: the metric must be a finite number; the arm is not finished")
-        if items is not None and not math.isclose(sum(map(bool, items)) / max(len(items), 1), value, abs_tol=1e-6):
-            raise InvalidSetting(
-                f"report({value}) of {self.name}: items has {sum(map(bool, items))} of {len(items)} correct, another fraction"
-            )
-        if (found := _shapes(self.model)) != self._shapes:
-            name = next(n for n in [*self._shapes, *found] if self._shapes.get(n) != found.get(n))
-            raise InvalidModel(
-                f"{self.name}: {name} has shape {found.get(name, 'none')}, the arm's network {self._shapes.get(name, 'none')}; "
-                "train arm.model in place, do not replace it or change its layers"
-            )
-        self._search._finish(self, Score(float(value), 0.0, _bits(items) if items is not None else ""))
 
 
 class Search:
@@ -367,12 +318,3 @@ class _Pending(Exception):
     def __init__(self, model: nn.Module, training: ArmTraining) -> None:
         super().__init__(training.arm.name)
         self.model, self.training = model, training
-
-
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in unwrap(model).state_dict().items()}
-
-
-def _bits(items: Sequence[bool]) -> str:
-    """Hexadecimal bits, the first item in the highest."""
-    return f"{int(''.join(str(int(bool(i))) for i in items), 2):0{-(-len(items) // 4)}x}"

@@ -132,8 +132,8 @@ def _of_command(run: RunFolder, train: str | None, allow_other: bool, listener: 
         raise InvalidSetting(
             f"the arms of {run.path} are trained by a command, which is started on your word: add train= as `find` was given it"
         )
-    differs = _compared(settings["environment"], command_environment(), allow_other) if settings["environment"] else []
-    if settings["train"] not in (None, train):
+    differs = _compared(settings["environment"], command_environment(), allow_other)
+    if settings["train"] != train:
         if not allow_other:
             raise TicketMismatch(
                 f"train={train!r} is not the command that {run.path} began with; give the same, or allow_other_versions=True"

@@ -24,6 +24,7 @@ from ltcompile.search import command
 from ltcompile.search.command import search_by_command
 from ltcompile.search.listener import NullListener
 
+BY_HAND = {"train": "none", "environment": {}}  # what a search by a command writes besides its settings
 SCRIPT = """
 import argparse, copy, torch
 from pathlib import Path
@@ -123,7 +124,7 @@ def train_distributed(rank: int, folder: Path, level: int) -> None:
 
 def test_all_processes_of_a_training_get_the_same_arm(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, rewind="weight")
-    write_json(tmp_path / "command.json", {"metric": asdict(ERROR), "config": config.to_json(), "epochs": 1, "example": "2x2x16"})
+    write_json(tmp_path / "command.json", {"metric": asdict(ERROR), "config": config.to_json(), "epochs": 1, "example": "2x2x16"} | BY_HAND)
     for level, width in enumerate((8, 5)):
         processes = [fork(train_distributed, rank, tmp_path, level) for rank in range(2)]
         for process in processes:
@@ -159,7 +160,7 @@ def test_a_forgotten_line_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def started(folder: Path, monkeypatch: pytest.MonkeyPatch, seeds: list[int], rewind: str) -> dict[str, Tensor]:
     """By arm, the weights of the first layer before each training of a script that builds its network under one of `seeds`."""
     config = lt.SearchConfig(rounds=1, rate=0.4, margin_points=5, rewind=rewind)
-    write_json(folder / "command.json", {"metric": asdict(ERROR), "config": config.to_json(), "epochs": 1, "example": "1x2x16"})
+    write_json(folder / "command.json", {"metric": asdict(ERROR), "config": config.to_json(), "epochs": 1, "example": "1x2x16"} | BY_HAND)
     monkeypatch.setenv("LTCOMPILE_SEARCH", str(folder / "command.json"))
     found = {}
     for seed in seeds:
@@ -234,7 +235,7 @@ def test_settings_are_checked_before_the_command_runs(settings: dict[str, Any], 
 
 
 def test_a_damaged_description_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "command.json").write_text(json.dumps({"metric": {}, "config": [], "epochs": 1, "example": None}))
+    (tmp_path / "command.json").write_text(json.dumps({"metric": {}, "config": [], "epochs": 1, "example": None} | BY_HAND))
     monkeypatch.setenv("LTCOMPILE_SEARCH", str(tmp_path / "command.json"))
     with pytest.raises(InvalidFile, match="does not describe a search"):
         lt.attach(nn.Linear(2, 2))

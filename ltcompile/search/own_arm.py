@@ -1,0 +1,77 @@
+"""One arm of a search in a loop of the caller's own: the network to train, and where its metric goes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ltcompile.core.lease import Lease
+from ltcompile.core.task import Score
+from ltcompile.errors import InvalidModel, InvalidSetting
+from ltcompile.graph.wrappers import unwrap
+from ltcompile.training import ArmTraining
+
+if TYPE_CHECKING:
+    from ltcompile.search.own_loop import Search
+
+
+class ArmToTrain:
+    """One arm of a search, for the caller to train.
+
+    `model` is the network, at its first weights: train it in place, at its own widths. `epochs` is how long, in the schedule of
+    `Search(epochs=...)` from `first_epoch` on; `seed` is the seed of the arm's randomness; `folder` is for the caller's own checkpoints.
+    """
+
+    def __init__(self, search: Search, model: nn.Module, training: ArmTraining, lease: Lease | None = None) -> None:
+        self._search, self.arm, self._lease, self.left_out = search, training.arm, lease, False
+        self.model, self.first_epoch, self.epochs = model, training.first_epoch, training.recipe.epochs - training.first_epoch
+        self.seed, self.name = training.arm.stream("training"), f"seed{training.arm.seed}/{training.arm.name}"
+        self.folder = search.folder.path / f"seed{training.arm.seed}" / training.arm.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._shapes, self._began = _shapes(model), time.monotonic()
+        self.early: dict[str, Tensor] | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process trains this arm now, or has finished it."""
+        return self._search.folder.training(self.arm).exists() or (self._lease is not None and self._lease.superseded)
+
+    def keep_early(self) -> None:
+        """Keep the weights as they are now, to rewind to. Call it after epoch `rewind_epoch` of every dense arm where rewind="weight"."""
+        self.early = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
+
+    def report(self, value: float, items: Sequence[bool] | None = None) -> None:
+        """Finish the arm: write its weights, and the metric's `value` on validation data, to the run folder.
+
+        `items` says which validation items were correct, where the metric is their fraction: with fewer than three seeds a verdict pairs
+        them. The order must be the same for all arms.
+
+        Raises:
+            InvalidSetting: the value is not finite, or `items` contradict it. InvalidModel: the network has other parameters than the arm's.
+        """
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise InvalidSetting(f"report({value!r}) of {self.name}: the metric must be a finite number; the arm is not finished")
+        if items is not None and not math.isclose(sum(map(bool, items)) / max(len(items), 1), value, abs_tol=1e-6):
+            raise InvalidSetting(
+                f"report({value}) of {self.name}: items has {sum(map(bool, items))} of {len(items)} correct, another fraction"
+            )
+        if (found := _shapes(self.model)) != self._shapes:
+            name = next(n for n in [*self._shapes, *found] if self._shapes.get(n) != found.get(n))
+            raise InvalidModel(
+                f"{self.name}: {name} has shape {found.get(name, 'none')}, the arm's network {self._shapes.get(name, 'none')}; "
+                "train arm.model in place, do not replace it or change its layers"
+            )
+        self._search._finish(self, Score(float(value), 0.0, _bits(items) if items is not None else ""))
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in unwrap(model).state_dict().items()}
+
+
+def _bits(items: Sequence[bool]) -> str:
+    """Hexadecimal bits, the first item in the highest."""
+    return f"{int(''.join(str(int(bool(i))) for i in items), 2):0{-(-len(items) // 4)}x}"
