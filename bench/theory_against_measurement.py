@@ -7,8 +7,9 @@
 
 Each network is cut to a half and a quarter of its MACs by the magnitude of its filters: to widths as they come, to multiples of 8 and of 16.
 With --by-time it is also planned for a half and a quarter of its measured time. All cuts of a network and the network itself run in turns, on
-one thread, in ONNX Runtime, OpenVINO and MNN, at batches of 1 and 16, in fp32 and int8; answers are compared first: in fp32 with PyTorch, in
-int8 with fp32, within the bounds of `numerics`. Weights are fresh and int8 takes its ranges from noise, which changes no time.
+one thread, in ONNX Runtime, OpenVINO and MNN, at batches of 1 and, where one image takes at most 20 ms, 16, in fp32 and int8; answers are
+compared first: in fp32 with PyTorch, in int8 with fp32, within the bounds of `numerics`. Weights are fresh and int8 takes its ranges from
+noise, which changes no time.
 
 Rows go to bench/results/theory/MACHINE.json as they come, networks of all families in turns, so that a part of a run is balanced. Rows of other
 machines are welcome: run it, and commit the file that it writes. README.md and picture.svg next to it are made of all files.

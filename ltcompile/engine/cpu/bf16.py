@@ -1,7 +1,7 @@
 """A fp32 program for one image with its dense layers in bf16: their inputs and weights are rounded, sums stay in fp32.
 
 Values that only such layers read are stored in bf16; others are rounded where such a layer reads them. Depthwise and grouped layers, and
-everything that is no dense layer, are left in fp32. Direct products of pairs take the place of Winograd's, which they outrun: they are half as
+all other operations stay in fp32. Direct products of pairs take the place of Winograd's, which they outrun: they are half as
 many, against 1 / 2.25, and nothing is transformed.
 """
 
