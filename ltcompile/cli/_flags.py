@@ -19,7 +19,9 @@ def with_flags(message: str, command: Any) -> str:
         name, value = found[1], found[2]
         flag = flags.get(name) or flags.get(RENAMED.get(name, ""))
         if flag is not None:
-            return flag if value in ("", "True") else f"{flag} {value}"
+            if value in ("", "True"):
+                return flag + " " * message.startswith(("'", '"'), found.end())
+            return f"{flag} {value}"
         section = _section(name) if "set" in flags else None
         return found[0] if section is None else f"--set {section}.{name}={value}".replace("--set .", "--set ")
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ltcompile.errors import InvalidSetting
+from ltcompile.errors import InvalidData, InvalidSetting
 from ltcompile.graph.rules import tensors_in
 
 # A tensor; a tuple or list of positional arguments; a dict of keyword arguments. Arguments may be nested, and need not all be tensors.
@@ -76,3 +77,13 @@ class Arguments(NamedTuple):
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."
+
+
+def check_arguments(model: nn.Module, inputs: Arguments) -> None:
+    """Raises InvalidData where the network's forward does not take arguments of these names."""
+    parameters = inspect.signature(model.forward).parameters
+    try:
+        inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
+    except TypeError as error:
+        given = ", ".join([f"{len(inputs.args)} without a name"] * bool(inputs.args) + list(inputs.kwargs))
+        raise InvalidData(f"inputs give {given}, and the network takes {', '.join(parameters)} ({error}); name them so") from error

@@ -21,7 +21,7 @@ from ltcompile.core.profile import Profile
 from ltcompile.errors import InvalidData, InvalidSetting
 from ltcompile.graph import Example, cut
 from ltcompile.graph.branches import branches
-from ltcompile.graph.inputs import Arguments
+from ltcompile.graph.inputs import Arguments, check_arguments
 from ltcompile.graph.rules import tensors_in
 from ltcompile.graph.trace import plain
 from ltcompile.prune.limits import Limits
@@ -38,7 +38,7 @@ class DepthSearch:
         if not batches:
             raise InvalidData("depth= needs inputs=, batches without labels: they show what the outputs lose with a branch")
         self._model, self._batches = model, batches
-        self._expected = _outputs(cut(model, PruningPlan(())), batches)
+        self._expected = _checked_outputs(cut(model, PruningPlan(())), batches)
         found, refused = branches(model, example)
         self.branches = [branch for branch in found if all(map(limits.allows, branch.layers))]
         if not self.branches:
@@ -79,6 +79,16 @@ def costs_of(profile: Profile) -> Cost:
     """A branch -> the milliseconds of its layers, by the whole network's timing."""
     times: Mapping[str, float] = profile.runs[0].layers_ms
     return lambda branch: sum(ms for layer, ms in times.items() if branch.holds(layer))
+
+
+def _checked_outputs(network: nn.Module, batches: Sequence[Example]) -> list[Tensor]:
+    """As `_outputs`. Raises InvalidData where the network does not run on the batches."""
+    for call in map(Arguments.of, batches):
+        check_arguments(network, call)
+    try:
+        return _outputs(network, batches)
+    except Exception as error:  # whatever the network's own code raises
+        raise InvalidData(f"the network does not run on what inputs= gives: {type(error).__name__}: {error}") from error
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -47,16 +46,6 @@ def read_chunks(inputs: Iterable[Example], most: int) -> list[Chunk]:
         raise InvalidData(f"inputs give {count} inputs, and repair needs two at least: to solve on, and to choose by; pass more")
     folds = min(FOLDS, len(found))
     return [Chunk(part, at % folds == folds - 1) for at, part in enumerate(found)]
-
-
-def check_arguments(model: nn.Module, inputs: Arguments) -> None:
-    """Raises InvalidData where the network's forward does not take arguments of these names."""
-    parameters = inspect.signature(model.forward).parameters
-    try:
-        inspect.signature(model.forward).bind(*inputs.args, **inputs.kwargs)
-    except TypeError as error:
-        given = ", ".join([f"{len(inputs.args)} without a name"] * bool(inputs.args) + list(inputs.kwargs))
-        raise InvalidData(f"inputs give {given}, and the network takes {', '.join(parameters)} ({error}); name them so") from error
 
 
 def by_input(chunk: Chunk) -> bool:

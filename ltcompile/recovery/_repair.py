@@ -22,11 +22,11 @@ from ltcompile.core.streams import generator, stream
 from ltcompile.errors import InvalidData, InvalidModel
 from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
-from ltcompile.graph.inputs import Example
+from ltcompile.graph.inputs import Example, check_arguments
 from ltcompile.graph.surgeon import kept_positions
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.recovery._calls import Call, Site, Structure, Weights, structure
-from ltcompile.recovery._inputs import FOLDS, Chunk, by_input, check_arguments, read_chunks
+from ltcompile.recovery._inputs import FOLDS, Chunk, by_input, read_chunks
 from ltcompile.recovery._lockstep import Pass
 from ltcompile.recovery._report import LayerRepair, RepairReport, best_of
 from ltcompile.recovery._solve import Moments, Rows, Sample, matrix, rectify, solve

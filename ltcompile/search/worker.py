@@ -106,8 +106,8 @@ def join(
     run = RunFolder(folder)
     if run.command.exists():
         search: SharedRun = _of_command(run, train, allow_other_versions, listener or NullListener())
-    elif train is not None:
-        raise InvalidSetting(f"train={train!r}: the arms of {run.path} are not trained by a command; leave train= out")
+    elif train is not None and run.begun:
+        raise InvalidSetting(f"train={train!r} is given, and the arms of {run.path} are not trained by a command; leave train= out")
     else:
         search = _of_settings(run, model, data_root, device, allow_other_versions, checkpoint_minutes, listener or NullListener())
     info = this_process(**({"worker": name, "log": str(run.workers / f"{name}.log")} if name else {}))

@@ -37,5 +37,11 @@ def test_a_useless_branch_goes_first(target: dict[str, Any]) -> None:
 def test_limits_and_inputs() -> None:
     with pytest.raises(InvalidData, match="inputs="):
         lt.plan(network(), INPUTS[0], depth=True)
+    for wrong, says in (
+        ({"y": INPUTS[0]}, "inputs give y, and the network takes x"),
+        (INPUTS[0][:, :1], "does not run on what inputs= gives"),
+    ):
+        with pytest.raises(InvalidData, match=says):
+            lt.plan(network(), INPUTS[0], depth=True, inputs=[wrong])  # type: ignore[list-item]
     with pytest.raises(InvalidSetting, match="limits keep all"):
         lt.plan(network(), INPUTS[0], inputs=INPUTS, depth=True, limits=lt.Limits(keep=(r"blocks\.\d\.conv1",)))
