@@ -13,7 +13,9 @@ def with_flags(message: str, command: Any) -> str:
     """`message` with each parameter of the click `command` as its option: `rounds=0` as `--rounds 0`, `resume=True` as `--resume`, `keep=` as
     `--keep`. A setting that `find` takes only from a recipe file is `--set SECTION.KEY=VALUE`.
     """
-    flags = {opt.removeprefix("--").replace("-", "_"): opt for param in command.params for opt in param.opts if opt.startswith("--")}
+    flags: dict[str, str] = {
+        opt.removeprefix("--").replace("-", "_"): opt for param in command.params for opt in param.opts if opt.startswith("--")
+    }
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1], found[2]
