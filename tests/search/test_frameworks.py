@@ -236,7 +236,14 @@ def test_a_loop_trains_the_arms_of_a_search(name: str, tmp_path: Path, monkeypat
     added = [line for line in inspect.getsource(source).splitlines() if "lt." in line]
     assert len(added) == 2, "with the import, three lines"
     run = RunFolder(tmp_path / "run")
-    settings = {"metric": dataclasses.asdict(LOSS), "config": CONFIG.to_json(), "epochs": 1, "example": example}
+    settings = {
+        "metric": dataclasses.asdict(LOSS),
+        "config": CONFIG.to_json(),
+        "epochs": 1,
+        "example": example,
+        "train": "none",
+        "environment": {},
+    }
     write_json(run.command, settings)
     monkeypatch.setenv("LTCOMPILE_SEARCH", str(run.command))
     torch.manual_seed(0)
