@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,17 +15,21 @@ from quickly import timed_at_once
 from torch import nn
 
 import ltcompile as lt
+from ltcompile.lower.answers import probe
 
-SCRIPT = Path(__file__).parents[2] / "bench" / "theory_against_measurement.py"
+BENCH = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture(scope="module")
-def theory() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("theory_against_measurement", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def theory() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCH)
+        yield importlib.import_module("theory_against_measurement")
+
+
+@pytest.fixture(scope="module")
+def table(theory: ModuleType) -> ModuleType:
+    return importlib.import_module("_theory_rows")
 
 
 @pytest.fixture(scope="module")
@@ -44,39 +49,80 @@ def rows(theory: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[d
         return list(theory.measured({"dense": dense, "small": small}, {"small": about}, example, folder, cells))
 
 
-def test_a_row_holds_both_speedups_and_what_decides(theory: ModuleType, rows: list[dict[str, Any]]) -> None:
-    timed, left_out = rows
-    assert theory.faults({"kind": "theory", "rows": rows, "settings": {}, "provenance": {}}) == []
+@pytest.fixture
+def file(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"kind": "theory", "rows": rows, "settings": {}, "provenance": {"machine": {"cpu": "A processor"}}}
+
+
+def test_a_row_holds_both_speedups_and_what_decides(table: ModuleType, rows: list[dict[str, Any]], file: dict[str, Any]) -> None:
+    timed = rows[0]
+    assert table.faults(file) == [] and {row["precision"] for row in rows} == {"fp32", "int8"}
     assert timed["of_theory"] == timed["speedup"] / timed["theoretical"] and timed["error"] <= 1e-4
-    assert 0 < timed["depthwise"] < 1 and timed["memory"] > 0 and "int8" in left_out["reason"]
+    assert 0 < timed["depthwise"] < 1 and timed["memory"] > 0
 
 
-def test_faults_are_found(theory: ModuleType, rows: list[dict[str, Any]]) -> None:
-    file = {"kind": "theory", "rows": rows[:1], "settings": {}, "provenance": {}}
-    changes = [{"speedup": 99.0}, {"ms": float("nan")}, {"runtime": "abacus"}, {"macs": None}, {"of_theory": 1e3}, {"method": "luck"}]
-    assert all(theory.faults({**file, "rows": [{**rows[0], **change}]}) for change in changes)
-    assert (
-        theory.faults({**file, "rows": 2 * rows[:1]}) == ["row 1 is there twice"]
-        and theory.faults([])
-        and theory.faults({**file, "kind": "x"})
-    )
+def test_a_network_that_does_not_run_has_its_reason_and_no_other_row_ends(theory: ModuleType, tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4)).eval()
+    example = torch.randn(1, 3, 2, 2)
+    images = probe(network, example, 16).tensors[0].numpy()
+    files, expected = theory.written({"dense": network, "small": network}, example, images, tmp_path)
+    given = {"dense": files["dense", "fp32"], "small": files["small", "fp32"], "refused": "it cannot be quantized"}
+    wrong = {**expected, "refused": [], "small": [expected["small"][0] + 1]}
+    with timed_at_once():
+        times, errors, reasons = theory.timed(given, wrong, images[:2], "onnxruntime", "fp32", 2)
+    assert list(times) == ["dense"] and errors["dense"] <= 1e-4
+    assert reasons["refused"] == "it cannot be quantized" and "off by" in reasons["small"]
 
 
-def test_the_files_of_all_machines_are_valid(theory: ModuleType) -> None:
-    for path in theory.RESULTS.glob("*.json"):
-        assert theory.faults(json.loads(path.read_text())) == [], path
+CHANGES = [
+    {"speedup": 99.0}, {"ms": float("nan")}, {"ms": True}, {"runtime": "abacus"}, {"macs": None}, {"of_theory": 1e3}, {"method": "luck"},
+    {"theoretical": 0}, {"dense_macs": 1}, {"network": "<script>"}, {"network": 7}, {"batch": 3}, {"reason": ""},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_faults_of_a_row_are_found(table: ModuleType, file: dict[str, Any], change: dict[str, Any]) -> None:
+    assert table.faults({**file, "rows": [{**file["rows"][0], **change}]})
+
+
+def test_faults_of_a_file_are_found(table: ModuleType, file: dict[str, Any]) -> None:
+    assert table.faults({**file, "rows": 2 * file["rows"][:1]}) == ["row 1 is there twice"]
+    for value in ([], {**file, "kind": "x"}, {**file, "rows": [3]}, {**file, "provenance": {}}, {**file, "provenance": {"machine": None}}):
+        assert table.faults(value)
+
+
+def test_the_files_of_all_machines_are_valid_and_the_page_is_theirs(table: ModuleType) -> None:
+    machines = {path.stem: json.loads(path.read_text()) for path in sorted(table.RESULTS.glob("*.json"))}
+    assert machines and {name: table.faults(value) for name, value in machines.items()} == {name: [] for name in machines}
+    rows = {name: [row for row in value["rows"] if "reason" not in row] for name, value in machines.items()}
+    page = importlib.import_module("_theory_page")
+    assert (table.RESULTS / "README.md").read_text() == page.page(machines, rows), "run bench/theory_against_measurement.py --page"
+    assert (table.RESULTS / "picture.svg").read_text() == page.picture(rows)
 
 
 def test_a_page_is_made_of_whatever_rows_there_are(
-    theory: ModuleType, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: ModuleType, file: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(theory, "RESULTS", tmp_path)
-    assert theory.page()["rows"] == 0
-    theory.write(tmp_path / "here.json", rows)
-    found = theory.page()
-    assert found["rows"] == found["networks"] == 1
+    """Of none; of one machine; of two, whose common cuts count once for each network."""
+    page, timed = importlib.import_module("_theory_page"), file["rows"][0]
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    assert page.write_page()["rows"] == 0
+    again = {**timed, "method": "multiples of 8", "of_theory": timed["of_theory"] * 3, "speedup": timed["speedup"] * 3, "high": 1e9}
+    for name, rows in (("here", [timed, again]), ("there", [timed])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**file, "rows": rows}))
+        found = page.write_page()
+    assert found["networks"] == 1 and found["rows"] == 3
     text, drawn = (tmp_path / "README.md").read_text(), (tmp_path / "picture.svg").read_text()
-    assert "ours:test" in text and "`here`" in text and drawn.count("<circle") == 1 + len(theory.RUNTIMES)
+    shared = text.split("## The same cuts on all machines")[1].split("##")[0]
+    assert shared.count("| onnxruntime | fp32 | 1 | 0.5 |") == 1 and shared.rstrip().endswith("| 1 |")
+    assert text.count("## A processor") == 2 and "1 networks" not in text and drawn.count("<title>") == 3
+
+
+def test_a_file_with_faults_makes_no_page(table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    (tmp_path / "here.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"here\.json: it is not a file of"):
+        importlib.import_module("_theory_page").write_page()
 
 
 def test_networks_of_all_families_come_in_turns(theory: ModuleType) -> None:

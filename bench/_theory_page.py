@@ -1,0 +1,270 @@
+"""The page of theory_against_measurement.py, bench/results/theory/README.md with picture.svg, made of the files of all machines."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any
+
+import _theory_rows
+from _theory_rows import BY_TIME, KEYS, METHODS, RUNTIMES, TRAITS, Row, faults
+
+TITLE = "Theory against measurement: what pruning gives"
+INTRODUCTION = (
+    "A network that is cut to a half of its multiplications could run twice as fast; here is what it does: {networks} ({public} of "
+    "them public) on {machines}. Speedups are ratios of times that were taken in turns, on one thread, with 95 % intervals. Measured over "
+    "theoretical speedup is 1.00 where pruning gives what its MACs promise. Each cell of a table is a median, with the number of networks; a "
+    "network counts once. [theory_against_measurement.py](../../theory_against_measurement.py) says how rows are made."
+)
+ANOTHER = (
+    "Repeat a network with `python bench/theory_against_measurement.py torchvision:resnet18`; without names, the command runs all networks and "
+    "writes a file for its machine here, whose content `make test` checks. Commit it with this page."
+)
+DECIDERS = {**TRAITS, "macs": "MACs in all"}
+CELL = ("runtime", "precision", "batch")
+MOST = {"odd": 0.5, "memory": 0.5, "depthwise": 0.05}  # shares that split the cuts of the second table
+
+
+def write_page() -> dict[str, Any]:
+    """Write README.md and picture.svg of all machines' files; the counts and medians that they begin with. Refuses a file with faults."""
+    from ltcompile.paths import write_text
+
+    machines = {path.stem: json.loads(path.read_text()) for path in sorted(_theory_rows.RESULTS.glob("*.json"))}
+    for name, value in machines.items():
+        if found := faults(value):
+            raise SystemExit(f"{name}.json: {found[0]}; mend the file, or remove it")
+    rows = {name: [row for row in value["rows"] if "reason" not in row] for name, value in machines.items()}
+    _theory_rows.RESULTS.mkdir(parents=True, exist_ok=True)
+    write_text(_theory_rows.RESULTS / "README.md", page(machines, rows))
+    write_text(_theory_rows.RESULTS / "picture.svg", picture(rows))
+    every = [row for found in rows.values() for row in found]
+    medians = {name: {" ".join(map(str, key)): middle(group)[0] for key, group in grouped(found, *CELL)} for name, found in rows.items()}
+    return {"rows": len(every), "networks": len({row["network"] for row in every}), "median_of_theory": medians}
+
+
+def page(machines: dict[str, Any], rows: dict[str, list[Row]]) -> str:
+    networks = {row["network"] for found in rows.values() for row in found}
+    public = sum(not name.startswith("ours:") for name in networks)
+    names = {name: title(value) for name, value in machines.items()}
+    listed = " and ".join(names.values()) or "no machine yet"
+    parts = [f"# {TITLE}", INTRODUCTION.format(networks=counted(len(networks)), public=public, machines=listed)]
+    parts += ["![Measured over theoretical speedup](picture.svg)"]
+    if len(rows) > 1:
+        parts += ["## The same cuts on all machines", *compared(rows, names)]
+    for name, found in rows.items():
+        parts += [f"## {names[name]}", about(machines[name]), "### By runtime", by_runtime(found), "### What decides", *decides(found)]
+        parts += planned_by_time(found)
+        parts += [
+            "### By network: one image, fp32, a half of the MACs",
+            by_network(found),
+            "### Not measured",
+            *left_out(machines[name]["rows"]),
+        ]
+    return "\n\n".join([*parts, "## Another machine", ANOTHER]) + "\n"
+
+
+def counted(networks: int) -> str:
+    return "1 network" if networks == 1 else f"{networks} networks"
+
+
+def title(value: Row) -> str:
+    where = value["provenance"]["machine"]
+    return " ".join(filter(None, (where["cpu"], f"({where['simd']})" if where.get("simd") else "")))
+
+
+def about(value: Row) -> str:
+    """When the rows of a machine were made, and with which versions."""
+    origin, versions = value["provenance"], value["provenance"].get("versions", {})
+    known = ", ".join(
+        f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "mnn") if name in versions
+    )
+    return f"{origin.get('date', '')[:10]}, {known}; {sum('reason' not in row for row in value['rows'])} rows."
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *lines))
+
+
+def grouped(rows: Iterable[Row], *keys: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    found = defaultdict(list)
+    for row in rows:
+        found[tuple(row[key] for key in keys)].append(row)
+    return sorted(found.items())
+
+
+def middle(rows: Iterable[Row]) -> tuple[float, int]:
+    """The median of measured over theoretical speedup and the number of networks; a network counts once, by the median of its rows."""
+    of_network = [median(row["of_theory"] for row in group) for _, group in grouped(rows, "network")]
+    return median(of_network) if of_network else math.nan, len(of_network)
+
+
+def cell(rows: Iterable[Row]) -> str:
+    at, count = middle(rows)
+    return f"{at:.2f} ({count})" if count else ""
+
+
+def compared(rows: dict[str, list[Row]], names: dict[str, str]) -> list[str]:
+    """What all machines measured, and whether they order the cuts alike."""
+    by_key = {name: {tuple(row[key] for key in KEYS): row for row in found} for name, found in rows.items()}
+    common = set.intersection(*(set(found) for found in by_key.values()))
+    lines = []
+    for at, first in grouped([{**dict(zip(KEYS, key, strict=True)), "key": key} for key in common], *CELL, "fraction"):
+        shared = {name: [found[row["key"]] for row in first] for name, found in by_key.items()}
+        medians = [f"{middle(found)[0]:.2f}" for found in shared.values()]
+        ratios = [[row["of_theory"] for row in found] for found in shared.values()]
+        lines.append([*at, *medians, correlation(*ratios) if len(rows) == 2 else "", middle(first_rows(shared))[1]])
+    head = [*CELL, "fraction of MACs", *(names[name] for name in rows), "rank correlation of two machines", "networks"]
+    text = "Medians over the networks and cuts that every machine measured, of all ways to round widths."
+    return [text, table(head, lines) if lines else "No cut was measured on all machines."]
+
+
+def first_rows(shared: dict[str, list[Row]]) -> list[Row]:
+    return next(iter(shared.values()))
+
+
+def correlation(one: Sequence[float], other: Sequence[float]) -> str:
+    """Spearman's."""
+    from scipy.stats import spearmanr
+
+    if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
+        return ""
+    return f"{spearmanr(one, other).statistic:+.2f}"
+
+
+def by_runtime(rows: list[Row]) -> str:
+    methods = [method for method in (*METHODS, BY_TIME) if any(row["method"] == method for row in rows)]
+    lines = [
+        [*key, *(cell(row for row in group if row["method"] == method) for method in methods)]
+        for key, group in grouped(rows, *CELL, "fraction")
+    ]
+    return table([*CELL, "fraction", *methods], lines)
+
+
+def decides(rows: list[Row]) -> list[str]:
+    """Which property of a cut goes with how much of its theoretical speedup."""
+    plain = [row for row in rows if row["precision"] == "fp32" and row["method"] != BY_TIME]
+    lines, strongest = [], list[str]()
+    for key, group in grouped(plain, "runtime", "batch"):
+        ratios = [row["of_theory"] for row in group]
+        found = {name: correlation(ratios, [row[name] for row in group]) for name in DECIDERS}
+        strongest += [max(found, key=lambda name: abs(float(found[name] or 0)))] if any(found.values()) else []
+        lines.append([*key, *found.values(), len({row["network"] for row in group})])
+    parts = ["Rank correlation of measured over theoretical speedup with what a cut is like, in fp32:"]
+    parts += [table(["runtime", "batch", *DECIDERS.values(), "networks"], lines)]
+    if strongest:
+        name = max(sorted(set(strongest)), key=strongest.count)
+        parts += [f"The strongest of them is {DECIDERS[name]}, in {strongest.count(name)} of {len(strongest)} lines."]
+    split = [
+        [runtime, batch, *(cell(row for row in group if (row[t] >= most) == high) for t, most in MOST.items() for high in (False, True))]
+        for (runtime, batch), group in grouped(plain, "runtime", "batch")
+    ]
+    head = [f"{TRAITS[trait].removeprefix('MACs ')}: {sign} {most:.0%}" for trait, most in MOST.items() for sign in ("below", "from")]
+    return [*parts, "The same as medians, by the share of a cut's MACs:", table(["runtime", "batch", *head], split)]
+
+
+def planned_by_time(rows: list[Row]) -> list[str]:
+    """Speedups of plans by time next to plans by MACs for the same fraction, where both are."""
+    lines = []
+    for (runtime, precision, batch, fraction), group in grouped(rows, *CELL, "fraction"):
+        planned = {row["network"]: row for row in group if row["method"] == BY_TIME}
+        both = [row for row in group if row["network"] in planned]
+        if not planned:
+            continue
+        speedups = [
+            median(row["speedup"] for row in both if row["method"] == method) if any(row["method"] == method for row in both) else None
+            for method in (*METHODS, BY_TIME)
+        ]
+        macs = median(row["macs"] / row["dense_macs"] for row in planned.values())
+        lines.append(
+            [
+                runtime,
+                precision,
+                batch,
+                f"{1 / fraction:g}x",
+                *("" if s is None else f"{s:.2f}x" for s in speedups),
+                f"{macs:.0%}",
+                len(planned),
+            ]
+        )
+    head = [*CELL, "goal", *(f"MACs, {method}" for method in METHODS), BY_TIME, "MACs that remain", "networks"]
+    text = (
+        "Plans for a fraction of the time in ONNX Runtime (one image, fp32) against plans for that fraction of the MACs: median speedups."
+    )
+    return ["### Planned by time", text, table(head, lines)] if lines else []
+
+
+def by_network(rows: list[Row]) -> str:
+    chosen = [row for row in rows if (row["precision"], row["batch"], row["fraction"]) == ("fp32", 1, 0.5)]
+    lines = []
+    for (name,), group in grouped(chosen, "network"):
+        plain = {row["runtime"]: row for row in group if row["method"] == "as they come"}
+        wide = {row["runtime"]: row for row in group if row["method"] == "multiples of 16"}
+        first = next(iter(plain.values()), group[0])
+        lines.append([name, f"{first['theoretical']:.2f}", *(speeds(plain, wide, runtime) for runtime in RUNTIMES)])
+    return table(["network", "theory", *(f"{name}: as they come, multiples of 16" for name in RUNTIMES)], lines)
+
+
+def speeds(plain: dict[str, Row], wide: dict[str, Row], runtime: str) -> str:
+    texts = [
+        f"{of[runtime]['speedup']:.2f} ({of[runtime]['low']:.2f}-{of[runtime]['high']:.2f})" if runtime in of else "-"
+        for of in (plain, wide)
+    ]
+    return "" if texts == ["-", "-"] else ", ".join(texts)
+
+
+def left_out(rows: list[Row]) -> list[str]:
+    """Why there are no rows of some cells, with the networks; numbers in reasons are left out."""
+    found = defaultdict[tuple[str, str], set[str]](set)
+    for row in rows:
+        if "reason" in row:
+            where = " ".join(str(row[key]) for key in ("runtime", "precision") if key in row)
+            found[where, re.sub(r"\d+\.\d+(e[+-]\d+)?", "…", row["reason"]).removeprefix("dense: ")[:120]].add(row["network"])
+    lines = [[where, html.escape(reason, quote=False).replace("|", "\\|"), len(names)] for (where, reason), names in sorted(found.items())]
+    return [table(["where", "reason", "networks"], lines)] if lines else ["Nothing."]
+
+
+COLOURS = dict(zip(RUNTIMES, ("#0b62a0", "#a6361c", "#00694c"), strict=True))
+WIDE, HIGH, EDGE = 560, 420, 56
+
+
+def picture(rows: dict[str, list[Row]]) -> str:
+    """A panel for each machine: theoretical (x) against measured speedup (y), both logarithmic from 1/2 to 8, one image in fp32."""
+    panels = [f'<g transform="translate({WIDE * at} 0)">{panel(name, found)}</g>' for at, (name, found) in enumerate(rows.items())]
+    width = WIDE * max(len(rows), 1)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HIGH}" font-family="sans-serif" font-size="13" fill="#222">'
+    return "\n".join([head, f'<rect width="{width}" height="{HIGH}" fill="white"/>', *panels, "</svg>", ""])
+
+
+def panel(name: str, rows: list[Row]) -> str:
+    """One dot a row; the line is what theory says."""
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across, up = ((min(max(math.log2(value), -1), 3) + 1) / 4 for value in (x, y))
+        return EDGE + across * (WIDE - 2 * EDGE), HIGH - EDGE - up * (HIGH - 2 * EDGE)
+
+    shapes = [f'<text x="{WIDE / 2}" y="{EDGE - 24}" text-anchor="middle" font-weight="bold">{html.escape(name)}</text>']
+    for value in (0.5, 1, 2, 4, 8):
+        x, y = at(value, value)
+        shapes += [f'<path d="M{x:.1f} {EDGE}V{HIGH - EDGE}M{EDGE} {y:.1f}H{WIDE - EDGE}" stroke="#ddd"/>']
+        shapes += [f'<text x="{x:.1f}" y="{HIGH - EDGE + 18}" text-anchor="middle">{value:g}x</text>']
+        shapes += [f'<text x="{EDGE - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}x</text>']
+    (x0, y0), (x1, y1) = at(0.5, 0.5), at(8, 8)
+    shapes += [f'<path d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" stroke="#888" stroke-dasharray="5 4"/>']
+    for row in rows:
+        if (row["precision"], row["batch"]) == ("fp32", 1):
+            x, y = at(row["theoretical"], row["speedup"])
+            text = f"{row['network']}, {row['method']}, {row['runtime']}: {row['speedup']:.2f}x of {row['theoretical']:.2f}x"
+            shapes += [
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{COLOURS[row["runtime"]]}" fill-opacity="0.5"><title>{text}</title></circle>'
+            ]
+    for i, (runtime, colour) in enumerate(COLOURS.items()):
+        y = EDGE + 14 + 20 * i
+        shapes += [f'<circle cx="{EDGE + 16}" cy="{y}" r="5" fill="{colour}"/><text x="{EDGE + 28}" y="{y + 4}">{runtime}</text>']
+    shapes += [f'<text x="{WIDE / 2}" y="{HIGH - 14}" text-anchor="middle">theoretical speedup (MACs)</text>']
+    shapes += [f'<text transform="translate(16 {HIGH / 2}) rotate(-90)" text-anchor="middle">measured speedup, fp32, one image</text>']
+    return "\n".join(shapes)
