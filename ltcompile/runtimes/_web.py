@@ -44,27 +44,33 @@ def install() -> dict[str, str]:
     archive = folder() / f"onnxruntime-web-{VERSION}.tgz"
     archive.parent.mkdir(parents=True, exist_ok=True)
     check_room(archive.parent, MOST_BYTES, "ONNX Runtime Web")
+    url = f"{os.environ.get('NPM_CONFIG_REGISTRY', REGISTRY).rstrip('/')}/onnxruntime-web/-/{archive.name}"
+    source, data = (str(archive), archive.read_bytes()) if archive.is_file() else (url, _downloaded(url, archive))
+    if base64.b64encode(hashlib.sha512(data).digest()).decode() != SHA512:
+        raise Unavailable(
+            f"{source} is not the {archive.name} that npm published: its SHA-512 is another; "
+            f"{'remove it' if archive.is_file() else f'set NPM_CONFIG_REGISTRY to another registry, or copy that file to {archive}'}, "
+            "and install again"
+        )
     try:
-        data = archive.read_bytes() if archive.is_file() else _downloaded(archive)
-        if base64.b64encode(hashlib.sha512(data).digest()).decode() != SHA512:
-            raise Unavailable(
-                f"this is not the {archive.name} that npm published: its SHA-512 is another; remove {archive}, and install again"
-            )
         with tarfile.open(fileobj=io.BytesIO(data)) as packed:
             for name in FILES:
                 member = packed.extractfile(f"package/dist/{name}")
                 assert member is not None
                 write_bytes(folder() / name, member.read())
     except (tarfile.TarError, KeyError, zlib.error) as error:
-        raise Unavailable(f"{archive} cannot be unpacked: {error}; remove it, and install again") from error
+        raise Unavailable(f"{source} cannot be unpacked: {error}; please report this") from error
     return {"onnxruntime-web": VERSION}
 
 
-def _downloaded(archive: Path) -> bytes:
-    url = f"{os.environ.get('NPM_CONFIG_REGISTRY', REGISTRY).rstrip('/')}/onnxruntime-web/-/{archive.name}"
+def _downloaded(url: str, archive: Path) -> bytes:
+    """Raises Unavailable where nothing comes of `url`, or not all of it."""
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:
-            return bytes(answer.read(MOST_BYTES))
+            data = bytes(answer.read(MOST_BYTES))
+            if missing_bytes := getattr(answer, "length", None):
+                raise http.client.IncompleteRead(data, missing_bytes)
+            return data
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise Unavailable(
             f"{url} cannot be downloaded: {error}; check the network, or copy that file to {archive} by other means, and install again"
