@@ -3,7 +3,8 @@
     python bench/masked.py [--epochs 1]        writes bench/results/masked.json
 
 Prints seconds per round of both, validation accuracy, and whether the plans are the same. Wall time includes scoring, cutting,
-validation and saving; the dense training, which both share, is left out.
+validation and saving; the dense training, which both share, is left out. Of the cutting search it is also told as a multiple of that training,
+for the claim that eight rounds at 20 % take at most twice as long as one.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ def main() -> None:
             "data": "digits",
             "cut_wall_s": wall["cut"],
             "masked_wall_s": wall["masked"],
+            "dense_s": (dense_s := found["cut"].rows[0].seconds),
+            "cut_over_dense": wall["cut"] / dense_s,
             "times_faster": wall["masked"] / wall["cut"],
             "first_plan_same": plans["cut"][0] == plans["masked"][0],
             "cut_val_score": [r.val_score for r in found["cut"].rows],

@@ -57,7 +57,7 @@ def timed(name: str, recipe: Recipe, device: torch.device, turns: int, compiled:
         batch = next(batches)
         for key in list(steppers):
             try:
-                spent = once(lambda key=key, batch=batch: steppers[key](batch, 0.0), device)  # type: ignore[misc]
+                spent = once(lambda key=key, batch=batch: steppers[key]([batch], 0.0), device)  # type: ignore[misc]
             except TrainingFailed as error:
                 print(f"{key}: {error}")
                 del steppers[key]
