@@ -27,10 +27,10 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.data import Dataset
 from ltcompile.models.airbench import MultiCrop
-from ltcompile.search.settings import SearchSettings
 from ltcompile.tasks import Classification
 
 RECIPE, NAME = ROOT / "recipes" / "airbench.toml", "airbench"
+ON, TARGET_SPEEDUP = "cpu:onnxruntime:b8:fp32", 3.2  # a little above what is claimed, for what planning misses
 LEAST_DENSE, MOST_POINTS, LEAST_SPEEDUP = 0.935, 0.3, 3.0
 
 
@@ -41,16 +41,16 @@ def main() -> None:
     options = arguments.parse_args()
     run = RunFolder(Path("runs") / NAME)
     words = ["find", "--recipe", str(RECIPE), "--name", NAME, "--data-root", options.data_root, "--seeds", str(options.seeds)]
+    words += ["--target-speedup", str(TARGET_SPEEDUP), "--on", ON]
     search = [str(Path(sys.executable).with_name("ltcompile")), *words, *(["--resume"] if run.path.exists() else [])]
     if (code := subprocess.run(search, check=False).returncode) not in (0, 4):  # 4: the plan misses its target a little
         sys.exit(code)
     data = lt.load_data("cifar10", options.data_root)
-    on = SearchSettings.load(RECIPE).section("prune")["on"]
-    rows = [row(run, data, seed, on) for seed in range(options.seeds)]
-    finish(NAME, {"on": on, "rows": rows, "claims": claims(rows)})
+    rows = [row(run, data, seed) for seed in range(options.seeds)]
+    finish(NAME, {"on": ON, "rows": rows, "claims": claims(rows)})
 
 
-def row(run: RunFolder, data: Dataset, seed: int, on: str) -> dict[str, Any]:
+def row(run: RunFolder, data: Dataset, seed: int) -> dict[str, Any]:
     """Test accuracies of the dense network and the ticket, alone and over views; sizes; the ticket's speedup, three times."""
     dense, small = network(run, Arm(seed, "dense", 0)), network(run, Arm(seed, "ticket", 1))
     found: dict[str, Any] = {"seed": seed}
@@ -62,7 +62,7 @@ def row(run: RunFolder, data: Dataset, seed: int, on: str) -> dict[str, Any]:
             "macs": size.macs,
             "params": size.params,
         }
-    time_left = stopwatch(dense, on, data.example, seconds=2.0)
+    time_left = stopwatch(dense, ON, data.example, seconds=2.0)
     found["speedup"] = [1 / time_left(small) for _ in range(3)]
     print(found, flush=True)
     return found
