@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 SUFFIXES = ("_quantized", "_scale", "_zero_point", "_quantized_scale", "_quantized_zero_point")
 
@@ -39,6 +40,16 @@ def with_weights(model: Any, before: Mapping[str, Tensor], after: Mapping[str, T
     _regroup(graph, shapes)
     _flatten_anything(graph)
     return small
+
+
+@torch.no_grad()
+def made_distinct(network: nn.Module) -> nn.Module:
+    """`network` with noise in its constant tensors, in place: of equal ones, as norms begin with, a file holds one, which has one width."""
+    rng = torch.Generator().manual_seed(0)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.is_floating_point() and tensor.numel() > 1 and tensor.min() == tensor.max():
+            tensor.add_(0.01 * torch.rand(tensor.shape, generator=rng, dtype=tensor.dtype))
+    return network
 
 
 def _base(name: str, known: Mapping[str, Any]) -> tuple[str, str]:

@@ -302,6 +302,15 @@ def test_resizing_a_file_is_exporting_the_cut(name: str, tmp_path: Path) -> None
         torch.testing.assert_close(run_onnx(tmp_path / "small.onnx", images), small(images), rtol=1e-4, atol=1e-4)
 
 
+def test_norms_that_begin_alike_are_resized_apart() -> None:
+    from ltcompile.benchmark.profiling.work import _work
+
+    target = Deployment.parse("cpu:onnxruntime:b1:fp32")
+    layers = [nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8)]
+    work = _work(nn.Sequential(*layers, nn.Conv2d(8, 4, 1)).eval(), target, open_timer(target), torch.randn(1, 3, 16, 16))
+    assert work._resizes and work._variant({"0": 3, "3": 5}).module[5].num_features == 5
+
+
 def test_operations_are_identified_by_elimination() -> None:
     known = {"conv_1": {"a"}, "relu": {"a"}, "sum": {"a", "b", "c"}, "conv_3": {"c"}}
     events = [("relu_nchwc", True), ("ReorderOutput", False), ("fused conv_3", True), ("sum_nchwc_token_4", True), ("strange", True)]

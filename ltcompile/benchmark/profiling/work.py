@@ -38,7 +38,7 @@ from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.answers import answers, feeds, of_network, probe
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.int8 import Int8Network
-from ltcompile.lower.onnx_weights import with_weights
+from ltcompile.lower.onnx_weights import made_distinct, with_weights
 from ltcompile.models import build_model
 from ltcompile.numerics import compare
 from ltcompile.paths import cache_folder, check_writable
@@ -193,11 +193,11 @@ def _work(model: Model, target: Deployment, timer: LayerTimer, example: Example 
     named = described(model, example)
     if not isinstance(model, Mapping):
         network, example = _own(model, example)
-        return _Work(copied(network).cpu().eval(), named, target, timer, example)
+        return _Work(made_distinct(copied(network).cpu().eval()), named, target, timer, example)
     shape = (named["arguments"]["in_channels"], *height_width(named["arguments"]["image_size"]))
     with seeded(stream("first weights", 0)):
         network = build_model(named["name"], **named["arguments"]).eval()
-    return _Work(network, named, target, timer, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
+    return _Work(made_distinct(network), named, target, timer, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
 
 
 def _tensors(inputs: Inputs) -> dict[str, Tensor]:
