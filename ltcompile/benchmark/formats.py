@@ -191,7 +191,7 @@ def _opened(pruned: Pruned, path: Path, row: FormatRow, judge: TaskJudge | None,
         return _Opened(lambda: run(inputs), done.record, time.perf_counter() - began, None, run, None)
     subject = Subject(path.name, onnx=path) if row.format == ".onnx" else Subject(path.name, file=path)
     began = time.perf_counter()
-    session = load_apart(subject, Deployment("cpu", row.runtime, batch, row.precision, row.threads), Options(watch=True))
+    session = load_apart(subject, Deployment(formats.device(kind), row.runtime, batch, row.precision, row.threads), Options(watch=True))
     arrays = feeds(inputs, pruned.input_names)
     bound = session.bind(arrays if row.runtime in formats.NAMED else list(arrays.values()))
     bound.call()

@@ -25,7 +25,7 @@ EPILOG = (
 )
 BATCHES = (1, 8, 64)
 NAME = 6  # characters of a network's name
-FORMAT_LINE = "{:<12} {:<12} {:<5} {:>3} {:>8} {:>8} {:>7} {:<22} {:<20} {:>7} {:>7}"
+FORMAT_LINE = "{:<12} {:<13} {:<5} {:>3} {:>8} {:>8} {:>7} {:<22} {:<20} {:>7} {:>7}"
 IMAGES = 256  # outputs are compared on as many at most, and int8 takes its ranges from them
 
 

@@ -20,6 +20,7 @@ from ltcompile.deploy import formats
 from ltcompile.deploy.job import Calibration, Evaluate, Int8, Precision, Progress, ShrinkJob, Snap
 from ltcompile.deploy.steps import check_all, run_all
 from ltcompile.graph.inputs import Example
+from ltcompile.lower.inputs import Inputs
 from ltcompile.paths import check_writable, write_json
 from ltcompile.prune.budget import RelativeTimer
 from ltcompile.pruned import Pruned, Result, check_ticket_fits, pruned_of
@@ -121,6 +122,8 @@ def shrink(
         pruned = replace(pruned, provenance={**pruned.provenance, "network_checksum": pruned.checksum})
     origin = {name: pruned.provenance[name] for name in ("ticket_checksum", "network_checksum") if name in pruned.provenance}
     done, lines = run_all(pruned, job)
+    inputs = Inputs.of(done.small, done.example)
+    names = done.input_names or inputs.names
     record = {
         "kind": "shrink",
         "format": 1,
@@ -128,6 +131,8 @@ def shrink(
         "precision": precision,
         "bytes": sum(file.stat().st_size for file in formats.files(job.output)),
         **lines,
+        "inputs": {name: list(tensor.shape[1:]) for name, tensor in zip(names, inputs.tensors, strict=True)},
+        "preprocessing": dict(done.preprocessing),
         "seconds": time.perf_counter() - began,
         **origin,
         "provenance": provenance(),

@@ -23,8 +23,9 @@ from ltcompile.deploy import formats
 from ltcompile.errors import Disagreement, InvalidFile, InvalidModel, InvalidSetting, Unavailable, UnknownName
 from ltcompile.runtimes import Subject, _convert, _venvs, load_apart
 
-CONVERTED = {suffix: kind for suffix, kind in formats.by_suffix().items() if hasattr(kind, "convert")}
-LIGHT = [suffix for suffix, kind in CONVERTED.items() if not hasattr(kind, "VENV")]
+LIGHT = [suffix for suffix, kind in formats.by_suffix().items() if hasattr(kind, "convert")]
+HEAVY = [suffix for suffix, kind in formats.by_suffix().items() if hasattr(kind, "VENV")]
+CONVERTED = {suffix: formats.by_suffix()[suffix] for suffix in (*LIGHT, *HEAVY)}
 
 
 class Two(nn.Module):
@@ -51,7 +52,7 @@ def need(kind: ModuleType) -> None:
 
 
 def test_there_are_formats() -> None:
-    assert {".xml", ".mnn", ".param"} == set(LIGHT) and {".tflite", ".pte", ".mlpackage"} == CONVERTED.keys() - set(LIGHT)
+    assert {".xml", ".mnn", ".param"} == set(LIGHT) and {".tflite", ".pte", ".mlpackage"} == set(HEAVY)
     assert all(runtimes.unavailable(CONVERTED[suffix].RUNTIME, "cpu") is None for suffix in LIGHT), "dev installs these"
 
 

@@ -6,6 +6,7 @@ runtime of it exists here, `check_structure(pruned, job)`, which says what was c
     PRECISIONS = ("fp32", "fp16")       where it does not hold all of fp32, fp16 and int8
     COMPANIONS = (".bin",)              the endings of files next to the one that is named
     RUNTIME = "x"                       what runs the file
+    DEVICE = "cuda"                     where it is a GPU
     ALSO_RUN_BY = ("x",)                others that do in fp32; where one is installed, it has a row of its own in the table of formats
     VENV = "x"                          the environment that it needs (`ltcompile doctor --install x`)
     unavailable() -> str | None         why it cannot be written here and what to do, where nothing above says so
@@ -58,7 +59,12 @@ def unavailable(kind: ModuleType) -> str | None:
         return cast("str | None", kind.unavailable())
     if hasattr(kind, "VENV"):
         return _venvs.missing(kind.VENV)
-    return runtimes.unavailable(kind.RUNTIME, "cpu") if hasattr(kind, "RUNTIME") else None
+    return runtimes.unavailable(kind.RUNTIME, device(kind)) if hasattr(kind, "RUNTIME") else None
+
+
+def device(kind: ModuleType) -> str:
+    """Where files of a format run."""
+    return str(getattr(kind, "DEVICE", "cpu"))
 
 
 def files(output: Path) -> list[Path]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from torch import nn
 
-from ltcompile.deploy.formats._converted import check_batch_alone, in_venv, write_from_program
+from ltcompile.deploy.formats._converted import check_batch_alone, write_from_program
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.errors import Disagreement
 from ltcompile.lower.inputs import Inputs
@@ -37,11 +36,7 @@ print(json.dumps({"inputs": shapes, "outputs": len(spec.description.output), "ki
 def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
     """Raises InvalidModel where the network cannot be exported or converted, InvalidSetting where more than the batch varies."""
     check_batch_alone(job)
-    write_from_program(pruned.small, pruned, job, lambda program, output: convert(program, output, job.precision))
-
-
-def convert(program: Path, output: Path, precision: str = "fp32") -> None:
-    in_venv(VENV, CONVERT, program, output, precision)
+    write_from_program(pruned.small, pruned, job, CONVERT, job.precision)
 
 
 def check_structure(pruned: Pruned, job: ShrinkJob) -> str:
