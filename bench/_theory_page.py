@@ -57,7 +57,14 @@ def page(machines: dict[str, Any], rows: dict[str, list[Row]]) -> str:
     if len(rows) > 1:
         parts += ["## The same cuts on all machines", *compared(rows, names)]
     for name, found in rows.items():
-        parts += [f"## {names[name]}", about(machines[name]), "### By runtime", by_runtime(found), "### What decides", *decides(found)]
+        parts += [
+            f"## {names[name]}",
+            about(name, machines[name]),
+            "### By runtime",
+            by_runtime(found),
+            "### What decides",
+            *decides(found),
+        ]
         parts += planned_by_time(found)
         parts += [
             "### By network: one image, fp32, a half of the MACs",
@@ -77,13 +84,13 @@ def title(value: Row) -> str:
     return " ".join(filter(None, (where["cpu"], f"({where['simd']})" if where.get("simd") else "")))
 
 
-def about(value: Row) -> str:
+def about(name: str, value: Row) -> str:
     """When the rows of a machine were made, and with which versions."""
     origin, versions = value["provenance"], value["provenance"].get("versions", {})
     known = ", ".join(
         f"{name} {versions[name]}" for name in ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "mnn") if name in versions
     )
-    return f"{origin.get('date', '')[:10]}, {known}; {sum('reason' not in row for row in value['rows'])} rows."
+    return f"{sum('reason' not in row for row in value['rows'])} rows in `{name}.json`, {origin.get('date', '')[:10]}: {known}."
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
@@ -120,7 +127,7 @@ def compared(rows: dict[str, list[Row]], names: dict[str, str]) -> list[str]:
         lines.append([*at, *medians, correlation(*ratios) if len(rows) == 2 else "", middle(first_rows(shared))[1]])
     head = [*CELL, "fraction of MACs", *(names[name] for name in rows), "rank correlation of two machines", "networks"]
     text = "Medians over the networks and cuts that every machine measured, of all ways to round widths."
-    return [text, table(head, lines) if lines else "No cut was measured on all machines."]
+    return [text, table(head, lines)] if lines else ["No cut was measured on all machines."]
 
 
 def first_rows(shared: dict[str, list[Row]]) -> list[Row]:
