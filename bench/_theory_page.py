@@ -21,6 +21,10 @@ INTRODUCTION = (
     "theoretical speedup is 1.00 where pruning gives what its MACs promise. Each cell of a table is a median, with the number of networks; a "
     "network counts once. [theory_against_measurement.py](../../theory_against_measurement.py) says how rows are made."
 )
+PICTURE = (
+    "A dot is a network that was cut to a half of its MACs (one image, fp32), a bar the median; widths as they come (any), in multiples of 8 (x 8) "
+    "and of 16 (x 16). At 1 pruning gives what its MACs promise."
+)
 ANOTHER = (
     "Repeat a network with `python bench/theory_against_measurement.py torchvision:resnet18`; without names, the command runs all networks and "
     "writes a file for its machine here, whose content `make test` checks. Commit it with this page."
@@ -53,7 +57,7 @@ def page(machines: dict[str, Any], rows: dict[str, list[Row]]) -> str:
     names = {name: title(value) for name, value in machines.items()}
     listed = " and ".join(names.values()) or "no machine yet"
     parts = [f"# {TITLE}", INTRODUCTION.format(networks=counted(len(networks)), public=public, machines=listed)]
-    parts += ["![Measured over theoretical speedup](picture.svg)"]
+    parts += ["![Measured over theoretical speedup](picture.svg)", PICTURE]
     if len(rows) > 1:
         parts += ["## The same cuts on all machines", *compared(rows, names)]
     for name, found in rows.items():
@@ -236,42 +240,51 @@ def left_out(rows: list[Row]) -> list[str]:
 
 
 COLOURS = dict(zip(RUNTIMES, ("#0b62a0", "#a6361c", "#00694c"), strict=True))
-WIDE, HIGH, EDGE = 560, 420, 56
+WIDE, HIGH, EDGE = 560, 400, 56
+SPREAD = 24  # pixels over which the dots of a column lie
+LOW, TOP = -2, 1  # of the axis, as powers of 2
 
 
 def picture(rows: dict[str, list[Row]]) -> str:
-    """A panel for each machine: theoretical (x) against measured speedup (y), both logarithmic from 1/2 to 8, one image in fp32."""
+    """A panel for each machine: measured over theoretical speedup, one image in fp32, a half of the MACs, for each runtime and way to round widths."""
     panels = [f'<g transform="translate({WIDE * at} 0)">{panel(name, found)}</g>' for at, (name, found) in enumerate(rows.items())]
     width = WIDE * max(len(rows), 1)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HIGH}" font-family="sans-serif" font-size="13" fill="#222">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HIGH}" font-family="sans-serif" font-size="12" fill="#222">'
     return "\n".join([head, f'<rect width="{width}" height="{HIGH}" fill="white"/>', *panels, "</svg>", ""])
 
 
+def height(ratio: float) -> float:
+    """Where a ratio is on the logarithmic axis; what is beyond its ends lies at them."""
+    share = (min(max(math.log2(ratio), LOW), TOP) - LOW) / (TOP - LOW)
+    return HIGH - EDGE - share * (HIGH - 2 * EDGE)
+
+
 def panel(name: str, rows: list[Row]) -> str:
-    """One dot a row; the line is what theory says."""
+    """One dot a network, a bar for the median; at 1 pruning gives what its MACs promise."""
+    shapes = [f'<text x="{WIDE / 2}" y="{EDGE - 26}" text-anchor="middle" font-weight="bold">{html.escape(name)}</text>']
+    for power in range(LOW, TOP + 1):
+        y, stroke = height(2.0**power), "#444" if power == 0 else "#ddd"
+        shapes += [f'<path d="M{EDGE} {y:.1f}H{WIDE - EDGE / 2}" stroke="{stroke}"/>']
+        shapes += [f'<text x="{EDGE - 8}" y="{y + 4:.1f}" text-anchor="end">{2.0**power:g}</text>']
+    chosen = [row for row in rows if (row["precision"], row["batch"], row["fraction"]) == ("fp32", 1, 0.5) and row["method"] in METHODS]
+    step = (WIDE - 1.5 * EDGE) / (len(RUNTIMES) * len(METHODS))
+    for at, (runtime, method) in enumerate((runtime, method) for runtime in RUNTIMES for method in METHODS):
+        x, found = EDGE + (at + 0.5) * step, [row for row in chosen if (row["runtime"], row["method"]) == (runtime, method)]
+        shapes += [
+            f'<text x="{x:.1f}" y="{HIGH - EDGE + 16}" text-anchor="middle">{method.replace("multiples of ", "x ").replace("as they come", "any")}</text>'
+        ]
+        shapes += [dot(row, x + SPREAD * ((i * 7 % 11) / 10 - 0.5)) for i, row in enumerate(found)]
+        if found:
+            y = height(median(row["of_theory"] for row in found))
+            shapes += [f'<path d="M{x - 14:.1f} {y:.1f}h28" stroke="{COLOURS[runtime]}" stroke-width="3"/>']
+    for at, runtime in enumerate(RUNTIMES):
+        x = EDGE + (at + 0.5) * len(METHODS) * step
+        shapes += [f'<text x="{x:.1f}" y="{HIGH - EDGE + 34}" text-anchor="middle" fill="{COLOURS[runtime]}">{runtime}</text>']
+    label = "measured over theoretical speedup"
+    return "\n".join([*shapes, f'<text transform="translate(16 {HIGH / 2}) rotate(-90)" text-anchor="middle">{label}</text>'])
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        across, up = ((min(max(math.log2(value), -1), 3) + 1) / 4 for value in (x, y))
-        return EDGE + across * (WIDE - 2 * EDGE), HIGH - EDGE - up * (HIGH - 2 * EDGE)
 
-    shapes = [f'<text x="{WIDE / 2}" y="{EDGE - 24}" text-anchor="middle" font-weight="bold">{html.escape(name)}</text>']
-    for value in (0.5, 1, 2, 4, 8):
-        x, y = at(value, value)
-        shapes += [f'<path d="M{x:.1f} {EDGE}V{HIGH - EDGE}M{EDGE} {y:.1f}H{WIDE - EDGE}" stroke="#ddd"/>']
-        shapes += [f'<text x="{x:.1f}" y="{HIGH - EDGE + 18}" text-anchor="middle">{value:g}x</text>']
-        shapes += [f'<text x="{EDGE - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}x</text>']
-    (x0, y0), (x1, y1) = at(0.5, 0.5), at(8, 8)
-    shapes += [f'<path d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}" stroke="#888" stroke-dasharray="5 4"/>']
-    for row in rows:
-        if (row["precision"], row["batch"]) == ("fp32", 1):
-            x, y = at(row["theoretical"], row["speedup"])
-            text = f"{row['network']}, {row['method']}, {row['runtime']}: {row['speedup']:.2f}x of {row['theoretical']:.2f}x"
-            shapes += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{COLOURS[row["runtime"]]}" fill-opacity="0.5"><title>{text}</title></circle>'
-            ]
-    for i, (runtime, colour) in enumerate(COLOURS.items()):
-        y = EDGE + 14 + 20 * i
-        shapes += [f'<circle cx="{EDGE + 16}" cy="{y}" r="5" fill="{colour}"/><text x="{EDGE + 28}" y="{y + 4}">{runtime}</text>']
-    shapes += [f'<text x="{WIDE / 2}" y="{HIGH - 14}" text-anchor="middle">theoretical speedup (MACs)</text>']
-    shapes += [f'<text transform="translate(16 {HIGH / 2}) rotate(-90)" text-anchor="middle">measured speedup, fp32, one image</text>']
-    return "\n".join(shapes)
+def dot(row: Row, x: float) -> str:
+    text = f"{row['network']}, {row['method']}, {row['runtime']}: {row['speedup']:.2f}x of {row['theoretical']:.2f}x"
+    circle = f'<circle cx="{x:.1f}" cy="{height(row["of_theory"]):.1f}" r="3" fill="{COLOURS[row["runtime"]]}" fill-opacity="0.4">'
+    return f"{circle}<title>{text}</title></circle>"
