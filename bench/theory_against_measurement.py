@@ -51,6 +51,7 @@ SECONDS = 0.4  # a network in a cell; at least ten blocks run
 SLOW_MS = 20.0  # at batch 1 in fp32: batches of 16 and profiles are left out
 LIMIT_S = 1200  # of a network
 FEW_BYTES = 10.0  # MACs for each byte read or written, below which a layer counts as bound by memory
+NO_INT8 = {"mnn": "MNN's converter takes no quantised ONNX files, and its own quantiser takes minutes for a network"}
 TOO_SLOW = f"a batch of 1 takes more than {SLOW_MS:g} ms"
 SETTINGS = {"threads": 1, "seconds": SECONDS, "criterion": "l1"}
 
@@ -201,8 +202,8 @@ def measured(networks: dict[str, Any], facts: dict[str, Row], example: Any, fold
     slow = set[str]()
     for runtime, precision, batch in cells or [(r, p, b) for r in RUNTIMES for p in PRECISIONS for b in BATCHES]:
         cell = {"runtime": runtime, "precision": precision, "batch": batch}
-        if runtime in slow and batch > 1:
-            yield {**next(iter(facts.values()), {}), **cell, "reason": TOO_SLOW}
+        if reason := (NO_INT8.get(runtime, "") if precision == "int8" else "") or (TOO_SLOW if runtime in slow and batch > 1 else ""):
+            yield {**next(iter(facts.values()), {}), **cell, "reason": reason}
             continue
         times, errors, reasons = timed({key: files[key, precision] for key in networks}, expected, images[:batch], **cell)
         if "dense" not in times:

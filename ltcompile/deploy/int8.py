@@ -160,11 +160,7 @@ class _Network(Int8Network):
     def try_scheme(self, scheme: Scheme) -> Judged:
         """How good the file of a scheme is."""
         self.write(scheme)
-        run = self.run()
-        found = self.judge.outputs(run)
-        errors = [_errors(found[name], x) for name, x in self._outputs.items() if np.issubdtype(x.dtype, np.floating)]
-        score = self.judge.score(run, found)
-        return Judged(score, -self.judge.drop(0.0, score), max(error for error, _ in errors), max(noise for _, noise in errors))
+        return judged_by(self.judge, self.run(), self._outputs)
 
     def expected(self) -> tuple[Answers, Answers]:
         """What the file that was written last has to answer: exact, and with its rounding simulated. Raises Disagreement."""
@@ -176,6 +172,14 @@ class _Network(Int8Network):
 
         inputs = self.judge.inputs
         return answers(of_network(self.module), inputs, CHUNK), answers(run, inputs, CHUNK)
+
+
+def judged_by(judge: Judge, run: Run, expected: Answers) -> Judged:
+    """How good a network is that computes by `run`, next to the float network's outputs."""
+    found = judge.outputs(run)
+    errors = [_errors(found[name], x) for name, x in expected.items() if np.issubdtype(x.dtype, np.floating)]
+    score = judge.score(run, found)
+    return Judged(score, -judge.drop(0.0, score), max(error for error, _ in errors), max(noise for _, noise in errors))
 
 
 def _errors(found: Answers | Any, expected: Any) -> tuple[float, float]:

@@ -1,9 +1,12 @@
-"""MNN on the CPU, in fp32. Reads .mnn files; ONNX files are converted first, by MNN's own converter."""
+"""MNN on the CPU, in fp32, or int8 as a file holds it. Reads .mnn files; ONNX files are converted first, by MNN's own converter."""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ltcompile.errors import Unavailable
+from ltcompile.paths import write_bytes
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, by_name
 from ltcompile.runtimes._convert import End, ends, layers_in, own_file, run
@@ -24,6 +28,9 @@ READS = ".mnn"
 NARROWED = {"int64": "int32", "bool": "int32", "float64": "float32"}  # what MNN computes these in
 # The package's own command also installs and calls a logger of its makers, so its module is called here
 CONVERTER = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
+QUANTIZER = "import sys, _tools; _tools.mnnquant(['mnnquant', *sys.argv[1:]])"
+RANGES = ("KL", "EMA")  # by the least divergence of a histogram, which ends at some networks; by moving averages of the extremes
+PLAIN = re.compile(r"[\w.:-]+")
 
 
 def unavailable(device: str) -> str | None:
@@ -44,6 +51,30 @@ def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
         lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
         reason = next((line[line.index("These Op") :] for line in lines if "These Op" in line), lines[-1])
         raise Unavailable(f"MNN's converter writes no {output.name}: {reason.strip()}{layers_in(reason, onnx)}; use another format")
+
+
+def quantize(onnx: Path, output: Path, feeds: Mapping[str, Array], ranges: str) -> None:
+    """Write an fp32 ONNX file as MNN in int8, by MNN's own quantiser, which takes `ranges` of activations from `feeds`: rows of each input.
+
+    Raises Unavailable where it fails, or an input has a name that is not a file's.
+    """
+    inputs, outputs = ([end.name for end in side] for side in ends(onnx))
+    if odd := [name for name in inputs if not PLAIN.fullmatch(name)]:
+        raise Unavailable(f"MNN's quantiser takes inputs from files of their names, and {odd[0]!r} names none; give input_names=")
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+        here, shapes = Path(folder), [{"name": name, "shape": list(feeds[name].shape)} for name in inputs]
+        convert(onnx, here / "network.mnn")
+        (sample := here / "samples" / "all").mkdir(parents=True)  # one of all rows: KL looks at the first alone
+        for name in inputs:
+            np.savetxt(sample / f"{name}.txt", feeds[name].ravel(), "%.9g")
+        (sample / "input.json").write_text(json.dumps({"inputs": shapes, "outputs": outputs}))
+        settings = {"path": f"{sample.parent}/", "used_sample_num": 1, "input_type": "sequence", "inputs": shapes, "batch_size": 1}
+        settings |= {"feature_quantize_method": ranges, "weight_quantize_method": "MAX_ABS", "quant_bits": 8}
+        (here / "settings.json").write_text(json.dumps(settings))
+        run([sys.executable, "-P", "-c", QUANTIZER, "network.mnn", "int8.mnn", "settings.json"], output.name, here)
+        if not (made := here / "int8.mnn").is_file():
+            raise Unavailable(f"MNN's quantiser writes no {output.name} with {ranges} ranges; use another format")
+        write_bytes(output, made.read_bytes())
 
 
 def load(subject: Subject, deployment: Deployment, options: Options) -> Session:

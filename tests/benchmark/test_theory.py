@@ -56,7 +56,7 @@ def file(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_a_row_holds_both_speedups_and_what_decides(table: ModuleType, rows: list[dict[str, Any]], file: dict[str, Any]) -> None:
     timed = rows[0]
-    assert table.faults(file) == [] and {row["precision"] for row in rows} == {"fp32", "int8"}
+    assert table.faults(file) == [] and "own quantiser" in rows[-1]["reason"]
     assert timed["of_theory"] == timed["speedup"] / timed["theoretical"] and timed["error"] <= 1e-4
     assert 0 < timed["depthwise"] < 1 and timed["memory"] > 0
 

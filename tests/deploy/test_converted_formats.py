@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ from ltcompile import runtimes
 from ltcompile.core.deployment import Deployment
 from ltcompile.deploy import formats
 from ltcompile.errors import Disagreement, InvalidFile, InvalidModel, InvalidSetting, Unavailable, UnknownName
-from ltcompile.runtimes import Subject, _convert, _venvs, load_apart
+from ltcompile.runtimes import Subject, _convert, _venvs, load_apart, mnn
 
 LIGHT = [suffix for suffix, kind in formats.by_suffix().items() if hasattr(kind, "convert")]
 HEAVY = [suffix for suffix, kind in formats.by_suffix().items() if hasattr(kind, "VENV")]
@@ -88,8 +89,55 @@ def test_openvino_keeps_the_metadata_and_int8(tmp_path: Path) -> None:
     text = done.path.read_text()
     assert "FakeQuantize" in text or 'element_type="i8"' in text or 'type="i8"' in text
     assert 'value="[0.5]"' in text and str(small.checksum) in text
-    with pytest.raises(InvalidSetting, match=r"int8 output must be \.onnx or \.xml or \.cpp or \.so, not .*small\.mnn"):
-        lt.shrink(small, tmp_path / "small.mnn", precision="int8", calibrate=[torch.randn(200, 3, 6, 6)])
+    with pytest.raises(InvalidSetting, match=r"int8 output must be \.onnx or \.xml or \.mnn or \.cpp or \.so, not .*small\.param"):
+        lt.shrink(small, tmp_path / "small.param", precision="int8", calibrate=[torch.randn(200, 3, 6, 6)])
+
+
+class TestOwnInt8:
+    """MNN quantises by itself; the inputs and the judge are ours."""
+
+    @pytest.fixture
+    def small(self) -> lt.Pruned:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 2)).eval()
+        return lt.Pruned(network, torch.randn(2, 3, 8, 8), input_names=("image",))
+
+    @pytest.fixture
+    def calibrate(self) -> list[Tensor]:
+        return [torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
+
+    def test_it_answers_nearly_what_the_network_does(self, small: lt.Pruned, calibrate: list[Tensor], tmp_path: Path) -> None:
+        need(CONVERTED[".mnn"])
+        done = lt.shrink(small, tmp_path / "small.mnn", precision="int8", calibrate=calibrate)
+        int8 = done.record["int8"]
+        assert int8["quantizer"] == "mnn" and int8["ranges"] in mnn.RANGES and 1e-5 < int8["error"]["rms"] < 0.05
+        assert done.record["onnx_error"] == int8["error"]["max"] <= done.record["tolerance"]
+        assert done.record["bytes"] < lt.shrink(small, tmp_path / "float.mnn").record["bytes"]
+        images = torch.randn(3, 3, 8, 8)
+        found = load_apart(Subject("small", file=done.path), Deployment("cpu", "mnn", 3)).run(images.numpy())
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(next(iter(found.values()))), small.small(images), rtol=0, atol=0.05)
+
+    def test_what_loses_too_much_is_refused(self, small: lt.Pruned, calibrate: list[Tensor], tmp_path: Path) -> None:
+        need(CONVERTED[".mnn"])
+        scores = iter([1.0, 0.25, 0.25])
+        with pytest.raises(Disagreement, match=r"int8 by mnn's quantiser reaches 0\.25 by the metric, 0\.75 units below fp32 \(0\.5 are"):
+            lt.shrink(small, tmp_path / "small.mnn", precision="int8", calibrate=calibrate, metric=lambda _: next(scores))
+        assert not (tmp_path / "small.mnn").exists()
+
+    def test_a_quantiser_that_fails_gives_its_reason(
+        self, small: lt.Pruned, calibrate: list[Tensor], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        need(CONVERTED[".mnn"])
+        monkeypatch.setattr(mnn, "QUANTIZER", "import os; os.abort()")
+        with pytest.raises(
+            InvalidModel, match=r"mnn cannot quantise this network: KL\.mnn was not made: it ended with signal 6: .*write \.onnx"
+        ):
+            lt.shrink(small, tmp_path / "small.mnn", precision="int8", calibrate=calibrate)
+        with pytest.raises(InvalidModel, match=r"'a/b' names none; give input_names="):
+            lt.shrink(replace(small, input_names=("a/b",)), tmp_path / "small.mnn", precision="int8", calibrate=calibrate)
+        with pytest.raises(InvalidSetting, match="finetune_epochs trains for ltcompile's own int8"):
+            lt.shrink(small, tmp_path / "small.mnn", precision="int8", calibrate=calibrate, finetune_epochs=1)
 
 
 @pytest.mark.parametrize("suffix", LIGHT)

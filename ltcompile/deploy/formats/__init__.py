@@ -12,6 +12,7 @@ runtime of it exists here, `check_structure(pruned, job)`, which says what was c
     unavailable() -> str | None         why it cannot be written here and what to do, where nothing above says so
     files(output)                       all files of an output that was written, where they have names of their own
     convert(onnx, output, precision)    writes the file from an ONNX file, for int8
+    quantize(onnx, output, feeds, ranges)   writes int8 from an fp32 ONNX file by a quantiser of its own, with each of RANGES
 """
 
 from __future__ import annotations

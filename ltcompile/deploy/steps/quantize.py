@@ -14,9 +14,10 @@ from ltcompile.core.task import Metric, Task
 from ltcompile.deploy import formats
 from ltcompile.deploy.formats._converted import converted
 from ltcompile.deploy.formats.openvino import RUNTIME
-from ltcompile.deploy.int8 import Quantized, to_int8
+from ltcompile.deploy.int8 import MOST_ERROR, Quantized, to_int8
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.judges import judge_for
+from ltcompile.deploy.own_int8 import write_by_own_quantiser
 from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting, TicketMismatch, Unavailable
 from ltcompile.lower.answers import answers, of_file, probe
 from ltcompile.lower.inputs import Inputs
@@ -25,7 +26,7 @@ from ltcompile.numerics import CHUNK, Compared, compare
 from ltcompile.pruned import MetricValue, Pruned
 
 ORDER = 70
-SUFFIXES = (".onnx", ".xml", ".cpp", ".so")
+SUFFIXES = (".onnx", ".xml", ".mnn", ".cpp", ".so")
 IN_FILE = ("ranges", "weight_bits", "float_nodes", "val_score", "score", "test_score", "images")  # of the record
 
 
@@ -39,6 +40,8 @@ def check(job: ShrinkJob) -> None:
         raise InvalidSetting(f"opset={job.opset} is of .onnx files in fp32 and fp16; leave it out of int8")
     if job.calibrate is None:
         raise InvalidSetting("int8 takes the ranges of activations from images; pass calibrate=, a data set or real inputs")
+    if job.int8.finetune_epochs and hasattr(formats.of(job.output), "quantize"):
+        raise InvalidSetting(f"finetune_epochs trains for ltcompile's own int8, which {job.output.suffix} files do not hold; leave it out")
     if not job.any_batch:
         raise InvalidSetting("int8 is checked in batches; keep batch among the dynamic axes")
     if job.int8.finetune_epochs and not (isinstance(job.calibrate, Task) and job.recipe and job.metric is None):
@@ -54,24 +57,32 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     if isinstance(job.calibrate, Task):
         _check_same_data(pruned, job.calibrate)
     judge = judge_for(pruned.small, job)
+    if hasattr(formats.of(job.output), "quantize"):
+        own = write_by_own_quantiser(pruned, judge, job)
+        error = {"onnx_error": own.judged.max_error, "tolerance": MOST_ERROR}
+        return _with_metric(pruned, job, own.test_score, own.judged.score), {**error, "int8": dict(own.record)}
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         made = to_int8(pruned.small, judge, job, Path(scratch), (pruned.input_names, pruned.output_names))
         entry = {name: made.record[name] for name in IN_FILE if name in made.record}
         entry["fine_tuned"] = made.module is not pruned.small
-        if made.test_score is not None and isinstance(job.calibrate, Task):
-            pruned = replace(pruned, metric=MetricValue(job.calibrate.metric, made.test_score, "test"))
-        elif job.metric is not None:
-            pruned = replace(
-                pruned, metric=MetricValue(Metric("metric", "units", 1.0), made.record[judge.key]["int8"], "given by the user")
-            )
-        elif pruned.metric is not None:
-            pruned = replace(pruned, metric=replace(pruned.metric, value=None, split="not measured: int8 was checked by its outputs"))
+        pruned = _with_metric(pruned, job, made.test_score, made.record[judge.key]["int8"])
         compared = _write(made, pruned, job, Path(scratch), {**formats.metadata(pruned, job), "int8": json.dumps(entry)})
     return replace(pruned, small=made.module), {
         "onnx_error": compared.error,
         "tolerance": compared.allowed,
         "int8": dict(made.record),
     }
+
+
+def _with_metric(pruned: Pruned, job: ShrinkJob, test_score: float | None, score: float) -> Pruned:
+    """The network with what is known of its metric in int8."""
+    if test_score is not None and isinstance(job.calibrate, Task):
+        return replace(pruned, metric=MetricValue(job.calibrate.metric, test_score, "test"))
+    if job.metric is not None:
+        return replace(pruned, metric=MetricValue(Metric("metric", "units", 1.0), score, "given by the user"))
+    if pruned.metric is not None:
+        return replace(pruned, metric=replace(pruned.metric, value=None, split="not measured: int8 was checked by its outputs"))
+    return pruned
 
 
 def _write(made: Quantized, pruned: Pruned, job: ShrinkJob, scratch: Path, texts: dict[str, str]) -> Compared:
