@@ -150,7 +150,7 @@ class Session(ABC):
     def __init__(self, deployment: Deployment, details: Mapping[str, str]) -> None:
         self.deployment, self.details = deployment, dict(details)
         self._idle: deque[Bound] = deque()
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
 
     @property
     def dtype(self) -> str:
@@ -164,6 +164,15 @@ class Session(ABC):
         Raises:
             Unavailable: the runtime cannot compile the network for these shapes.
         """
+
+    def in_turns(self, call: Callable[[], None]) -> Callable[[], None]:
+        """`call`, for bindings of a session that is not thread-safe: one runs at a time."""
+
+        def one_at_a_time() -> None:
+            with self._turn:
+                call()
+
+        return one_at_a_time
 
     def layer_times(self) -> Trace:
         """The times of each operation in all calls so far, and the end of their recording. Raises Unavailable without `Options.trace`."""

@@ -41,4 +41,6 @@ class RowSession(Session):
             found[:] = [self.row(row) for row in rows]
 
         write(inputs)
-        return Bound(call, lambda: {name: np.stack([row[at] for row in found]) for at, name in enumerate(self._outputs)}, write)
+        return Bound(
+            self.in_turns(call), lambda: {name: np.stack([row[at] for row in found]) for at, name in enumerate(self._outputs)}, write
+        )

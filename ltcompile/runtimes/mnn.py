@@ -147,8 +147,9 @@ class _Session(Session):
             return {name: array.astype(self._outputs[name] or array.dtype, copy=False) for name, array in arrays.items()}
 
         write(inputs)
-        call()
-        return Bound(call, read, write)
+        in_turn = self.in_turns(call)
+        in_turn()
+        return Bound(in_turn, read, write)
 
     def _resize(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Prepare for inputs of other shapes than before, which takes as long as opening the session."""

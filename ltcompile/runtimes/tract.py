@@ -73,4 +73,4 @@ class _Session(Session):
 
         write = lambda more: held.update(by_name(more, self._inputs))  # noqa: E731
         write(inputs)
-        return Bound(call, read, write)
+        return Bound(self.in_turns(call), read, write)

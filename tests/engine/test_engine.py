@@ -145,10 +145,15 @@ class TestThreads:
         run = cpu.build(Deployment("cpu", runtime, 2, "fp32", 0 if runtime == "compile" else 1), source)
         assert wrong_answers(run, small(), threads, 600 // threads) == 0
 
-    @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "compile", "eager"])
+    @pytest.mark.parametrize("runtime", runtimes.names())
     def test_all_runtimes(self, source: cpu.Source, runtime: str, tmp_path: Path) -> None:
+        if reason := runtimes.unavailable(runtime, "cpu"):
+            pytest.skip(reason)
+        if runtimes.declared(runtime, "READS") and not runtimes.declared(runtime, "READS_ONNX"):
+            pytest.skip(f"{runtime} reads files of its own alone")
         (tmp_path / "small.onnx").write_bytes(source.onnx)
-        session = runtimes.load(Subject("small", small(), tmp_path / "small.onnx"), Deployment("cpu", runtime, len(pictures())))
+        opened = runtimes.load if runtimes.declared(runtime, "DEFAULT", True) else runtimes.load_apart  # others may end this process
+        session = opened(Subject("small", small(), tmp_path / "small.onnx"), Deployment("cpu", runtime, len(pictures())))
         bound = [session.bind(images.numpy()) for images in (pictures(), pictures() + 1)]
         for one in bound:
             one.call()

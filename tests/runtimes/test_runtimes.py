@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,8 @@ from ltcompile import registry, runtimes
 from ltcompile.core.deployment import DEVICES, Deployment
 from ltcompile.errors import InvalidFile, InvalidSetting, Unavailable, UnknownName
 from ltcompile.lower import export_onnx
-from ltcompile.runtimes import Options, Session, Subject, _devices, _ort
+from ltcompile.runtimes import Array, Bound, Feeds, Options, Session, Subject, _devices, _ort
+from ltcompile.runtimes._base import by_name
 
 NAMES = sorted(registry.names("ltcompile.runtimes"))
 TOLERANCE = {"float32": 1e-5, "tf32": 5e-3}
@@ -211,6 +215,35 @@ def test_any_number_of_inputs_and_outputs_of_any_rank_and_dtype(name: str, tmp_p
             np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-5, atol=1e-6)
     with pytest.raises((InvalidSetting, TypeError)):
         session.run(arrays["scale"])
+
+
+class OneMemory(Session):
+    """As MNN's: whatever is bound is computed in the same memory."""
+
+    thread_safe = False
+
+    def bind(self, inputs: Feeds) -> Bound:
+        held, found = by_name(inputs, ["x"]), dict[str, Array]()
+
+        def call() -> None:
+            self.memory = held["x"]
+            time.sleep(1e-4)  # another thread's turn
+            found["y"] = 2 * self.memory
+
+        return Bound(self.in_turns(call), lambda: dict(found), lambda more: held.update(by_name(more, ["x"])))
+
+
+def test_bindings_of_one_memory_take_turns() -> None:
+    session, start = OneMemory(Deployment("cpu"), {}), threading.Barrier(4)
+
+    def wrong(value: int) -> int:
+        x, bound = np.full(3, value), session.bind(np.full(3, value))
+        start.wait()
+        found = [bound.call() or bound.read()["y"] for _ in range(20)] + [session.run(x)["y"] for _ in range(20)]
+        return sum(not np.array_equal(y, 2 * x) for y in found)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(wrong, range(4))) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
