@@ -18,6 +18,8 @@ from ltcompile.graph._ints import Int, Source
 
 Atoms = np.ndarray  # (n,) int64
 Dims = list[Atoms | None]  # one entry a dimension; None where its positions are no channels
+INPUT = "it reads the network's input"
+LOST = "it meets channels that cannot be followed"
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Labels:
         self._names = WeakIdKeyDictionary()
         self._sources = WeakIdKeyDictionary()  # tensors computed from parameters and buffers alone -> their names
         self._zero = WeakIdKeyDictionary()
+        self._weighted = WeakIdKeyDictionary()  # tensors that depend on a parameter -> True
 
     def fresh(self, size: int) -> Atoms:
         """New atoms."""
@@ -132,6 +135,17 @@ class Labels:
         if a is not b:
             self.joins.append((a, b))
         return a
+
+    def meet(self, x: Tensor, a: Atoms | None, y: Tensor, b: Atoms | None) -> Atoms | None:
+        """As `join`, for a dimension of `x` and one of `y`: the reason says whether what has no labels is the network's input."""
+        return self.join(a, b, LOST if self.weighted(x if a is None else y) else INPUT)
+
+    def weighted(self, tensor: Tensor) -> bool:
+        """Whether `tensor` depends on a parameter."""
+        return self.is_parameter(tensor) or tensor in self._weighted
+
+    def set_weighted(self, tensor: Tensor) -> None:
+        self._weighted[tensor] = True
 
     def pin(self, atoms: Atoms | None, reason: str) -> None:
         if atoms is not None:

@@ -392,6 +392,31 @@ def test_layers_that_stay_are_named() -> None:
     assert "does not run" in lt.plan(head, torch.randn(2, 3, 8, 8)).frozen["module.other"]
 
 
+LOST = "it meets channels that cannot be followed"
+INPUT = "it reads the network's input"
+REASONS: dict[str, tuple[Callable[[nn.ModuleDict, Tensor], Tensor], dict[str, str]]] = {
+    "computed weights": (
+        lambda m, x: nn.functional.conv2d(m["a"](x), torch.fake_quantize_per_tensor_affine(m["b"].weight, 0.1, 0, -128, 127)),
+        {"a": LOST},
+    ),
+    "a norm behind what cannot be followed": (
+        lambda m, x: m["b"](m["norm"](torch.fake_quantize_per_tensor_affine(m["a"](x), 0.1, 0, -128, 127))),
+        {"norm": LOST},
+    ),
+    "a norm of the images": (lambda m, x: m["b"](m["a"](m["images"](x * 2))), {"images": INPUT}),
+}
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_only_what_reads_the_networks_input_is_said_to(case: str) -> None:
+    forward, expected = REASONS[case]
+    layers = {"images": nn.BatchNorm2d(3), "a": nn.Conv2d(3, 8, 1), "norm": nn.BatchNorm2d(8), "b": nn.Conv2d(8, 8, 1)}
+    model = Twice(nn.ModuleDict({**layers, "c": nn.Conv2d(8, 6, 1), "d": nn.Conv2d(6, 4, 1)}), lambda m, x: m["d"](m["c"](forward(m, x))))
+    frozen = {name.removeprefix("module."): reason for name, reason in lt.plan(model, torch.randn(2, 3, 8, 8)).frozen.items()}
+    assert {name: frozen.get(name) for name in expected} == expected
+    assert INPUT not in {reason for name, reason in frozen.items() if name != "images"}
+
+
 PIXELWISE: dict[str, Op] = {
     "circular": lambda x: nn.functional.pad(x, (1,) * 4, mode="circular"),
     "rot90": lambda x: torch.rot90(x, 1, (2, 3)),

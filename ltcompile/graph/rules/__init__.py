@@ -33,7 +33,11 @@ def apply(call: Call, by_point: bool) -> None:
     """Label what `call` gave, and say where that is zero for masked channels."""
     labels, outputs = call.labels, tensors_in(call.out)
     known = RULES.get(call.name, pointwise.broadcast if by_point else None)
-    names = labels.sources(call.tensors)
+    tensors = call.tensors
+    names = labels.sources(tensors)
+    if any(map(labels.weighted, tensors)):
+        for out in outputs:
+            labels.set_weighted(out)
     if known is None:
         labels.pin_all(call.tensors, f"it reaches {call.name}, which cannot be followed")
         _changed(call, None)

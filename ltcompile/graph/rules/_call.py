@@ -11,7 +11,6 @@ from torch import Tensor
 from ltcompile.graph._labels import Labels
 
 FIXED_SIZE = "meets a tensor of fixed size"
-INPUT = "it reads the network's input"
 
 
 @dataclass

@@ -8,7 +8,7 @@ import numpy as np
 
 from ltcompile.graph._ints import attribute_of, widths_of
 from ltcompile.graph._labels import Atoms, Dims, Labels
-from ltcompile.graph.rules._call import INPUT, Call, rule
+from ltcompile.graph.rules._call import Call, rule
 
 
 @rule(
@@ -29,7 +29,7 @@ def _batch_norm(call: Call) -> Dims:
             dims[at] = None
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call.values.get(name) is not None and x.shape[1] > 1:
-            dims[1] = labels.join(dims[1], labels[call[name]][0], INPUT)
+            dims[1] = labels.meet(x, dims[1], call[name], labels[call[name]][0])
     call.zero = [at == 1 and _affine_zero(call) for at in range(x.dim())]
     return dims
 
@@ -49,7 +49,7 @@ def _layer_norm(call: Call) -> Dims:
     for name in ("weight", "bias"):
         if call.values.get(name) is not None:
             affine = labels[call[name]]
-            inside = [a if n == 1 else labels.join(a, b, INPUT) for a, b, n in zip(inside, affine, x.shape[-count:], strict=True)]
+            inside = [a if n == 1 else labels.meet(x, a, call[name], b) for a, b, n in zip(inside, affine, x.shape[-count:], strict=True)]
     if count > 1 or not _known_to_the_mask(call):
         for atoms in inside:
             labels.pin(atoms, "a layer norm without parameters of its own, or over several dimensions, takes statistics over it")
@@ -77,7 +77,7 @@ def _group_norm(call: Call) -> Dims:
             dims[at] = None
     for name in ("weight", "bias"):
         if call.values.get(name) is not None:
-            dims[1] = labels.join(dims[1], labels[call[name]][0], INPUT)
+            dims[1] = labels.meet(x, dims[1], call[name], labels[call[name]][0])
     if groups == 1 and not _known_to_the_mask(call):
         labels.pin(dims[1], "a group norm without parameters of its own takes statistics over it")
     if groups > 1 and dims[1] is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ltcompile.graph._labels import Atoms, Dims
-from ltcompile.graph.rules._call import INPUT, Call, Rule, aten, rule, tensors_in
+from ltcompile.graph.rules._call import FIXED_SIZE, Call, Rule, aten, rule, tensors_in
 
 
 def _spatial(count: int) -> Rule:
@@ -137,13 +137,13 @@ def _deformable(call: Call) -> Dims:
     inputs, kernel = labels[x], labels[weight]
     for atoms in (inputs[0], *inputs[2:], *kernel[2:]):
         labels.pin(atoms, "it lies along the images or pixels of a convolution")
-    read = labels.join(inputs[1], kernel[1], INPUT) if call["groups"] == 1 else None
+    read = labels.meet(x, inputs[1], weight, kernel[1]) if call["groups"] == 1 else None
     if call["groups"] > 1 or call["offset_groups"] > 1:
         labels.pin_all([x, weight], "it is read or made by groups in a deformable convolution")
     elif not (labels.zero(x)[1] or labels.zero(weight)[1]):
         labels.pin(read, "it is summed over in a product of which no factor is zero for a masked channel")
     out = kernel[0]
     if labels[bias][0] is not None:  # else it is made of zeros, as many as there are filters
-        out = labels.join(out, labels[bias][0], INPUT)
+        out = labels.join(out, labels[bias][0], FIXED_SIZE)
     call.zero = [at == 1 and labels.zero(weight)[0] and labels[bias][0] is not None and labels.zero(bias)[0] for at in range(4)]
     return [None, out, None, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ltcompile.graph._labels import Atoms, Dims
-from ltcompile.graph.rules._call import INPUT, Call, aten, rule, tensors_in, why_fixed
+from ltcompile.graph.rules._call import Call, aten, rule, tensors_in, why_fixed
 
 
 def broadcast(call: Call) -> Dims:
@@ -56,5 +56,5 @@ def _prelu(call: Call) -> Dims:
     dims, call.zero = list(labels[x]), list(labels.zero(x))
     if slope.numel() > 1:
         at = slope.shape.index(slope.numel()) if slope.dim() > 1 else 0
-        dims[1] = labels.join(dims[1], labels[slope][at], INPUT)
+        dims[1] = labels.meet(x, dims[1], slope, labels[slope][at])
     return dims

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from ltcompile.graph._labels import Atoms, Dims, Labels
-from ltcompile.graph.rules._call import FIXED_SIZE, INPUT, Call, rule, why_fixed
+from ltcompile.graph.rules._call import FIXED_SIZE, Call, rule, why_fixed
 
 
 @rule("aten.convolution")
@@ -17,7 +17,7 @@ def _convolution(call: Call) -> Dims:
         labels.pin(spatial, "it lies along the images or pixels of a convolution")
     into, out = (kernel[0], kernel[1]) if call["transposed"] else (kernel[1], kernel[0])
     if groups == 1:
-        labels.join(inputs[1], into, INPUT)
+        labels.meet(x, inputs[1], weight, into)
         _sum_over(labels, inputs[1], labels.zero(x)[1] or labels.zero(weight)[0 if call["transposed"] else 1])
     else:
         out = _grouped(call, inputs[1], into, out, groups)
@@ -34,14 +34,14 @@ def _grouped(call: Call, inputs: Atoms | None, into: Atoms | None, out: Atoms | 
     if call["transposed"]:
         if out is not None:
             labels.pin(out, "it is made by a grouped transposed convolution")
-        into = labels.join(inputs, into, INPUT)
+        into = labels.meet(call["input"], inputs, call["weight"], into)
         out = into if out is None and into is not None and len(into) == call.out.shape[1] else None
         if out is None:
             labels.pin(into, "it is read by a grouped transposed convolution")
         return out
     labels.pin(into, "it lies inside the groups of a convolution")
     if inputs is None or out is None:
-        labels.pin(inputs if out is None else out, INPUT)
+        labels.meet(call["input"], inputs, call["weight"], out)
         return out
     first = inputs.reshape(groups, -1)[:, :1]
     labels.join(inputs.reshape(groups, -1), np.broadcast_to(first, (groups, len(inputs) // groups)), "")
@@ -60,7 +60,7 @@ def _product(call: Call, a: Tensor, b: Tensor) -> Dims:
     labels = call.labels
     left, right, zero_left, zero_right = labels[a], labels[b], labels.zero(a), labels.zero(b)
     rows = -2 if b.dim() > 1 else 0
-    _sum_over(labels, labels.join(left[-1], right[rows], INPUT), zero_left[-1] or zero_right[rows])
+    _sum_over(labels, labels.meet(a, left[-1], b, right[rows]), zero_left[-1] or zero_right[rows])
     batch = [labels.join(p, q, why_fixed(call)) for p, q in zip(left[:-2], right[:-2], strict=False)]
     call.zero = [p or q for p, q in zip(zero_left[:-2], zero_right[:-2], strict=False)] + zero_left[-2:-1]
     if b.dim() == 1:
@@ -90,7 +90,7 @@ def _add_multiply(call: Call) -> Dims:
 @rule("aten.linear")
 def _linear(call: Call) -> Dims:
     labels, x, weight, bias = call.labels, call["input"], call["weight"], call["bias"]
-    _sum_over(labels, labels.join(labels[x][-1], labels[weight][1], INPUT), labels.zero(x)[-1] or labels.zero(weight)[1])
+    _sum_over(labels, labels.meet(x, labels[x][-1], weight, labels[weight][1]), labels.zero(x)[-1] or labels.zero(weight)[1])
     out = labels[weight][0]
     if bias is not None:
         out = labels.join(out, labels[bias][0], FIXED_SIZE)
@@ -127,7 +127,7 @@ def _bilinear(call: Call) -> Dims:
     labels, weight, bias = call.labels, call["weight"], call.values.get("bias")
     out, *read = labels[weight]
     for at, (x, atoms) in enumerate(zip((call["input1"], call["input2"]), read, strict=True), start=1):
-        _sum_over(labels, labels.join(labels[x][-1], atoms, INPUT), labels.zero(x)[-1] or labels.zero(weight)[at])
+        _sum_over(labels, labels.meet(x, labels[x][-1], weight, atoms), labels.zero(x)[-1] or labels.zero(weight)[at])
     if bias is not None:
         out = labels.join(out, labels[bias][0], FIXED_SIZE)
     made = labels.zero(weight)[0] and (bias is None or labels.zero(bias)[0])

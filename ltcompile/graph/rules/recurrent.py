@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ltcompile.graph._labels import Dims
-from ltcompile.graph.rules._call import INPUT, Call, rule, tensors_in
+from ltcompile.graph.rules._call import Call, rule, tensors_in
 
 HIDDEN = "it is the hidden state of a recurrent layer"
 
@@ -27,7 +27,7 @@ def _recurrent(call: Call) -> tuple[Dims, ...]:
     firsts = params[: len(params) // int(call["num_layers"]) : len(params) // (int(call["num_layers"]) * directions)]
     read = labels[x][-1]
     for weight in firsts:
-        read = labels.join(read, labels[weight][1], INPUT)
+        read = labels.meet(x, read, weight, labels[weight][1])
         if not (labels.zero(x)[-1] or labels.zero(weight)[1]):
             labels.pin(read, "it is summed over in a product of which no factor is zero for a masked channel")
     for atoms in labels[x][:-1]:
