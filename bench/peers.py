@@ -45,10 +45,10 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded, stream
 from ltcompile.core.task import Shard
 from ltcompile.data import Dataset
+from ltcompile.graph.running_statistics import take_statistics
 from ltcompile.models import default_recipe
 from ltcompile.models.airbench import MultiCrop
 from ltcompile.paths import write_text
-from ltcompile.recovery.statistics import take_statistics
 from ltcompile.search.evidence import gather
 from ltcompile.tasks import Classification
 from ltcompile.training import settled

@@ -28,9 +28,9 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import seeded, stream
 from ltcompile.core.tensors import read_torch
 from ltcompile.data import Dataset
+from ltcompile.graph.running_statistics import take_statistics
 from ltcompile.paths import write_json, write_text, write_torch
 from ltcompile.recovery import RepairReport
-from ltcompile.recovery.statistics import take_statistics
 from ltcompile.tasks import Classification
 from ltcompile.training import train
 

@@ -23,6 +23,7 @@ from ltcompile.graph import Example, cut
 from ltcompile.graph.branches import branches
 from ltcompile.graph.inputs import Arguments, check_arguments
 from ltcompile.graph.rules import tensors_in
+from ltcompile.graph.running_statistics import take_statistics
 from ltcompile.graph.trace import plain
 from ltcompile.prune.limits import Limits
 
@@ -58,7 +59,7 @@ class DepthSearch:
                 refusal = refusal or error
                 continue
             small = cut(self._model, plan)
-            _take_statistics(small, self._batches)
+            take_statistics(small, self._batches)
             found.append((self._change(small), count, plan))
             if count - min(found)[1] >= PATIENCE:
                 break
@@ -98,17 +99,3 @@ def _outputs(network: nn.Module, batches: Sequence[Example]) -> list[Tensor]:
     calls = map(Arguments.of, batches)
     found = [t for call in calls for t in tensors_in(plain(network(*call.args, **call.kwargs)))]
     return [t.double() for t in found if t.is_floating_point() and t.dim()]
-
-
-@torch.no_grad()
-def _take_statistics(network: nn.Module, batches: Sequence[Example]) -> None:
-    """Give the batch norms of `network` the statistics of `batches`, all of one size, in place."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
-    if not norms:
-        return
-    network.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train().momentum = None  # type: ignore[assignment]  # a plain average
-    for call in map(Arguments.of, batches):
-        network(*call.args, **call.kwargs)

@@ -130,7 +130,8 @@ def _gradients(
         found = measure(*(_places(t, layer) for t in (value, gradient))).double().sum(0)
         total[key] = total[key] + found if key in total else found
 
-    model.requires_grad_(True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     with torch.enable_grad():
         for output in _run(model, batches, record):
             made = [t for t in tensors_in(output) if t.requires_grad]

@@ -23,6 +23,7 @@ from ltcompile.errors import InvalidData, InvalidModel
 from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.inputs import Example, check_arguments
+from ltcompile.graph.running_statistics import restate_statistics
 from ltcompile.graph.surgeon import kept_positions
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.recovery._calls import Call, Site, Structure, Weights, structure
@@ -32,7 +33,6 @@ from ltcompile.recovery._report import LayerRepair, RepairReport, best_of
 from ltcompile.recovery._solve import Moments, Rows, Sample, matrix, rectify, solve
 from ltcompile.recovery._tune import flat, tune
 from ltcompile.recovery._write import kept_outputs, multiplied, through, write
-from ltcompile.recovery.statistics import restate_statistics
 
 Module = TypeVar("Module", bound=nn.Module)
 ROWS, ROWS_PER_UNKNOWN = 1 << 14, 24  # positions that a layer is fitted on: at least, and for each weight of an output

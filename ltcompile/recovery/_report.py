@@ -9,9 +9,9 @@ from typing import TypeVar
 from torch import nn
 
 from ltcompile.graph._copy import copied
+from ltcompile.graph.running_statistics import take_statistics
 from ltcompile.graph.wrappers import in_eval_mode
 from ltcompile.recovery._inputs import Chunk, compared, length
-from ltcompile.recovery.statistics import take_statistics
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -22,9 +22,9 @@ from ltcompile.deploy.equality import check_cut, check_same
 from ltcompile.deploy.job import training_inputs
 from ltcompile.deploy.steps.recalibrate import BATCH
 from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting, TicketMismatch
+from ltcompile.graph.running_statistics import take_statistics
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.answers import Run, of_file
-from ltcompile.recovery.statistics import take_statistics
 from ltcompile.tasks import Classification
 
 

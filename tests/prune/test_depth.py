@@ -45,3 +45,11 @@ def test_limits_and_inputs() -> None:
             lt.plan(network(), INPUTS[0], depth=True, inputs=[wrong])  # type: ignore[list-item]
     with pytest.raises(InvalidSetting, match="limits keep all"):
         lt.plan(network(), INPUTS[0], inputs=INPUTS, depth=True, limits=lt.Limits(keep=(r"blocks\.\d\.conv1",)))
+
+
+def test_a_last_batch_of_one_input_gives_statistics_to_norms_that_it_has_some_for() -> None:
+    """In the last stage it has one value a channel, which has no variance."""
+    inputs = [torch.randn(rows, 3, 4, 4, generator=torch.Generator().manual_seed(rows)) for rows in (8, 1)]
+    assert lt.plan(network(), inputs[0], inputs=inputs, depth=True, target_macs=0.6).removed_branches
+    with pytest.raises(InvalidData, match="pass batches of two rows or more"):
+        lt.plan(network(), inputs[0], inputs=[inputs[1].mean((2, 3), keepdim=True)], depth=True, target_macs=0.6)

@@ -8,8 +8,8 @@ from typing import Any
 
 from ltcompile.deploy.job import ShrinkJob, training_inputs
 from ltcompile.graph._copy import copied
+from ltcompile.graph.running_statistics import take_statistics
 from ltcompile.pruned import Pruned
-from ltcompile.recovery.statistics import take_statistics
 
 ORDER = 10
 BATCH = 256

@@ -40,7 +40,7 @@ def take_statistics(model: nn.Module, batches: Iterable[Example]) -> None:
             norm.momentum = momenta[norm]
         model.eval()
     if norms and not seen:
-        raise InvalidData("calibrate gives no inputs, and batch norm needs some for its statistics; pass an iterable of batches")
+        raise InvalidData("the inputs give batch norm no statistics: no batch has two values a channel; pass batches of two rows or more")
 
 
 def _watched(model: nn.Module, batches: Iterable[Example], norms: Iterable[nn.Module], hook: Callable[..., None]) -> None:
