@@ -48,6 +48,7 @@ EXEMPT = {
     "lt.profile": "takes minutes; tests/benchmark/test_profile.py compares the network's weights",
     "lt.stopwatch": "called below, as `joulemeter` is",
     "lt.load_pruned": "cuts and fills the network that it has built itself",
+    "lt.Search": "cuts and fills the networks that its `build` makes",
     "lt.attach": "returns the network itself outside a search, and in one an arm made from a copy of it",
     "attach": "puts a method on a network, in place",
     "bake": "takes it off again, in place",
@@ -60,19 +61,23 @@ EXEMPT = {
 }
 
 
-def takes_networks(function: Any) -> bool:
-    """Whether the annotation of a parameter names a torch module, or the type variable for one."""
-    annotations = {name: str(hint) for name, hint in function.__annotations__.items() if name != "return"}
-    return any(re.search(r"\bModule\b", hint) for hint in annotations.values())
+def takes_networks(value: Any) -> bool:
+    """Whether the annotation of a parameter, of a function or of a class and its calls, names a torch module, or the type variable for one."""
+    functions = [value] if inspect.isfunction(value) else [vars(value).get(name) for name in ("__init__", "__call__")]
+    annotations = [
+        (name, str(hint)) for function in functions if inspect.isfunction(function) for name, hint in function.__annotations__.items()
+    ]
+    return any(name != "return" and re.search(r"\bModule\b", hint) for name, hint in annotations)
 
 
 def public() -> dict[str, Any]:
-    """Every function of `ltcompile`, and of the modules below it for users of networks, that takes one."""
+    """Every function and class of `ltcompile`, and every function of the modules below it for users of networks, that takes one."""
     named = {f"lt.{name}": getattr(lt, name) for name in lt.__all__}
     for home in (importlib.import_module(f"ltcompile.{module}") for module in MODULES):
         own = [name for name, value in vars(home).items() if getattr(value, "__module__", "") == home.__name__ and name[0] != "_"]
         named |= {n: getattr(home, n) for n in getattr(home, "__all__", own) if getattr(home, n) not in named.values()}
-    return {name: value for name, value in named.items() if inspect.isfunction(value) and takes_networks(value)}
+    kinds = {name: inspect.isfunction(value) or (inspect.isclass(value) and name.startswith("lt.")) for name, value in named.items()}
+    return {name: value for name, value in named.items() if kinds[name] and takes_networks(value)}
 
 
 class Net(nn.Module):
@@ -134,10 +139,13 @@ def planned(net: nn.Module) -> lt.PruningPlan:
 
 
 CALLS: dict[str, Callable[[Any, Path], object]] = {
-    "lt.plan": lambda net, _: [lt.plan(net, X, criterion="random"), lt.plan(net, X, target_macs=0.5)],
+    "lt.plan": lambda net, _: [lt.plan(net, X, criterion="random"), lt.plan(net, X, target_macs=0.5), lt.plan(net, X, normalize="lamp")],
     "lt.cut": lambda net, _: lt.cut(net, planned(net)),
     "lt.mask": lambda net, _: lt.mask(net, planned(net)),
     "lt.repair": lambda net, _: lt.repair(net, lt.PruningPlan(graph.trace(net, X)), net, [X]),
+    "lt.Pruned": lambda net, path: lt.shrink(lt.Pruned.of_cut(net, planned(net), X), path / "net.safetensors", repair=[X]),
+    "lt.Regulariser": lambda net, _: lt.Regulariser("growing", net, X).penalty(),
+    "lt.Schedule": lambda net, _: lt.Schedule(X, ratio=0.5, first_step=0, last_step=8)(net, None, 0),
     "from_inputs": lambda net, _: from_inputs("reconstruction", net, [X]),
     "lt.embed": lambda net, _: lt.embed(lt.cut(net, planned(net)), planned(net), net),
     "lt.size": lambda net, _: lt.size(net, X),
@@ -247,3 +255,40 @@ def test_measuring_leaves_networks_as_they_are(of: str, monkeypatch: pytest.Monk
     before = state(net)
     measured(net)
     assert state(net) == before and process() == around
+
+
+class Residual(nn.Module):
+    """A branch that may go, random numbers in eval mode too, and a parameter of whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 4)
+        self.steps = nn.Parameter(torch.tensor([3]), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.rand(1)
+        x = self.stem(x).relu()
+        out: Tensor = self.head((x + self.branch(x).relu()).mean((2, 3)))
+        return out
+
+
+RANDOM: dict[str, Callable[[nn.Module], object]] = {
+    "plan": lambda net: lt.plan(net, X, ratio=0.5),
+    "branches": lambda net: lt.plan(net, X, target_macs=0.6, depth=True, inputs=[X]),
+    "energy": lambda net: lt.plan(net, X, criterion="energy", inputs=[X]),
+    "size": lambda net: lt.size(net, X),
+    "squeeze": lambda net: lt.squeeze(net, X),
+    "repair": lambda net: lt.repair(net, lt.PruningPlan(graph.trace(net, X)), net, [X]),
+    "Pruned": lambda net: lt.Pruned(net, X),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_callers_random_numbers_stay_where_a_network_draws_some(name: str) -> None:
+    torch.manual_seed(3)
+    net = Residual().train()
+    around = process()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    RANDOM[name](net)
+    assert process() == around and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())
