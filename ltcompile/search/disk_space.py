@@ -17,7 +17,8 @@ def run_bytes(prepared: PreparedJob, jobs: int = 1) -> int:
     """About the bytes of a complete run folder: the weights of every training, masks, the ticket, and the checkpoints of
     the `jobs` under way.
 
-    A checkpoint holds weights and momentum, and frozen weights where a method trains scores, and lies next to the one that it replaces.
+    A checkpoint holds weights and momentum, frozen weights where a method trains scores, and averaged or slow weights, and lies next to the
+    one that it replaces.
     Filters that are cut are counted as taking as large a share of the weights with them; in truth they take more.
     """
     job, config = prepared.job, prepared.job.config
@@ -30,7 +31,7 @@ def run_bytes(prepared: PreparedJob, jobs: int = 1) -> int:
         networks += 1 + controls[0]
     if config.full_curve:
         networks += sum(controls) + (config.levels if mask else 0)
-    checkpoint = (2 if config.method == PRUNE else 3) + (job.recipe.optimizer == "adamw") + (job.recipe.ema > 0)
+    checkpoint = (2 if config.method == PRUNE else 3) + (job.recipe.optimizer == "adamw") + (job.recipe.ema > 0 or job.recipe.lookahead > 0)
     return int(dense * (config.seeds * networks + tickets[0] + 2 * checkpoint * jobs) + mask * (config.seeds * config.levels + 1))
 
 

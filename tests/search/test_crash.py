@@ -197,7 +197,10 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "hybrid": {"prune": "hybrid", "controls": False},
     "scores": {"method": "edge-popup"},
     "basis": {"method": "basis", "full_curve": True},
+    "slow weights": {"rounds": 1},
+    "averaged weights": {"rounds": 1},
 }
+RECIPES: dict[str, dict[str, Any]] = {"slow weights": {"lookahead": 2}, "averaged weights": {"ema": 0.9, "optimizer": "adamw"}}
 
 
 @pytest.mark.slow
@@ -209,7 +212,7 @@ def test_the_estimate_is_what_is_written(tmp_path: Path, kind: str) -> None:
     from ltcompile.tasks import Classification
 
     digits, config = lt.load_data("digits", image_size=16), lt.SearchConfig(**({"rounds": 2, "rate": 0.3} | SEARCHES[kind]))
-    recipe = dataclasses.replace(RECIPE, epochs=2, batch=256)
+    recipe = dataclasses.replace(RECIPE, epochs=2, batch=256, **RECIPES.get(kind, {}))
     listener = LargestCheckpoint(tmp_path)
     lt.find("lenet5", digits, config, recipe=recipe, folder=tmp_path, listener=listener)
     written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()) + 2 * listener.bytes
