@@ -143,7 +143,7 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
     "lt.cut": lambda net, _: lt.cut(net, planned(net)),
     "lt.mask": lambda net, _: lt.mask(net, planned(net)),
     "lt.repair": lambda net, _: lt.repair(net, lt.PruningPlan(graph.trace(net, X)), net, [X]),
-    "lt.Pruned": lambda net, path: lt.shrink(lt.Pruned.of_cut(net, planned(net), X), path / "net.safetensors", repair=[X]),
+    "lt.Pruned": lambda net, path: lt.shrink(lt.Pruned(net, X, net, lt.PruningPlan(graph.trace(net, X))), path / "n.onnx", repair=[X]),
     "lt.Regulariser": lambda net, _: lt.Regulariser("growing", net, X).penalty(),
     "lt.Schedule": lambda net, _: lt.Schedule(X, ratio=0.5, first_step=0, last_step=8)(net, None, 0),
     "from_inputs": lambda net, _: from_inputs("reconstruction", net, [X]),

@@ -21,6 +21,7 @@ from ltcompile.deploy import formats, shrink
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.judges import TaskJudge
 from ltcompile.errors import Disagreement, InvalidSetting, LtcompileError, Unavailable, unknown
+from ltcompile.graph.wrappers import in_eval_mode
 from ltcompile.lower.answers import feeds, of_file, of_network, probe
 from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import compare
@@ -98,7 +99,8 @@ def bench_formats(
         raise InvalidSetting(f"max_drop={max_drop} compares the task's metric; pass a ticket whose data is here, or leave it out")
     busy, pruned = busy_share(), target if isinstance(target, Pruned) else pruned_of(target, model)
     judge = TaskJudge(pruned.small, task, chooses=False) if task is not None else None
-    reference = judge.test({"dense": of_network(pruned.small.eval())})["dense"] if judge else None
+    with in_eval_mode(pruned.small):
+        reference = judge.test({"dense": of_network(pruned.small)})["dense"] if judge else None
     rows: list[FormatRow] = []
     for name in names or known:
         for precision in precisions:

@@ -17,6 +17,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.errors import Disagreement
 from ltcompile.graph import embed
 from ltcompile.graph.inputs import Example
+from ltcompile.graph.wrappers import in_eval_mode
 from ltcompile.lower.answers import joined, of_network
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import in_double
@@ -49,7 +50,9 @@ def check_rewritten(what: str, found: nn.Module, expected: nn.Module, example: E
 def _largest(error: Callable[[object, object], float], found: nn.Module, expected: nn.Module, example: Example) -> float:
     """The largest error of all outputs; of whole numbers, the share that differs."""
     inputs = Inputs.of(expected, example)
-    y, x = (_in_double(network.eval(), inputs.resized(min(ROWS, inputs.batch))) for network in (found, expected))
+    some = inputs.resized(min(ROWS, inputs.batch))
+    with in_eval_mode(found), in_eval_mode(expected):
+        y, x = (_in_double(network, some) for network in (found, expected))
     if y.keys() != x.keys():
         return float("inf")
     return max(
