@@ -1,6 +1,6 @@
 """score[c] = sum over the other filters d of the layer of ||filter c - filter d||_2: the others can replace a filter near
 their geometric median (He et al. 2019, arXiv:1811.00250). The paper uses the filters that produce the channels; by default the slices of
-those that consume them count as well, with distances within each layer."""
+those that consume them count as well, with distances within each layer. Torch-Pruning 1.6 takes distances between squared weights."""
 
 from __future__ import annotations
 
