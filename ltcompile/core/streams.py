@@ -72,7 +72,7 @@ def generator(number: int) -> torch.Generator:
 
 @contextlib.contextmanager
 def seeded(number: int) -> Iterator[None]:
-    """Inside it, torch's global generators draw from a stream; afterwards, they are as they were."""
+    """Inside it, torch's global generators draw from a stream; afterwards, they are as they were. It also decorates functions."""
     import torch
 
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()

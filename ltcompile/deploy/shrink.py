@@ -13,6 +13,7 @@ from torch import nn
 
 from ltcompile import tasks
 from ltcompile.core.records import provenance
+from ltcompile.core.streams import seeded
 from ltcompile.core.task import Task
 from ltcompile.core.ticket import Ticket
 from ltcompile.data import Dataset
@@ -38,6 +39,7 @@ class Shrunk:
     record: Mapping[str, Any]
 
 
+@seeded(0)
 def shrink(
     pruned: Pruned | Ticket | Result | str | Path,
     output: str | Path,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ltcompile.core.streams import seeded
 from ltcompile.graph.inputs import Arguments, Example
 from ltcompile.graph.probe import Probes, on_probe, run
 from ltcompile.graph.wrappers import unwrap
@@ -23,6 +24,7 @@ class Size:
     macs: int
 
 
+@seeded(0)
 def size(model: nn.Module, example: Example) -> Size:
     """The size of `model` on the first item of `example`, a batch (N, ...) or several inputs. One MAC is two counted flops.
 

@@ -28,7 +28,11 @@ def on_meta(model: Module) -> Module:
     tensors = [*model.parameters(), *model.buffers()]
     empty = {id(t): torch.empty_like(t, device="meta") for t in tensors}
     return copied(
-        model, {i: nn.Parameter(e) if isinstance(t, nn.Parameter) else e for t, (i, e) in zip(tensors, empty.items(), strict=True)}
+        model,
+        {
+            i: nn.Parameter(e, t.requires_grad) if isinstance(t, nn.Parameter) else e
+            for t, (i, e) in zip(tensors, empty.items(), strict=True)
+        },
     )
 
 

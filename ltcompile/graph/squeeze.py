@@ -7,6 +7,7 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
+from ltcompile.core.streams import seeded
 from ltcompile.errors import Disagreement
 from ltcompile.graph._copy import copied
 from ltcompile.graph.baked import bake_
@@ -21,6 +22,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 @torch.no_grad()
+@seeded(0)
 def squeeze(model: Module, example: Example) -> Module:
     """A copy of `model` in eval mode without the channels whose weights are all zero, for zeros of any origin.
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from ltcompile.core.plan import Group, PruningPlan
+from ltcompile.core.streams import seeded
 from ltcompile.errors import InvalidModel, InvalidPlan
 from ltcompile.graph._groups import OUTPUT, Owners, groups_of
 from ltcompile.graph._ints import settle_quotients, sizes_followed
@@ -26,6 +27,7 @@ from ltcompile.graph.surgeon import cut_
 from ltcompile.graph.wrappers import unwrap
 
 
+@seeded(0)  # for networks that draw random numbers
 def trace(model: nn.Module, example: Example) -> tuple[Group, ...]:
     """The dependency groups of `model`, run on inputs shaped as `example`: a tensor (N, ...), a tuple of positional or a dict of
     keyword arguments, which may be nested.

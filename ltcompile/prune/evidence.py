@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.streams import generator, stream
+from ltcompile.core.streams import generator, seeded, stream
 from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Arguments, Example
@@ -26,6 +26,7 @@ WIDEST = 4096  # channels that second moments are taken of
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase)
 
 
+@seeded(0)
 def from_inputs(criterion: str, model: nn.Module, inputs: Iterable[Example], seed: int = 0) -> Evidence:
     """What `criterion` needs, from the first batches of unlabelled inputs; `model` stays as it is.
 

@@ -12,7 +12,7 @@ from ltcompile.core.notice import notify
 from ltcompile.core.plan import Branch, Group, PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.core.reached import Reached
-from ltcompile.core.streams import generator, stream
+from ltcompile.core.streams import generator, seeded, stream
 from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import Example, cut, disagreements, trace
 from ltcompile.graph.baked import baked
@@ -29,6 +29,7 @@ from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import SizeCounter, Target, check_reachable, plan_for_size
 
 
+@seeded(0)
 def plan(
     model: nn.Module,
     example: Example,

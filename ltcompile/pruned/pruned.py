@@ -13,6 +13,7 @@ from torch import nn
 
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
+from ltcompile.core.streams import seeded
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import cut
@@ -94,6 +95,7 @@ class Pruned:
             object.__setattr__(self, "dense", unwrap(self.dense))
         self._check_runs(inputs)
 
+    @seeded(0)
     def _check_runs(self, inputs: Arguments) -> None:
         tensors = (*self.small.parameters(), *self.small.buffers())
         if any(tensor.is_meta for tensor in tensors):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ltcompile.core.plan import PruningPlan
-from ltcompile.core.streams import generator, stream
+from ltcompile.core.streams import generator, seeded, stream
 from ltcompile.errors import InvalidData, InvalidModel
 from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
@@ -42,6 +42,7 @@ ROUNDING = 1e-12  # of the targets' squares: as small an error is none
 WIDEST = 6144  # inputs of a product whose second moments are held
 
 
+@seeded(0)
 def repair(
     small: Module,
     plan: PruningPlan,
