@@ -43,6 +43,6 @@ def load(package: str, kind: str, name: str) -> ModuleType:
         UnknownName: nothing in `package` offers it; the message lists what there is.
     """
     known = names(package)
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise unknown(kind, name, sorted(known))
     return importlib.import_module(f"{package}.{known[name]}")

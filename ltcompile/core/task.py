@@ -33,6 +33,8 @@ class Metric:
     higher_is_better: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise InvalidSetting(f"the name of a metric is a text such as 'mAP', not {self.name!r}")
         if not 0 < self.scale < math.inf:
             raise InvalidSetting(f"scale={self.scale} of the metric {self.name!r} must be above 0; higher_is_better= gives its direction")
 

@@ -169,6 +169,10 @@ def _check_scores(found: list[TiedGroups], scores: Mapping[str, Tensor]) -> None
             raise InvalidSetting(
                 f"the scores of group {group.name!r} have shape {tuple(value.shape)}; give it {group.width}, one a channel"
             )
+        if not bool(value.isfinite().all()):
+            raise InvalidSetting(
+                f"the scores of group {group.name!r} are not all finite; look for nan or inf in the weights that they rank"
+            )
 
 
 def _best_first(scores: Tensor) -> np.ndarray:

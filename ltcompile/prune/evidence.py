@@ -39,7 +39,7 @@ def from_inputs(criterion: str, model: nn.Module, inputs: Iterable[Example], see
         able = ", ".join(name for name in criteria.names() if all(kind in COLLECT for kind in criteria.needs(name)))
         raise InvalidSetting(f"criterion {criterion!r} needs {', '.join(labelled)}, which take labels; from inputs alone score {able}")
     model = copied(unwrap(model)).eval()
-    batches = [Arguments.of(batch) for batch in islice(inputs, BATCHES)]
+    batches = [Arguments.of(batch) for batch in first_batches(inputs)]
     if needed and not batches:
         raise InvalidData("inputs= gives no inputs; pass an iterable of batches")
     if not all(t.isfinite().all() for batch in batches for t in batch.tensors if t.is_floating_point()):
@@ -47,6 +47,13 @@ def from_inputs(criterion: str, model: nn.Module, inputs: Iterable[Example], see
     for kind in needed:
         setattr(evidence, kind, COLLECT[kind](model, batches, generator(stream("drawn labels", seed))))
     return evidence
+
+
+def first_batches(inputs: Iterable[Example]) -> list[Example]:
+    """What is read of `inputs`. Raises InvalidData where they are no batches."""
+    if not isinstance(inputs, Iterable):
+        raise InvalidData(f"inputs= takes an iterable of batches, not {type(inputs).__name__}")
+    return list(islice(inputs, BATCHES))
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import islice
 
 from torch import nn
 
@@ -24,7 +23,7 @@ from ltcompile.prune.budget import RelativeTimer, plan_for_latency
 from ltcompile.prune.choose import Ranking, Scope
 from ltcompile.prune.criteria import Evidence, Normalisation, Reduction
 from ltcompile.prune.depth import DepthSearch, costs_of
-from ltcompile.prune.evidence import BATCHES, from_inputs
+from ltcompile.prune.evidence import first_batches, from_inputs
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import SizeCounter, Target, check_reachable, plan_for_size
 
@@ -89,8 +88,10 @@ def plan(
     if target is not None and ratio is not None:
         raise InvalidSetting("give a ratio of filters to drop or a target for what is left, not both")
     ratio = 0.5 if ratio is None else ratio
-    if not 0 < ratio < 1:
-        raise InvalidSetting(f"the ratio of filters to drop must be between 0 and 1, not {ratio}")
+    if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+        raise InvalidSetting(f"the ratio of filters to drop must be between 0 and 1, not {ratio!r}")
+    if not isinstance(align, int) or align < 1:
+        raise InvalidSetting(f"align={align!r}: widths must be multiples of a whole number of at least 1")
     if target is not None and target.profiled and (profile is None or align > 1):
         raise InvalidSetting(
             f"target_{target.measure} needs a profile, which `ltcompile profile` makes, and chooses widths by itself: leave align out"
@@ -100,7 +101,7 @@ def plan(
     model = baked(unwrap(model))
     _check_values(model)
     groups = limits.freeze(trace(model, example))
-    batches = [] if inputs is None else list(islice(inputs, BATCHES))
+    batches = [] if inputs is None else first_batches(inputs)
     search = DepthSearch(model, example, batches, limits) if depth else None
     if inputs is not None:
         if evidence is not None:

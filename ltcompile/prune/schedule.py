@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph import Example, cut
+from ltcompile.prune import criteria
 from ltcompile.prune.choose import Scope
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.planning import plan
@@ -42,7 +43,7 @@ class Schedule:
         plan: what was cut before, to resume.
 
     Raises:
-        InvalidSetting: a ratio outside (0, 1), or fewer steps than cuts.
+        InvalidSetting: a ratio outside (0, 1), fewer steps than cuts, or a criterion that needs data. UnknownName: no such criterion.
     """
 
     def __init__(
@@ -59,8 +60,14 @@ class Schedule:
         limits: Limits | None = None,
         plan: PruningPlan | None = None,
     ) -> None:
-        if not 0 < ratio < 1:
-            raise InvalidSetting(f"ratio: {ratio} is not between 0 and 1")
+        if not isinstance(ratio, int | float) or not 0 < ratio < 1:
+            raise InvalidSetting(f"ratio: {ratio!r} is not between 0 and 1")
+        if needed := criteria.needs(criterion):
+            raise InvalidSetting(
+                f"criterion: {criterion} needs {', '.join(needed)}, which a schedule does not collect; choose one of weights alone"
+            )
+        if scope not in get_args(Scope):
+            raise InvalidSetting(f"scope: {scope!r} is not one of {', '.join(get_args(Scope))}")
         if cuts < 1 or not 0 <= first_step <= last_step or last_step - first_step < cuts - 1:
             raise InvalidSetting(f"cuts: {cuts} do not fit between first_step {first_step} and last_step {last_step}")
         self.example, self.plan = example, plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +87,8 @@ def sensitivity(
         on_row: gets each new row, and how many there will be in all.
 
     Raises:
-        InvalidSetting: a ratio outside (0, 1). InvalidModel: the network cannot be traced. InvalidFile: `output` is of something else.
+        InvalidSetting: a ratio outside (0, 1), or a score that is not a finite number. InvalidModel: the network cannot be traced.
+        InvalidFile: `output` is of something else.
     """
     if not ratios or not all(0 < ratio < 1 for ratio in ratios):
         raise InvalidSetting(f"ratios={list(ratios)} must lie between 0 and 1")
@@ -96,13 +98,13 @@ def sensitivity(
     ranking = Ranking(groups, scores, "local", floors=limits.floors(groups))
     checksum = _checksum(model, groups, criterion, limits)
     found = _read(Path(output), checksum) if output is not None and Path(output).exists() else None
-    found = found or Sensitivity(checksum, float(score(cut(model, PruningPlan(groups)).eval())))
+    found = found or Sensitivity(checksum, _finite(score(cut(model, PruningPlan(groups)).eval())))
     plans = list(_plans(ranking, ratios))
     known = {(row.group, row.kept): row for row in found.rows}
     rows: list[SensitivityRow] = []
     for group, kept, ratio, plan in plans:
         if (row := known.get((group.name, kept))) is None:
-            row = SensitivityRow(group.name, group.width, kept, ratio, float(score(cut(model, plan).eval())))
+            row = SensitivityRow(group.name, group.width, kept, ratio, _finite(score(cut(model, plan).eval())))
             known[group.name, kept] = row
             if on_row is not None:
                 on_row(row, len(plans))
@@ -110,6 +112,17 @@ def sensitivity(
                 write_json(output, asdict(Sensitivity(checksum, found.dense, tuple(known.values()))))
         rows.append(row)
     return Sensitivity(checksum, found.dense, tuple(rows))
+
+
+def _finite(score: Any) -> float:
+    """Raises InvalidSetting where a score is not a finite number."""
+    try:
+        value = float(score)
+    except (TypeError, ValueError, RuntimeError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidSetting(f"score= returned {score!r} for a network; it must return a finite number, higher or lower as you like")
+    return value
 
 
 def _plans(ranking: Ranking, ratios: Sequence[float]) -> Iterator[tuple[Group, int, float, PruningPlan]]:

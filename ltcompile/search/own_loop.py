@@ -128,7 +128,7 @@ class Search:
         lease_s: float = LEASE_S,
         **settings: Any,
     ) -> None:
-        metric = Metric(metric) if isinstance(metric, str) else metric
+        metric = metric if isinstance(metric, Metric) else Metric(metric)
         if target_speedup is not None:
             settings |= _time_target(target_speedup, profile)
         if isinstance(build, nn.Module) or not callable(build):

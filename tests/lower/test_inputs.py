@@ -176,3 +176,5 @@ def test_scores_of_ones_own_are_checked(scores: dict[str, int], what: str) -> No
     groups = trace(model, torch.randn(1, 3, 12, 12))
     with pytest.raises(InvalidSetting, match=what):
         choose(groups, {name: torch.rand(n) for name, n in scores.items()}, 0.5, "global")
+    with pytest.raises(InvalidSetting, match="'2' are not all finite"):
+        choose(groups, {"0": torch.rand(16), "2": torch.tensor([1.0, float("nan")] * 4)}, 0.5, "global")

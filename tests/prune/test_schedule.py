@@ -8,7 +8,7 @@ from networks import NETWORKS
 from torch import Tensor, nn
 
 import ltcompile as lt
-from ltcompile.errors import InvalidSetting
+from ltcompile.errors import LtcompileError
 from ltcompile.prune.schedule import dropped_fraction
 
 
@@ -50,8 +50,17 @@ def test_a_resumed_schedule_repeats_no_cut(images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"), [({"ratio": 1.0}, "ratio: 1.0"), ({"cuts": 6}, "cuts: 6"), ({"first_step": 9}, "first_step 9")]
+    ("settings", "says"),
+    [
+        ({"ratio": 1.0}, "ratio: 1.0"),
+        ({"ratio": "half"}, "ratio: 'half'"),
+        ({"cuts": 6}, "cuts: 6"),
+        ({"first_step": 9}, "first_step 9"),
+        ({"criterion": "taylor"}, "taylor needs gradients"),
+        ({"criterion": "none"}, "none"),
+        ({"scope": "some"}, "scope: 'some'"),
+    ],
 )
-def test_settings_are_checked(settings: dict[str, float], says: str, images: Tensor) -> None:
-    with pytest.raises(InvalidSetting, match=says):
+def test_settings_are_checked_before_the_training(settings: dict[str, object], says: str, images: Tensor) -> None:
+    with pytest.raises(LtcompileError, match=says):
         lt.Schedule(**{"example": images, "ratio": 0.5, "first_step": 1, "last_step": 5, "cuts": 3} | settings)  # type: ignore[arg-type]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import ltcompile as lt
-from ltcompile.errors import InvalidFile, InvalidSetting
+from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
 
@@ -68,3 +69,26 @@ def test_rows_are_measured_once_and_the_file_is_of_one_network(tmp_path: Path) -
     assert "channels cut" in text and "src=" not in text[: text.find("<script")], "nothing is fetched"
     with pytest.raises(InvalidSetting, match="between 0 and 1"):
         lt.sensitivity(network(), EXAMPLE, size, (0.0,))
+
+
+@pytest.mark.parametrize("value", ["high", None, float("nan"), torch.ones(2)])
+def test_a_score_is_a_finite_number(value: Any) -> None:
+    with pytest.raises(InvalidSetting, match="must return a finite number"):
+        lt.sensitivity(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), torch.randn(1, 3, 4, 4), lambda small: value, (0.5,))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"align": 0},
+        {"align": -4},
+        {"align": 1.5},
+        {"ratio": "half"},
+        {"criterion": ["l1"]},
+        {"criterion": "energy", "inputs": 3},
+        {"scope": "some"},
+    ],
+)
+def test_plans_refuse_nonsense(wrong: dict[str, Any]) -> None:
+    with pytest.raises(LtcompileError):
+        lt.plan(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)), torch.randn(1, 3, 4, 4), **wrong)
