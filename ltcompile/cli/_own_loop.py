@@ -30,6 +30,8 @@ def search_by_script(
     workers: Workers,
 ) -> None:
     """Search, then print the verdict and the next command. Raises typer.Exit where a signal stops it."""
+    from ltcompile.cli._options import end_by_target
+    from ltcompile.core.reached import Reached
     from ltcompile.core.run_folder import RunFolder
     from ltcompile.core.task import Metric
     from ltcompile.errors import InvalidSetting
@@ -62,8 +64,10 @@ def search_by_script(
         )
     except KeyboardInterrupt:
         raise stopped.exit(RunFolder(folder).begun) from None
+    reached = Reached.from_json(summary["target"]) if summary.get("target") else None
     if as_json:
         typer.echo(json.dumps(summary))
+        end_by_target(reached, quiet=True)
         return
     for line in summary["verdict"]["summary"]:
         typer.echo(line)
@@ -73,6 +77,7 @@ def search_by_script(
         f"wrote {run.own_plan} and {run.own_weights}; next: ltcompile shrink --model package.module:factory --weights {run.own_weights} "
         f"--plan {run.own_plan} --example {shapes} -o {folder / 'small.onnx'}"
     )
+    end_by_target(reached, quiet=as_json)
 
 
 class _Lines:

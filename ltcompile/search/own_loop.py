@@ -17,6 +17,7 @@ from ltcompile.core.lease import LEASE_S, Lease, LeaseLost, Observer, claim, thi
 from ltcompile.core.notice import notify
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import Profile
+from ltcompile.core.reached import Reached
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
@@ -31,6 +32,7 @@ from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.job import PreparedJob, SearchJob, prepare, recorded_profile
 from ltcompile.search.listener import NullListener
 from ltcompile.search.own_arm import ArmToTrain
+from ltcompile.search.result import measure_target
 from ltcompile.search.run import POLL_S, SearchRun
 from ltcompile.search.verdict import judge, typical_seed
 from ltcompile.training import ArmTraining, Epoch, Outcome, Progress
@@ -67,7 +69,8 @@ class _Task(Task):
 class Found:
     """What a search in one's own loop found: the network that the verdict names (or of the closest level), and every arm.
 
-    `dense` is the full-width network that holds `small`'s weights and zeros where `plan` drops channels.
+    `dense` is the full-width network that holds `small`'s weights and zeros where `plan` drops channels. `reached` is how `small` stands to
+    the search's target, where it had one.
     """
 
     small: nn.Module
@@ -78,6 +81,7 @@ class Found:
     rows: tuple[Trained, ...]
     metric: Metric
     verdict: Verdict
+    reached: Reached | None = None
 
 
 class Search:
@@ -250,6 +254,9 @@ class Search:
         tickets = [row for row in rows if (row.arm, row.level) == ("ticket", level)]
         arm = Arm(typical_seed(tickets, metric), "ticket", level)
         small, plan = run.runner.trained(arm), run.runner.selection(arm).plan
+        row = next(row for row in tickets if row.seed == arm.seed)
+        if (reached := measure_target(run.runner, row)) is not None and reached.missed_by:
+            notify(f"{self.folder.path}: {reached}")
         summary = {
             "kind": "own search",
             "format": 1,
@@ -261,15 +268,15 @@ class Search:
             "rows": [row.to_json() for row in rows],
             "verdict": verdict.to_json(),
             "ticket": {"seed": arm.seed, "level": level, "won": verdict.won},
+            "target": reached.to_json() if reached else None,
         }
-        row = next(row for row in tickets if row.seed == arm.seed)
         dense = embed(small, plan, self._prepared.job.initial(arm.seed)).eval()
         self.folder.write_history(arms)
         plan.save(self.folder.own_plan)
         self.folder.save(self.folder.own_weights, small.state_dict())
         self.folder.save(self.folder.own_dense, run.runner.trained(Arm(arm.seed, "dense", 0)).state_dict())
         write_json(self.folder.own_summary, summary)  # the last: it says that the others are there
-        return Found(small.eval(), dense, plan, self._prepared.job.example, row, tuple(rows), metric, verdict)
+        return Found(small.eval(), dense, plan, self._prepared.job.example, row, tuple(rows), metric, verdict, reached)
 
     def _train(self, model: nn.Module, task: Any, training: ArmTraining, state: dict[str, Any] | None, save: Progress) -> Outcome:
         """The trainer of the arms: it takes what was reported, or stops the search for the caller to train."""

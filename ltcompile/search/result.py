@@ -39,9 +39,9 @@ def build_ticket(runner: ArmRunner, rows: list[Trained], verdict: Verdict, level
     )
 
 
-def measure_target(runner: ArmRunner, ticket: Ticket) -> Reached | None:
-    """How the ticket stands to the target of the search, where it had one; time and energy are measured now."""
-    job, row = runner.job, ticket.row
+def measure_target(runner: ArmRunner, row: Trained) -> Reached | None:
+    """How a ticket stands to the target of the search, where it had one; time and energy are measured now."""
+    job = runner.job
     target = job.config.target
     if target is None:
         return None
@@ -49,7 +49,7 @@ def measure_target(runner: ArmRunner, ticket: Ticket) -> Reached | None:
         return Reached(target.measure, target.share, target.of(Size(row.params, row.macs)) / target.of(runner.prepared.dense_size))
     if job.measured is None:
         return Reached(target.measure, target.share, None)
-    chosen = Arm(ticket.seed, "ticket", ticket.level)
+    chosen = Arm(row.seed, "ticket", row.level)
     model = runner.trained(chosen)
     return Reached(target.measure, target.share, job.measured(cut(model, runner.selection(chosen).plan) if job.config.masked else model))
 

@@ -198,7 +198,7 @@ class SearchRun(SharedRun):
         self.folder.check_exists()
         self.folder.write_history(arms)
         ticket.save(self.folder.ticket)
-        reached = measure_target(runner, ticket)
+        reached = measure_target(runner, ticket.row)
         compare_answers(runner, ticket)
         write_summary(runner, ticket, reached, time.perf_counter() - began)
         self.folder.tidy()

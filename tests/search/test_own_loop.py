@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
+from ltcompile.core.notice import Notice
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile, InvalidModel, InvalidSetting, TicketMismatch, UnknownName
 
@@ -104,6 +106,16 @@ def test_what_is_found_ships(tmp_path: Path) -> None:
     rows = lt.bench(result, runtimes=["onnxruntime"], batches=[1], seconds_per_row=0.1).rows
     assert {row.subject for row in rows} == {"dense", "small"}
     assert (tmp_path / "maps.onnx").exists()
+
+
+def test_a_target_that_the_ticket_misses_is_reported(tmp_path: Path) -> None:
+    """The level on the way to it is picked, as the last one has lost too much."""
+    found = search(tmp_path / "run", rate=None, target_macs=0.4, controls=False, rewind="lr", rewind_epoch=0)
+    with pytest.warns(Notice, match=r"0\.4 of the dense network's MACs, missed by \d"):
+        for arm in found:
+            arm.report(9.0 if arm.arm.level == 2 else 0.1)
+    reached, summary = found.result().reached, json.loads(found.folder.own_summary.read_text())
+    assert reached is not None and reached.missed_by > 0.1 and summary["target"] == reached.to_json()
 
 
 def first_arm(folder: Path, **settings: Any) -> Any:
