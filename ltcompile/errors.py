@@ -73,7 +73,7 @@ def unknown(kind: str, name: str, known: list[str]) -> UnknownName:
     """The error for a name that is in no registry: near misses first, then all there is."""
     import difflib
 
-    near = difflib.get_close_matches(name, known, n=3)
+    near = difflib.get_close_matches(str(name), known, n=3)
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     more = f" and {len(known) - SHOWN:,} more" if len(known) > SHOWN else ""
     return UnknownName(f"there is no {kind} named {name!r}.{hint} Known: {', '.join(known[:SHOWN])}{more}")
