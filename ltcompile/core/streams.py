@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Purpose = Literal[
     "first weights",  # of a seed
     "fresh weights",  # of a training that starts from neither the first weights nor an earlier training
-    "training",  # the parent of the next three, which have an epoch
+    "training",  # the parent of "projections", and of the three after it, which have an epoch
+    "projections",  # between layers of a network and of its teacher
     "batches",
     "dropout",
     "augmentation",  # of a virtual rank, where there are several

@@ -26,13 +26,15 @@ TINY = 1e-12
 
 
 class Features:
-    """The layers `names` of `model` and `teacher`, and the `projections` between them, in order.
+    """The layers `names` of `model` and `teacher`, and the `projections` between them, in order; `seed` is the training's.
 
     Raises:
         InvalidSetting: a network has no layer of a name, or two outputs are not tensors that agree but for one axis, that of their channels.
     """
 
-    def __init__(self, model: nn.Module, teacher: nn.Module, names: Sequence[str], example: Example, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, teacher: nn.Module, names: Sequence[str], example: Example, device: torch.device, seed: int
+    ) -> None:
         self._student, self._teacher = (_layers(network, names) for network in (model, teacher))
         inputs = Arguments.of(example).map(lambda t: t.to(device))
         found = []
@@ -41,7 +43,7 @@ class Features:
                 network(*inputs.args, **inputs.kwargs)
             found.append(outputs)
         self._axes = {name: _axis(name, *(outputs.get(name) for outputs in found)) for name in names}
-        with seeded(stream("method", 0)):
+        with seeded(stream("projections", seed)):
             self.projections = nn.ModuleList(
                 nn.Identity() if axis is None else nn.Linear(found[0][name].shape[axis], found[1][name].shape[axis], bias=False)
                 for name, axis in self._axes.items()

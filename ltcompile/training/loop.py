@@ -117,7 +117,7 @@ def train(
     """
     execution = execution or settled(recipe)
     with synchronised(model, recipe, device):
-        stepper = Stepper(model, task, recipe, device, execution.dtype, execution.backend, after_step, teacher)
+        stepper = Stepper(model, task, recipe, device, execution.dtype, execution.backend, after_step, teacher, seed)
         loop = _Loop(stepper, seed, checkpoint)
         if state is not None:
             loop.resume(state)

@@ -49,6 +49,7 @@ class Stepper:
         backend: str,
         after_step: Callable[[], None] | None = None,
         teacher: nn.Module | None = None,
+        seed: int = 0,
     ) -> None:
         self.model, self.task, self.recipe, self.device = model, task, recipe, device
         self.dtype, self.after_step = dtype, after_step
@@ -56,7 +57,7 @@ class Stepper:
         self.teacher = _teacher(teacher, device) if teacher is not None else None
         self.features = None
         if teacher is not None and recipe.distill_layers:
-            self.features = Features(model, teacher, recipe.distill_layers, task.example, device)
+            self.features = Features(model, teacher, recipe.distill_layers, task.example, device, seed)
         self.frozen: list[nn.Parameter] = []  # from `frozen_after` on
         self.optimiser = _optimiser(model, recipe, self.features)
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True) if recipe.ema else None

@@ -16,6 +16,7 @@ from searches import QUICK
 import ltcompile as lt
 from ltcompile.core.arm import Arm, ArmKind
 from ltcompile.core.streams import Purpose, generator, seeded, stream
+from ltcompile.training.features import Features
 
 
 def arms_of(config: lt.SearchConfig) -> Iterator[Arm]:
@@ -34,6 +35,7 @@ def test_no_two_streams_of_a_search_coincide(config: lt.SearchConfig) -> None:
         numbers += [arm.stream(purpose) for purpose in purposes]
         training, scoring = arm.stream("training"), arm.stream("scoring")
         numbers += [stream(purpose, training, epoch=epoch) for purpose in ("batches", "dropout") for epoch in range(160)]
+        numbers += [stream("projections", training)]
         numbers += [stream(purpose, scoring) for purpose in ("scoring batches", "drawn labels", "random scores")]
     assert len(set(numbers)) == len(numbers) > 10_000
     assert all(0 <= number < 2**63 for number in numbers)
@@ -82,6 +84,16 @@ def test_first_weights_are_shared_where_they_should_be_alone(tmp_path: Path) -> 
     shared = {frozenset((a, b)) for a in values for b in values if a < b and len(values[a] & values[b]) > 50}
     budgets = [next(name for name in values if name.startswith(f"seed{seed}/dense_budget")) for seed in (0, 1)]
     assert shared == {frozenset((f"seed{seed}/dense-0", budgets[seed])) for seed in (0, 1)}
+
+
+def test_projections_to_a_teacher_are_a_trainings_own() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        small, dense = torch.nn.Sequential(torch.nn.Linear(3, 4)), torch.nn.Sequential(torch.nn.Linear(3, 8))
+        return torch.nn.utils.parameters_to_vector(
+            Features(small, dense, ["0"], torch.zeros(2, 3), torch.device("cpu"), seed).projections.parameters()
+        )
+
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
 
 
 def test_no_module_makes_seeds_of_its_own() -> None:
