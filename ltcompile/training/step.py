@@ -34,6 +34,7 @@ class Stepper:
             times, all networks of a class are one code object, and from the ninth on it would silently compile none.
         after_step: called after each step.
         teacher: a network whose answers are `recipe.distill` of the loss; it is moved to `device`, in eval mode.
+        seed: the training's, of which the projections to the teacher's layers are drawn.
 
     Attributes:
         parts: how many parts a batch has to be computed in, to fit into memory.
