@@ -58,20 +58,16 @@ def bench_pruned(
     networks = {"small": pruned.small} if pruned.dense is None else {"dense": pruned.dense, "small": pruned.small}
     if write_dense is not None and pruned.dense is None:
         raise InvalidSetting("write_dense= writes the dense network, and this Pruned has none; leave it out")
-    described = None if file is None else _described(file, pruned)
-    result, busy = BenchResult(), busy_share()
+    described, busy = None if file is None else _described(file, pruned), busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
-        subjects = [_subject(name, network, pruned, Path(scratch), file if name == "small" else None) for name, network in networks.items()]
+        subjects = [
+            subject_of(name, network, pruned, Path(scratch), file if name == "small" else None) for name, network in networks.items()
+        ]
         if write_dense is not None:
             write_bytes(write_dense, subjects[0].onnx_bytes("bench"))
-        for runtime, device in working(runtimes, devices, result.skipped):
-            for batch in batches:
-                deployment = Deployment(device, runtime, batch)
-                loaded = _load_all(subjects, pruned, deployment, result, required=runtimes is not None)
-                for row in _rows(loaded, _arrays(pruned, batch), batch, seconds_per_row, result.skipped):
-                    result.rows.append(row)
-                    if on_row is not None:
-                        on_row(row)
+        result = measure_subjects(
+            subjects, pruned, runtimes=runtimes, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row
+        )
     if output is not None:
         sizes = {name: size(network, pruned.example) for name, network in networks.items()}
         value = {
@@ -94,6 +90,33 @@ def bench_pruned(
     return result
 
 
+def measure_subjects(
+    subjects: Sequence[Subject],
+    pruned: Pruned,
+    *,
+    runtimes: Sequence[str] | None = None,
+    devices: Sequence[str] | None = None,
+    batches: Sequence[int],
+    reference: str = "dense",
+    seconds_per_row: float = 2.0,
+    on_row: Callable[[Measurement], None] | None = None,
+) -> BenchResult:
+    """Times in turns of networks that take the inputs of `pruned`, each as `subject_of` makes it; speedups are over `reference`.
+
+    Raises as `bench_pruned`.
+    """
+    result = BenchResult()
+    for runtime, device in working(runtimes, devices, result.skipped):
+        for batch in batches:
+            deployment = Deployment(device, runtime, batch)
+            loaded = _load_all(subjects, pruned, deployment, result, required=runtimes is not None)
+            for row in _rows(loaded, arrays(pruned, batch), batch, reference, seconds_per_row, result.skipped):
+                result.rows.append(row)
+                if on_row is not None:
+                    on_row(row)
+    return result
+
+
 def _described(file: Path, pruned: Pruned) -> NetworkFile:
     """What results call an ONNX file of `shrink`. Raises TicketMismatch where it was made of another network."""
     metadata = {p.key: p.value for p in read_onnx(file).metadata_props}
@@ -104,15 +127,15 @@ def _described(file: Path, pruned: Pruned) -> NetworkFile:
 
 
 def _rows(
-    loaded: Mapping[str, Loaded], inputs: Mapping[str, Array], batch: int, seconds: float, skipped: dict[str, str]
+    loaded: Mapping[str, Loaded], inputs: Mapping[str, Array], batch: int, reference: str, seconds: float, skipped: dict[str, str]
 ) -> list[Measurement]:
     times = timed(loaded, inputs, batch, seconds, skipped) if loaded else None
     if times is None:
         return []
-    return [measurement(name, one, batch, times[name], None if name == "dense" else times.get("dense")) for name, one in loaded.items()]
+    return [measurement(name, one, batch, times[name], None if name == reference else times.get(reference)) for name, one in loaded.items()]
 
 
-def _subject(name: str, network: nn.Module, pruned: Pruned, scratch: Path, file: Path | None) -> Subject:
+def subject_of(name: str, network: nn.Module, pruned: Pruned, scratch: Path, file: Path | None = None) -> Subject:
     """The network folded, taking its tensors one after the other, and its ONNX file, `file` if that is given."""
     folded, _ = fold_batch_norm(network, pruned.example)
     path = file or scratch / f"{name}.onnx"
@@ -122,7 +145,8 @@ def _subject(name: str, network: nn.Module, pruned: Pruned, scratch: Path, file:
     return Subject(name, Flat(folded, Inputs.of(folded, pruned.example)).eval(), path)
 
 
-def _arrays(pruned: Pruned, batch: int) -> Mapping[str, Array]:
+def arrays(pruned: Pruned, batch: int) -> Mapping[str, Array]:
+    """So many items: those of the example, and noise like them."""
     return feeds(probe(pruned.small, pruned.example, batch), pruned.input_names)
 
 
@@ -146,7 +170,7 @@ def _load(subject: Subject, pruned: Pruned, deployment: Deployment) -> Loaded:
     """A session whose outputs are PyTorch's. Raises Disagreement."""
     inputs = probe(pruned.small, pruned.example, deployment.batch)
     session = load_apart(subject, deployment, Options(watch=True))
-    found = session.run(_arrays(pruned, deployment.batch))
+    found = session.run(arrays(pruned, deployment.batch))
     peak = session.peak_bytes()
     assert isinstance(subject.module, Flat)
     network, file = subject.module.network, read_onnx(subject.onnx) if isinstance(subject.onnx, Path) else None

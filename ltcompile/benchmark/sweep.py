@@ -6,14 +6,16 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 import torch
+from torch import nn
 
-from ltcompile.benchmark.rows import measure
+from ltcompile.benchmark.pruned import IMAGES, arrays, measure_subjects, subject_of
+from ltcompile.benchmark.rows import BenchResult, measure
 from ltcompile.benchmark.subjects import images_of, images_origin, subject
 from ltcompile.core.arm import Arm, ArmKind
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
@@ -27,7 +29,7 @@ from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.graph import cut
 from ltcompile.numerics import tile
 from ltcompile.paths import check_writable, write_json
-from ltcompile.pruned import check_ticket_fits, dense_network, small_network
+from ltcompile.pruned import check_ticket_fits, dense_network, pruned_of, small_network
 from ltcompile.runtimes import Subject, load
 from ltcompile.search.selection import Selection
 
@@ -72,13 +74,14 @@ def sweep(
 ) -> Sweep:
     """Time the dense network, every level's ticket and the random control of a finished search; write RUN/sweep.json and RUN/picked.pt.
 
-    Networks are those of the first seed; accuracies are of validation images, over all seeds: the test set plays no part in the choice. The
+    Networks are those of the first seed; the metric is that of validation items, over all seeds: the test set plays no part in the choice. The
     picked network is measured again in a fresh run, since the run that picked it is biased in its favour; where speed decided, in turns with
     the second fastest.
 
     Args:
         pick: the rule, as `Rule.parse` reads it; it looks at the latency on the first runtime and device at the first batch size.
-        data: the images that the networks are timed on; by default the ticket's own test images, or noise where they do not load.
+        data: the images that classifiers are timed on; by default the ticket's own test images, or noise where they do not load. Networks for
+            other tasks are timed on the task's example and noise like it.
         model: names one's own `package.module:factory` again where the tickets need it.
         joules: what an image takes, where a device counts that; it raises Unavailable where none does.
 
@@ -94,19 +97,17 @@ def sweep(
         )
     ticket = RunFolder(folder).finished()
     check_ticket_fits(ticket, model)
-    if (task := ticket.data.get("task", "classification")) != "classification":
-        raise InvalidSetting(f"a sweep is of classifiers, and the ticket is for {task}; time the ticket by `ltcompile bench`")
     for file in (RunFolder(folder).sweep, RunFolder(folder).picked):
         check_writable(file)
     rows = _first_seed(ticket)
-    images, labels = images_of(ticket.data, data, data_root)
+    inputs = _inputs(ticket, data, data_root, model)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
-        subjects = [_subject(ticket, folder, row, Path(scratch)) for row in rows]
+        subjects = [inputs.subject(_name(row), _network(ticket, folder, row), Path(scratch)) for row in rows]
         points = [_point(ticket, row, found) for row, found in zip(rows, subjects, strict=True)]
-        result = measure(
-            subjects, images, None, runtimes=runtimes, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row
+        result = inputs.measure(
+            subjects, runtimes=runtimes, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row
         )
-        spent, energy = _spent(joules, result.rows, subjects, images)
+        spent, energy = _spent(joules, result.rows, subjects, inputs)
         options = {_place(row): _options(ticket, points, result.rows, _place(row)) for row in result.rows}
         first = result.rows[0]
 
@@ -114,9 +115,9 @@ def sweep(
             """A fresh run of some of the networks where the rule looks, with speedups over the first of them."""
             some = [next(s for s in subjects if s.name == name) for name in names]
             where: dict[str, Any] = {"runtimes": [first.runtime], "devices": [first.device], "batches": [first.batch]}
-            return measure(some, images, None, reference=names[0], seconds_per_row=seconds_per_row, **where).rows
+            return inputs.measure(some, reference=names[0], seconds_per_row=seconds_per_row, **where).rows
 
-        chosen = pick_by(rule, options[_place(first)], first, again)
+        chosen = pick_by(rule, options[_place(first)], first, again, ticket.metric)
     timings = [_timing(row, used, points, options[_place(row)]) for row, used in zip(result.rows, spent, strict=True)]
     picked = None if chosen.level is None else ticket_of(ticket, folder, _row(ticket, "ticket", chosen.level))
     found = Sweep(
@@ -126,11 +127,45 @@ def sweep(
         result.skipped,
         result.details,
         energy,
-        images_origin(labels),
+        inputs.origin,
         busy,
     )
     _write(folder, ticket, found, picked)
     return found
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the networks of a curve are timed on, and how; `origin` says which inputs those are."""
+
+    subject: Callable[[str, nn.Module, Path], Subject]
+    measure: Callable[..., BenchResult]
+    of_batch: Callable[[int], Any]
+    origin: str
+
+
+def _inputs(ticket: Ticket, data: str | None, data_root: str | Path, model: str | None) -> _Inputs:
+    """Raises InvalidSetting where data is named for another task than classification."""
+    if (task := ticket.data.get("task", "classification")) == "classification":
+        images, labels = images_of(ticket.data, data, data_root)
+        example = torch.zeros(2, *ticket.data["shape"])
+
+        def classifier(name: str, network: nn.Module, scratch: Path) -> Subject:
+            return subject(name, network, example, scratch)
+
+        def timed(subjects: Sequence[Subject], **settings: Any) -> BenchResult:
+            return measure(subjects, images, None, **settings)
+
+        return _Inputs(classifier, timed, partial(tile, images), images_origin(labels))
+    if data is not None:
+        raise InvalidSetting(f"data= is for classification, and the ticket is for {task}; leave it out")
+    pruned = pruned_of(ticket, model)
+    return _Inputs(
+        lambda name, network, scratch: subject_of(name, network, pruned, scratch),
+        lambda subjects, **settings: measure_subjects(subjects, pruned, **settings),
+        partial(arrays, pruned),
+        IMAGES,
+    )
 
 
 def _first_seed(ticket: Ticket) -> list[Trained]:
@@ -173,14 +208,11 @@ def _loaded(ticket: Ticket, run: RunFolder, arm: Arm, what: str) -> torch.nn.Mod
     return dense
 
 
-def _subject(ticket: Ticket, folder: Path, row: Trained, scratch: Path) -> Subject:
-    """The network of `row`, folded and exported as `bench` does it."""
+def _network(ticket: Ticket, folder: Path, row: Trained) -> nn.Module:
     if row.arm == "dense":
-        network = _loaded(ticket, RunFolder(folder), Arm(row.seed, "dense", 0), "the dense network")
-    else:
-        own = ticket_of(ticket, folder, row)
-        network = small_network(own, dense_network(own))
-    return subject(_name(row), network, torch.zeros(2, *ticket.data["shape"]), scratch)
+        return _loaded(ticket, RunFolder(folder), Arm(row.seed, "dense", 0), "the dense network")
+    own = ticket_of(ticket, folder, row)
+    return small_network(own, dense_network(own))
 
 
 def _point(ticket: Ticket, row: Trained, found: Subject) -> CurvePoint:
@@ -211,7 +243,7 @@ def _options(ticket: Ticket, points: list[CurvePoint], rows: list[Measurement], 
     """The dense network and the tickets, as they ran at `place`."""
     ms = {row.subject: row.ms_p50 for row in rows if _place(row) == place}
     return [
-        Option(p.level, ms[p.name], p.val_score, p.macs, ticket.verdict.includes(p.level))
+        Option(p.level, ms[p.name], ticket.metric.worth(p.val_score), p.macs, ticket.verdict.includes(p.level))
         for p in points
         if p.arm != "random" and p.name in ms
     ]
@@ -223,7 +255,7 @@ def _timing(row: Measurement, joules: float | None, points: list[CurvePoint], op
     return CurveTiming(**row.to_json(), joules_per_image=joules, on_front=point.arm != "random" and point.level in best)
 
 
-def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subject], images: np.ndarray) -> tuple[list[float | None], str]:
+def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subject], inputs: _Inputs) -> tuple[list[float | None], str]:
     """What an image takes, row by row, and why there is none where it is not measured."""
     if joules is None:
         return [None] * len(rows), "energy was not requested"
@@ -232,7 +264,7 @@ def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subjec
         found = next(s for s in subjects if s.name == row.subject)
         try:
             session = load(found, Deployment(row.device, row.runtime, row.batch))
-            spent.append(joules(row.device, session.bind(tile(images, row.batch)).call, row.batch))
+            spent.append(joules(row.device, session.bind(inputs.of_batch(row.batch)).call, row.batch))
         except Unavailable as reason:
             return [None] * len(rows), str(reason)
     return spent, ""

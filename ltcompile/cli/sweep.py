@@ -38,10 +38,14 @@ def sweep(
     device: list[str] | None = DEVICE,
     seconds: float = SECONDS,
     pick: str = typer.Option(
-        "knee", metavar="RULE", help="knee, 'fastest-within POINTS' or smallest; looks at the first runtime, device and batch."
+        "knee",
+        metavar="RULE",
+        help="knee, 'fastest-within POINTS' (units of the task's metric) or smallest; looks at the first runtime, device and batch.",
     ),
     model: str | None = typer.Option(None, help="The network to search; with RUN, names your own package.module:factory again."),
-    data: str | None = typer.Option(None, help="The data to search on, digits by default; with RUN, test images other than its own."),
+    data: str | None = typer.Option(
+        None, help="The data to search on, digits by default; with RUN, test images for its classifiers other than its own."
+    ),
     data_root: Path = DATA_ROOT,
     targets: str | None = typer.Option(
         None,
@@ -71,7 +75,7 @@ def sweep(
     retries: int = RETRIES,
     as_json: bool = typer.Option(False, "--json", help="Print the result as JSON."),
 ) -> None:
-    """Time the networks of all levels in turns, on the curve of latency and validation accuracy, and pick one by a rule.
+    """Time the networks of all levels in turns, on the curve of latency and the validation metric, and pick one by a rule.
 
     Ends with 4 where the rule picks none, or a level misses its entry of --targets: sweep.json is written.
     """

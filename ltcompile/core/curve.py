@@ -10,7 +10,7 @@ from ltcompile.core.records import Measurement, Record
 
 @dataclass(frozen=True)
 class CurvePoint(Record):
-    """A network of the curve. Its size is that of the first seed's, which is timed; validation accuracy, a share, is over `seeds`.
+    """A network of the curve. Its size is that of the first seed's, which is timed; the validation metric is over `seeds`.
 
     `bytes` is the size of its ONNX file, in fp32.
     """

@@ -1,4 +1,4 @@
-"""Rules by which a level of a search is picked, from its latency, accuracy and size."""
+"""Rules by which a level of a search is picked, from its latency, metric and size."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from ltcompile.core.curve import Picked
 from ltcompile.core.records import Measurement
+from ltcompile.core.task import ACCURACY, Metric
 from ltcompile.errors import InvalidSetting, unknown
 from ltcompile.timing import is_tie
 
@@ -18,7 +19,9 @@ Again = Callable[[Sequence[str]], list[Measurement]]
 
 @dataclass(frozen=True)
 class Rule:
-    """How a level is picked: "knee", "smallest", or "fastest-within" so many points of validation accuracy."""
+    """How a level is picked: "knee", "smallest", or "fastest-within" so many points of validation accuracy, or units of
+    another metric.
+    """
 
     name: str
     points: float | None = None
@@ -30,7 +33,7 @@ class Rule:
         if self.name != WITHIN and self.points is not None:
             raise InvalidSetting(f"{self.name} takes no points; leave them out")
         if self.name == WITHIN and (self.points is None or not 0 <= self.points <= 100):
-            raise InvalidSetting(f"{WITHIN} takes the points of validation accuracy that may be lost, 0 to 100, as in '{WITHIN} 0.5'")
+            raise InvalidSetting(f"{WITHIN} takes the points of the validation metric that may be lost, 0 to 100, as in '{WITHIN} 0.5'")
 
     def __str__(self) -> str:
         return self.name if self.points is None else f"{self.name} {self.points:g}"
@@ -52,12 +55,13 @@ class Rule:
 class Option:
     """A level as a rule sees it; level 0 is the dense network.
 
-    `ms` is its median latency, `accuracy` its mean validation accuracy, a share; `sound`: the search's verdict includes it.
+    `ms` is its median latency; `worth` its mean validation metric in the metric's units, as `Metric.worth` gives it: the larger, the better;
+    `sound`: the search's verdict includes it.
     """
 
     level: int
     ms: float
-    accuracy: float
+    worth: float
     macs: int
     sound: bool = False
 
@@ -69,13 +73,13 @@ class Option:
 def pareto_front(options: Iterable[Option]) -> list[Option]:
     """The Pareto front, from the fastest to the most accurate: no other option is as fast and as accurate as one of these, or better."""
     found: list[Option] = []
-    for option in sorted(options, key=lambda o: (o.ms, -o.accuracy, o.level)):
-        if not found or option.accuracy > found[-1].accuracy:
+    for option in sorted(options, key=lambda o: (o.ms, -o.worth, o.level)):
+        if not found or option.worth > found[-1].worth:
             found.append(option)
     return found
 
 
-def choose(rule: Rule, options: Sequence[Option]) -> tuple[Option | None, str]:
+def choose(rule: Rule, options: Sequence[Option], metric: Metric = ACCURACY) -> tuple[Option | None, str]:
     """The ticket that `rule` picks, if it picks one, and the reason. Ties go to the faster, then to the lower level.
 
     The knee is the ticket on the Pareto front that lies farthest above the line between the front's ends, with both axes scaled to
@@ -91,19 +95,21 @@ def choose(rule: Rule, options: Sequence[Option]) -> tuple[Option | None, str]:
             "it has the fewest MACs of the levels that the verdict includes" if smallest else "the verdict includes no level",
         )
     if rule.name == WITHIN:
-        return _fastest_within(rule.points or 0.0, options, tickets)
+        return _fastest_within(rule.points or 0.0, options, tickets, metric)
     return _knee(pareto_front(options))
 
 
-def _fastest_within(points: float, options: Sequence[Option], tickets: list[Option]) -> tuple[Option | None, str]:
+def _fastest_within(points: float, options: Sequence[Option], tickets: list[Option], metric: Metric) -> tuple[Option | None, str]:
     dense = _dense(options)
-    allowed = f"at most {points:g} points of validation accuracy below dense"
+    allowed = f"at most {points:g} {metric.unit} of validation {metric.name} below dense"
     fit = [o for o in tickets if below(o, dense) <= points]
     fastest = min(fit, key=lambda o: (o.ms, o.level), default=None)
     if fastest is not None:
         return fastest, f"it is the fastest that is {allowed}"
     closest = min(tickets, key=lambda o: (below(o, dense), o.level), default=None)
-    closest_misses = f"; the closest, level {closest.level}, misses that by {below(closest, dense) - points:.2g} points" if closest else ""
+    closest_misses = (
+        f"; the closest, level {closest.level}, misses that by {below(closest, dense) - points:.2g} {metric.unit}" if closest else ""
+    )
     return None, f"no level is {allowed}{closest_misses}"
 
 
@@ -113,7 +119,7 @@ def runner_up(rule: Rule, options: Sequence[Option], chosen: Option) -> Option |
 
 
 def missed_by(rule: Rule, options: Sequence[Option]) -> float | None:
-    """How many points of accuracy more than the rule allows the most accurate level loses, where there is a level and it loses more."""
+    """How many units more than the rule allows the best level loses, where there is a level and it loses more."""
     losses = [below(o, _dense(options)) - (rule.points or 0.0) for o in options if o.level]
     return min(losses) if rule.name == WITHIN and losses and min(losses) > 0 else None
 
@@ -123,15 +129,15 @@ def _dense(options: Sequence[Option]) -> Option:
 
 
 def below(option: Option, dense: Option) -> float:
-    """How many points of accuracy `option` is below `dense`, to a billionth: less is rounding."""
-    return round(100 * (dense.accuracy - option.accuracy), 9)
+    """By how many units `option` is worse than `dense`, to a billionth: less is rounding."""
+    return round(dense.worth - option.worth, 9)
 
 
 def _knee(ends: list[Option]) -> tuple[Option | None, str]:
     if not any(o.level for o in ends):
         return None, "the dense network is as fast and as accurate as every ticket"
     distances = {o: above_line(o, ends) for o in ends if o.level}
-    knee = max(distances, key=lambda o: (distances[o], o.accuracy))
+    knee = max(distances, key=lambda o: (distances[o], o.worth))
     if len(ends) == 1:
         return knee, "it is both the fastest and the most accurate"
     between = " and ".join(f"level {o.level}" if o.level else "dense" for o in (ends[0], ends[-1]))
@@ -147,17 +153,17 @@ def above_line(option: Option, ends: Sequence[Option]) -> float:
     if first == last:
         return 0.0
     fast = (option.ms - first.ms) / (last.ms - first.ms)
-    good = (option.accuracy - first.accuracy) / (last.accuracy - first.accuracy)
+    good = (option.worth - first.worth) / (last.worth - first.worth)
     return (good - fast) / math.sqrt(2)
 
 
-def pick_by(rule: Rule, options: Sequence[Option], row: Measurement, again: Again) -> Picked:
+def pick_by(rule: Rule, options: Sequence[Option], row: Measurement, again: Again, metric: Metric = ACCURACY) -> Picked:
     """What `rule` picks where `row` was timed, with figures of a fresh run: the run that picks a winner is biased in its favour.
 
     `again` times networks by name, with speedups over the first of them. Where the fresh run says with its whole interval that the runner-up
     is faster, that is picked.
     """
-    chosen, reason = choose(rule, options)
+    chosen, reason = choose(rule, options, metric)
     place: dict[str, Any] = {"rule": str(rule), "runtime": row.runtime, "device": row.device, "batch": row.batch, "checksum": None}
     if chosen is None:
         return Picked(**place, name=None, level=None, reason=reason, missed_by_points=missed_by(rule, options))

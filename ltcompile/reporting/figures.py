@@ -45,7 +45,7 @@ def figures(report: dict[str, Any]) -> dict[str, Any]:
     if bench and bench["rows"]:
         drawn["latency"] = _latency(bench["rows"], Labels(bench["rows"]))
     if report["sweep"]:
-        drawn |= {f"curve-{i}": _curve(curve) for i, curve in enumerate(report["sweep"]["curves"])}
+        drawn |= {f"curve-{i}": _curve(curve, Metric(**report["metric"])) for i, curve in enumerate(report["sweep"]["curves"])}
     return {name: json.loads(figure.to_json()) for name, figure in drawn.items()}
 
 
@@ -235,12 +235,13 @@ def _latency(rows: list[dict[str, Any]], label: Labels) -> go.Figure:
     return figure
 
 
-def _curve(curve: dict[str, Any]) -> go.Figure:
-    """Latency against validation accuracy, of all networks that were timed in one place."""
-    figure = figure_of(380, 60, xaxis_title=f"latency of a batch of {curve['batch']} (ms)", yaxis_title="validation accuracy (%)")
+def _curve(curve: dict[str, Any], metric: Metric) -> go.Figure:
+    """Latency against the validation metric, of all networks that were timed in one place."""
+    title = f"latency of a batch of {curve['batch']} (ms)"
+    figure = figure_of(380, 60, xaxis_title=title, yaxis_title=safe(units.axis(metric)))
     points = curve["points"]
     best = sorted((p for p in points if p["on_front"]), key=lambda p: p["ms_p50"])
-    x, y = [p["ms_p50"] for p in best], [100 * p["validation"]["mean"] for p in best]
+    x, y = [p["ms_p50"] for p in best], [metric.scale * p["validation"]["mean"] for p in best]
     figure.add_trace(go.Scatter(x=x, y=y, mode="lines", name="Pareto front", hoverinfo="skip", line={"color": BLUE, "width": 2}))
     for arm, name, symbol, colour in (
         ("dense", "dense", "square", GREY),
@@ -248,41 +249,41 @@ def _curve(curve: dict[str, Any]) -> go.Figure:
         ("random", *ARMS["random"]),
     ):
         if found := [p for p in points if p["arm"] == arm]:
-            figure.add_trace(_curve_marks(found, name, symbol, colour))
+            figure.add_trace(_curve_marks(found, metric, name, symbol, colour))
     for point in points:
         if point["picked"]:
-            ring = _curve_marks([point], "picked", "circle-open", GREEN, size=20)
+            ring = _curve_marks([point], metric, "picked", "circle-open", GREEN, size=20)
             figure.add_trace(ring.update(error_x={"visible": False}, error_y={"visible": False}))
     log_axis(figure, min(p["ms_p20"] for p in points), max(p["ms_p80"] for p in points))
     return figure
 
 
-def _curve_marks(points: list[dict[str, Any]], name: str, symbol: str, colour: str, *, size: int = 9) -> go.Scatter:
-    """Marks with their spreads: latency from p20 to p80, accuracy from the lowest to the highest seed."""
+def _curve_marks(points: list[dict[str, Any]], metric: Metric, name: str, symbol: str, colour: str, *, size: int = 9) -> go.Scatter:
+    """Marks with their spreads: latency from p20 to p80, metric from the lowest to the highest seed."""
     spreads = [p["validation"] for p in points]
-    percents = [{key: 100 * spread[key] for key in ("mean", "min", "max")} for spread in spreads]
+    values = [{key: metric.scale * spread[key] for key in ("mean", "min", "max")} for spread in spreads]
     return marks(
         [p["ms_p50"] for p in points],
-        [percent["mean"] for percent in percents],
+        [value["mean"] for value in values],
         name,
-        [_curve_text(p) for p in points],
+        [_curve_text(p, metric) for p in points],
         symbol,
         size,
         colour,
         line=2 if size < 20 else 3,
         error_x={**interval(points, "ms_p50", "ms_p20", "ms_p80", colour), "thickness": 1},
-        error_y={**interval(percents, "mean", "min", "max", colour), "thickness": 1},
+        error_y={**interval(values, "mean", "min", "max", colour), "thickness": 1},
     )
 
 
-def _curve_text(point: dict[str, Any]) -> str:
+def _curve_text(point: dict[str, Any], metric: Metric) -> str:
     spread = point["validation"]
-    over = f"; {units.percent(spread['min'], 2)} to {units.percent(spread['max'], 2)} over {len(spread['seeds'])} seeds"
+    over = f"; {units.score(spread['min'], metric)} to {units.score(spread['max'], metric)} over {len(spread['seeds'])} seeds"
     lines = [
         f"<b>{safe(point['name'])}</b>, level {point['level']}",
         f"{units.count(point['macs'])} MACs, {units.count(point['params'])} parameters",
         f"p50 {units.ms(point['ms_p50'])} (p20 {units.ms(point['ms_p20'])}, p80 {units.ms(point['ms_p80'])})",
-        f"{units.percent(spread['mean'], 2)} validation accuracy{over if len(spread['seeds']) > 1 else ', one seed'}",
+        f"{units.score(spread['mean'], metric)} validation {safe(metric.name)}{over if len(spread['seeds']) > 1 else ', one seed'}",
     ]
     if point["speedup"] is not None:
         between = f"{units.times(point['speedup_low'])} to {units.times(point['speedup_high'])}"

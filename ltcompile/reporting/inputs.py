@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -206,7 +207,7 @@ def read_run(folder: Path) -> Run:
         search,
         shrinks,
         _load(run.bench, Bench, "bench", check_bench) if run.bench.is_file() else None,
-        _load(run.sweep, Sweep, "sweep", _check_sweep) if run.sweep.is_file() else None,
+        _load(run.sweep, Sweep, "sweep", partial(_check_sweep, metric=search.metric)) if run.sweep.is_file() else None,
     )
 
 
@@ -286,14 +287,15 @@ def check_bench(bench: Bench) -> None:
         _check_timing(f"rows[{i}]", row)
 
 
-def _check_sweep(sweep: Sweep) -> None:
+def _check_sweep(sweep: Sweep, metric: Metric) -> None:
     known = {point.name for point in sweep.points}
     if len(known) < len(sweep.points) or "dense" not in known:
         raise SchemaError("points are not networks of different names, one of them dense")
     for point in sweep.points:
         where = f"points of {short(point.name)}"
         _check_positive(where, params=point.params, macs=point.macs, bytes=point.bytes)
-        _check_shares(where, val_score=point.val_score, val_min=point.val_min, val_max=point.val_max)
+        if is_share(metric):
+            _check_shares(where, val_score=point.val_score, val_min=point.val_min, val_max=point.val_max)
         if not point.seeds or point.level < 0 or point.val_min > point.val_max or (point.val_sd or 0) < 0:
             raise SchemaError(f"{where}: its seeds, level or spread are impossible")
     timed = [(row.subject, row.runtime, row.device, row.dtype, row.batch) for row in sweep.rows]

@@ -148,7 +148,7 @@ class TestPicked:
             raise Unavailable("no counter here")
 
         again = copied(folder, tmp_path / "again")
-        monkeypatch.setattr("ltcompile.core.picking.choose", lambda rule, options: (None, "no level is fit"))
+        monkeypatch.setattr("ltcompile.core.picking.choose", lambda *_: (None, "no level is fit"))
         monkeypatch.setattr("ltcompile.benchmark.energy.counter", uncounted)
         done = CliRunner().invoke(
             app, ["sweep", str(again), "--runtime", "eager", "--batch", "2", "--seconds", "0", "--device", "cpu", "--json"]
@@ -180,7 +180,7 @@ def fresh(ms: dict[str, float], spread: float = 0.01) -> Callable[[Sequence[str]
 class TestMeasuredAgain:
     """By the first run, level 2 takes 1 ms, level 1 takes 2 and dense 4."""
 
-    options = (Option(0, 4.0, 0.9, 100), Option(1, 2.0, 0.9, 50), Option(2, 1.0, 0.9, 20), Option(3, 0.1, 0.5, 10))
+    options = (Option(0, 4.0, 90, 100), Option(1, 2.0, 90, 50), Option(2, 1.0, 90, 20), Option(3, 0.1, 50, 10))
 
     def picked(self, rule: str, ms: dict[str, float]) -> Picked:
         row = fresh({"dense": 4.0})(["dense"])[0]
@@ -207,7 +207,7 @@ class TestMeasuredAgain:
         assert (found.name, found.runner_up, found.lead, found.tie, found.ms_p50) == ("ticket-2", None, None, False, 1.6)
 
     def test_what_is_missed_is_said(self) -> None:
-        slow = (Option(0, 4.0, 0.9, 100), Option(1, 2.0, 0.88, 50), Option(2, 1.0, 0.8, 20))
+        slow = (Option(0, 4.0, 90, 100), Option(1, 2.0, 88, 50), Option(2, 1.0, 80, 20))
         row = fresh({"dense": 4.0})(["dense"])[0]
         found = pick_by(Rule.parse("fastest-within 0.5"), slow, row, fresh({}))
         assert found.name is None and found.missed_by_points == pytest.approx(1.5)
@@ -217,11 +217,11 @@ class TestMeasuredAgain:
 
 options = st.builds(
     lambda dense, tickets: [
-        Option(level, ms, accuracy, macs, sound and level > 0) for level, (ms, accuracy, macs, sound) in enumerate([dense, *tickets])
+        Option(level, ms, worth, macs, sound and level > 0) for level, (ms, worth, macs, sound) in enumerate([dense, *tickets])
     ],
     one := st.tuples(
         st.floats(0.01, 100) | st.sampled_from([1.0, 2.0]),
-        st.floats(0, 1) | st.sampled_from([0.5, 0.9]),
+        st.floats(0, 100) | st.sampled_from([50.0, 90.0]),
         st.integers(1, 9),
         st.booleans(),
     ),
@@ -235,8 +235,8 @@ class TestRules:
     def test_the_front_is_what_nothing_beats(self, options: list[Option]) -> None:
         found = pareto_front(options)
         for a in options:
-            better = [b for b in options if b.ms <= a.ms and b.accuracy >= a.accuracy and (b.ms, b.accuracy) != (a.ms, a.accuracy)]
-            assert bool(better) != any((b.ms, b.accuracy) == (a.ms, a.accuracy) for b in found)
+            better = [b for b in options if b.ms <= a.ms and b.worth >= a.worth and (b.ms, b.worth) != (a.ms, a.worth)]
+            assert bool(better) != any((b.ms, b.worth) == (a.ms, a.worth) for b in found)
 
     @settings(deadline=None)
     @given(options)
@@ -278,7 +278,7 @@ class TestRules:
         assert knee == curve[2] and "level 4 and dense" in reason
 
     def test_half_a_point_is_within_half_a_point(self) -> None:
-        curve = [Option(0, 3, 0.98, 3), Option(1, 2, 0.975, 2), Option(2, 1, 0.9749, 1)]
+        curve = [Option(0, 3, 98, 3), Option(1, 2, 97.5, 2), Option(2, 1, 97.49, 1)]
         assert choose(Rule(WITHIN, 0.5), curve)[0] == curve[1]
 
     def test_words(self) -> None:

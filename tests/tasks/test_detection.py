@@ -115,8 +115,13 @@ def test_a_search_ends_in_a_file(task: Detection, tmp_path: Path) -> None:
     assert "Answers to test inputs" in page and "mAP" in page
     with pytest.raises(InvalidSetting, match="data= is for classification, and the ticket is for detection"):
         lt.bench(tmp_path / "run/ticket.pt", data="digits")
-    with pytest.raises(InvalidSetting, match="a sweep is of classifiers, and the ticket is for detection"):
-        sweep(tmp_path / "run")
+    swept = sweep(tmp_path / "run", pick="fastest-within 100", batches=(1,), devices=("cpu",), seconds_per_row=0.02)
+    assert [point.name for point in swept.points] == [row.subject for row in swept.rows] == ["dense", "ticket-1"]
+    assert swept.pick.name == "ticket-1" and "points of validation mAP below dense" in swept.pick.reason
+    assert lt.Ticket.load(tmp_path / "run/picked.pt").checksum == swept.pick.checksum
+    assert "mAP against latency" in report(tmp_path / "run").read_text()
+    with pytest.raises(InvalidSetting, match="data= is for classification, and the ticket is for detection"):
+        sweep(tmp_path / "run", data="digits")
     (tmp_path / "small.onnx").write_bytes((tmp_path / "run/small.onnx").read_bytes())
     with pytest.raises(InvalidFile, match="was made for detection of a ticket that is not next to it"):
         lt.bench(tmp_path / "small.onnx")
