@@ -242,6 +242,10 @@ class Observer:
         patience = self.lease_s if held.info else self.lease_s / 10
         return held, held.state == "running" and (now - since > patience or held.ended_here)
 
+    def quiet_s(self, path: str, now: float) -> float:
+        """For how long the counter of a lease file stood still, as seen so far."""
+        return now - self._seen[path][1] if path in self._seen else 0.0
+
 
 def claim(stem: str, info: dict[str, Any], observer: Observer, now: float) -> Lease | None:
     """A lease on the work of that stem, unless another process has one. Raises InvalidFile where it cannot be written."""

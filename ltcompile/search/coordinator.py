@@ -92,8 +92,9 @@ class _Coordinator:
                 )
         now = time.monotonic()
         for arm, (held, _) in list(self.pool.taken.items()):
-            if held.ended_here and self._owner(held) in self.owners - self.workers.keys():
-                self.pool.crashed(arm, now)
+            own = self._owner(held).startswith(f"{self.batch}-")
+            if (own or held.ended_here) and self._owner(held) in self.owners - self.workers.keys():
+                self.pool.owner_ended(arm, now)
 
     def _report(self) -> None:
         """Report epochs and finished arms that are new."""

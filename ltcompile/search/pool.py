@@ -73,12 +73,13 @@ class Pool:
         """Arms that can start now, in their places of the queue."""
         for arm in arms:
             self._open[arm.seed].add(arm)
-            place: tuple[float, ...]
-            if self._places is not None:
-                place = self._places.get(arm, len(self.graph.tickets) - 0.5), arm.seed, arm.kind != "random"
-            else:
-                place = -self.graph.height(arm), arm.kind != "dense_budget", self._chance[arm.seed]
-            bisect.insort(self._queue, (place, arm), key=lambda entry: entry[0])
+            bisect.insort(self._queue, (self._place(arm), arm), key=lambda entry: entry[0])
+
+    def _place(self, arm: Arm) -> tuple[float, ...]:
+        """By what arms are sorted: the smallest is taken first."""
+        if self._places is not None:
+            return self._places.get(arm, len(self.graph.tickets) - 0.5), arm.seed, arm.kind != "random"
+        return -self.graph.height(arm), arm.kind != "dense_budget", self._chance[arm.seed]
 
     def _is_open(self, arm: Arm) -> bool:
         return arm in self._open[arm.seed]
@@ -103,7 +104,7 @@ class Pool:
         watched = sorted((arm for arm in self.taken if now - self.taken[arm][1] > self.lease_s / 2), key=lambda arm: self._chance[arm.seed])
         for arm in watched[:WATCHED]:
             self._see(arm, now)
-        return self._take(now) or self._take(now, thorough=True)
+        return self._take(now) or self._take(now, thorough=True) or self._take_over(now)
 
     def _take(self, now: float, thorough: bool = False) -> tuple[Arm, Lease] | None:
         """By what was seen last, with another look at each arm before it is taken; `thorough`: after a look at all."""
@@ -119,6 +120,20 @@ class Pool:
                 return arm, lease
         return None
 
+    def _take_over(self, now: float) -> tuple[Arm, Lease] | None:
+        """An arm whose owner shows no sign of life for half the usual time: a process that has nothing else to do need not wait longer. Where the
+        owner lives, it notices at its next checkpoint.
+        """
+        quiet = [arm for arm in self.taken if self._observer.quiet_s(self._lease(arm), now) >= self.lease_s / 2]
+        for arm in sorted(quiet, key=self._place):
+            if arm in self.taken and (lease := self._acquire(arm, now)):
+                return arm, lease
+        return None
+
+    def _lease(self, arm: Arm) -> str:
+        """The newest lease file of an arm that is taken."""
+        return lease_file(self.folder.stem(arm), self._numbers[arm][-1])
+
     def _see(self, arm: Arm, now: float) -> None:
         """Look again at an arm that another process had."""
         if arm in self.taken and self.taken[arm][1] < now:
@@ -130,10 +145,15 @@ class Pool:
         """Note that a lease of this process ended without a result."""
         self._judge(arm, now)
 
-    def crashed(self, arm: Arm, now: float) -> None:
-        """Note that the process that has an arm ended without giving it up."""
-        path = lease_file(self.folder.stem(arm), self._numbers[arm][-1])
-        mark(self.files, path, self.taken[arm][0], "failed", error="its process ended; see the log")
+    def owner_ended(self, arm: Arm, now: float) -> None:
+        """Note that the process that has an arm ended without giving it up: a failure of the arm on this machine; elsewhere a job may also have
+        been preempted.
+        """
+        held = self.taken[arm][0]
+        if held.ended_here:
+            mark(self.files, self._lease(arm), held, "failed", error="its process ended; see the log")
+        else:
+            mark(self.files, self._lease(arm), held, "expired")
         self._judge(arm, now)
 
     def look(self, now: float) -> None:

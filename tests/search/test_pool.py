@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cluster import EPOCHS, Cluster, Faults, list_scheduling
@@ -19,8 +20,10 @@ from ltcompile.core.lease import Held, lease_file, this_process
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.errors import InvalidFile
 from ltcompile.search.arms import ArmGraph, ready
+from ltcompile.search.coordinator import _Coordinator
 from ltcompile.search.pool import MOST_LOST, Pool
 
+ELSEWHERE = {"host": "far", "pid": 1, "started": "1", "machine": "another"}
 GRAPHS = [
     ArmGraph(range(1), 1, controls=False),
     ArmGraph(range(2, 5), 3),
@@ -114,6 +117,29 @@ class TestFailures:
         RunFolder(tmp_path).begin({}, resume=True)
         assert self.pool(tmp_path).free and not list(tmp_path.glob("seed0/*.lease-*")), "resuming tries it again"
         assert list(tmp_path.glob("seed1/*.lease-0")), "and leaves what is being trained alone"
+
+    def test_a_process_without_other_work_waits_half_as_long(self, tmp_path: Path) -> None:
+        owner, busy, idle = (Pool(RunFolder(tmp_path), ArmGraph(range(2), 1, False), None, ELSEWHERE) for _ in range(3))
+        first, second = owner.take(0.0), owner.take(0.0)
+        assert first is not None and second is not None and idle.take(0.0) is None and busy.take(0.0) is None
+        second[1].beat()
+        assert idle.take(29.0) is None, "for neither stood still for half a minute"
+        second[1].end("left")
+        assert (found := busy.take(31.0)) is not None and found[0] == second[0], "there is other work"
+        assert (found := idle.take(31.0)) is not None and found[0] == first[0] and found[1].number == 1 and first[1].lost
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_the_process_that_starts_workers_says_that_one_ended(self, tmp_path: Path, own: bool) -> None:
+        """Of jobs on other machines, which may have been preempted: no failure. Workers that others started may only be out of sight."""
+        head, next_one = (Pool(RunFolder(tmp_path), ArmGraph(range(1), 1, False), None, ELSEWHERE, retries=0) for _ in range(2))
+        coordinator = _Coordinator(SimpleNamespace(pool=lambda **_: head), SimpleNamespace(), 1, 0)  # type: ignore[arg-type]
+        name = f"{coordinator.batch if own else 'other'}-1"
+        gone = Pool(RunFolder(tmp_path), ArmGraph(range(1), 1, False), None, ELSEWHERE | {"worker": name})
+        assert gone.take(0.0) is not None and next_one.take(0.0) is None
+        coordinator.workers, coordinator.owners = {name: SimpleNamespace(poll=lambda: 143, log="x.log")}, {name}  # type: ignore[dict-item]
+        head.look(time.monotonic())
+        coordinator._collect()
+        assert not head.failed and (next_one.take(1.0) is not None) is own
 
     def test_stopping_in_order_is_no_failure(self, tmp_path: Path) -> None:
         for attempt in range(9):

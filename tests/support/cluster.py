@@ -148,6 +148,7 @@ class Cluster:
         self.started, self.results, self.takeovers = Counter[Arm](), Counter[Arm](), 0
         self.ends, self.scheduling_s, self.takes, self.given_up = 0.0, 0.0, 0, dict[Arm, str]()
         self.living: list[Worker] = []
+        self.replaced = set[str]()  # hosts
 
     def run(self) -> Cluster:
         for _ in range(self.workers):
@@ -171,9 +172,12 @@ class Cluster:
         heapq.heappush(self.events, (when, next(self.tie), event))
 
     def watch(self, pool: Pool, now: float) -> None:
-        """The process that started the workers looks, and marks leases that expired."""
+        """The process that started the workers looks, and marks leases that expired, and those of workers that it has replaced."""
         began = time.process_time()
         pool.look(now)
+        for arm, (held, _) in list(pool.taken.items()):
+            if held.info["host"] in self.replaced:
+                pool.owner_ended(arm, now)
         self.scheduling_s += time.process_time() - began
         if not pool.finished and any(worker.alive for worker in self.living):
             self.at(now + LEASE_S / 6, lambda at: self.watch(pool, at))
@@ -260,7 +264,9 @@ class Cluster:
 
     def replace(self, worker: Worker, now: float) -> None:
         worker.alive = False
-        self.begin(now + self.rng.uniform(1, 30))
+        pause = self.rng.uniform(1, 30)
+        self.at(now + pause, lambda at: self.replaced.add(worker.pool.info["host"]))
+        self.begin(now + pause)
 
     def freeze(self, now: float) -> None:
         self.disturb(now).frozen_until = now + 3 * LEASE_S
