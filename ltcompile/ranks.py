@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
-from ltcompile.errors import InvalidSetting
+from ltcompile.errors import InvalidSetting, TrainingFailed
 
 T = TypeVar("T")
 REPORT_S = 10.0
 PATIENCE = timedelta(days=2)  # for the others, while one measures or loads; torchrun ends them where one fails
 _joined = False
-_stopping = False  # this process received a signal
+_stopping = 0  # the number of a signal that this process received
 
 
 def launched() -> bool:
@@ -51,6 +51,7 @@ def joined(device: str | None = None) -> Iterator[None]:
         distributed.init_process_group(backend, timeout=PATIENCE)
     _joined = True
     try:
+        wait_for_all()  # or one that ends soon takes with it what the others find each other by
         yield
     finally:
         _joined = False
@@ -134,40 +135,47 @@ def gathered(values: list[T]) -> list[T]:
     return [each[i] for i in range(max(map(len, found))) for each in found if i < len(each)]
 
 
-def any_of(*flags: bool) -> list[bool]:
-    """For each flag, whether it is set in any process."""
+def largest(*numbers: int) -> list[int]:
+    """For each number from 0 to 255, the largest of all processes'."""
     if world() == 1:
-        return list(flags)
+        return list(numbers)
     import torch
     from torch import distributed
 
-    found = torch.tensor(flags, dtype=torch.uint8)
+    found = torch.tensor(numbers, dtype=torch.uint8)
     distributed.all_reduce(found, distributed.ReduceOp.MAX)
-    return [bool(each) for each in found.tolist()]
+    return [int(each) for each in found.tolist()]
 
 
-def request_stop() -> bool:
-    """Lets all processes stop together at the next batch; False where this is the only one, or the stop was requested before."""
+def request_stop(number: int) -> bool:
+    """Lets all processes stop together at the next batch, as the signal of that number asks; False where this is the only one, or the stop was
+    requested before.
+    """
     global _stopping  # noqa: PLW0603
     if world() == 1 or _stopping:
         return False
-    _stopping = True
+    _stopping = number
     return True
 
 
-def stopping() -> bool:
+def stopping() -> int:
+    """The number of the signal that this process received; 0 where it received none."""
     return _stopping
 
 
 def reports(error: Exception) -> bool:
-    """Whether this process prints an error: the others do where they were not ended meanwhile because the first one had the same."""
-    if not launched() or os.environ.get("RANK", "0") == "0":
+    """Whether this process prints an error, and ends with its exit code.
+
+    Of processes that have the same error, the first one does; an error that another process's end has caused is that one's to print. The others
+    wait meanwhile: torchrun ends them as soon as one has ended, and passes on the exit codes that it finds then.
+    """
+    caused, first = bool(_stopping) or peer_ended(error), os.environ.get("RANK", "0") == "0"
+    if not launched() or (first and not caused):
         return True
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which torchrun ends this process
-    if _stopping or peer_ended(error):
-        return False
-    time.sleep(REPORT_S)
-    return True
+    for number in (signal.SIGINT, signal.SIGTERM):  # by which torchrun ends this process
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(2 * REPORT_S if caused else REPORT_S)
+    return first or not caused
 
 
 def peer_ended(error: Exception) -> bool:
@@ -186,7 +194,7 @@ def check_shares(count: int) -> None:
 def launch(processes: int, arguments: list[str]) -> int:
     """Run `python -m ltcompile ARGUMENTS` in so many processes of this machine by torchrun's launcher; the first exit code that is not 0, or 0.
 
-    A signal ends all of them.
+    A signal ends all of them. Raises TrainingFailed where a signal that this process did not receive ended one.
     """
     import logging
     import sys
@@ -210,7 +218,12 @@ def launch(processes: int, arguments: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "ltcompile", *arguments)
     except ChildFailedError as error:
-        return max((failure.exitcode for failure in error.failures.values() if failure.exitcode > 0), default=1)
+        if codes := [failure.exitcode for failure in error.failures.values() if failure.exitcode > 0]:
+            return max(codes)
+        rank, first = min(error.failures.items(), key=lambda pair: pair[1].timestamp)
+        raise TrainingFailed(
+            f"process {rank} of {processes} was ended by signal {-first.exitcode}, as for want of memory; continue with resume=True"
+        ) from None
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

@@ -27,7 +27,7 @@ class StopSignal:
 
     def _stop(self, number: int, _: object) -> None:
         self.number = number
-        if ranks.request_stop():
+        if ranks.request_stop(number):
             return
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
@@ -35,13 +35,14 @@ class StopSignal:
 
     def exit(self, begun: bool) -> typer.Exit:
         """The exit of a stopped command, once the user has read how to resume it, or how to begin it again."""
+        code = 128 + (ranks.stopping() or self.number)  # the same in all processes
         if ranks.follows():
-            return typer.Exit(128 + self.number)
+            return typer.Exit(code)
         command = ["ltcompile", *(a for a in sys.argv[1:] if a != "--resume")]
         resume = f"every completed epoch is kept. To resume:  {shlex.join([*command, '--resume'])}"
         hint = resume if begun else f"nothing had begun. To begin:  {shlex.join(command)}"
         typer.secho(f"\nstopped; {hint}", fg="yellow", err=True)
-        return typer.Exit(128 + self.number)
+        return typer.Exit(code)
 
 
 def _plain_notice(message: Warning | str, category: type[Warning], *where: Any, usual: Any = warnings.formatwarning, **line: Any) -> str:

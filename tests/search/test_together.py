@@ -123,8 +123,9 @@ def launched(arguments: list[str]) -> None:
     os._exit(10 + ranks.launch(2, arguments))
 
 
-@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["nonsense"], 2)])
+@pytest.mark.parametrize(("arguments", "code"), [(["--version"], 0), (["find", "--data", "imagefolder:/nowhere"], 2)])
 def test_the_launcher_returns_the_exit_code_of_its_processes(arguments: list[str], code: int) -> None:
+    """Also where the second one waits for the first, which has an error: it must not end before the first one has said so."""
     process = fork(launched, arguments)
     process.join(120)
     assert process.exitcode == 10 + code

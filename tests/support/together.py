@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -42,11 +41,12 @@ RECIPE = Recipe(
 
 
 def in_processes(count: int, target: Callable[..., None], *arguments: object) -> None:
-    """Run `target(*arguments)` in `count` processes that have joined each other; all must end well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [fork(_join, rank, count, port, target, *arguments) for rank in range(count)]
+    """Run `target(*arguments)` in `count` processes that have joined each other; all must end well.
+
+    They meet at a store of this process, as at torchrun's: no port is free for a moment only, and none of them has to outlive another.
+    """
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    processes = [fork(_join, rank, count, store.port, target, *arguments) for rank in range(count)]
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * count
@@ -54,7 +54,9 @@ def in_processes(count: int, target: Callable[..., None], *arguments: object) ->
 
 def _join(rank: int, count: int, port: int, target: Callable[..., None], *arguments: object) -> None:
     found = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in found.items()} | {"MASTER_ADDR": "127.0.0.1"})
+    os.environ.update(
+        {name: str(value) for name, value in found.items()} | {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    )
     torch.set_num_threads(1)
     with ranks.joined("cpu"):
         target(*arguments)
@@ -89,7 +91,7 @@ class StopAfter:
     def after_step(self) -> None:
         self.left -= 1
         if self.left == 0 and ranks.rank() == 1:
-            assert ranks.request_stop() and not ranks.request_stop()
+            assert ranks.request_stop(15) and not ranks.request_stop(2)
 
 
 def checks(folder: Path) -> None:
