@@ -5,7 +5,8 @@
 
 In the simulation (tests/support/cluster.py) trainings only let a simulated time pass, ten epochs of about 30 s each, on a file system in memory.
 Workers are killed and replaced half a minute later at most, when the process that started them notices; heartbeats or whole workers freeze for
-three minutes, and the disk is full for two minutes. No clock agrees with another. Makespans are compared with list scheduling, which has neither faults nor costs.
+three minutes, and the disk is full for two minutes. No clock agrees with another. Makespans are compared with list scheduling, which has
+neither faults nor costs.
 """
 
 from __future__ import annotations
