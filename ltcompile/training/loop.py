@@ -209,10 +209,10 @@ class _Loop:
             losses[step], correct = self.stepper(batch, rates[step], (epoch + step / steps) / self.recipe.epochs)
             right += 0 if correct is None else correct
             due = self.checkpoint is not None and not ranks.follows() and time.monotonic() - self.saved >= self.checkpoint.seconds
-            due, stop = ranks.largest(due, ranks.stopping())
-            if due or stop or (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
+            save, stop = ranks.largest(due, ranks.stopping())
+            if save or stop or (step + 1) % LOOK_STEPS == 0 or step + 1 == steps:
                 self._check_finite(losses[: step + 1], epoch, rates)
-            if due or stop:
+            if save or stop:
                 self._save(losses[: step + 1], right, time.perf_counter() - started, skipped)
             if stop:
                 ranks.request_stop(stop)
