@@ -169,9 +169,11 @@ def reports(error: Exception) -> bool:
     Of processes that have the same error, the first one does; an error that another process's end has caused is that one's to print. The others
     wait meanwhile: torchrun ends them as soon as one has ended, and passes on the exit codes that it finds then.
     """
-    caused, first = bool(_stopping) or peer_ended(error), os.environ.get("RANK", "0") == "0"
+    caused, first = peer_ended(error), os.environ.get("RANK", "0") == "0"
     if not launched() or (first and not caused):
         return True
+    if _stopping:  # it is to end
+        return first
     for number in (signal.SIGINT, signal.SIGTERM):  # by which torchrun ends this process
         signal.signal(number, signal.SIG_DFL)
     time.sleep(2 * REPORT_S if caused else REPORT_S)
