@@ -148,7 +148,7 @@ def largest(*numbers: int) -> list[int]:
 
 
 def request_stop(number: int) -> bool:
-    """Lets all processes stop together at the next batch, as the signal of that number asks; False where this is the only one, or the stop was
+    """Lets all processes stop together at the next batch, as the signal of that number requires; False where this is the only one, or the stop was
     requested before.
     """
     global _stopping  # noqa: PLW0603
