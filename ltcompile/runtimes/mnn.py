@@ -29,7 +29,7 @@ NARROWED = {"int64": "int32", "bool": "int32", "float64": "float32"}  # what MNN
 # The package's own command also installs and calls a logger of its makers, so its module is called here
 CONVERTER = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
 QUANTIZER = "import sys, _tools; _tools.mnnquant(['mnnquant', *sys.argv[1:]])"
-RANGES = ("KL", "EMA")  # by the least divergence of a histogram, which ends at some networks; by moving averages of the extremes
+RANGES = ("KL", "EMA")  # by the least divergence of a histogram; by moving averages of the extremes
 PLAIN = re.compile(r"[\w.:-]+")
 
 
@@ -63,7 +63,8 @@ def quantize(onnx: Path, output: Path, feeds: Mapping[str, Array], ranges: str) 
         raise Unavailable(f"MNN's quantiser takes inputs from files of their names, and {odd[0]!r} names none; give input_names=")
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
         here, shapes = Path(folder), [{"name": name, "shape": list(feeds[name].shape)} for name in inputs]
-        convert(onnx, here / "network.mnn")
+        _with_pools(onnx, here / "network.onnx")
+        convert(here / "network.onnx", here / "network.mnn")
         (sample := here / "samples" / "all").mkdir(parents=True)  # one of all rows: KL looks at the first alone
         for name in inputs:
             np.savetxt(sample / f"{name}.txt", feeds[name].ravel(), "%.9g")
@@ -75,6 +76,30 @@ def quantize(onnx: Path, output: Path, feeds: Mapping[str, Array], ranges: str) 
         if not (made := here / "int8.mnn").is_file():
             raise Unavailable(f"MNN's quantiser writes no {output.name} with {ranges} ranges; use another format")
         write_bytes(output, made.read_bytes())
+
+
+def _with_pools(file: Path, output: Path) -> None:
+    """Write an ONNX file with its means over height and width as global pools: ranges by KL end by SIGSEGV at a Reduction."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(str(file)))
+    graph, nodes = model.graph, list[Any]()
+    axes = {
+        tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT64
+    }
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.input, *graph.value_info)}
+    for node in graph.node:
+        x, y, kept = node.input[0] if node.input else "", node.output[0], next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+        over = axes.get(node.input[1]) if node.op_type == "ReduceMean" and len(node.input) > 1 else None
+        if over is None or ranks.get(x) != 4 or sorted(axis % 4 for axis in over) != [2, 3]:
+            nodes.append(node)
+            continue
+        nodes.append(helper.make_node("GlobalAveragePool", [x], [y if kept else f"{y}/pooled"], name=node.name))
+        nodes += [] if kept else [helper.make_node("Flatten", [f"{y}/pooled"], [y], name=f"{node.name}/flat")]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, str(output))
 
 
 def load(subject: Subject, deployment: Deployment, options: Options) -> Session:

@@ -118,6 +118,23 @@ class TestOwnInt8:
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(next(iter(found.values()))), small.small(images), rtol=0, atol=0.05)
 
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_networks_that_pool_globally_get_both_kinds_of_ranges(self, calibrate: list[Tensor], tmp_path: Path, keep: bool) -> None:
+        """MNN's KL ends at a mean; a pool computes the same."""
+        need(CONVERTED[".mnn"])
+
+        class Pools(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                torch.manual_seed(0)
+                self.conv, self.linear = nn.Conv2d(3, 9, 3), nn.Linear(9, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.linear(torch.relu(self.conv(x)).mean((2, 3), keepdim=keep).flatten(1))
+
+        done = lt.shrink(lt.Pruned(Pools().eval(), torch.randn(2, 3, 8, 8)), tmp_path / "small.mnn", precision="int8", calibrate=calibrate)
+        assert {one["ranges"] for one in done.record["int8"]["tried"]} == set(mnn.RANGES) and done.record["int8"]["failed"] == []
+
     def test_what_loses_too_much_is_refused(self, small: lt.Pruned, calibrate: list[Tensor], tmp_path: Path) -> None:
         need(CONVERTED[".mnn"])
         scores = iter([1.0, 0.25, 0.25])
