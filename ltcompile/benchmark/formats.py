@@ -103,12 +103,12 @@ def bench_formats(
         reference = judge.test({"dense": of_network(pruned.small)})["dense"] if judge else None
     rows: list[FormatRow] = []
     for name in names or known:
-        for precision in precisions:
-            if precision in getattr(known[name], "PRECISIONS", PRECISIONS):
-                for runtime in _runtimes(known[name], precision):
-                    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
-                        rows.append(_row(pruned, name, runtime, precision, Path(folder), judge, threads, batch, seconds))
-                    on_row(rows[-1])
+        held = [precision for precision in precisions if precision in getattr(known[name], "PRECISIONS", PRECISIONS)]
+        for precision in held[:1] if _why_not(known[name]) else held:
+            for runtime in _runtimes(known[name], precision):
+                with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+                    rows.append(_row(pruned, name, runtime, precision, Path(folder), judge, threads, batch, seconds))
+                on_row(rows[-1])
     dropped = [
         row.title
         for row in rows
@@ -123,6 +123,11 @@ def bench_formats(
         origin = {"ticket_checksum": pruned.provenance.get("ticket_checksum"), "network_checksum": pruned.checksum}
         write_json(output, {**value, **origin, "provenance": provenance()})
     return result
+
+
+def _why_not(kind: ModuleType) -> str | None:
+    """Why files of a format are not measured, in any precision, or None."""
+    return SKIPPED.get(kind.SUFFIX) or formats.unavailable(kind)
 
 
 def _runtimes(kind: ModuleType, precision: str) -> list[str]:
@@ -144,7 +149,7 @@ def _row(
 ) -> FormatRow:
     takes_threads = name not in IN_PROCESS and runtime != "none here" and declared(runtime, "THREADS")
     row = FormatRow(name, runtime, precision, threads if takes_threads else 0)
-    if reason := SKIPPED.get(name):
+    if reason := _why_not(formats.by_suffix()[name]):
         return replace(row, reason=reason)
     try:
         small = _opened(pruned, folder / f"small{name}", row, judge, batch)

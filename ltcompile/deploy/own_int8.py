@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ltcompile.deploy import formats
 from ltcompile.deploy.formats import onnx
@@ -14,7 +16,8 @@ from ltcompile.deploy.int8 import MOST_ERROR, Judged, judged_by
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.deploy.judges import Judge
 from ltcompile.errors import Disagreement, InvalidModel, Unavailable
-from ltcompile.lower.answers import of_network
+from ltcompile.lower.answers import Run, of_network
+from ltcompile.lower.inputs import Inputs
 from ltcompile.paths import write_bytes
 from ltcompile.pruned import Pruned
 
@@ -30,6 +33,16 @@ class OwnInt8:
     record: Mapping[str, Any]
 
 
+def _named(run: Run, names: Sequence[str] | None) -> Run:
+    """`run`, whose outputs have the names that they have in a file."""
+
+    def call(inputs: Inputs) -> Mapping[str, Tensor]:
+        found = run(inputs)
+        return dict(zip(names or found, found.values(), strict=True))
+
+    return call
+
+
 def write_by_own_quantiser(pruned: Pruned, judge: Judge, job: ShrinkJob) -> OwnInt8:
     """Quantise with each way of the format to take ranges, and write what the judge finds best.
 
@@ -39,7 +52,7 @@ def write_by_own_quantiser(pruned: Pruned, judge: Judge, job: ShrinkJob) -> OwnI
     kind, network = formats.of(job.output), pruned.small.eval()
     some = judge.inputs.resized(min(judge.inputs.batch, ROWS))
     feeds = {name: tensor.numpy() for name, tensor in zip(pruned.input_names or some.names, some.tensors, strict=True)}
-    exact = of_network(network)
+    exact = _named(of_network(network), pruned.output_names)
     outputs = judge.outputs(exact)
     before, tried, failed = judge.score(exact, outputs), dict[str, Judged](), list[str]()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:

@@ -100,7 +100,7 @@ class TestOwnInt8:
     def small(self) -> lt.Pruned:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(3, 9, 3), nn.ReLU(), nn.Conv2d(9, 16, 3), nn.ReLU(), nn.Conv2d(16, 5, 2)).eval()
-        return lt.Pruned(network, torch.randn(2, 3, 8, 8), input_names=("image",))
+        return lt.Pruned(network, torch.randn(2, 3, 8, 8), input_names=("image",), output_names=("map",))
 
     @pytest.fixture
     def calibrate(self) -> list[Tensor]:
