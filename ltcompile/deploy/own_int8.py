@@ -76,7 +76,7 @@ def write_by_own_quantiser(pruned: Pruned, judge: Judge, job: ShrinkJob) -> OwnI
             raise Disagreement(
                 f"int8 by {kind.RUNTIME}'s quantiser reaches {judge.format(judged.score)}, {drop:.2f} {judge.units} below fp32 "
                 f"({job.int8.max_drop:g} are allowed), and outputs within {judged.max_error:.2f} of the largest ({MOST_ERROR} is allowed); "
-                "nothing was written: write .onnx or .xml, or take a larger max_drop="
+                "nothing was written: write .onnx or .xml instead"
             )
         test = judge.test({"fp32": exact, "int8": reader(best)})
         write_bytes(job.output, (Path(folder) / f"{best}{job.output.suffix}").read_bytes())
