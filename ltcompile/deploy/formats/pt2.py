@@ -12,6 +12,7 @@ from ltcompile.lower.answers import Run, of_network
 from ltcompile.pruned import Pruned
 
 SUFFIX = ".pt2"
+PRECISIONS = ("fp32", "fp16")
 
 
 def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:

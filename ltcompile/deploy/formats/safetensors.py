@@ -16,6 +16,7 @@ from ltcompile.paths import write_bytes
 from ltcompile.pruned import Pruned
 
 SUFFIX = ".safetensors"
+PRECISIONS = ("fp32", "fp16")
 
 
 def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:
