@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
 from typing import Any
@@ -10,28 +11,11 @@ import typer
 from typer.core import TyperGroup
 
 from ltcompile import ranks
-from ltcompile.cli import (
-    bench,
-    compare,
-    compile,
-    doctor,
-    find,
-    inspect,
-    lower,
-    plan,
-    profile,
-    report,
-    show,
-    shrink,
-    status,
-    study,
-    sweep,
-    verify,
-    worker,
-)
 from ltcompile.cli._flags import with_flags
 from ltcompile.cli._terminal import printable
 from ltcompile.errors import LtcompileError
+
+COMMANDS = "find worker status plan profile shrink lower compile bench sweep compare study report verify show inspect doctor"
 
 
 class _PlainHelp(TyperGroup):
@@ -54,26 +38,8 @@ app = typer.Typer(
     epilog="Example:  ltcompile find --model vgg16 --rewind lr --name demo  ·  ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx  ·  "
     "ltcompile bench runs/demo/small.onnx  ·  ltcompile report runs/demo",
 )
-for module in (
-    find,
-    worker,
-    status,
-    plan,
-    profile,
-    shrink,
-    lower,
-    compile,
-    bench,
-    sweep,
-    compare,
-    study,
-    report,
-    verify,
-    show,
-    inspect,
-    doctor,
-):
-    module.register(app)
+for name in COMMANDS.split():
+    importlib.import_module(f"ltcompile.cli.{name}").register(app)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,20 +5,19 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Container, Mapping
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ltcompile.core.fields import SchemaError, from_json
+from ltcompile.core.fields import SchemaError
 from ltcompile.core.records import Record
-from ltcompile.errors import InvalidFile
-from ltcompile.paths import read_json, write_json
+from ltcompile.core.result_file import FORMAT, read_result
+from ltcompile.paths import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 1
 PNG = b"\x89PNG\r\n\x1a\n"
 COLOURS = (
     "#0b62a0",
@@ -76,6 +75,11 @@ class Picture(Record):
     small: Answer
 
 
+@dataclass(frozen=True)
+class _Pictures:
+    pictures: list[Picture]
+
+
 def to_png(pixels: Tensor) -> str:
     """uint8 (C, H, W), grey, RGB or RGBA, as a PNG in base64."""
     from PIL import Image
@@ -106,16 +110,13 @@ def read_pictures(path: Path) -> list[Picture]:
     """The pictures of a run; none where it has no such file. Raises InvalidFile where the file is damaged."""
     if not path.is_file():
         return []
-    value: Any = read_json(path, "file of pictures (remove it, or search again)")
-    try:
-        if not isinstance(value, Mapping) or value.get("kind") != "pictures" or value.get("format") != FORMAT:
-            raise SchemaError(f"it is not pictures of format {FORMAT}")
-        found: list[Picture] = from_json(value.get("pictures"), list[Picture], "pictures")
-        for i, picture in enumerate(found):
-            _check(picture, f"pictures[{i}]")
-    except (SchemaError, RecursionError) as error:
-        raise InvalidFile(f"{path} cannot be read: {error}; remove it, or search again") from error
-    return found
+    found: _Pictures = read_result(path, {"pictures": _Pictures}, "`ltcompile find`", _check_all)
+    return found.pictures
+
+
+def _check_all(found: _Pictures) -> None:
+    for i, picture in enumerate(found.pictures):
+        _check(picture, f"pictures[{i}]")
 
 
 def _check(picture: Picture, where: str) -> None:

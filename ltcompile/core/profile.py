@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ltcompile.core.deployment import Deployment
-from ltcompile.core.fields import SchemaError
 from ltcompile.core.records import Record, cpu_name, versions
+from ltcompile.core.result_file import FORMAT, read_result
 from ltcompile.core.surface import Alignment, Grid, Sample, Surface, fit_alignment
-from ltcompile.errors import InvalidFile, LtcompileError, ProfileMismatch
-from ltcompile.paths import read_json, write_json
+from ltcompile.errors import InvalidFile, ProfileMismatch
+from ltcompile.paths import write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-FORMAT = 1
 MOST_RUNS = 128  # that a file may hold
 MOST_MS, LEAST_MS, WIDEST = 1e9, 1e-7, 1 << 22
 RELEVANT = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime"), "openvino": ("openvino",), "eager": ("torch",)}  # packages, by runtime
@@ -168,15 +167,8 @@ class Profile(Record):
     @classmethod
     def load(cls, path: str | Path) -> Profile:
         """What was written to `path`. Raises InvalidFile where it is missing, or no profile."""
-        value = read_json(path, "profile")
-        try:
-            if (value.pop("kind"), value.pop("format")) != ("profile", FORMAT):
-                raise SchemaError("it is of another kind or format")
-            return cls.from_json(value)
-        except (KeyError, TypeError, AttributeError, SchemaError, LtcompileError) as error:
-            raise InvalidFile(
-                f"{path} is not a profile that this ltcompile reads: {error}; make it again with `ltcompile profile`"
-            ) from error
+        found: Profile = read_result(path, {"profile": cls}, "`ltcompile profile`")
+        return found
 
 
 def named_network(network: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from ltcompile.core.records import Record
@@ -13,6 +13,8 @@ from ltcompile.errors import InvalidSetting
 Schedule = Literal["step", "cosine", "triangular", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Optimizer = Literal["sgd", "adamw"]
+ALWAYS_STATED = {"epochs", "batch", "lr", "momentum", "weight_decay", "schedule", "milestones", "warmup_epochs"}
+ALWAYS_STATED |= {"label_smoothing", "flip", "crop_pixels", "precision", "compile"}  # at their defaults, too
 
 
 @dataclass(frozen=True)
@@ -117,24 +119,8 @@ class Recipe(Record):
                 raise InvalidSetting(message)
 
     def to_json(self) -> dict[str, Any]:
-        """Without what is off: the checksums of tickets and the settings of runs older than these stay what they were."""
-        off = {
-            "distill": 0.0,
-            "optimizer": "sgd",
-            "clip_norm": 0.0,
-            "ema": 0.0,
-            "mixup": 0.0,
-            "frozen": (),
-            "lookahead": 0,
-            "norm_bias_rate": 1.0,
-            "virtual_ranks": 1,
-            "sync_bn": False,
-            "distill_layers": (),
-            "distill_weight": 1.0,
-            "alternate_flip": False,
-            "frozen_after": 0,
-        }
-        off |= {"regulariser": "", "regulariser_strength": 0.0, "regulariser_ratio": 0.0}
+        """Without what is off: a new setting leaves the checksums of tickets and the settings of runs as they are."""
+        off = {f.name: f.default for f in fields(self) if f.name not in ALWAYS_STATED}
         return {name: value for name, value in super().to_json().items() if name not in off or value != off[name]}
 
     @property

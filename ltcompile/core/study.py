@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ltcompile.core.fields import SchemaError, short
+from ltcompile.core.fields import short
 from ltcompile.core.records import Record
+from ltcompile.core.result_file import FORMAT, read_result
 from ltcompile.errors import InvalidFile
-from ltcompile.paths import read_json, write_json
+from ltcompile.paths import write_json
 
-FORMAT = 1
 FILE = "study.json"
 FEWEST_SEEDS = 3  # fewer hardly estimate the spread between trainings
 
@@ -234,12 +233,5 @@ class Study(Record):
     @classmethod
     def load(cls, path: str | Path) -> Study:
         """What `save` wrote, every field checked. Raises InvalidFile."""
-        value = read_json(path, "result of `ltcompile study` (run that again)")
-        try:
-            if not isinstance(value, Mapping) or value.get("kind") != "study":
-                raise SchemaError('it does not say "kind": "study"')
-            if value.get("format") != FORMAT:
-                raise SchemaError(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
-            return cls.from_json({name: field for name, field in value.items() if name not in ("kind", "format")})
-        except (SchemaError, InvalidFile, RecursionError) as error:
-            raise InvalidFile(f"{path} cannot be read as a result of `ltcompile study`: {error}; run that again with --resume") from error
+        found: Study = read_result(path, {"study": cls}, "`ltcompile study`")
+        return found

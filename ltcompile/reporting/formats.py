@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ltcompile.core.fields import SchemaError, from_json
 from ltcompile.core.records import FormatRow
-from ltcompile.errors import InvalidFile
-from ltcompile.paths import read_json
-from ltcompile.reporting.inputs import FORMAT, Provenance
-
-WHAT = "result of `ltcompile bench --formats` (run that again)"
+from ltcompile.core.result_file import read_result
+from ltcompile.reporting.inputs import Provenance
 
 
 @dataclass(frozen=True)
@@ -36,14 +31,8 @@ def read_formats(path: Path) -> Formats | None:
     """The table in `path`; None where there is no such file. Raises InvalidFile where it is damaged."""
     if not path.is_file():
         return None
-    value = read_json(path, WHAT)
-    try:
-        if not isinstance(value, Mapping) or (value.get("kind"), value.get("format")) != ("formats", FORMAT):
-            raise SchemaError(f'it does not say "kind": "formats" and "format": {FORMAT}')
-        found: Formats = from_json(value, Formats)
-        return found
-    except (SchemaError, RecursionError) as error:
-        raise InvalidFile(f"{path} cannot be read as a {WHAT}: {error}") from error
+    found: Formats = read_result(path, {"formats": Formats}, "`ltcompile bench --formats`")
+    return found
 
 
 def formats(found: Formats | None) -> dict[str, Any] | None:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from ltcompile.core.arm import ArmKind
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
-from ltcompile.core.fields import SchemaError, from_json, short
+from ltcompile.core.fields import SchemaError, short
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.reached import TOLERANCE, Reached
 from ltcompile.core.records import Measurement, Trained, Verdict
+from ltcompile.core.result_file import kind_of, read_result
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import ACCURACY, Metric
 from ltcompile.errors import InvalidFile
-from ltcompile.paths import read_json
 from ltcompile.reporting.units import is_share
 
-T = TypeVar("T")
-FORMAT = 1
-MAKERS = {"search": "ltcompile find", "shrink": "ltcompile shrink", "bench": "ltcompile bench", "sweep": "ltcompile sweep"}
+SHRINK = "`ltcompile shrink`"
 
 
 @dataclass(frozen=True)
@@ -199,36 +196,19 @@ def read_run(folder: Path) -> Run:
     run = RunFolder(folder)
     if not run.summary.is_file():
         raise InvalidFile(f"{folder} is not a run folder: it has no {run.summary.name}; make it with `ltcompile find`")
-    search = _load(run.summary, Search, "search", _check_search)
-    others = [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and p not in (run.summary, run.bench, run.sweep)]
-    shrinks = [_load(p, Shrink, "shrink", _check_shrink) for p in others if kind(p) == "shrink"]
+    search = read_result(run.summary, {"search": Search}, "`ltcompile find`", _check_search)
     return Run(
         folder,
         search,
-        shrinks,
-        _load(run.bench, Bench, "bench", check_bench) if run.bench.is_file() else None,
-        _load(run.sweep, Sweep, "sweep", partial(_check_sweep, metric=search.metric)) if run.sweep.is_file() else None,
+        [read_result(p, {"shrink": Shrink}, SHRINK, _check_shrink) for p in shrink_records(folder)],
+        read_result(run.bench, {"bench": Bench}, "`ltcompile bench`", check_bench) if run.bench.is_file() else None,
+        read_result(run.sweep, {"sweep": Sweep}, "`ltcompile sweep`", partial(_check_sweep, metric=search.metric)) if run.sweep.is_file() else None,
     )
 
 
-def kind(path: Path) -> Any:
-    """The "kind" of a JSON file, or None."""
-    value = read_json(path, "JSON file of a run (delete it or make it again)")
-    return value.get("kind") if isinstance(value, Mapping) else None
-
-
-def _load(path: Path, shape: type[T], kind: str, check: Callable[[T], None]) -> T:
-    value = read_json(path, f"result of `{MAKERS[kind]}` (run that again)")
-    try:
-        if not isinstance(value, Mapping) or value.get("kind") != kind:
-            raise SchemaError(f'it does not say "kind": "{kind}"')
-        if value.get("format") != FORMAT:
-            raise SchemaError(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
-        result: T = from_json(value, shape)
-        check(result)
-        return result
-    except (SchemaError, RecursionError) as error:
-        raise InvalidFile(f"{path} cannot be read as a result of `{MAKERS[kind]}`: {error}; run that again") from error
+def shrink_records(folder: Path) -> list[Path]:
+    """The records of `shrink` in a folder, by name."""
+    return [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and kind_of(p) == "shrink"]
 
 
 def _check_search(search: Search) -> None:

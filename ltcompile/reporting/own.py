@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ltcompile.core.fields import SchemaError, table
 from ltcompile.core.records import Trained, Verdict
+from ltcompile.core.result_file import FORMAT, read_result
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json
 from ltcompile.reporting import units
 from ltcompile.reporting.formats import formats, read_formats
-from ltcompile.reporting.inputs import Bench, check_bench, kind
+from ltcompile.reporting.inputs import SHRINK, Bench, check_bench, shrink_records
 
 if TYPE_CHECKING:
     from ltcompile.pruned import Pruned
 
 Figures = dict[str, Any]
-FORMAT = 1
-WHAT = "result of a search, shrink or bench (make it again)"
+WHAT = "result of shrink or bench (make it again)"
 CONTROLS = {
     "random": "the ticket's architecture, trained from fresh weights",
     "dense_budget": "the dense network, trained with the ticket's whole budget",
@@ -102,20 +101,16 @@ def is_own(folder: Path) -> bool:
     if run.summary.exists():
         return False
     return run.own_summary.is_file() or any(
-        "network_checksum" in read_json(p, WHAT) for p in (run.bench, run.formats, *_shrinks(folder)) if p.is_file()
+        "network_checksum" in read_json(p, WHAT) for p in (run.bench, run.formats, *shrink_records(folder)) if p.is_file()
     )
-
-
-def _shrinks(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.glob("[!.]*.json")) if p.is_file() and kind(p) == "shrink"]
 
 
 def collect(folder: Path) -> Figures:
     """Every figure of the page on `folder`. Raises InvalidFile where a file is damaged."""
     run = RunFolder(folder)
-    search = _load(run.own_summary, OwnSearch, "own search") if run.own_summary.is_file() else None
-    bench = _load(run.bench, OwnBench, "bench") if run.bench.is_file() else None
-    found = figures(folder.resolve().name, search, bench, [_load(p, OwnShrink, "shrink") for p in _shrinks(folder)])
+    search = read_result(run.own_summary, {"own search": OwnSearch}, "the search") if run.own_summary.is_file() else None
+    shrinks = [read_result(p, {"shrink": OwnShrink}, SHRINK) for p in shrink_records(folder)]
+    found = figures(folder.resolve().name, search, _bench(run.bench) if run.bench.is_file() else None, shrinks)
     return {**found, "formats": formats(read_formats(run.formats))}
 
 
@@ -127,10 +122,15 @@ def of_pruned(pruned: Pruned, bench: str | Path | None) -> Figures:
         path = Path(bench) if bench is not None else RunFolder(scratch).bench
         if bench is None:
             bench_pruned(pruned, batches=(1,), output=path)
-        found = _load(path, OwnBench, "bench")
+        found = _bench(path)
     if found.network_checksum != pruned.checksum:
         raise InvalidFile(f"{path} was measured with another network; bench this one")
     return figures(type(pruned.small).__name__, None, found, [])
+
+
+def _bench(path: Path) -> OwnBench:
+    found: OwnBench = read_result(path, {"bench": OwnBench}, "`ltcompile bench`", check_bench)
+    return found
 
 
 def figures(name: str, search: OwnSearch | None, bench: OwnBench | None, shrinks: Sequence[OwnShrink]) -> Figures:
@@ -201,19 +201,6 @@ def _search(search: OwnSearch) -> Figures:
             }
         )
     return {"arms": lines, "verdict": search.verdict.to_json(), "won": bool(search.verdict.won), "level": level, "config": search.config}
-
-
-def _load(path: Path, shape: type[Any], wanted: str) -> Any:
-    value = read_json(path, WHAT)
-    try:
-        if not isinstance(value, Mapping) or (value.get("kind"), value.get("format")) != (wanted, FORMAT):
-            raise SchemaError(f'it does not say "kind": "{wanted}" and "format": {FORMAT}')
-        found = table(value, shape)
-        if isinstance(found, Bench):
-            check_bench(found)
-        return found
-    except (SchemaError, RecursionError) as error:
-        raise InvalidFile(f"{path} cannot be read as a {WHAT}: {error}") from error
 
 
 def sentence(found: Figures) -> str:

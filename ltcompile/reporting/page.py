@@ -12,6 +12,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from ltcompile.core.pictures import Picture, read_pictures
+from ltcompile.core.result_file import kind_of
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile
@@ -19,7 +20,6 @@ from ltcompile.paths import check_writable, write_json, write_text
 from ltcompile.reporting import units
 from ltcompile.reporting.collect import collect
 from ltcompile.reporting.figures import figures
-from ltcompile.reporting.inputs import kind
 
 
 def report(run: str | Path, output: str | Path | None = None) -> Path:
@@ -50,7 +50,7 @@ def figures_path(page: Path, expected: str = "report") -> Path:
     figures = page.with_suffix(".json")
     check_page(page)
     check_writable(figures)
-    if figures.exists() and kind(figures) != expected:
+    if figures.exists() and kind_of(figures) != expected:
         raise InvalidFile(f"cannot write the report's figures to {figures}: that name is taken; choose another name for the report")
     return figures
 

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ltcompile.core.fields import SchemaError, reject, short, table
+from ltcompile.core.fields import SchemaError, short
 from ltcompile.core.network_file import NetworkFile
-from ltcompile.errors import InvalidFile
-from ltcompile.paths import read_json
-
-T = TypeVar("T")
-FORMAT = 1
-WHAT = "result of `ltcompile report`, `bench` or `shrink`"
+from ltcompile.core.result_file import kind_of, read_result
 
 
 @dataclass(frozen=True)
@@ -82,13 +75,12 @@ class _Subject:
 @dataclass(frozen=True)
 class _Provenance:
     machine: dict[str, Any]
-    command: str
     stage: str = ""
 
 
 @dataclass(frozen=True)
 class _Timed:
-    """The part that a report and a benchmark share; older ones hold less."""
+    """The part that a report and a benchmark share."""
 
     subjects: dict[str, _Subject]
     rows: list[Timing]
@@ -97,6 +89,14 @@ class _Timed:
     ticket_checksum: str | None = None
     network_checksum: str | None = None
     metric: _MetricValue | None = None
+
+    @property
+    def small(self) -> list[Timing]:
+        return [row for row in self.rows if row.subject != "dense"]
+
+    @property
+    def dense_params(self) -> int | None:
+        return self.subjects["dense"].params if "dense" in self.subjects else None
 
     @property
     def checksum(self) -> str | None:
@@ -111,6 +111,20 @@ class _Timed:
 class _Bench(_Timed):
     provenance: _Provenance
 
+    def claims(self, name: str) -> Claims:
+        return Claims(
+            name,
+            self.small,
+            self.provenance.machine,
+            self.dense_params,
+            self.target,
+            self.file,
+            self.of_a_ticket,
+            self.checksum,
+            accuracy=self.metric.value if self.metric and (self.metric.metric.name, self.metric.split) == ("accuracy", "test") else None,
+            metric=str(self.metric) if self.metric else None,
+        )
+
 
 @dataclass(frozen=True)
 class _Shrink:
@@ -121,6 +135,10 @@ class _Shrink:
     recalibrated: bool = False
     ticket_checksum: str | None = None
     network_checksum: str | None = None
+
+    def claims(self, name: str) -> Claims:
+        file = NetworkFile(self.output, self.precision, self.bytes, self.recalibrated, self.ticket_checksum or "")
+        return Claims(name, [], {}, self.dense_params, None, checksum=self.ticket_checksum or self.network_checksum, files=[file])
 
 
 @dataclass(frozen=True)
@@ -153,11 +171,30 @@ class _Report:
     bench: _Timed | None
     provenance: list[_Provenance]
 
+    def claims(self, name: str) -> Claims:
+        stage = next((p for p in self.provenance if p.stage == "bench"), None)
+        ticket, bench = self.ticket, self.bench or _Timed({}, [])
+        arm = "ticket" if ticket.level else "dense"
+        accuracies = [p.test_score for p in self.points if (p.arm, p.seed, p.level) == (arm, ticket.seed, ticket.level)]
+        return Claims(
+            name,
+            bench.small,
+            stage.machine if stage else {},
+            bench.dense_params,
+            bench.target,
+            bench.file,
+            bench.of_a_ticket,
+            ticket.checksum,
+            tuple(self.data.shape),
+            self.shrinks,
+            next(iter(accuracies), None),
+            self.data.sizes.get("test"),
+        )
+
 
 def is_page_of_a_network(path: Path) -> bool:
     """Whether a report.json is of a network without a ticket: it repeats the figures of a bench.json, and claims nothing of its own."""
-    value = read_json(path, WHAT)
-    return isinstance(value, Mapping) and value.get("kind") == "own report"
+    return bool(kind_of(path) == "own report")
 
 
 def read_claims(path: Path) -> Claims:
@@ -166,84 +203,10 @@ def read_claims(path: Path) -> Claims:
     Raises:
         InvalidFile: it is missing, damaged, or neither a report.json nor a bench.json nor the record of `shrink`.
     """
-    value = read_json(path, WHAT)
-    try:
-        kind = value.get("kind") if isinstance(value, Mapping) else reject(value, "a table", "")
-        if not isinstance(kind, str) or kind not in KINDS:
-            raise SchemaError(f'it says "kind": {short(kind)}, not "report", "bench" or "shrink"')
-        if value.get("format") != FORMAT:
-            raise SchemaError(f"its format is {short(value.get('format'))}, this ltcompile reads format {FORMAT}")
-        shape, claims_of = KINDS[kind]
-        claims = claims_of(path.name, table(value, shape))
-        _check_values(claims)
-        return claims
-    except (SchemaError, RecursionError) as error:
-        raise InvalidFile(f"{path} cannot be read as a {WHAT}: {error}; make it again") from error
-
-
-def _of_bench(name: str, bench: _Bench) -> Claims:
-    return Claims(
-        name,
-        _small(bench.rows),
-        bench.provenance.machine,
-        _dense_params(bench),
-        bench.target,
-        bench.file,
-        bench.of_a_ticket,
-        bench.checksum,
-        accuracy=bench.metric.value if bench.metric and (bench.metric.metric.name, bench.metric.split) == ("accuracy", "test") else None,
-        metric=str(bench.metric) if bench.metric else None,
-    )
-
-
-def _of_report(name: str, report: _Report) -> Claims:
-    stage = next((p for p in report.provenance if p.stage == "bench"), None)
-    ticket, bench = report.ticket, report.bench or _Timed({}, [])
-    arm = "ticket" if ticket.level else "dense"
-    accuracies = [p.test_score for p in report.points if (p.arm, p.seed, p.level) == (arm, ticket.seed, ticket.level)]
-    return Claims(
-        name,
-        _small(bench.rows),
-        stage.machine if stage else {},
-        _dense_params(bench),
-        bench.target or (_target(stage.command, report.shrinks) if stage else None),
-        bench.file,
-        bench.of_a_ticket,
-        ticket.checksum,
-        tuple(report.data.shape),
-        report.shrinks,
-        next(iter(accuracies), None),
-        report.data.sizes.get("test"),
-    )
-
-
-def _of_shrink(name: str, made: _Shrink) -> Claims:
-    file = NetworkFile(made.output, made.precision, made.bytes, made.recalibrated, made.ticket_checksum or "")
-    return Claims(name, [], {}, made.dense_params, None, checksum=made.ticket_checksum or made.network_checksum, files=[file])
-
-
-KINDS: dict[str, tuple[type[Any], Callable[[str, Any], Claims]]] = {
-    "report": (_Report, _of_report),
-    "bench": (_Bench, _of_bench),
-    "shrink": (_Shrink, _of_shrink),
-}
-
-
-def _small(rows: list[Timing]) -> list[Timing]:
-    return [row for row in rows if row.subject != "dense"]
-
-
-def _dense_params(timed: _Timed) -> int | None:
-    return timed.subjects["dense"].params if "dense" in timed.subjects else None
-
-
-def _target(command: str, files: list[NetworkFile]) -> str | None:
-    """The file that a command line timed: older reports record it only there."""
-    try:
-        words = {Path(word).name for word in shlex.split(command)}
-    except ValueError:
-        return None
-    return next((file.output for file in files if file.output in words), None)
+    shapes = {"report": _Report, "bench": _Bench, "shrink": _Shrink}
+    found = read_result(path, shapes, "`ltcompile report`, `bench` or `shrink`", lambda found: _check_values(found.claims(path.name)))
+    claims: Claims = found.claims(path.name)
+    return claims
 
 
 def _check_values(claims: Claims) -> None:

@@ -198,7 +198,7 @@ def test_no_run_without_its_device() -> None:
 def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     for text in ("[]", "{}", '{"kind": "bench", "format": 1}'):
         (tmp_path / "competitors.json").write_text(text)
-        with pytest.raises(InvalidFile, match="result of competitors"):
+        with pytest.raises(InvalidFile, match="result of `ltcompile bench --competitors`"):
             CompetitorsResult.load(tmp_path / "competitors.json")
 
 

@@ -41,7 +41,7 @@ def test_names_are_escaped(tmp_path: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "another kind": (lambda value: value.update(kind="bench"), "it is not pictures of format 1"),
+    "another kind": (lambda value: value.update(kind="bench"), 'does not say "kind": "pictures"'),
     "no list": (lambda value: value.update(pictures=3), "pictures is 3, not a list"),
     "a text": (lambda value: value["pictures"][0].update(image="<b>"), r"pictures\[0\].image is not a PNG in base64"),
     "another image": (lambda value: value["pictures"][1]["dense"].update(over="R0lGODlh"), r"pictures\[1\].dense is not a PNG"),

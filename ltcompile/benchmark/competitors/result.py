@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,7 @@ from ltcompile.benchmark.competitors.competitor import ENGINE
 from ltcompile.benchmark.competitors.layers import Layer
 from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.core.records import Record
-from ltcompile.errors import InvalidFile
-from ltcompile.paths import read_json
-
-FORMAT = 1
+from ltcompile.core.result_file import FORMAT, read_result
 
 
 @dataclass(frozen=True)
@@ -106,11 +102,5 @@ class CompetitorsResult:
     @classmethod
     def load(cls, path: str | Path) -> CompetitorsResult:
         """What was written to `path`. Raises InvalidFile where it is missing, or something else."""
-        value = read_json(path, "result of competitors")
-        kinds: Mapping[str, type[Record]] = {"peaks": Peaks, "rows": Row, "refused": Refusal, "layers": Layer, "checks": Check}
-        try:
-            if (value.pop("kind"), value.pop("format")) != ("competitors", FORMAT):
-                raise InvalidFile(f"{path} is not a result of competitors that this ltcompile reads; run it again")
-            return cls(**value | {name: [kind.from_json(v) for v in value[name]] for name, kind in kinds.items()})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InvalidFile(f"{path} is not a result of competitors, or is damaged: {error!r}; run it again") from error
+        found: CompetitorsResult = read_result(path, {"competitors": cls}, "`ltcompile bench --competitors`")
+        return found
