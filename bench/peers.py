@@ -29,7 +29,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product, zip_longest
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import criteria
@@ -50,6 +50,7 @@ from ltcompile.models import default_recipe
 from ltcompile.models.airbench import MultiCrop
 from ltcompile.paths import write_text
 from ltcompile.search.evidence import gather
+from ltcompile.study._statistics import difference, estimate
 from ltcompile.tasks import Classification
 from ltcompile.training import settled
 from ltcompile.training.step import Stepper
@@ -60,7 +61,6 @@ LEVELS = (0.25, 0.5, 0.125)
 TUNE_LR = 0.02
 STRENGTHS = {"growing": 6.0, "group_lasso": 0.05, "slimming": 0.4}
 THEIR_REG, THEIR_GROWTH, THEIR_EPOCHS = 5e-4, 1e-4, 100
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # 97.5 % quantiles of Student's t, by degrees of freedom
 OURS: dict[str, dict[str, Any]] = {
     "l1": {},
     "taylor": {"criterion": "taylor"},
@@ -101,21 +101,13 @@ def main() -> None:
     arguments.add_argument("--minutes", type=float, default=math.inf, help="begin no row after so many")
     arguments.add_argument("--dense-only", action="store_true", help="train the dense networks, print their accuracy, and end")
     options = arguments.parse_args()
-    data, began = (
-        lt.load_data("cifar10", options.data_root, options.image_size).with_train_images(options.train_images),
-        time.perf_counter(),
-    )
+    began = time.perf_counter()
+    data = lt.load_data("cifar10", options.data_root, options.image_size).with_train_images(options.train_images)
     if options.dense_only:
         for seed in range(options.networks):
             dense = dense_network(options, data, seed)
-            print(
-                options.model,
-                seed,
-                repair.accuracies(dense, data),
-                "over crops",
-                repair.accuracies(MultiCrop(dense).eval(), data),
-                flush=True,
-            )
+            alone, over_crops = repair.accuracies(dense, data), repair.accuracies(MultiCrop(dense).eval(), data)
+            print(options.model, seed, alone, "over crops", over_crops, flush=True)
         return
     for seed, macs, side, method in schedule(options):
         key = settings(options) | {"seed": seed, "macs": macs, "side": side, "method": method}
@@ -198,9 +190,8 @@ class Bench:
             choice = {"criterion": "bn"} if name == "slimming" else {"criterion": "l2", "group_reduction": "all"}
             aim = self.plan(dense, method, dict(choice)) if name == "growing" else None  # it takes the channels that are to go
             strength = STRENGTHS[name] / max(self.options.tune_epochs // 2, 1)
-            dense, recipe = self.sparse(
-                lambda model: lt.Regulariser(name, model, self.data.example, aim, strength=strength, ratio=0.0).step
-            )
+            penalty = partial(lt.Regulariser, name, example=self.data.example, plan=aim, strength=strength, ratio=0.0)
+            dense, recipe = self.sparse(lambda model: penalty(model).step)
         plan = self.plan(dense, method, choice)
         small = lt.cut(dense, plan).eval()
         if method == "scratch":
@@ -308,7 +299,8 @@ def comparison(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for macs in dict.fromkeys(row["macs"] for row in found):
         best = {side: _best(found, macs, side, names) for side, names in (("ltcompile", OURS), ("torch-pruning", THEIRS))}
         if all(best.values()):
-            pairs = _pairs(*(values(found, macs, side, str(name)) for side, name in best.items()))
+            gains = difference(*(values(found, macs, side, str(name)) for side, name in best.items()))
+            pairs = [round(100 * gain, 3) for gain in gains.values()]
             result.append({"macs": macs, **best, "points": pairs, "interval": interval(pairs)})
     return result
 
@@ -319,15 +311,9 @@ def _best(found: list[dict[str, Any]], macs: float, side: str, names: dict[str, 
     return max((name for name, v in means.items() if len(v) == most), key=lambda name: fmean(means[name].values()), default=None)
 
 
-def _pairs(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
-    return [round(100 * (ours[seed] - theirs[seed]), 3) for seed in sorted(ours.keys() & theirs.keys())]
-
-
 def interval(points: list[float]) -> list[float] | None:
-    if len(points) < 2:
-        return None
-    half = STUDENT[min(len(points) - 1, max(STUDENT))] * stdev(points) / math.sqrt(len(points))
-    return [round(fmean(points) - half, 2), round(fmean(points) + half, 2)]
+    found = estimate(points) if len(points) > 1 else None
+    return found and [round(found.low or 0.0, 2), round(found.high or 0.0, 2)]
 
 
 def table(options: argparse.Namespace, found: list[dict[str, Any]]) -> str:
@@ -349,9 +335,7 @@ def table(options: argparse.Namespace, found: list[dict[str, Any]]) -> str:
                 if errors := [row["error"] for row in mine if "error" in row]:
                     lines.append(f"| {macs:.1%} | {side} | {method} | {len(mine)} | {errors[0]} | | | | |")
                 elif mine:
-                    cells = [
-                        _spread(list(values(found, macs, side, method, c).values())) for c in ("cut", "recalibrated", "repaired", "tuned")
-                    ]
+                    cells = [_spread(values(found, macs, side, method, c)) for c in ("cut", "recalibrated", "repaired", "tuned")]
                     speedup = fmean(1 / fmean(row["time_left"]) for row in mine)
                     lines.append(f"| {macs:.1%} | {side} | {method} | {len(mine)} | {' | '.join(cells)} | {speedup:.2f} |")
     for one in comparison(found):
@@ -362,7 +346,8 @@ def table(options: argparse.Namespace, found: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(found: list[float]) -> str:
+def _spread(by_seed: dict[int, float]) -> str:
+    found = by_seed.values()
     return f"{fmean(found):.1%} ({min(found):.1%} to {max(found):.1%})" if found else ""
 
 
