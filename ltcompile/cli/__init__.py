@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ltcompile import ranks
 from ltcompile.cli._flags import with_flags
@@ -26,6 +26,17 @@ class _PlainHelp(TyperGroup):
         super().format_help(ctx, formatter)
 
 
+class _Command(TyperCommand):
+    """A command whose help shows square brackets, which rich would take for markup."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rich.markup import escape
+
+        for param in self.params:
+            param.help = escape(param.help or "")
+        super().format_help(ctx, formatter)
+
+
 app = typer.Typer(
     name="ltcompile",
     no_args_is_help=True,
@@ -40,6 +51,8 @@ app = typer.Typer(
 )
 for name in COMMANDS.split():
     importlib.import_module(f"ltcompile.cli.{name}").register(app)
+for command in app.registered_commands:
+    command.cls = _Command
 
 
 @app.callback(invoke_without_command=True)

@@ -52,9 +52,11 @@ def verify(
     """Check the claims about a network on the machine that runs it; onnxruntime and numpy are enough there.
 
     Ends with 0 if claims were repeated and confirmed, with 1 if one is not confirmed, with 2 if the files do not belong together or a
-    setting is wrong, and with 3 if nothing could be repeated, or not what --require names. Size, hash and recorded answers alone confirm nothing. Without
-    --dense, latencies are compared, on such a machine as they were measured on; without --data, no accuracy is. By one-sided tests at
-    95 %, a speedup may be less than 8 % below its claim, a latency 6 % above it, an accuracy 2 points below it, on at least 100 images.
+    setting is wrong, and with 3 if nothing could be repeated, or not what --require names. Size, hash and recorded answers alone confirm
+    nothing. Latencies are compared where --dense is not given, on such a machine as they were measured on; accuracy takes --data.
+
+    By one-sided tests at 95 %, a speedup may be less than 8 % below its claim, a latency 6 % above it, an accuracy 2 points below it, on at
+    least 100 images.
     """
     from ltcompile.cli._timing_options import warn_if_busy
     from ltcompile.core.deployment import Deployment

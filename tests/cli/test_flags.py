@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
-from ltcompile.cli import app
+from ltcompile.cli import COMMANDS, app
 from ltcompile.cli._flags import with_flags
 from ltcompile.errors import InvalidSetting
 from ltcompile.search import SearchConfig
@@ -37,3 +38,10 @@ def test_a_setting_out_of_range_is_quoted(setting: dict[str, float]) -> None:
     ((name, value),) = setting.items()
     with pytest.raises(InvalidSetting, match=f"{name}={value}"):
         SearchConfig(**setting)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", COMMANDS.split())
+def test_help_shows_every_word(name: str) -> None:
+    """A part in square brackets, too, which would be markup."""
+    shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "400"}).stdout
+    assert all(" ".join(param.help.split()) in " ".join(shown.split()) for param in GROUP.commands[name].params if param.help)
