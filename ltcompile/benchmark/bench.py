@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch import nn
 
 from ltcompile.benchmark.pruned import bench_pruned
 from ltcompile.benchmark.reference import OF_MODULE, Reference, file_reference, module_reference
-from ltcompile.benchmark.rows import BenchResult, measure
+from ltcompile.benchmark.rows import BenchResult, measure, write_result
 from ltcompile.benchmark.subjects import images_of, images_origin, subject
 from ltcompile.core.arm import Arm
 from ltcompile.core.fields import short
 from ltcompile.core.load import busy_share
 from ltcompile.core.network_file import NetworkFile, described
 from ltcompile.core.onnx_file import domains, external, read_onnx
-from ltcompile.core.records import Measurement, provenance
+from ltcompile.core.records import Measurement
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket, check_model
 from ltcompile.deploy.steps.snap import AS_IT_IS, moved
@@ -29,7 +29,7 @@ from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError, Ticket
 from ltcompile.graph import Size, size
 from ltcompile.lower import fold_batch_norm
 from ltcompile.models import is_own_code
-from ltcompile.paths import check_writable, write_bytes, write_json, write_text
+from ltcompile.paths import check_writable, write_bytes
 from ltcompile.pruned import Pruned, Result, check_ticket_fits, dense_network, named_network, pruned_of, small_network
 from ltcompile.pruned.ticket import small_with_plan
 from ltcompile.runtimes import Subject
@@ -112,39 +112,26 @@ def bench(
     """
     if not isinstance(target, str | Path | Pruned):
         target = pruned_of(target)
+    measured: dict[str, Any] = {"runtimes": runtimes, "devices": devices, "batches": batches, "seconds_per_row": seconds_per_row}
     if isinstance(target, Pruned):
         if data is not None or model is not None:
             raise InvalidSetting("data= and model= belong to tickets and files; leave them out for a Pruned")
-        return bench_pruned(
-            target,
-            file=None if file is None else Path(file),
-            runtimes=runtimes,
-            devices=devices,
-            batches=batches,
-            seconds_per_row=seconds_per_row,
-            output=None if output is None else check_writable(output),
-            write_dense=None if write_dense is None else _dense_path(write_dense, Path(file or "")),
-            on_row=on_row,
-        )
+        places = {"file": file and Path(file), "output": output and check_writable(output)}
+        dense = write_dense and _dense_path(write_dense, Path(file or ""))
+        return bench_pruned(target, **places, write_dense=dense, **measured, on_row=on_row)
     if file is not None:
         raise InvalidSetting("file= is a file of a Pruned; leave it out for tickets and files")
-    if (ticket := _of_another_task(Path(target))) is not None:
+    ticket, known = _of_another_task(Path(target)), None
+    if ticket is None:
+        known = _open(Path(target))
+    path = check_writable(Path(output) if output else RunFolder(Path(target).parent).bench)
+    dense_path = _dense_path(write_dense, Path(target)) if write_dense is not None else None
+    if ticket is not None:
         if data is not None:
             raise InvalidSetting(f"data= is for classification, and the ticket is for {ticket.data['task']}; leave it out")
-        return bench_pruned(
-            pruned_of(ticket, model),
-            file=Path(target) if Path(target).suffix == ".onnx" else None,
-            runtimes=runtimes,
-            devices=devices,
-            batches=batches,
-            seconds_per_row=seconds_per_row,
-            output=check_writable(Path(output) if output else RunFolder(Path(target).parent).bench),
-            write_dense=None if write_dense is None else _dense_path(write_dense, Path(target)),
-            on_row=on_row,
-        )
-    known = _open(Path(target))
-    path = check_writable(Path(output) if output else RunFolder(known.folder).bench)
-    dense_path = _dense_path(write_dense, Path(target)) if write_dense is not None else None
+        made = Path(target) if Path(target).suffix == ".onnx" else None
+        return bench_pruned(pruned_of(ticket, model), file=made, output=path, write_dense=dense_path, **measured, on_row=on_row)
+    assert known is not None
     _check_code(known, model)
     images, labels = images_of(known.data, data, data_root)
     busy = busy_share()
@@ -157,34 +144,13 @@ def bench(
             if on_row is not None:
                 on_row(_untrained_blank(row, trained))
 
-        result = measure(
-            subjects,
-            images,
-            labels,
-            runtimes=runtimes,
-            devices=devices,
-            batches=batches,
-            seconds_per_row=seconds_per_row,
-            references={"small": reference} if reference else {},
-            on_row=report,
-        )
+        references = {"small": reference} if reference else {}
+        result = measure(subjects, images, labels, **measured, references=references, on_row=report)
     rows = [_untrained_blank(row, trained) for row in result.rows]
-    value = {
-        "kind": "bench",
-        "format": 1,
-        "target": Path(target).name,
-        "file": asdict(known.file) if known.file else None,
-        "ticket_checksum": known.ticket_checksum,
-        "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
-        **BenchResult(rows, result.skipped, result.details).to_json(),
-        "images": images_origin(labels),
-        "compared_with": reference.what if reference else OF_MODULE,
-        "busy_share": busy,
-        "provenance": provenance(),
-    }
-    write_json(path, value)
-    write_text(path.with_suffix(".csv"), BenchResult(rows).to_csv())
-    return BenchResult(rows, result.skipped, result.details)
+    found = BenchResult(rows, result.skipped, result.details)
+    origin = {"target": Path(target).name, "file": known.file, "ticket_checksum": known.ticket_checksum, "images": images_origin(labels)}
+    write_result(path, found, sizes, busy, **origin, compared_with=reference.what if reference else OF_MODULE)
+    return found
 
 
 def _dense_path(output: str | Path, target: Path) -> Path:

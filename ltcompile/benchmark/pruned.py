@@ -11,13 +11,13 @@ import numpy as np
 from torch import nn
 
 from ltcompile.benchmark.reference import OF_MODULE
-from ltcompile.benchmark.rows import TF32_TOLERANCE, BenchResult, Loaded, measurement, timed, working
+from ltcompile.benchmark.rows import TF32_TOLERANCE, BenchResult, Loaded, measurement, timed, working, write_result
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.load import busy_share
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.network_file import described as described_file
 from ltcompile.core.onnx_file import read_onnx
-from ltcompile.core.records import Measurement, provenance
+from ltcompile.core.records import Measurement
 from ltcompile.errors import Crashed, Disagreement, InvalidSetting, TicketMismatch, Unavailable
 from ltcompile.graph import size
 from ltcompile.lower import export_onnx, fold_batch_norm
@@ -25,7 +25,7 @@ from ltcompile.lower.answers import answers, feeds, of_network, probe, rounded_a
 from ltcompile.lower.export import Flat
 from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import compare
-from ltcompile.paths import write_bytes, write_json, write_text
+from ltcompile.paths import write_bytes
 from ltcompile.pruned import Pruned
 from ltcompile.runtimes import Array, Options, Subject, declared, load_apart
 
@@ -70,23 +70,14 @@ def bench_pruned(
         )
     if output is not None:
         sizes = {name: size(network, pruned.example) for name, network in networks.items()}
-        value = {
-            "kind": "bench",
-            "format": 1,
+        origin = {
             "target": file.name if file is not None else type(pruned.small).__name__,
-            "file": asdict(described) if described else None,
+            "file": described,
             "ticket_checksum": pruned.provenance.get("ticket_checksum"),
             "network_checksum": pruned.checksum,
             "metric": None if pruned.metric is None else asdict(pruned.metric),
-            "subjects": {name: {"params": s.params, "macs": s.macs} for name, s in sizes.items()},
-            **result.to_json(),
-            "images": IMAGES,
-            "compared_with": OF_MODULE,
-            "busy_share": busy,
-            "provenance": provenance(),
         }
-        write_json(output, value)
-        write_text(output.with_suffix(".csv"), result.to_csv())
+        write_result(output, result, sizes, busy, **origin, images=IMAGES, compared_with=OF_MODULE)
     return result
 
 

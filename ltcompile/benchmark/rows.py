@@ -10,6 +10,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,14 +18,18 @@ from numpy.typing import NDArray
 
 from ltcompile import numerics
 from ltcompile.core.deployment import DEVICES, Deployment
-from ltcompile.core.records import Measurement
+from ltcompile.core.network_file import NetworkFile
+from ltcompile.core.records import Measurement, provenance
+from ltcompile.core.result_file import FORMAT
 from ltcompile.errors import Crashed, Disagreement, InvalidData, InvalidSetting, Unavailable
 from ltcompile.numerics import Expected, tile
+from ltcompile.paths import write_json, write_text
 from ltcompile.runtimes import Array, Feeds, Options, Session, Subject, available, load_apart, unavailable
 from ltcompile.timing import Times, interleave, speedup
 
 if TYPE_CHECKING:
     from ltcompile.benchmark.reference import Reference
+    from ltcompile.graph import Size
 
 CHECKED = 128  # images on which answers in another precision are compared: at least numerics.LEAST_INPUTS
 TF32_TOLERANCE = 1e-2  # of the largest logit: TF32 keeps 10 bits, which are about 3e-4 a layer, 1e-3 after a dozen
@@ -49,6 +54,16 @@ class BenchResult:
         writer.writeheader()
         writer.writerows(row.to_json() for row in self.rows)
         return text.getvalue()
+
+
+def write_result(
+    path: Path, result: BenchResult, sizes: Mapping[str, Size], busy: float | None, *, file: NetworkFile | None, **more: Any
+) -> None:
+    """Write bench.json to `path`, and the rows to its .csv; `file` is what was timed, `more` are further fields. Raises InvalidFile."""
+    described = {"file": file and dataclasses.asdict(file), "subjects": {n: {"params": s.params, "macs": s.macs} for n, s in sizes.items()}}
+    known = {"kind": "bench", "format": FORMAT, **more, **described, "busy_share": busy, "provenance": provenance()}
+    write_json(path, known | result.to_json())
+    write_text(path.with_suffix(".csv"), result.to_csv())
 
 
 @dataclass(frozen=True)

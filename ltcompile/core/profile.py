@@ -33,7 +33,7 @@ class Run(Record):
     """One timing of the network, at widths of its own: layer -> (read, made); `layers_ms` add up to `ms`, the median of the whole.
 
     `spread` is p80 over p20. Why it was run: "grid" and "alignment" fit the law, "check" is held against it. `reference_ms` is the median of
-    a small cut that ran in turns with it: how fast the machine was just then (profiles from before it was timed have none).
+    a small cut that ran in turns with it: how fast the machine was just then.
     """
 
     why: Why
@@ -41,7 +41,7 @@ class Run(Record):
     ms: float
     spread: float
     layers_ms: dict[str, float]
-    reference_ms: float | None = None
+    reference_ms: float
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Profile(Record):
             if run.widths.keys() != self.layers.keys() or not run.layers_ms.keys() <= self.layers.keys():
                 raise InvalidFile("a run of the profile is of other layers")
             times, widths = (
-                (run.ms, run.reference_ms or 1.0, *run.layers_ms.values()),
+                (run.ms, run.reference_ms, *run.layers_ms.values()),
                 [width for pair in run.widths.values() for width in pair],
             )
             if not all(LEAST_MS <= ms <= MOST_MS for ms in times) or not all(1 <= width <= WIDEST for width in widths):
@@ -87,9 +87,9 @@ class Profile(Record):
         """The whole network's median, at the machine's usual pace."""
         return self.runs[0].ms * self.pace(self.runs[0].reference_ms)
 
-    def pace(self, reference_ms: float | None) -> float:
+    def pace(self, reference_ms: float) -> float:
         """What a time is multiplied by that was taken while the small cut took `reference_ms`: in the middle of all runs, one."""
-        return 1.0 if reference_ms is None or self._usual_ms is None else self._usual_ms / reference_ms
+        return self._usual_ms / reference_ms
 
     @property
     def spread(self) -> float:
@@ -98,15 +98,13 @@ class Profile(Record):
 
     @property
     def drift(self) -> float:
-        """p90 over p10 of the times of the small cut: by how much the machine's speed changed meanwhile; 1 where it was not timed."""
-        found = [run.reference_ms for run in self.runs if run.reference_ms is not None]
-        return float(np.divide(*np.quantile(found, [0.9, 0.1]))) if found else 1.0
+        """p90 over p10 of the times of the small cut: by how much the machine's speed changed meanwhile."""
+        return float(np.divide(*np.quantile([run.reference_ms for run in self.runs], [0.9, 0.1])))
 
     @functools.cached_property
-    def _usual_ms(self) -> float | None:
+    def _usual_ms(self) -> float:
         """The median time of the small cut."""
-        found = [run.reference_ms for run in self.runs if run.reference_ms is not None]
-        return float(np.median(found)) if found else None
+        return float(np.median([run.reference_ms for run in self.runs]))
 
     def predict(self, widths: Mapping[str, tuple[Any, Any]]) -> Any:
         """Milliseconds at these widths: layer -> (read, made), numbers or arrays that broadcast."""

@@ -103,7 +103,6 @@ class Search:
     provenance: Provenance
     health: list[Unhealthy] | None = None  # None in searches by versions that did not record it
     target: Reached | None = None
-    execution: dict[str, Any] | None = None  # likewise
     metric: Metric = ACCURACY
 
     def arm(self, arm: str, level: int | None = None) -> list[Trained]:

@@ -232,7 +232,7 @@ def whole_profile() -> bytes:
     """Of two layers, at three levels and elsewhere."""
     target, layers = Deployment("cpu"), {"a": LayerKind("3x3 by 1x1", False, True), "b": LayerKind("linear", True, False)}
     widths = [("dense", 32), *(("grid", w) for w in (16, 8)), *(("alignment", w) for w in (15, 14)), ("check", 12)]
-    runs = [Run(why, {"a": (3, w), "b": (w, 10)}, 0.3 * w, 1.1, {"a": 0.2 * w, "b": 0.1 * w}) for why, w in widths]  # type: ignore[arg-type]
+    runs = [Run(why, {"a": (3, w), "b": (w, 10)}, 0.3 * w, 1.1, {"a": 0.2 * w, "b": 0.1 * w}, 0.1) for why, w in widths]  # type: ignore[arg-type]
     made = Profile({"name": "net", "arguments": {"classes": 10}}, target, machine(target), layers, tuple(runs), {"date": "today"})
     return _written(made.save)
 

@@ -115,12 +115,12 @@ def _calmed(found: Profile, work: _Work, report: Progress) -> Profile:
     """
     runs = list(found.runs)
     for turn in range(AGAIN):
-        reference_ms = np.array([run.reference_ms or 0.0 for run in runs])  # of older files, some have none
+        reference_ms = np.array([run.reference_ms for run in runs])
         slowest = int(reference_ms.argmax())
         if reference_ms[slowest] <= SLOWED * np.quantile(reference_ms, CALM):
             break
         run = _narrowed(work.time(*work.runs[slowest]), found.layers)
-        runs[slowest] = min(run, runs[slowest], key=lambda r: r.reference_ms or 0.0)
+        runs[slowest] = min(run, runs[slowest], key=lambda r: r.reference_ms)
         report(len(runs) + turn + 1, len(runs) + AGAIN, run)
     return replace(found, runs=tuple(runs))
 
