@@ -110,11 +110,12 @@ class Compared:
 class Expected:
     """What a network answers to N inputs: `exact`, (N, ...) by PyTorch in fp32, and `rounded`, the same with its rounding simulated.
 
-    In fp32 there is no `rounded`. The module says which bounds follow.
+    Without `rounded`, `tolerance` bounds the largest error, of the largest output. Else the module says which bounds follow.
     """
 
     exact: NDArray[np.float32]
     rounded: NDArray[np.float32] | None = None
+    tolerance: float = FP32_TOLERANCE
 
     def refusal(self, found: Any, inputs: int | None = None) -> str:
         """Why outputs `found` are not the network's, for the first `inputs` inputs (by default all), which repeat where `found` has more
@@ -128,7 +129,7 @@ class Expected:
             return "outputs are not finite: they hold nan or inf"
         if self.rounded is None:
             error = largest_error(y, x)
-            return "" if error <= FP32_TOLERANCE else f"outputs are off by {error:.1e} of the largest ({FP32_TOLERANCE:.0e} is allowed)"
+            return "" if error <= self.tolerance else f"outputs are off by {error:.1e} of the largest ({self.tolerance:.0e} is allowed)"
         if not math.isfinite(self.noise):
             return "rounding makes outputs nan or inf: the precision does not hold this network's values"
         s, different = _array(tile(self.rounded[:there], len(found))), min(there, len(found))
@@ -138,8 +139,8 @@ class Expected:
     def compare(self, found: Any) -> Compared:
         """All of it, of outputs for all inputs."""
         refusal = self.refusal(found)
-        if self.rounded is None or _array(found).shape != self.exact.shape:
-            return Compared(largest_error(found, self.exact), FP32_TOLERANCE, refusal)
+        if self.rounded is None:
+            return Compared(largest_error(found, self.exact), self.tolerance, refusal)
         size = max(_rms(_array(self.exact)), TINY)
         return Compared(
             _rms(_array(found) - _array(self.rounded)) / size,
@@ -187,8 +188,9 @@ class Expected:
         return f"{value / max(_rms(_array(self.exact)), TINY):.2%} of the outputs"
 
 
-def compare(found: Answers, exact: Answers, rounded: Answers | None = None) -> Compared:
-    """The output that is furthest off, of those that a file gives: `exact` is by PyTorch in fp32, `rounded` with its rounding simulated.
+def compare(found: Answers, exact: Answers, rounded: Answers | None = None, tolerance: float = FP32_TOLERANCE) -> Compared:
+    """The output that is furthest off, of those that a file gives: `exact` is by PyTorch in fp32, `rounded` with its rounding simulated;
+    without it, `tolerance` bounds the largest error.
 
     Outputs are taken in order, since a file may name them otherwise.
     """
@@ -197,26 +199,27 @@ def compare(found: Answers, exact: Answers, rounded: Answers | None = None) -> C
     simulated = list(rounded.values()) if rounded is not None else [None] * len(exact)
     compared = []
     for (name, x), y, s in zip(exact.items(), found.values(), simulated, strict=True):
-        one = _compare_numbers(y, x, s) if np.issubdtype(x.dtype, np.floating) else _compare_integers(y, x, s)
+        if y.shape != x.shape:
+            one = Compared(math.inf, 0.0, f"outputs have the shape {y.shape}, not {x.shape}")
+        else:
+            one = _compare_numbers(y, x, s, tolerance) if np.issubdtype(x.dtype, np.floating) else _compare_integers(y, x, s)
         prefix = f"output {name!r}: " if one.refusal and len(exact) > 1 else ""
         compared.append(Compared(one.error, one.allowed, prefix + one.refusal))
     return max(compared, key=lambda one: (bool(one.refusal), one.error / one.allowed if one.allowed else 0.0))
 
 
-def _compare_numbers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None) -> Compared:
+def _compare_numbers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None, tolerance: float) -> Compared:
     finite = np.isfinite(exact)
-    if finite.all() or found.shape != exact.shape:
-        return Expected(exact, rounded).compare(found)
+    if finite.all():
+        return Expected(exact, rounded, tolerance).compare(found)
     if not np.array_equal(np.nan_to_num(found[~finite], nan=0.5), np.nan_to_num(exact[~finite], nan=0.5)):
         return Compared(math.inf, 0.0, "infinite or undefined values differ")
     held = [None if value is None else np.where(finite, value, 0.0).astype(np.float32) for value in (exact, rounded, found)]
     assert held[0] is not None and held[2] is not None
-    return Expected(held[0], held[1]).compare(held[2])
+    return Expected(held[0], held[1], tolerance).compare(held[2])
 
 
 def _compare_integers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None) -> Compared:
-    if found.shape != exact.shape:
-        return Compared(math.inf, 0.0, f"outputs have the shape {found.shape}, not {exact.shape}")
     allowed = UNEQUAL + (0.0 if rounded is None else _unequal(rounded, exact))
     error = _unequal(found, exact)
     return Compared(error, allowed, "" if error <= allowed else f"{error:.1%} of the values differ ({allowed:.1%} is allowed)")

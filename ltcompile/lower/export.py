@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting, Unavailable
@@ -24,12 +26,11 @@ from ltcompile.lower.exporter import quiet
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.onnx_padding import separate_pads
 from ltcompile.lower.trace import BATCH, reason
-from ltcompile.numerics import EXPORT_TOLERANCES, FP32_TOLERANCE, largest_error
+from ltcompile.numerics import EXPORT_TOLERANCES, FP32_TOLERANCE, compare
 from ltcompile.paths import write_bytes
 from ltcompile.runtimes._ort import run_once
 
 CHECKED = 3  # examples for the comparison of file and network: not the exported batch size, and not one
-UNEQUAL = 0.01  # the fraction of integer outputs that may differ: of two nearly equal values either may be the largest
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -238,28 +239,15 @@ def _compare(found: Sequence[Tensor], expected: Sequence[Tensor], names: Sequenc
     """Raises Disagreement where an output of the file is not the network's."""
     if len(found) != len(expected):
         raise Disagreement(f"{path} would give {len(found)} outputs, and the network gives {len(expected)}; please report this network")
-    for name, left, right in zip(names, found, expected, strict=True):
-        if difference := _difference(left, right, tolerance):
-            raise Disagreement(
-                f"{path} would not compute what the network does: its output {name!r} {difference}; does the network draw random numbers? "
-                "If not, please report it"
-            )
+    ours, theirs = ({name: _array(value) for name, value in zip(names, side, strict=True)} for side in (found, expected))
+    if refusal := compare(ours, theirs, tolerance=tolerance).refusal:
+        raise Disagreement(
+            f"{path} would not compute what the network does: {refusal}; does the network draw random numbers? If not, please report it"
+        )
 
 
-def _difference(found: Tensor, expected: Tensor, tolerance: float) -> str:
-    """The difference of two outputs in words, or ""."""
-    if found.shape != expected.shape:
-        return f"has shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
-    if not expected.numel():
-        return ""
-    if not expected.is_floating_point():
-        share = float((found != expected).double().mean())
-        return f"differs in {share:.1%} of its values" if share > UNEQUAL else ""
-    finite = expected.isfinite()
-    if not torch.equal(found[~finite].nan_to_num(0.5), expected[~finite].nan_to_num(0.5)):
-        return "differs in its infinite or undefined values"
-    error = largest_error(found[finite], expected[finite])
-    return "" if error <= tolerance else f"differs by {error:.2e} of its largest value, more than {tolerance:.0e}"
+def _array(value: Tensor) -> NDArray[Any]:
+    return np.atleast_1d((value.float() if value.dtype == torch.bfloat16 else value).numpy())
 
 
 def _check_shapes(filters: list[tuple[int, ...]], proto: Any, path: str | Path) -> None:
