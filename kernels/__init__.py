@@ -6,7 +6,7 @@ A file `x.py` offers the operator `x`, usable in any network, and its parts:
                                  configurations
     pack(...)                    weights of a torch layer -> the tensors that the operator takes, once
     reference(arguments)         the output in torch operations; float64 in, float64 out
-    prepare(y, arguments, config=...)  -> Call: checked, configured, ready to `launch` repeatedly or to `compile_ahead`
+    prepare(y, arguments, config=...)  -> Call: checked, configured, ready to `launch` repeatedly
     x(...)                       `torch.ops.ltcompile.x`: the Triton kernel on a GPU, `reference` on a CPU, traceable everywhere
 
 Two ways avoid the time between launches of calls that follow each other in a stream: `dependent(call)` starts while the previous one ends,
@@ -26,17 +26,17 @@ from ltcompile import registry
 if TYPE_CHECKING:
     from ltcompile.kernels._config import PERSISTENT_WARPS, Config
     from ltcompile.kernels._convolution import ACTIVATIONS, KEEPS_ZERO
-    from ltcompile.kernels._launch import Call, Compiled, compile_ahead, dependent, interpreted, launch
+    from ltcompile.kernels._launch import Call, dependent, interpreted, launch
     from ltcompile.kernels._layout import IMAGE_STRIDE, nchw, nhwc, padded
     from ltcompile.kernels._persistent import fuse
 
-__all__ = ["ACTIVATIONS", "IMAGE_STRIDE", "KEEPS_ZERO", "PERSISTENT_WARPS", "Call", "Compiled", "Config"]
-__all__ += ["compile_ahead", "dependent", "fuse", "interpreted", "launch", "load", "names", "nchw", "nhwc", "padded"]
+__all__ = ["ACTIVATIONS", "IMAGE_STRIDE", "KEEPS_ZERO", "PERSISTENT_WARPS", "Call", "Config"]
+__all__ += ["dependent", "fuse", "interpreted", "launch", "load", "names", "nchw", "nhwc", "padded"]
 
 _HOMES = dict.fromkeys(("ACTIVATIONS", "KEEPS_ZERO"), "_convolution") | {"fuse": "_persistent"}
 _HOMES |= dict.fromkeys(("Config", "PERSISTENT_WARPS"), "_config")
 _HOMES |= dict.fromkeys(("IMAGE_STRIDE", "nchw", "nhwc", "padded"), "_layout")
-_HOMES |= dict.fromkeys(("Call", "Compiled", "compile_ahead", "dependent", "interpreted", "launch"), "_launch")
+_HOMES |= dict.fromkeys(("Call", "dependent", "interpreted", "launch"), "_launch")
 
 
 def names() -> list[str]:

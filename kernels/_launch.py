@@ -1,15 +1,11 @@
 # mypy: disable-error-code="import-untyped"
-"""The only place where kernels are launched, interpreted and compiled ahead of time."""
+"""The only place where kernels are launched and interpreted."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,7 +15,6 @@ from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.kernels._config import Config
 
 REGISTERS = 65536  # of a multiprocessor, of every NVIDIA GPU since 2012
-_POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int32: "*i32"}
 
 
 @dataclass(frozen=True)
@@ -79,16 +74,6 @@ def configured(
     return Call(kernel, programs, tensors, {"first": 0} | numbers, constants | blocks, config.warps, config.stages)
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """The compiler's result for a call; registers and stack bytes are for each thread, and spilled registers lie on the stack."""
-
-    ptx: str
-    shared_bytes: int
-    registers: int
-    stack_bytes: int
-
-
 def interpreted(kernel: Any) -> bool:
     """Whether Triton's interpreter runs the kernel (TRITON_INTERPRET=1 when it was defined)."""
     return not isinstance(kernel, triton.JITFunction)
@@ -134,14 +119,21 @@ class Multiprocessor:
     programs: int = 32
 
 
-def resident(used: Compiled, warps: int, one: Multiprocessor) -> int:
+class Usage(NamedTuple):
+    """What a compiled kernel takes: registers of a thread, and shared memory of a program."""
+
+    registers: int
+    shared_bytes: int
+
+
+def resident(used: Usage, warps: int, one: Multiprocessor) -> int:
     """How many programs of `warps` warps a multiprocessor holds at once, by CUDA's rules: a warp gets registers in units of 256, and a
     program takes 1 KB of shared memory more than it requests."""
     registers = warps * -(-max(used.registers, 1) * 32 // 256) * 256
     return min(one.registers // registers, one.shared_bytes // (used.shared_bytes + 1024), one.threads // (32 * warps), one.programs)
 
 
-def check_resident(programs: int, used: Compiled, warps: int, one: Multiprocessor, count: int) -> None:
+def check_resident(programs: int, used: Usage, warps: int, one: Multiprocessor, count: int) -> None:
     """Raises Unavailable where the `programs` of a cooperative call do not fit on the `count` multiprocessors of a GPU at once."""
     if programs > (fitting := count * resident(used, warps, one)):
         raise Unavailable(
@@ -157,7 +149,7 @@ def _check_fits(call: Call) -> None:
         return
     kernel = call.kernel.warmup(**call.arguments, **call.options, grid=(call.programs,))
     kernel._init_handles()  # loads it, and sets n_regs
-    used = Compiled("", kernel.metadata.shared, kernel.n_regs, 0)
+    used = Usage(kernel.n_regs, kernel.metadata.shared)
     one = Multiprocessor(REGISTERS, gpu.shared_memory_per_multiprocessor, gpu.max_threads_per_multi_processor)
     check_resident(call.programs, used, call.warps, one, gpu.multi_processor_count)
 
@@ -188,39 +180,6 @@ def launch(call: Call, wrap: Callable[[Any], Any] | None = None) -> None:
     kernel[(call.programs,)](**call.arguments, **call.options)
 
 
-def compile_ahead(call: Call, capability: int) -> Compiled:
-    """Compile for a GPU, which this machine need not have.
-
-    Args:
-        call: its tensors may be on the meta device.
-        capability: the compute capability, times ten: 80, 90, 100, ...
-
-    Raises:
-        Unavailable: kernels are interpreted in this process, this Triton has no NVIDIA tools, or such a GPU has no dependent launch.
-    """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    if interpreted(call.kernel):
-        raise Unavailable("kernels are interpreted in this process; unset TRITON_INTERPRET and start again")
-    _check_dependent(call, capability)
-    names, arguments = call.kernel.arg_names, call.arguments
-    leaves = {(names.index(name), *path): leaf for name, value in arguments.items() for path, leaf in _leaves(value)}
-    numbers = {(names.index(name),) for name in call.numbers}
-    constants = {path: leaf for path, leaf in leaves.items() if path not in numbers and not isinstance(leaf, Tensor)}
-    # as torch allocates, and as Triton specialises numbers at a launch
-    wide = [path for path, leaf in leaves.items() if isinstance(leaf, Tensor) or (path in numbers and leaf % 16 == 0)]
-    aligned: Any = {path: [["tt.divisibility", 16]] for path in wide}
-    signature = {name: "i32" if name in call.numbers else _signature(arguments[name]) for name in names}
-    made = triton.compile(
-        ASTSource(call.kernel, signature, constants, aligned),
-        target=GPUTarget("cuda", capability, 32),
-        options=call.options,
-    )
-    used = _usage(made.asm["cubin"])
-    return Compiled(made.asm["ptx"], made.metadata.shared, used["REG"], used["STACK"] + used["LOCAL"])
-
-
 def _leaves(value: Any, *path: int) -> Iterator[tuple[tuple[int, ...], Any]]:
     """The values in tuples of tuples, each with its path."""
     if isinstance(value, tuple):
@@ -228,24 +187,3 @@ def _leaves(value: Any, *path: int) -> Iterator[tuple[tuple[int, ...], Any]]:
             yield from _leaves(part, *path, at)
     else:
         yield path, value
-
-
-def _signature(value: Any) -> Any:
-    """Triton's name for the type of an argument; a tuple of them for a tuple."""
-    if isinstance(value, tuple):
-        return tuple(_signature(part) for part in value)
-    return _POINTERS[value.dtype] if isinstance(value, Tensor) else "constexpr"
-
-
-def _usage(cubin: bytes) -> dict[str, int]:
-    """Registers, stack and so on, by cuobjdump."""
-    from triton.backends import nvidia
-
-    tool = Path(nvidia.__path__[0]) / "bin" / "cuobjdump"
-    if not tool.exists():
-        raise Unavailable(f"{tool} is missing; install Triton from its wheel")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        report = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {name: int(value) for name, value in re.findall(r"\b([A-Z]+):(\d+)", report)}

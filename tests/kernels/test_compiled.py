@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ahead_of_time import compile_ahead
 from kernel_cases import Conv, Depthwise, Grouped, Linear, Maxpool, PooledHead
 from kernel_networks import HALF_VGG, SHORT, Network, build
 
@@ -54,7 +55,7 @@ def copies(ptx: str) -> list[int]:
 def test_dependent_calls_wait_before_they_read(index: int, capability: int) -> None:
     call = kernels.dependent(prepared(*LAYERS[index], torch.float16))
     assert call.dependent
-    made = kernels.compile_ahead(call, capability)
+    made = compile_ahead(call, capability)
     before, wait, after = made.ptx.partition("griddepcontrol.wait")
     assert "griddepcontrol.launch_dependents" in before
     assert wait
@@ -66,16 +67,16 @@ def test_dependent_calls_wait_before_they_read(index: int, capability: int) -> N
 
 def test_dependent_calls_are_refused_where_there_is_no_dependence() -> None:
     with pytest.raises(Unavailable, match=r"compute capability 8\.0"):
-        kernels.compile_ahead(kernels.dependent(prepared(*LAYERS[5], torch.float16)), 80)
+        compile_ahead(kernels.dependent(prepared(*LAYERS[5], torch.float16)), 80)
 
 
 @pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "case"), LAYERS, ids=str)
 def test_defaults_compile_without_spills_and_with_wide_loads(name: str, case: Any, capability: int) -> None:
     call = prepared(name, case, torch.float16)
-    made = kernels.compile_ahead(call, capability)
+    made = compile_ahead(call, capability)
     assert made.stack_bytes == 0
-    assert made.shared_bytes <= 160 * 1024
+    assert made.used.shared_bytes <= 160 * 1024
     assert "griddepcontrol" not in made.ptx
     assert not re.findall(r"ld\.global\S*\.[bu](?:8|16)\b", made.ptx)  # nothing is read a lane at a time
     if name in ("conv2d", "linear", "grouped"):
@@ -90,7 +91,7 @@ def test_defaults_compile_without_spills_and_with_wide_loads(name: str, case: An
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("name", "case"), OTHER_LAYERS, ids=str)
 def test_other_types_compile_without_spills(name: str, case: Any, dtype: torch.dtype) -> None:
-    made = kernels.compile_ahead(prepared(name, case, dtype), 90)
+    made = compile_ahead(prepared(name, case, dtype), 90)
     assert made.stack_bytes == 0
     assert not re.findall(r"ld\.global\S*\.[bu](?:8|16)\b", made.ptx)
     if name in ("conv2d", "linear", "grouped"):
@@ -113,9 +114,9 @@ def spaces() -> list[tuple[str, Any, Config]]:
 @pytest.mark.parametrize(("name", "case", "config"), spaces()[:: 1 if os.environ.get("LTCOMPILE_SWEEP") else 30])
 def test_search_space_compiles(name: str, case: Any, config: Config) -> None:
     """A sample; all of it with LTCOMPILE_SWEEP=1. A register pair on the stack is the assembler's choice, more would be a spill."""
-    made = kernels.compile_ahead(prepared(name, case, torch.float16, config), 90)
+    made = compile_ahead(prepared(name, case, torch.float16, config), 90)
     assert made.stack_bytes <= 8
-    assert made.shared_bytes <= 160 * 1024
+    assert made.used.shared_bytes <= 160 * 1024
 
 
 def test_spaces_begin_with_the_default_and_repeat_nothing() -> None:
@@ -149,13 +150,13 @@ def test_spaces_begin_with_the_default_and_repeat_nothing() -> None:
 def test_all_programs_fit_onto_a_gpu_at_once(network: Network, dtype: torch.dtype, capability: int, instruction: str) -> None:
     """One a multiprocessor: 65536 registers and, on the smallest of them, 163 KB of shared memory."""
     call = kernels.fuse(build(network, dtype, "meta").calls)
-    made = kernels.compile_ahead(call, capability)
+    made = compile_ahead(call, capability)
     assert call.options["launch_cooperative_grid"]
     assert call.programs <= PROGRAMS
     assert made.stack_bytes == 0
-    assert made.registers * 32 * call.warps <= 65536
-    assert made.shared_bytes <= 160 * 1024
-    check_resident(call.programs, made, call.warps, Multiprocessor(REGISTERS, 164 * 1024, 2048), PROGRAMS)
+    assert made.used.registers * 32 * call.warps <= 65536
+    assert made.used.shared_bytes <= 160 * 1024
+    check_resident(call.programs, made.used, call.warps, Multiprocessor(REGISTERS, 164 * 1024, 2048), PROGRAMS)
     assert instruction in made.ptx
     if dtype == torch.float16:  # Triton 3.6 transposes single precision on the way, 4 bytes at a time
         sizes = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x[0-9a-f]+|\d+)", made.ptx)
@@ -187,6 +188,6 @@ def test_a_launch_compiles_what_is_compiled_ahead(which: str, monkeypatch: pytes
     built = build(SHORT, torch.float16, "cpu")
     call = kernels.fuse(built.calls) if which == "fused" else kernels.dependent(built.calls[1])
     kernel = call.kernel.warmup(**call.arguments, **call.options, grid=(call.programs,))
-    assert kernel.asm["ptx"] == kernels.compile_ahead(call, 90).ptx
+    assert kernel.asm["ptx"] == compile_ahead(call, 90).ptx
     assert kernel.metadata.launch_cooperative_grid == call.cooperative == (which == "fused")
     assert kernel.metadata.launch_pdl == call.dependent == (which == "dependent")

@@ -12,7 +12,7 @@ from ltcompile import kernels
 from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.kernels import PERSISTENT_WARPS
 from ltcompile.kernels._config import PROGRAMS, gemm_default, head_default, window_default
-from ltcompile.kernels._launch import Compiled, Multiprocessor, check_resident, resident
+from ltcompile.kernels._launch import Multiprocessor, Usage, check_resident, resident
 
 
 def fused(network: Network, programs: int | None = None) -> kernels.Call:
@@ -29,10 +29,10 @@ def test_a_multiprocessor_holds_as_many_programs_as_its_least_resource_allows() 
     """By hand, with an H100's numbers: 126 registers take 4096 a warp, and a program has 1 KB of shared memory for itself."""
     h100 = Multiprocessor(65536, 233472, 2048)
     for used, warps, expected in (
-        (Compiled("", 25 * 1024, 126, 0), 4, 4),  # registers
-        (Compiled("", 100 * 1024, 64, 0), 4, 2),  # shared memory
-        (Compiled("", 0, 16, 0), 8, 8),  # threads
-        (Compiled("", 228 * 1024, 32, 0), 4, 0),  # none fits
+        (Usage(126, 25 * 1024), 4, 4),  # registers
+        (Usage(64, 100 * 1024), 4, 2),  # shared memory
+        (Usage(16, 0), 8, 8),  # threads
+        (Usage(32, 228 * 1024), 4, 0),  # none fits
     ):
         assert resident(used, warps, h100) == expected
         check_resident(132 * expected, used, warps, h100, 132)
