@@ -245,11 +245,6 @@ def epoch_rows(
             yield own, moves if first is None else replace(moves, mirrored=(first[own] + (shard.epoch or 0)) % 2 == 1)
 
 
-def augment(images: Tensor, recipe: Recipe, rng: torch.Generator, black: Tensor) -> Tensor:
-    """Each image (N, C, H, W) mirrored by chance and shifted within a padding of `black` (C,), both by `recipe`."""
-    return Moves.draw(len(images), recipe, rng).of_images(images, black)
-
-
 def from_tensors(
     name: str,
     class_names: list[str],

@@ -16,7 +16,7 @@ from ltcompile.core.notice import Notice
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import _labelled, names
-from ltcompile.data._dataset import Description, augment
+from ltcompile.data._dataset import Description, Moves
 from ltcompile.data._split import stratified
 from ltcompile.errors import InvalidData, InvalidSetting, UnknownName
 
@@ -66,13 +66,13 @@ def test_training_batches_repeat_by_seed_and_drop_the_rest() -> None:
 def test_augmentation_shifts_and_mirrors_each_image() -> None:
     image = torch.arange(64.0).view(1, 1, 8, 8)
     black = torch.zeros(1)
-    out = augment(image.repeat(200, 1, 1, 1), Recipe(crop_pixels=2, flip=True), torch.Generator().manual_seed(0), black)
+    out = Moves.draw(200, Recipe(crop_pixels=2, flip=True), torch.Generator().manual_seed(0)).of_images(image.repeat(200, 1, 1, 1), black)
     padded = torch.nn.functional.pad(image, (2, 2, 2, 2), value=0.0)[0, 0]
     allowed = {tuple(p[y : y + 8, x : x + 8].flatten().tolist()) for p in (padded,) for y in range(5) for x in range(5)}
     allowed |= {tuple(torch.tensor(a).view(8, 8).flip(1).flatten().tolist()) for a in allowed}
     found = {tuple(o.flatten().tolist()) for o in out}
     assert found <= allowed and len(found) > 30
-    still = augment(image, Recipe(crop_pixels=0, flip=False), torch.Generator(), black)
+    still = Moves.draw(1, Recipe(crop_pixels=0, flip=False), torch.Generator()).of_images(image, black)
     assert torch.equal(still, image)
 
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import ltcompile as lt
 from ltcompile import cli, models
 from ltcompile.core.image_size import parse, to_text
-from ltcompile.data._dataset import augment, black_pixel
+from ltcompile.data._dataset import Moves, black_pixel
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph.outputs import outputs_of
 from ltcompile.lower.lower import lower
@@ -78,7 +78,8 @@ def test_out_of_range() -> None:
 def test_crops_are_padded_with_black_of_each_channel() -> None:
     mean, std = torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0.1, 0.2, 0.3])
     white = ((1 - mean) / std).view(1, 3, 1, 1).expand(64, 3, 4, 6)
-    shifted = augment(white, lt.Recipe(crop_pixels=2, flip=False), torch.Generator().manual_seed(0), black_pixel(mean, std))
+    moves = Moves.draw(len(white), lt.Recipe(crop_pixels=2, flip=False), torch.Generator().manual_seed(0))
+    shifted = moves.of_images(white, black_pixel(mean, std))
     pixels: Tensor = shifted * std.view(1, 3, 1, 1) + mean.view(1, 3, 1, 1)
     assert shifted.shape == white.shape and 0 < float((pixels.abs() < 1e-6).float().mean()) < 0.9
     torch.testing.assert_close(pixels, pixels.round(), atol=1e-6, rtol=0), "what is not white is black, in every channel"
