@@ -67,7 +67,7 @@ S = TypeVar("S", bound=Scale)
 
 def scales(name: str, shape: type[S]) -> dict[str, S]:
     """The settings of the study `name` at each scale, from papers/NAME.toml; `shape` is its kind of `Scale`."""
-    found = _paper(name)
+    found = texts(name)
     return {size: table(found[size], shape, size) for size in SIZES}
 
 
@@ -79,7 +79,7 @@ class Paper:
     """
 
     def __init__(self, name: str, source: str) -> None:
-        self.texts, self.source = _paper(name), source
+        self.texts, self.source = texts(name), source
 
     def _of(self, kind: str, key: str, words: Mapping[str, object]) -> dict[str, Any]:
         def formatted(value: Any) -> Any:
@@ -109,7 +109,8 @@ class Paper:
         return Maps(**{"name": key, **self._of("maps", key, words)}, pictures=pictures)
 
 
-def _paper(name: str) -> dict[str, Any]:
+def texts(name: str) -> dict[str, Any]:
+    """What papers/NAME.toml holds."""
     file = Path(__file__).with_name("papers") / f"{name.rpartition('.')[2]}.toml"
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
