@@ -20,13 +20,19 @@ def kind_of(path: Path) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def read_result(path: str | Path, shapes: Mapping[str, type[Any]], maker: str, check: Callable[[Any], None] = lambda _: None) -> Any:
+def read_result(
+    path: str | Path,
+    shapes: Mapping[str, type[Any]],
+    maker: str,
+    check: Callable[[Any], None] = lambda _: None,
+    remedy: str = "run that again",
+) -> Any:
     """The result in `path` as the dataclass that `shapes` has for its kind; `maker` is the command that writes it.
 
     Raises:
         InvalidFile: it is missing, of another kind or format, or damaged; or `check` raises SchemaError for it.
     """
-    value = read_json(path, f"result of {maker} (run that again)")
+    value = read_json(path, f"result of {maker} ({remedy})")
     try:
         kind = value.get("kind") if isinstance(value, Mapping) else None
         if not isinstance(kind, str) or kind not in shapes:
@@ -38,4 +44,4 @@ def read_result(path: str | Path, shapes: Mapping[str, type[Any]], maker: str, c
         check(found)
         return found
     except (SchemaError, LtcompileError, RecursionError) as error:
-        raise InvalidFile(f"{path} cannot be read as a result of {maker}: {error}; run that again") from error
+        raise InvalidFile(f"{path} cannot be read as a result of {maker}: {error}; {remedy}") from error

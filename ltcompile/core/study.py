@@ -233,5 +233,5 @@ class Study(Record):
     @classmethod
     def load(cls, path: str | Path) -> Study:
         """What `save` wrote, every field checked. Raises InvalidFile."""
-        found: Study = read_result(path, {"study": cls}, "`ltcompile study`")
+        found: Study = read_result(path, {"study": cls}, "`ltcompile study`", remedy="run that again with --resume")
         return found

@@ -22,6 +22,7 @@ ENDINGS = {"aoti_load_package", "load_library", "LoadLibrary", "load_inline"}  #
 TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each with the reason
     ("ltcompile/__init__.py", "importlib.import_module"): "names of the table above it",
     ("kernels/__init__.py", "importlib.import_module"): "names of the table above it",
+    ("ltcompile/cli/__init__.py", "importlib.import_module"): "the names of commands above it",
     ("ltcompile/registry.py", "importlib.import_module"): "names that the package was found to offer",
     ("models/__init__.py", "importlib.import_module"): "timm; and package.module:factory, on the user's word",
     ("models/__init__.py", "importlib.util.spec_from_file_location"): "file.py:factory, on the user's word",

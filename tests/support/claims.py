@@ -67,8 +67,8 @@ def report(folder: Path, *timings: dict[str, Any], **fields: Any) -> Path:
         "data": {"shape": list(SHAPE), "sizes": {"test": 500}},
         "points": [],
         "shrinks": [{**shrunk, "ticket_checksum": TICKET}],
-        "bench": {"subjects": {"dense": {"params": 150_000}}, "rows": [timing(subject="dense"), *timings]},
-        "provenance": [{"stage": "bench", "machine": {"cpu": cpu_name()}, "command": "ltcompile bench runs/x/small.onnx"}],
+        "bench": {"target": "small.onnx", "subjects": {"dense": {"params": 150_000}}, "rows": [timing(subject="dense"), *timings]},
+        "provenance": [{"stage": "bench", "machine": {"cpu": cpu_name()}}],
         **fields,
     }
     (folder / "report.json").write_text(json.dumps(value))
