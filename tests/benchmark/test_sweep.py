@@ -358,6 +358,7 @@ def test_levels_that_miss_their_targets_are_named(folder: Path, found: dict[str,
     assert reached_by(sweep, (0.5,), "cpu:onnxruntime:b7:fp32") == [("ticket-1", Reached("time", 0.5, None))]
 
 
+@pytest.mark.slow
 class TestRefusals:
     def test_no_run(self, tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir()

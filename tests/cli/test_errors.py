@@ -203,6 +203,7 @@ def test_wrong_weights(tmp_path: Path, wrong: Path, kind: str) -> None:
         refused("plan", "--model", "lenet5", "--weights", path, names=path, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_places_that_cannot_be_written(tmp_path: Path, wrong: Path) -> None:
     for place in (wrong / "folder", wrong / "text/plan.json", "/proc/none/plan.json"):
         refused("plan", "--model", "lenet5", "-o", place, names=place, cwd=tmp_path)
@@ -215,6 +216,7 @@ def test_wrong_data(tmp_path: Path, wrong: Path) -> None:
         refused("find", "--data", "mnist", "--data-root", wrong / data, names=wrong / data, cwd=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "runs/t").mkdir(parents=True)
     for content in ("", "[]", "{", "null", "7"):
@@ -261,5 +263,6 @@ class TestExitCodes:
         with pytest.raises(type(error)):
             raised(monkeypatch, capsys, error, "--debug")
 
+    @pytest.mark.slow
     def test_debug_is_in_the_help(self, tmp_path: Path) -> None:
         assert "--debug" in call("--help", cwd=tmp_path).stdout

@@ -75,9 +75,12 @@ def test_random_chains(kinds: list[tuple[str, int]], seed: int, data: st.DataObj
     assert not any(plan.removes(name) for name in small.state_dict())
 
 
+DEEPER = (("mobilenet_v2", 10), ("efficientnet_b0", 9), ("convnext_tiny", 18))
+
+
 @pytest.mark.parametrize(
     ("build", "count"),
-    [("resnet18", 8), ("mobilenet_v2", 10), ("efficientnet_b0", 9), ("convnext_tiny", 18), ("vit", 4)],
+    [("resnet18", 8), ("vit", 4), *(pytest.param(*more, marks=pytest.mark.slow) for more in DEEPER)],
 )
 def test_branches_of_public_networks(build: str, count: int) -> None:
     torch.manual_seed(0)

@@ -45,7 +45,22 @@ def test_plans_of_sizes_meet_them() -> None:
 def test_a_search_says_how_its_ticket_stands_to_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ltcompile.cli.find.StopSignal", dict)  # signals and warnings stay those of the tests
-    words = ["find", "--model", "lenet5", "--image-size", "16", "--target-macs", "0.3", "--rounds", "2", "--epochs", "1", "--no-controls"]
+    words = [
+        "find",
+        "--model",
+        "lenet5",
+        "--image-size",
+        "16",
+        "--target-macs",
+        "0.3",
+        "--rounds",
+        "2",
+        "--epochs",
+        "1",
+        "--no-controls",
+        "--set",
+        "train_images=300",
+    ]
     done = CliRunner().invoke(app, [*words, "--name", "t", "--json"], catch_exceptions=False)
     reported = json.loads(done.stdout)
     ticket, written = lt.Ticket.load(tmp_path / "runs/t/ticket.pt"), json.loads((tmp_path / "runs/t/search.json").read_text())

@@ -37,6 +37,7 @@ LAYERS = [  # kernel, case: layers of VGG-16, ResNet and MobileNet, whole and pr
     ("maxpool", Maxpool(32, 112, 112, 64)),
 ]
 OTHER_LAYERS = [LAYERS[index] for index in (2, 5, 9, 11, 14)]
+QUICK = [layer if layer in OTHER_LAYERS else pytest.param(*layer, marks=pytest.mark.slow) for layer in LAYERS]
 MATRIX = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
 
@@ -51,7 +52,10 @@ def copies(ptx: str) -> list[int]:
     return [int(size, 0) for size in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x[0-9a-f]+|\d+)", ptx)]
 
 
-@pytest.mark.parametrize(("index", "capability"), [(5, 90), (12, 90), (13, 90), (15, 90), (5, 100), (14, 100)])
+@pytest.mark.parametrize(
+    ("index", "capability"),
+    [(5, 90), *(pytest.param(*more, marks=pytest.mark.slow) for more in ((12, 90), (13, 90), (15, 90), (5, 100))), (14, 100)],
+)
 def test_dependent_calls_wait_before_they_read(index: int, capability: int) -> None:
     call = kernels.dependent(prepared(*LAYERS[index], torch.float16))
     assert call.dependent
@@ -71,7 +75,7 @@ def test_dependent_calls_are_refused_where_there_is_no_dependence() -> None:
 
 
 @pytest.mark.parametrize("capability", [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("name", "case"), LAYERS, ids=str)
+@pytest.mark.parametrize(("name", "case"), QUICK, ids=str)
 def test_defaults_compile_without_spills_and_with_wide_loads(name: str, case: Any, capability: int) -> None:
     call = prepared(name, case, torch.float16)
     made = compile_ahead(call, capability)

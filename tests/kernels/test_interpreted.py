@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from kernel_laws import PARTS
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.parametrize("part", ["first", pytest.param("others", marks=pytest.mark.slow)])
+
+@pytest.mark.parametrize("part", PARTS)
 def test_interpreted_kernels_hold(part: str) -> None:
     """One process for each part; what fails is named."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

@@ -204,6 +204,7 @@ class TestInspect:
         refused(run, "inspect", tmp_path, says="is a folder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["plan", "inspect"])
 def test_help_has_an_example(command: str) -> None:
     done = call(command, "--help")

@@ -21,6 +21,8 @@ import ltcompile as lt
 from ltcompile.errors import InvalidFile
 from ltcompile.models._weights import load_weights
 
+pytestmark = pytest.mark.slow
+
 
 def torch_file(value: Any, change: Callable[[str, bytes], bytes | None] = lambda _, data: data, pack: int = zipfile.ZIP_STORED) -> bytes:
     """What torch.save writes, its entries changed, or left out, or packed."""

@@ -11,6 +11,8 @@ from commands import call, refused
 from forgery import onnx_file
 from onnx import TensorProto, helper
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("location", ["../../secret", "/etc/passwd", "link", "."])
 def test_onnx_files_that_read_others(tmp_path: Path, location: str) -> None:

@@ -20,6 +20,7 @@ from ltcompile.core import ticket as tickets
 from ltcompile.errors import InvalidFile, TicketMismatch
 
 
+@pytest.mark.slow
 class TestTickets:
     """Descriptions that lie, under a checksum that fits."""
 
@@ -153,6 +154,7 @@ def test_checkpoints_that_are_of_another_training(searched: Path, without: str) 
         partial.unlink(missing_ok=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["shrink", "lower", "bench"])
 @pytest.mark.parametrize("kind", ["ticket", "onnx"])
 def test_code_that_a_file_names_is_requested_again(tmp_path: Path, command: str, kind: str) -> None:
@@ -166,6 +168,7 @@ def test_code_that_a_file_names_is_requested_again(tmp_path: Path, command: str,
     assert not (tmp_path / MARK).exists()
 
 
+@pytest.mark.slow
 def test_names_do_not_command_the_terminal(tmp_path: Path, lenet: Path) -> None:
     """Neither it nor rich's markup, which an odd bracket would break."""
     hostile = "\x1b]0;title\x07\x1b[2J[/red][link=http://evil.test]x"
@@ -186,6 +189,7 @@ def test_names_do_not_command_the_terminal(tmp_path: Path, lenet: Path) -> None:
     assert done.returncode == 2 and "\x1b" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("show",), ("inspect",), ("plan", "--model", "lenet5", "--weights")])
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, command: tuple[str, ...]) -> None:
     os.mkfifo(tmp_path / "pipe")

@@ -122,6 +122,7 @@ def train_distributed(rank: int, folder: Path, level: int) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_all_processes_of_a_training_get_the_same_arm(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, rewind="weight")
     write_json(tmp_path / "command.json", {"metric": asdict(ERROR), "config": config.to_json(), "epochs": 1, "example": "2x2x16"} | BY_HAND)

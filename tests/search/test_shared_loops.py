@@ -26,6 +26,8 @@ from ltcompile.search.command import search_by_command
 from ltcompile.search.status import Watch
 from ltcompile.search.worker import join
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = torch.zeros(2, 2, 16)
 ERROR = Metric("error", "units", 1.0, higher_is_better=False)
 CONFIG = lt.SearchConfig(rounds=1, rate=0.4, seeds=2, margin_points=5)

@@ -20,6 +20,8 @@ from ltcompile.core.task import EVERYTHING, Batch, Part, Shard
 from ltcompile.errors import InvalidSetting, TrainingFailed
 from ltcompile.tasks import Classification
 
+pytestmark = pytest.mark.slow
+
 CONFIG = lt.SearchConfig(rounds=1, rate=0.4, margin_points=50, rewind="weight", rewind_epoch=1, criterion="taylor")
 RECIPE = replace(QUICK, batch=32, compile="never", ema=0.8, virtual_ranks=2)
 

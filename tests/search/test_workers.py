@@ -171,6 +171,7 @@ def test_workers_save_as_often_as_the_search_that_starts_them(begun: RunFolder, 
         CliRunner().invoke(app, command[3:], catch_exceptions=False)
 
 
+@pytest.mark.slow
 def test_stopping_leaves_arms_that_are_resumed(tmp_path: Path, serial: Path, forks: ForkExecutor) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -182,6 +183,7 @@ def test_stopping_leaves_arms_that_are_resumed(tmp_path: Path, serial: Path, for
     same(tmp_path / "run", serial)
 
 
+@pytest.mark.slow
 def test_arms_that_fail_are_tried_again_and_reported_with_their_log(tmp_path: Path, forks: ForkExecutor) -> None:
     hopeless = dataclasses.replace(RECIPE, lr=1e12)
     with pytest.raises(TrainingFailed, match=r"2 arms failed.*dense-0 of seed \d: .*loss is nan.*\(log: .*workers/.*\.log\).*resume=True"):
@@ -210,6 +212,7 @@ def test_a_status(begun: RunFolder, serial: Path) -> None:
     assert Watch(begun.path).look(0.0).arms[1].epochs == 1, "half a line is not counted"
 
 
+@pytest.mark.slow
 def test_the_command_line_shows_a_status(serial: Path, tmp_path: Path) -> None:
     done = call("status", serial, "--watch", cwd=tmp_path)
     assert done.returncode == 0 and "10 finished. Level: 2. Verdict: written." in done.stdout, done.stderr
@@ -286,6 +289,7 @@ def test_jobs_need_what_other_processes_can_load(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_refuses(tmp_path: Path) -> None:
     refused("find", "--jobs", 0, says="'--jobs'", cwd=tmp_path)
     refused("find", "--executor", "slurm", says="say how many", cwd=tmp_path)

@@ -178,7 +178,7 @@ def test_there_are_studies() -> None:
     assert study.load("structured_tickets") is study.load("structured-tickets") is structured_tickets
 
 
-@pytest.mark.parametrize("scale", study.SIZES)
+@pytest.mark.parametrize("scale", ["smoke", "small", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", study.names())
 def test_every_study_has_every_scale(name: str, scale: str) -> None:
     """Its searches are possible: recipes are whole, and no level empties a layer."""
@@ -493,6 +493,7 @@ def test_a_run_is_no_study_because_a_file_is_called_so(tmp_path: Path) -> None:
     assert lt.report(tmp_path).name == "report.html"
 
 
+@pytest.mark.slow
 class TestCommand:
     def test_without_a_name_they_are_listed(self) -> None:
         listed = call("study")

@@ -310,6 +310,7 @@ class TestSearch:
             assert all(torch.equal(a[k], b[k]) for k in a) == same, unit
         assert lt.Ticket.load(taught / "ticket.pt").recipe.distill == 0.5
 
+    @pytest.mark.slow
     def test_resuming_gives_the_same_bits(self, tmp_path: Path, taught: Path, digits: Dataset, weights: Path) -> None:
         class Stop:
             def started(self, *_: object) -> None: ...

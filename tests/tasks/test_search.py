@@ -58,6 +58,7 @@ def test_data_of_another_task_is_refused() -> None:
             lt.find("unet-small", data, CONFIG, task=name)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     """Over a folder of one's own; the names of arguments and errors are those of the command line."""
     write_pairs(tmp_path / "tiles", "masks", count=24)

@@ -41,6 +41,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_train_to_the_same_bits(tmp_path: Path, count: int, alone: dict[str, Any], task: Classification) -> None:
     in_processes(count, checks, tmp_path)
@@ -57,6 +58,7 @@ def test_processes_train_to_the_same_bits(tmp_path: Path, count: int, alone: dic
     assert equal(weights, alone["trained"][0]) and rows == alone["trained"][1], "one process resumes what several began"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("virtual_ranks", [1, 2])
 def test_killed_at_any_batch_and_resumed(task: Classification, virtual_ranks: int) -> None:
     recipe, states = dataclasses.replace(RECIPE, optimizer="adamw", lr=0.01, virtual_ranks=virtual_ranks), list[io.BytesIO]()

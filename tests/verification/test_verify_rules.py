@@ -33,7 +33,7 @@ def sessions(random: np.random.Generator, blocks: int, drift: float) -> tuple[Ar
     return 3 * ms[:, :, 0], ms[:, :, 1]
 
 
-@pytest.mark.parametrize("drift", [0.0, 0.02, 0.05])
+@pytest.mark.parametrize("drift", [0.0, pytest.param(0.02, marks=pytest.mark.slow), 0.05])
 def test_slower_files_are_found_out_and_honest_ones_pass(drift: float) -> None:
     """By both measures, at the default lengths of a benchmark and of a check."""
     random = np.random.default_rng(0)
