@@ -116,9 +116,10 @@ def bench(
     if isinstance(target, Pruned):
         if data is not None or model is not None:
             raise InvalidSetting("data= and model= belong to tickets and files; leave them out for a Pruned")
-        places = {"file": file and Path(file), "output": output and check_writable(output)}
-        dense = write_dense and _dense_path(write_dense, Path(file or ""))
-        return bench_pruned(target, **places, write_dense=dense, **measured, on_row=on_row)
+        given = None if file is None else Path(file)
+        written = None if output is None else check_writable(output)
+        dense = None if write_dense is None else _dense_path(write_dense, given or Path())
+        return bench_pruned(target, file=given, output=written, write_dense=dense, **measured, on_row=on_row)
     if file is not None:
         raise InvalidSetting("file= is a file of a Pruned; leave it out for tickets and files")
     ticket, known = _of_another_task(Path(target)), None
@@ -148,7 +149,12 @@ def bench(
         result = measure(subjects, images, labels, **measured, references=references, on_row=report)
     rows = [_untrained_blank(row, trained) for row in result.rows]
     found = BenchResult(rows, result.skipped, result.details)
-    origin = {"target": Path(target).name, "file": known.file, "ticket_checksum": known.ticket_checksum, "images": images_origin(labels)}
+    origin: dict[str, Any] = {
+        "target": Path(target).name,
+        "file": known.file,
+        "ticket_checksum": known.ticket_checksum,
+        "images": images_origin(labels),
+    }
     write_result(path, found, sizes, busy, **origin, compared_with=reference.what if reference else OF_MODULE)
     return found
 

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -70,7 +71,7 @@ def bench_pruned(
         )
     if output is not None:
         sizes = {name: size(network, pruned.example) for name, network in networks.items()}
-        origin = {
+        origin: dict[str, Any] = {
             "target": file.name if file is not None else type(pruned.small).__name__,
             "file": described,
             "ticket_checksum": pruned.provenance.get("ticket_checksum"),

@@ -32,7 +32,8 @@ class _Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from rich.markup import escape
 
-        for param in self.params:
+        params: Any = self.params
+        for param in params:
             param.help = escape(param.help or "")
         super().format_help(ctx, formatter)
 
