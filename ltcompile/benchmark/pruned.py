@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,14 @@ import numpy as np
 from torch import nn
 
 from ltcompile.benchmark.reference import OF_MODULE
-from ltcompile.benchmark.rows import TF32_TOLERANCE, BenchResult, Loaded, measurement, timed, working, write_result
+from ltcompile.benchmark.rows import TF32_TOLERANCE, BenchResult, Loaded, load_all, measurement, timed, working, write_result
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.load import busy_share
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.network_file import described as described_file
 from ltcompile.core.onnx_file import read_onnx
 from ltcompile.core.records import Measurement
-from ltcompile.errors import Crashed, Disagreement, InvalidSetting, TicketMismatch, Unavailable
+from ltcompile.errors import Disagreement, InvalidSetting, TicketMismatch
 from ltcompile.graph import size
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.answers import answers, feeds, of_network, probe, rounded_answers
@@ -101,7 +102,8 @@ def measure_subjects(
     for runtime, device in working(runtimes, devices, result.skipped):
         for batch in batches:
             deployment = Deployment(device, runtime, batch)
-            loaded = _load_all(subjects, pruned, deployment, result, required=runtimes is not None)
+            loads = {subject.name: partial(_load, subject, pruned, deployment) for subject in subjects}
+            loaded = load_all(loads, f"{runtime} ({device})", result, required=runtimes is not None)
             for row in _rows(loaded, arrays(pruned, batch), batch, reference, seconds_per_row, result.skipped):
                 result.rows.append(row)
                 if on_row is not None:
@@ -140,22 +142,6 @@ def subject_of(name: str, network: nn.Module, pruned: Pruned, scratch: Path, fil
 def arrays(pruned: Pruned, batch: int) -> Mapping[str, Array]:
     """So many items: those of the example, and noise like them."""
     return feeds(probe(pruned.small, pruned.example, batch), pruned.input_names)
-
-
-def _load_all(
-    subjects: Sequence[Subject], pruned: Pruned, deployment: Deployment, result: BenchResult, *, required: bool
-) -> dict[str, Loaded]:
-    loaded: dict[str, Loaded] = {}
-    for subject in subjects:
-        try:
-            loaded[subject.name] = _load(subject, pruned, deployment)
-        except Unavailable as error:
-            if required and not isinstance(error, Crashed):
-                raise
-            result.skipped[f"{deployment.runtime} ({deployment.device}): {subject.name}"] = str(error)
-        else:
-            result.details[f"{deployment.runtime} ({deployment.device})"] = loaded[subject.name].sessions[deployment.batch].details
-    return loaded
 
 
 def _load(subject: Subject, pruned: Pruned, deployment: Deployment) -> Loaded:

@@ -10,6 +10,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,11 @@ def measure(
     result = BenchResult()
     pairs = working(runtimes, devices, result.skipped)
     job = _job(subjects, images, labels, reference, batches, references or {})
-    loaded = [_load_all(job, runtime, device, result, required=runtimes is not None) for runtime, device in pairs]
+    loaded = []
+    for runtime, device in pairs:
+        _load_libraries(job, runtime, device)
+        loads = {subject.name: partial(_load, job, subject, runtime, device) for subject in subjects}
+        loaded.append(load_all(loads, f"{runtime} ({device})", result, required=runtimes is not None))
     for row in (row for group in loaded for row in _rows(job, group, seconds_per_row, result.skipped)):
         result.rows.append(row)
         if on_row:
@@ -193,18 +198,22 @@ def _reasons(runtimes: Sequence[str] | None, device: str) -> dict[str, str | Non
     return available(device, every=False) if runtimes is None else {b: unavailable(b, device) for b in runtimes}
 
 
-def _load_all(job: _Job, runtime: str, device: str, result: BenchResult, *, required: bool) -> dict[str, Loaded]:
-    _load_libraries(job, runtime, device)
+def load_all(loads: Mapping[str, Callable[[], Loaded]], place: str, result: BenchResult, *, required: bool) -> dict[str, Loaded]:
+    """The subjects, by name, that load at `place`; why the others do not, and the settings there, go to `result`.
+
+    Raises:
+        Unavailable: one cannot be loaded and all are `required`; a crash is a reason.
+    """
     loaded = {}
-    for subject in job.subjects:
+    for name, load in loads.items():
         try:
-            loaded[subject.name] = _load(job, subject, runtime, device)
+            loaded[name] = load()
         except Unavailable as error:
             if required and not isinstance(error, Crashed):
                 raise
-            result.skipped[f"{runtime} ({device}): {subject.name}"] = str(error)
+            result.skipped[f"{place}: {name}"] = str(error)
         else:
-            result.details[f"{runtime} ({device})"] = next(iter(loaded[subject.name].sessions.values())).details
+            result.details[place] = next(iter(loaded[name].sessions.values())).details
     return loaded
 
 

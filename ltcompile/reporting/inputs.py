@@ -201,7 +201,9 @@ def read_run(folder: Path) -> Run:
         search,
         [read_result(p, {"shrink": Shrink}, SHRINK, _check_shrink) for p in shrink_records(folder)],
         read_result(run.bench, {"bench": Bench}, "`ltcompile bench`", check_bench) if run.bench.is_file() else None,
-        read_result(run.sweep, {"sweep": Sweep}, "`ltcompile sweep`", partial(_check_sweep, metric=search.metric)) if run.sweep.is_file() else None,
+        read_result(run.sweep, {"sweep": Sweep}, "`ltcompile sweep`", partial(_check_sweep, metric=search.metric))
+        if run.sweep.is_file()
+        else None,
     )
 
 
