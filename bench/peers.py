@@ -155,9 +155,8 @@ class Bench:
         self.options, self.data, self.seed, self.macs = options, data, seed, macs
         self.task, self.dense = Classification(data), dense_network(options, data, seed)
         self.images = next(iter(data.train.batches(options.inputs, CPU, None, 0)))[0].split(128)
-        self.recipe = Recipe(
-            *(options.tune_epochs, 128, TUNE_LR), schedule="cosine", crop_pixels=options.image_size // 8, precision="bf16", compile="never"
-        )
+        computed: dict[str, Any] = {"crop_pixels": options.image_size // 8, "precision": "bf16", "compile": "never"}
+        self.recipe = Recipe(options.tune_epochs, 128, TUNE_LR, schedule="cosine", **computed)
 
     def row(self, side: str, method: str) -> dict[str, Any]:
         """Accuracies [validation, test] of the network: dense, as cut, recalibrated, repaired where that can be, and fine-tuned; sizes; time."""
@@ -226,13 +225,9 @@ class Bench:
         epochs = max(self.options.tune_epochs // 2, 1)
         more = THEIR_EPOCHS / epochs
         growth = {"delta_reg": THEIR_GROWTH * more} if kind == "GrowingRegPruner" else {}
-        pruner = getattr(torch_pruning.pruner, kind)(
-            *(model, self.data.example, torch_pruning.importance.GroupMagnitudeImportance(p=2)),
-            reg=THEIR_REG * more,
-            global_pruning=True,
-            ignored_layers=[m for m in model.modules() if isinstance(m, nn.Linear)],
-            **growth,
-        )
+        importance, heads = torch_pruning.importance.GroupMagnitudeImportance(p=2), [m for m in model.modules() if isinstance(m, nn.Linear)]
+        usual = {"reg": THEIR_REG * more, "global_pruning": True, "ignored_layers": heads}
+        pruner = getattr(torch_pruning.pruner, kind)(model, self.data.example, importance, **usual, **growth)
         grown = 0
 
         def penalise(rate: float, progress: float) -> None:
