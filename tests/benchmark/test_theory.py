@@ -17,6 +17,8 @@ from torch import nn
 import ltcompile as lt
 from ltcompile.lower.answers import probe
 
+pytestmark = pytest.mark.slow
+
 BENCH = Path(__file__).parents[2] / "bench"
 
 

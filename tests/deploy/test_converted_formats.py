@@ -57,7 +57,7 @@ def test_there_are_formats() -> None:
     assert all(runtimes.unavailable(CONVERTED[suffix].RUNTIME, "cpu") is None for suffix in LIGHT), "dev installs these"
 
 
-@pytest.mark.parametrize("suffix", CONVERTED)
+@pytest.mark.parametrize("suffix", [s if s == ".xml" else pytest.param(s, marks=pytest.mark.slow) for s in CONVERTED])
 def test_a_file_is_read_back_by_its_own_runtime(suffix: str, pruned: lt.Pruned, tmp_path: Path) -> None:
     """In half precision where the format holds it."""
     need(CONVERTED[suffix])
@@ -81,6 +81,7 @@ def test_a_file_is_read_back_by_its_own_runtime(suffix: str, pruned: lt.Pruned, 
         assert min(float(np.abs(other - value.numpy()).max()) for other in found.values() if other.shape == value.shape) < 2e-2
 
 
+@pytest.mark.slow
 def test_openvino_keeps_the_metadata_and_int8(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 4)).eval()
@@ -171,6 +172,7 @@ def test_an_operator_that_a_format_lacks_is_named(suffix: str, tmp_path: Path, m
     assert not (tmp_path / f"odd{suffix}").exists() and not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_an_onnx_file_takes_another_opset(pruned: lt.Pruned, tmp_path: Path) -> None:
     done = lt.shrink(pruned, tmp_path / "small.onnx", opset=17)
     model = load(done.path)

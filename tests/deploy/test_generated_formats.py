@@ -149,6 +149,7 @@ class Summed(nn.Module):
         return x.cumsum(1).relu()
 
 
+@pytest.mark.slow
 def test_refusals(pruned: lt.Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidSetting, match=r"\.cpp files compute in fp32 or int8, not fp16; name an output that ends in \.onnx"):
         lt.shrink(pruned, tmp_path / "a.cpp", precision="fp16")
@@ -178,6 +179,7 @@ def test_numbers_are_exact() -> None:
     assert interface.identifier("2-small.v1") == "n2_small_v1" and interface.identifier("ünet") == "_net"
 
 
+@pytest.mark.slow
 def test_integers_and_tuned_tiles(tmp_path: Path) -> None:
     """A map of 4,096 numbers, whose file checks itself by sums of them; int8 answers are exact on every processor."""
     torch.manual_seed(0)

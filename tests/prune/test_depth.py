@@ -23,7 +23,9 @@ def network() -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize("target", [{"target_macs": 0.6}, {"target_params": 0.7}, {"ratio": 0.4}])
+@pytest.mark.parametrize(
+    "target", [{"target_macs": 0.6}, *(pytest.param(other, marks=pytest.mark.slow) for other in ({"target_params": 0.7}, {"ratio": 0.4}))]
+)
 def test_a_useless_branch_goes_first(target: dict[str, Any]) -> None:
     model = network()
     plan = lt.plan(model, INPUTS[0], inputs=INPUTS, depth=True, **target)
