@@ -110,6 +110,26 @@ class Verdict(Record):
 
 
 @dataclass(frozen=True)
+class TicketNote:
+    """A search's ticket, as its results name it; `won`: by the verdict."""
+
+    seed: int
+    level: int
+    won: bool
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a search was done on: `shape` (C, H, W) of an image, and the number of images of each split."""
+
+    name: str
+    class_names: list[str]
+    shape: list[int]
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Measurement(Record):
     """One row of a benchmark: a subject on a runtime at a batch size, timed in turns with the dense network.
 

@@ -12,7 +12,7 @@ from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
 from ltcompile.core.fields import SchemaError, short
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.reached import TOLERANCE, Reached
-from ltcompile.core.records import Measurement, Trained, Verdict
+from ltcompile.core.records import Data, Measurement, TicketNote, Trained, Verdict
 from ltcompile.core.result_file import kind_of, read_result
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import ACCURACY, Metric
@@ -38,27 +38,11 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Data:
-    name: str
-    class_names: list[str]
-    shape: list[int]
-    sizes: dict[str, int]
-
-
-@dataclass(frozen=True)
 class Width:
     layer: str
     before: int
     after: int
     frozen: str | None
-
-
-@dataclass(frozen=True)
-class TicketNote:
-    seed: int
-    level: int
-    won: bool
-    checksum: str
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ltcompile.core.fields import SchemaError, short
 from ltcompile.core.network_file import NetworkFile
+from ltcompile.core.records import Data, TicketNote
 from ltcompile.core.result_file import kind_of, read_result
 
 
@@ -142,19 +143,6 @@ class _Shrink:
 
 
 @dataclass(frozen=True)
-class _Ticket:
-    checksum: str
-    seed: int
-    level: int
-
-
-@dataclass(frozen=True)
-class _Data:
-    shape: list[int]
-    sizes: dict[str, int]
-
-
-@dataclass(frozen=True)
 class _Point:
     arm: str
     seed: int
@@ -164,8 +152,8 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Report:
-    ticket: _Ticket
-    data: _Data
+    ticket: TicketNote
+    data: Data
     points: list[_Point]
     shrinks: list[NetworkFile]
     bench: _Timed | None

@@ -63,8 +63,8 @@ def report(folder: Path, *timings: dict[str, Any], **fields: Any) -> Path:
     value = {
         "kind": "report",
         "format": 1,
-        "ticket": {"seed": 0, "level": 1, "checksum": TICKET},
-        "data": {"shape": list(SHAPE), "sizes": {"test": 500}},
+        "ticket": {"seed": 0, "level": 1, "won": False, "checksum": TICKET},
+        "data": {"name": "digits", "class_names": ["no", "yes"], "shape": list(SHAPE), "sizes": {"test": 500}},
         "points": [],
         "shrinks": [{**shrunk, "ticket_checksum": TICKET}],
         "bench": {"target": "small.onnx", "subjects": {"dense": {"params": 150_000}}, "rows": [timing(subject="dense"), *timings]},
