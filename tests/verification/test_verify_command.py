@@ -86,7 +86,7 @@ def test_a_file_that_is_only_the_right_one_is_not_confirmed(folder: Path, call: 
     ],
 )
 def test_wrong_words_end_with_2(folder: Path, call: Callable[..., tuple[int, str, str]], words: tuple[str, ...], says: str) -> None:
-    report(folder, timing(), ticket={"seed": 0, "level": 1, "checksum": "dead" * 16}).rename(folder / "other.json")
+    report(folder, timing(), ticket={"seed": 0, "level": 1, "won": False, "checksum": "dead" * 16}).rename(folder / "other.json")
     report(folder, timing())
     code, _, errors = call(*words)
     assert code == 2 and says in errors and "error: " in errors and "Traceback" not in errors
