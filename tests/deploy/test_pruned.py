@@ -236,6 +236,7 @@ class TestSteps:
             ".mnn",
             ".onnx",
             ".param",
+            ".plan",
             ".pt2",
             ".pte",
             ".safetensors",

@@ -163,7 +163,7 @@ def test_files_of_others_are_refused(folder: Path) -> None:
     for name in ("small.onnx", "other.onnx"):  # not what it was cut from: too small, and of another ticket
         with pytest.raises(TicketMismatch):
             verify(folder / "small.onnx", dense=folder / name, seconds=QUICK)
-    report(folder, timing(), data={"shape": [3, 8, 8], "sizes": {}})
+    report(folder, timing(), data={"name": "other", "class_names": [], "shape": [3, 8, 8], "sizes": {}})
     with pytest.raises(TicketMismatch, match="is about"):
         verify(folder / "small.onnx")
 
