@@ -42,13 +42,25 @@ def write_page() -> dict[str, Any]:
     for name, value in machines.items():
         if found := faults(value):
             raise SystemExit(f"{name}.json: {found[0]}; mend the file, or remove it")
-    rows = {name: [row for row in value["rows"] if "reason" not in row] for name, value in machines.items()}
+    rows = measured(machines)
     _theory_rows.RESULTS.mkdir(parents=True, exist_ok=True)
     write_text(_theory_rows.RESULTS / "README.md", page(machines, rows))
     write_text(_theory_rows.RESULTS / "picture.svg", picture(rows))
     every = [row for found in rows.values() for row in found]
-    medians = {name: {" ".join(map(str, key)): middle(group)[0] for key, group in grouped(found, *CELL)} for name, found in rows.items()}
+    medians = {
+        name: {" ".join(map(str, key)): middle(group)[0] for key, group in grouped(by_macs(found), *CELL)} for name, found in rows.items()
+    }
     return {"rows": len(every), "networks": len({row["network"] for row in every}), "median_of_theory": medians}
+
+
+def measured(machines: dict[str, Any]) -> dict[str, list[Row]]:
+    """The rows of each machine that were measured."""
+    return {name: [row for row in value["rows"] if "reason" not in row] for name, value in machines.items()}
+
+
+def by_macs(rows: list[Row]) -> list[Row]:
+    """Those of plans by MACs: a plan by time is not after what its MACs promise."""
+    return [row for row in rows if row["method"] in METHODS]
 
 
 def page(machines: dict[str, Any], rows: dict[str, list[Row]]) -> str:
@@ -59,7 +71,7 @@ def page(machines: dict[str, Any], rows: dict[str, list[Row]]) -> str:
     parts = [f"# {TITLE}", INTRODUCTION.format(networks=counted(len(networks)), public=public, machines=listed)]
     parts += ["![Measured over theoretical speedup](picture.svg)", PICTURE]
     if len(rows) > 1:
-        parts += ["## The same cuts on all machines", *compared(rows, names)]
+        parts += ["## The same cuts on all machines", *compared({name: by_macs(found) for name, found in rows.items()}, names)]
     for name, found in rows.items():
         parts += [
             f"## {names[name]}",
@@ -148,7 +160,7 @@ def correlation(one: Sequence[float], other: Sequence[float]) -> str:
 
 
 def by_runtime(rows: list[Row]) -> str:
-    methods = [method for method in (*METHODS, BY_TIME) if any(row["method"] == method for row in rows)]
+    methods = list(METHODS)
     lines = [
         [*key, *(cell(row for row in group if row["method"] == method) for method in methods)]
         for key, group in grouped(rows, *CELL, "fraction")
@@ -158,7 +170,7 @@ def by_runtime(rows: list[Row]) -> str:
 
 def decides(rows: list[Row]) -> list[str]:
     """Which property of a cut goes with how much of its theoretical speedup."""
-    plain = [row for row in rows if row["precision"] == "fp32" and row["method"] != BY_TIME]
+    plain = [row for row in rows if row["precision"] == "fp32"]
     lines, strongest = [], list[str]()
     for key, group in grouped(plain, "runtime", "batch"):
         ratios = [row["of_theory"] for row in group]

@@ -96,8 +96,8 @@ def test_faults_of_a_file_are_found(table: ModuleType, file: dict[str, Any]) -> 
 def test_the_files_of_all_machines_are_valid_and_the_page_is_theirs(table: ModuleType) -> None:
     machines = {path.stem: json.loads(path.read_text()) for path in sorted(table.RESULTS.glob("*.json"))}
     assert machines and {name: table.faults(value) for name, value in machines.items()} == {name: [] for name in machines}
-    rows = {name: [row for row in value["rows"] if "reason" not in row] for name, value in machines.items()}
     page = importlib.import_module("_theory_page")
+    rows = page.measured(machines)
     assert (table.RESULTS / "README.md").read_text() == page.page(machines, rows), "run bench/theory_against_measurement.py --page"
     assert (table.RESULTS / "picture.svg").read_text() == page.picture(rows)
 
@@ -117,6 +117,16 @@ def test_a_page_is_made_of_whatever_rows_there_are(
     text, drawn = (tmp_path / "README.md").read_text(), (tmp_path / "picture.svg").read_text()
     shared = text.split("## The same cuts on all machines")[1].split("##")[0]
     assert shared.count("| onnxruntime | fp32 | 1 | 0.5 |") == 1 and shared.rstrip().endswith("| 1 |")
+    by_time = {
+        **timed,
+        "method": "by time",
+        "macs": 1,
+        "theoretical": timed["dense_macs"],
+        "of_theory": timed["speedup"] / timed["dense_macs"],
+    }
+    lines = page.planned_by_time([timed, by_time])[-1].splitlines()
+    assert lines[2].startswith("| onnxruntime | fp32 | 1 | 2x | ") and lines[2].endswith("| 1 |")
+    assert "by time" not in page.by_runtime(page.by_macs([timed, by_time]))
     assert text.count("## A processor") == 2 and "1 networks" not in text and drawn.count("<title>") == 3
 
 
