@@ -47,7 +47,8 @@ class Trained(Record):
     `val_score` and `test_score` are values of the metric (an accuracy is a share of one); `test_score` is None for networks that were never
     shown the test set. `train_accuracy` is 0 where an item is not right or wrong.
     `stop_epoch` is the epoch of minimum validation loss; `val_correct` says which validation images were right, as a
-    hexadecimal bit string, so that verdicts can pair images. `weights` is how many weights (values of matrices and filters) a mask
+    hexadecimal bit string, so that verdicts can pair images; `val_items` holds the metric of each where the metric is their mean.
+    `weights` is how many weights (values of matrices and filters) a mask
     left; None where the search was for none. With a mask, `params` counts what is not dropped, and `filters` and `macs` are of the
     network without the channels that the mask made dead.
     """
@@ -68,11 +69,13 @@ class Trained(Record):
     stop_epoch: int
     test_score: float | None = None
     weights: int | None = None
+    val_items: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Without `weights` where no mask is: the checksums of tickets older than masks stay what they were."""
-        value = super().to_json()
-        return value if self.weights is not None else {k: v for k, v in value.items() if k != "weights"}
+        """Without `weights` and `val_items` where there are none: the checksums of older tickets stay what they were."""
+        absent = {"weights"} if self.weights is None else set()
+        absent |= set() if self.val_items else {"val_items"}
+        return {k: v for k, v in super().to_json().items() if k not in absent}
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,13 @@ ACCURACY = Metric()
 @dataclass(frozen=True)
 class Score:
     """A network on one part of the data: the value of the task's metric, the mean loss, and which items were correct, as hexadecimal bits
-    with the first item in the highest bit ("" where the metric is not a share of items).
+    with the first item in the highest bit ("" where the metric is not a share of items); `values` of single items where the metric is their mean.
     """
 
     value: float
     loss: float
     items: str = ""
+    values: tuple[float, ...] = ()
 
 
 # What a network gets, and what it should make of it. Inputs are those of one call (a tensor, a tuple of positional or a dict of keyword

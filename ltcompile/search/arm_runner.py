@@ -210,6 +210,7 @@ class ArmRunner:
             val_loss=done.score.loss,
             val_score=done.score.value,
             val_correct=done.score.items,
+            val_items=[*done.score.values],
             stop_epoch=stop.epoch + 1,
             weights=remaining[0] if remaining else None,
         )

@@ -90,13 +90,13 @@ def attach(model: Module, example: Example | None = None) -> Module:
     return cast(Module, arm.model)
 
 
-def report_metric(value: float, items: Sequence[bool] | None = None) -> None:
+def report_metric(value: float, items: Sequence[float] | None = None) -> None:
     """Finish the arm that `attach` gave: write its weights and the metric on validation data. Does nothing outside a search, and in all
     processes of a training but the first (RANK 0).
 
     Args:
         value: the metric, as `ArmToTrain.report` takes it.
-        items: which validation items were correct, where the metric is their fraction.
+        items: the metric of each validation item, or which ones were correct, as `ArmToTrain.report` takes them.
 
     Raises:
         InvalidSetting: `attach` was not called, or the value is not finite. InvalidModel: the network was replaced after `attach`.

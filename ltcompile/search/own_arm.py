@@ -44,34 +44,34 @@ class ArmToTrain:
         """Keep the weights as they are now, to rewind to. Call it after epoch `rewind_epoch` of every dense arm where rewind="weight"."""
         self.early = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
 
-    def report(self, value: float, items: Sequence[bool] | None = None) -> None:
+    def report(self, value: float, items: Sequence[float] | None = None) -> None:
         """Finish the arm: write its weights, and the metric's `value` on validation data, to the run folder.
 
-        `items` says which validation items were correct, where the metric is their fraction: with fewer than three seeds a verdict pairs
-        them. The order must be the same for all arms.
+        `items` holds the metric of each validation item where the value is their mean, or says which ones were correct (True, False): with
+        fewer than three seeds a verdict pairs them. The order must be the same for all arms.
 
         Raises:
             InvalidSetting: the value is not finite, or `items` contradict it. InvalidModel: the network has other parameters than the arm's.
         """
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise InvalidSetting(f"report({value!r}) of {self.name}: the metric must be a finite number; the arm is not finished")
-        if items is not None and not math.isclose(sum(map(bool, items)) / max(len(items), 1), value, abs_tol=1e-6):
-            raise InvalidSetting(
-                f"report({value}) of {self.name}: items has {sum(map(bool, items))} of {len(items)} correct, another fraction"
-            )
+        values = () if items is None else tuple(map(float, items))
+        if items is not None and not math.isclose(mean := sum(values) / max(len(values), 1), value, rel_tol=1e-4, abs_tol=1e-6):
+            raise InvalidSetting(f"report({value}) of {self.name}: the mean of its {len(values)} items is {mean:g}; report the same items")
         if (found := _shapes(self.model)) != self._shapes:
             name = next(n for n in [*self._shapes, *found] if self._shapes.get(n) != found.get(n))
             raise InvalidModel(
                 f"{self.name}: {name} has shape {found.get(name, 'none')}, the arm's network {self._shapes.get(name, 'none')}; "
                 "train arm.model in place, do not replace it or change its layers"
             )
-        self._search._finish(self, Score(float(value), 0.0, _bits(items) if items is not None else ""))
+        right_or_wrong = bool(values) and set(values) <= {0.0, 1.0}
+        self._search._finish(self, Score(float(value), 0.0, _bits(values) if right_or_wrong else "", () if right_or_wrong else values))
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in unwrap(model).state_dict().items()}
 
 
-def _bits(items: Sequence[bool]) -> str:
+def _bits(items: Sequence[float]) -> str:
     """Hexadecimal bits, the first item in the highest."""
-    return f"{int(''.join(str(int(bool(i))) for i in items), 2):0{-(-len(items) // 4)}x}"
+    return f"{int(''.join(str(int(i)) for i in items), 2):0{-(-len(items) // 4)}x}"

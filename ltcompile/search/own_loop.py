@@ -236,6 +236,7 @@ class Search:
             arm.left_out = True
             notify(f"{arm.name}: another process took it over, as this one showed no sign of life; what is reported here is left out")
             return
+        self._check_items(arm, score)
         self._finished = arm, score
         try:
             self._run.trainings.train(arm.arm)
@@ -243,6 +244,17 @@ class Search:
             self._finished = None
         if self.unfinished() is None:
             self._found = self._conclude()
+
+    def _check_items(self, arm: ArmToTrain, score: Score) -> None:
+        """Raises InvalidSetting where items cannot be paired with those of the seed's dense network."""
+        dense = Arm(arm.arm.seed, "dense", 0)
+        if arm.arm == dense:
+            return
+        there = self._run.runner.row(dense)
+        if (len(there.val_items), len(there.val_correct)) != (len(score.values), len(score.items)):
+            raise InvalidSetting(
+                f"report of {arm.name}: its items are not those of seed{dense.seed}/{dense.name}; report the same for all arms"
+            )
 
     def _conclude(self) -> Found:
         """The result, from finished arms."""

@@ -32,17 +32,22 @@ NAMES = {
 
 def difference(tickets: Sequence[Trained], dense: Sequence[Trained], confidence: float, metric: Metric = ACCURACY) -> dict[str, float]:
     """Mean of ticket - dense on validation items in the metric's units (above 0: the ticket is better), its one-sided lower bound, and the
-    number of samples. With few seeds, and a metric that is not a share of items, there is no bound: it is the mean.
+    number of samples. With few seeds it describes the networks at hand, by their items; where the metric is not a mean of items, there is no
+    bound, and it is the mean.
 
     Both have one row a seed, in the same order.
     """
     gaps = _paired(tickets, dense, metric)
     if len(gaps) >= FEWEST_SEEDS:
         return {"mean": float(gaps.mean()), "low": float(lower_bounds(gaps, confidence, _images(dense[0]))), "n": len(gaps)}
-    if not dense[0].val_correct:
+    pairs = list(zip(tickets, dense, strict=True))
+    if not _has_items(dense[0]):
         return {"mean": float(gaps.mean()), "low": float(gaps.mean()), "n": len(gaps)}
-    changes = np.mean([_correct(t) - _correct(d) for t, d in zip(tickets, dense, strict=True)], axis=0)
-    return {"mean": float(gaps.mean()), "low": float(image_lower_bounds(changes, confidence)), "n": len(changes)}
+    if dense[0].val_correct:
+        changes = np.mean([_correct(t) - _correct(d) for t, d in pairs], axis=0)
+        return {"mean": float(gaps.mean()), "low": float(image_lower_bounds(changes, confidence)), "n": len(changes)}
+    gains = np.mean([[metric.gain(ours, theirs) for ours, theirs in zip(t.val_items, d.val_items, strict=True)] for t, d in pairs], axis=0)
+    return {"mean": float(gaps.mean()), "low": float(lower_bounds(gains, confidence, math.inf)), "n": len(gains)}
 
 
 def gap(tickets: Sequence[Trained], control: Sequence[Trained], confidence: float, metric: Metric = ACCURACY) -> Gap:
@@ -107,6 +112,11 @@ def judge(rows: Sequence[Trained], margin_points: float, confidence: float, rewi
     return found
 
 
+def _has_items(row: Trained) -> bool:
+    """Whether items can be paired, of which a spread takes two."""
+    return bool(row.val_correct) or len(row.val_items) > 1
+
+
 def _paired(ours: Sequence[Trained], theirs: Sequence[Trained], metric: Metric) -> np.ndarray:
     """By how many units `ours` are better (seeds,)."""
     return np.array([metric.gain(a.val_score, b.val_score) for a, b in zip(ours, theirs, strict=True)])
@@ -135,7 +145,7 @@ def _rule(tickets: Sequence[Trained], samples: int, margin: float, confidence: f
             f"paired over {seeds} seeds (Student's t), is above -{margin:g} {of}; the first failure ends the test, "
             "and the last level that passed wins"
         )
-    if not tickets[0].val_correct:
+    if not _has_items(tickets[0]):
         return (
             f"not decided between trainings, which takes {FEWEST_SEEDS} seeds; picked: from the largest network down, the last level before the "
             f"first at which the mean of (ticket - dense) is not above -{margin:g} {of}; this claims no confidence"
@@ -151,7 +161,7 @@ def _summary(verdict: Verdict, rows: Sequence[Trained], shown: int, rewinding: s
     gone, of = removed(arm(rows, "dense", 0)[0], arm(rows, "ticket", shown))
     delta, seeds = verdict.differences[str(shown)], len(arm(rows, "ticket", shown))
     over = "" if verdict.decided else " over validation images"
-    bound = f" (lower bound{over} {delta['low']:+.2f})" if verdict.decided or rows[0].val_correct else ""
+    bound = f" (lower bound{over} {delta['low']:+.2f})" if verdict.decided or _has_items(rows[0]) else ""
     mean = f" (mean of {seeds} seeds)" if seeds > 1 else ""
     figures = f"{gone:.1%} of the {of} removed{mean}, {delta['mean']:+.2f} {metric.unit} of validation {metric.name}{bound}"
     margin = f"within {verdict.margin_points:g} {metric.unit} of the dense network"

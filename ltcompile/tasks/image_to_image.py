@@ -68,7 +68,8 @@ class ImageToImage(DataTask):
             rows.append(tuple(each.cpu() for each in found))
         losses, errors = zip(*ranks.gathered(rows), strict=True)
         decibels = -10 * torch.cat(errors).clamp_min(LEAST_ERROR).log10()
-        return Score(decibels.mean().item(), torch.cat(losses).mean().item())
+        values = tuple(round(each, 4) for each in decibels.tolist())
+        return Score(decibels.mean().item(), torch.cat(losses).mean().item(), values=values)
 
 
 def data(source: str, root: Path, options: DatasetOptions) -> Dataset | None:

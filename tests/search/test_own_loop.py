@@ -130,7 +130,7 @@ def test_what_goes_wrong_is_said_and_finished_arms_stay(tmp_path: Path) -> None:
         arm.report(float("nan"))
     with pytest.raises(InvalidSetting, match=r"call arm\.keep_early"):
         arm.report(0.5)
-    with pytest.raises(InvalidSetting, match="items has 1 of 2 correct"):
+    with pytest.raises(InvalidSetting, match=r"report\(0\.9\) of seed0/dense-0: the mean of its 2 items is 0\.5"):
         arm.report(0.9, items=[True, False])
     arm.keep_early()
     arm.model.second = nn.Conv2d(8, 4, 3, padding=1)
@@ -143,7 +143,10 @@ def test_what_goes_wrong_is_said_and_finished_arms_stay(tmp_path: Path) -> None:
         search(tmp_path / "a").result()
     with pytest.raises(TicketMismatch, match="other settings"):
         search(tmp_path / "a", rounds=3)
-    assert first_arm(tmp_path / "a").name == "seed0/ticket-1"
+    arm = first_arm(tmp_path / "a")
+    assert arm.name == "seed0/ticket-1"
+    with pytest.raises(InvalidSetting, match="its items are not those of seed0/dense-0; report the same for all arms"):
+        arm.report(0.5, items=[0.25, 0.75])
 
 
 @pytest.mark.parametrize(

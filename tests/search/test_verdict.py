@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from ltcompile.core.records import Trained
+from ltcompile.core.task import Metric
 from ltcompile.search.inference import image_lower_bounds, interval, levels_passed, lower_bounds
 from ltcompile.search.verdict import choose_level, difference, gap, judge, typical_seed
 
@@ -160,6 +161,21 @@ def test_below_three_seeds_images_bound_the_pick() -> None:
     gained, lost, n = 11 / (IMAGES + 2), 1 / (IMAGES + 2), IMAGES + 2  # one image added to each
     wald = gained - lost - stats.norm.ppf(0.95) * math.sqrt((gained + lost - (gained - lost) ** 2) / n)
     assert found["n"] == IMAGES and found["mean"] == pytest.approx(1.0) and found["low"] == pytest.approx(100 * wald)
+
+
+def test_values_of_items_bound_the_pick_in_the_units_of_the_metric() -> None:
+    psnr, rng = Metric("PSNR", "dB", 1.0), np.random.default_rng(0)
+    ours, theirs = rng.normal(30, 3, 40), rng.normal(30, 3, 40)
+    rows = [
+        replace(row(0, arm, level, 0.5), val_score=float(values.mean()), val_correct="", val_items=values.tolist())
+        for arm, level, values in (("dense", 0, theirs), ("ticket", 1, ours))
+    ]
+    found = difference(rows[1:], rows[:1], 0.95, psnr)
+    paired = stats.ttest_1samp(ours - theirs, 0, alternative="greater").confidence_interval(0.95)
+    assert found == {"mean": pytest.approx((ours - theirs).mean()), "low": pytest.approx(paired.low), "n": 40}
+    verdict = judge(rows, 100, 0.95, "lr", psnr)
+    assert "over 40 validation images" in verdict.rule and f"lower bound over validation images {found['low']:+.2f}" in verdict.summary[1]
+    assert "val_items" not in row(0, "dense", 0, 0.5).to_json() and Trained.from_json(rows[0].to_json()) == rows[0]
 
 
 def test_padding_of_the_bit_string_is_no_image() -> None:
