@@ -2,11 +2,8 @@
 
     python bench/tasks.py [--work runs/tasks] [--seeds 3] [--only NAME]        writes bench/results/tasks.json and tasks.md
 
-It takes about an hour and a half on two idle cores. Finished networks stay in the work folder: if it is stopped, the same command continues.
+It takes about an hour on two idle cores. Finished networks stay in the work folder: if it is stopped, the same command continues.
 With --only, one task is measured, and the rows of the others stay as they are in tasks.json.
-
-The U-Net of base width 16 is planned by MACs, and is not faster: ONNX Runtime computes in blocks of 16 channels, and its widths are 16, 32
-and 64. The one of base width 32 is planned by measured times.
 """
 
 from __future__ import annotations
@@ -63,11 +60,6 @@ def unet(work: Path, seeds: int) -> Path:
     return work / "unet"
 
 
-def unet_by_time(work: Path, seeds: int) -> Path:
-    call(work, [UNET, "--seeds", seeds, "--folder", work / "unet-32", "--width", 32, "--speedup", GOAL["speedup"]])
-    return work / "unet-32"
-
-
 def detector(work: Path, seeds: int) -> Path:
     run = work / "runs" / "detector"
     if not (run / "own-search.json").exists():
@@ -79,7 +71,7 @@ def detector(work: Path, seeds: int) -> Path:
     return run
 
 
-TASKS: dict[str, Callable[[Path, int], Path]] = {"U-Net": unet, "U-Net, base width 32": unet_by_time, "detector": detector}
+TASKS: dict[str, Callable[[Path, int], Path]] = {"U-Net": unet, "detector": detector}
 
 
 def call(work: Path, words: Sequence[object]) -> None:
