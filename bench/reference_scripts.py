@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -161,7 +162,8 @@ def with_lines(text: str, added: Mapping[str, str]) -> str:
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of the newest checkpoint that the script itself wrote into an arm's folder."""
     newest = max(folder.rglob("*.pth*"), key=lambda path: path.stat().st_mtime)
-    saved = torch.load(newest, map_location="cpu", weights_only=False)  # written by this command, with the script's arguments in it
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the script's arguments
+        saved = torch.load(newest, map_location="cpu")
     return shapes(saved.get("model", saved.get("state_dict")))
 
 
@@ -176,8 +178,7 @@ def version(source: Path) -> str:
 
 
 def environment() -> dict[str, str]:
-    import os
-
+    """With this checkout's package."""
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
 
 
