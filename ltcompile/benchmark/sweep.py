@@ -93,7 +93,7 @@ def sweep(
     if RunFolder(folder).own_summary.is_file():
         raise InvalidSetting(
             f"{folder} is a search in a loop of your own, whose levels only your code can build: sweep times the levels of `ltcompile find`; "
-            "time the network that it found with lt.bench(search.result()), or with `ltcompile bench --model ...`"
+            "time each with lt.bench(search.result(level=1)), or the one that it found with `ltcompile bench --model ...`"
         )
     ticket = RunFolder(folder).finished()
     check_ticket_fits(ticket, model)

@@ -67,7 +67,7 @@ class _Task(Task):
 
 @dataclass(frozen=True)
 class Found:
-    """What a search in one's own loop found: the network that the verdict names (or of the closest level), and every arm.
+    """What a search in one's own loop found: the network that the verdict names (or of the closest or the named level), and every arm.
 
     `dense` is the full-width network that holds `small`'s weights and zeros where `plan` drops channels. `reached` is how `small` stands to
     the search's target, where it had one.
@@ -210,14 +210,21 @@ class Search:
             self._run.runner.lease = None
         raise AssertionError("the trainer stops at an arm that is not reported")
 
-    def result(self) -> Found:
-        """The network, the rows of all arms and the verdict. Raises InvalidSetting while arms are unfinished."""
+    def result(self, level: int | None = None) -> Found:
+        """The network, the rows of all arms and the verdict; with `level`, the network of that round in the place of the verdict's.
+
+        Raises InvalidSetting while arms are unfinished, or where there is no such round.
+        """
         if (pending := self.unfinished()) is not None:
             name = f"seed{pending.seed}/{pending.name}"
             raise InvalidSetting(f"the search is not finished: {name} is still to be trained; iterate over the search first")
         if self._found is None:
             self._found = self._conclude()
-        return self._found
+        if level is None:
+            return self._found
+        if not 1 <= level <= (last := self._prepared.job.config.levels):
+            raise InvalidSetting(f"level={level} is not a round of the search; choose 1 to {last}")
+        return self._network(level, self._found.rows, self._found.verdict)
 
     @property
     def arms(self) -> list[Arm]:
@@ -252,9 +259,7 @@ class Search:
             return
         there = self._run.runner.row(dense)
         if (len(there.val_items), len(there.val_correct)) != (len(score.values), len(score.items)):
-            raise InvalidSetting(
-                f"report of {arm.name}: its items are not those of seed{dense.seed}/{dense.name}; report the same for all arms"
-            )
+            raise InvalidSetting(f"{arm.name}: its items are not those of seed{dense.seed}/{dense.name}; report the same for all arms")
 
     def _conclude(self) -> Found:
         """The result, from finished arms."""
@@ -263,32 +268,37 @@ class Search:
         arms = run.graph.arms(level)
         rows = [run.runner.row(arm) for arm in arms]
         verdict = judge(rows, config.margin_points, config.confidence, config.rewind, metric)
-        tickets = [row for row in rows if (row.arm, row.level) == ("ticket", level)]
-        arm = Arm(typical_seed(tickets, metric), "ticket", level)
-        small, plan = run.runner.trained(arm), run.runner.selection(arm).plan
-        row = next(row for row in tickets if row.seed == arm.seed)
-        if (reached := measure_target(run.runner, row)) is not None and reached.missed_by:
+        found = self._network(level, tuple(rows), verdict)
+        seed, reached = found.row.seed, found.reached
+        if reached is not None and reached.missed_by:
             notify(f"{self.folder.path}: {reached}")
         summary = {
             "kind": "own search",
             "format": 1,
             "metric": metric.name,
-            "unit": metric.unit,
-            "scale": metric.scale,
-            "higher_is_better": metric.higher_is_better,
+            **{key: value for key, value in metric.to_json().items() if key != "name"},
             "config": config.to_json(),
             "rows": [row.to_json() for row in rows],
             "verdict": verdict.to_json(),
-            "ticket": {"seed": arm.seed, "level": level, "won": verdict.won},
+            "ticket": {"seed": seed, "level": level, "won": verdict.won},
             "target": reached.to_json() if reached else None,
         }
-        dense = embed(small, plan, self._prepared.job.initial(arm.seed)).eval()
         self.folder.write_history(arms)
-        plan.save(self.folder.own_plan)
-        self.folder.save(self.folder.own_weights, small.state_dict())
-        self.folder.save(self.folder.own_dense, run.runner.trained(Arm(arm.seed, "dense", 0)).state_dict())
+        found.plan.save(self.folder.own_plan)
+        self.folder.save(self.folder.own_weights, found.small.state_dict())
+        self.folder.save(self.folder.own_dense, run.runner.trained(Arm(seed, "dense", 0)).state_dict())
         write_json(self.folder.own_summary, summary)  # the last: it says that the others are there
-        return Found(small.eval(), dense, plan, self._prepared.job.example, row, tuple(rows), metric, verdict, reached)
+        return found
+
+    def _network(self, level: int, rows: tuple[Trained, ...], verdict: Verdict) -> Found:
+        """The ticket of a round: that of the seed with the median metric."""
+        job = self._prepared.job
+        tickets = [row for row in rows if (row.arm, row.level) == ("ticket", level)]
+        seed = typical_seed(tickets, job.task.metric)
+        arm, row = Arm(seed, "ticket", level), next(row for row in tickets if row.seed == seed)
+        small, plan = self._run.runner.trained(arm), self._run.runner.selection(arm).plan
+        dense = embed(small, plan, job.initial(seed)).eval()
+        return Found(small.eval(), dense, plan, job.example, row, rows, job.task.metric, verdict, measure_target(self._run.runner, row))
 
     def _train(self, model: nn.Module, task: Any, training: ArmTraining, state: dict[str, Any] | None, save: Progress) -> Outcome:
         """The trainer of the arms: it takes what was reported, or stops the search for the caller to train."""

@@ -86,6 +86,11 @@ def test_the_same_script_resumes_and_finds_the_same(tmp_path: Path) -> None:
     assert [arm.name for arm in resumed] == []
     one, two = whole.result(), resumed.result()
     assert one.verdict == two.verdict and one.plan == two.plan
+    other = whole.result(level=3 - level)
+    assert other.row.level == 3 - level and other.verdict == one.verdict and other.plan.widths != one.plan.widths
+    assert whole.result().row.level == level and lt.PruningPlan.load(tmp_path / "whole/plan.json") == one.plan
+    with pytest.raises(InvalidSetting, match="level=3 is not a round of the search; choose 1 to 2"):
+        whole.result(level=3)
     assert all(torch.equal(value, two.small.state_dict()[name]) for name, value in one.small.state_dict().items())
     assert "units of validation error" in " ".join([one.verdict.rule, *one.verdict.summary])
     assert "lower bound" not in " ".join(one.verdict.summary), "one seed and no items: there is none"
