@@ -1,6 +1,7 @@
 """`attach` and `report_metric` in training loops of other frameworks: at most four lines each, the import included.
 
 Each function below trains in its framework's own form. The tests run it as `find --train` does, once for every arm.
+bench/reference_scripts.py does so with the published scripts of timm and torchvision.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ltcompile.core.task import Metric
 from ltcompile.paths import write_json
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice"),  # timm's networks hold widths as attributes
+    pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice"),  # some networks hold widths as attributes
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # which Lightning needs
     pytest.mark.filterwarnings("ignore:The number of training batches"),  # smaller than Lightning's interval of log lines
@@ -135,32 +136,6 @@ def lightning(model: nn.Module, folder: Path) -> nn.Module:
     return module.network
 
 
-def timm_train(folder: Path) -> nn.Module:
-    """The order of steps of timm's train.py: model, attach, optimizer, EMA, DataParallel, scheduler, epochs."""
-    import timm.optim
-    import timm.scheduler
-    import timm.utils
-
-    model = timm.create_model("test_resnet", num_classes=4)
-    model = lt.attach(model)
-    optimizer = timm.optim.create_optimizer_v2(model, opt="adamw", lr=1e-3)
-    ema = timm.utils.ModelEmaV3(model, decay=0.5)
-    scheduler, _ = timm.scheduler.create_scheduler_v2(optimizer, num_epochs=1)
-    network = nn.parallel.DataParallel(model)
-    for item in torch.utils.data.DataLoader(Items(lambda index: index % 4, 32), 2):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(item["pixel_values"]), item["labels"]).backward()
-        optimizer.step()
-        ema.update(model)
-    scheduler.step(1)
-    assert [p.shape for p in ema.module.parameters()] == [p.shape for p in model.parameters()]
-    images = Items(lambda index: index % 4, 32).images
-    with torch.no_grad():
-        found = nn.functional.cross_entropy(model.eval()(images), torch.arange(4)).item()
-    lt.report_metric(found)
-    return model
-
-
 def backbone(width: int) -> Any:
     convolutions = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.Conv2d(8, width, 3, 2, 1, bias=False)
     layers = [layer for conv in convolutions for layer in (conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU())]
@@ -189,26 +164,6 @@ def torchvision_detection(folder: Path) -> nn.Module:
     return model
 
 
-def torchvision_segmentation(folder: Path) -> nn.Module:
-    """The order of steps of torchvision's segmentation reference, whose networks return a dict of maps."""
-    from torchvision.models import _utils, segmentation
-
-    features = _utils.IntermediateLayerGetter(backbone(16), {"5": "out"})
-    model = segmentation.FCN(features, segmentation.fcn.FCNHead(16, 3))
-    model = lt.attach(model)
-    optimizer = torch.optim.SGD([{"params": model.backbone.parameters()}, {"params": model.classifier.parameters()}], 1e-3, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 - step / 4) ** 0.9)
-    images, maps = Items(lambda index: 0, 32).images, torch.arange(3).repeat(4, 32, 11)[..., :32]
-    for _ in range(2):
-        loss = nn.functional.cross_entropy(model(images)["out"], maps)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    lt.report_metric(loss.item())
-    return model
-
-
 LOOPS: dict[str, tuple[Callable[..., Any], Callable[[Path], nn.Module], str]] = {
     "hf-vit": (hugging_face, lambda folder: hugging_face(vit(), Items(lambda i: i % 4, 16), folder), "pixel_values=1x3x16x16"),
     "hf-segformer": (
@@ -219,9 +174,7 @@ LOOPS: dict[str, tuple[Callable[..., Any], Callable[[Path], nn.Module], str]] = 
     "hf-detr": (hugging_face, lambda folder: hugging_face(detr(), Items(boxes, 32), folder, batch), "pixel_values=1x3x32x32"),
     "hf-rt_detr": (hugging_face, lambda folder: hugging_face(rt_detr(), Items(boxes, 64), folder, batch), "pixel_values=1x3x64x64"),
     "lightning": (lightning, lambda folder: lightning(backbone_classifier(), folder), "1x3x16x16"),
-    "timm": (timm_train, timm_train, "1x3x32x32"),
     "torchvision-detection": (torchvision_detection, torchvision_detection, "1x3x32x32"),
-    "torchvision-segmentation": (torchvision_segmentation, torchvision_segmentation, "1x3x32x32"),
 }
 
 
