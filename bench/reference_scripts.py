@@ -95,13 +95,17 @@ def main() -> None:
     if not (work / "data").exists():
         write_coco(work / "data/coco")
         write_folders(work / "data/digits")
-    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if (path := RESULTS / "reference-scripts.json").exists() else {}
     for name, script in SCRIPTS.items():
         if given.only in (None, name):
-            rows[name] = run(script, sources[script.project], work, name.replace(", ", "-").replace(" ", "-"))
-            print(line(name, rows[name]), flush=True)
-    rows = {name: rows[name] for name in SCRIPTS if name in rows}
-    write_text(RESULTS / "reference-scripts.md", table(rows))
+            write(name, run(script, sources[script.project], work, name.replace(", ", "-").replace(" ", "-")))
+
+
+def write(name: str, row: dict[str, Any]) -> None:
+    """Add a row to those that are there."""
+    path = RESULTS / "reference-scripts.json"
+    known = (json.loads(path.read_text())["rows"] if path.exists() else {}) | {name: row}
+    rows = {each: known[each] for each in SCRIPTS if each in known}
+    write_text(path.with_suffix(".md"), table(rows))
     packages = {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__}
     finish("reference-scripts", {"bench": "reference-scripts", "packages": packages, "rows": rows})
 
