@@ -219,7 +219,7 @@ def _task(ticket: Ticket, data: str | None, data_root: Path, required: bool) -> 
     except LtcompileError as error:
         if data is not None or required:
             raise
-        typer.secho(f"no metric is measured: {error}", fg="yellow", err=True)
+        typer.secho(f"no metric is measured: {error}; --data NAME takes another data set", fg="yellow", err=True)
         return None
 
 
