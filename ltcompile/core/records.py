@@ -194,15 +194,18 @@ PACKAGES += ["openvino", "mnn", "ncnn", "pnnx", "tract", "triton"]
 
 
 @functools.cache
+def version_of(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def versions() -> dict[str, str]:
     """The versions of everything that can change a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: version_of(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **{package: version for package, version in found.items() if version is not None}}
 
 
 def provenance() -> dict[str, Any]:

@@ -84,7 +84,7 @@ def agreement_of_file(source: Source, noise: Tensor) -> Agreement | None:
     others = [at for at in range(noise.dim()) if at != 1]
     spread, mean = noise.std(others, keepdim=True), noise.mean(others, keepdim=True)
     images = mean + spread * torch.randn(NOISE_IMAGES, *noise.shape[1:], generator=torch.Generator().manual_seed(1))
-    model = onnx.load_from_string(source.onnx)
+    model = onnx.load_from_string(source.onnx())
     exact = numerics.in_chunks(evaluator(unrounded(model)), images.numpy())
     if source.precision == "int8":
         return Agreement(images, Expected(exact, numerics.in_chunks(evaluator(model), images.numpy())), 100.0)
@@ -95,7 +95,8 @@ def agreement_of_file(source: Source, noise: Tensor) -> Agreement | None:
 
 def _simulated(source: Source, images: Tensor) -> NDArray[np.float32]:
     """The outputs of the float graph with the rounding of the int8 file, without a runtime."""
-    plain, int8 = onnx.load_from_string(source.plain), onnx.load_from_string(source.onnx)
+    assert source.onnx is not None
+    plain, int8 = onnx.load_from_string(source.plain), onnx.load_from_string(source.onnx())
     return numerics.in_chunks(evaluator(fake_quantized(plain, int8)), images.numpy())
 
 

@@ -25,7 +25,7 @@ class CompiledArtifacts:
 
     variants: tuple[EngineVariant, ...]
     runs: Mapping[int, Run]
-    onnx: bytes = b""
+    onnx: Callable[[], bytes] | None = None
     single: Program | None = None
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ class EngineVariant:
 class EngineFile:
     """The contents of an engine file.
 
-    `machine` must be the same for the decisions to hold; `probe` holds inputs of one row and the engine's answers to them; `single` is the
-    program for one image, of which C++ is generated.
+    `machine` must be the same for the decisions to hold; `probe` holds inputs of one row and the engine's answers to them; `onnx` joins
+    the graph and its weights, where there is one; `single` is the program for one image, of which C++ is generated.
     """
 
     device: str
@@ -52,7 +53,7 @@ class EngineFile:
     machine: Mapping[str, str]
     variants: tuple[EngineVariant, ...]
     probe: tuple[Tensors, Tensors]
-    onnx: bytes = b""
+    onnx: Callable[[], bytes] | None = None
     single: Program | None = None
 
 
@@ -70,7 +71,7 @@ def save(contents: EngineFile, path: str | Path) -> None:
         "machine": dict(contents.machine),
         "variants": [_variant(variant, pool) for variant in contents.variants],
         "probe": [[pool.add(tensor) for tensor in tensors] for tensors in contents.probe],
-        "onnx": _onnx(contents.onnx, pool) if contents.onnx else None,
+        "onnx": _onnx(contents.onnx(), pool) if contents.onnx else None,
         "single": _program(contents.single, pool),
         "provenance": provenance(),
     }
@@ -91,7 +92,7 @@ def load(path: str | Path) -> EngineFile:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dictionary)
         variants = tuple(_read_variant(variant, tensors) for variant in header["variants"])
         signature, machine = Signature.from_json(header["signature"]), {str(k): str(v) for k, v in header["machine"].items()}
-        onnx = _read_onnx(header["onnx"], tensors) if header["onnx"] else b""
+        onnx = _joined(tensors[header["onnx"]["graph"]], _named(header["onnx"]["weights"], tensors)) if header["onnx"] else None
         inputs, answers = (tuple(tensors[name] for name in names) for names in header["probe"])
         if len(inputs) != len(signature.names) or len(answers) != len(signature.outputs):
             raise ValueError("its probe has other inputs or outputs")
@@ -126,7 +127,7 @@ def _program(program: Program | None, pool: _Pool) -> dict[str, Any] | None:
 def _read_program(value: Any, tensors: Mapping[str, Tensor]) -> Program | None:
     if value is None:
         return None
-    return serialization.from_json(value, {str(name): tensors[key] for name, key in value["constants"].items()})
+    return serialization.from_json(value, _named(value["constants"], tensors))
 
 
 def _variant(variant: EngineVariant, pool: _Pool) -> dict[str, Any]:
@@ -152,23 +153,32 @@ def _onnx(model: bytes, pool: _Pool) -> dict[str, Any]:
     return {"graph": pool.add(graph), "weights": weights}
 
 
-def _read_onnx(value: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """Raises InvalidFile where the graph reads other files, or a weight has another shape."""
-    import onnx
+def _named(names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {str(name): tensors[key] for name, key in names.items()}
 
-    graph = tensors[value["graph"]]
-    try:
-        proto = onnx.load_from_string(graph.numpy().tobytes())
-    except Exception as error:  # protobuf's own type
-        raise InvalidFile(f"the engine's ONNX graph is damaged: {error}") from error
-    for weight in proto.graph.initializer:
-        if weight.external_data:
-            raise InvalidFile(
-                f"the engine's ONNX graph reads other files for {weight.name}; make the engine again with `ltcompile compile`"
-            )
-        if weight.name in value["weights"]:
-            tensor = tensors[value["weights"][weight.name]]
-            if list(tensor.shape) != list(weight.dims):
-                raise InvalidFile(f"the engine's weight {weight.name} is {tuple(tensor.shape)}, its ONNX graph says {tuple(weight.dims)}")
-            weight.raw_data = tensor.numpy().tobytes()
-    return bytes(proto.SerializeToString())
+
+def _joined(graph: Tensor, weights: Mapping[str, Tensor]) -> Callable[[], bytes]:
+    """A function that gives the ONNX file, and raises InvalidFile where the graph reads other files, or a weight has another shape."""
+
+    def joined() -> bytes:
+        import onnx
+
+        try:
+            proto = onnx.load_from_string(graph.numpy().tobytes())
+        except Exception as error:  # protobuf's own type
+            raise InvalidFile(f"the engine's ONNX graph is damaged: {error}") from error
+        for weight in proto.graph.initializer:
+            if weight.external_data:
+                raise InvalidFile(
+                    f"the engine's ONNX graph reads other files for {weight.name}; make the engine again with `ltcompile compile`"
+                )
+            if weight.name in weights:
+                tensor = weights[weight.name]
+                if list(tensor.shape) != list(weight.dims):
+                    raise InvalidFile(
+                        f"the engine's weight {weight.name} is {tuple(tensor.shape)}, its ONNX graph says {tuple(weight.dims)}"
+                    )
+                weight.raw_data = tensor.numpy().tobytes()
+        return bytes(proto.SerializeToString())
+
+    return cache(joined)

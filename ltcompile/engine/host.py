@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from ltcompile.core.deployment import COMPILED, Deployment
 from ltcompile.core.notice import notify
 from ltcompile.core.onnx_file import read_onnx
-from ltcompile.core.records import cpu_name, versions
+from ltcompile.core.records import cpu_name, version_of
 from ltcompile.engine.agreement import Agreement, agreement, agreement_of_file
-from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts, tuning
-from ltcompile.engine.cpu.bf16 import in_bf16
+from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts
 from ltcompile.engine.cpu.code import Choice
+from ltcompile.engine.cpu.tiles import check_choices
 from ltcompile.engine.decision import Decision, decided
 from ltcompile.engine.device import CompiledArtifacts, Progress, Settings
 from ltcompile.engine.engine import Run
@@ -30,10 +30,6 @@ from ltcompile.errors import Disagreement, InvalidFile, InvalidModel, InvalidSet
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.answers import of_network
 from ltcompile.lower.inputs import Inputs
-from ltcompile.lower.int8 import Int8Network
-from ltcompile.lower.lower import lower
-from ltcompile.lower.passes import precision as precisions
-from ltcompile.lower.quantized_program import integer_program
 from ltcompile.numerics import compare, largest_error, refusal_of, tile
 from ltcompile.timing import fastest
 
@@ -52,9 +48,9 @@ class Host:
         self.precision = precision
 
     def machine(self) -> dict[str, str]:
-        there = versions()
-        packages = ("onnxruntime-gpu", "onnxruntime", "openvino", "torch")
-        return {"cpu": cpu_name(), "threads": str(thread_counts()[-1])} | {name: there[name] for name in packages if name in there}
+        packages = "onnxruntime-gpu", "onnxruntime", "openvino", "torch"
+        there = {name: version for name in packages if (version := version_of(name)) is not None}
+        return {"cpu": cpu_name(), "threads": str(thread_counts()[-1]), **there}
 
     def make(
         self, model: nn.Module, inputs: Inputs, signature: Signature, batches: Sequence[int], settings: Settings, on_progress: Progress
@@ -94,7 +90,7 @@ def _source(contents: EngineFile) -> Source:
     names = () if contents.signature.is_one_tensor else contents.signature.names
     choices: dict[str, Choice] = next((variant.options["choices"] for variant in contents.variants if "choices" in variant.options), {})
     try:
-        tuning.check(choices)
+        check_choices(choices)
     except (AttributeError, TypeError, ValueError) as error:
         raise InvalidFile(f"the engine has tiles of another ltcompile: {error}; make it again with `ltcompile compile`") from error
     return Source(contents.precision, contents.onnx, programs, single=contents.single, names=names, choices=choices)
@@ -102,6 +98,8 @@ def _source(contents: EngineFile) -> Source:
 
 def _tuned(source: Source, settings: Settings, on_progress: Progress) -> Source:
     """With the measured tiles of its layers, where C++ can be generated."""
+    from ltcompile.engine.cpu import tuning
+
     if source.single is None or all(candidate.runtime != COMPILED for candidate in candidates(source.precision)[0]):
         return source
     with contextlib.suppress(Unavailable):
@@ -158,12 +156,18 @@ def _choose_all(
 
 def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], precision: str) -> Source:
     """The network as data, for all runtimes; for int8, `example` are the images whose ranges count."""
+    from ltcompile.engine.cpu.bf16 import in_bf16
+    from ltcompile.lower.int8 import Int8Network
+    from ltcompile.lower.lower import lower
+    from ltcompile.lower.passes import precision as precisions
+    from ltcompile.lower.quantized_program import integer_program
+
     folded, _ = fold_batch_norm(model, example)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
         if precision == "int8":
             network = Int8Network(folded, example, example, Path(folder))
             network.write()
-            found = Source(precision, network.file.read_bytes(), plain=network.quantizer.plain.SerializeToString())
+            found = Source(precision, _held(network.file), plain=network.quantizer.plain.SerializeToString())
             try:
                 return replace(found, single=integer_program(read_onnx(network.file), (1, *example.shape[1:])))
             except Unavailable as reason:
@@ -181,10 +185,16 @@ def make_source(model: nn.Module, example: Tensor, batches: Sequence[int], preci
         except InvalidModel:
             if refusal is not None:
                 raise refusal from None
-            return Source(precision, b"", programs, single=single)
+            return Source(precision, None, programs, single=single)
         if refusal is not None and precision != "fp32":
             raise refusal
-        return Source(precision, path.read_bytes(), programs if refusal is None else {}, single=single)
+        return Source(precision, _held(path), programs if refusal is None else {}, single=single)
+
+
+def _held(path: Path) -> Callable[[], bytes]:
+    """What gives the bytes of a file that will be gone."""
+    data = path.read_bytes()
+    return lambda: data
 
 
 def _of_any_inputs(model: nn.Module, inputs: Inputs) -> Source:
@@ -192,7 +202,7 @@ def _of_any_inputs(model: nn.Module, inputs: Inputs) -> Source:
     folded, _ = fold_batch_norm(model, inputs.example)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
         export_onnx(folded, inputs.example, path := Path(folder) / "network.onnx")
-        return Source("fp32", path.read_bytes(), names=inputs.names)
+        return Source("fp32", _held(path), names=inputs.names)
 
 
 def choose(

@@ -64,7 +64,7 @@ def only(*names: str) -> Callable[[str, int], tuple[list[Deployment], dict[str, 
     return lambda precision, batch=1: ([Deployment("cpu", name, batch, precision, 1) for name in names], {})
 
 
-def wrong_answers(run: Callable[[Tensor], Tensor], model: nn.Module, threads: int, calls: int, count: int = 2) -> int:
+def wrong_answers(run: Callable[[Tensor], Tensor], model: Callable[[Tensor], Tensor], threads: int, calls: int, count: int = 2) -> int:
     """How many of `calls` calls by each of `threads` threads, all with images of their own, give the answers to other images."""
     inputs = [torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(at)) for at in range(threads)]
     with torch.no_grad():

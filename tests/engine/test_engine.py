@@ -69,12 +69,12 @@ class TestOnCpu:
             import onnx
             from onnx import numpy_helper
 
-            model = onnx.load_from_string(source.onnx)
+            model = onnx.load_from_string(source.onnx())
             weight = next(t for t in model.graph.initializer if t.name.endswith("weight_quantized") and list(t.dims) == [13, 5, 3, 3])
             values = numpy_helper.to_array(weight).copy()
             values[1] = 0
             weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-            return right(candidate, replace(source, onnx=model.SerializeToString()))
+            return right(candidate, replace(source, onnx=model.SerializeToString))
 
         monkeypatch.setattr(host, "build", wrong)
         with pytest.raises(Disagreement, match="from a simulation of the rounding"):

@@ -90,8 +90,10 @@ class Network:
     def subject(self, runtime: str, precision: str) -> Subject:
         """What `runtime` reads, in `precision`."""
         if runtimes.declared(runtime, "READS_ONNX"):
-            file = self.half_onnx() if precision == "fp16" else self.source(precision, 1).onnx
-            return Subject(self.name, None, file, precision)
+            if precision == "fp16":
+                return Subject(self.name, None, self.half_onnx(), precision)
+            onnx = self.source(precision, 1).onnx
+            return Subject(self.name, None, onnx() if onnx else None, precision)
         module = self.module if precision == "fp32" else HalfInside(self.module, precisions.DTYPES[precision]).eval()
         return Subject(self.name, module, None, precision)
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltcompile.engine.cpu import matrix
 from ltcompile.engine.cpu.code import Array, Buffer, Choice, Code, Convolution
-from ltcompile.engine.cpu.quads import constants, is_depthwise, packed_bias, packed_depthwise, packed_weight
-from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, WEIGHT_LANES, Geometry, Tiling, best, instruction_set
+from ltcompile.engine.cpu.quads import constants, is_depthwise, packed_bias, packed_depthwise, packed_weight, paired
+from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, WEIGHT_LANES, Geometry, InstructionSet, Tiling, best, instruction_set, twins
 
 HEADERS = ("vector.h", "activations.h", "convolution.h")
 INTEGER_HEADERS = (*HEADERS, "sweep.h", "int8.h")
 MOST_IN_A_ROW = 512  # pixels
-KEEP_ZERO = frozenset(("none", "relu", "relu6", "silu", "hardswish", "gelu"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,16 +53,21 @@ def emit(
     one = replace(op, weight=op.weight[: filters // op.groups]) if op.groups > 1 else op
     shape = geometry(one, inputs[0])
     direct = op.groups > 1 or not shape.winograd or inputs[0].border < border_of(op, inputs[0].height, inputs[0].width)
-    tilings = _tilings(shape, choice, threads, direct, portable)
+    tilings = _tilings(shape, choice, threads, direct, portable, op.groups > 1)
+    if tilings[0].matrix:
+        return _matrix(op, inputs, output, tilings[0])
     if tilings[0].block:
         return _winograd(op, inputs, output, shape, tilings)
     limit = {"LIMIT": output.lanes if op.groups == 1 else filters // op.groups}
+    arrays, headers = _packed(op), _headers(op)
+    if tilings[0].twins:
+        limit["C"], arrays, headers = -(-shape.channels // 2), paired(arrays), (*headers, "twins.h")
     layer, text = _layer(_sizes(one, inputs, output) | limit, tilings, op, _types(inputs, output))
     run = f"Grouped<{layer}, {op.groups}>" if op.groups > 1 else f"Convolution<{layer}>"
     call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
     if op.groups > 1 and output.lanes > filters and op.integers is None:
         call += _zero_lanes(output, filters)
-    return Code(call, _packed(op), _headers(op), items=f"{run}::ITEMS", functions=(text,))
+    return Code(call, arrays, headers, items=f"{run}::ITEMS", functions=(text,))
 
 
 def emit_transposed(op: Convolution, x: Buffer, output: Buffer) -> Code:
@@ -151,6 +156,16 @@ def pack_winograd(weight: Array) -> Array:
     padded.reshape(-1, channels, 9)[:filters] = weight.reshape(filters, channels, 9)
     kernel = np.kron(g, g).astype(np.float32)
     return np.stack([np.ascontiguousarray((padded @ row).transpose(0, 2, 1)) for row in kernel])
+
+
+def _matrix(op: Convolution, inputs: Sequence[Buffer], output: Buffer, tiling: Tiling) -> Code:
+    """By the tiles of AMX."""
+    of = matrix.sizes(op, inputs[0], tiling)
+    layer, text = _layer(_sizes(op, inputs, output) | of | {"LIMIT": output.lanes}, [tiling] * 3, op, _types(inputs, output))
+    run = f"Matrix<{layer}>"
+    call = f"{run}::run($in0, $weight, $bias, {_residual(op)}, $out, $begin, $end);"
+    weight = pack(matrix.padded(packed_weight(op), of["DEPTH"] * of["CHUNKS"]))
+    return Code(call, _packed(op) | {"weight": weight}, (*_headers(op), "amx.h"), items=f"{run}::ITEMS", functions=(text,))
 
 
 def _residual(op: Convolution) -> str:
@@ -259,19 +274,29 @@ def _sizes(op: Convolution, inputs: Sequence[Buffer], output: Buffer) -> dict[st
     }
 
 
-def _tilings(shape: Geometry, choice: Choice | None, threads: int, direct: bool, portable: bool) -> list[Tiling]:
+def _tilings(shape: Geometry, choice: Choice | None, threads: int, direct: bool, portable: bool, grouped: bool) -> list[Tiling]:
     """The tiling for each instruction set, all of the same kind: that of direct sums where only these can be."""
     chosen, own = dict(choice or {}), None if portable else instruction_set()
+    amx = own is not None and not grouped and not matrix.refusal()
     lanes = chosen.pop("lanes", None)
     if own is not None:
         usable = chosen and lanes == own.lanes and not (direct and chosen.get("block"))
-        return [Tiling.of(chosen) if usable else best(shape, own, threads, (0, 1) if direct else None)] * len(INSTRUCTION_SETS)
-    if chosen and not (direct and chosen.get("block")):
+        if usable and chosen.get("matrix"):  # a file's choice may be any
+            usable = amx and Tiling.of(chosen) in matrix.tilings(shape, threads)
+        if usable and chosen.get("twins"):
+            usable = twins(shape, own) and not grouped and not (chosen.get("matrix") or chosen.get("block"))
+        return [Tiling.of(chosen) if usable else modelled(shape, own, threads, direct, amx)] * len(INSTRUCTION_SETS)
+    if chosen and not (direct and chosen.get("block")) and not chosen.get("matrix") and not chosen.get("twins"):
         first = Tiling.of(chosen)
     else:
         first, lanes = best(shape, INSTRUCTION_SETS[0], threads, (0, 1) if direct else None), None
     kind = first.block, first.parts
     return [first if isa.lanes == lanes else best(shape, isa, threads, kind) for isa in INSTRUCTION_SETS]
+
+
+def modelled(shape: Geometry, isa: InstructionSet, threads: int, direct: bool, amx: bool) -> Tiling:
+    """The tiling for this machine without a measurement."""
+    return (matrix.likely(shape, threads) if amx else None) or best(shape, isa, threads, (0, 1) if direct else None)
 
 
 def _types(inputs: Sequence[Buffer], output: Buffer) -> str:
@@ -283,7 +308,7 @@ def _types(inputs: Sequence[Buffer], output: Buffer) -> str:
 
 def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], op: Convolution, lines: str = "") -> tuple[str, str]:
     """The name and the definition of the struct of a layer's constants and types; equal layers have equal names."""
-    more = {"KEEPS_ZERO": int(op.activation in KEEP_ZERO)}
+    more = dict[str, int]()
     if op.integers is not None:
         more, lines = constants(op, op.integers)
         tilings = tilings if op.integers.zero == 0 else [replace(t, fixed=False) for t in tilings]  # borders count
@@ -293,6 +318,7 @@ def _layer(sizes: dict[str, int], tilings: Sequence[Tiling], op: Convolution, li
     }
     numbers = ", ".join(f"{name} = {value}" for name, value in {**sizes, **picks, **more}.items())
     base = "Integer" if op.integers else "Pairs" if op.half else "Real"
+    base = f"Twins<{base}>" if tilings[0].twins else base
     if op.integers is None:
         lines += f"  template <class V> static LT_INLINE V act(const V &v) {{ return act_{op.activation}(v); }}\n"
     body = f"struct $name : {base} {{\n  enum : int {{ {numbers} }};\n{lines}}};"

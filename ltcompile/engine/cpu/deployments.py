@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,11 +11,10 @@ import torch
 
 from ltcompile import runtimes
 from ltcompile.core.deployment import COMPILED, Deployment
-from ltcompile.engine.cpu import native
+from ltcompile.engine.cpu import kept, native
 from ltcompile.engine.cpu.code import Choice
-from ltcompile.engine.cpu.generate import generate
 from ltcompile.engine.engine import Run
-from ltcompile.errors import Unavailable
+from ltcompile.errors import InvalidFile, Unavailable
 from ltcompile.lower.program import Program
 from ltcompile.runtimes import Subject, first_line
 
@@ -25,13 +24,13 @@ PRECISIONS = ("fp32", "bf16", "int8")
 
 @dataclass(frozen=True)
 class Source:
-    """A network as data: an ONNX file with a free first dimension (b"" where there is none), programs by batch size, and the program for one
+    """A network as data: what gives an ONNX file with a free first dimension, where there is one, programs by batch size, and the program for one
     image, in fp32, with layers in bf16 or on integers, or why there is none; and, of an int8 file, the float graph that it was made of, while
     the engine is made.
     """
 
     precision: str
-    onnx: bytes = b""
+    onnx: Callable[[], bytes] | None = None
     programs: Mapping[int, Program] = field(default_factory=dict)
     plain: bytes = b""
     single: Program | None = None
@@ -45,7 +44,7 @@ class Source:
         if batch not in self.programs and not self.onnx:
             raise Unavailable(f"the network has no ONNX form, and no program for batches of {batch}")
         module = self.programs[batch].module().eval() if batch in self.programs else None
-        return Subject("the network", module, self.onnx or None, self.precision)
+        return Subject("the network", module, self.onnx() if self.onnx else None, self.precision)
 
 
 def candidates(precision: str, batch: int = 1) -> tuple[list[Deployment], dict[str, str]]:
@@ -91,7 +90,7 @@ def build(candidate: Deployment, source: Source) -> Run:
         session = runtimes.load(source.subject(candidate.batch), candidate)
         if candidate.batch in source.programs:  # some compile what they see first
             session.run(np.zeros(source.programs[candidate.batch].input_shape, np.float32))
-    except Unavailable:
+    except (InvalidFile, Unavailable):
         raise
     except Exception as error:  # each runtime raises its own
         raise Unavailable(f"{candidate.runtime} cannot run this network: {first_line(error)}") from error
@@ -109,9 +108,9 @@ def _compiled(candidate: Deployment, source: Source) -> Run:
     if source.single is None:
         raise Unavailable(source.refusal)
     if candidate.threads not in source.libraries:
-        source.libraries[candidate.threads] = native.Library(
-            generate(source.single, source.choices, thread_counts()[-1]), candidate.threads
-        )
+        made = next((library.unit for library in source.libraries.values()), None)
+        made = made or kept.compiled(source.single, source.choices, thread_counts()[-1])
+        source.libraries[candidate.threads] = native.Library(made, candidate.threads)
     library = source.libraries[candidate.threads]
     shape = library.unit.output_shape[1:]
 

@@ -11,17 +11,21 @@ import subprocess
 import tempfile
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ltcompile.core.records import cpu_name
-from ltcompile.engine.cpu.code import aligned
-from ltcompile.engine.cpu.generate import Unit
+from ltcompile.engine.cpu import matrix
+from ltcompile.engine.cpu.code import Array, aligned
 from ltcompile.errors import Unavailable
+
+if TYPE_CHECKING:
+    from ltcompile.engine.cpu.generate import Unit
 
 FLAGS = ("-O3", "-march=native", "-std=c++17")
 SHARED = ("-fPIC", "-shared")
@@ -148,12 +152,35 @@ def opened(library: Path) -> Any:
     return ctypes.CDLL(str(library))
 
 
-class Library:
-    """A `shared` unit, compiled and loaded. Any number of threads may call `run`: each has an arena of its own, and one the team of threads."""
+@dataclass(frozen=True)
+class Compiled:
+    """What a `shared` unit needs to run: the library that it was compiled to, its headers, packed weights and sizes."""
 
-    def __init__(self, unit: Unit, threads: int = 1) -> None:
-        self.unit, self.threads, self._pointer = unit, threads, unit.weights.ctypes.data
-        code = opened(compile_library(unit.text + _INTERFACE))
+    library: Path
+    headers: tuple[str, ...]
+    weights: Array
+    arena_floats: int
+    output_shape: tuple[int, ...]
+
+
+def compiled(unit: Unit) -> Compiled:
+    """Raises Unavailable where there is no compiler, or it fails."""
+    return Compiled(compile_library(unit.text + _INTERFACE), unit.headers, unit.weights, unit.arena_floats, unit.output_shape)
+
+
+class Library:
+    """A compiled unit, loaded. Any number of threads may call `run`: each has an arena of its own, and one the team of threads.
+
+    Raises:
+        Unavailable: the unit has to be compiled, and there is no compiler, or it fails; or this process cannot use AMX, and the unit does.
+    """
+
+    def __init__(self, unit: Unit | Compiled, threads: int = 1) -> None:
+        if "amx.h" in unit.headers and (reason := matrix.refusal()):
+            raise Unavailable(reason)
+        self.unit = unit if isinstance(unit, Compiled) else compiled(unit)
+        self.threads, self._pointer = threads, self.unit.weights.ctypes.data
+        code = opened(self.unit.library)
         self._run, self._clear = code.lt_run, code.lt_clear
         self._run.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long, ctypes.c_void_p, ctypes.c_int]
         self._run.restype = self._clear.restype = None

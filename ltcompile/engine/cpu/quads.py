@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,6 +26,18 @@ def packed_weight(op: Convolution) -> NDArray[np.int32]:
     padded = np.zeros((filters, -(-channels // op.step) * op.step, rows, columns), values.dtype)
     padded[:, :channels] = values
     return np.ascontiguousarray(padded.reshape(filters, -1, op.step, rows, columns).transpose(0, 1, 3, 4, 2)).view(np.int32)[..., 0]
+
+
+def paired(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """What include/twins.h reads of the weight (1, 1, R, S, C, 16) and the bias of at most eight filters: two of C next to each other."""
+    weight, bias = arrays["weight"], np.array(arrays["bias"])
+    _, _, rows, columns, channels, _ = weight.shape
+    padded = np.zeros((rows, columns, channels + channels % 2, 8), weight.dtype)
+    padded[:, :, :channels] = weight[0, 0, ..., :8]
+    start = bias.reshape(-1)[:16]
+    start[::2], start[1::2] = start[:8].copy(), 0
+    pairs = padded.reshape(rows, columns, -1, 2, 8).transpose(0, 1, 2, 4, 3)
+    return {"weight": np.ascontiguousarray(pairs), "bias": bias}
 
 
 def packed_depthwise(op: Convolution) -> Array:

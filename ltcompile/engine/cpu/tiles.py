@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ltcompile.engine.cpu.code import Choice
+
 MOST_PIXELS, MOST_VECTORS, MOST = 28, 8, 64
 WEIGHT_LANES = 16  # of a block of packed weights
 TINY = 4  # rows and columns of images whose border is left out tap by tap
@@ -58,7 +60,8 @@ class Tiling:
     """A tile of `vectors` vectors of output channels and `height` x `width` pixels, summed in `split` parts; see include/convolution.h.
 
     With `block`, the tile is one of include/winograd.h's products: `width` of the 2x2 tiles in `block` rows of them; `parts` divide the output
-    channels between threads.
+    channels between threads. A `matrix` tiling is one of AMX; see matrix.py.
+    With `twins`, lanes are filters times two steps of channels; see include/twins.h.
     """
 
     vectors: int
@@ -68,6 +71,8 @@ class Tiling:
     fixed: bool = False
     block: int = 0
     parts: int = 1
+    matrix: bool = False
+    twins: bool = False
 
     @classmethod
     def of(cls, choice: Mapping[str, Any]) -> Tiling:
@@ -75,6 +80,12 @@ class Tiling:
         if any(type(value) not in (int, bool) or not 0 <= value <= MOST for value in choice.values()):
             raise ValueError(f"{dict(choice)} is not a tiling; its numbers are whole and at most {MOST}")
         return cls(**choice)
+
+
+def check_choices(choices: Mapping[str, Choice]) -> None:
+    """Raises AttributeError, TypeError or ValueError: they are not choices of layers; they may be from a file."""
+    for choice in choices.values():
+        Tiling.of({name: value for name, value in choice.items() if name != "lanes"})
 
 
 @dataclass(frozen=True)
@@ -130,6 +141,11 @@ def _kinds(geometry: Geometry, threads: int) -> list[tuple[int, int]]:
     """(rows of 2x2 tiles in a block, parts of the output channels); (0, 1) for direct sums."""
     blocks = [n for n in (1, 2, 4, 8) if n <= -(-geometry.rows // 2)] if geometry.winograd else []
     return [(0, 1), *((block, parts) for block in blocks for parts in sorted({1, threads}))]
+
+
+def twins(geometry: Geometry, isa: InstructionSet) -> bool:
+    """Whether the filters fill half a vector, so that two steps of channels have room in one."""
+    return isa.half < isa.lanes and geometry.filters <= isa.half and geometry.channels > 1
 
 
 def time(geometry: Geometry, isa: InstructionSet, tiling: Tiling, threads: int = 1) -> float:

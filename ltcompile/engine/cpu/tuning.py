@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 
 from ltcompile import paths
 from ltcompile.core.records import cpu_name
+from ltcompile.engine.cpu import matrix
 from ltcompile.engine.cpu.code import Array, Choice, Code, aligned
 from ltcompile.engine.cpu.convolution import Layer, tiled
+from ltcompile.engine.cpu.convolution import modelled as modelled_tiling
 from ltcompile.engine.cpu.generate import INCLUDE, RULES
 from ltcompile.engine.cpu.native import cache_folder, compile_library, compiler, opened, version_of
 from ltcompile.engine.cpu.plan import planned
 from ltcompile.engine.cpu.quads import SMALL
-from ltcompile.engine.cpu.tiles import Geometry, InstructionSet, Tiling, instruction_set, ranked
+from ltcompile.engine.cpu.tiles import Geometry, InstructionSet, Tiling, check_choices, instruction_set, ranked, twins
 from ltcompile.engine.cpu.tiles import time as modelled
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
@@ -64,9 +66,11 @@ extern "C" double lt_time(int at, float **arrays, const float *sweep, long float
 """
 
 
-def tune(program: Program, seconds: float, threads: int = 1, on_progress: Callable[[str], None] | None = None) -> dict[str, Choice]:
+def tune(
+    program: Program, seconds: float, threads: int = 1, on_progress: Callable[[str], None] | None = None, portable: bool = False
+) -> dict[str, Choice]:
     """The measured choices of a program's dense layers, by name; those that `seconds` did not suffice for, and are not in the cache, are
-    left to the model.
+    left to the model. `portable` code has tilings alone that all processors have.
 
     Raises:
         Unavailable: an operation cannot be generated.
@@ -79,10 +83,16 @@ def tune(program: Program, seconds: float, threads: int = 1, on_progress: Callab
     weights = sum(step.layer.op.weight.size for step in steps if step.layer)
     for step in steps:
         if step.layer is not None and tiled(step.layer.op, step.layer.inputs, step.layer.output):
-            layers.setdefault(_key(step.layer, threads, weights > L2_FLOATS), (step.layer, []))[1].append(step.name)
+            layers.setdefault(_key(step.layer, threads, weights > L2_FLOATS, portable), (step.layer, []))[1].append(step.name)
     known = {key: choice for key in layers if (choice := _read(key)) is not None}
     found = _measured(
-        {key: layer for key, (layer, _) in layers.items() if key not in known}, isa, threads, weights > L2_FLOATS, end, on_progress
+        {key: layer for key, (layer, _) in layers.items() if key not in known},
+        isa,
+        threads,
+        weights > L2_FLOATS,
+        portable,
+        end,
+        on_progress,
     )
     for key, choice in found.items():
         paths.write_text(_file(key), json.dumps(choice))
@@ -93,9 +103,9 @@ def modelled_choices(program: Program, threads: int = 1) -> dict[str, Choice]:
     """The model's choices of a program's dense layers, by name, so that a file need not hold more than these to be loaded fast."""
     isa, found = instruction_set(), dict[str, Choice]()
     for step in planned(program, RULES, {}, threads).steps if isa is not None else []:
-        shape = step.layer and tiled(step.layer.op, step.layer.inputs, step.layer.output)
+        shape = tiled(step.layer.op, step.layer.inputs, step.layer.output) if step.layer is not None else None
         if isa is not None and shape is not None:
-            found[step.name] = {**asdict(ranked(shape, isa, threads)[0]), "lanes": isa.lanes}
+            found[step.name] = {**asdict(modelled_tiling(shape, isa, threads, False, not matrix.refusal())), "lanes": isa.lanes}
     return found
 
 
@@ -110,21 +120,21 @@ def layer_times(program: Program, choices: Mapping[str, Choice] | None = None) -
     return found
 
 
-def check(choices: Mapping[str, Choice]) -> None:
-    """Raises AttributeError, TypeError or ValueError: they are not choices; they may be from a file."""
-    for choice in choices.values():
-        Tiling.of({name: value for name, value in choice.items() if name != "lanes"})
-
-
-def candidates(geometry: Geometry, isa: InstructionSet, threads: int) -> list[Tiling]:
-    """Tilings that are worth measuring: the model's first, then the best of each other kind, then the next ones of another size."""
+def candidates(geometry: Geometry, isa: InstructionSet, threads: int, portable: bool = True) -> list[Tiling]:
+    """Tilings that are worth measuring: the model's first, then the best of each other kind, then the next ones of another size; then,
+    in code for this machine alone, twins and tiles of AMX.
+    """
     tilings = ranked(geometry, isa, threads)
     least = modelled(geometry, isa, tilings[0], threads)
     close = [tiling for tiling in tilings if modelled(geometry, isa, tiling, threads) <= SLOWER * least]
     kinds = {(t.block, t.parts): t for t in reversed(close)}
     sizes = {(t.block, t.parts, t.vectors, t.height * t.width // 4): t for t in reversed(close)}
     first = [t for t in close if t in kinds.values()]
-    return list(dict.fromkeys([*first, *(t for t in close if t in sizes.values())]))[:CANDIDATES]
+    found = list(dict.fromkeys([*first, *(t for t in close if t in sizes.values())]))[:CANDIDATES]
+    if portable:
+        return found
+    paired = [replace(tiling, twins=True) for tiling in found if not tiling.block and twins(geometry, isa)]
+    return [*found, *paired, *([] if matrix.refusal() else matrix.tilings(geometry, threads))]
 
 
 @dataclass(frozen=True)
@@ -145,6 +155,7 @@ def _measured(
     isa: InstructionSet,
     threads: int,
     cold: bool,
+    portable: bool,
     end: float,
     on_progress: Callable[[str], None] | None,
 ) -> dict[str, Choice]:
@@ -159,7 +170,8 @@ def _measured(
         if time.monotonic() >= last or shape is None:
             return None
         try:
-            return _trial(layers[key], [{**asdict(t), "lanes": isa.lanes} for t in candidates(shape, isa, threads)], threads)
+            tilings = candidates(shape, isa, threads, portable)
+            return _trial(layers[key], [{**asdict(t), "lanes": isa.lanes} for t in tilings], threads)
         except Unavailable:
             return None
 
@@ -180,7 +192,7 @@ def _measured(
 
 
 def _trial(layer: Layer, choices: Sequence[Choice], threads: int) -> _Trial:
-    codes = [layer.code(choice, threads) for choice in choices]
+    codes = [layer.code(choice, threads, portable=False) for choice in choices]
     library = opened(compile_library(_source(codes, [b.type for b in (*layer.inputs, layer.output)])))
     library.lt_time.restype = ctypes.c_double
     library.lt_time.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_int]
@@ -219,7 +231,7 @@ def _source(codes: Sequence[Code], elements: Sequence[str]) -> str:
     return "\n".join([*text, *((INCLUDE / name).read_text() for name in headers), *functions, *works, table, _TEXT])
 
 
-def _key(layer: Layer, threads: int, cold: bool) -> str:
+def _key(layer: Layer, threads: int, cold: bool, portable: bool) -> str:
     """What a measurement depends on: the layer's sizes, the machine, and our code."""
     op = layer.op
     sizes = (
@@ -236,13 +248,17 @@ def _key(layer: Layer, threads: int, cold: bool) -> str:
         op.half,
         op.integers and (*op.integers.output, op.integers.zero, bool(op.integers.added), int(np.abs(op.weight).max()) <= SMALL),
     )
-    return hashlib.sha256(repr((sizes, threads, cold, cpu_name(), version_of(compiler()), _code())).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        repr((sizes, threads, cold, portable or matrix.refusal(), cpu_name(), version_of(compiler()), _code())).encode()
+    ).hexdigest()[:32]
 
 
 @cache
 def _code() -> str:
     return hashlib.sha256(
-        "".join((INCLUDE / name).read_text() for name in ("vector.h", "convolution.h", "winograd.h", "bf16.h", "int8.h")).encode()
+        "".join(
+            (INCLUDE / name).read_text() for name in ("vector.h", "convolution.h", "winograd.h", "bf16.h", "int8.h", "amx.h", "twins.h")
+        ).encode()
     ).hexdigest()
 
 
@@ -256,7 +272,7 @@ def _read(key: str) -> Choice | None:
     """A measured choice from the cache; None where there is none that can be used."""
     try:
         choice = json.loads(_file(key).read_text())
-        check({key: choice})
+        check_choices({key: choice})
     except (OSError, ValueError, TypeError, AttributeError):
         return None
     return dict(choice)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,10 @@ from networks import shaken
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ltcompile.engine.cpu.generate import Unit, generate, with_headers
+from ltcompile.engine.cpu.convolution import tiled
+from ltcompile.engine.cpu.generate import RULES, Unit, generate, with_headers
+from ltcompile.engine.cpu.plan import planned
+from ltcompile.engine.cpu.tiles import INSTRUCTION_SETS, Geometry, Tiling
 from ltcompile.lower.lower import lower
 from ltcompile.lower.program import Program
 
@@ -187,21 +190,54 @@ def case(model: nn.Module, images: Tensor) -> Case:
     return Case(program, generate(program), images.numpy(), expected)
 
 
+def with_choices(case: Case, tilings: Callable[[Geometry], list[Tiling]], called: str, pick: int = 0, threads: int = 1) -> Case:
+    """The case with one of `tilings` wherever there are some; at least two layers `called` so are in its C++."""
+    choices = {}
+    for step in planned(case.program, RULES, {}, threads).steps:
+        shape = step.layer and tiled(step.layer.op, step.layer.inputs, step.layer.output)
+        if shape is not None and (found := tilings(shape)):
+            choices[step.name] = {**asdict(found[pick % len(found)]), "lanes": INSTRUCTION_SETS[0].lanes}
+    unit = generate(case.program, choices, threads)
+    assert unit.body.count(called) >= 2
+    return replace(case, unit=unit)
+
+
 _RUNNER = """
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#if defined(__AMX_TILE__)
+#include <sys/syscall.h>
+static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+static const bool allowed = true;
+#endif
+// At a multiple of 64 bytes and, but for sanitizers, which look themselves, right in front of a page that cannot be touched.
+static float *memory(size_t count) {
+  const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
+#if defined(SANITIZED)
+  return static_cast<float *>(aligned_alloc(64, bytes));
+#else
+  const size_t page = (size_t)sysconf(_SC_PAGESIZE), pages = (bytes + page - 1) / page * page;
+  char *start = static_cast<char *>(mmap(nullptr, pages + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  if (mprotect(start + pages, page, PROT_NONE)) exit(4);
+  return reinterpret_cast<float *>(start + pages - bytes);
+#endif
+}
 struct Case { void (*clear)(float *); void (*image)(const float *, const float *, float *, float *); size_t weights, input, output, arena; };
 static float *filled(FILE *file, size_t count) {
-  float *floats = static_cast<float *>(aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64));
-  if (!floats || fread(floats, sizeof(float), count, file) != count) exit(3);
+  float *floats = memory(count);
+  if (fread(floats, sizeof(float), count, file) != count) exit(3);
   return floats;
 }
 int main(int, char **words) {
   FILE *in = fopen(words[1], "rb"), *out = fopen(words[2], "wb");
   const int images = IMAGES;
+  if (!allowed) return 5;
   for (const Case &c : CASES) {
     float *weights = filled(in, c.weights), *pixels = filled(in, images * c.input);
-    float *arena = static_cast<float *>(aligned_alloc(64, (c.arena * sizeof(float) + 63) / 64 * 64));
+    float *arena = memory(c.arena);
     c.clear(arena);
     for (int repeat = 0; repeat < 2; repeat++)
       for (int n = 0; n < images; n++) {
@@ -210,7 +246,9 @@ int main(int, char **words) {
         if (repeat) fwrite(answer, sizeof(float), c.output, out);
         free(answer);
       }
+#if defined(SANITIZED)
     free(weights), free(pixels), free(arena);
+#endif
   }
   fclose(in), fclose(out);
 }
@@ -238,7 +276,8 @@ def answers(cases: Sequence[Case], command: Sequence[str], folder: Path, run: Se
     (source := folder / "cases.cpp").write_text(program_text([c.unit for c in cases]))
     data = b"".join(c.unit.weights.tobytes() + c.images.tobytes() for c in cases)
     (folder / "in.bin").write_bytes(data)
-    flags = ["-std=c++17", str(source), "-o", str(folder / "cases"), "-lm"]
+    sanitized = ["-DSANITIZED"] if any("sanitize" in word for word in command) else []
+    flags = [*sanitized, "-std=c++17", str(source), "-o", str(folder / "cases"), "-lm"]
     for line in ([*command, *flags], [*run, *(str(folder / name) for name in ("cases", "in.bin", "out.bin"))]):
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:3000]

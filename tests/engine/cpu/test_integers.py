@@ -39,6 +39,8 @@ SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 BUILDS: dict[str, tuple[list[str], tuple[str, ...], str]] = {
     "vnni": (["g++", "-O0", "-march=native"], (), "avx512_vnni"),
     "avx-512": (["g++", "-O0", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"], (), "avx512bw"),
+    "avx-vnni": (["g++", "-O0", "-mavx2", "-mfma", "-mavxvnni"], (), "avx_vnni"),
+    "avx-vnni, clang": (["clang++", "-O0", "-mavx2", "-mfma", "-mavxvnni"], (), "avx_vnni"),
     "avx2, clang": (["clang++", "-O0", "-mavx2", "-mfma"], (), "avx2"),
     "sanitized": (["g++", "-O0", "-mavx2", "-mfma", *SANITIZED], (), "avx2"),
     "plain": (["g++", "-O0"], (), ""),
@@ -259,15 +261,15 @@ def test_a_quantized_file_becomes_a_program_on_integers(quantized: Any) -> None:
     torch.manual_seed(0)
     exact = _Many().eval()
     with torch.no_grad():
-        expected = Expected(exact(images).numpy(), evaluator(onnx.load_from_string(quantized.onnx))(images.numpy()))
+        expected = Expected(exact(images).numpy(), evaluator(onnx.load_from_string(quantized.onnx()))(images.numpy()))
     assert not expected.refusal(found)
-    session = runtimes.load(Subject("int8", None, quantized.onnx, "int8"), Deployment("cpu", "onnxruntime", 128, "int8", 1))
+    session = runtimes.load(Subject("int8", None, quantized.onnx(), "int8"), Deployment("cpu", "onnxruntime", 128, "int8", 1))
     others = next(iter(session.run(images.numpy()).values()))
     assert np.abs(found - others).max() <= 2 * np.abs(found - expected.exact).max()
 
 
 def test_what_is_not_in_programs_is_named(quantized: Any) -> None:
-    model = onnx.load_from_string(quantized.onnx)
+    model = onnx.load_from_string(quantized.onnx())
     next(node for node in model.graph.node if node.op_type == "Softmax").op_type = "Hardmax"
     with pytest.raises(Unavailable, match=r"\(Hardmax\): the compiler does not have it"):
         integer_program(model, (1, 3, 8, 8))

@@ -46,13 +46,15 @@ template <class N, int HEIGHT, int WIDTH> struct Epilogue {
 
   // Channels k, k + 1, ... of a pixel; those from K to LIMIT become zero, and from LIMIT on nothing is written.
   template <int L> static LT_INLINE void write(Y *y, Vector<L> sums, int k) {
-    if ((SPACE<L> == L && (N::KEEPS_ZERO || COMPUTED<L> == N::K)) || k + L < COMPUTED<L>) {
+    if ((SPACE<L> == L && COMPUTED<L> == N::K) || k + L < COMPUTED<L>) {
       store<L>(y, sums);
       return;
     }
-    if constexpr (!N::KEEPS_ZERO) {
+    if constexpr (COMPUTED<L> > N::K) {  // they are not zero where act(0) is not, and where an infinity was multiplied by their weights, zeros
+      Ints<L> kept = {};
       LT_UNROLL
-      for (int i = 0; i < COMPUTED<L> - N::K; i++) sums[L - 1 - i] = 0;
+      for (int i = 0; i < L - COMPUTED<L> + N::K; i++) kept[i] = -1;
+      sums = as_bits<Vector<L>>(Ints<L>(as_bits<Ints<L>>(sums) & kept));
     }
     store<L, (SPACE<L> < L ? SPACE<L> : L)>(y, sums);
     if constexpr (SPACE<L> > L) memset(y + L, 0, (SPACE<L> - L) * sizeof(Y));
@@ -67,7 +69,7 @@ struct Real {
   template <int L> static LT_INLINE Vector<L> weights(const float *from) { return load<L>(from); }
   template <class N, int L> static LT_INLINE Vector<L> start(const float *bias) { return load<L>(bias); }
   template <int> static LT_INLINE float value(const float *x) { return *x; }
-  template <bool, int L> static LT_INLINE void add(Vector<L> &sum, const Vector<L> &w, float x) { sum += w * x; }
+  template <bool, int L, class V> static LT_INLINE void add(Vector<L> &sum, const Vector<L> &w, const V &x) { sum += w * x; }
 };
 
 template <class N, int VECTORS, bool TAIL, int HEIGHT, int WIDTH, int P0, int Q0> struct Tile {

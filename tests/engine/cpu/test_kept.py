@@ -1,0 +1,102 @@
+"""Compiled networks are read from the user's cache when they are loaded again, and made again where a file there is not what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ltcompile.engine.cpu import kept, native
+from ltcompile.lower.lower import lower
+from ltcompile.lower.program import Program
+from ltcompile.numerics import FP32_TOLERANCE, largest_error
+
+pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
+IMAGE = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 20, 3, padding=1), nn.ReLU(), nn.Conv2d(20, 17, 3, padding=1), nn.Flatten(), nn.Linear(17 * 64, 5)
+    return lower(nn.Sequential(*layers).eval(), IMAGE).program
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
+
+
+def files() -> list[Path]:
+    return sorted((native.cache_folder() / "networks").iterdir())
+
+
+def error(program: Program, made: native.Compiled) -> float:
+    outputs = torch.empty(1, 5)
+    native.Library(made).run(IMAGE.data_ptr(), outputs.data_ptr(), 1)
+    return largest_error(outputs, program.run(IMAGE))
+
+
+def was_read(made: native.Compiled) -> bool:
+    return isinstance(made.weights, np.memmap)
+
+
+def test_a_second_load_reads_what_the_first_made(program: Program) -> None:
+    first, second = (kept.compiled(program, {}, 1) for _ in range(2))
+    assert not was_read(first) and was_read(second) and second.weights.ctypes.data % 64 == 0
+    np.testing.assert_array_equal(first.weights, second.weights)
+    assert first.library == second.library and error(program, second) <= FP32_TOLERANCE
+    name, weight = next(iter(program.constants.items()))
+    changed = replace(program, constants={**program.constants, name: weight + 1})
+    for other in (kept.compiled(changed, {}, 1), kept.compiled(program, {}, 2)):
+        assert not was_read(other)
+    assert error(changed, kept.compiled(changed, {}, 1)) <= FP32_TOLERANCE < error(program, kept.compiled(changed, {}, 1))
+    assert len(files()) == 3
+
+
+DAMAGES: list[Callable[[bytes], bytes]] = [
+    lambda data: data[:-64],
+    lambda data: data + bytes(64),
+    lambda data: data[:-4] + b"\0\0\x80\x3f",
+    lambda data: b"{}\n" + data,
+    lambda data: b"",
+    lambda data: data.replace(b'"arena_floats": ', b'"arena_floats": 1'),
+]
+
+
+def test_damaged_files_are_made_again(program: Program) -> None:
+    kept.compiled(program, {}, 1)
+    [file] = files()
+    whole = file.read_bytes()
+    for damage in DAMAGES:
+        assert damage(whole) != whole
+        file.write_bytes(damage(whole))
+        again = kept.compiled(program, {}, 1)
+        assert not was_read(again) and error(program, again) <= FP32_TOLERANCE
+        assert file.read_bytes() == whole and was_read(kept.compiled(program, {}, 1))
+
+
+def test_a_missing_library_is_compiled_again(program: Program) -> None:
+    kept.compiled(program, {}, 1).library.unlink()
+    again = kept.compiled(program, {}, 1)
+    assert not was_read(again) and again.library.is_file()
+
+
+def test_nothing_is_kept_where_nothing_can_be_written(program: Program) -> None:
+    native.cache_folder().mkdir(parents=True)
+    (native.cache_folder() / "networks").write_text("not a folder")
+    assert error(program, kept.compiled(program, {}, 1)) <= FP32_TOLERANCE
+
+
+def test_what_was_not_read_for_the_longest_time_goes(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.compiled(program, {}, 1)
+    [first] = files()
+    monkeypatch.setattr(kept, "MOST_BYTES", first.stat().st_size * 3 // 2)
+    kept.compiled(program, {}, 2)
+    assert len(files()) == 1 and files() != [first]
