@@ -46,7 +46,7 @@ def shrink(
     ),
     precision: str = typer.Option(
         "fp32",
-        help="fp32, fp16 or int8 inside; inputs and outputs stay fp32. int8 is for .onnx, .xml, .mnn, .cpp and .so, and needs --calibrate.",
+        help="fp32, fp16, bf16 (.cpp, .so) or int8 (.onnx, .xml, .mnn, .cpp, .so; needs --calibrate) inside; inputs and outputs stay fp32.",
     ),
     calibrate: str | None = typer.Option(
         None,

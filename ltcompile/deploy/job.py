@@ -17,7 +17,7 @@ from ltcompile.errors import InvalidSetting
 from ltcompile.graph.inputs import Example
 from ltcompile.prune.budget import RelativeTimer
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Snap = Literal["down", "up", "auto"]
 Progress = Callable[[str], None]
 Calibration = Dataset | Task | Iterable[Example]

@@ -151,7 +151,7 @@ class Summed(nn.Module):
 
 @pytest.mark.slow
 def test_refusals(pruned: lt.Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidSetting, match=r"\.cpp files compute in fp32 or int8, not fp16; name an output that ends in \.onnx"):
+    with pytest.raises(InvalidSetting, match=r"\.cpp files compute in fp32 or bf16 or int8, not fp16; name an output that ends in \.onnx"):
         lt.shrink(pruned, tmp_path / "a.cpp", precision="fp16")
     with pytest.raises(InvalidSetting, match="fixed shapes"):
         lt.shrink(pruned, tmp_path / "a.cpp", dynamic=("batch", "height"))
@@ -177,6 +177,15 @@ def test_numbers_are_exact() -> None:
     assert [np.float32(text.rstrip("f")) for text in texts] == values.tolist()
     assert interface.literal(float("nan")).startswith("__builtin_nan") and interface.literal(float("-inf")) == "-__builtin_inff()"
     assert interface.identifier("2-small.v1") == "n2_small_v1" and interface.identifier("ünet") == "_net"
+
+
+@pytest.mark.slow
+def test_bf16_answers_on_processors_without_its_instructions(pruned: lt.Pruned, tmp_path: Path) -> None:
+    done = lt.shrink(pruned, tmp_path / "my-net.v2.cpp", precision="bf16")
+    assert 0 < done.record["onnx_error"] <= done.record["tolerance"] and "vdpbf16ps" in done.path.read_text()
+    for command, run in ((["g++", "-O0", "-march=native"], ()), (["aarch64-linux-gnu-g++", "-O0", "-static"], ("qemu-aarch64",))):
+        answer = built(command, done.path, run)
+        assert answer.returncode == 0 and "as recorded" in answer.stdout, answer.stdout + answer.stderr
 
 
 @pytest.mark.slow

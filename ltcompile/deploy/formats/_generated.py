@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ltcompile.deploy.formats import metadata
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.engine.cpu import native, tuning
+from ltcompile.engine.cpu.bf16 import in_bf16
 from ltcompile.engine.cpu.code import aligned
 from ltcompile.engine.cpu.generate import Unit, generate
-from ltcompile.engine.cpu.interface import Recorded, header, identifier, outside, probes, source, symbols
+from ltcompile.engine.cpu.interface import BF16_TOLERANCE, TOLERANCE, Recorded, header, identifier, outside, probes, source, symbols
 from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting, Unavailable
 from ltcompile.lower.answers import Run
 from ltcompile.lower.inputs import Inputs
@@ -39,16 +40,18 @@ def generated(network: nn.Module, pruned: Pruned, job: ShrinkJob, integers: Prog
     example = inputs.tensors[0][:1]
     try:
         program = integers or lower(network, example).program
-        unit = generate(program, tuning.tune(program, job.tune_seconds) if job.tune_seconds else None)
+        program = in_bf16(program) if job.precision == "bf16" else program
+        unit = generate(program, tuning.tune(program, job.tune_seconds, portable=True) if job.tune_seconds else None)
     except (InvalidModel, Unavailable) as reason:
         raise InvalidModel(f"no C++ can be generated of this network: {reason}; write .onnx instead") from reason
     low, high = float(inputs.tensors[0].min()), float(inputs.tensors[0].max())
     low, high = (low, high) if low < high else (low - 1.0, high + 1.0)
     images = torch.from_numpy(probes(low, high, unit.input_shape[1:]))
     with torch.no_grad():
-        answers = torch.cat([(integers.run if integers else network)(image) for image in images.split(1)]).numpy()
+        answers = torch.cat([(network if job.precision == "fp32" else program.run)(image) for image in images.split(1)]).numpy()
     name, texts = identifier(job.output.stem), metadata(pruned, job)
-    return unit, source(unit, name, texts, Recorded(low, high, answers)), header(unit, name, texts, symbols(name, texts)[0])
+    recorded = Recorded(low, high, answers, BF16_TOLERANCE if job.precision == "bf16" else TOLERANCE)
+    return unit, source(unit, name, texts, recorded), header(unit, name, texts, symbols(name, texts)[0])
 
 
 def write_weights(unit: Unit, job: ShrinkJob) -> None:

@@ -16,7 +16,7 @@ from ltcompile.paths import write_text
 from ltcompile.pruned import Pruned
 
 SUFFIX = ".cpp"
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "bf16", "int8")
 
 
 def write(network: nn.Module, pruned: Pruned, job: ShrinkJob) -> None:

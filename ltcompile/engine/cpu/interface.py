@@ -14,7 +14,7 @@ from ltcompile.engine.cpu.generate import PROLOGUE, Unit, with_headers
 
 MOST_INSIDE_BYTES = 8 << 20  # larger weights are in a file of their own
 PROBES = 4
-TOLERANCE = 1e-4  # of the largest output, or sum
+TOLERANCE, BF16_TOLERANCE = 1e-4, 2e-2  # of the largest output, or sum; in bf16 sums in another order round to the other side
 MOST_SUMS = 256  # that are recorded of an image's outputs
 
 _HEADER = """{comment}
@@ -118,11 +118,12 @@ int main({arguments}) {{
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a file checks itself against: answers to PROBES images of `probes(low, high)`."""
+    """What a file checks itself against: answers to PROBES images of `probes(low, high)`, within `tolerance` of the largest."""
 
     low: float
     high: float
     answers: Array
+    tolerance: float
 
 
 def probes(low: float, high: float, shape: Sequence[int]) -> Array:
@@ -175,7 +176,7 @@ def source(unit: Unit, name: str, texts: Mapping[str, str], recorded: Recorded) 
     count = unit.weights.size
     if apart:
         weights = f"alignas(64) float WEIGHTS[{count}];"
-    elif "int8.h" in unit.headers:
+    elif {"int8.h", "bf16.h"} & set(unit.headers):  # several weights in a number
         integers = ",\n".join(",".join(map(str, row)) for row in unit.weights.view(np.int32).reshape(-1, 16))
         weights = f"alignas(64) const int32_t NUMBERS[] = {{\n{integers}\n}};\nconst float *const WEIGHTS = reinterpret_cast<const float *>(NUMBERS);"
     else:
@@ -188,7 +189,7 @@ def source(unit: Unit, name: str, texts: Mapping[str, str], recorded: Recorded) 
         probes=PROBES,
         low=literal(recorded.low),
         range=literal(recorded.high - recorded.low),
-        tolerance=TOLERANCE,
+        tolerance=recorded.tolerance,
         arguments="int count, char **words" if apart else "",
         loading=f'  if ({name}_load(count > 1 ? words[1] : "{name}.bin")) return fprintf(stderr, "{name}.bin cannot be read\\n"), 2;\n'
         if apart
