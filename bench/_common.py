@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from ltcompile.core.records import provenance
+from ltcompile.core.records import cpu_name, provenance
 from ltcompile.paths import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,3 +21,8 @@ def finish(name: str, result: dict[str, Any]) -> None:
     command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     write_json(RESULTS / f"{name}.json", {**result, "provenance": {**provenance(), "command": command}})
     print(json.dumps(result))
+
+
+def machine() -> str:
+    """The name of this machine's file: its processor and its number of cores."""
+    return re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {os.cpu_count()} cores".lower().replace("(r)", "")).strip("-")

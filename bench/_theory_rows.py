@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,6 @@ KEYS = ("network", "method", "fraction", "runtime", "precision", "batch")
 NAME = re.compile(r"[\w.:+-]{1,80}")
 
 Row = dict[str, Any]
-
-
-def machine() -> str:
-    """This machine's file: its processor and its number of cores."""
-    from ltcompile.core.records import cpu_name
-
-    return re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {os.cpu_count()} cores".lower().replace("(r)", "")).strip("-")
 
 
 def read(path: Path) -> dict[str, Any]:

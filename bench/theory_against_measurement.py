@@ -31,8 +31,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from _common import machine
 from _theory_page import write_page
-from _theory_rows import BATCHES, BY_TIME, METHODS, PRECISIONS, RESULTS, RUNTIMES, TRAITS, Row, machine, read, write
+from _theory_rows import BATCHES, BY_TIME, METHODS, PRECISIONS, RESULTS, RUNTIMES, TRAITS, Row, read, write
 
 LIST = """
 torchvision:resnet18 torchvision:mobilenet_v2 ours:vgg16 yolo:yolov8n torchvision:squeezenet1_1 smp:Unet-resnet18 torchvision:shufflenet_v2_x1_0
