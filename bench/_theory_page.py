@@ -41,7 +41,7 @@ def write_page() -> dict[str, Any]:
     machines = {path.stem: json.loads(path.read_text()) for path in sorted(_theory_rows.RESULTS.glob("*.json"))}
     for name, value in machines.items():
         if found := faults(value):
-            raise SystemExit(f"{name}.json: {found[0]}; mend the file, or remove it")
+            raise SystemExit(f"{name}.json: {found[0]}; fix the file, or remove it")
     rows = measured(machines)
     _theory_rows.RESULTS.mkdir(parents=True, exist_ok=True)
     write_text(_theory_rows.RESULTS / "README.md", page(machines, rows))

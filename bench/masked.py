@@ -3,7 +3,7 @@
     python bench/masked.py [--epochs 1]        writes bench/results/masked.json
 
 Prints seconds per round of both, validation accuracy, and whether the plans are the same. Wall time includes scoring, cutting,
-validation and saving; the dense training, which both share, is left out. Of the cutting search it is also told as a multiple of that training,
+validation and saving; the dense training, which both share, is left out. Of the cutting search it is also given as a multiple of that training,
 for the claim that eight rounds at 20 % take at most twice as long as one.
 """
 
