@@ -75,6 +75,13 @@ GROUP_REDUCTION: Any = typer.Option(
     rich_help_panel=PRUNING,
 )
 
+NORMALIZE: Any = typer.Option(
+    None,
+    help="What a group's scores are divided by before groups are compared: none, mean, max or lamp; gaussian subtracts their mean and divides "
+    "by their deviation.  [default: none, or mean where the criterion's scores are not comparable]",
+    rich_help_panel=PRUNING,
+)
+
 
 def limits(keep: list[str], only: list[str], layer_ratio: list[str], max_layer_ratio: float, min_channels: int) -> dict[str, Any]:
     """The fields of `Limits` as the flags give them. Raises InvalidSetting for a malformed ratio."""

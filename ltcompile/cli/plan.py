@@ -18,6 +18,7 @@ from ltcompile.cli._options import (
     LAYER_RATIO,
     MAX_LAYER_RATIO,
     MIN_CHANNELS,
+    NORMALIZE,
     ON,
     ONLY,
     PROFILE,
@@ -75,6 +76,7 @@ def plan(
         "l1", help="l1, l2, linf, neg_linf, bn, fpgm, lamp or random: those that need no data.", rich_help_panel=PRUNING
     ),
     group_reduction: str = GROUP_REDUCTION,
+    normalize: str | None = NORMALIZE,
     keep: list[str] = KEEP,
     only: list[str] = ONLY,
     layer_ratio: list[str] = LAYER_RATIO,
@@ -161,6 +163,7 @@ def plan(
         limits=limits_given,
         check=check,
         group_reduction=group_reduction,  # type: ignore[arg-type]
+        normalize=normalize or "default",  # type: ignore[arg-type]
         on_target=reached.append,
         depth=depth is not None,
         inputs=None if depth is None else [read_inputs(depth)],

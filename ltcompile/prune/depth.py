@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.plan import Branch, PruningPlan
+from ltcompile.core.plan import Branch, Group, PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.errors import InvalidData, InvalidSetting
 from ltcompile.graph import Example, cut
@@ -26,26 +26,56 @@ from ltcompile.graph.rules import tensors_in
 from ltcompile.graph.running_statistics import take_statistics
 from ltcompile.graph.trace import plain
 from ltcompile.prune.limits import Limits
+from ltcompile.prune.target import SizeCounter, Target
 
 PATIENCE = 3  # plans without a smaller change, before the search for one ends
 Attempt = Callable[[tuple[Branch, ...]], PruningPlan]  # the plan for the target where these branches go; raises InvalidSetting
 Cost = Callable[[Branch], float]
 
 
-class DepthSearch:
-    """The branches of `model` that may go, and what `batches` say of them. Raises InvalidSetting where no branch may go, with the reasons."""
+def removable(model: nn.Module, example: Example, limits: Limits) -> tuple[list[Branch], str]:
+    """The branches of `model` that may go; and where there is none, why."""
+    found, refused = branches(model, example)
+    allowed = [branch for branch in found if all(map(limits.allows, branch.layers))]
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "no addition has a branch next to a shortcut"
+    return allowed, "" if allowed else f"depth= finds no residual branch that may go: {'the limits keep all of them' if found else reasons}"
 
-    def __init__(self, model: nn.Module, example: Example, batches: Sequence[Example], limits: Limits) -> None:
-        if not batches:
-            raise InvalidData("depth= needs inputs=, batches without labels: they show what the outputs lose with a branch")
+
+def without(model: nn.Module, groups: tuple[Group, ...], removed: tuple[Branch, ...]) -> tuple[PruningPlan, nn.Module, tuple[Group, ...]]:
+    """The plan that removes branches alone, the network that it leaves, and of `groups` what may be cut in that."""
+    first = PruningPlan(groups, removed_branches=removed)
+    return (first, cut(model, first), first.remaining()) if removed else (first, model, groups)
+
+
+def ratio_left(ratio: float, first: PruningPlan) -> float:
+    """The share of the filters that are left after `first` to drop, so that `ratio` of all go. Raises InvalidSetting where no share does."""
+    all_filters, left = (
+        sum(g.width * g.filters_per_channel for g in groups if not g.frozen) for groups in (first.groups, first.remaining())
+    )
+    share = 1 - (1 - ratio) * all_filters / max(left, 1)
+    if not share > 0:
+        raise InvalidSetting(f"a ratio of {ratio} is passed without so many branches")
+    return share
+
+
+class DepthSearch:
+    """The branches of `model` that may go, and what `batches` say of them. Raises InvalidData where the network does not run on these."""
+
+    def __init__(self, model: nn.Module, removable: Sequence[Branch], batches: Sequence[Example]) -> None:
         self._model, self._batches = model, batches
         self._expected = _checked_outputs(cut(model, PruningPlan(())), batches)
-        found, refused = branches(model, example)
-        self.branches = [branch for branch in found if all(map(limits.allows, branch.layers))]
-        if not self.branches:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "no addition has a branch next to a shortcut"
-            raise InvalidSetting(f"depth= finds no residual branch that may go: {reasons if not found else 'the limits keep all of them'}")
+        self.branches = list(removable)
         self._changes = {branch: self._change(cut(model, PruningPlan((), removed_branches=(branch,)))) for branch in self.branches}
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Example, batches: Sequence[Example], limits: Limits) -> DepthSearch:
+        """That of all branches that `limits` allow to go. Raises InvalidData, and InvalidSetting where there is none."""
+        if not batches:
+            raise InvalidData("depth= needs inputs=, batches without labels: they show what the outputs lose with a branch")
+        may_go, why = removable(model, example, limits)
+        if why:
+            raise InvalidSetting(why)
+        return cls(model, may_go, batches)
 
     def best(self, attempt: Attempt, cost: Cost) -> PruningPlan:
         """The plan of `attempt` by which the outputs change least. Raises InvalidSetting where no number of branches meets the target."""
@@ -76,10 +106,16 @@ class DepthSearch:
         return error / max(spread, 1e-30) if math.isfinite(error) else math.inf
 
 
-def costs_of(profile: Profile) -> Cost:
-    """A branch -> the milliseconds of its layers, by the whole network's timing."""
-    times: Mapping[str, float] = profile.runs[0].layers_ms
-    return lambda branch: sum(ms for layer, ms in times.items() if branch.holds(layer))
+def cost_of(target: Target | None, profile: Profile | None, counter: SizeCounter | None, groups: tuple[Group, ...]) -> Cost:
+    """A branch -> what goes with it: milliseconds of its layers by the whole network's timing, MACs, parameters, or, without a target, filters."""
+    if target is None:
+        return lambda branch: float(PruningPlan(groups).filters[1] - PruningPlan(groups, removed_branches=(branch,)).filters[1])
+    if target.profiled:
+        assert profile is not None
+        times: Mapping[str, float] = profile.runs[0].layers_ms
+        return lambda branch: sum(ms for layer, ms in times.items() if branch.holds(layer))
+    assert counter is not None
+    return lambda branch: target.of(counter.dense) - target.of(counter.left(PruningPlan((), removed_branches=(branch,))))
 
 
 def _checked_outputs(network: nn.Module, batches: Sequence[Example]) -> list[Tensor]:

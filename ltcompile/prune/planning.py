@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from ltcompile.core.notice import notify
-from ltcompile.core.plan import Branch, Group, PruningPlan
+from ltcompile.core.plan import Branch, PruningPlan
 from ltcompile.core.profile import Profile
 from ltcompile.core.reached import Reached
 from ltcompile.core.streams import generator, seeded, stream
@@ -22,7 +22,7 @@ from ltcompile.prune import criteria
 from ltcompile.prune.budget import RelativeTimer, plan_for_latency
 from ltcompile.prune.choose import Ranking, Scope
 from ltcompile.prune.criteria import Evidence, Normalisation, Reduction
-from ltcompile.prune.depth import DepthSearch, costs_of
+from ltcompile.prune.depth import DepthSearch, cost_of, ratio_left, without
 from ltcompile.prune.evidence import first_batches, from_inputs
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import SizeCounter, Target, check_reachable, plan_for_size
@@ -102,7 +102,7 @@ def plan(
     _check_values(model)
     groups = limits.freeze(trace(model, example))
     batches = [] if inputs is None else first_batches(inputs)
-    search = DepthSearch(model, example, batches, limits) if depth else None
+    search = DepthSearch.of(model, example, batches, limits) if depth else None
     if inputs is not None:
         if evidence is not None:
             raise InvalidSetting("give evidence= or the inputs= to collect it from, not both")
@@ -113,12 +113,11 @@ def plan(
     whole = target.of(counter.dense) if target is not None and counter is not None else 0
 
     def attempt(removed: tuple[Branch, ...], timer: RelativeTimer | None) -> tuple[PruningPlan, Reached | None]:
-        first = PruningPlan(groups, removed_branches=removed)
-        network, left = (cut(model, first), first.remaining()) if removed else (model, groups)
+        first, network, left = without(model, groups, removed)
         evidence.rng.set_state(draws)  # a second ranking draws the same scores
         scores = criteria.score(criterion, left, network, evidence, group_reduction, normalize)
         ranking = Ranking(left, scores, scope, floors=limits.floors(left), kept=limits.kept(left), align=align)
-        share = ratio if not removed else _ratio_left(ratio, first)
+        share = ratio if not removed else ratio_left(ratio, first)
         here = SizeCounter(network, example) if removed and counter else counter
         found, reached = _found(network, example, ranking, share, target, profile, timer, limits, align, here, whole)
         return first.then(found) if removed else found, reached
@@ -126,7 +125,7 @@ def plan(
     while True:
         removed: tuple[Branch, ...] = ()
         if search is not None:
-            removed = search.best(lambda tried: attempt(tried, None)[0], _cost(target, profile, counter, groups)).removed_branches
+            removed = search.best(lambda tried: attempt(tried, None)[0], cost_of(target, profile, counter, groups)).removed_branches
         found, reached = attempt(removed, measured)
         differing = disagreements(model, example, found) if check else {}
         if not differing:
@@ -168,30 +167,6 @@ def _found(
         found = plan_for_size(ranking, lambda tried: target.of(counter.left(tried)), target.share * whole)
         share = target.of(counter.left(found)) / whole
     return found, Reached(target.measure, target.share, share)
-
-
-def _ratio_left(ratio: float, first: PruningPlan) -> float:
-    """The share of the filters that are left after `first` to drop, so that `ratio` of all go. Raises InvalidSetting where no share does."""
-    all_filters, left = (
-        sum(g.width * g.filters_per_channel for g in groups if not g.frozen) for groups in (first.groups, first.remaining())
-    )
-    share = 1 - (1 - ratio) * all_filters / max(left, 1)
-    if not share > 0:
-        raise InvalidSetting(f"a ratio of {ratio} is passed without so many branches")
-    return share
-
-
-def _cost(
-    target: Target | None, profile: Profile | None, counter: SizeCounter | None, groups: tuple[Group, ...]
-) -> Callable[[Branch], float]:
-    """A branch -> what goes with it of time, MACs, parameters, or, without a target, of filters."""
-    if target is None:
-        return lambda branch: float(PruningPlan(groups).filters[1] - PruningPlan(groups, removed_branches=(branch,)).filters[1])
-    if target.profiled:
-        assert profile is not None
-        return costs_of(profile)
-    assert counter is not None
-    return lambda branch: target.of(counter.dense) - target.of(counter.left(PruningPlan((), removed_branches=(branch,))))
 
 
 def _report(reached: Reached | None, on_target: Callable[[Reached], None] | None) -> None:

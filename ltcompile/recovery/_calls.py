@@ -26,6 +26,8 @@ PRODUCTS: dict[Function, tuple[str, ...]] = {
 }
 _NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _SUMS = ("add", "add_", "__add__", "__iadd__", "__radd__")
+_STAND_INS = ("_threshold", "zeros_like", "new_zeros")  # what the layers of a removed branch read by: see `graph.removed`
+_RELU = ("relu", "relu_")
 _PASSED_ON = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "contiguous")  # in eval mode
 
 
@@ -120,10 +122,14 @@ class Site:
 
 @dataclass
 class Structure:
-    """The sites of a network in the order of their calls, and how much memory a pass holds from each of them on."""
+    """The sites of a network in the order of their calls, and how much memory a pass holds from each of them on.
+
+    `onward` says of events at which sum their value goes on: one whose other operand is zeros, as a removed branch gives.
+    """
 
     events: list[Site | int] = field(default_factory=list)  # products, and sums by their numbers
     live: list[int] = field(default_factory=list)  # bytes that a pass holds at each event
+    onward: dict[int, int] = field(default_factory=dict)  # by places in `events`
 
     @property
     def sites(self) -> list[Site]:
@@ -137,6 +143,19 @@ class Structure:
             if site.join is not None:
                 found.setdefault(site.join, []).append(site)
         return found
+
+    @property
+    def waited(self) -> list[int]:
+        """The places of the events at which weights are solved: sites, and sums that sites end in."""
+        joins = self.joins
+        return [at for at, event in enumerate(self.events) if isinstance(event, Site) or event in joins]
+
+    def last(self, at: int) -> int:
+        """The place of the last sum that only passes on what event `at` gives, or `at`; nothing is solved between the two."""
+        waited = self.waited
+        while (sum_at := self.onward.get(at)) is not None and not any(at < other <= sum_at for other in waited):
+            at = sum_at
+        return at
 
 
 class Weights:
@@ -163,19 +182,25 @@ class Probe(TorchFunctionMode):
         self.weights, self.found, self._sums = Weights(model), Structure(), 0
         self._ends: dict[int, tuple[weakref.ref[Tensor], Site, str]] = {}  # of tensors, by their id
         self._made: list[tuple[weakref.ref[Tensor], int, int]] = []  # tensors, their storages and bytes
+        self._givers: dict[int, tuple[weakref.ref[Tensor], int]] = {}  # of tensors, by their id: places of events
+        self.forked: set[int] = set()  # events whose values are read elsewhere too
 
     def __torch_function__(self, func: Function, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         call = Call(func, tuple(args), kwargs or {})
         name, two = self.weights.site(call), call.operands()
         if name or two:
             self.found.live.append(self._live())
-        before = {id(t): end for t in tensors_in((call.args, call.kwargs)) if (end := self._end(t)) is not None}
+        read = tensors_in((call.args, call.kwargs))
+        before = {id(t): end for t in read if (end := self._end(t)) is not None}
+        givers = {giver for t in read if (giver := self._giver(t)) is not None}
+        empty = two is not None and not all(bool(operand.any()) for operand in two)
         out = call.result()
         for tensor in tensors_in(out):
             self._made.append((weakref.ref(tensor), tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
             self._ends.pop(id(tensor), None)  # it may be written in place
         if tensors_in(out):
             self._follow(name, two, call, before, out)
+            self._follow_onward(bool(name or two), empty, call, givers, out)
         return out
 
     def _follow(self, name: str, two: tuple[Tensor, Tensor] | None, call: Call, before: dict[int, tuple[Site, str]], out: Any) -> None:
@@ -183,7 +208,7 @@ class Probe(TorchFunctionMode):
         passed_on = len(before) == 1 and isinstance(out, Tensor) and kind in _PASSED_ON
         for site, stage in before.values():
             site.readers[stage] += not passed_on
-            if kind in ("relu", "relu_"):
+            if kind in _RELU:
                 site.rectified.add(stage)
         if name:
             given = call.product
@@ -203,6 +228,22 @@ class Probe(TorchFunctionMode):
             self._mark(out, *next(iter(before.values())))
         elif call.func is F.batch_norm:
             self._norm(call, before, out)
+
+    def _follow_onward(self, is_event: bool, empty: bool, call: Call, givers: set[int], out: Any) -> None:
+        """Which event gave what `out` is, and which ones only go on from one sum to the next."""
+        kind, here = getattr(call.func, "__name__", ""), len(self.found.events) - 1
+        end = self._end(out) if isinstance(out, Tensor) else None
+        passes = kind in (*_RELU, *_PASSED_ON) or (call.func is F.batch_norm and end is not None and end[1] == "norm")
+        if empty:
+            self.found.onward |= dict.fromkeys(givers, here)
+        elif not passes and kind not in _STAND_INS:
+            self.forked |= givers
+        if isinstance(out, Tensor) and (is_event or (passes and len(givers) == 1)):
+            self._givers[id(out)] = weakref.ref(out), here if is_event else next(iter(givers))
+
+    def _giver(self, tensor: Tensor) -> int | None:
+        held, at = self._givers.get(id(tensor), (None, 0))
+        return at if held is not None and held() is tensor else None
 
     def _norm(self, call: Call, before: dict[int, tuple[Site, str]], out: Tensor) -> None:
         given = call.named(_NORM)
@@ -234,6 +275,7 @@ def structure(model: nn.Module, inputs: Arguments) -> Structure:
     with torch.no_grad(), probe:
         model(*inputs.args, **inputs.kwargs)
     sites = probe.found.sites
+    probe.found.onward = {at: to for at, to in probe.found.onward.items() if at not in probe.forked}
     places = Counter(site.place for site in sites)
     norms = Counter(site.norm.mean.data_ptr() for site in sites if site.norm is not None)
     for site in sites:

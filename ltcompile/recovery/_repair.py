@@ -5,13 +5,15 @@
 
 x_small are the activations of the small network as repaired so far, so that each layer also makes up for the errors before it. What a layer
 is compared at is behind its batch norm, and behind the residual sum where its branch ends in one: there, the branch makes up for what the
-small network's own skip lacks. The ridge is the one of the least error on held-out inputs.
+small network's own skip lacks. Where the plan removes a branch, that is what the branch adds: what goes on to its sum is compared there.
+The ridge is the one of the least error on held-out inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
@@ -76,6 +78,8 @@ def repair(
     chunks = read_chunks(inputs, most_inputs)
     check_arguments(dense, chunks[0].inputs)
     work, reference = _prepared(source), _prepared(dense)
+    for layer in (layer for branch in plan.removed_branches for layer in branch.layers):
+        _hide(reference.get_submodule(layer))
     found = _Repair(work, reference, plan, chunks, seed, memory)
     found.run()
     found.tune()
@@ -92,17 +96,29 @@ def _prepared(model: Module) -> Module:
     return work.eval()
 
 
-class _Watch:
-    """Which calls of one pass are waited at: products, and the sums that `joins` names."""
+def _hide(layer: nn.Module) -> None:
+    """Let no pass see the calls of `layer`, in place: the other network has none of them."""
+    forward = layer.forward
 
-    def __init__(self, weights: Weights, joins: Iterable[int]) -> None:
-        self.weights, self.joins, self.sums = weights, set(joins), -1
+    @wraps(forward)
+    def unseen(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return forward(*args, **kwargs)
+
+    layer.forward = unseen  # type: ignore[method-assign]
+
+
+class _Watch:
+    """Which calls of one pass are waited at: the events of these places."""
+
+    def __init__(self, weights: Weights, places: set[int]) -> None:
+        self.weights, self.places, self.at = weights, places, -1
 
     def __call__(self, call: Call) -> bool:
-        if call.operands() is not None:
-            self.sums += 1
-            return self.sums in self.joins
-        return bool(self.weights.site(call))
+        if call.operands() is None and not self.weights.site(call):
+            return False
+        self.at += 1
+        return self.at in self.places
 
 
 @dataclass
@@ -134,6 +150,7 @@ class _Repair:
             raise InvalidModel("the small and the dense network call their layers in another order; repair needs networks of the same code")
         self.kept = [kept_outputs(*pair, kept_positions(dense, plan)) for pair in zip(self.theirs.sites, self.ours.sites, strict=True)]
         self._settle_joins()
+        self.waited = self.ours.waited
         self.runs: list[_Run] = []
         self.layers: dict[str, LayerRepair] = {}
         live = [a + b for a, b in zip(self.ours.live, self.theirs.live, strict=True)]
@@ -162,17 +179,17 @@ class _Repair:
     @torch.no_grad()
     def run(self) -> None:
         """Solve all sites, each pass from call to call. Raises InvalidModel where a pass takes another path, or fails."""
-        joins, at = self.ours.joins, 0
-        weights = Weights(self.small), Weights(self.dense)
+        joins = self.ours.joins
+        weights = Weights(self.dense), Weights(self.small)
         try:
-            for event in self.ours.events:
+            for done, at in enumerate(self.waited):
+                event = self.ours.events[at]
                 if not any(run.deferred for run in self.runs):
-                    self._start(at, joins, weights)
+                    self._start(at, done, weights)
                 if isinstance(event, Site):
                     self._at_site(event)
-                elif event in joins:
+                else:
                     self._at_sum(joins[event])
-                at += 1
             for run in self.runs:
                 run.chunk.expected = run.dense.output
         finally:
@@ -186,16 +203,19 @@ class _Repair:
         if any(held for *_, held in known) and not all(held for *_, held in known):
             tune(self.small, self.ours.sites, known, self.rng)
 
-    def _start(self, at: int, joins: Mapping[int, Any], weights: tuple[Weights, Weights]) -> None:
-        """Bring as many chunks to event `at` as memory allows."""
-        watched = [e for e in self.ours.events[:at] if isinstance(e, Site) or e in joins]
+    def _start(self, at: int, done: int, weights: tuple[Weights, Weights]) -> None:
+        """Bring as many chunks to event `at`, behind `done` others, as memory allows. The dense network waits where its values are compared."""
+        theirs = {place if self._is_deferred(place) else self.ours.last(place) for place in self.waited}
         for chunk in self.chunks[len(self.runs) : self.allowed[at]]:
-            run = _Run(
-                Pass(self.dense, chunk.inputs, _Watch(weights[1], joins)), Pass(self.small, chunk.inputs, _Watch(weights[0], joins)), chunk
-            )
+            watches = _Watch(weights[0], theirs), _Watch(weights[1], set(self.waited))
+            run = _Run(Pass(self.dense, chunk.inputs, watches[0]), Pass(self.small, chunk.inputs, watches[1]), chunk)
             self.runs.append(run)
-            for _ in watched:
+            for _ in range(done):
                 run.proceed()
+
+    def _is_deferred(self, place: int) -> bool:
+        event = self.ours.events[place]
+        return isinstance(event, Site) and event.join is not None
 
     def _at_site(self, site: Site) -> None:
         number = self.ours.sites.index(site)
@@ -207,7 +227,8 @@ class _Repair:
         outs = [run.dense.call.result() for run in self.runs]
         if not site.refusal:
             theirs, kept = self.theirs.sites[number], self.kept[number]
-            norm = theirs.norm.affine() if theirs.norm is not None and site.norm is not None else None
+            at_product = self.runs[0].dense.call.operands() is None
+            norm = theirs.norm.affine() if at_product and theirs.norm is not None and site.norm is not None else None
 
             def rows(run: _Run, out: Tensor, count: int) -> tuple[list[Tensor], Tensor, Tensor]:
                 call: Call = run.small.call

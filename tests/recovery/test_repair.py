@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import ltcompile as lt
 from ltcompile.errors import InvalidData, InvalidModel, InvalidPlan
 from ltcompile.graph import trace
+from ltcompile.graph.branches import branches
 from ltcompile.graph.inputs import Arguments
 from ltcompile.recovery import RepairReport
 from ltcompile.recovery._calls import Call
@@ -122,6 +123,51 @@ def test_a_repaired_network_is_nearer_to_the_dense_one_on_other_images(build: Ca
     assert all(layer.after <= layer.before and not layer.reason for layer in report.layers.values())
     again = lt.repair(small, plan, dense, images(60).split(20))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in repaired.state_dict().items()), "it is deterministic"
+
+
+@pytest.mark.parametrize("build", [residual, Transformer, in_place])
+def test_a_network_without_branches_is_nearer_to_the_dense_one(build: Callable[[], nn.Module]) -> None:
+    dense = seeded(build)
+    found, _ = branches(dense, X)
+    narrow = lt.plan(dense, X, ratio=0.3)
+    for plan in [lt.PruningPlan(trace(dense, X), removed_branches=found), lt.PruningPlan(narrow.groups, narrow.kept, found[:1])]:
+        small, reports = lt.cut(dense, plan).eval(), list[RepairReport]()
+        repaired = lt.repair(small, plan, dense, images(120).split(20), on_report=reports.append)
+        assert error(repaired, dense, images(32, 1)) < 0.8 * error(small, dense, images(32, 1))
+        assert set(reports[0].layers) == {name for name, p in small.named_parameters() if p.dim() > 1}
+
+
+class Added(nn.Module):
+    """What two branches add without a ReLU, the stem could give as well, where nothing else reads what it gives."""
+
+    def __init__(self, forked: bool) -> None:
+        super().__init__()
+        self.stem, self.first, self.second, self.head = conv(3, 8, 3), conv(8, 8), conv(8, 8), nn.Linear(16, 4)
+        self.forked = forked
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = y = self.stem(x)
+        x = x + self.first(x)
+        x = x + self.second(x)
+        out: Tensor = self.head(torch.cat([F.relu(x), F.relu(y if self.forked else x)], 1).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_what_goes_on_to_the_sum_of_a_removed_branch_makes_up_for_it(forked: bool) -> None:
+    """Unless something else reads it too."""
+    dense, reports = seeded(lambda: Added(forked)), list[RepairReport]()
+    found, _ = branches(dense, X)
+    plan = lt.PruningPlan(trace(dense, X), removed_branches=found)
+    assert len(found) == 2
+    small = lt.cut(dense, plan)
+    repaired = lt.repair(small, plan, dense, images().split(32), on_report=reports.append)
+    assert error(small, dense, images(32, 1)) > 0.1
+    stem = reports[0].layers["stem.weight"]
+    if forked:
+        assert stem.ridge is None and stem.before < 1e-6
+    else:
+        assert stem.before > 0.1 and stem.after < 1e-3 and error(repaired, dense, images(32, 1)) < 1e-3
 
 
 @pytest.mark.parametrize("build", NETWORKS)
