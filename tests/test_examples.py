@@ -62,7 +62,7 @@ def test_unet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert re.search(r"seed0/dense-0 .* MACs   mIoU: validation +[\d.]+%, test +[\d.]+%", printed)
     assert re.search(r"ONNX Runtime, batch 1: [\d.]+ ms, [\d.]+x faster \([\d.]+ to [\d.]+\)", printed)
     record = json.loads((tmp_path / "unet.json").read_text())
-    assert record["macs"] <= 0.2 * record["dense_macs"]
+    assert record["macs"] <= 0.22 * record["dense_macs"]
 
     masks = torch.tensor([[[0, 0, 1, 1]]])
     scores = torch.nn.functional.one_hot(torch.tensor([[[0, 1, 1, 1]]]), 11).float().permute(0, 3, 1, 2)
