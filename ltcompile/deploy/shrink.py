@@ -69,7 +69,7 @@ def shrink(
     Args:
         pruned: a `Pruned`, a ticket, the path of one, or the result of a `lt.Search`.
         precision: "fp16" computes in half precision, "bf16" (.cpp, .so) the convolutions and linear layers in bfloat16, "int8" (.onnx, .xml,
-            .cpp, .so) in integers, all behind fp32 inputs and outputs.
+            .mnn, .cpp, .so) in integers, all behind fp32 inputs and outputs.
         model: names one's own `package.module:factory` again where the ticket needs it.
         calibrate: a data set, a task, or an iterable of inputs, each as the network takes it. fp32 and fp16 take batch norm's running statistics
             from its training images. With int8 they stay as they are, and the ranges of activations come from its training images, all
