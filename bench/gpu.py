@@ -94,6 +94,7 @@ def stages(out: Path, data_root: Path | None, rehearse: bool) -> list[Stage]:
             tests("tests/engine/test_engine_on_gpu.py", "tests/benchmark/test_competitors.py", rehearsed=("-k", "what_came_before")),
             (0, 1, 5),
         ),
+        Stage("parallel", 60, tests("tests/training/test_parallel_on_gpu.py", rehearsed=())[:1], (0, 1, 5)),
     ]
 
 

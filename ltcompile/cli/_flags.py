@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 RENAMED = {"folder": "name", "margin_points": "margin", "ratios": "layer_ratio", "target_time": "target_speedup", "timer": "on"}
+OF_FIND = {"download", "skip_damaged"}  # which commands that read a ticket's data lack: what `find` was allowed holds for them
 _PARAMETER = re.compile(r"(?<![\w.'\"/])([a-z][a-z_]*)=([\w.+-]*(?<!\.))")
 
 
@@ -24,6 +25,8 @@ def with_flags(message: str, command: Any) -> str:
             if value in ("", "True"):
                 return flag + " " * message.startswith(("'", '"'), found.end())
             return f"{flag} {value}"
+        if name in OF_FIND and value == "True":
+            return f"find --{name.replace('_', '-')}"
         section = _section(name) if "set" in flags else None
         return found[0] if section is None else f"--set {section}.{name}={value}".replace("--set .", "--set ")
 

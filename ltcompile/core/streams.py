@@ -26,6 +26,8 @@ Purpose = Literal[
     "batches",
     "dropout",
     "augmentation",  # of a virtual rank, where there are several
+    "shards",  # their order in an epoch; its parent is its batches'
+    "shuffled shards",  # the images that a virtual rank reads of them
     "alternate flips",  # which images are mirrored in even epochs; the same for all seeds
     "method",  # what a method draws besides weights: scores, frozen weights
     "scoring",  # the parent of the next three

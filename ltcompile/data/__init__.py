@@ -68,10 +68,12 @@ def load_data(
 
 
 def load_like(description: Mapping[str, Any], name: str, root: str | Path = "data") -> Dataset:
-    """The data set `name`, its images resized and normalised as `description` (`Description.to_json()`) says. Raises as `load_data`."""
+    """The data set `name`, its images resized and normalised as `description` (`Description.to_json()`) says, and without what is damaged where
+    that went without something. Raises as `load_data`.
+    """
     interpolation = description.get("interpolation", "bilinear")  # tickets before it knew no other
     prepared = Preprocessing(description["shape"][-2:], description["mean"], description["std"], interpolation)
-    return load_data(name, root, preprocessing=prepared)
+    return load_data(name, root, preprocessing=prepared, skip_damaged=description.get("skipped", 0) > 0)
 
 
 def names() -> list[str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import EVERYTHING, Part, Shard
-from ltcompile.data._dataset import Dataset, DatasetOptions, Moves, black_pixel, describe, epoch_rows, prescribed, statistics
-from ltcompile.data._files import Item, decode_all
-from ltcompile.errors import InvalidData
+from ltcompile.data._dataset import Dataset, DatasetOptions, describe, fits_in_memory, prescribed, statistics
+from ltcompile.data._epochs import Moves, black_pixel
+from ltcompile.data._files import Item, decoded
+from ltcompile.data._read import OnDisk, epoch, read_all
 
 Targets = dict[str, Any]  # "boxes": a list of (K, 4), "labels": a list of (K,); where there are maps, "masks": (N, H, W)
 
@@ -27,25 +28,6 @@ class Objects:
     labels: Tensor
 
 
-class Pixels:
-    """Images in files, stretched to `size` (height, width) when they are read."""
-
-    def __init__(self, files: Sequence[Item], size: tuple[int, int], interpolation: Interpolation) -> None:
-        self.files, self.size, self.interpolation = files, size, interpolation
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """uint8 (len(rows), 3, height, width). Raises InvalidData where one of them is not an image."""
-        found: list[Tensor] = []
-        for pixels in decode_all([self.files[row] for row in rows.tolist()], self.size, self.interpolation, stretch=True):
-            if isinstance(pixels, InvalidData):
-                raise pixels
-            found.append(pixels)
-        return torch.stack(found) if found else torch.empty(0, 3, *self.size, dtype=torch.uint8)
-
-    def part(self, rows: Tensor) -> Pixels:
-        return Pixels([self.files[row] for row in rows.tolist()], self.size, self.interpolation)
-
-
 class AnnotatedSplit:
     """Some images with their objects.
 
@@ -56,7 +38,7 @@ class AnnotatedSplit:
         mean, std: of each channel.
     """
 
-    def __init__(self, images: Tensor | Pixels, objects: Sequence[Objects], masks: Tensor | None, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, images: Tensor | OnDisk, objects: Sequence[Objects], masks: Tensor | None, mean: Tensor, std: Tensor) -> None:
         self.images, self.objects, self.masks = images, objects, masks
         self._mean, self._std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
@@ -68,9 +50,13 @@ class AnnotatedSplit:
         """The classes of all objects: (objects,)."""
         return torch.cat([torch.zeros(0, dtype=torch.long), *(objects.labels for objects in self.objects)])
 
+    @property
+    def skipped(self) -> int:
+        return self.images.skipped if isinstance(self.images, OnDisk) else 0
+
     def part(self, rows: Tensor) -> AnnotatedSplit:
         """The images of these rows."""
-        images = self.images.part(rows) if isinstance(self.images, Pixels) else self.images[rows]
+        images = self.images.part(rows) if isinstance(self.images, OnDisk) else self.images[rows]
         masks = None if self.masks is None else self.masks[rows]
         return AnnotatedSplit(images, [self.objects[i] for i in rows], masks, self._mean, self._std)
 
@@ -81,8 +67,9 @@ class AnnotatedSplit:
 
         With a recipe: shuffled by `seed`, mirrored and shifted with their boxes and maps, whole batches only. Without: in order, all images.
         """
-        for rows, moves in epoch_rows(len(self), size, recipe, seed, shard):
-            images = (self.images[rows].to(device).to(torch.get_default_dtype()) / 255 - self._mean.to(device)) / self._std.to(device)
+        mean, std, source = self._mean.to(device), self._std.to(device), self.images if isinstance(self.images, OnDisk) else [self.images]
+        for rows, moves, (pixels,) in epoch(source, size, device, recipe, seed, shard):
+            images = (pixels.to(torch.get_default_dtype()) / 255 - mean) / std
             found = [self.objects[i] for i in rows]
             targets: Targets = {"boxes": [o.boxes.to(device) for o in found], "labels": [o.labels.to(device) for o in found]}
             if self.masks is not None:
@@ -92,10 +79,24 @@ class AnnotatedSplit:
             yield images.contiguous(memory_format=torch.channels_last), targets
 
 
+def from_files(
+    name: str, class_names: list[str], parts: Mapping[Part, Sequence[tuple[Item, Objects]]], size: tuple[int, int], options: DatasetOptions
+) -> Dataset:
+    """A data set of images that are stretched to `size` (height, width), in memory where they fit. Raises InvalidData."""
+    read = partial(decoded, size=size, interpolation=options.interpolation, stretch=True)
+    stored = [OnDisk([(item,) for item, _ in found], read, options.skip_damaged) for found in parts.values()]
+    objects = [[there for _, there in found] for found in parts.values()]
+    if not fits_in_memory(sum(map(len, stored)), 3, size):
+        return from_annotated(name, class_names, dict(zip(parts, zip(stored, objects, strict=True), strict=True)), options, flip=True)
+    there, broken = read_all(stored, name)
+    found = {part: (pixels, [each[row] for row in rows]) for part, (rows, (pixels,)), each in zip(parts, there, objects, strict=True)}
+    return from_annotated(name, class_names, found, options, flip=True).without(broken)
+
+
 def from_annotated(
     name: str,
     class_names: list[str],
-    parts: Mapping[Part, tuple[Tensor | Pixels, Sequence[Objects]]],
+    parts: Mapping[Part, tuple[Tensor | OnDisk, Sequence[Objects]]],
     options: DatasetOptions,
     *,
     masks: Mapping[Part, Tensor] | None = None,
@@ -103,7 +104,7 @@ def from_annotated(
 ) -> Dataset:
     """A data set of the images of each part and what is in them; they have their size, and are normalised by the training images."""
     images = parts["train"][0]
-    sample = images if isinstance(images, Tensor) else images[torch.linspace(0, len(images.files) - 1, min(500, len(images.files))).long()]
+    sample = images if isinstance(images, Tensor) else images.sample(500)[0]
     mean, std = prescribed(name, sample.shape[1], options.preprocessing) or statistics(sample)
     shape = sample.shape[1], sample.shape[2], sample.shape[3]
     description = describe(name, class_names, shape, mean, std, options, task="detection")

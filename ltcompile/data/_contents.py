@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ltcompile.data._annotated import Pixels
 from ltcompile.data._files import Item
 from ltcompile.data._listing import cached, counted, read_cached
+from ltcompile.data._read import OnDisk
 from ltcompile.paths import write_text
 
 ROWS = 4096  # of a tensor at once
@@ -26,8 +26,8 @@ def contents(split: Any) -> Iterator[bytes]:
     if isinstance(images, Tensor):
         yield str(tuple(images.shape)).encode()
         yield from (part.contiguous().cpu().numpy().tobytes() for part in images.split(ROWS))
-    elif images is not None:
-        yield _of_items(images.files if isinstance(images, Pixels) else images)
+    elif isinstance(images, OnDisk):
+        yield _of_items([item for row in images.rows for item in row])
 
 
 def _of_items(items: Sequence[Item]) -> bytes:
@@ -35,8 +35,8 @@ def _of_items(items: Sequence[Item]) -> bytes:
     size_and_time = functools.cache(lambda path: (path.stat().st_size, path.stat().st_mtime_ns) if path.is_file() else None)
     states = hashlib.sha256()
     for item in items:
-        home = item if isinstance(item, Path) else Path(getattr(item, "shard", ""))
-        states.update(f"{item}\0{size_and_time(home)}\0{getattr(getattr(item, 'table', None), '_fingerprint', '')}\n".encode())
+        home = item if isinstance(item, Path) else Path(item.shard)
+        states.update(f"{item}\0{size_and_time(home)}\0{getattr(getattr(item, 'table', None), 'fingerprint', '')}\n".encode())
     state = states.hexdigest()
     cache = cached(Path(state), "contents")
     kept = read_cached(cache, lambda found: found["kind"] == "contents" and isinstance(found["sha256"], str))

@@ -17,6 +17,7 @@ from ltcompile.core.preprocessing import Interpolation, Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator, stream
 from ltcompile.core.task import EVERYTHING, Shard
+from ltcompile.data._epochs import black_pixel, epoch_rows
 from ltcompile.errors import InvalidData
 
 IN_MEMORY_BYTES = 1 << 30  # of pixels, as uint8
@@ -122,6 +123,10 @@ class Dataset:
                 lacking = ", ".join(self.description.class_names[c] for c in sorted(missing)[:5])
                 raise InvalidData(f"{self.description.name}: the {name} split has no image of class {lacking}")
 
+    def without(self, skipped: int) -> Dataset:
+        """The same, which says that so many images or shards were left out."""
+        return replace(self, description=replace(self.description, skipped=skipped))
+
     @property
     def example(self) -> Tensor:
         """Two validation images (2, C, H, W), normalised, on the CPU."""
@@ -176,75 +181,6 @@ class TensorSplit:
             yield moves.of_images(images[there], black) if moves else images[there], labels[there]
 
 
-def black_pixel(mean: Tensor, std: Tensor) -> Tensor:
-    """What a pixel of 0 is after normalisation, channel by channel: (C,)."""
-    return (-mean / std).flatten()
-
-
-@dataclass(frozen=True)
-class Moves:
-    """How images are moved, each by its own draw: shifted by `pad` - `dx` to the right and `pad` - `dy` down, then mirrored where `mirrored`
-    says so; all are (N,), and `mirrored` is None where none is.
-    """
-
-    pad: int
-    dx: Tensor
-    dy: Tensor
-    mirrored: Tensor | None
-
-    @classmethod
-    def draw(cls, n: int, recipe: Recipe, rng: torch.Generator) -> Moves:
-        pad = recipe.crop_pixels
-        dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=rng) if pad else torch.zeros(2, n, dtype=torch.long)
-        return cls(pad, dx, dy, torch.randint(0, 2, (n,), generator=rng).bool() if recipe.flip else None)
-
-    def of_images(self, images: Tensor, black: Tensor) -> Tensor:
-        """Images (N, C, H, W), moved within a padding of `black` (C,)."""
-        n, channels, height, width = images.shape
-        if pad := self.pad:
-            padded = black.to(images).expand(n, height + 2 * pad, width + 2 * pad, channels).clone()
-            padded[:, pad : pad + height, pad : pad + width] = images.permute(0, 2, 3, 1)
-            windows = padded.unfold(1, height, 1).unfold(2, width, 1).movedim(3, -1)  # (N, shifts down, shifts right, H, W, C)
-            rows, dy, dx = (index.to(images.device) for index in (torch.arange(n), self.dy, self.dx))
-            images = windows[rows, dy, dx].permute(0, 3, 1, 2)
-        if self.mirrored is not None:
-            images = torch.where(self.mirrored.to(images.device)[:, None, None, None], images.flip(3), images)
-        return images.contiguous(memory_format=torch.channels_last)
-
-    def of_boxes(self, boxes: Tensor, image: int, height: int, width: int) -> Tensor:
-        """Boxes (K, 4) of one image, as x0, y0, x1, y1 in pixels, moved and clipped to it."""
-        right, down = self.pad - int(self.dx[image]), self.pad - int(self.dy[image])
-        x0, y0, x1, y1 = (boxes + boxes.new_tensor([right, down, right, down])).unbind(1)
-        if self.mirrored is not None and self.mirrored[image]:
-            x0, x1 = width - x1, width - x0
-        return torch.stack([x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)], 1)
-
-
-def epoch_rows(
-    count: int, size: int, recipe: Recipe | None, seed: int, shard: Shard = EVERYTHING, rng: torch.Generator | None = None
-) -> Iterator[tuple[Tensor, Moves | None]]:
-    """The rows of each batch of `count` images, as `Split.batches` gives them, and how their images are moved (None without a recipe).
-
-    A function of its arguments alone: the moves of batches before `shard.start` are drawn and dropped. `rng` is the seed's generator, where
-    something was drawn from it before.
-    """
-    if recipe is None:
-        yield from ((rows, None) for rows in islice(torch.arange(count).split(size), shard.index, None, shard.count))
-        return
-    rng = rng or generator(seed)  # on the CPU: the same stream for every device
-    order = torch.randperm(count, generator=rng)
-    alternates = recipe.flip and recipe.alternate_flip and shard.epoch is not None
-    first = torch.randint(0, 2, (count,), generator=generator(stream("alternate flips", 0))) if alternates else None
-    if shard.count > 1:
-        rng = generator(stream("augmentation", seed, level=shard.index))
-    part = size // shard.count
-    for step, rows in enumerate(order[: count // size * size].split(size)):
-        moves = Moves.draw(part, recipe, rng)
-        if step >= shard.start:
-            own = rows[shard.index * part : (shard.index + 1) * part]
-            yield own, moves if first is None else replace(moves, mirrored=(first[own] + (shard.epoch or 0)) % 2 == 1)
-
-
 def from_tensors(
     name: str,
     class_names: list[str],
@@ -292,6 +228,11 @@ def prescribed(name: str, channels: int, preprocessing: Preprocessing | None) ->
     if len(preprocessing.mean) != channels:
         raise InvalidData(f"the weights are for images of {len(preprocessing.mean)} channels, {name} has {channels}; choose other data")
     return torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+
+
+def fits_in_memory(count: int, channels: int, size: tuple[int, int]) -> bool:
+    """Whether the pixels of so many images do."""
+    return count * channels * size[0] * size[1] <= IN_MEMORY_BYTES
 
 
 def _check_memory(name: str, count: int, channels: int, size: tuple[int, int]) -> None:

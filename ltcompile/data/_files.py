@@ -7,8 +7,9 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ltcompile.core.preprocessing import Interpolation
@@ -19,8 +20,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # whatever a file is ca
 
 
 class Stored(Protocol):
-    """An image that is not a file of its own; as text, where it is."""
+    """An image that is not a file of its own; as text, where it is. `shard` is the file that holds it, "" where its rows are in no order."""
 
+    @property
+    def shard(self) -> str: ...
     def read(self) -> bytes: ...
 
 
@@ -48,6 +51,18 @@ def decode(path: Item, size: tuple[int, int], interpolation: Interpolation, stre
             return pixels
     except Exception as error:  # PIL's readers raise anything
         raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
+
+
+def decoded(item: Item, **how: Any) -> tuple[Tensor]:
+    """As `decode`, a row of one tensor."""
+    return (decode(item, **how),)
+
+
+def shard_numbers(items: Sequence[Item]) -> Tensor | None:
+    """The number of the shard that each of the items lies in (N,), from 0 on; None where they lie in none."""
+    numbers: dict[str, int] = {}
+    found = [numbers.setdefault("" if isinstance(item, Path) else item.shard, len(numbers)) for item in items]
+    return torch.tensor(found) if numbers.keys() - {""} else None
 
 
 def decode_all(

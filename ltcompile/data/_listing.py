@@ -38,15 +38,19 @@ def listed(folder: Path, suffixes: Set[str]) -> dict[str, list[str]]:
     return found
 
 
-def _walk(folder: Path, names: list[str], suffixes: Set[str], times: dict[str, int]) -> Iterator[str]:
+def _walk(folder: Path, names: Iterable[str], suffixes: Set[str], times: dict[str, int]) -> Iterator[str]:
+    """The paths of images in these subfolders and below; `times` takes when each folder changed. A folder's own listing says what is a file."""
     times["."] = folder.stat().st_mtime_ns
-    for name in names:
-        for at, _, files in os.walk(folder / name):
-            inside = Path(at).relative_to(folder).as_posix()
-            times[inside] = Path(at).stat().st_mtime_ns
-            for file in files:
-                if os.path.splitext(file)[1].lower() in suffixes and os.path.isfile(os.path.join(at, file)):
-                    yield f"{inside}/{file}"
+    waiting = list(names)
+    while waiting:
+        inside = waiting.pop()
+        times[inside] = (folder / inside).stat().st_mtime_ns
+        with os.scandir(folder / inside) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{inside}/{entry.name}")
+                elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+                    yield f"{inside}/{entry.name}"
 
 
 def _current(kept: Any, folder: Path) -> bool:

@@ -19,8 +19,8 @@ from ltcompile.core.fields import SchemaError, table
 from ltcompile.core.notice import notify
 from ltcompile.core.streams import generator, stream
 from ltcompile.core.task import Part
-from ltcompile.data._annotated import Objects, Pixels, from_annotated
-from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, DatasetOptions
+from ltcompile.data._annotated import Objects, from_files
+from ltcompile.data._dataset import Dataset, DatasetOptions
 from ltcompile.data._files import Item
 from ltcompile.data._labelled import TEST_SHARE
 from ltcompile.errors import InvalidData, InvalidFile
@@ -80,13 +80,7 @@ def from_sources(name: str, sources: Mapping[Part, Source], options: DatasetOpti
     items = {
         part: [(path, _objects(source, image, labels, height, width)) for path, image in source.images] for part, source in sources.items()
     }
-    parts = _split(name, items, options)
-    files = {part: Pixels([path for path, _ in found], size, options.interpolation) for part, found in parts.items()}
-    light = sum(map(len, parts.values())) * 3 * height * width <= IN_MEMORY_BYTES
-    images = {part: pixels[torch.arange(len(pixels.files))] if light else pixels for part, pixels in files.items()}
-    objects = {part: [there for _, there in found] for part, found in parts.items()}
-    classes = [names[id] for id in sorted(names)]
-    return from_annotated(name, classes, {part: (images[part], objects[part]) for part in parts}, options, flip=True)
+    return from_files(name, [names[id] for id in sorted(names)], _split(name, items, options), size, options)
 
 
 def _files(root: Path) -> dict[Part, Path]:

@@ -3,14 +3,15 @@
 A pair has one name in both folders, whatever its ending. DIR/train, DIR/val and DIR/test may hold such folders each; what the folder does not
 separate is split by seed. A mask is a grey or palette image whose pixels are numbers of classes, with 255 for none. DIR/classes.txt names the
 classes, one a line, from number 0 on; without it the largest number in the masks says how many there are. Images and masks are stretched to
-`image_size`, masks to the nearest pixel; without a size all must have one. All are held in memory.
+`image_size`, masks to the nearest pixel; without a size all must have one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,16 +21,16 @@ from ltcompile.core.image_size import to_text
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.streams import generator, stream
 from ltcompile.core.task import Part
-from ltcompile.data._dataset import IN_MEMORY_BYTES, Dataset, DatasetOptions
-from ltcompile.data._files import FORMATS, SUFFIXES, Item, decode_all, opened
-from ltcompile.data._pairs import IGNORED, from_pairs
+from ltcompile.data._dataset import Dataset, DatasetOptions, fits_in_memory
+from ltcompile.data._files import FORMATS, SUFFIXES, Item, decode, opened
+from ltcompile.data._pairs import IGNORED, Kind, from_pairs
+from ltcompile.data._read import OnDisk, read_all
 from ltcompile.errors import InvalidData
 
 TEST_SHARE = 0.2
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 FOLDERS = {"masks": ("images", "masks"), "images": ("input", "target")}
 Pairs = list[tuple[Item, Item]]  # an image and its target
-Kind = Literal["masks", "images"]
 T = TypeVar("T")
 
 
@@ -45,12 +46,18 @@ def load(root: Path, options: DatasetOptions) -> Dataset:
 def from_files(name: str, pairs: dict[Part, Pairs], kind: Kind, options: DatasetOptions, root: Path) -> Dataset:
     """A data set of the pairs of each part; `root` holds classes.txt, where there is one. Raises InvalidData."""
     size = _size([image for part in pairs.values() for image, _ in part], options)
-    count = sum(map(len, pairs.values()))
-    if count * 6 * size[0] * size[1] > IN_MEMORY_BYTES:
-        raise InvalidData(f"{count} pairs of {to_text(size)} pixels do not fit in memory; pass a smaller image_size=")
-    found = {part: _read(there, kind, size, options) for part, there in pairs.items()}
-    names = _classes(root, pairs, {part: targets for part, (_, targets) in found.items()}) if kind == "masks" else []
-    return from_pairs(name, names, found, options, flip=True)
+    file = root / "classes.txt"
+    names = read_classes(file) if kind == "masks" and file.is_file() else []
+    read = partial(_pair, kind=kind, size=size, interpolation=options.interpolation, classes=len(names), listed=file)
+    stored = {part: OnDisk(there, read, options.skip_damaged) for part, there in pairs.items()}
+    if not fits_in_memory(sum(map(len, stored.values())), 6, size):
+        if kind == "masks" and not names:
+            raise InvalidData(f"{name} does not fit in memory: name the classes of its masks in {file}, one a line")
+        return from_pairs(name, names, stored, options, flip=True)
+    there, broken = read_all(list(stored.values()), str(root))
+    found = {part: (tensors[0], tensors[1]) for part, (_, tensors) in zip(stored, there, strict=True)}
+    names = names or (_numbers(root, [masks for _, masks in found.values()]) if kind == "masks" else [])
+    return from_pairs(name, names, found, options, flip=True).without(broken)
 
 
 def _parts(root: Path, kind: Kind, options: DatasetOptions) -> dict[Part, Pairs]:
@@ -110,9 +117,15 @@ def _size(files: Sequence[Item], options: DatasetOptions) -> tuple[int, int]:
     """The (height, width) of all images. Raises InvalidData where they differ and none is given."""
     if options.image_size or options.preprocessing:
         return options.size(0, 0)
-    sizes = {path: image_shape(path) for path in files}
-    first = files[0]
-    other = next((path for path in files if sizes[path] != sizes[first]), None)
+    sizes: dict[Item, tuple[int, int]] = {}
+    for path in files:
+        try:
+            sizes[path] = image_shape(path)
+        except InvalidData:
+            if not options.skip_damaged or (path == files[-1] and not sizes):
+                raise
+    first = next(iter(sizes))
+    other = next((path for path, size in sizes.items() if size != sizes[first]), None)
     if other is not None:
         raise InvalidData(
             f"{first} has {to_text(sizes[first])} pixels, {getattr(other, 'name', other)} {to_text(sizes[other])}; pass an image_size= for all"
@@ -131,23 +144,21 @@ def image_shape(path: Item) -> tuple[int, int]:
         raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
 
 
-def _read(pairs: Pairs, kind: Kind, size: tuple[int, int], options: DatasetOptions) -> tuple[Tensor, Tensor]:
-    """Images (N, 3, H, W) and targets, uint8. Raises InvalidData."""
-    for image, target in pairs:
-        if (one := image_shape(image)) != (other := image_shape(target)):
-            raise InvalidData(f"{image} has {to_text(one)} pixels and {target} {to_text(other)}; a pair has one size")
-    images = _decoded([image for image, _ in pairs], size, options.interpolation)
+def _pair(
+    image: Item, target: Item, *, kind: Kind, size: tuple[int, int], interpolation: Interpolation, classes: int, listed: Path
+) -> tuple[Tensor, Tensor]:
+    """An image (3, H, W) and its target, uint8; `classes` are named in the file `listed`. Raises InvalidData."""
+    if (one := image_shape(image)) != (other := image_shape(target)):
+        raise InvalidData(f"{image} has {to_text(one)} pixels and {target} {to_text(other)}; a pair has one size")
+    pixels = decode(image, size, interpolation, stretch=True)
     if kind == "images":
-        return images, _decoded([target for _, target in pairs], size, options.interpolation)
-    return images, torch.stack([_mask(target, size) for _, target in pairs]) if pairs else torch.empty(0, *size, dtype=torch.uint8)
-
-
-def _decoded(files: list[Item], size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    found = decode_all(files, size, interpolation, stretch=True)
-    for each in found:
-        if isinstance(each, InvalidData):
-            raise each
-    return torch.stack([each for each in found if isinstance(each, Tensor)]) if found else torch.empty(0, 3, *size, dtype=torch.uint8)
+        return pixels, decode(target, size, interpolation, stretch=True)
+    mask = _mask(target, size)
+    if classes and len(beyond := mask[(mask >= classes) & (mask != IGNORED)]):
+        raise InvalidData(
+            f"{target} holds class {int(beyond.max())}, and {listed} names {classes} (0 to {classes - 1}); {IGNORED} stands for no class"
+        )
+    return pixels, mask
 
 
 def _mask(path: Item, size: tuple[int, int]) -> Tensor:
@@ -165,26 +176,12 @@ def _mask(path: Item, size: tuple[int, int]) -> Tensor:
     return found.to(torch.uint8)
 
 
-def _classes(root: Path, pairs: dict[Part, Pairs], masks: dict[Part, Tensor]) -> list[str]:
-    """The names of the classes. Raises InvalidData where there are less than two, or a mask has others."""
-    file, used = (
-        root / "classes.txt",
-        max(int(found[found != IGNORED].max()) if (found != IGNORED).any() else 0 for found in masks.values()),
-    )
-    if not file.is_file():
-        if used < 1:
-            raise InvalidData(f"{root}: all masks hold class 0 alone; there must be two classes at least")
-        return [str(number) for number in range(used + 1)]
-    names = read_classes(file)
-    for part, found in masks.items():
-        beyond = (found >= len(names)) & (found != IGNORED)
-        if beyond.any():
-            row = int(beyond.flatten(1).any(1).nonzero()[0])
-            raise InvalidData(
-                f"{pairs[part][row][1]} holds class {int(found[row][beyond[row]].max())}, and {file} names {len(names)} (0 to {len(names) - 1}); "
-                f"{IGNORED} stands for no class"
-            )
-    return names
+def _numbers(root: Path, masks: list[Tensor]) -> list[str]:
+    """The numbers of the classes that masks hold. Raises InvalidData where there are less than two."""
+    used = max(int(found[found != IGNORED].max()) if (found != IGNORED).any() else 0 for found in masks)
+    if used < 1:
+        raise InvalidData(f"{root}: all masks hold class 0 alone; there must be two classes at least")
+    return [str(number) for number in range(used + 1)]
 
 
 def read_classes(file: Path, least: int = 2, most: int = IGNORED) -> list[str]:

@@ -28,7 +28,7 @@ def load(root: Path, options: DatasetOptions) -> Dataset:
         raise InvalidData(f"there is no folder {root}; write imagefolder:PATH with the folder of your images")
     classes, parts = _parts(root, options)
     fits = _labelled.fits(parts, options)
-    skip = not options.strict if fits else options.skip_damaged
+    skip = options.skip_damaged or (fits and not options.strict)
     return from_items(f"imagefolder:{root.name}", classes, parts, options, skip=skip, home=str(root))
 
 

@@ -1,14 +1,14 @@
 """Images in tar shards, as WebDataset lays them out: `webdataset:PATTERN`, such as shards/train-{000..099}.tar, shards/{train,val}-*.tar.
 
 Files of a shard with one name up to the first dot are a sample: an image (KEY.jpg, KEY.png, ...) with its class in KEY.cls, a number or a name; or,
-for segmentation, with a map of classes in KEY.mask.png or KEY.seg.png; or, for detection, with boxes in KEY.json in pixels, such as
-{"width": 640, "height": 480, "boxes": [[x, y, width, height]], "labels": ["cat"]}, labels as in KEY.cls. `classes.txt` next to the first shard
-names numbered classes, one a line.
+for segmentation, with a map of classes in KEY.mask.png or KEY.seg.png; or, from image to image, KEY.input.png with KEY.target.png; or, for
+detection, with boxes in KEY.json in pixels, such as {"width": 640, "height": 480, "boxes": [[x, y, width, height]], "labels": ["cat"]}, labels as
+in KEY.cls. `classes.txt` next to the first shard names numbered classes, one a line.
 A shard belongs to the part (train, val, test) that its name or its folder's contains; parts without shards are drawn from the training samples by
 a fixed seed.
 
 Shards are read as they lie, and never extracted: the headers of each are read once, and kept in the user's cache while its size and time stay.
-Samples are then read by their place in the file, so that every epoch is a shuffle of all samples, each once, and a process reads its own alone.
+Samples are then read by their place in the file, in the order of `data._epochs`: each once an epoch, and by whole shards for each virtual rank.
 Compressed shards and pickled members are refused. A missing or damaged shard or sample is an error unless `skip_damaged`.
 """
 
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -35,6 +35,7 @@ from ltcompile.data._dataset import Dataset, DatasetOptions
 from ltcompile.data._files import SUFFIXES
 from ltcompile.data._labelled import Items, all_parts, from_items
 from ltcompile.data._listing import cached, counted, read_cached
+from ltcompile.data._pairs import Kind
 from ltcompile.errors import InvalidData
 from ltcompile.paths import write_text
 
@@ -65,10 +66,12 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
+    """An image and what belongs to it: a class, or a file that holds a map of classes, another image or boxes."""
+
     image: Member
-    label: str | None
-    mask: Member | None
-    boxes: Member | None = None
+    kind: Literal["class", "mask", "target", "boxes"]
+    label: str
+    other: Member | None
 
 
 @dataclass(frozen=True)
@@ -98,14 +101,19 @@ def load(pattern: Path, options: DatasetOptions) -> Dataset:
         raise InvalidData(f"{pattern} names no shard to train on: write train into the names of those")
     name, home = f"webdataset:{pattern.name}", Path(shards[0]).parent
     skipped += len(_expanded(str(pattern))) - len(shards)
-    first = parts["train"][0]
-    if first.mask is not None:
-        pairs = {part: [(s.image, s.mask) for s in found if s.mask] for part, found in parts.items()}
-        return folder.from_files(name, folder.all_parts(pairs, options), "masks", options, home)  # type: ignore[arg-type]
-    if first.boxes is not None:
-        return coco.from_sources(name, _annotated(parts, home), options)
-    classes, items = _labelled(parts, home)
-    return from_items(name, classes, all_parts(items, options), options, skip=options.skip_damaged, skipped=skipped)
+    kind = parts["train"][0].kind
+    if other := next((sample for found in parts.values() for sample in found if sample.kind != kind), None):
+        raise InvalidData(
+            f"{other.image} comes with a {other.kind}, and {parts['train'][0].image} with a {kind}; shards hold one kind of samples"
+        )
+    if kind == "class":
+        classes, items = _labelled(parts, home)
+        return from_items(name, classes, all_parts(items, options), options, skip=options.skip_damaged, skipped=skipped)
+    if kind == "boxes":
+        return coco.from_sources(name, _annotated(parts, home), options).without(skipped)
+    pairs = {part: [(sample.image, sample.other) for sample in found if sample.other] for part, found in parts.items()}
+    targets: Kind = "masks" if kind == "mask" else "images"
+    return folder.from_files(name, folder.all_parts(pairs, options), targets, options, home).without(skipped)  # type: ignore[arg-type]
 
 
 def _existing(pattern: str, skip: bool) -> list[str]:
@@ -154,13 +162,23 @@ def _samples(shard: str) -> Iterator[Sample]:
             raise InvalidData(f"{member} is there twice; write the shard again")
         there[kind.lower()] = member
     for key, there in grouped.items():
-        image = next((there[kind] for kind in there if f".{kind}" in SUFFIXES), None)
-        mask, label = next((there[kind] for kind in MASKS if kind in there), None), there.get("cls")
-        boxes = there.get("json") if mask is None and label is None else None  # else it is what a writer noted of the image
-        if image is None or (mask is None and label is None and boxes is None):
-            lacking = "an image" if image is None else "a class (.cls), a mask (.mask.png) or boxes (.json)"
+        image = _image(there, "") or _image(there, "input.")
+        mask, target = next((there[kind] for kind in MASKS if kind in there), None), _image(there, "target.")
+        boxes = there.get("json")  # else it is what a writer noted of the image
+        if image is None or not (mask or target or "cls" in there or boxes):
+            lacking = "an image" if image is None else "a class (.cls), a mask (.mask.png), a target (.target.png) or boxes (.json)"
             raise InvalidData(f"{shard}: the sample {key.lstrip('/')} has {', '.join(sorted(there))}, and lacks {lacking}")
-        yield Sample(image, label.text if label else None, mask, boxes)
+        if mask or target:
+            yield Sample(image, "mask" if mask else "target", "", mask or target)
+        elif "cls" in there:
+            yield Sample(image, "class", there["cls"].text, None)
+        else:
+            yield Sample(image, "boxes", "", boxes)
+
+
+def _image(there: dict[str, Member], prefix: str) -> Member | None:
+    """The first image among the files of a sample whose ending begins so."""
+    return next((member for kind, member in there.items() if f".{kind.removeprefix(prefix)}" in SUFFIXES and kind.startswith(prefix)), None)
 
 
 def _members(shard: Path) -> list[Member]:
@@ -231,8 +249,8 @@ def _member(shard: Path, header: tarfile.TarInfo, file: io.FileIO, size: int) ->
 
 def _labelled(parts: dict[Part, list[Sample]], home: Path) -> tuple[list[str], dict[Part, Items]]:
     """The names of the classes, and images with labels of each part. Raises InvalidData."""
-    names, numbers = _classes({sample.label or "" for found in parts.values() for sample in found}, home)
-    return names, {part: ([s.image for s in found], torch.tensor([numbers[s.label or ""] for s in found])) for part, found in parts.items()}
+    names, numbers = _classes({sample.label for found in parts.values() for sample in found}, home)
+    return names, {part: ([s.image for s in found], torch.tensor([numbers[s.label] for s in found])) for part, found in parts.items()}
 
 
 def _annotated(parts: dict[Part, list[Sample]], home: Path) -> dict[Part, coco.Source]:
@@ -258,9 +276,8 @@ def _annotated(parts: dict[Part, list[Sample]], home: Path) -> dict[Part, coco.S
 
 def _boxes(sample: Sample) -> Boxes:
     """Raises InvalidData."""
-    member = sample.boxes
-    if member is None:
-        raise InvalidData(f"{sample.image} has no boxes (.json), and other samples do; add them, an empty list where there is no object")
+    member = sample.other
+    assert member is not None
     if member.size > MOST_BOXES:
         raise InvalidData(f"{member} has {member.size:,} bytes, too many for the boxes of one image")
     try:

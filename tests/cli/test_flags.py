@@ -25,6 +25,8 @@ GROUP = typer.main.get_command(app)
         ("find", "with strict= left out", "with --set strict= left out"),
         ("study", "continue it with resume=True; lr=3", "continue it with --resume; lr=3"),
         ("plan", "look at only=", "look at --only"),
+        ("plan", "add them, or pass skip_damaged=True", "add them, or pass --skip-damaged"),
+        ("bench", "add them, or pass skip_damaged=True to go without", "add them, or pass find --skip-damaged to go without"),
         ("find", "train='python x.py' is not a command line", "--train 'python x.py' is not a command line"),
         ("find", "--set train.lr=3, x='lr=3', PATTERN=SHARE", "--set train.lr=3, x='lr=3', PATTERN=SHARE"),
     ],

@@ -17,7 +17,7 @@ from pictures import coco_json, write_coco, write_coco_parts
 import ltcompile as lt
 from ltcompile.core.notice import Notice
 from ltcompile.core.recipe import Recipe
-from ltcompile.data import coco, scenes
+from ltcompile.data import _dataset, scenes
 from ltcompile.data._annotated import AnnotatedSplit, Objects
 from ltcompile.data._contents import contents
 from ltcompile.errors import InvalidData
@@ -137,7 +137,7 @@ class TestCoco:
     def test_large_folders_are_read_batch_by_batch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_coco_parts(tmp_path, train=6, valid=3, test=3)
         whole = lt.load_data(f"coco:{tmp_path}", image_size=16)
-        monkeypatch.setattr(coco, "IN_MEMORY_BYTES", 10)
+        monkeypatch.setattr(_dataset, "IN_MEMORY_BYTES", 10)
         streamed = lt.load_data(f"coco:{tmp_path}", image_size=16)
         assert not isinstance(streamed.train.images, torch.Tensor) and everything(streamed) == everything(whole)  # type: ignore[attr-defined]
         assert len(streamed.with_train_images(4).train) == 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import tarfile
@@ -11,17 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from shards import EACH, png, samples, write_parquet, write_shards, write_tar
 
 import ltcompile as lt
 from ltcompile.core.notice import Notice
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Shard
-from ltcompile.data import Dataset, _labelled, _listing, webdataset
+from ltcompile.data import Dataset, _dataset, _labelled, _listing, webdataset
 from ltcompile.errors import InvalidData, InvalidSetting
 from ltcompile.tasks import Classification
 from ltcompile.tasks.detection import Detection
@@ -30,40 +28,6 @@ from ltcompile.training import Checkpoint, train
 
 CPU = torch.device("cpu")
 PLAIN = Preprocessing(8, (0.5,) * 3, (0.5,) * 3)
-EACH = 12
-
-
-def png(seed: int, mode: str = "RGB") -> bytes:
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 255, (10, 12, 3), dtype=np.uint8) if mode == "RGB" else rng.integers(0, 3, (10, 12), dtype=np.uint8)
-    Image.fromarray(pixels).save(file := io.BytesIO(), "PNG")
-    return file.getvalue()
-
-
-def write_tar(path: Path, files: dict[str, bytes], kind: str = "w") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, kind) as archive:
-        for name, data in files.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return path
-
-
-def samples(first: int, count: int = EACH, masks: bool = False) -> dict[str, bytes]:
-    found: dict[str, bytes] = {}
-    for i in range(first, first + count):
-        found |= {
-            f"some/{i:03}.png": png(i),
-            **({f"some/{i:03}.mask.png": png(i, "L")} if masks else {f"some/{i:03}.cls": b"%d\n" % (i % 3)}),
-        }
-    return found
-
-
-def write_shards(root: Path, masks: bool = False) -> str:
-    for i, part in enumerate(("train-0", "train-1", "val-0", "test-0")):
-        write_tar(root / f"{part}.tar", samples(EACH * i, masks=masks))
-    return f"{root}/{{train-{{0..1}},val-0,test-0}}.tar".replace("{train-{0..1}", "{train-0,train-1")
 
 
 def write_images(root: Path) -> Path:
@@ -72,16 +36,6 @@ def write_images(root: Path) -> Path:
         for n in range(EACH * i, EACH * (i + 1)):
             (folder := root / part / str(n % 3)).mkdir(parents=True, exist_ok=True)
             (folder / f"{n:03}.png").write_bytes(png(n))
-    return root
-
-
-def write_parquet(root: Path) -> Path:
-    import datasets
-
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["0", "1", "2"]))
-    for part, numbers in (("train", range(24)), ("validation", range(24, 36)), ("test", range(36, 48))):
-        rows = {"image": [{"bytes": png(n), "path": None} for n in numbers], "label": [n % 3 for n in numbers]}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(root / f"{part}-00000.parquet")
     return root
 
 
@@ -109,7 +63,7 @@ def multiset(split: Any) -> list[tuple[int, float]]:
 @pytest.mark.parametrize("kind", ["webdataset", "hf"])
 def test_they_hold_the_images_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, streamed: bool) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(_labelled, "IN_MEMORY_BYTES", 10 if streamed else 1 << 30)
+    monkeypatch.setattr(_dataset, "IN_MEMORY_BYTES", 10 if streamed else 1 << 30)
     found, expected = data_of(kind, tmp_path), data_of("imagefolder", tmp_path)
     assert isinstance(found.train, _labelled.StreamedSplit) is streamed
     assert found.description.class_names == ("0", "1", "2") and found.description.to_json().get("skipped") is None
@@ -132,7 +86,7 @@ def whole_part(data: Dataset) -> list[Any]:
 def test_masks_and_boxes(tmp_path: Path) -> None:
     import datasets
 
-    task = Segmentation(lt.load_data(f"webdataset:{write_shards(tmp_path / 'tars', masks=True)}"))
+    task = Segmentation(lt.load_data(f"webdataset:{write_shards(tmp_path / 'tars', 'mask')}"))
     assert task.description.classes == 3 and task.sizes == {"train": 24, "val": 12, "test": 12}
     rows: dict[str, Any] = {
         "image": [{"bytes": png(n), "path": None} for n in range(20)],
@@ -195,6 +149,7 @@ MEMBERS: dict[str, tuple[dict[str, bytes], str]] = {
     "weights": ({"some/001.pth": b"x"}, r"001\.pth is a pickle"),
     "long class": ({"some/900.cls": b"1" * 9999}, r"900\.cls has 9,999 bytes"),
     "no class": ({"some/900.png": b"x"}, r"the sample some/900 has png, and lacks a class"),
+    "another kind": ({"some/900.png": b"x", "some/900.mask.png": b"x"}, r"900\.png comes with a mask, and .*000\.png with a class"),
     "no image": ({"some/900.cls": b"1", "some/900.txt": b"x"}, r"the sample some/900 has cls, txt, and lacks an image"),
     "text": ({"some/900.cls": b"\xff\xfe"}, "is damaged after"),
 }
@@ -278,7 +233,7 @@ def test_lists_of_large_folders_and_shards_are_kept_while_they_hold(tmp_path: Pa
 @pytest.mark.parametrize("kind", ["webdataset", "imagefolder"])
 def test_unreadable_images_are_replaced_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """An image of a streamed data set whose turn it is gives its place to the next; a resumed epoch counts as one that was not stopped."""
-    monkeypatch.setattr(_labelled, "IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr(_dataset, "IN_MEMORY_BYTES", 10)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     if kind == "webdataset":
         source = write_shards(tmp_path)
@@ -338,7 +293,7 @@ def test_tables_that_do_not_fit(tmp_path: Path) -> None:
         lt.load_data(written("outside", {"image": outside, **label}, image=datasets.Image(), label=datasets.Value("int64")))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "train.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(InvalidData, match=r"a parquet file of .*broken cannot be read"):
+    with pytest.raises(InvalidData, match=r"broken/train\.parquet is damaged .* pass skip_damaged=True"):
         lt.load_data(f"hf:{tmp_path / 'broken'}")
 
 

@@ -15,8 +15,9 @@ import ltcompile as lt
 from ltcompile.core.notice import Notice
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.recipe import Recipe
-from ltcompile.data import _labelled, names
-from ltcompile.data._dataset import Description, Moves
+from ltcompile.data import _dataset, _labelled, names
+from ltcompile.data._dataset import Description
+from ltcompile.data._epochs import Moves
 from ltcompile.data._split import stratified
 from ltcompile.errors import InvalidData, InvalidSetting, UnknownName
 
@@ -94,7 +95,7 @@ def test_image_folders(tmp_path: Path, layout: str) -> None:
 def test_large_folders_stream_the_same_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path)
     whole = lt.load_data(f"imagefolder:{tmp_path}", image_size=16)
-    monkeypatch.setattr(_labelled, "IN_MEMORY_BYTES", 10)
+    monkeypatch.setattr(_dataset, "IN_MEMORY_BYTES", 10)
     streamed = lt.load_data(f"imagefolder:{tmp_path}", image_size=16)
     assert isinstance(streamed.train, _labelled.StreamedSplit)
     for a, b in zip(whole.test.batches(4, CPU, None, 0), streamed.test.batches(4, CPU, None, 0), strict=True):
@@ -168,7 +169,7 @@ class TestBroken:
         for split in (data.train, data.val, data.test):
             x = torch.cat([x for x, _ in split.batches(64, CPU, None, 0)])
             assert len(x) == len(split.labels) == len(split)
-        with pytest.raises(InvalidData, match=rf"{broken} of 90 images .* leave strict= out"):
+        with pytest.raises(InvalidData, match=rf"{broken} of 90 images .* or pass skip_damaged=True"):
             lt.load_data(f"imagefolder:{tmp_path}", val_share=0.25, strict=True)
 
     @pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice")
@@ -180,7 +181,7 @@ class TestBroken:
             lt.load_data(f"imagefolder:{tmp_path}")
 
     def test_unreadable_image_in_a_streamed_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_labelled, "IN_MEMORY_BYTES", 10)
+        monkeypatch.setattr(_dataset, "IN_MEMORY_BYTES", 10)
         (write_folder(tmp_path) / "class1" / "3.png").write_bytes(b"\x89PNG no more")
         plain = Preprocessing(16, (0.5,) * 3, (0.5,) * 3)  # no statistics, for which a sample would be read at once
         data = lt.load_data(f"imagefolder:{tmp_path}", preprocessing=plain)

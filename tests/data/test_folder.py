@@ -14,7 +14,7 @@ from small_pairs import small_pairs, write_pairs
 import ltcompile as lt
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator
-from ltcompile.data._dataset import Moves
+from ltcompile.data._epochs import Moves
 from ltcompile.errors import InvalidData
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import ltcompile as lt
 from ltcompile import cli, models
 from ltcompile.core.image_size import parse, to_text
-from ltcompile.data._dataset import Moves, black_pixel
+from ltcompile.data._epochs import Moves, black_pixel
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph.outputs import outputs_of
 from ltcompile.lower.lower import lower

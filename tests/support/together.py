@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 from commands import fork
+from shards import write_shards
 from small_tasks import CASES
 from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile import ranks
+from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.task import Shard
-from ltcompile.data import Dataset
+from ltcompile.data import Dataset, _dataset
 from ltcompile.errors import TrainingFailed
 from ltcompile.tasks import Classification
 from ltcompile.training import Checkpoint, train
@@ -62,9 +64,9 @@ def _join(rank: int, count: int, port: int, target: Callable[..., None], *argume
         target(*arguments)
 
 
-def network() -> nn.Module:
+def network(channels: int = 1) -> nn.Module:
     torch.manual_seed(0)
-    layers = nn.Conv2d(1, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(54, 10)
+    layers = nn.Conv2d(channels, 6, 3, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(54, 10)
     return nn.Sequential(*layers)
 
 
@@ -72,9 +74,16 @@ def few_digits() -> Dataset:
     return lt.load_data("digits", image_size=8).with_train_images(140)
 
 
+def sharded(folder: Path) -> Classification:
+    """Images that stay in four shards, for this process as long as it lasts."""
+    _dataset.IN_MEMORY_BYTES = 0
+    pattern = write_shards(folder / f"shards-{ranks.world()}-{ranks.rank()}", training=4)
+    return Classification(lt.load_data(f"webdataset:{pattern}", preprocessing=Preprocessing(8, (0.5,) * 3, (0.5,) * 3)))
+
+
 def trained(task: Classification, recipe: Recipe = RECIPE, **options: Any) -> tuple[dict[str, Tensor], list[tuple[float, ...]]]:
     """The weights, and what the epochs say but for times."""
-    model = network()
+    model = network(task.description.shape[0])
     done = train(model, task, recipe, 3, CPU, **options)
     return model.state_dict(), [(e.train_loss, e.train_accuracy, e.val_loss, e.val_score) for e in done.epochs]
 
@@ -109,6 +118,7 @@ def checks(folder: Path) -> None:
         trained(task, after_step=stop.after_step, checkpoint=Checkpoint(stop.save))
     except KeyboardInterrupt:
         found["stopped"] = stop.states
+    found["sharded"] = trained(sharded(folder), replace(RECIPE, epochs=1, batch=16))
     torch.save(found, folder / f"{ranks.world()}-{ranks.rank()}.pt")
 
 

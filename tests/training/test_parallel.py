@@ -51,6 +51,7 @@ def test_processes_train_to_the_same_bits(tmp_path: Path, count: int, alone: dic
         assert equal(found["trained"][0], alone["trained"][0]) and found["trained"][1] == alone["trained"][1]
         assert found["diverged"] == alone["diverged"] and found["scores"] == alone["scores"]
         assert equal(found["steps"][0], alone["steps"][0])
+        assert equal(found["sharded"][0], alone["sharded"][0]) and found["sharded"][1] == alone["sharded"][1]
         torch.testing.assert_close(found["steps"][1], alone["steps"][0], rtol=1e-4, atol=1e-5)
         (state,) = found["stopped"]  # by the signal of process 1: all stopped at one batch, within the second epoch
         assert len(state["epochs"]) == 1 and len(state["begun"]["losses"]) == 2 and len(state["begun"]["random"]) == 4

@@ -13,7 +13,7 @@ from torch import nn
 
 import ltcompile as lt
 from ltcompile.core.task import EVERYTHING, Shard
-from ltcompile.data._dataset import epoch_rows
+from ltcompile.data._epochs import epoch_rows
 from ltcompile.errors import InvalidSetting
 from ltcompile.tasks import Classification
 from ltcompile.training import Training, train

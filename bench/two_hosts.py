@@ -1,0 +1,132 @@
+"""One search on two hosts: namespaces of this machine, with a name, processes and a network of their own, which a veth pair joins.
+
+    python bench/two_hosts.py     as root, with iproute2 and util-linux, in about a minute; writes bench/results/two_hosts.json
+
+Both are nodes of a Ray cluster with a token, each with room for one worker. `find --executor ray` on the first one has to train arms on both, and
+to find the rows of a search in one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from _common import ROOT, finish
+
+HOSTS = {"ltcompile-a": "10.231.7.1", "ltcompile-b": "10.231.7.2"}
+LINKS = {"ltcompile-a": "ltc-a", "ltcompile-b": "ltc-b"}
+PORT, SEARCH_S = 6399, 300
+SEARCH = (
+    "--model vgg16-quarter --data digits --image-size 16 --epochs 6 --rounds 1 --rate 0.5 --seeds 4 --no-controls --margin 50 --device cpu"
+)
+
+
+def missing() -> str | None:
+    """Why this machine cannot play two."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if absent := [tool for tool in ("ip", "unshare", "hostname") if shutil.which(tool) is None]:
+        return f"{', '.join(absent)} is not installed; apt-get install iproute2 util-linux hostname"
+    if not (Path(sys.executable).parent / "ray").exists():
+        return "Ray is not installed; pip install 'ltcompile[ray]'"
+    made = subprocess.run(["ip", "netns", "add", "ltcompile-try"], capture_output=True, text=True, check=False)
+    subprocess.run(["ip", "netns", "delete", "ltcompile-try"], capture_output=True, check=False)
+    return made.stderr.strip() or None
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+@contextlib.contextmanager
+def hosts() -> Iterator[None]:
+    """Two network namespaces, joined by a veth pair."""
+    (first, one), (second, other) = LINKS.items()
+    try:
+        for name in HOSTS:
+            ip("netns", "add", name)
+        ip("link", "add", one, "netns", first, "type", "veth", "peer", "name", other, "netns", second)
+        for name, address in HOSTS.items():
+            ip("-n", name, "address", "add", f"{address}/24", "dev", LINKS[name])
+            for link in ("lo", LINKS[name]):
+                ip("-n", name, "link", "set", link, "up")
+        yield
+    finally:
+        for name in HOSTS:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+def start(host: str, command: list[str], **options: Any) -> subprocess.Popen[str]:
+    """A process on a host; all that it starts ends with it."""
+    space = ["ip", "netns", "exec", host, "unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    return subprocess.Popen([*space, "sh", "-c", f'hostname {host} && exec "$@"', "sh", *command], text=True, **options)
+
+
+def owners(run: Path) -> set[str]:
+    """The hosts that leases name now."""
+    found = set[str]()
+    for lease in run.glob("seed*/*.lease-*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            found.add(json.loads(lease.read_text().splitlines()[1])["host"])
+    return found
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in json.loads((run / "search.json").read_text())["rows"]]
+
+
+def searched(folder: Path, environment: dict[str, str]) -> tuple[set[str], float]:
+    """Who trained arms of a search on both hosts, and its seconds."""
+    ray, head = str(Path(sys.executable).parent / "ray"), next(iter(HOSTS))
+    usual: dict[str, Any] = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    seen, nodes = set[str](), list[subprocess.Popen[str]]()
+    with hosts():
+        try:
+            for name, address in HOSTS.items():
+                where = ["--head", f"--port={PORT}", "--include-dashboard=false"] if name == head else [f"--address={HOSTS[head]}:{PORT}"]
+                nodes.append(start(name, [ray, "start", "--block", "--num-cpus=1", f"--node-ip-address={address}", *where], **usual))
+                time.sleep(5)
+            words = [sys.executable, "-m", "ltcompile", "find", *SEARCH.split(), "--name", "two", "--jobs", "2", "--executor", "ray"]
+            began = time.perf_counter()
+            search = start(head, [*words, "--executor-option", f"address={HOSTS[head]}:{PORT}"], **usual | {"stdout": None, "stderr": None})
+            while search.poll() is None and time.perf_counter() - began < SEARCH_S:
+                seen |= owners(folder / "runs/two")
+                time.sleep(0.1)
+            if search.poll() != 0:
+                raise SystemExit(f"the search on two hosts ended with {search.poll()}")
+            return seen, time.perf_counter() - began
+        finally:
+            for node in nodes:
+                node.kill()
+                node.wait()
+
+
+def main() -> None:
+    if reason := missing():
+        print(f"skipped: {reason}")
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder, token = Path(name), secrets.token_hex(32)
+        environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        seen, seconds = searched(folder, environment)
+        alone = [sys.executable, "-m", "ltcompile", "find", *SEARCH.split(), "--name", "one"]
+        subprocess.run(alone, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+        found = {"search": SEARCH, "hosts": sorted(seen), "same_rows": rows(folder / "runs/two") == rows(folder / "runs/one")}
+    print(f"trained on {', '.join(sorted(seen))} in {seconds:.0f} s; the rows of one process: {found['same_rows']}")
+    finish("two_hosts", {"bench": "two_hosts", **found})
+    if seen != set(HOSTS) or not found["same_rows"]:
+        raise SystemExit("both hosts must train, and find the rows of one process")
+
+
+if __name__ == "__main__":
+    main()
