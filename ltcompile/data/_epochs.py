@@ -1,9 +1,9 @@
 """The order of an epoch's images, how each is moved, and which of them a virtual rank reads: functions of a seed alone.
 
 Images of their own files, and those in memory, are shuffled all together, and each batch is dealt out to the virtual ranks row by row. Images that
-lie in shards (tar or parquet files) are read shard by shard: the shards of an epoch are shuffled, one after the other is cut into as many stretches
-of the same length as there are virtual ranks, and each of these reads its stretch, in which MIXED images at a time are shuffled. A shard has one
-reader, but for those that a cut falls into. Fewer shards than virtual ranks are read row by row.
+lie in shards (tar or parquet files) are read shard by shard: in each epoch the shards are shuffled and laid end to end, and this row of images is
+cut into as many stretches of one length as there are virtual ranks. Each virtual rank reads its stretch, in which MIXED images at a time are
+shuffled. A shard has one reader, but for those that a cut falls into. Fewer shards than virtual ranks are read row by row.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class OnDisk(torch.utils.data.Dataset[tuple[int, tuple[Tensor, ...]]]):
     def sample(self, most: int) -> list[Tensor]:
         """At most so many rows, evenly spread. Raises InvalidData."""
         rows = torch.linspace(0, len(self) - 1, min(most, len(self))).long()
-        ((_, tensors),), _ = read_all([self.part(rows)], "the training images")
+        ((_, tensors),), _ = read_all([self.part(rows)], "a sample of the training images")
         return tensors
 
     def batches(self, rows: Sequence[Tensor], device: torch.device, workers: int) -> Iterator[tuple[Tensor, list[Tensor]]]:
@@ -107,6 +107,10 @@ def read_all(parts: Sequence[OnDisk], home: str) -> tuple[list[tuple[Tensor, lis
             good = [row for row, each in enumerate(read) if not isinstance(each, InvalidData)]
             broken += [part.rows[row][0] for row, each in enumerate(read) if isinstance(each, InvalidData)]
             reasons += [each for each in read if isinstance(each, InvalidData)]
+            if not read:
+                raise InvalidData(f"{home}: the training, validation or test part has no image; add some, or take a larger share")
+            if not good:
+                raise InvalidData(f"{home}: no image of {len(part)} can be read: {reasons[-1]}")
             columns = zip(*(each for each in read if not isinstance(each, InvalidData)), strict=True)
             found.append((torch.tensor(good, dtype=torch.long), [torch.stack(column) for column in columns]))
     if broken:
