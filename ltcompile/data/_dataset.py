@@ -124,8 +124,8 @@ class Dataset:
                 raise InvalidData(f"{self.description.name}: the {name} split has no image of class {lacking}")
 
     def without(self, skipped: int) -> Dataset:
-        """The same, which says that so many images or shards were left out."""
-        return replace(self, description=replace(self.description, skipped=skipped))
+        """The same, which says that so many images or shards more were left out."""
+        return replace(self, description=replace(self.description, skipped=self.description.skipped + skipped))
 
     @property
     def example(self) -> Tensor:

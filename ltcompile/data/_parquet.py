@@ -21,7 +21,7 @@ class ParquetTable:
 
     Attributes:
         features: of Hugging Face's datasets: what the columns hold.
-        skipped: how many files are left out.
+        skipped: how many files are left out so far.
     """
 
     fingerprint = ""  # the files' own sizes and times say it
@@ -29,24 +29,34 @@ class ParquetTable:
     def __init__(self, files: list[str], skip: bool) -> None:
         import datasets
 
-        self._files: dict[str, Any] = {}
+        self._files, self._skip, self.skipped = dict[str, Any](), skip, 0
         for file in counted(files, "listing parquet files"):
             try:
                 self._files[file] = _metadata(file)
             except InvalidData as error:
-                if not skip or (file == files[-1] and not self._files):
-                    raise
-                notify(f"{error}; skipped")
-        self.skipped = len(files) - len(self._files)
+                self._leave_out(file, error)
+        if not self._files:
+            raise InvalidData(f"none of {len(files)} parquet files can be read: {', '.join(files[:5])}")
         schemas = {file: metadata.schema.to_arrow_schema() for file, metadata in self._files.items()}
         first, schema = next(iter(schemas.items()))
         if other := next((file for file in schemas if schemas[file].names != schema.names), None):
             raise InvalidData(f"{other} has the columns {', '.join(schemas[other].names)}, and {first} {', '.join(schema.names)}")
         self.features = datasets.Features.from_arrow_schema(schema)
+        self._cache, self._guard = dict[tuple[int, str], Any](), threading.Lock()
+        self._index()
+
+    def _index(self) -> None:
+        """Number the row groups of all files, and note behind which row each ends."""
         self._groups = [(file, n) for file, metadata in self._files.items() for n in range(metadata.num_row_groups)]
         self._ends = list(accumulate(self._files[file].row_group(n).num_rows for file, n in self._groups))
-        self._cache: dict[tuple[int, str], Any] = {}
-        self._guard = threading.Lock()
+
+    def _leave_out(self, file: str, error: InvalidData) -> None:
+        """Raises the error, unless damaged files may be skipped."""
+        if not self._skip:
+            raise error
+        notify(f"{error}; skipped")
+        self._files.pop(file, None)
+        self.skipped += 1
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -56,12 +66,15 @@ class ParquetTable:
         return self._groups[bisect_right(self._ends, row)][0]
 
     def column(self, name: str) -> list[Any]:
-        """All values of a column. Raises InvalidData."""
-        return [
-            value
-            for file, metadata in self._files.items()
-            for value in _values(file, metadata, range(metadata.num_row_groups), name).to_pylist()
-        ]
+        """All values of a column; from then on without the rows of files where it is damaged. Raises InvalidData."""
+        found: list[Any] = []
+        for file, metadata in list(self._files.items()):
+            try:
+                found += _values(file, metadata, range(metadata.num_row_groups), name).to_pylist()
+            except InvalidData as error:
+                self._leave_out(file, error)
+        self._index()
+        return found
 
     def cell(self, row: int, name: str) -> Any:
         """One value. Raises InvalidData where its row group is damaged."""

@@ -25,6 +25,7 @@ from ltcompile.core.task import Part
 from ltcompile.data import folder
 from ltcompile.data._annotated import Objects, from_files
 from ltcompile.data._dataset import Dataset, DatasetOptions
+from ltcompile.data._files import Item
 from ltcompile.data._labelled import all_parts, from_items
 from ltcompile.data._pairs import Kind
 from ltcompile.data._parquet import ParquetTable
@@ -98,7 +99,7 @@ def load(source: Path, options: DatasetOptions) -> Dataset:
     name, home = f"hf:{source.name if source.is_dir() else source}", source if source.is_dir() else Path(datasets.config.HF_CACHE_HOME)
     tables, missing = _tables(datasets, source, options)
     found = _dataset(datasets, name, home, tables, options)
-    return found.without(found.description.skipped + missing + sum(table.skipped for table in tables.values()))
+    return found.without(missing + sum(table.skipped for table in tables.values()))
 
 
 def _dataset(datasets: Any, name: str, home: Path, tables: Mapping[Part, Table], options: DatasetOptions) -> Dataset:
@@ -112,7 +113,8 @@ def _dataset(datasets: Any, name: str, home: Path, tables: Mapping[Part, Table],
         return [Cell(tables[part], column, row, home, f"{name}/{part}") for row in range(len(tables[part]))]
 
     if "objects" in features:
-        return _detection(name, tables, {part: cells(part, images[0]) for part in tables}, options)
+        objects = {part: table.column("objects") for part, table in tables.items()}
+        return _detection(name, tables, {part: list(zip(cells(part, images[0]), objects[part], strict=True)) for part in tables}, options)
     kinds: list[tuple[Kind, tuple[str, ...]]] = [("masks", MASKS), ("images", TARGETS)]
     for kind, names in kinds:
         if others := [column for column in images if column.removesuffix("_image") in names and len(images) > 1]:
@@ -222,19 +224,28 @@ def _labels(datasets: Any, name: str, tables: Mapping[Part, Table]) -> tuple[str
     return column, names, {part: [names.index(value) for value in found] for part, found in values.items()}
 
 
-def _detection(name: str, tables: Mapping[Part, Table], cells: Mapping[Part, list[Cell]], options: DatasetOptions) -> Dataset:
+def _detection(name: str, tables: Mapping[Part, Table], rows: Mapping[Part, list[tuple[Cell, Any]]], options: DatasetOptions) -> Dataset:
     """Boxes as COCO has them, x, y, width and height, of images that are stretched."""
     size = options.size(DETECTION_SIZE, DETECTION_SIZE)
-    rows = {part: table.column("objects") for part, table in tables.items()}
-    parts = folder.all_parts({part: list(zip(cells[part], rows[part], strict=True)) for part in tables}, options)
+    parts = folder.all_parts(rows, options)
     ids = sorted({int(c) for found in parts.values() for _, there in found for c in there["category"]})
     feature = tables["train"].features["objects"]
     feature = feature.feature if hasattr(feature, "feature") else feature
     kind = feature["category"]
     kind = kind.feature if hasattr(kind, "feature") else kind
     names = [kind.names[i] if hasattr(kind, "names") else str(i) for i in ids]
-    found = {part: [(cell, _objects(cell, there, ids, size)) for cell, there in each] for part, each in parts.items()}
-    return from_files(name, names, found, size, options)
+    found: dict[Part, list[tuple[Item, Objects]]] = {part: [] for part in parts}
+    broken = list[InvalidData]()
+    for part, (cell, there) in ((part, row) for part, each in parts.items() for row in each):
+        try:
+            found[part].append((cell, _objects(cell, there, ids, size)))
+        except InvalidData as error:
+            if not options.skip_damaged:
+                raise
+            broken.append(error)
+    if broken:
+        notify(f"{len(broken)} images of {name} are left out: {broken[0]}; skipped")
+    return from_files(name, names, found, size, options).without(len(broken))
 
 
 def _objects(cell: Any, there: Mapping[str, Any], ids: list[int], size: tuple[int, int]) -> Objects:

@@ -104,7 +104,7 @@ def load(pattern: Path, options: DatasetOptions) -> Dataset:
     kind = parts["train"][0].kind
     if other := next((sample for found in parts.values() for sample in found if sample.kind != kind), None):
         raise InvalidData(
-            f"{other.image} comes with a {other.kind}, and {parts['train'][0].image} with a {kind}; shards hold one kind of samples"
+            f"{other.image} comes with {other.kind}, and {parts['train'][0].image} with {kind}; shards hold one kind of samples"
         )
     if kind == "class":
         classes, items = _labelled(parts, home)

@@ -149,7 +149,7 @@ MEMBERS: dict[str, tuple[dict[str, bytes], str]] = {
     "weights": ({"some/001.pth": b"x"}, r"001\.pth is a pickle"),
     "long class": ({"some/900.cls": b"1" * 9999}, r"900\.cls has 9,999 bytes"),
     "no class": ({"some/900.png": b"x"}, r"the sample some/900 has png, and lacks a class"),
-    "another kind": ({"some/900.png": b"x", "some/900.mask.png": b"x"}, r"900\.png comes with a mask, and .*000\.png with a class"),
+    "another kind": ({"some/900.png": b"x", "some/900.mask.png": b"x"}, r"900\.png comes with mask, and .*000\.png with class"),
     "no image": ({"some/900.cls": b"1", "some/900.txt": b"x"}, r"the sample some/900 has cls, txt, and lacks an image"),
     "text": ({"some/900.cls": b"\xff\xfe"}, "is damaged after"),
 }

@@ -124,6 +124,11 @@ def test_missing_and_damaged_parquet_files_are_named_and_counted(tmp_path: Path)
     damage(root / "validation-00000.parquet")
     with pytest.raises(InvalidData, match=r"validation-00000\.parquet is damaged"):
         lt.load_data(f"hf:{root}", preprocessing=PLAIN)
+    write_parquet(root, files=3)
+    damage(root / "train-00002-of-00003.parquet")
+    with pytest.warns(Notice, match=r"train-00002-of-00003\.parquet is damaged .*skipped"):
+        data = lt.load_data(f"hf:{root}", preprocessing=PLAIN, skip_damaged=True)
+    assert data.description.skipped == 1 and len(data.train) == 16 and len(list(data.train.batches(4, CPU, None, 0))) == 4
 
 
 def batches(data: Any) -> list[Any]:
