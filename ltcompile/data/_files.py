@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,14 +42,13 @@ def decode(path: Item, size: tuple[int, int], interpolation: Interpolation, stre
     Raises InvalidData.
     """
     from PIL import Image, ImageOps
-    from torchvision.transforms.functional import pil_to_tensor
 
     shape, method = size[::-1], Image.Resampling[interpolation.upper()]
     try:
         with Image.open(opened(path), formats=FORMATS) as image:
             colours = image.convert("RGB")
-            pixels: Tensor = pil_to_tensor(colours.resize(shape, method) if stretch else ImageOps.fit(colours, shape, method))
-            return pixels
+            pixels = np.array(colours.resize(shape, method) if stretch else ImageOps.fit(colours, shape, method))
+            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
     except Exception as error:  # PIL's readers raise anything
         raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
 
