@@ -25,7 +25,7 @@ from _common import ROOT, finish
 
 HOSTS = {"ltcompile-a": "10.231.7.1", "ltcompile-b": "10.231.7.2"}
 LINKS = {"ltcompile-a": "ltc-a", "ltcompile-b": "ltc-b"}
-PORT, SEARCH_S = 6399, 300
+PORT, START_S, SEARCH_S = 6399, 90, 300
 SEARCH = (
     "--model vgg16-quarter --data digits --image-size 16 --epochs 6 --rounds 1 --rate 0.5 --seeds 4 --no-controls --margin 50 --device cpu"
 )
@@ -72,6 +72,22 @@ def start(host: str, command: list[str], **options: Any) -> subprocess.Popen[str
     return subprocess.Popen([*space, "sh", "-c", f'hostname {host} && exec "$@"', "sh", *command], text=True, **options)
 
 
+def start_node(host: str, folder: Path, **usual: Any) -> subprocess.Popen[str]:
+    """A node of the Ray cluster, once it runs; the first host's is the head."""
+    head = next(iter(HOSTS))
+    where = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host == head else [f"--address={HOSTS[head]}:{PORT}"]
+    ray, log, end = str(Path(sys.executable).parent / "ray"), folder / f"{host}.log", time.monotonic() + START_S
+    command = [ray, "start", "--block", "--num-cpus=1", f"--node-ip-address={HOSTS[host]}", *where]
+    with log.open("w") as output:
+        node = start(host, command, **usual, stdout=output, stderr=subprocess.STDOUT)
+    while "Ray runtime started" not in log.read_text():
+        if node.poll() is not None or time.monotonic() > end:
+            node.kill()
+            raise SystemExit(f"Ray does not start on {host}: {log.read_text()[-2000:]}")
+        time.sleep(0.1)
+    return node
+
+
 def owners(run: Path) -> set[str]:
     """The hosts that leases name now."""
     found = set[str]()
@@ -87,22 +103,20 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def searched(folder: Path, environment: dict[str, str]) -> tuple[set[str], float]:
     """Who trained arms of a search on both hosts, and its seconds."""
-    ray, head = str(Path(sys.executable).parent / "ray"), next(iter(HOSTS))
-    usual: dict[str, Any] = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
+    head, usual = next(iter(HOSTS)), {"cwd": folder, "env": environment}
     seen, nodes = set[str](), list[subprocess.Popen[str]]()
     with hosts():
         try:
-            for name, address in HOSTS.items():
-                where = ["--head", f"--port={PORT}", "--include-dashboard=false"] if name == head else [f"--address={HOSTS[head]}:{PORT}"]
-                nodes.append(start(name, [ray, "start", "--block", "--num-cpus=1", f"--node-ip-address={address}", *where], **usual))
-                time.sleep(5)
+            for host in HOSTS:
+                nodes.append(start_node(host, folder, **usual))
             words = [sys.executable, "-m", "ltcompile", "find", *SEARCH.split(), "--name", "two", "--jobs", "2", "--executor", "ray"]
             began = time.perf_counter()
-            search = start(head, [*words, "--executor-option", f"address={HOSTS[head]}:{PORT}"], **usual | {"stdout": None, "stderr": None})
+            search = start(head, [*words, "--executor-option", f"address={HOSTS[head]}:{PORT}"], **usual)
             while search.poll() is None and time.perf_counter() - began < SEARCH_S:
                 seen |= owners(folder / "runs/two")
                 time.sleep(0.1)
             if search.poll() != 0:
+                search.kill()
                 raise SystemExit(f"the search on two hosts ended with {search.poll()}")
             return seen, time.perf_counter() - began
         finally:

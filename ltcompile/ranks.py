@@ -93,8 +93,8 @@ def alone() -> Iterator[None]:
 
 
 def processors() -> int:
-    """How many of this machine's processors are this process's share."""
-    return max(1, (os.cpu_count() or 1) // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _joined else 1))
+    """How many of the processors that this process may use are its share."""
+    return max(1, len(os.sched_getaffinity(0)) // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _joined else 1))
 
 
 def wait_for_all() -> None:

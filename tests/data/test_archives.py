@@ -15,6 +15,7 @@ import torch
 from shards import EACH, png, samples, write_parquet, write_shards, write_tar
 
 import ltcompile as lt
+from ltcompile import ranks
 from ltcompile.core.notice import Notice
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.recipe import Recipe
@@ -62,7 +63,7 @@ def multiset(split: Any) -> list[tuple[int, float]]:
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("kind", ["webdataset", "hf"])
 def test_they_hold_the_images_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, streamed: bool) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(ranks, "processors", lambda: 1)
     monkeypatch.setattr(_dataset, "IN_MEMORY_BYTES", 10 if streamed else 1 << 30)
     found, expected = data_of(kind, tmp_path), data_of("imagefolder", tmp_path)
     assert isinstance(found.train, _labelled.StreamedSplit) is streamed
@@ -234,7 +235,7 @@ def test_lists_of_large_folders_and_shards_are_kept_while_they_hold(tmp_path: Pa
 def test_unreadable_images_are_replaced_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """An image of a streamed data set whose turn it is gives its place to the next; a resumed epoch counts as one that was not stopped."""
     monkeypatch.setattr(_dataset, "IN_MEMORY_BYTES", 10)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(ranks, "processors", lambda: 1)
     if kind == "webdataset":
         source = write_shards(tmp_path)
         write_tar(tmp_path / "train-1.tar", samples(EACH) | {"some/014.png": b"\x89PNG no more"})

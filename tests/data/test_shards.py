@@ -15,6 +15,7 @@ from shards import EACH, png, write_parquet, write_shards, write_tar
 from small_pairs import write_pairs
 
 import ltcompile as lt
+from ltcompile import ranks
 from ltcompile.core.notice import Notice
 from ltcompile.core.preprocessing import Preprocessing
 from ltcompile.core.recipe import Recipe
@@ -38,7 +39,7 @@ def streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing fits in memory, and one worker process decodes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(_dataset, "IN_MEMORY_BYTES", 10)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr(ranks, "processors", lambda: 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
