@@ -48,7 +48,7 @@ def write_shards(root: Path, kind: str = "class", training: int = 2) -> str:
     return f"{root}/{{{','.join(parts)}}}.tar"
 
 
-def write_parquet(root: Path, files: int = 1, group: int = 5) -> Path:
+def write_parquet(root: Path, files: int = 2, group: int = 5) -> Path:
     """The images of `write_shards`, those for training in so many files of row groups of `group` rows."""
     import datasets
 
