@@ -35,7 +35,7 @@ def missing() -> str | None:
     """Why this machine cannot play two."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    if absent := [tool for tool in ("ip", "unshare", "hostname") if shutil.which(tool) is None]:
+    if absent := [tool for tool in ("ip", "unshare", "nsenter", "hostname") if shutil.which(tool) is None]:
         return f"{', '.join(absent)} is not installed; apt-get install iproute2 util-linux hostname"
     if not (Path(sys.executable).parent / "ray").exists():
         return "Ray is not installed; pip install 'ltcompile[ray]'"
@@ -49,9 +49,10 @@ def ip(*words: str) -> None:
 
 
 @contextlib.contextmanager
-def hosts() -> Iterator[None]:
-    """Two network namespaces, joined by a veth pair."""
+def hosts() -> Iterator[dict[str, list[str]]]:
+    """Two hosts, joined by a veth pair: for each name, the words before a command that is to run there. All that runs there ends with them."""
     (first, one), (second, other) = LINKS.items()
+    inits = list[subprocess.Popen[bytes]]()
     try:
         for name in HOSTS:
             ip("netns", "add", name)
@@ -60,32 +61,42 @@ def hosts() -> Iterator[None]:
             ip("-n", name, "address", "add", f"{address}/24", "dev", LINKS[name])
             for link in ("lo", LINKS[name]):
                 ip("-n", name, "link", "set", link, "up")
-        yield
+            space = ["ip", "netns", "exec", name, "unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+            inits.append(subprocess.Popen([*space, "sh", "-c", f"hostname {name} && exec sleep infinity"]))
+        yield {
+            name: ["nsenter", f"--target={child(init.pid)}", "--net", "--uts", "--pid", "--mount"]
+            for name, init in zip(HOSTS, inits, strict=True)
+        }
     finally:
+        for init in inits:
+            init.kill()
+            init.wait()
         for name in HOSTS:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
 
 
-def start(host: str, command: list[str], **options: Any) -> subprocess.Popen[str]:
-    """A process on a host; all that it starts ends with it."""
-    space = ["ip", "netns", "exec", host, "unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return subprocess.Popen([*space, "sh", "-c", f'hostname {host} && exec "$@"', "sh", *command], text=True, **options)
+def child(pid: int) -> int:
+    """The process that `unshare` started, once it has become `sleep`."""
+    for _ in range(600):
+        for found in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if Path(f"/proc/{found}/comm").read_text().strip() == "sleep":
+                return int(found)
+        time.sleep(0.1)
+    raise SystemExit("no process starts in namespaces of its own here")
 
 
-def start_node(host: str, folder: Path, **usual: Any) -> subprocess.Popen[str]:
-    """A node of the Ray cluster, once it runs; the first host's is the head."""
+def start_node(host: str, there: list[str], folder: Path, **usual: Any) -> None:
+    """Start a node of the Ray cluster, and return once it runs; the first host's is the head."""
     head = next(iter(HOSTS))
     where = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host == head else [f"--address={HOSTS[head]}:{PORT}"]
     ray, log, end = str(Path(sys.executable).parent / "ray"), folder / f"{host}.log", time.monotonic() + START_S
-    command = [ray, "start", "--block", "--num-cpus=1", f"--node-ip-address={HOSTS[host]}", *where]
+    command = [*there, ray, "start", "--block", "--num-cpus=1", f"--node-ip-address={HOSTS[host]}", *where]
     with log.open("w") as output:
-        node = start(host, command, **usual, stdout=output, stderr=subprocess.STDOUT)
+        node = subprocess.Popen(command, **usual, stdout=output, stderr=subprocess.STDOUT)
     while "Ray runtime started" not in log.read_text():
         if node.poll() is not None or time.monotonic() > end:
-            node.kill()
             raise SystemExit(f"Ray does not start on {host}: {log.read_text()[-2000:]}")
         time.sleep(0.1)
-    return node
 
 
 def owners(run: Path) -> set[str]:
@@ -103,26 +114,19 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def searched(folder: Path, environment: dict[str, str]) -> tuple[set[str], float]:
     """Who trained arms of a search on both hosts, and its seconds."""
-    head, usual = next(iter(HOSTS)), {"cwd": folder, "env": environment}
-    seen, nodes = set[str](), list[subprocess.Popen[str]]()
-    with hosts():
-        try:
-            for host in HOSTS:
-                nodes.append(start_node(host, folder, **usual))
-            words = [sys.executable, "-m", "ltcompile", "find", *SEARCH.split(), "--name", "two", "--jobs", "2", "--executor", "ray"]
-            began = time.perf_counter()
-            search = start(head, [*words, "--executor-option", f"address={HOSTS[head]}:{PORT}"], **usual)
-            while search.poll() is None and time.perf_counter() - began < SEARCH_S:
-                seen |= owners(folder / "runs/two")
-                time.sleep(0.1)
-            if search.poll() != 0:
-                search.kill()
-                raise SystemExit(f"the search on two hosts ended with {search.poll()}")
-            return seen, time.perf_counter() - began
-        finally:
-            for node in nodes:
-                node.kill()
-                node.wait()
+    head, seen, usual = next(iter(HOSTS)), set[str](), {"cwd": folder, "env": environment}
+    with hosts() as there:
+        for host in HOSTS:
+            start_node(host, there[host], folder, **usual)
+        words = [sys.executable, "-m", "ltcompile", "find", *SEARCH.split(), "--name", "two", "--jobs", "2", "--executor", "ray"]
+        began = time.perf_counter()
+        search = subprocess.Popen([*there[head], *words, "--executor-option", f"address={HOSTS[head]}:{PORT}"], **usual)
+        while search.poll() is None and time.perf_counter() - began < SEARCH_S:
+            seen |= owners(folder / "runs/two")
+            time.sleep(0.1)
+        if search.poll() != 0:
+            raise SystemExit(f"the search on two hosts ended with {search.poll()}")
+        return seen, time.perf_counter() - began
 
 
 def main() -> None:
