@@ -61,7 +61,7 @@ def test_pairs_move_together() -> None:
     rows = torch.randperm(len(split), generator=(rng := generator(5)))[:16]
     moves = Moves.draw(16, recipe, rng)
     black = torch.zeros(1)
-    assert torch.equal(targets["images"], moves.of_images(split.targets[rows].float() / 255, black))  # type: ignore[attr-defined]
+    assert torch.equal(targets["images"], moves.of_images(split.pairs[1][rows].float() / 255, black))  # type: ignore[attr-defined]
     _, maps = next(iter(small_pairs("masks").train.batches(16, CPU, recipe, 5)))
     entered = moves.of_images(torch.ones(16, 1, 32, 32), black)[:, 0] == 0
     assert torch.equal(maps["masks"] == 255, entered) and entered.any() and images.shape == (16, 1, 32, 32)
