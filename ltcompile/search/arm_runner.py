@@ -164,7 +164,7 @@ class ArmRunner:
         groups = (plan or selection.plan).remaining()
         return {
             "weights": model.state_dict(),
-            "row": self._row(arm, small, model, done, remaining).to_json(),
+            "row": self._row(arm, small, model, selection.plan, done, remaining).to_json(),
             "epochs": [epoch.to_json() for epoch in done.epochs],
             "health": health(small if plan else model, groups, self.job.task, self.job.device, done),
         }
@@ -192,10 +192,12 @@ class ArmRunner:
         """The task's example on the device of the search."""
         return tree_map_only(Tensor, lambda tensor: tensor.to(self.job.device), self.job.example)
 
-    def _row(self, arm: Arm, small: nn.Module, model: nn.Module, done: Outcome, remaining: tuple[int, int] | None) -> Trained:
+    def _row(
+        self, arm: Arm, small: nn.Module, model: nn.Module, plan: PruningPlan, done: Outcome, remaining: tuple[int, int] | None
+    ) -> Trained:
         counted = size(small, self._example)
         last, stop = done.epochs[-1], min(done.epochs, key=lambda e: e.val_loss)
-        producers = {m.layer for g in self.prepared.groups for m in g.producers}
+        producers = {m.layer for g in self.prepared.groups for m in g.producers if not plan.removes(m.layer)}
         return Trained(
             seed=arm.seed,
             arm=arm.kind,

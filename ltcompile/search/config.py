@@ -12,7 +12,7 @@ from ltcompile.errors import InvalidSetting, unknown
 from ltcompile.graph.tied_groups import tied_groups
 from ltcompile.prune import criteria
 from ltcompile.prune.choose import Scope
-from ltcompile.prune.criteria import Reduction
+from ltcompile.prune.criteria import Normalisation, Reduction
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import Target
 from ltcompile.search import methods, rewind
@@ -32,6 +32,7 @@ class SearchConfig(Limits):
     the target `on`; energy is planned by it too, and corrected by what is measured there.
     With a target, `path` may say what every level leaves of the dense network, in falling shares of which the last is the target.
     A ticket is "not inferior" if the lower bound of (its validation accuracy - the dense network's) lies above -`margin_points`.
+    With `depth`, each round may also remove residual branches (`ltcompile.prune.depth`); `normalize` is that of `criteria.score`.
     `masked` runs the classical search that only zeroes what a round drops: slow, the reference for the real one.
     `prune` "weights" drops single weights of convolutions and linear layers instead, by a mask; "hybrid" filters of convolutions, and
     single weights of linear layers (Paganini & Forde 2020). `method` finds tickets otherwise: see `ltcompile.search.methods`; level by level, it
@@ -48,6 +49,8 @@ class SearchConfig(Limits):
     schedule: PruneSchedule = "iterative"
     criterion: str = "l1"
     group_reduction: Reduction = "default"
+    normalize: Normalisation = "default"
+    depth: bool = False
     rounds: int = 8
     rate: float | None = None
     target_macs: float | None = None
@@ -97,6 +100,10 @@ class SearchConfig(Limits):
             f"scope must be one of {', '.join(get_args(Scope))}, not {self.scope!r}": self.scope in get_args(Scope),
             f"the reduction must be one of {', '.join(get_args(Reduction))}, not {self.group_reduction!r}": self.group_reduction
             in get_args(Reduction),
+            f"normalize must be one of {', '.join(get_args(Normalisation))}, not {self.normalize!r}": self.normalize
+            in get_args(Normalisation),
+            "depth= removes branches where filters are cut; leave prune=, method= and masked= out": not self.depth
+            or (self.prune == "filters" and self.method == PRUNE and not self.masked),
             f"what is pruned must be one of {', '.join(get_args(Pruned))}, not {self.prune!r}": self.prune in get_args(Pruned),
             f"schedule must be one of {', '.join(get_args(PruneSchedule))}, not {self.schedule!r}": self.schedule
             in get_args(PruneSchedule),
@@ -144,6 +151,7 @@ class SearchConfig(Limits):
     def to_json(self) -> dict[str, Any]:
         """Newer settings are left out at their defaults, so that older runs can be resumed."""
         usual = {"path": (), "method": PRUNE, "prune": "filters", "full_curve": False, "target_energy": None}
+        usual |= {"normalize": "default", "depth": False}
         return {name: value for name, value in super().to_json().items() if name not in usual or value != usual[name]}
 
     @property
@@ -203,5 +211,17 @@ class SearchConfig(Limits):
 
 _OF_PRUNING = {
     name: SearchConfig.__dataclass_fields__[name].default
-    for name in ("prune", "scope", "criterion", "group_reduction", "masked", "align", "keep", "only", "max_layer_ratio", "min_channels")
+    for name in (
+        "prune",
+        "scope",
+        "criterion",
+        "group_reduction",
+        "normalize",
+        "masked",
+        "align",
+        "keep",
+        "only",
+        "max_layer_ratio",
+        "min_channels",
+    )
 }

@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
+from typing import Any
 
 from torch import nn
 
 from ltcompile import ranks
 from ltcompile.core.arm import Arm
 from ltcompile.core.mask import WeightMask
-from ltcompile.core.plan import PruningPlan
+from ltcompile.core.plan import Branch, PruningPlan
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
 from ltcompile.graph import cut, dropped_weights, mask
 from ltcompile.graph.surgeon import zero_
 from ltcompile.prune import criteria
-from ltcompile.prune.budget import plan_for_latency
+from ltcompile.prune.budget import RelativeTimer, plan_for_latency
 from ltcompile.prune.choose import Ranking
 from ltcompile.prune.criteria import Evidence
+from ltcompile.prune.depth import DepthSearch, cost_of, ratio_left, removable, without
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import SizeCounter, plan_for_size
 from ltcompile.search import rewind
@@ -27,6 +30,8 @@ from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.evidence import gather
 from ltcompile.search.masks import layer_rates, prune_mask
 from ltcompile.search.selection import Selection
+
+DEPTH_BATCHES = 8  # that say what the outputs lose with a branch
 
 
 class IterativePruning:
@@ -69,16 +74,36 @@ class IterativePruning:
                 mask = self._next_mask(*place, model, before.mask, plan, share) if before.mask else None
                 folder.save_selection(*place, plan, mask)
         found = Selection(*folder.load_selection(*place, before.mask is not None))  # of several processes, the first has written it
-        kept = {name: tuple(before.plan.kept[name].index(c) for c in channels) for name, channels in found.plan.kept.items()}
-        return PruningPlan(remaining, kept), found
+        kept = {g.name: tuple(before.plan.kept[g.name].index(c) for c in found.plan.kept[g.name]) for g in remaining}
+        return PruningPlan(remaining, kept, found.plan.removed_branches[len(before.plan.removed_branches) :]), found
 
     def _cut_now(self, seed: int, level: int, model: nn.Module, selection: Selection, share: float) -> PruningPlan:
-        """The filters that a level drops of the network as it stands."""
-        remaining = selection.plan.remaining()
+        """The filters, and with `depth` the branches, that a level drops of the network as it stands."""
+        config, groups = self.config, selection.plan.remaining()
         small = cut(model, selection.plan) if self._keeps_zeros else model
-        evidence = self._gather(self.config.criterion, seed, level, small)
-        scores = criteria.score(self.config.criterion, remaining, small, evidence, self.config.group_reduction)
-        return self._choose(self.prepared.ranking(remaining, scores, level), small, share)
+        evidence = self._gather(config.criterion, seed, level, small)
+        draws = evidence.rng.get_state()
+
+        def attempt(removed: tuple[Branch, ...], timer: RelativeTimer | None = None) -> PruningPlan:
+            first, network, left = without(small, groups, removed)
+            evidence.rng.set_state(draws)  # a second ranking draws the same scores
+            scores = criteria.score(config.criterion, left, network, evidence, config.group_reduction, config.normalize)
+            here = ratio_left(share, first) if removed and config.target is None else share
+            found = self._choose(self.prepared.ranking(left, scores, level), network, here, timer)
+            return first.then(found) if removed else found
+
+        removed: tuple[Branch, ...] = ()
+        if config.depth:
+            may_go, _ = removable(small, self.job.example, config)  # none, where earlier levels removed all
+            cost = cost_of(config.target, self.job.profile, SizeCounter(small, self.job.example), groups)
+            removed = DepthSearch(small, may_go, self._unlabelled()).best(attempt, cost).removed_branches
+        return attempt(removed, None if self.job.by_tables else self.job.measured)
+
+    def _unlabelled(self) -> list[Any]:
+        """The inputs of the first training batches, as they are."""
+        size = min(self.job.recipe.batch, self.job.task.sizes["train"])
+        batches = self.job.task.batches("train", size, self.job.device)
+        return [inputs for inputs, _ in islice(batches, min(DEPTH_BATCHES, self.job.task.sizes["train"] // size))]
 
     def _gather(self, criterion: str, seed: int, level: int, model: nn.Module) -> Evidence:
         """What the criterion looks at in the trained `model` to make the ticket of a level."""
@@ -103,14 +128,14 @@ class IterativePruning:
         """Whether tickets are unpruned networks with zeros."""
         return self.config.masked or self.config.prune != "filters"
 
-    def _choose(self, ranking: Ranking, small: nn.Module, share: float) -> PruningPlan:
+    def _choose(self, ranking: Ranking, small: nn.Module, share: float, timer: RelativeTimer | None) -> PruningPlan:
         """The cut of `small` by an entry of the config's shares. On the way to a target, a level goes as far as it can."""
         target = self.config.target
         if target is None:
             return ranking.plan(ranking.steps(share))
         if target.profiled:
             assert self.job.profile is not None, "checked by SearchJob"
-            return plan_for_latency(small, ranking, self.job.profile, share, None if self.job.by_tables else self.job.measured)
+            return plan_for_latency(small, ranking, self.job.profile, share, timer)
         size_counter = SizeCounter(small, self.job.example)
         return plan_for_size(ranking, lambda found: target.of(size_counter.left(found)), share * target.of(self.prepared.dense_size))
 

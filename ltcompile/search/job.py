@@ -30,6 +30,7 @@ from ltcompile.models import build_model
 from ltcompile.paths import write_json
 from ltcompile.prune.budget import RelativeTimer, solve_budget
 from ltcompile.prune.choose import Ranking
+from ltcompile.prune.depth import removable
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import SizeCounter, Target, check_reachable
 from ltcompile.search import methods, rewind
@@ -164,6 +165,8 @@ def prepare(job: SearchJob) -> PreparedJob:
     traced = agreeing(dense, job.example, trace(dense, job.example))
     groups = _cuttable(config, traced, dense)
     config.check_fits(groups)
+    if config.depth and (why := removable(dense, job.example, config)[1]):
+        raise InvalidSetting(why)
     if job.mask is not None:
         job.mask.dropped(dense)
     everything = Selection(PruningPlan(groups), full_mask(_maskable(config, dense)) if config.prune != "filters" else None)

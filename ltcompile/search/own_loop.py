@@ -323,6 +323,8 @@ def check_supported(config: SearchConfig) -> None:
         raise InvalidSetting(
             f"criterion={config.criterion} needs {', '.join(needed)} of data that lt.Search does not see; choose one of {free}"
         )
+    if config.depth:
+        raise InvalidSetting("depth=True needs inputs of data that lt.Search does not see; leave it out, or use lt.find")
     if config.prune != "filters":
         raise InvalidSetting(f"prune={config.prune}: lt.Search prunes filters; lt.find masks weights")
     if config.method != PRUNE:
