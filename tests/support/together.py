@@ -113,12 +113,12 @@ def checks(folder: Path) -> None:
         found["diverged"] = str(error)
     found["steps"] = steps(task, ddp=False), steps(task, ddp=True)
     found["scores"] = scores()
-    stop = StopAfter(6)
+    found["sharded"] = trained(sharded(folder), replace(RECIPE, epochs=1, batch=16))
+    stop = StopAfter(6)  # last: a process that received a signal stays one
     try:
         trained(task, after_step=stop.after_step, checkpoint=Checkpoint(stop.save))
     except KeyboardInterrupt:
         found["stopped"] = stop.states
-    found["sharded"] = trained(sharded(folder), replace(RECIPE, epochs=1, batch=16))
     torch.save(found, folder / f"{ranks.world()}-{ranks.rank()}.pt")
 
 
