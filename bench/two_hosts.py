@@ -90,7 +90,7 @@ def start_node(host: str, there: list[str], folder: Path, **usual: Any) -> None:
     head = next(iter(HOSTS))
     where = ["--head", f"--port={PORT}", "--include-dashboard=false"] if host == head else [f"--address={HOSTS[head]}:{PORT}"]
     ray, log, end = str(Path(sys.executable).parent / "ray"), folder / f"{host}.log", time.monotonic() + START_S
-    command = [*there, ray, "start", "--block", "--num-cpus=1", f"--node-ip-address={HOSTS[host]}", *where]
+    command = [*there, "env", f"--chdir={folder}", ray, "start", "--block", "--num-cpus=1", f"--node-ip-address={HOSTS[host]}", *where]
     with log.open("w") as output:
         node = subprocess.Popen(command, **usual, stdout=output, stderr=subprocess.STDOUT)
     while "Ray runtime started" not in log.read_text():
@@ -114,13 +114,15 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def searched(folder: Path, environment: dict[str, str]) -> tuple[set[str], float]:
     """Who trained arms of a search on both hosts, and its seconds."""
-    head, seen, usual = next(iter(HOSTS)), set[str](), {"cwd": folder, "env": environment}
+    head, seen, usual = next(iter(HOSTS)), set[str](), {"env": environment}
     with hosts() as there:
         for host in HOSTS:
             start_node(host, there[host], folder, **usual)
         words = [sys.executable, "-m", "ltcompile", "find", *SEARCH.split(), "--name", "two", "--jobs", "2", "--executor", "ray"]
         began = time.perf_counter()
-        search = subprocess.Popen([*there[head], *words, "--executor-option", f"address={HOSTS[head]}:{PORT}"], **usual)
+        search = subprocess.Popen(
+            [*there[head], "env", f"--chdir={folder}", *words, "--executor-option", f"address={HOSTS[head]}:{PORT}"], **usual
+        )
         while search.poll() is None and time.perf_counter() - began < SEARCH_S:
             seen |= owners(folder / "runs/two")
             time.sleep(0.1)
