@@ -148,7 +148,7 @@ def run(script: Script, source: Path, work: Path, name: str) -> dict[str, Any]:
         "arms": [f"{row['arm']}-{row['level']}" for row in summary["rows"]],
         "metrics": [row["val_score"] for row in summary["rows"]],
         "macs_left": next(row["macs"] for row in summary["rows"] if row["arm"] == "ticket") / summary["rows"][0]["macs"],
-        "checkpoint_is_cut": checkpoint_shapes(found.path / "seed0/ticket-1") == shapes(torch.load(found.own_weights)),
+        "checkpoint_is_cut": checkpoint_shapes(found.path / "seed0/ticket-1") == shapes(torch.load(found.own_weights, weights_only=True)),
     }
 
 
@@ -167,7 +167,7 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of the newest checkpoint that the script itself wrote into an arm's folder."""
     newest = max(folder.rglob("*.pth*"), key=lambda path: path.stat().st_mtime)
     with torch.serialization.safe_globals([argparse.Namespace]):  # the script's arguments
-        saved = torch.load(newest, map_location="cpu")
+        saved = torch.load(newest, map_location="cpu", weights_only=True)
     return shapes(saved.get("model", saved.get("state_dict")))
 
 

@@ -63,7 +63,7 @@ def train(model: nn.Module, epochs: int, seed: int, count: int, checkpoint: Path
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=epochs * (count // BATCH), cycle_momentum=False)
     parts, first = (model, optimizer, schedule), 0
     if checkpoint.exists():
-        first, states = torch.load(checkpoint)
+        first, states = torch.load(checkpoint, weights_only=True)
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
     for epoch in range(first, epochs):

@@ -124,7 +124,7 @@ class Site:
 class Structure:
     """The sites of a network in the order of their calls, and how much memory a pass holds from each of them on.
 
-    `onward` says of events at which sum their value goes on: one whose other operand is zeros, as a removed branch gives.
+    `onward` says of events at which sum their value continues: one whose other operand is zeros, as a removed branch gives.
     """
 
     events: list[Site | int] = field(default_factory=list)  # products, and sums by their numbers
@@ -230,7 +230,7 @@ class Probe(TorchFunctionMode):
             self._norm(call, before, out)
 
     def _follow_onward(self, is_event: bool, empty: bool, call: Call, givers: set[int], out: Any) -> None:
-        """Which event gave what `out` is, and which ones only go on from one sum to the next."""
+        """Which event gave what `out` is, and which ones only lead from one sum to the next."""
         kind, here = getattr(call.func, "__name__", ""), len(self.found.events) - 1
         end = self._end(out) if isinstance(out, Tensor) else None
         passes = kind in (*_RELU, *_PASSED_ON) or (call.func is F.batch_norm and end is not None and end[1] == "norm")

@@ -5,7 +5,7 @@
 
 x_small are the activations of the small network as repaired so far, so that each layer also makes up for the errors before it. What a layer
 is compared at is behind its batch norm, and behind the residual sum where its branch ends in one: there, the branch makes up for what the
-small network's own skip lacks. Where the plan removes a branch, that is what the branch adds: what goes on to its sum is compared there.
+small network's own skip lacks. Where the plan removes a branch, that is what the branch adds: what continues to its sum is compared there.
 The ridge is the one of the least error on held-out inputs.
 """
 

@@ -323,15 +323,14 @@ def check_supported(config: SearchConfig) -> None:
         raise InvalidSetting(
             f"criterion={config.criterion} needs {', '.join(needed)} of data that lt.Search does not see; choose one of {free}"
         )
-    if config.depth:
-        raise InvalidSetting("depth=True needs inputs of data that lt.Search does not see; leave it out, or use lt.find")
     if config.prune != "filters":
         raise InvalidSetting(f"prune={config.prune}: lt.Search prunes filters; lt.find masks weights")
     if config.method != PRUNE:
         raise InvalidSetting(f"method={config.method} changes how a network trains, which is up to your loop; leave it out, or use lt.find")
-    for name in ("masked", "full_curve"):
+    own = "takes the loop of lt.find"
+    for name, reason in {"depth": "needs data that lt.Search does not see", "masked": own, "full_curve": own}.items():
         if getattr(config, name):
-            raise InvalidSetting(f"{name}=True takes the loop of lt.find; leave it out")
+            raise InvalidSetting(f"{name}=True {reason}; leave it out, or use lt.find")
 
 
 def _time_target(speedup: float, profile: Profile | None) -> dict[str, Any]:

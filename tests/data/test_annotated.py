@@ -20,6 +20,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.data import _dataset, scenes
 from ltcompile.data._annotated import AnnotatedSplit, Objects
 from ltcompile.data._contents import contents
+from ltcompile.data._read import OnDisk
 from ltcompile.errors import InvalidData
 
 CPU = torch.device("cpu")
@@ -214,7 +215,7 @@ def test_images_in_files_are_identified_by_their_bytes(tmp_path: Path, monkeypat
         file.write_bytes(bytes([i]) * 9)
 
     def found() -> bytes:
-        return b"".join(contents(SimpleNamespace(images=files)))
+        return b"".join(contents(SimpleNamespace(images=OnDisk([(file,) for file in files], lambda file: (), skip=False))))
 
     first, before = found(), files[1].stat()
     files[1].write_bytes(b"\x07" * 9)

@@ -151,7 +151,7 @@ class TestThreads:
             pytest.skip(reason)
         if runtimes.declared(runtime, "READS") and not runtimes.declared(runtime, "READS_ONNX"):
             pytest.skip(f"{runtime} reads files of its own alone")
-        (tmp_path / "small.onnx").write_bytes(source.onnx)
+        (tmp_path / "small.onnx").write_bytes(source.onnx())
         opened = runtimes.load if runtimes.declared(runtime, "DEFAULT", True) else runtimes.load_apart  # others may end this process
         session = opened(Subject("small", small(), tmp_path / "small.onnx"), Deployment("cpu", runtime, len(pictures())))
         bound = [session.bind(images.numpy()) for images in (pictures(), pictures() + 1)]

@@ -31,6 +31,7 @@ TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each wit
     ("ltcompile/runtimes/tensorrt.py", "ctypes.CDLL"): "a library of the installed tensorrt",
     ("ltcompile/engine/cpu/native.py", "ctypes.CDLL"): "libraries that it has just compiled, or keeps in the user's cache",
     ("ltcompile/core/memory.py", "ctypes.CDLL"): "the C library",
+    ("ltcompile/engine/cpu/matrix.py", "ctypes.CDLL"): "the C library",
     ("ltcompile/benchmark/energy.py", "ctypes.CDLL"): "the driver's library",
     ("bench/rehearsal.py", "runpy"): "a script of this folder, or pytest, that its command names",
     ("bench/rehearsal.py", "runpy.run_module"): "the same",

@@ -43,6 +43,7 @@ from ltcompile.core.profile import LayerKind, Profile, Run, machine
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import Study
+from ltcompile.core.task import Metric
 from ltcompile.errors import LtcompileError
 from ltcompile.graph.examples import read_inputs
 from ltcompile.models import _weights
@@ -176,7 +177,7 @@ def read_sweep(path: Path) -> None:
         found = collect(Path(folder))
     json.dumps(found, allow_nan=False)
     for each in found["sweep"]["curves"][:1]:
-        _curve(each).to_json()
+        _curve(each, Metric(**found["metric"])).to_json()
 
 
 def read_study(path: Path) -> None:

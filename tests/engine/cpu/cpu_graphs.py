@@ -207,7 +207,7 @@ _RUNNER = """
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#if defined(__AMX_TILE__)
+#if defined(USES_AMX)
 #include <sys/syscall.h>
 static const bool allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else

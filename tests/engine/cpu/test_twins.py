@@ -31,7 +31,7 @@ def test_every_precision(compiler: str, tmp_path: Path) -> None:
         _Network(7, (6, 3), ["residual", "residual", "linear"], 5).case(),
     ]
     cases = [with_choices(case, tilings, "Twins<", pick) for pick, case in enumerate(made)]
-    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function"]
+    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-unused-const-variable"]
     found = answers(cases, [compiler, "-O0", "-march=native", *warnings], tmp_path)
     for y, case, tolerance in zip(found, cases, (TOLERANCE, KERNEL_TOLERANCES["torch.bfloat16"], 0.0), strict=True):
         assert largest_error(y, case.expected) <= tolerance
