@@ -4,9 +4,9 @@
     python bench/scale.py --processes     a real search by two processes and by one, on an idle machine of two cores; adds to scale.json
 
 In the simulation (tests/support/cluster.py) trainings only let a simulated time pass, ten epochs of about 30 s each, on a file system in memory.
-Workers are killed and replaced half a minute later at most, when the process that started them notices; heartbeats or whole workers freeze for
-three minutes, and the disk is full for two minutes. No clock agrees with another. Makespans are compared with list scheduling, which has
-neither faults nor costs.
+Workers are killed and replaced half a minute later at most, when the process that started them notices, and frees their arms; "unnoticed" kills
+leave the leases of their arms to expire, as where workers joined by themselves. Heartbeats or whole workers freeze for three minutes, and the
+disk is full for two minutes. No clock agrees with another. Makespans are compared with list scheduling, which has neither faults nor costs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ FAULTS = {
     "many": Faults(kills=WORKERS, freezes=WORKERS // 4, mutes=WORKERS // 4, full_s=120),  # a kill for each worker
     "very many": Faults(kills=300, freezes=75, mutes=75, full_s=120),
 }
+FAULTS |= {f"{name}, unnoticed": replace(FAULTS[name], unnoticed=True) for name in ("many", "very many")}
 WANTED = 1.1  # times as long as list scheduling, at most
 SEARCH = "--model vgg16-quarter --data digits --image-size 16 --epochs {epochs} --rounds 2 --rate 0.5 --seeds 2 --no-controls --margin 50"
 
@@ -118,7 +120,8 @@ def main() -> None:
     if given.processes:
         result = {"bench": "scale", "simulation": before.get("simulation", []), "processes": processes(given.epochs)}
     else:
-        rows = [simulate(seeds, "none") for seeds in SEEDS] + [simulate(50, "many"), simulate(100, "many"), simulate(100, "very many")]
+        rows = [simulate(seeds, "none") for seeds in SEEDS]
+        rows += [simulate(seeds, faults) for faults in list(FAULTS)[1:] for seeds in ((100,) if "very" in faults else (50, 100))]
         result = {"bench": "scale", "simulation": rows, "processes": before.get("processes")}
     made = f"Made by `python bench/scale.py`, a simulation of {WORKERS} workers (see there)."
     late = [f"{row['arms']} arms, {row['faults']} faults" for row in result["simulation"] if row["of_list_scheduling"] > WANTED]

@@ -120,12 +120,15 @@ class Worker:
 
 @dataclass
 class Faults:
-    """How many workers are killed, frozen and muted, and how long the disk is full."""
+    """How many workers are killed, frozen and muted, and how long the disk is full; `unnoticed` kills leave their leases to expire, as where
+    workers joined by themselves.
+    """
 
     kills: int = 0
     freezes: int = 0
     mutes: int = 0
     full_s: float = 0.0
+    unnoticed: bool = False
 
 
 @dataclass
@@ -265,7 +268,8 @@ class Cluster:
     def replace(self, worker: Worker, now: float) -> None:
         worker.alive = False
         pause = self.rng.uniform(1, 30)
-        self.at(now + pause, lambda at: self.replaced.add(worker.pool.info["host"]))
+        if not self.faults.unnoticed:
+            self.at(now + pause, lambda at: self.replaced.add(worker.pool.info["host"]))
         self.begin(now + pause)
 
     def freeze(self, now: float) -> None:
