@@ -14,7 +14,7 @@ FORMAT = 1
 
 
 def kind_of(path: Path) -> str | None:
-    """The kind that a JSON file says it is of, if it says one. Raises InvalidFile where it is no JSON."""
+    """The kind that a JSON file says it is of, if it says one. Raises InvalidFile where it is not JSON."""
     value = read_json(path, "result of ltcompile (delete it or make it again)")
     kind = value.get("kind") if isinstance(value, Mapping) else None
     return kind if isinstance(kind, str) else None

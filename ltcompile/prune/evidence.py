@@ -50,7 +50,7 @@ def from_inputs(criterion: str, model: nn.Module, inputs: Iterable[Example], see
 
 
 def first_batches(inputs: Iterable[Example]) -> list[Example]:
-    """What is read of `inputs`. Raises InvalidData where they are no batches."""
+    """The batches of `inputs` that are read. Raises InvalidData where they are not iterable."""
     if not isinstance(inputs, Iterable):
         raise InvalidData(f"inputs= takes an iterable of batches, not {type(inputs).__name__}")
     return list(islice(inputs, BATCHES))
