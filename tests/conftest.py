@@ -18,6 +18,8 @@ from torch import Tensor, nn
 import ltcompile as lt
 
 torch.set_num_threads(1)  # the command-line tests start processes of their own, whose threads would wait for these
+# The processes of tests have one thread each, and inductor compiles C++ without a pool of processes that each import PyTorch.
+os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 @pytest.fixture(scope="module", autouse=True)

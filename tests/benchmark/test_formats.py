@@ -122,6 +122,7 @@ def test_a_ticket_without_its_data(folder: Path, tmp_path: Path) -> None:
         bench(tmp_path / "ticket.pt", "--data-root", str(tmp_path), "--max-drop", "1")
 
 
+@pytest.mark.slow
 def test_few_images_measure_the_metric_and_refuse_int8_alone(pruned: lt.Pruned) -> None:
     """In each runtime that reads a file; the table says on how many images."""
     digits = lt.load_data("digits", image_size=8)

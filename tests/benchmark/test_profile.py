@@ -56,6 +56,7 @@ from ltcompile.search import Source, worker
 from ltcompile.search.listener import NullListener
 from ltcompile.timing import interleave
 
+pytestmark = pytest.mark.usefixtures("cached_exports")
 TARGET = Deployment("cpu", "onnxruntime", 8, "fp32")
 READ_BLOCK, MADE_BLOCK, ODD = 8, 16, 1.6
 MODEL = {"name": "lenet5", "arguments": {"classes": 10, "in_channels": 1, "image_size": 32}}
@@ -570,11 +571,12 @@ def test_profile_and_plan_on_the_command_line(
     )
 
 
-def test_a_missed_target_is_not_silent(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missed_target_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the clock finds every plan too slow: a warning, or what the caller listens to; the command writes the plan and ends with 4."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     network, images = lt.build_model("lenet5").eval(), torch.zeros(2, 3, 32, 32)
-    found = profile(model("lenet5"), TARGET, output=tmp_path / "p.json")
+    found, _ = profiled("lenet5")
+    found.save(tmp_path / "p.json")
     slow: dict[str, Any] = {"target_time": 0.5, "profile": found, "measured": lambda small: 0.6}
     with pytest.warns(Notice, match=r"0\.5 of the dense network's time, missed by 20\.0%: it takes 0\.6"):
         lt.plan(network, images, **slow)
@@ -589,10 +591,10 @@ def test_a_missed_target_is_not_silent(law: Law, tmp_path: Path, monkeypatch: py
     assert json.loads(done.stdout)["target"]["missed_by"] == pytest.approx(0.2)
 
 
-def test_a_plan_that_meets_its_target_ranks_before_one_that_misses_it(law: Law, tmp_path: Path) -> None:
+def test_a_plan_that_meets_its_target_ranks_before_one_that_misses_it() -> None:
     """Where a noisy profile jumps over the target: first to less than half of the requested time, then to nearly all of it."""
     network, images = lt.build_model("lenet5").eval(), torch.zeros(2, 3, 32, 32)
-    found, times = profile(model("lenet5"), TARGET, output=tmp_path / "p.json"), itertools.chain([0.3], itertools.repeat(0.95))
+    (found, _), times = profiled("lenet5"), itertools.chain([0.3], itertools.repeat(0.95))
     tried: list[float] = []
 
     def measured(small: nn.Module) -> float:
@@ -603,10 +605,10 @@ def test_a_plan_that_meets_its_target_ranks_before_one_that_misses_it(law: Law, 
     assert time_of(lt.cut(network, plan)) == tried[0]
 
 
-def test_figures_of_a_plan_are_measured_again(law: Law, tmp_path: Path) -> None:
+def test_figures_of_a_plan_are_measured_again() -> None:
     """The measurement that a plan was chosen by is biased in its favour; the one that is reported is another."""
     network, images = lt.build_model("lenet5").eval(), torch.zeros(2, 3, 32, 32)
-    found, times = profile(model("lenet5"), TARGET, output=tmp_path / "p.json"), iter([0.495, 0.56])
+    (found, _), times = profiled("lenet5"), iter([0.495, 0.56])
     reached: list[Reached] = []
     lt.plan(network, images, target_time=0.5, profile=found, measured=lambda small: next(times), on_target=reached.append)
     assert reached == [Reached("time", 0.5, 0.56)]
@@ -618,6 +620,7 @@ def test_energy_that_is_not_counted_is_refused(printed_by: Callable[..., str], t
         printed_by("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", "1mJ")
 
 
+@pytest.mark.slow
 def test_a_target_of_energy_on_the_command_line(printed_by: Callable[..., str], counted: Law, tmp_path: Path) -> None:
     dense = joules_of(lt.build_model("lenet5"))
     printed_by(*("plan", "--model", "lenet5", "--on", TARGET, "--target-energy", f"{1000 * dense / 2}mJ", "-o", tmp_path / "plan.json"))

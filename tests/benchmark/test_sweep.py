@@ -141,6 +141,7 @@ class TestPicked:
         point = next(point for point in found["points"] if point["name"] == found["pick"]["name"])
         assert (record["params"], record["macs"]) == (point["params"], point["macs"])
 
+    @pytest.mark.slow
     def test_without_a_pick_there_is_none(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """And no counter of energy: the reason is given once."""
 

@@ -107,6 +107,7 @@ class TestOwnInt8:
     def calibrate(self) -> list[Tensor]:
         return [torch.randn(200, 3, 8, 8, generator=torch.Generator().manual_seed(1))]
 
+    @pytest.mark.slow
     def test_it_answers_nearly_what_the_network_does(self, small: lt.Pruned, calibrate: list[Tensor], tmp_path: Path) -> None:
         need(CONVERTED[".mnn"])
         done = lt.shrink(small, tmp_path / "small.mnn", precision="int8", calibrate=calibrate)
@@ -143,6 +144,7 @@ class TestOwnInt8:
             lt.shrink(small, tmp_path / "small.mnn", precision="int8", calibrate=calibrate, metric=lambda _: next(scores))
         assert not (tmp_path / "small.mnn").exists()
 
+    @pytest.mark.slow
     def test_a_quantiser_that_fails_gives_its_reason(
         self, small: lt.Pruned, calibrate: list[Tensor], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

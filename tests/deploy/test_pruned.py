@@ -121,6 +121,7 @@ class TestDynamicAxes:
         with torch.no_grad():
             torch.testing.assert_close(run_onnx(path, images), given.small(images), rtol=1e-4, atol=1e-4)
 
+    @pytest.mark.slow
     def test_one_axis_and_a_fixed_batch(self, tmp_path: Path) -> None:
         given = pruned("tokens")
         path = lt.shrink(given, tmp_path / "small.onnx", dynamic=("length",)).path
@@ -173,6 +174,7 @@ class TestInt8:
         done = lt.shrink(pruned("1-D"), tmp_path / "small.onnx", precision="int8", calibrate=[rows])
         assert done.record["int8"]["judged_by"] == "outputs" and done.record["int8"]["error"]["max"] <= 0.25
 
+    @pytest.mark.slow
     def test_a_metric_that_int8_fails(self, tmp_path: Path) -> None:
         scores = iter([1.0] + [0.0] * 100)
         with pytest.raises(Disagreement, match=r"int8 reaches 0 by the metric, .* nothing was written"):

@@ -40,6 +40,7 @@ def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "web" / name).write_text(name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fetched")
 def test_a_folder_holds_all_that_the_page_needs(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()

@@ -23,9 +23,8 @@ def network() -> torch.nn.Module:
     return model
 
 
-@pytest.mark.parametrize(
-    "target", [{"target_macs": 0.6}, *(pytest.param(other, marks=pytest.mark.slow) for other in ({"target_params": 0.7}, {"ratio": 0.4}))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [{"target_macs": 0.6}, {"target_params": 0.7}, {"ratio": 0.4}])
 def test_a_useless_branch_goes_first(target: dict[str, Any]) -> None:
     model = network()
     plan = lt.plan(model, INPUTS[0], inputs=INPUTS, depth=True, **target)
@@ -49,6 +48,7 @@ def test_limits_and_inputs() -> None:
         lt.plan(network(), INPUTS[0], inputs=INPUTS, depth=True, limits=lt.Limits(keep=(r"blocks\.\d\.conv1",)))
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_input_gives_statistics_to_norms_that_it_has_some_for() -> None:
     """In the last stage it has one value a channel, which has no variance."""
     model = ResNet(8, [1, 1, 1], 10, 3)

@@ -140,7 +140,7 @@ class TestCuttingEqualsMasking:
 
     @pytest.mark.parametrize(("rewinding", "criterion"), [("lr", "l1"), ("weight", "taylor"), ("finetune", "random"), ("reinit", "l2")])
     def test_without_batch_norm(self, tmp_path: Path, digits: Dataset, rewinding: str, criterion: str) -> None:
-        self.compare("lenet5", digits, tmp_path, rewind=rewinding, criterion=criterion)
+        self.compare("lenet5", _few(digits, 256), tmp_path, rewind=rewinding, criterion=criterion)
 
     @pytest.mark.slow
     @pytest.mark.parametrize(("rewinding", "criterion"), [("lr", "bn"), ("weight", "taylor")])
@@ -320,7 +320,7 @@ def _few(digits: Dataset, training: int, others: int | None = None) -> Dataset:
 def test_resuming_equals_never_stopping(tmp_path: Path, digits: Dataset) -> None:
     """A search that stops behind its epochs 1, 2, 3, 6, 7 and 11: within trainings and between them."""
     config = lt.SearchConfig(rewind="weight", rewind_epoch=1, rounds=2, rate=0.3, margin_points=50)
-    recipe = dataclasses.replace(QUICK, epochs=3)
+    digits, recipe = _few(digits, 200), dataclasses.replace(QUICK, epochs=3)
     whole = lt.find("lenet5", digits, config, recipe=recipe, folder=tmp_path / "whole")
     cut = tmp_path / "cut"
     for more in (1, 1, 1, 3, 1, 4):

@@ -33,7 +33,7 @@ from ltcompile.search.selection import Selection
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return lt.load_data("digits", image_size=16)
+    return lt.load_data("digits", image_size=16).with_train_images(200)
 
 
 def random_mask(seed: int, shapes: tuple[tuple[int, ...], ...] = ((7, 5), (3, 4, 3, 3), (2, 9))) -> WeightMask:

@@ -22,7 +22,7 @@ RATE = 0.6
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
-    return lt.load_data("digits", image_size=16)
+    return lt.load_data("digits", image_size=16).with_train_images(200)
 
 
 @pytest.fixture(scope="module", params=methods.names())

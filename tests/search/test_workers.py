@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -302,8 +303,6 @@ class TestExecutors:
     """Each runs a command, says when it is over and how, and where its log is."""
 
     def run(self, name: str, folder: Path, options: Mapping[str, str], code: str) -> tuple[int, str]:
-        import time
-
         made = executors.open_executor(name, folder / "run/workers", 1, options)
         try:
             job = made.start([sys.executable, "-c", code], "w")
@@ -345,11 +344,11 @@ class TestExecutors:
             names = [str(tmp_path / name) for name in "ab"]
             jobs = [made.start([sys.executable, "-c", code, *order], f"w{i}") for i, order in enumerate((names, names[::-1]))]
             while any(job.poll() is None for job in jobs):  # each waits for the other: both run at once
-                pass
+                time.sleep(0.05)
             assert [job.poll() for job in jobs] == [0, 0]
             failed = made.start([sys.executable, "-c", "raise SystemExit(4)"], "w")
             while failed.poll() is None:
-                pass
+                time.sleep(0.05)
             assert failed.poll() == 4
             made.close()
             code = "import sys\nfrom pathlib import Path\nfrom ltcompile import executors\nfrom ltcompile.errors import Unavailable\ntry:\n"

@@ -127,6 +127,7 @@ def test_a_search_ends_in_a_file(task: Detection, tmp_path: Path) -> None:
         lt.bench(tmp_path / "small.onnx")
 
 
+@pytest.mark.slow
 @LISTED
 def test_a_search_on_images_of_ones_own(tmp_path: Path) -> None:
     """Two classes in COCO's JSON; the network has them, and the run their names."""
