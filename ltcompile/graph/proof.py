@@ -186,15 +186,23 @@ def _random(inputs: Arguments) -> Arguments:
 
 @torch.no_grad()
 def _randomised(network: nn.Module) -> nn.Module:
-    """`network` in float64, its weights and statistics moved so that none is zero, one or equal to another by initialisation; in place."""
+    """`network` in float64, in place: no weight or statistic is zero, one or equal to another by initialisation, and no layer's are so small that
+    biases, or another branch, hide its inputs."""
     values = torch.Generator().manual_seed(0)
     network.double()
-    statistics = {id(b) for m in network.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers(recurse=False)}
-    for tensor in [*network.parameters(), *(b for b in network.buffers() if id(b) in statistics)]:
-        if tensor.is_floating_point():
+    statistics = {name: b for name, b in network.named_buffers() if name.rpartition(".")[2] in {"running_mean", "running_var"}}
+    for name, tensor in [*network.named_parameters(), *statistics.items()]:
+        if tensor.is_floating_point() and tensor.numel():
             random = torch.rand(tensor.shape, generator=values, dtype=torch.float64).to(tensor)
             tensor.copy_(torch.where(tensor == 0, 0.05 + 0.2 * random, tensor * (0.5 + random)))
+            if not name.endswith(("bias", "running_mean")):
+                tensor.mul_(max(1.0, _usual_size(tensor) / float(tensor.square().mean().sqrt())))
     return network
+
+
+def _usual_size(weight: Tensor) -> float:
+    """The root mean square of weights that keep a signal's size: one over the square root of the inputs of an output."""
+    return float(len(weight) / weight.numel()) ** 0.5 if weight.dim() else 0.0
 
 
 @torch.no_grad()
