@@ -67,6 +67,7 @@ test-oldest: env-oldest
 check: env-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file bench/mypy.ini
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 

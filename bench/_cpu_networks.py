@@ -43,8 +43,8 @@ def _vgg(stages: tuple[tuple[int, ...], ...]) -> nn.Module:
     layers, channels = list[nn.Module](), 3
     for stage in stages:
         for width in stage:
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-            nn.init.kaiming_normal_(layers[-2].weight)
+            layers += [conv := nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            nn.init.kaiming_normal_(conv.weight)
             channels = width
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, 10))

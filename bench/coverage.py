@@ -128,7 +128,7 @@ def _network(name: str) -> tuple[Any, Any]:
     if name.startswith("timm:"):
         import timm
 
-        model = timm.create_model(name.removeprefix("timm:"), num_classes=10)
+        model: Any = timm.create_model(name.removeprefix("timm:"), num_classes=10)
         side = model.default_cfg["input_size"][-1]
     else:
         import torchvision

@@ -133,9 +133,9 @@ class Trial:
             later = {epoch for other in attempts[i + 1 :] for epoch in other.begun}
             trial.repeated.append(len(later & set(attempt.begun)))
             trial.problems += [f"{epoch} was kept and trained again" for epoch in sorted(later & set(attempt.kept))]
-        found = Outcome.of(folder)
-        trial.problems += found.differences(expected)
-        trial.leftovers = sorted(found.files - expected.files)
+        outcome = Outcome.of(folder)
+        trial.problems += outcome.differences(expected)
+        trial.leftovers = sorted(outcome.files - expected.files)
         return trial
 
 

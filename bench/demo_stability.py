@@ -53,7 +53,7 @@ def main() -> None:
     rows = [figures(demo, settings.section("search")["margin_points"]) for demo in demos]
     show(rows)
     levels = [row["level"] for row in rows]
-    result = {
+    result: dict[str, Any] = {
         "bench": "demo-stability",
         "settings": settings.values,
         "demos": rows,

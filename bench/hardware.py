@@ -16,7 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,7 @@ def whole_int8_speedup(scratch: Path, images: torch.Tensor) -> float:
     """How much faster the whole network is in int8, at batch 1."""
     network = lt.build_model("vgg16", in_channels=images.shape[1])
     whole = subject("dense", network, images, scratch)
+    assert isinstance(whole.onnx, Path)
     Quantizer(whole.onnx, images[:4]).write(Scheme(), scratch / "whole-int8.onnx")
     row = next(r for r in timed_in_turns([whole, Subject("int8", None, scratch / "whole-int8.onnx")], images, 1) if r.subject == "int8")
     return float(row.speedup)
@@ -291,7 +292,7 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-PARTS = {"predict": predict, "meet": meet, "equal": equal, "int8": int8}
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Any]] = {"predict": predict, "meet": meet, "equal": equal, "int8": int8}
 
 if __name__ == "__main__":
     main()

@@ -308,7 +308,7 @@ def _best(found: list[dict[str, Any]], macs: float, side: str, names: dict[str, 
 
 def interval(points: list[float]) -> list[float] | None:
     found = estimate(points) if len(points) > 1 else None
-    return found and [round(found.low or 0.0, 2), round(found.high or 0.0, 2)]
+    return [round(found.low or 0.0, 2), round(found.high or 0.0, 2)] if found else None
 
 
 def table(options: argparse.Namespace, found: list[dict[str, Any]]) -> str:

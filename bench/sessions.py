@@ -77,7 +77,8 @@ def calls(model: torch.nn.Module, target: Deployment, images: torch.Tensor, scra
         entry = next(c for c in ON_CPU if (c.name, c.precision) == (target.runtime, "fp32"))
         found["competitors"] = entry.build(Network("small", model, torch.cat([images, images])), images).call
         if target.runtime == "onnxruntime":
-            found["verify"] = open_network(scratch / "small.onnx").bind("cpu", array).call
+            network = open_network(scratch / "small.onnx")
+            found["verify"] = network.bind("cpu", {network.inputs[0].name: array}).call
     return found
 
 

@@ -120,9 +120,9 @@ def network_of(name: str) -> tuple[Any, Any]:
         size = 299 if which == "inception_v3" else 224
         return lt.build_model(name, 1000, 3, size).eval(), torch.randn(1, 3, size, size)
     if kind == "yolo":
-        import coverage_tasks
+        import _public_networks
 
-        model, _ = coverage_tasks.yolo(which)
+        model, _ = _public_networks.yolo(which)
         model.model[-1].dynamic = True  # else its forward pass compares the batch with that of the last call
         return model.eval(), torch.randn(1, 3, 320, 320)
     import segmentation_models_pytorch as smp
