@@ -45,7 +45,6 @@ def test_integers_are_exact_and_bf16_is_rounded(compiler: str, tmp_path: Path) -
 
 
 def test_two_threads_compute_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     case = with_amx(INTEGERS[0].case(), threads=2)
     for threads in (1, 2):

@@ -54,7 +54,7 @@ def cases() -> list[tuple[Case, torch.Tensor]]:
     ]
 
 
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("build", [b if b in ("bf16", "plain") else pytest.param(b, marks=pytest.mark.slow) for b in BUILDS])
 def test_every_instruction_set(cases: list[tuple[Case, torch.Tensor]], build: str, tmp_path: Path) -> None:
     command, run, needed = BUILDS[build]
     if needed not in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""):
@@ -103,7 +103,6 @@ def test_nan_and_infinity_pass_through(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 def test_two_threads_compute_what_one_does(cases: list[tuple[Case, torch.Tensor]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     case, found = cases[2][0], list[np.ndarray]()
     unit = generate(case.program, threads=2)
@@ -115,9 +114,9 @@ def test_two_threads_compute_what_one_does(cases: list[tuple[Case, torch.Tensor]
     assert largest_error(found[0], case.expected[:1]) <= KERNEL_TOLERANCES["torch.bfloat16"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not host.multiplies_bf16(), reason="this processor has no bfloat16 instructions")
 def test_an_engine_in_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(host, "candidates", only("cpp"))
     monkeypatch.setattr(host, "SCREEN_S", 0.0)

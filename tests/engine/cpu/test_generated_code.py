@@ -29,10 +29,9 @@ from ltcompile.numerics import largest_error
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compilers do not optimise, and their libraries are kept apart."""
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The compiler's libraries are kept apart."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -24,7 +24,6 @@ import ltcompile as lt
 from ltcompile import runtimes
 from ltcompile.core.deployment import Deployment
 from ltcompile.engine import host
-from ltcompile.engine.cpu import native
 from ltcompile.engine.cpu.generate import generate
 from ltcompile.engine.host import make_source
 from ltcompile.errors import Unavailable
@@ -187,7 +186,7 @@ def cases() -> list[Case]:
     ]
 
 
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("build", [b if b in ("vnni", "plain") else pytest.param(b, marks=pytest.mark.slow) for b in BUILDS])
 def test_every_instruction_set(cases: list[Case], build: str, tmp_path: Path) -> None:
     command, run, needed = BUILDS[build]
     if needed not in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""):
@@ -289,7 +288,6 @@ def test_sums_beyond_32_bits_and_forged_zero_points_are_refused() -> None:
 
 
 def test_an_engine_in_int8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(host, "candidates", only("cpp"))
     monkeypatch.setattr(host, "SCREEN_S", 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,10 +28,22 @@ def program() -> Program:
     return lower(nn.Sequential(*layers).eval(), IMAGE).program
 
 
+@pytest.fixture(scope="module")
+def libraries(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the program's libraries, for one thread and for two."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        for threads in (1, 2):
+            kept.compiled(program, {}, threads)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(libraries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With libraries, which take seconds, and no networks."""
+    shutil.copytree(libraries, tmp_path, ignore=shutil.ignore_patterns("networks"), dirs_exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
 
 
 def files() -> list[Path]:
@@ -89,7 +102,6 @@ def test_a_missing_library_is_compiled_again(program: Program) -> None:
 
 
 def test_nothing_is_kept_where_nothing_can_be_written(program: Program) -> None:
-    native.cache_folder().mkdir(parents=True)
     (native.cache_folder() / "networks").write_text("not a folder")
     assert error(program, kept.compiled(program, {}, 1)) <= FP32_TOLERANCE
 
