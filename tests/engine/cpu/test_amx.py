@@ -58,6 +58,7 @@ def program() -> Program:
     return _Network(32, (8, 8), ["conv"], 0).case().program
 
 
+@pytest.mark.slow
 def test_tuning_times_it_and_portable_code_leaves_it_out(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     [name] = [step.name for step in planned(program, RULES, {}).steps if step.layer is not None]

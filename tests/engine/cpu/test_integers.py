@@ -287,6 +287,7 @@ def test_sums_beyond_32_bits_and_forged_zero_points_are_refused() -> None:
             generate(program)
 
 
+@pytest.mark.slow
 def test_an_engine_in_int8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(host, "candidates", only("cpp"))
