@@ -1,19 +1,23 @@
-"""The training scripts of torchvision and timm, as published, as arms of `ltcompile find --train`: three lines are added to each.
+"""The training scripts of torchvision and timm, as published, and a script with Ultralytics' trainer, as arms of `ltcompile find --train`.
 
     python bench/reference_scripts.py --vision DIR --timm DIR [--work runs/reference-scripts] [--only NAME]
 
-Each DIR is a checkout or an unpacked source archive of pytorch/vision and pytorch-image-models. Copies with the added lines, data and runs
-are in the work folder, where a stopped command continues; it writes bench/results/reference-scripts.json and .md. The data are scenes of
-digits in COCO's format and digits in folders: so few that the metrics mean nothing. What counts is that every arm trains, and that the
-script's own checkpoint of the ticket holds the cut network.
+Each DIR is a checkout or an unpacked source archive of pytorch/vision and pytorch-image-models; copies of their scripts get three lines.
+Ultralytics publishes its trainer as a package and no script: where it is installed, examples/detect_ultralytics runs as it is. A script whose
+source or package is missing keeps its row. Copies, data and runs are in the work folder, where a stopped command continues; it writes
+bench/results/reference-scripts.json and .md. The data are scenes of digits and digits in folders: so few that the metrics mean nothing. What
+counts is that every arm trains, and that the script's own checkpoint of the ticket holds the cut network.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.metadata
+import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -52,7 +56,7 @@ TIMM = {
 
 @dataclass(frozen=True)
 class Script:
-    """A published script: `added` maps a line of it to the one that is inserted before it."""
+    """A script of a project: `added` maps a line of it to the one that is inserted before it; empty where it has the lines already."""
 
     project: str
     path: str
@@ -81,23 +85,33 @@ SCRIPTS = {
         "--epochs {{epochs}} --warmup-epochs 0 --cooldown-epochs 0 --output {{folder}}",
         "top1", "1x3x32x32",
     ),
+    "Ultralytics, YOLOv8n": Script(
+        "ultralytics", "examples/detect_ultralytics/train.py", {},
+        "--data {data}/scenes/data.yaml --seed {{seed}} --epochs {{epochs}} --folder {{folder}}", "mAP", "1x3x64x64",
+    ),
 }  # fmt: skip
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--vision", type=Path, required=True, help="source of torchvision")
-    arguments.add_argument("--timm", type=Path, required=True, help="source of timm")
+    arguments.add_argument("--vision", type=Path, help="source of torchvision")
+    arguments.add_argument("--timm", type=Path, help="source of timm")
     arguments.add_argument("--work", type=Path, default=Path("runs/reference-scripts"))
     arguments.add_argument("--only", choices=[*SCRIPTS], help="one of the scripts; rows of the others stay")
     given = arguments.parse_args()
-    sources, work = {"vision": given.vision, "timm": given.timm}, given.work.resolve()
+    ultralytics = ROOT if importlib.util.find_spec("ultralytics") else None
+    sources, work = {"vision": given.vision, "timm": given.timm, "ultralytics": ultralytics}, given.work.resolve()
     if not (work / "data").exists():
         write_coco(work / "data/coco")
         write_folders(work / "data/digits")
+        runpy.run_path(str(ROOT / "examples/detect_ultralytics/make_scenes.py"))["write"](work / "data/scenes", **IMAGES)
     for name, script in SCRIPTS.items():
-        if given.only in (None, name):
-            write(name, run(script, sources[script.project], work, name.replace(", ", "-").replace(" ", "-")))
+        if given.only not in (None, name):
+            continue
+        if (source := sources[script.project]) is None:
+            print(f"{name}: {script.project} is not here; name its source, or install it", flush=True)
+            continue
+        write(name, run(script, source, work, name.replace(", ", "-").replace(" ", "-")))
 
 
 def write(name: str, row: dict[str, Any]) -> None:
@@ -111,7 +125,7 @@ def write(name: str, row: dict[str, Any]) -> None:
 
 
 def run(script: Script, source: Path, work: Path, name: str) -> dict[str, Any]:
-    """Search with a copy of a published script that has the added lines; what came of it."""
+    """Search with a copy of the script that has the lines of ltcompile; what came of it."""
     original = source / script.path
     copy = work / "scripts" / script.project / script.path
     for neighbour in original.parent.glob("*.py"):
@@ -143,8 +157,8 @@ def run(script: Script, source: Path, work: Path, name: str) -> dict[str, Any]:
     return {
         "script": script.path,
         "sha256": hashlib.sha256(original.read_bytes()).hexdigest(),
-        "version": version(source),
-        "lines_added": len(script.added),
+        "version": version(script.project, source),
+        "lines_added": len(script.added) or copy.read_text().count("  # +"),
         "arms": [f"{row['arm']}-{row['level']}" for row in summary["rows"]],
         "metrics": [row["val_score"] for row in summary["rows"]],
         "macs_left": next(row["macs"] for row in summary["rows"] if row["arm"] == "ticket") / summary["rows"][0]["macs"],
@@ -165,18 +179,20 @@ def with_lines(text: str, added: Mapping[str, str]) -> str:
 
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of the newest checkpoint that the script itself wrote into an arm's folder."""
-    newest = max(folder.rglob("*.pth*"), key=lambda path: path.stat().st_mtime)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # the script's arguments
-        saved = torch.load(newest, map_location="cpu", weights_only=True)
-    return shapes(saved.get("model", saved.get("state_dict")))
+    newest = max(folder.rglob("*.pt*"), key=lambda path: path.stat().st_mtime)
+    saved = torch.load(newest, map_location="cpu", weights_only=False)  # the scripts pickle arguments, and Ultralytics the network
+    network = saved.get("model", saved.get("state_dict"))
+    return shapes(network.state_dict() if isinstance(network, torch.nn.Module) else network)
 
 
 def shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
 
 
-def version(source: Path) -> str:
-    """What the source says of itself."""
+def version(project: str, source: Path) -> str:
+    """Of the installed package, or what the source says of itself."""
+    if project == "ultralytics":
+        return importlib.metadata.version(project)
     known = (source / "version.txt", source / "timm/version.py")
     return next((path.read_text().split("=")[-1].strip().strip("'\"") for path in known if path.exists()), "unknown")
 
@@ -228,8 +244,8 @@ def line(name: str, row: Mapping[str, Any]) -> str:
 def table(rows: Mapping[str, Any]) -> str:
     head = ("what", "script", "lines added", "arms trained", "MACs left to the ticket", "the script's own checkpoint of the ticket holds")
     about = (
-        "The published scripts under `ltcompile find --train`, one epoch on a few images; made by `python bench/reference_scripts.py`. "
-        "The added lines are in that file."
+        "Published scripts, and one with Ultralytics' trainer, under `ltcompile find --train`: one epoch on a few images; made by "
+        "`python bench/reference_scripts.py`. The added lines are in that file, or marked in the script."
     )
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *(line(name, row) for name, row in rows.items())]
     return "\n".join(["# Reference training scripts", "", about, "", *lines, ""])

@@ -97,6 +97,33 @@ def test_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert [output.name for output in session.get_outputs()] == ["heat", "size", "offset"]
 
 
+@pytest.mark.slow
+def test_ultralytics(tmp_path: Path) -> None:
+    pytest.importorskip("ultralytics", reason="Ultralytics' trainer is licensed under AGPL-3.0 and is not installed by ltcompile")
+    folder = EXAMPLES / "detect_ultralytics"
+    assert (folder / "train.py").read_text().count("  # +") == 4, "lines that are added to a script"
+    runpy.run_path(str(folder / "make_scenes.py"))["write"](tmp_path / "scenes", 8, 4)
+    script = "".join(re.findall(r"```sh\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL))
+    shorter = {
+        '"python train.py --data scenes': f'"{sys.executable} {folder / "train.py"} --data {tmp_path / "scenes"}',
+        "--epochs 20 --rounds 2": "--epochs 1 --rounds 1 --no-controls",
+        "network.py:build": f"{folder / 'network.py'}:build",
+    }
+    for written, replaced in shorter.items():
+        assert written in script, f"{written!r} is no longer in the example"
+        script = script.replace(written, replaced)
+    _, *commands = (shlex.split(line) for line in script.replace("\\\n", " ").splitlines())
+    for command in commands:
+        done = call(*command[1:], cwd=tmp_path, PYTHONPATH=str(Path(lt.__file__).parents[1]))
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    plan, saved = lt.PruningPlan.load(tmp_path / "runs/yolo/plan.json"), torch.load(tmp_path / "runs/yolo/small.pt")
+    best = tmp_path / "runs/yolo/seed0/ticket-1/ultralytics/weights/best.pt"
+    kept = torch.load(best, weights_only=False)["model"].state_dict()  # Ultralytics pickles the network
+    assert len(plan.groups) > 50 and {name: value.shape for name, value in kept.items()} == {
+        name: value.shape for name, value in saved.items()
+    }
+
+
 class TestAveragePrecision:
     BOXES = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 30]], [[0, 0, 10, 10], [0, 0, 0, 0]]])
     LABELS = torch.tensor([[7, 7], [7, -1]])

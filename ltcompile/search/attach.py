@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from ltcompile.core.arm import Arm
 from ltcompile.core.fields import SchemaError, from_json
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric
-from ltcompile.errors import InvalidFile, InvalidSetting
+from ltcompile.errors import InvalidFile, InvalidModel, InvalidSetting
 from ltcompile.graph import Example
 from ltcompile.graph._copy import copied
 from ltcompile.graph.examples import read_example
@@ -27,7 +28,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 SEARCH = "LTCOMPILE_SEARCH"  # the environment variable that names the search's command.json
 ARM = "LTCOMPILE_ARM"  # the arm to train, as in seed0/ticket-1; empty: all are finished, and the search is to be concluded
-_attached: list[ArmToTrain] = []
+_attached: list[tuple[ArmToTrain, str]] = []  # the arm and the fingerprint of the weights that it began with
 
 
 def attach(model: Module, example: Example | None = None) -> Module:
@@ -86,7 +87,7 @@ def attach(model: Module, example: Example | None = None) -> Module:
         run.save(kept, {"weights": first.state_dict()})
     arm = search.arm_to_train(wanted)
     arm.model.to(next((p.device for p in network.parameters()), None)).train(network.training)
-    _attached[:] = [arm]
+    _attached[:] = [(arm, _fingerprint(arm.model))]
     return cast(Module, arm.model)
 
 
@@ -99,14 +100,22 @@ def report_metric(value: float, items: Sequence[float] | None = None) -> None:
         items: the metric of each validation item, or which ones were correct, as `ArmToTrain.report` takes them.
 
     Raises:
-        InvalidSetting: `attach` was not called, or the value is not finite. InvalidModel: the network was replaced after `attach`.
+        InvalidSetting: `attach` was not called, or the value is not finite. InvalidModel: the network was replaced after `attach`, or another
+            one was trained.
     """
     if SEARCH not in os.environ:
         return
     if not _attached:
         raise InvalidSetting("report_metric was called, but not attach; write `model = lt.attach(model)` right after the network is built")
     if _is_first_process():
-        _attached.pop().report(float(value), items)
+        arm, began_with = _attached[0]
+        if _fingerprint(arm.model) == began_with:
+            raise InvalidModel(
+                f"{arm.name}: the network that attach returned was not trained: its weights are those that it began with. Train that one, "
+                "or load the weights of the one that was trained into it before report_metric"
+            )
+        arm.report(float(value), items)
+        _attached.clear()
 
 
 class _OfScript(Search):
@@ -141,6 +150,14 @@ def _check_other(network: nn.Module, kept: Path, run: RunFolder, name: str) -> N
             f"{name} needs fresh weights, and the script built those of the seed's first training; let {{seed}} in the command seed the script, "
             "or search without controls (--no-controls)"
         )
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """Of the network's parameters: equal for the same weights."""
+    digest = hashlib.sha256()
+    for parameter in network.parameters():
+        digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _is_first_process() -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile.core.task import Metric
-from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
+from ltcompile.errors import InvalidFile, InvalidModel, InvalidSetting, TrainingFailed
 from ltcompile.paths import write_json
 from ltcompile.search import command
 from ltcompile.search.command import search_by_command
@@ -158,6 +158,17 @@ def test_a_forgotten_line_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         lt.attach(nn.Linear(2, 2))
 
 
+def test_another_network_than_the_attached_one_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_json(tmp_path / "command.json", {"metric": asdict(ERROR), "config": CONFIG.to_json(), "epochs": 1, "example": "1x2x16"} | BY_HAND)
+    monkeypatch.setenv("LTCOMPILE_SEARCH", str(tmp_path / "command.json"))
+    attached = lt.attach(model := nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 1, 1)))
+    nn.init.ones_(model[2].bias)
+    with pytest.raises(InvalidModel, match="seed0/dense-0: the network that attach returned was not trained"):
+        lt.report_metric(0.5)
+    attached.load_state_dict(model.state_dict())
+    lt.report_metric(0.5)
+
+
 def started(folder: Path, monkeypatch: pytest.MonkeyPatch, seeds: list[int], rewind: str) -> dict[str, Tensor]:
     """By arm, the weights of the first layer before each training of a script that builds its network under one of `seeds`."""
     config = lt.SearchConfig(rounds=1, rate=0.4, margin_points=5, rewind=rewind)
@@ -196,7 +207,9 @@ def test_controls_get_a_seed_of_their_own(tmp_path: Path, monkeypatch: pytest.Mo
             monkeypatch.setenv(name, env[name])
         seeds.append(int(words[-1]))
         torch.manual_seed(seeds[-1])
-        lt.attach(nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 1, 1)))
+        model = lt.attach(nn.Sequential(nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 1, 1)))
+        with torch.no_grad():
+            model[0].weight.add_(1)
         lt.report_metric(0.5)
         return 0
 
