@@ -170,13 +170,17 @@ def _own(name: str) -> Maker:
 def _imported(name: str) -> Callable[..., Any]:
     module, _, factory = name.rpartition(":")
     try:
-        make: Callable[..., Any] = getattr(_module(module), factory)
+        there = _module(module)
     except (ImportError, AttributeError, ValueError, OSError) as error:
         raise InvalidModel(
             f"{name!r} cannot be imported: {error}; is its folder the current one, or on PYTHONPATH? A file is named as in my/file.py:build"
         ) from error
     except Exception as error:  # the user's own code may raise anything
         raise InvalidModel(f"{name!r} failed with {type(error).__name__} while it was imported: {error}") from error
+    if not hasattr(there, factory):
+        own = [each for each, value in vars(there).items() if getattr(value, "__module__", None) == there.__name__]
+        raise unknown(f"function or class in {module}", factory, own)
+    make: Callable[..., Any] = getattr(there, factory)
     if not callable(make):
         raise InvalidModel(f"{name!r} is a {type(make).__name__}, not a function or class that makes a network")
     return make
@@ -212,5 +216,5 @@ def _built(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) ->
     except Exception as error:  # the user's own code may raise anything
         raise InvalidModel(f"{name!r} failed with {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
-        raise InvalidModel(f"{name!r} gave a {type(model).__name__}, not a torch.nn.Module")
+        raise InvalidModel(f"{name!r} gave an object of type {type(model).__name__}, not a torch.nn.Module")
     return model

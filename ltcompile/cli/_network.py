@@ -43,8 +43,10 @@ def own_network(target: Path | None, model: str | None, weights: Path | None, pl
     from ltcompile.models import is_own_code
     from ltcompile.pruned.files import pruned_from_files
 
-    if model is None or (is_own_code(model) and example is None):
+    if model is None:
         raise InvalidSetting(
             "there is no target: name a ticket.pt, or a network of your own: --model package.module:factory --example 1x3x32x32"
         )
+    if is_own_code(model) and example is None:
+        raise InvalidSetting(f"--model {model} needs the shapes of its inputs: add --example, as in --example 1x3x32x32")
     return pruned_from_files(model, weights, plan, example)

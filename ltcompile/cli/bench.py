@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Optional
 import typer
 
 from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, own_network
-from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, batches, print_header, print_row, warn_if_busy
+from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, TimingTable, batches, warn_if_busy
 
 if TYPE_CHECKING:
-    from ltcompile.core.records import FormatRow, Measurement
+    from ltcompile.core.records import FormatRow
     from ltcompile.core.task import Task
     from ltcompile.core.ticket import Ticket
     from ltcompile.pruned import Pruned
@@ -25,7 +25,7 @@ EPILOG = (
 )
 BATCHES = (1, 8, 64)
 NAME = 6  # characters of a network's name
-FORMAT_LINE = "{:<12} {:<13} {:<5} {:>3} {:>8} {:>8} {:>7} {:<22} {:<20} {:>7} {:>7}"
+FORMAT_LINE = "{:<12} {:<13} {:<9} {:>7} {:>8} {:>8} {:>7} {:<22} {:<20} {:>7} {:>7}"
 IMAGES = 256  # outputs are compared on as many at most, and int8 takes its ranges from them
 
 
@@ -38,7 +38,7 @@ def bench(
         None, help="A file of `ltcompile shrink` (.onnx), or a ticket.pt; without one, --model names the network."
     ),
     against: str = typer.Option("dense", help="What to time it next to: the dense network that it was cut from."),
-    runtime: list[str] | None = typer.Option(None, help=f"{RUNTIMES}; all that work by default."),
+    runtime: list[str] | None = typer.Option(None, help=f"{RUNTIMES}; by default those of the first five that work."),
     device: list[str] | None = DEVICE,
     batch: list[int] = batches(*BATCHES),
     data: str | None = typer.Option(None, help="Test images; the ticket's own data by default."),
@@ -58,7 +58,8 @@ def bench(
     formats: str | None = typer.Option(
         None,
         metavar="all|LIST",
-        help="One table of formats instead, all or such as .onnx,.xml,.mnn: size, metric and time of each in its own runtime.",
+        help="One table of formats instead, all or such as .onnx,.xml,.mnn: size, metric and time of each in its own runtime, "
+        "at one --batch, 1 by default.",
     ),
     precision: list[str] | None = typer.Option(None, help="With --formats: fp32, fp16, int8; fp32 by default."),
     threads: int | None = typer.Option(
@@ -112,8 +113,7 @@ def bench(
             as_json,
         )
         return
-    if not as_json:
-        print_header(NAME, *([] if own else ["accuracy"]))
+    table = TimingTable(NAME, *([] if own else ["accuracy"]))
     written = output or RunFolder(target.parent if target else ".").bench
     result = run(
         own or str(target),
@@ -127,7 +127,7 @@ def bench(
         output=written,
         write_dense=write_dense,
         file=file,
-        on_row=None if as_json else _print_row,
+        on_row=None if as_json else lambda row: table.add(row, "" if row.accuracy is None else f"{row.accuracy:8.2%}"),
     )
     if as_json:
         typer.echo(json.dumps(result.to_json()))
@@ -165,7 +165,9 @@ def _formats(
         raise InvalidSetting(f"--data {data}: --formats measures the metric of a ticket alone; leave --data out")
     found = Ticket.load(target) if isinstance(target, Path) else target
     task = _task(found, data, data_root, max_drop is not None) if isinstance(found, Ticket) else None
-    head = FORMAT_LINE.format("format", "runtime", "prec", "thr", "KB", "metric", "error", "ms (95 %)", "speedup (95 %)", "MB", "start s")
+    head = FORMAT_LINE.format(
+        "format", "runtime", "precision", "threads", "size KB", "metric", "error", "ms (95 %)", "speedup (95 %)", "peak MB", "start s"
+    )
     rows: list[FormatRow] = []
 
     def on_row(row: FormatRow) -> None:
@@ -278,7 +280,3 @@ def _competitors(
         on_case=on_case,
     )
     typer.echo(json.dumps(result.to_json()) if as_json else f"wrote {output}, {output.stem}.md and layers.html")
-
-
-def _print_row(row: Measurement) -> None:
-    print_row(row, NAME, "" if row.accuracy is None else f"{row.accuracy:8.2%}")

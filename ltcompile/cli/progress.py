@@ -39,15 +39,15 @@ class Bars:
         )
         ticket_epochs = len(config.shares) * (recipe.epochs - config.rewind_epoch)
         self.task = self.bar.add_task("dense", total=config.seeds * (recipe.epochs + ticket_epochs))
+        self.shown = False
         self.writer: Any = None
 
     def __enter__(self) -> Self:
-        self.bar.start()
-        self.console.print(HEADER, style="bold", highlight=False)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.bar.stop()
+        if self.shown:
+            self.bar.stop()
         if self.writer is not None:
             self.writer.close()
 
@@ -60,7 +60,15 @@ class Bars:
         with writing(folder / "tensorboard"):
             self.writer = SummaryWriter(str(folder / "tensorboard"))
 
+    def _show(self) -> None:
+        """Print the table's head and the bar once an arm begins; what is wrong before that is an error alone."""
+        if not self.shown:
+            self.shown = True
+            self.bar.start()
+            self.console.print(HEADER, style="bold", highlight=False)
+
     def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
+        self._show()
         if arm not in ("dense", "ticket"):  # controls are known only once the level is chosen
             self.bar.update(self.task, total=(self.bar.tasks[0].total or 0) + epochs)
         self.bar.update(self.task, description=f"seed {seed} {arm} {level}", advance=done)
@@ -73,6 +81,7 @@ class Bars:
                 self.writer.add_scalar(f"seed{seed}/{arm}-{level}/{name}", getattr(row, name), row.epoch)
 
     def finished(self, row: Trained, from_file: bool) -> None:
+        self._show()
         if from_file:
             self.bar.update(self.task, advance=row.epochs if row.arm in ("dense", "ticket") else 0)
         self.console.print(

@@ -82,7 +82,9 @@ def shrink(
         None, min=1, max=100, help="Of the .onnx file, for runtimes that are older than the exporter; fp32 and fp16."
     ),
     dynamic: str = typer.Option(
-        "batch", help="Axes of the inputs that vary in the file: batch,height,width, length, depth, or NAME.AXIS.", rich_help_panel=OWN
+        "batch",
+        help="Axes of the inputs that vary in the file: batch,height,width, length, depth, or NAME.AXIS; '' for none.",
+        rich_help_panel=OWN,
     ),
     snap: str | None = typer.Option(
         None,

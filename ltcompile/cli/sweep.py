@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ltcompile.cli._options import LAST_SEED, MISSED, MOST_IMAGES, timed
-from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, batches, print_header, print_row, warn_if_busy
+from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, TimingTable, batches, warn_if_busy
 from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, Workers
 from ltcompile.errors import InvalidSetting
 
@@ -107,8 +106,6 @@ def sweep(
             workers=workers,
         )
         data = None
-    if not as_json:
-        print_header(NAME)
     found = measured(
         run,
         pick=pick,
@@ -120,7 +117,7 @@ def sweep(
         model=model,
         seconds_per_row=seconds,
         joules=_joules,
-        on_row=None if as_json else partial(print_row, width=NAME),
+        on_row=None if as_json else TimingTable(NAME).add,
     )
     chose, missed = found.pick, [entry for entry in reached_by(found, shares(targets) if targets else (), on) if entry[1].missed_by]
     if as_json:

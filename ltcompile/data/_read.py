@@ -108,7 +108,7 @@ def read_all(parts: Sequence[OnDisk], home: str) -> tuple[list[tuple[Tensor, lis
             broken += [part.rows[row][0] for row, each in enumerate(read) if isinstance(each, InvalidData)]
             reasons += [each for each in read if isinstance(each, InvalidData)]
             if not read:
-                raise InvalidData(f"{home}: the training, validation or test part has no image; add some, or take a larger share")
+                raise InvalidData(f"{home}: the training, validation or test part has no image; add images, at least three of each class")
             if not good:
                 raise InvalidData(f"{home}: no image of {len(part)} can be read: {reasons[-1]}")
             columns = zip(*(each for each in read if not isinstance(each, InvalidData)), strict=True)

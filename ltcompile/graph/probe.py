@@ -51,7 +51,9 @@ def on_probe(model: nn.Module, example: Example, look: Callable[[Probes, Argumen
             run(real, inputs)
         except Exception as error:
             message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            raise InvalidModel(f"the network does not run on an input of shape {inputs.shapes}: {_where(real, error)}{message}") from error
+            raise InvalidModel(
+                f"the network does not run on an input of shape {inputs.shapes}: {_where(real, error)}{message}; give one that it takes as example="
+            ) from error
     try:
         return look(lambda: _prepared(copied(model)), inputs)
     except LtcompileError:

@@ -73,7 +73,10 @@ def export_onnx(
     )
     axes = DynamicAxes.of(flat_inputs, dynamic)
     if axes.only_batch:
-        made = exporter.to_onnx(flat, flat_inputs, names[0], _apart(names[1], names[0]))
+        try:
+            made = exporter.to_onnx(flat, flat_inputs, names[0], _apart(names[1], names[0]))
+        except InvalidModel as error:
+            raise InvalidModel(f"{error}; or write a file for the example's batch alone, with an empty dynamic=") from error
     else:
         program, axes = exported_with(flat, flat_inputs, dynamic)
         made = exporter.convert(program, names[0], _apart(names[1], names[0]))

@@ -111,7 +111,7 @@ class Pruned:
         except Exception as error:  # the user's code may raise anything
             line = " ".join(str(error).split())[:300]
             raise InvalidModel(
-                f"the small network ({type(self.small).__name__}) does not run on the example {inputs.shapes}: {type(error).__name__}: {line}"
+                f"the network ({type(self.small).__name__}) does not run on the example {inputs.shapes}: {type(error).__name__}: {line}"
             ) from error
 
     def _call(self, inputs: Arguments) -> None:

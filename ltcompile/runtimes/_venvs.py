@@ -21,8 +21,12 @@ VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({name: m
 
 
 def folder(name: str) -> Path:
-    """Where the environment of a format is, or would be."""
-    return _web.folder() if name == _web.NAME else cache_folder() / "venvs" / name
+    """Where the environment of a format is, or would be. Raises UnknownName where no format needs one."""
+    if name == _web.NAME:
+        return _web.folder()
+    if name not in PACKAGES:
+        raise unknown("format to install", name, [*PACKAGES, _web.NAME])
+    return cache_folder() / "venvs" / name
 
 
 def python(name: str) -> Path | None:
@@ -54,10 +58,8 @@ def install(name: str) -> dict[str, str]:
     """
     if name == _web.NAME:
         return _web.install()
-    if name not in PACKAGES:
-        raise unknown("format to install", name, [*PACKAGES, _web.NAME])
-    packages, size = PACKAGES[name]
     there = folder(name)
+    packages, size = PACKAGES[name]
     there.mkdir(parents=True, exist_ok=True)
     (there / "installed.json").unlink(missing_ok=True)
     check_room(there, size << 30, f"the environment of {name}")

@@ -220,6 +220,13 @@ class TestBadInput:
         )  # before a profile takes minutes
         refused(*plan, "--example", "0x3x32x32", says="0x3x32x32 must have 1 to", cwd=tmp_path)
         refused("plan", "--model", "os:path", "--example", "1x3x8x8", says="is a module, not a function or class", cwd=tmp_path)
+        refused("plan", "--model", "platform:sytem", "--example", "1x3x8x8", says="Did you mean system", cwd=tmp_path)
+        refused("shrink", "--model", "platform:system", says="--model platform:system needs the shapes of its inputs", cwd=tmp_path)
+        for command in (("bench", "none.onnx"), ("sweep", "none"), ("doctor", "--install", "none")):
+            done = call(*command, cwd=tmp_path)
+            assert done.returncode == 2 and not done.stdout, "no heads of a table, nor what is not done"
+        done = call("find", "--model", "lenet5", "--weights", "none.pth", cwd=tmp_path)
+        assert done.returncode == 2 and done.stderr.startswith("error: there is no file of weights"), "and no table is begun"
 
     def test_tickets(self, folder: Path, tmp_path: Path) -> None:
         whole = (folder / "runs/t/ticket.pt").read_bytes()

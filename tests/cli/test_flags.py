@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from ltcompile import runtimes
 from ltcompile.cli import COMMANDS, app
 from ltcompile.cli._flags import with_flags
+from ltcompile.cli._timing_options import RUNTIMES
 from ltcompile.errors import InvalidSetting
 from ltcompile.search import SearchConfig
 
@@ -33,6 +37,12 @@ GROUP = typer.main.get_command(app)
 )
 def test_parameters_become_options(command: str, message: str, shown: str) -> None:
     assert with_flags(message, GROUP.commands[command]) == shown  # type: ignore[attr-defined]
+
+
+def test_the_help_of_bench_names_all_runtimes() -> None:
+    listed = re.split(", | or ", RUNTIMES)
+    assert sorted([*listed, "tensorrt-plan"]) == runtimes.names(), "all but the one that runs TensorRT's own files alone"
+    assert {*listed[:5]} == {*runtimes.available("cpu", every=False)}
 
 
 @pytest.mark.parametrize("setting", [{"rounds": 0}, {"seeds": 0}, {"rate": 2.0}, {"confidence": 2.0}, {"align": 0}, {"margin_points": -1}])
