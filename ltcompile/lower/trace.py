@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,7 @@ def export(network: nn.Module, inputs: Inputs, sizes: Sequence[Mapping[int, Any]
     """torch.export of `network` in eval mode; `sizes` are the open axes of each input. Raises what torch raises."""
     args, kwargs = inputs.arguments()
     shapes = None if sizes is None else inputs.dynamic_shapes(sizes)
-    with attributes_restored(network), in_eval_mode(network), torch.no_grad():
+    with attributes_restored(network), in_eval_mode(network), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")  # they are restored
         program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
     return without_zero_branches(program) if any(map(is_stand_in, network.modules())) else program

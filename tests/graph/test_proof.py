@@ -142,7 +142,7 @@ class Residual(nn.Module):
 @pytest.mark.parametrize("size", [1.0, 1e-2, 3e-5, 1e-9])
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 def test_a_wrong_group_is_seen_however_small_the_weights(kind: str, size: float) -> None:
-    """Biases of the usual size, and a branch beside it, hide nothing. Here each group in turn has inputs shifted by one."""
+    """Biases of the usual size, and a branch next to it, hide nothing. Here each group in turn has inputs shifted by one."""
     torch.manual_seed(0)
     layers = [layer for i, o in ((3, 4), (4, 6), (6, 8)) for layer in (nn.Conv2d(i, o, 1), nn.ReLU())]
     model = (nn.Sequential(*layers, nn.Conv2d(8, 4, 1)) if kind == "plain" else Residual()).eval()

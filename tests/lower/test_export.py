@@ -236,6 +236,25 @@ def test_code_that_needs_the_batch_is_refused(write: Callable[..., None], tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+class Keeping(nn.Module):
+    """Keeps anchors that follow the size of the input, as a YOLO does where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.anchors = nn.Conv2d(1, 2, 3), torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        self.anchors = torch.arange(float(y.shape[-1]))
+        return y + self.anchors
+
+
+def test_what_a_network_keeps_is_as_before_and_no_warning(tmp_path: Path) -> None:
+    network = Keeping()
+    export_onnx(network, torch.randn(1, 1, 6, 6), tmp_path / "keeping.onnx")
+    assert len(network.anchors) == 0
+
+
 def refused() -> dict[str, tuple[Any, Any, str]]:
     net, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 6, 6)
     return {
