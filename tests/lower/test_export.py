@@ -237,7 +237,7 @@ def test_code_that_needs_the_batch_is_refused(write: Callable[..., None], tmp_pa
 
 
 class Keeping(nn.Module):
-    """Keeps anchors that follow the size of the input, as a YOLO does where it is told to."""
+    """Keeps anchors that follow the size of the input, as a YOLO does with dynamic=True."""
 
     def __init__(self) -> None:
         super().__init__()
