@@ -31,19 +31,23 @@ def doctor(
         typer.echo(json.dumps(report))
         return
     machine = report["machine"]
-    typer.echo(f"processor  {machine['cpu']}, {machine['threads']} threads, {machine['simd']}")
+    typer.echo(f"processor  {machine['cpu']}, threads: {machine['threads']}, {machine['simd']}")
     typer.echo(f"GPU        {machine['gpu'] or 'none that torch sees'}")
     typer.echo(f"training   on {report['training']['device']} in {report['training']['precision']}: {report['training']['why']}")
     for device, runtimes in report["runtimes"].items():
         typer.secho(f"runtimes on {device}", bold=True)
         for name, reason in runtimes.items():
-            typer.echo(f"  {'works' if reason is None else 'not here':<9} {name:<12} {reason or ''}")
+            typer.echo(_line(name, reason))
     typer.secho("formats of shrink", bold=True)
     for suffix, reason in report["formats"].items():
-        typer.echo(f"  {'works' if reason is None else 'not here':<9} {suffix:<12} {reason or ''}")
+        typer.echo(_line("site/" if suffix == ".html" else suffix, reason))
     typer.secho("versions", bold=True)
     for package, version in report["versions"].items():
         typer.echo(f"  {package:<16} {version}")
+
+
+def _line(name: str, reason: str | None) -> str:
+    return f"  {'works' if reason is None else 'not here':<9} {name:<14} {reason or ''}".rstrip()
 
 
 def _install(name: str, as_json: bool) -> None:

@@ -17,8 +17,8 @@ EPILOG = (
     "ltcompile verify small.onnx --claims report.json --dense dense.onnx --on cpu:onnxruntime:b1:fp32 -o verified.json"
 )
 EXIT_CODES = {"confirmed": 0, "not confirmed": 1, "not comparable": 3}
-NOTHING = "no claim on accuracy or speed was repeated."
-NOT_REQUIRED = "not all that is required was repeated."
+NOTHING = "no claim on accuracy or speed was decided."
+NOT_REQUIRED = "not all that is required was decided."
 COLOURS = {"confirmed": "green", "not confirmed": "red", "not comparable": "yellow"}
 
 
@@ -73,12 +73,12 @@ def verify(
     if verified.missing:
         typer.secho(f"required, and not confirmed: {', '.join(verified.missing)}", fg="red", err=True)
     if verified.outcome == "not comparable":
-        typer.secho(
-            f"not comparable: {NOT_REQUIRED if verified.missing else NOTHING} The table gives the reason for each claim; --dense repeats speedups "
-            f"(`ltcompile bench {file} --write-dense dense.onnx` writes it; that needs torch), --data repeats accuracies.",
-            fg="yellow",
-            err=True,
-        )
+        absent = {
+            f"--dense repeats speedups (`ltcompile bench {file} --write-dense dense.onnx` writes it; that needs torch)": dense,
+            "--data repeats accuracies": data,
+        }
+        advice = ["The table gives the reason for each claim", *(text for text, given in absent.items() if given is None)]
+        typer.secho(f"not comparable: {NOT_REQUIRED if verified.missing else NOTHING} {'; '.join(advice)}.", fg="yellow", err=True)
     raise typer.Exit(EXIT_CODES[verified.outcome])
 
 

@@ -40,7 +40,7 @@ def missing(name: str) -> str | None:
     if python(name) is not None:
         return None
     packages, size = PACKAGES[name]
-    return f"{' and '.join(packages)} are not installed; run `ltcompile doctor --install {name}` ({size} GB, an environment of their own)"
+    return f"run `ltcompile doctor --install {name}` first ({size} GB: {' and '.join(packages)} in an environment of their own)"
 
 
 def need(name: str) -> Path:

@@ -36,9 +36,10 @@ def check_belongs(small: Network, claims: Claims) -> None:
     if small.metadata.get("producer") != "ltcompile":
         raise InvalidFile(f"{small.path} was not made by `ltcompile shrink`, so no claims can be matched to it; use a file that was")
     if claims.checksum is not None and claims.checksum != small.checksum:
+        record = small.path.with_suffix(".json")
         raise TicketMismatch(
             f"{small.path} was made from the {origin(small)} {small.checksum[:12] or 'of no name'}, {claims.name} is about "
-            f"{claims.checksum[:12]}; take the claims that were made with this file"
+            f"{claims.checksum[:12]}; take the claims that were made with this file{f', as in --claims {record}' if record.is_file() else ''}"
         )
     if claims.shape is not None and claims.shape != small.shape:
         raise TicketMismatch(f"{small.path} takes {_taken(small)}, {claims.name} is about {claims.shape}; take the claims of this file")
