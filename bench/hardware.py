@@ -30,8 +30,9 @@ from ltcompile.core.deployment import Deployment
 from ltcompile.core.profile import Profile
 from ltcompile.core.records import provenance
 from ltcompile.lower import export_onnx, fold_batch_norm
+from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.quantize import Quantizer, Scheme
-from ltcompile.pruned import dense_network, small_network
+from ltcompile.pruned import compact, dense_network, pruned_of
 from ltcompile.runtimes import Subject
 from ltcompile.search import SearchResult, data_for, recipe_for
 from ltcompile.search.settings import SearchSettings
@@ -137,7 +138,7 @@ def equal(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
     first = {name: seen.ticket for name, seen in found.items()}
     images = next(iter(digits().test.batches(64, torch.device("cpu"), None, 0)))[0]
     dense = dense_network(next(iter(first.values())))
-    subjects = [subject(name, small_network(t, dense), images, scratch) for name, t in first.items()]
+    subjects = [subject(name, compact(pruned_of(t)).small, images, scratch) for name, t in first.items()]
     rows = {row.subject: row for row in timed_in_turns([subject("dense", dense, images, scratch), *subjects], images, 64, LONG_SECONDS)}
     share = min(row.ms_p50 for row in rows.values()) / rows["dense"].ms_p50
     model = dict(next(iter(first.values())).model)
@@ -151,7 +152,7 @@ def equal(scratch: Path, options: argparse.Namespace) -> dict[str, Any]:
         target_time=share,
         on=str(target),
     )
-    subjects.append(subject("time", small_network(found["time"].ticket, dense), images, scratch))
+    subjects.append(subject("time", compact(pruned_of(found["time"].ticket)).small, images, scratch))
     rows = {row.subject: row for row in timed_in_turns([subject("dense", dense, images, scratch), *subjects], images, 64, LONG_SECONDS)}
     table = {name: {"ms": rows[name].ms_p50, "speedup": rows[name].speedup, **accuracy(seen)} for name, seen in found.items()}
     return {"share": share, "dense_ms": rows["dense"].ms_p50, "rows": table}
@@ -237,9 +238,9 @@ def subject(name: str, network: torch.nn.Module, images: torch.Tensor, scratch: 
 
 
 def timed_in_turns(subjects: Iterable[Subject], images: torch.Tensor, batch: int, seconds: float = SECONDS) -> list[Any]:
-    return measure(
-        list(subjects), images.contiguous().numpy(), runtimes=["onnxruntime"], devices=["cpu"], batches=[batch], seconds_per_row=seconds
-    ).rows
+    some = list(subjects)
+    inputs = Inputs.of(some[0].need_module("a benchmark"), images.contiguous())
+    return measure(some, inputs, runtimes=["onnxruntime"], devices=["cpu"], batches=[batch], seconds_per_row=seconds).rows
 
 
 def speed(row: Any) -> dict[str, float]:

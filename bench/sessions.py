@@ -24,7 +24,7 @@ from ltcompile import runtimes
 from ltcompile.benchmark.competitors.competitor import Network
 from ltcompile.benchmark.competitors.entries import ON_CPU
 from ltcompile.benchmark.profiling.timer import LayerTimer, Variant
-from ltcompile.benchmark.subjects import subject
+from ltcompile.benchmark.subjects import subject_of
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.load import busy_share, is_busy
 from ltcompile.engine import cpu, host
@@ -67,7 +67,7 @@ def main() -> None:
 
 def calls(model: torch.nn.Module, target: Deployment, images: torch.Tensor, scratch: Path) -> dict[str, Callable[[], object]]:
     """One run of the network by each user of the deployment."""
-    one = subject("small", model, torch.cat([images, images]), scratch)
+    one = subject_of("small", model, lt.Pruned(model, torch.cat([images, images])), scratch)
     data, array = one.onnx_bytes(BENCH), images.numpy()
     found: dict[str, Callable[[], object]] = {BENCH: runtimes.load(one, target).bind(array).call}
     source = host.make_source(model, torch.cat([images, images]), [], "fp32")

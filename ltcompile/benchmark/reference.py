@@ -6,62 +6,60 @@ Never by what is timed. Where no network of PyTorch stands behind a file, its ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ltcompile import numerics
 from ltcompile.core.onnx_file import read_onnx
-from ltcompile.lower import export_classifier
-from ltcompile.lower.evaluate import evaluator
+from ltcompile.lower import export_onnx
+from ltcompile.lower.answers import Run, answers, of_graph, of_network
+from ltcompile.lower.export import Flat
 from ltcompile.lower.fake_quantize import fake_quantized, in_half, precision_of, unrounded
+from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.quantize import prepared
 from ltcompile.lower.simulate import rounded_network
-from ltcompile.runtimes import Array, Subject
+from ltcompile.numerics import Answers
+from ltcompile.pruned import Pruned
+from ltcompile.runtimes import Subject
 
 OF_MODULE = "the network in PyTorch, fp32"
 OF_FILE = "the file's own graph, evaluated without a runtime: nothing else holds its weights, so these are not compared"
-Answer = Callable[[Array], Array]  # images (N, C, H, W) -> logits (N, classes)
 
 
 @dataclass(frozen=True)
 class Reference:
     """`exact` answers in fp32; `rounded` as the precision's rounding makes them, None in fp32; `what` answers, for the reader."""
 
-    exact: Answer
-    rounded: Answer | None = None
+    exact: Run
+    rounded: Run | None = None
     precision: str = "fp32"
     what: str = OF_MODULE
 
-    def expected(self, images: Array) -> numerics.Expected:
-        """The answers to `images`, some at a time."""
-        rounded = None if self.rounded is None else numerics.in_chunks(self.rounded, images)
-        return numerics.Expected(numerics.in_chunks(self.exact, images), rounded)
+    def expected(self, inputs: Inputs, size: int) -> tuple[Answers, Answers | None]:
+        """The exact and the rounded answers to `inputs`, `size` rows at a time."""
+        return answers(self.exact, inputs, size), None if self.rounded is None else answers(self.rounded, inputs, size)
 
 
 def reference_of(subject: Subject) -> Reference:
     """The reference of a subject: its module, or else its file's own graph."""
-    if subject.module is not None:
-        return Reference(_answer(subject.module))
-    return file_reference(subject.need_onnx("a reference"))
+    if subject.module is None:
+        return file_reference(subject.need_onnx("a reference"))
+    return Reference(of_network(subject.module.network if isinstance(subject.module, Flat) else subject.module))
 
 
-def module_reference(module: nn.Module, example: Tensor, file: Path, precision: str, scratch: Path) -> Reference:
-    """The reference of `file`, in "fp16" or "int8", that should hold the folded fp32 `module`; files go to the folder `scratch`.
+def module_reference(module: nn.Module, pruned: Pruned, file: Path, precision: str, scratch: Path) -> Reference:
+    """The reference of `file`, in "fp16" or "int8", that should hold the folded fp32 `module` of `pruned`; files go to the folder `scratch`.
 
     Raises:
         Disagreement: the int8 file holds other weights than the module's. InvalidModel: the module cannot be exported.
     """
+    exact = of_network(module)
     if precision == "fp16":
-        return Reference(_answer(module), _answer(rounded_network(module, precision)), precision)
-    export_classifier(module, example, plain := scratch / "plain.onnx")
-    return Reference(_answer(module), evaluator(fake_quantized(prepared(plain), read_onnx(file))), precision)
+        return Reference(exact, of_network(rounded_network(module, precision)), precision)
+    export_onnx(module, pruned.example, plain := scratch / "plain.onnx", input_names=pruned.input_names, output_names=pruned.output_names)
+    return Reference(exact, of_graph(fake_quantized(prepared(plain), read_onnx(file))), precision)
 
 
 def file_reference(file: Path | bytes) -> Reference:
@@ -69,15 +67,4 @@ def file_reference(file: Path | bytes) -> Reference:
     model = onnx.load_from_string(file) if isinstance(file, bytes) else read_onnx(file)
     precision, exact = precision_of(model), unrounded(model)
     rounded = {"fp32": None, "fp16": in_half(exact) if precision == "fp16" else None, "int8": model}[precision]
-    return Reference(evaluator(exact), None if rounded is None else evaluator(rounded), precision, OF_FILE)
-
-
-def _answer(network: Callable[[Tensor], Any]) -> Answer:
-    """On arrays."""
-
-    @torch.no_grad()
-    def answer(images: Array) -> Array:
-        logits: Array = network(torch.from_numpy(np.ascontiguousarray(images))).numpy()
-        return logits
-
-    return answer
+    return Reference(of_graph(exact), None if rounded is None else of_graph(rounded), precision, OF_FILE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,16 +23,19 @@ from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.records import Measurement, provenance
 from ltcompile.core.result_file import FORMAT
 from ltcompile.errors import Crashed, Disagreement, InvalidData, InvalidSetting, Unavailable
-from ltcompile.numerics import Expected, tile
+from ltcompile.lower.answers import answers, extended, feeds, of_session
+from ltcompile.lower.inputs import Inputs
+from ltcompile.numerics import Answers
 from ltcompile.paths import write_json, write_text
-from ltcompile.runtimes import Array, Feeds, Options, Session, Subject, available, load_apart, unavailable
+from ltcompile.runtimes import Feeds, Options, Session, Subject, available, load_apart, unavailable
 from ltcompile.timing import Times, interleave, speedup
 
 if TYPE_CHECKING:
     from ltcompile.benchmark.reference import Reference
     from ltcompile.graph import Size
 
-CHECKED = 128  # images on which answers in another precision are compared: at least numerics.LEAST_INPUTS
+CHECKED = 128  # inputs on which answers in another precision are compared, or a few more: at least numerics.LEAST_INPUTS
+_Expected = tuple[Answers, Answers | None]  # exact, and with the rounding of a precision
 TF32_TOLERANCE = 1e-2  # of the largest logit: TF32 keeps 10 bits, which are about 3e-4 a layer, 1e-3 after a dozen
 
 
@@ -72,18 +75,23 @@ class _Job:
     """What stays the same over all runtimes."""
 
     subjects: Sequence[Subject]
-    images: Array
-    labels: NDArray[np.integer[Any]] | None
-    reference: str
-    batches: Sequence[int]
     references: Mapping[str, Reference]  # by subject
-    checked: Array  # the images that all answers in another precision than fp32 are compared on
-    expected: Mapping[str, Expected]  # by subject, for the images that are timed
-    expected_of_checked: Mapping[str, Expected]  # of subjects in another precision
+    reference: str
+    inputs: Mapping[int, Inputs]  # by batch size
+    expected: Mapping[tuple[str, int], _Expected]  # by subject and batch size
+    checked: Inputs  # on which all answers in another precision than fp32 are compared, in batches of the largest size
+    expected_of_checked: Mapping[str, _Expected]  # of subjects in another precision
+    labelled: Inputs
+    labels: NDArray[np.integer[Any]] | None
+    untrained: Collection[str]
+
+    @property
+    def largest(self) -> int:
+        return max(self.inputs)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class _Loaded:
     """A subject in one runtime, checked: sessions, errors and peaks by batch size."""
 
     sessions: dict[int, Session]
@@ -94,7 +102,7 @@ class Loaded:
 
 def measure(
     subjects: Sequence[Subject],
-    images: Array,
+    inputs: Inputs,
     labels: NDArray[np.integer[Any]] | None = None,
     *,
     reference: str = "dense",
@@ -103,33 +111,35 @@ def measure(
     batches: Sequence[int] = (1, 8, 64),
     seconds_per_row: float = 2.0,
     references: Mapping[str, Reference] | None = None,
+    untrained: Collection[str] = (),
     on_row: Callable[[Measurement], None] | None = None,
 ) -> BenchResult:
-    """Measure `subjects` on real float32 `images` (N, C, H, W), in the order of the rows that `on_row` sees.
+    """Measure `subjects` on real `inputs`, in the order of the rows that `on_row` sees.
 
-    A batch larger than N repeats images. With `labels` (N,), every runtime's accuracy on all images is measured. Speedups
-    are against the subject named `reference` (None where a runtime cannot run that one). None for `runtimes` or `devices` takes what works
-    and records why the others do not; a runtime or device that is requested must work somewhere.
+    Behind the rows of `inputs` follows noise like them where a batch is larger. With `labels` (N,), the classes of all rows, every runtime's
+    accuracy is measured, but for subjects that are `untrained`. Speedups are against the subject named `reference` (None where
+    a runtime cannot run that one). None for `runtimes` or `devices` takes what works and records why the others do not; a runtime or device that
+    is requested must work somewhere.
 
     Before anything is timed, the answers at every batch size are compared with the subject's reference, fp32 by PyTorch: with its module,
     or without one with its file's own graph, or with what `references` has under its name. Subjects whose files are in another precision are
-    compared within its rounding, on 128 images, as `numerics` says: where there are fewer, noise like these follows.
+    compared within its rounding, on 128 inputs or more, as `numerics` says.
 
     Raises:
         Unavailable: a runtime or device that was requested does not work here, or not for one of the subjects.
         UnknownName: there is no such runtime.
         Disagreement: a runtime's answers are not the network's.
-        InvalidSetting, InvalidData: settings or images that make no sense.
+        InvalidSetting, InvalidData: settings or inputs that make no sense.
     """
-    _check(subjects, images, labels, reference, batches)
+    _check(subjects, inputs, labels, reference, batches)
     result = BenchResult()
-    pairs = working(runtimes, devices, result.skipped)
-    job = _job(subjects, images, labels, reference, batches, references or {})
+    pairs = _working(runtimes, devices, result.skipped)
+    job = _job(subjects, references or {}, inputs, batches, reference, labels, untrained)
     loaded = []
     for runtime, device in pairs:
         _load_libraries(job, runtime, device)
         loads = {subject.name: partial(_load, job, subject, runtime, device) for subject in subjects}
-        loaded.append(load_all(loads, f"{runtime} ({device})", result, required=runtimes is not None))
+        loaded.append(_load_all(loads, f"{runtime} ({device})", result, required=runtimes is not None))
     for row in (row for group in loaded for row in _rows(job, group, seconds_per_row, result.skipped)):
         result.rows.append(row)
         if on_row:
@@ -139,34 +149,26 @@ def measure(
 
 def _job(
     subjects: Sequence[Subject],
-    images: Array,
-    labels: NDArray[np.integer[Any]] | None,
-    reference: str,
-    batches: Sequence[int],
     references: Mapping[str, Reference],
+    inputs: Inputs,
+    batches: Sequence[int],
+    reference: str,
+    labels: NDArray[np.integer[Any]] | None,
+    untrained: Collection[str],
 ) -> _Job:
     from ltcompile.benchmark.reference import reference_of
 
+    largest = max(batches)
     found = {s.name: references.get(s.name) or reference_of(s) for s in subjects}
-    timed = images[: max(batches)]
-    checked = _with_noise(images[: max(CHECKED, *batches)])
-    of_checked = {name: one.expected(checked) for name, one in found.items() if one.rounded is not None}
-    expected = {name: of_checked.get(name) or one.expected(timed) for name, one in found.items()}
-    return _Job(subjects, images, labels, reference, batches, found, checked, expected, of_checked)
-
-
-def _with_noise(images: Array) -> Array:
-    """`images` (N, C, H, W), and behind fewer than CHECKED of them seeded noise with their mean and spread a channel."""
-    missing = CHECKED - len(images)
-    if missing <= 0:
-        return images
-    noise = np.random.default_rng(0).standard_normal((missing, *images.shape[1:]), dtype=np.float32)
-    mean, spread = images.mean((0, 2, 3), keepdims=True), images.std((0, 2, 3), keepdims=True)
-    return np.concatenate([images, mean + spread * noise])
+    timed = {batch: extended(inputs, batch) for batch in batches}
+    checked = extended(inputs, -(-CHECKED // largest) * largest)
+    expected = {(name, batch): one.expected(some, batch) for name, one in found.items() for batch, some in timed.items()}
+    of_checked = {name: one.expected(checked, largest) for name, one in found.items() if one.rounded is not None}
+    return _Job(subjects, found, reference, timed, expected, checked, of_checked, inputs, labels, untrained)
 
 
 def _check(
-    subjects: Sequence[Subject], images: Array, labels: NDArray[np.integer[Any]] | None, reference: str, batches: Sequence[int]
+    subjects: Sequence[Subject], inputs: Inputs, labels: NDArray[np.integer[Any]] | None, reference: str, batches: Sequence[int]
 ) -> None:
     names = [s.name for s in subjects]
     if len(set(names)) != len(names):
@@ -175,15 +177,14 @@ def _check(
         raise InvalidSetting(f"the reference {reference!r} is none of the subjects: {', '.join(names)}")
     if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
         raise InvalidSetting(f"batch sizes must be different and at least 1, not {list(batches)}")
-    if images.ndim != 4 or images.dtype != np.float32 or len(images) == 0:
-        raise InvalidData(f"images must be float32 (N, C, H, W), not {images.dtype} {images.shape}")
-    if not images.any() or not np.isfinite(images).all():
-        raise InvalidData("images are all zero or not finite; measure on real ones")
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise InvalidData(f"{len(images)} images need labels ({len(images)},), not {labels.shape}")
+    fractions = [tensor for tensor in inputs.tensors if tensor.is_floating_point()]
+    if fractions and (not any(t.any() for t in fractions) or any(t.isnan().any() for t in fractions)):
+        raise InvalidData("inputs are all zero or nan; measure on real ones")
+    if labels is not None and labels.shape != (inputs.batch,):
+        raise InvalidData(f"{inputs.batch} inputs need labels ({inputs.batch},), not {labels.shape}")
 
 
-def working(runtimes: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]) -> list[tuple[str, str]]:
+def _working(runtimes: Sequence[str] | None, devices: Sequence[str] | None, skipped: dict[str, str]) -> list[tuple[str, str]]:
     """The (runtime, device) pairs that work; the reasons of the others go to `skipped`."""
     reasons = {(b, d): reason for d in devices or DEVICES for b, reason in _reasons(runtimes, d).items()}
     for wanted in [*(runtimes or []), *(devices or [])]:
@@ -198,7 +199,7 @@ def _reasons(runtimes: Sequence[str] | None, device: str) -> dict[str, str | Non
     return available(device, every=False) if runtimes is None else {b: unavailable(b, device) for b in runtimes}
 
 
-def load_all(loads: Mapping[str, Callable[[], Loaded]], place: str, result: BenchResult, *, required: bool) -> dict[str, Loaded]:
+def _load_all(loads: Mapping[str, Callable[[], _Loaded]], place: str, result: BenchResult, *, required: bool) -> dict[str, _Loaded]:
     """The subjects, by name, that load at `place`; why the others do not, and the settings there, go to `result`.
 
     Raises:
@@ -223,65 +224,57 @@ def _open(job: _Job, subject: Subject, runtime: str, device: str, batch: int) ->
 
 def _load_libraries(job: _Job, runtime: str, device: str) -> None:
     """Run one network and throw it away, so that what a runtime loads on its first run counts as no subject's memory."""
-    batch = min(job.batches)
+    batch = min(job.inputs)
     try:
-        _open(job, job.subjects[-1], runtime, device, batch).run(tile(job.images, batch))
+        _open(job, job.subjects[-1], runtime, device, batch).run(feeds(job.inputs[batch]))
     except Unavailable:
         return  # _load meets it again, and says so
 
 
-def _load(job: _Job, subject: Subject, runtime: str, device: str) -> Loaded:
-    loaded = Loaded({}, {}, {}, None)
-    for batch in sorted(job.batches):
+def _load(job: _Job, subject: Subject, runtime: str, device: str) -> _Loaded:
+    loaded = _Loaded({}, {}, {}, None)
+    for batch in sorted(job.inputs):
         session = loaded.sessions[batch] = _open(job, subject, runtime, device, batch)
-        outputs = session.answers(tile(job.images, batch))
+        found = answers(of_session(session), job.inputs[batch], batch)
         loaded.peak_bytes[batch] = session.peak_bytes()
-        loaded.max_error[batch] = _agree(job, subject, session, outputs)
-    largest = loaded.sessions[max(job.batches)]
-    _agree_on_checked(job, subject, largest)
-    if job.labels is None:
+        loaded.max_error[batch] = _agree(subject, session, found, job.expected[subject.name, batch], f"at batch {batch}")
+    largest = of_session(session := loaded.sessions[job.largest])
+    if (expected := job.expected_of_checked.get(subject.name)) is not None:
+        found = answers(largest, job.checked, job.largest)
+        _agree(subject, session, found, expected, f"on {job.checked.batch} inputs")
+    if job.labels is None or subject.name in job.untrained:
         return loaded
-    return dataclasses.replace(loaded, accuracy=float((largest.answers(job.images).argmax(1) == job.labels).mean()))
+    outputs = next(iter(answers(largest, _filled(job.labelled, job.largest), job.largest).values()))
+    return dataclasses.replace(loaded, accuracy=float((outputs[: len(job.labels)].argmax(1) == job.labels).mean()))
 
 
-def _agree(job: _Job, subject: Subject, session: Session, outputs: Array) -> float:
-    """The largest difference of one batch to fp32 by PyTorch, relative to the largest magnitude. Raises Disagreement."""
-    expected, there = job.expected[subject.name], min(len(job.images), len(job.expected[subject.name].exact))
-    exact = tile(expected.exact[:there], len(outputs))
-    error = numerics.largest_error(outputs, exact)
-    if session.dtype == "tf32" and expected.rounded is None:
-        reason = "" if error <= TF32_TOLERANCE else f"outputs are off by {error:.1e} of the largest ({TF32_TOLERANCE:.0e} is allowed)"
-    else:
-        reason = expected.refusal(outputs, there)
-    if reason:
-        raise _disagreement(subject, session, f"at batch {len(outputs)}", reason)
-    return error
+def _filled(inputs: Inputs, batch: int) -> Inputs:
+    """`inputs`, their rows repeated where they are fewer than a batch."""
+    return inputs.resized(max(batch, inputs.batch))
 
 
-def _agree_on_checked(job: _Job, subject: Subject, session: Session) -> None:
-    """Raises Disagreement where a subject in another precision than fp32 computes something else."""
-    expected = job.expected_of_checked.get(subject.name)
-    if expected is not None and (reason := expected.refusal(session.answers(job.checked))):
-        raise _disagreement(subject, session, f"on {len(job.checked)} images", reason)
+def _agree(subject: Subject, session: Session, found: Answers, expected: _Expected, where: str) -> float:
+    """The largest difference to fp32 by PyTorch, relative to the largest magnitude of the output. Raises Disagreement."""
+    exact, rounded = expected
+    tolerance = TF32_TOLERANCE if session.dtype == "tf32" else numerics.FP32_TOLERANCE
+    if reason := numerics.compare(found, exact, rounded, tolerance).refusal:
+        raise Disagreement(
+            f"{session.deployment.runtime} ({session.deployment.device}) and the reference disagree on {subject.name!r} {where}: {reason}; "
+            "export the network again, or leave this runtime out"
+        )
+    return numerics.compare(found, exact).error
 
 
-def _disagreement(subject: Subject, session: Session, where: str, reason: str) -> Disagreement:
-    return Disagreement(
-        f"{session.deployment.runtime} ({session.deployment.device}) and the reference disagree on {subject.name!r} {where}: {reason}; "
-        "export the network again, or leave this runtime out"
-    )
-
-
-def _rows(job: _Job, loaded: dict[str, Loaded], seconds: float, skipped: dict[str, str]) -> Iterator[Measurement]:
-    for batch in job.batches if loaded else ():
-        times = timed(loaded, tile(job.images, batch), batch, seconds, skipped)
+def _rows(job: _Job, loaded: dict[str, _Loaded], seconds: float, skipped: dict[str, str]) -> Iterator[Measurement]:
+    for batch, inputs in job.inputs.items() if loaded else ():
+        times = _timed(loaded, feeds(inputs), batch, seconds, skipped)
         if times is None:
             return
         for name, one in loaded.items():
-            yield measurement(name, one, batch, times[name], None if name == job.reference else times.get(job.reference))
+            yield _measurement(name, one, batch, times[name], None if name == job.reference else times.get(job.reference))
 
 
-def timed(loaded: Mapping[str, Loaded], inputs: Feeds, batch: int, seconds: float, skipped: dict[str, str]) -> dict[str, Times] | None:
+def _timed(loaded: Mapping[str, _Loaded], inputs: Feeds, batch: int, seconds: float, skipped: dict[str, str]) -> dict[str, Times] | None:
     """The times of subjects in turns; None where their process ended, with its reason in `skipped`."""
     try:
         return interleave({name: one.sessions[batch].bind(inputs).call for name, one in loaded.items()}, seconds=seconds)
@@ -300,7 +293,7 @@ def _dtype(session: Session) -> str:
     return "float16" if precision == "fp16" and device == "cuda" else session.dtype
 
 
-def measurement(name: str, one: Loaded, batch: int, ms: Times, reference_ms: Times | None) -> Measurement:
+def _measurement(name: str, one: _Loaded, batch: int, ms: Times, reference_ms: Times | None) -> Measurement:
     p20, p50, p80 = (float(q) for q in np.quantile(ms, [0.2, 0.5, 0.8]))
     ratio, low, high = speedup(reference_ms, ms) if reference_ms is not None else (None, None, None)
     deployment = one.sessions[batch].deployment

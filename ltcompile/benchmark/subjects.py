@@ -1,60 +1,123 @@
-"""Networks and images as a benchmark takes them."""
+"""The networks and inputs that a benchmark measures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
-from ltcompile.data import Dataset, load_like
-from ltcompile.errors import LtcompileError, TicketMismatch
-from ltcompile.lower import export_classifier, fold_batch_norm
+from ltcompile.benchmark.reference import Reference, file_reference, module_reference
+from ltcompile.benchmark.target import Target
+from ltcompile.data import load_like
+from ltcompile.deploy.steps.snap import AS_IT_IS, moved
+from ltcompile.errors import InvalidSetting, LtcompileError, TicketMismatch
+from ltcompile.graph import Size, size
+from ltcompile.graph.inputs import Example
+from ltcompile.lower import export_onnx, fold_batch_norm
+from ltcompile.lower.answers import extended
+from ltcompile.lower.export import Flat
+from ltcompile.lower.inputs import Inputs
+from ltcompile.pruned import Pruned, classifier_data, compact
 from ltcompile.runtimes import Subject
 
-NOISE_IMAGES = 128  # enough to compare answers on
+EXAMPLE, TEST_SET = "the example, and noise like it", "test set"
+DENSE, SMALL = "dense", "small"
 
 
-def subject(
-    name: str, module: nn.Module, example: Tensor, scratch: Path, onnx: Path | None = None, metadata: Mapping[str, str] | None = None
-) -> Subject:
-    """`module` with its batch norms folded, and its ONNX file: `onnx`, or else a new one in the folder `scratch`, with `metadata` in it."""
-    folded, _ = fold_batch_norm(module, example)
-    if onnx is None:
-        onnx = scratch / f"{name}.onnx"
-        export_classifier(folded, example, onnx, metadata)
-    return Subject(name, folded.eval(), onnx)
+@dataclass(frozen=True)
+class Items:
+    """What networks are timed on: rows of `inputs`, their classes (N,) where they are known, and which items those are."""
+
+    inputs: Inputs
+    labels: NDArray[Any] | None = None
+    origin: str = EXAMPLE
 
 
-def images_of(described: Mapping[str, Any], data: str | None, data_root: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Test images (N, C, H, W) and labels (N,) of the data that a ticket describes, or of `data`.
+def items_of(pruned: Pruned, data: str | None = None, data_root: str | Path = "data") -> Items:
+    """Of a ticket for classification, the test images of its data, or of `data`. Without data, the example; noise where that is all zero.
 
-    Without the data: seeded noise and no labels. Raises TicketMismatch where `data` is other data; what loading raises, if `data` was named.
+    Raises:
+        InvalidSetting: `data` is named for another network. TicketMismatch: it is other data. What loading raises, if `data` was named.
     """
+    described = classifier_data(pruned)
+    if described is None:
+        if data is not None and (task := pruned.preprocessing.get("task")) is not None:
+            raise InvalidSetting(f"data= is for classification, and the ticket is for {task}; leave it out")
+        if data is not None:
+            raise InvalidSetting("data= and model= belong to tickets and files; leave them out for a Pruned")
+        return _example(pruned)
     name = data or described["name"]
-    shape, class_names = tuple(described["shape"]), list(described["class_names"])
-    dataset: Dataset | None = None
     try:
         dataset = load_like(described, name, data_root)
     except LtcompileError:
         if data is not None:
             raise
-    if dataset is None:
-        noise = torch.randn(NOISE_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
-        return noise.numpy(), None
-    there = dataset.description
-    if list(there.class_names) != class_names or there.shape != shape:
+        return _example(pruned)
+    there, shape = dataset.description, tuple(described["shape"])
+    if list(there.class_names) != described["class_names"] or there.shape != shape:
         raise TicketMismatch(
-            f"the network has {len(class_names)} classes and images {shape}, {name} has {there.classes} and {there.shape}; "
+            f"the network has {len(described['class_names'])} classes and images {shape}, {name} has {there.classes} and {there.shape}; "
             "pass the data that the ticket was found on"
         )
     batches = list(dataset.test.batches(256, torch.device("cpu"), None, 0))
-    return torch.cat([x for x, _ in batches]).contiguous().numpy(), torch.cat([y for _, y in batches]).numpy()
+    images = torch.cat([x for x, _ in batches]).contiguous()
+    return Items(_inputs(pruned, images), torch.cat([y for _, y in batches]).numpy(), TEST_SET)
 
 
-def images_origin(labels: np.ndarray | None) -> str:
-    """Which images those of `images_of` are."""
-    return "seeded noise" if labels is None else "test set"
+def _example(pruned: Pruned) -> Items:
+    inputs = _inputs(pruned, pruned.example)
+    if not any(tensor.any() for tensor in inputs.tensors):
+        inputs = extended(inputs, 2 * inputs.batch).rows(torch.arange(inputs.batch, 2 * inputs.batch))
+    return Items(inputs)
+
+
+def _inputs(pruned: Pruned, example: Example) -> Inputs:
+    """On the CPU, with the names that they have in the file."""
+    inputs = Inputs.of(pruned.small, example).on_cpu()
+    return replace(inputs, names=tuple(pruned.input_names or inputs.names))
+
+
+def subject_of(name: str, network: nn.Module, pruned: Pruned, scratch: Path, file: Path | None = None) -> Subject:
+    """`network`, which is called as `pruned` is, with its batch norms folded, and its ONNX file: `file`, or else a new one in `scratch`."""
+    folded = fold_batch_norm(network, pruned.example)[0].eval()
+    inputs = Inputs.of(folded, pruned.example)
+    path = file or scratch / f"{name}.onnx"
+    if file is None:
+        ticket = pruned.provenance.get("ticket_checksum")
+        origin = {"network_checksum": pruned.checksum} if ticket is None else {"ticket_checksum": ticket}
+        export_onnx(folded, pruned.example, path, origin, input_names=pruned.input_names, output_names=pruned.output_names)
+    return Subject(name, folded if inputs.is_one_tensor else Flat(folded, inputs).eval(), path)
+
+
+def subjects_of(target: Target, scratch: Path) -> tuple[list[Subject], dict[str, Size], dict[str, Reference]]:
+    """The dense network, where it is known, and the small one, exported in the same way; their sizes; and what answers are compared with where
+    that is not the subject's module. New files go to `scratch`.
+    """
+    pruned, file = target.pruned, target.file
+    subjects, sizes = [], {}
+    if pruned.dense is not None:
+        subjects.append(subject_of(DENSE, pruned.dense, pruned, scratch))
+        sizes[DENSE] = size(pruned.dense, pruned.example)
+    if target.small_is_known:
+        small = _small(target)
+        sizes[SMALL] = size(small, pruned.example)
+    if file is not None and not target.file_holds_small:
+        return [*subjects, Subject(SMALL, None, file)], sizes, {SMALL: file_reference(file)}
+    precision = target.texts.get("precision", "fp32")
+    if file is None or precision == "fp32":
+        return [*subjects, subject_of(SMALL, small, pruned, scratch, file)], sizes, {}
+    folded = fold_batch_norm(small, pruned.example)[0].eval()
+    return [*subjects, Subject(SMALL, None, file)], sizes, {SMALL: module_reference(folded, pruned, file, precision, scratch)}
+
+
+def _small(target: Target) -> nn.Module:
+    """The small network at the widths that its file has."""
+    found, way = compact(target.pruned), target.texts.get("snapped", AS_IT_IS)
+    if way == AS_IT_IS:
+        return found.small
+    assert found.plan is not None and found.dense is not None, "shrink moves the widths of plans alone"
+    return moved(found.small, found.plan, found.dense, way).module

@@ -6,7 +6,6 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -14,9 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ltcompile.benchmark.pruned import IMAGES, arrays, measure_subjects, subject_of
-from ltcompile.benchmark.rows import BenchResult, measure
-from ltcompile.benchmark.subjects import images_of, images_origin, subject
+from ltcompile.benchmark.rows import measure
+from ltcompile.benchmark.subjects import items_of, subject_of
 from ltcompile.core.arm import Arm, ArmKind
 from ltcompile.core.curve import CurvePoint, CurveTiming, Picked
 from ltcompile.core.deployment import Deployment
@@ -27,9 +25,10 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.graph import cut
-from ltcompile.numerics import tile
+from ltcompile.lower.answers import extended, feeds
+from ltcompile.lower.inputs import Inputs
 from ltcompile.paths import check_writable, write_json
-from ltcompile.pruned import check_ticket_fits, dense_network, pruned_of, small_network
+from ltcompile.pruned import compact, dense_network, pruned_of
 from ltcompile.runtimes import Subject, load
 from ltcompile.search.selection import Selection
 
@@ -96,26 +95,25 @@ def sweep(
             "time each with lt.bench(search.result(level=1)), or the one that it found with `ltcompile bench --model ...`"
         )
     ticket = RunFolder(folder).finished()
-    check_ticket_fits(ticket, model)
     for file in (RunFolder(folder).sweep, RunFolder(folder).picked):
         check_writable(file)
     rows = _first_seed(ticket)
-    inputs = _inputs(ticket, data, data_root, model)
+    pruned = pruned_of(ticket, model)
+    items = items_of(pruned, data, data_root)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
-        subjects = [inputs.subject(_name(row), _network(ticket, folder, row), Path(scratch)) for row in rows]
+        subjects = [subject_of(_name(row), _network(ticket, folder, row, model), pruned, Path(scratch)) for row in rows]
         points = [_point(ticket, row, found) for row, found in zip(rows, subjects, strict=True)]
-        result = inputs.measure(
-            subjects, runtimes=runtimes, devices=devices, batches=batches, seconds_per_row=seconds_per_row, on_row=on_row
-        )
-        spent, energy = _spent(joules, result.rows, subjects, inputs)
+        where: dict[str, Any] = {"runtimes": runtimes, "devices": devices, "batches": batches}
+        result = measure(subjects, items.inputs, **where, seconds_per_row=seconds_per_row, on_row=on_row)
+        spent, energy = _spent(joules, result.rows, subjects, items.inputs)
         options = {_place(row): _options(ticket, points, result.rows, _place(row)) for row in result.rows}
         first = result.rows[0]
 
         def again(names: Sequence[str]) -> list[Measurement]:
             """A fresh run of some of the networks where the rule looks, with speedups over the first of them."""
             some = [next(s for s in subjects if s.name == name) for name in names]
-            where: dict[str, Any] = {"runtimes": [first.runtime], "devices": [first.device], "batches": [first.batch]}
-            return inputs.measure(some, reference=names[0], seconds_per_row=seconds_per_row, **where).rows
+            there: dict[str, Any] = {"runtimes": [first.runtime], "devices": [first.device], "batches": [first.batch]}
+            return measure(some, items.inputs, reference=names[0], seconds_per_row=seconds_per_row, **there).rows
 
         chosen = pick_by(rule, options[_place(first)], first, again, ticket.metric)
     timings = [_timing(row, used, points, options[_place(row)]) for row, used in zip(result.rows, spent, strict=True)]
@@ -127,45 +125,11 @@ def sweep(
         result.skipped,
         result.details,
         energy,
-        inputs.origin,
+        items.origin,
         busy,
     )
     _write(folder, ticket, found, picked)
     return found
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What the networks of a curve are timed on, and how; `origin` says which inputs those are."""
-
-    subject: Callable[[str, nn.Module, Path], Subject]
-    measure: Callable[..., BenchResult]
-    of_batch: Callable[[int], Any]
-    origin: str
-
-
-def _inputs(ticket: Ticket, data: str | None, data_root: str | Path, model: str | None) -> _Inputs:
-    """Raises InvalidSetting where data is named for another task than classification."""
-    if (task := ticket.data.get("task", "classification")) == "classification":
-        images, labels = images_of(ticket.data, data, data_root)
-        example = torch.zeros(2, *ticket.data["shape"])
-
-        def classifier(name: str, network: nn.Module, scratch: Path) -> Subject:
-            return subject(name, network, example, scratch)
-
-        def timed(subjects: Sequence[Subject], **settings: Any) -> BenchResult:
-            return measure(subjects, images, None, **settings)
-
-        return _Inputs(classifier, timed, partial(tile, images), images_origin(labels))
-    if data is not None:
-        raise InvalidSetting(f"data= is for classification, and the ticket is for {task}; leave it out")
-    pruned = pruned_of(ticket, model)
-    return _Inputs(
-        lambda name, network, scratch: subject_of(name, network, pruned, scratch),
-        lambda subjects, **settings: measure_subjects(subjects, pruned, **settings),
-        partial(arrays, pruned),
-        IMAGES,
-    )
 
 
 def _first_seed(ticket: Ticket) -> list[Trained]:
@@ -208,11 +172,10 @@ def _loaded(ticket: Ticket, run: RunFolder, arm: Arm, what: str) -> torch.nn.Mod
     return dense
 
 
-def _network(ticket: Ticket, folder: Path, row: Trained) -> nn.Module:
+def _network(ticket: Ticket, folder: Path, row: Trained, model: str | None) -> nn.Module:
     if row.arm == "dense":
         return _loaded(ticket, RunFolder(folder), Arm(row.seed, "dense", 0), "the dense network")
-    own = ticket_of(ticket, folder, row)
-    return small_network(own, dense_network(own))
+    return compact(pruned_of(ticket_of(ticket, folder, row), model)).small
 
 
 def _point(ticket: Ticket, row: Trained, found: Subject) -> CurvePoint:
@@ -255,7 +218,7 @@ def _timing(row: Measurement, joules: float | None, points: list[CurvePoint], op
     return CurveTiming(**row.to_json(), joules_per_image=joules, on_front=point.arm != "random" and point.level in best)
 
 
-def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subject], inputs: _Inputs) -> tuple[list[float | None], str]:
+def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subject], inputs: Inputs) -> tuple[list[float | None], str]:
     """What an image takes, row by row, and why there is none where it is not measured."""
     if joules is None:
         return [None] * len(rows), "energy was not requested"
@@ -264,7 +227,7 @@ def _spent(joules: Joules | None, rows: list[Measurement], subjects: list[Subjec
         found = next(s for s in subjects if s.name == row.subject)
         try:
             session = load(found, Deployment(row.device, row.runtime, row.batch))
-            spent.append(joules(row.device, session.bind(inputs.of_batch(row.batch)).call, row.batch))
+            spent.append(joules(row.device, session.bind(feeds(extended(inputs, row.batch))).call, row.batch))
         except Unavailable as reason:
             return [None] * len(rows), str(reason)
     return spent, ""

@@ -262,8 +262,7 @@ def _competitors(
 
     for path in (output, output.with_suffix(".md"), output.with_name("layers.html")):
         check_writable(path)
-    pair = open_pair(ticket, data=data, data_root=data_root, model=model)
-    images = pair.images[: max(IMAGES, *batches)]
+    pair = open_pair(ticket, max(IMAGES, *batches), data=data, data_root=data_root, model=model)
 
     def on_case(result: CompetitorsResult, last: Case) -> None:
         write(result, output)
@@ -271,7 +270,7 @@ def _competitors(
             typer.echo(f"\n{last.subject}, batch {last.batch}\n{case_table(result, last.subject, last.batch)}")
 
     result = run(
-        [Network(name, network, images) for name, network in pair.networks.items()],
+        [Network(name, network, pair.images) for name, network in pair.networks.items()],
         [Case(name, batch) for batch in batches for name in ("small", "dense")],
         device=pick_device(device).type,
         seconds=seconds,

@@ -14,9 +14,6 @@ from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, own_network
 from ltcompile.cli._options import MOST_IMAGES
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from ltcompile.core.ticket import Ticket
     from ltcompile.engine import Engine
     from ltcompile.graph import Example
     from ltcompile.pruned import Pruned
@@ -61,6 +58,7 @@ def compile(
     """Compile a small network for this machine: measures the runtimes and takes the fastest, for each batch size."""
     import ltcompile as lt
     from ltcompile.paths import check_writable
+    from ltcompile.pruned import pruned_of
 
     check_writable(output)
     own = None if retune else own_network(target, model, weights, plan, example)
@@ -68,9 +66,10 @@ def compile(
         if retune:
             engine = lt.load_engine(str(target), retune=True, tune_seconds=tune_seconds, on_progress=report)
         else:
-            network, inputs = _ticket(target, model, data, data_root, precision) if own is None else (own.small, _inputs(own, data))  # type: ignore[arg-type]
+            pruned = own or pruned_of(target, model)  # type: ignore[arg-type]  # one of them is given
+            inputs = _inputs(pruned, data, data_root, precision)
             settings: dict[str, Any] = {"max_drop": max_drop, "tune_seconds": tune_seconds}
-            engine = lt.compile(network, inputs, device=device, batch=batch, precision=precision, **settings, on_progress=report)
+            engine = lt.compile(pruned, inputs, device=device, batch=batch, precision=precision, **settings, on_progress=report)
     engine.save(output)
     if as_json:
         typer.echo(json.dumps([decision.to_json() for decision in engine.decisions.values()]))
@@ -90,39 +89,29 @@ def _progress(quiet: bool) -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def _ticket(target: Path, model: str | None, data: str | None, root: Path, precision: str | None) -> tuple[nn.Module, Tensor]:
-    """A ticket's small network, and images."""
-    from ltcompile.core.ticket import Ticket
-    from ltcompile.pruned import check_ticket_fits, dense_network, small_network
-
-    ticket = Ticket.load(target)
-    check_ticket_fits(ticket, model)
-    return small_network(ticket, dense_network(ticket)), _images(ticket, data, root, precision)
-
-
-def _inputs(own: Pruned, data: str | None) -> Example:
-    """The inputs of a file, or the example."""
-    from ltcompile.errors import InvalidSetting
-    from ltcompile.graph.examples import TENSORS, read_inputs
-
-    if data is not None and not data.endswith(TENSORS):
-        raise InvalidSetting(f"--data takes a file of inputs ({', '.join(TENSORS)}) for a network of your own, not {data!r}")
-    return own.example if data is None else read_inputs(Path(data))
-
-
-def _images(ticket: Ticket, data: str | None, root: Path, precision: str | None) -> Tensor:
-    """Training images (N, C, H, W); where the ticket's data is not here, seeded noise, which int8 does not do with."""
+def _inputs(pruned: Pruned, data: str | None, root: Path, precision: str | None) -> Example:
+    """The inputs of a file; or of a ticket for classification, training images, and noise where its data is not here, which int8 does not do with."""
     import torch
 
     from ltcompile.data import load_like
-    from ltcompile.errors import LtcompileError
+    from ltcompile.errors import InvalidSetting, LtcompileError
+    from ltcompile.graph.examples import TENSORS, read_inputs
+    from ltcompile.lower.answers import probe
+    from ltcompile.pruned import classifier_data
 
+    if data is not None and data.endswith(TENSORS):
+        return read_inputs(Path(data))
+    described = classifier_data(pruned)
+    if described is None:
+        if data is not None:
+            raise InvalidSetting(f"--data takes a file of inputs ({', '.join(TENSORS)}) for a network of your own, not {data!r}")
+        return pruned.example
     try:
-        dataset = load_like(ticket.data, data or str(ticket.data["name"]), root)
+        dataset = load_like(described, data or described["name"], root)
     except LtcompileError:
         if data is not None or precision == "int8":
             raise
-        return torch.randn(IMAGES, *ticket.data["shape"], generator=torch.Generator().manual_seed(0))
+        return probe(pruned.small, pruned.example, IMAGES).example
     images, _ = next(iter(dataset.train.batches(IMAGES, torch.device("cpu"), None, 0)))
     return images.contiguous()
 

@@ -32,19 +32,17 @@ def lower(
     """Turn a ticket's small network into a program of fused operations, compared with the network after every step."""
     import torch
 
-    from ltcompile.core.ticket import Ticket
     from ltcompile.errors import InvalidSetting
     from ltcompile.lower.lower import lower as run
     from ltcompile.lower.lower import to_layout
     from ltcompile.lower.passes.precision import DTYPES
-    from ltcompile.pruned import check_ticket_fits, dense_network, small_network
+    from ltcompile.pruned import compact, pruned_of
 
     if precision not in DTYPES:
         raise InvalidSetting(f"--precision is one of {', '.join(DTYPES)}, not {precision!r}")
-    loaded = Ticket.load(ticket)
-    check_ticket_fits(loaded, model)
-    example = torch.randn(batch, *loaded.data["shape"], generator=torch.Generator().manual_seed(0))
-    done = run(small_network(loaded, dense_network(loaded)), example)
+    pruned = compact(pruned_of(ticket, model))
+    example = torch.randn(batch, *pruned.example.shape[1:], generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]  # one tensor
+    done = run(pruned.small, example)
     placed = to_layout(done.program, example, precision)
     rows: list[dict[str, Any]] = [
         {"node": n.name, "layer": n.layer, "operation": n.target, "shape": list(n.shape), "became": _became(n.name, done, placed)}

@@ -23,7 +23,7 @@ from ltcompile.graph.inputs import Example
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import TOLERANCES, largest_error, tile
-from ltcompile.pruned import Pruned, Result, pruned_of
+from ltcompile.pruned import Pruned, Result, compact, pruned_of
 
 BATCHES = (1, 8, 64)
 Source = Pruned | Ticket | Result | str | Path
@@ -77,7 +77,7 @@ def compile(
 def _network(model: nn.Module | Source, example: Example | None) -> tuple[nn.Module, Example]:
     """A copy of the network in eval mode on the CPU, and its inputs. Raises InvalidSetting where there are none."""
     if not isinstance(model, nn.Module):
-        pruned = pruned_of(model)
+        pruned = compact(pruned_of(model))
         model, example = pruned.small, pruned.example if example is None else example
     if example is None:
         raise InvalidSetting(

@@ -20,6 +20,7 @@ from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.simulate import rounded_network
 from ltcompile.numerics import Answers
 from ltcompile.runtimes import Session, Subject, load_apart
+from ltcompile.runtimes._base import by_name
 
 STANDARD_MEAN, STANDARD_DEVIATION = 0.25, (0.75, 1.25)  # an example within these looks like the output of torch.randn
 
@@ -27,12 +28,16 @@ Run = Callable[[Inputs], Mapping[str, Tensor]]
 
 
 def probe(network: nn.Module, example: Example, count: int) -> Inputs:
-    """`count` seeded inputs of `network` on the CPU: the rows of `example`, then noise that is distributed alike.
+    """`count` seeded inputs of `network` on the CPU: the rows of `example`, then noise that is distributed alike: see `extended`."""
+    return extended(Inputs.of(network, example).on_cpu(), count)
 
-    Noise of a floating-point tensor has the example's mean and deviation, and stays within its smallest and largest value; where the example
-    looks like the output of torch.randn, it is that. All other tensors repeat their rows.
+
+def extended(given: Inputs, count: int) -> Inputs:
+    """The first `count` rows of `given`; where there are fewer, noise that is distributed alike follows.
+
+    Noise of a floating-point tensor has the mean and deviation of the rows, and stays within their smallest and largest value; where they
+    look like the output of torch.randn, it is that. All other tensors repeat their rows.
     """
-    given = Inputs.of(network, example).on_cpu()
     inputs = given.resized(count)
     if count <= given.batch:
         return inputs
@@ -82,6 +87,25 @@ def of_file(file: Path, names: Sequence[str], runtime: str = "onnxruntime") -> R
             sessions[inputs.batch] = load_apart(subject, Deployment("cpu", runtime, inputs.batch))
         found = sessions[inputs.batch].run({name: tensor.numpy() for name, tensor in zip(names, inputs.tensors, strict=True)})
         return {name: torch.from_numpy(value) for name, value in found.items()}
+
+    return run
+
+
+def of_graph(model: Any) -> Run:
+    """Evaluates an ONNX model without a runtime. Raises InvalidModel where the model has a node that onnx's reference does not define."""
+    evaluate, names = evaluator_of_all(model), [value.name for value in model.graph.input]
+
+    def run(inputs: Inputs) -> Mapping[str, Tensor]:
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in evaluate(by_name(feeds(inputs), names)).items()}
+
+    return run
+
+
+def of_session(session: Session) -> Run:
+    """Runs a session, on batches of its deployment's size."""
+
+    def run(inputs: Inputs) -> Mapping[str, Tensor]:
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in session.run(feeds(inputs)).items()}
 
     return run
 

@@ -6,19 +6,21 @@ from pathlib import Path
 
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import InvalidSetting
+from ltcompile.pruned.compaction import compact
 from ltcompile.pruned.pruned import MetricValue, Pruned, Result
-from ltcompile.pruned.ticket import check_ticket_fits, dense_network, named_network, of_ticket, small_network
+from ltcompile.pruned.ticket import check_ticket_fits, classifier_data, dense_network, named_network, of_ticket
 
 __all__ = [
     "MetricValue",
     "Pruned",
     "Result",
     "check_ticket_fits",
+    "classifier_data",
+    "compact",
     "dense_network",
     "named_network",
     "of_ticket",
     "pruned_of",
-    "small_network",
 ]
 
 

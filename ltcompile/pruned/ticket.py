@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.plan import PruningPlan
 from ltcompile.core.streams import seeded, stream
 from ltcompile.core.ticket import Ticket
-from ltcompile.errors import InvalidPlan, LtcompileError, TicketMismatch
-from ltcompile.graph import Eliminated, cut, eliminate_dead_channels
-from ltcompile.graph.factorise import Factorised, factorise
+from ltcompile.errors import LtcompileError, TicketMismatch
+from ltcompile.graph import cut
 from ltcompile.models import build_model, is_own_code
 from ltcompile.pruned.pruned import MetricValue, Pruned
 
 PROBES = 16
+CLASSIFICATION = "classification"
 
 
 def check_ticket_fits(ticket: Ticket, model: str | None = None, classes: int | None = None) -> None:
@@ -97,7 +96,7 @@ def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
 
 
 def _classifies(ticket: Ticket) -> bool:
-    return bool(ticket.data.get("task", "classification") == "classification")
+    return bool(ticket.data.get("task", CLASSIFICATION) == CLASSIFICATION)
 
 
 def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
@@ -114,15 +113,7 @@ def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
         dense,
         ticket.plan,
         ticket.mask,
-        {
-            "task": str(data.get("task", "classification")),
-            "data": str(data["name"]),
-            "class_names": json.dumps(list(data["class_names"])),
-            "mean": json.dumps(list(data["mean"])),
-            "std": json.dumps(list(data["std"])),
-            "interpolation": str(data.get("interpolation", "bilinear")),  # tickets before it knew no other
-            "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey",
-        },
+        _texts(data),
         metric,
         ("images",),
         ("logits",) if _classifies(ticket) else None,
@@ -131,40 +122,34 @@ def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
     )
 
 
-def small_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
-    """The ticket's network with its weights, in eval mode, without dead channels, and with layers of low rank in two.
-
-    Raises TicketMismatch as `ticket_network` does.
-    """
-    return small_with_plan(ticket, dense)[0]
-
-
-def small_with_plan(ticket: Ticket, dense: nn.Module) -> tuple[nn.Module, PruningPlan]:
-    """The same, and the plan that leaves it of the dense network."""
-    network, example = ticket_network(ticket, dense), torch.zeros(1, *ticket.data["shape"])
-    if ticket.mask is not None:
-        found = without_dead_channels(network, ticket.plan, example)
-        return found.module, found.plan
-    low_rank = has_low_rank(str(ticket.config.get("method", "")))
-    return in_two(network, example).module if low_rank else network, ticket.plan
+def _texts(data: Mapping[str, Any]) -> dict[str, str]:
+    """What a ticket says of its data, as the texts that travel in a file."""
+    skipped = {"skipped": str(data["skipped"])} if data.get("skipped") else {}
+    return {
+        "task": str(data.get("task", CLASSIFICATION)),
+        "data": str(data["name"]),
+        "class_names": json.dumps(list(data["class_names"])),
+        "mean": json.dumps(list(data["mean"])),
+        "std": json.dumps(list(data["std"])),
+        "interpolation": str(data.get("interpolation", "bilinear")),  # tickets before it knew no other
+        "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey",
+        **skipped,
+    }
 
 
-def without_dead_channels(masked: nn.Module, plan: PruningPlan, example: Tensor) -> Eliminated:
-    """`masked` without the channels that its zeros leave dead. Raises TicketMismatch where the groups of `plan` are of another network."""
-    try:
-        return eliminate_dead_channels(masked, plan.groups, example)
-    except InvalidPlan as error:
-        raise TicketMismatch(f"the ticket's groups are not those of its network: {error}; search again") from error
+def classifier_data(pruned: Pruned) -> dict[str, Any] | None:
+    """The data of a ticket for classification, as `Description.to_json` describes it; None of other networks."""
+    if "ticket_checksum" not in pruned.provenance or pruned.preprocessing["task"] != CLASSIFICATION:
+        return None
+    assert isinstance(pruned.example, Tensor)
+    return data_of(pruned.preprocessing, pruned.example.shape[1:])
 
 
-def has_low_rank(method: str) -> bool:
-    """Whether `method` prunes weights as coefficients of a basis: then some have a low rank."""
-    return method.startswith("basis")
-
-
-def in_two(network: nn.Module, example: Tensor) -> Factorised:
-    """`network` with layers of low rank in two. Raises Disagreement where that changes its answers."""
-    return factorise(network, torch.randn(2, *example.shape[1:], generator=torch.Generator().manual_seed(0)))
+def data_of(texts: Mapping[str, str], shape: Sequence[int]) -> dict[str, Any]:
+    """The data of images with `shape` that the `texts` of a ticket's file describe. Raises KeyError or ValueError where they do not."""
+    values = {key: json.loads(texts[key]) for key in ("class_names", "mean", "std")}
+    described = {"name": texts["data"], "shape": list(shape), "interpolation": texts["interpolation"]}
+    return {**values, **described, "skipped": int(texts.get("skipped", 0))}
 
 
 def _line(error: Exception) -> str:

@@ -116,12 +116,12 @@ def collect(folder: Path) -> Figures:
 
 def of_pruned(pruned: Pruned, bench: str | Path | None) -> Figures:
     """The figures of a network, timed now where no `bench` is given. Raises InvalidFile as `collect` does."""
-    from ltcompile.benchmark.pruned import bench_pruned
+    from ltcompile.benchmark.bench import bench as measure
 
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         path = Path(bench) if bench is not None else RunFolder(scratch).bench
         if bench is None:
-            bench_pruned(pruned, batches=(1,), output=path)
+            measure(pruned, batches=(1,), output=path)
         found = _bench(path)
     if found.network_checksum != pruned.checksum:
         raise InvalidFile(f"{path} was measured with another network; bench this one")

@@ -404,7 +404,7 @@ def test_bench_times_both_networks_of_a_ticket(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "small, batch 2" in done.stdout and "times as fast as the fastest peer, exact." in done.stdout
     written = json.loads((tmp_path / "competitors.json").read_text())
-    assert written["images"] == "seeded noise" and {r["subject"] for r in written["rows"]} == {"small", "dense"}
+    assert written["images"] == "the example, and noise like it" and {r["subject"] for r in written["rows"]} == {"small", "dense"}
     assert written["subjects"]["small"]["macs"] < written["subjects"]["dense"]["macs"]
     assert (tmp_path / "competitors.md").exists() and (tmp_path / "layers.html").exists()
     done = CliRunner().invoke(app, [*command, "--json"])

@@ -23,6 +23,7 @@ from ltcompile.benchmark.reference import reference_of
 from ltcompile.core import load
 from ltcompile.core.records import Measurement
 from ltcompile.errors import Disagreement, InvalidData, InvalidSetting, Unavailable, UnknownName
+from ltcompile.lower.inputs import Inputs
 from ltcompile.runtimes import Subject
 
 bench_module = importlib.import_module("ltcompile.benchmark.rows")
@@ -143,6 +144,7 @@ def subject(name: str, path: Path, seed: int = 0, onnx_seed: int | None = None) 
 
 
 IMAGES = np.random.default_rng(0).standard_normal((70, 3, 4, 4), dtype=np.float32)
+INPUTS = Inputs.of(module(0), torch.from_numpy(IMAGES))
 QUICK = {"batches": (1, 3), "seconds_per_row": 0.1, "devices": ["cpu"]}
 
 
@@ -164,7 +166,7 @@ def test_bench_measures_every_subject_on_every_backend(pair: list[Subject]) -> N
     with torch.inference_mode():
         labels = module(0)(torch.from_numpy(IMAGES)).argmax(1).numpy()
     seen: list[Measurement] = []
-    result = measure(pair, IMAGES, labels, runtimes=["eager", "onnxruntime"], **(QUICK | {"batches": (1, 100)}), on_row=seen.append)
+    result = measure(pair, INPUTS, labels, runtimes=["eager", "onnxruntime"], **(QUICK | {"batches": (1, 100)}), on_row=seen.append)
     assert result.rows == seen
     assert [(r.runtime, r.batch, r.subject) for r in seen] == list(
         itertools.product(["eager", "onnxruntime"], [1, 100], ["dense", "ticket"])
@@ -187,14 +189,14 @@ def test_bench_measures_every_subject_on_every_backend(pair: list[Subject]) -> N
 def test_a_wrong_answer_is_never_timed(tmp_path: Path) -> None:
     wrong = [subject("dense", tmp_path), subject("ticket", tmp_path, seed=1, onnx_seed=2)]
     with pytest.raises(Disagreement, match=r"onnxruntime \(cpu\) and the reference disagree on 'ticket' at batch 1: outputs are off by"):
-        measure(wrong, IMAGES, runtimes=["eager", "onnxruntime"], **QUICK)
+        measure(wrong, INPUTS, runtimes=["eager", "onnxruntime"], **QUICK)
 
 
 @pytest.mark.usefixtures("no_timing")
 def test_not_a_number_is_a_wrong_answer(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_module.Session, "answers", lambda _, images: np.full((len(images), CLASSES), np.nan, dtype=np.float32))
+    monkeypatch.setattr(bench_module.Session, "run", lambda _, feeds: {"y": np.full((len(feeds["input"]), CLASSES), np.nan, np.float32)})
     with pytest.raises(Disagreement, match="nan"):
-        measure(pair, IMAGES, runtimes=["eager"], **QUICK)
+        measure(pair, INPUTS, runtimes=["eager"], **QUICK)
 
 
 @pytest.fixture
@@ -215,20 +217,20 @@ def leave_only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_what_was_requested_must_work(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     break_backend(monkeypatch, "openvino", "no library; pip install it")
     with pytest.raises(Unavailable, match=r"openvino \(cpu\): no library; pip install it"):
-        measure(pair, IMAGES, runtimes=["eager", "openvino"], **QUICK)
+        measure(pair, INPUTS, runtimes=["eager", "openvino"], **QUICK)
     with pytest.raises(UnknownName, match="onnxruntime"):
-        measure(pair, IMAGES, runtimes=["onnxruntim"], **QUICK)
+        measure(pair, INPUTS, runtimes=["onnxruntim"], **QUICK)
     with pytest.raises(Unavailable, match="'dense' has none"):
-        measure([Subject("dense", pair[0].module)], IMAGES, runtimes=["onnxruntime"], **QUICK)
+        measure([Subject("dense", pair[0].module)], INPUTS, runtimes=["onnxruntime"], **QUICK)
     if not torch.cuda.is_available():
         with pytest.raises(Unavailable, match=r"eager \(cuda\)"):
-            measure(pair, IMAGES, devices=["cuda"])
+            measure(pair, INPUTS, devices=["cuda"])
 
 
 @pytest.mark.usefixtures("no_settling")
 def test_what_was_not_requested_is_skipped_with_its_reason(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     leave_only(monkeypatch, "eager", "onnxruntime")
-    result = measure([pair[0], Subject("ticket", pair[1].module)], IMAGES, **QUICK)
+    result = measure([pair[0], Subject("ticket", pair[1].module)], INPUTS, **QUICK)
     assert result.skipped["openvino (cpu)"] == "left out; install it"
     assert "'ticket' has none" in result.skipped["onnxruntime (cpu): ticket"]
     assert {(r.runtime, r.subject) for r in result.rows} == {("eager", "dense"), ("eager", "ticket"), ("onnxruntime", "dense")}
@@ -240,7 +242,7 @@ def test_rows_name_the_type_of_products(tmp_path: Path, precision: str | None, d
     """Of each network its own; a CPU multiplies integers as they are, and half precision in single."""
     pair = [subject("dense", tmp_path), Subject("small", None, subject("small", tmp_path, seed=1).onnx)]
     references = {"small": replace(reference_of(pair[1]), precision=precision)} if precision else None
-    rows = measure(pair, IMAGES, runtimes=["onnxruntime"], **(QUICK | {"batches": (1,)}), references=references).rows
+    rows = measure(pair, INPUTS, runtimes=["onnxruntime"], **(QUICK | {"batches": (1,)}), references=references).rows
     assert {row.subject: row.dtype for row in rows} == {"dense": "float32", "small": dtype}
 
 
@@ -259,19 +261,19 @@ def test_busy_share_is_of_the_time_between(
 @pytest.mark.usefixtures("no_settling")
 def test_without_the_reference_there_is_no_speedup(pair: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
     leave_only(monkeypatch, "eager", "onnxruntime")
-    result = measure([Subject("dense", None, pair[0].onnx), pair[1]], IMAGES, **QUICK)
+    result = measure([Subject("dense", None, pair[0].onnx), pair[1]], INPUTS, **QUICK)
     assert [(r.subject, r.speedup) for r in result.rows if r.runtime == "eager"] == [("ticket", None)] * 2
 
 
 @pytest.mark.usefixtures("no_timing")
 def test_bench_refuses_nonsense(pair: list[Subject]) -> None:
-    for bad in (np.zeros_like(IMAGES), IMAGES[:0], IMAGES.astype(np.float64), IMAGES[0], np.full_like(IMAGES, np.nan)):
-        with pytest.raises(InvalidData):
-            measure(pair, bad)
+    for bad in (np.zeros_like(IMAGES), np.full_like(IMAGES, np.nan)):
+        with pytest.raises(InvalidData, match="all zero or nan"):
+            measure(pair, Inputs.of(module(0), torch.from_numpy(bad)))
     with pytest.raises(InvalidData, match="labels"):
-        measure(pair, IMAGES, np.zeros(3, dtype=np.int64))
+        measure(pair, INPUTS, np.zeros(3, dtype=np.int64))
     for settings in ({"batches": (0, 1)}, {"batches": ()}, {"batches": (1, 1)}, {"reference": "gone"}, {"devices": ["tpu"]}):
         with pytest.raises(InvalidSetting):
-            measure(pair, IMAGES, **settings)
+            measure(pair, INPUTS, **settings)
     with pytest.raises(InvalidSetting, match="one name"):
-        measure([pair[0], pair[0]], IMAGES)
+        measure([pair[0], pair[0]], INPUTS)

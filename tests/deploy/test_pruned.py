@@ -219,7 +219,7 @@ class TestBench:
             monkeypatch.setattr(session, "run", lambda inputs: {name: value + 1e-2 for name, value in run(inputs).items()})
             return session
 
-        monkeypatch.setattr("ltcompile.benchmark.pruned.load_apart", wrong)
+        monkeypatch.setattr("ltcompile.benchmark.rows.load_apart", wrong)
         with pytest.raises(Disagreement, match="output 'logits': outputs are off by"):
             lt.bench(pruned("two inputs"), runtimes=["onnxruntime"], devices=["cpu"], batches=(1,))
         with pytest.raises(InvalidSetting, match="belong to tickets and files"):

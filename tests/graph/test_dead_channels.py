@@ -23,7 +23,7 @@ from ltcompile.core.plan import Group, PruningPlan
 from ltcompile.errors import Disagreement, InvalidPlan, TicketMismatch
 from ltcompile.graph import Eliminated, eliminate_dead_channels, mask, size, trace
 from ltcompile.graph.layers import place
-from ltcompile.pruned import dense_network, small_network
+from ltcompile.pruned import compact, pruned_of
 
 
 def mobilenet() -> nn.Module:
@@ -403,7 +403,7 @@ class TestTickets:
     @pytest.mark.parametrize("name", ["lenet5", "resnet20", "lenet300"])
     def test_the_small_network_of_a_mask_answers_as_the_masked_one(self, name: str) -> None:
         ticket = mask_ticket(name)
-        small, images = small_network(ticket, dense_network(ticket)), torch.randn(5, 1, SIDE, SIDE)
+        small, images = compact(pruned_of(ticket)).small, torch.randn(5, 1, SIDE, SIDE)
         assert difference(small, whole(ticket), images) <= 1e-5
         assert size(small, images).params < size(whole(ticket), images).params
 
@@ -419,7 +419,7 @@ class TestTickets:
         assert record["equality_error"] <= 1e-5 and record["macs"] < record["dense_macs"]
         lost = reported["channels"]["constant"] + reported["channels"]["unread"]
         assert 0 < lost < reported["channels"]["all"] and f"{lost} of {reported['channels']['all']} channels" in result.output
-        small = small_network(ticket, dense_network(ticket))
+        small = compact(pruned_of(ticket)).small
         found = {tuple(i.dims) for i in onnx.load(tmp_path / "small.onnx").graph.initializer if len(i.dims) == 4}
         assert found == {tuple(v.shape) for v in small.state_dict().values() if v.dim() == 4}
 
@@ -455,7 +455,7 @@ class TestTickets:
                 [*found.module.parameters()][-1].add_(1)
             return found
 
-        monkeypatch.setattr("ltcompile.pruned.ticket.eliminate_dead_channels", wrong)
+        monkeypatch.setattr("ltcompile.pruned.compaction.eliminate_dead_channels", wrong)
         with pytest.raises(Disagreement, match="without its dead channels"):
             lt.shrink(mask_ticket(), tmp_path / "small.onnx")
         assert not list(tmp_path.iterdir())
@@ -464,4 +464,4 @@ class TestTickets:
         ticket = mask_ticket()
         other = dataclasses.replace(ticket, plan=PruningPlan(trace(lt.build_model("conv2", 10, 1, SIDE), torch.zeros(2, 1, SIDE, SIDE))))
         with pytest.raises(TicketMismatch, match="groups are not those of"):
-            small_network(other, dense_network(other))
+            compact(pruned_of(other))

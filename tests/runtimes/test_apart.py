@@ -22,6 +22,7 @@ from ltcompile.benchmark import measure
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.records import Measurement
 from ltcompile.errors import Crashed, InvalidSetting, Unavailable
+from ltcompile.lower.inputs import Inputs
 from ltcompile.runtimes import Options, Session, Subject, Workers, load, load_apart, shared
 from ltcompile.timing import interleave
 
@@ -142,9 +143,9 @@ def test_a_runtime_that_crashes_ends_no_benchmark(tmp_path: Path) -> None:
         if seen == 2 * [(RUNTIME, 1)]:
             os.kill(shared().processes()[RUNTIME], signal.SIGSEGV)
 
-    images = np.random.default_rng(0).standard_normal((4, 1, 4, 4), dtype=np.float32)
+    inputs = Inputs.of(torch.nn.Flatten(), torch.randn(4, 1, 4, 4))
     runtimes = [RUNTIME, "eager"]
-    result = measure(subjects, images, runtimes=runtimes, devices=["cpu"], batches=[1, 2], seconds_per_row=0.05, on_row=on_row)
+    result = measure(subjects, inputs, runtimes=runtimes, devices=["cpu"], batches=[1, 2], seconds_per_row=0.05, on_row=on_row)
     assert seen == [(RUNTIME, 1)] * 2 + [("eager", 1)] * 2 + [("eager", 2)] * 2 and len(result.rows) == 6
     assert "SIGSEGV" in result.skipped[f"{RUNTIME} (cpu): batch 2"]
 

@@ -26,7 +26,7 @@ from ltcompile.graph import dropped_weights, trace
 from ltcompile.prune import criteria
 from ltcompile.prune.criteria import Evidence
 from ltcompile.prune.limits import Limits
-from ltcompile.pruned import dense_network, small_network
+from ltcompile.pruned import compact, dense_network, pruned_of
 from ltcompile.search.masks import full_mask, layer_rates, maskable, prune_mask, shuffle_mask
 from ltcompile.search.selection import Selection
 
@@ -209,8 +209,7 @@ def test_every_level_of_a_masked_run_is_on_the_curve(search: tuple[lt.SearchConf
     images = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     for row in (r for r in found.rows if r.arm in ("ticket", "random")):
         ticket = ticket_of(found.ticket, folder, row)
-        dense = dense_network(ticket)
-        small = small_network(ticket, dense)
+        dense, small = dense_network(ticket), compact(pruned_of(ticket)).small
         dense.load_state_dict(weights_of(folder, f"{row.arm}-{row.level}"))
         torch.testing.assert_close(small(images), dense(images), rtol=1e-5, atol=1e-5)
         assert ticket.mask is not None and all(not ticket.weights[n][~k].any() for n, k in ticket.mask.kept.items())

@@ -13,7 +13,7 @@ import ltcompile as lt
 from ltcompile.data import Dataset
 from ltcompile.errors import InvalidSetting, UnknownName
 from ltcompile.lower import run_onnx
-from ltcompile.pruned import dense_network, small_network
+from ltcompile.pruned import compact, dense_network, pruned_of
 from ltcompile.search import methods
 
 pytestmark = pytest.mark.usefixtures("cached_exports")
@@ -56,8 +56,7 @@ def test_the_ticket_shrinks_to_what_it_computes(search: tuple[lt.SearchConfig, P
     config, _, found = search
     found.ticket.save(tmp_path / "t.pt")
     ticket = lt.Ticket.load(tmp_path / "t.pt")
-    dense = dense_network(ticket)
-    small = small_network(ticket, dense)
+    dense, small = dense_network(ticket), compact(pruned_of(ticket)).small
     dense.load_state_dict(dict(ticket.weights))
     images = torch.randn(5, 1, 16, 16)
     torch.testing.assert_close(small(images), dense(images), rtol=1e-4, atol=1e-5)

@@ -32,7 +32,7 @@ from studies import some_study
 from torch import nn
 
 import ltcompile as lt
-from ltcompile.benchmark import bench as compare
+from ltcompile.benchmark.target import open_target
 from ltcompile.cli import inspect
 from ltcompile.core import ticket
 from ltcompile.core.deployment import Deployment
@@ -191,7 +191,7 @@ def read_onnx(path: Path) -> None:
     json.dumps(reported)
     with contextlib.redirect_stdout(io.StringIO()):
         inspect._print(reported)
-    compare._open(path)
+    open_target(path, model="readers:network")
 
 
 def read_claims(path: Path) -> None:

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ltcompile.core.mask import WeightMask
 from ltcompile.deploy.equality import check_rewritten
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.errors import InvalidSetting
-from ltcompile.graph import Eliminated, dropped_weights, size
+from ltcompile.graph import Eliminated, Example, dropped_weights, size
 from ltcompile.pruned import Pruned
-from ltcompile.pruned.ticket import without_dead_channels
+from ltcompile.pruned.compaction import without_dead_channels
 
 ORDER = 20
 
@@ -23,9 +22,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     """The network without dead channels; the lines give how much of the mask's sparsity they were."""
     if pruned.mask is None:
         return pruned, {}
-    if pruned.plan is None or not isinstance(pruned.example, Tensor):
-        raise InvalidSetting("a mask needs a plan, whose groups say which channels belong together, and one tensor as the example")
-    found = without_dead_channels(pruned.small, pruned.plan, pruned.example)
+    found = without_dead_channels(pruned)
     check_rewritten("the network without its dead channels and the masked one", found.module, pruned.small, pruned.example)
     structure = _structure(pruned.mask, pruned.small, found, pruned.example)
     return replace(pruned, small=found.module, plan=found.plan), {"structure": structure}
@@ -43,7 +40,7 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _structure(mask: WeightMask, masked: nn.Module, found: Eliminated, example: Tensor) -> dict[str, Any]:
+def _structure(mask: WeightMask, masked: nn.Module, found: Eliminated, example: Example) -> dict[str, Any]:
     """How much of the sparsity of `mask` was structure: channels that left `masked` with all their weights."""
     dropped, removed = mask.dropped(masked), dropped_weights(masked, found.plan)
     count = sum(int(gone.sum()) for gone in dropped.values())

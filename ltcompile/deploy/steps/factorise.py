@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from ltcompile.deploy.equality import check_rewritten
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.errors import InvalidSetting
 from ltcompile.pruned import Pruned
-from ltcompile.pruned.ticket import has_low_rank, in_two
+from ltcompile.pruned.compaction import has_low_rank, in_two
 
 ORDER = 40
 
@@ -20,9 +17,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     """The network with layers in two; the lines give the rank of each, and why the others stay in one."""
     if not has_low_rank(pruned.method):
         return pruned, {}
-    if not isinstance(pruned.example, Tensor):
-        raise InvalidSetting("layers of low rank are split in networks of one input; pass one tensor as the example")
-    found = in_two(pruned.small, pruned.example)
+    found = in_two(pruned)
     check_rewritten("the network with layers in two and the full one", found.module, pruned.small, pruned.example)
     refused = {name: why for name, why in found.outcomes.items() if name not in found.ranks}
     return replace(pruned, small=found.module), {"ranks": dict(found.ranks), "not_in_two": refused}

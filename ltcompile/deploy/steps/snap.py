@@ -25,7 +25,7 @@ from ltcompile.prune import criteria
 from ltcompile.prune.budget import RelativeTimer
 from ltcompile.prune.criteria import Evidence
 from ltcompile.pruned import Pruned
-from ltcompile.pruned.ticket import has_low_rank
+from ltcompile.pruned.compaction import has_low_rank
 
 ORDER = 50
 AS_IT_IS = "as it is"
