@@ -40,7 +40,7 @@ def open_pair(ticket: str | Path, count: int, *, data: str | None = None, data_r
         InvalidFile: it is not a ticket. TicketMismatch: it does not fit.
     """
     pruned = open_target(ticket, model=model).pruned
-    items = items_of(pruned, data, data_root)
+    items = items_of(pruned, pruned.classified, data, data_root)
     count = count if items.labels is None else min(count, items.inputs.batch)
     assert pruned.dense is not None
     networks = {DENSE: pruned.dense, SMALL: compact(pruned).small}
@@ -91,7 +91,7 @@ def bench(
     pruned = known.pruned
     path = None if output is None else check_writable(output)
     dense_path = None if write_dense is None else _dense_path(write_dense, pruned, known.file)
-    items, busy = items_of(pruned, data, data_root), busy_share()
+    items, busy = items_of(pruned, known.data or pruned.classified, data, data_root), busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         subjects, sizes, references = subjects_of(known, Path(scratch))
         if dense_path is not None:

@@ -69,7 +69,6 @@ def bench_formats(
     max_drop: float | None = None,
     seconds: float = 2.0,
     output: str | Path | None = None,
-    model: str | None = None,
     on_row: Callable[[FormatRow], None] = lambda row: None,
 ) -> FormatsResult:
     """Write a ticket or `Pruned` in each format, read every file back, and time it next to the dense network in the same format.
@@ -97,7 +96,7 @@ def bench_formats(
             raise unknown("precision", precision, list(PRECISIONS))
     if max_drop is not None and task is None:
         raise InvalidSetting(f"max_drop={max_drop} compares the task's metric; pass a ticket whose data is here, or leave it out")
-    busy, pruned = busy_share(), target if isinstance(target, Pruned) else pruned_of(target, model)
+    busy, pruned = busy_share(), pruned_of(target)
     judge = TaskJudge(pruned.small, task, chooses=False) if task is not None else None
     with in_eval_mode(pruned.small):
         reference = judge.test({"dense": of_network(pruned.small)})["dense"] if judge else None
@@ -120,7 +119,7 @@ def bench_formats(
         settings = {"batch": batch, "max_drop": max_drop, "metric": result.metric, "reference": reference, "dropped": dropped}
         settings["test_images"] = result.test_images
         value = {"kind": "formats", "format": 1, **settings, "rows": [row.to_json() for row in rows], "busy_share": busy}
-        origin = {"ticket_checksum": pruned.provenance.get("ticket_checksum"), "network_checksum": pruned.checksum}
+        origin = {"ticket_checksum": None if pruned.ticket is None else pruned.ticket.checksum, "network_checksum": pruned.checksum}
         write_json(output, {**value, **origin, "provenance": provenance()})
     return result
 

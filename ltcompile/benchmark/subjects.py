@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.answers import extended
 from ltcompile.lower.export import Flat
 from ltcompile.lower.inputs import Inputs
-from ltcompile.pruned import Pruned, classifier_data, compact
+from ltcompile.pruned import Pruned, compact
 from ltcompile.runtimes import Subject
 
 EXAMPLE, TEST_SET = "the example, and noise like it", "test set"
@@ -37,16 +38,15 @@ class Items:
     origin: str = EXAMPLE
 
 
-def items_of(pruned: Pruned, data: str | None = None, data_root: str | Path = "data") -> Items:
-    """Of a ticket for classification, the test images of its data, or of `data`. Without data, the example; noise where that is all zero.
+def items_of(pruned: Pruned, described: Mapping[str, Any] | None, data: str | None = None, data_root: str | Path = "data") -> Items:
+    """The test images of the data `described`, or of `data`. Without data, the example; noise where that is all zero.
 
     Raises:
         InvalidSetting: `data` is named for another network. TicketMismatch: it is other data. What loading raises, if `data` was named.
     """
-    described = classifier_data(pruned)
     if described is None:
-        if data is not None and (task := pruned.preprocessing.get("task")) is not None:
-            raise InvalidSetting(f"data= is for classification, and the ticket is for {task}; leave it out")
+        if data is not None and pruned.ticket is not None:
+            raise InvalidSetting(f"data= is for classification, and the ticket is for {pruned.ticket.task}; leave it out")
         if data is not None:
             raise InvalidSetting("data= and model= belong to tickets and files; leave them out for a Pruned")
         return _example(pruned)
@@ -57,10 +57,10 @@ def items_of(pruned: Pruned, data: str | None = None, data_root: str | Path = "d
         if data is not None:
             raise
         return _example(pruned)
-    there, shape = dataset.description, tuple(described["shape"])
-    if list(there.class_names) != described["class_names"] or there.shape != shape:
+    there, shape, class_names = dataset.description, tuple(described["shape"]), tuple(described["class_names"])
+    if there.class_names != class_names or there.shape != shape:
         raise TicketMismatch(
-            f"the network has {len(described['class_names'])} classes and images {shape}, {name} has {there.classes} and {there.shape}; "
+            f"the network has {len(class_names)} classes and images {shape}, {name} has {there.classes} and {there.shape}; "
             "pass the data that the ticket was found on"
         )
     batches = list(dataset.test.batches(256, torch.device("cpu"), None, 0))
@@ -87,8 +87,9 @@ def subject_of(name: str, network: nn.Module, pruned: Pruned, scratch: Path, fil
     inputs = Inputs.of(folded, pruned.example)
     path = file or scratch / f"{name}.onnx"
     if file is None:
-        ticket = pruned.provenance.get("ticket_checksum")
-        origin = {"network_checksum": pruned.checksum} if ticket is None else {"ticket_checksum": ticket}
+        origin = {key: value for key, value in pruned.provenance.items() if key == "ticket_checksum"} or {
+            "network_checksum": pruned.checksum
+        }
         export_onnx(folded, pruned.example, path, origin, input_names=pruned.input_names, output_names=pruned.output_names)
     return Subject(name, folded if inputs.is_one_tensor else Flat(folded, inputs).eval(), path)
 

@@ -99,7 +99,7 @@ def sweep(
         check_writable(file)
     rows = _first_seed(ticket)
     pruned = pruned_of(ticket, model)
-    items = items_of(pruned, data, data_root)
+    items = items_of(pruned, pruned.classified, data, data_root)
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         subjects = [subject_of(_name(row), _network(ticket, folder, row, model), pruned, Path(scratch)) for row in rows]
         points = [_point(ticket, row, found) for row, found in zip(rows, subjects, strict=True)]

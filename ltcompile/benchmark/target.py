@@ -16,18 +16,17 @@ from ltcompile.core.fields import short
 from ltcompile.core.network_file import NetworkFile, described
 from ltcompile.core.onnx_file import domains, external, read_onnx
 from ltcompile.core.run_folder import RunFolder
-from ltcompile.core.ticket import Ticket, check_model
+from ltcompile.core.ticket import CLASSIFICATION, Ticket, check_model
 from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError, TicketMismatch
 from ltcompile.models import is_own_code
 from ltcompile.pruned import Pruned, Result, named_network, pruned_of
-from ltcompile.pruned.ticket import CLASSIFICATION, data_of
 
 
 @dataclass(frozen=True)
 class Target:
     """A network to measure, and the ONNX file of `shrink` that holds it, if that is what is measured; `texts` are the file's.
 
-    Of a file without its ticket, `pruned` has the dense network alone, as dense and as small one.
+    Of a file without its ticket, `pruned` has the dense network alone, as dense and as small one, and `data` is what the file says of its images.
     """
 
     name: str  # in results
@@ -36,6 +35,7 @@ class Target:
     texts: Mapping[str, str] = field(default_factory=dict)
     small_is_known: bool = True
     dense_is_trained: bool = True
+    data: Mapping[str, Any] | None = None
 
     @property
     def file_holds_small(self) -> bool:
@@ -66,7 +66,7 @@ def open_target(target: str | Path | Ticket | Pruned | Result, file: str | Path 
     pruned = pruned_of(target, model)
     if file is None:
         return Target(type(pruned.small).__name__, pruned)
-    texts, ticket = _texts(Path(file)), pruned.provenance.get("ticket_checksum")
+    texts, ticket = _texts(Path(file)), None if pruned.ticket is None else pruned.ticket.checksum
     if texts.get("network_checksum") != pruned.checksum and (ticket is None or texts.get("ticket_checksum") != ticket):
         raise TicketMismatch(f"{file} was not made of this network by `ltcompile shrink`; shrink it again, or name its weights and plan")
     return Target(Path(file).name, pruned, Path(file), texts)
@@ -115,7 +115,9 @@ def _of_file_alone(path: Path, texts: Mapping[str, str], model: str | None) -> T
     try:
         shape = [d.dim_value for d in ends.input[0].type.tensor_type.shape.dim][1:]
         network = json.loads(texts["model"])
-        check_model(network, data_of(texts, shape))
+        data = {key: json.loads(texts[key]) for key in ("class_names", "mean", "std")}
+        data |= {"name": texts["data"], "shape": shape, "interpolation": texts["interpolation"]}
+        check_model(network, data)
     except LtcompileError as error:
         raise InvalidFile(f"{path} describes an impossible network: {error}; shrink the ticket again") from error
     except (KeyError, IndexError, ValueError, TypeError, RecursionError) as error:
@@ -127,12 +129,11 @@ def _of_file_alone(path: Path, texts: Mapping[str, str], model: str | None) -> T
         dense,
         example,
         dense,
-        preprocessing={"task": CLASSIFICATION, **texts},
         input_names=(ends.input[0].name,),
         output_names=(ends.output[0].name,),
         provenance={"ticket_checksum": texts["ticket_checksum"]},
     )
-    return Target(path.name, known, path, texts, small_is_known=False, dense_is_trained=False)
+    return Target(path.name, known, path, texts, small_is_known=False, dense_is_trained=False, data=data)
 
 
 def _texts(path: Path) -> dict[str, str]:

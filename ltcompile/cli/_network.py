@@ -50,3 +50,10 @@ def own_network(target: Path | None, model: str | None, weights: Path | None, pl
     if is_own_code(model) and example is None:
         raise InvalidSetting(f"--model {model} needs the shapes of its inputs: add --example, as in --example 1x3x32x32")
     return pruned_from_files(model, weights, plan, example)
+
+
+def named_pruned(target: Path | None, model: str | None, weights: Path | None, plan: Path | None, example: str | None) -> Pruned:
+    """The network of the ticket `target`, or the one that the options name. Raises InvalidSetting as `own_network`."""
+    from ltcompile.pruned import pruned_of
+
+    return own_network(target, model, weights, plan, example) or pruned_of(target, model)  # type: ignore[arg-type]  # a path then

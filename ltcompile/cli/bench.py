@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Optional
 
 import typer
 
-from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, own_network
+from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, named_pruned, own_network
 from ltcompile.cli._timing_options import DATA_ROOT, DEVICE, RUNTIMES, SECONDS, TimingTable, batches, warn_if_busy
 
 if TYPE_CHECKING:
@@ -94,9 +94,10 @@ def bench(
             raise InvalidSetting(f"--formats times one batch size, not {', '.join(map(str, batch))}; give one --batch")
         batch = batch if len(batch) == 1 else [1]
         where = output or RunFolder(target.parent if target else ".").formats
-        _formats(
-            own or target, names, precision or ["fp32"], threads or 1, batch[0], data, data_root, model, max_drop, seconds, where, as_json
-        )
+        if target is not None and target.suffix == ".onnx":
+            raise InvalidSetting(f"--formats takes a ticket.pt, or a network that --model names, not {target}")
+        pruned = named_pruned(target, model, weights, plan, example)
+        _formats(pruned, names, precision or ["fp32"], threads or 1, batch[0], data, data_root, max_drop, seconds, where, as_json)
         return
     if competitors:
         if own or target is None or runtime or write_dense or len(device or []) > 1 or target.suffix == ".onnx":
@@ -140,14 +141,13 @@ def bench(
 
 
 def _formats(
-    target: Pruned | Path | None,
+    pruned: Pruned,
     names: list[str] | None,
     precisions: list[str],
     threads: int,
     batch: int,
     data: str | None,
     data_root: Path,
-    model: str | None,
     max_drop: float | None,
     seconds: float,
     output: Path,
@@ -155,16 +155,12 @@ def _formats(
 ) -> None:
     """The table of formats; ends with 1 where a format loses more than `max_drop`."""
     from ltcompile.benchmark.formats import bench_formats
-    from ltcompile.core.ticket import Ticket
     from ltcompile.errors import InvalidSetting
     from ltcompile.paths import check_writable
 
-    if target is None or (isinstance(target, Path) and target.suffix == ".onnx"):
-        raise InvalidSetting(f"--formats takes a ticket.pt, or a network that --model names{f', not {target}' if target else ''}")
-    if not isinstance(target, Path) and data is not None:
+    if pruned.ticket is None and data is not None:
         raise InvalidSetting(f"--data {data}: --formats measures the metric of a ticket alone; leave --data out")
-    found = Ticket.load(target) if isinstance(target, Path) else target
-    task = _task(found, data, data_root, max_drop is not None) if isinstance(found, Ticket) else None
+    task = None if pruned.ticket is None else _task(pruned, pruned.ticket, data, data_root, max_drop is not None)
     head = FORMAT_LINE.format(
         "format", "runtime", "precision", "threads", "size KB", "metric", "error", "ms (95 %)", "speedup (95 %)", "peak MB", "start s"
     )
@@ -177,7 +173,7 @@ def _formats(
             _print_format(row)
 
     result = bench_formats(
-        found,
+        pruned,
         names,
         precisions=precisions,
         threads=threads,
@@ -186,7 +182,6 @@ def _formats(
         max_drop=max_drop,
         seconds=seconds,
         output=check_writable(output),
-        model=model,
         on_row=on_row,
     )
     if as_json:
@@ -203,7 +198,7 @@ def _formats(
         raise typer.Exit(1)
 
 
-def _task(ticket: Ticket, data: str | None, data_root: Path, required: bool) -> Task | None:
+def _task(pruned: Pruned, ticket: Ticket, data: str | None, data_root: Path, required: bool) -> Task | None:
     """What a ticket is for, on `data` or its own; None, and a line on stderr, where its own is not here and not `required`."""
     from ltcompile import tasks
     from ltcompile.cli.shrink import calibration
@@ -216,7 +211,7 @@ def _task(ticket: Ticket, data: str | None, data_root: Path, required: bool) -> 
             f"--data {data}: --formats measures the metric on labelled data, which a file of inputs is not; name a data set"
         )
     try:
-        loaded = calibration(ticket, data or ticket.data["name"], data_root)
+        loaded = calibration(pruned, data or ticket.data["name"], data_root)
         return tasks.load("classification").TASK(loaded) if isinstance(loaded, Dataset) else loaded  # type: ignore[no-any-return, return-value]
     except LtcompileError as error:
         if data is not None or required:

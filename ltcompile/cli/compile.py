@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
-from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, own_network
+from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, named_pruned
 from ltcompile.cli._options import MOST_IMAGES
 
 if TYPE_CHECKING:
@@ -58,15 +58,13 @@ def compile(
     """Compile a small network for this machine: measures the runtimes and takes the fastest, for each batch size."""
     import ltcompile as lt
     from ltcompile.paths import check_writable
-    from ltcompile.pruned import pruned_of
 
     check_writable(output)
-    own = None if retune else own_network(target, model, weights, plan, example)
+    pruned = None if retune else named_pruned(target, model, weights, plan, example)
     with _progress(as_json) as report:
-        if retune:
+        if pruned is None:
             engine = lt.load_engine(str(target), retune=True, tune_seconds=tune_seconds, on_progress=report)
         else:
-            pruned = own or pruned_of(target, model)  # type: ignore[arg-type]  # one of them is given
             inputs = _inputs(pruned, data, data_root, precision)
             settings: dict[str, Any] = {"max_drop": max_drop, "tune_seconds": tune_seconds}
             engine = lt.compile(pruned, inputs, device=device, batch=batch, precision=precision, **settings, on_progress=report)
@@ -97,12 +95,10 @@ def _inputs(pruned: Pruned, data: str | None, root: Path, precision: str | None)
     from ltcompile.errors import InvalidSetting, LtcompileError
     from ltcompile.graph.examples import TENSORS, read_inputs
     from ltcompile.lower.answers import probe
-    from ltcompile.pruned import classifier_data
 
     if data is not None and data.endswith(TENSORS):
         return read_inputs(Path(data))
-    described = classifier_data(pruned)
-    if described is None:
+    if (described := pruned.classified) is None:
         if data is not None:
             raise InvalidSetting(f"--data takes a file of inputs ({', '.join(TENSORS)}) for a network of your own, not {data!r}")
         return pruned.example

@@ -10,16 +10,14 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import typer
 
-from ltcompile.cli._network import EXAMPLE, MODEL, OWN, PLAN, WEIGHTS, own_network
+from ltcompile.cli._network import EXAMPLE, MODEL, OWN, PLAN, WEIGHTS, named_pruned
 from ltcompile.cli._options import end_by_target
 
 if TYPE_CHECKING:
     from ltcompile.core.reached import Reached
-    from ltcompile.core.ticket import Ticket
     from ltcompile.deploy import Shrunk
     from ltcompile.deploy.job import Calibration
     from ltcompile.graph.inputs import Example
-    from ltcompile.prune.budget import RelativeTimer
     from ltcompile.pruned import Pruned
 
 EPILOG = (
@@ -113,39 +111,38 @@ def shrink(
     from rich.console import Console
     from rich.text import Text
 
-    from ltcompile.core.ticket import Ticket
+    from ltcompile.benchmark.profiling import stopwatch
+    from ltcompile.core.deployment import Deployment
     from ltcompile.deploy import shrink as run
     from ltcompile.deploy.shrink import place
     from ltcompile.paths import check_writable
 
     path = check_writable(place(output))
-    own = own_network(ticket, model, weights, plan, example)
-    source: Ticket | Pruned = own or Ticket.load(ticket)  # type: ignore[arg-type]
+    source = named_pruned(ticket, model, weights, plan, example)
     inputs = None if repair is None else _unlabelled(repair, model, source)  # before planning takes minutes
     reached = None
     if target_speedup is not None:
-        source, reached = _planned(own, plan, target_speedup, on, as_json)
+        source, reached = _planned(source, plan, target_speedup, on, as_json)
     shown = _shown(source, path, images, model, data_root)
     with Console(stderr=True, quiet=as_json).status("shrinking") as status:
         done = run(
             source,
             path,
             precision=precision,  # type: ignore[arg-type]
-            model=model if ticket is not None else None,
             calibrate=calibration(source, calibrate, data_root),
             max_drop=max_drop,
             finetune_epochs=finetune_epochs,
             tune_seconds=tune_seconds,
             snap=snap,  # type: ignore[arg-type]
-            timer=_timer(source, on) if snap == "auto" else None,
+            timer=stopwatch(source, Deployment.parse(on)) if snap == "auto" else None,
             dynamic=tuple(name.strip() for name in dynamic.split(",") if name.strip()),
             opset=opset,
             repair=inputs,
             images=shown,
             on_progress=lambda message: status.update(Text(message)),
         )
-    if isinstance(source, Ticket):
-        reached = _reached(source.config, done.record, on)
+    if source.ticket is not None:
+        reached = _reached(source.ticket.config, done.record, on)
     if as_json:
         typer.echo(json.dumps({**done.record, "target": reached.to_json() if reached else None}))
     else:
@@ -153,14 +150,14 @@ def shrink(
     end_by_target(reached, quiet=as_json)
 
 
-def _planned(own: Pruned | None, plan: Path | None, speedup: float, on: str, quiet: bool) -> tuple[Pruned, Reached]:
+def _planned(own: Pruned, plan: Path | None, speedup: float, on: str, quiet: bool) -> tuple[Pruned, Reached]:
     """The network cut to a measured speedup at `on`, and how it stands to that."""
     from ltcompile.cli._options import timed
     from ltcompile.errors import InvalidSetting
     from ltcompile.prune import plan as choose
     from ltcompile.pruned import Pruned
 
-    if own is None or plan is not None:
+    if own.ticket is not None or plan is not None:
         raise InvalidSetting("--target-speedup plans the cut of a --model; leave it out where a ticket or --plan says what is cut")
     time = timed(own.small, on, None, speedup, quiet=quiet, example=own.example)
     assert time is not None
@@ -169,11 +166,11 @@ def _planned(own: Pruned | None, plan: Path | None, speedup: float, on: str, qui
     return Pruned.of_cut(own.small, found, own.example), reached[0]
 
 
-def calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path) -> Calibration | None:
+def calibration(source: Pruned, calibrate: str | None, data_root: Path) -> Calibration | None:
     """A data set for a ticket; of any other network, a file of inputs."""
     from ltcompile.core.description import Description
     from ltcompile.core.preprocessing import Preprocessing
-    from ltcompile.core.ticket import Ticket
+    from ltcompile.core.ticket import CLASSIFICATION
     from ltcompile.data import SPLIT_SEED, VAL_SHARE, DatasetOptions, load_like
     from ltcompile.errors import InvalidSetting
     from ltcompile.graph.examples import TENSORS, read_inputs
@@ -183,18 +180,17 @@ def calibration(source: Ticket | Pruned, calibrate: str | None, data_root: Path)
         return None
     if calibrate.endswith(TENSORS):
         return [read_inputs(Path(calibrate))]
-    if not isinstance(source, Ticket):
+    if (ticket := source.ticket) is None:
         raise InvalidSetting(f"--calibrate takes a file of inputs ({', '.join(TENSORS)}) for a network of your own, not {calibrate!r}")
-    if (kind := source.data.get("task", "classification")) != "classification":
-        like = Description.from_json(source.data)
+    if ticket.task != CLASSIFICATION:
+        like = Description.from_json(ticket.data)
         prepared = Preprocessing(like.shape[1:], like.mean, like.std, like.interpolation)
-        return load_task(kind, calibrate, data_root, DatasetOptions(None, VAL_SHARE, SPLIT_SEED, preprocessing=prepared))
-    return load_like(source.data, calibrate, data_root)
+        return load_task(ticket.task, calibrate, data_root, DatasetOptions(None, VAL_SHARE, SPLIT_SEED, preprocessing=prepared))
+    return load_like(ticket.data, calibrate, data_root)
 
 
-def _shown(source: Ticket | Pruned, output: Path, images: str | None, model: str | None, data_root: Path) -> Calibration | None:
+def _shown(source: Pruned, output: Path, images: str | None, model: str | None, data_root: Path) -> Calibration | None:
     """What a page shows: `images`, else a ticket's own data."""
-    from ltcompile.core.ticket import Ticket
     from ltcompile.deploy import formats
     from ltcompile.errors import InvalidData, InvalidSetting
 
@@ -202,21 +198,20 @@ def _shown(source: Ticket | Pruned, output: Path, images: str | None, model: str
         if images is not None:
             raise InvalidSetting(f"--images is for a page, and the output is {output}; leave it out, or name a folder that ends in /")
         return None
-    if not isinstance(source, Ticket):
+    if source.ticket is None:
         return None if images is None else _unlabelled(images, model, source, "--images")
     if formats.unavailable(formats.of(output)):  # shrink says what to do
         return None
     try:
-        return calibration(source, images or source.data["name"], data_root)
+        return calibration(source, images or source.ticket.data["name"], data_root)
     except InvalidData as error:
         raise InvalidData(f"the page shows the ticket's own data, which is not here: {error}; --images names other data") from error
 
 
-def _unlabelled(data: str, model: str | None, source: Ticket | Pruned, flag: str = "--repair") -> Iterable[Example]:
+def _unlabelled(data: str, model: str | None, source: Pruned, flag: str = "--repair") -> Iterable[Example]:
     """Batches of inputs: from a file of tensors, or the images of a folder as the network's weights want them."""
     from torch import Tensor
 
-    from ltcompile.core.ticket import Ticket
     from ltcompile.data._unlabelled import unlabelled
     from ltcompile.errors import InvalidData, InvalidSetting
     from ltcompile.graph.examples import TENSORS, read_inputs
@@ -225,7 +220,7 @@ def _unlabelled(data: str, model: str | None, source: Ticket | Pruned, flag: str
 
     if data.endswith(TENSORS):
         return [read_inputs(Path(data))]
-    if isinstance(source, Ticket):
+    if source.ticket is not None:
         raise InvalidSetting(
             "--repair needs the trained dense network, as --model and --weights name it; a ticket is trained after its cut"
         )
@@ -238,14 +233,6 @@ def _unlabelled(data: str, model: str | None, source: Ticket | Pruned, flag: str
     if not Path(data).is_dir():
         raise InvalidData(f"there is no folder {data}; {flag} takes a folder of images or a file of inputs ({', '.join(TENSORS)})")
     return unlabelled(Path(data), replace(known, image_size=tuple(example.shape[-2:])))
-
-
-def _timer(source: Ticket | Pruned, on: str) -> RelativeTimer:
-    from ltcompile.benchmark.profiling import stopwatch
-    from ltcompile.core.deployment import Deployment
-    from ltcompile.core.ticket import Ticket
-
-    return stopwatch(source.model if isinstance(source, Ticket) else source, Deployment.parse(on))
 
 
 def _reached(config: Mapping[str, Any], record: Mapping[str, Any], on: str) -> Reached | None:

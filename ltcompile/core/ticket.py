@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KIND = "ltcompile ticket"
+CLASSIFICATION = "classification"
 MOST_PIXELS = 1 << 24  # of an image, of which a file is checked on sixteen
 
 
@@ -66,6 +67,11 @@ class Ticket:
     def checksum(self) -> str:
         """SHA-256 over the description, all weights, and the mask if there is one."""
         return _checksum(self._header(), self.weights, self._mask())
+
+    @property
+    def task(self) -> str:
+        """The name of its task."""
+        return str(self.data.get("task", CLASSIFICATION))
 
     @property
     def row(self) -> Trained:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -45,7 +45,7 @@ class Int8:
 
 @dataclass(frozen=True)
 class ShrinkJob:
-    """Settings of `shrink` that do not contradict each other; `recipe`, `seed` and `target` come from a ticket.
+    """Settings of `shrink` that do not contradict each other; `recipe` and `seed` come from a ticket.
 
     Raises:
         InvalidSetting: they do.
@@ -66,7 +66,6 @@ class ShrinkJob:
     base: nn.Module | None = None  # the network as its own code builds it
     recipe: Recipe | None = None
     seed: int = 0
-    target: Mapping[str, float] = field(default_factory=dict)  # "macs" or "params" -> the requested fraction of the dense network's
     on_progress: Progress = lambda message: None
 
     def __post_init__(self) -> None:

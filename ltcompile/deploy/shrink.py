@@ -20,11 +20,12 @@ from ltcompile.data import Dataset
 from ltcompile.deploy import formats
 from ltcompile.deploy.job import Calibration, Evaluate, Int8, Precision, Progress, ShrinkJob, Snap
 from ltcompile.deploy.steps import check_all, run_all
+from ltcompile.errors import TicketMismatch
 from ltcompile.graph.inputs import Example
 from ltcompile.lower.inputs import Inputs
 from ltcompile.paths import check_writable, write_json
 from ltcompile.prune.budget import RelativeTimer
-from ltcompile.pruned import Pruned, Result, check_ticket_fits, pruned_of
+from ltcompile.pruned import Pruned, Result, pruned_of
 
 FOLDER = ".mlpackage"  # the format whose output is one
 PAGE = "index.html"  # of a folder that is named as the output
@@ -93,10 +94,12 @@ def shrink(
         InvalidFile, TicketMismatch, InvalidSetting, InvalidModel: as they say.
     """
     began = time.perf_counter()
+    output = _checked(place(output))
+    pruned = pruned_of(pruned, model)
     job = ShrinkJob(
-        _checked(place(output)),
+        output,
         precision,
-        calibrate,
+        _as_task(calibrate, pruned.ticket),
         metric,
         Int8(max_drop, finetune_epochs),
         snap,
@@ -104,23 +107,15 @@ def shrink(
         tuple(dynamic),
         opset,
         repair,
-        calibrate if images is None else images,
+        _as_task(calibrate if images is None else images, pruned.ticket),
         tune_seconds,
+        base=pruned.dense or pruned.small,
+        recipe=None if pruned.ticket is None else pruned.ticket.recipe,
+        seed=0 if pruned.ticket is None else pruned.ticket.seed,
         on_progress=on_progress,
     )
-    if isinstance(pruned, str | Path):
-        pruned = Ticket.load(pruned)
-    if isinstance(pruned, Ticket):
-        job = replace(job, recipe=pruned.recipe, seed=pruned.seed, target=_target(pruned))
-    kind = str(pruned.data.get("task", "classification")) if isinstance(pruned, Ticket) else None
-    for name, data in (("calibrate", job.calibrate), ("images", job.images)):
-        if isinstance(data, Dataset):
-            job = replace(job, **{name: tasks.load(kind or data.description.task).TASK(data)})  # type: ignore[arg-type]
     check_all(job)
-    if isinstance(pruned, Ticket):
-        check_ticket_fits(pruned, model, job.calibrate.description.classes if isinstance(job.calibrate, Task) else None)
-    pruned = pruned_of(pruned, model)
-    job = replace(job, base=pruned.dense or pruned.small)
+    _check_classes(pruned.ticket, job.calibrate)
     if "ticket_checksum" not in pruned.provenance:
         pruned = replace(pruned, provenance={**pruned.provenance, "network_checksum": pruned.checksum})
     origin = {name: pruned.provenance[name] for name in ("ticket_checksum", "network_checksum") if name in pruned.provenance}
@@ -157,7 +152,19 @@ def _checked(output: Path) -> Path:
     return output
 
 
-def _target(ticket: Ticket) -> dict[str, float]:
-    """The target of size that the ticket was searched for, by what it counts."""
-    requested = {measure: ticket.config.get(f"target_{measure}") for measure in ("macs", "params")}
-    return {measure: share for measure, share in requested.items() if share is not None}
+def _as_task(data: Calibration | None, ticket: Ticket | None) -> Calibration | None:
+    """A data set as what the ticket is for, or what the data is for; all else as it is."""
+    if not isinstance(data, Dataset):
+        return data
+    return tasks.load(ticket.task if ticket is not None else data.description.task).TASK(data)  # type: ignore[no-any-return]
+
+
+def _check_classes(ticket: Ticket | None, data: Calibration | None) -> None:
+    """Raises TicketMismatch where the data has other classes than the ticket's."""
+    if ticket is None or not isinstance(data, Task):
+        return
+    there, classes = len(ticket.data["class_names"]), data.description.classes
+    if classes != there:
+        raise TicketMismatch(
+            f"the ticket has {there} classes, this data has {classes}; use the ticket's data, {ticket.data['name']}, or search again"
+        )

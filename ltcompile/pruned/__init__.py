@@ -8,14 +8,13 @@ from ltcompile.core.ticket import Ticket
 from ltcompile.errors import InvalidSetting
 from ltcompile.pruned.compaction import compact
 from ltcompile.pruned.pruned import MetricValue, Pruned, Result
-from ltcompile.pruned.ticket import check_ticket_fits, classifier_data, dense_network, named_network, of_ticket
+from ltcompile.pruned.ticket import check_ticket_fits, dense_network, named_network, of_ticket
 
 __all__ = [
     "MetricValue",
     "Pruned",
     "Result",
     "check_ticket_fits",
-    "classifier_data",
     "compact",
     "dense_network",
     "named_network",

@@ -15,6 +15,7 @@ from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.streams import seeded
 from ltcompile.core.task import Metric
+from ltcompile.core.ticket import CLASSIFICATION, Ticket
 from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import cut
 from ltcompile.graph.inputs import Arguments, Example
@@ -65,6 +66,7 @@ class Pruned:
         input_names, output_names: names in the file, one for each tensor; by default the parameters of the forward and the keys of the output.
         method: how the weights were found, such as "basis" (some have a low rank) or "biprop" (they differ in sign alone).
         provenance: texts about the origin, which travel in the file.
+        ticket: what it was made of, where a search found it: `pruned_of` sets it.
 
     Raises:
         InvalidModel: `small` is not a network, or does not run on `example`. InvalidSetting: the example is of another kind, or `plan` comes
@@ -82,6 +84,7 @@ class Pruned:
     output_names: tuple[str, ...] | None = None
     method: str = ""
     provenance: Mapping[str, str] = field(default_factory=dict)
+    ticket: Ticket | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "small", unwrap(self.small))
@@ -128,6 +131,11 @@ class Pruned:
         if not all(hasattr(found, name) for name in ("small", "dense", "plan", "example", "metric", "row")):
             raise InvalidSetting(f"pruned= takes a Pruned, a ticket, its path or the result of a search, not {type(found).__name__}")
         return cls(found.small, found.example, found.dense, found.plan, metric=MetricValue(found.metric, found.row.val_score, "validation"))
+
+    @property
+    def classified(self) -> Mapping[str, Any] | None:
+        """The data that its ticket for classification was found on, as `Description.to_json` describes it; None of other networks."""
+        return self.ticket.data if self.ticket is not None and self.ticket.task == CLASSIFICATION else None
 
     @property
     def checksum(self) -> str:

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ltcompile.core.streams import seeded, stream
-from ltcompile.core.ticket import Ticket
+from ltcompile.core.ticket import CLASSIFICATION, Ticket
 from ltcompile.errors import LtcompileError, TicketMismatch
 from ltcompile.graph import cut
 from ltcompile.models import build_model, is_own_code
 from ltcompile.pruned.pruned import MetricValue, Pruned
 
 PROBES = 16
-CLASSIFICATION = "classification"
 
 
-def check_ticket_fits(ticket: Ticket, model: str | None = None, classes: int | None = None) -> None:
-    """Raises TicketMismatch where the ticket is of another model, needs code that was not named, or has other classes."""
-    name, there = ticket.model["name"], len(ticket.data["class_names"])
+def check_ticket_fits(ticket: Ticket, model: str | None = None) -> None:
+    """Raises TicketMismatch where the ticket is of another model, or needs code that was not named."""
+    name = ticket.model["name"]
     if model is not None and model != name:
         raise TicketMismatch(f"the ticket was found for {name!r}, not for {model!r}; leave model= out, or search again")
     if is_own_code(name) and model is None:
         raise TicketMismatch(f"the ticket needs your own code {name!r}; to run it, say so with model={name}")
-    if classes is not None and classes != there:
-        raise TicketMismatch(
-            f"the ticket has {there} classes, this data has {classes}; use the ticket's data, {ticket.data['name']}, or search again"
-        )
 
 
 def dense_network(ticket: Ticket) -> nn.Module:
@@ -90,13 +85,9 @@ def ticket_network(ticket: Ticket, dense: nn.Module) -> nn.Module:
             found = network.eval()(torch.zeros(1, *ticket.data["shape"]))
     except Exception as error:  # layers whose widths do not meet raise anything
         raise TicketMismatch(f"the ticket does not fit {ticket.model['name']!r}: {_line(error)}; search again") from error
-    if _classifies(ticket) and found.shape != (1, len(ticket.data["class_names"])):
+    if ticket.task == CLASSIFICATION and found.shape != (1, len(ticket.data["class_names"])):
         raise TicketMismatch(f"the ticket's network gives {tuple(found.shape)[1:]}, not a number for each class; search again")
     return network
-
-
-def _classifies(ticket: Ticket) -> bool:
-    return bool(ticket.data.get("task", CLASSIFICATION) == CLASSIFICATION)
 
 
 def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
@@ -113,43 +104,22 @@ def of_ticket(ticket: Ticket, model: str | None = None) -> Pruned:
         dense,
         ticket.plan,
         ticket.mask,
-        _texts(data),
+        {
+            "task": ticket.task,
+            "data": str(data["name"]),
+            "class_names": json.dumps(list(data["class_names"])),
+            "mean": json.dumps(list(data["mean"])),
+            "std": json.dumps(list(data["std"])),
+            "interpolation": str(data.get("interpolation", "bilinear")),  # tickets before it knew no other
+            "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey",
+        },
         metric,
         ("images",),
-        ("logits",) if _classifies(ticket) else None,
+        ("logits",) if ticket.task == CLASSIFICATION else None,
         str(ticket.config.get("method", "")),
         {"ticket_checksum": ticket.checksum, "model": json.dumps(dict(ticket.model))},
+        ticket,
     )
-
-
-def _texts(data: Mapping[str, Any]) -> dict[str, str]:
-    """What a ticket says of its data, as the texts that travel in a file."""
-    skipped = {"skipped": str(data["skipped"])} if data.get("skipped") else {}
-    return {
-        "task": str(data.get("task", CLASSIFICATION)),
-        "data": str(data["name"]),
-        "class_names": json.dumps(list(data["class_names"])),
-        "mean": json.dumps(list(data["mean"])),
-        "std": json.dumps(list(data["std"])),
-        "interpolation": str(data.get("interpolation", "bilinear")),  # tickets before it knew no other
-        "input": "pixels / 255, minus mean, divided by std; NCHW, RGB or grey",
-        **skipped,
-    }
-
-
-def classifier_data(pruned: Pruned) -> dict[str, Any] | None:
-    """The data of a ticket for classification, as `Description.to_json` describes it; None of other networks."""
-    if "ticket_checksum" not in pruned.provenance or pruned.preprocessing["task"] != CLASSIFICATION:
-        return None
-    assert isinstance(pruned.example, Tensor)
-    return data_of(pruned.preprocessing, pruned.example.shape[1:])
-
-
-def data_of(texts: Mapping[str, str], shape: Sequence[int]) -> dict[str, Any]:
-    """The data of images with `shape` that the `texts` of a ticket's file describe. Raises KeyError or ValueError where they do not."""
-    values = {key: json.loads(texts[key]) for key in ("class_names", "mean", "std")}
-    described = {"name": texts["data"], "shape": list(shape), "interpolation": texts["interpolation"]}
-    return {**values, **described, "skipped": int(texts.get("skipped", 0))}
 
 
 def _line(error: Exception) -> str:

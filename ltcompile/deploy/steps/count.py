@@ -18,10 +18,11 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     """The same network; the lines hold its size and the dense network's, None where that is unknown."""
     small = size(pruned.small, pruned.example)
     dense = size(pruned.dense, pruned.example) if pruned.dense is not None else None
+    requested = {} if pruned.ticket is None else pruned.ticket.config
+    measure = next((measure for measure in ("macs", "params") if requested.get(f"target_{measure}") is not None), None)
     reached = None
-    for measure, share in job.target.items() if dense else ():
-        reached = Reached(measure, share, getattr(small, measure) / getattr(dense, measure)).to_json()
-        break
+    if measure is not None and dense is not None:
+        reached = Reached(measure, requested[f"target_{measure}"], getattr(small, measure) / getattr(dense, measure)).to_json()
     return pruned, {
         "params": small.params,
         "macs": small.macs,

@@ -27,7 +27,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     """The repaired network; the lines hold the errors before and after. Raises InvalidSetting where there is nothing to repair by."""
     if job.repair is None:
         return pruned, {}
-    if pruned.dense is None or pruned.plan is None or "ticket_checksum" in pruned.provenance:
+    if pruned.dense is None or pruned.plan is None or pruned.ticket is not None:
         raise InvalidSetting("repair= needs the trained dense network and the plan that cuts it; a ticket is trained after its cut")
     expected = cut(pruned.dense, pruned.plan).state_dict()
     changed = [name for name, value in pruned.small.state_dict().items() if not torch.equal(value, expected[name])]
