@@ -39,8 +39,8 @@ def open_pair(ticket: str | Path, count: int, *, data: str | None = None, data_r
     Raises:
         InvalidFile: it is not a ticket. TicketMismatch: it does not fit.
     """
-    pruned = open_target(ticket, model=model).pruned
-    items = items_of(pruned, pruned.classified, data, data_root)
+    known = open_target(ticket, model=model)
+    pruned, items = known.pruned, items_of(known.pruned, known.data, data, data_root)
     count = count if items.labels is None else min(count, items.inputs.batch)
     assert pruned.dense is not None
     networks = {DENSE: pruned.dense, SMALL: compact(pruned).small}
@@ -91,7 +91,7 @@ def bench(
     pruned = known.pruned
     path = None if output is None else check_writable(output)
     dense_path = None if write_dense is None else _dense_path(write_dense, pruned, known.file)
-    items, busy = items_of(pruned, known.data or pruned.classified, data, data_root), busy_share()
+    items, busy = items_of(pruned, known.data, data, data_root), busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
         subjects, sizes, references = subjects_of(known, Path(scratch))
         if dense_path is not None:
@@ -119,7 +119,9 @@ def bench(
             target=known.name,
             ticket_checksum=pruned.provenance.get("ticket_checksum"),
             network_checksum=pruned.checksum if known.small_is_known else None,
-            metric=None if pruned.metric is None else asdict(pruned.metric),
+            metric=None
+            if pruned.metric is None or known.data is not None
+            else asdict(pruned.metric),  # rows have the accuracy of classifiers
             images=items.origin,
             compared_with=references[SMALL].what if SMALL in references else OF_MODULE,
         )

@@ -26,7 +26,7 @@ from ltcompile.pruned import Pruned, Result, named_network, pruned_of
 class Target:
     """A network to measure, and the ONNX file of `shrink` that holds it, if that is what is measured; `texts` are the file's.
 
-    Of a file without its ticket, `pruned` has the dense network alone, as dense and as small one, and `data` is what the file says of its images.
+    Of a file without its ticket, `pruned` has the dense network alone, as dense and as small one, and `file_data` is what the file says of its images.
     """
 
     name: str  # in results
@@ -35,7 +35,12 @@ class Target:
     texts: Mapping[str, str] = field(default_factory=dict)
     small_is_known: bool = True
     dense_is_trained: bool = True
-    data: Mapping[str, Any] | None = None
+    file_data: Mapping[str, Any] | None = None
+
+    @property
+    def data(self) -> Mapping[str, Any] | None:
+        """What a classifier was found on, as `Description.to_json` describes it; None of other networks."""
+        return self.file_data or self.pruned.classified
 
     @property
     def file_holds_small(self) -> bool:
@@ -133,7 +138,7 @@ def _of_file_alone(path: Path, texts: Mapping[str, str], model: str | None) -> T
         output_names=(ends.output[0].name,),
         provenance={"ticket_checksum": texts["ticket_checksum"]},
     )
-    return Target(path.name, known, path, texts, small_is_known=False, dense_is_trained=False, data=data)
+    return Target(path.name, known, path, texts, small_is_known=False, dense_is_trained=False, file_data=data)
 
 
 def _texts(path: Path) -> dict[str, str]:

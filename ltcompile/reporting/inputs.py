@@ -134,6 +134,13 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class MetricValue:
+    metric: Metric
+    value: float | None
+    split: str
+
+
+@dataclass(frozen=True)
 class Bench:
     subjects: dict[str, Subject]
     rows: list[Measurement]
@@ -141,9 +148,11 @@ class Bench:
     images: str
     busy_share: float | None
     provenance: Provenance
-    target: str | None = None  # None, as the two below, in benchmarks by versions that did not record it
+    target: str | None = None  # None, as those below, in benchmarks by versions that did not record it
     file: NetworkFile | None = None  # also None where a ticket itself was timed
     ticket_checksum: str | None = None
+    network_checksum: str | None = None
+    metric: MetricValue | None = None  # of networks other than classifiers of a ticket
 
 
 @dataclass(frozen=True)

@@ -49,19 +49,6 @@ class OwnSearch:
 
 
 @dataclass(frozen=True)
-class OwnValue:
-    metric: Metric
-    value: float | None
-    split: str
-
-
-@dataclass(frozen=True)
-class OwnBench(Bench):
-    network_checksum: str | None = None
-    metric: OwnValue | None = None
-
-
-@dataclass(frozen=True)
 class RepairedLayer:
     before: float | None
     after: float | None
@@ -128,12 +115,12 @@ def of_pruned(pruned: Pruned, bench: str | Path | None) -> Figures:
     return figures(type(pruned.small).__name__, None, found, [])
 
 
-def _bench(path: Path) -> OwnBench:
-    found: OwnBench = read_result(path, {"bench": OwnBench}, "`ltcompile bench`", check_bench)
+def _bench(path: Path) -> Bench:
+    found: Bench = read_result(path, {"bench": Bench}, "`ltcompile bench`", check_bench)
     return found
 
 
-def figures(name: str, search: OwnSearch | None, bench: OwnBench | None, shrinks: Sequence[OwnShrink]) -> Figures:
+def figures(name: str, search: OwnSearch | None, bench: Bench | None, shrinks: Sequence[OwnShrink]) -> Figures:
     sizes = {n: asdict(s) for n, s in bench.subjects.items()} if bench else {}
     if search is not None and not {"dense", "small"} <= sizes.keys():
         dense, small = search_row(search, "dense", 0), search_row(search, "ticket", int(search.ticket["level"]))
