@@ -28,6 +28,19 @@ class Objects:
     labels: Tensor
 
 
+def stretched(boxes: Any, labels: Sequence[int], before: tuple[int, int], after: tuple[int, int]) -> Objects:
+    """The objects of an image of size `before` (height, width) that is stretched to `after`, where boxes are x, y, width, height in pixels of
+    the image; without boxes that are empty then.
+    """
+    found = torch.as_tensor(boxes, dtype=torch.float32).view(-1, 4)
+    (height, width), (wanted_height, wanted_width) = before, after
+    scale, limits = torch.tensor([wanted_width / width, wanted_height / height]), torch.tensor([wanted_width, wanted_height])
+    corners = torch.cat([found[:, :2], found[:, :2] + found[:, 2:]], 1) * scale.repeat(2)
+    corners = corners.clamp(torch.zeros(4), limits.repeat(2))
+    solid = (corners[:, 2:] > corners[:, :2]).all(1)
+    return Objects(corners[solid], torch.tensor(labels, dtype=torch.long)[solid])
+
+
 class AnnotatedSplit:
     """Some images with their objects.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from torch import Tensor
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.errors import InvalidData
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")  # whatever a file is called: PIL would hand PostScript to another program
 
@@ -31,9 +35,15 @@ class Stored(Protocol):
 Item = Path | Stored
 
 
-def opened(item: Item) -> Path | io.BytesIO:
-    """What PIL opens."""
-    return item if isinstance(item, Path) else io.BytesIO(item.read())
+def read_image(path: Item, read: Callable[[Image], T]) -> T:
+    """What `read` takes from an opened image. Raises InvalidData where it cannot be read."""
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(path if isinstance(path, Path) else io.BytesIO(path.read()), formats=FORMATS) as image:
+            return read(image)
+    except Exception as error:  # PIL's readers raise anything
+        raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
 
 
 def decode(path: Item, size: tuple[int, int], interpolation: Interpolation, stretch: bool = False) -> Tensor:
@@ -44,13 +54,13 @@ def decode(path: Item, size: tuple[int, int], interpolation: Interpolation, stre
     from PIL import Image, ImageOps
 
     shape, method = size[::-1], Image.Resampling[interpolation.upper()]
-    try:
-        with Image.open(opened(path), formats=FORMATS) as image:
-            colours = image.convert("RGB")
-            pixels = np.array(colours.resize(shape, method) if stretch else ImageOps.fit(colours, shape, method))
-            return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    except Exception as error:  # PIL's readers raise anything
-        raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
+
+    def read(image: Any) -> Tensor:
+        colours = image.convert("RGB")
+        pixels = np.array(colours.resize(shape, method) if stretch else ImageOps.fit(colours, shape, method))
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+    return read_image(path, read)
 
 
 def decoded(item: Item, **how: Any) -> tuple[Tensor]:
@@ -65,14 +75,12 @@ def shard_numbers(items: Sequence[Item]) -> Tensor | None:
     return torch.tensor(found) if numbers.keys() - {""} else None
 
 
-def decode_all(
-    paths: Sequence[Item], size: tuple[int, int], interpolation: Interpolation, stretch: bool = False
-) -> list[Tensor | InvalidData]:
+def decode_all(paths: Sequence[Item], size: tuple[int, int], interpolation: Interpolation) -> list[Tensor | InvalidData]:
     """Every image, or why it is none."""
 
     def attempt(path: Item) -> Tensor | InvalidData:
         try:
-            return decode(path, size, interpolation, stretch)
+            return decode(path, size, interpolation)
         except InvalidData as error:
             return error
 

@@ -19,7 +19,7 @@ from ltcompile.core.fields import SchemaError, table
 from ltcompile.core.notice import notify
 from ltcompile.core.streams import generator, stream
 from ltcompile.core.task import Part
-from ltcompile.data._annotated import Objects, from_files
+from ltcompile.data._annotated import Objects, from_files, stretched
 from ltcompile.data._dataset import Dataset, DatasetOptions
 from ltcompile.data._files import Item
 from ltcompile.data._labelled import TEST_SHARE
@@ -76,10 +76,8 @@ def from_sources(name: str, sources: Mapping[Part, Source], options: DatasetOpti
     used = {id for source in sources.values() for found in source.annotations.values() for id in (a.category_id for a in found)}
     names = _categories(sources, used)
     labels = {id: label for label, id in enumerate(sorted(names))}
-    height, width = size = options.size(DEFAULT_SIZE, DEFAULT_SIZE)
-    items = {
-        part: [(path, _objects(source, image, labels, height, width)) for path, image in source.images] for part, source in sources.items()
-    }
+    size = options.size(DEFAULT_SIZE, DEFAULT_SIZE)
+    items = {part: [(path, _objects(source, image, labels, size)) for path, image in source.images] for part, source in sources.items()}
     return from_files(name, [names[id] for id in sorted(names)], _split(name, items, options), size, options)
 
 
@@ -183,15 +181,10 @@ def _categories(sources: Mapping[Part, Source], used: set[int]) -> dict[int, str
     return names
 
 
-def _objects(source: Source, image: Image, labels: Mapping[int, int], height: int, width: int) -> Objects:
-    """What is in an image that is stretched to height and width."""
+def _objects(source: Source, image: Image, labels: Mapping[int, int], size: tuple[int, int]) -> Objects:
+    """What is in an image that is stretched to `size` (height, width)."""
     found = source.annotations.get(image.id, [])
-    boxes = torch.tensor([a.bbox for a in found], dtype=torch.float32).view(-1, 4)
-    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-    scale = torch.tensor([width / image.width, height / image.height]).repeat(2)
-    corners = (corners * scale).clamp(torch.zeros(4), torch.tensor([width, height, width, height]))
-    solid = (corners[:, 2:] > corners[:, :2]).all(1)
-    return Objects(corners[solid], torch.tensor([labels[a.category_id] for a in found], dtype=torch.long)[solid])
+    return stretched([a.bbox for a in found], [labels[a.category_id] for a in found], (image.height, image.width), size)
 
 
 def _split(name: str, items: dict[Part, list[Any]], options: DatasetOptions) -> dict[Part, list[Any]]:

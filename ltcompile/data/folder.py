@@ -22,7 +22,7 @@ from ltcompile.core.preprocessing import Interpolation
 from ltcompile.core.streams import generator, stream
 from ltcompile.core.task import Part
 from ltcompile.data._dataset import Dataset, DatasetOptions, fits_in_memory
-from ltcompile.data._files import FORMATS, SUFFIXES, Item, decode, opened
+from ltcompile.data._files import SUFFIXES, Item, decode, read_image
 from ltcompile.data._pairs import IGNORED, Kind, from_pairs
 from ltcompile.data._read import OnDisk, read_all
 from ltcompile.errors import InvalidData
@@ -135,13 +135,7 @@ def _size(files: Sequence[Item], options: DatasetOptions) -> tuple[int, int]:
 
 def image_shape(path: Item) -> tuple[int, int]:
     """(height, width), from the start of the file. Raises InvalidData."""
-    from PIL import Image
-
-    try:
-        with Image.open(opened(path), formats=FORMATS) as image:
-            return image.height, image.width
-    except Exception as error:  # PIL's readers raise anything
-        raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
+    return read_image(path, lambda image: (image.height, image.width))
 
 
 def _pair(
@@ -165,15 +159,10 @@ def _mask(path: Item, size: tuple[int, int]) -> Tensor:
     """A map of classes (H, W), uint8. Raises InvalidData where its pixels are not numbers."""
     from PIL import Image
 
-    try:
-        with Image.open(opened(path), formats=FORMATS) as image:
-            mode, pixels = image.mode, image.resize(size[::-1], Image.Resampling.NEAREST)
-            found = torch.from_numpy(np.array(pixels))
-    except Exception as error:
-        raise InvalidData(f"{path} is not a readable image ({error}); repair or remove it") from error
+    mode, pixels = read_image(path, lambda image: (image.mode, np.array(image.resize(size[::-1], Image.Resampling.NEAREST))))
     if mode not in ("L", "P", "1"):
         raise InvalidData(f"{path} is a picture of mode {mode}; a mask is grey or has a palette, and its pixels are the numbers of classes")
-    return found.to(torch.uint8)
+    return torch.from_numpy(pixels).to(torch.uint8)
 
 
 def _numbers(root: Path, masks: list[Tensor]) -> list[str]:

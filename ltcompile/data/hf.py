@@ -23,7 +23,7 @@ import torch
 from ltcompile.core.notice import notify
 from ltcompile.core.task import Part
 from ltcompile.data import folder
-from ltcompile.data._annotated import Objects, from_files
+from ltcompile.data._annotated import Objects, from_files, stretched
 from ltcompile.data._dataset import Dataset, DatasetOptions
 from ltcompile.data._files import Item
 from ltcompile.data._labelled import all_parts, from_items
@@ -249,13 +249,7 @@ def _detection(name: str, tables: Mapping[Part, Table], rows: Mapping[Part, list
 
 
 def _objects(cell: Any, there: Mapping[str, Any], ids: list[int], size: tuple[int, int]) -> Objects:
-    boxes = torch.tensor(there["bbox"], dtype=torch.float32).view(-1, 4)
-    labels = torch.tensor([ids.index(int(c)) for c in there["category"]], dtype=torch.long)
+    boxes, labels = there["bbox"], [ids.index(int(c)) for c in there["category"]]
     if len(boxes) != len(labels):
         raise InvalidData(f"{cell} has {len(boxes)} boxes and {len(labels)} categories")
-    height, width = folder.image_shape(cell)
-    limits = torch.tensor([size[1], size[0]]).repeat(2)
-    corners = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1) * limits / torch.tensor([width, height]).repeat(2)
-    corners = corners.clamp(torch.zeros(4), limits.float())
-    solid = (corners[:, 2:] > corners[:, :2]).all(1)
-    return Objects(corners[solid], labels[solid])
+    return stretched(boxes, labels, folder.image_shape(cell), size)

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.ticket import Ticket
 from ltcompile.engine import device as devices
 from ltcompile.engine import file
 from ltcompile.engine.agreement import MAX_DROP
@@ -20,13 +19,11 @@ from ltcompile.engine.signature import Signature, outputs
 from ltcompile.errors import Disagreement, EngineMismatch, InvalidData, InvalidSetting
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Example
-from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import TOLERANCES, largest_error, tile
-from ltcompile.pruned import Pruned, Result, compact, pruned_of
+from ltcompile.pruned import Source, network_and_example
 
 BATCHES = (1, 8, 64)
-Source = Pruned | Ticket | Result | str | Path
 
 
 def compile(
@@ -58,7 +55,8 @@ def compile(
         InvalidModel: the network cannot be lowered. InvalidSetting, InvalidData: a setting or the images are invalid.
         Unavailable: the device is not there. Disagreement: no candidate computes the network, or int8 changes too many classes.
     """
-    network, example = _network(model, example)
+    given, example = network_and_example(model, example)
+    network = copied(given).cpu().eval()
     target = devices.find(device, precision)
     inputs = Inputs.of(network, example).on_cpu()
     _check(inputs, batch)
@@ -72,18 +70,6 @@ def compile(
     )
     contents = EngineFile(device, target.precision, signature, target.machine(), made.variants, (noise, answers), made.onnx, made.single)
     return Engine(contents, made.runs)
-
-
-def _network(model: nn.Module | Source, example: Example | None) -> tuple[nn.Module, Example]:
-    """A copy of the network in eval mode on the CPU, and its inputs. Raises InvalidSetting where there are none."""
-    if not isinstance(model, nn.Module):
-        pruned = compact(pruned_of(model))
-        model, example = pruned.small, pruned.example if example is None else example
-    if example is None:
-        raise InvalidSetting(
-            "example= must be inputs of the network: a tensor (N, ...), a tuple of arguments or a dict of keyword arguments"
-        )
-    return copied(unwrap(model)).cpu().eval(), example
 
 
 def _check_form(signature: Signature, device: str, precision: str) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ltcompile.recovery._calls import Call
 
+RECTIFYING_STEPS = 3
 RIDGES = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
@@ -189,7 +190,7 @@ def _solved(fit: Moments, factor: Tensor, with_shift: bool) -> tuple[Tensor, Ten
 Sample = tuple[Tensor, Tensor, Tensor]  # in fp32: x (G, rows, d), the output there is (G, rows, o), the target (G, rows, o)
 
 
-def rectify(found: Solution, fit: Moments, rows: list[Sample], held: list[Sample], with_shift: bool, steps: int = 3) -> Solution:
+def rectify(found: Solution, fit: Moments, rows: list[Sample], held: list[Sample], with_shift: bool) -> Solution:
     """The solution for a ReLU behind the output: where the target is negative, any negative output is as good.
 
     Each step solves with the nearest of these as the target, and the ridge of `found`; the best step on held-out rows counts.
@@ -200,7 +201,7 @@ def rectify(found: Solution, fit: Moments, rows: list[Sample], held: list[Sample
         return best
     if (error := _rectified_error(held, found)) < before:
         best, best_error = replace(found, before=before, after=error), error
-    for _ in range(steps):
+    for _ in range(RECTIFYING_STEPS):
         xr, r = torch.zeros_like(fit.xr), torch.zeros_like(fit.r)
         for x, now, target in rows:
             missing = torch.where(target > 0, target, _output(x, now, found).clamp_max(0)) - now

@@ -31,9 +31,9 @@ def mean(rows: Rows, arm: str, level: int, images: Images = "test") -> Estimate:
     return estimate(accuracy(rows, arm, level, images))
 
 
-def cell(rows: Rows, arm: str, level: int, images: Images = "test", none: str = "not tested") -> str:
+def cell(rows: Rows, arm: str, level: int, images: Images = "test") -> str:
     """Accuracy in points as a table's cell."""
-    return spread(mean(rows, arm, level, images)) if accuracy(rows, arm, level, images) else none
+    return spread(mean(rows, arm, level, images)) if accuracy(rows, arm, level, images) else "not tested"
 
 
 def removed(rows: Rows, level: int, size: Size) -> float:

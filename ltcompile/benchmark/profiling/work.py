@@ -26,7 +26,6 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine, named_network
 from ltcompile.core.records import provenance
 from ltcompile.core.streams import seeded, stream
-from ltcompile.core.ticket import Ticket
 from ltcompile.errors import InvalidModel, InvalidSetting, Unavailable
 from ltcompile.graph import cut, trace
 from ltcompile.graph._copy import copied
@@ -42,7 +41,7 @@ from ltcompile.lower.onnx_weights import made_distinct, with_weights
 from ltcompile.models import build_model
 from ltcompile.numerics import compare
 from ltcompile.paths import cache_folder, check_writable
-from ltcompile.pruned import Pruned, Result, pruned_of
+from ltcompile.pruned import Source, network_and_example
 from ltcompile.runtimes._ort import run_once
 
 SAVED_EVERY = 10  # runs
@@ -51,7 +50,6 @@ SLOWED, CALM = 1.15, 0.25  # beyond so many times what the small cut took in its
 CHECKED = 4  # images
 STOPWATCH_SECONDS = 6.0  # of each of the two networks: shorter ones scatter by more than targets allow
 TURNS = 3  # of counting joules
-Source = Pruned | Ticket | Result | str | Path
 Model = Mapping[str, Any] | nn.Module | Source  # name and arguments of `build_model`, a network, or what `pruned_of` takes
 Progress = Callable[[int, int, Run], None]  # runs done, of how many, the last one
 
@@ -173,26 +171,15 @@ def described(model: Model, example: Example | None = None) -> Mapping[str, Any]
         if model.keys() != {"name", "arguments"}:
             raise InvalidSetting("model= is a network, or a table with the name and the arguments of build_model; it is another table")
         return model
-    network, example = _own(model, example)
+    network, example = network_and_example(model, example, dense=True)
     return named_network(network, Arguments.of(example).tensors)
-
-
-def _own(model: nn.Module | Source, example: Example | None) -> tuple[nn.Module, Example]:
-    if not isinstance(model, nn.Module):
-        pruned = pruned_of(model)
-        return pruned.dense or pruned.small, pruned.example if example is None else example
-    if example is None:
-        raise InvalidSetting(
-            "example= must be inputs of the network: a tensor (N, ...), a tuple of arguments or a dict of keyword arguments"
-        )
-    return unwrap(model), example
 
 
 def _work(model: Model, target: Deployment, timer: LayerTimer, example: Example | None) -> _Work:
     """The network: of a name with weights at random. Raises InvalidSetting as `described` does."""
     named = described(model, example)
     if not isinstance(model, Mapping):
-        network, example = _own(model, example)
+        network, example = network_and_example(model, example, dense=True)
         return _Work(made_distinct(copied(network).cpu().eval()), named, target, timer, example)
     shape = (named["arguments"]["in_channels"], *height_width(named["arguments"]["image_size"]))
     with seeded(stream("first weights", 0)):

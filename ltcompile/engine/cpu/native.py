@@ -109,9 +109,9 @@ def unavailable() -> str | None:
     return None
 
 
-def compile_to(source: Path, output: Path, flags: Sequence[str], command: Sequence[str] | None = None) -> None:
+def compile_to(source: Path, output: Path, flags: Sequence[str]) -> None:
     """Compile a file. Raises Unavailable with the compiler's first error where that fails or takes minutes."""
-    command = [*(command or compiler()), *flags, "-o", str(output), str(source), "-lm"]
+    command = [*compiler(), *flags, "-o", str(output), str(source), "-lm"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:

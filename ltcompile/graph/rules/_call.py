@@ -40,9 +40,9 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
 
-    def dim(self, name: str = "dim", rank: int | None = None) -> int:
+    def dim(self, rank: int | None = None) -> int:
         """The dimension argument, counted from the front."""
-        value = int(self.values[name])
+        value = int(self.values["dim"])
         return value % (rank if rank is not None else self.values["self"].dim())
 
     @property
