@@ -165,7 +165,6 @@ CALLS: dict[str, Callable[[Any, Path], object]] = {
         evidence.gather(name, net, split_task(_Split()), RECIPE, 0, torch.device("cpu")) for name in criteria.names()
     ],
     "export_onnx": lambda net, path: lower.export_onnx(net, X, path / "net.onnx"),
-    "export_classifier": lambda net, path: lower.export_classifier(net, X, path / "net.onnx"),
     "export_program": lambda net, path: lower.export_program(net, X, path / "net.pt2"),
     "fold_batch_norm": lambda net, _: lower.fold_batch_norm(net, X),
     "lower": lambda net, _: lowered(net, X[:2]),

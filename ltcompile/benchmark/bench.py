@@ -93,19 +93,19 @@ def bench(
     dense_path = None if write_dense is None else _dense_path(write_dense, pruned, known.file)
     items, busy = items_of(pruned, known.data, data, data_root), busy_share()
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as scratch:
-        subjects, sizes, references = subjects_of(known, Path(scratch))
+        subjects = subjects_of(known, Path(scratch))
         if dense_path is not None:
-            write_bytes(dense_path, subjects[0].onnx_bytes("bench"))
+            write_bytes(dense_path, subjects.all[0].onnx_bytes("bench"))
         result = measure(
-            subjects,
+            subjects.all,
             items.inputs,
             items.labels,
-            reference=subjects[0].name,
+            reference=subjects.all[0].name,
             runtimes=runtimes,
             devices=devices,
             batches=batches,
             seconds_per_row=seconds_per_row,
-            references=references,
+            references=subjects.references,
             untrained=() if known.dense_is_trained else (DENSE,),
             on_row=on_row,
         )
@@ -113,7 +113,7 @@ def bench(
         write_result(
             path,
             result,
-            sizes,
+            subjects.sizes,
             busy,
             file=known.described,
             target=known.name,
@@ -123,7 +123,7 @@ def bench(
             if pruned.metric is None or known.data is not None
             else asdict(pruned.metric),  # rows have the accuracy of classifiers
             images=items.origin,
-            compared_with=references[SMALL].what if SMALL in references else OF_MODULE,
+            compared_with=subjects.references[SMALL].what if SMALL in subjects.references else OF_MODULE,
         )
     return result
 

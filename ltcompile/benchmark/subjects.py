@@ -87,32 +87,41 @@ def subject_of(name: str, network: nn.Module, pruned: Pruned, scratch: Path, fil
     inputs = Inputs.of(folded, pruned.example)
     path = file or scratch / f"{name}.onnx"
     if file is None:
-        origin = {key: value for key, value in pruned.provenance.items() if key == "ticket_checksum"} or {
-            "network_checksum": pruned.checksum
-        }
-        export_onnx(folded, pruned.example, path, origin, input_names=pruned.input_names, output_names=pruned.output_names)
+        export_onnx(folded, pruned.example, path, pruned.origin, input_names=pruned.input_names, output_names=pruned.output_names)
     return Subject(name, folded if inputs.is_one_tensor else Flat(folded, inputs).eval(), path)
 
 
-def subjects_of(target: Target, scratch: Path) -> tuple[list[Subject], dict[str, Size], dict[str, Reference]]:
-    """The dense network, where it is known, and the small one, exported in the same way; their sizes; and what answers are compared with where
-    that is not the subject's module. New files go to `scratch`.
-    """
+@dataclass(frozen=True)
+class Subjects:
+    """The dense network, where it is known, and the small one; their sizes; and what answers are compared with where that is not the module."""
+
+    all: list[Subject]
+    sizes: dict[str, Size]
+    references: dict[str, Reference]
+
+
+def subjects_of(target: Target, scratch: Path) -> Subjects:
+    """Both networks, exported in the same way; new files go to the folder `scratch`. Raises InvalidModel where a network cannot be exported."""
     pruned, file = target.pruned, target.file
-    subjects, sizes = [], {}
+    found = Subjects([], {}, {})
     if pruned.dense is not None:
-        subjects.append(subject_of(DENSE, pruned.dense, pruned, scratch))
-        sizes[DENSE] = size(pruned.dense, pruned.example)
-    if target.small_is_known:
-        small = _small(target)
-        sizes[SMALL] = size(small, pruned.example)
-    if file is not None and not target.file_holds_small:
-        return [*subjects, Subject(SMALL, None, file)], sizes, {SMALL: file_reference(file)}
+        found.all.append(subject_of(DENSE, pruned.dense, pruned, scratch))
+        found.sizes[DENSE] = size(pruned.dense, pruned.example)
+    small = _small(target) if target.small_is_known else None
+    if small is not None:
+        found.sizes[SMALL] = size(small, pruned.example)
     precision = target.texts.get("precision", "fp32")
-    if file is None or precision == "fp32":
-        return [*subjects, subject_of(SMALL, small, pruned, scratch, file)], sizes, {}
-    folded = fold_batch_norm(small, pruned.example)[0].eval()
-    return [*subjects, Subject(SMALL, None, file)], sizes, {SMALL: module_reference(folded, pruned, file, precision, scratch)}
+    if small is not None and (file is None or (target.file_holds_small and precision == "fp32")):
+        found.all.append(subject_of(SMALL, small, pruned, scratch, file))
+        return found
+    assert file is not None
+    found.all.append(Subject(SMALL, None, file))
+    if small is not None and target.file_holds_small:
+        folded = fold_batch_norm(small, pruned.example)[0].eval()
+        found.references[SMALL] = module_reference(folded, pruned, file, precision, scratch)
+    else:
+        found.references[SMALL] = file_reference(file)
+    return found
 
 
 def _small(target: Target) -> nn.Module:
@@ -120,5 +129,6 @@ def _small(target: Target) -> nn.Module:
     found, way = compact(target.pruned), target.texts.get("snapped", AS_IT_IS)
     if way == AS_IT_IS:
         return found.small
-    assert found.plan is not None and found.dense is not None, "shrink moves the widths of plans alone"
+    if found.plan is None or found.dense is None:
+        raise InvalidSetting(f"the widths of {target.name} were moved {way}; pass the dense network and the plan as well")
     return moved(found.small, found.plan, found.dense, way).module

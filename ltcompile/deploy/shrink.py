@@ -116,10 +116,8 @@ def shrink(
     )
     check_all(job)
     _check_classes(pruned.ticket, job.calibrate)
-    if "ticket_checksum" not in pruned.provenance:
-        pruned = replace(pruned, provenance={**pruned.provenance, "network_checksum": pruned.checksum})
-    origin = {name: pruned.provenance[name] for name in ("ticket_checksum", "network_checksum") if name in pruned.provenance}
-    done, lines = run_all(pruned, job)
+    origin = pruned.origin
+    done, lines = run_all(replace(pruned, provenance={**pruned.provenance, **origin}), job)
     inputs = Inputs.of(done.small, done.example)
     names = done.input_names or inputs.names
     record = {

@@ -92,11 +92,6 @@ def export_onnx(
     write_bytes(path, data)
 
 
-def export_classifier(model: nn.Module, example: Tensor, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
-    """`export_onnx` of a network that turns "images" (N, C, H, W) into "logits" (N, classes): the names in the files of tickets."""
-    export_onnx(model, example, path, metadata, input_names=("images",), output_names=("logits",))
-
-
 def export_program(
     model: nn.Module, example: Example, path: str | Path, metadata: Mapping[str, str] | None = None, *, dynamic: Sequence[str] = (BATCH,)
 ) -> None:

@@ -138,6 +138,12 @@ class Pruned:
         return self.ticket.data if self.ticket is not None and self.ticket.task == CLASSIFICATION else None
 
     @property
+    def origin(self) -> dict[str, str]:
+        """What files that are made of it name as their origin: the checksum of its ticket, or else of its own weights."""
+        ticket = self.provenance.get("ticket_checksum")
+        return {"network_checksum": self.checksum} if ticket is None else {"ticket_checksum": ticket}
+
+    @property
     def checksum(self) -> str:
         """SHA-256 over the small network's state dict."""
         digest = hashlib.sha256()
