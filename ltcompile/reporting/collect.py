@@ -53,7 +53,7 @@ def collect(folder: Path) -> Figures:
         "controls": [_control(search, arm, text) for arm, text in CONTROLS.items()],
         "points": [_point(search, row) for row in search.rows],
         "widths": [{**asdict(width), "kept_share": width.after / width.before} for width in search.widths],
-        "shrinks": [_shrink(search, shrink) for shrink in run.shrinks],
+        "shrinks": [{**s.figures(), "of_this_ticket": s.ticket_checksum == search.ticket.checksum} for s in run.shrinks],
         "bench": speed.bench(run.bench) if run.bench else None,
         "sweep": speed.sweep(run.sweep) if run.sweep else None,
         "formats": formats(table),
@@ -211,15 +211,6 @@ def _sparsity(search: Search, bench: Figures | None) -> list[Figures]:
 
 def _shrunk(what: str, dense: float, small: float) -> Figures:
     return {"what": what, "dense": dense, "small": small, "removed_share": 1 - small / dense, "ratio": dense / small}
-
-
-def _shrink(search: Search, shrink: Shrink) -> Figures:
-    fields = {name: value for name, value in asdict(shrink).items() if name != "provenance"}  # the page lists all provenance in one place
-    return {
-        **fields,
-        "within_tolerance": max(shrink.equality_error, shrink.onnx_error) <= shrink.tolerance,
-        "of_this_ticket": shrink.ticket_checksum == search.ticket.checksum,
-    }
 
 
 def _file(shrinks: list[Shrink]) -> Figures | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import ACCURACY, Metric
 from ltcompile.errors import InvalidFile
 from ltcompile.reporting.units import is_share
-
-SHRINK = "`ltcompile shrink`"
 
 
 @dataclass(frozen=True)
@@ -107,24 +105,52 @@ class Search:
 
 
 @dataclass(frozen=True)
+class RepairedLayer:
+    before: float | None
+    after: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What `shrink --repair` recorded: errors relative to the dense network's, by layer and of the outputs."""
+
+    layers: dict[str, RepairedLayer]
+    as_cut: float
+    recalibrated: float
+    repaired: float
+    inputs: int
+    agreement: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Shrink:
+    """The record of `shrink`; what only a dense network gives is None without one, and errors of files that do not run where they were written."""
+
     output: str
     precision: str
     bytes: int
     dense_bytes: int | None
     params: int
-    dense_params: int
+    dense_params: int | None
     macs: int
-    dense_macs: int
-    equality_error: float
-    onnx_error: float
-    tolerance: float
+    dense_macs: int | None
+    equality_error: float | None
+    onnx_error: float | None
+    tolerance: float | None
     recalibrated: bool
     folded_batch_norms: int
     seconds: float
-    ticket_checksum: str
     provenance: Provenance
+    ticket_checksum: str = ""  # of a network without a ticket
     target: Reached | None = None
+    repair: Repaired | None = None
+
+    def figures(self) -> dict[str, Any]:
+        """What a page shows; it lists all provenance in one place. `within_tolerance` is None where no file ran."""
+        errors = [error for error in (self.equality_error, self.onnx_error) if error is not None]
+        within = None if self.tolerance is None else max(errors) <= self.tolerance
+        return {**{name: value for name, value in asdict(self).items() if name != "provenance"}, "within_tolerance": within}
 
 
 @dataclass(frozen=True)
@@ -192,12 +218,17 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder,
         search,
-        [read_result(p, {"shrink": Shrink}, SHRINK, _check_shrink) for p in shrink_records(folder)],
+        read_shrinks(folder),
         read_result(run.bench, {"bench": Bench}, "`ltcompile bench`", check_bench) if run.bench.is_file() else None,
         read_result(run.sweep, {"sweep": Sweep}, "`ltcompile sweep`", partial(_check_sweep, metric=search.metric))
         if run.sweep.is_file()
         else None,
     )
+
+
+def read_shrinks(folder: Path) -> list[Shrink]:
+    """What `shrink` recorded in a folder. Raises InvalidFile where a record is damaged."""
+    return [read_result(p, {"shrink": Shrink}, "`ltcompile shrink`", _check_shrink) for p in shrink_records(folder)]
 
 
 def shrink_records(folder: Path) -> list[Path]:
@@ -239,15 +270,8 @@ def _check_target(target: Reached | None) -> None:
 
 def _check_shrink(shrink: Shrink) -> None:
     _check_target(shrink.target)
-    _check_positive(
-        "it",
-        bytes=shrink.bytes,
-        dense_bytes=1 if shrink.dense_bytes is None else shrink.dense_bytes,
-        params=shrink.params,
-        dense_params=shrink.dense_params,
-        macs=shrink.macs,
-        dense_macs=shrink.dense_macs,
-    )
+    sizes = {name: getattr(shrink, name) for name in ("bytes", "dense_bytes", "params", "dense_params", "macs", "dense_macs")}
+    _check_positive("it", **{name: value for name, value in sizes.items() if value is not None})
 
 
 def check_bench(bench: Bench) -> None:

@@ -17,7 +17,7 @@ from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json
 from ltcompile.reporting import units
 from ltcompile.reporting.formats import formats, read_formats
-from ltcompile.reporting.inputs import SHRINK, Bench, check_bench, shrink_records
+from ltcompile.reporting.inputs import Bench, Shrink, check_bench, read_shrinks, shrink_records
 
 if TYPE_CHECKING:
     from ltcompile.pruned import Pruned
@@ -48,40 +48,6 @@ class OwnSearch:
         return Metric(self.metric, self.unit, self.scale, self.higher_is_better)
 
 
-@dataclass(frozen=True)
-class RepairedLayer:
-    before: float | None
-    after: float | None
-    reason: str
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """What `shrink --repair` recorded: errors relative to the dense network's, by layer and of the outputs."""
-
-    layers: dict[str, RepairedLayer]
-    as_cut: float
-    recalibrated: float
-    repaired: float
-    inputs: int
-    agreement: dict[str, float]
-
-
-@dataclass(frozen=True)
-class OwnShrink:
-    output: str
-    precision: str
-    bytes: int
-    params: int
-    macs: int
-    dense_params: int | None
-    dense_macs: int | None
-    equality_error: float | None
-    onnx_error: float
-    tolerance: float
-    repair: Repaired | None = None
-
-
 def is_own(folder: Path) -> bool:
     """Whether a folder holds a search in one's own loop, or a benchmark or file of a network without a ticket, and no run of `find`."""
     run = RunFolder(folder)
@@ -96,8 +62,7 @@ def collect(folder: Path) -> Figures:
     """Every figure of the page on `folder`. Raises InvalidFile where a file is damaged."""
     run = RunFolder(folder)
     search = read_result(run.own_summary, {"own search": OwnSearch}, "the search") if run.own_summary.is_file() else None
-    shrinks = [read_result(p, {"shrink": OwnShrink}, SHRINK) for p in shrink_records(folder)]
-    found = figures(folder.resolve().name, search, _bench(run.bench) if run.bench.is_file() else None, shrinks)
+    found = figures(folder.resolve().name, search, _bench(run.bench) if run.bench.is_file() else None, read_shrinks(folder))
     return {**found, "formats": formats(read_formats(run.formats))}
 
 
@@ -120,7 +85,7 @@ def _bench(path: Path) -> Bench:
     return found
 
 
-def figures(name: str, search: OwnSearch | None, bench: Bench | None, shrinks: Sequence[OwnShrink]) -> Figures:
+def figures(name: str, search: OwnSearch | None, bench: Bench | None, shrinks: Sequence[Shrink]) -> Figures:
     sizes = {n: asdict(s) for n, s in bench.subjects.items()} if bench else {}
     if search is not None and not {"dense", "small"} <= sizes.keys():
         dense, small = search_row(search, "dense", 0), search_row(search, "ticket", int(search.ticket["level"]))
@@ -147,7 +112,7 @@ def figures(name: str, search: OwnSearch | None, bench: Bench | None, shrinks: S
         "busy_share": bench.busy_share if bench else None,
         "provenance": asdict(bench.provenance) if bench else None,
         "formats": None,
-        "shrinks": [asdict(shrink) for shrink in shrinks],
+        "shrinks": [{**shrink.figures(), "of_this_ticket": True} for shrink in shrinks],
         "search": _search(search) if search else None,
     }
 

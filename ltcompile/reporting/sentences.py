@@ -150,7 +150,7 @@ def warnings(run: Run, figures: Figures) -> list[str]:
         found.append(f"bench.json timed {run.bench.target}, which was made from another ticket than this search saved; {again}.")
     if figures["formats"] and figures["formats"]["ticket_checksum"] not in (None, *own):
         found.append("formats.json is of another ticket than this search saved; run `ltcompile bench --formats` again.")
-    off = [shrink["output"] for shrink in figures["shrinks"] if not shrink["within_tolerance"]]
+    off = [shrink["output"] for shrink in figures["shrinks"] if shrink["within_tolerance"] is False]
     found += [f"{output} is off by more than its tolerance; do not deploy it." for output in off]
     found += [
         f"{d.layer} is dead in {_name(training)}: all of its {d.of} channels are zero on validation images."

@@ -231,6 +231,15 @@ def test_files_of_another_ticket_are_named(tmp_path: Path) -> None:
     assert "bench.json timed small" in reported["warnings"][1]
 
 
+def test_a_file_that_does_not_run_here_has_no_error(tmp_path: Path) -> None:
+    """As Core ML's: its record holds none, and the page says so."""
+    run = example()
+    run["small.json"] |= {"output": "small.mlpackage", "onnx_error": None, "tolerance": None}
+    html, reported = made(tmp_path / "run", run)
+    assert reported["shrinks"][0]["within_tolerance"] is None and reported["warnings"] == []
+    assert "not run here" in Page(html).text
+
+
 def poison(value: Any) -> Any:
     """Every text of a run, and every free key, made hostile."""
     fixed = {"kind", "arm", "date", "checksum", "ticket_checksum", "subject"}
