@@ -117,12 +117,9 @@ class Expected:
     rounded: NDArray[np.float32] | None = None
     tolerance: float = FP32_TOLERANCE
 
-    def refusal(self, found: Any, inputs: int | None = None) -> str:
-        """Why outputs `found` are not the network's, for the first `inputs` inputs (by default all), which repeat where `found` has more
-        rows; "" where they are.
-        """
-        there = len(self.exact) if inputs is None else inputs
-        y, x = _array(found), _array(tile(self.exact[:there], len(found)))
+    def refusal(self, found: Any) -> str:
+        """Why outputs `found` are not the network's, for its first inputs; "" where they are."""
+        y, x = _array(found), _array(self.exact[: len(found)])
         if y.shape != x.shape:
             return f"outputs have the shape {y.shape}, not {x.shape}"
         if not np.isfinite(y).all():
@@ -132,9 +129,9 @@ class Expected:
             return "" if error <= self.tolerance else f"outputs are off by {error:.1e} of the largest ({self.tolerance:.0e} is allowed)"
         if not math.isfinite(self.noise):
             return "rounding makes outputs nan or inf: the precision does not hold this network's values"
-        s, different = _array(tile(self.rounded[:there], len(found))), min(there, len(found))
-        reason = self._refusal_of_rounded(y - s, different if different >= LEAST_INPUTS and self._separates_inputs else 0)
-        return reason if reason or different < LEAST_INPUTS else _refusal_of_classes(y, s, x)
+        s, inputs = _array(self.rounded[: len(found)]), len(found)
+        reason = self._refusal_of_rounded(y - s, inputs if inputs >= LEAST_INPUTS and self._separates_inputs else 0)
+        return reason if reason or inputs < LEAST_INPUTS else _refusal_of_classes(y, s, x)
 
     def compare(self, found: Any) -> Compared:
         """All of it, of outputs for all inputs."""

@@ -228,11 +228,11 @@ class TestBounds:
         assert expected.refusal(np.roll(found, 1, axis=1)) and Expected(expected.exact).refusal(found)
         assert not Expected(expected.exact).refusal(expected.exact * (1 + 1e-5))
 
-    @given(st.integers(1, 300), st.integers(1, 40))
+    @given(st.integers(1, 40))
     @settings(max_examples=30, deadline=None)
-    def test_inputs_repeat_as_they_were_tiled(self, batch: int, there: int) -> None:
+    def test_the_first_inputs_may_stand_alone(self, there: int) -> None:
         expected, found = simulated(0, 0.05)
-        assert not expected.refusal(numerics.tile(found[:there], batch), there)
+        assert not expected.refusal(found[:there])
 
     def test_chunks_see_one_shape(self) -> None:
         seen: list[int] = []
