@@ -17,11 +17,10 @@ from ltcompile.benchmark.target import open_target
 from ltcompile.core.load import busy_share
 from ltcompile.core.records import Measurement
 from ltcompile.core.run_folder import RunFolder
-from ltcompile.core.ticket import Ticket
 from ltcompile.errors import InvalidSetting
 from ltcompile.lower.answers import extended
 from ltcompile.paths import check_writable, write_bytes
-from ltcompile.pruned import Pruned, Result, compact
+from ltcompile.pruned import Pruned, Source, compact
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def open_pair(ticket: str | Path, count: int, *, data: str | None = None, data_r
 
 
 def bench(
-    target: str | Path | Ticket | Pruned | Result,
+    target: Source,
     *,
     runtimes: Sequence[str] | None = None,
     devices: Sequence[str] | None = None,

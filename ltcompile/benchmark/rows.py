@@ -161,9 +161,10 @@ def _job(
     largest = max(batches)
     found = {s.name: references.get(s.name) or reference_of(s) for s in subjects}
     timed = {batch: extended(inputs, batch) for batch in batches}
-    checked = extended(inputs, -(-CHECKED // largest) * largest)
+    rounded = {name: one for name, one in found.items() if one.rounded is not None}
+    checked = extended(inputs, -(-CHECKED // largest) * largest) if rounded else inputs
     expected = {(name, batch): one.expected(some, batch) for name, one in found.items() for batch, some in timed.items()}
-    of_checked = {name: one.expected(checked, largest) for name, one in found.items() if one.rounded is not None}
+    of_checked = {name: one.expected(checked, largest) for name, one in rounded.items()}
     return _Job(subjects, found, reference, timed, expected, checked, of_checked, inputs, labels, untrained)
 
 

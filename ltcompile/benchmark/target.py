@@ -19,7 +19,7 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.ticket import CLASSIFICATION, Ticket, check_model
 from ltcompile.errors import InvalidFile, InvalidSetting, LtcompileError, TicketMismatch
 from ltcompile.models import is_own_code
-from ltcompile.pruned import Pruned, Result, named_network, pruned_of
+from ltcompile.pruned import Pruned, Source, named_network, pruned_of
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Target:
         return None if self.file is None else described(self.file.name, self.file.read_bytes(), self.texts)
 
 
-def open_target(target: str | Path | Ticket | Pruned | Result, file: str | Path | None = None, model: str | None = None) -> Target:
+def open_target(target: Source, file: str | Path | None = None, model: str | None = None) -> Target:
     """What `target` is: the path of a ticket or of an ONNX file, or what `pruned_of` takes, with the ONNX `file` that was made of it.
 
     The dense network of a ticket's path has its trained weights where the run folder holds them.

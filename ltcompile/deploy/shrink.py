@@ -25,7 +25,7 @@ from ltcompile.graph.inputs import Example
 from ltcompile.lower.inputs import Inputs
 from ltcompile.paths import check_writable, write_json
 from ltcompile.prune.budget import RelativeTimer
-from ltcompile.pruned import Pruned, Result, pruned_of
+from ltcompile.pruned import Source, pruned_of
 
 FOLDER = ".mlpackage"  # the format whose output is one
 PAGE = "index.html"  # of a folder that is named as the output
@@ -42,7 +42,7 @@ class Shrunk:
 
 @seeded(0)
 def shrink(
-    pruned: Pruned | Ticket | Result | str | Path,
+    pruned: Source,
     output: str | Path,
     *,
     precision: Precision = "fp32",
