@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ltcompile.benchmark.rows import BenchResult, measure
 from ltcompile.core.load import busy_share
-from ltcompile.core.memory import peak_above
 from ltcompile.timing import interleave, speedup
 
-__all__ = ["BenchResult", "busy_share", "interleave", "measure", "peak_above", "speedup"]
+__all__ = ["BenchResult", "busy_share", "interleave", "measure", "speedup"]

@@ -13,13 +13,6 @@ from pathlib import Path
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_above(call: Callable[[], object], device: str = "cpu") -> int | None:
-    """The highest memory during `call`, in bytes above what was held before; None where the system does not report it."""
-    above = watch(device)
-    call()
-    return above()
-
-
 def watch(device: str) -> Callable[[], int | None]:
     """Start watching; each call of what comes back gives the highest bytes since then above what was held now.
 

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 
 from ltcompile import registry, timing
-from ltcompile.benchmark import busy_share, interleave, measure, peak_above
+from ltcompile.benchmark import busy_share, interleave, measure
 from ltcompile.benchmark.reference import reference_of
 from ltcompile.core import load
+from ltcompile.core.memory import watch
 from ltcompile.core.records import Measurement
 from ltcompile.errors import Disagreement, InvalidData, InvalidSetting, Unavailable, UnknownName
 from ltcompile.lower.inputs import Inputs
@@ -109,15 +110,17 @@ def test_gc_is_restored_after_a_failing_call() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports resident memory")
-def test_peak_above_sees_what_is_taken_and_nothing_else() -> None:
+def test_the_watch_sees_what_memory_is_taken_and_nothing_else() -> None:
     def take() -> None:
         np.ones(64 * MIB, dtype=np.uint8)
 
-    taken = peak_above(take)
+    above = watch("cpu")
+    take()
+    taken = above()
     if taken is None:
         pytest.skip("/proc/self/clear_refs cannot be written here")
     assert 63 * MIB <= taken < 80 * MIB  # Linux counts to a few hundred KiB
-    assert peak_above(lambda: None) < 16 * MIB  # what was taken and freed before does not count
+    assert (watch("cpu")() or 0) < 16 * MIB  # what was taken and freed before does not count
 
 
 def module(seed: int) -> nn.Module:
