@@ -142,7 +142,7 @@ def _of_file_alone(path: Path, texts: Mapping[str, str], model: str | None) -> T
 
 
 def _texts(path: Path) -> dict[str, str]:
-    """The texts in an ONNX file. Raises InvalidFile where the file would read others or run other code, or is no classifier and says it is."""
+    """The texts in an ONNX file. Raises InvalidFile where it reads other files or runs other code, or is no classifier though its ticket is for one."""
     model = read_onnx(path)
     texts = {p.key: p.value for p in model.metadata_props}
     if strange := _strange(model, texts):
@@ -151,12 +151,14 @@ def _texts(path: Path) -> dict[str, str]:
 
 
 def _strange(model: Any, texts: Mapping[str, str]) -> str:
+    """What there is in a file that `shrink` never writes; "" where nothing is."""
     if elsewhere := external(model):
         return f"keeps {elsewhere[0]!r} in another file"
     if foreign := domains(model) - {""}:
         return f"uses operators of its own ({short(foreign)})"
     ends = len(model.graph.input), len(model.graph.output)
-    return "" if ends == (1, 1) or texts.get("task") != CLASSIFICATION else f"has {ends[0]} inputs and {ends[1]} outputs"
+    classifies = "ticket_checksum" in texts and texts.get("task", CLASSIFICATION) == CLASSIFICATION
+    return "" if ends == (1, 1) or not classifies else f"has {ends[0]} inputs and {ends[1]} outputs"
 
 
 def _takes(path: Path, example: Tensor) -> bool:
