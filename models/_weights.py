@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ltcompile.core.notice import notify
-from ltcompile.core.tensors import check_finite, check_held, check_is_file, read_torch
+from ltcompile.core.tensors import check_finite, check_held, read_safetensors, read_torch
 from ltcompile.errors import InvalidFile
 
 WHAT = "file of weights"
@@ -60,13 +60,7 @@ def read_state_dict(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read(path: Path) -> Any:
     if path.suffix != ".safetensors":
         return read_torch(path, WHAT, "write it with torch.save(model.state_dict(), ...)")
-    from safetensors.torch import load_file
-
-    check_is_file(path, WHAT)
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises its own types, and torch's for dtypes that it lacks
-        raise InvalidFile(f"{path} cannot be read as a {WHAT}: {error}; take a fresh copy") from error
+    return read_safetensors(path, WHAT)[0]
 
 
 def _tensors(value: Any, path: Path) -> dict[str, Tensor]:

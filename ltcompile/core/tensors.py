@@ -44,6 +44,18 @@ def read_torch(path: Path, what: str, remedy: str = "take a fresh copy") -> Any:
         raise InvalidFile(f"{path} cannot be read as a {what}: {message}; {remedy}") from error
 
 
+def read_safetensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the texts in the .safetensors file `path`, which is called a `what`. Raises InvalidFile."""
+    from safetensors import safe_open
+
+    check_is_file(path, what)
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118  (it is no mapping)
+    except Exception as error:  # safetensors raises its own types, and torch's for dtypes that it lacks
+        raise InvalidFile(f"{path} cannot be read as a {what}: {error}; take a fresh copy") from error
+
+
 def check_is_file(path: Path, what: str) -> None:
     """Raises InvalidFile unless there is a file that can be read, and not a folder or a pipe that never ends."""
     if path.is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from ltcompile.core.plan import PruningPlan
-from ltcompile.core.tensors import check_is_file
+from ltcompile.core.tensors import read_safetensors
 from ltcompile.deploy.changes import replace_layers, with_biases
 from ltcompile.errors import InvalidFile, InvalidModel, InvalidPlan
 from ltcompile.graph import cut
@@ -29,7 +29,7 @@ def load_pruned(build: Callable[[], nn.Module], path: str | Path, plan: PruningP
     path, network = Path(path), build()
     if not isinstance(network, nn.Module):
         raise InvalidModel(f"build() must make a torch.nn.Module, not a {type(network).__name__}")
-    texts = _texts(path)
+    texts = read_safetensors(path, "file of weights")[1] if path.suffix == ".safetensors" else {}
     if plan is None and "plan" in texts:
         plan = _plan(path, texts["plan"])
     elif isinstance(plan, str | Path):
@@ -48,20 +48,6 @@ def load_pruned(build: Callable[[], nn.Module], path: str | Path, plan: PruningP
         reason = " ".join(str(error).split())[:300]
         raise InvalidFile(f"{path} does not hold the weights of this network: {reason}; pass the plan that it was cut by") from error
     return network.eval()
-
-
-def _texts(path: Path) -> dict[str, str]:
-    """The texts in a .safetensors file; none in others."""
-    check_is_file(path, "file of weights")
-    if path.suffix != ".safetensors":
-        return {}
-    from safetensors import safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return dict(file.metadata() or {})
-    except Exception as error:  # safetensors raises its own types
-        raise InvalidFile(f"{path} cannot be read as a file of weights: {error}; take a fresh copy") from error
 
 
 def _plan(path: Path, text: str) -> PruningPlan:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ltcompile.core.tensors import check_held, check_is_file, read_torch
+from ltcompile.core.tensors import check_held, read_safetensors, read_torch
 from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.graph.inputs import Example
 
@@ -47,18 +47,8 @@ def read_example(text: str) -> Example:
 
 def read_inputs(path: Path) -> dict[str, Tensor]:
     """Tensors by the names of the network's inputs. Raises InvalidFile."""
-    value = read_torch(path, "file of inputs") if path.suffix != ".safetensors" else _safetensors(path)
+    value = read_torch(path, "file of inputs") if path.suffix != ".safetensors" else read_safetensors(path, "file of inputs")[0]
     if not isinstance(value, dict) or not value:
         raise InvalidFile(f"{path} holds no inputs: names of the forward's parameters with a tensor each")
     check_held(value, path.stat().st_size)
     return value
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    check_is_file(path, "file of inputs")
-    try:
-        return dict(load_file(path))
-    except Exception as error:  # safetensors raises its own types
-        raise InvalidFile(f"{path} cannot be read as a file of inputs: {error}; take a fresh copy") from error
