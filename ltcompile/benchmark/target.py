@@ -1,4 +1,4 @@
-"""What a benchmark is asked to measure, as a `Pruned`: that itself, a ticket's, or that of an ONNX file of `shrink`."""
+"""What a benchmark measures, as a `Pruned`: that itself, a ticket's, or that of an ONNX file of `shrink`."""
 
 from __future__ import annotations
 
