@@ -5,7 +5,6 @@ Tensors are named by a hash of their contents, so that all batch sizes, and an O
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ltcompile.core.records import provenance
+from ltcompile.engine.content import content_name, state
 from ltcompile.engine.decision import Decision
 from ltcompile.engine.signature import Signature, Tensors
 from ltcompile.errors import InvalidFile
@@ -89,7 +89,7 @@ def load(path: str | Path) -> EngineFile:
             header = json.loads((file.metadata() or {})[_KEY])
             if header["format"] != FORMAT:
                 raise InvalidFile(f"{path} has format {header['format']}, this ltcompile reads {FORMAT}; install the one that made it")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dictionary)
+            tensors = {name: state(file.get_tensor(name), name) for name in file.keys()}  # noqa: SIM118  (it is not a dictionary)
         variants = tuple(_read_variant(variant, tensors) for variant in header["variants"])
         signature, machine = Signature.from_json(header["signature"]), {str(k): str(v) for k, v in header["machine"].items()}
         onnx = _joined(tensors[header["onnx"]["graph"]], _named(header["onnx"]["weights"], tensors)) if header["onnx"] else None
@@ -111,10 +111,8 @@ class _Pool:
         self.tensors: dict[str, Tensor] = {}
 
     def add(self, tensor: Tensor) -> str:
-        tensor = tensor.detach().cpu().contiguous()
-        held = tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        name = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode() + held).hexdigest()[:20]
-        self.tensors.setdefault(name, tensor.clone())
+        name = content_name(tensor)
+        self.tensors.setdefault(name, tensor.detach().cpu().contiguous().clone())
         return name
 
 

@@ -1,7 +1,8 @@
 """Compiled networks that are kept in the user's cache, so that loading an engine neither generates nor compiles again.
 
 A file is a hash of its header, that header in JSON, filled up to whole pages, and the packed weights, which are mapped into memory. Its name is a
-hash of the program with its weights, the choices, the compiler, the processor and our own code. Weights are compared with their sum, which
+hash of the program with the names of its weights' contents, the choices, the compiler, the processor and our own code. Names that an engine file
+states are believed in reading, and checked before anything is kept under them. Weights are compared with their sum, which
 finds damage ten times as fast as a hash; the folder is the user's own, as the libraries in it are.
 """
 
@@ -11,15 +12,14 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ltcompile.core.records import cpu_name
+from ltcompile.engine.content import content_name, stated_name
 from ltcompile.engine.cpu import matrix, native
 from ltcompile.engine.cpu.code import Array, Choice
 from ltcompile.engine.cpu.native import Compiled, cache_folder
@@ -28,7 +28,7 @@ from ltcompile.lower import serialization
 from ltcompile.lower.program import Program
 from ltcompile.paths import write_bytes
 
-PAGE, CHUNK = 1 << 12, 1 << 22  # bytes; of weights that are hashed at once
+PAGE = 1 << 12  # bytes
 MOST_BYTES = 1 << 30  # of all files; those that were read last stay
 
 
@@ -44,8 +44,9 @@ def compiled(program: Program, choices: Mapping[str, Choice], threads: int) -> C
     from ltcompile.engine.cpu.generate import generate
 
     made = native.compiled(generate(program, choices, threads))
-    with contextlib.suppress(InvalidFile, OSError):  # a full disk, or a folder that cannot be written
-        _write(path, made)
+    if all(stated_name(tensor) in (None, content_name(tensor)) for tensor in program.constants.values()):
+        with contextlib.suppress(InvalidFile, OSError):  # a full disk, or a folder that cannot be written
+            _write(path, made)
     return made
 
 
@@ -58,7 +59,7 @@ def _read(path: Path) -> Compiled | None:
             start = -(-file.tell() // PAGE) * PAGE
         weights = np.memmap(path, np.float32, "r", start)
         library = cache_folder() / f"{header['library']}.so"
-        if _hash([line[64:]]) != digest or _sums(weights) != header["sums"] or not library.is_file():
+        if _hash(line[64:]) != digest or _sums(weights) != header["sums"] or not library.is_file():
             return None
         os.utime(path)
         return Compiled(library, tuple(header["headers"]), weights, header["arena_floats"], tuple(header["output_shape"]))
@@ -75,7 +76,7 @@ def _write(path: Path, made: Compiled) -> None:
         "sums": _sums(made.weights),
     }
     line = json.dumps(header).encode() + b"\n"
-    line = _hash([line]).encode() + line
+    line = _hash(line).encode() + line
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_bytes(path, line + bytes(-len(line) % PAGE) + made.weights.tobytes())
     files = sorted(((file.stat().st_mtime, file) for file in path.parent.glob("[!.]*")), reverse=True)
@@ -87,20 +88,14 @@ def _write(path: Path, made: Compiled) -> None:
 
 
 def _key(program: Program, choices: Mapping[str, Choice], threads: int) -> str:
-    constants = {name: tensor.detach().contiguous() for name, tensor in sorted(program.constants.items())}
-    types = {name: (str(tensor.dtype), list(tensor.shape)) for name, tensor in constants.items()}
-    values = _hash(tensor.reshape(-1).view(torch.uint8).numpy().data for tensor in constants.values() if tensor.numel())
+    contents = {name: stated_name(tensor) or content_name(tensor) for name, tensor in sorted(program.constants.items())}
     machine = [cpu_name(), bool(matrix.refusal()), *native.compiler(), *native.FLAGS, _code()]
-    text = json.dumps([serialization.to_json(program), types, values, dict(choices), threads, machine], default=dict, sort_keys=True)
+    text = json.dumps([serialization.to_json(program), contents, dict(choices), threads, machine], default=dict, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _hash(parts: Iterable[bytes | memoryview]) -> str:
-    """Of chunks, which threads share."""
-    views = [memoryview(part).cast("B") for part in parts]
-    chunks = [view[at : at + CHUNK] for view in views for at in range(0, len(view), CHUNK)]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        return hashlib.sha256(b"".join(pool.map(lambda chunk: hashlib.sha256(chunk).digest(), chunks))).hexdigest()
+def _hash(line: bytes) -> str:
+    return hashlib.sha256(line).hexdigest()
 
 
 def _sums(weights: Array) -> list[int]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from ltcompile.engine.content import content_name, state
 from ltcompile.engine.cpu import kept, native
 from ltcompile.lower.lower import lower
 from ltcompile.lower.program import Program
@@ -93,6 +94,23 @@ def test_damaged_files_are_made_again(program: Program) -> None:
         again = kept.compiled(program, {}, 1)
         assert not was_read(again) and error(program, again) <= FP32_TOLERANCE
         assert file.read_bytes() == whole and was_read(kept.compiled(program, {}, 1))
+
+
+def test_names_that_a_file_states_save_hashes_and_keep_nothing_false(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept.compiled(program, {}, 1)
+
+    def from_file(change: float = 0.0) -> Program:
+        return replace(program, constants={key: state(t + change, content_name(t)) for key, t in program.constants.items()})
+
+    hashed: list[object] = []
+    monkeypatch.setattr(kept, "content_name", lambda tensor: hashed.append(tensor) or content_name(tensor))
+    assert was_read(kept.compiled(from_file(), {}, 1)) and not hashed, "the key is that of a program whose names are computed"
+    lying = from_file(change=1.0)
+    made = kept.compiled(lying, {}, 2)
+    assert error(lying, made) <= FP32_TOLERANCE and hashed and len(files()) == 1, "what lies is compiled, and not kept"
+    changed = from_file()
+    next(iter(changed.constants.values())).add_(1)
+    assert not was_read(again := kept.compiled(changed, {}, 1)) and error(changed, again) <= FP32_TOLERANCE
 
 
 def test_a_missing_library_is_compiled_again(program: Program) -> None:
