@@ -270,6 +270,8 @@ def _check_target(target: Reached | None) -> None:
 
 def _check_shrink(shrink: Shrink) -> None:
     _check_target(shrink.target)
+    if (shrink.onnx_error is None) != (shrink.tolerance is None):
+        raise SchemaError("onnx_error and tolerance are both numbers, or none of them is, where no file ran")
     sizes = {name: getattr(shrink, name) for name in ("bytes", "dense_bytes", "params", "dense_params", "macs", "dense_macs")}
     _check_positive("it", **{name: value for name, value in sizes.items() if value is not None})
 
