@@ -26,6 +26,6 @@ def state(tensor: Tensor, name: str) -> Tensor:
 
 
 def stated_name(tensor: Tensor) -> str | None:
-    """What `state` said, unless the values were changed since. A file may lie: whoever keeps something under a name checks it first."""
+    """What `state` said, unless the values were changed since. A file may lie: check the name before anything is kept under it."""
     name, version = getattr(tensor, _STATED, (None, None))
     return name if version == tensor._version else None

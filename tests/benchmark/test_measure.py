@@ -18,14 +18,16 @@ import torch
 from torch import nn
 
 from ltcompile import registry, timing
-from ltcompile.benchmark import busy_share, interleave, measure
 from ltcompile.benchmark.reference import reference_of
+from ltcompile.benchmark.rows import measure
 from ltcompile.core import load
+from ltcompile.core.load import busy_share
 from ltcompile.core.memory import watch
 from ltcompile.core.records import Measurement
 from ltcompile.errors import Disagreement, InvalidData, InvalidSetting, Unavailable, UnknownName
 from ltcompile.lower.inputs import Inputs
 from ltcompile.runtimes import Subject
+from ltcompile.timing import interleave
 
 bench_module = importlib.import_module("ltcompile.benchmark.rows")
 CLASSES = 5

@@ -18,7 +18,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper, save
 
-from ltcompile.benchmark import measure
+from ltcompile.benchmark.rows import measure
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.records import Measurement
 from ltcompile.errors import Crashed, InvalidSetting, Unavailable

@@ -36,6 +36,8 @@ TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each wit
     ("bench/rehearsal.py", "runpy"): "a script of this folder, or pytest, that its command names",
     ("bench/rehearsal.py", "runpy.run_module"): "the same",
     ("bench/rehearsal.py", "runpy.run_path"): "the same",
+    ("bench/reference_scripts.py", "runpy"): "a script of examples/",
+    ("bench/reference_scripts.py", "torch.load without weights_only=True"): "the checkpoint that the published script has just written",
     ("ltcompile/runtimes/torch_compile.py", "aoti_load_package"): "the package that it has just made",
     ("ltcompile/deploy/formats/pt2.py", "torch.export.load"): "the file that it has just written",
 }

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from ltcompile import timing
-from ltcompile.benchmark import busy_share, energy
+from ltcompile.benchmark import energy
 from ltcompile.benchmark.competitors import layers, peaks
 from ltcompile.benchmark.competitors.clock import Call, DeviceClock, track
 from ltcompile.benchmark.competitors.competitor import ENGINE, Competitor, Network, Ready
 from ltcompile.benchmark.competitors.entries import competitors
 from ltcompile.benchmark.competitors.peaks import Peaks
 from ltcompile.benchmark.competitors.result import CompetitorsResult, Refusal, Row
+from ltcompile.core.load import busy_share
 from ltcompile.core.records import cpu_name, provenance
 from ltcompile.errors import DeviceLost, Disagreement, InvalidSetting, LtcompileError, Unavailable
 from ltcompile.graph import size
