@@ -20,12 +20,13 @@ def content_name(tensor: Tensor) -> str:
 
 
 def state(tensor: Tensor, name: str) -> Tensor:
-    """`tensor`, with the name that its file gives to its contents."""
-    setattr(tensor, _STATED, (name, tensor._version))
+    """`tensor`, with the name that its file gives to its contents; without it in inference mode, whose tensors count no changes."""
+    if not tensor.is_inference():
+        setattr(tensor, _STATED, (name, tensor._version))
     return tensor
 
 
 def stated_name(tensor: Tensor) -> str | None:
     """What `state` said, unless the values were changed since. A file may lie: check the name before anything is kept under it."""
-    name, version = getattr(tensor, _STATED, (None, None))
-    return name if version == tensor._version else None
+    stated: tuple[str, int] | None = getattr(tensor, _STATED, None)
+    return stated[0] if stated is not None and stated[1] == tensor._version else None

@@ -108,6 +108,8 @@ def test_names_that_a_file_states_save_hashes_and_keep_nothing_false(program: Pr
     lying = from_file(change=1.0)
     made = kept.compiled(lying, {}, 2)
     assert error(lying, made) <= FP32_TOLERANCE and hashed and len(files()) == 1, "what lies is compiled, and not kept"
+    with torch.inference_mode():
+        assert was_read(kept.compiled(from_file(), {}, 1)), "tensors of inference mode have no versions: they are hashed"
     changed = from_file()
     next(iter(changed.constants.values())).add_(1)
     assert not was_read(again := kept.compiled(changed, {}, 1)) and error(changed, again) <= FP32_TOLERANCE
