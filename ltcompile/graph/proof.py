@@ -196,8 +196,14 @@ def _randomised(network: nn.Module) -> nn.Module:
             random = torch.rand(tensor.shape, generator=values, dtype=torch.float64).to(tensor)
             tensor.copy_(torch.where(tensor == 0, 0.05 + 0.2 * random, tensor * (0.5 + random)))
             if not name.endswith(("bias", "running_mean")):
-                tensor.mul_(max(1.0, _usual_size(tensor) / float(tensor.square().mean().sqrt())))
+                tensor.mul_(max(1.0, _usual_size(tensor) / _size(tensor)))
     return network
+
+
+def _size(weight: Tensor) -> float:
+    """The root mean square; squares of the smallest doubles would be zero."""
+    largest = weight.abs().max()
+    return float(largest * (weight / largest).square().mean().sqrt())
 
 
 def _usual_size(weight: Tensor) -> float:

@@ -139,20 +139,20 @@ class Residual(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("size", [1.0, 1e-2, 3e-5, 1e-9])
+@pytest.mark.parametrize("size", [1.0, 1e-2, 3e-5, 1e-9, 1e-200])
 @pytest.mark.parametrize("kind", ["plain", "residual"])
 def test_a_wrong_group_is_seen_however_small_the_weights(kind: str, size: float) -> None:
     """Biases of the usual size, and a branch next to it, hide nothing. Here each group in turn has inputs shifted by one."""
     torch.manual_seed(0)
     layers = [layer for i, o in ((3, 4), (4, 6), (6, 8)) for layer in (nn.Conv2d(i, o, 1), nn.ReLU())]
     model = (nn.Sequential(*layers, nn.Conv2d(8, 4, 1)) if kind == "plain" else Residual()).eval()
-    for name, p in model.named_parameters():
+    for name, p in model.double().named_parameters():
         p.data.mul_(1.0 if name.endswith("bias") else size)
-    plan = lt.plan(model, IMAGES, 0.5, "local")
+    plan = lt.plan(model, IMAGES.double(), 0.5, "local")
     for wrong in (g for g in plan.groups if not g.frozen):
         members = tuple(replace(m, index=m.index[1:] + m.index[:1]) if m.axis == "in" else m for m in wrong.members)
         groups = tuple(replace(g, members=members) if g is wrong else g for g in plan.groups)
-        assert disagreements(model, IMAGES, PruningPlan(groups, plan.kept)).keys() == {wrong.name}
+        assert disagreements(model, IMAGES.double(), PruningPlan(groups, plan.kept)).keys() == {wrong.name}
 
 
 def test_nothing_left_to_cut_is_an_error() -> None:
