@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ltcompile import numerics
@@ -179,8 +180,9 @@ def _check(
     if not batches or min(batches) < 1 or len(set(batches)) != len(batches):
         raise InvalidSetting(f"batch sizes must be different and at least 1, not {list(batches)}")
     fractions = [tensor for tensor in inputs.tensors if tensor.is_floating_point()]
-    if fractions and (not any(t.any() for t in fractions) or any(t.isnan().any() for t in fractions)):
-        raise InvalidData("inputs are all zero or nan; measure on real ones")
+    bad = (lambda t: ~t.isfinite()) if inputs.is_one_tensor else torch.isnan  # a mask of attention next to images holds -inf
+    if fractions and (not any(t.any() for t in fractions) or any(bad(t).any() for t in fractions)):
+        raise InvalidData("inputs are all zero or not finite; measure on real ones")
     if labels is not None and labels.shape != (inputs.batch,):
         raise InvalidData(f"{inputs.batch} inputs need labels ({inputs.batch},), not {labels.shape}")
 

@@ -272,8 +272,8 @@ def test_without_the_reference_there_is_no_speedup(pair: list[Subject], monkeypa
 
 @pytest.mark.usefixtures("no_timing")
 def test_bench_refuses_nonsense(pair: list[Subject]) -> None:
-    for bad in (np.zeros_like(IMAGES), np.full_like(IMAGES, np.nan)):
-        with pytest.raises(InvalidData, match="all zero or nan"):
+    for bad in (np.zeros_like(IMAGES), np.full_like(IMAGES, np.nan), np.full_like(IMAGES, np.inf)):
+        with pytest.raises(InvalidData, match="all zero or not finite"):
             measure(pair, Inputs.of(module(0), torch.from_numpy(bad)))
     with pytest.raises(InvalidData, match="labels"):
         measure(pair, INPUTS, np.zeros(3, dtype=np.int64))
