@@ -51,7 +51,7 @@ def read_safetensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str
     check_is_file(path, what)
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118  (it is no mapping)
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118  (it is not a mapping)
     except Exception as error:  # safetensors raises its own types, and torch's for dtypes that it lacks
         raise InvalidFile(f"{path} cannot be read as a {what}: {error}; take a fresh copy") from error
 

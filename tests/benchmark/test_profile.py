@@ -426,12 +426,15 @@ def test_plans_meet_their_time_and_land_on_edges(name: str, share: float, off: f
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("name", ["vgg16-quarter", "resnet20"])
-def test_where_time_has_no_stairs_a_plan_keeps_to_the_ranking(name: str, scope: Any) -> None:
-    """Of 32 random networks one group of one, with seed 0, is behind by a quarter of a channel: the test had failed now and then."""
+@pytest.mark.parametrize(
+    ("name", "scope", "seed"),
+    [*((name, scope, seed) for name in ("vgg16-quarter", "resnet20") for scope in ("global", "local") for seed in (0, 1))],
+)
+def test_where_time_has_no_stairs_a_plan_keeps_to_the_ranking(name: str, scope: Any, seed: int, request: pytest.FixtureRequest) -> None:
+    if (name, scope, seed) == ("vgg16-quarter", "global", 0):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="one group keeps 52 of the ranking's 75 channels; 52.25 are the bound"))
     found, _ = profiled(name, smooth=True)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     network, images = lt.build_model(name).eval(), torch.zeros(2, 3, 32, 32)
     plan = lt.plan(network, images, scope=scope, target_time=0.3, profile=found)
     gone = sum(g.width - len(kept) for g, kept in plan if not g.frozen) / sum(g.width for g, _ in plan if not g.frozen)
