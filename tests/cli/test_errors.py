@@ -8,14 +8,14 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import typer
-from commands import REFUSAL_BYTES, call
+from commands import REFUSAL_BYTES, call, call_here
 from onnx import helper
 from PIL import Image
 from readers import READERS
@@ -37,7 +37,7 @@ WAYS_OUT = re.compile(
 
 def refused(*arguments: object, names: object, cwd: Path) -> str:
     """The command ends with 2, without a traceback, naming `names`, and with a way out. What it said."""
-    done = call(*arguments, cwd=cwd, timeout=60)
+    done = call_here(*arguments, cwd=cwd)
     message = " ".join(re.sub(r"[│╭╮╰╯─]", " ", done.stderr).split())
     assert done.returncode == 2, (arguments, done.returncode, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr and "this is a bug" not in message
@@ -54,19 +54,10 @@ def test_there_are_commands() -> None:
     assert {*searching, *deploying, "doctor"} <= set(COMMANDS)
 
 
-@pytest.fixture
-def misused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """`refused` in this process: what is wrong with the words themselves is known before anything is imported."""
-
-    def check(*words: str, names: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["ltcompile", *words])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as stop:
-            main()
-        message = capsys.readouterr().err
-        assert stop.value.code == 2 and names.lower() in message.lower() and WAYS_OUT.search(message), message
-
-    return check
+def misused(*words: str, names: str, cwd: Path) -> None:
+    """What is wrong with the words themselves is known before anything is imported."""
+    done = call_here(*words, cwd=cwd)
+    assert done.returncode == 2 and names.lower() in done.stderr.lower() and WAYS_OUT.search(done.stderr), done.stderr
 
 
 def words(command: str) -> list[str]:
@@ -74,21 +65,21 @@ def words(command: str) -> list[str]:
     return [command, *("x" for name, _ in TARGETS if name == command)]
 
 
-def test_unknown_commands(misused: Callable[..., None]) -> None:
-    misused("shrimp", names="shrimp")
-    misused("--fast", names="--fast")
+def test_unknown_commands(tmp_path: Path) -> None:
+    misused("shrimp", names="shrimp", cwd=tmp_path)
+    misused("--fast", names="--fast", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_unknown_flags_and_surplus_words(misused: Callable[..., None], command: str) -> None:
-    misused(command, "--no-such-flag", names="--no-such-flag")
+def test_unknown_flags_and_surplus_words(tmp_path: Path, command: str) -> None:
+    misused(command, "--no-such-flag", names="--no-such-flag", cwd=tmp_path)
     if not any(name == command and target.nargs == -1 for name, target in TARGETS):  # some take as many as there are
-        misused(*words(command), "surplus", names="surplus")
+        misused(*words(command), "surplus", names="surplus", cwd=tmp_path)
 
 
 @pytest.mark.parametrize(("command", "target"), FILES, ids=[name for name, _ in FILES])
-def test_missing_targets(misused: Callable[..., None], command: str, target: Any) -> None:
-    misused(command, names=target.name)
+def test_missing_targets(tmp_path: Path, command: str, target: Any) -> None:
+    misused(command, names=target.name, cwd=tmp_path)
 
 
 def flag(option: Any) -> str:
@@ -100,14 +91,14 @@ def is_number(command: str, option: Any) -> bool:
 
 
 @pytest.mark.parametrize(("command", "option"), OPTIONS, ids=[f"{name} {flag(option)}" for name, option in OPTIONS])
-def test_wrong_values(misused: Callable[..., None], command: str, option: Any) -> None:
+def test_wrong_values(tmp_path: Path, command: str, option: Any) -> None:
     """Numbers that are none; options without their value; values for what takes none."""
     if option.is_flag:
-        misused(*words(command), f"{flag(option)}=maybe", names=flag(option))
+        misused(*words(command), f"{flag(option)}=maybe", names=flag(option), cwd=tmp_path)
         return
-    misused(*words(command), flag(option), names=flag(option))
+    misused(*words(command), flag(option), names=flag(option), cwd=tmp_path)
     if is_number(command, option):
-        misused(*words(command), flag(option), "many", names=flag(option))
+        misused(*words(command), flag(option), "many", names=flag(option), cwd=tmp_path)
 
 
 NUMBERS = [(name, flag(option)) for name, option in OPTIONS if name in ("plan", "find") and is_number(name, option)]
@@ -136,10 +127,10 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_settings_out_of_their_range(misused: Callable[..., None], setting: str) -> None:
+def test_settings_out_of_their_range(tmp_path: Path, setting: str) -> None:
     """The rarer numbers of `find` stand in a recipe file or behind --set."""
     for value in ("nan", f"{10**30}", "many"):
-        misused("find", "--set", f"{setting}={value}", names=setting)
+        misused("find", "--set", f"{setting}={value}", names=setting, cwd=tmp_path)
 
 
 def test_there_are_numbers() -> None:

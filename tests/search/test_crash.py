@@ -19,9 +19,9 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
+from commands import call_here
 
 import ltcompile as lt
-from ltcompile.cli import main
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import Dataset
 from ltcompile.errors import InvalidFile
@@ -274,39 +274,26 @@ def test_a_damaged_file_is_named_and_can_be_done_again(tmp_path: Path, digits: D
     assert all(torch.equal(value, again.ticket.weights[name]) for name, value in whole.ticket.weights.items())
 
 
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., None]]:
-    """Run the command line here in `tmp_path`; it must end with exit code 2 and say something."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets it for its process
-
-    def call(*arguments: object, says: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["ltcompile", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        reported = " ".join(capsys.readouterr().err.split())
-        assert ended.value.code == 2 and says in reported, reported
-
-    yield call
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def refused(*arguments: object, says: str, cwd: Path) -> None:
+    """The command must end with exit code 2 and say something."""
+    done = call_here(*arguments, cwd=cwd)
+    assert done.returncode == 2 and says in " ".join(done.stderr.split()), done.stderr
 
 
 FIND = ("find", "--model", "lenet5", "--epochs", 2, "--rounds", 1, "--rate", 0.3, "--no-controls")
 
 
-def test_a_file_where_a_folder_should_be(refused: Callable[..., None], tmp_path: Path) -> None:
+def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
-    refused(*FIND, "--name", "x", says="runs is not a folder; move it away")
+    refused(*FIND, "--name", "x", says="runs is not a folder; move it away", cwd=tmp_path)
     (tmp_path / "runs").unlink()
     (tmp_path / "runs/x").mkdir(parents=True)
     (tmp_path / "runs/x/seed0").write_text("")
-    refused(*FIND, "--name", "x", says="runs/x/seed0 is not a folder; move it away")
-    refused(*FIND, "--name", "y", "--resume", says="there is no run to resume at runs/y; leave --resume out")
+    refused(*FIND, "--name", "x", says="runs/x/seed0 is not a folder; move it away", cwd=tmp_path)
+    refused(*FIND, "--name", "y", "--resume", says="there is no run to resume at runs/y; leave --resume out", cwd=tmp_path)
 
 
-def test_read_only_places(refused: Callable[..., None], disk: Disk, tmp_path: Path) -> None:
+def test_read_only_places(disk: Disk, tmp_path: Path) -> None:
     disk.protect()
     (tmp_path / "runs").symlink_to(disk.folder)
-    refused(*FIND, "--name", "x", says="Read-only file system; choose another place")
+    refused(*FIND, "--name", "x", says="Read-only file system; choose another place", cwd=tmp_path)

@@ -6,6 +6,7 @@ A fork has a pid, signals, a folder, an environment and outputs of its own, as a
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -90,6 +92,30 @@ def call(
 ) -> subprocess.CompletedProcess[str]:
     """`ltcompile ARGUMENTS` from beginning to end, with so much memory besides what its imports take; timings without pauses on request."""
     return Command(*arguments, cwd=cwd, memory_bytes=memory_bytes, short_timings=short_timings, **environment).wait(timeout)
+
+
+def call_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`ltcompile ARGUMENTS` in this process, for tests of what a command says: it ends before it has begun a thread or another process."""
+    from ltcompile.cli import main
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    words, printed, code = ["ltcompile", *map(str, arguments)], (io.StringIO(), io.StringIO()), 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("default")
+        for patch in (
+            *(mock.patch.object(sys, "argv", words), mock.patch.dict(os.environ, COLUMNS="160"), contextlib.chdir(cwd)),
+            mock.patch.object(warnings, "formatwarning", warnings.formatwarning),  # the command sets it for its process
+            *(contextlib.redirect_stdout(printed[0]), contextlib.redirect_stderr(printed[1])),
+        ):
+            stack.enter_context(patch)
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return subprocess.CompletedProcess(words, code, *(each.getvalue() for each in printed))
 
 
 def refused(*arguments: object, says: str, cwd: Path | None = None, **environment: str) -> None:

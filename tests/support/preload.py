@@ -22,11 +22,11 @@ from ltcompile.lower.exporter import quiet
 torch.set_num_threads(1)
 tqdm.tqdm.monitor_interval = 0  # torch's exporter draws bars, and each bar would begin a thread that watches it
 
-for module in ("torchvision", "sklearn.datasets", "plotly.graph_objects", "plotly.offline", "rich.table"):
+for module in ("torchvision", "sklearn.datasets", "plotly.graph_objects", "plotly.offline", "rich.table", "typer.rich_utils"):
     importlib.import_module(module)
-for module in ("cli.progress", "benchmark.bench", "search", "reporting", "deploy", "lower.lower"):
+for module in ("cli.progress", "benchmark.bench", "benchmark.sweep", "benchmark.profiling", "search", "reporting", "deploy", "lower.lower"):
     importlib.import_module(f"ltcompile.{module}")
-for package in ("prune.criteria", "data", "search.methods", "models", "search.rewind"):
+for package in ("prune.criteria", "data", "deploy.formats", "search.methods", "models", "search.rewind"):
     registry.names(f"ltcompile.{package}")  # imports all of its modules
 
 # The first export imports a thousand modules. It must not look for a GPU: forks could not use what their parent has touched. Nor may it
