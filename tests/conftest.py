@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import NETWORKS, shaken
-from quickly import exported_once, timed_at_once
+from quickly import exported_once, share_tables, timed_at_once
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -20,6 +20,8 @@ import ltcompile as lt
 torch.set_num_threads(1)  # the command-line tests start processes of their own, whose threads would wait for these
 # The processes of tests have one thread each, and inductor compiles C++ without a pool of processes that each import PyTorch.
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+share_tables()
+gc.set_threshold(20_000)  # exporters and tracing make many objects that live: looking at them again and again takes a tenth of the time
 
 
 @pytest.fixture(scope="module", autouse=True)

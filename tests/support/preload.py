@@ -13,6 +13,7 @@ from unittest import mock
 
 import torch
 import tqdm
+from quickly import share_tables
 from torch import nn
 
 from ltcompile import registry
@@ -20,6 +21,8 @@ from ltcompile.cli import app
 from ltcompile.lower.exporter import quiet
 
 torch.set_num_threads(1)
+share_tables()
+gc.set_threshold(20_000)  # as in tests/conftest.py
 tqdm.tqdm.monitor_interval = 0  # torch's exporter draws bars, and each bar would begin a thread that watches it
 
 for module in ("torchvision", "sklearn.datasets", "plotly.graph_objects", "plotly.offline", "rich.table", "typer.rich_utils"):

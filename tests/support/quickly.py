@@ -1,8 +1,9 @@
-"""What takes a test seconds and is not what it tests: the exporter, and the pauses of timings."""
+"""What takes a test seconds and is not what it tests: the exporters, and the pauses of timings."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,6 +47,28 @@ def _holds(model: Any, weights: Mapping[str, Tensor]) -> bool:
 
     held = {tensor.name: numpy_helper.to_array(tensor).dtype for tensor in model.graph.initializer}
     return all(held.get(name) == value.numpy().dtype for name, value in weights.items())
+
+
+def share_tables() -> None:
+    """Let PyTorch's exporters make their tables of operators once in this process, which takes most of the time of exporting a small network.
+
+    For ONNX the source of 500 functions is read, and for any export each operator that has a decomposition is looked up 60 times.
+    """
+    import torch
+    from torch._export import utils
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign,assignment]
+    seen = set[str]()
+
+    def look_up_new_ones() -> None:
+        for name in set(torch._C._dispatch_get_registrations_for_dispatch_key("CompositeImplicitAutograd")) - seen:
+            namespace, _, operator = name.partition("::")
+            packet, _, overload = operator.partition(".")
+            getattr(getattr(getattr(torch.ops, namespace), packet), overload or "default")
+            seen.add(name)
+
+    utils._materialize_cpp_cia_ops = look_up_new_ones
 
 
 @contextlib.contextmanager
