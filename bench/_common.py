@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,15 @@ RESULTS = ROOT / "bench" / "results"
 
 def finish(name: str, result: dict[str, Any]) -> None:
     """Write bench/results/NAME.json with provenance, and print the result as one line of JSON."""
-    command = " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    command = shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *map(without_folder, sys.argv[1:])])
     write_json(RESULTS / f"{name}.json", {**result, "provenance": {**provenance(), "command": command}})
     print(json.dumps(result))
+
+
+def without_folder(word: str) -> str:
+    """An argument as it is written down: of an absolute path the last part alone, since folders are of one machine."""
+    start, equals, path = word.rpartition("=")
+    return f"{start}{equals}{Path(path).name}" if Path(path).is_absolute() else word
 
 
 def machine() -> str:

@@ -24,9 +24,11 @@ HF = "vit deit swin segformer convnextv2 resnet mobilevit detr rt_detr yolos dpt
 
 
 def torchvision_network(name: str) -> tuple[Any, Any]:
-    """A detector without its list of images and its selection of boxes, which depend on values: what is between them."""
+    """A detector without its list of images and its last selection of boxes, which depend on values: what is between them."""
     import torch
     from torchvision import models
+
+    import ltcompile as lt
 
     section: Any
     for section in (models.detection, models.segmentation, models.video, models.optical_flow):
@@ -36,7 +38,8 @@ def torchvision_network(name: str) -> tuple[Any, Any]:
     model = models.get_model(name, weights=None, **backbone)
     if section is models.detection:
         side = 320 if "320" in name else 300 if "300" in name else 128
-        return detector(model), torch.randn(2, 3, side, side)
+        faster = name.startswith("fasterrcnn")  # with its proposals
+        return lt.build_model(f"torchvision:{name}", 90, 3, side) if faster else detector(model), torch.randn(2, 3, side, side)
     if section is models.optical_flow:
         return flow(model), (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
     if section is models.video:
@@ -59,7 +62,7 @@ def detector(model: Any) -> Any:
             return self.head([features] if isinstance(features, torch.Tensor) else list(features.values()))
 
     class TwoStages(nn.Module):
-        """The regions are a fixed part of the finest features."""
+        """With masks or keypoints; the regions are a fixed part of the finest features."""
 
         def __init__(self) -> None:
             super().__init__()

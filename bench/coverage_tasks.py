@@ -114,7 +114,8 @@ def row_of(name: str) -> dict[str, Any]:
             record = lt.shrink(pruned, Path(folder) / "small.onnx", dynamic=()).record
         except LtcompileError as error:
             return row | {"refused": str(error).replace(f"{folder}/", "").splitlines()[0][:300]}
-    return row | {"cut_error": record["equality_error"], "file_error": record["onnx_error"]}
+    unmatched = {"unmatched": record["unmatched_items"]} if "unmatched_items" in record else {}
+    return row | {"cut_error": record["equality_error"], "file_error": record["onnx_error"], **unmatched}
 
 
 def spread_out(model: Any) -> Any:
@@ -146,7 +147,8 @@ def line(name: str, row: dict[str, Any]) -> str:
         return f"| {name} | failed: {row['failed']} |"
     left = "; ".join(f"{count}x {reason}" for reason, count in row["left_alone"].items()) or "-"
     cells = [name, row["inputs"], str(row["groups"]), f"{row['params_left']:.2f}", f"{row['macs_left']:.2f}"]
-    cells += [f"refused: {row['refused']}", "-"] if "refused" in row else [f"{row['cut_error']:.0e}", f"{row['file_error']:.0e}"]
+    others = f" but for {row['unmatched']:.2%} of the ranked items" if "unmatched" in row else ""
+    cells += [f"refused: {row['refused']}", "-"] if "refused" in row else [f"{row['cut_error']:.0e}", f"{row['file_error']:.0e}{others}"]
     return f"| {' | '.join([*cells, left])} |"
 
 

@@ -20,13 +20,18 @@ and of the output's own, which rounding may happen to spare. Few inputs estimate
 two that are equal on average is beyond 2 in one case of seven, and beyond 4 in less than one of a thousand. Inputs that a network hardly
 distinguishes are rounded alike, and count as few: where its outputs spread over them by less than 0.3 of their size, as an untrained deep
 network's do. To each bound comes what fp32 may be off, 1e-4 of the largest output: runtimes add in another order.
+
+Items that a network ranks, such as the proposals of a detector, have no place of their own: where two scores all but tie, rounding decides
+which comes first, and at the end of the list, or where boxes overlap by all but the threshold, which is there at all. Those of `found` are
+therefore moved to the places of the nearest ones in x, all outputs of an item together, each item once, before the bounds apply. In fp32
+every item but 1 % must then be equal; in other precisions rounding moves those of s as well, and e has what that changes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any, TypeVar
@@ -35,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Answers = dict[str, NDArray[Any]]  # by the names of outputs
+Answers = dict[str, NDArray[Any]]  # by the names of outputs, of which some are `Items`
 Rows = TypeVar("Rows")  # an array or a tensor whose first dimension counts inputs
 
 CHUNK = 64  # inputs at once where nothing is timed
@@ -51,7 +56,7 @@ STANDARD_ERRORS = 4.0
 LEAST_SPREAD = 0.3
 LEAST_OUTPUT = 1e-3  # of the largest: smaller outputs are small because larger numbers cancel, with the rounding of those
 TINY = 1e-30
-UNEQUAL = 0.01  # of whole numbers, such as classes: where two values all but tie, either may be the largest
+UNEQUAL = 0.01  # of whole numbers, such as classes, and of ranked items: where two values all but tie, either may be the largest
 
 
 def largest_error(found: Any, expected: Any) -> float:
@@ -95,15 +100,28 @@ def in_chunks(
     return np.concatenate([run(chunk) for chunk in chunks])[: len(rows)]
 
 
+class Items(str):
+    """The name of an output (..., K, ...) whose K places along `axis` hold items that the network ranks; `graph.ranking` finds them."""
+
+    axis: int
+
+    def __new__(cls, name: str, axis: int = 1) -> Items:
+        made = super().__new__(cls, name)
+        made.axis = axis
+        return made
+
+
 @dataclass(frozen=True)
 class Compared:
     """How outputs compare with those expected: in fp32 the largest error of the largest output, else the root mean square of the error
-    against the simulation, of that of the outputs; what is `allowed`; and why they are refused, "" where they are not.
+    against the simulation, of that of the outputs; what is `allowed`; why they are refused, "" where they are not; and the share of ranked
+    items without an equal one, which `error` leaves out.
     """
 
     error: float
     allowed: float
     refusal: str
+    unmatched: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -193,16 +211,73 @@ def compare(found: Answers, exact: Answers, rounded: Answers | None = None, tole
     """
     if len(found) != len(exact):
         return Compared(math.inf, 0.0, f"there are {len(found)} outputs instead of {len(exact)}")
-    simulated = list(rounded.values()) if rounded is not None else [None] * len(exact)
+    found = placed(found, exact)
+    simulated = dict.fromkeys(exact) if rounded is None else placed(rounded, exact)
     compared = []
-    for (name, x), y, s in zip(exact.items(), found.values(), simulated, strict=True):
-        if y.shape != x.shape:
-            one = Compared(math.inf, 0.0, f"outputs have the shape {y.shape}, not {x.shape}")
-        else:
-            one = _compare_numbers(y, x, s, tolerance) if np.issubdtype(x.dtype, np.floating) else _compare_integers(y, x, s)
-        prefix = f"output {name!r}: " if one.refusal and len(exact) > 1 else ""
-        compared.append(Compared(one.error, one.allowed, prefix + one.refusal))
-    return max(compared, key=lambda one: (bool(one.refusal), one.error / one.allowed if one.allowed else 0.0))
+    for name, x in exact.items():
+        one = _compare(name, found[name], x, simulated[name], tolerance)
+        prefix = f"output {name!s}: " if one.refusal and len(exact) > 1 else ""
+        compared.append(replace(one, refusal=prefix + one.refusal))
+    worst = max(compared, key=lambda one: (bool(one.refusal), one.error / one.allowed if one.allowed else 0.0))
+    return replace(worst, unmatched=max(one.unmatched for one in compared))
+
+
+def placed(found: Answers, exact: Answers) -> Answers:
+    """`found` under the names of `exact`, with ranked items in the places of those of `exact` that they are nearest to, each once."""
+    found = dict(zip(exact, found.values(), strict=True))
+    lists: dict[tuple[int, int], list[Items]] = {}  # outputs of the same items, by the number of lists and their length
+    for name, x in exact.items():
+        if isinstance(name, Items) and found[name].shape == x.shape:
+            lists.setdefault((math.prod(x.shape[: name.axis]), x.shape[name.axis]), []).append(name)
+    for (count, length), names in lists.items():
+        if not any(exact[name].ndim > name.axis + 1 for name in names):
+            continue  # items of single numbers cannot be distinguished
+        y, x = (np.concatenate([_rows(side[n], exact[n], count, length) for n in names], 2) for side in (found, exact))
+        order = np.stack([_nearest(*each) for each in zip(y, x, strict=True)])  # (count, length)
+        for name in names:
+            flat = found[name].reshape(count, length, -1)
+            found[name] = np.take_along_axis(flat, order[..., None], 1).reshape(found[name].shape)
+    return found
+
+
+def _rows(values: NDArray[Any], exact: NDArray[Any], count: int, length: int) -> Array:
+    """Items (count, length, D), in units of the largest value of `exact`; different whole numbers are at least 1 apart."""
+    finite = np.abs(exact[np.isfinite(exact)]).max(initial=0.0) if np.issubdtype(exact.dtype, np.floating) else 1.0
+    return np.nan_to_num(_array(values) / max(float(finite), TINY), nan=2.0, posinf=2.0, neginf=-2.0).reshape(count, length, -1)
+
+
+def _nearest(found: Array, exact: Array) -> NDArray[np.intp]:
+    """For each item (K, D) of `exact` one of `found`: that in its place where it is equal in fp32, else the nearest ones of those left.
+
+    The sum of the square roots of distances is least, so that an item without an equal one does not take another's.
+    """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.spatial.distance import cdist
+
+    order = np.arange(len(exact))
+    moved = np.flatnonzero(~(np.abs(found - exact).max(1, initial=0.0) <= FP32_TOLERANCE))
+    if moved.size:
+        order[moved] = moved[linear_sum_assignment(np.sqrt(cdist(exact[moved], found[moved], "chebyshev")))[1]]
+    return order
+
+
+def _compare(name: str, found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None, tolerance: float) -> Compared:
+    if found.shape != exact.shape:
+        return Compared(math.inf, 0.0, f"outputs have the shape {found.shape}, not {exact.shape}")
+    if not np.issubdtype(exact.dtype, np.floating):
+        return _compare_integers(found, exact, rounded)
+    if isinstance(name, Items) and rounded is None and np.isfinite(exact).all() and np.isfinite(found).all():
+        return _compare_items(found, exact, name.axis, tolerance)
+    return _compare_numbers(found, exact, rounded, tolerance)
+
+
+def _compare_items(found: NDArray[Any], exact: NDArray[Any], axis: int, tolerance: float) -> Compared:
+    """Of items in their places, in fp32."""
+    rows = math.prod(exact.shape[: axis + 1])
+    errors = np.abs(_array(found) - _array(exact)).reshape(rows, -1).max(1) / max(float(np.abs(exact).max()), TINY)
+    unmatched = float((errors > tolerance).mean())
+    refusal = f"{unmatched:.1%} of the {rows} items it ranks are off by more than {tolerance:.0e} of the largest ({UNEQUAL:.0%} is allowed)"
+    return Compared(float(errors[errors <= tolerance].max(initial=0.0)), tolerance, refusal if unmatched > UNEQUAL else "", unmatched)
 
 
 def _compare_numbers(found: NDArray[Any], exact: NDArray[Any], rounded: NDArray[Any] | None, tolerance: float) -> Compared:

@@ -54,6 +54,14 @@ def build_model(
     return model
 
 
+def detector(network: nn.Module, image_size: ImageSize) -> nn.Module:
+    """A copy of torchvision's SSD, FCOS, RetinaNet or Faster R-CNN `network` as it is exported: images (N, 3, H, W), normalised and of `image_size`,
+    to tensors of a fixed shape, of which its `detect` makes boxes. Raises InvalidModel for another network."""
+    from ltcompile.models import _detection
+
+    return _detection.deployed(network, height_width(image_size))
+
+
 def preprocessing(name: str) -> Preprocessing | None:
     """How images are prepared for the published weights of a `torchvision:` or `timm:` network; None for all others.
 

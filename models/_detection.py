@@ -1,7 +1,7 @@
 """torchvision's detectors for images of any size, of which nothing is downloaded.
 
 Those of one stage (SSD, SSDlite, FCOS, RetinaNet) become a `OneStage`, whose `forward` is all that is deployed: images in, tensors of a fixed shape
-out. Faster R-CNN stays what it is: losses in training mode, else detections.
+out. Faster R-CNN becomes a `TwoStages`, which chooses its proposals in the graph.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.recipe import Recipe
 from ltcompile.errors import InvalidModel
+from ltcompile.models._two_stages import TwoStages
 
 RECIPE = Recipe(
     epochs=26, batch=16, lr=0.01, weight_decay=1e-4, schedule="cosine", warmup_epochs=1
@@ -43,8 +44,21 @@ def build(name: str, classes: int, in_channels: int, image_size: tuple[int, int]
     network = torchvision.models.get_model(
         name, weights=None, weights_backbone=None, num_classes=classes + max(background, name.startswith(TWO_STAGES))
     )
+    return deployed(network, image_size)
+
+
+def deployed(network: nn.Module, image_size: tuple[int, int]) -> nn.Module:
+    """See `ltcompile.models.detector`."""
+    from torchvision.models import detection as known
+
+    kinds = (known.SSD, known.FCOS, known.RetinaNet, known.FasterRCNN)
+    if not isinstance(network, kinds) or isinstance(network, known.MaskRCNN | known.KeypointRCNN):
+        raise InvalidModel(f"{type(network).__name__} is not torchvision's SSD, FCOS, RetinaNet or Faster R-CNN")
+    network = copy.deepcopy(network)
     network.transform = _Prepared()
-    return network if name.startswith(TWO_STAGES) else OneStage(network, background, image_size)
+    if isinstance(network, known.FasterRCNN):
+        return TwoStages(network, image_size)
+    return OneStage(network, int(isinstance(network, known.SSD)), image_size)
 
 
 class _Prepared(nn.Module):

@@ -5,7 +5,7 @@ python make_scenes.py FOLDER [TRAIN VAL]    so many images of each part, 200 and
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from PIL import Image
@@ -32,4 +32,9 @@ def write(folder: Path, train: int = 200, val: int = 50) -> Path:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("train", type=int, nargs="?", default=200, help="number of training images")
+    parser.add_argument("val", type=int, nargs="?", default=50, help="number of validation images")
+    given = parser.parse_args()
+    print(write(given.folder, given.train, given.val))

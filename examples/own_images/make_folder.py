@@ -3,7 +3,7 @@
 photos/train, photos/val and photos/test hold one folder a class, as torchvision's ImageFolder wants them.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,11 @@ from sklearn.datasets import load_digits
 
 PARTS = ["train", "train", "train", "val", "test"]  # every fifth image
 
-folder, digits = Path(sys.argv[1]), load_digits()
-count = int(sys.argv[2]) if len(sys.argv) > 2 else len(digits.images)
+parser, digits = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]), load_digits()
+parser.add_argument("folder", type=Path)
+parser.add_argument("count", type=int, nargs="?", default=len(digits.images), help="number of images")
+given = parser.parse_args()
+folder, count = given.folder, given.count
 for number, (pixels, digit) in enumerate(zip(digits.images[:count], digits.target[:count], strict=True)):
     place = folder / PARTS[number % len(PARTS)] / f"digit-{digit}"
     place.mkdir(parents=True, exist_ok=True)

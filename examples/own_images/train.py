@@ -1,6 +1,6 @@
 """The network that you arrive with, trained by plain PyTorch and without ltcompile: python train.py photos resnet18.pth [EPOCHS]"""
 
-import sys
+import argparse
 
 import torch
 from torch.nn import functional as F
@@ -9,7 +9,12 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 from torchvision.models import resnet18
 
-folder, output, epochs = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 6
+parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+parser.add_argument("folder", help="of images, with train/CLASS in it")
+parser.add_argument("output", help="file of the trained weights")
+parser.add_argument("epochs", type=int, nargs="?", default=6)
+given = parser.parse_args()
+folder, output, epochs = given.folder, given.output, given.epochs
 torch.manual_seed(0)
 prepare = transforms.Compose(
     [transforms.Resize(32), transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]

@@ -55,6 +55,7 @@ def _largest(error: Callable[[object, object], float], found: nn.Module, expecte
         y, x = (_in_double(network, some) for network in (found, expected))
     if y.keys() != x.keys():
         return float("inf")
+    y = numerics.placed(y, x)
     return max(
         error(y[name], x[name])
         if np.issubdtype(x[name].dtype, np.floating) or y[name].shape != x[name].shape

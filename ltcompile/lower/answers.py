@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ltcompile.core.deployment import Deployment
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.outputs import outputs_of
+from ltcompile.graph.ranking import Ranking
 from ltcompile.lower.evaluate import evaluator_of_all
 from ltcompile.lower.fake_quantize import precision_of
 from ltcompile.lower.inputs import Inputs
@@ -68,12 +69,14 @@ def chunks(inputs: Inputs, size: int) -> Iterator[Inputs]:
 
 
 def of_network(network: Callable[..., Any]) -> Run:
-    """Runs a network, without gradients."""
+    """Runs a network, without gradients; outputs whose items it ranks have names of `Items`."""
 
     @torch.no_grad()
     def run(inputs: Inputs) -> Mapping[str, Tensor]:
         args, kwargs = inputs.arguments()
-        return outputs_of(network(*args, **kwargs))
+        with Ranking() as ranking:
+            output = network(*args, **kwargs)
+        return ranking.named(outputs_of(output))
 
     return run
 

@@ -23,6 +23,7 @@ from ltcompile.lower.trace import BATCH, export, exported_for_any_batch, reason
 
 MULTIPLES = (1, 2, 4, 8, 16, 32, 64)
 SIDES = {3: {2: "length"}, 4: {2: "height", 3: "width"}, 5: {2: "depth", 3: "height", 4: "width"}}  # rank -> axis -> name
+ONE_BATCH = "or write a file for the example's batch alone, with an empty dynamic (--dynamic '')"
 LEAST = (1, 2, 4)  # sizes that are tried as the least of an axis, as multiples
 
 
@@ -82,7 +83,10 @@ def exported_with(network: nn.Module, inputs: Inputs, dynamic: Sequence[str]) ->
     """
     axes = DynamicAxes.of(inputs, dynamic)
     if axes.only_batch:
-        return exported_for_any_batch(network, inputs), axes
+        try:
+            return exported_for_any_batch(network, inputs), axes
+        except InvalidModel as error:
+            raise InvalidModel(f"{error}; {ONE_BATCH}") from error
     if not axes.sides:
         return _fixed(network, inputs), axes
     last = "its code fixes them"

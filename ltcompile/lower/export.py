@@ -19,14 +19,15 @@ from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting, Unavail
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.outputs import outputs_of
+from ltcompile.graph.ranking import Ranking
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.lower import exporter
-from ltcompile.lower.dynamic import DynamicAxes, exported_with, rename_axes
+from ltcompile.lower.dynamic import ONE_BATCH, DynamicAxes, exported_with, rename_axes
 from ltcompile.lower.exporter import quiet
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.onnx_padding import separate_pads
 from ltcompile.lower.trace import BATCH, reason
-from ltcompile.numerics import EXPORT_TOLERANCES, FP32_TOLERANCE, compare
+from ltcompile.numerics import EXPORT_TOLERANCES, FP32_TOLERANCE, Items, compare
 from ltcompile.paths import write_bytes
 from ltcompile.runtimes._ort import run_once
 
@@ -76,7 +77,7 @@ def export_onnx(
         try:
             made = exporter.to_onnx(flat, flat_inputs, names[0], _apart(names[1], names[0]))
         except InvalidModel as error:
-            raise InvalidModel(f"{error}; or write a file for the example's batch alone, with an empty dynamic=") from error
+            raise InvalidModel(f"{error}; {ONE_BATCH}") from error
     else:
         program, axes = exported_with(flat, flat_inputs, dynamic)
         made = exporter.convert(program, names[0], _apart(names[1], names[0]))
@@ -88,7 +89,7 @@ def export_onnx(
     for some in _sizes(inputs, axes):
         found = _run(data, dict(zip(names[0], some.tensors, strict=True)))
         answers = expected if some is inputs else _answers(network, some)[0]
-        _compare(found, tuple(answers.values()), names[1], _tolerance(network), path)
+        _compare(found, _called(answers, names[1]), _tolerance(network), path)
     write_bytes(path, data)
 
 
@@ -110,7 +111,7 @@ def export_program(
         args, kwargs = some.arguments()
         with torch.no_grad():
             found = outputs_of(program.module()(*args, **kwargs))
-        _compare(tuple(found.values()), tuple(expected.values()), tuple(expected), _tolerance(network), path)
+        _compare(tuple(found.values()), expected, _tolerance(network), path)
     with quiet():
         torch.export.save(program, buffer := io.BytesIO(), extra_files=dict(metadata or {}))
     with buffer.getbuffer() as view:
@@ -169,19 +170,20 @@ def _answers(network: nn.Module, inputs: Inputs) -> tuple[dict[str, Tensor], lis
     hooks = [m.register_forward_hook(lambda layer, *_: ran.update({layer: layer.weight})) for m in convolutions]
     args, kwargs = inputs.arguments()
     try:
-        output = network(*args, **kwargs)
+        with Ranking() as ranking:
+            output = network(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(inputs.names, inputs.tensors, strict=True))
         batched = [name for name, has in zip(inputs.names, inputs.batched, strict=True) if has]
         hint = f"; if {' or '.join(batched[1:])} has no batch, give an example with a batch of another length" if len(batched) > 1 else ""
         raise InvalidModel(
             f"the network does not run on a batch of {inputs.batch}, made of the example ({shapes}): {reason(error)}; "
-            f"a file is for any batch: no number in the code may stand for it{hint}"
+            f"a file is for any batch: no number in the code may stand for it{hint}; {ONE_BATCH}"
         ) from error
     finally:
         for hook in hooks:
             hook.remove()
-    return outputs_of(output), [shape for shape, _ in {(tuple(weight.shape), _hash(weight)) for weight in ran.values()}]
+    return ranking.named(outputs_of(output)), [shape for shape, _ in {(tuple(weight.shape), _hash(weight)) for weight in ran.values()}]
 
 
 def _hash(tensor: Tensor) -> bytes:
@@ -233,11 +235,16 @@ def _tolerance(network: nn.Module) -> float:
     return max(EXPORT_TOLERANCES.get(str(dtype), FP32_TOLERANCE) for dtype in (torch.float32, *dtypes))
 
 
-def _compare(found: Sequence[Tensor], expected: Sequence[Tensor], names: Sequence[str], tolerance: float, path: str | Path) -> None:
+def _called(answers: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The answers under the names of a file's outputs."""
+    return {Items(new, old.axis) if isinstance(old, Items) else new: answers[old] for old, new in zip(answers, names, strict=True)}
+
+
+def _compare(found: Sequence[Tensor], expected: Mapping[str, Tensor], tolerance: float, path: str | Path) -> None:
     """Raises Disagreement where an output of the file is not the network's."""
     if len(found) != len(expected):
         raise Disagreement(f"{path} would give {len(found)} outputs, and the network gives {len(expected)}; please report this network")
-    ours, theirs = ({name: _array(value) for name, value in zip(names, side, strict=True)} for side in (found, expected))
+    ours, theirs = ({name: _array(value) for name, value in zip(expected, side, strict=True)} for side in (found, expected.values()))
     if refusal := compare(ours, theirs, tolerance=tolerance).refusal:
         raise Disagreement(
             f"{path} would not compute what the network does: {refusal}; does the network draw random numbers? If not, please report it"

@@ -2,13 +2,14 @@
 
 A network is one of two kinds. Either `model(images)` gives tensors, `model.loss(outputs, targets)` a number, and `model.detect(outputs)` a list of
 {"boxes", "labels", "scores"}: then all that is deployed has fixed shapes. Or it is as torchvision's: in training mode `model(images, targets)` gives a
-dict of losses, else `model(images)` that list, with labels from 1 on.
+dict of losses, else `model(images)` that list, with labels from 1 on, or tensors of which `model.detect(outputs)` makes a list with labels from 0 on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
@@ -63,10 +64,12 @@ class Detection(DataTask):
         """The network's own; with a teacher, also the mean squared difference to each of its outputs."""
         images, targets = batch
         network = unwrap(model)
-        if not has_detect(network):
+        if trains_by_losses(network):
             if teacher is not None and recipe is not None and recipe.distill:
                 raise InvalidSetting(f"distill={recipe.distill} needs outputs in training; a network with losses as outputs has none")
             return Loss(_losses(model, images, targets))
+        if not hasattr(network, "loss"):
+            raise _not_a_detector(network)
         outputs = in_fp32(model(images))
         hard: Tensor = network.loss(outputs, targets)  # type: ignore[operator]
         if teacher is None or recipe is None or not recipe.distill:
@@ -76,14 +79,14 @@ class Detection(DataTask):
         return Loss((1 - recipe.distill) * hard + recipe.distill * soft)
 
     def evaluate(self, model: nn.Module, part: Part, device: torch.device) -> Score:
-        """mAP, and the mean loss over batches."""
+        """mAP, and the mean loss over batches; nan where a network only detects, as a file of one that trains by losses."""
         rows = []
         for outputs, targets in predictions(model, self.evaluation_batches(part, BATCH, device)):
             truth = [{"boxes": b, "labels": k} for b, k in zip(targets["boxes"], targets["labels"], strict=True)]
-            loss = float(model.loss(outputs, targets)) if has_detect(model) else 0.0  # type: ignore[operator]
+            loss = float(model.loss(outputs, targets)) if hasattr(model, "loss") else math.nan  # type: ignore[operator]
             rows.append(tree_map_only(Tensor, Tensor.cpu, (detections(model, outputs), truth, loss)))
         boxes, truths, losses = zip(*ranks.gathered(rows), strict=True)
-        if not has_detect(model):
+        if trains_by_losses(model):
             with torch.no_grad(), seeded(0):
                 losses = tuple(float(_losses(model, *batch)) for batch in self.batches(part, BATCH, device))
         value = mean_average_precision(list(chain(*boxes)), list(chain(*truths)), self.description.classes)
@@ -115,25 +118,24 @@ class Detection(DataTask):
         )
 
 
-def has_detect(model: nn.Module) -> bool:
-    """Whether a network has tensors as outputs, with `loss` and `detect` next to them.
+def trains_by_losses(model: nn.Module) -> bool:
+    """Whether a network gives its losses in training mode, as torchvision's."""
+    return "targets" in inspect.signature(model.forward).parameters
 
-    Raises InvalidModel where it is of neither kind.
-    """
-    if hasattr(model, "loss") and hasattr(model, "detect"):
-        return True
-    if "targets" in inspect.signature(model.forward).parameters:
-        return False
-    raise InvalidModel(
+
+def _not_a_detector(model: nn.Module) -> InvalidModel:
+    return InvalidModel(
         f"{type(model).__name__} is not a detector: it needs loss(outputs, targets) and detect(outputs), or forward(images, targets) as torchvision's"
     )
 
 
 def detections(model: nn.Module, outputs: Any) -> list[dict[str, Tensor]]:
     """Of each image "boxes" (K, 4) as x0, y0, x1, y1 in pixels, "labels" (K,) from 0 on and "scores" (K,), of a network's outputs."""
-    if has_detect(model):
+    if hasattr(model, "detect"):
         found: list[dict[str, Tensor]] = model.detect(outputs)  # type: ignore[operator]
         return found
+    if not trains_by_losses(model):
+        raise _not_a_detector(model)
     return [{**each, "labels": each["labels"] - 1} for each in outputs]
 
 

@@ -1,18 +1,20 @@
 """Answers that were recorded when a file was written: next to `small.onnx`, `small.answers.npz` holds inputs and what PyTorch answers to them.
 
-Arrays are called input:NAME, output:NAME (fp32) and, for files in fp16 and int8, rounded:NAME, with the precision's rounding simulated.
+Arrays are called input:NAME, output:NAME (fp32) and, for files in fp16 and int8, rounded:NAME, with the precision's rounding simulated;
+items:NAME is the axis of an output along which the network ranks its items (`numerics.Items`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from ltcompile.core.fields import short
 from ltcompile.errors import InvalidFile
-from ltcompile.numerics import Answers
+from ltcompile.numerics import Answers, Items
 from ltcompile.verification.images import read_arrays
 from ltcompile.verification.network import Feed, Network
 
@@ -44,7 +46,17 @@ def read_answers(network: Network) -> Recorded | str | None:
             raise InvalidFile(f"{path}: input {end.name!r} is {found}, and the network takes {short(end.shape)}; {HINT}")
     if len(exact) != len(network.outputs) or (rounded and rounded.keys() != exact.keys()):
         raise InvalidFile(f"{path} holds answers of {len(exact)} outputs, and the network has {len(network.outputs)}; {HINT}")
-    return Recorded(inputs, exact, rounded or None)
+    return Recorded(inputs, {_called(name, value, arrays, path): value for name, value in exact.items()}, rounded or None)
+
+
+def _called(name: str, value: NDArray[Any], arrays: dict[str, NDArray[Any]], path: Path) -> str:
+    """The name, as one of `Items` where the file says so."""
+    axis = arrays.get(f"items:{name}")
+    if axis is None:
+        return name
+    if axis.shape or axis.dtype.kind not in "iu" or not 0 < axis < value.ndim:
+        raise InvalidFile(f"{path}: items:{name} is not an axis behind the first one of {short(value.shape)}; {HINT}")
+    return Items(name, int(axis))
 
 
 def _named(arrays: dict[str, NDArray[Any]], kind: str) -> Feed:

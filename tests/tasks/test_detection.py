@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torchvision
+from detectors import faster_rcnn
 from pictures import write_coco_parts
 from torch import nn
-from torchvision.models import detection as torchvision_detection
 
 import ltcompile as lt
 from ltcompile.benchmark.sweep import sweep
@@ -19,7 +17,6 @@ from ltcompile.core.pictures import read_pictures
 from ltcompile.core.recipe import Recipe
 from ltcompile.data import scenes
 from ltcompile.errors import InvalidData, InvalidFile, InvalidModel, InvalidSetting
-from ltcompile.models._detection import _Prepared
 from ltcompile.reporting import report
 from ltcompile.search import SearchConfig
 from ltcompile.tasks.detection import Detection, detections
@@ -35,23 +32,6 @@ def task() -> Detection:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenes, "COUNTS", {"train": 16, "val": 8, "test": 8})
         return Detection(lt.load_data("scenes"))
-
-
-def faster_rcnn() -> nn.Module:
-    """A tiny one, whose heads take few proposals."""
-    backbone: Any = nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 1), nn.ReLU())
-    backbone.out_channels = 16
-    few = {f"rpn_{when}_nms_top_n_{mode}": 16 for when in ("pre", "post") for mode in ("train", "test")}
-    network = torchvision_detection.FasterRCNN(
-        backbone,
-        rpn_anchor_generator=torchvision_detection.anchor_utils.AnchorGenerator(((16, 24),), ((1.0,),)),
-        box_roi_pool=torchvision.ops.MultiScaleRoIAlign(["0"], 4, 1),
-        box_head=torchvision_detection.faster_rcnn.TwoMLPHead(16 * 16, 32),
-        box_predictor=torchvision_detection.faster_rcnn.FastRCNNPredictor(32, 11),
-        **few,
-    )
-    network.transform = _Prepared()
-    return network
 
 
 @LISTED

@@ -47,7 +47,8 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     compared = compare(answers(kind.reader(inside, pruned, job), inputs, size), exact, _rounded(network, job, inputs, size))
     if compared.refusal:
         raise Disagreement(f"{job.output} and torch disagree: {compared.refusal}; please report this with the ticket")
-    return pruned, {"onnx_error": compared.error, "tolerance": compared.allowed}
+    unmatched = {"unmatched_items": compared.unmatched} if compared.unmatched else {}
+    return pruned, {"onnx_error": compared.error, "tolerance": compared.allowed, **unmatched}
 
 
 def _rounded(network: nn.Module, job: ShrinkJob, inputs: Inputs, size: int) -> Answers | None:
@@ -63,6 +64,6 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     cut = "" if record["equality_error"] is None else f"cut = masked to {record['equality_error']:.1e}, "
     if record["onnx_error"] is None:
         return [f"{cut}not run here: {record['not_run']}, {record['folded_batch_norms']} batch norms folded"]
-    return [
-        f"{cut}file = torch to {record['onnx_error']:.1e} (allowed {record['tolerance']:.0e}), {record['folded_batch_norms']} batch norms folded"
-    ]
+    others = f" but for {record['unmatched_items']:.1%} of ranked items" if "unmatched_items" in record else ""
+    agrees = f"file = torch to {record['onnx_error']:.1e}{others} (allowed {record['tolerance']:.0e})"
+    return [f"{cut}{agrees}, {record['folded_batch_norms']} batch norms folded"]
