@@ -63,7 +63,8 @@ class TwoStages(nn.Module):
         kept = box_ops.nms(apart, scores.view(-1), rpn.nms_thresh)
         left = torch.full_like(scores, -torch.inf).view(-1).index_copy(0, kept, scores.view(-1)[kept]).view_as(scores)
         scores, rows = left.topk(min(rpn.post_nms_top_n(), left.shape[1]))
-        return boxes.gather(1, rows[..., None].expand(-1, -1, 4)) * scores.isfinite()[..., None]
+        found: Tensor = boxes.gather(1, rows[..., None].expand(-1, -1, 4)) * scores.isfinite()[..., None]
+        return found
 
     def _pooled(self, features: dict[str, Tensor], proposals: Tensor) -> Tensor:
         """The features (N K, C, height, width) of all proposals, each from the level of its size."""
@@ -76,7 +77,7 @@ class TwoStages(nn.Module):
         regions = torch.cat([images.reshape(-1, 1).to(boxes), boxes], 1)
         halvings = [round(math.log2(self.image_size[0] / value.shape[-2])) for value in used]
         levels = initLevelMapper(halvings[0], halvings[-1], pool.canonical_scale, pool.canonical_level)([boxes])
-        pooled = used[0].new_zeros(boxes.shape[0], used[0].shape[1], *pool.output_size)
+        pooled: Tensor = used[0].new_zeros(boxes.shape[0], used[0].shape[1], *pool.output_size)
         for level, (value, times) in enumerate(zip(used, halvings, strict=True)):
             there = torch.where(levels == level)[0]
             each = roi_align(_wide(value), regions[there], pool.output_size, 0.5**times, pool.sampling_ratio)

@@ -74,7 +74,8 @@ def of_network(network: Callable[..., Any]) -> Run:
     @torch.no_grad()
     def run(inputs: Inputs) -> Mapping[str, Tensor]:
         args, kwargs = inputs.arguments()
-        with Ranking() as ranking:
+        ranking = Ranking()
+        with ranking:
             output = network(*args, **kwargs)
         return ranking.named(outputs_of(output))
 

@@ -169,8 +169,9 @@ def _answers(network: nn.Module, inputs: Inputs) -> tuple[dict[str, Tensor], lis
     convolutions = [m for m in network.modules() if isinstance(m, _CONVOLUTIONS)]
     hooks = [m.register_forward_hook(lambda layer, *_: ran.update({layer: layer.weight})) for m in convolutions]
     args, kwargs = inputs.arguments()
+    ranking = Ranking()
     try:
-        with Ranking() as ranking:
+        with ranking:
             output = network(*args, **kwargs)
     except Exception as error:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in zip(inputs.names, inputs.tensors, strict=True))
