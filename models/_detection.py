@@ -50,15 +50,16 @@ def build(name: str, classes: int, in_channels: int, image_size: tuple[int, int]
 def deployed(network: nn.Module, image_size: tuple[int, int]) -> nn.Module:
     """See `ltcompile.models.detector`."""
     from torchvision.models import detection as known
+    from torchvision.models.detection.ssd import SSD
 
-    kinds = (known.SSD, known.FCOS, known.RetinaNet, known.FasterRCNN)
+    kinds = (SSD, known.FCOS, known.RetinaNet, known.FasterRCNN)
     if not isinstance(network, kinds) or isinstance(network, known.MaskRCNN | known.KeypointRCNN):
         raise InvalidModel(f"{type(network).__name__} is not torchvision's SSD, FCOS, RetinaNet or Faster R-CNN")
     network = copy.deepcopy(network)
     network.transform = _Prepared()
     if isinstance(network, known.FasterRCNN):
         return TwoStages(network, image_size)
-    return OneStage(network, int(isinstance(network, known.SSD)), image_size)
+    return OneStage(network, int(isinstance(network, SSD)), image_size)
 
 
 class _Prepared(nn.Module):
