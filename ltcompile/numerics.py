@@ -216,7 +216,7 @@ def compare(found: Answers, exact: Answers, rounded: Answers | None = None, tole
     compared = []
     for name, x in exact.items():
         one = _compare(name, found[name], x, simulated[name], tolerance)
-        prefix = f"output {name!s}: " if one.refusal and len(exact) > 1 else ""
+        prefix = f"output {name!r}: " if one.refusal and len(exact) > 1 else ""
         compared.append(replace(one, refusal=prefix + one.refusal))
     worst = max(compared, key=lambda one: (bool(one.refusal), one.error / one.allowed if one.allowed else 0.0))
     return replace(worst, unmatched=max(one.unmatched for one in compared))

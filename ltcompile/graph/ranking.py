@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,4 +45,4 @@ class Ranking(TorchDispatchMode):
 
 def _storage(value: Any) -> int:
     """What a tensor and its views share; 0 of all else."""
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) and not value.is_sparse else 0
+    return value.untyped_storage()._cdata if isinstance(value, Tensor) and value.layout == torch.strided else 0
