@@ -101,13 +101,17 @@ def in_chunks(
 
 
 class Items(str):
-    """The name of an output (..., K, ...) whose K places along `axis` hold items that the network ranks; `graph.ranking` finds them."""
+    """The name of an output (..., K, ...) whose K places along `axis` hold items that the network ranks; `graph.ranking` finds them.
+
+    Outputs of one `ranking` hold the same items in one order.
+    """
 
     axis: int
+    ranking: int
 
-    def __new__(cls, name: str, axis: int = 1) -> Items:
+    def __new__(cls, name: str, axis: int = 1, ranking: int = 1) -> Items:
         made = super().__new__(cls, name)
-        made.axis = axis
+        made.axis, made.ranking = axis, ranking
         return made
 
 
@@ -225,11 +229,11 @@ def compare(found: Answers, exact: Answers, rounded: Answers | None = None, tole
 def placed(found: Answers, exact: Answers) -> Answers:
     """`found` under the names of `exact`, with ranked items in the places of those of `exact` that they are nearest to, each once."""
     found = dict(zip(exact, found.values(), strict=True))
-    lists: dict[tuple[int, int], list[Items]] = {}  # outputs of the same items, by the number of lists and their length
+    lists: dict[tuple[int, int, int], list[Items]] = {}  # outputs of the same items, by the number of lists, their length and the ranking
     for name, x in exact.items():
         if isinstance(name, Items) and found[name].shape == x.shape:
-            lists.setdefault((math.prod(x.shape[: name.axis]), x.shape[name.axis]), []).append(name)
-    for (count, length), names in lists.items():
+            lists.setdefault((math.prod(x.shape[: name.axis]), x.shape[name.axis], name.ranking), []).append(name)
+    for (count, length, _), names in lists.items():
         if not any(exact[name].ndim > name.axis + 1 for name in names):
             continue  # items of single numbers cannot be distinguished
         y, x = (np.concatenate([_rows(side[n], exact[n], count, length) for n in names], 2) for side in (found, exact))

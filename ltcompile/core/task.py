@@ -50,6 +50,10 @@ class Metric:
         """By how many units `ours` is better than `theirs`."""
         return self.scale * (ours - theirs) if self.higher_is_better else self.scale * (theirs - ours)
 
+    def signed(self, gain: float) -> str:
+        """By how many units a network is better, as text; "+" is better, also where lower values are."""
+        return f"{gain:+.2f} {self.unit}" if self.unit == "points" else f"{gain:+.3g} {self.unit}"
+
     def format(self, value: float) -> str:
         """`value` as text: a share in per cent, any other in its unit."""
         return f"{value:.2%}" if (self.unit, self.scale) == ("points", 100.0) else f"{self.scale * value:.2f} {self.unit}"

@@ -21,8 +21,9 @@ class Ranking(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._picked: dict[int, Tensor] = {}  # by storage, which each tensor keeps alive
+        self._picked: dict[int, tuple[Tensor, int]] = {}  # by storage, which each tensor keeps alive: the number of its last ranking
         self._counts: set[int] = set()
+        self._rankings = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -30,8 +31,13 @@ class Ranking(TorchDispatchMode):
         if name in RANKED:
             given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
             self._counts.add(out[0].shape[given.get("dim", -1)])
-        if name in PICKED or any(_storage(value) in self._picked for value in pytree.tree_leaves((args, kwargs))):
-            self._picked |= {key: value for value in pytree.tree_leaves(out) if (key := _storage(value))}
+        if name in PICKED:
+            self._rankings += 1
+            last = self._rankings
+        else:
+            last = max((self._last(value) for value in pytree.tree_leaves((args, kwargs))), default=0)
+        if last:
+            self._picked |= {key: (value, last) for value in pytree.tree_leaves(out) if (key := _storage(value))}
         return out
 
     def named(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -40,7 +46,12 @@ class Ranking(TorchDispatchMode):
 
     def _name(self, name: str, value: Tensor) -> str:
         axes = [axis for axis, size in enumerate(value.shape) if axis and size in self._counts]
-        return Items(name, axes[0]) if len(axes) == 1 and _storage(value) in self._picked else name
+        last = self._last(value)
+        return Items(name, axes[0], last) if len(axes) == 1 and last else name
+
+    def _last(self, value: Any) -> int:
+        """The number of the last ranking that a value comes from; 0 for none."""
+        return self._picked[key][1] if (key := _storage(value)) in self._picked else 0
 
 
 def _storage(value: Any) -> int:

@@ -238,7 +238,9 @@ def _tolerance(network: nn.Module) -> float:
 
 def _called(answers: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
     """The answers under the names of a file's outputs."""
-    return {Items(new, old.axis) if isinstance(old, Items) else new: answers[old] for old, new in zip(answers, names, strict=True)}
+    return {
+        Items(new, old.axis, old.ranking) if isinstance(old, Items) else new: answers[old] for old, new in zip(answers, names, strict=True)
+    }
 
 
 def _compare(found: Sequence[Tensor], expected: Mapping[str, Tensor], tolerance: float, path: str | Path) -> None:

@@ -35,6 +35,9 @@ class ArmToTrain:
         self._shapes, self._began = _shapes(model), time.monotonic()
         self.early: dict[str, Tensor] | None = None
 
+    def __repr__(self) -> str:
+        return f"<arm {self.name}, epochs {self.first_epoch} to {self.first_epoch + self.epochs}>"
+
     @property
     def lost(self) -> bool:
         """Whether another process trains this arm now, or has finished it."""

@@ -163,7 +163,8 @@ def _summary(verdict: Verdict, rows: Sequence[Trained], shown: int, rewinding: s
     over = "" if verdict.decided else " over validation images"
     bound = f" (lower bound{over} {delta['low']:+.2f})" if verdict.decided or _has_items(rows[0]) else ""
     mean = f" (mean of {seeds} seeds)" if seeds > 1 else ""
-    figures = f"{gone:.1%} of the {of} removed{mean}, {delta['mean']:+.2f} {metric.unit} of validation {metric.name}{bound}"
+    sign = "" if metric.higher_is_better else ", where + is better"
+    figures = f"{gone:.1%} of the {of} removed{mean}, {metric.signed(delta['mean'])} of validation {metric.name}{sign}{bound}"
     margin = f"within {verdict.margin_points:g} {metric.unit} of the dense network"
     lines = []
     if not verdict.decided:
@@ -173,16 +174,16 @@ def _summary(verdict: Verdict, rows: Sequence[Trained], shown: int, rewinding: s
         lines.append(f"No ticket {'won' if verdict.decided else 'is picked'}: {failed} {margin}. The closest is level {shown}: {figures}.")
     else:
         lines.append(f"Level {shown} {'won' if verdict.decided else 'is picked by the rule'} ({rewinding} rewinding): {figures}.")
-    lines += _controls(verdict.gaps, verdict.confidence, metric.unit)
+    lines += _controls(verdict.gaps, verdict.confidence, metric)
     return [*lines, f"{verdict.seed_rule[0].upper()}{verdict.seed_rule[1:]}."]
 
 
-def _controls(gaps: dict[str, Gap], confidence: float, unit: str) -> list[str]:
+def _controls(gaps: dict[str, Gap], confidence: float, metric: Metric) -> list[str]:
     """A line each for the best control of the ticket's size, and for the dense network with the ticket's budget."""
     lines = []
     sized = min((kind for kind in CONTROLS if kind in gaps), key=lambda kind: gaps[kind]["mean"] or 0.0, default=None)
     if sized is not None:
-        words, low, high = _in_words(gaps[sized], confidence, unit), gaps[sized]["low"], gaps[sized]["high"]
+        words, low, high = _in_words(gaps[sized], confidence, metric), gaps[sized]["low"], gaps[sized]["high"]
         if low is None or high is None:
             lines.append(f"Against {NAMES[sized]}: {words}.")
         elif low > 0:
@@ -192,12 +193,12 @@ def _controls(gaps: dict[str, Gap], confidence: float, unit: str) -> list[str]:
         else:
             lines.append(f"It is not shown to beat {NAMES[sized]}: {words}. Nothing shows that the ticket's weights matter.")
     if "dense_budget" in gaps:
-        lines.append(f"Against {NAMES['dense_budget']}: {_in_words(gaps['dense_budget'], confidence, unit)}.")
+        lines.append(f"Against {NAMES['dense_budget']}: {_in_words(gaps['dense_budget'], confidence, metric)}.")
     return lines
 
 
-def _in_words(found: Gap, confidence: float, unit: str) -> str:
-    words = f"{found['mean']:+.2f} {unit}"
+def _in_words(found: Gap, confidence: float, metric: Metric) -> str:
+    words = metric.signed(found["mean"])
     if found["low"] is None:
         return f"{words}, not decided between trainings"
     return f"{words} ({confidence:.0%} interval {found['low']:+.2f} to {found['high']:+.2f})"

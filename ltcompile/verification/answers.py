@@ -1,7 +1,7 @@
 """Answers that were recorded when a file was written: next to `small.onnx`, `small.answers.npz` holds inputs and what PyTorch answers to them.
 
 Arrays are called input:NAME, output:NAME (fp32) and, for files in fp16 and int8, rounded:NAME, with the precision's rounding simulated;
-items:NAME is the axis of an output along which the network ranks its items (`numerics.Items`).
+items:NAME is the axis of an output along which the network ranks its items, and the number of the ranking (`numerics.Items`).
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def read_answers(network: Network) -> Recorded | str | None:
 
 def _called(name: str, value: NDArray[Any], arrays: dict[str, NDArray[Any]], path: Path) -> str:
     """The name, as one of `Items` where the file says so."""
-    axis = arrays.get(f"items:{name}")
-    if axis is None:
+    items = arrays.get(f"items:{name}")
+    if items is None:
         return name
-    if axis.shape or axis.dtype.kind not in "iu" or not 0 < axis < value.ndim:
-        raise InvalidFile(f"{path}: items:{name} is not an axis behind the first one of {short(value.shape)}; {HINT}")
-    return Items(name, int(axis))
+    if items.shape != (2,) or items.dtype.kind not in "iu" or not 0 < items[0] < value.ndim:
+        raise InvalidFile(f"{path}: items:{name} is not an axis behind the first one of {short(value.shape)}, and a number; {HINT}")
+    return Items(name, *items.tolist())
 
 
 def _named(arrays: dict[str, NDArray[Any]], kind: str) -> Feed:

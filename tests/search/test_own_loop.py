@@ -92,7 +92,9 @@ def test_the_same_script_resumes_and_finds_the_same(tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match="level=3 is not a round of the search; choose 1 to 2"):
         whole.result(level=3)
     assert all(torch.equal(value, two.small.state_dict()[name]) for name, value in one.small.state_dict().items())
-    assert "units of validation error" in " ".join([one.verdict.rule, *one.verdict.summary])
+    assert "units of validation error" in one.verdict.rule
+    better = one.rows[0].val_score - one.row.val_score
+    assert f"{better:+.3g} units of validation error, where + is better" in " ".join(one.verdict.summary)
     assert "lower bound" not in " ".join(one.verdict.summary), "one seed and no items: there is none"
 
 
@@ -149,7 +151,7 @@ def test_what_goes_wrong_is_said_and_finished_arms_stay(tmp_path: Path) -> None:
     with pytest.raises(TicketMismatch, match="other settings"):
         search(tmp_path / "a", rounds=3)
     arm = first_arm(tmp_path / "a")
-    assert arm.name == "seed0/ticket-1"
+    assert arm.name == "seed0/ticket-1" and repr(arm) == "<arm seed0/ticket-1, epochs 0 to 1>"
     with pytest.raises(InvalidSetting, match="its items are not those of seed0/dense-0; report the same for all arms"):
         arm.report(0.5, items=[0.25, 0.75])
 

@@ -69,6 +69,7 @@ def test_a_detector_of_ones_own() -> None:
 def test_names_of_ranked_outputs(network: TwoStages) -> None:
     named = of_network(network)(Inputs.of(network, IMAGES))
     assert [type(name) for name in named] == [Items] * 3 and {name.axis for name in named} == {1}
+    assert len({name.ranking for name in named}) == 1
     plain = of_network(network.network.backbone)(Inputs.of(network.network.backbone, IMAGES))
     assert [type(name) for name in plain] == [str] * 2
 
@@ -113,7 +114,7 @@ def test_plan_cut_shrink(tmp_path: Path) -> None:
 
 
 RNG = np.random.default_rng(0)
-EXACT = {Items("boxes"): RNG.normal(size=(4, 50, 4)), Items("scores"): RNG.normal(size=(4, 50))}
+EXACT: dict[str, Any] = {Items("boxes"): RNG.normal(size=(4, 50, 4)), Items("scores"): RNG.normal(size=(4, 50))}
 
 
 class TestItems:
@@ -142,6 +143,11 @@ class TestItems:
 
     def test_outputs_of_an_item_stay_together(self) -> None:
         assert compare(self.moved(scores=lambda scores: scores[:, ::-1]), EXACT).refusal
+
+    def test_outputs_of_two_rankings_are_two_lists(self) -> None:
+        exact = {Items("boxes", 1, 1): EXACT["boxes"], Items("again", 1, 2): EXACT["boxes"][:, ::-1]}
+        boxes = self.moved()["boxes"]
+        assert compare({"boxes": boxes, "again": boxes}, exact).refusal == ""
 
     def test_what_is_not_finite_is_refused(self) -> None:
         def one_nan(boxes: Any) -> Any:

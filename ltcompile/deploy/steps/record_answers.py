@@ -31,7 +31,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     rounded = rounded_answers(network, inputs, read_onnx(job.output), feed) or {}
     arrays = {f"input:{name}": value for name, value in feed.items()} | {f"output:{name}": value for name, value in exact.items()}
     arrays |= {f"rounded:{name}": value for name, value in zip(exact, rounded.values(), strict=False)}
-    arrays |= {f"items:{name}": np.array(name.axis) for name in exact if isinstance(name, Items)}
+    arrays |= {f"items:{name}": np.array([name.axis, name.ranking]) for name in exact if isinstance(name, Items)}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, sha256=np.array(hashlib.sha256(job.output.read_bytes()).hexdigest()), **arrays)  # type: ignore[arg-type]
     write_bytes(job.output.with_suffix(".answers.npz"), buffer.getvalue())
