@@ -51,8 +51,8 @@ class Metric:
         return self.scale * (ours - theirs) if self.higher_is_better else self.scale * (theirs - ours)
 
     def signed(self, gain: float) -> str:
-        """By how many units a network is better, as text; "+" is better, also where lower values are."""
-        return f"{gain:+.2f} {self.unit}" if self.unit == "points" else f"{gain:+.3g} {self.unit}"
+        """By how many units a network is better, as text without the unit; "+" is better, also where lower values are."""
+        return f"{gain:+.2f}" if self.unit == "points" else f"{gain:+.3g}"
 
     def format(self, value: float) -> str:
         """`value` as text: a share in per cent, any other in its unit."""

@@ -33,7 +33,7 @@ def score(value: float, metric: Metric) -> str:
 
 def gap(difference: float, metric: Metric) -> str:
     """A difference in the metric's unit: -0.25 -> '−0.25 points'."""
-    return minus(f"{difference:+.2f}") + f"{NBSP}{metric.unit}"
+    return minus(metric.signed(difference)) + f"{NBSP}{metric.unit}"
 
 
 def apart(difference: float, metric: Metric) -> str:

@@ -83,17 +83,20 @@ def conditions_met(
         gain = budgets[0] - dense
         met["1"] = (
             gone >= NONTRIVIAL_SHARE and gain <= margins.about,
-            f"{gone:.1%} of the {what} removed; training on changes the dense network by {gain:+.2f} {unit}",
+            f"{gone:.1%} of the {what} removed; training on changes the dense network by {metric.signed(gain)} {unit}",
         )
         best = ticket - max([mean_worth(each, "dense", 0, metric) for each in searches] + [b for b in budgets if b is not None])
-        met["5"] = best >= -margins.about, f"ticket {best:+.2f} {unit} against the best of the dense trainings"
+        met["5"] = best >= -margins.about, f"ticket {metric.signed(best)} {unit} against the best of the dense trainings"
     tried = "one learning rate" if not others else f"{len(searches)} learning rates"
     if (control := best_control(searches, level, metric)) is not None:
         gap = ticket - control
-        met["2"] = gap > margins.clearly, f"the small dense network without the ticket is {gap:.2f} {unit} behind"
-        met["3"] = gap > 0, f"ticket {gap:+.2f} {unit} against random re-initialisation; tried at {tried}"
+        met["2"] = (
+            gap > margins.clearly,
+            f"the small dense network without the ticket is {metric.signed(gap).removeprefix('+')} {unit} behind",
+        )
+        met["3"] = gap > 0, f"ticket {metric.signed(gap)} {unit} against random re-initialisation; tried at {tried}"
     to_dense = ticket - dense
-    met["4"] = to_dense >= -margins.about, f"ticket {to_dense:+.2f} {unit} against the dense network at the same learning rate"
+    met["4"] = to_dense >= -margins.about, f"ticket {metric.signed(to_dense)} {unit} against the dense network at the same learning rate"
     return Conditions({n: flag for n, (flag, _) in met.items()}, {n: reason for n, (_, reason) in met.items()})
 
 

@@ -161,10 +161,10 @@ def _summary(verdict: Verdict, rows: Sequence[Trained], shown: int, rewinding: s
     gone, of = removed(arm(rows, "dense", 0)[0], arm(rows, "ticket", shown))
     delta, seeds = verdict.differences[str(shown)], len(arm(rows, "ticket", shown))
     over = "" if verdict.decided else " over validation images"
-    bound = f" (lower bound{over} {delta['low']:+.2f})" if verdict.decided or _has_items(rows[0]) else ""
+    bound = f" (lower bound{over} {metric.signed(delta['low'])})" if verdict.decided or _has_items(rows[0]) else ""
     mean = f" (mean of {seeds} seeds)" if seeds > 1 else ""
     sign = "" if metric.higher_is_better else ", where + is better"
-    figures = f"{gone:.1%} of the {of} removed{mean}, {metric.signed(delta['mean'])} of validation {metric.name}{sign}{bound}"
+    figures = f"{gone:.1%} of the {of} removed{mean}, {metric.signed(delta['mean'])} {metric.unit} of validation {metric.name}{sign}{bound}"
     margin = f"within {verdict.margin_points:g} {metric.unit} of the dense network"
     lines = []
     if not verdict.decided:
@@ -198,7 +198,7 @@ def _controls(gaps: dict[str, Gap], confidence: float, metric: Metric) -> list[s
 
 
 def _in_words(found: Gap, confidence: float, metric: Metric) -> str:
-    words = metric.signed(found["mean"])
-    if found["low"] is None:
+    words = f"{metric.signed(found['mean'])} {metric.unit}"
+    if found["low"] is None or found["high"] is None:
         return f"{words}, not decided between trainings"
-    return f"{words} ({confidence:.0%} interval {found['low']:+.2f} to {found['high']:+.2f})"
+    return f"{words} ({confidence:.0%} interval {metric.signed(found['low'])} to {metric.signed(found['high'])})"
