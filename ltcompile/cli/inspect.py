@@ -239,6 +239,8 @@ def _print(report: dict[str, Any]) -> None:
     if report["macs_unknown"]:
         typer.echo(f"not counted, as their sizes or formulas are unknown: {printable(', '.join(report['macs_unknown']))}")
     if any(row["odd"] for row in report["nodes"]):
-        typer.echo(f"odd: a width is not a multiple of {MULTIPLE}, which hardware pads; see --align")
+        typer.echo(
+            f"odd: a width is not a multiple of {MULTIPLE}, which hardware pads; --align rounds what is cut, not the network's inputs and outputs"
+        )
     for key, value in report["metadata"].items():
         typer.echo(printable(f"{key}: {value if len(value) <= 100 else value[:97] + '...'}"))

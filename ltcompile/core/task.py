@@ -20,6 +20,9 @@ Part = Literal["train", "val", "test"]
 Teacher = Callable[[Any], Any]  # inputs -> outputs
 
 
+UNITS = "units"  # of a metric that has none of its own: its values may be of any size
+
+
 @dataclass(frozen=True)
 class Metric:
     """One number that says how good a network is.
@@ -52,7 +55,7 @@ class Metric:
 
     def signed(self, gain: float) -> str:
         """By how many units a network is better, as text without the unit; "+" is better, also where lower values are."""
-        return f"{gain:+.2f}" if self.unit == "points" else f"{gain:+.3g}"
+        return f"{gain:+.3g}" if self.unit == UNITS else f"{gain:+.2f}"
 
     def format(self, value: float) -> str:
         """`value` as text: a share in per cent, any other in its unit."""
