@@ -151,7 +151,7 @@ def test_what_goes_wrong_is_said_and_finished_arms_stay(tmp_path: Path) -> None:
     with pytest.raises(TicketMismatch, match="other settings"):
         search(tmp_path / "a", rounds=3)
     arm = first_arm(tmp_path / "a")
-    assert arm.name == "seed0/ticket-1" and repr(arm) == f"<arm seed0/ticket-1, epochs 0 to {arm.epochs}>"
+    assert arm.name == "seed0/ticket-1" and repr(arm) == "<arm seed0/ticket-1, epochs 1 to 2>"
     with pytest.raises(InvalidSetting, match="its items are not those of seed0/dense-0; report the same for all arms"):
         arm.report(0.5, items=[0.25, 0.75])
 
