@@ -198,6 +198,7 @@ def _controls(gaps: dict[str, Gap], confidence: float, metric: Metric) -> list[s
 
 
 def _in_words(found: Gap, confidence: float, metric: Metric) -> str:
+    assert found["mean"] is not None
     words = f"{metric.signed(found['mean'])} {metric.unit}"
     if found["low"] is None or found["high"] is None:
         return f"{words}, not decided between trainings"
