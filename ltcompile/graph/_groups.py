@@ -205,6 +205,11 @@ def _frozen(places: list[_Place], reasons: dict[int, str], model: nn.Module, use
             worst = _stuck(mine[0], reasons)
             groups += [replace(g, name=_whole_name(layer, mine[0], at, len(worst))) for at, g in enumerate(worst)]
             named |= channels
+    for place in places:  # a bare weight that makes the output, in a module that holds others
+        channels = set(place.channels.tolist())
+        if "." in place.axis and not channels & named and {reasons.get(c) for c in channels} == {OUTPUT}:
+            groups += _stuck(place, reasons)
+            named |= channels
     held = {(p.layer, p.axis) for p in places}
     for name, layer in model.named_modules():
         if "out" in storage(layer) and (name, "out") not in held and layer.weight.shape[storage(layer)["out"].tensors[0][1]] == 1:

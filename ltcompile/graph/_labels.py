@@ -19,6 +19,7 @@ from ltcompile.graph._ints import Int, Source
 Atoms = np.ndarray  # (n,) int64
 Dims = list[Atoms | None]  # one entry a dimension; None where its positions are no channels
 INPUT = "it reads the network's input"
+INSIDE_HEADS = "it lies inside the heads of an attention"
 LOST = "it meets channels that cannot be followed"
 
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ltcompile.graph._ints import Int, compute_with
-from ltcompile.graph._labels import Labels
+from ltcompile.graph._labels import INSIDE_HEADS, Labels
 from ltcompile.graph.rules import Call, Requests, apply, describe
 from ltcompile.graph.rules.recurrent import recurrent_arguments
 
@@ -110,6 +110,13 @@ class Calls(TorchFunctionMode):
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         self.requests.bounds = [(i.start, i.stop) for i in index if isinstance(i, slice) and (i.start is not None or i.stop is not None)]
 
+    def _note_attention(self, args: Any, kwargs: Any) -> None:
+        """Without a scale, torch takes one from the size of a head, and its plain formula hides that."""
+        if kwargs.get("scale") is None:
+            named = _by_name("query key", args, kwargs)
+            for x in (named["query"], named["key"]):
+                self.labels.pin(self.labels[x][-1], INSIDE_HEADS)
+
 
 _REQUESTS: dict[Any, Callable[[Calls, Any, Any], None]] = {
     Tensor.view: Calls._note_sizes,
@@ -128,6 +135,7 @@ _REQUESTS: dict[Any, Callable[[Calls, Any, Any], None]] = {
     **dict.fromkeys((F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm), Calls._note_norm),
     Tensor.__getitem__: Calls._note_bounds,
     Tensor.__setitem__: Calls._note_bounds,
+    F.scaled_dot_product_attention: Calls._note_attention,
 }
 
 

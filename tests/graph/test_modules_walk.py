@@ -438,3 +438,22 @@ PIXELWISE: dict[str, Op] = {
 @pytest.mark.parametrize("kind", PIXELWISE)
 def test_operations_that_work_channel_by_channel(kind: str) -> None:
     assert outcome(PIXELWISE[kind], "2d") == ""
+
+
+class BareWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3)
+        self.rest = nn.ParameterList([torch.randn(6, 8, 1, 1), torch.randn(4, 6, 1, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for weight in self.rest:
+            x = nn.functional.conv2d(x, weight)
+        return x
+
+
+def test_a_bare_weight_that_makes_the_output_is_named_among_the_frozen() -> None:
+    plan = lt.plan(BareWeights(), torch.randn(2, 3, 8, 8), 0.5, "local")
+    assert plan.widths == {"first": (8, 4), "rest.0.0": (6, 3), "rest.1.0": (4, 4)}
+    assert plan.frozen == {"rest.1.0": "it produces the network's output"}

@@ -8,6 +8,8 @@ import pytest
 import torch
 import transformers as hf
 from networks import shaken
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import ltcompile as lt
 
@@ -51,3 +53,23 @@ def test_all_groups_but_the_classes_are_cut_right(build: Any) -> None:
     torch.testing.assert_close(small(**inputs).logits, masked(**inputs).logits, rtol=1e-6, atol=1e-6)  # softmax may run in float32
     assert model.config.to_dict() == config, "the caller's settings stay as they are"
     small.float().train()(**{k: v.float() if v.is_floating_point() else v for k, v in inputs.items()}).logits.sum().backward()
+
+
+class OneHead(nn.Module):
+    """Values of another size than keys', so that torch computes the attention by its plain formula, whose scale it takes from their size."""
+
+    def __init__(self, scale: float | None) -> None:
+        super().__init__()
+        self.scale, self.first, self.last = scale, nn.Conv2d(3, 16, 1), nn.Linear(12, 4)
+        self.query, self.key, self.value = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).flatten(2).transpose(1, 2)[:, None]  # (N, 1, pixels, 16)
+        return self.last(F.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x), scale=self.scale)).mean((1, 2))
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_queries_and_keys_stay_where_their_size_is_the_scale(scale: float | None) -> None:
+    plan = lt.plan(OneHead(scale), torch.randn(2, 3, 6, 6), 0.5, "local", check=False)  # by the labels alone
+    inside = dict.fromkeys(("query", "key"), "it lies inside the heads of an attention") if scale is None else {}
+    assert plan.frozen == inside | {"last": "it produces the network's output"}

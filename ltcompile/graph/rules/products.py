@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ltcompile.graph._labels import Atoms, Dims, Labels
+from ltcompile.graph._labels import INSIDE_HEADS, Atoms, Dims, Labels
 from ltcompile.graph.rules._call import FIXED_SIZE, Call, rule, why_fixed
 
 
@@ -112,7 +112,7 @@ def _attention(call: Call) -> Dims:
     labels = call.labels
     q, k, v = (labels[call[name]] for name in ("query", "key", "value"))
     for inner in (q[-2], k[-2], v[-2], *((q[-1], k[-1]) if call.values.get("scale") is None else ())):
-        labels.pin(inner, "it lies inside the heads of an attention")
+        labels.pin(inner, INSIDE_HEADS)
     if call.values.get("scale") is not None:
         _sum_over(labels, labels.join(q[-1], k[-1], FIXED_SIZE), labels.zero(call["query"])[-1] or labels.zero(call["key"])[-1])
     heads = [labels.join(labels.join(a, b, FIXED_SIZE), c, FIXED_SIZE) for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True)]
