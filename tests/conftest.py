@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _search(folder: Path) -> None:
-    recipe = lt.Recipe(epochs=8, batch=32, lr=0.02, schedule="cosine", warmup_epochs=1, flip=False, crop_pixels=2, weight_decay=0.0)
+    recipe = lt.Recipe(epochs=5, batch=64, lr=0.04, schedule="cosine", warmup_epochs=1, flip=False, crop_pixels=2, weight_decay=0.0)
     config = lt.SearchConfig(rounds=2, rate=0.3, seeds=2, margin_points=2.0)
     lt.find("lenet5", "digits", config, recipe=recipe, image_size=16, folder=folder)
 
