@@ -108,6 +108,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases_module.peaks, "measure", lambda *_: Peaks("fp32", 1e9, 1e10))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fakes")
 def test_answers_come_before_times_and_none_stops_the_others(network: Network) -> None:
     result = run([network], [Case("small", 20)], seconds=0.01)
@@ -229,6 +230,7 @@ def test_work_is_what_the_formulas_say(network: Network) -> None:
     assert {node.name for node in placed.nodes if node.target.startswith("kernel.")} <= set(ours) & set(layers.work(network.lowered(1)))
 
 
+@pytest.mark.slow
 def test_the_file_for_gpus_takes_and_gives_float32(network: Network) -> None:
     images = network.images[:3]
     torch.testing.assert_close(run_onnx(network.half_onnx(), images), network.expected(images), rtol=1e-2, atol=1e-2)

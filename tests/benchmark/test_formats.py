@@ -95,6 +95,7 @@ def bench(ticket: Path, *words: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.slow
 def test_a_ticket_on_the_command_line_and_its_page(folder: Path, tmp_path: Path) -> None:
     assert bench(folder / "ticket.pt", "--max-drop", "100")[0] == 0
     code, printed = bench(folder / "ticket.pt", "--max-drop", "-1", "--batch", "2")

@@ -126,6 +126,7 @@ def profiled(name: str, side: int = 32, noise: float = 0.0, smooth: bool = False
 # Profiles
 
 
+@pytest.mark.slow
 def test_a_machine_that_changes_its_speed_is_reported(printed_by: Callable[..., str], law: Law) -> None:
     law.drift = 0.5
     assert "speed changed by 2." in " ".join(printed_by("profile", "--model", "lenet5", "--batch", 8).split())
@@ -167,6 +168,7 @@ def test_a_profile_finds_which_layers_wait_for_their_weights(law: Law, tmp_path:
         assert by_profile == pytest.approx(by_law, rel=0.1), layer
 
 
+@pytest.mark.slow
 def test_slow_minutes_of_the_machine_are_divided_out(law: Law, tmp_path: Path) -> None:
     steady = profile(MODEL, TARGET, output=tmp_path / "steady.json")
     law.drift, law.calls = 0.5, 0
@@ -176,6 +178,7 @@ def test_slow_minutes_of_the_machine_are_divided_out(law: Law, tmp_path: Path) -
     assert 0.5 < found.dense_ms / steady.dense_ms < 1.1, "the usual pace is that of the middle run, once the slowest were made again"
 
 
+@pytest.mark.slow
 def test_what_ran_in_a_slow_minute_is_timed_again(law: Law, tmp_path: Path) -> None:
     steady = profile(MODEL, TARGET, output=tmp_path / "steady.json")
     law.calls, law.slow, reports = 0, range(30, 50), []
@@ -202,6 +205,7 @@ def test_the_stopwatch_measures_shares_on_a_drifting_machine(law: Law, monkeypat
     assert share(dense) == pytest.approx(1, rel=0.04)
 
 
+@pytest.mark.slow
 def test_a_profile_goes_on_where_it_was(law: Law, tmp_path: Path) -> None:
     whole = profile(MODEL, TARGET, output=tmp_path / "whole.json")
 
@@ -303,6 +307,7 @@ def test_resizing_a_file_is_exporting_the_cut(name: str, tmp_path: Path) -> None
         torch.testing.assert_close(run_onnx(tmp_path / "small.onnx", images), small(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_norms_that_begin_alike_are_resized_apart() -> None:
     from ltcompile.benchmark.profiling.work import _work
 
@@ -576,6 +581,7 @@ def test_profile_and_plan_on_the_command_line(
     )
 
 
+@pytest.mark.slow
 def test_a_missed_target_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the clock finds every plan too slow: a warning, or what the caller listens to; the command writes the plan and ends with 4."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -732,6 +738,7 @@ def test_networks_of_any_inputs_are_profiled_and_planned_to_a_speedup(law: Law, 
             lt.plan(network, example, **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", ["onnxruntime", "eager"])
 def test_layers_of_a_network_of_two_inputs_are_timed(runtime: str) -> None:
     from ltcompile.benchmark.profiling.work import _work
@@ -765,6 +772,7 @@ def test_any_network_of_one_input_is_planned_by_time(law: Law, tmp_path: Path) -
         lt.profile(network, TARGET)
 
 
+@pytest.mark.slow
 def test_a_network_of_files_is_planned_by_time_repaired_and_written(
     printed_by: Callable[..., str], law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -231,6 +231,7 @@ options = st.builds(
 
 
 class TestRules:
+    @pytest.mark.slow
     @settings(deadline=None)
     @given(options)
     def test_the_front_is_what_nothing_beats(self, options: list[Option]) -> None:

@@ -28,6 +28,7 @@ splits_stated = pytest.mark.filterwarnings("ignore::ltcompile.core.notice.Notice
 
 
 class TestScenes:
+    @pytest.mark.slow
     def test_they_repeat_and_their_boxes_hold_their_maps(self) -> None:
         drawn, again = scenes.draw("val", 16), scenes.draw.__wrapped__("val", 16)
         assert torch.equal(drawn.images, again.images)
@@ -45,6 +46,7 @@ class TestScenes:
         shares = [scenes.SHARES[part] for part in ("train", "val", "test")]
         assert all(before[1] <= after[0] for before, after in pairwise(shares)) and shares[0][0] == 0 and shares[-1][1] == 1
 
+    @pytest.mark.slow
     def test_as_a_data_set(self) -> None:
         data = lt.load_data("scenes")
         assert data.annotations == ("boxes", "masks") and data.description.shape == (3, 64, 64) and data.description.classes == 10

@@ -231,6 +231,7 @@ def test_lists_of_large_folders_and_shards_are_kept_while_they_hold(tmp_path: Pa
     assert sizes() == [25, 27], "what is damaged or forged is made again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["webdataset", "imagefolder"])
 def test_unreadable_images_are_replaced_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """An image of a streamed data set whose turn it is gives its place to the next; a resumed epoch counts as one that was not stopped."""

@@ -120,6 +120,7 @@ class TestOwnInt8:
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(next(iter(found.values()))), small.small(images), rtol=0, atol=0.05)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("keep", [True, False])
     def test_networks_that_pool_globally_get_both_kinds_of_ranges(self, calibrate: list[Tensor], tmp_path: Path, keep: bool) -> None:
         """MNN's KL ends at a mean; a pool computes the same."""
@@ -137,6 +138,7 @@ class TestOwnInt8:
         done = lt.shrink(lt.Pruned(Pools().eval(), torch.randn(2, 3, 8, 8)), tmp_path / "small.mnn", precision="int8", calibrate=calibrate)
         assert {one["ranges"] for one in done.record["int8"]["tried"]} == set(mnn.RANGES) and done.record["int8"]["failed"] == []
 
+    @pytest.mark.slow
     def test_what_loses_too_much_is_refused(self, small: lt.Pruned, calibrate: list[Tensor], tmp_path: Path) -> None:
         need(CONVERTED[".mnn"])
         scores = iter([1.0, 0.25, 0.25])
@@ -191,6 +193,7 @@ def test_shapes_that_vary_are_refused(pruned: lt.Pruned, tmp_path: Path) -> None
         lt.shrink(pruned, tmp_path / "small.mnn", dynamic=("batch", "image.2"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mnn"])
 def test_a_runtime_that_answers_wrongly_is_refused(suffix: str, pruned: lt.Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of another network lies there when it is read back."""

@@ -94,6 +94,7 @@ def test_a_wrong_weight_is_seen(source: Path, tmp_path: Path) -> None:
     assert done.returncode == 1 and "WRONG" in done.stdout
 
 
+@pytest.mark.slow
 def test_large_weights_are_next_to_it(pruned: lt.Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interface, "MOST_INSIDE_BYTES", 100)
     path = lt.shrink(pruned, tmp_path / "my-net.v2.cpp").path
@@ -106,6 +107,7 @@ def test_large_weights_are_next_to_it(pruned: lt.Pruned, tmp_path: Path, monkeyp
         assert done.returncode == 2 and "cannot be read" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_library_for_any_language(pruned: lt.Pruned, tmp_path: Path) -> None:
     if native.unavailable():
         pytest.skip("there is no C++ compiler")

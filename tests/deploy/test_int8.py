@@ -166,6 +166,7 @@ class TestFile:
         assert small.accuracy == shrunk.record["int8"]["test_score"]["int8"]
         assert small.max_error > 1e-3, "from fp32 by PyTorch, not from ONNX Runtime itself"
 
+    @pytest.mark.slow
     def test_bench_sees_one_filter_of_zeros(self, shrunk: Shrunk, ticket: Path, tmp_path: Path) -> None:
         """In the file: with its ticket, and alone only where a runtime makes it."""
         (tmp_path / "ticket.pt").write_bytes(ticket.read_bytes())
@@ -218,6 +219,7 @@ class TestChoice:
         minmax = {t["weight_bits"]: t["rms"] for t in shrunk.record["int8"]["tried"] if t["ranges"] == "minmax"}
         assert shrunk.record["int8"]["weight_bits"] == min(minmax, key=minmax.__getitem__)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("minmax")
     def test_test_images_come_last_and_once(self, network: nn.Module, digits: Dataset, tmp_path: Path) -> None:
         looked: list[str] = []
@@ -257,6 +259,7 @@ class TestSensitiveLayers:
                 integers = onnx.numpy_helper.to_array(weight)
                 assert integers.dtype == "int8" and abs(integers.astype(int)).max() <= WEIGHT_TOP[bits]
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("minmax")
     def test_layers_are_spared_until_it_is_good(self, network: nn.Module, digits: Dataset, tmp_path: Path) -> None:
         lopsided = of_very_different_channels(network)
@@ -267,6 +270,7 @@ class TestSensitiveLayers:
         assert {*list(reported["float_nodes"])[:2]} == {"node_conv2d", "node_conv2d_1"}, "which share the channels"
         assert all("alone in int8" in why for why in reported["float_nodes"].values())
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("minmax")
     def test_what_cannot_be_good_is_refused(self, ticket: Path, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(int8._Goal, "met", lambda *_: False)

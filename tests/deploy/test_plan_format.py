@@ -73,6 +73,7 @@ def check(pruned: lt.Pruned, path: Path, precision: str) -> None:
         session.run([np.zeros((65, 3, 9, 9), np.float32), np.zeros((65, 5), np.float32)])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("precision", plan.PRECISIONS)
 def test_an_engine_answers_what_the_network_does(pruned: lt.Pruned, tmp_path: Path, precision: str) -> None:

@@ -90,6 +90,7 @@ def test_a_network_without_its_dense_one(tmp_path: Path) -> None:
     assert largest_error(of_network(lt.load_pruned(lambda: fresh, done.path)), given) < 1e-5
 
 
+@pytest.mark.slow
 def test_metric_preprocessing_and_names_travel_in_the_file(tmp_path: Path) -> None:
     given = pruned("two inputs")
     named = Pruned(
@@ -152,6 +153,7 @@ class TestInt8:
         for _ in range(count):
             yield {"image": torch.rand(32, 3, 8, 8, generator=rng), "side": torch.randn(32, 5, generator=rng)}
 
+    @pytest.mark.slow
     def test_a_metric_judges_the_file(self, tmp_path: Path) -> None:
         given, seen = pruned("two inputs"), []
 
@@ -169,6 +171,7 @@ class TestInt8:
         assert seen and all(names == ["logits", "size"] for names in seen), "outputs come in the network's own containers"
         assert done.record["onnx_error"] <= done.record["tolerance"] and reported["images"] == {"calibration": 128}
 
+    @pytest.mark.slow
     def test_without_one_the_outputs_do(self, tmp_path: Path) -> None:
         rows = torch.randn(128, 2, 20, generator=torch.Generator().manual_seed(1))
         done = lt.shrink(pruned("1-D"), tmp_path / "small.onnx", precision="int8", calibrate=[rows])
@@ -342,6 +345,7 @@ class TestCommand:
         given.plan.save(tmp_path / "plan.json")  # type: ignore[union-attr]
         return ["shrink", "--model", "kinds:TwoInputs", "--plan", str(tmp_path / "plan.json")]
 
+    @pytest.mark.slow
     def test_weights_before_or_after_the_cut(self, arguments: list[str], tmp_path: Path) -> None:
         example = ["--example", "image=1x3x8x8,side=1x5"]
         for weights in ("cut.pth", "dense.safetensors"):

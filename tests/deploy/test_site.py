@@ -76,6 +76,7 @@ def test_what_cannot_be_a_page_is_refused(tmp_path: Path) -> None:
         lt.shrink(network(), f"{tmp_path}/site/", dynamic=())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fetched")
 def test_a_ticket_is_shown_with_its_own_data(run: Path, tmp_path: Path) -> None:
     ticket = str(run / "ticket.pt")

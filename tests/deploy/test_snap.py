@@ -77,6 +77,7 @@ def widths(network: nn.Module) -> list[int]:
     return [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("clock", "way"),
     [
@@ -96,6 +97,7 @@ def test_the_clock_decides(clock: Callable[[nn.Module], float], way: str) -> Non
     assert found.way == way and found.measured_fraction.keys() == {AS_IT_IS, *(f"{w} to {m}" for w in ("up", "down") for m in (8, 16, 32))}
 
 
+@pytest.mark.slow
 def test_the_winner_is_measured_again() -> None:
     """The first measurement favours one way by a third; the second has the last word, and calls a tie one."""
     dense, small, plan, images = ticket()

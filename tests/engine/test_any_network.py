@@ -46,6 +46,7 @@ def test_other_precisions_are_of_one_tensor(quick: None) -> None:
             lt.compile(pruned(kind), precision="int8")
 
 
+@pytest.mark.slow
 def test_inputs_by_name_and_what_is_refused(quick: None) -> None:
     given = pruned("two inputs")
     engine = lt.compile(given, batch=[2])
@@ -63,6 +64,7 @@ def test_inputs_by_name_and_what_is_refused(quick: None) -> None:
             engine(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_an_output_without_rows(quick: None) -> None:
     class Total(torch.nn.Module):
         def forward(self, x: Tensor) -> dict[str, Tensor]:

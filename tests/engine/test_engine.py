@@ -236,6 +236,7 @@ class FakeSession:
 
 
 class TestOwnership:
+    @pytest.mark.slow
     def test_the_callers_network_and_images_are_as_they_were(self, quick: None) -> None:
         model, example = small().train(), pictures().requires_grad_()
         before = {name: value.clone() for name, value in model.state_dict().items()}

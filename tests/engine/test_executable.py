@@ -47,6 +47,7 @@ class TestMemory:
                 assert a is b or apart or not a.overlaps(b)
         assert plan.size_bytes >= living_bytes(there)
 
+    @pytest.mark.slow
     def test_a_chain_takes_two_buffers_and_a_network_little_more_than_its_floor(self) -> None:
         chain = [Buffer(str(i), 1024, i, i + 1) for i in range(9)]
         assert plan_memory(chain).size_bytes == 2048
@@ -56,6 +57,7 @@ class TestMemory:
 
 
 class TestLayout:
+    @pytest.mark.slow
     def test_every_network_runs_in_planned_memory_and_survives_json(self, network: nn.Module, images: Tensor) -> None:
         lowered = lower(network, images).program
         program, half = (to_layout(lowered, images, precision).program for precision in ("fp32", "fp16"))
@@ -158,6 +160,7 @@ class TestSerialization:
         assert serialization.from_json(written, program.constants).nodes[0].kwargs["a"] == [float("-inf"), [None, True]]
 
 
+@pytest.mark.slow
 def test_why_a_network_is_not_one_kernel() -> None:
     assert persistent_refusal(placed(small(), pictures())) == ""
     concatenating = placed(shaken(NETWORKS["cascaded_concat"]()), pictures(1, 16))

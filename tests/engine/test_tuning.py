@@ -168,6 +168,7 @@ class TestTuning:
         assert PERSISTENT in execution_modes(placed(model, pictures(64, 2)))[0]
         assert "at most 64 images" in execution_modes(placed(model, pictures(65, 2)))[1][PERSISTENT]
 
+    @pytest.mark.slow
     def test_equal_layers_are_one(self) -> None:
         program = placed(shaken(lt.build_model("resnet20")), pictures(1, 32), "fp16")
         ours = [n for n in program.nodes if n.target.startswith("kernel.")]

@@ -78,6 +78,7 @@ def test_random_chains(kinds: list[tuple[str, int]], seed: int, data: st.DataObj
 DEEPER = (("mobilenet_v2", 10), ("efficientnet_b0", 9), ("convnext_tiny", 18))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "count"),
     [("resnet18", 8), ("vit", 4), *(pytest.param(*more, marks=pytest.mark.slow) for more in DEEPER)],
@@ -104,6 +105,7 @@ def test_only_one_side_of_an_addition_goes() -> None:
     assert branches(read_twice, IMAGES)[0] == ()
 
 
+@pytest.mark.slow
 def test_a_file_holds_no_removed_branch(tmp_path: Path) -> None:
     """The ONNX file computes what the cut network does, without a node of the branches; momentum follows the cut."""
     import onnx
@@ -121,6 +123,7 @@ def test_a_file_holds_no_removed_branch(tmp_path: Path) -> None:
     assert kinds.count("Conv") == 2 and not {"Add", "Erf", "Gelu", "Where", "Greater"} & set(kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocks", [[1], [1, 1]])  # the second changes the shape: no loader without ltcompile
 def test_weights_are_loaded_again(blocks: list[int], tmp_path: Path) -> None:
     """By lt.load_pruned, and without ltcompile where torch's own modules stand for the branches."""

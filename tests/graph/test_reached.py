@@ -42,6 +42,7 @@ def test_plans_of_sizes_meet_them() -> None:
     assert reached == [Reached("macs", 0.4, share)] and not reached[0].missed_by
 
 
+@pytest.mark.slow
 def test_a_search_says_how_its_ticket_stands_to_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ltcompile.cli.find.StopSignal", dict)  # signals and warnings stay those of the tests

@@ -75,6 +75,7 @@ def packed(name: str, layer: nn.Module) -> tuple[Tensor, Tensor]:
 # As operators
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_operator_is_valid(name: str) -> None:
     for case in CASES[name][:2]:
@@ -84,6 +85,7 @@ def test_operator_is_valid(name: str) -> None:
         assert (made.shape, made.dtype, made.device.type) == (call(name, arguments).shape, torch.float32, "meta")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_operator_exports_for_any_batch_and_compiles(name: str) -> None:
     arguments = CASES[name][0].sample(torch.float32)

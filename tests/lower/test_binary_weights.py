@@ -49,6 +49,7 @@ class TestSigns:
         assert reported.outcomes == expected
         assert any("scales" in t for t in reported.outcomes.values()) == (network == "vgg")
 
+    @pytest.mark.slow
     def test_in_place_and_any_batch(self, tmp_path: Path) -> None:
         folded, path = self.ticket("conv2"), tmp_path / "net.onnx"
         export_onnx(folded, IMAGES, path)
@@ -57,6 +58,7 @@ class TestSigns:
             images = torch.randn(batch, 1, 16, 16)
             close(run_onnx(path, images), answers(folded, images))
 
+    @pytest.mark.slow
     def test_a_mixed_network(self, tmp_path: Path) -> None:
         """Weights of values that are not binary stay as they are."""
         folded, path = self.ticket("conv2"), tmp_path / "net.onnx"
@@ -66,6 +68,7 @@ class TestSigns:
         assert {n for n, t in reported.items() if not t.startswith("signs")} == {"2.weight"} and "differ in more" in reported["2.weight"]
         close(run_onnx(path, IMAGES), answers(folded))
 
+    @pytest.mark.slow
     def test_refuses_floats(self, tmp_path: Path) -> None:
         export_onnx(built("lenet300"), IMAGES, tmp_path / "net.onnx")
         with pytest.raises(InvalidModel, match="biprop"):

@@ -155,6 +155,7 @@ def test_inputs_and_outputs_keep_their_names(kind: str, tmp_path: Path) -> None:
     assert {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props} == {"producer": "me"}
 
 
+@pytest.mark.slow
 def test_a_dict_as_an_argument_and_names_of_ones_own(tmp_path: Path) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -176,6 +177,7 @@ def test_a_dict_as_an_argument_and_names_of_ones_own(tmp_path: Path) -> None:
         export_onnx(model, ({"img": x}, torch.ones(())), tmp_path / "net.onnx", input_names=("images",))
 
 
+@pytest.mark.slow
 def test_a_table_without_a_batch(tmp_path: Path) -> None:
     class Net(nn.Module):
         def forward(self, x: Tensor, table: Tensor) -> Tensor:
@@ -285,6 +287,7 @@ def test_refusals(kind: str, tmp_path: Path) -> None:
     assert "\x1b" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_files_hold_no_paths_of_this_machine(tmp_path: Path) -> None:
     export_onnx(Video().eval(), torch.randn(1, 3, 4, 12, 10), tmp_path / "net.onnx")
     assert str(Path(__file__).parent).encode() not in (tmp_path / "net.onnx").read_bytes()

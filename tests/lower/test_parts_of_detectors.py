@@ -29,6 +29,7 @@ class Padded(nn.Module):
         return F.max_pool2d(self.pad(F.leaky_relu(self.conv(x), 0.1) - 1.0), 2, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [0.0, -0.5, float("-inf")])
 def test_a_max_pool_behind_a_pad_keeps_the_value_of_the_pad(value: float, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -50,6 +51,7 @@ class Heads(nn.Module):
         return self.many(x), self.one(x)
 
 
+@pytest.mark.slow
 def test_filters_of_equal_values_are_once_in_the_file(tmp_path: Path) -> None:
     net, x = Heads().eval(), torch.randn(2, 3, 6, 6)
     export_onnx(net, x, tmp_path / "net.onnx")
@@ -94,6 +96,7 @@ class Caches(nn.Module):
         return self.conv(x) * self.anchors
 
 
+@pytest.mark.slow
 def test_what_a_forward_pass_assigns_while_it_is_traced_is_not_left_in_a_folded_network(tmp_path: Path) -> None:
     """A tracer's tensors hold no values, and a network that has one can neither run nor be copied."""
     net, x = Caches().eval(), torch.randn(2, 3, 6, 6)

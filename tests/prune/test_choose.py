@@ -63,6 +63,7 @@ floors_of = st.dictionaries(st.sampled_from([f"g{i}" for i in range(5)] + ["t0.0
 class TestLaws:
     """Over random groups, shares, floors and scores."""
 
+    @pytest.mark.slow
     @given(problems(), shares)
     def test_the_share_is_met_within_one_step(self, problem: tuple[tuple[Group, ...], dict[str, Tensor]], share: float) -> None:
         groups, scores = problem
@@ -136,6 +137,7 @@ class TestLaws:
         assert len(plan.kept[own.name]) == count
         assert {name: kept for name, kept in plan.kept.items() if name != own.name} == dict(others.kept)
 
+    @pytest.mark.slow
     @given(problems(), st.sampled_from(SCOPES))
     def test_a_width_is_what_the_ranking_leaves_with_it(self, problem: tuple[tuple[Group, ...], dict[str, Tensor]], scope: str) -> None:
         groups, scores = problem
@@ -324,6 +326,7 @@ class TestTargets:
 class TestSearch:
     """Limits and targets of a search."""
 
+    @pytest.mark.slow
     def test_the_last_round_meets_the_target(self, tmp_path: Path) -> None:
         config = lt.SearchConfig(rounds=2, target_macs=0.3, controls=False, keep=("9",), ratios={"3": 0.5})
         found = lt.find("lenet5", "digits", config, recipe=QUICK, image_size=16, folder=tmp_path / "run")

@@ -44,6 +44,7 @@ def refused(run: Run, *arguments: object, says: str) -> None:
 class TestPlan:
     """What a cut would take."""
 
+    @pytest.mark.slow
     def test_sensitivity(self, run: Run, tmp_path: Path) -> None:
         page = tmp_path / "curves.html"
         code, out, errors = run("plan", "--model", "conv2", "--image-size", 8, "--sensitivity", page, "--only", "0", "--json")
@@ -84,6 +85,7 @@ class TestPlan:
         assert (reported["params"][1], reported["macs"][1]) == (small.params, small.macs)
         assert [g["left_alone"] for g in reported["groups"]][-1] == "it produces the network's output"
 
+    @pytest.mark.slow
     def test_bad_input(self, run: Run, tmp_path: Path) -> None:
         lenet = ("plan", "--model", "lenet5")
         refused(run, "plan", "--model", "lenet6", says="Did you mean lenet5")
@@ -144,6 +146,7 @@ class TestInspect:
         code, out, _ = run("inspect", exported)
         assert code == 0 and "Conv" in out and "MACs 20,982 for one image" in out and "odd" in out
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["golden_network:build", "lenet300"])
     def test_counts_as_torch_does(self, tmp_path: Path, name: str) -> None:
         model, x = lt.build_model(name).eval(), torch.zeros(2, 3, 32, 32)

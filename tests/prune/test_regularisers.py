@@ -62,6 +62,7 @@ def plain(task: Classification) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_cut_costs_almost_nothing_after_it_and_much_without_it(task: Classification, plain: nn.Module, name: str) -> None:
     kind, drop = regularisers.registry.load(regularisers.__name__, "regulariser", name), {}

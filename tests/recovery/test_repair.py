@@ -194,6 +194,7 @@ def test_channels_that_are_combinations_of_others_are_made_up_for() -> None:
     assert error(small, dense, images(32, 1)) > 0.1 and error(repaired, dense, images(32, 1)) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_norm_starts_from_the_same_function_in_training_mode() -> None:
     dense = seeded(residual)
     plan = lt.plan(dense, X, ratio=0.4)

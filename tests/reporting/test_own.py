@@ -56,6 +56,7 @@ def test_a_search_in_ones_own_loop(folder: Path) -> None:
     lt.report(folder)  # over itself
 
 
+@pytest.mark.slow
 def test_a_pruned_and_a_folder_with_its_benchmark(folder: Path, tmp_path: Path) -> None:
     dense, example = build(), torch.randn(2, 2, 12)
     given = lt.Pruned.of_cut(dense, lt.plan(dense, example), example, metric=lt.MetricValue(ERROR, 0.3, "test"))

@@ -190,6 +190,7 @@ class Many(nn.Module):
         return {"sum": tokens.float().sum(1, keepdim=True) * scale, "largest": volume.amax((2, 3, 4)), "tokens": tokens + 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_any_number_of_inputs_and_outputs_of_any_rank_and_dtype(name: str, tmp_path: Path) -> None:
     need(name, "cpu")

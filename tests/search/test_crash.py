@@ -234,6 +234,7 @@ def ticket(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> lt.Tick
     return lt.find("lenet300", digits, CONFIG, recipe=recipe, folder=tmp_path_factory.mktemp("found") / "run").ticket
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".safetensors"])
 def test_no_writer_dies_of_a_full_disk(disk: Disk, ticket: lt.Ticket, suffix: str) -> None:
     """torch's own end the process."""
@@ -254,6 +255,7 @@ def test_a_folder_removed_while_the_search_runs(tmp_path: Path, digits: Dataset)
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_a_file_removed_while_the_search_runs(tmp_path: Path, digits: Dataset) -> None:
     run = tmp_path / "run"
     with pytest.raises(InvalidFile, match=r"dense-0.pt is gone; resume=True repeats that training"):
@@ -283,6 +285,7 @@ def refused(*arguments: object, says: str, cwd: Path) -> None:
 FIND = ("find", "--model", "lenet5", "--epochs", 2, "--rounds", 1, "--rate", 0.3, "--no-controls")
 
 
+@pytest.mark.slow
 def test_a_file_where_a_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     refused(*FIND, "--name", "x", says="runs is not a folder; move it away", cwd=tmp_path)

@@ -266,6 +266,7 @@ class TestHealth:
         ]
         assert spikes(epochs(2.0, 1.9, 1.8, 2.2)) == spikes(epochs(2.0, 0.01, 0.001, 0.1)) == []
 
+    @pytest.mark.slow
     def test_a_search_reports_of_it(self, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         """What is odd survives an interruption, and reaches the report."""
         monkeypatch.setattr("ltcompile.search.arm_runner.health", lambda *_: {"dead": [{"layer": "1", "channels": 9, "of": 9}], **ODD})
@@ -282,6 +283,7 @@ class TestHealth:
         assert "the training loss jumped from 0.1 to 3 in epoch 2; a batch did not fit into memory" in page
         assert "1 is dead in dense 0 of seed 0: all of its 9 channels are zero on validation images" in page
 
+    @pytest.mark.slow
     def test_a_failed_training_says_what_is_kept(self, tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         config, recipe = lt.SearchConfig(rounds=1, rate=0.3, controls=False), dataclasses.replace(QUICK, epochs=3, lr=1e30)
         with pytest.raises(TrainingFailed, match=r"dense-0 of seed 0: the loss is .*lr=.* it had no good epoch yet"):
@@ -469,6 +471,7 @@ def test_oneshot_cuts_once_what_the_rounds_would(tmp_path: Path, digits: Dataset
     assert left == pytest.approx(0.7**3, abs=0.01)
 
 
+@pytest.mark.slow
 def test_own_factories_and_weights(tmp_path: Path, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mynets.py").write_text(
         "from torch import nn\ndef make(classes):\n    return nn.Sequential(nn.Conv2d(1, 6, 5, 2), nn.ReLU(), nn.Flatten(), nn.Linear(216, classes))\n"

@@ -271,6 +271,7 @@ def test_a_worker_refuses_before_it_trains(begun: RunFolder, case: str) -> None:
     assert sorted(begun.path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_other_versions_are_noted_where_they_are_allowed(begun: RunFolder, serial: Path) -> None:
     changed(begun, lambda value: value["environment"].update(torch="1.0"))
     join(begun.path, allow_other_versions=True, name="w")
@@ -321,6 +322,7 @@ class TestExecutors:
         assert [job.poll() or job._process.wait() for job in jobs] == [3, 3, 3]  # type: ignore[attr-defined]
         assert [Path(job.log).read_text().split()[1] for job in jobs] == ["5", "7", "5"], "GPUs are dealt out"
 
+    @pytest.mark.slow
     def test_slurm(self, tmp_path: Path) -> None:
         """By submitit's executor for this machine."""
         options = {"cluster": "local", "folder": str(tmp_path / "submitit"), "timeout_min": "1"}

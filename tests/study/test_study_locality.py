@@ -70,6 +70,7 @@ def by_hand(kept: torch.Tensor) -> dict[tuple[bool, bool], torch.Tensor]:
 
 
 class TestPairs:
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=15)
     @given(share=st.floats(0.05, 0.9), seed=st.integers(0, 99), channels=st.integers(1, 3))
     def test_they_are_counted_as_by_hand(self, share: float, seed: int, channels: int) -> None:
@@ -81,6 +82,7 @@ class TestPairs:
         if different is not None:
             assert different.own.equal(expected[False, True]) and different.others.equal(expected[False, False])
 
+    @pytest.mark.slow
     @settings(deadline=None, max_examples=15)
     @given(share=st.floats(0.1, 0.9), seed=st.integers(0, 99))
     def test_a_shuffled_mask_is_the_mean_over_all_shuffled_ones(self, share: float, seed: int) -> None:

@@ -100,6 +100,7 @@ class TestWeights:
         model = lt.build_model("torchvision:densenet121", classes=3, weights=written(tmp_path, old))
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
+    @pytest.mark.slow
     def test_auxiliary_heads_are_left_out(self, tmp_path: Path) -> None:
         import torchvision
 
@@ -109,6 +110,7 @@ class TestWeights:
         plan = lt.plan(model, torch.zeros(2, 3, 32, 32), 0.3)
         assert lt.cut(model, plan).train()(torch.randn(2, 3, 64, 64)).shape == (2, 4)
 
+    @pytest.mark.slow
     def test_heads_of_timm(self, tmp_path: Path) -> None:
         state = lt.build_model("timm:mobilenetv3_small_050", classes=5).state_dict()
         with pytest.warns(Notice, match=r"head swapped: 5 -> 3 classes \(classifier.bias, classifier.weight fresh"):
@@ -301,6 +303,7 @@ class TestSearch:
             lt.find("lenet5", digits, cls.CONFIG, recipe=cls.TAUGHT, weights=weights, folder=folder)
         return folder
 
+    @pytest.mark.slow
     def test_tickets_and_the_random_control_are_taught_the_dense_arms_not(
         self, tmp_path: Path, taught: Path, digits: Dataset, weights: Path
     ) -> None:
@@ -340,6 +343,7 @@ class TestSearch:
         small = recipe_for(RESNET, digits, "weights.pth")
         assert small.lr == pytest.approx(0.01 * small.batch / 128) and small.lr < recipe_for(RESNET, digits).lr
 
+    @pytest.mark.slow
     def test_the_command_line(self, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from typer.testing import CliRunner
 

@@ -52,6 +52,7 @@ def test_the_metric_of_a_ticket_is_data(tmp_path: Path) -> None:
     assert lt.Metric("PSNR", "dB", 1.0).format(31.234) == "31.23 dB" and lt.Metric().format(0.5) == "50.00%"
 
 
+@pytest.mark.slow
 def test_data_of_another_task_is_refused() -> None:
     for name, data in (("segmentation", "digits"), ("image-to-image", "digits"), ("detection", "digits"), ("classification", "scenes")):
         with pytest.raises(InvalidData, match=r"choose another task|takes data with boxes"):

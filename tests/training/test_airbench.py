@@ -43,6 +43,7 @@ def test_convolutions_begin_as_the_identity() -> None:
     torch.testing.assert_close(layer(x)[:, :24], x)
 
 
+@pytest.mark.slow
 def test_the_recipe_learns_and_the_network_is_cut_like_any() -> None:
     data = lt.load_data("digits", image_size=9)
     model = lt.build_model("airbench", 10, 1, 9)

@@ -67,6 +67,7 @@ def digits() -> Dataset:
     return lt.load_data("digits", image_size=8)
 
 
+@pytest.mark.slow
 def test_every_training_of_a_process_is_compiled(digits: Dataset) -> None:
     recipe = dataclasses.replace(QUICK, epochs=1, batch=256, compile="louder")
     for done in range(10):
@@ -75,6 +76,7 @@ def test_every_training_of_a_process_is_compiled(digits: Dataset) -> None:
         assert len(COMPILED) == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_search_equals_one_that_never_stopped(tmp_path: Path, digits: Dataset) -> None:
     """Eleven trainings in all. One that was not compiled would learn from answers that are 1 % smaller."""
     config = lt.SearchConfig(rounds=4, rate=0.2, controls=False)

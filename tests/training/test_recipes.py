@@ -59,6 +59,7 @@ def test_it_learns_and_resumes_to_the_same_bits(task: Classification, name: str)
     assert done.val == resumed.val == task.evaluate(whole, "val", CPU) and done.val.value > 0.3
 
 
+@pytest.mark.slow
 def test_layers_follow_those_of_a_teacher_by_projections_and_resume_to_the_same_bits(task: Classification) -> None:
     """The small network comes nearer to the dense one's features, keeps neither hooks nor projections, and a teacher stays as it is."""
     dense = network()

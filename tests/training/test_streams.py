@@ -69,6 +69,7 @@ def test_seeding_leaves_the_global_generator_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_first_weights_are_shared_where_they_should_be_alone(tmp_path: Path) -> None:
     """With a rate of nothing, the weights of every training are those that it starts from."""
     config = lt.SearchConfig(rewind="reinit", rounds=2, rate=0.3, seeds=2, full_curve=True)
@@ -96,6 +97,7 @@ def test_projections_to_a_teacher_are_a_trainings_own() -> None:
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
 
 
+@pytest.mark.slow
 def test_no_module_makes_seeds_of_its_own() -> None:
     root = Path(lt.__file__).parent
     found = []

@@ -92,6 +92,7 @@ def test_wrong_words_end_with_2(folder: Path, call: Callable[..., tuple[int, str
     assert code == 2 and says in errors and "error: " in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("installed", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_torch_is_not_needed(folder: Path, installed: bool) -> None:
     """In a process of its own: what is heavy is not imported where it is there, and not missed where it is not."""

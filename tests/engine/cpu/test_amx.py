@@ -32,6 +32,7 @@ def with_amx(case: Case, pick: int = 0, threads: int = 1) -> Case:
 pytestmark = pytest.mark.skipif(bool(matrix.refusal()), reason=matrix.refusal())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["g++", pytest.param("clang++", marks=pytest.mark.slow)])
 def test_integers_are_exact_and_bf16_is_rounded(compiler: str, tmp_path: Path) -> None:
     """Each layer in one of its tilings; a page that cannot be touched follows all memory."""

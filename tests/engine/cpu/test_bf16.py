@@ -54,6 +54,7 @@ def cases() -> list[tuple[Case, torch.Tensor]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [b if b in ("bf16", "plain") else pytest.param(b, marks=pytest.mark.slow) for b in BUILDS])
 def test_every_instruction_set(cases: list[tuple[Case, torch.Tensor]], build: str, tmp_path: Path) -> None:
     command, run, needed = BUILDS[build]
@@ -130,6 +131,7 @@ def test_an_engine_in_bf16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert wrong_answers(loaded, engine, threads=8, calls=25) == 0
 
 
+@pytest.mark.slow
 def test_tiles_of_layers_in_bf16_are_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     program = in_bf16(lower(Graph(8, ["conv3"], "none", (6, 6), 0).eval(), torch.randn(1, 8, 6, 6)).program)

@@ -183,6 +183,7 @@ def program(cases: Sequence[Case]) -> str:
     return "\n".join([*parts, *main, "return 0; }"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [b if b == "plain" else pytest.param(b, marks=pytest.mark.slow) for b in BUILDS])
 def test_generated_convolutions_equal_pytorch_and_write_nothing_else(build: str, tmp_path: Path) -> None:
     compiler, flags, needed, runner = BUILDS[build]

@@ -82,6 +82,7 @@ BUILDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [b if b in ("avx2, clang", "plain") else pytest.param(b, marks=pytest.mark.slow) for b in BUILDS])
 def test_every_instruction_set(cases: list[Case], build: str, tmp_path: Path) -> None:
     command, run = BUILDS[build]
@@ -94,6 +95,7 @@ def test_every_instruction_set(cases: list[Case], build: str, tmp_path: Path) ->
     assert max(errors) <= TOLERANCE, errors
 
 
+@pytest.mark.slow
 def test_nan_and_infinity_pass_through(tmp_path: Path) -> None:
     """In all steps; the convolutions of the second network are Winograd's."""
     torch.manual_seed(0)
@@ -112,6 +114,7 @@ def test_nan_and_infinity_pass_through(tmp_path: Path) -> None:
         assert largest_error(found[rest], expected[rest]) <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_share_images_and_the_work_of_one(threads: int, cases: list[Case]) -> None:
     """One library serves all numbers of threads."""

@@ -186,6 +186,7 @@ def cases() -> list[Case]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [b if b in ("vnni", "plain") else pytest.param(b, marks=pytest.mark.slow) for b in BUILDS])
 def test_every_instruction_set(cases: list[Case], build: str, tmp_path: Path) -> None:
     command, run, needed = BUILDS[build]

@@ -115,6 +115,7 @@ def test_names_that_a_file_states_save_hashes_and_keep_nothing_false(program: Pr
     assert not was_read(again := kept.compiled(changed, {}, 1)) and error(changed, again) <= FP32_TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_missing_library_is_compiled_again(program: Program) -> None:
     kept.compiled(program, {}, 1).library.unlink()
     again = kept.compiled(program, {}, 1)

@@ -12,6 +12,7 @@ from ltcompile.lower.lower import lower
 from ltcompile.numerics import FP32_TOLERANCE, largest_error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(native.unavailable() is not None, reason=str(native.unavailable()))
 def test_transposed_convolutions_of_several_kernels_and_strides(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

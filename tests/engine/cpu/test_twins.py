@@ -21,6 +21,7 @@ def tilings(shape: tiles.Geometry) -> list[tiles.Tiling]:
     return [replace(tiling, twins=True) for tiling in direct[:4]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(tiles.instruction_set() != tiles.INSTRUCTION_SETS[0], reason="this processor has no AVX-512")
 @pytest.mark.parametrize("compiler", ["g++", pytest.param("clang++", marks=pytest.mark.slow)])
 def test_every_precision(compiler: str, tmp_path: Path) -> None:
