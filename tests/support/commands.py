@@ -6,6 +6,7 @@ A fork has a pid, signals, a folder, an environment and outputs of its own, as a
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import multiprocessing
 import multiprocessing.forkserver
@@ -21,10 +22,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
 
+import typer.main
+
 PATIENCE_S = 500
 REFUSAL_S = 60
 REFUSAL_BYTES = None if Path("/dev/nvidiactl").exists() else 3 << 30  # CUDA reserves more than it takes
 SERVER = multiprocessing.get_context("forkserver")
+built_once = functools.cache(typer.main.get_command)  # all commands with their options, which takes longer than to refuse one
 
 
 def fork(target: Callable[..., None], *arguments: object) -> BaseProcess:
@@ -105,6 +109,7 @@ def call_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]
         warnings.simplefilter("default")
         for patch in (
             *(mock.patch.object(sys, "argv", words), mock.patch.dict(os.environ, COLUMNS="160"), contextlib.chdir(cwd)),
+            mock.patch.object(typer.main, "get_command", built_once),
             mock.patch.object(warnings, "formatwarning", warnings.formatwarning),  # the command sets it for its process
             *(contextlib.redirect_stdout(printed[0]), contextlib.redirect_stderr(printed[1])),
         ):
