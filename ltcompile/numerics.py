@@ -24,7 +24,8 @@ network's do. To each bound comes what fp32 may be off, 1e-4 of the largest outp
 Items that a network ranks, such as the proposals of a detector, have no place of their own: where two scores all but tie, rounding decides
 which comes first, and at the end of the list, or where boxes overlap by all but the threshold, which is there at all. Those of `found` are
 therefore moved to the places of the nearest ones in x, all outputs of an item together, each item once, before the bounds apply. In fp32
-every item but 1 % must then be equal; in other precisions rounding moves those of s as well, and e has what that changes.
+every item but 1 % must then be equal; in other precisions rounding moves those of s as well, and e has what that changes, which is refused where
+it would allow more than a quarter of the outputs.
 """
 
 from __future__ import annotations
@@ -272,7 +273,11 @@ def _compare(name: str, found: NDArray[Any], exact: NDArray[Any], rounded: NDArr
         return _compare_integers(found, exact, rounded)
     if isinstance(name, Items) and rounded is None and np.isfinite(exact).all() and np.isfinite(found).all():
         return _compare_items(found, exact, name.axis, tolerance)
-    return _compare_numbers(found, exact, rounded, tolerance)
+    one = _compare_numbers(found, exact, rounded, tolerance)
+    if isinstance(name, Items) and rounded is not None and not one.refusal and one.allowed > TOLERANCES["int8"]:
+        reason = f"rounding picks so many other items that an error of {one.allowed:.0%} would be allowed, which shows nothing"
+        return replace(one, refusal=reason)
+    return one
 
 
 def _compare_items(found: NDArray[Any], exact: NDArray[Any], axis: int, tolerance: float) -> Compared:

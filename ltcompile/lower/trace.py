@@ -72,5 +72,6 @@ def export(network: nn.Module, inputs: Inputs, sizes: Sequence[Mapping[int, Any]
     shapes = None if sizes is None else inputs.dynamic_shapes(sizes)
     with attributes_restored(network), in_eval_mode(network), torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export")  # they are restored
+        warnings.filterwarnings("ignore", "`create_unbacked_symint` is deprecated", FutureWarning)  # torchvision's suppression of boxes
         program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
     return without_zero_branches(program) if any(map(is_stand_in, network.modules())) else program

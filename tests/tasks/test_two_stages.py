@@ -20,7 +20,6 @@ from ltcompile.models import detector
 from ltcompile.models._two_stages import TwoStages
 from ltcompile.numerics import FP32_TOLERANCE, Items, compare
 
-pytestmark = pytest.mark.filterwarnings("ignore")
 IMAGES = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -55,7 +54,7 @@ def test_detections_and_losses_are_torchvisions(levels: int) -> None:
     losses = []
     for each in (model.train(), own.train()):
         torch.manual_seed(1)
-        losses.append({name: float(value) for name, value in each(list(IMAGES), targets).items()})
+        losses.append({name: value.item() for name, value in each(list(IMAGES), targets).items()})
     assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 4
 
 
@@ -148,6 +147,13 @@ class TestItems:
         exact = {Items("boxes", 1, 1): EXACT["boxes"], Items("again", 1, 2): EXACT["boxes"][:, ::-1]}
         boxes = self.moved()["boxes"]
         assert compare({"boxes": boxes, "again": boxes}, exact).refusal == ""
+
+    def test_rounding_that_picks_others_is_refused_where_it_hides_errors(self) -> None:
+        def rounded(others: int) -> Any:
+            return {str(name): np.concatenate([-value[:, :others], value[:, others:]], 1) for name, value in EXACT.items()}
+
+        assert "which shows nothing" in compare(rounded(10), EXACT, rounded(10)).refusal
+        assert compare(self.moved(), EXACT, rounded(0)).refusal == ""
 
     def test_what_is_not_finite_is_refused(self) -> None:
         def one_nan(boxes: Any) -> Any:
