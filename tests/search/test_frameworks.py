@@ -60,16 +60,6 @@ def segformer() -> Any:
     return hf.SegformerForSemanticSegmentation(hf.SegformerConfig(**stages, **config))
 
 
-def detr() -> Any:
-    import transformers as hf
-
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "out_features": ["stage2"]}
-    parts = {"layers": 1, "attention_heads": 2, "ffn_dim": 32}
-    widths = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in parts.items()}
-    backbone = {"backbone_config": hf.ResNetConfig(**sizes), "use_timm_backbone": False, "use_pretrained_backbone": False, "backbone": None}
-    return hf.DetrForObjectDetection(hf.DetrConfig(**backbone, **widths, d_model=16, num_queries=4, num_labels=3))
-
-
 def rt_detr() -> Any:
     import transformers as hf
 
@@ -171,7 +161,6 @@ LOOPS: dict[str, tuple[Callable[..., Any], Callable[[Path], nn.Module], str]] = 
         lambda folder: hugging_face(segformer(), Items(lambda i: torch.full((32, 32), i % 3), 32), folder),
         "pixel_values=1x3x32x32",
     ),
-    "hf-detr": (hugging_face, lambda folder: hugging_face(detr(), Items(boxes, 32), folder, batch), "pixel_values=1x3x32x32"),
     "hf-rt_detr": (hugging_face, lambda folder: hugging_face(rt_detr(), Items(boxes, 64), folder, batch), "pixel_values=1x3x64x64"),
     "lightning": (lightning, lambda folder: lightning(backbone_classifier(), folder), "1x3x16x16"),
     "torchvision-detection": (torchvision_detection, torchvision_detection, "1x3x32x32"),
