@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +89,21 @@ def test_it_checks_and_times_itself(command: list[str], run: tuple[str, ...], so
     assert error <= 1e-5
 
 
+def with_first_weight(text: str, changed: Callable[[bytes], bytes]) -> str:
+    """A source whose first line of weights is `changed`."""
+    head, mark, tail = text.partition("BYTES[] =\n")
+    line, rest = tail.split("\n", 1)
+    return f"{head}{mark}{interface.quoted_bytes(changed(ast.literal_eval(f'b{line}')))}\n{rest}"
+
+
+def test_bytes_are_exact() -> None:
+    data = bytes(byte for pair in product(range(256), b"0789a?") for byte in pair)
+    lines = interface.quoted_bytes(data).split("\n")
+    assert b"".join(ast.literal_eval(f"b{line}") for line in lines) == data and "?" not in "".join(lines)
+
+
 def test_a_wrong_weight_is_seen(source: Path, tmp_path: Path) -> None:
-    text = source.read_text()
-    start = text.index("WEIGHTS[] = {") + len("WEIGHTS[] = {")
-    (wrong := tmp_path / source.name).write_text(text[:start] + "9+" + text[start:])
+    (wrong := tmp_path / source.name).write_text(with_first_weight(source.read_text(), lambda data: struct.pack("<f", 9) + data[4:]))
     done = built(["g++", "-O0"], wrong)
     assert done.returncode == 1 and "WRONG" in done.stdout
 
@@ -202,7 +216,5 @@ def test_integers_and_tuned_tiles(tmp_path: Path) -> None:
     for command, run in ((["g++", "-O0", "-march=native"], ()), (["aarch64-linux-gnu-g++", "-O0", "-static"], ("qemu-aarch64",))):
         answer = built(command, done.path, run)
         assert answer.returncode == 0 and "off by 0.0e+00" in answer.stdout, answer.stdout + answer.stderr
-    text = done.path.read_text()
-    start = text.index("NUMBERS[] = {") + len("NUMBERS[] = {")
-    done.path.write_text(text[:start] + "1+" + text[start:])
+    done.path.write_text(with_first_weight(done.path.read_text(), lambda data: bytes([(data[0] + 1) % 256]) + data[1:]))
     assert built(["g++", "-O0"], done.path).returncode == 1

@@ -16,6 +16,10 @@ MOST_INSIDE_BYTES = 8 << 20  # larger weights are in a file of their own
 PROBES = 4
 TOLERANCE, BF16_TOLERANCE = 1e-4, 2e-2  # of the largest output, or sum; in bf16 sums in another order round to the other side
 MOST_SUMS = 256  # that are recorded of an image's outputs
+_WEIGHTS = "const float *const WEIGHTS = reinterpret_cast<const float *>(BYTES);"
+_PLAIN = {c: chr(c) for c in range(32, 127) if chr(c) not in '"\\?'}  # no ?, which may begin a trigraph
+_SHORT = [_PLAIN.get(c, f"\\{c:o}") for c in range(256)]
+_LONG = [_PLAIN.get(c, f"\\{c:03o}") for c in range(256)]  # in front of an octal digit
 
 _HEADER = """{comment}
 #ifndef {NAME}_H
@@ -176,11 +180,8 @@ def source(unit: Unit, name: str, texts: Mapping[str, str], recorded: Recorded) 
     count = unit.weights.size
     if apart:
         weights = f"alignas(64) float WEIGHTS[{count}];"
-    elif {"int8.h", "bf16.h"} & set(unit.headers):  # several weights in a number
-        integers = ",\n".join(",".join(map(str, row)) for row in unit.weights.view(np.int32).reshape(-1, 16))
-        weights = f"alignas(64) const int32_t NUMBERS[] = {{\n{integers}\n}};\nconst float *const WEIGHTS = reinterpret_cast<const float *>(NUMBERS);"
-    else:
-        weights = f"alignas(64) const float WEIGHTS[] = {{\n{numbers(unit.weights)}\n}};"
+    else:  # a compiler reads a string twenty times as fast as numbers
+        weights = f"alignas(64) const char BYTES[] =\n{quoted_bytes(unit.weights.tobytes())};\n" + _WEIGHTS
     main = _MAIN.format(
         name=name,
         NAME=name.upper(),
@@ -259,19 +260,19 @@ def literal(value: float) -> str:
 
 
 def numbers(values: Array) -> str:
-    """Floats in C++, exactly and as briefly as decimals can, separated by commas, in lines."""
-    finite = np.isfinite(values)
-    shortest = np.where(finite, values, 0).astype(np.float32).astype(str)
-    exact = shortest.astype(np.float64).astype(np.float32) == values  # as a double, too
-    texts = [_brief(text) if same else f"{text}f" for text, same in zip(shortest.tolist(), exact.tolist(), strict=True)]
-    for at in np.flatnonzero(~finite):
+    """Floats in C++, exactly, separated by commas, in lines."""
+    texts = [f"{text}f" for text in values.astype(np.float32).astype(str).tolist()]
+    for at in np.flatnonzero(~np.isfinite(values)):
         value = values[at]
         texts[at] = '__builtin_nanf("")' if np.isnan(value) else f"{'-' if value < 0 else ''}__builtin_inff()"
     return ",\n".join(",".join(texts[at : at + 12]) for at in range(0, len(texts), 12))
 
 
-def _brief(text: str) -> str:
-    if text == "0.0":
-        return "0"
-    text = text.removesuffix("0") if text.endswith(".0") else text
-    return text.replace("0.", ".", 1) if text.startswith(("0.", "-0.")) and not text.endswith(".") else text
+def quoted_bytes(data: bytes) -> str:
+    """Bytes as C strings of 96 each, one a line."""
+    lines = (data[at : at + 96] for at in range(0, len(data), 96))
+    return "\n".join(f'"{_escaped(line)}"' for line in lines)
+
+
+def _escaped(data: bytes) -> str:
+    return "".join([(_LONG if 48 <= after < 56 else _SHORT)[byte] for byte, after in zip(data, data[1:] + b"\0", strict=True)])
