@@ -11,7 +11,7 @@ these epochs on the dense network before the cut. Settings that were fixed befor
   Torch-Pruning those of its own example (5e-4, growing by 1e-4 an epoch for a hundred epochs), times a hundred, since there are as many times
   fewer epochs;
 - controls: random channels, and the architecture of `l1` from random weights for the epochs of the dense training and of fine-tuning;
-- time: ONNX Runtime, in turns with the dense network; `latency` plans for the time that Torch-Pruning's `l2` took;
+- time, with --on: in turns with the dense network; `latency` plans for the time that Torch-Pruning's `l2` took;
 - the best method of each side is chosen on validation images, and compared on test images.
 
 Rows are ordered so that a part of them is useful: all methods at a quarter of the MACs, both sides in turns, seed by seed, then other sizes.
@@ -96,7 +96,7 @@ def main() -> None:
     arguments.add_argument("--networks", type=int, default=3, help="trainings, of different seeds")
     arguments.add_argument("--train-images", type=int, default=50_000, help="as many of them, for fine-tuning")
     arguments.add_argument("--inputs", type=int, default=2048, help="calibration images")
-    arguments.add_argument("--on", default="cpu:onnxruntime:b8:fp32", help="where time is measured")
+    arguments.add_argument("--on", default="", help="also measure times there, such as cpu:onnxruntime:b8:fp32; nothing else may run then")
     arguments.add_argument("--levels", type=float, nargs="*", default=LEVELS, help="shares of the MACs that are left")
     arguments.add_argument("--minutes", type=float, default=math.inf, help="begin no row after so many")
     arguments.add_argument("--dense-only", action="store_true", help="train the dense networks, print their accuracy, and end")
@@ -130,7 +130,8 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def schedule(options: argparse.Namespace) -> Iterator[tuple[int, float, str, str]]:
     """(seed, MACs, side, method), the sides in turns, the most useful first; training from scratch takes longest and comes last."""
-    turns = zip_longest(product(["torch-pruning"], THEIRS), product(["ltcompile"], [method for method in OURS if method != "scratch"]))
+    ours = [method for method in OURS if method != "scratch" and (options.on or method != "latency")]
+    turns = zip_longest(product(["torch-pruning"], THEIRS), product(["ltcompile"], ours))
     methods = [one for turn in turns for one in turn if one is not None]
     for macs in options.levels:
         for seed in range(options.networks):
@@ -178,8 +179,9 @@ class Bench:
         self.train(small, recipe)
         found["tuned"] = self.accuracy(small)
         dense_size, size = (lt.size(model, self.data.example) for model in (self.dense, small))
-        share = [stopwatch(self.dense, self.options.on, self.data.example, seconds=2.0)(small) for _ in range(3)]
-        found |= {"macs_left": size.macs / dense_size.macs, "params_left": size.params / dense_size.params, "time_left": share}
+        found |= {"macs_left": size.macs / dense_size.macs, "params_left": size.params / dense_size.params}
+        if self.options.on:
+            found["time_left"] = [stopwatch(self.dense, self.options.on, self.data.example, seconds=2.0)(small) for _ in range(3)]
         return found | {"plan_seconds": planned, "seconds": time.perf_counter() - began}
 
     def ours(self, method: str) -> tuple[nn.Module, Recipe, nn.Module | None]:
@@ -317,8 +319,8 @@ def table(options: argparse.Namespace, found: list[dict[str, Any]]) -> str:
         "# Next to Torch-Pruning, on one budget",
         "",
         f"{options.model} on CIFAR-10 at {options.image_size} pixels, {options.epochs} epochs, {options.tune_epochs} of fine-tuning; dense: "
-        f"{', '.join(f'{value:.2%}' for _, value in dense)}. Test accuracy: mean (lowest to highest) over networks. Speedup at {options.on}, in "
-        "turns with the dense network. Settings: see `bench/peers.py`, which wrote this.",
+        f"{', '.join(f'{value:.2%}' for _, value in dense)}. Test accuracy: mean (lowest to highest) over networks. "
+        f"{f'Speedup at {options.on}, in turns with the dense network. ' if options.on else ''}Settings: see `bench/peers.py`, which wrote this.",
         "",
         "| MACs | side | method | networks | cut | recalibrated | repaired | fine-tuned | speedup |",
         "| --- " * 9 + "|",
@@ -331,8 +333,8 @@ def table(options: argparse.Namespace, found: list[dict[str, Any]]) -> str:
                     lines.append(f"| {macs:.1%} | {side} | {method} | {len(mine)} | {errors[0]} | | | | |")
                 elif mine:
                     cells = [_spread(values(found, macs, side, method, c)) for c in ("cut", "recalibrated", "repaired", "tuned")]
-                    speedup = fmean(1 / fmean(row["time_left"]) for row in mine)
-                    lines.append(f"| {macs:.1%} | {side} | {method} | {len(mine)} | {' | '.join(cells)} | {speedup:.2f} |")
+                    speedup = f"{fmean(1 / fmean(row['time_left']) for row in mine):.2f}" if options.on else ""
+                    lines.append(f"| {macs:.1%} | {side} | {method} | {len(mine)} | {' | '.join(cells)} | {speedup} |")
     for one in comparison(found):
         lines.append(
             f"\nAt {one['macs']:.1%} of the MACs, `{one['ltcompile']}` against Torch-Pruning's `{one['torch-pruning']}` (each the best of its side on "
