@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -59,7 +60,7 @@ def open_session(
 
     Args:
         sizes: what to fix dynamic dimensions to, by name.
-        threads: of one operation; 0 for one on each physical core.
+        threads: of one operation; 0 for one on each physical core, or on each processor that this process is confined to.
         spin: they wait actively for 40 ms after a call, on cores that others could use.
         trace: how the file begins into which ONNX Runtime writes the time of each operation.
         log: the least severity that is logged.
@@ -74,7 +75,7 @@ def open_session(
     wanted, what = providers[0][0], "the network" if isinstance(model, bytes) else str(model)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = log
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or _confined()
     options.add_session_config_entry("session.load_model_format", "ONNX")
     for name, size in (sizes or {}).items():
         options.add_free_dimension_override_by_name(name, size)
@@ -96,6 +97,15 @@ def open_session(
             "above says why); install the CUDA and cuDNN versions that this onnxruntime was built for"
         )
     return session
+
+
+def _confined() -> int:
+    """How many processors this process may use, where it may not use all of them; 0 otherwise.
+
+    ONNX Runtime counts all, and several threads that spin on one processor wait for each other for tens of milliseconds.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    return 0 if allowed == os.cpu_count() else allowed
 
 
 def run_once(model: Path | bytes, inputs: Feeds) -> dict[str, Array]:
@@ -165,7 +175,7 @@ class OnCpu(Session):
     """A session of the CPU provider; `traces` is the folder of its trace, which goes when the session does."""
 
     def __init__(self, session: onnxruntime.InferenceSession, deployment: Deployment, traces: Path | None = None) -> None:
-        threads = str(deployment.threads or "default: one for each physical core, spinning between calls")
+        threads = str(deployment.threads or _confined() or "default: one for each physical core, spinning between calls")
         super().__init__(deployment, {"provider": CPU[0], "threads": threads})
         self._session, self._inputs, self._outputs, self._traced = session, _inputs(session), _outputs(session), traces is not None
         if traces is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -258,6 +259,22 @@ def test_threads_are_the_deployments_or_refused(name: str, subjects: list[Subjec
     else:
         with pytest.raises(Unavailable, match="OMP_NUM_THREADS"):
             runtimes.load(subjects[0], deployment)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or os.cpu_count() == 1, reason="needs Linux and two processors")
+def test_onnx_runtime_has_no_more_threads_than_processors_that_it_may_use(subjects: list[Subject]) -> None:
+    code = f"""
+import os, pathlib
+from ltcompile.runtimes._ort import open_session
+import onnxruntime
+count = lambda: len(os.listdir("/proc/self/task"))
+os.sched_setaffinity(0, {{next(iter(os.sched_getaffinity(0)))}})
+before = count()
+session = open_session(pathlib.Path({str(subjects[0].need_onnx("onnxruntime"))!r}))
+print(count() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n", "the caller's thread is the one"
 
 
 @pytest.mark.parametrize("name", NAMES)
