@@ -94,7 +94,8 @@ def alone() -> Iterator[None]:
 
 def processors() -> int:
     """How many of the processors that this process may use are its share."""
-    return max(1, len(os.sched_getaffinity(0)) // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _joined else 1))
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, allowed // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _joined else 1))
 
 
 def wait_for_all() -> None:

@@ -18,6 +18,7 @@ from ltcompile.core.result_file import FORMAT, read_result
 from ltcompile.core.surface import Alignment, Grid, Sample, Surface, fit_alignment
 from ltcompile.errors import InvalidFile, ProfileMismatch
 from ltcompile.paths import write_json
+from ltcompile.ranks import processors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -180,11 +181,8 @@ def named_network(network: nn.Module, inputs: Sequence[Tensor]) -> dict[str, Any
 
 def machine(target: Deployment) -> dict[str, str]:
     """What decides how fast a network runs here, as far as it can be named."""
-    import os
-
     there = versions()
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = {"cpu": cpu_name(), "threads": str(threads)}
+    found = {"cpu": cpu_name(), "threads": str(processors())}
     if target.device == "cuda":
         import torch
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ltcompile.errors import InvalidSetting
 from ltcompile.paths import writing
+from ltcompile.ranks import processors
 
 OPTIONS = {"threads": "of each worker; by default the processors divided by the workers"}
 
@@ -46,7 +47,7 @@ class Executor:
 
     def __init__(self, folder: Path, workers: int, options: dict[str, str]) -> None:
         self.folder, self.gpus = folder, gpus()
-        given = options.get("threads", str(max(1, len(os.sched_getaffinity(0)) // workers)))
+        given = options.get("threads", str(max(1, processors() // workers)))
         if not given.isdecimal() or int(given) < 1:
             raise InvalidSetting(f"threads={given} of executor=local must be a number of at least 1")
         self.threads = given

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ltcompile.errors import Unavailable
+from ltcompile.ranks import processors
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, Trace, by_name, first_line
 
@@ -104,8 +105,7 @@ def _confined() -> int:
 
     ONNX Runtime counts all, and several threads that spin on one processor wait for each other for tens of milliseconds.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    return 0 if allowed == os.cpu_count() else allowed
+    return 0 if processors() == os.cpu_count() else processors()
 
 
 def run_once(model: Path | bytes, inputs: Feeds) -> dict[str, Array]:

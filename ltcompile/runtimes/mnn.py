@@ -15,6 +15,7 @@ import numpy as np
 
 from ltcompile.errors import Unavailable
 from ltcompile.paths import write_bytes
+from ltcompile.ranks import processors
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, by_name
 from ltcompile.runtimes._convert import End, ends, layers_in, own_file, run
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 APART = READS_ONNX = THREADS = True
 DEFAULT = False
 READS = ".mnn"
+DEFAULT_THREADS = 4  # MNN's
 NARROWED = {"int64": "int32", "bool": "int32", "float64": "float32"}  # what MNN computes these in
 # The package's own command also installs and calls a logger of its makers, so its module is called here
 CONVERTER = "import sys, _tools; _tools.mnnconvert(['mnnconvert', *sys.argv[1:]])"
@@ -112,12 +114,13 @@ def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
 
     with own_file(subject, "mnn", READS, convert) as path:
         network = MNN.Interpreter(str(path))
-    settings = {"backend": "CPU", "precision": "high", "numThread": deployment.threads or 4}
+    threads = deployment.threads or min(DEFAULT_THREADS, processors())
+    settings = {"backend": "CPU", "precision": "high", "numThread": threads}
     session = network.createSession(settings)
     if session is None:
         raise Unavailable(f"MNN cannot open {subject.what}: an operator has no CPU kernel; use another runtime")
     known = ends(subject.onnx) if subject.onnx is not None else None
-    details = {"precision": "high", "threads": str(deployment.threads or "default: 4")}
+    details = {"precision": "high", "threads": str(threads)}
     return _Session(network, session, known, deployment, details)
 
 

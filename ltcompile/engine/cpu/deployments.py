@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from ltcompile.engine.cpu.code import Choice
 from ltcompile.engine.engine import Run
 from ltcompile.errors import InvalidFile, Unavailable
 from ltcompile.lower.program import Program
+from ltcompile.ranks import processors
 from ltcompile.runtimes import Subject, first_line
 
 LABEL = "generated C++"
@@ -74,8 +74,7 @@ def label(candidate: Deployment) -> str:
 
 def thread_counts() -> list[int]:
     """One, half and all of the processors that this process may use."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return sorted({1, max(1, there // 2), there})
+    return sorted({1, max(1, processors() // 2), processors()})
 
 
 def build(candidate: Deployment, source: Source) -> Run:

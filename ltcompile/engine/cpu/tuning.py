@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,7 @@ from ltcompile.engine.cpu.tiles import Geometry, InstructionSet, Tiling, check_c
 from ltcompile.engine.cpu.tiles import time as modelled
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
+from ltcompile.ranks import processors
 
 CANDIDATES, SLOWER = 6, 1.5  # of a layer, and how many times as slow as the best the model may find them
 COMPILING = 0.75  # of the seconds
@@ -175,7 +175,7 @@ def _measured(
         except Unavailable:
             return None
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         trials = {key: trial for key, trial in zip(order, pool.map(compiled, order), strict=True) if trial is not None}
     if on_progress and trials:
         on_progress(f"timing tiles of {len(trials)} of {len(layers)} layers with {threads} thread{'s' * (threads > 1)}")
