@@ -644,6 +644,7 @@ def test_a_target_of_energy_on_the_command_line(printed_by: Callable[..., str], 
 PUBLISHED = {"digits": (10, 1), "cifar10": (10, 3), "cifar100": (100, 3)}  # classes and colours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("classes", "colours", "side"), [(10, 1, 32), (10, 1, 16), (10, 3, 32), (100, 3, 32), (10, 3, 64), (7, 3, 32), (7, 1, 32), (10, 4, 32)]
 )

@@ -350,6 +350,7 @@ class Followed(nn.Module):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}, {"batch_first": False, "proj_size": 3}])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_what_feeds_and_what_follows_a_recurrent_layer_is_cut(kind: type[nn.RNNBase], options: dict[str, Any]) -> None:

@@ -38,6 +38,7 @@ def segformer() -> tuple[Any, Any]:
     return hf.SegformerForImageClassification(config), torch.randn(2, 3, 32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [vit, bert, swin, segformer])
 def test_all_groups_but_the_classes_are_cut_right(build: Any) -> None:
     torch.manual_seed(0)

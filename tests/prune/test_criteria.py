@@ -413,6 +413,7 @@ MOST_WORK = ("resnet20", "conv2", "lenet300", "vision", "norms")
 
 
 class TestGather:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in MOST_WORK else n for n in sorted(NETWORKS)])
     def test_every_network_is_scored_and_cut(self, name: str) -> None:
         """By every criterion, from what it needs and no more, over the producers and over all slices."""

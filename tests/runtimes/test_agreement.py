@@ -139,6 +139,7 @@ def test_a_wrong_filter_is_seen_in_any_layer(trained: Trained, precision: str) -
     assert len(missed) >= 20 and np.mean([*missed.values()]) <= 1 - CAUGHT, [name for name, left in missed.items() if left]
 
 
+@pytest.mark.slow
 def test_honest_runtimes_pass(trained: Trained, tmp_path: Path) -> None:
     onnx.save(trained.int8, tmp_path / "int8.onnx")
     for precision, file in (("int8", tmp_path / "int8.onnx"), ("fp16", trained.half)):
@@ -150,6 +151,7 @@ def test_honest_runtimes_pass(trained: Trained, tmp_path: Path) -> None:
             assert not expected.refusal(session.answers(trained.images[:1].numpy())), (precision, runtime)
 
 
+@pytest.mark.slow
 def test_every_weight_of_an_int8_file_is_the_networks(trained: Trained) -> None:
     """To the step, whatever it does to the answers."""
     honest = fake_quantized(trained.quantizer.plain, trained.int8)
@@ -163,6 +165,7 @@ def test_every_weight_of_an_int8_file_is_the_networks(trained: Trained) -> None:
                 fake_quantized(trained.quantizer.plain, wrong)
 
 
+@pytest.mark.slow
 def test_a_file_evaluates_to_what_it_means(trained: Trained) -> None:
     """Without a runtime; and without its rounding to what it was made of."""
     images = trained.images.numpy()
@@ -175,6 +178,7 @@ def test_a_file_evaluates_to_what_it_means(trained: Trained) -> None:
     assert not own.refusal(run_onnx(trained.half, trained.images)) and own.noise > 0
 
 
+@pytest.mark.slow
 def test_double_is_double_and_leaves_the_module(trained: Trained) -> None:
     before = {name: value.clone() for name, value in trained.network.state_dict().items()}
     with torch.no_grad():

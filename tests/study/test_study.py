@@ -178,6 +178,7 @@ def test_there_are_studies() -> None:
     assert study.load("structured_tickets") is study.load("structured-tickets") is structured_tickets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["smoke", "small", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", study.names())
 def test_every_study_has_every_scale(name: str, scale: str) -> None:

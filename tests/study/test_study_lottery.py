@@ -189,6 +189,7 @@ def planned(arm: StudyArm) -> list[float]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["small", "full"])
 def test_levels_reach_what_is_claimed(scale: str) -> None:
     """Beyond smoke, every claim is checked; by layer, rounds drop the published shares."""

@@ -77,6 +77,7 @@ class TestWeights:
         for key, value in model.state_dict().items():
             assert torch.equal(value, fresh.state_dict()[key] if key.startswith("fc.") else trained[key]), key
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("wrapper", ["state_dict", "model", "weights"])
     @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
     def test_wrappers_and_prefixes(self, tmp_path: Path, trained: State, wrapper: str, prefix: str) -> None:

@@ -233,6 +233,7 @@ class TestEngine:
         with torch.no_grad():
             torch.testing.assert_close(engine(pictures()), small()(pictures()), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("threads", [2, 8])
     def test_callers_get_their_own_answers(self, saved: Path, threads: int) -> None:
         assert wrong_answers(lt.load_engine(saved), small(), threads, 800 // threads, count=3) == 0
