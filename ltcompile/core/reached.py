@@ -9,7 +9,7 @@ from typing import Any, Self
 from ltcompile.core.records import Record
 
 TOLERANCE = {"macs": 0.0, "params": 0.0, "time": 0.03, "energy": 0.03}  # beyond the target, relative: what measurements scatter by
-WORDS = {"macs": "MACs", "params": "parameters", "time": "time", "energy": "energy"}
+WORDS = {"macs": "MACs", "params": "parameters", "energy": "energy"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,10 @@ class Reached(Record):
         return super().from_json({k: v for k, v in value.items() if k != "missed_by"} if isinstance(value, Mapping) else value)
 
     def __str__(self) -> str:
-        target = f"target: {self.requested:.4g} of the dense network's {WORDS[self.measure]}"
+        target = f"target: {self._words(self.requested)}"
         if self.found is None:
             return f"{target}; not measured on this machine"
-        return f"{target}, {f'missed by {self.missed_by:.1%}' if self.missed_by else 'met'}: it takes {self.found:.4g}"
+        return f"{target}, {f'missed by {self.missed_by:.1%}' if self.missed_by else 'met'}: {self._words(self.found)}"
+
+    def _words(self, share: float) -> str:
+        return f"{1 / share:.3g} times as fast" if self.measure == "time" else f"{share:.4g} of the dense network's {WORDS[self.measure]}"

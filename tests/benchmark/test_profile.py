@@ -589,7 +589,7 @@ def test_a_missed_target_is_not_silent(tmp_path: Path, monkeypatch: pytest.Monke
     found, _ = profiled("lenet5")
     found.save(tmp_path / "p.json")
     slow: dict[str, Any] = {"target_time": 0.5, "profile": found, "measured": lambda small: 0.6}
-    with pytest.warns(Notice, match=r"0\.5 of the dense network's time, missed by 20\.0%: it takes 0\.6"):
+    with pytest.warns(Notice, match=r"target: 2 times as fast, missed by 20\.0%: 1\.67 times as fast"):
         lt.plan(network, images, **slow)
     reached: list[Reached] = []
     lt.plan(network, images, **slow, on_target=reached.append)

@@ -84,7 +84,7 @@ def test_missed_targets_are_warned_of(tmp_path: Path) -> None:
     run["small.json"]["target"] = {"measure": "macs", "requested": 0.9, "found": 0.5, "missed_by": 0.0}
     html, reported = made(tmp_path / "run", run)
     (warning,) = reported["warnings"]
-    assert warning == "the ticket misses its target (target: 0.2 of the dense network's time, missed by 25.0%: it takes 0.25)."
+    assert warning == "the ticket misses its target (target: 5 times as fast, missed by 25.0%: 4 times as fast)."
     assert "missed by 25.0%" in Page(html).text
     for field, value in (("measure", "beauty"), ("requested", 0.0), ("found", -1.0)):
         spoiled = example()
