@@ -8,14 +8,12 @@ these epochs on the dense network before the cut. Settings that were fixed befor
 
 - fine-tuning: SGD 0.02, momentum 0.9, cosine, batch 128; 2 epochs (1 + 1 with sparse learning);
 - strengths of sparse learning: what a training of one epoch at this rate needs to bring weights of the usual size to zero for ours; for
-  Torch-Pruning those of its own example (5e-4, growing by 1e-4 an epoch for a hundred epochs), times a hundred, since there are as many times
-  fewer epochs;
+  Torch-Pruning those of its own example (5e-4, growing by 1e-4 an epoch for a hundred epochs), times a hundred for one epoch;
 - controls: random channels, and the architecture of `l1` from random weights for the epochs of the dense training and of fine-tuning;
 - time, with --on: in turns with the dense network; `latency` plans for the time that Torch-Pruning's `l2` took;
 - the best method of each side is chosen on validation images, and compared on test images.
 
-Rows are ordered so that a part of them is useful: all methods at a quarter of the MACs, both sides in turns, seed by seed, then other sizes.
-A row that is there is not made again: a stopped command continues.
+Rows come in the order of their use: a quarter of the MACs first, both sides in turns, seed by seed. A stopped command continues.
 """
 
 from __future__ import annotations
