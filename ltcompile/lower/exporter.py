@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ltcompile.errors import InvalidModel
@@ -28,12 +28,48 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
     with quiet():
         try:
             made = torch.onnx.export(
-                program, dynamo=True, input_names=input_names, output_names=output_names, verbose=False, external_data=False
+                _with_attention_of_four(program),
+                dynamo=True,
+                input_names=input_names,
+                output_names=output_names,
+                verbose=False,
+                external_data=False,
             )
         except Exception as error:  # the exporter raises many types; all mean the same to a user
             raise InvalidModel(f"torch cannot export this network to ONNX: {reason(error)}") from error
     assert made is not None
     return made.model_proto
+
+
+def _with_attention_of_four(program: ExportedProgram) -> ExportedProgram:
+    """`program`; in torch's plain formula where an attention has not four dimensions, the only number that the exporter takes."""
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    ranks = {node.args[0].meta["val"].dim() for node in program.graph.nodes if node.target is attention}
+    return program if ranks <= {4} else program.run_decompositions({attention: _attention})
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """(..., L, E), (..., S, E), (..., S, V) -> (..., L, V), without dropout; with `enable_gqa`, several heads (..., H, L, E) share keys."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.size(-3) // x.size(-3), -3) for x in (key, value))
+    scores = query @ key.transpose(-2, -1) * (query.size(-1) ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
 
 
 @contextlib.contextmanager

@@ -291,3 +291,34 @@ def test_refusals(kind: str, tmp_path: Path) -> None:
 def test_files_hold_no_paths_of_this_machine(tmp_path: Path) -> None:
     export_onnx(Video().eval(), torch.randn(1, 3, 4, 12, 10), tmp_path / "net.onnx")
     assert str(Path(__file__).parent).encode() not in (tmp_path / "net.onnx").read_bytes()
+
+
+class Attention(nn.Module):
+    """Tokens (N, 5, 6), whose attention has `rank` dimensions."""
+
+    def __init__(self, rank: int, mask: Tensor | None, **options: Any) -> None:
+        super().__init__()
+        self.rank, self.options, self.project, self.last = rank, options, nn.Linear(6, 24), nn.Linear(8, 3)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.project(x).chunk(3, -1)
+        if self.rank == 5:
+            parts = [part.reshape(x.shape[0], 1, 5, 2, 4).transpose(2, 3) for part in parts]
+        y = F.scaled_dot_product_attention(*parts, self.mask, **self.options)
+        return self.last(y if self.rank == 3 else y.transpose(2, 3).reshape(x.shape[0], 5, 8))
+
+
+@pytest.mark.parametrize(
+    ("rank", "mask", "options"),
+    [
+        (3, None, {}),
+        (3, torch.ones(5, 5, dtype=torch.bool).tril(), {}),
+        (5, None, {"is_causal": True}),
+        (5, torch.linspace(-1, 1, 25).view(5, 5), {"scale": 0.3}),
+    ],
+    ids=["3", "3-mask", "5-causal", "5-added"],
+)
+def test_attention_of_any_number_of_dimensions(rank: int, mask: Tensor | None, options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    export_onnx(Attention(rank, mask, **options), torch.randn(2, 5, 6), tmp_path / "network.onnx")  # compares it with torch
