@@ -74,10 +74,7 @@ def export_onnx(
     )
     axes = DynamicAxes.of(flat_inputs, dynamic)
     if axes.only_batch:
-        try:
-            made = exporter.to_onnx(flat, flat_inputs, names[0], _apart(names[1], names[0]))
-        except InvalidModel as error:
-            raise InvalidModel(f"{error}; {ONE_BATCH}") from error
+        made = exporter.to_onnx(flat, flat_inputs, names[0], _apart(names[1], names[0]))
     else:
         program, axes = exported_with(flat, flat_inputs, dynamic)
         made = exporter.convert(program, names[0], _apart(names[1], names[0]))

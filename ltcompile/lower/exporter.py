@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from ltcompile.errors import InvalidModel
+from ltcompile.lower.dynamic import exported_with
 from ltcompile.lower.inputs import Inputs
-from ltcompile.lower.trace import exported_for_any_batch, reason
+from ltcompile.lower.trace import BATCH, reason
 
 
 def to_onnx(network: nn.Module, inputs: Inputs, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
     """The `onnx.ModelProto` of `network`, for any batch; `inputs` hold two examples. Raises InvalidModel where torch cannot export it."""
-    return convert(exported_for_any_batch(network, inputs), input_names, output_names)
+    return convert(exported_with(network, inputs, (BATCH,))[0], input_names, output_names)
 
 
 def convert(program: ExportedProgram, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
