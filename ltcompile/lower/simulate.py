@@ -27,7 +27,8 @@ class InDouble(TorchFunctionMode):
         if func in _CASTS:  # of whole numbers, too
             return args[0].double()
         if getattr(func, "__name__", "") == "__get__":  # shapes and dtypes need no copy
-            return func(*args, **(kwargs or {}))
+            found = func(*args, **(kwargs or {}))
+            return _widened(found) if isinstance(found, torch.dtype) else found  # recurrent layers compare their weights' with the input's
         return tree_map(_widened, func(*tree_map(_widened, args), **tree_map(_widened, dict(kwargs or {}))))
 
 

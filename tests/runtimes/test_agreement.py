@@ -243,3 +243,12 @@ class TestBounds:
         rows = np.arange(10, dtype=np.float32)[:, None]
         found = numerics.in_chunks(lambda chunk: (seen.append(len(chunk)), 2 * chunk)[1], rows, 4)
         assert seen == [4, 4, 4] and np.array_equal(found, 2 * rows)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_in_double(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    layer, words = kind(5, 4, bidirectional=True), torch.randn(3, 2, 5)
+    found, expected = in_double(layer, words)[0], copy.deepcopy(layer).double()(words.double())[0]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert layer.weight_ih_l0.dtype == torch.float32
