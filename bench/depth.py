@@ -78,7 +78,8 @@ def table(options: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
         "# Depth against widths, repaired without labels or training",
         "",
         f"{options.networks} {options.model} on CIFAR-10 at {options.image_size} pixels, {options.epochs} epochs; planned for a speedup at {ON}, "
-        f"repaired by {options.inputs:,} unlabelled images. Test accuracies are means. Written by `python bench/depth.py`.",
+        f"repaired by {options.inputs:,} unlabelled images. Test accuracies are means. Speedups are means, and the lowest and highest of three "
+        "measurements a network. Written by `python bench/depth.py`.",
         "",
         f"| wanted | cut | branches removed | {' | '.join(('dense', *repair.COLUMNS))} | MACs left | measured speedup |",
         "| --- " * 9 + "|",
@@ -88,8 +89,9 @@ def table(options: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
             mine = [row for row in rows if (row["macs"], row["criterion"]) == (speedup, name)]
             cells = [f"{fmean(row[column][1] for row in mine):.1%}" for column in ("dense", *repair.COLUMNS)]
             removed = " / ".join(str(len(row["removed"])) for row in mine)
-            macs, faster = fmean(row["macs_left"] for row in mine), fmean(1 / fmean(row["time_left"]) for row in mine)
-            lines.append(f"| {speedup:g} | {name} | {removed} | {' | '.join(cells)} | {macs:.1%} | {faster:.2f} |")
+            macs, times = fmean(row["macs_left"] for row in mine), [1 / time for row in mine for time in row["time_left"]]
+            faster = f"{fmean(1 / fmean(row['time_left']) for row in mine):.2f} ({min(times):.2f} to {max(times):.2f})"
+            lines.append(f"| {speedup:g} | {name} | {removed} | {' | '.join(cells)} | {macs:.1%} | {faster} |")
     return "\n".join(lines) + "\n"
 
 

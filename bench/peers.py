@@ -10,7 +10,7 @@ these epochs on the dense network before the cut. Settings that were fixed befor
 - strengths of sparse learning: what a training of one epoch at this rate needs to bring weights of the usual size to zero for ours; for
   Torch-Pruning those of its own example (5e-4, growing by 1e-4 an epoch for a hundred epochs), times a hundred for one epoch;
 - controls: random channels, and the architecture of `l1` from random weights for the epochs of the dense training and of fine-tuning;
-- time, with --on: in turns with the dense network; `latency` plans for the time that Torch-Pruning's `l2` took;
+- time, with --on: in turns with the dense network; `latency` plans for the time of Torch-Pruning's `l2`;
 - the best method of each side is chosen on validation images, and compared on test images.
 
 Rows come in the order of their use: a quarter of the MACs first, both sides in turns, seed by seed. A stopped command continues.
@@ -320,8 +320,8 @@ def table(options: argparse.Namespace, found: list[dict[str, Any]]) -> str:
         f"{', '.join(f'{value:.2%}' for _, value in dense)}. Test accuracy: mean (lowest to highest) over networks. "
         f"{f'Speedup at {options.on}, in turns with the dense network. ' if options.on else ''}Settings: see `bench/peers.py`, which wrote this.",
         "",
-        "| MACs | side | method | networks | cut | recalibrated | repaired | fine-tuned | speedup |",
-        "| --- " * 9 + "|",
+        f"| MACs | side | method | networks | cut | recalibrated | repaired | fine-tuned |{' speedup |' if options.on else ''}",
+        "| --- " * (9 if options.on else 8) + "|",
     ]
     for macs in dict.fromkeys(row["macs"] for row in found):
         for side, names in (("ltcompile", OURS), ("torch-pruning", THEIRS)):
@@ -331,19 +331,19 @@ def table(options: argparse.Namespace, found: list[dict[str, Any]]) -> str:
                     lines.append(f"| {macs:.1%} | {side} | {method} | {len(mine)} | {errors[0]} | | | | |")
                 elif mine:
                     cells = [_spread(values(found, macs, side, method, c)) for c in ("cut", "recalibrated", "repaired", "tuned")]
-                    speedup = f"{fmean(1 / fmean(row['time_left']) for row in mine):.2f}" if options.on else ""
-                    lines.append(f"| {macs:.1%} | {side} | {method} | {len(mine)} | {' | '.join(cells)} | {speedup} |")
+                    speedup = f" {fmean(1 / fmean(row['time_left']) for row in mine):.2f} |" if options.on else ""
+                    lines.append(f"| {macs:.1%} | {side} | {method} | {len(mine)} | {' | '.join(cells)} |{speedup}")
     for one in comparison(found):
         lines.append(
             f"\nAt {one['macs']:.1%} of the MACs, `{one['ltcompile']}` against Torch-Pruning's `{one['torch-pruning']}` (each the best of its side on "
-            f"validation images): {fmean(one['points']):+.2f} points, by network {one['points']}, 95 % interval {one['interval']}."
+            f"validation images): {fmean(one['points']):+.2f} points, by network {one['points']}, 95 % interval: {one['interval'] or 'none'}."
         )
     return "\n".join(lines) + "\n"
 
 
 def _spread(by_seed: dict[int, float]) -> str:
-    found = by_seed.values()
-    return f"{fmean(found):.1%} ({min(found):.1%} to {max(found):.1%})" if found else ""
+    found = [f"{value:.1%}" for value in (fmean(by_seed.values()), min(by_seed.values()), max(by_seed.values()))] if by_seed else [""]
+    return f"{found[0]} ({found[1]} to {found[2]})" if len(by_seed) > 1 else found[0]
 
 
 if __name__ == "__main__":

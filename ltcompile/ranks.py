@@ -93,9 +93,13 @@ def alone() -> Iterator[None]:
 
 
 def processors() -> int:
-    """How many of the processors that this process may use are its share."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, allowed // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _joined else 1))
+    """How many processors this process may use: those of its cpuset, not all that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def own_processors() -> int:
+    """How many of these are its share."""
+    return max(1, processors() // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _joined else 1))
 
 
 def wait_for_all() -> None:

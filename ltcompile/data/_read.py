@@ -90,7 +90,7 @@ def epoch(
     """The batches of an epoch: rows, how they are moved, and their tensors on `device`. The source is on disk, or tensors in memory."""
     if isinstance(source, OnDisk):
         found = list(epoch_rows(len(source), size, recipe, seed, shard, source.shards))
-        workers = max(1, ranks.processors() * ranks.world() // shard.count)
+        workers = max(1, ranks.own_processors() * ranks.world() // shard.count)
         read = source.batches([rows for rows, _ in found], device, workers)
         yield from ((rows, moves, tensors) for (rows, tensors), (_, moves) in zip(read, found, strict=True))
         return

@@ -44,12 +44,12 @@ def convert(program: ExportedProgram, input_names: Sequence[str], output_names: 
 
 def _with_attention_of_four(program: ExportedProgram) -> ExportedProgram:
     """`program`; in torch's plain formula where an attention has not four dimensions, the only number that the exporter takes."""
-    attention = torch.ops.aten.scaled_dot_product_attention.default
-    ranks = {node.args[0].meta["val"].dim() for node in program.graph.nodes if node.target is attention}
-    return program if ranks <= {4} else program.run_decompositions({attention: _attention})
+    operator = torch.ops.aten.scaled_dot_product_attention.default
+    ranks = {node.args[0].meta["val"].dim() for node in program.graph.nodes if node.target is operator}
+    return program if ranks <= {4} else program.run_decompositions({operator: attention})
 
 
-def _attention(
+def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -786,7 +786,7 @@ def test_a_network_of_files_is_planned_by_time_repaired_and_written(
     network = ["--model", "lenet5", "--weights", tmp_path / "dense.pth", "--repair", tmp_path / "inputs.safetensors"]
     output = tmp_path / "small.safetensors"
     shown = printed_by("shrink", *network, "--target-speedup", 1.5, "--on", TARGET, "-o", output)
-    assert "repaired on 24 inputs without labels" in shown and "met: 1.6 times as fast" in shown
+    assert "repaired on 24 inputs without labels" in shown and re.search(r"met: 1\.[5-9]\d* times as fast", shown)
     record = json.loads(output.with_suffix(".json").read_text())
     assert record["macs"] < record["dense_macs"] and record["repair"]["repaired"] < record["repair"]["as_cut"]
     assert record["equality_error"] is not None

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import ltcompile as lt
 from ltcompile.errors import Disagreement, InvalidModel, InvalidSetting
 from ltcompile.graph.outputs import outputs_of
-from ltcompile.lower import export_onnx, export_program, fold_batch_norm, run_onnx
+from ltcompile.lower import export_onnx, export_program, exporter, fold_batch_norm, run_onnx
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -322,3 +322,9 @@ class Attention(nn.Module):
 def test_attention_of_any_number_of_dimensions(rank: int, mask: Tensor | None, options: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     export_onnx(Attention(rank, mask, **options), torch.randn(2, 5, 6), tmp_path / "network.onnx")  # compares it with torch
+
+
+def test_heads_that_share_keys() -> None:
+    query, key, value = torch.randn(2, 4, 5, 6), torch.randn(2, 2, 5, 6), torch.randn(2, 2, 5, 3)
+    expected = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    torch.testing.assert_close(exporter.attention(query, key, value, enable_gqa=True), expected)
