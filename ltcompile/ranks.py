@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 from ltcompile.errors import InvalidSetting, TrainingFailed
+from ltcompile.processors import processors
 
 T = TypeVar("T")
 REPORT_S = 10.0
@@ -92,13 +93,8 @@ def alone() -> Iterator[None]:
         _joined = before
 
 
-def processors() -> int:
-    """How many processors this process may use: those of its cpuset, not all that the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def own_processors() -> int:
-    """How many of these are its share."""
+    """How many processors are this process's share of those that it may use."""
     return max(1, processors() // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if _joined else 1))
 
 
@@ -211,7 +207,7 @@ def launch(processes: int, arguments: list[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.ERROR)  # the processes say themselves what is wrong
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, processors() // processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from ltcompile import ranks
 from ltcompile.cli._flags import with_flags
 from ltcompile.cli._terminal import printable
 from ltcompile.errors import LtcompileError
+from ltcompile.processors import limited, processors
 
 COMMANDS = "find worker status plan profile shrink lower compile bench sweep compare study report verify show inspect doctor"
 
@@ -70,6 +72,8 @@ def _options(
 
 def main() -> None:
     """Run the command line: exit code 0, 2 for an error that the user can fix, 1 for ours, 130 after Ctrl-C; commands may have others."""
+    if limited():  # before PyTorch is imported
+        os.environ.setdefault("OMP_NUM_THREADS", str(processors()))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is not a reason to stop

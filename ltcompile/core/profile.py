@@ -18,7 +18,7 @@ from ltcompile.core.result_file import FORMAT, read_result
 from ltcompile.core.surface import Alignment, Grid, Sample, Surface, fit_alignment
 from ltcompile.errors import InvalidFile, ProfileMismatch
 from ltcompile.paths import write_json
-from ltcompile.ranks import processors
+from ltcompile.processors import processors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.errors import InvalidData
+from ltcompile.processors import processors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,5 +84,5 @@ def decode_all(paths: Sequence[Item], size: tuple[int, int], interpolation: Inte
         except InvalidData as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         return list(pool.map(attempt, paths))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +16,7 @@ from ltcompile.core.task import EVERYTHING, Shard
 from ltcompile.data._epochs import Moves, epoch_rows
 from ltcompile.data._files import Item, shard_numbers
 from ltcompile.errors import InvalidData
+from ltcompile.processors import processors
 
 
 class OnDisk(torch.utils.data.Dataset[tuple[int, tuple[Tensor, ...]]]):
@@ -101,7 +101,7 @@ def epoch(
 def read_all(parts: Sequence[OnDisk], home: str) -> tuple[list[tuple[Tensor, list[Tensor]]], int]:
     """For each part the rows that can be read and their tensors; and how many cannot, over all parts. Raises InvalidData where that is an error."""
     found, broken, reasons = list[tuple[Tensor, list[Tensor]]](), list[Item](), list[InvalidData]()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         for part in parts:
             read = list(pool.map(part.attempt, range(len(part))))
             good = [row for row, each in enumerate(read) if not isinstance(each, InvalidData)]

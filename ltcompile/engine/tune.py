@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -27,6 +26,7 @@ from ltcompile.kernels import Config
 from ltcompile.lower.program import Node, Program
 from ltcompile.numerics import KERNEL_TOLERANCES
 from ltcompile.paths import cache_folder, exclusive, read_json, write_json
+from ltcompile.processors import processors
 
 # (name -> work on the i-th copy of its memory, copies, seconds of the device for each) -> name -> microseconds
 Timer = Callable[[Mapping[str, Callable[[int], Any]], int, float], Mapping[str, float]]
@@ -223,6 +223,6 @@ def _compile_all(calls: list[kernels.Call]) -> None:
         return
     import triton
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+    with ThreadPoolExecutor(processors()) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for call in calls:
             call.kernel.warmup(grid=(call.programs,), **call.arguments, **call.options)

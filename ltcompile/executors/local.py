@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ltcompile.errors import InvalidSetting
 from ltcompile.paths import writing
-from ltcompile.ranks import processors
+from ltcompile.processors import processors
 
 OPTIONS = {"threads": "of each worker; by default the processors divided by the workers"}
 

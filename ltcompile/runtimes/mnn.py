@@ -15,7 +15,7 @@ import numpy as np
 
 from ltcompile.errors import Unavailable
 from ltcompile.paths import write_bytes
-from ltcompile.ranks import processors
+from ltcompile.processors import processors
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, by_name
 from ltcompile.runtimes._convert import End, ends, layers_in, own_file, run

@@ -12,6 +12,7 @@ import numpy as np
 
 from ltcompile.errors import Unavailable
 from ltcompile.paths import write_bytes
+from ltcompile.processors import processors
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Options, Session, Subject
 from ltcompile.runtimes._convert import ends, own_file, run
@@ -81,8 +82,7 @@ def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
     network = ncnn.Net()
     network.opt.use_fp16_packed = network.opt.use_fp16_storage = network.opt.use_fp16_arithmetic = False
     network.opt.use_bf16_storage = network.opt.use_vulkan_compute = False
-    if deployment.threads:
-        network.opt.num_threads = deployment.threads
+    network.opt.num_threads = deployment.threads or min(network.opt.num_threads, processors())
     with own_file(subject, "ncnn", READS, convert) as path:
         if network.load_param(str(path)) or network.load_model(str(path.with_suffix(".bin"))):
             raise Unavailable(f"ncnn cannot open {subject.what}: a layer is unknown, or the .bin file is another one; use another runtime")
@@ -95,7 +95,7 @@ class _Session(RowSession):
     """`blobs` are what ncnn calls the inputs and outputs, `names` what users do."""
 
     def __init__(self, network: Any, blobs: list[list[str]], names: list[list[str]], deployment: Deployment) -> None:
-        super().__init__(deployment, {"precision": "fp32", "threads": str(deployment.threads or network.opt.num_threads)}, *names)
+        super().__init__(deployment, {"precision": "fp32", "threads": str(network.opt.num_threads)}, *names)
         self._network, self._blobs = network, blobs
 
     def row(self, inputs: Sequence[Array]) -> list[Array]:

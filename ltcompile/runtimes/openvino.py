@@ -11,6 +11,7 @@ import numpy as np
 
 from ltcompile.errors import Unavailable
 from ltcompile.paths import write_bytes
+from ltcompile.processors import limited, processors
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, Trace, by_name, first_line
 from ltcompile.runtimes._convert import layers_in
@@ -82,14 +83,16 @@ def load(subject: Subject, deployment: Deployment, options: Options) -> Session:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if deployment.precision == "bf16" else "f32",
     }
-    more = {"INFERENCE_NUM_THREADS": deployment.threads} if deployment.threads else {}
+    # It follows a cpuset by itself, but no quota, and pins its threads where their number is given.
+    threads = deployment.threads or (processors() if limited() else 0)
+    more = {"INFERENCE_NUM_THREADS": threads} if threads else {}
     try:
         network = core().read_model(model)
         network.reshape({end: _fixed(end.partial_shape, deployment.batch) for end in network.inputs})
         compiled = core().compile_model(network, "CPU", settings | more | {"PERF_COUNT": options.trace})
     except RuntimeError as error:
         raise Unavailable(f"OpenVINO cannot compile {subject.what}: {first_line(error)}; use another runtime") from error
-    return _Session(compiled, deployment, {**settings, "threads": str(deployment.threads or "default")}, options.trace)
+    return _Session(compiled, deployment, {**settings, "threads": str(threads or "default")}, options.trace)
 
 
 def _fixed(shape: Any, batch: int) -> Any:

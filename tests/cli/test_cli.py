@@ -268,6 +268,22 @@ class TestBadInput:
         assert done.returncode == 2 and "ZeroDivisionError: oops" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("before", "threads"), [(None, "3"), ("5", "5")])
+def test_pytorch_starts_no_more_threads_than_a_quota_pays_for(monkeypatch: pytest.MonkeyPatch, before: str | None, threads: str) -> None:
+    from ltcompile import processors
+    from ltcompile.cli import main
+
+    monkeypatch.setattr(processors, "quota", lambda: 2.5)
+    monkeypatch.setattr(processors, "cpuset", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(sys, "argv", ["ltcompile", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["OMP_NUM_THREADS"] == threads
+
+
 def test_a_bug_of_ours_is_reported_as_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from ltcompile.cli import doctor, main
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from ltcompile import registry, runtimes
+from ltcompile import processors, registry, runtimes
 from ltcompile.core.deployment import DEVICES, Deployment
 from ltcompile.errors import InvalidFile, InvalidSetting, Unavailable, UnknownName
 from ltcompile.lower import export_onnx
@@ -275,6 +275,14 @@ print(count() - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "0\n", "the caller's thread is the one"
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_quota_of_processor_time_limits_threads(name: str, subjects: list[Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "quota", lambda: 1.0)
+    monkeypatch.setattr(processors, "cpuset", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert load(name, subjects[0]).details["threads"] == "1"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,7 +15,7 @@ from ltcompile.engine.cpu.code import Choice
 from ltcompile.engine.engine import Run
 from ltcompile.errors import InvalidFile, Unavailable
 from ltcompile.lower.program import Program
-from ltcompile.ranks import processors
+from ltcompile.processors import processors
 from ltcompile.runtimes import Subject, first_line
 
 LABEL = "generated C++"

@@ -34,7 +34,7 @@ from ltcompile.engine.cpu.tiles import Geometry, InstructionSet, Tiling, check_c
 from ltcompile.engine.cpu.tiles import time as modelled
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Program
-from ltcompile.ranks import processors
+from ltcompile.processors import processors
 
 CANDIDATES, SLOWER = 6, 1.5  # of a layer, and how many times as slow as the best the model may find them
 COMPILING = 0.75  # of the seconds
