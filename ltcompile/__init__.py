@@ -29,7 +29,7 @@ _HOMES = {
     "Recipe": "ltcompile.core.recipe",
     "Regulariser": "ltcompile.prune.regularisers",
     "Schedule": "ltcompile.prune.schedule",
-    "Search": "ltcompile.search.own_loop",
+    "Search": "ltcompile.benchmark.own_search",
     "SearchConfig": "ltcompile.search",
     "SearchResult": "ltcompile.search",
     "Ticket": "ltcompile.core.ticket",

@@ -48,22 +48,28 @@ def plan(
         if on is not None:
             raise InvalidSetting(f"on={on} says where a speedup is measured; add target_speedup=, as in target_speedup=3")
         return choose(model, example, ratio, *settings, profile=profile, measured=measured, **more)
-    if not 1 < target_speedup < float("inf"):
-        raise InvalidSetting(f"target_speedup={target_speedup} must be above 1: how many times as fast as the dense network")
-    if on is None and profile is None:
-        raise InvalidSetting('target_speedup= needs on=, where the network will run, as in on="cpu:onnxruntime:b1:fp32"')
-    target = profile.target if on is None and profile is not None else Deployment.parse(on) if isinstance(on, str) else on
-    assert target is not None
+    target = place_of_speedup(target_speedup, on, profile)
     found = profile or profiling.profile(model, target, example)
     found.check_fits(profiling.described(model, example), target)
-    if measured is None and _is_here(found):
-        measured = profiling.stopwatch(model, target, example)
+    measured = measured or stopwatch_of(found, model, example)
     return choose(model, example, ratio, *settings, target_time=1 / target_speedup, profile=found, measured=measured, **more)
 
 
-def _is_here(profile: Profile) -> bool:
+def place_of_speedup(speedup: float, on: Deployment | str | None, profile: Profile | None) -> Deployment:
+    """Where a network is to run so many times as fast. Raises InvalidSetting."""
+    if not 1 < speedup < float("inf"):
+        raise InvalidSetting(f"target_speedup={speedup} must be above 1: how many times as fast as the dense network")
+    if on is not None:
+        return Deployment.parse(on) if isinstance(on, str) else on
+    if profile is None:
+        raise InvalidSetting('target_speedup= needs on=, where the network will run, as in on="cpu:onnxruntime:b1:fp32"')
+    return profile.target
+
+
+def stopwatch_of(profile: Profile, dense: nn.Module, example: Example) -> RelativeTimer | None:
+    """What measures the share of `dense`'s time that a cut takes, where `profile` is of this machine; None where it is of another."""
     try:
         profile.check_here()
     except ProfileMismatch:
-        return False
-    return True
+        return None
+    return profiling.stopwatch(dense, profile.target, example)

@@ -21,8 +21,9 @@ from ltcompile.graph._copy import copied
 from ltcompile.graph.examples import read_example
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.paths import read_json
+from ltcompile.search.config import SearchConfig
 from ltcompile.search.own_arm import ArmToTrain
-from ltcompile.search.own_loop import Search
+from ltcompile.search.own_loop import OwnLoop
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -52,24 +53,9 @@ def attach(model: Module, example: Example | None = None) -> Module:
     if example is None and settings["example"] is None:
         raise InvalidSetting("attach(model) needs an example input: attach(model, example), or `ltcompile find --example 1x3x224x224`")
     given = read_example(settings["example"]) if example is None else example
-    first, config = copied(network).cpu(), dict(settings["config"])
-    for inner in ("keep", "only", "path"):
-        config[inner] = tuple(config.get(inner, ()))
-
+    first, config, metric = copied(network).cpu(), SearchConfig.from_json(settings["config"]), Metric(**settings["metric"])
     source = [first]
-
-    def opened() -> Search:
-        return _OfScript(
-            lambda: copied(source[0]),
-            given,
-            run.path,
-            Metric(**settings["metric"]),
-            epochs=settings["epochs"],
-            margin=config["margin_points"],
-            **{name: value for name, value in config.items() if name != "margin_points"},
-        )
-
-    search = opened()
+    search = _OfScript(lambda: copied(source[0]), given, run.path, metric, config, epochs=settings["epochs"])
     if os.environ.get(ARM) == "":
         if _is_first_process():
             search.result()
@@ -78,7 +64,7 @@ def attach(model: Module, example: Example | None = None) -> Module:
     if wanted is None:
         raise InvalidSetting(f"the search in {run.path} is finished; begin another in a new folder")
     kept = run.first_weights(wanted.seed)
-    if takes_fresh_weights(wanted, config["rewind"]):
+    if takes_fresh_weights(wanted, config.rewind):
         _check_other(first, kept, run, f"seed{wanted.seed}/{wanted.name}")
     elif kept.exists():
         source[0] = copied(first)
@@ -118,13 +104,13 @@ def report_metric(value: float, items: Sequence[float] | None = None) -> None:
         _attached.clear()
 
 
-class _OfScript(Search):
+class _OfScript(OwnLoop):
     """One process's view of a search that another process leads."""
 
     _tidies = False
 
 
-def _named(search: Search, name: str | None) -> Arm | None:
+def _named(search: OwnLoop, name: str | None) -> Arm | None:
     """The arm `name` of a search; without one, the first that is not finished. Raises InvalidSetting."""
     if name is None:
         return search.unfinished()

@@ -16,7 +16,7 @@ from ltcompile.graph.wrappers import unwrap
 from ltcompile.training import ArmTraining
 
 if TYPE_CHECKING:
-    from ltcompile.search.own_loop import Search
+    from ltcompile.search.own_loop import OwnLoop
 
 
 class ArmToTrain:
@@ -26,7 +26,7 @@ class ArmToTrain:
     `Search(epochs=...)` from `first_epoch` on; `seed` is the seed of the arm's randomness; `folder` is for the caller's own checkpoints.
     """
 
-    def __init__(self, search: Search, model: nn.Module, training: ArmTraining, lease: Lease | None = None) -> None:
+    def __init__(self, search: OwnLoop, model: nn.Module, training: ArmTraining, lease: Lease | None = None) -> None:
         self._search, self.arm, self._lease, self.left_out = search, training.arm, lease, False
         self.model, self.first_epoch, self.epochs = model, training.first_epoch, training.recipe.epochs - training.first_epoch
         self.seed, self.name = training.arm.stream("training"), f"seed{training.arm.seed}/{training.arm.name}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric, Part, Score, Task
-from ltcompile.errors import InvalidSetting, unknown
+from ltcompile.errors import InvalidSetting
 from ltcompile.graph import Example, embed
+from ltcompile.graph.inputs import Arguments
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.paths import write_json
 from ltcompile.prune import criteria
@@ -59,6 +60,11 @@ class _Task(Task):
     description: _Data = _Data()
     sizes: Mapping[Part, int] = field(default_factory=dict)
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the example's types and shapes; its values may be others."""
+        return ", ".join(f"{t.dtype} {tuple(t.shape)}" for t in Arguments.of(self.example).tensors)
+
     def _by_caller(self, *_: Any) -> Any:
         raise NotImplementedError("the caller trains and evaluates")
 
@@ -84,35 +90,18 @@ class Found:
     reached: Reached | None = None
 
 
-class Search:
-    """A lottery-ticket search over a network of one's own, trained by a loop of one's own.
-
-        search = lt.Search(build, example, folder="runs/bottles", metric="mAP", rounds=4, target_macs=0.25, seeds=3)
-        for arm in search:                                   # finished arms are skipped
-            train(arm.model, epochs=arm.epochs, seed=arm.seed, checkpoints=arm.folder)
-            arm.report(evaluate(arm.model))
-        lt.shrink(search.result(), "bottles.onnx")
-
-    Per seed the arms are the dense network and a ticket for each round; then, at the chosen level, the controls: the ticket's architecture on
-    fresh weights with the ticket's whole budget, and the dense network with that budget. Each finished arm is a file, so that the same script
-    started again continues with the first unfinished arm. Several processes may run the script at once, on any machines that see the folder:
-    each arm is trained by one of them, and all end when all arms are finished. With `measured`, one process at a time does.
+class OwnLoop:
+    """A search whose arms the caller trains; `lt.Search` is one of settings by their names.
 
     Args:
-        build: makes the dense network with first weights; it is called with torch's generators seeded.
-        example: an input of the network: a tensor, a tuple of positional or a dict of keyword arguments, nested as the forward takes them.
-        folder: the run folder; a folder with another search is refused.
-        metric: the name of the metric that `report` gets, or a `Metric`, which says its unit, scale and direction.
-        epochs: how long the dense network trains.
-        margin: a ticket wins where the lower bound of (its metric - the dense network's) lies above minus so many of the metric's units.
-        target_speedup: how many times as fast the last round's network runs where `profile` was made. It needs `profile=lt.profile(build(), on,
-            example)`; with `measured=lt.stopwatch(build(), on, example)` each plan is corrected by a measurement on this machine.
-        lease_s: after how many seconds without a sign of life another process takes an arm over.
-        settings: any other field of `SearchConfig`, such as rounds, rate or target_macs, rewind, seeds, criterion, controls, keep, only.
+        build, example, folder, metric, epochs, lease_s: as `lt.Search` has them.
+        config: the search.
+        profile: the layers' times, where the target is one of time.
+        measured: the share of the dense network's time that a cut takes, to correct plans by; one process at a time then trains.
 
     Raises:
         InvalidSetting: settings contradict each other, or the criterion needs data. InvalidModel: the network cannot be traced or cut.
-        TicketMismatch: the folder holds a search with other settings.
+        TicketMismatch: the folder holds a search with other settings, or of inputs of other shapes.
     """
 
     _tidies = True  # at its beginning, forget which arms failed
@@ -122,29 +111,18 @@ class Search:
         build: Callable[[], nn.Module],
         example: Example,
         folder: str | Path,
-        metric: str | Metric = "accuracy",
+        metric: Metric,
+        config: SearchConfig,
         *,
         epochs: int = 1,
-        margin: float = 0.5,
-        target_speedup: float | None = None,
         profile: Profile | None = None,
         measured: RelativeTimer | None = None,
         lease_s: float = LEASE_S,
-        **settings: Any,
     ) -> None:
-        metric = metric if isinstance(metric, Metric) else Metric(metric)
-        if target_speedup is not None:
-            settings |= _time_target(target_speedup, profile)
-        if isinstance(build, nn.Module) or not callable(build):
-            raise InvalidSetting(f"build= must be a function that makes the network with fresh weights, not {type(build).__name__}")
-        if extra := sorted(settings.keys() - {f.name for f in fields(SearchConfig)}):
-            raise unknown("setting", extra[0], sorted(f.name for f in fields(SearchConfig)))
-        config = SearchConfig(**{"rounds": 4, "margin_points": margin} | settings)
         check_supported(config)
-        task = _Task(metric, example)
         job = SearchJob(
             "own",
-            task,
+            _Task(metric, example),
             config,
             Recipe(epochs=epochs, precision="fp32", compile="never"),
             torch.device("cpu"),
@@ -168,7 +146,7 @@ class Search:
         It waits while other processes train what the next arms need, and ends when all are finished. Raises InvalidSetting where one was not
         reported.
         """
-        with self._alone() if self._prepared.job.measured else contextlib.nullcontext():
+        with alone(self.folder, self.lease_s) if self._prepared.job.measured else contextlib.nullcontext():
             yield from self._shared()
 
     def _shared(self) -> Iterator[ArmToTrain]:
@@ -189,15 +167,6 @@ class Search:
             else:
                 pool.finish(arm)
         self.folder.tidy()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Waits until no other process measures plans in this folder, and keeps others waiting: times are right while nothing else runs."""
-        observer, info = Observer(self.lease_s), this_process()
-        while (lease := claim(f"{self.folder.path}/measuring", info, observer, time.monotonic())) is None:
-            time.sleep(POLL_S)
-        with lease.held(self.lease_s / 6):
-            yield
 
     def arm_to_train(self, arm: Arm, lease: Lease | None = None) -> ArmToTrain:
         """An arm whose predecessors are finished; `lease` is this process's on it."""
@@ -333,13 +302,14 @@ def check_supported(config: SearchConfig) -> None:
             raise InvalidSetting(f"{name}=True {reason}; leave it out, or use lt.find")
 
 
-def _time_target(speedup: float, profile: Profile | None) -> dict[str, Any]:
-    """The settings of a search to a speedup. Raises InvalidSetting."""
-    if speedup <= 1:
-        raise InvalidSetting(f"target_speedup={speedup} must be above 1")
-    if profile is None:
-        raise InvalidSetting('target_speedup= needs the layers\' times: profile=lt.profile(build(), "cpu:onnxruntime:b1:fp32", example)')
-    return {"target_time": 1 / speedup, "on": str(profile.target)}
+@contextlib.contextmanager
+def alone(folder: RunFolder, lease_s: float = LEASE_S) -> Iterator[None]:
+    """Waits until no other process measures in this folder, and keeps others waiting: times are right while nothing else runs."""
+    observer, info = Observer(lease_s), this_process()
+    while (lease := claim(f"{folder.path}/measuring", info, observer, time.monotonic())) is None:
+        time.sleep(POLL_S)
+    with lease.held(lease_s / 6):
+        yield
 
 
 class _Pending(Exception):

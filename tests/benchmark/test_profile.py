@@ -694,10 +694,10 @@ def test_machines_are_identified_by_what_decides() -> None:
 class TwoMaps(nn.Module):
     """A network that no name builds, with two outputs."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.a, self.b = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
-        self.boxes, self.classes = nn.Conv2d(32, 4, 1), nn.Conv2d(32, 2, 1)
+        self.a, self.b = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.boxes, self.classes = nn.Conv2d(width, 4, 1), nn.Conv2d(width, 2, 1)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         y = self.b(self.a(x).relu()).relu()
@@ -767,10 +767,54 @@ def test_any_network_of_one_input_is_planned_by_time(law: Law, tmp_path: Path) -
     assert sum(law_ms(m) for m in search.result().small.modules() if isinstance(m, LAYERS)) <= 0.4 * found.dense_ms * 1.02
     with pytest.raises(ProfileMismatch, match="name TwoMaps, not Sequential"):
         lt.Search(lambda: nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 2, 1)), example, tmp_path / "x", target_speedup=2, profile=found)
-    with pytest.raises(InvalidSetting, match=r"profile=lt\.profile"):
+    with pytest.raises(InvalidSetting, match=r"target_speedup= needs on="):
         lt.Search(TwoMaps, example, tmp_path / "x", target_speedup=2)
+    with pytest.raises(InvalidSetting, match=r"target_speedup=1 must be above 1"):
+        lt.Search(TwoMaps, example, tmp_path / "x", target_speedup=1, on=str(TARGET))
+    with pytest.raises(InvalidSetting, match=r"needs the place that it is measured at: on="):
+        lt.Search(TwoMaps, example, tmp_path / "x", target_macs=0.5, on=str(TARGET))
     with pytest.raises(InvalidSetting, match="example= must be inputs"):
         lt.profile(network, TARGET)
+
+
+@pytest.mark.slow
+def test_a_search_in_ones_own_loop_profiles_and_measures_by_itself(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the documents write it: no profile, no stopwatch. A second start reads the profile of the run, and the same plans follow."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build = functools.partial(TwoMaps, 64)
+    whole, timed = time_of(build()), list[float]()
+
+    def stopwatch(dense: nn.Module, target: Deployment, example: torch.Tensor) -> Callable[[nn.Module], float]:
+        def measured(small: nn.Module) -> float:
+            timed.append(time_of(small) / whole)
+            return timed[-1]
+
+        return measured
+
+    monkeypatch.setattr("ltcompile.benchmark.profiling.stopwatch", stopwatch)
+    example, given = torch.randn(2, 1, 12, 12), {"folder": tmp_path / "run", "metric": "mAP", "rounds": 4, "rewind": "lr"}
+
+    def started() -> lt.Search:
+        return lt.Search(build, example, target_speedup=3, on=str(TARGET), **given)
+
+    with pytest.raises(InvalidSetting, match=r"criterion=taylor needs"):
+        lt.Search(build, example, target_speedup=3, on=str(TARGET), criterion="taylor", **given)
+    assert law.calls == 0, "settings are checked before minutes of profiling"
+    arms = []
+    for search in (started(), started()):
+        calls = law.calls
+        for arm in search:
+            arms.append(arm.name)
+            arm.report(0.5)
+            if len(arms) == 3:
+                break
+    assert len(arms) == len({*arms}) == 1 + 4 + 2 and law.calls == calls > 0, "profiled once"
+    result = search.result()
+    assert timed and result.reached is not None and not result.reached.missed_by and time_of(result.small) <= whole / 3 * 1.03
+    assert lt.shrink(result, tmp_path / "bottles.onnx").path.exists()
+    (tmp_path / "ltcompile").rename(tmp_path / "elsewhere")
+    started()
+    assert law.calls == calls, "the run folder keeps the profile"
 
 
 @pytest.mark.slow

@@ -173,12 +173,18 @@ def test_what_is_no_builder_or_setting_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_script_that_builds_otherwise_is_refused(tmp_path: Path) -> None:
-    arm = first_arm(tmp_path, rewind="lr", rewind_epoch=0)
-    arm.report(0.5)
-    wide = lt.Search(wide_network, torch.randn(2, 1, 8, 8), tmp_path, ERROR, epochs=2, rounds=2, rate=0.3)
+    first_arm(tmp_path, rewind="lr", rewind_epoch=0).report(0.5)
+    settings: dict[str, Any] = {"epochs": 2, "rounds": 2, "rate": 0.3}
     with pytest.raises(InvalidFile, match="does not fit this run"):
-        list(wide)
+        list(lt.Search(Wider, EXAMPLE, tmp_path, ERROR, **settings))
+    larger = EXAMPLE | {"image": torch.randn(2, 1, 16, 16)}
+    with pytest.raises(TicketMismatch, match=r"other settings \(fingerprint: .*\(2, 1, 8, 8\).* there, .*\(2, 1, 16, 16\).* requested\)"):
+        lt.Search(Regressor, larger, tmp_path, ERROR, **settings)
+    others = {name: torch.randn_like(value) for name, value in EXAMPLE.items()}
+    assert next(iter(lt.Search(Regressor, others, tmp_path, ERROR, **settings))).name == "seed0/ticket-1", "values may be others"
 
 
-def wide_network() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 9, 3), nn.ReLU(), nn.Conv2d(9, 2, 3))
+class Wider(Regressor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second, self.map = nn.Conv2d(8, 9, 3, padding=1), nn.Conv2d(9, 2, 1)
