@@ -200,22 +200,14 @@ def _amount(text: str, units: dict[str, float], rule: str) -> float:
 
 
 def shown_profile(model: Model, target: Deployment, path: Path | None, again: bool, quiet: bool, example: Example | None = None) -> Profile:
-    """A profile, made or gone on with under a bar."""
+    """A profile, made or continued under a bar."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from ltcompile.benchmark.profiling import described
     from ltcompile.benchmark.profiling import profile as run
+    from ltcompile.cli._terminal import progress
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True, quiet=quiet), disable=quiet) as bar:
+    with progress(Console(stderr=True, quiet=quiet), "networks", disable=quiet) as bar:
         task = bar.add_task(f"timing {described(model, example)['name']} at {target}", total=None)
         return run(
             model,

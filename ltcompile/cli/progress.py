@@ -7,8 +7,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ltcompile.cli._terminal import progress
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained
 from ltcompile.core.task import ACCURACY, Metric
@@ -18,6 +18,7 @@ from ltcompile.search import SearchConfig
 from ltcompile.training import Epoch
 
 HEADER = f"{'seed':>4}  {'arm':<12} {'level':>5}  {'filters':>7} {'params':>11} {'MACs':>13}  {'val':>8}  {'seconds':>7}"
+WIDE = 100  # characters
 
 
 class Bars:
@@ -26,17 +27,7 @@ class Bars:
     def __init__(self, config: SearchConfig, recipe: Recipe, quiet: bool, metric: Metric = ACCURACY) -> None:
         self.metric = metric
         self.console = Console(stderr=True, quiet=quiet)
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("epochs"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=quiet,
-        )
+        self.bar = progress(self.console, "epochs", disable=quiet)
         ticket_epochs = len(config.shares) * (recipe.epochs - config.rewind_epoch)
         self.task = self.bar.add_task("dense", total=config.seeds * (recipe.epochs + ticket_epochs))
         self.shown = False
@@ -74,8 +65,8 @@ class Bars:
         self.bar.update(self.task, description=f"seed {seed} {arm} {level}", advance=done)
 
     def epoch(self, seed: int, arm: str, level: int, row: Epoch) -> None:
-        text = f"seed {seed} {arm} {level}  val {self.metric.format(row.val_score)}  {row.images_per_second:.0f} images/s"
-        self.bar.update(self.task, description=text, advance=1)
+        speed = f"  {row.images_per_second:.0f} images/s" if self.console.width >= WIDE else ""
+        self.bar.update(self.task, description=f"seed {seed} {arm} {level}  val {self.metric.format(row.val_score)}{speed}", advance=1)
         if self.writer is not None:
             for name in ("train_loss", "val_loss", "train_accuracy", "val_score", "lr"):
                 self.writer.add_scalar(f"seed{seed}/{arm}-{level}/{name}", getattr(row, name), row.epoch)

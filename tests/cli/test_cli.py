@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -295,3 +296,17 @@ def test_a_bug_of_ours_is_reported_as_one(monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 1 and "this is a bug in ltcompile: AssertionError: impossible" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_progress_fits_the_terminal(width: int) -> None:
+    from rich.console import Console
+
+    from ltcompile.cli._terminal import progress
+
+    console = Console(width=width, file=io.StringIO(), record=True)
+    bar = progress(console, "epochs")
+    bar.add_task("seed 1 dense_budget 1  val 99.78%", total=1234, completed=684)
+    console.print(bar)
+    (line,) = console.export_text().splitlines()
+    assert len(line) <= width and "684/1234 epochs" in line and "left -:--:--" in line and "…" not in line
