@@ -48,7 +48,7 @@ def load_weights(model: nn.Module, path: Path, classes: int, in_channels: int) -
 
 def read_state_dict(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights in `path` under the names of `own`, a network's state dict; nothing is executed. Raises InvalidFile."""
-    there = _named_as(own, _tensors(_read(path), path))
+    there = _masked(own, _named_as(own, _tensors(_read(path), path)))
     try:
         check_held(there, path.stat().st_size)
         check_finite(there)
@@ -87,6 +87,16 @@ def _named_as(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, 
         if bare in own or not bare.startswith(AUXILIARY):
             named[bare] = value
     return named
+
+
+def _masked(own: Mapping[str, Tensor], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with the products of weights and masks that torch.nn.utils.prune kept apart, for a network without its hooks."""
+    whole = dict(state)
+    for name in own.keys() - state.keys():
+        original, mask = state.get(f"{name}_orig"), state.get(f"{name}_mask")
+        if original is not None and mask is not None and original.shape == mask.shape:
+            whole[name] = whole.pop(f"{name}_orig") * whole.pop(f"{name}_mask")
+    return whole
 
 
 def _head(own: Mapping[str, Tensor], there: Mapping[str, Tensor], wrong: set[str], classes: int) -> tuple[set[str], int]:

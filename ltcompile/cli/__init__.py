@@ -17,7 +17,7 @@ from ltcompile.cli._terminal import printable
 from ltcompile.errors import LtcompileError
 from ltcompile.processors import limited, processors
 
-COMMANDS = "find worker status plan profile shrink lower compile bench sweep compare study report verify show inspect doctor"
+COMMANDS = "find worker status plan profile squeeze shrink lower compile bench sweep compare study report verify show inspect doctor"
 
 
 class _PlainHelp(TyperGroup):

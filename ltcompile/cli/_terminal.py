@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from ltcompile.graph import Size
+
 
 def printable(text: str) -> str:
     """`text` with what a terminal would obey written out."""
@@ -46,4 +48,12 @@ def progress(console: Console, unit: str, disable: bool = False) -> Progress:
         TimeRemainingColumn(table_column=whole()),
         console=console,
         disable=disable,
+    )
+
+
+def sizes_line(before: Size, after: Size) -> str:
+    """How large a network is before and after a cut."""
+    return (
+        f"params {before.params:,} → {after.params:,} ({before.params / after.params:.2f}x fewer)   "
+        f"MACs {before.macs:,} → {after.macs:,} ({before.macs / after.macs:.2f}x fewer)"
     )

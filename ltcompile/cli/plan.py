@@ -255,10 +255,7 @@ def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _print(rows: list[dict[str, Any]], before: Size, after: Size) -> None:
-    from ltcompile.cli._terminal import show_table
+    from ltcompile.cli._terminal import show_table, sizes_line
 
     show_table(("layer", "cut with it", "before", "after", "kept", "left alone because"), map(_cells, rows))
-    typer.echo(
-        f"params {before.params:,} → {after.params:,} ({before.params / after.params:.2f}x fewer)   "
-        f"MACs {before.macs:,} → {after.macs:,} ({before.macs / after.macs:.2f}x fewer)"
-    )
+    typer.echo(sizes_line(before, after))

@@ -64,6 +64,7 @@ def test_commands_are_forked_with_nothing_that_a_fork_breaks() -> None:
         "find",
         "plan",
         "profile",
+        "squeeze",
         "shrink",
         "lower",
         "bench",
