@@ -358,6 +358,7 @@ class TestExecutors:
                 "    executors.open_executor('ray', Path('x'), 1, {'address': sys.argv[1]})\nexcept Unavailable as error:\n    print(error)"
             )
             monkeypatch.setenv("RAY_AUTH_TOKEN", "1" * 64)
+            monkeypatch.setenv("RAY_NUM_REDIS_GET_RETRIES", "2")  # Ray tries 20 times, a second each
             other = subprocess.run([sys.executable, "-c", code, cluster.address], capture_output=True, text=True, timeout=120, check=False)
             assert "lets this process in" in other.stdout and "holds the cluster's token" in other.stdout, other.stderr
         finally:

@@ -5,31 +5,51 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from ltcompile.lower import exporter
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.onnx_weights import with_weights
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LARGEST_BYTES = 8 << 20  # of the weights of a network whose file is kept
 _to_onnx = exporter.to_onnx
 _made: dict[tuple[object, ...], tuple[Any, dict[str, Tensor]]] = {}
 
 
 def _to_onnx_once(network: nn.Module, inputs: Inputs, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
-    """`exporter.to_onnx`, which runs once for networks that differ in widths and weights alone: those are filled in.
-
-    `export_onnx` compares what comes of it with the network, as always.
-    """
-    if any(isinstance(module, BATCH_NORMS) for module in network.modules()):  # whose values the exporter folds into others
+    """`exporter.to_onnx`, which runs once for equal networks. `export_onnx` compares what comes of it with the network, as always."""
+    weights = _weights(network)
+    if sum(value.nbytes for value in weights.values()) > LARGEST_BYTES:
         return _to_onnx(network, inputs, input_names, output_names)
-    weights = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    code = [getattr(type(module).forward, "__code__", None) for module in network.modules()]
+    tensors = [(tuple(tensor.shape), tensor.dtype) for tensor in inputs.tensors]
+    values = [
+        (name, value.shape, value.dtype, hashlib.sha256(value.view(-1).view(torch.uint8).numpy()).digest())
+        for name, value in weights.items()
+    ]
+    key = str(network), *code, *tensors, *input_names, "->", *output_names, *values
+    if key not in _made:
+        _made[key] = _to_onnx(network, inputs, input_names, output_names), {}
+    copy = type(_made[key][0])()
+    copy.CopyFrom(_made[key][0])
+    return copy
+
+
+def _to_onnx_once_a_structure(network: nn.Module, inputs: Inputs, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
+    """`_to_onnx_once`, and once for networks that differ in widths and weights alone: those are filled in."""
+    if any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()
+    ):  # the exporter folds its values into others
+        return _to_onnx_once(network, inputs, input_names, output_names)
+    weights = _weights(network)
     shapes = [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in inputs.tensors]
     layers = re.sub(r"\d+", "", str(network)), *((name, value.shape[2:], value.dtype) for name, value in weights.items())
     key = (*shapes, *input_names, *output_names, *layers)
@@ -39,6 +59,10 @@ def _to_onnx_once(network: nn.Module, inputs: Inputs, input_names: Sequence[str]
             return made
         _made[key] = made, weights
     return with_weights(*_made[key], weights)
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
 
 
 def _holds(model: Any, weights: Mapping[str, Tensor]) -> bool:
@@ -54,7 +78,6 @@ def share_tables() -> None:
 
     For ONNX the source of 500 functions is read, and for any export each operator that has a decomposition is looked up 60 times.
     """
-    import torch
     from torch._export import utils
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -72,10 +95,10 @@ def share_tables() -> None:
 
 
 @contextlib.contextmanager
-def exported_once() -> Iterator[None]:
-    """The exporter runs once in a process for networks that differ in widths and weights alone."""
+def exported_once(widths: bool = True) -> Iterator[None]:
+    """The exporter runs once in a process for equal networks, and with `widths` for those that differ in widths and weights alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(exporter, "to_onnx", _to_onnx_once)
+        patch.setattr(exporter, "to_onnx", _to_onnx_once_a_structure if widths else _to_onnx_once)
         yield
 
 

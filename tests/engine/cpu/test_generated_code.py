@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cpu_graphs import HEADS, IMAGES, STEPS, TOLERANCE, Case, Graph, answers, case
+from cpu_graphs import HEADS, IMAGES, SANITIZED, STEPS, TOLERANCE, Case, Graph, answers, case
 from engine_support import only, pictures, small, wrong_answers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -72,7 +72,6 @@ def cases() -> list[Case]:
     ]
 
 
-SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 BUILDS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "avx-512": (["g++", "-O0", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"], ()),
     "avx2, clang": (["clang++", "-O0", "-mavx2", "-mfma"], ()),

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cpu_graphs import IMAGES, Case, answers, program_text
+from cpu_graphs import IMAGES, SANITIZED, Case, answers, program_text
 from engine_support import only, pictures, small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,7 +34,6 @@ from ltcompile.numerics import Expected
 from ltcompile.runtimes import Subject
 
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
-SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 BUILDS: dict[str, tuple[list[str], tuple[str, ...], str]] = {
     "vnni": (["g++", "-O0", "-march=native"], (), "avx512_vnni"),
     "avx-512": (["g++", "-O0", "-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mfma"], (), "avx512bw"),
