@@ -18,6 +18,7 @@ import pytest
 import typer.main
 
 from ltcompile.cli import app, main
+from ltcompile.data import scenes
 
 pytestmark = pytest.mark.usefixtures("short_timings", "cached_exports")
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +97,8 @@ def first_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(first_steps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Path:
-    """A copy of what the first page leaves."""
+    """A copy of what the first page leaves, where scenes are few."""
+    monkeypatch.setattr(scenes, "COUNTS", {"train": 32, "val": 16, "test": 16})
     if not any(first_steps.iterdir()):
         monkeypatch.chdir(first_steps)
         execute(FIRST, monkeypatch, capfd)
