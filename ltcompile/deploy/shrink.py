@@ -87,7 +87,7 @@ def shrink(
         repair: inputs without labels, on which the weights behind the cut are solved against the dense network first: see `lt.repair`.
         images: what a page shows: the first test images of a data set or task, or any inputs; by default `calibrate`, else the example.
         tune_seconds: how long tiles of .cpp and .so may be compiled and measured on this machine; 0 leaves them to a model.
-        on_progress: gets a message for each thing that is tried in int8.
+        on_progress: gets a message for each part of a comparison, and each thing that is tried in int8.
 
     Raises:
         Disagreement: the networks differ by more than the tolerance; or int8 loses more than `max_drop`, and nothing is written.

@@ -72,7 +72,11 @@ def test_other_endings(run: Path, tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.slow
 def test_half_precision_is_smaller(run: Path, shrunk: Path, tmp_path: Path) -> None:
-    done = lt.shrink(run / "ticket.pt", tmp_path / "half.onnx", precision="fp16")
+    said: list[str] = []
+    done = lt.shrink(run / "ticket.pt", tmp_path / "half.onnx", precision="fp16", on_progress=said.append)
+    assert said[:2] == ["comparing the cut network with the masked one", "writing half.onnx"]
+    for what in ("PyTorch", "half.onnx", "fp16 simulated"):
+        assert [line for line in said if what in line][-1] == f"comparing answers: {what}, 112 of 128 inputs"
     dtypes = {i.data_type for i in onnx.load(done.path).graph.initializer if len(i.dims) == 4}
     assert dtypes == {onnx.TensorProto.FLOAT16} and done.path.stat().st_size < shrunk.stat().st_size
     plain = lt.shrink(run / "ticket.pt", tmp_path / "plain.onnx").module.state_dict()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ltcompile.deploy import formats
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.engine.cpu.bf16 import in_bf16
 from ltcompile.errors import Disagreement
 from ltcompile.lower import HalfInside
-from ltcompile.lower.answers import answers, of_network, probe
+from ltcompile.lower.answers import Run, answers, of_network, probe
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.lower import lower
 from ltcompile.lower.simulate import rounded_network
@@ -35,6 +35,7 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     network = pruned.small.eval()
     kind = formats.of(job.output)
     inside = HalfInside(network) if job.precision == "fp16" else network
+    job.on_progress(f"writing {job.output.name}")
     kind.write(inside, pruned, job)
     if not hasattr(kind, "reader"):
         return pruned, {"onnx_error": None, "tolerance": None, "not_run": kind.check_structure(pruned, job)}
@@ -43,8 +44,9 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     if not job.any_batch:
         size = Inputs.of(network, pruned.example).batch
         inputs = inputs.resized(-(-inputs.batch // size) * size)
-    exact = answers(of_network(network), inputs, size)
-    compared = compare(answers(kind.reader(inside, pruned, job), inputs, size), exact, _rounded(network, job, inputs, size))
+    exact = answers(_counted(of_network(network), "PyTorch", inputs, job), inputs, size)
+    found = answers(_counted(kind.reader(inside, pruned, job), job.output.name, inputs, job), inputs, size)
+    compared = compare(found, exact, _rounded(network, job, inputs, size))
     if compared.refusal:
         raise Disagreement(f"{job.output} and torch disagree: {compared.refusal}; please report this with the ticket")
     unmatched = {"unmatched_items": compared.unmatched} if compared.unmatched else {}
@@ -55,9 +57,25 @@ def _rounded(network: nn.Module, job: ShrinkJob, inputs: Inputs, size: int) -> A
     """What rounding leaves of the answers, None in fp32: in bf16, which generated C++ alone holds, that of its program."""
     if job.precision == "fp32":
         return None
+    rounded: Callable[..., Any]
     if job.precision == "bf16":
-        return answers(of_network(in_bf16(lower(network, inputs.tensors[0][:1]).program).run), inputs, 1)
-    return answers(of_network(rounded_network(network, job.precision)), inputs, size)
+        rounded, size = in_bf16(lower(network, inputs.tensors[0][:1]).program).run, 1
+    else:
+        rounded = rounded_network(network, job.precision)
+    return answers(_counted(of_network(rounded), f"{job.precision} simulated", inputs, job), inputs, size)
+
+
+def _counted(run: Run, what: str, inputs: Inputs, job: ShrinkJob) -> Run:
+    """`run`, with a message of how many of `inputs` are done before each call."""
+    done = 0
+
+    def call(some: Inputs) -> Mapping[str, Tensor]:
+        nonlocal done
+        job.on_progress(f"comparing answers: {what}, {done} of {inputs.batch} inputs")
+        done += some.batch
+        return run(some)
+
+    return call
 
 
 def summary(record: Mapping[str, Any]) -> list[str]:
