@@ -34,6 +34,10 @@ class InvalidFile(LtcompileError):
     """A file that cannot be read as what it should be, or a place that cannot be written."""
 
 
+class DiskFull(InvalidFile):
+    """A file that cannot be written for lack of space."""
+
+
 class TicketMismatch(LtcompileError):
     """A ticket that does not fit the model, the data or the run that it is used with."""
 

@@ -9,14 +9,19 @@ import io
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from ltcompile import ranks
-from ltcompile.errors import InvalidFile
+from ltcompile.errors import DiskFull, InvalidFile
 
+T = TypeVar("T")
+
+SPACE_POLL_S = 10.0
 MOST_JSON_BYTES = 1 << 26  # ours have a hundredth of that, and each byte may take twenty in memory
 
 # Open lock files. A forked child, such as a loader of images, closes its copies: it may outlive a parent that is killed.
@@ -148,11 +153,27 @@ def check_room(folder: str | Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, needed: int = 0) -> Iterator[None]:
-    """What the system has against writing `needed` bytes to `path`, as an InvalidFile that says what to do now."""
+    """What the system has against writing `needed` bytes to `path`, as an InvalidFile that says what to do now: DiskFull for lack of space."""
     try:
         yield
     except OSError as error:
-        raise InvalidFile(f"cannot write {path}: {_message(error, path, needed)}") from error
+        kind = DiskFull if error.errno in (errno.ENOSPC, errno.EDQUOT) else InvalidFile
+        raise kind(f"cannot write {path}: {_message(error, path, needed)}") from error
+
+
+def wait_for_space(write: Callable[[], T], patience_s: float) -> T:
+    """What `write` returns, which is called again every ten seconds while the disk is full, for so long. Raises DiskFull."""
+    began, reported = time.monotonic(), False
+    while True:
+        try:
+            return write()
+        except DiskFull as error:
+            if time.monotonic() - began >= patience_s:
+                raise
+            if not reported:
+                print(f"{error}. It is tried again for {patience_s / 60:g} minutes", file=sys.stderr, flush=True)
+            reported = True
+            time.sleep(SPACE_POLL_S)
 
 
 def _message(error: OSError, path: Path, needed: int) -> str:

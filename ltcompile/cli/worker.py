@@ -31,7 +31,7 @@ def worker(
     ),
     retries: int = RETRIES,
     lease_seconds: float = typer.Option(
-        60, min=1, max=86_400, help="Take over an arm whose process showed no sign of life for so long. The same for all workers."
+        30, min=1, max=86_400, help="Take over an arm whose process showed no sign of life for so long. The same for all workers."
     ),
     patience: float | None = typer.Option(None, min=1, help="Leave after so many seconds without an arm.  [default: when nothing is left]"),
     checkpoint_minutes: float | None = typer.Option(

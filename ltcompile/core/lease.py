@@ -16,7 +16,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from typing import Any, Literal
 from ltcompile.paths import writing
 
 STATE_BYTES, MOST_BYTES = 20, 1 << 16
-LEASE_S = 60.0
+LEASE_S = 30.0
 
 State = Literal["running", "left", "expired", "failed"]
 
@@ -169,10 +169,12 @@ class Lease:
         self._close()
 
     @contextlib.contextmanager
-    def held(self, every_s: float = LEASE_S / 6) -> Iterator[None]:
-        """Raise the counter in a thread inside the context; at its end the work is done, failed where it raised an error, or left."""
+    def held(self, every_s: float = LEASE_S / 6, after_beat: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Raise the counter in a thread inside the context, and call `after_beat` there each time; at its end the work is done, failed where it
+        raised an error, or left.
+        """
         try:
-            with self._beating(every_s):
+            with self._beating(every_s, after_beat):
                 yield
         except LeaseLost:
             self.end("left")
@@ -192,12 +194,13 @@ class Lease:
             self.files.remove(lease_file(self.stem, number))
 
     @contextlib.contextmanager
-    def _beating(self, every_s: float) -> Iterator[None]:
+    def _beating(self, every_s: float, after_beat: Callable[[], object]) -> Iterator[None]:
         stop = threading.Event()
 
         def beat() -> None:
             while not stop.wait(every_s):
                 self.beat()
+                after_beat()
 
         thread = threading.Thread(target=beat, name="lease", daemon=True)
         thread.start()
@@ -241,10 +244,6 @@ class Observer:
             self._seen[path] = held.beat, (since := now)
         patience = self.lease_s if held.info else self.lease_s / 10
         return held, held.state == "running" and (now - since > patience or held.ended_here)
-
-    def quiet_s(self, path: str, now: float) -> float:
-        """For how long the counter of a lease file stood still, as seen so far."""
-        return now - self._seen[path][1] if path in self._seen else 0.0
 
 
 def claim(stem: str, info: dict[str, Any], observer: Observer, now: float) -> Lease | None:

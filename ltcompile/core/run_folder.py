@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.tensors import check_finite, check_held, read_torch
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import InvalidFile, TicketMismatch
-from ltcompile.paths import read_json, write_bytes, write_json, write_text, write_torch, writing
+from ltcompile.paths import read_json, wait_for_space, write_bytes, write_json, write_text, write_torch, writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,10 +43,12 @@ REPEAT = "resume=True repeats that training"
 
 
 class RunFolder:
-    """The files of one search. All writes but those of histories and leases are atomic; reads execute nothing."""
+    """The files of one search. All writes but those of histories and leases are atomic; reads execute nothing. Where the disk is full, trainings
+    wait for space for `space_s` before DiskFull is raised.
+    """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, space_s: float = 0.0) -> None:
+        self.path, self.space_s = Path(path), space_s
         self.settings, self.execution = self.path / "config.json", self.path / "execution.json"
         self.history = self.path / "history.jsonl"
         self.summary, self.ticket = self.path / "search.json", self.path / "ticket.pt"
@@ -162,26 +164,36 @@ class RunFolder:
     def save(self, path: Path, value: dict[str, Any]) -> None:
         """Write tensors and plain values to a file of the run. Raises InvalidFile where it cannot be written."""
         self.check_exists()
-        write_torch(path, value)
+        self._write(lambda: write_torch(path, value))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        wait_for_space(write, self.space_s)
 
     def save_selection(self, seed: int, level: int, plan: PruningPlan, mask: WeightMask | None) -> None:
         """Write what a level keeps, unless it is there: the mask first, since the plan's file says that both are."""
         self.check_exists()
         if mask:
-            mask.save(self.mask(seed, level))
-        write_json(self.plan(seed, level), plan.to_json(), once=True)
+            self._write(lambda: mask.save(self.mask(seed, level)))
+        self._write(lambda: write_json(self.plan(seed, level), plan.to_json(), once=True))
 
     def log(self, arm: Arm, row: dict[str, Any]) -> None:
         """Append an epoch to the history of an arm."""
         line, file = _line(arm, row), self.epochs(arm)
         if ranks.follows():
             return
-        with writing(file, len(line)), file.open("a", encoding="utf-8") as history:
-            history.write(line)
+        size = file.stat().st_size if file.exists() else 0
+
+        def append() -> None:
+            with writing(file, len(line)), file.open("a", encoding="utf-8") as history:
+                history.truncate(size)  # what a full disk took of it
+                history.write(line)
+
+        self._write(append)
 
     def write_epochs(self, arm: Arm, rows: list[dict[str, Any]]) -> None:
         """Write the whole history of an arm."""
-        write_text(self.epochs(arm), "".join(_line(arm, row) for row in rows))
+        text = "".join(_line(arm, row) for row in rows)
+        self._write(lambda: write_text(self.epochs(arm), text))
 
     def write_history(self, arms: list[Arm]) -> None:
         """Write the history of all arms, which are finished, as one file."""

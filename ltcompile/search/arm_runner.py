@@ -134,8 +134,10 @@ class ArmRunner:
 
     def _save_epoch(self, arm: Arm, recipe: Recipe, epoch: Epoch, reached: dict[str, Any]) -> None:
         self.folder.check_exists()
-        if self.lease is not None and self.lease.lost:
-            raise LeaseLost(arm.name)
+        if self.lease is not None:
+            self.lease.beat()  # while a training holds Python's lock, the thread that beats does not run
+            if self.lease.lost:
+                raise LeaseLost(arm.name)
         if arm.kind == "dense" and epoch.epoch + 1 == self.job.config.rewind_epoch:
             self.folder.save(self.folder.early(arm.seed), {"weights": reached["model"]})
         if epoch.epoch + 1 < recipe.epochs:  # the last one is kept by the arm's own file

@@ -14,7 +14,8 @@ from ltcompile.core.arm import Arm
 from ltcompile.core.lease import Held
 from ltcompile.errors import InvalidFile, Unavailable
 from ltcompile.executors import Executor, Job
-from ltcompile.search.run import SharedRun, failure
+from ltcompile.paths import wait_for_space
+from ltcompile.search.run import SPACE_S, SharedRun, failure
 from ltcompile.training import Epoch
 
 POLL_S, MOST_POLL_S = 0.5, 10.0
@@ -40,7 +41,7 @@ def coordinate(run: SharedRun, jobs: int, executor: str, options: Mapping[str, s
 class _Coordinator:
     def __init__(self, run: SharedRun, executor: Executor, jobs: int, retries: int) -> None:
         self.run, self.executor, self.jobs, self.retries = run, executor, jobs, retries
-        self.pool, self.batch = run.pool(retries=retries, marks=True), uuid.uuid4().hex[:6]
+        self.pool, self.batch = run.pool(retries=retries), uuid.uuid4().hex[:6]
         self.workers: dict[str, Job] = {}
         self.started, self.barren = 0, 0  # workers; and those in succession that ended with an error and never had an arm
         self.seen: dict[Arm, int] = {}  # epochs reported of unfinished arms
@@ -51,7 +52,7 @@ class _Coordinator:
             while True:
                 self._collect()
                 began = time.monotonic()
-                self.pool.look(began)
+                wait_for_space(lambda: self.pool.look(time.monotonic()), SPACE_S)
                 pause = min(max(POLL_S, 20 * (time.monotonic() - began)), MOST_POLL_S)  # where a look takes long, look seldom
                 self._report()
                 if self.pool.finished:

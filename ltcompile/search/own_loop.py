@@ -153,7 +153,7 @@ class OwnLoop:
         pool = self._run.pool(in_order=True, lease_s=self.lease_s)
         for arm, lease in self._run.leases(pool):
             try:
-                with lease.held(self.lease_s / 6):
+                with lease.held(self.lease_s / 6, lambda: pool.watch(time.monotonic())):
                     yield (pending := self.arm_to_train(arm, lease))
                     if pending.left_out:
                         raise LeaseLost(arm.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from ltcompile.errors import InvalidFile
 from ltcompile.paths import read_json, write_json
 from ltcompile.search.arms import ArmGraph
 
-WATCHED = 8  # arms of others that a process looks at whenever it takes one; each process has its own, so that all are watched
+WATCHED = 3  # arms of others that a process looks at with each of its heartbeats; each process has its own, so that most are watched
 MOST_LOST = 10  # owners of one arm in succession that ended without a new checkpoint: it probably kills them
 
 
@@ -38,7 +39,6 @@ class Pool:
         retries: how often a failed arm is tried again; None for what its last owner was given.
         in_order: take arms in the order of one process; else those first that most trainings wait for, and among equals any, so that many
             processes seldom want the same one.
-        marks: note in leases that they expired. Of many processes, one that looks often spares the others the wait.
     """
 
     def __init__(
@@ -50,12 +50,11 @@ class Pool:
         *,
         retries: int | None = 2,
         in_order: bool = False,
-        marks: bool = False,
         lease_s: float = LEASE_S,
         files: Files | None = None,
     ) -> None:
         self.folder, self.graph, self.choose, self.info, self.retries = folder, graph, choose, info | {"retries": retries}, retries
-        self.files, self.lease_s, self.marks = files or Files(), lease_s, marks
+        self.files, self.lease_s = files or Files(), lease_s
         self.level: int | None = None
         self.done: set[Arm] = set()
         self.taken: dict[Arm, tuple[Held, float]] = {}  # by whom, as of when
@@ -92,7 +91,7 @@ class Pool:
     @property
     def blocked(self) -> bool:
         """Whether nothing is left to train but what failed, and what waits for it."""
-        return not self.finished and all(arms <= self.failed.keys() for arms in self._open.values())
+        return bool(self.failed) and not self.finished and all(arms <= self.failed.keys() for arms in self._open.values())
 
     @property
     def free(self) -> list[Arm]:
@@ -101,10 +100,19 @@ class Pool:
 
     def take(self, now: float) -> tuple[Arm, Lease] | None:
         """An arm to train and its lease; None where there is none now. `now` is of this process's monotonic clock."""
-        watched = sorted((arm for arm in self.taken if now - self.taken[arm][1] > self.lease_s / 2), key=lambda arm: self._chance[arm.seed])
-        for arm in watched[:WATCHED]:
-            self._see(arm, now)
-        return self._take(now) or self._take(now, thorough=True) or self._take_over(now)
+        self._choose_level()
+        return self._take(now) or self._take(now, thorough=True)
+
+    def watch(self, now: float) -> None:
+        """Look at some arms of other processes, and note in their leases where they expired, which spares all others the wait."""
+        others = (arm for arm in self.taken if self.taken[arm][0].info != self.info)
+        for arm in sorted(others, key=lambda arm: self._chance[arm.seed])[:WATCHED]:
+            with contextlib.suppress(OSError, InvalidFile):  # the next look, or the process that looks for an arm, meets it again
+                self._see(arm, now)
+
+    def pause_s(self, pause_s: float, idle_s: float) -> float:
+        """How long a process waits for its next look that found nothing to train for `idle_s`, and waited `pause_s` before its last one."""
+        return min(2 * pause_s, self.lease_s / (12 if idle_s < self.lease_s else 2))
 
     def _take(self, now: float, thorough: bool = False) -> tuple[Arm, Lease] | None:
         """By what was seen last, with another look at each arm before it is taken; `thorough`: after a look at all."""
@@ -117,16 +125,6 @@ class Pool:
             if not thorough:
                 self._list(arm.seed, now)
             if self._is_open(arm) and arm not in self.taken and arm not in self.failed and (lease := self._acquire(arm, now)):
-                return arm, lease
-        return None
-
-    def _take_over(self, now: float) -> tuple[Arm, Lease] | None:
-        """An arm whose owner shows no sign of life for half the usual time: a process that has nothing else to do need not wait longer. Where the
-        owner lives, it notices at its next checkpoint.
-        """
-        quiet = [arm for arm in self.taken if self._observer.quiet_s(self._lease(arm), now) >= self.lease_s / 2]
-        for arm in sorted(quiet, key=self._place):
-            if arm in self.taken and (lease := self._acquire(arm, now)):
                 return arm, lease
         return None
 
@@ -158,14 +156,13 @@ class Pool:
 
     def look(self, now: float) -> None:
         """See what has become of all arms."""
-        level = self.level
         for seed, arms in self._open.items():
             if arms and arms <= self.taken.keys():  # nothing there changes before one of these leases does
                 for arm in list(arms):
                     self._see(arm, now)
             elif arms:
                 self._list(seed, now)
-        if self.level != level:  # chosen only now: controls of seeds that were looked at before may be there
+        if self._choose_level():  # controls of seeds that were looked at before may be there
             self.look(now)
 
     def _list(self, seed: int, now: float) -> None:
@@ -198,9 +195,14 @@ class Pool:
         self._add(self.graph.follow(arm))
         if arm.kind in ("dense", "ticket"):
             self._tickets_left -= 1
-            if not self._tickets_left:
-                self.level = self._chosen_level()
-                self._add(self.graph.controls_at(self.level) if self.level is not None else [])
+
+    def _choose_level(self) -> bool:
+        """Open the controls of the level once all tickets are finished; whether that is new."""
+        if self._tickets_left or self.level is not None or (level := self._chosen_level()) is None:
+            return False
+        self.level = level
+        self._add(self.graph.controls_at(level))
+        return True
 
     def _chosen_level(self) -> int | None:
         path = self.folder.level
@@ -227,7 +229,7 @@ class Pool:
         if held.state == "running" and not expired:
             self.taken[arm] = held, now
             return
-        if expired and self.marks:
+        if expired and self.choose is not None:
             mark(self.files, lease_file(self.folder.stem(arm), numbers[-1]), held, "expired")
         if failure := self._failure(arm, numbers):
             self.failed[arm] = failure

@@ -19,6 +19,7 @@ from ltcompile.core.task import Metric
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import TrainingFailed
 from ltcompile.models import is_own_code
+from ltcompile.paths import wait_for_space
 from ltcompile.search.answers import compare_answers
 from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.arms import ArmGraph
@@ -32,6 +33,7 @@ from ltcompile.search.scored_masks import ScoredMasks
 from ltcompile.search.verdict import choose_level, closest_level, judge
 
 POLL_S = 0.25
+SPACE_S = 600.0  # for how long one of several processes waits on a full disk
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class SharedRun(ABC):
         """
         wait, idle_s = POLL_S, 0.0
         while not pool.finished and idle_s < patience_s:
-            taken = pool.take(time.monotonic())
+            taken = wait_for_space(lambda: pool.take(time.monotonic()), self.folder.space_s)
             self.report_finished(pool)
             if taken is not None:
                 yield taken
@@ -122,12 +124,12 @@ class SharedRun(ABC):
             elif not pool.finished:
                 time.sleep(wait)
                 idle_s += wait
-                wait = min(2 * wait, pool.lease_s / (12 if idle_s < pool.lease_s else 2))
+                wait = pool.pause_s(wait, idle_s)
 
     def _train(self, pool: Pool, arm: Arm, lease: Lease, on_failure: Callable[[Arm, Exception], None] | None) -> None:
         self._reported.add(arm)
         try:
-            with lease.held(pool.lease_s / 6):
+            with lease.held(pool.lease_s / 6, lambda: pool.watch(time.monotonic())):
                 self.train(arm, lease)
         except LeaseLost:
             if ranks.world() > 1:  # the others are in the middle of it

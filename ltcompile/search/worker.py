@@ -28,7 +28,7 @@ from ltcompile.search.command import CommandRun, command_environment
 from ltcompile.search.config import SearchConfig
 from ltcompile.search.job import SearchJob, prepare
 from ltcompile.search.listener import Listener, NullListener
-from ltcompile.search.run import SearchRun, SharedRun
+from ltcompile.search.run import SPACE_S, SearchRun, SharedRun
 from ltcompile.search.source import Source
 from ltcompile.training import pick_device
 
@@ -103,7 +103,7 @@ def join(
         InvalidFile: there is no run. InvalidSetting: workers cannot take part in it. TicketMismatch: versions or data are others.
         TrainingFailed: what is left has failed.
     """
-    run = RunFolder(folder)
+    run = RunFolder(folder, SPACE_S)
     if run.command.exists():
         search: SharedRun = _of_command(run, train, allow_other_versions, listener or NullListener())
     elif train is not None and run.begun:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -16,9 +17,9 @@ import pytest
 from cluster import EPOCHS, Cluster, Faults, list_scheduling
 
 from ltcompile.core.arm import Arm
-from ltcompile.core.lease import Held, lease_file, this_process
+from ltcompile.core.lease import LEASE_S, Held, lease_file, this_process
 from ltcompile.core.run_folder import RunFolder
-from ltcompile.errors import InvalidFile
+from ltcompile.errors import DiskFull, InvalidFile
 from ltcompile.search.arms import ArmGraph, ready
 from ltcompile.search.coordinator import _Coordinator
 from ltcompile.search.pool import MOST_LOST, Pool
@@ -118,15 +119,56 @@ class TestFailures:
         assert self.pool(tmp_path).free and not list(tmp_path.glob("seed0/*.lease-*")), "resuming tries it again"
         assert list(tmp_path.glob("seed1/*.lease-0")), "and leaves what is being trained alone"
 
-    def test_a_process_without_other_work_waits_half_as_long(self, tmp_path: Path) -> None:
-        owner, busy, idle = (Pool(RunFolder(tmp_path), ArmGraph(range(2), 1, False), None, ELSEWHERE) for _ in range(3))
-        first, second = owner.take(0.0), owner.take(0.0)
-        assert first is not None and second is not None and idle.take(0.0) is None and busy.take(0.0) is None
-        second[1].beat()
-        assert idle.take(29.0) is None, "for neither stood still for half a minute"
-        second[1].end("left")
-        assert (found := busy.take(31.0)) is not None and found[0] == second[0], "there is other work"
-        assert (found := idle.take(31.0)) is not None and found[0] == first[0] and found[1].number == 1 and first[1].lost
+    def test_processes_that_train_note_which_leases_expired(self, tmp_path: Path) -> None:
+        """Who looks for an arm then need not wait. One that only looks writes nothing."""
+        graph = ArmGraph(range(2), 1, False)
+        ended, busy, next_one = (Pool(RunFolder(tmp_path), graph, lambda: 1, ELSEWHERE | {"pid": pid}) for pid in range(3))
+        onlooker = Pool(RunFolder(tmp_path), graph, None, ELSEWHERE)
+        first, own = ended.take(0.0), busy.take(0.0)
+        assert first is not None and own is not None and next_one.take(0.0) is None
+        for now in (0.0, LEASE_S - 1):
+            busy.watch(now)
+            onlooker.look(now)
+        assert next_one.take(LEASE_S - 1) is None, "the owner may be slow"
+        own[1].beat()
+        content = Path(first[1].path).read_bytes()
+        onlooker.look(LEASE_S + 1)
+        assert onlooker.free and Path(first[1].path).read_bytes() == content
+        busy.watch(LEASE_S + 1)
+        assert Held.parse(Path(first[1].path).read_bytes()).state == "expired" and not own[1].lost
+        found = Pool(RunFolder(tmp_path), graph, lambda: 1, ELSEWHERE | {"pid": 9}).take(0.0)
+        assert found is not None and found[0] == first[0] and found[1].number == 1 and first[1].lost
+
+    def test_who_only_looks_sees_a_level_that_is_chosen_later(self, tmp_path: Path) -> None:
+        graph, folder = ArmGraph(range(1), 1), RunFolder(tmp_path)
+        (tmp_path / "seed0").mkdir()
+        for arm in graph.tickets:
+            folder.training(arm).touch()
+        (pool := Pool(folder, graph, None, this_process())).look(0.0)
+        assert pool.level is None and not pool.blocked and not pool.finished
+        folder.level.write_text('{"level": 1}')
+        pool.look(1.0)
+        assert pool.level == 1 and set(pool.free) == set(graph.controls_at(1))
+
+    def test_a_full_disk_is_waited_for(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """By one of several processes, for so long."""
+        folder, arm, sleeps = RunFolder(tmp_path, space_s=25.0), Arm(0, "dense", 0), list[float]()
+        folder.begin({}, resume=False)
+        clock = SimpleNamespace(monotonic=lambda: sum(sleeps), sleep=sleeps.append)
+        monkeypatch.setattr("ltcompile.paths.time", clock)
+        monkeypatch.setattr(os, "fsync", failing := lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(DiskFull, match="No space left"):
+            folder.save(folder.checkpoint(arm), {"epoch": 1})
+        assert sleeps == [10.0] * 3 and capsys.readouterr().err.count("It is tried again for") == 1
+
+        def free(pause: float) -> None:
+            monkeypatch.undo()
+            sleeps.append(pause)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        monkeypatch.setattr("ltcompile.paths.time", SimpleNamespace(monotonic=lambda: 0.0, sleep=free))
+        folder.save(folder.checkpoint(arm), {"epoch": 1})
+        assert folder.load(folder.checkpoint(arm)) == {"epoch": 1} and len(sleeps) == 4
 
     @pytest.mark.parametrize("own", [True, False])
     def test_the_process_that_starts_workers_says_that_one_ended(self, tmp_path: Path, own: bool) -> None:

@@ -15,17 +15,21 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ltcompile.core.arm import Arm
-from ltcompile.core.lease import Files, Lease
+from ltcompile.core.lease import LEASE_S, Files, Lease
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.errors import InvalidFile
-from ltcompile.paths import writing
+from ltcompile.paths import SPACE_POLL_S, writing
 from ltcompile.search.arms import ArmGraph
 from ltcompile.search.pool import Pool
+from ltcompile.search.run import POLL_S
 
-LEASE_S, LONGEST_WAIT_S, EPOCHS = 60.0, 30.0, 10
+FAULT_S, HEAD_S, EPOCHS = 180.0, 10.0, 10
+
+
+T = TypeVar("T")
 
 
 class MemoryFiles(Files):
@@ -112,7 +116,8 @@ class Worker:
     arm: Arm | None = None
     lease: Lease | None = None
     epoch: int = 0
-    wait: float = 0.25
+    wait: float = POLL_S
+    idle_s: float = 0.0
     alive: bool = True
     frozen_until: float = 0.0  # nothing of it runs
     mute_until: float = 0.0  # its heartbeat alone does not
@@ -157,7 +162,7 @@ class Cluster:
         for _ in range(self.workers):
             self.begin(0.0)
         if self.coordinated:
-            pool = Pool(self.folder, self.graph, lambda: self.level, {"host": "head"}, lease_s=LEASE_S, files=self.files, marks=True)
+            pool = Pool(self.folder, self.graph, lambda: self.level, {"host": "head"}, files=self.files)
             self.at(0.0, lambda now: self.watch(pool, now))
         horizon = sum(map(self.seconds, self.graph.arms(self.level))) / self.workers
         for count, fault in ((self.faults.kills, self.kill), (self.faults.freezes, self.freeze), (self.faults.mutes, self.mute)):
@@ -183,12 +188,12 @@ class Cluster:
                 pool.owner_ended(arm, now)
         self.scheduling_s += time.process_time() - began
         if not pool.finished and any(worker.alive for worker in self.living):
-            self.at(now + LEASE_S / 6, lambda at: self.watch(pool, at))
+            self.at(now + HEAD_S, lambda at: self.watch(pool, at))
 
     def begin(self, now: float) -> None:
         """A new process, whose clock is up to a minute before or behind."""
         info: dict[str, Any] = {"host": f"node{next(self.names)}", "pid": 1, "machine": "another"}
-        pool = Pool(self.folder, self.graph, lambda: self.level, info, lease_s=LEASE_S, files=self.files)
+        pool = Pool(self.folder, self.graph, lambda: self.level, info, files=self.files)
         worker = Worker(pool, self.rng.uniform(-60, 60))
         self.living.append(worker)
         self.at(now, lambda at: self.step(worker, at))
@@ -198,6 +203,7 @@ class Cluster:
         if worker.alive:
             if worker.lease is not None and now >= max(worker.frozen_until, worker.mute_until):
                 worker.lease.beat()
+                self.timed(lambda: worker.pool.watch(now + worker.offset))
             self.at(now + LEASE_S / 6, lambda at: self.beat(worker, at))
 
     def step(self, worker: Worker, now: float) -> None:
@@ -209,22 +215,17 @@ class Cluster:
             return
         try:
             again = self.epoch_ends(worker, now) if worker.arm is not None else self.look(worker, now)
-        except (InvalidFile, OSError):  # the disk is full: the process ends with an error, and is replaced
-            if worker.lease is not None:
-                worker.lease.end("failed", "No space left on device")
-            self.replace(worker, now)
-            return
+        except (InvalidFile, OSError):  # the disk is full
+            again = SPACE_POLL_S
         if again is not None:
             self.at(now + again, lambda at: self.step(worker, at))
 
     def look(self, worker: Worker, now: float) -> float | None:
-        began = time.process_time()
-        taken = worker.pool.take(now + worker.offset)
-        self.scheduling_s += time.process_time() - began
+        taken = self.timed(lambda: worker.pool.take(now + worker.offset))
         self.takes += 1
         if taken is not None:
             worker.arm, worker.lease = taken
-            worker.epoch, worker.wait = self.checkpoint(worker.arm), 0.25
+            worker.epoch, worker.wait, worker.idle_s = self.checkpoint(worker.arm), POLL_S, 0.0
             self.started[worker.arm] += 1
             self.takeovers += worker.lease.number > 0
             return self.seconds(worker.arm) / EPOCHS
@@ -232,8 +233,18 @@ class Cluster:
             self.given_up |= {arm: failed.error for arm, failed in worker.pool.failed.items()}
             worker.alive = False
             return None
-        worker.wait = min(2 * worker.wait, LONGEST_WAIT_S)
-        return worker.wait
+        pause = worker.wait
+        worker.idle_s += pause
+        worker.wait = worker.pool.pause_s(pause, worker.idle_s)
+        return pause
+
+    def timed(self, call: Callable[[], T]) -> T:
+        """What scheduling code returns; its processor time is counted."""
+        began = time.process_time()
+        try:
+            return call()
+        finally:
+            self.scheduling_s += time.process_time() - began
 
     def checkpoint(self, arm: Arm) -> int:
         """How many epochs are in an arm's checkpoint."""
@@ -243,14 +254,15 @@ class Cluster:
     def epoch_ends(self, worker: Worker, now: float) -> float | None:
         arm, lease = worker.arm, worker.lease
         assert arm is not None and lease is not None
+        lease.beat()
         if lease.lost:
             lease.end("left")
             worker.pool.gave_up(arm, now + worker.offset)
             worker.arm = worker.lease = None
             return 0.0
-        worker.epoch += 1
-        if worker.epoch < EPOCHS:
-            self.files.put(str(self.folder.checkpoint(arm)), str(worker.epoch).encode())
+        if worker.epoch + 1 < EPOCHS:
+            self.files.put(str(self.folder.checkpoint(arm)), str(worker.epoch + 1).encode())
+            worker.epoch += 1
             self.started[arm] += 1
             return self.seconds(arm) / EPOCHS
         self.files.put(str(self.folder.training(arm)), b"result")
@@ -273,14 +285,13 @@ class Cluster:
         self.begin(now + pause)
 
     def freeze(self, now: float) -> None:
-        self.disturb(now).frozen_until = now + 3 * LEASE_S
+        self.disturb().frozen_until = now + FAULT_S
 
     def mute(self, now: float) -> None:
-        self.disturb(now).mute_until = now + 3 * LEASE_S
+        self.disturb().mute_until = now + FAULT_S
 
-    def disturb(self, now: float) -> Worker:
-        victim = self.rng.choice([worker for worker in self.living if worker.alive])
-        return victim
+    def disturb(self) -> Worker:
+        return self.rng.choice([worker for worker in self.living if worker.alive])
 
     def fill(self, full: bool) -> None:
         self.files.full = full
