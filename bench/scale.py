@@ -84,7 +84,16 @@ def _draw(graph: ArmGraph, faults: str, draw: int) -> Cluster:
 
 def table(rows: list[dict[str, Any]]) -> str:
     names = (
-        *("arms", "faults", "finished", "results_written_twice", "takeovers", "epochs_repeated", "of_list_scheduling", "of_list_scheduling_at_most"),
+        *(
+            "arms",
+            "faults",
+            "finished",
+            "results_written_twice",
+            "takeovers",
+            "epochs_repeated",
+            "of_list_scheduling",
+            "of_list_scheduling_at_most",
+        ),
         "scheduler_ms_per_arm_and_process",
     )
     calls = ("create", "list", "read", "stat", "beat")

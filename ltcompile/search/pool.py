@@ -17,6 +17,7 @@ from ltcompile.paths import read_json, write_json
 from ltcompile.search.arms import ArmGraph
 
 WATCHED = 3  # arms of others that a process looks at with each of its heartbeats; each process has its own, so that most are watched
+LOOKED_AT = 8  # arms of others that a process looks at before it takes one
 MOST_LOST = 10  # owners of one arm in succession that ended without a new checkpoint: it probably kills them
 
 
@@ -83,6 +84,9 @@ class Pool:
     def _is_open(self, arm: Arm) -> bool:
         return arm in self._open[arm.seed]
 
+    def _is_free(self, arm: Arm) -> bool:
+        return self._is_open(arm) and arm not in self.taken and arm not in self.failed
+
     @property
     def finished(self) -> bool:
         """Whether all arms are."""
@@ -101,7 +105,16 @@ class Pool:
     def take(self, now: float) -> tuple[Arm, Lease] | None:
         """An arm to train and its lease; None where there is none now. `now` is of this process's monotonic clock."""
         self._choose_level()
+        self._look_for_longer_chains(now)
         return self._take(now) or self._take(now, thorough=True)
+
+    def _look_for_longer_chains(self, now: float) -> None:
+        """Look at some arms of others which more trainings wait for than for all that are free, as seen last: those seen longest ago."""
+        free = min((place for place, arm in self._queue if self._is_free(arm)), default=None)
+        if free is not None:
+            longer = [arm for arm in self.taken if self._place(arm)[0] < free[0]]
+            for arm in sorted(longer, key=lambda arm: self.taken[arm][1])[:LOOKED_AT]:
+                self._see(arm, now)
 
     def watch(self, now: float) -> None:
         """Look at some arms of other processes, and note in their leases where they expired, which spares all others the wait."""
@@ -120,11 +133,11 @@ class Pool:
             self.look(now)
         self._queue = [entry for entry in self._queue if self._is_open(entry[1])]
         for _, arm in list(self._queue):
-            if arm in self.taken or arm in self.failed:
+            if not self._is_free(arm):
                 continue
             if not thorough:
                 self._list(arm.seed, now)
-            if self._is_open(arm) and arm not in self.taken and arm not in self.failed and (lease := self._acquire(arm, now)):
+            if self._is_free(arm) and (lease := self._acquire(arm, now)):
                 return arm, lease
         return None
 

@@ -17,7 +17,7 @@ import pytest
 from cluster import EPOCHS, Cluster, Faults, list_scheduling
 
 from ltcompile.core.arm import Arm
-from ltcompile.core.lease import LEASE_S, Held, lease_file, this_process
+from ltcompile.core.lease import LEASE_S, Files, Held, lease_file, mark, this_process
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.errors import DiskFull, InvalidFile
 from ltcompile.search.arms import ArmGraph, ready
@@ -138,6 +138,18 @@ class TestFailures:
         assert Held.parse(Path(first[1].path).read_bytes()).state == "expired" and not own[1].lost
         found = Pool(RunFolder(tmp_path), graph, lambda: 1, ELSEWHERE | {"pid": 9}).take(0.0)
         assert found is not None and found[0] == first[0] and found[1].number == 1 and first[1].lost
+
+    def test_the_longest_chain_goes_first_where_its_owner_ended(self, tmp_path: Path) -> None:
+        graph = ArmGraph(range(2), 2, False)
+        ended, pool = (Pool(RunFolder(tmp_path), graph, lambda: 1, ELSEWHERE | {"pid": pid}) for pid in range(2))
+        first, own = ended.take(0.0), pool.take(0.0)
+        assert first is not None and own is not None and first[0].kind == own[0].kind == "dense"
+        RunFolder(tmp_path).training(own[0]).touch()
+        own[1].done()
+        pool.finish(own[0])
+        mark(Files(), first[1].path, Held("running", b""), "expired")
+        found = pool.take(1.0)
+        assert found is not None and found[0] == first[0], "and not the ticket that this process has just opened"
 
     def test_who_only_looks_sees_a_level_that_is_chosen_later(self, tmp_path: Path) -> None:
         graph, folder = ArmGraph(range(1), 1), RunFolder(tmp_path)
