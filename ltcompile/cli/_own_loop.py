@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
     from ltcompile.cli._stop_signal import StopSignal
     from ltcompile.cli._workers import Workers
+    from ltcompile.core.profile import Profile
     from ltcompile.search.settings import SearchSettings
 
 IN_SCRIPT = ("model", "data", "image_size", "train_images", "weights")  # settings that the script decides
@@ -24,6 +25,7 @@ def search_by_script(
     lower_is_better: bool,
     example: str | None,
     *,
+    profile: Path | None,
     resume: bool,
     as_json: bool,
     stopped: StopSignal,
@@ -42,8 +44,7 @@ def search_by_script(
     train = settings.section("train")
     if other := sorted(train.keys() - {"epochs"}):
         raise InvalidSetting(f"train.{other[0]}: the script of train= decides that; leave it out")
-    if timed := settings.section("prune").keys() & {"target_speedup", "target_latency", "target_energy"}:
-        raise InvalidSetting(f"{min(timed)}: a search by train= has no profile of the network; use target_macs=, or lt.Search in Python")
+    times, goal = _timed(settings.section("prune"), profile)
     if "margin_points" not in settings.section("search"):
         raise InvalidSetting(
             f"margin_points=: say by how much of {metric} a ticket may be worse, in what the script reports: 0.01 of a fraction"
@@ -55,9 +56,10 @@ def search_by_script(
             command,
             folder,
             scale,
-            settings.config(),
+            settings.config(**goal),
             epochs=train.get("epochs", 1),
             example=example,
+            profile=times,
             resume=resume,
             listener=_Lines(),
             **workers.settings,
@@ -78,6 +80,28 @@ def search_by_script(
         f"--plan {run.own_plan} --example {shapes} -o {folder / 'small.onnx'}"
     )
     end_by_target(reached, quiet=as_json)
+
+
+def _timed(prune: dict[str, Any], profile: Path | None) -> tuple[Profile | None, dict[str, Any]]:
+    """The layers' times and the settings of a target of time. Raises InvalidSetting where one comes without the other."""
+    from ltcompile.benchmark.planning import place_of_speedup
+    from ltcompile.core.profile import Profile
+    from ltcompile.errors import InvalidSetting
+
+    if other := prune.keys() & {"target_latency", "target_energy"}:
+        raise InvalidSetting(f"{min(other)}={prune[min(other)]}: a search by train= takes target_speedup= or target_macs=")
+    speedup = prune.get("target_speedup")
+    if speedup is None:
+        if profile is not None:
+            raise InvalidSetting(f"profile={profile} belongs to target_speedup=; say how fast the network must be, or leave it out")
+        return None, {}
+    if profile is None:
+        raise InvalidSetting(
+            f"target_speedup={speedup}: plans of a search by train= follow from the layers' times; write them with `ltcompile profile --model "
+            "package.module:factory --example SHAPES -o FILE` where the network will run, and add profile=FILE"
+        )
+    found = Profile.load(profile)
+    return found, {"target_time": 1 / speedup, "on": str(place_of_speedup(speedup, prune.get("on"), found))}
 
 
 class _Lines:

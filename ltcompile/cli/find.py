@@ -214,7 +214,7 @@ def find(
     if train is not None:
         from ltcompile.cli._own_loop import search_by_script
 
-        more: dict[str, Any] = {"resume": resume, "as_json": as_json, "stopped": stopped}
+        more: dict[str, Any] = {"profile": profile, "resume": resume, "as_json": as_json, "stopped": stopped}
         search_by_script(train, chosen, name, metric or "metric", lower_is_better, example, workers=workers, **more)
         return
     kind = load_task_file(top.get("task", "classification"))

@@ -123,7 +123,7 @@ class RunFolder:
         if self.begun and not resume:
             raise InvalidFile(f"{self.path} holds a run already; continue it with resume=True, or choose another folder=")
         write_json(self.settings, settings, once=True)
-        if message := _differences(self.read_settings(), settings):
+        if message := differences(self.read_settings(), settings):
             raise TicketMismatch(
                 f"{self.path} was started with other settings ({message}); resume with the same, or start a new run in another folder="
             )
@@ -284,13 +284,13 @@ def _state_dict_error(path: Path, what: str, error: Exception) -> InvalidFile:
     return InvalidFile(f"{path} does not hold the weights of {what}: {message}; remove it, and search again with resume=True")
 
 
-def _differences(there: dict[str, Any], settings: dict[str, Any]) -> str:
+def differences(there: dict[str, Any], settings: dict[str, Any]) -> str:
     """In which settings two runs differ, in words; empty where in none."""
     found = []
     for k in sorted(set(settings) | set(there)):
         old, new = there.get(k), settings.get(k)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += [f"{k}.{inner}" for inner in _differences(old, new).split("; ") if inner]
+            found += [f"{k}.{inner}" for inner in differences(old, new).split("; ") if inner]
         elif old != new:
             found.append(f"{k}: {old!r} there, {new!r} requested")
     return "; ".join(found)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ltcompile.core.arm import Arm
 from ltcompile.core.fields import SchemaError, from_json
+from ltcompile.core.profile import Profile
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidFile, InvalidModel, InvalidSetting
@@ -54,8 +55,8 @@ def attach(model: Module, example: Example | None = None) -> Module:
         raise InvalidSetting("attach(model) needs an example input: attach(model, example), or `ltcompile find --example 1x3x224x224`")
     given = read_example(settings["example"]) if example is None else example
     first, config, metric = copied(network).cpu(), SearchConfig.from_json(settings["config"]), Metric(**settings["metric"])
-    source = [first]
-    search = _OfScript(lambda: copied(source[0]), given, run.path, metric, config, epochs=settings["epochs"])
+    source, profile = [first], None if config.target_time is None else Profile.load(run.profile)
+    search = _OfScript(lambda: copied(source[0]), given, run.path, metric, config, epochs=settings["epochs"], profile=profile)
     if os.environ.get(ARM) == "":
         if _is_first_process():
             search.result()

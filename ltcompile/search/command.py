@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import shlex
 import subprocess
@@ -14,16 +15,18 @@ from typing import Any
 
 from ltcompile.core.arm import Arm
 from ltcompile.core.lease import Lease, LeaseLost, this_process
+from ltcompile.core.profile import Profile
 from ltcompile.core.records import Trained, versions
-from ltcompile.core.run_folder import RunFolder
+from ltcompile.core.run_folder import RunFolder, differences
 from ltcompile.core.task import Metric
-from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
+from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, TrainingFailed
 from ltcompile.graph.examples import read_example
 from ltcompile.paths import read_json, write_json
 from ltcompile.search.attach import ARM, SEARCH, read_settings, takes_fresh_weights
 from ltcompile.search.config import SearchConfig
 from ltcompile.search.coordinator import coordinate
 from ltcompile.search.iterative_pruning import budget_epochs
+from ltcompile.search.job import recorded_profile
 from ltcompile.search.listener import Listener, NullListener
 from ltcompile.search.own_loop import check_supported
 from ltcompile.search.run import SharedRun
@@ -39,6 +42,7 @@ def search_by_command(
     *,
     epochs: int,
     example: str | None = None,
+    profile: Profile | None = None,
     resume: bool = False,
     listener: Listener | None = None,
     jobs: int | None = None,
@@ -56,6 +60,7 @@ def search_by_command(
         config: the search.
         epochs: how long the dense network trains.
         example: the inputs to trace the network with, as `graph.examples.read_example` reads them; None where the script passes them.
+        profile: the layers' times, from which alone plans for a target of time follow.
         resume: continue the search in `folder`.
         listener: receives progress.
         jobs: run so many commands at a time, under processes of their own; None runs one after another.
@@ -64,16 +69,16 @@ def search_by_command(
         retries: how often an arm that failed in such a process is tried again.
 
     Raises:
-        InvalidFile: the folder holds a search, and `resume` is false. TrainingFailed: the command ended with an error. InvalidSetting: it
-            finished no arm. All finished arms stay.
+        InvalidFile: the folder holds a search, and `resume` is false. TicketMismatch: it has other settings. TrainingFailed: the command ended
+            with an error. InvalidSetting: it finished no arm. All finished arms stay.
     """
     if config.rewind_epoch:
         raise InvalidSetting(f"rewind_epoch={config.rewind_epoch}: a script cannot say when that epoch ends; choose 0, or use lt.Search")
     check_supported(config)
-    if config.target is not None and config.target.profiled:
-        raise InvalidSetting(
-            f"a target of {config.target.measure} needs a profile of the network; use lt.Search(profile=), or target_macs here"
-        )
+    if config.target_energy is not None:
+        raise InvalidSetting("a target of energy is measured while nothing else runs; use lt.Search(measured=), or target_macs here")
+    if config.target_time is not None and profile is None:
+        raise InvalidSetting("a target of time needs the layers' times: profile=, as `ltcompile profile` writes it")
     if example is not None:
         read_example(example)
     _filled(command, {})
@@ -81,6 +86,12 @@ def search_by_command(
     if run.command.exists() and not resume:
         raise InvalidFile(f"{run.path} holds a search already; continue it with resume=True, or choose another folder=")
     settings = {"metric": dataclasses.asdict(metric), "config": config.to_json(), "epochs": epochs, "example": example}
+    if run.command.exists():
+        there = read_settings(run.command)
+        if message := differences({name: there[name] for name in settings}, json.loads(json.dumps(settings))):
+            raise TicketMismatch(f"{run.path} was started with other settings ({message}); resume with the same, or choose another folder=")
+    if profile is not None:
+        recorded_profile(run, profile)
     write_json(run.command, settings | {"train": command, "environment": command_environment()})
     run.tidy()
     search = CommandRun(run, command, read_settings(run.command), listener or NullListener())

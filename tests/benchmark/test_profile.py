@@ -52,7 +52,7 @@ from ltcompile.graph.widths import LAYERS, layer_widths
 from ltcompile.lower import export_onnx, fold_batch_norm, run_onnx
 from ltcompile.lower.onnx_weights import with_weights
 from ltcompile.prune.budget import WidthAllocation
-from ltcompile.search import Source, worker
+from ltcompile.search import Source, command, worker
 from ltcompile.search.listener import NullListener
 from ltcompile.timing import interleave
 
@@ -834,3 +834,32 @@ def test_a_network_of_files_is_planned_by_time_repaired_and_written(
     record = json.loads(output.with_suffix(".json").read_text())
     assert record["macs"] < record["dense_macs"] and record["repair"]["repaired"] < record["repair"]["as_cut"]
     assert record["equality_error"] is not None
+
+
+def test_a_search_by_a_command_plans_by_a_profile(
+    law: Law, printed_by: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example, trained = torch.randn(2, 1, 12, 12), list[nn.Module]()
+    lt.profile(TwoMaps(64), TARGET, example, output=tmp_path / "there.profile")
+
+    def run(words: list[str], env: dict[str, str], _: Any) -> int:
+        """The script, in this process."""
+        for name in ("LTCOMPILE_SEARCH", "LTCOMPILE_ARM"):
+            monkeypatch.setenv(name, env[name])
+        trained.append(lt.attach(TwoMaps(64)))
+        trained[-1].boxes.bias.data.add_(1)  # type: ignore[union-attr, operator]
+        lt.report_metric(0.5)
+        return 0
+
+    monkeypatch.setattr(command, "call", run)
+    words = ("find", "--train", "train", "--margin", 5, "--example", "2x1x12x12", "--rounds", 1, "--no-controls", "--target-speedup", 2.5)
+    with pytest.raises(InvalidSetting, match=r"target_speedup=2\.5: plans .* add profile=FILE"):
+        printed_by(*words)
+    with pytest.raises(InvalidSetting, match="target_latency=1ms: a search by train= takes target_speedup="):
+        printed_by(*words[:-2], "--target-latency", "1ms")
+    assert not trained
+    printed_by(*words, "--profile", tmp_path / "there.profile")
+    dense, small = trained
+    assert time_of(small) <= 0.4 * time_of(dense) * 1.02
+    assert json.loads((tmp_path / "runs/own/own-search.json").read_text())["target"]["measure"] == "time"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile.core.task import Metric
-from ltcompile.errors import InvalidFile, InvalidModel, InvalidSetting, TrainingFailed
+from ltcompile.errors import InvalidFile, InvalidModel, InvalidSetting, TicketMismatch, TrainingFailed
 from ltcompile.paths import write_json
 from ltcompile.search import command
 from ltcompile.search.command import search_by_command
@@ -72,7 +72,7 @@ def search(
     script: Path, folder: Path, command: str = "{python} {script} --seed {seed} --epochs {epochs} --folder {folder}", **options: Any
 ) -> dict[str, Any]:
     words = command.replace("{python}", sys.executable).replace("{script}", str(script))
-    return search_by_command(words, folder, ERROR, CONFIG, epochs=2, example="2x2x16", **options)
+    return search_by_command(words, folder, ERROR, CONFIG, **{"epochs": 2, "example": "2x2x16"} | options)
 
 
 class Started(NullListener):
@@ -107,6 +107,11 @@ def test_a_script_searches_and_resumes_and_ships(script: Path, tmp_path: Path, m
     summary = search(script, tmp_path / "run", resume=True, listener=started)
     assert started.arms == ["dense-0", "ticket-1"] and [row["arm"] for row in summary["rows"]] == ["dense", "ticket"]
     assert summary["ticket"] == {"seed": 0, "level": 1, "won": False} and "error" in " ".join(summary["verdict"]["summary"])
+
+    before = (tmp_path / "run/command.json").read_bytes()
+    with pytest.raises(TicketMismatch, match=r"other settings \(example: '2x2x16' there, '2x2x32' requested\)"):
+        search(script, tmp_path / "run", resume=True, example="2x2x32")
+    assert (tmp_path / "run/command.json").read_bytes() == before
 
     plan, weights = lt.PruningPlan.load(tmp_path / "run/plan.json"), torch.load(tmp_path / "run/small.pt")
     dense = nn.Sequential(
@@ -253,7 +258,7 @@ def test_commands_are_checked(command: str, says: str, tmp_path: Path) -> None:
         ({"method": "edge-popup", "rate": 0.5}, "2x2x16", "method=edge-popup"),
         ({"masked": True}, "2x2x16", "masked=True"),
         ({"full_curve": True}, "2x2x16", "full_curve=True"),
-        ({"target_time": 0.5, "on": "cpu:eager:b1:fp32"}, "2x2x16", "a target of time needs a profile"),
+        ({"target_time": 0.5, "on": "cpu:eager:b1:fp32"}, "2x2x16", "a target of time needs the layers' times"),
     ],
 )
 def test_settings_are_checked_before_the_command_runs(settings: dict[str, Any], example: str, says: str, tmp_path: Path) -> None:
