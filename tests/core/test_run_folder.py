@@ -13,7 +13,7 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.errors import InvalidFile, TicketMismatch
 
 RUN = RunFolder("runs/x")
-NAMES = {path.name for path in vars(RUN).values() if path != RUN.path} | {
+NAMES = {path.name for path in vars(RUN).values() if isinstance(path, Path) and path != RUN.path} | {
     RUN.early(0).name,
     RUN.training(Arm(0, "dense", 0)).name,
 }
