@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import NETWORKS, shaken
-from quickly import exported_once, share_tables, timed_at_once
+from quickly import exported_once, sample_no_load, share_tables, timed_at_once
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -21,6 +22,7 @@ torch.set_num_threads(1)  # the command-line tests start processes of their own,
 # The processes of tests have one thread each, and inductor compiles C++ without a pool of processes that each import PyTorch.
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 share_tables()
+sample_no_load()
 gc.set_threshold(20_000)  # exporters and tracing make many objects that live: looking at them again and again takes a tenth of the time
 
 
@@ -64,24 +66,19 @@ def _search(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def equal_exports(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Equal networks are exported once in a process, but for tests of exports."""
-    if request.path.parent.name in ("lower", "golden"):
+def shortened(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Equal networks are exported once in a process, but for tests of exports; timings take no pauses, but for tests that compare times."""
+    package, name = request.path.parent.name, request.path.stem
+    with contextlib.ExitStack() as stack:
+        if package not in ("lower", "golden"):
+            stack.enter_context(exported_once(widths=False))
+        if package != "golden" and name not in ("test_timing", "test_measure"):
+            stack.enter_context(timed_at_once())
         yield
-    else:
-        with exported_once(widths=False):
-            yield
 
 
 @pytest.fixture(scope="module")
 def cached_exports() -> Iterator[None]:
     """For modules that export networks and do not test how."""
     with exported_once():
-        yield
-
-
-@pytest.fixture(scope="module")
-def short_timings() -> Iterator[None]:
-    """For modules that time networks and compare no times."""
-    with timed_at_once():
         yield

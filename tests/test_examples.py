@@ -39,7 +39,7 @@ def test_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if command != "ltcompile":
             example("own_images", monkeypatch, *words[1:], script=words[0])
             continue
-        done = call(*words, cwd=tmp_path, short_timings=True)
+        done = call(*words, cwd=tmp_path)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
     run = tmp_path / "runs/photos"
     search, shrunk = (json.loads((run / name).read_text()) for name in ("search.json", "small.json"))

@@ -220,7 +220,6 @@ def test_the_walk_is_not_empty_and_every_public_function_is_called_below() -> No
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("short_timings")
 @pytest.mark.parametrize("name", CALLS)
 def test_networks_and_the_process_stay_as_they_are(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "candidates", lambda precision, batch=1: ([lt.Deployment("cpu", "onnxruntime", batch, precision, 1)], {}))

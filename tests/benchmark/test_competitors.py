@@ -60,7 +60,7 @@ def net() -> nn.Module:
 
 
 @pytest.fixture(autouse=True)
-def nothing_settles(short_timings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_settles(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test here compares times."""
     monkeypatch.setattr(clock.Wall, "settle_s", 0.0)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from quickly import timed_at_once
 from searches import QUICK
 from torch import nn
 from typer.testing import CliRunner
@@ -38,7 +37,7 @@ def benched(pruned: lt.Pruned, tmp_path_factory: pytest.TempPathFactory) -> tupl
     """Every row loses more than -1 points: what a floor does that none holds."""
     output, seen = tmp_path_factory.mktemp("formats") / "formats.json", list[FormatRow]()
     task = Classification(lt.load_data("digits", image_size=8))
-    with timed_at_once(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(output.parent / "cache"))
         found = bench_formats(pruned, FORMATS, task=task, max_drop=-1.0, seconds=0.01, output=output, on_row=seen.append)
     assert found.rows == seen and found.dropped == [".mnn fp32", ".safetensors fp32"]
@@ -88,8 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bench(ticket: Path, *words: str) -> tuple[int, str]:
-    with timed_at_once():
-        done = CliRunner().invoke(app, ["bench", str(ticket), "--formats", ".safetensors,.cpp", "--seconds", "0.01", *words])
+    done = CliRunner().invoke(app, ["bench", str(ticket), "--formats", ".safetensors,.cpp", "--seconds", "0.01", *words])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, done.output
@@ -128,8 +126,7 @@ def test_few_images_measure_the_metric_and_refuse_int8_alone(pruned: lt.Pruned) 
     """In each runtime that reads a file; the table says on how many images."""
     digits = lt.load_data("digits", image_size=8)
     few = replace(digits, **{name: getattr(digits, name).part(torch.arange(40)) for name in ("train", "val", "test")})
-    with timed_at_once():
-        found = bench_formats(pruned, [".onnx"], precisions=["fp32", "int8"], task=Classification(few), seconds=0.01)
+    found = bench_formats(pruned, [".onnx"], precisions=["fp32", "int8"], task=Classification(few), seconds=0.01)
     ours, tract, int8 = found.rows
     assert (ours.runtime, tract.runtime, tract.title, found.test_images) == ("onnxruntime", "tract", ".onnx fp32 in tract", 40)
     assert ours.metric == tract.metric == found.reference and tract.ms and tract.speedup and not tract.reason

@@ -16,7 +16,7 @@ from commands import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages import HOSTILE, Page, curve, example, made, write
-from quickly import exported_once, timed_at_once
+from quickly import exported_once
 from typer.testing import CliRunner
 
 import ltcompile as lt
@@ -45,7 +45,7 @@ def copied(run: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def at_once() -> Iterator[None]:
-    with exported_once(), timed_at_once():
+    with exported_once():
         yield
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from quickly import timed_at_once
 from torch import nn
 
 import ltcompile as lt
@@ -47,8 +46,7 @@ def rows(theory: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[d
     about = {"network": "ours:test", "method": "as they come", "fraction": 0.5, "macs": cut.macs, "dense_macs": full.macs}
     about |= {"theoretical": full.macs / cut.macs, **theory.traits(small, example)}
     cells = [("onnxruntime", "fp32", 1), ("mnn", "int8", 1)]
-    with timed_at_once():
-        return list(theory.measured({"dense": dense, "small": small}, {"small": about}, example, folder, cells))
+    return list(theory.measured({"dense": dense, "small": small}, {"small": about}, example, folder, cells))
 
 
 @pytest.fixture
@@ -70,8 +68,7 @@ def test_a_network_that_does_not_run_has_its_reason_and_no_other_row_ends(theory
     files, expected = theory.written({"dense": network, "small": network}, example, images, tmp_path)
     given = {"dense": files["dense", "fp32"], "small": files["small", "fp32"], "refused": "it cannot be quantized"}
     wrong = {**expected, "refused": [], "small": [expected["small"][0] + 1]}
-    with timed_at_once():
-        times, errors, reasons = theory.timed(given, wrong, images[:2], "onnxruntime", "fp32", 2)
+    times, errors, reasons = theory.timed(given, wrong, images[:2], "onnxruntime", "fp32", 2)
     assert list(times) == ["dense"] and errors["dense"] <= 1e-4
     assert reasons["refused"] == "it cannot be quantized" and "off by" in reasons["small"]
 

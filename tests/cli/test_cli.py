@@ -129,7 +129,7 @@ def test_show(folder: Path) -> None:
 def test_bench(folder: Path, target: str) -> None:
     run = folder / "runs/t"
     words = ("--runtime", "onnxruntime", "--runtime", "eager", "--batch", 1, "--batch", 3, "--seconds", 0.05, "--json")
-    done = call("bench", run / target, *words, short_timings=True)
+    done = call("bench", run / target, *words)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert {(r["subject"], r["runtime"], r["batch"]) for r in rows} == {
@@ -149,7 +149,7 @@ def test_bench_without_the_run_folder(folder: Path, tmp_path: Path) -> None:
     """A file that has left its run: its dense network is rebuilt from the file's metadata, and has a speed but no accuracy."""
     (tmp_path / "small.onnx").write_bytes((folder / "runs/t/small.onnx").read_bytes())
     words = ("--runtime", "onnxruntime", "--batch", 1, "--seconds", 0.05, "--json")
-    done = call("bench", tmp_path / "small.onnx", *words, short_timings=True)
+    done = call("bench", tmp_path / "small.onnx", *words)
     assert done.returncode == 0, done.stderr
     rows = {r["subject"]: r for r in json.loads(done.stdout)["rows"]}
     assert rows["dense"]["accuracy"] is None and rows["small"]["accuracy"] > 0.5
@@ -160,7 +160,7 @@ def test_files_that_shrink_changed_on_purpose_are_their_own_reference(folder: Pa
     run = folder / "runs/t"
     assert call("shrink", run / "ticket.pt", "-o", run / "other.onnx", *option).returncode == 0
     words = ("--runtime", "onnxruntime", "--batch", 1, "--seconds", 0.05, "-o", folder / "other.json", "--json")
-    done = call("bench", run / "other.onnx", *words, short_timings=True)
+    done = call("bench", run / "other.onnx", *words)
     assert done.returncode == 0 and json.loads(done.stdout)["rows"][1]["accuracy"] > 0.5, done.stderr
 
 

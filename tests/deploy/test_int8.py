@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
-from quickly import exported_once, timed_at_once
+from quickly import exported_once
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -35,7 +35,7 @@ SAMPLE = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
-    with exported_once(), timed_at_once():
+    with exported_once():
         yield
 
 

@@ -13,7 +13,6 @@ import onnx
 import pytest
 import torch
 from kinds import KINDS, TwoInputs, UNet, one_d, pruned, three_d
-from quickly import timed_at_once
 from safetensors.torch import save_file
 from torch import nn
 from typer.testing import CliRunner
@@ -206,8 +205,7 @@ class TestInt8:
 @pytest.mark.slow
 class TestBench:
     def test_times_of_small_and_dense_for_any_inputs(self) -> None:
-        with timed_at_once():
-            found = lt.bench(pruned("two inputs"), runtimes=["onnxruntime", "eager"], devices=["cpu"], batches=(1, 3), seconds_per_row=0.01)
+        found = lt.bench(pruned("two inputs"), runtimes=["onnxruntime", "eager"], devices=["cpu"], batches=(1, 3), seconds_per_row=0.01)
         assert [(r.subject, r.runtime, r.batch) for r in found.rows] == [
             (subject, runtime, batch) for runtime in ("onnxruntime", "eager") for batch in (1, 3) for subject in ("dense", "small")
         ]

@@ -21,7 +21,7 @@ from ltcompile.deploy.steps.snap import AS_IT_IS, snap
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph import cut, embed
 
-pytestmark = pytest.mark.usefixtures("cached_exports", "short_timings")
+pytestmark = pytest.mark.usefixtures("cached_exports")
 SIDE = 16
 
 

@@ -15,9 +15,9 @@ from ltcompile.engine.cpu import native
 
 
 @pytest.fixture(scope="module", autouse=True)
-def at_once() -> Iterator[None]:
-    """No test of this folder compares times: threads do not settle, and C++ is compiled without optimisation."""
-    with timed_at_once(), pytest.MonkeyPatch.context() as patch:
+def unoptimised() -> Iterator[None]:
+    """C++ is compiled without optimisation."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
         yield
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from quickly import timed_at_once
 from torch import nn
 from typer.testing import CliRunner
 
@@ -36,8 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     search = lt.Search(build, torch.randn(2, 2, 12), run, ERROR, rounds=1, margin=5, rewind="lr")
     for arm in search:
         arm.report(0.25 if arm.arm.kind == "ticket" else 0.31)
-    with timed_at_once():
-        lt.bench(search.result(), runtimes=["onnxruntime"], batches=[1], output=run / "bench.json")
+    lt.bench(search.result(), runtimes=["onnxruntime"], batches=[1], output=run / "bench.json")
     lt.shrink(search.result(), run / "small.onnx")
     return run
 
@@ -60,8 +58,7 @@ def test_a_search_in_ones_own_loop(folder: Path) -> None:
 def test_a_pruned_and_a_folder_with_its_benchmark(folder: Path, tmp_path: Path) -> None:
     dense, example = build(), torch.randn(2, 2, 12)
     given = lt.Pruned.of_cut(dense, lt.plan(dense, example), example, metric=lt.MetricValue(ERROR, 0.3, "test"))
-    with timed_at_once():
-        lt.bench(given, runtimes=["onnxruntime"], batches=[2], output=tmp_path / "bench.json")
+    lt.bench(given, runtimes=["onnxruntime"], batches=[2], output=tmp_path / "bench.json")
     for page in (lt.report(tmp_path), lt.report(given, tmp_path / "page.html", bench=tmp_path / "bench.json")):
         assert "30.00 cm" in text(page) and "not found by a search" in text(page) and not CLASSIFYING.findall(text(page))
     value = json.loads((tmp_path / "bench.json").read_text())

@@ -57,14 +57,13 @@ class Command:
         *arguments: object,
         cwd: Path | None = None,
         memory_bytes: int | None = None,
-        short_timings: bool = False,
         **environment: str,
     ) -> None:
         self._arguments = ["ltcompile", *map(str, arguments)]
         self._scratch = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._scratch.name) / name for name in ("stdout", "stderr")]
         around = {**os.environ, "COLUMNS": "160", **environment}
-        self._process = fork(_run, self._arguments, cwd or Path.cwd(), around, self._outputs, memory_bytes, short_timings)
+        self._process = fork(_run, self._arguments, cwd or Path.cwd(), around, self._outputs, memory_bytes)
 
     @property
     def pid(self) -> int:
@@ -91,11 +90,10 @@ def call(
     cwd: Path | None = None,
     memory_bytes: int | None = None,
     timeout: float = PATIENCE_S,
-    short_timings: bool = False,
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """`ltcompile ARGUMENTS` from beginning to end, with so much memory besides what its imports take; timings without pauses on request."""
-    return Command(*arguments, cwd=cwd, memory_bytes=memory_bytes, short_timings=short_timings, **environment).wait(timeout)
+    """`ltcompile ARGUMENTS` from beginning to end, with so much memory besides what its imports take."""
+    return Command(*arguments, cwd=cwd, memory_bytes=memory_bytes, **environment).wait(timeout)
 
 
 def call_here(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -131,10 +129,8 @@ def refused(*arguments: object, says: str, cwd: Path | None = None, **environmen
     assert "Traceback" not in done.stderr
 
 
-def _run(
-    arguments: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path], memory_bytes: int | None, short_timings: bool
-) -> None:
-    """In the fork: become the command."""
+def _run(arguments: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path], memory_bytes: int | None) -> None:
+    """In the fork: become the command, whose timings take no pauses."""
     if memory_bytes is not None:
         held = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
         resource.setrlimit(resource.RLIMIT_DATA, (held + memory_bytes,) * 2)
@@ -145,11 +141,9 @@ def _run(
     os.chdir(cwd)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = arguments
+    from quickly import timed_at_once
+
     from ltcompile.cli import main
 
-    with contextlib.ExitStack() as stack:
-        if short_timings:
-            from quickly import timed_at_once
-
-            stack.enter_context(timed_at_once())
+    with timed_at_once():
         main()

@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 import tqdm
-from quickly import share_tables
+from quickly import sample_no_load, share_tables
 from torch import nn
 
 from ltcompile import registry
@@ -22,6 +22,7 @@ from ltcompile.lower.exporter import quiet
 
 torch.set_num_threads(1)
 share_tables()
+sample_no_load()
 gc.set_threshold(20_000)  # as in tests/conftest.py
 tqdm.tqdm.monitor_interval = 0  # torch's exporter draws bars, and each bar would begin a thread that watches it
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ltcompile.core import load
 from ltcompile.lower import exporter
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.onnx_weights import with_weights
@@ -94,6 +95,11 @@ def share_tables() -> None:
     utils._materialize_cpp_cia_ops = look_up_new_ones
 
 
+def sample_no_load() -> None:
+    """Let benchmarks begin without half a second in which the machine's load is sampled: no test quotes a time."""
+    load.SAMPLE_S = 0.0
+
+
 @contextlib.contextmanager
 def exported_once(widths: bool = True) -> Iterator[None]:
     """The exporter runs once in a process for equal networks, and with `widths` for those that differ in widths and weights alone."""
@@ -104,11 +110,10 @@ def exported_once(widths: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed_at_once() -> Iterator[None]:
-    """Timings do not let threads settle or collect garbage, and the load of the machine is not awaited."""
+    """Timings do not let threads settle or collect garbage."""
     uncollected = SimpleNamespace(isenabled=gc.isenabled, enable=gc.enable, disable=gc.disable, collect=lambda: 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltcompile.timing.gc", uncollected)
         patch.setattr("ltcompile.timing.SETTLE_S", 0.0)
         patch.setattr("ltcompile.benchmark.profiling.timer.SETTLE_S", 0.0)
-        patch.setattr("ltcompile.core.load.SAMPLE_S", 0.0)
         yield

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from quickly import timed_at_once
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -35,13 +34,10 @@ class Pair(nn.Module):
 @pytest.fixture(scope="module")
 def shrunk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, example = tmp_path_factory.mktemp("any"), {"signal": torch.randn(2, 2, 10), "tokens": torch.arange(8).view(2, 4)}
-    with timed_at_once():
-        dense = Pair().eval()
-        given = lt.Pruned.of_cut(dense, lt.plan(dense, example), example, metric=lt.MetricValue(lt.Metric("mIoU"), 0.5, "test"))
-        file = lt.shrink(given, folder / "small.onnx").path
-        lt.bench(
-            given, file=file, runtimes=["onnxruntime"], batches=[1, 3], output=folder / "bench.json", write_dense=folder / "dense.onnx"
-        )
+    dense = Pair().eval()
+    given = lt.Pruned.of_cut(dense, lt.plan(dense, example), example, metric=lt.MetricValue(lt.Metric("mIoU"), 0.5, "test"))
+    file = lt.shrink(given, folder / "small.onnx").path
+    lt.bench(given, file=file, runtimes=["onnxruntime"], batches=[1, 3], output=folder / "bench.json", write_dense=folder / "dense.onnx")
     return folder
 
 
