@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kinds import Two
 from onnx import TensorProto, helper, load, save
 from torch import Tensor, nn
 
@@ -27,19 +28,6 @@ from ltcompile.runtimes import Subject, _convert, _venvs, load_apart, mnn
 LIGHT = [suffix for suffix, kind in formats.by_suffix().items() if hasattr(kind, "convert")]
 HEAVY = [suffix for suffix, kind in formats.by_suffix().items() if hasattr(kind, "VENV")]
 CONVERTED = {suffix: formats.by_suffix()[suffix] for suffix in (*LIGHT, *HEAVY)}
-
-
-class Two(nn.Module):
-    """Odd widths, two inputs and two outputs whose names are not in the order of the alphabet."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.linear = nn.Conv2d(3, 7, 3, padding=1), nn.Linear(7, 5)
-
-    def forward(self, image: Tensor, extra: Tensor) -> dict[str, Tensor]:
-        found = torch.relu(self.conv(image)).mean((2, 3))
-        return {"logits": self.linear(found) + extra, "features": found}
 
 
 @pytest.fixture(scope="module")

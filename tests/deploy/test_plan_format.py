@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from kinds import Two
 from onnx import TensorProto, helper, save
-from torch import Tensor, nn
 
 import ltcompile as lt
 from ltcompile import runtimes
@@ -22,19 +22,6 @@ from ltcompile.errors import InvalidSetting, Unavailable
 from ltcompile.runtimes import Subject, tensorrt_plan
 
 FAKE = Path(__file__).parents[1] / "support" / "fake_tensorrt"
-
-
-class Two(nn.Module):
-    """Odd widths, two inputs and two outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv, self.linear = nn.Conv2d(3, 7, 3, padding=1), nn.Linear(7, 5)
-
-    def forward(self, image: Tensor, extra: Tensor) -> dict[str, Tensor]:
-        found = torch.relu(self.conv(image)).mean((2, 3))
-        return {"logits": self.linear(found) + extra, "features": found}
 
 
 @pytest.fixture

@@ -45,6 +45,19 @@ class TwoInputs(nn.Module):
         return {"logits": self.out(hidden), "size": hidden.sum(1)}
 
 
+class Two(nn.Module):
+    """Odd widths, two inputs and two outputs whose names are not in the order of the alphabet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(3, 7, 3, padding=1), nn.Linear(7, 5)
+
+    def forward(self, image: Tensor, extra: Tensor) -> dict[str, Tensor]:
+        found = torch.relu(self.conv(image)).mean((2, 3))
+        return {"logits": self.linear(found) + extra, "features": found}
+
+
 class Detector(nn.Module):
     """Two scales and whole numbers, nested."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from networks import shaken
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -268,6 +269,14 @@ def program_text(units: Sequence[Unit]) -> str:
         .replace("int main", f"static const Case cases[] = {{{rows}}};\nint main")
     )
     return with_headers(list(headers)) + bodies + runner
+
+
+def graphs(make: Callable[[list[str], str, int, tuple[int, int], int], Case]) -> st.SearchStrategy[Case]:
+    """Random networks, made of steps, head, channels, size and seed."""
+    sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
+    return st.builds(
+        make, st.lists(st.sampled_from(STEPS), min_size=1, max_size=4), st.sampled_from(HEADS), st.integers(1, 5), sizes, st.integers(0, 99)
+    )
 
 
 def answers(cases: Sequence[Case], command: Sequence[str], folder: Path, run: Sequence[str] = ()) -> list[np.ndarray]:

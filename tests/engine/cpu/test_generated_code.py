@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cpu_graphs import HEADS, IMAGES, SANITIZED, STEPS, TOLERANCE, Case, Graph, answers, case
+from cpu_graphs import IMAGES, SANITIZED, TOLERANCE, Case, Graph, answers, case, graphs
 from engine_support import only, pictures, small, wrong_answers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -44,18 +44,8 @@ def graph(steps: list[str], head: str, channels: int, size: tuple[int, int], see
     return case(model, torch.randn(IMAGES, channels, *size, generator=torch.Generator().manual_seed(seed)))
 
 
-GRAPHS = st.builds(
-    graph,
-    st.lists(st.sampled_from(STEPS), min_size=1, max_size=4),
-    st.sampled_from(HEADS),
-    st.integers(1, 5),
-    st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    st.integers(0, 99),
-)
-
-
 @settings(max_examples=1, deadline=None, suppress_health_check=list(HealthCheck))
-@given(cases=st.lists(GRAPHS, min_size=5, max_size=5))
+@given(cases=st.lists(graphs(graph), min_size=5, max_size=5))
 def test_random_graphs(cases: list[Case], tmp_path_factory: pytest.TempPathFactory) -> None:
     found = answers(cases, ["g++", "-O0", "-march=native"], tmp_path_factory.mktemp("graphs"))
     assert [largest_error(y, c.expected) <= TOLERANCE for y, c in zip(found, cases, strict=True)] == [True] * len(cases)
