@@ -4,11 +4,13 @@ Weights get the bits that bring the outputs closer to fp32's: eight, but seven w
 how the ranges of activations are taken; of those whose outputs stay near fp32's the one with the best score wins, the smaller error between equals.
 If that loses more than is allowed, the layers that int8 hurts most stay in float, one after the other, until it does not. Test images are
 looked at once, when all is chosen. Files are judged by what ONNX Runtime answers through them. The file that is chosen must hold the
-network's weights, integer by integer, and must answer in every runtime as a simulation of its rounding does (`numerics`).
+network's weights, integer by integer, and must answer in every runtime as a simulation of its rounding does (`numerics`). Where a network ranks
+what it finds, the arithmetic of scores and places stays in float (`places`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,15 +24,27 @@ from torch import Tensor, nn
 from ltcompile.core.task import Task
 from ltcompile.deploy.job import Progress, ShrinkJob
 from ltcompile.deploy.judges import Judge
+from ltcompile.deploy.places import arithmetic_of_places
 from ltcompile.deploy.qat import fine_tune, tuning
-from ltcompile.errors import Disagreement, TrainingFailed, Unavailable
+from ltcompile.errors import Disagreement, InvalidModel, TrainingFailed, Unavailable
 from ltcompile.graph.inputs import Arguments
 from ltcompile.lower.answers import Run, answers, of_file, of_network
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.int8 import Int8Network
 from ltcompile.lower.quantize import CHUNK as CALIBRATED
 from ltcompile.lower.quantize import METHODS, WEIGHT_TOP, Scheme
-from ltcompile.numerics import CHUNK, Answers, Compared, changed_classes, compare, largest_error
+from ltcompile.numerics import (
+    CHUNK,
+    ERROR_OF_NOISE,
+    LEAST_INPUTS,
+    Answers,
+    Compared,
+    Items,
+    changed_classes,
+    compare,
+    largest_error,
+    placed,
+)
 from ltcompile.runtimes import unavailable
 
 MOST_ERROR = 0.25  # of the largest output, against fp32: what rounding may change, where the network is computed as it should be
@@ -42,7 +56,8 @@ Names = tuple[tuple[str, ...] | None, tuple[str, ...] | None]  # of inputs and o
 class Judged:
     """A file as the judge finds it: its score and what that is worth (higher is better), and its outputs against fp32's.
 
-    `max_error` is the largest difference, of the largest output; `noise` the root mean square of all, of that of the outputs.
+    `max_error` is the largest difference, of the largest output; `noise` the root mean square of all, of that of the outputs. Of items that the
+    network ranks, among which rounding may pick others, `max_error` is what `numerics` would allow: 1.5 times the noise.
     """
 
     score: float
@@ -95,12 +110,13 @@ def to_int8(module: nn.Module, judge: Judge, job: ShrinkJob, scratch: Path, name
     exact, simulated = network.expected()
     compared = compare(answers(network.run(), judge.inputs, CHUNK), exact, simulated)
     if compared.refusal:
-        raise Disagreement(f"ONNX Runtime computes something else through the int8 file: {compared.refusal}; nothing was written")
+        raise Disagreement(f"ONNX Runtime's answers through the int8 file are not the network's: {compared.refusal}; nothing was written")
     record = {
         "ranges": scheme.ranges,
         "weight_bits": scheme.weight_bits,
         "float_nodes": float_nodes,
         "quantized_nodes": len(network.products) - len(float_nodes),
+        **({"places_in_float": len(network.places)} if network.places else {}),
         judge.key: {"fp32": plain.score, "int8": judged.score},
         judge.drop_key: job.int8.max_drop,
         "error": {"max": judged.max_error, "rms": judged.noise},
@@ -120,7 +136,7 @@ def to_int8(module: nn.Module, judge: Judge, job: ShrinkJob, scratch: Path, name
         record,
         judge.inputs,
         (exact, simulated),
-        partial(network.quantizer.write, scheme),
+        partial(network.quantizer.write, network.complete(scheme)),
     )
 
 
@@ -133,8 +149,9 @@ class _Network(Int8Network):
         self._input_names = names[0] or judge.inputs.names
         feeds = [self._feed(judge.inputs.rows(rows)) for rows in torch.arange(judge.inputs.batch).split(CALIBRATED)]
         super().__init__(module, Arguments(*judge.inputs.resized(2).arguments()), feeds, folder, names, dynamic)
-        self._check_float()
-        self._outputs = judge.outputs(self.run_float())
+        self.places = arithmetic_of_places(self.quantizer.plain)
+        names_of_outputs = self._check_float()
+        self._outputs = dict(zip(names_of_outputs, judge.outputs(self.run_float()).values(), strict=True))
         self.score = judge.score(self.run_float(), self._outputs)
 
     @property
@@ -144,6 +161,13 @@ class _Network(Int8Network):
     def _feed(self, inputs: Inputs) -> dict[str, Tensor]:
         return dict(zip(self._input_names, inputs.tensors, strict=True))
 
+    def complete(self, scheme: Scheme) -> Scheme:
+        """`scheme` with the arithmetic of places in float."""
+        return replace(scheme, float_nodes=(*self.places, *scheme.float_nodes))
+
+    def write(self, scheme: Scheme = Scheme()) -> None:  # noqa: B008
+        super().write(self.complete(scheme))
+
     def run(self, runtime: str = "onnxruntime") -> Run:
         """What the int8 file that was written last answers."""
         return of_file(self.file, self._input_names, runtime)
@@ -151,11 +175,13 @@ class _Network(Int8Network):
     def run_float(self) -> Run:
         return of_file(self.float_file, self._input_names)
 
-    def _check_float(self) -> None:
-        """Raises Disagreement where the float file is not the network."""
+    def _check_float(self) -> list[str]:
+        """The names of the outputs, which say what is ranked. Raises Disagreement where the float file is not the network."""
         some = self.judge.inputs.resized(min(CHUNK, self.judge.inputs.batch))
-        if reason := compare(answers(self.run_float(), some, CHUNK), answers(of_network(self.module), some, CHUNK)).refusal:
+        exact = answers(of_network(self.module), some, CHUNK)
+        if reason := compare(answers(self.run_float(), some, CHUNK), exact).refusal:
             raise Disagreement(f"the network and its ONNX file disagree: {reason}; please report this with the ticket")
+        return list(exact)
 
     def try_scheme(self, scheme: Scheme) -> Judged:
         """How good the file of a scheme is."""
@@ -177,16 +203,19 @@ class _Network(Int8Network):
 def judged_by(judge: Judge, run: Run, expected: Answers) -> Judged:
     """How good a network is that computes by `run`, next to the float network's outputs."""
     found = judge.outputs(run)
-    errors = [_errors(found[name], x) for name, x in expected.items() if np.issubdtype(x.dtype, np.floating)]
     score = judge.score(run, found)
+    if any(isinstance(name, Items) for name in expected):  # finding the nearest items takes a while
+        found, expected = ({name: value[:LEAST_INPUTS] for name, value in each.items()} for each in (found, expected))
+    found = placed(found, expected)
+    errors = [_errors(name, found[name], x) for name, x in expected.items() if np.issubdtype(x.dtype, np.floating)]
     return Judged(score, -judge.drop(0.0, score), max(error for error, _ in errors), max(noise for _, noise in errors))
 
 
-def _errors(found: Answers | Any, expected: Any) -> tuple[float, float]:
-    """The largest error, and the root mean square of all, relative to the outputs."""
+def _errors(name: str, found: Any, expected: Any) -> tuple[float, float]:
+    """The largest error, or what stands for it, and the root mean square of all, relative to the outputs."""
     y, x = torch.from_numpy(found), torch.from_numpy(expected)
-    noise = (y - x).square().mean().sqrt() / x.square().mean().sqrt().clamp_min(1e-12)
-    return largest_error(found, expected), float(noise)
+    noise = float((y - x).square().mean().sqrt() / x.square().mean().sqrt().clamp_min(1e-12))
+    return ERROR_OF_NOISE * noise if isinstance(name, Items) else largest_error(found, expected), noise
 
 
 @dataclass(frozen=True)
@@ -222,7 +251,7 @@ class _Choice:
 
 
 def _try_all(network: _Network, report: Progress) -> _Choice:
-    """Every way to take the ranges.
+    """Every way to take the ranges; but for the first, those that take none of this network, such as entropy where values are infinite.
 
     The bits are no matter of accuracy: where products overflow, runtimes differ in how, and a lucky file would answer otherwise elsewhere.
     """
@@ -235,7 +264,8 @@ def _try_all(network: _Network, report: Progress) -> _Choice:
     first, *others = METHODS
     bits = min(WEIGHT_TOP, key=lambda bits: judge(Scheme(first, bits)).noise)
     for method in others:
-        judge(Scheme(method, bits))
+        with contextlib.suppress(InvalidModel):
+            judge(Scheme(method, bits))
     return _Choice(network, tried, bits)
 
 
@@ -305,9 +335,5 @@ def _second_opinion(network: _Network, exact: Answers, simulated: Answers) -> di
             f"OpenVINO computes something else through the int8 file: {compared.refusal}; nothing was written: use precision=fp16"
         )
     ours = next(iter(judge.outputs(network.run()).values()))
-    return {
-        "error": compared.error,
-        "allowed": compared.allowed,
-        "same_class": 1 - changed_classes(next(iter(found.values())), ours),
-        judge.key: judge.score(run, found),
-    }
+    same = {} if network.places else {"same_class": 1 - changed_classes(next(iter(found.values())), ours)}
+    return {"error": compared.error, "allowed": compared.allowed, **same, judge.key: judge.score(run, found)}

@@ -13,7 +13,8 @@ from detectors import faster_rcnn
 from torch import nn
 
 import ltcompile as lt
-from ltcompile.errors import InvalidModel
+from ltcompile.errors import Disagreement, InvalidModel
+from ltcompile.lower import export
 from ltcompile.lower.answers import answers, of_network
 from ltcompile.lower.inputs import Inputs
 from ltcompile.models import detector
@@ -154,6 +155,12 @@ class TestItems:
 
         assert "which shows nothing" in compare(rounded(10), EXACT, rounded(10)).refusal
         assert compare(self.moved(), EXACT, rounded(0)).refusal == ""
+
+    @pytest.mark.parametrize(("tolerance", "says"), [(1e-2, "rounding decides which items it picks"), (FP32_TOLERANCE, "please report it")])
+    def test_a_file_in_half_precision_that_picks_others_is_no_bug(self, tolerance: float, says: str) -> None:
+        exact = {name: torch.from_numpy(value) for name, value in EXACT.items()}
+        with pytest.raises(Disagreement, match=f"items it ranks are off .*{says}"):
+            export._compare([-value for value in exact.values()], exact, tolerance, "half.onnx")
 
     def test_what_is_not_finite_is_refused(self) -> None:
         def one_nan(boxes: Any) -> Any:

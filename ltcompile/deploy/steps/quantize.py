@@ -43,7 +43,9 @@ def check(job: ShrinkJob) -> None:
     if job.int8.finetune_epochs and hasattr(formats.of(job.output), "quantize"):
         raise InvalidSetting(f"finetune_epochs trains for ltcompile's own int8, which {job.output.suffix} files do not hold; leave it out")
     if not job.any_batch:
-        raise InvalidSetting("int8 is checked in batches; keep batch among the dynamic axes")
+        raise InvalidSetting(
+            "int8 is checked in batches; keep batch among the dynamic axes, or leave a network whose code fixes the batch in fp32 or fp16"
+        )
     if job.int8.finetune_epochs and not (isinstance(job.calibrate, Task) and job.recipe and job.metric is None):
         raise InvalidSetting(
             "finetune_epochs trains tickets, on the images of a data set and by its metric; leave it out for other networks"
@@ -137,6 +139,8 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     lines = [f"{start}weights of {int8['weight_bits']} bits: {_scores(int8)}"]
     if int8["fine_tuning"] != "not requested":
         lines.append(f"fine-tuned weights {int8['fine_tuning']}")
+    if "places_in_float" in int8:
+        lines.append(f"{int8['places_in_float']} operations on scores and places that it ranks or reads by stay in float")
     lines += [f"{name} stays in float: {why}" for name, why in int8["float_nodes"].items()]
     if "same_class" in second and "metric" not in int8:
         return [
