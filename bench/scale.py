@@ -7,7 +7,7 @@ In the simulation (tests/support/cluster.py) trainings only let a simulated time
 Workers are killed and replaced half a minute later at most, when the process that started them notices, and frees their arms; "unnoticed" kills
 leave the leases of their arms to expire. With "no head", no process but the workers looks at leases, as where all joined by themselves.
 Heartbeats or whole workers freeze for three minutes, and the disk is full for two minutes. No clock agrees with another. Makespans are compared
-with list scheduling, which has neither faults nor costs. Faults are drawn once a row; makespans of other draws differ by some 0.03.
+with list scheduling, which has neither faults nor costs. Faults are drawn once a row; other draws differ by up to 0.1.
 """
 
 from __future__ import annotations
