@@ -25,7 +25,7 @@ BUILDS: dict[str, tuple[list[str], tuple[str, ...], str]] = {
     "bf16": (["g++", "-march=native"], (), "avx512_bf16"),
     "bf16, sanitized": (["g++", "-march=native", *SANITIZED], (), "avx512_bf16"),
     "avx2, sanitized": (["g++", "-mavx2", "-mfma", *SANITIZED], (), "avx2"),
-    "plain": (["g++"], (), ""),
+    "plain, clang": (["clang++"], (), ""),
     "neon": (["aarch64-linux-gnu-g++", "-static"], ("qemu-aarch64",), ""),
 }
 
@@ -54,7 +54,7 @@ def cases() -> list[tuple[Case, torch.Tensor]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [b if b in ("bf16", "plain") else pytest.param(b, marks=pytest.mark.slow) for b in BUILDS])
+@pytest.mark.parametrize("build", BUILDS)
 def test_every_instruction_set(cases: list[tuple[Case, torch.Tensor]], build: str, tmp_path: Path) -> None:
     command, run, needed = BUILDS[build]
     if needed not in (Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""):
