@@ -35,9 +35,9 @@ def squeeze(
     """
     from safetensors.torch import save
 
-    from ltcompile.deploy.squeeze import squeezed
     from ltcompile.errors import InvalidModel, InvalidSetting
     from ltcompile.graph import size
+    from ltcompile.graph.squeeze import squeezed
     from ltcompile.paths import check_writable, write_bytes
 
     if model is None or weights is None:
