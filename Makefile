@@ -45,7 +45,7 @@ $(OLDEST)/.made-from: pyproject.toml constraints-oldest.txt
 # bench/results/demo and the table in README.md.
 demo: env
 	@rm -rf runs/demo
-	$(BIN)/ltcompile find --recipe recipes/demo.toml --name demo
+	$(BIN)/ltcompile find --recipe recipes/demo.toml --name demo --jobs 2
 	$(BIN)/ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx
 	$(BIN)/ltcompile bench runs/demo/small.onnx --against dense --runtime onnxruntime --runtime eager --batch 1 --batch 64 --seconds 1
 	$(BIN)/ltcompile report runs/demo -o runs/demo/report.html
