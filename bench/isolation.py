@@ -2,7 +2,7 @@
 
     python bench/isolation.py
 
-Prints a table and ends with one line of JSON: median microseconds of a call that is timed in a process of its own, of one that is timed in
+Prints a table and writes bench/results/isolation.json: median microseconds of a call that is timed in a process of its own, of one that is timed in
 ltcompile's worker, and of a request to the worker and back, which is in no row of a benchmark; and how a process ends that opens all runtimes.
 """
 
@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+from _common import finish
 from onnx import TensorProto, helper, save
 
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.load import busy_share
-from ltcompile.core.records import provenance
 from ltcompile.runtimes import Subject, load, load_apart, unavailable
 from ltcompile.timing import interleave
 
@@ -68,7 +68,7 @@ def main() -> None:
             print(f"{name:<12} {us or 'ended with ' + outcomes[name]}", flush=True)
         together, outcomes["together"] = in_child(path, *names)
     print(f"all in one process: {', '.join(together) or 'none'} ran, and it ended with {outcomes['together']}")
-    print(json.dumps({"us": rows, "ran_together": [*together], "ended": outcomes, "busy_share": busy, "provenance": provenance()}))
+    finish("isolation", {"bench": "isolation", "us": rows, "ran_together": [*together], "ended": outcomes, "busy_share": busy})
 
 
 def child(path: Path, names: list[str]) -> None:
