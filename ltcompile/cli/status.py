@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 import typer
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ def status(
     as_json: bool = typer.Option(False, "--json", help="Print the state as JSON, a line each time."),
 ) -> None:
     """Show what every arm of a run is at: finished, running (where, how fast, how long still), ready, waiting for others, or failed."""
+    from rich.console import Console
+
     from ltcompile.search.status import Watch
 
     seen = Watch(run)
@@ -36,7 +37,7 @@ def status(
             typer.echo(json.dumps(found.to_json()))
         else:
             if watch:
-                click.clear()
+                Console().clear()
             _print(found)
         if not watch or found.verdict or seen.pool.blocked:
             return
