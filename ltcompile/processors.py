@@ -19,7 +19,7 @@ def cpuset() -> int:
 
 def processors() -> int:
     """Those of the cpuset, but no more than the quota pays for, rounded up."""
-    return min(cpuset(), max(1, math.ceil(min(quota(), cpuset()))))
+    return max(1, math.ceil(min(quota(), cpuset())))
 
 
 def limited() -> bool:
