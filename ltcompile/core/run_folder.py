@@ -122,7 +122,7 @@ class RunFolder:
         settings = json.loads(json.dumps(settings))
         if self.begun and not resume:
             raise InvalidFile(f"{self.path} holds a run already; continue it with resume=True, or choose another folder=")
-        write_json(self.settings, settings, once=True)
+        self.write(lambda: write_json(self.settings, settings, once=True))
         if message := differences(self.read_settings(), settings):
             raise TicketMismatch(
                 f"{self.path} was started with other settings ({message}); resume with the same, or start a new run in another folder="
@@ -164,17 +164,29 @@ class RunFolder:
     def save(self, path: Path, value: dict[str, Any]) -> None:
         """Write tensors and plain values to a file of the run. Raises InvalidFile where it cannot be written."""
         self.check_exists()
-        self._write(lambda: write_torch(path, value))
+        self.write(lambda: write_torch(path, value))
 
-    def _write(self, write: Callable[[], None]) -> None:
+    def write(self, write: Callable[[], object]) -> None:
+        """Call `write`, again where the disk is full. Raises DiskFull where it stays so."""
         wait_for_space(write, self.space_s)
 
     def save_selection(self, seed: int, level: int, plan: PruningPlan, mask: WeightMask | None) -> None:
         """Write what a level keeps, unless it is there: the mask first, since the plan's file says that both are."""
         self.check_exists()
         if mask:
-            self._write(lambda: mask.save(self.mask(seed, level)))
-        self._write(lambda: write_json(self.plan(seed, level), plan.to_json(), once=True))
+            self.write(lambda: mask.save(self.mask(seed, level)))
+        self.write(lambda: write_json(self.plan(seed, level), plan.to_json(), once=True))
+
+    def own_checkpoints(self, arm: Arm) -> Path:
+        """The folder for the checkpoints of a loop of the caller's own, which is made where it is not there."""
+        folder = self.path / f"seed{arm.seed}" / arm.name
+
+        def make() -> None:
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+
+        self.write(make)
+        return folder
 
     def log(self, arm: Arm, row: dict[str, Any]) -> None:
         """Append an epoch to the history of an arm."""
@@ -188,19 +200,20 @@ class RunFolder:
                 history.truncate(size)  # what a full disk took of it
                 history.write(line)
 
-        self._write(append)
+        self.write(append)
 
     def write_epochs(self, arm: Arm, rows: list[dict[str, Any]]) -> None:
         """Write the whole history of an arm."""
         text = "".join(_line(arm, row) for row in rows)
-        self._write(lambda: write_text(self.epochs(arm), text))
+        self.write(lambda: write_text(self.epochs(arm), text))
 
     def write_history(self, arms: list[Arm]) -> None:
         """Write the history of all arms, which are finished, as one file."""
         for arm in arms:
             if not self.epochs(arm).exists():  # of a training that came from another run (`copy_dense`)
                 self.write_epochs(arm, self.load(self.training(arm))["epochs"])
-        write_bytes(self.history, b"".join(self.epochs(arm).read_bytes() for arm in arms))
+        whole = b"".join(self.epochs(arm).read_bytes() for arm in arms)
+        self.write(lambda: write_bytes(self.history, whole))
 
     def copy_dense(self, source: RunFolder, seeds: range) -> None:
         """Copy how `source` computes, and its dense networks of `seeds`, to where this folder has none yet.

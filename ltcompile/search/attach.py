@@ -25,6 +25,7 @@ from ltcompile.paths import read_json
 from ltcompile.search.config import SearchConfig
 from ltcompile.search.own_arm import ArmToTrain
 from ltcompile.search.own_loop import OwnLoop
+from ltcompile.search.run import SPACE_S
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -49,7 +50,7 @@ def attach(model: Module, example: Example | None = None) -> Module:
     """
     if SEARCH not in os.environ:
         return model
-    run, network = RunFolder(Path(os.environ[SEARCH]).parent), unwrap(model)
+    run, network = RunFolder(Path(os.environ[SEARCH]).parent, SPACE_S), unwrap(model)
     settings = read_settings(run.command)
     if example is None and settings["example"] is None:
         raise InvalidSetting("attach(model) needs an example input: attach(model, example), or `ltcompile find --example 1x3x224x224`")

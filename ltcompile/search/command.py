@@ -152,8 +152,7 @@ class CommandRun(SharedRun):
 
     def _start(self, arm: Arm, epochs: int, name: str, lease: Lease | None) -> None:
         """Run the command for an arm. Raises TrainingFailed where it ends with an error."""
-        checkpoints = self.folder.path / f"seed{arm.seed}" / arm.name
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoints = self.folder.own_checkpoints(arm)
         seed = arm.stream("fresh weights") >> 32 if takes_fresh_weights(arm, self.config.rewind) else arm.seed
         words = _filled(self.command, {"seed": seed, "epochs": epochs, "arm": name, "folder": checkpoints})
         try:

@@ -30,8 +30,7 @@ class ArmToTrain:
         self._search, self.arm, self._lease, self.left_out = search, training.arm, lease, False
         self.model, self.first_epoch, self.epochs = model, training.first_epoch, training.recipe.epochs - training.first_epoch
         self.seed, self.name = training.arm.stream("training"), f"seed{training.arm.seed}/{training.arm.name}"
-        self.folder = search.folder.path / f"seed{training.arm.seed}" / training.arm.name
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder = search.folder.own_checkpoints(training.arm)
         self._shapes, self._began = _shapes(model), time.monotonic()
         self.early: dict[str, Tensor] | None = None
 

@@ -34,7 +34,7 @@ from ltcompile.search.job import PreparedJob, SearchJob, prepare, recorded_profi
 from ltcompile.search.listener import NullListener
 from ltcompile.search.own_arm import ArmToTrain
 from ltcompile.search.result import measure_target
-from ltcompile.search.run import POLL_S, SearchRun
+from ltcompile.search.run import POLL_S, SPACE_S, SearchRun
 from ltcompile.search.verdict import judge, typical_seed
 from ltcompile.training import ArmTraining, Epoch, Outcome, Progress
 
@@ -131,7 +131,7 @@ class OwnLoop:
             trainer=self._train,
             build=build,
         )
-        self.folder, self.lease_s = RunFolder(folder), lease_s
+        self.folder, self.lease_s = RunFolder(folder, SPACE_S), lease_s
         self._prepared: PreparedJob = prepare(job)
         self._finished: tuple[ArmToTrain, Score] | None = None
         self._found: Found | None = None
@@ -253,10 +253,10 @@ class OwnLoop:
             "target": reached.to_json() if reached else None,
         }
         self.folder.write_history(arms)
-        found.plan.save(self.folder.own_plan)
+        self.folder.write(lambda: found.plan.save(self.folder.own_plan))
         self.folder.save(self.folder.own_weights, found.small.state_dict())
         self.folder.save(self.folder.own_dense, run.runner.trained(Arm(seed, "dense", 0)).state_dict())
-        write_json(self.folder.own_summary, summary)  # the last: it says that the others are there
+        self.folder.write(lambda: write_json(self.folder.own_summary, summary))  # the last: it says that the others are there
         return found
 
     def _network(self, level: int, rows: tuple[Trained, ...], verdict: Verdict) -> Found:

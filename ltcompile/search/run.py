@@ -33,7 +33,7 @@ from ltcompile.search.scored_masks import ScoredMasks
 from ltcompile.search.verdict import choose_level, closest_level, judge
 
 POLL_S = 0.25
-SPACE_S = 600.0  # for how long one of several processes waits on a full disk
+SPACE_S = 600.0  # for how long one of several processes, or a loop of the caller's own, waits on a full disk
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import itertools
 import json
 import os
 import signal
@@ -16,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import ltcompile as lt
+from ltcompile import paths
 from ltcompile.core.lease import Lease
 from ltcompile.core.notice import Notice
 from ltcompile.core.run_folder import RunFolder
@@ -140,6 +143,29 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         monkeypatch.setenv(name, "")
     monkeypatch.setattr(command, "call", script)
     return monkeypatch
+
+
+def test_a_script_waits_on_a_full_disk(tmp_path: Path, in_process: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever it writes fails at first: first weights, plans, results, the verdict."""
+    by_command(tmp_path / "serial")
+    sync, calls = os.fsync, itertools.count()
+
+    def full_at_first(descriptor: int) -> None:
+        if next(calls) % 2 == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    def call(words: list[str], environment: dict[str, str], _: object) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", full_at_first)
+            return script(words, environment)
+
+    in_process.setattr(command, "call", call)
+    in_process.setattr(paths, "SPACE_POLL_S", 0.0)
+    by_command(tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(tmp_path / "serial")
+    reported = capsys.readouterr().err
+    assert next(calls) > 2 * 8 * 2 and all(name in reported for name in ("first.pt", "plan-1.json", "ticket-1.pt", "own-search.json"))
 
 
 def begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
