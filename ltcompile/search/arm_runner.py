@@ -136,8 +136,7 @@ class ArmRunner:
         self.folder.check_exists()
         if self.lease is not None:
             self.lease.beat()  # while a training holds Python's lock, the thread that beats does not run
-            if self.lease.lost:
-                raise LeaseLost(arm.name)
+        self._check_lease(arm)
         if arm.kind == "dense" and epoch.epoch + 1 == self.job.config.rewind_epoch:
             self.folder.save(self.folder.early(arm.seed), {"weights": reached["model"]})
         if epoch.epoch + 1 < recipe.epochs:  # the last one is kept by the arm's own file
@@ -145,12 +144,16 @@ class ArmRunner:
             self.folder.log(arm, epoch.to_json())
             self.listener.epoch(arm.seed, arm.kind, arm.level, epoch)
 
+    def _check_lease(self, arm: Arm) -> None:
+        """Raises LeaseLost, in all processes that train together, where another one took the arm over."""
+        if ranks.agreed(self.lease is not None and self.lease.lost):
+            raise LeaseLost(arm.name)
+
     def _within_epochs(self, arm: Arm) -> Checkpoint:
         """Writes states within an epoch to the arm's checkpoint, as often as the job says."""
 
         def save(state: dict[str, Any]) -> None:
-            if self.lease is not None and self.lease.lost:
-                raise LeaseLost(arm.name)
+            self._check_lease(arm)
             self.folder.save(self.folder.checkpoint(arm), state)
 
         return Checkpoint(save, math.inf if (minutes := self.job.checkpoint_minutes) is None else 60 * minutes)

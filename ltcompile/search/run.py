@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -132,8 +133,6 @@ class SharedRun(ABC):
             with lease.held(pool.lease_s / 6, lambda: pool.watch(time.monotonic())):
                 self.train(arm, lease)
         except LeaseLost:
-            if ranks.world() > 1:  # the others are in the middle of it
-                raise TrainingFailed(f"another process took over {arm.name} of seed {arm.seed}; continue with resume=True") from None
             self._reported.discard(arm)
             pool.gave_up(arm, time.monotonic())
         except Exception as error:
@@ -185,7 +184,8 @@ class SearchRun(SharedRun):
     def follow(self) -> None:
         """Train the arms that the first of several processes takes, together with it."""
         while (arm := ranks.agreed(None)) is not None:
-            self.trainings.train(arm)
+            with contextlib.suppress(LeaseLost):  # of the first one
+                self.trainings.train(arm)
 
     def conclude(self, began: float | None = None) -> SearchResult:
         """Judge, look at the test set once, and write ticket and summary; all arms are finished. `began` is by time.perf_counter."""

@@ -16,8 +16,12 @@ from together import CPU, few_digits, in_processes
 
 import ltcompile as lt
 from ltcompile import ranks
+from ltcompile.core.arm import Arm
+from ltcompile.core.lease import Files, Lease
+from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import EVERYTHING, Batch, Part, Shard
 from ltcompile.errors import InvalidSetting, TrainingFailed
+from ltcompile.search import NullListener
 from ltcompile.tasks import Classification
 
 pytestmark = pytest.mark.slow
@@ -76,6 +80,30 @@ def same(a: Path, b: Path) -> bool:
 
 def test_two_processes_leave_the_folder_of_one(tmp_path: Path, whole: Path) -> None:
     in_processes(2, together, tmp_path)
+    assert same(tmp_path / "run", whole)
+
+
+class TakenOver(NullListener):
+    """Another process takes the first arm over after its first epoch, and leaves it at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.begun = RunFolder(folder), list[tuple[str, int]]()
+
+    def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
+        self.begun.append((arm, done))
+
+    def epoch(self, *_: object) -> None:
+        if ranks.rank() == 0 and (other := Lease.take(Files(), self.folder.stem(Arm(0, "dense", 0)), 1, {})) is not None:
+            other.end("left")
+
+
+def together_until_taken_over(folder: Path) -> None:
+    search(folder / "run", listener=(listener := TakenOver(folder / "run")))
+    assert listener.begun[:3] == [("dense", 0), ("dense", 1), ("ticket", 0)], "all stopped, and took it up again from its checkpoint"
+
+
+def test_a_lost_lease_stops_all_processes_together(tmp_path: Path, whole: Path) -> None:
+    in_processes(2, together_until_taken_over, tmp_path)
     assert same(tmp_path / "run", whole)
 
 
