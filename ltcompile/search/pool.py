@@ -57,6 +57,7 @@ class Pool:
         self.folder, self.graph, self.choose, self.info, self.retries = folder, graph, choose, info | {"retries": retries}, retries
         self.files, self.lease_s = files or Files(), lease_s
         self.level: int | None = None
+        self._looked: float | None = None  # when at all arms
         self.done: set[Arm] = set()
         self.taken: dict[Arm, tuple[Held, float]] = {}  # by whom, as of when
         self.failed: dict[Arm, Failed] = {}
@@ -106,15 +107,27 @@ class Pool:
         """An arm to train and its lease; None where there is none now. `now` is of this process's monotonic clock."""
         self._choose_level()
         self._look_for_longer_chains(now)
-        return self._take(now) or self._take(now, thorough=True)
+        return self._take(now) or self._take_after_look(now)
+
+    def _take_after_look(self, now: float) -> tuple[Arm, Lease] | None:
+        """After a look at all, or where that was a short time ago, at those arms of others that were seen longest ago."""
+        if self._looked is None or now - self._looked >= self.lease_s / 2:
+            self._looked = now
+            return self._take(now, thorough=True)
+        self._look_at(list(self.taken), now)
+        self._choose_level()
+        return self._take(now)
+
+    def _look_at(self, arms: list[Arm], now: float) -> None:
+        """Look at some of the arms of others: those seen longest ago."""
+        for arm in sorted(arms, key=lambda arm: self.taken[arm][1])[:LOOKED_AT]:
+            self._see(arm, now)
 
     def _look_for_longer_chains(self, now: float) -> None:
         """Look at some arms of others which more trainings wait for than for all that are free, as seen last: those seen longest ago."""
         free = min((place for place, arm in self._queue if self._is_free(arm)), default=None)
         if free is not None:
-            longer = [arm for arm in self.taken if self._place(arm)[0] < free[0]]
-            for arm in sorted(longer, key=lambda arm: self.taken[arm][1])[:LOOKED_AT]:
-                self._see(arm, now)
+            self._look_at([arm for arm in self.taken if self._place(arm)[0] < free[0]], now)
 
     def watch(self, now: float) -> None:
         """Look at some arms of other processes, and note in their leases where they expired, which spares all others the wait."""
@@ -123,9 +136,9 @@ class Pool:
             with contextlib.suppress(OSError, InvalidFile):  # the next look, or the process that looks for an arm, meets it again
                 self._see(arm, now)
 
-    def pause_s(self, pause_s: float, idle_s: float) -> float:
-        """How long a process waits for its next look that found nothing to train for `idle_s`, and waited `pause_s` before its last one."""
-        return min(2 * pause_s, self.lease_s / (12 if idle_s < self.lease_s else 2))
+    def pause_s(self, pause_s: float) -> float:
+        """How long a process waits for its next look that found nothing to train, and waited `pause_s` before its last one."""
+        return min(2 * pause_s, self.lease_s / 12)
 
     def _take(self, now: float, thorough: bool = False) -> tuple[Arm, Lease] | None:
         """By what was seen last, with another look at each arm before it is taken; `thorough`: after a look at all."""

@@ -125,7 +125,7 @@ class SharedRun(ABC):
             elif not pool.finished:
                 time.sleep(wait)
                 idle_s += wait
-                wait = pool.pause_s(wait, idle_s)
+                wait = pool.pause_s(wait)
 
     def _train(self, pool: Pool, arm: Arm, lease: Lease, on_failure: Callable[[Arm, Exception], None] | None) -> None:
         self._reported.add(arm)

@@ -117,7 +117,6 @@ class Worker:
     lease: Lease | None = None
     epoch: int = 0
     wait: float = POLL_S
-    idle_s: float = 0.0
     alive: bool = True
     frozen_until: float = 0.0  # nothing of it runs
     mute_until: float = 0.0  # its heartbeat alone does not
@@ -225,7 +224,7 @@ class Cluster:
         self.takes += 1
         if taken is not None:
             worker.arm, worker.lease = taken
-            worker.epoch, worker.wait, worker.idle_s = self.checkpoint(worker.arm), POLL_S, 0.0
+            worker.epoch, worker.wait = self.checkpoint(worker.arm), POLL_S
             self.started[worker.arm] += 1
             self.takeovers += worker.lease.number > 0
             return self.seconds(worker.arm) / EPOCHS
@@ -234,8 +233,7 @@ class Cluster:
             worker.alive = False
             return None
         pause = worker.wait
-        worker.idle_s += pause
-        worker.wait = worker.pool.pause_s(pause, worker.idle_s)
+        worker.wait = worker.pool.pause_s(pause)
         return pause
 
     def timed(self, call: Callable[[], T]) -> T:
