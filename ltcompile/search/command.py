@@ -30,6 +30,7 @@ from ltcompile.search.job import recorded_profile
 from ltcompile.search.listener import Listener, NullListener
 from ltcompile.search.own_loop import check_supported
 from ltcompile.search.run import SharedRun
+from ltcompile.search.sharing import Sharing
 
 LOOK_S, STOP_S = 1.0, 10.0
 
@@ -97,10 +98,10 @@ def search_by_command(
     search = CommandRun(run, command, read_settings(run.command), listener or NullListener())
     if not run.own_summary.exists():
         if jobs is None:
-            search.work(search.pool(in_order=True))
+            Sharing(search, in_order=True).work()
         else:
             coordinate(search, jobs, executor, executor_options or {}, retries)
-        search.conclude_once(this_process())
+        search.wait_for_conclusion(this_process())
     summary: dict[str, Any] = read_json(run.own_summary, "summary of a search")
     return summary
 

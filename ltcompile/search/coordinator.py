@@ -1,4 +1,4 @@
-"""One process that keeps workers of a search running, through an executor, and reports what they do."""
+"""One process that keeps workers of runs going, through an executor, and reports what they do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from ltcompile.core.lease import Held
 from ltcompile.errors import InvalidFile, Unavailable
 from ltcompile.executors import Executor, Job
 from ltcompile.paths import wait_for_space
-from ltcompile.search.run import SPACE_S, SharedRun, failure
+from ltcompile.search.pool import Pool
+from ltcompile.search.run import SPACE_S, SharedRun
+from ltcompile.search.sharing import Runs, Sharing
 from ltcompile.training import Epoch
 
 POLL_S, MOST_POLL_S = 0.5, 10.0
@@ -24,50 +26,57 @@ STOP_S = 30.0
 LOG_CHARACTERS = 600
 
 
-def coordinate(run: SharedRun, jobs: int, executor: str, options: Mapping[str, str], retries: int) -> None:
-    """Let up to `jobs` workers train all arms of the run.
+def coordinate(runs: Runs, jobs: int, executor: str, options: Mapping[str, str], retries: int) -> None:
+    """Let up to `jobs` workers train all arms of the runs.
 
     Raises TrainingFailed where arms are given up and nothing else is left; Unavailable where workers end before they begin. Where it is
     interrupted, workers give their arms up after the last checkpoint.
     """
-    folder = run.folder.workers.absolute()
-    opened = executors.open_executor(executor, folder, jobs, options)
+    opened = executors.open_executor(executor, runs.workers.absolute(), jobs, options)
     try:
-        _Coordinator(run, opened, jobs, retries).work()
+        _Coordinator(runs, opened, jobs, retries).work()
     finally:
         opened.close()
 
 
 class _Coordinator:
-    def __init__(self, run: SharedRun, executor: Executor, jobs: int, retries: int) -> None:
-        self.run, self.executor, self.jobs, self.retries = run, executor, jobs, retries
-        self.pool, self.batch = run.pool(retries=retries), uuid.uuid4().hex[:6]
+    def __init__(self, runs: Runs, executor: Executor, jobs: int, retries: int) -> None:
+        self.runs, self.executor, self.jobs, self.retries = runs, executor, jobs, retries
+        self.sharing, self.batch = Sharing(runs, retries=retries), uuid.uuid4().hex[:6]
         self.workers: dict[str, Job] = {}
         self.started, self.barren = 0, 0  # workers; and those in succession that ended with an error and never had an arm
-        self.seen: dict[Arm, int] = {}  # epochs reported of unfinished arms
-        self.owners, self.ended = set[str](), set[Arm]()
+        self.reports: dict[SharedRun, _Report] = {}
+        self.owners = set[str]()  # workers that had an arm
 
     def work(self) -> None:
         try:
             while True:
                 self._collect()
+                wait_for_space(self.sharing.advance, SPACE_S)
                 began = time.monotonic()
-                wait_for_space(lambda: self.pool.look(time.monotonic()), SPACE_S)
+                wait_for_space(self._look, SPACE_S)
                 pause = min(max(POLL_S, 20 * (time.monotonic() - began)), MOST_POLL_S)  # where a look takes long, look seldom
-                self._report()
-                if self.pool.finished:
+                if self.sharing.finished:
                     return
-                if self.pool.blocked:
-                    raise failure(list(self.pool.failed.values()))
+                if self.sharing.blocked:
+                    raise self.sharing.failure()
                 self._start()
                 time.sleep(pause)
         finally:
             self._stop()
 
+    def _look(self) -> None:
+        """See what has become of all arms, and report it."""
+        for run, pool in self.sharing.pools.items():
+            pool.look(time.monotonic())
+            self.owners |= {_owner(held) for held, _ in pool.taken.values()}
+            self.reports.setdefault(run, _Report(run, pool)).report()
+
     def _start(self) -> None:
         """Start workers while more arms are free than workers wait for one."""
-        busy = sum(self._owner(held) in self.workers for held, _ in self.pool.taken.values())
-        wanted = min(self.jobs - len(self.workers), len(self.pool.free) - (len(self.workers) - busy))
+        pools = self.sharing.pools.values()
+        busy = sum(_owner(held) in self.workers for pool in pools for held, _ in pool.taken.values())
+        wanted = min(self.jobs - len(self.workers), sum(len(pool.free) for pool in pools) - (len(self.workers) - busy))
         for _ in range(max(0, wanted)):
             self.started += 1
             name = f"{self.batch}-{self.started}"
@@ -75,9 +84,9 @@ class _Coordinator:
 
     def _command(self, name: str) -> list[str]:
         """What a worker is started with: it reads the rest from the folder."""
-        command = [sys.executable, "-m", "ltcompile", "worker", str(self.run.folder.path.absolute()), "--name", name]
+        command = [sys.executable, "-m", "ltcompile", "worker", str(self.runs.path.absolute()), "--name", name]
         command += ["--retries", str(self.retries), "--patience", f"{PATIENCE_S:g}"]
-        return [*command, *self.run.worker_arguments()]
+        return [*command, *self.runs.worker_arguments()]
 
     def _collect(self) -> None:
         """See which workers have ended, which is an error where none ever had an arm. An arm that one still had has failed."""
@@ -91,28 +100,45 @@ class _Coordinator:
                 raise Unavailable(
                     f"workers end before they train anything; the last with exit code {code}: {_tail(job.log)} (log: {job.log})"
                 )
-        now = time.monotonic()
-        for arm, (held, _) in list(self.pool.taken.items()):
-            own = self._owner(held).startswith(f"{self.batch}-")
-            if (own or held.ended_here) and self._owner(held) in self.owners - self.workers.keys():
-                self.pool.owner_ended(arm, now)
+        now, ended = time.monotonic(), self.owners - self.workers.keys()
+        for pool in self.sharing.pools.values():
+            for arm, (held, _) in list(pool.taken.items()):
+                own = _owner(held).startswith(f"{self.batch}-")
+                if (own or held.ended_here) and _owner(held) in ended:
+                    pool.owner_ended(arm, now)
 
-    def _report(self) -> None:
-        """Report epochs and finished arms that are new."""
-        first = not self.started
+    def _stop(self) -> None:
+        """Let workers end. Those on this machine are waited for."""
+        for job in self.workers.values():
+            job.stop()
+        end = time.monotonic() + STOP_S
+        while any(job.poll() is None for job in self.workers.values()) and time.monotonic() < end:
+            time.sleep(0.05)
+
+
+class _Report:
+    """Reports to a run's listener what its folder says that is new."""
+
+    def __init__(self, run: SharedRun, pool: Pool) -> None:
+        self.run, self.pool, self.first = run, pool, True
+        self.seen: dict[Arm, int] = {}  # epochs reported of unfinished arms
+        self.ended = set[Arm]()
+
+    def report(self) -> None:
+        """Report epochs and finished arms; at first, these are from before."""
         for arm, (held, _) in list(self.pool.taken.items()):
-            self.owners.add(self._owner(held))
             if arm not in self.seen and "epochs" in held.info:
                 self.seen[arm] = 0
                 self.run.listener.started(arm.seed, arm.kind, arm.level, int(held.info["epochs"]), 0)
             self._report_epochs(arm)
         for arm in self.pool.done - self.ended:
-            if not first:
+            if not self.first:
                 self.seen.setdefault(arm, 0)
                 self._report_epochs(arm)
             self.seen.pop(arm, None)
             self.ended.add(arm)
-        self.run.report_finished(self.pool, from_file=first)
+        self.run.report_finished(self.pool, from_file=self.first)
+        self.first = False
 
     def _report_epochs(self, arm: Arm) -> None:
         if arm not in self.seen:
@@ -127,17 +153,9 @@ class _Coordinator:
         except (OSError, ValueError, InvalidFile):  # half a line: the rest is there at the next look
             return
 
-    def _stop(self) -> None:
-        """Let workers end. Those on this machine are waited for."""
-        for job in self.workers.values():
-            job.stop()
-        end = time.monotonic() + STOP_S
-        while any(job.poll() is None for job in self.workers.values()) and time.monotonic() < end:
-            time.sleep(0.05)
 
-    @staticmethod
-    def _owner(held: Held) -> str:
-        return str(held.info.get("worker", ""))
+def _owner(held: Held) -> str:
+    return str(held.info.get("worker", ""))
 
 
 def _tail(log: str) -> str:

@@ -35,6 +35,7 @@ from ltcompile.search.listener import NullListener
 from ltcompile.search.own_arm import ArmToTrain
 from ltcompile.search.result import measure_target
 from ltcompile.search.run import POLL_S, SPACE_S, SearchRun
+from ltcompile.search.sharing import Sharing
 from ltcompile.search.verdict import judge, typical_seed
 from ltcompile.training import ArmTraining, Epoch, Outcome, Progress
 
@@ -150,10 +151,11 @@ class OwnLoop:
             yield from self._shared()
 
     def _shared(self) -> Iterator[ArmToTrain]:
-        pool = self._run.pool(in_order=True, lease_s=self.lease_s)
-        for arm, lease in self._run.leases(pool):
+        sharing = Sharing(self._run, in_order=True, lease_s=self.lease_s)
+        (pool,) = sharing.pools.values()
+        for _, arm, lease in sharing.leases():
             try:
-                with lease.held(self.lease_s / 6, lambda: pool.watch(time.monotonic())):
+                with lease.held(self.lease_s / 6, sharing.watch):
                     yield (pending := self.arm_to_train(arm, lease))
                     if pending.left_out:
                         raise LeaseLost(arm.name)

@@ -103,6 +103,11 @@ class Pool:
         """The arms that no process has, as seen last."""
         return [arm for arms in self._open.values() for arm in arms if arm not in self.taken and arm not in self.failed]
 
+    @property
+    def first_place(self) -> tuple[float, ...]:
+        """The place of the first arm that no process has, as seen last; among pools, the smallest is looked at first."""
+        return min((place for place, arm in self._queue if self._is_free(arm)), default=(float("inf"),))
+
     def take(self, now: float) -> tuple[Arm, Lease] | None:
         """An arm to train and its lease; None where there is none now. `now` is of this process's monotonic clock."""
         self._choose_level()
@@ -125,9 +130,8 @@ class Pool:
 
     def _look_for_longer_chains(self, now: float) -> None:
         """Look at some arms of others which more trainings wait for than for all that are free, as seen last: those seen longest ago."""
-        free = min((place for place, arm in self._queue if self._is_free(arm)), default=None)
-        if free is not None:
-            self._look_at([arm for arm in self.taken if self._place(arm)[0] < free[0]], now)
+        if (free := self.first_place[0]) != float("inf"):
+            self._look_at([arm for arm in self.taken if self._place(arm)[0] < free], now)
 
     def watch(self, now: float) -> None:
         """Look at some arms of other processes, and note in their leases where they expired, which spares all others the wait."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ltcompile import ranks
 from ltcompile.core.arm import Arm
-from ltcompile.core.lease import LEASE_S, Lease, LeaseLost, Observer, claim, this_process
+from ltcompile.core.lease import LEASE_S, Lease, LeaseLost, Observer, claim
 from ltcompile.core.reached import Reached
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
@@ -28,7 +30,7 @@ from ltcompile.search.config import PRUNE, SearchConfig
 from ltcompile.search.iterative_pruning import IterativePruning
 from ltcompile.search.job import PreparedJob
 from ltcompile.search.listener import Listener
-from ltcompile.search.pool import Failed, Pool
+from ltcompile.search.pool import Pool
 from ltcompile.search.result import build_ticket, measure_target, write_summary
 from ltcompile.search.scored_masks import ScoredMasks
 from ltcompile.search.verdict import choose_level, closest_level, judge
@@ -57,7 +59,8 @@ class SharedRun(ABC):
     def __init__(self, folder: RunFolder, config: SearchConfig, metric: Metric, listener: Listener) -> None:
         self.folder, self.config, self.metric, self.listener = folder, config, metric, listener
         self.graph = ArmGraph.of(config)
-        self.trained, self._reported = 0, set[Arm]()
+        self.path, self.workers = folder.path, folder.workers
+        self.trained, self.reported = 0, set[Arm]()
 
     @abstractmethod
     def row(self, arm: Arm) -> Trained:
@@ -76,24 +79,38 @@ class SharedRun(ABC):
     def worker_arguments(self) -> list[str]:
         """What `ltcompile worker` needs besides the folder."""
 
-    def conclude_once(self, info: dict[str, Any], lease_s: float = LEASE_S) -> None:
-        """Conclude the run, unless another process has or does."""
+    @property
+    def concluded(self) -> bool:
+        return self.summary.exists()
+
+    def conclude_once(self, info: dict[str, Any], observer: Observer) -> bool:
+        """Conclude the run, unless another process has or does; whether it is concluded."""
+        if not self.concluded and (lease := claim(self.folder.verdict, info, observer, time.monotonic())) is not None:
+            with lease.held(observer.lease_s / 6):
+                wait_for_space(self.conclude, self.folder.space_s)
+        return self.concluded
+
+    def wait_for_conclusion(self, info: dict[str, Any], lease_s: float = LEASE_S) -> None:
+        """Conclude the run, or wait until another process has."""
         observer = Observer(lease_s)
-        while not self.summary.exists():
-            if (lease := claim(self.folder.verdict, info, observer, time.monotonic())) is not None:
-                with lease.held(lease_s / 6):
-                    self.conclude()
-            else:
-                time.sleep(POLL_S)
+        while not self.conclude_once(info, observer):
+            time.sleep(POLL_S)
         self.folder.tidy()
+
+    # As the one run of `search.sharing.Runs`
+
+    complete = True
+
+    def advance(self, finished: Collection[SharedRun]) -> list[SharedRun]:
+        return [self]
 
     @abstractmethod
     def train(self, arm: Arm, lease: Lease) -> None:
         """Train an arm into its file. Raises LeaseLost, TrainingFailed."""
 
-    def pool(self, info: dict[str, Any] | None = None, **options: Any) -> Pool:
+    def pool(self, info: dict[str, Any], **options: Any) -> Pool:
         """The arms of the run, for a process of which leases say `info`."""
-        return Pool(self.folder, self.graph, self.level, this_process() if info is None else info, **options)
+        return Pool(self.folder, self.graph, self.level, info, **options)
 
     def level(self) -> int:
         """The level that the verdict names, or the closest, from all dense networks and tickets."""
@@ -101,56 +118,13 @@ class SharedRun(ABC):
         named, differences = choose_level(rows, self.config.margin_points, self.config.confidence, self.metric)
         return named if named is not None else closest_level(differences)
 
-    def work(self, pool: Pool, on_failure: Callable[[Arm, Exception], None] | None = None, patience_s: float = float("inf")) -> None:
-        """Train the arms of `leases`. With `on_failure`, an arm's error goes there, and others are trained; without, it is raised."""
-        for arm, lease in self.leases(pool, patience_s):
-            self._train(pool, arm, lease, on_failure)
-        ranks.agreed(None)  # those that follow are done
-
-    def leases(self, pool: Pool, patience_s: float = float("inf")) -> Iterator[tuple[Arm, Lease]]:
-        """Arms to train, each with this process's lease, until none is left, or for `patience_s` none was free; waits while others train what
-        the next ones need.
-
-        Raises TrainingFailed where all that is left has failed in other processes.
-        """
-        wait, idle_s = POLL_S, 0.0
-        while not pool.finished and idle_s < patience_s:
-            taken = wait_for_space(lambda: pool.take(time.monotonic()), self.folder.space_s)
-            self.report_finished(pool)
-            if taken is not None:
-                yield taken
-                wait, idle_s = POLL_S, 0.0
-            elif pool.blocked:
-                raise failure(list(pool.failed.values()))
-            elif not pool.finished:
-                time.sleep(wait)
-                idle_s += wait
-                wait = pool.pause_s(wait)
-
-    def _train(self, pool: Pool, arm: Arm, lease: Lease, on_failure: Callable[[Arm, Exception], None] | None) -> None:
-        self._reported.add(arm)
-        try:
-            with lease.held(pool.lease_s / 6, lambda: pool.watch(time.monotonic())):
-                self.train(arm, lease)
-        except LeaseLost:
-            self._reported.discard(arm)
-            pool.gave_up(arm, time.monotonic())
-        except Exception as error:
-            if on_failure is None:
-                raise
-            pool.gave_up(arm, time.monotonic())
-            on_failure(arm, error)
-        else:
-            self.trained += 1
-            pool.finish(arm)
-
     def report_finished(self, pool: Pool, from_file: bool = True) -> None:
         """Report arms that were finished before, or elsewhere."""
-        if new := pool.done - self._reported:
+        if new := pool.done - self.reported:
             for arm in self.graph.arms(pool.level):
                 if arm in new:
                     self.listener.finished(self.row(arm), from_file)
-            self._reported |= new
+            self.reported |= new
 
 
 class SearchRun(SharedRun):
@@ -158,7 +132,7 @@ class SearchRun(SharedRun):
 
     def __init__(self, prepared: PreparedJob, folder: RunFolder, listener: Listener) -> None:
         super().__init__(folder, prepared.job.config, prepared.job.task.metric, listener)
-        self.prepared, self.runner = prepared, ArmRunner(prepared, folder, listener)
+        self.prepared, self.runner, self.began = prepared, ArmRunner(prepared, folder, listener), time.perf_counter()
         self.trainings = (IterativePruning if self.config.method == PRUNE else ScoredMasks)(self.runner)
 
     def row(self, arm: Arm) -> Trained:
@@ -168,7 +142,8 @@ class SearchRun(SharedRun):
         self.runner.lease = lease
         try:
             ranks.agreed(arm)
-            self.trainings.train(arm)
+            with enough_memory():
+                self.trainings.train(arm)
         finally:
             self.runner.lease = None
 
@@ -184,12 +159,16 @@ class SearchRun(SharedRun):
     def follow(self) -> None:
         """Train the arms that the first of several processes takes, together with it."""
         while (arm := ranks.agreed(None)) is not None:
-            with contextlib.suppress(LeaseLost):  # of the first one
+            with contextlib.suppress(LeaseLost), enough_memory():  # the lease of the first one
                 self.trainings.train(arm)
 
-    def conclude(self, began: float | None = None) -> SearchResult:
-        """Judge, look at the test set once, and write ticket and summary; all arms are finished. `began` is by time.perf_counter."""
-        began, config, runner = time.perf_counter() if began is None else began, self.config, self.runner
+    def conclude(self) -> SearchResult:
+        """Judge, look at the test set once, and write ticket and summary; all arms are finished."""
+        with enough_memory():
+            return self._conclude()
+
+    def _conclude(self) -> SearchResult:
+        config, runner = self.config, self.runner
         level = self.level()
         arms = self.graph.arms(level)
         rows = [runner.row(arm) for arm in arms]
@@ -202,18 +181,21 @@ class SearchRun(SharedRun):
         ticket.save(self.folder.ticket)
         reached = measure_target(runner, ticket.row)
         compare_answers(runner, ticket)
-        write_summary(runner, ticket, reached, time.perf_counter() - began)
+        write_summary(runner, ticket, reached, time.perf_counter() - self.began)
         self.folder.tidy()
         return SearchResult(ticket, tuple(rows), verdict, self.folder.path, reached)
 
 
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turns the end of a GPU's memory into a TrainingFailed."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:  # batches are computed in parts: it is the network itself
+        raise TrainingFailed(
+            "the GPU's memory does not hold the network, its gradients and momentum; end what else fills it, or train with device=cpu"
+        ) from error
+
+
 def _with_test(runner: ArmRunner, row: Trained) -> Trained:
     return replace(row, test_score=runner.tested(Arm(row.seed, row.arm, row.level)).value)
-
-
-def failure(failed: list[Failed]) -> TrainingFailed:
-    """The error for arms that are given up."""
-    named = "; ".join(
-        f"{each.arm.name} of seed {each.arm.seed}: {each.error}" + (f" (log: {each.log})" if each.log else "") for each in failed
-    )
-    return TrainingFailed(f"{len(failed)} arms failed, and others wait for them. {named}. Fix it, and continue with resume=True")

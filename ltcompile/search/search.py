@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from ltcompile import ranks, tasks
 from ltcompile.core.image_size import ImageSize, height_width
 from ltcompile.core.lease import Observer, claim, this_process
@@ -22,7 +20,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Task
 from ltcompile.data import Dataset
-from ltcompile.errors import InvalidFile, InvalidSetting, TrainingFailed
+from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.paths import check_room, writing
 from ltcompile.prune.budget import RelativeTimer
 from ltcompile.search.config import SearchConfig
@@ -31,6 +29,7 @@ from ltcompile.search.disk_space import run_bytes
 from ltcompile.search.job import SearchJob, prepare, recorded_profile
 from ltcompile.search.listener import Listener, NullListener
 from ltcompile.search.run import POLL_S, SearchResult, SearchRun
+from ltcompile.search.sharing import Sharing
 from ltcompile.search.source import Source, default_folder, recipe_for
 from ltcompile.search.worker import check_workers, describe
 from ltcompile.training import Trainer, pick_device
@@ -109,38 +108,33 @@ def find(
             raise InvalidSetting(f"jobs={jobs}: torchrun's processes train each arm together, one after another; leave jobs= out")
         if jobs is not None:
             check_workers(job, source, jobs, executor)
-        prepared, began = prepare(job), time.perf_counter()
+        prepared = prepare(job)
         run = RunFolder(folder if folder is not None else default_folder(model, found, config))
         if resume and not run.path.exists():
             raise InvalidFile(f"there is no run to resume at {run.path}; leave resume= out to begin it")
-        try:
-            with writing(run.settings):
-                run.path.mkdir(parents=True, exist_ok=True)
-            with ranks.first_alone():
-                if not ranks.follows():
-                    check_room(run.path, run_bytes(prepared, jobs or 1) - run.bytes_written, "this search")
-                    run.begin(job.to_json(), resume)
-                    describe(run, job, source)
-            if profile is not None and (jobs is not None or run.profile.exists()):
-                job = replace(job, profile=recorded_profile(run, profile), by_tables=True)
-                prepared = replace(prepared, job=job)
-            search = SearchRun(prepared, run, listener or NullListener())
-            if ranks.follows():
-                search.follow()
-                return _read(run, ranks.agreed(None))
-            with _verdict(run) as wait:
-                if jobs is None:
-                    search.work(search.pool(in_order=True))
-                else:
-                    coordinate(search, jobs, executor, executor_options or {}, retries)
-                wait()
-                with ranks.alone():
-                    result = search.conclude(began)
-            return replace(result, reached=ranks.agreed(result.reached))
-        except torch.OutOfMemoryError as error:  # batches are computed in parts: it is the network itself
-            raise TrainingFailed(
-                "the GPU's memory does not hold the network, its gradients and momentum; end what else fills it, or train with device=cpu"
-            ) from error
+        with writing(run.settings):
+            run.path.mkdir(parents=True, exist_ok=True)
+        with ranks.first_alone():
+            if not ranks.follows():
+                check_room(run.path, run_bytes(prepared, jobs or 1) - run.bytes_written, "this search")
+                run.begin(job.to_json(), resume)
+                describe(run, job, source)
+        if profile is not None and (jobs is not None or run.profile.exists()):
+            job = replace(job, profile=recorded_profile(run, profile), by_tables=True)
+            prepared = replace(prepared, job=job)
+        search = SearchRun(prepared, run, listener or NullListener())
+        if ranks.follows():
+            search.follow()
+            return _read(run, ranks.agreed(None))
+        with _verdict(run) as wait:
+            if jobs is None:
+                Sharing(search, in_order=True).work()
+            else:
+                coordinate(search, jobs, executor, executor_options or {}, retries)
+            wait()
+            with ranks.alone():
+                result = search.conclude()
+        return replace(result, reached=ranks.agreed(result.reached))
 
 
 def _read(run: RunFolder, reached: Reached | None) -> SearchResult:

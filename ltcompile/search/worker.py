@@ -7,6 +7,7 @@ import platform
 import socket
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from ltcompile.search.config import SearchConfig
 from ltcompile.search.job import SearchJob, prepare
 from ltcompile.search.listener import Listener, NullListener
 from ltcompile.search.run import SPACE_S, SearchRun, SharedRun
+from ltcompile.search.sharing import Runs, Sharing
 from ltcompile.search.source import Source
 from ltcompile.training import pick_device
 
@@ -110,7 +112,18 @@ def join(
         raise InvalidSetting(f"train={train!r} is given, and the arms of {run.path} are not trained by a command; leave train= out")
     else:
         search = _of_settings(run, model, data_root, device, allow_other_versions, checkpoint_minutes, listener or NullListener())
-    info = this_process(**({"worker": name, "log": str(run.workers / f"{name}.log")} if name else {}))
+    sharing, found = take_part(search, name, retries, lease_s, patience_s)
+    if sharing.finished:
+        search.wait_for_conclusion(sharing.info, lease_s)
+    return found
+
+
+def take_part(runs: Runs, name: str | None, retries: int, lease_s: float, patience_s: float) -> tuple[Sharing, dict[str, int]]:
+    """Train arms of runs that other processes take part in too, until nothing is left; the part of this one, and how many were trained and failed.
+
+    An arm's error is printed, and others are trained. `name` and the rest are as `join` has them.
+    """
+    info = this_process(**({"worker": name, "log": str(runs.workers / f"{name}.log")} if name else {}))
     failed: list[Arm] = []
 
     def on_failure(arm: Arm, error: Exception) -> None:
@@ -118,11 +131,9 @@ def join(
         print(f"{arm.name} of seed {arm.seed} failed:", file=sys.stderr)
         traceback.print_exception(error)
 
-    pool = search.pool(info, retries=retries, lease_s=lease_s)
-    search.work(pool, on_failure, patience_s)
-    if pool.finished:
-        search.conclude_once(info, lease_s)
-    return {"trained": search.trained, "failed": len(failed)}
+    sharing = Sharing(runs, info, retries=retries, lease_s=lease_s)
+    sharing.work(on_failure, patience_s)
+    return sharing, {"trained": sum(run.trained for run in sharing.pools), "failed": len(failed)}
 
 
 def _of_command(run: RunFolder, train: str | None, allow_other: bool, listener: Listener) -> CommandRun:
@@ -132,7 +143,7 @@ def _of_command(run: RunFolder, train: str | None, allow_other: bool, listener: 
         raise InvalidSetting(
             f"the arms of {run.path} are trained by a command, which is started on your word: add train= as `find` was given it"
         )
-    differs = _compared(settings["environment"], command_environment(), allow_other)
+    differs = compared(settings["environment"], command_environment(), allow_other)
     if settings["train"] != train:
         if not allow_other:
             raise TicketMismatch(
@@ -140,7 +151,7 @@ def _of_command(run: RunFolder, train: str | None, allow_other: bool, listener: 
             )
         differs.append("another command")
     if differs:
-        _note(run, differs, command_environment())
+        note_differences(run.workers, differs, command_environment())
     return CommandRun(run, train, settings, listener)
 
 
@@ -156,7 +167,7 @@ def _of_settings(
     """The part of a worker in a run that the project's own loop trains."""
     settings, source, began_with = _read(run, model)
     on = pick_device(device)
-    note = _compared(began_with, environment(on), allow_other_versions)
+    note = compared(began_with, environment(on), allow_other_versions)
     task = (source if data_root is None else _elsewhere(source, data_root)).load()
     config, recipe = _setting(run, settings, "config", SearchConfig), _setting(run, settings, "recipe", Recipe)
     timed = config.target is not None and config.target.profiled
@@ -173,13 +184,13 @@ def _of_settings(
             "install the same versions"
         )
     if note:
-        _note(run, note, environment(on))
+        note_differences(run.workers, note, environment(on))
     return SearchRun(prepare(job), run, listener)
 
 
-def _note(run: RunFolder, differs: list[str], here: dict[str, str]) -> None:
-    """Note in the run folder in what this worker differs."""
-    write_json(run.workers / f"{socket.gethostname()}-{this_process()['pid']}.json", {"differs": differs, "environment": here})
+def note_differences(workers: Path, differs: list[str], here: dict[str, str]) -> None:
+    """Note in a run's folder of workers in what this one differs."""
+    write_json(workers / f"{socket.gethostname()}-{this_process()['pid']}.json", {"differs": differs, "environment": here})
 
 
 def _read(run: RunFolder, model: str | None) -> tuple[dict[str, Any], Source, dict[str, str]]:
@@ -211,7 +222,7 @@ def _read(run: RunFolder, model: str | None) -> tuple[dict[str, Any], Source, di
     return settings, source, began_with
 
 
-def _compared(there: dict[str, str], here: dict[str, str], allowed: bool) -> list[str]:
+def compared(there: Mapping[str, str], here: Mapping[str, str], allowed: bool) -> list[str]:
     """In what this process differs from the one that began the run. Raises TicketMismatch unless that is allowed."""
     found = [f"{name} {there.get(name)} there, {value} here" for name, value in here.items() if there.get(name) != value]
     if found and not allowed:

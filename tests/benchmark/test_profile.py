@@ -54,6 +54,7 @@ from ltcompile.lower.onnx_weights import with_weights
 from ltcompile.prune.budget import WidthAllocation
 from ltcompile.search import Source, command, worker
 from ltcompile.search.listener import NullListener
+from ltcompile.search.sharing import Sharing
 from ltcompile.timing import interleave
 
 pytestmark = pytest.mark.usefixtures("cached_exports")
@@ -493,7 +494,7 @@ def _by_workers(serial: lt.Ticket, digits: lt.Dataset, config: lt.SearchConfig, 
     def coordinate(search: Any, *_: object) -> None:
         arms = worker._of_settings(search.folder, None, None, "cpu", False, None, NullListener())
         assert arms.prepared.job.profile == found and arms.prepared.job.measured is None
-        arms.work(arms.pool())
+        Sharing(arms).work()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltcompile.search.search.coordinate", coordinate)

@@ -186,7 +186,8 @@ class TestFailures:
     def test_the_process_that_starts_workers_says_that_one_ended(self, tmp_path: Path, own: bool) -> None:
         """Of jobs on other machines, which may have been preempted: no failure. Workers that others started may only be out of sight."""
         head, next_one = (Pool(RunFolder(tmp_path), ArmGraph(range(1), 1, False), None, ELSEWHERE, retries=0) for _ in range(2))
-        coordinator = _Coordinator(SimpleNamespace(pool=lambda **_: head), SimpleNamespace(), 1, 0)  # type: ignore[arg-type]
+        run = type("Run", (), {"complete": True, "advance": lambda self, _: [self], "pool": lambda *_, **__: head})()
+        coordinator = _Coordinator(run, SimpleNamespace(), 1, 0)  # type: ignore[arg-type]
         name = f"{coordinator.batch if own else 'other'}-1"
         gone = Pool(RunFolder(tmp_path), ArmGraph(range(1), 1, False), None, ELSEWHERE | {"worker": name})
         assert gone.take(0.0) is not None and next_one.take(0.0) is None
