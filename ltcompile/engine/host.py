@@ -18,7 +18,7 @@ from ltcompile.core.notice import notify
 from ltcompile.core.onnx_file import read_onnx
 from ltcompile.core.records import cpu_name, version_of
 from ltcompile.engine.agreement import Agreement, agreement, agreement_of_file
-from ltcompile.engine.cpu import Source, build, candidates, label, thread_counts
+from ltcompile.engine.cpu import Source, Trial, build, candidates, label, thread_counts, trial
 from ltcompile.engine.cpu.code import Choice
 from ltcompile.engine.cpu.tiles import check_choices
 from ltcompile.engine.decision import Decision, decided
@@ -26,12 +26,13 @@ from ltcompile.engine.device import CompiledArtifacts, Progress, Settings
 from ltcompile.engine.engine import Run
 from ltcompile.engine.file import EngineFile, EngineVariant
 from ltcompile.engine.signature import Signature, Tensors, outputs
-from ltcompile.errors import Disagreement, InvalidFile, InvalidModel, InvalidSetting, Unavailable
+from ltcompile.errors import Crashed, Disagreement, InvalidFile, InvalidModel, InvalidSetting, Unavailable
 from ltcompile.lower import export_onnx, fold_batch_norm
 from ltcompile.lower.answers import of_network
 from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import compare, largest_error, refusal_of, tile
-from ltcompile.timing import fastest
+from ltcompile.runtimes import shared
+from ltcompile.timing import Call, Fastest, fastest
 
 PRECISIONS = ("fp32", "bf16", "int8")
 SCREEN_S, FINAL_S = 0.4, 1.5  # seconds for each candidate at first, and for those close to the fastest
@@ -214,30 +215,59 @@ def choose(
         Unavailable: no runtime can run the network. Disagreement: none computes it.
     """
     errors = dict[str, float]()
+    kind: type[Unavailable | Disagreement] = Unavailable
     deployments, refused = candidates(source.precision, batch)
-    found: dict[str, tuple[Deployment, Run]] = {}
+    tried: dict[str, tuple[Deployment, Trial]] = {}
+    judge = functools.partial(_judged, batch=batch, inputs=inputs, expected=expected, precision=source.precision, agreed=agreed)
     for name, candidate in ((label(candidate), candidate) for candidate in deployments):
         on_progress(f"batch {batch}: building {name}")
         try:
-            run = build(candidate, source)
+            one = trial(candidate, source, inputs)
+            errors[name], wrong = judge(one.run)
         except Unavailable as reason:
             refused[name] = str(reason)
             continue
-        compared = [_compared(y, x, source.precision) for y, x in zip(outputs(run(*inputs)), expected, strict=True)]
-        errors[name] = max(error for error, _ in compared)
-        if wrong := agreed.refusal(run, batch) if agreed else next((reason for _, reason in compared if reason), ""):  # type: ignore[arg-type]
-            refused[name] = wrong
+        if wrong:
+            refused[name], kind = wrong, Disagreement
         else:
-            found[name] = candidate, run
-    if not found:
-        kind = Disagreement if errors else Unavailable
+            tried[name] = candidate, one
+    on_progress(f"batch {batch}: timing {len(tried)} candidates")
+    picked = _fastest({name: one.call for name, (_, one) in tried.items()}, refused)
+    if picked is None:
         raise kind(
             f"no runtime can run this network for batches of {batch} on this CPU: " + "; ".join(f"{k}: {v}" for k, v in refused.items())
         )
-    on_progress(f"batch {batch}: timing {len(found)} candidates")
-    calls = {name: functools.partial(run, *inputs) for name, (_, run) in found.items()}
-    picked = fastest(calls, screen_s=SCREEN_S, seconds=FINAL_S)
-    return *found[picked.name], decided(batch, picked, refused, errors[picked.name], {})
+    candidate, (run, _, apart) = tried[picked.name]
+    tried.clear()
+    if apart:
+        run = build(candidate, source)
+        errors[picked.name], wrong = judge(run)
+        if wrong:
+            raise Disagreement(f"{picked.name} answers otherwise in this process than in its own: {wrong}; please report this network")
+    shared().release()
+    return candidate, run, decided(batch, picked, refused, errors[picked.name], {})
+
+
+def _judged(run: Run, batch: int, inputs: Tensors, expected: Tensors, precision: str, agreed: Agreement | None) -> tuple[float, str]:
+    """The largest error of the outputs, and why they are refused, "" where they are not."""
+    compared = [_compared(y, x, precision) for y, x in zip(outputs(run(*inputs)), expected, strict=True)]
+    reason = agreed.refusal(run, batch) if agreed else next((reason for _, reason in compared if reason), "")  # type: ignore[arg-type]
+    return max(error for error, _ in compared), reason
+
+
+def _fastest(calls: dict[str, Call], refused: dict[str, str]) -> Fastest | None:
+    """The fastest of `calls`, or None where there is none; those whose process ends meanwhile are refused, and the others timed again."""
+    while calls:
+        try:
+            return fastest(calls, screen_s=SCREEN_S, seconds=FINAL_S)
+        except Crashed:
+            for name, call in list(calls.items()):
+                try:
+                    call()
+                except Crashed as reason:
+                    refused[name] = str(reason)
+                    del calls[name]
+    return None
 
 
 def _compared(found: Tensor, expected: Tensor, precision: str) -> tuple[float, str]:

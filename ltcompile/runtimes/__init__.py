@@ -25,8 +25,9 @@ A session takes one array, a sequence of arrays or arrays by name, of any rank a
     bound = session.bind(images)                    the inputs in place; bound.call() is what is timed, bound.read() its outputs
     session.layer_times()                           of a session that was opened with `trace`
 
-Runtimes end, hang or disturb each other within one process. `load_apart` opens the same session in a worker process, and bench, shrink and
-verify call it. PyTorch's runtimes stay in this process, which has the module; so do GPUs, and engines, which serve.
+Runtimes end, hang or disturb each other within one process. `load_apart` opens the same session in a worker process, and bench, sweep,
+shrink, verify and the choice of an engine call it. PyTorch's runtimes stay in this process, which has the module; so do GPUs, layer profiles,
+and what an engine chose, which serves.
 
 Every caller (bench, profile, sweep, competitors, the engine, int8) comes through `load`, so that batches are handled, threads are set and
 spin in one way. Tests walk this folder, and find no session that is opened elsewhere.

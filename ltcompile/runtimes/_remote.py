@@ -7,7 +7,9 @@ waits for the next one; threads that its runtime leaves spinning sleep within th
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -68,6 +70,13 @@ class Workers:
     def processes(self) -> dict[str, int]:
         """The number of the process of each runtime that runs."""
         return {runtime: worker.process.pid for runtime, worker in self._workers.items() if not worker.reason}
+
+    def release(self) -> None:
+        """Drop the sessions that nothing here refers to any more; they go with the next request otherwise."""
+        gc.collect()
+        for worker in self._workers.values():
+            with contextlib.suppress(Crashed):
+                worker.request("release")
 
     def _worker(self, runtime: str) -> _Worker:
         with self._lock:
@@ -178,6 +187,9 @@ class _RemoteSession(Session):
     def run(self, inputs: Feeds) -> dict[str, Array]:
         outputs: dict[str, Array] = self._worker.request("run", self._number, arrays=inputs)
         return outputs
+
+    def repeated(self, inputs: Feeds) -> _Call:
+        return _Call(self, self._worker, self._worker.request("repeated", self._number, arrays=inputs))
 
     def peak_bytes(self) -> int | None:
         peak: int | None = self._worker.request("peak_bytes", self._number)

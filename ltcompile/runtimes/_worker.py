@@ -67,6 +67,12 @@ class _Server:
     def run(self, session: int, inputs: Feeds) -> Layout:
         return self.memory.write(self.held[session].run(inputs))
 
+    def repeated(self, session: int, inputs: Feeds) -> int:
+        return self._hold(Bound(self.held[session].repeated(inputs), dict, lambda _: None))
+
+    def release(self) -> None:
+        gc.collect()
+
     def call(self, bound: int) -> None:
         self.held[bound].call()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +44,7 @@ from ltcompile.engine.executable import Choice, specs
 from ltcompile.errors import DeviceLost, InvalidFile, InvalidSetting, Unavailable
 from ltcompile.lower import run_onnx
 from ltcompile.lower.lower import to_layout
+from ltcompile.runtimes import shared
 
 pytestmark = pytest.mark.usefixtures("cached_exports")
 cases_module = importlib.import_module("ltcompile.benchmark.competitors.cases")
@@ -120,6 +123,21 @@ def test_answers_come_before_times_and_none_stops_the_others(network: Network) -
     assert "from a simulation of the rounding" in reasons["rougher"]
     assert "follow" in reasons["folded"]
     assert reasons["broken"] == "ValueError: it has no legs"
+
+
+@pytest.mark.slow
+def test_a_competitor_that_crashes_while_it_is_timed_stops_no_other(network: Network) -> None:
+    """It is timed in a process of its own, as a whole block."""
+
+    def on_progress(message: str) -> None:
+        if "timing" in message and "competitors" in message:
+            os.kill(shared().processes()["openvino"], signal.SIGABRT)
+
+    case = Case("small", 2, ("eager fp32", "onnxruntime fp32", "openvino fp32"))
+    result = run([network], [case], seconds=0.01, on_progress=on_progress)
+    assert [row.competitor for row in result.rows] == ["eager", "onnxruntime"]
+    (refusal,) = result.refused
+    assert refusal.competitor == "openvino" and "SIGABRT" in refusal.reason
 
 
 @pytest.mark.slow

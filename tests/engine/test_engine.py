@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from engine_support import Recorded, only, pictures, placed, small, wrong_answers
-from torch import Tensor
 
 import ltcompile as lt
 from ltcompile import runtimes
@@ -63,9 +63,9 @@ class TestOnCpu:
 
     def test_a_wrong_filter_in_int8_is_not_taken(self, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
         """What a runtime makes of the file: one filter of 13 is zero, which 0.25 of the largest output allowed."""
-        right = host.build
+        right = host.trial
 
-        def wrong(candidate: Deployment, source: cpu.Source) -> Callable[[Tensor], Tensor]:
+        def wrong(candidate: Deployment, source: cpu.Source, inputs: Any) -> cpu.Trial:
             import onnx
             from onnx import numpy_helper
 
@@ -74,9 +74,9 @@ class TestOnCpu:
             values = numpy_helper.to_array(weight).copy()
             values[1] = 0
             weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-            return right(candidate, replace(source, onnx=model.SerializeToString))
+            return right(candidate, replace(source, onnx=model.SerializeToString), inputs)
 
-        monkeypatch.setattr(host, "build", wrong)
+        monkeypatch.setattr(host, "trial", wrong)
         with pytest.raises(Disagreement, match="from a simulation of the rounding"):
             lt.compile(small(), pictures(128), batch=[4], precision="int8")
 
@@ -96,11 +96,38 @@ class TestOnCpu:
                 lt.compile(small(), pictures(), batch=[1], precision="bf16")
 
     def test_who_computes_something_else_is_not_taken(self, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        right = host.build
-        wrong = lambda candidate, source: lambda images: right(candidate, source)(images) + 1  # noqa: E731
-        monkeypatch.setattr(host, "build", wrong)
-        with pytest.raises(Disagreement, match=r"onnxruntime, 1 thread: its outputs are off by"):
+        trial, build = host.trial, host.build
+
+        def wrong(candidate: Deployment, source: cpu.Source, inputs: Any) -> cpu.Trial:
+            right = trial(candidate, source, inputs)
+            return right._replace(run=lambda images: right.run(images) + 1)
+
+        with monkeypatch.context() as patch, pytest.raises(Disagreement, match=r"onnxruntime, 1 thread: its outputs are off by"):
+            patch.setattr(host, "trial", wrong)
             lt.compile(small(), pictures(), batch=[1])
+        monkeypatch.setattr(host, "build", lambda candidate, source: lambda images: build(candidate, source)(images) + 1)
+        with pytest.raises(Disagreement, match=r"1 thread answers otherwise in this process than in its own: its outputs are off by"):
+            lt.compile(small(), pictures(), batch=[1])
+
+    @pytest.mark.parametrize("moment", ["building openvino", "timing"])
+    def test_a_candidate_that_crashes_is_refused(self, moment: str, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before it is timed, or while it is; its process and sessions are not this one's."""
+        monkeypatch.setattr(host, "candidates", only("onnxruntime", "openvino"))
+
+        def on_progress(message: str) -> None:
+            if moment in message:
+                os.kill(runtimes.shared().processes()["onnxruntime"], signal.SIGSEGV)
+
+        model, images = small(), pictures()
+        engine = lt.compile(model, images, batch=[4], on_progress=on_progress)
+        assert engine.decisions[4].by == "openvino, 1 thread"
+        assert "its process ended by SIGSEGV" in engine.decisions[4].refused["onnxruntime, 1 thread"]
+        with torch.no_grad():
+            torch.testing.assert_close(engine(images), model(images), rtol=1e-4, atol=1e-5)
+        monkeypatch.setattr(host, "candidates", only("onnxruntime"))
+        if moment == "timing":
+            with pytest.raises(Unavailable, match=r"no runtime can run this network .* SIGSEGV"):
+                lt.compile(model, images, batch=[4], on_progress=on_progress)
 
     @pytest.mark.parametrize(
         ("arguments", "error", "match"),

@@ -24,7 +24,7 @@ from ltcompile.core.records import Measurement
 from ltcompile.errors import Crashed, InvalidSetting, Unavailable
 from ltcompile.lower.inputs import Inputs
 from ltcompile.runtimes import Options, Session, Subject, Workers, load, load_apart, shared
-from ltcompile.timing import interleave
+from ltcompile.timing import RemoteCall, interleave
 
 RUNTIME = "onnxruntime"
 
@@ -160,6 +160,18 @@ def test_what_is_dropped_here_is_dropped_there(workers: Workers, tmp_path: Path)
     gc.collect()
     bound.call()  # a binding keeps its session
     assert bound.read().keys() == {"y", "m"}
+
+
+def test_a_run_with_its_inputs_is_timed_in_the_worker(workers: Workers, tmp_path: Path) -> None:
+    session = opened(workers, network(tmp_path / "n.onnx"), 4000)
+    call, bound = session.repeated(feeds(4000)), session.bind(feeds(4000))
+    assert isinstance(call, RemoteCall)
+    times = interleave({"run": call, "bound": bound.call}, seconds=0.1, settle_s=0.0)
+    assert np.median(times["run"]) > np.median(times["bound"]), "inputs and outputs are copied in one of them"
+    workers.release()
+    call()  # what is still held stays
+    os.kill(workers.processes()[RUNTIME], signal.SIGKILL)
+    workers.release()  # and a process that has ended is no error
 
 
 def test_threads_take_turns(workers: Workers, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from ltcompile.numerics import FP32_TOLERANCE, TOLERANCES, largest_error, tile
 from ltcompile.runtimes import first_line
 
 LAYERS_IN = {"cpu": "fp32", "cuda": "fp16"}
+REQUEST_MS = 20.0  # of calls that are requested from another process at once, where their energy is measured
 LOST = "the GPU was lost: "  # how a reason begins; a resumed run leaves out the competitor
 
 
@@ -210,13 +211,14 @@ class _CaseRun:
             return run
 
         while ready:
-            calls = {name: self.clock.timed(naming(name, one.call)) for name, one in ready.items()}
+            calls = {name: self.clock.timed(one.call if _is_apart(one) else naming(name, one.call)) for name, one in ready.items()}
             try:
                 return timing.interleave(calls, seconds=seconds, settle_s=self.clock.settle_s, clock=self.clock)
             except Exception as error:
-                del ready[running]
-                with self._guarded(rows[running].competitor, rows[running].precision):
-                    raise error
+                for failed in [name for name, one in ready.items() if _is_apart(one) and _fails(one)] or [running]:
+                    del ready[failed]
+                    with self._guarded(rows[failed].competitor, rows[failed].precision):
+                        raise error
         return {}
 
     def _place(self, competitor: Competitor) -> tuple[Ready, Row]:
@@ -268,11 +270,13 @@ class _CaseRun:
             for row in filter(None, (engine, self.result.fastest_peer(engine))):
                 one = ready[f"{row.competitor} {row.precision}"]
 
-                def call(one: Ready = one) -> None:
-                    one.call()
+                calls = max(1, round(REQUEST_MS / row.ms_p50)) if _is_apart(one) else 1
+
+                def call(one: Ready = one, calls: int = calls) -> None:
+                    timing.block(one.call, calls, 0.0, settles=False)
                     self.clock.wait()
 
-                self._replace(row, replace(row, joules_per_image=energy.per_image(joules, call, self.batch)))
+                self._replace(row, replace(row, joules_per_image=energy.per_image(joules, call, calls * self.batch)))
 
     def _report_layers(self, ready: dict[str, Ready]) -> None:
         precision = LAYERS_IN[self.result.device]
@@ -310,6 +314,20 @@ def _agreement(answer: Tensor, expected: Tensor, tolerance: float) -> tuple[floa
     if other > 1 + batch // 10:
         raise Disagreement(f"{other} of {batch} images change their class")
     return error, 1 - other / batch
+
+
+def _is_apart(one: Ready) -> bool:
+    """Whether it runs in another process."""
+    return isinstance(one.call, timing.RemoteCall)
+
+
+def _fails(one: Ready) -> bool:
+    """Whether a call fails again: what ended in another process does."""
+    try:
+        one.call()
+    except LtcompileError:
+        return True
+    return False
 
 
 def _timed(row: Row, ms: timing.Times) -> Row:

@@ -32,13 +32,14 @@ def competitors(device: str) -> tuple[Competitor, ...]:
 
 
 def _session(network: Network, images: Tensor, device: str, runtime: str, precision: str, **options: Any) -> Ready:
-    """A runtime with its own number of threads, for this shape alone; on a GPU on the current stream."""
+    """A runtime with its own number of threads, for this shape alone, on a CPU in a process of its own; on a GPU on the current stream."""
     if device == "cpu":
         _check(precision)
         if reason := candidates(precision)[1].get(runtime):
             raise Unavailable(reason)
     deployment = Deployment(device, runtime, len(images), precision)
-    bound = runtimes.load(network.subject(runtime, precision), deployment, Options(wait=False, **options)).bind(images.numpy().copy())
+    session = runtimes.load_apart(network.subject(runtime, precision), deployment, Options(wait=False, **options))
+    bound = session.bind(images.numpy().copy())
 
     def answer() -> Tensor:
         return torch.from_numpy(next(iter(bound.read().values())))

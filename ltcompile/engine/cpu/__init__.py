@@ -12,6 +12,6 @@ uses vector extensions of GCC and Clang, so that one text compiles for AVX-512, 
 channels for all of them. `tiles` models the time of a layer, `tuning` measures it, and include/threads.h shares the parts of steps.
 """
 
-from ltcompile.engine.cpu.deployments import Source, build, candidates, label, thread_counts
+from ltcompile.engine.cpu.deployments import Source, Trial, build, candidates, label, thread_counts, trial
 
-__all__ = ["Source", "build", "candidates", "label", "thread_counts"]
+__all__ = ["Source", "Trial", "build", "candidates", "label", "thread_counts", "trial"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from ltcompile.engine.engine import Run
 from ltcompile.errors import InvalidFile, Unavailable
 from ltcompile.lower.program import Program
 from ltcompile.processors import processors
-from ltcompile.runtimes import Subject, first_line
+from ltcompile.runtimes import Feeds, Session, Subject, first_line
+from ltcompile.timing import Call
 
 LABEL = "generated C++"
 PRECISIONS = ("fp32", "bf16", "int8")
@@ -45,6 +48,14 @@ class Source:
             raise Unavailable(f"the network has no ONNX form, and no program for batches of {batch}")
         module = self.programs[batch].module().eval() if batch in self.programs else None
         return Subject("the network", module, self.onnx() if self.onnx else None, self.precision)
+
+
+class Trial(NamedTuple):
+    """A candidate that is not chosen yet: its outputs, a call with the inputs that it is timed on, and whether it is in another process."""
+
+    run: Run
+    call: Call
+    apart: bool
 
 
 def candidates(precision: str, batch: int = 1) -> tuple[list[Deployment], dict[str, str]]:
@@ -78,27 +89,48 @@ def thread_counts() -> list[int]:
 
 
 def build(candidate: Deployment, source: Source) -> Run:
-    """The network for batches of contiguous float32 images on the CPU; any number of threads may call it at the same time.
+    """The network for batches of contiguous float32 images on the CPU, in this process; any number of threads may call it at the same time.
 
     Raises:
         Unavailable: the runtime is not there, or cannot run the network.
     """
+    return _compiled(candidate, source) if candidate.runtime == COMPILED else _of(_session(candidate, source, runtimes.load), source)
+
+
+def trial(candidate: Deployment, source: Source, inputs: Sequence[torch.Tensor]) -> Trial:
+    """As `build`, to be checked and timed; a runtime that may crash or hang runs in a process of its own.
+
+    Raises:
+        Unavailable: the runtime is not there, cannot run the network, or (Crashed) its process ended; so do the calls.
+    """
     if candidate.runtime == COMPILED:
-        return _compiled(candidate, source)
+        run = _compiled(candidate, source)
+        return Trial(run, functools.partial(run, *inputs), False)
+    session = _session(candidate, source, runtimes.load_apart)
+    return Trial(_of(session, source), session.repeated(_feeds(source, inputs)), bool(runtimes.declared(candidate.runtime, "APART")))
+
+
+def _session(candidate: Deployment, source: Source, load: Callable[[Subject, Deployment], Session]) -> Session:
     try:
-        session = runtimes.load(source.subject(candidate.batch), candidate)
+        session = load(source.subject(candidate.batch), candidate)
         if candidate.batch in source.programs:  # some compile what they see first
             session.run(np.zeros(source.programs[candidate.batch].input_shape, np.float32))
     except (InvalidFile, Unavailable):
         raise
     except Exception as error:  # each runtime raises its own
         raise Unavailable(f"{candidate.runtime} cannot run this network: {first_line(error)}") from error
-    if not source.names:
-        return lambda images: torch.from_numpy(next(iter(session.run(images.numpy()).values())))
+    return session
 
-    def run(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found = session.run({name: tensor.numpy() for name, tensor in zip(source.names, tensors, strict=True)})
-        return tuple(torch.from_numpy(np.asarray(value)) for value in found.values())
+
+def _feeds(source: Source, tensors: Sequence[torch.Tensor]) -> Feeds:
+    arrays = [tensor.numpy() for tensor in tensors]
+    return dict(zip(source.names, arrays, strict=True)) if source.names else arrays[0]
+
+
+def _of(session: Session, source: Source) -> Run:
+    def run(*tensors: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        found = tuple(torch.from_numpy(np.asarray(value)) for value in session.run(_feeds(source, tensors)).values())
+        return found if source.names else found[0]
 
     return run
 
