@@ -52,12 +52,12 @@ def run_search(
     checkpoint_minutes: float | None = None,
 ) -> SearchResult:
     """Run a search under progress bars. Raises typer.Exit where a signal stops it."""
-    from ltcompile.cli.progress import Bars
+    from ltcompile.cli.progress import Bars, Screen
     from ltcompile.core.run_folder import RunFolder
     from ltcompile.core.task import ACCURACY
     from ltcompile.search import find as search
 
-    with Bars(config, recipe, quiet or ranks.follows(), getattr(data, "metric", ACCURACY)) as bars:
+    with Screen(quiet or ranks.follows()) as screen, Bars(config, recipe, screen, getattr(data, "metric", ACCURACY)) as bars:
         if tensorboard and not ranks.follows():
             bars.log_to_tensorboard(folder)
         try:

@@ -11,8 +11,9 @@ import typer
 
 if TYPE_CHECKING:
     from ltcompile.search.status import RunStatus
+    from ltcompile.study import StudyStatus
 
-EPILOG = "Examples:  ltcompile status runs/demo  ·  ltcompile status runs/demo --watch"
+EPILOG = "Examples:  ltcompile status runs/demo  ·  ltcompile status runs/demo --watch  ·  ltcompile status runs/sanity-small"
 EVERY_S = 2.0
 
 
@@ -21,16 +22,18 @@ def register(app: typer.Typer) -> None:
 
 
 def status(
-    run: Path = typer.Argument(help="Folder of a run."),
+    run: Path = typer.Argument(help="Folder of a run, or of a study."),
     watch: bool = typer.Option(False, "--watch", help="Look again every two seconds, until all is finished or nothing can be."),
     as_json: bool = typer.Option(False, "--json", help="Print the state as JSON, a line each time."),
 ) -> None:
     """Show what every arm of a run is at: finished, running (where, how fast, how long still), ready, waiting for others, or failed."""
     from rich.console import Console
 
-    from ltcompile.search.status import Watch
+    from ltcompile.core.study import JOB
+    from ltcompile.search.status import RunWatch
+    from ltcompile.study import StudyStatus, StudyWatch
 
-    seen = Watch(run)
+    seen: RunWatch | StudyWatch = StudyWatch(run) if (run / JOB).exists() else RunWatch(run)
     while True:
         found = seen.look(time.monotonic())
         if as_json:
@@ -38,14 +41,31 @@ def status(
         else:
             if watch:
                 Console().clear()
-            _print(found)
-        if not watch or found.verdict or seen.pool.blocked:
+            _print_study(found) if isinstance(found, StudyStatus) else _print(found)
+        if not watch or found.verdict or seen.blocked:
             return
         time.sleep(EVERY_S)
 
 
+def _print_study(found: StudyStatus) -> None:
+    """What is under way in full, a line for each other search."""
+    for search in found.searches:
+        typer.secho(f"\nsearch {Path(search.run).name}", bold=True)
+        if search.verdict:
+            typer.echo(f"{search.count('finished')} finished. Level: {search.level}. Verdict: written.")
+        else:
+            _print(search)
+    for name, needs in found.waiting.items():
+        typer.echo(f"\nsearch {name} waits for {', '.join(needs)}")
+    done = sum(search.verdict for search in found.searches)
+    typer.echo(
+        f"\n{done} of {len(found.searches) + len(found.waiting)} searches finished. Claims: {'written' if found.verdict else 'not yet'}."
+    )
+    _warn(found.others)
+
+
 def _print(found: RunStatus) -> None:
-    from ltcompile.cli._terminal import printable, show_table
+    from ltcompile.cli._terminal import show_table
 
     columns = ("seed", "arm", "level", "state", "epochs", "images/s", "left", "where, or why not")
     rows = [
@@ -65,7 +85,13 @@ def _print(found: RunStatus) -> None:
     level = "not chosen yet: the controls come on top" if found.level is None else str(found.level)
     left = "" if found.left_s is None else f"; about {duration(found.left_s)} left with {found.count('running')} at work"
     typer.echo(f"{counts}{left}. Level: {level}. Verdict: {'written' if found.verdict else 'not yet'}.")
-    for name in found.others:
+    _warn(found.others)
+
+
+def _warn(others: list[str]) -> None:
+    from ltcompile.cli._terminal import printable
+
+    for name in others:
         typer.secho(f"worker {printable(name)} has other versions than the run began with", fg="yellow", err=True)
 
 

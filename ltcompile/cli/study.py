@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import textwrap
 from collections.abc import Iterator
@@ -14,10 +13,7 @@ import typer
 from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, Workers
 
 if TYPE_CHECKING:
-    from ltcompile.cli.progress import Bars
-    from ltcompile.core.recipe import Recipe
     from ltcompile.core.study import Study, Table
-    from ltcompile.study import StudyArm
 
 EPILOG = (
     "Examples:  ltcompile study structured-tickets  ·  ltcompile study sanity --scale small --data-root DIR  ·  "
@@ -63,6 +59,7 @@ def study(
         for each, module in listed.items():
             typer.echo(f"{each:<20} {module.TITLE} ({module.SOURCE})")
         return
+    from ltcompile.cli.progress import Bars, Screen
     from ltcompile.reporting import report
     from ltcompile.study import default_folder
     from ltcompile.study import run as run_study
@@ -71,31 +68,23 @@ def study(
     stopped = StopSignal()
     folder = Path("runs") / run if run else default_folder(name, scale)
 
-    @contextlib.contextmanager
-    def watch(arm: StudyArm, recipe: Recipe) -> Iterator[Bars]:
-        from ltcompile.cli.progress import Bars
-
-        if not as_json:
-            typer.secho(f"search {arm.name}: {arm.model} on {arm.data}", bold=True, err=True)
-        with Bars(arm.config, recipe, quiet=as_json) as bars:
-            yield bars
-
-    try:
-        found = run_study(
-            name,
-            scale,
-            data=data,
-            data_root=data_root,
-            download=download,
-            seeds=seeds,
-            folder=folder,
-            device=device,
-            resume=resume,
-            watch=watch,
-            workers=workers.settings if jobs else None,
-        )
-    except KeyboardInterrupt:
-        raise stopped.exit(any(RunFolder(each).begun for each in folder.glob("*/"))) from None
+    with Screen(quiet=as_json, searches=True) as screen:
+        try:
+            found = run_study(
+                name,
+                scale,
+                data=data,
+                data_root=data_root,
+                download=download,
+                seeds=seeds,
+                folder=folder,
+                device=device,
+                resume=resume,
+                listen=lambda arm, recipe: Bars(arm.config, recipe, screen, name=arm.name),
+                workers=workers.settings if jobs else None,
+            )
+        except KeyboardInterrupt:
+            raise stopped.exit(any(RunFolder(each).begun for each in folder.glob("*/"))) from None
     page = report(folder)
     if as_json:
         typer.echo(json.dumps(found.to_json()))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from ltcompile.cli._workers import RETRIES
+from ltcompile.errors import InvalidSetting
 
 EPILOG = "Examples:  ltcompile worker /shared/runs/demo  ·  ltcompile worker /shared/runs/own --model mypackage.nets:make --data-root /data"
 
@@ -16,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def worker(
-    run: Path = typer.Argument(help="Folder of a run, on a file system that this machine shares with the others."),
+    run: Path = typer.Argument(help="Folder of a run or of a study, on a file system that this machine shares with the others."),
     model: str | None = typer.Option(None, help="The run's package.module:factory of your own, named again: it is imported here."),
     data_root: Path | None = typer.Option(None, help="Where the data lies on this machine, if elsewhere than where the run began."),
     train: str | None = typer.Option(
@@ -39,25 +41,29 @@ def worker(
     ),
 ) -> None:
     """Join a run: train its arms one after another, until nothing is left. Any number of workers may do so, on any machines that see the folder."""
+    from ltcompile import study
     from ltcompile.cli._stop_signal import StopSignal
+    from ltcompile.core.study import JOB
     from ltcompile.search.worker import join
 
     stopped = StopSignal()
+    common: dict[str, Any] = {
+        "data_root": data_root,
+        "device": device,
+        "name": name,
+        "allow_other_versions": allow_other_versions,
+        "retries": retries,
+        "lease_s": lease_seconds,
+        "patience_s": patience or float("inf"),
+        "checkpoint_minutes": checkpoint_minutes,
+    }
     try:
-        found = join(
-            run,
-            model=model,
-            data_root=data_root,
-            device=device,
-            name=name,
-            allow_other_versions=allow_other_versions,
-            retries=retries,
-            lease_s=lease_seconds,
-            patience_s=patience or float("inf"),
-            checkpoint_minutes=checkpoint_minutes,
-            listener=_Lines(),
-            train=train,
-        )
+        if (run / JOB).exists():
+            if model or train:
+                raise InvalidSetting(f"{run} is a study, whose networks are ltcompile's own; leave --model and --train out")
+            found = study.join(run, listen=lambda arm, recipe: _Lines(arm.name), **common)
+        else:
+            found = join(run, model=model, listener=_Lines(), train=train, **common)
     except KeyboardInterrupt:
         typer.secho("stopped; every completed epoch is kept", fg="yellow", err=True)
         raise typer.Exit(128 + stopped.number) from None
@@ -65,10 +71,13 @@ def worker(
 
 
 class _Lines:
-    """A line for each arm that begins or ends here."""
+    """A line for each arm that begins here, of the search of that name."""
+
+    def __init__(self, search: str = "") -> None:
+        self.search = f"{search}: " if search else ""
 
     def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
-        typer.echo(f"seed {seed} {arm} {level}: {epochs} epochs" + (f", {done} of them done before" if done else ""), err=True)
+        typer.echo(f"{self.search}seed {seed} {arm} {level}: {epochs} epochs" + (f", {done} of them done before" if done else ""), err=True)
 
     def epoch(self, seed: int, arm: str, level: int, row: object) -> None: ...
 

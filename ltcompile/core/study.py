@@ -14,6 +14,7 @@ from ltcompile.errors import InvalidFile
 from ltcompile.paths import write_json
 
 FILE = "study.json"
+JOB = "study-job.json"  # what another process needs to take part in a study
 FEWEST_SEEDS = 3  # fewer hardly estimate the spread between trainings
 
 Answer = Literal["holds", "does not hold", "not decidable here"]

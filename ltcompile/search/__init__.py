@@ -7,7 +7,9 @@ from ltcompile.search.masks import full_mask, shuffle_mask
 from ltcompile.search.run import SearchResult
 from ltcompile.search.search import find
 from ltcompile.search.selection import Selection
+from ltcompile.search.several import Searches, SearchPart
 from ltcompile.search.source import Source, data_for, default_folder, recipe_for, task_for
+from ltcompile.search.status import RunStatus, RunWatch
 
 __all__ = [
     "NONTRIVIAL_SHARE",
@@ -15,8 +17,12 @@ __all__ = [
     "Listener",
     "Margins",
     "NullListener",
+    "RunStatus",
+    "RunWatch",
     "SearchConfig",
+    "SearchPart",
     "SearchResult",
+    "Searches",
     "Selection",
     "Source",
     "conditions_met",

@@ -58,7 +58,7 @@ class RunStatus(Record):
         return sum(arm.state == state for arm in self.arms)
 
 
-class Watch:
+class RunWatch:
     """Looks at a run folder again and again: from the second look on, it sees which processes show no sign of life."""
 
     def __init__(self, folder: str | Path) -> None:
@@ -73,6 +73,11 @@ class Watch:
             raise InvalidFile(f"{self.folder.settings} does not hold the settings of a run ({error})") from error
         self.graph = ArmGraph.of(config)
         self.pool = Pool(self.folder, self.graph, None, this_process(), retries=None)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether nothing is left to train but what failed, and what waits for it."""
+        return self.pool.blocked
 
     def look(self, now: float) -> RunStatus:
         """What is there at `now`, of the monotonic clock."""

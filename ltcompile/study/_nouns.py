@@ -17,6 +17,7 @@ from ltcompile.errors import InvalidSetting
 from ltcompile.search import SearchConfig, margins_of
 
 SIZES = ("smoke", "small", "full")
+MOST_SEEDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,11 @@ class Scale:
     seeds: int = 3
 
     def __post_init__(self) -> None:
-        """Raises InvalidSetting where there are no seeds."""
-        if self.seeds < 1:
-            raise InvalidSetting(f"seeds={self.seeds}: a study takes at least 1 seed, and 3 for an interval that means much")
+        """Raises InvalidSetting where there are no seeds, or too many."""
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise InvalidSetting(
+                f"seeds={self.seeds}: a study takes at least 1 seed, 3 for an interval that means much, and {MOST_SEEDS:,} at most"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +123,7 @@ class StudyArm:
     """One search of a study, and the name of its folder. Seeds, and so first weights, are the same in all arms.
 
     `change` makes other images of those that were loaded, with a name of their own. `mask` makes the search's only mask, of what the
-    arms before it left, for the one seed that such a search has.
+    searches `after` which it comes left, for the one seed that such a search has.
     """
 
     name: str
@@ -132,6 +135,7 @@ class StudyArm:
     recipe: Mapping[str, Any]
     change: Callable[[Dataset], Dataset] | None = None
     mask: Callable[[Mapping[str, Done]], WeightMask] | None = None
+    after: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, scale: Scale, name: str, config: SearchConfig, **recipe: Any) -> StudyArm:

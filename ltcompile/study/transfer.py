@@ -57,7 +57,13 @@ def arms(scale: Rounds) -> list[StudyArm]:
         StudyArm.of(scale, TARGET, replace(config, rounds=scale.own_rounds, full_curve=True)), change=partial(task, number=TASKS - 1)
     )
     given = [
-        replace(own, name=_given(way, seed), config=replace(own.config, rounds=1, seed=seed, seeds=1), mask=partial(_in_common, way, seed))
+        replace(
+            own,
+            name=_given(way, seed),
+            config=replace(own.config, rounds=1, seed=seed, seeds=1),
+            mask=partial(_in_common, way, seed),
+            after=tuple(SOURCES),
+        )
         for way in WAYS
         for seed in config.all_seeds
     ]

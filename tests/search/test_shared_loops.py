@@ -26,7 +26,7 @@ from ltcompile.core.task import Metric
 from ltcompile.errors import InvalidSetting, TicketMismatch, TrainingFailed
 from ltcompile.search import command
 from ltcompile.search.command import search_by_command
-from ltcompile.search.status import Watch
+from ltcompile.search.status import RunWatch
 from ltcompile.search.worker import join
 
 pytestmark = pytest.mark.slow
@@ -185,7 +185,7 @@ def test_workers_share_a_command(tmp_path: Path, in_process: pytest.MonkeyPatch)
         process.join(60)
     assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0]
     assert rows(tmp_path / "run") == rows(tmp_path / "serial")
-    found = Watch(tmp_path / "run").look(0.0)
+    found = RunWatch(tmp_path / "run").look(0.0)
     assert found.count("finished") == 8 and found.verdict
 
 

@@ -33,7 +33,7 @@ from ltcompile.search.coordinator import _Coordinator
 from ltcompile.search.job import SearchJob, prepare
 from ltcompile.search.listener import NullListener
 from ltcompile.search.run import SearchRun
-from ltcompile.search.status import Watch
+from ltcompile.search.status import RunWatch
 from ltcompile.search.worker import join
 
 CONFIG = lt.SearchConfig(rounds=2, rate=0.3, seeds=2, margin_points=50, rewind="weight", rewind_epoch=1)
@@ -189,7 +189,7 @@ def test_arms_that_fail_are_tried_again_and_reported_with_their_log(tmp_path: Pa
     hopeless = dataclasses.replace(RECIPE, lr=1e12)
     with pytest.raises(TrainingFailed, match=r"2 arms failed.*dense-0 of seed \d: .*loss is nan.*\(log: .*workers/.*\.log\).*resume=True"):
         search(tmp_path / "run", jobs=1, retries=1, recipe=hopeless)
-    states = Watch(tmp_path / "run").look(0.0)
+    states = RunWatch(tmp_path / "run").look(0.0)
     assert (states.count("failed"), states.count("waiting")) == (2, 4) and states.arms[0].error and not states.verdict
     assert len(list((tmp_path / "run").glob("seed0/*.lease-*"))) == 2
 
@@ -203,14 +203,14 @@ def test_workers_that_end_before_they_begin(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_status(begun: RunFolder, serial: Path) -> None:
-    found = Watch(begun.path).look(0.0)
+    found = RunWatch(begun.path).look(0.0)
     assert [arm.state for arm in found.arms] == ["finished", "ready", "waiting", "ready", "waiting", "waiting"]
     assert (found.arms[0].epochs, found.arms[1].epochs, found.level, found.verdict) == (3, 1, None, False)
-    done = Watch(serial).look(0.0)
+    done = RunWatch(serial).look(0.0)
     assert done.count("finished") == 10 and done.verdict and done.level == 2 and done.left_s is None
     with begun.epochs(Arm(0, "ticket", 1)).open("a") as file:
         file.write('{"seconds": ')
-    assert Watch(begun.path).look(0.0).arms[1].epochs == 1, "half a line is not counted"
+    assert RunWatch(begun.path).look(0.0).arms[1].epochs == 1, "half a line is not counted"
 
 
 @pytest.mark.slow
@@ -277,7 +277,7 @@ def test_other_versions_are_noted_where_they_are_allowed(begun: RunFolder, seria
     join(begun.path, allow_other_versions=True, name="w")
     same(begun.path, serial)
     (note,) = begun.workers.glob("*.json")
-    assert json.loads(note.read_text())["differs"][0].startswith("torch 1.0 there") and Watch(begun.path).look(0.0).others == [note.stem]
+    assert json.loads(note.read_text())["differs"][0].startswith("torch 1.0 there") and RunWatch(begun.path).look(0.0).others == [note.stem]
 
 
 def test_jobs_need_what_other_processes_can_load(tmp_path: Path) -> None:

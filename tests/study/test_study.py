@@ -7,7 +7,6 @@ import functools
 import json
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -27,7 +26,6 @@ from ltcompile import study
 from ltcompile.core.recipe import Recipe
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.study import Claim, Estimate, Study
-from ltcompile.data import Dataset
 from ltcompile.errors import InvalidFile, InvalidSetting, TicketMismatch, UnknownName
 from ltcompile.graph import trace
 from ltcompile.models import default_recipe, least_size
@@ -36,7 +34,7 @@ from ltcompile.search import data_for
 from ltcompile.search.conditions import Margins, conditions_met, margins_of, prize
 from ltcompile.study import Done, StudyArm, sanity, structured_tickets
 from ltcompile.study._latency import Latency, Timed
-from ltcompile.study._run import recipe_of
+from ltcompile.study._searches import recipe_of
 from ltcompile.study._statistics import averaged, estimate, paired
 
 QUICK = {"epochs": 1, "lr": 0.05, "crop_pixels": 0}
@@ -325,8 +323,8 @@ class Note:
     def __init__(self, last: int = 0) -> None:
         self.trained, self.last = list[tuple[int, str]](), last
 
-    def __call__(self, arm: StudyArm, recipe: Recipe) -> AbstractContextManager[Any]:
-        return nullcontext(self)
+    def __call__(self, arm: StudyArm, recipe: Recipe) -> Note:
+        return self
 
     def started(self, seed: int, arm: str, level: int, epochs: int, done: int) -> None:
         self.trained.append((seed, arm))
@@ -347,7 +345,7 @@ def whole(shrunk: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
     @functools.cache
     def of(name: str) -> Whole:
         folder, note = tmp_path_factory.mktemp(name) / "s", Note()
-        return folder, study.run(name, folder=folder, watch=note), note.trained
+        return folder, study.run(name, folder=folder, listen=note), note.trained
 
     return of
 
@@ -390,34 +388,17 @@ def test_searches_share_dense_networks_where_those_are_the_same(whole: Callable[
 def test_a_study_that_was_stopped_is_resumed(whole: Callable[[str], Whole], tmp_path: Path) -> None:
     _, undisturbed, _ = whole("sanity")
     with pytest.raises(KeyboardInterrupt):
-        study.run("sanity", folder=tmp_path / "cut", watch=Note(last=9))
+        study.run("sanity", folder=tmp_path / "cut", listen=Note(last=9))
     assert not (tmp_path / "cut/study.json").exists()
     resumed = study.run("sanity", folder=tmp_path / "cut", resume=True)
     assert (resumed.claims, resumed.tables, resumed.figures) == (undisturbed.claims, undisturbed.tables, undisturbed.figures)
 
 
-def test_jobs_are_for_searches_that_other_processes_can_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The names that they get give the images that this process has."""
-    calls = []
-
-    def find(model: str, images: Dataset, config: lt.SearchConfig, **how: Any) -> Any:
-        calls.append((images, how))
-        raise NotImplementedError
-
-    monkeypatch.setattr("ltcompile.study._run.find", find)
-    workers = {"jobs": 3, "executor": "local", "executor_options": {}, "retries": 1}
-    for with_jobs in (workers, None):
-        with pytest.raises(NotImplementedError):
-            study.run("structured-tickets", folder=tmp_path / str(with_jobs is None), workers=with_jobs)
-    (images, how), (_, alone) = calls
-    source = how["source"]
-    loaded = source.load()
-    assert workers.items() <= how.items() and alone["source"] == source and "jobs" not in alone
-    assert loaded.description == images.description and torch.equal(loaded.data.train.labels, images.train.labels)
-    with pytest.raises(InvalidSetting, match="jobs=3: all searches of transfer make their own images"):
-        study.run("transfer", folder=tmp_path / "none", workers=workers)
+@pytest.mark.slow
+def test_jobs_need_an_executor(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="Did you mean slurm"):
-        study.run("sanity", folder=tmp_path / "none", workers=workers | {"executor": "slumr"})
+        study.run("sanity", folder=tmp_path / "none", workers={"jobs": 3, "executor": "slumr", "executor_options": {}, "retries": 1})
+    assert not (tmp_path / "none").exists()
 
 
 def test_there_must_be_something_to_resume(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from ltcompile.core.plan import PruningPlan
 from ltcompile.core.profile import LayerKind, Profile, Run, machine
 from ltcompile.core.records import Trained, Verdict
 from ltcompile.core.run_folder import RunFolder
-from ltcompile.core.study import Study
+from ltcompile.core.study import JOB, Study
 from ltcompile.core.task import Metric
 from ltcompile.errors import LtcompileError
 from ltcompile.graph.examples import read_inputs
@@ -52,8 +52,10 @@ from ltcompile.reporting.collect import collect
 from ltcompile.reporting.figures import _curve
 from ltcompile.reporting.study import render
 from ltcompile.search import Source
-from ltcompile.search.status import Watch
+from ltcompile.search.status import RunWatch
 from ltcompile.search.worker import _read as read_description
+from ltcompile.study import StudyWatch
+from ltcompile.study._taking_part import StudyJob
 from ltcompile.verification import read_claims as claims_of
 from ltcompile.verification.wire import check_self_contained
 
@@ -580,7 +582,19 @@ def whole_job() -> bytes:
 def read_status(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         RunFolder(folder).settings.write_bytes(path.read_bytes())
-        Watch(folder).look(0.0)
+        RunWatch(folder).look(0.0)
+
+
+def read_study_job(path: Path) -> None:
+    """What a worker, and a look at a study, read of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / JOB).write_bytes(path.read_bytes())
+        StudyWatch(folder).look(0.0)
+
+
+def whole_study_job() -> bytes:
+    job = StudyJob("sanity", "smoke", None, "data", 2, {"torch": "2"})
+    return json.dumps({"kind": "study job", "format": 1, **job.to_json()}).encode()
 
 
 def whole_settings() -> bytes:
@@ -601,6 +615,7 @@ READERS = {
     "coco": Reader(read_coco, ".json", lambda: json.dumps(coco_json(20)).encode(), spoil_json_bytes),
     "shard": Reader(read_shard, ".tar", whole_shard, spoil_shard),
     "study": Reader(read_study, ".json", whole_study, spoil_json_bytes),
+    "study_job": Reader(read_study_job, ".json", whole_study_job, spoil_json_bytes),
     "claims": Reader(read_claims, ".json", whole_claims, spoil_json_bytes),
     "onnx": Reader(read_onnx, ".onnx", whole_onnx, spoil_onnx),
     "onnx_bytes": Reader(read_wire, ".onnx", whole_onnx, spoil_onnx),
