@@ -190,9 +190,9 @@ def _opened(pruned: Pruned, path: Path, row: FormatRow, judge: TaskJudge | None,
     fixed = replace(pruned, small=done.module, dense=None, plan=None)
     names = pruned.input_names or Inputs.of(pruned.small, pruned.example).names
     own = row.format in IN_PROCESS or row.runtime == kind.RUNTIME
+    began = time.perf_counter()
     run = kind.reader(done.module, fixed, job) if own else of_file(path, names, row.runtime)
     if row.format in IN_PROCESS:
-        began = time.perf_counter()
         run(inputs)
         return _Opened(lambda: run(inputs), done.record, time.perf_counter() - began, None, run, None)
     subject = Subject(path.name, onnx=path) if row.format == ".onnx" else Subject(path.name, file=path)

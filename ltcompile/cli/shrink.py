@@ -115,9 +115,8 @@ def shrink(
     from ltcompile.core.deployment import Deployment
     from ltcompile.deploy import shrink as run
     from ltcompile.deploy.shrink import place
-    from ltcompile.paths import check_writable
 
-    path = check_writable(place(output))
+    path = place(output)
     source = named_pruned(ticket, model, weights, plan, example)
     inputs = None if repair is None else _unlabelled(repair, model, source)  # before planning takes minutes
     reached = None

@@ -94,7 +94,7 @@ def shrink(
         InvalidFile, TicketMismatch, InvalidSetting, InvalidModel: as they say.
     """
     began = time.perf_counter()
-    output = _checked(place(output))
+    output = place(output)
     pruned = pruned_of(pruned, model)
     job = ShrinkJob(
         output,
@@ -138,16 +138,12 @@ def shrink(
 
 
 def place(output: str | Path) -> Path:
-    """Where the file goes: of a folder, its page."""
+    """Where the file goes: of a folder, its page. Raises InvalidFile where the file, or the folder that a format writes, cannot be written."""
     path = Path(output)
     folder = path.suffix not in formats.by_suffix() and (str(output).endswith(("/", os.sep)) or path.is_dir())
-    return path / PAGE if folder else path
-
-
-def _checked(output: Path) -> Path:
-    """Raises InvalidFile where the file, or the folder that a format writes, cannot be written."""
-    check_writable(output.with_suffix(".json") if output.suffix == FOLDER else output)
-    return output
+    path = path / PAGE if folder else path
+    check_writable(path.with_suffix(".json") if path.suffix == FOLDER else path)
+    return path
 
 
 def _as_task(data: Calibration | None, ticket: Ticket | None) -> Calibration | None:

@@ -192,9 +192,10 @@ def _size(job: _Job) -> Check:
 
 
 def _claimed_file(job: _Job) -> NetworkFile | None:
-    """The claimed file with this SHA-256; else one that was made in the same way, preferably of the same name."""
+    """The claimed file with this SHA-256; else one of the same format that was made in the same way, preferably of the same name."""
     here, timed = job.small.file, [job.claims.timed] if job.claims.timed else []
-    same = [file for file in (*timed, *job.claims.files) if file.making == here.making]
+    alike = [file for file in (*timed, *job.claims.files) if file.making == here.making]
+    same = [file for file in alike if Path(file.output).suffix == Path(here.output).suffix]
     ranks = (lambda file: file.sha256 == here.sha256, lambda file: file.output == here.output, lambda file: True)
     return next((file for matches in ranks for file in same if matches(file)), None)
 

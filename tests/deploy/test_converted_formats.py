@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -17,9 +18,11 @@ import torch
 from kinds import Two
 from onnx import TensorProto, helper, load, save
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import ltcompile as lt
 from ltcompile import runtimes
+from ltcompile.cli import app
 from ltcompile.core.deployment import Deployment
 from ltcompile.deploy import formats
 from ltcompile.errors import Disagreement, InvalidFile, InvalidModel, InvalidSetting, Unavailable, UnknownName
@@ -176,6 +179,18 @@ def test_an_onnx_file_takes_another_opset(pruned: lt.Pruned, tmp_path: Path) -> 
         lt.shrink(pruned, tmp_path / "small.mnn", opset=17)
 
 
+def test_files_of_another_format_are_not_written_over(pruned: lt.Pruned, tmp_path: Path) -> None:
+    """Several formats have a .bin file next to the one that is named; the same output is written again."""
+    for _ in range(2):
+        lt.shrink(pruned, tmp_path / "small.xml")
+    before = (tmp_path / "small.bin").read_bytes()
+    for suffix in (".param", ".so", ".cpp"):
+        with pytest.raises(InvalidFile, match=r"small\.bin belongs to .*small\.xml, and small\..* needs a file of that name; name another"):
+            lt.shrink(pruned, tmp_path / f"small{suffix}")
+    assert (tmp_path / "small.bin").read_bytes() == before
+    lt.shrink(pruned, tmp_path / "small.mnn")  # which has none
+
+
 def test_shapes_that_vary_are_refused(pruned: lt.Pruned, tmp_path: Path) -> None:
     with pytest.raises(InvalidSetting, match="have fixed shapes"):
         lt.shrink(pruned, tmp_path / "small.mnn", dynamic=("batch", "image.2"))
@@ -245,20 +260,31 @@ class TestConverters:
         code = """
 import json, pathlib
 if 'get_spec' in sys.argv[3]:
-    print(json.dumps({"inputs": SHAPES, "outputs": 2, "kind": "mlProgram"}))
+    print(json.dumps({"inputs": SHAPES, "outputs": OUTPUTS, "kind": "mlProgram"}))
 else:
+    names = json.loads(sys.argv[7])
+    assert names == {"inputs": [["image", "float32", [1, 3, 9, 9]], ["extra", "float32", [1, 5]]], "outputs": ["logits", "features"]}, names
     out = pathlib.Path(sys.argv[5])
     (out / "Data").mkdir(parents=True)
     (out / "Data" / "weight.bin").write_bytes(bytes(1000))
 """
-        fake(cache, "coreml", code.replace("SHAPES", "[[1, 3, 9, 9], [1, 5]]"))
+        right = {"SHAPES": '{"image": [1, 3, 9, 9], "extra": [1, 5]}', "OUTPUTS": '["logits", "features"]'}
+
+        def package(**wrong: str) -> None:
+            shutil.rmtree(cache / "venvs", ignore_errors=True)
+            fake(cache, "coreml", functools.reduce(lambda text, pair: text.replace(*pair), {**right, **wrong}.items(), code))
+
+        package()
         for _ in range(2):
             done = lt.shrink(pruned, tmp_path / "small.mlpackage")
             assert done.record["bytes"] == 1000 and "macOS" in done.record["not_run"] and done.path.is_dir()
-        shutil.rmtree(cache / "venvs")
-        fake(cache, "coreml", code.replace("SHAPES", "[[1, 3, 8, 8], [1, 5]]"))
-        with pytest.raises(Disagreement, match="is not the network"):
-            lt.shrink(pruned, tmp_path / "small.mlpackage")
+        torch.save(pruned.small.state_dict(), weights := tmp_path / "two.pth")
+        words = ["shrink", "--model", "kinds:Two", "--weights", str(weights), "--example", "image=1x3x9x9,extra=1x5", "-o", str(done.path)]
+        assert (again := CliRunner().invoke(app, words)).exit_code == 0 and "not run here: Core ML runs on macOS" in again.output
+        for wrong in ({"SHAPES": '{"image": [1, 3, 8, 8], "extra": [1, 5]}'}, {"OUTPUTS": '["logits"]'}):
+            package(**wrong)
+            with pytest.raises(Disagreement, match="is not the network"):
+                lt.shrink(pruned, tmp_path / "small.mlpackage")
 
     def test_an_install_says_what_failed(self, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UnknownName, match="format to install named 'tflite'"):

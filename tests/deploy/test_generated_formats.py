@@ -111,8 +111,9 @@ def test_a_wrong_weight_is_seen(source: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_large_weights_are_next_to_it(pruned: lt.Pruned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interface, "MOST_INSIDE_BYTES", 100)
-    path = lt.shrink(pruned, tmp_path / "my-net.v2.cpp").path
-    weights = path.with_suffix(".bin")
+    done = lt.shrink(pruned, tmp_path / "my-net.v2.cpp")
+    path, weights = done.path, done.path.with_suffix(".bin")
+    assert done.record["bytes"] == path.stat().st_size + weights.stat().st_size
     assert weights.stat().st_size > 1000 and path.stat().st_size < 60_000
     assert built(["g++", "-O0"], path, arguments=(str(weights),)).returncode == 0
     for data in (weights.read_bytes() + b"x", weights.read_bytes()[:-4], b""):
@@ -125,7 +126,9 @@ def test_large_weights_are_next_to_it(pruned: lt.Pruned, tmp_path: Path, monkeyp
 def test_a_library_for_any_language(pruned: lt.Pruned, tmp_path: Path) -> None:
     if native.unavailable():
         pytest.skip("there is no C++ compiler")
-    path = lt.shrink(pruned, tmp_path / "small.so").path
+    done = lt.shrink(pruned, tmp_path / "small.so")
+    path = done.path
+    assert done.record["bytes"] == path.stat().st_size + path.with_suffix(".h").stat().st_size
     header = path.with_suffix(".h").read_text()
     sizes = {line.split()[1]: int(line.split()[2]) for line in header.splitlines() if line.startswith("#define") and len(line.split()) > 2}
     assert sizes["SMALL_INPUT_FLOATS"] == 192 and sizes["SMALL_OUTPUT_FLOATS"] == 7

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from claims import CLASSES, QUICK, SHAPE, check, file_of, images_file, kinds, network, report, timed, timing
+from claims import CLASSES, QUICK, SHAPE, TICKET, check, file_of, images_file, kinds, network, report, timed, timing
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -88,6 +88,13 @@ def test_a_file_of_other_bytes_is_not_confirmed(folder: Path) -> None:
     (folder / "small.onnx").write_bytes(network(3))
     other = check(folder, "size")
     assert other.verdict == "not confirmed" and other.claimed != other.found
+
+
+def test_a_record_of_another_format_claims_no_size(folder: Path) -> None:
+    """small.so was written next to small.onnx, and small.json is about it."""
+    other = {"output": "small.so", "precision": "fp32", "bytes": 7, "recalibrated": False, "ticket_checksum": TICKET}
+    report(folder, timing(), shrinks=[other])
+    assert check(folder, "size").verdict == "not comparable"
 
 
 @pytest.mark.parametrize("kind", ["report", "bench"])

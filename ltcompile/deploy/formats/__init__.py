@@ -4,7 +4,7 @@ A format offers `SUFFIX`, `write(network, pruned, job)`, and `reader(network, pr
 runtime of it exists here, `check_structure(pruned, job)`, which says what was checked instead. Optional are
 
     PRECISIONS = ("fp32", "fp16")       where it does not hold all of fp32, fp16 and int8
-    COMPANIONS = (".bin",)              the endings of files next to the one that is named
+    COMPANIONS = (".bin",)              the endings of files that it writes, or may write, next to the one that is named
     RUNTIME = "x"                       what runs the file
     DEVICE = "cuda"                     where it is a GPU
     ALSO_RUN_BY = ("x",)                others that do in fp32; where one is installed, it has a row of its own in the table of formats
@@ -24,7 +24,7 @@ from typing import cast
 
 from ltcompile import registry, runtimes
 from ltcompile.deploy.job import ShrinkJob
-from ltcompile.errors import InvalidSetting, Unavailable
+from ltcompile.errors import InvalidFile, InvalidSetting, Unavailable
 from ltcompile.pruned import Pruned
 from ltcompile.runtimes import _venvs
 
@@ -42,7 +42,9 @@ def of(output: Path) -> ModuleType:
 
 
 def check(job: ShrinkJob) -> None:
-    """Raises InvalidSetting where no format has the output's ending, or it does not hold the precision; Unavailable where it cannot be written."""
+    """Raises InvalidSetting where no format has the output's ending, or it does not hold the precision; Unavailable where it cannot be written;
+    InvalidFile where it would write over a file of another output.
+    """
     if job.output.suffix not in by_suffix():
         raise InvalidSetting(f"{job.output} must end in {', '.join(by_suffix())}")
     kind = of(job.output)
@@ -52,6 +54,18 @@ def check(job: ShrinkJob) -> None:
         )
     if reason := unavailable(kind):
         raise Unavailable(f"{job.output.suffix} files cannot be written here: {reason}")
+    for path in (job.output.with_suffix(suffix) for suffix in getattr(kind, "COMPANIONS", ())):
+        if owner := _owner(path, kind):
+            raise InvalidFile(f"{path} belongs to {owner}, and {job.output.name} needs a file of that name; name another output")
+
+
+def _owner(path: Path, kind: ModuleType) -> Path | None:
+    """The output of a format besides `kind`'s that holds `path`; C++ and its library may share theirs."""
+    for suffix, other in by_suffix().items():
+        output, family = path.with_suffix(suffix), getattr(other, "files", other)
+        if family is not getattr(kind, "files", kind) and hasattr(other, "COMPANIONS") and output.is_file() and path in files(output):
+            return output
+    return None
 
 
 def unavailable(kind: ModuleType) -> str | None:

@@ -100,16 +100,20 @@ def in_venv(name: str, code: str, program: Path, output: Path, *settings: str) -
             made.replace(output)
 
 
+def names_of(pruned: Pruned) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the record calls the inputs and outputs."""
+    example = Inputs.of(pruned.small, pruned.example).on_cpu()
+    args, kwargs = example.arguments()
+    with torch.no_grad():
+        return pruned.input_names or example.names, pruned.output_names or tuple(outputs_of(pruned.small(*args, **kwargs)))
+
+
 def read_by(runtime: str, network: nn.Module, pruned: Pruned, job: ShrinkJob) -> Run:
     """What the job's output answers through `runtime`, on a CPU in a worker process.
 
     Raises Unavailable where the runtime cannot open it.
     """
-    example = Inputs.of(pruned.small, pruned.example).on_cpu()
-    names, sessions = pruned.input_names or example.names, dict[int, Session]()
-    with torch.no_grad():
-        args, kwargs = example.arguments()
-        expected = pruned.output_names or tuple(outputs_of(pruned.small(*args, **kwargs)))
+    (names, expected), sessions = names_of(pruned), dict[int, Session]()
 
     def run(inputs: Inputs) -> Mapping[str, Tensor]:
         if inputs.batch not in sessions:

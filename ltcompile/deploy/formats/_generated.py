@@ -60,6 +60,13 @@ def write_weights(unit: Unit, job: ShrinkJob) -> None:
         write_bytes(job.output.with_suffix(".bin"), unit.weights.tobytes())
 
 
+def files(output: Path) -> list[Path]:
+    """The C++ file, or the library and its header; and the weights that are next to them."""
+    declared = output.with_suffix(".h") if output.suffix == ".so" else output
+    apart = f"{identifier(output.stem)}_load(" in declared.read_text(errors="replace") if declared.is_file() else False
+    return [*dict.fromkeys((output, declared)), *([output.with_suffix(".bin")] if apart else [])]
+
+
 def of_library(library: Path, job: ShrinkJob) -> Run:
     """What a library that was just compiled answers through its C interface, whose sizes its header says."""
     text, name = job.output.with_suffix(".h" if job.output.suffix == ".so" else job.output.suffix).read_text(), identifier(job.output.stem)

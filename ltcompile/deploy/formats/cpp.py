@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ltcompile.deploy.formats._generated import generated, of_library, write_weights
+from ltcompile.deploy.formats._generated import files, generated, of_library, write_weights
 from ltcompile.deploy.job import ShrinkJob
 from ltcompile.engine.cpu import native
 from ltcompile.lower.answers import Run
@@ -15,7 +15,9 @@ from ltcompile.lower.program import Program
 from ltcompile.paths import write_text
 from ltcompile.pruned import Pruned
 
-SUFFIX = ".cpp"
+__all__ = ["files"]
+
+SUFFIX, COMPANIONS = ".cpp", (".bin",)
 PRECISIONS = ("fp32", "bf16", "int8")
 
 
