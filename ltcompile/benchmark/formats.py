@@ -27,7 +27,7 @@ from ltcompile.lower.inputs import Inputs
 from ltcompile.numerics import compare
 from ltcompile.paths import write_json
 from ltcompile.pruned import Pruned, pruned_of
-from ltcompile.runtimes import Options, Session, Subject, declared, load_apart, unavailable
+from ltcompile.runtimes import Feeds, Options, Session, Subject, Workers, declared, load_apart, unavailable
 from ltcompile.timing import interleave, level, speedup
 
 IN_PROCESS = {".pt2": "PyTorch", ".safetensors": "PyTorch", ".so": "C interface"}  # formats that this process runs itself
@@ -53,7 +53,7 @@ class _Opened:
     call: Callable[[], object]
     record: Mapping[str, Any]
     start_s: float
-    peak_bytes: int | None
+    peak_bytes: Callable[[], int | None]
     run: Callable[[Inputs], Mapping[str, Any]]
     session: Session | None  # held as long as its call
 
@@ -155,7 +155,7 @@ def _row(
         row = replace(row, bytes=small.record["bytes"])
         if "not_run" in small.record:
             return replace(row, reason=small.record["not_run"])
-        row = replace(row, max_error=small.record["onnx_error"], start_s=small.start_s, peak_bytes=small.peak_bytes)
+        row = replace(row, max_error=small.record["onnx_error"], start_s=small.start_s, peak_bytes=small.peak_bytes())
         if judge is not None:
             row = replace(row, metric=judge.test({"small": small.run})["small"])
         calls, reason = {"small": small}, ""
@@ -184,7 +184,7 @@ def _opened(pruned: Pruned, path: Path, row: FormatRow, judge: TaskJudge | None,
     task = judge.task if judge is not None and row.precision == "int8" else None
     done = shrink(pruned, path, precision=row.precision, calibrate=task)  # type: ignore[arg-type]
     if "not_run" in done.record:
-        return _Opened(lambda: None, done.record, 0.0, None, lambda _: {}, None)
+        return _Opened(lambda: None, done.record, 0.0, lambda: None, lambda _: {}, None)
     inputs = probe(done.module, pruned.example, batch)
     kind, job = formats.of(path), ShrinkJob(path, row.precision)  # type: ignore[arg-type]
     fixed = replace(pruned, small=done.module, dense=None, plan=None)
@@ -194,16 +194,31 @@ def _opened(pruned: Pruned, path: Path, row: FormatRow, judge: TaskJudge | None,
     run = kind.reader(done.module, fixed, job) if own else of_file(path, names, row.runtime)
     if row.format in IN_PROCESS:
         run(inputs)
-        return _Opened(lambda: run(inputs), done.record, time.perf_counter() - began, None, run, None)
+        return _Opened(lambda: run(inputs), done.record, time.perf_counter() - began, lambda: None, run, None)
     subject = Subject(path.name, onnx=path) if row.format == ".onnx" else Subject(path.name, file=path)
     began = time.perf_counter()
-    session = load_apart(subject, Deployment(formats.device(kind), row.runtime, batch, row.precision, row.threads), Options(watch=True))
+    deployment = Deployment(formats.device(kind), row.runtime, batch, row.precision, row.threads)
+    session = load_apart(subject, deployment)
     arrays = feeds(inputs, pruned.input_names)
-    bound = session.bind(arrays if row.runtime in formats.NAMED else list(arrays.values()))
+    given = arrays if row.runtime in formats.NAMED else list(arrays.values())
+    bound = session.bind(given)
     bound.call()
     start_s, found = time.perf_counter() - began, bound.read()
     expected = {name: value.numpy() for name, value in run(inputs).items()}
     ordered = {name: found[name] for name in expected} if expected.keys() == found.keys() else found
     if (compared := compare({name: np.asarray(value) for name, value in ordered.items()}, expected)).refusal:
         raise Disagreement(f"{row.runtime} answers otherwise with {row.threads} threads at batch {batch}: {compared.refusal}")
-    return _Opened(bound.call, done.record, start_s, session.peak_bytes(), run, session)
+    return _Opened(bound.call, done.record, start_s, lambda: _peak_bytes(subject, deployment, given), run, session)
+
+
+def _peak_bytes(subject: Subject, deployment: Deployment, given: Feeds) -> int | None:
+    """What the first answer takes in a process that has opened nothing before: other sessions leave memory behind that would not count.
+
+    None on a GPU.
+    """
+    if deployment.device != "cpu":
+        return None
+    with Workers() as fresh:
+        session = fresh.load(subject, deployment, Options(watch=True))
+        session.run(given)
+        return session.peak_bytes()

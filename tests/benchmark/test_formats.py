@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,6 +54,21 @@ def test_a_row_has_all_figures_of_a_format_that_runs(benched: tuple[list[FormatR
         assert row.metric == pytest.approx(written["reference"], abs=0.01) and row.max_error is not None and row.max_error <= 1e-4
     assert (rows[".mnn"].threads, rows[".safetensors"].threads) == (1, 0) and rows[".mnn"].peak_bytes is not None
     assert written["dropped"] == [".mnn fp32", ".safetensors fp32"] and written["kind"] == "formats"
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_a_process_that_opens_the_file_alone(tmp_path: Path) -> None:
+    """By the operating system's figure for such a process, less that of one that imports MNN only."""
+    large = lt.Pruned(nn.Sequential(nn.Flatten(), nn.Linear(1024, 8192), nn.ReLU(), nn.Linear(8192, 10)).eval(), torch.randn(1, 1, 32, 32))
+    (row,) = bench_formats(large, [".mnn"], seconds=0.01).rows
+    path = lt.shrink(large, tmp_path / "large.mnn").path
+    run = f"network = MNN.Interpreter({str(path)!r}); network.runSession(network.createSession({{'numThread': 1, 'precision': 'high'}}))"
+    code = "import MNN, numpy; {}; print(1024 * int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0]))"
+    without, alone = (
+        int(subprocess.run([sys.executable, "-c", code.format(one)], capture_output=True, check=True).stdout.split()[-1])
+        for one in ("pass", run)
+    )
+    assert row.peak_bytes == pytest.approx(alone - without, rel=0.2)
 
 
 def test_others_have_a_reason(benched: tuple[list[FormatRow], dict[str, object]]) -> None:
