@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import re
 from collections import defaultdict
@@ -12,7 +11,7 @@ from statistics import median
 from typing import Any
 
 import _theory_rows
-from _theory_rows import BY_TIME, KEYS, METHODS, RUNTIMES, TRAITS, Row, faults
+from _theory_rows import BY_TIME, KEYS, METHODS, NETWORKS, RUNTIMES, TRAITS, Row, read
 
 TITLE = "Theory against measurement: what pruning gives"
 INTRODUCTION = (
@@ -25,10 +24,15 @@ PICTURE = (
     "A dot is a network that was cut to a half of its MACs (one image, fp32), a bar the median; widths as they come (any), in multiples of 8 (x 8) "
     "and of 16 (x 16). At 1 pruning gives what its MACs promise."
 )
-ANOTHER = (
-    "Repeat a network with `python bench/theory_against_measurement.py torchvision:resnet18`; without names, the command runs all networks and "
-    "writes a file for its machine here, whose content `make test` checks. Commit it with this page."
-)
+ANOTHER = """Rows of other machines are welcome, of a few networks too:
+
+1. In a checkout, `make env-dev`, and on an idle machine `.venv/bin/python bench/theory_against_measurement.py torchvision:resnet18
+   torchvision:mobilenet_v2` (these take minutes); without names, the command takes the networks of the list in turns (`--minutes 40` begins none
+   after so long, and the same command continues). It writes its rows to `bench/results/theory/MACHINE.json`, and this page anew.
+2. `.venv/bin/python -m pytest tests/benchmark/test_theory.py` checks that file, as CI does: what is wrong with which row is its error.
+3. Commit the file with README.md and picture.svg, and open a pull request.
+
+The same command with its name repeats a network."""
 DECIDERS = {**TRAITS, "macs": "MACs in all"}
 CELL = ("runtime", "precision", "batch")
 MOST = {"odd": 0.5, "memory": 0.5, "depthwise": 0.05}  # shares that split the cuts of the second table
@@ -38,10 +42,7 @@ def write_page() -> dict[str, Any]:
     """Write README.md and picture.svg of all machines' files; the counts and medians that they begin with. Refuses a file with faults."""
     from ltcompile.paths import write_text
 
-    machines = {path.stem: json.loads(path.read_text()) for path in sorted(_theory_rows.RESULTS.glob("*.json"))}
-    for name, value in machines.items():
-        if found := faults(value):
-            raise SystemExit(f"{name}.json: {found[0]}; fix the file, or remove it")
+    machines = {path.stem: read(path) for path in sorted(_theory_rows.RESULTS.glob("*.json"))}
     rows = measured(machines)
     _theory_rows.RESULTS.mkdir(parents=True, exist_ok=True)
     write_text(_theory_rows.RESULTS / "README.md", page(machines, rows))
@@ -88,7 +89,15 @@ def page(machines: dict[str, Any], rows: dict[str, list[Row]]) -> str:
             "### Not measured",
             *left_out(machines[name]["rows"]),
         ]
+    parts += missing(networks)
     return "\n\n".join([*parts, "## Another machine", ANOTHER]) + "\n"
+
+
+def missing(networks: set[str]) -> list[str]:
+    """The networks of the list that were measured on no machine."""
+    names = [name for name in NETWORKS if name not in networks]
+    text = f"{len(names)} of the {len(NETWORKS)} networks of the list were measured on no machine: {', '.join(names)}."
+    return ["## Not measured on any machine", text] if names else []
 
 
 def counted(networks: int) -> str:
@@ -143,7 +152,11 @@ def compared(rows: dict[str, list[Row]], names: dict[str, str]) -> list[str]:
         lines.append([*at, *medians, correlation(*ratios) if len(rows) == 2 else "", middle(first_rows(shared))[1]])
     head = [*CELL, "fraction of MACs", *(names[name] for name in rows), "rank correlation of two machines", "networks"]
     text = "Medians over the networks and cuts that every machine measured, of all ways to round widths."
-    return [text, table(head, lines)] if lines else ["No cut was measured on all machines."]
+    apart = (
+        "No cut was measured on all machines: their files are of different networks. So the medians of one machine say nothing about another, and "
+        "a difference between two tables may be one of their networks."
+    )
+    return [text, table(head, lines)] if lines else [apart]
 
 
 def first_rows(shared: dict[str, list[Row]]) -> list[Row]:

@@ -8,6 +8,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+LIST = """
+torchvision:resnet18 torchvision:mobilenet_v2 ours:vgg16 yolo:yolov8n torchvision:squeezenet1_1 smp:Unet-resnet18 torchvision:shufflenet_v2_x1_0
+ours:resnet20 torchvision:mobilenet_v3_small torchvision:alexnet yolo:yolo11n torchvision:mnasnet0_5 ours:unet-small
+torchvision:regnet_x_400mf torchvision:efficientnet_b0 smp:FPN-mobilenet_v2 torchvision:googlenet ours:resnet56 torchvision:resnet34
+torchvision:mobilenet_v3_large yolo:yolov5n torchvision:vgg11_bn torchvision:shufflenet_v2_x0_5 torchvision:regnet_y_400mf
+smp:DeepLabV3Plus-resnet18 torchvision:mnasnet1_0 ours:centernet-small torchvision:densenet121 torchvision:resnet50 yolo:yolov10n
+torchvision:squeezenet1_0 torchvision:efficientnet_b1 torchvision:regnet_x_800mf torchvision:inception_v3 smp:Linknet-resnet18 yolo:yolo12n
+torchvision:convnext_tiny torchvision:resnext50_32x4d torchvision:shufflenet_v2_x1_5 torchvision:regnet_y_800mf torchvision:vgg16_bn
+torchvision:efficientnet_b2 torchvision:wide_resnet50_2 torchvision:regnet_x_1_6gf torchvision:efficientnet_v2_s torchvision:densenet161
+"""
+NETWORKS = LIST.split()
+
 RESULTS = Path(__file__).parent / "results" / "theory"
 METHODS = {"as they come": 1, "multiples of 8": 8, "multiples of 16": 16}
 BY_TIME = "by time"
@@ -22,7 +34,16 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {"rows": []}
+    """The content of a machine's file; no rows where there is none. Ends where it is not valid."""
+    if not path.is_file():
+        return {"rows": []}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{path.name} is not JSON: {error}; fix the file, or remove it") from error
+    if found := faults(value):
+        raise SystemExit(f"{path.name}: {found[0]}; fix the file, or remove it")
+    return dict(value)
 
 
 def write(path: Path, settings: dict[str, Any], rows: list[Row]) -> None:

@@ -33,19 +33,8 @@ from typing import Any
 
 from _common import machine
 from _theory_page import write_page
-from _theory_rows import BATCHES, BY_TIME, METHODS, PRECISIONS, RESULTS, RUNTIMES, TRAITS, Row, read, write
+from _theory_rows import BATCHES, BY_TIME, METHODS, NETWORKS, PRECISIONS, RESULTS, RUNTIMES, TRAITS, Row, read, write
 
-LIST = """
-torchvision:resnet18 torchvision:mobilenet_v2 ours:vgg16 yolo:yolov8n torchvision:squeezenet1_1 smp:Unet-resnet18 torchvision:shufflenet_v2_x1_0
-ours:resnet20 torchvision:mobilenet_v3_small torchvision:alexnet yolo:yolo11n torchvision:mnasnet0_5 ours:unet-small
-torchvision:regnet_x_400mf torchvision:efficientnet_b0 smp:FPN-mobilenet_v2 torchvision:googlenet ours:resnet56 torchvision:resnet34
-torchvision:mobilenet_v3_large yolo:yolov5n torchvision:vgg11_bn torchvision:shufflenet_v2_x0_5 torchvision:regnet_y_400mf
-smp:DeepLabV3Plus-resnet18 torchvision:mnasnet1_0 ours:centernet-small torchvision:densenet121 torchvision:resnet50 yolo:yolov10n
-torchvision:squeezenet1_0 torchvision:efficientnet_b1 torchvision:regnet_x_800mf torchvision:inception_v3 smp:Linknet-resnet18 yolo:yolo12n
-torchvision:convnext_tiny torchvision:resnext50_32x4d torchvision:shufflenet_v2_x1_5 torchvision:regnet_y_800mf torchvision:vgg16_bn
-torchvision:efficientnet_b2 torchvision:wide_resnet50_2 torchvision:regnet_x_1_6gf torchvision:efficientnet_v2_s torchvision:densenet161
-"""
-NETWORKS = LIST.split()
 FRACTIONS = (0.5, 0.25)
 PROFILED = "cpu:onnxruntime:b1:fp32:t1"
 SECONDS = 0.4  # a network in a cell; at least ten blocks run

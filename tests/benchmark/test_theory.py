@@ -124,14 +124,20 @@ def test_a_page_is_made_of_whatever_rows_there_are(
     lines = page.planned_by_time([timed, by_time])[-1].splitlines()
     assert lines[2].startswith("| onnxruntime | fp32 | 1 | 2x | ") and lines[2].endswith("| 1 |")
     assert "by time" not in page.by_runtime(page.by_macs([timed, by_time]))
+    (tmp_path / "there.json").write_text(json.dumps({**file, "rows": [{**timed, "network": "torchvision:resnet18"}]}))
+    page.write_page()
+    text = (tmp_path / "README.md").read_text()
+    assert "No cut was measured on all machines: their files are of different networks" in text
+    assert f"{len(table.NETWORKS) - 1} of the {len(table.NETWORKS)} networks of the list were measured on no machine" in text
     assert text.count("## A processor") == 2 and "1 networks" not in text and drawn.count("<title>") == 3
 
 
 def test_a_file_with_faults_makes_no_page(table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "RESULTS", tmp_path)
-    (tmp_path / "here.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"here\.json: it is not a file of"):
-        importlib.import_module("_theory_page").write_page()
+    for text, says in (("{}", r"here\.json: it is not a file of"), ('{"kind": ', r"here\.json is not JSON: .* fix the file, or remove it")):
+        (tmp_path / "here.json").write_text(text)
+        with pytest.raises(SystemExit, match=says):
+            importlib.import_module("_theory_page").write_page()
 
 
 def test_networks_of_all_families_come_in_turns(theory: ModuleType) -> None:
