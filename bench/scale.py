@@ -1,13 +1,15 @@
 """How a search behaves on many workers: a simulation on the real scheduling code, and two real processes against one.
 
     python bench/scale.py                 the simulation; writes bench/results/scale.json and scale.md
+    python bench/scale.py --faults many   its rows with that kind of faults alone; the others stay as they are in scale.json
     python bench/scale.py --processes     a real search by two processes and by one, on an idle machine of two cores; adds to scale.json
 
 In the simulation (tests/support/cluster.py) trainings only let a simulated time pass, ten epochs of about 30 s each, on a file system in memory.
 Workers are killed and replaced half a minute later at most, when the process that started them notices, and frees their arms; "unnoticed" kills
 leave the leases of their arms to expire. With "no head", no process but the workers looks at leases, as where all joined by themselves.
 Heartbeats or whole workers freeze for three minutes, and the disk is full for two minutes. No clock agrees with another. Makespans are compared
-with list scheduling, which has neither faults nor costs. Faults are drawn once a row; other draws differ by up to 0.1.
+with list scheduling, which has neither faults nor costs. Faults are drawn five times a row, from seeds that are fixed here, as draws differ by up
+to 0.1; without faults there is nothing to draw but clocks. What is wanted holds for the worst draw.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from _common import RESULTS, ROOT, finish
@@ -35,6 +39,7 @@ sys.path.append(str(ROOT / "tests/support"))
 from cluster import Cluster, Faults, list_scheduling
 
 LEVELS, WORKERS, LEVEL = 7, 64, 1
+DRAWS = range(10, 15)  # seeds of the faults of a row, on which no variant of the scheduler was compared before
 SEEDS = (25, 50, 100, 200)  # of ten arms each
 FAULTS = {
     "none": Faults(),
@@ -43,6 +48,8 @@ FAULTS = {
 }
 FAULTS |= {f"{name}, unnoticed": replace(FAULTS[name], unnoticed=True) for name in ("many", "very many")}
 FAULTS |= {f"{name}, no head": replace(FAULTS[name], unnoticed=True) for name in ("many", "very many")}
+CASES = [(seeds, "none") for seeds in SEEDS]
+CASES += [(seeds, faults) for faults in list(FAULTS)[1:] for seeds in ((100,) if "very" in faults else (50, 100))]
 WANTED = 1.1  # times as long as list scheduling, at most
 SEARCH = "--model vgg16-quarter --data digits --image-size 16 --epochs {epochs} --rounds 2 --rate 0.5 --seeds 2 --no-controls --margin 50"
 
@@ -53,32 +60,39 @@ def seconds(arm: Arm) -> float:
 
 
 def simulate(seeds: int, faults: str) -> dict[str, Any]:
-    """One search on all workers."""
+    """One search on all workers, with every draw of the faults: what is worst of all draws, but for the mean makespan."""
     graph = ArmGraph(range(seeds), LEVELS)
-    arms = graph.arms(LEVEL)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Cluster(RunFolder(folder), graph, WORKERS, seconds, FAULTS[faults], coordinated="no head" not in faults).run()
-    shortest = list_scheduling(graph, LEVEL, WORKERS, seconds)
+    shortest, found = list_scheduling(graph, LEVEL, WORKERS, seconds), []
+    for draw in DRAWS if FAULTS[faults] != Faults() else DRAWS[:1]:
+        with tempfile.TemporaryDirectory() as folder:
+            more: dict[str, Any] = {"coordinated": "no head" not in faults, "seed": draw}
+            found.append(Cluster(RunFolder(folder), graph, WORKERS, seconds, FAULTS[faults], **more).run())
+    arms, calls = len(graph.arms(LEVEL)), Counter[str]()
+    for run in found:
+        calls |= run.files.calls
     return {
-        "arms": len(arms),
+        "arms": arms,
         "workers": WORKERS,
         "faults": faults,
-        "finished": len(run.results),
-        "given_up": len(run.given_up),
-        "results_written_twice": sum(count > 1 for count in run.results.values()),
-        "takeovers": run.takeovers,
-        "epochs_repeated": run.repeated,
-        "makespan_s": round(run.ends, 1),
-        "of_list_scheduling": round(run.ends / shortest, 3),
-        "scheduler_ms_per_arm_and_process": round(1000 * run.scheduling_s / len(arms) / (WORKERS + 1), 4),
-        "scheduler_share_of_a_core": round(run.scheduling_s / (WORKERS + 1) / run.ends, 6),
-        "calls_per_arm": {name: round(count / len(arms), 1) for name, count in sorted(run.files.calls.items())},
+        "draws": len(found),
+        "finished": min(len(run.results) for run in found),
+        "given_up": max(len(run.given_up) for run in found),
+        "results_written_twice": max(sum(count > 1 for count in run.results.values()) for run in found),
+        "takeovers": max(run.takeovers for run in found),
+        "epochs_repeated": max(run.repeated for run in found),
+        "epochs_repeated_beyond_one_a_takeover": max(max(0, run.repeated - run.takeovers) for run in found),
+        "of_list_scheduling": [round(run.ends / shortest, 3) for run in found],
+        "mean": round(fmean(run.ends / shortest for run in found), 3),
+        "worst": round(max(run.ends / shortest for run in found), 3),
+        "scheduler_ms_per_arm_and_process": round(max(1000 * run.scheduling_s / arms / (WORKERS + 1) for run in found), 4),
+        "scheduler_share_of_a_core": round(max(run.scheduling_s / (WORKERS + 1) / run.ends for run in found), 6),
+        "calls_per_arm": {name: round(count / arms, 1) for name, count in sorted(calls.items())},
     }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     names = (
-        *("arms", "faults", "finished", "results_written_twice", "takeovers", "epochs_repeated", "of_list_scheduling"),
+        *("arms", "faults", "draws", "finished", "results_written_twice", "takeovers", "epochs_repeated", "mean", "worst"),
         "scheduler_ms_per_arm_and_process",
     )
     calls = ("create", "list", "read", "stat", "beat")
@@ -115,6 +129,7 @@ def processes(epochs: int) -> dict[str, Any]:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--processes", action="store_true", help="time a real search instead")
+    arguments.add_argument("--faults", choices=FAULTS, help="simulate the rows with these faults alone")
     arguments.add_argument("--epochs", type=int, default=24, help="of each training of the real search")
     given = arguments.parse_args()
     file = RESULTS / "scale.json"
@@ -122,13 +137,16 @@ def main() -> None:
     if given.processes:
         result = {"bench": "scale", "simulation": before.get("simulation", []), "processes": processes(given.epochs)}
     else:
-        rows = [simulate(seeds, "none") for seeds in SEEDS]
-        rows += [simulate(seeds, faults) for faults in list(FAULTS)[1:] for seeds in ((100,) if "very" in faults else (50, 100))]
+        kept = {(row["arms"], row["faults"]): row for row in before.get("simulation", [])} if given.faults else {}
+        rows = [simulate(*case) if given.faults in (None, case[1]) else kept[10 * case[0], case[1]] for case in CASES]
         result = {"bench": "scale", "simulation": rows, "processes": before.get("processes")}
     made = f"Made by `python bench/scale.py`, a simulation of {WORKERS} workers (see there)."
-    late = [f"{row['arms']} arms, {row['faults']} faults" for row in result["simulation"] if row["of_list_scheduling"] > WANTED]
-    text = f"# Many workers on one search\n\n{made}\n\n{table(result['simulation'])}\n"
-    text += f"\nWanted: at most {WANTED} times as long as list scheduling. Not reached by: {'; '.join(late) or 'none'}.\n"
+    text = f"# Many workers on one search\n\n{made} Mean and worst are makespans over list scheduling's; all else is the worst of the draws.\n\n"
+    text += f"{table(result['simulation'])}\n\nWanted: at most {WANTED} times as long as list scheduling. "
+    for which in ("mean", "worst"):
+        late = [f"{row['arms']} arms, {row['faults']} faults" for row in result["simulation"] if row[which] > WANTED]
+        text += f"Not reached by the {which} of: {'; '.join(late) or 'none'}. "
+    text = text.rstrip() + "\n"
     if real := result["processes"]:
         text += (
             f"\nA real search (`{real['search']}`): {real['seconds_of_1']} s by one process, {real['seconds_of_2']} s by two on two cores, "

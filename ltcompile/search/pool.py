@@ -115,7 +115,7 @@ class Pool:
         return self._take(now) or self._take_after_look(now)
 
     def _take_after_look(self, now: float) -> tuple[Arm, Lease] | None:
-        """After a look at all, or where that was a short time ago, at those arms of others that were seen longest ago."""
+        """After a look at all, or where that was a short time ago, at some arms of others."""
         if self._looked is None or now - self._looked >= self.lease_s / 2:
             self._looked = now
             return self._take(now, thorough=True)
@@ -129,7 +129,7 @@ class Pool:
             self._see(arm, now)
 
     def _look_for_longer_chains(self, now: float) -> None:
-        """Look at some arms of others which more trainings wait for than for all that are free, as seen last: those seen longest ago."""
+        """Look at some arms of others which more trainings wait for than for all that are free, as seen last."""
         if (free := self.first_place[0]) != float("inf"):
             self._look_at([arm for arm in self.taken if self._place(arm)[0] < free], now)
 
