@@ -24,7 +24,7 @@ from ltcompile.graph.examples import read_example
 from ltcompile.paths import read_json, write_json
 from ltcompile.search.attach import ARM, SEARCH, read_settings, takes_fresh_weights
 from ltcompile.search.config import SearchConfig
-from ltcompile.search.coordinator import coordinate
+from ltcompile.search.coordinator import coordinate, open_workers
 from ltcompile.search.iterative_pruning import budget_epochs
 from ltcompile.search.job import recorded_profile
 from ltcompile.search.listener import Listener, NullListener
@@ -91,17 +91,18 @@ def search_by_command(
         there = read_settings(run.command)
         if message := differences({name: there[name] for name in settings}, json.loads(json.dumps(settings))):
             raise TicketMismatch(f"{run.path} was started with other settings ({message}); resume with the same, or choose another folder=")
-    if profile is not None:
-        recorded_profile(run, profile)
-    write_json(run.command, settings | {"train": command, "environment": command_environment()})
-    run.tidy()
-    search = CommandRun(run, command, read_settings(run.command), listener or NullListener())
-    if not run.own_summary.exists():
-        if jobs is None:
-            Sharing(search, in_order=True).work()
-        else:
-            coordinate(search, jobs, executor, executor_options or {}, retries)
-        search.wait_for_conclusion(this_process())
+    with open_workers(run.workers, jobs, executor, executor_options) as workers:
+        if profile is not None:
+            recorded_profile(run, profile)
+        write_json(run.command, settings | {"train": command, "environment": command_environment()})
+        run.tidy()
+        search = CommandRun(run, command, read_settings(run.command), listener or NullListener())
+        if not run.own_summary.exists():
+            if workers is None:
+                Sharing(search, in_order=True).work()
+            else:
+                coordinate(search, workers, jobs or 1, retries)
+            search.wait_for_conclusion(this_process())
     summary: dict[str, Any] = read_json(run.own_summary, "summary of a search")
     return summary
 

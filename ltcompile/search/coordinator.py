@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ltcompile import executors
@@ -26,17 +28,25 @@ STOP_S = 30.0
 LOG_CHARACTERS = 600
 
 
-def coordinate(runs: Runs, jobs: int, executor: str, options: Mapping[str, str], retries: int) -> None:
+def open_workers(
+    folder: Path, jobs: int | None, executor: str, options: Mapping[str, str] | None
+) -> AbstractContextManager[Executor | None]:
+    """What starts up to `jobs` workers, whose logs go to `folder`; None without jobs. It is opened before a run begins, as it may be out of reach.
+
+    Raises as `executors.open_executor` does.
+    """
+    if jobs is None:
+        return contextlib.nullcontext()
+    return contextlib.closing(executors.open_executor(executor, folder.absolute(), jobs, options or {}))
+
+
+def coordinate(runs: Runs, executor: Executor, jobs: int, retries: int) -> None:
     """Let up to `jobs` workers train all arms of the runs.
 
     Raises TrainingFailed where arms are given up and nothing else is left; Unavailable where workers end before they begin. Where it is
     interrupted, workers give their arms up after the last checkpoint.
     """
-    opened = executors.open_executor(executor, runs.workers.absolute(), jobs, options)
-    try:
-        _Coordinator(runs, opened, jobs, retries).work()
-    finally:
-        opened.close()
+    _Coordinator(runs, executor, jobs, retries).work()
 
 
 class _Coordinator:

@@ -24,7 +24,7 @@ from ltcompile.errors import InvalidFile, InvalidSetting
 from ltcompile.paths import check_room, writing
 from ltcompile.prune.budget import RelativeTimer
 from ltcompile.search.config import SearchConfig
-from ltcompile.search.coordinator import coordinate
+from ltcompile.search.coordinator import coordinate, open_workers
 from ltcompile.search.disk_space import run_bytes
 from ltcompile.search.job import SearchJob, prepare, recorded_profile
 from ltcompile.search.listener import Listener, NullListener
@@ -94,7 +94,7 @@ def find(
     Raises:
         LtcompileError: one of its kinds, for a name, setting, data set or file that does not fit, or a training that fails.
     """
-    with ranks.joined(device):
+    with ranks.joined(device), contextlib.ExitStack() as stack:
         config, on = config or SearchConfig(), pick_device(device)
         if isinstance(data, str):
             size = None if image_size is None else height_width(image_size)
@@ -112,6 +112,7 @@ def find(
         run = RunFolder(folder if folder is not None else default_folder(model, found, config))
         if resume and not run.path.exists():
             raise InvalidFile(f"there is no run to resume at {run.path}; leave resume= out to begin it")
+        workers = stack.enter_context(open_workers(run.workers, jobs, executor, executor_options))
         with writing(run.settings):
             run.path.mkdir(parents=True, exist_ok=True)
         with ranks.first_alone():
@@ -127,10 +128,10 @@ def find(
             search.follow()
             return _read(run, ranks.agreed(None))
         with _verdict(run) as wait:
-            if jobs is None:
+            if workers is None:
                 Sharing(search, in_order=True).work()
             else:
-                coordinate(search, jobs, executor, executor_options or {}, retries)
+                coordinate(search, workers, jobs or 1, retries)
             wait()
             with ranks.alone():
                 result = search.conclude()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.task import Task
 from ltcompile.paths import check_room, writing
 from ltcompile.search.config import SearchConfig
-from ltcompile.search.coordinator import coordinate
+from ltcompile.search.coordinator import coordinate, open_workers
 from ltcompile.search.disk_space import run_bytes
 from ltcompile.search.execution import run_execution
 from ltcompile.search.job import SearchJob, prepare
@@ -81,7 +82,20 @@ class Searches:
         """What has to be the same for the same bits."""
         return environment(self.device)
 
-    def begin(self, jobs: int) -> None:
+    @contextlib.contextmanager
+    def begun(self, workers: Mapping[str, Any] | None) -> Iterator[Callable[[], None]]:
+        """Begins or resumes all searches, and gives the call that trains all that is left: by `workers` (`find`'s jobs, executor, executor_options and
+        retries), or one after another in this process. Both raise as `find`.
+        """
+        how = {"jobs": None, "executor": "local", "executor_options": {}, "retries": 0} if workers is None else workers
+        with open_workers(self.workers, how["jobs"], how["executor"], how["executor_options"]) as opened:
+            self._begin(how["jobs"] or 1)
+            if opened is None:
+                yield Sharing(self, in_order=True).work
+            else:
+                yield lambda: coordinate(self, opened, how["jobs"], how["retries"])
+
+    def _begin(self, jobs: int) -> None:
         """Check all searches, choose how each computes while nothing else runs, and open those that wait for no other.
 
         Raises InvalidFile where the disk is too small for all; TicketMismatch where a search was begun with other settings.
@@ -96,16 +110,6 @@ class Searches:
                 folder.copy_dense(self.folders[source], range(0))
             run_execution(self.jobs[name], folder)
         self.advance([])
-
-    def train(self, workers: Mapping[str, Any] | None) -> None:
-        """Train all that is left: by `workers` (`find`'s jobs, executor, executor_options and retries), or one after another in this process.
-
-        Raises as `find`.
-        """
-        if workers is None:
-            Sharing(self, in_order=True).work()
-        else:
-            coordinate(self, workers["jobs"], workers["executor"], workers["executor_options"], workers["retries"])
 
     def join(
         self,

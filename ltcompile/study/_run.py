@@ -13,7 +13,6 @@ from ltcompile.core.records import provenance
 from ltcompile.core.run_folder import RunFolder
 from ltcompile.core.study import ArmNote, Study
 from ltcompile.errors import InvalidFile
-from ltcompile.executors import load as load_executor
 from ltcompile.search import Listener, NullListener, prize
 from ltcompile.study._nouns import Done, Findings, Scale, StudyArm
 from ltcompile.study._searches import Listen, StudySearches, recipe_of
@@ -57,16 +56,14 @@ def run(
     """
     study = load(name)
     chosen, path = scaled(study, scale, data, seeds), Path(folder or default_folder(name, scale))
-    if workers:
-        load_executor(workers["executor"])
     if resume and not path.exists():
         raise InvalidFile(f"there is no study to resume at {path}; leave resume= out to begin it")
     if not resume and any(RunFolder(path / arm.name).begun for arm in study.arms(chosen)):
         raise InvalidFile(f"{path} holds a study already; continue it with resume=True, or choose another folder=")
     searches = StudySearches(study, chosen, path, data_root, device, listen or _silently, download=download, patient=workers is not None)
-    searches.begin(workers["jobs"] if workers else 1)
-    StudyJob(name, scale, data, str(Path(data_root).absolute()), seeds, searches.environment).save(path)
-    searches.train(workers)
+    with searches.begun(workers) as train:
+        StudyJob(name, scale, data, str(Path(data_root).absolute()), seeds, searches.environment).save(path)
+        train()
     done = {arm: searches.done(arm) for arm in searches.arms}
     findings: Findings = study.analyse(chosen, done, searches.device)
     found = _study(name, scale, chosen, study, done, findings)

@@ -380,6 +380,11 @@ class TestExecutors:
             with pytest.raises(Unavailable, match=rf"executor={name}: .*pip install 'ltcompile\[{name}\]'"):
                 executors.open_executor(name, tmp_path, 1, {})
 
+    def test_what_is_out_of_reach_is_said_before_anything_begins(self, tmp_path: Path) -> None:
+        with pytest.raises(Unavailable, match=r"no cluster at address=127\.0\.0\.1:1"):
+            search(tmp_path / "run", jobs=2, executor="ray", executor_options={"address": "127.0.0.1:1"})
+        assert not (tmp_path / "run").exists()
+
     def test_a_wrong_address(self, tmp_path: Path) -> None:
         with pytest.raises(Unavailable, match=r"no cluster at address=127.0.0.1:1 that lets this process in: .*refused.*token"):
             executors.open_executor("ray", tmp_path, 1, {"address": "127.0.0.1:1"})
