@@ -1,7 +1,7 @@
 """The ONNX graph of a cut network from that of the dense one, in milliseconds; exporting takes seconds.
 
 Initializers carry the names of the network's parameters. Those of int8 files have a suffix, and keep their first values. Precondition: apart
-from a flatten in front of a linear layer, nothing else in the graph counts channels. Otherwise ONNX Runtime refuses it.
+from one axis of a reshape, nothing else in the graph counts channels. Otherwise ONNX Runtime refuses it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 SUFFIXES = ("_quantized", "_scale", "_zero_point", "_quantized_scale", "_quantized_zero_point")
 
 
-def with_weights(model: Any, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Any:
-    """A copy of the ONNX `model` of a network with the state dict `before`, with the weights and shapes of `after`."""
+def with_weights(model: Any, before: Mapping[str, Tensor], after: Mapping[str, Tensor], axes: Mapping[str, int] = {}) -> Any:
+    """A copy of the ONNX `model` of a network with the state dict `before`, with the weights and shapes of `after`.
+
+    `axes` are those of `channel_axes`; those of reshapes to (batch, C) are known without.
+    """
     import onnx
     from onnx import numpy_helper
 
@@ -38,8 +41,25 @@ def with_weights(model: Any, before: Mapping[str, Tensor], after: Mapping[str, T
             part = value[tuple(slice(0, n) for n in new[: value.ndim])]
             initializer.CopyFrom(numpy_helper.from_array(part.copy(), initializer.name))
     _regroup(graph, shapes)
-    _flatten_anything(graph)
+    _leave_open(graph, axes)
     return small
+
+
+def channel_axes(dense: Any, small: Any) -> dict[str, int] | None:
+    """Reshape of the ONNX model `dense` -> the axis of its target that counts channels, found in the model of the network at other widths.
+
+    None where two axes of a target differ, or the models have other operations.
+    """
+    if [node.op_type for node in dense.graph.node] != [node.op_type for node in small.graph.node]:
+        return None
+    found = {}
+    for (node, target), (_, other) in zip(_targets(dense.graph), _targets(small.graph), strict=True):
+        differ = [axis for axis, (a, b) in enumerate(zip(target, other, strict=True)) if a != b]
+        if len(differ) > 1:
+            return None
+        if differ:
+            found[node.name] = differ[0]
+    return found
 
 
 @torch.no_grad()
@@ -69,16 +89,25 @@ def _regroup(graph: Any, shapes: Mapping[str, Any]) -> None:
                 attribute.i = attribute.i * new[0] // old[0]
 
 
-def _flatten_anything(graph: Any) -> None:
-    """Replace reshapes to (batch, C) by reshapes to (batch, -1)."""
-    import numpy as np
+def _targets(graph: Any) -> list[tuple[Any, list[int]]]:
+    """The reshapes whose target is constant, with it."""
     from onnx import numpy_helper
 
     initializers = {i.name: i for i in graph.initializer}
-    for node in (n for n in graph.node if n.op_type == "Reshape" and n.input[1] in initializers):
-        target = initializers[node.input[1]]
-        if list(target.dims) == [2]:
-            target.CopyFrom(numpy_helper.from_array(np.array([0, -1]), target.name))
+    reshapes = (node for node in graph.node if node.op_type == "Reshape" and node.input[1] in initializers)
+    return [(node, numpy_helper.to_array(initializers[node.input[1]]).tolist()) for node in reshapes]
+
+
+def _leave_open(graph: Any, axes: Mapping[str, int]) -> None:
+    """Replace the targets of reshapes by (0, ..., -1, ...): the batch as it comes, and what is left at `axes`, or at the second of two."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    for node, target in _targets(graph):
+        if axis := axes.get(node.name, 1 if len(target) == 2 else 0):
+            target[0], target[axis] = 0, -1
+            graph.initializer.append(numpy_helper.from_array(np.array(target), f"{node.name}_target"))
+            node.input[1] = f"{node.name}_target"
             others = [a for a in node.attribute if a.name != "allowzero"]
             del node.attribute[:]
             node.attribute.extend(others)

@@ -270,7 +270,9 @@ def test_every_runtime_times_every_layer(runtime: str) -> None:
     work = profiling_work("resnet20", runtime)
     kept = {g.name: g.width - (not g.frozen) for g in work.groups}
     module = cut(work.folded, PruningPlan(work.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-    timing = open_timer(work.target).time(Variant(module, work._onnx(module)), work.inputs, lambda: None)
+    timing = open_timer(work.target).time(
+        Variant(module, work._exports.of(module) if work.timer.reads_onnx else None), work.inputs, lambda: None
+    )
     assert timing.layers_ms.keys() == work.widths.keys()
     assert sum(timing.layers_ms.values()) == pytest.approx(timing.ms)
 
@@ -315,7 +317,7 @@ def test_norms_that_begin_alike_are_resized_apart() -> None:
     target = Deployment.parse("cpu:onnxruntime:b1:fp32")
     layers = [nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.MaxPool2d(2), nn.BatchNorm2d(8)]
     work = _work(nn.Sequential(*layers, nn.Conv2d(8, 4, 1)).eval(), target, open_timer(target), torch.randn(1, 3, 16, 16))
-    assert work._resizes and work._variant({"0": 3, "3": 5}).module[5].num_features == 5
+    assert work._exports._axes == {} and work._variant({"0": 3, "3": 5}).module[5].num_features == 5
 
 
 def test_operations_are_identified_by_elimination() -> None:
@@ -747,7 +749,9 @@ def test_layers_of_a_network_of_two_inputs_are_timed(runtime: str) -> None:
 
     given, target = pruned("two inputs"), replace(TARGET, runtime=runtime, batch=2)
     work = _work(given, target, open_timer(target), None)
-    timing = work.timer.time(work._checked(Variant(work.folded, work._onnx(work.folded))), work.inputs, lambda: None)
+    timing = work.timer.time(
+        work._checked(Variant(work.folded, work._exports.whole if work.timer.reads_onnx else None)), work.inputs, lambda: None
+    )
     assert timing.layers_ms.keys() == work.widths.keys() == {"image", "side", "hidden", "out"}
 
 

@@ -111,7 +111,7 @@ def exported_once(widths: bool = True) -> Iterator[None]:
 @contextlib.contextmanager
 def timed_at_once() -> Iterator[None]:
     """Timings do not let threads settle or collect garbage."""
-    uncollected = SimpleNamespace(isenabled=gc.isenabled, enable=gc.enable, disable=gc.disable, collect=lambda: 0)
+    uncollected = SimpleNamespace(isenabled=gc.isenabled, enable=gc.enable, disable=gc.disable, collect=lambda generation: 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltcompile.timing.gc", uncollected)
         patch.setattr("ltcompile.timing.SETTLE_S", 0.0)

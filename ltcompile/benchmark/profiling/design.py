@@ -53,6 +53,11 @@ def small(tied_groups: Sequence[TiedGroups]) -> Kept:
     return _kept(tied_groups, [_level(b, 0.25) for b in tied_groups])
 
 
+def half(tied_groups: Sequence[TiedGroups]) -> Kept:
+    """Half of all widths, rounded down."""
+    return _kept(tied_groups, [max(1, b.steps // 2) for b in tied_groups])
+
+
 def below_edges(tied_groups: Sequence[TiedGroups], colour: Sequence[int]) -> list[Kept]:
     """Widths just below edges, all along the way down."""
     found = []

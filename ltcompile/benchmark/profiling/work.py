@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ltcompile.benchmark import energy
 from ltcompile.benchmark.profiling import design
+from ltcompile.benchmark.profiling.exports import Exports
 from ltcompile.benchmark.profiling.timer import Call, LayerTimer, Timing, Variant, Whole, open_timer
 from ltcompile.core.deployment import Deployment
 from ltcompile.core.image_size import height_width
@@ -27,22 +27,19 @@ from ltcompile.core.profile import LayerKind, Profile, Run, Why, machine, named_
 from ltcompile.core.records import provenance
 from ltcompile.core.streams import seeded, stream
 from ltcompile.errors import InvalidModel, InvalidSetting, Unavailable
-from ltcompile.graph import cut, trace
+from ltcompile.graph import trace
 from ltcompile.graph._copy import copied
 from ltcompile.graph.inputs import Arguments, Example
-from ltcompile.graph.tied_groups import tied_groups
+from ltcompile.graph.surgeon import cut_
+from ltcompile.graph.tied_groups import TiedGroups, tied_groups
 from ltcompile.graph.widths import kind, layer_widths
 from ltcompile.graph.wrappers import unwrap
-from ltcompile.lower import export_onnx, fold_batch_norm
-from ltcompile.lower.answers import answers, feeds, of_network, probe
-from ltcompile.lower.inputs import Inputs
-from ltcompile.lower.int8 import Int8Network
-from ltcompile.lower.onnx_weights import made_distinct, with_weights
+from ltcompile.lower import fold_batch_norm
+from ltcompile.lower.answers import probe
+from ltcompile.lower.onnx_weights import made_distinct
 from ltcompile.models import build_model
-from ltcompile.numerics import compare
 from ltcompile.paths import cache_folder, check_writable
 from ltcompile.pruned import Source, network_and_example
-from ltcompile.runtimes._ort import run_once
 
 SAVED_EVERY = 10  # runs
 AGAIN = 24  # runs, at most, that are made again where the machine was slower meanwhile
@@ -187,10 +184,6 @@ def _work(model: Model, target: Deployment, timer: LayerTimer, example: Example 
     return _Work(made_distinct(network), named, target, timer, torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)))
 
 
-def _tensors(inputs: Inputs) -> dict[str, Tensor]:
-    return dict(zip(inputs.names, inputs.tensors, strict=True))
-
-
 def _there(path: Path, model: Mapping[str, Any], target: Deployment) -> Profile | None:
     if not path.exists():
         return None
@@ -248,7 +241,7 @@ class _Work:
     @cached_property
     def runs(self) -> list[tuple[Why, design.Kept]]:
         """What is timed, in order: the whole network first."""
-        free = [b for b in tied_groups(self.groups) if not b.frozen]
+        free = self._free
         if not free:
             raise InvalidModel("nothing of this network can be cut, so its widths cannot be profiled; `ltcompile plan` says why")
         colour = design.colours(free, self.widths.values())
@@ -269,69 +262,34 @@ class _Work:
     @cached_property
     def reference(self) -> Call:
         """A small cut that runs in turns with all others, and shows how fast the machine currently is."""
-        return self.timer.call(self._variant(design.small([b for b in tied_groups(self.groups) if not b.frozen])), self.inputs)
+        return self.timer.call(self._variant(design.small(self._free)), self.inputs)
+
+    @cached_property
+    def itself(self) -> Call:
+        """The network as it is."""
+        return self.timer.call(self._checked(Variant(self.folded, self._exports.whole if self.timer.reads_onnx else None)), self.inputs)
+
+    @cached_property
+    def _free(self) -> list[TiedGroups]:
+        return [b for b in tied_groups(self.groups) if not b.frozen]
+
+    def _cut(self, some: design.Kept) -> nn.Module:
+        """The network at some widths; what is not cut shares its memory with the network."""
+        kept = {g.name: g.width for g in self.groups} | some
+        plan = PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})
+        tensors = itertools.chain(self.folded.parameters(), self.folded.buffers())
+        return cut_(copied(self.folded, {id(tensor): tensor for tensor in tensors}), plan).eval()
 
     def _variant(self, some: design.Kept) -> Variant:
         """The network at some widths, its answers checked."""
-        kept = {g.name: g.width for g in self.groups} | some
-        module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-        return self._checked(Variant(module, self._onnx(module)))
+        module = self._cut(some)
+        return self._checked(Variant(module, self._exports.of(module) if self.timer.reads_onnx else None))
 
     def _checked(self, variant: Variant) -> Variant:
         self.timer.check(variant, probe(self.network, self.example, CHECKED).example)
         return variant
 
-    def _onnx(self, module: nn.Module) -> Any:
-        """The ONNX model of a cut, for runtimes that read one."""
-        if not self.timer.reads_onnx:
-            return None
-        try:
-            return with_weights(self._base, self.folded.state_dict(), module.state_dict()) if self._resizes else self._export(module)
-        except (ValueError, RuntimeError) as error:
-            raise InvalidModel(f"the network cannot be exported at other widths: {error}") from error
-
     @cached_property
-    def itself(self) -> Call:
-        """The network as it is."""
-        return self.timer.call(self._checked(Variant(self.folded, self._base if self.timer.reads_onnx else None)), self.inputs)
-
-    @cached_property
-    def _base(self) -> Any:
-        return self._export(self.folded) if self.target.precision == "int8" else self._float
-
-    @cached_property
-    def _resizes(self) -> bool:
-        """Whether the file of a cut can be made from the file of the whole: tried once, on fp32, with its answer compared."""
-        half = {b.groups[0].name: b for b in tied_groups(self.groups) if not b.frozen}
-        kept = {g.name: g.width for g in self.groups} | {
-            g.name: b.channels(g, max(1, b.steps // 2)) for b in half.values() for g in b.groups
-        }
-        module = cut(self.folded, PruningPlan(self.groups, {name: tuple(range(n)) for name, n in kept.items()})).eval()
-        inputs = probe(self.network, self.example, CHECKED)
-        import onnx
-
-        try:
-            with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
-                path = Path(folder) / "half.onnx"
-                onnx.save(with_weights(self._float, self.folded.state_dict(), module.state_dict()), str(path))
-                found = run_once(path, feeds(inputs))
-        except Exception:  # ONNX Runtime has its own types: the file counts channels in a place that we do not know
-            return False
-        return not compare(found, answers(of_network(module), inputs, CHECKED)).refusal
-
-    @cached_property
-    def _float(self) -> Any:
-        return self._export(self.folded, "fp32")
-
-    def _export(self, module: nn.Module, precision: str = "") -> Any:
-        import onnx
-
-        with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
-            path = Path(folder) / "network.onnx"
-            if (precision or self.target.precision) == "int8":
-                network = Int8Network(module, self.few, [_tensors(probe(self.network, self.example, CHECKED))], Path(folder))
-                network.write()
-                path = network.file
-            else:
-                export_onnx(module, self.few, path)
-            return onnx.load(str(path))
+    def _exports(self) -> Exports:
+        checked = probe(self.network, self.example, CHECKED)
+        return Exports(self.folded, lambda: self._cut(design.half(self._free)), self.few, checked, self.target.precision)
