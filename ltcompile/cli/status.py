@@ -52,7 +52,7 @@ def _print_study(found: StudyStatus) -> None:
     for search in found.searches:
         typer.secho(f"\nsearch {Path(search.run).name}", bold=True)
         if search.verdict:
-            typer.echo(f"{search.count('finished')} finished. Level: {search.level}. Verdict: written.")
+            typer.echo(f"{search.count('finished')} finished. Verdict: written.")
         else:
             _print(search)
     for name, needs in found.waiting.items():
@@ -82,9 +82,11 @@ def _print(found: RunStatus) -> None:
     counts = ", ".join(
         f"{count} {state}" for state in ("finished", "running", "ready", "waiting", "failed") if (count := found.count(state))
     )  # type: ignore[arg-type]
-    level = "not chosen yet: the controls come on top" if found.level is None else str(found.level)
+    level = "" if found.verdict else " Level: not chosen yet; controls follow it, if there are any."
+    if found.level is not None:
+        level = f" Level: {found.level}."
     left = "" if found.left_s is None else f"; about {duration(found.left_s)} left with {found.count('running')} at work"
-    typer.echo(f"{counts}{left}. Level: {level}. Verdict: {'written' if found.verdict else 'not yet'}.")
+    typer.echo(f"{counts}{left}.{level} Verdict: {'written' if found.verdict else 'not yet'}.")
     _warn(found.others)
 
 

@@ -324,9 +324,10 @@ class TestExecutors:
 
     @pytest.mark.slow
     def test_slurm(self, tmp_path: Path) -> None:
-        """By submitit's executor for this machine."""
+        """By submitit's executors for this machine, and for this process."""
         options = {"cluster": "local", "folder": str(tmp_path / "submitit"), "timeout_min": "1"}
-        assert self.run("slurm", tmp_path, options, "print('trained')")[0] == 0
+        for cluster in ("local", "debug"):
+            assert self.run("slurm", tmp_path, options | {"cluster": cluster}, "print('trained')")[0] == 0
         status, log = self.run("slurm", tmp_path, options, "raise SystemExit('no GPU here')")
         assert status == 1 and "no GPU here" in log
         assert not (tmp_path / "run").exists(), "nothing that is unpickled lies in the run folder"

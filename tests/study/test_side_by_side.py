@@ -144,7 +144,7 @@ def test_workers_join_a_study_that_one_process_began(serial: Path, tmp_path: Pat
 
 def test_the_status_of_a_study(serial: Path, tmp_path: Path) -> None:
     shown = call_here("status", serial, "--watch", cwd=tmp_path)
-    assert shown.returncode == 0 and "search task-1\n2 finished. Level: 1. Verdict: written." in shown.stdout
+    assert shown.returncode == 0 and "search task-1\n2 finished. Verdict: written." in shown.stdout
     assert "7 of 7 searches finished. Claims: written." in shown.stdout
     value = json.loads(call_here("status", serial, "--json", cwd=tmp_path).stdout)
     assert value["verdict"] and {arm["state"] for search in value["searches"] for arm in search["arms"]} == {"finished"}
