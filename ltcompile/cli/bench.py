@@ -232,7 +232,7 @@ def _print_format(row: FormatRow) -> None:
         text("{:.3f} ({:.3f}-{:.3f})", row.ms, row.ms_low, row.ms_high),
         text("{:.2f}x ({:.2f}-{:.2f})", row.speedup, row.speedup_low, row.speedup_high),
         text("{:.1f}", scaled[1]),
-        text("{:.2f}", row.start_s),
+        text("{:.3f}", row.start_s),
     )
     line = FORMAT_LINE.format(row.format, row.runtime, row.precision, row.threads or "", *cells).rstrip()
     typer.echo(f"{line}  {row.reason}" if row.reason else line)

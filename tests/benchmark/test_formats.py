@@ -20,6 +20,7 @@ from ltcompile.cli import app
 from ltcompile.core.records import FormatRow
 from ltcompile.deploy import formats
 from ltcompile.errors import InvalidData, InvalidFile, InvalidSetting, UnknownName
+from ltcompile.reporting import units
 from ltcompile.runtimes import _venvs
 from ltcompile.tasks import Classification
 
@@ -120,7 +121,11 @@ def test_a_ticket_on_the_command_line_and_its_page(folder: Path, tmp_path: Path)
     assert found["reference"] in [row["test_score"] for row in accuracy] and found["rows"][0]["metric"] == pytest.approx(found["reference"])
     page = lt.report(folder).read_text()
     table = page[page.index('<section id="formats">') : page.index('<section id="verdict">')]
-    assert f"{found['reference']:.2%}".replace("%", "\xa0%") in table and "the source of .so" in table and "PyTorch" in table
+    assert f"{found['reference']:.2%}".replace("%", "\xa0%") in table and "PyTorch" in table
+    measured, _, missing = table.partition("Not measured, and why")
+    assert f"<td>{units.measured(1000 * found['rows'][0]['start_s'])}</td></tr>" in measured
+    assert ".safetensors fp32" in measured and ".cpp" not in measured, "a table of figures alone"
+    assert "the source of .so" in missing and ".safetensors" not in missing
     assert f"{found['rows'][0]['speedup']:.2f}\u00d7" in table and "of another ticket" not in page
     (tmp_path / "formats.json").write_text(json.dumps({**found, "ticket_checksum": None}))
     assert "Only its file formats were measured" in lt.report(tmp_path).read_text(), "a network without a ticket"
