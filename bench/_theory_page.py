@@ -28,7 +28,7 @@ ANOTHER = """Rows of other machines are welcome, of a few networks too:
 
 1. In a checkout, `make env-dev`, and on an idle machine `.venv/bin/python bench/theory_against_measurement.py torchvision:resnet18
    torchvision:mobilenet_v2` (these take minutes); without names, the command takes the networks of the list in turns (`--minutes 40` begins none
-   after so long, and the same command continues). It writes its rows to `bench/results/theory/MACHINE.json`, and this page anew.
+   after so long, and the same command continues). It writes its rows to `bench/results/theory/MACHINE.json`, and this page again.
 2. `.venv/bin/python -m pytest tests/benchmark/test_theory.py` checks that file, as CI does: what is wrong with which row is its error.
 3. Commit the file with README.md and picture.svg, and open a pull request.
 

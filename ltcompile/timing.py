@@ -78,7 +78,7 @@ def interleave(
 @contextlib.contextmanager
 def _no_gc() -> Iterator[None]:
     was_enabled = gc.isenabled()
-    gc.collect(1)  # what is young: beside PyTorch, a full collection takes as long as some timings
+    gc.collect(1)  # what is young: next to PyTorch, a full collection takes as long as some timings
     gc.disable()
     try:
         yield
