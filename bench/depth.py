@@ -28,6 +28,7 @@ from ltcompile.graph.running_statistics import take_statistics
 from ltcompile.paths import write_text
 
 SPEEDUPS = (1.5, 2.5)
+COLUMNS = ("as cut", "recalibrated", "repaired")
 ON = "cpu:onnxruntime:b8:fp32"
 
 
@@ -81,13 +82,13 @@ def table(options: argparse.Namespace, rows: list[dict[str, Any]]) -> str:
         f"repaired by {options.inputs:,} unlabelled images. Test accuracies are means. Speedups are means, and the lowest and highest of three "
         "measurements a network. Written by `python bench/depth.py`.",
         "",
-        f"| wanted | cut | branches removed | {' | '.join(('dense', *repair.COLUMNS))} | MACs left | measured speedup |",
+        f"| wanted | cut | branches removed | {' | '.join(('dense', *COLUMNS))} | MACs left | measured speedup |",
         "| --- " * 9 + "|",
     ]
     for speedup in SPEEDUPS:
         for name in dict.fromkeys(row["criterion"] for row in rows):
             mine = [row for row in rows if (row["macs"], row["criterion"]) == (speedup, name)]
-            cells = [f"{fmean(row[column][1] for row in mine):.1%}" for column in ("dense", *repair.COLUMNS)]
+            cells = [f"{fmean(row[column][1] for row in mine):.1%}" for column in ("dense", *COLUMNS)]
             removed = " / ".join(str(len(row["removed"])) for row in mine)
             macs, times = fmean(row["macs_left"] for row in mine), [1 / time for row in mine for time in row["time_left"]]
             faster = f"{fmean(1 / fmean(row['time_left']) for row in mine):.2f} ({min(times):.2f} to {max(times):.2f})"

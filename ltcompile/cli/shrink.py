@@ -59,6 +59,13 @@ def shrink(
         "torchvision:NAME and timm:NAME, prepared as their weights want), or a file of inputs by name.",
         rich_help_panel=OWN,
     ),
+    repair_passes: int = typer.Option(
+        0,
+        min=0,
+        help="Then refine all weights by so many passes of gradient descent over the inputs of --repair, still without labels; 20 to 40 help most, "
+        "and each takes about as long as an epoch of training on as many images.",
+        rich_help_panel=OWN,
+    ),
     images: str | None = typer.Option(
         None,
         metavar="DATA",
@@ -137,6 +144,7 @@ def shrink(
             dynamic=tuple(name.strip() for name in dynamic.split(",") if name.strip()),
             opset=opset,
             repair=inputs,
+            repair_passes=repair_passes,
             images=shown,
             on_progress=lambda message: status.update(Text(message)),
         )

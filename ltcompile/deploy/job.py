@@ -61,6 +61,7 @@ class ShrinkJob:
     dynamic: tuple[str, ...] = ("batch",)
     opset: int | None = None  # of an ONNX file; None for the exporter's own
     repair: Iterable[Example] | None = None  # inputs without labels
+    repair_passes: int = 0  # over these inputs, with gradients
     images: Calibration | None = None  # that a page shows
     tune_seconds: float = 0.0  # of generated C++
     base: nn.Module | None = None  # the network as its own code builds it

@@ -56,6 +56,7 @@ def shrink(
     dynamic: tuple[str, ...] = ("batch",),
     opset: int | None = None,
     repair: Iterable[Example] | None = None,
+    repair_passes: int = 0,
     images: Calibration | None = None,
     tune_seconds: float = 0.0,
     on_progress: Progress = lambda message: None,
@@ -85,6 +86,7 @@ def shrink(
         dynamic: the axes of the inputs that vary in the file: "batch", "length", "depth", "height", "width", or NAME.AXIS of an input.
         opset: of an .onnx file in fp32 or fp16; None for the exporter's own.
         repair: inputs without labels, on which the weights behind the cut are solved against the dense network first: see `lt.repair`.
+        repair_passes: over these inputs, in which gradient descent refines all weights together.
         images: what a page shows: the first test images of a data set or task, or any inputs; by default `calibrate`, else the example.
         tune_seconds: how long tiles of .cpp and .so may be compiled and measured on this machine; 0 leaves them to a model.
         on_progress: gets a message for each part of a comparison, and each thing that is tried in int8.
@@ -107,6 +109,7 @@ def shrink(
         tuple(dynamic),
         opset,
         repair,
+        repair_passes,
         _as_task(calibrate if images is None else images, pruned.ticket),
         tune_seconds,
         base=pruned.dense or pruned.small,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.streams import generator, seeded, stream
-from ltcompile.errors import InvalidData, InvalidModel
+from ltcompile.errors import InvalidData, InvalidModel, InvalidSetting
 from ltcompile.graph._copy import copied
 from ltcompile.graph.attention import replace_attention
 from ltcompile.graph.inputs import Example, check_arguments
@@ -31,6 +31,7 @@ from ltcompile.graph.wrappers import unwrap
 from ltcompile.recovery._calls import Call, Site, Structure, Weights, structure
 from ltcompile.recovery._inputs import FOLDS, Chunk, by_input, read_chunks
 from ltcompile.recovery._lockstep import Pass
+from ltcompile.recovery._refine import places, refine
 from ltcompile.recovery._report import LayerRepair, RepairReport, best_of
 from ltcompile.recovery._solve import Moments, Rows, Sample, matrix, rectify, solve
 from ltcompile.recovery._tune import flat, tune
@@ -54,11 +55,13 @@ def repair(
     seed: int = 0,
     most_inputs: int = MOST_INPUTS,
     memory: int = MEMORY,
+    passes: int = 0,
     on_report: Callable[[RepairReport], None] | None = None,
 ) -> Module:
     """A copy of `small` whose weights are solved so that it computes what `dense` does, as far as its widths allow.
 
-    No labels and no training: each convolution and linear layer is solved once, in order. Modules and modes of the arguments stay as they are.
+    No labels and no training: each convolution and linear layer is solved once, in order. With `passes`, gradient descent then refines all
+    weights together, by what the dense network computes on the same inputs. Modules and modes of the arguments stay as they are.
 
     Args:
         small: what `plan` leaves of `dense`, as cut or trained since.
@@ -68,12 +71,16 @@ def repair(
         seed: draws the positions that layers are fitted on.
         most_inputs: how many inputs are read at most.
         memory: bytes of activations that are held at once, about; with more inputs than that allows, the first layers see fewer.
-        on_report: gets the errors of each layer and of the outputs.
+        passes: over the inputs, with gradients; each takes about as long as an epoch of training on as many inputs. 20 to 40 are of use.
+        on_report: gets the errors of each layer, as solved, and of the outputs.
 
     Raises:
-        InvalidPlan: `small` is not what the plan leaves. InvalidData: fewer than two inputs, values that are not finite, or names other than the
-            network's. InvalidModel: the networks do not run on the inputs, or call their layers in another order.
+        InvalidSetting: negative `passes`. InvalidPlan: `small` is not what the plan leaves. InvalidData: fewer than two inputs, values that are
+            not finite, or names other than the network's. InvalidModel: the networks do not run on the inputs, or call their layers in another
+            order.
     """
+    if not isinstance(passes, int) or passes < 0:
+        raise InvalidSetting(f"passes={passes!r} must be a whole number of at least 0")
     source, dense = unwrap(small), unwrap(dense)
     chunks = read_chunks(inputs, most_inputs)
     check_arguments(dense, chunks[0].inputs)
@@ -83,6 +90,7 @@ def repair(
     found = _Repair(work, reference, plan, chunks, seed, memory)
     found.run()
     found.tune()
+    found.refine(passes)
     if any(layer.ridge is not None for layer in found.layers.values()):
         restate_statistics(work, (chunk.inputs for chunk in chunks if chunk.expected is not None))
     repaired = copied(source)
@@ -141,7 +149,7 @@ class _Repair:
     """One repair under way."""
 
     def __init__(self, small: nn.Module, dense: nn.Module, plan: PruningPlan, chunks: list[Chunk], seed: int, memory: int) -> None:
-        self.small, self.dense, self.chunks = small, dense, chunks
+        self.small, self.dense, self.chunks, self.memory = small, dense, chunks, memory
         self.rng = generator(stream("repair", seed))
         self.ours, self.theirs = self._structure(small, "small"), self._structure(dense, "dense")
         if [type(e) for e in self.ours.events] != [type(e) for e in self.theirs.events] or self._names(self.ours) != self._names(
@@ -202,6 +210,12 @@ class _Repair:
         known = [(c.inputs, flat(c.expected), c.held) for c in self.chunks if c.expected is not None and by_input(c)]
         if any(held for *_, held in known) and not all(held for *_, held in known):
             tune(self.small, self.ours.sites, known, self.rng)
+
+    def refine(self, passes: int) -> None:
+        """All weights together, by what both networks compute."""
+        if passes:
+            at = places(self.ours, self.theirs, self.kept)
+            refine(self.small, self.dense, (self.ours, self.theirs), at, self.chunks, passes, self.memory, self.rng)
 
     def _start(self, at: int, done: int, weights: tuple[Weights, Weights]) -> None:
         """Bring as many chunks to event `at`, behind `done` others, as memory allows. The dense network waits where its values are compared."""

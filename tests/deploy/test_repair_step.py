@@ -50,10 +50,19 @@ def test_the_file_holds_the_repaired_network_and_the_record_its_errors(cut: lt.P
         torch.testing.assert_close(loaded(x), repaired, rtol=1e-4, atol=1e-4)
 
 
+def test_passes_refine_what_was_solved_and_the_record_says_so(cut: lt.Pruned, tmp_path: Path) -> None:
+    done = lt.shrink(cut, tmp_path / "small.safetensors", repair=images().split(16), repair_passes=6)
+    solved = lt.shrink(cut, tmp_path / "solved.safetensors", repair=images().split(16))
+    assert done.record["repair"]["passes"] == 6 and solved.record["repair"]["passes"] == 0
+    assert done.record["repair"]["repaired"] < solved.record["repair"]["repaired"]
+
+
 def test_what_cannot_be_repaired_is_refused(cut: lt.Pruned, tmp_path: Path) -> None:
     out = tmp_path / "small.safetensors"
     with pytest.raises(InvalidSetting, match="leave calibrate= out"):
         lt.shrink(cut, out, repair=[images()], calibrate=[images()])
+    with pytest.raises(InvalidSetting, match="on the inputs of repair="):
+        lt.shrink(cut, out, repair_passes=2)
     with pytest.raises(InvalidSetting, match="dense network and the plan"):
         lt.shrink(lt.Pruned(cut.small, X), out, repair=[images()])
     trained = lt.cut(cut.dense, cut.plan)  # type: ignore[type-var, arg-type]

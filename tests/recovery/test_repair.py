@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ltcompile as lt
-from ltcompile.errors import InvalidData, InvalidModel, InvalidPlan
+from ltcompile.errors import InvalidData, InvalidModel, InvalidPlan, InvalidSetting
 from ltcompile.graph import trace
 from ltcompile.graph.branches import branches
 from ltcompile.graph.inputs import Arguments
@@ -258,6 +258,8 @@ def test_refusals() -> None:
     small = lt.cut(dense, plan)
     with pytest.raises(InvalidData, match="not finite"):
         lt.repair(small, plan, dense, batches(0.0, float("nan")))
+    with pytest.raises(InvalidSetting, match="passes=-1"):
+        lt.repair(small, plan, dense, [images(8)], passes=-1)
     with pytest.raises(InvalidData, match="two at least"):
         lt.repair(small, plan, dense, [])
     with pytest.raises(InvalidData, match="two at least"):
@@ -317,3 +319,24 @@ def test_the_ridge_is_that_of_the_least_error_on_held_out_rows() -> None:
         errors[ridge] = float(missing.square().sum((0, 2)).mean())
     assert found.ridge == min(errors, key=lambda ridge: errors[ridge])
     assert found.after == pytest.approx(min(errors.values()))
+
+
+@pytest.mark.parametrize(
+    "build", [residual, Transformer, pytest.param(grouped, marks=pytest.mark.slow), pytest.param(in_place, marks=pytest.mark.slow)]
+)
+def test_refinement_comes_nearer_to_the_dense_network_on_other_images(build: Callable[[], nn.Module]) -> None:
+    dense = seeded(build)
+    plan = lt.plan(dense, X, ratio=0.4)
+    small = lt.cut(dense, plan).eval()
+    solved, refined = (lt.repair(small, plan, dense, images(200).split(20), passes=passes) for passes in (0, 12))
+    assert error(refined, dense, images(64, 1)) < error(solved, dense, images(64, 1))
+    assert not any(weight.grad is not None for weight in [*small.parameters(), *dense.parameters(), *refined.parameters()])
+
+
+def test_refinement_makes_up_for_a_removed_branch_and_needs_little_memory() -> None:
+    dense = seeded(residual)
+    found, _ = branches(dense, X)
+    plan = lt.PruningPlan(trace(dense, X), removed_branches=found)
+    small = lt.cut(dense, plan).eval()
+    solved, refined = (lt.repair(small, plan, dense, images(60).split(20), passes=passes, memory=1) for passes in (0, 3))
+    assert error(refined, dense, images(64, 1)) < error(solved, dense, images(64, 1))

@@ -18,7 +18,9 @@ ORDER = 5
 
 
 def check(job: ShrinkJob) -> None:
-    """Raises InvalidSetting where batch norm's statistics are requested twice."""
+    """Raises InvalidSetting where batch norm's statistics are requested twice, or passes over no inputs."""
+    if job.repair_passes and job.repair is None:
+        raise InvalidSetting("repair_passes= refines on the inputs of repair=; give these too")
     if job.repair is not None and job.calibrate is not None and job.precision != "int8":
         raise InvalidSetting("repair= takes batch norm's statistics too, and calibrate= is for int8 then; leave calibrate= out")
 
@@ -34,8 +36,9 @@ def run(pruned: Pruned, job: ShrinkJob) -> tuple[Pruned, dict[str, Any]]:
     if changed:
         raise InvalidSetting(f"repair= starts from the dense network as cut, and {changed[0]} is not the dense network's; give its weights")
     found: list[RepairReport] = []
-    small = repair(pruned.small, pruned.plan, pruned.dense, job.repair, on_report=found.append)
+    small = repair(pruned.small, pruned.plan, pruned.dense, job.repair, passes=job.repair_passes, on_report=found.append)
     lines = asdict(found[0])
+    lines["passes"] = job.repair_passes
     lines["layers"] = {name: {**layer, **_numbers(layer)} for name, layer in lines["layers"].items()}
     return replace(pruned, small=small, provenance={**pruned.provenance, "repaired": "true"}), {"repair": lines}
 
@@ -50,9 +53,10 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         return []
     agreement = found["agreement"]
     same = f"; the largest output is the dense network's for {agreement['as_cut']:.1%} → {agreement['repaired']:.1%}" if agreement else ""
+    how = f"repaired, with {found['passes']} passes of gradient descent" if found["passes"] else "repaired"
     left = [name for name, layer in found["layers"].items() if layer["reason"]]
     return [
         f"repaired on {found['inputs']:,} inputs without labels: error of the outputs {found['as_cut']:.3f} as cut, "
-        f"{found['recalibrated']:.3f} with batch norm's statistics again, {found['repaired']:.3f} repaired{same}",
+        f"{found['recalibrated']:.3f} with batch norm's statistics again, {found['repaired']:.3f} {how}{same}",
         *([f"left alone: {', '.join(left[:5])}: {found['layers'][left[0]]['reason']}"] if left else []),
     ]
