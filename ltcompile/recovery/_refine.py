@@ -109,7 +109,10 @@ def refine(
     groups = [{"params": [w.requires_grad_()], "lr": RATE * float(w.detach().square().mean().sqrt())} for w in weights]
     optimizer = torch.optim.Adam(groups)
     steps = passes * len(fit)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
+    rise = max(1, steps // 5)  # Adam's first steps are as long for noise as for a direction
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / rise) * (1 + math.cos(math.pi * step / steps)) / 2
+    )
     size = max(1, int(length(fit[0].inputs) * memory // max(1, pair.bytes)))
     with torch.enable_grad():
         for _ in range(passes):
