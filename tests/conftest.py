@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from networks import NETWORKS, shaken
 from quickly import exported_once, sample_no_load, share_tables, timed_at_once
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ torch.set_num_threads(1)  # the command-line tests start processes of their own,
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 share_tables()
 sample_no_load()
+settings.register_profile("loaded machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other work must not fail a test
+settings.load_profile("loaded machine")
 gc.set_threshold(20_000)  # exporters and tracing make many objects that live: looking at them again and again takes a tenth of the time
 
 
