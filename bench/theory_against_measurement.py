@@ -2,7 +2,7 @@
 
     python bench/theory_against_measurement.py --minutes 40         # this machine; run it again to continue
     python bench/theory_against_measurement.py torchvision:resnet18 # these networks, again
-    python bench/theory_against_measurement.py --by-time            # then: widths planned by time, 5 to 15 minutes a network
+    python bench/theory_against_measurement.py --by-time            # then: widths planned by time, a few minutes a network
     python bench/theory_against_measurement.py --page               # the page and the picture alone, of whatever rows there are
 
 Each network is cut to a half and a quarter of its MACs by the magnitude of its filters: to widths as they come, to multiples of 8 and of 16.

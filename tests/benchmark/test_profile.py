@@ -124,6 +124,14 @@ def profiled(name: str, side: int = 32, noise: float = 0.0, smooth: bool = False
         return profile(model(name, side), TARGET, output=Path(folder) / "p.json"), law.calls
 
 
+@functools.cache
+def steady() -> Profile:
+    """The profile of `MODEL` on a machine that keeps its speed: the same for all tests."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr("ltcompile.benchmark.profiling.work.open_timer", lambda target, **_: Law())
+        return profile(MODEL, TARGET, output=Path(folder) / "p.json")
+
+
 # Profiles
 
 
@@ -171,27 +179,25 @@ def test_a_profile_finds_which_layers_wait_for_their_weights(law: Law, tmp_path:
 
 @pytest.mark.slow
 def test_slow_minutes_of_the_machine_are_divided_out(law: Law, tmp_path: Path) -> None:
-    steady = profile(MODEL, TARGET, output=tmp_path / "steady.json")
-    law.drift, law.calls = 0.5, 0
+    law.drift = 0.5
     found = profile(MODEL, TARGET, output=tmp_path / "p.json")
-    assert max(run.ms for run in found.runs if run.why == "dense") != steady.runs[0].ms
-    assert found.median_error == pytest.approx(steady.median_error, abs=1e-9)
-    assert 0.5 < found.dense_ms / steady.dense_ms < 1.1, "the usual pace is that of the middle run, once the slowest were made again"
+    assert max(run.ms for run in found.runs if run.why == "dense") != steady().runs[0].ms
+    assert found.median_error == pytest.approx(steady().median_error, abs=1e-9)
+    assert 0.5 < found.dense_ms / steady().dense_ms < 1.1, "the usual pace is that of the middle run, once the slowest were made again"
 
 
 @pytest.mark.slow
 def test_what_ran_in_a_slow_minute_is_timed_again(law: Law, tmp_path: Path) -> None:
-    steady = profile(MODEL, TARGET, output=tmp_path / "steady.json")
-    law.calls, law.slow, reports = 0, range(30, 50), []
+    law.slow, reports, runs = range(30, 50), list[int](), steady().runs
     found = profile(MODEL, TARGET, output=tmp_path / "p.json", on_progress=lambda done, of, run: reports.append(done))
-    assert found.runs == steady.runs == Profile.load(tmp_path / "p.json").runs
-    assert law.calls == reports[-1] == len(steady.runs) + 20, "no others"
+    assert found.runs == runs == Profile.load(tmp_path / "p.json").runs
+    assert law.calls == reports[-1] == len(runs) + 20, "no others"
     law.slow = range(law.calls + 1, law.calls + 1000)
     profile(MODEL, TARGET, output=tmp_path / "p.json")
-    assert law.calls == len(steady.runs) + 20, "what is whole is not timed again"
+    assert law.calls == len(runs) + 20, "what is whole is not timed again"
     law.calls, law.slow = 0, range(30, 1000)
     still = profile(MODEL, TARGET, output=tmp_path / "q.json")
-    assert law.calls == len(steady.runs) + AGAIN and still.drift == pytest.approx(2), "a machine that stays slow is not waited for"
+    assert law.calls == len(runs) + AGAIN and still.drift == pytest.approx(2), "a machine that stays slow is not waited for"
 
 
 @pytest.mark.slow
@@ -208,7 +214,7 @@ def test_the_stopwatch_measures_shares_on_a_drifting_machine(law: Law, monkeypat
 
 @pytest.mark.slow
 def test_a_profile_goes_on_where_it_was(law: Law, tmp_path: Path) -> None:
-    whole = profile(MODEL, TARGET, output=tmp_path / "whole.json")
+    whole = steady()
 
     def stop(done: int, of: int, run: Run) -> None:
         assert of == len(whole.runs)
@@ -225,8 +231,8 @@ def test_a_profile_goes_on_where_it_was(law: Law, tmp_path: Path) -> None:
 
 
 def test_a_foreign_profile_is_refused_by_what_differs(law: Law, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "p.json"
-    found = profile(MODEL, TARGET, output=path)
+    path, found = tmp_path / "p.json", steady()
+    found.save(path)
     with pytest.raises(ProfileMismatch, match="name lenet5, not vgg16"):
         found.check_fits(model("vgg16"))
     with pytest.raises(ProfileMismatch, match=r"for cpu:onnxruntime:b8:fp32, not for cpu:onnxruntime:b1:fp32"):
@@ -479,8 +485,8 @@ def test_plans_meet_their_energy(counted: Law) -> None:
         lt.plan(network, images, target_energy=0.3, profile=found)
 
 
-def test_what_cannot_be_reached_is_refused_with_the_fastest(law: Law, tmp_path: Path) -> None:
-    found = profile(MODEL, TARGET, output=tmp_path / "p.json")
+def test_what_cannot_be_reached_is_refused_with_the_fastest() -> None:
+    found = steady()
     network, images = lt.build_model("lenet5", in_channels=1).eval(), torch.zeros(2, 1, 32, 32)
     with pytest.raises(InvalidSetting, match=r"cannot be reached.*takes [\d.]+ ms.*times as fast as whole.*max_layer_ratio="):
         lt.plan(network, images, target_time=0.001, profile=found)
