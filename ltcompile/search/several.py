@@ -70,7 +70,7 @@ class Searches:
         patient: bool,
         checkpoint_minutes: float | None = None,
     ) -> None:
-        self.path, self.workers, self.device, self.listen = folder, folder / "workers", device, listen
+        self.path, self.workers, self.device, self.listen = folder, RunFolder(folder).workers, device, listen
         self.parts = {part.name: part for part in parts}
         self.folders = {name: RunFolder(folder / name, SPACE_S if patient else 0.0) for name in self.parts}
         self.jobs = {name: part.job(device, checkpoint_minutes) for name, part in self.parts.items()}

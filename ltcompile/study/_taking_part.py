@@ -100,7 +100,7 @@ class StudyWatch:
                 self._watches[name] = RunWatch(self.path / name)
         found = [watch.look(now) for watch in self._watches.values()]
         waiting = {name: needs for name, needs in self.needs.items() if name not in self._watches}
-        notes = sorted((self.path / "workers").glob("*.json"))
+        notes = sorted(RunFolder(self.path).workers.glob("*.json"))
         return StudyStatus(str(self.path), found, waiting, (self.path / FILE).exists(), [note.stem for note in notes])
 
     @property
