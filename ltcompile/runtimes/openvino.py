@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ltcompile.paths import write_bytes
 from ltcompile.processors import limited, processors
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, Trace, by_name, first_line
-from ltcompile.runtimes._convert import layers_in
+from ltcompile.runtimes._convert import layers_in, run
 
 if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
@@ -23,6 +24,13 @@ ENGINE = {"fp32": "", "bf16": "", "int8": ""}
 APART = READS_ONNX = THREADS = True
 READS = ".xml"
 TRACED = {"cpu": ("fp32", "bf16", "int8")}
+CONVERTER = """
+import sys, onnx, openvino
+network = openvino.Core().read_model(sys.argv[1])
+for text in onnx.load(sys.argv[1], load_external_data=False).metadata_props:
+    network.set_rt_info(text.value, ["ltcompile", text.key])
+openvino.save_model(network, sys.argv[2], compress_to_fp16=False)
+"""
 PRODUCTS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
 
 
@@ -50,26 +58,19 @@ def core() -> Any:
 
 
 def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
-    """Write an ONNX file as OpenVINO IR, OUTPUT.xml and OUTPUT.bin, with its weights as they are and its metadata.
+    """Write an ONNX file as OpenVINO IR, OUTPUT.xml and OUTPUT.bin, with its weights as they are and its metadata, in a process of its own.
 
     Raises:
-        Unavailable: OpenVINO lacks an operator, or cannot read the file.
+        Unavailable: OpenVINO lacks an operator, cannot read the file, or ends.
     """
-    import onnx as onnx_module
-    import openvino
-
-    try:
-        network = core().read_model(onnx)
-        for text in onnx_module.load(str(onnx), load_external_data=False).metadata_props:
-            network.set_rt_info(text.value, ["ltcompile", text.key])
-        with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
-            made = Path(folder) / "network.xml"
-            openvino.save_model(network, made, compress_to_fp16=False)
-            write_bytes(output.with_suffix(".bin"), made.with_suffix(".bin").read_bytes())
-            write_bytes(output, made.read_bytes())
-    except RuntimeError as error:
-        lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
-        raise Unavailable(f"OpenVINO cannot write {output.name}: {lines[-1]}{layers_in(str(error), onnx)}; use another format") from error
+    with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
+        made = Path(folder) / "network.xml"
+        try:
+            run([sys.executable, "-P", "-c", CONVERTER, onnx, made], output.name)
+        except Unavailable as error:
+            raise Unavailable(f"OpenVINO: {error}{layers_in(str(error), onnx)}; use another format") from error
+        write_bytes(output.with_suffix(".bin"), made.with_suffix(".bin").read_bytes())
+        write_bytes(output, made.read_bytes())
 
 
 def load(subject: Subject, deployment: Deployment, options: Options) -> Session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -209,6 +210,24 @@ def test_a_runtime_that_answers_wrongly_is_refused(suffix: str, pruned: lt.Prune
     monkeypatch.setattr(kind, "write", lambda network, _, job: honest(other.small, other, job))
     with pytest.raises(Disagreement, match="output 'logits': outputs are off by"):
         lt.shrink(pruned, tmp_path / f"small{suffix}")
+
+
+@pytest.mark.parametrize("suffix", LIGHT)
+def test_a_converter_that_crashes_is_a_reason(suffix: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None runs in this process; its last line is in the error, and its log is kept."""
+    need(kind := CONVERTED[suffix])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 4, 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "net.onnx")
+    program = subprocess.run
+
+    def crash(command: list[str], **settings: Any) -> Any:
+        return program([sys.executable, "-c", "import os, sys; print('no such kernel', flush=True); os.abort()"], **settings)
+
+    monkeypatch.setattr(_convert.subprocess, "run", crash)
+    with pytest.raises(Unavailable, match=r"net\.\w+ was not made: it ended with signal 6: no such kernel; its log is"):
+        kind.convert(tmp_path / "net.onnx", tmp_path / f"net{suffix}", "fp32")
+    assert "no such kernel" in (cache / "logs" / f"net{suffix}.log").read_text() and not (tmp_path / f"net{suffix}").exists()
 
 
 def test_a_converter_that_hangs_is_stopped(cache: Path) -> None:
