@@ -105,6 +105,8 @@ def refine(
     before, state = compared(small, held)[0], {name: value.clone() for name, value in small.state_dict().items()}
     sizes = pair.sizes(fit[0].inputs)
     weights = [w for w in small.parameters() if w.is_floating_point() and float(w.detach().square().mean()) > 0]
+    if not weights:
+        return
     small.requires_grad_(False)
     groups = [{"params": [w.requires_grad_()], "lr": RATE * float(w.detach().square().mean().sqrt())} for w in weights]
     optimizer = torch.optim.Adam(groups)
