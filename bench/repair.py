@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
@@ -106,32 +105,25 @@ def kept(options: argparse.Namespace, seed: int, macs: float, name: str, measure
     if not file.exists():
         write_json(file, {"seed": seed, "macs": macs, "criterion": name, **measure()})
     row: dict[str, Any] = json.loads(file.read_text())
-    print(seed, macs, name, {column: row[column] for column in ("dense", *COLUMNS)}, f"{row['seconds']:.0f} s", flush=True)
+    print(seed, macs, name, {column: row[column] for column in ("dense", *COLUMNS) if column in row}, flush=True)
     return row
 
 
 def measured(dense: nn.Module, data: Dataset, images: Iterable[Tensor], macs: float, name: str) -> dict[str, Any]:
     """Validation and test accuracies of one cut, [validation, test] in each column."""
-    began = time.perf_counter()
     criterion, _, scope = name.partition(", ")
     plan = lt.plan(dense, data.example, None, scope or "global", criterion, inputs=images, target_macs=macs)
-    planned = time.perf_counter() - began
     small = lt.cut(dense, plan).eval()
     recalibrated, reports = lt.cut(dense, plan), list[RepairReport]()
     take_statistics(recalibrated, images)
-    began = time.perf_counter()
     repaired = lt.repair(small, plan, dense, images, on_report=reports.append)
-    seconds = time.perf_counter() - began
-    began = time.perf_counter()
     refined = lt.repair(small, plan, dense, images, passes=PASSES, on_report=reports.append)
-    refined_seconds = time.perf_counter() - began
     row: dict[str, Any] = {
         "dense": accuracies(dense, data),
         "as cut": accuracies(small, data),
         "recalibrated": accuracies(recalibrated, data),
     }
     row |= {"repaired": accuracies(repaired, data), "refined": accuracies(refined, data), "threads": torch.get_num_threads()}
-    row |= {"seconds": seconds, "refined_seconds": refined_seconds, "plan_seconds": planned}
     solved, descended = reports
     row |= {"output_error": [solved.as_cut, solved.recalibrated, solved.repaired, descended.repaired]}
     if name in peers.THEIRS:
@@ -168,8 +160,8 @@ def table(result: dict[str, Any]) -> str:
         f"{', '.join(f'{value:.2%}' for _, value in dense)}. Repaired: solved by least squares; refined: then {PASSES} passes of gradient descent "
         "over the same images, without labels. What validation images chose is bold. Written by `python bench/repair.py`.",
         "",
-        f"| MACs | criterion | {' | '.join(columns)} | error of outputs: the same four | seconds |",
-        "| --- " * (len(columns) + 4) + "|",
+        f"| MACs | criterion | {' | '.join(columns)} | error of outputs: the same four |",
+        "| --- " * (len(columns) + 3) + "|",
     ]
     for macs in LEVELS:
         for name in dict.fromkeys(row["criterion"] for row in rows):
@@ -178,8 +170,7 @@ def table(result: dict[str, Any]) -> str:
             cells = [spread(values(rows, macs, name, column, 1)) for column in columns]
             best = [result["chosen"].get(column, {}).get(str(macs)) == name for column in columns]
             cells = [f"**{cell}**" if is_best else cell for cell, is_best in zip(cells, best, strict=True)]
-            seconds = ", ".join(f"{fmean(row[key] for row in mine):.0f}" for key in ("seconds", "refined_seconds"))
-            lines.append(f"| {macs:.0%} | {name} | {' | '.join(cells)} | {errors} | {seconds} |")
+            lines.append(f"| {macs:.0%} | {name} | {' | '.join(cells)} | {errors} |")
     if (options["model"], options["epochs"], options["image_size"]) == ("resnet20", 8, 32):
         for macs, goal in GOALS.items():
             found = {column: fmean(values(rows, macs, result["chosen"][column][str(macs)], column, 1)) for column in COLUMNS[2:]}
