@@ -62,7 +62,7 @@ def main() -> None:
             for name in options.criteria:
                 rows.append(kept(options, seed, macs, name, lambda d=dense, m=macs, n=name: measured(d, data, images, m, n)))  # type: ignore[misc]
     result = {
-        "settings": settings(options),
+        "settings": settings(options) | {"passes": PASSES},
         "goals": {str(macs): goal for macs, goal in GOALS.items()},
         "rows": rows,
         "chosen": {column: chosen(rows, column) for column in COLUMNS[2:]},
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("model", "epochs", "image_size", "networks", "inputs")} | {"passes": PASSES}
+    return {name: getattr(options, name) for name in ("model", "epochs", "image_size", "networks", "inputs")}
 
 
 def dense_network(options: argparse.Namespace, data: Dataset, seed: int, recipe: Recipe | None = None) -> nn.Module:
