@@ -106,11 +106,19 @@ def run(
             reason = f"it did not end within {timeout_s:g} s"
         log.seek(0)
         text = log.read().decode(errors="replace")
-    if not reason:
-        return text
+    if reason:
+        raise failed(what, reason, text, kept)
+    return text
+
+
+def failed(what: str, reason: str, text: str, kept: Path | None = None) -> Unavailable:
+    """The error of a program that did not make `what`, with the last line of what it printed, `text`, and the place where all of it is kept.
+
+    Raises InvalidFile where there is no space for that.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     kept = kept or cache_folder() / "logs" / f"{Path(what).name}.log"
     with writing(kept):
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(text)
-    raise Unavailable(f"{what} was not made: {reason}: {lines[-1][:300] if lines else 'it printed nothing'}; its log is {kept}")
+    return Unavailable(f"{what} was not made: {reason}: {lines[-1][:300] if lines else 'it printed nothing'}; its log is {kept}")

@@ -18,7 +18,7 @@ from ltcompile.paths import write_bytes
 from ltcompile.processors import processors
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Bound, Feeds, Options, Session, Subject, by_name
-from ltcompile.runtimes._convert import End, ends, layers_in, own_file, run
+from ltcompile.runtimes._convert import End, ends, failed, layers_in, own_file, run
 
 if TYPE_CHECKING:
     from ltcompile.core.deployment import Deployment
@@ -50,9 +50,9 @@ def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
     with tempfile.TemporaryDirectory(prefix="ltcompile-") as folder:
         text = run([sys.executable, "-P", "-c", CONVERTER, "-f", "ONNX", *files, *half], output.name, Path(folder))
     if not output.is_file():
-        lines = [line for line in text.splitlines() if line.strip()] or ["it printed nothing"]
-        reason = next((line[line.index("These Op") :] for line in lines if "These Op" in line), lines[-1])
-        raise Unavailable(f"MNN's converter writes no {output.name}: {reason.strip()}{layers_in(reason, onnx)}; use another format")
+        lacking = next((line[line.index("These Op") :].strip() for line in text.splitlines() if "These Op" in line), "")
+        layers = layers_in(lacking or text.strip().rpartition("\n")[2], onnx)
+        raise failed(output.name, f"MNN's converter writes no file. {lacking}{layers}", text)
 
 
 def quantize(onnx: Path, output: Path, feeds: Mapping[str, Array], ranges: str) -> None:
@@ -74,9 +74,9 @@ def quantize(onnx: Path, output: Path, feeds: Mapping[str, Array], ranges: str) 
         settings = {"path": f"{sample.parent}/", "used_sample_num": 1, "input_type": "sequence", "inputs": shapes, "batch_size": 1}
         settings |= {"feature_quantize_method": ranges, "weight_quantize_method": "MAX_ABS", "quant_bits": 8}
         (here / "settings.json").write_text(json.dumps(settings))
-        run([sys.executable, "-P", "-c", QUANTIZER, "network.mnn", "int8.mnn", "settings.json"], output.name, here)
+        text = run([sys.executable, "-P", "-c", QUANTIZER, "network.mnn", "int8.mnn", "settings.json"], output.name, here)
         if not (made := here / "int8.mnn").is_file():
-            raise Unavailable(f"MNN's quantiser writes no {output.name} with {ranges} ranges; use another format")
+            raise failed(output.name, f"MNN's quantiser writes no file with {ranges} ranges", text)
         write_bytes(output, made.read_bytes())
 
 

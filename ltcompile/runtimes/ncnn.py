@@ -15,7 +15,7 @@ from ltcompile.paths import write_bytes
 from ltcompile.processors import processors
 from ltcompile.runtimes import _devices
 from ltcompile.runtimes._base import Array, Options, Session, Subject
-from ltcompile.runtimes._convert import ends, own_file, run
+from ltcompile.runtimes._convert import ends, failed, own_file, run
 from ltcompile.runtimes._rows import RowSession
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ def convert(onnx: Path, output: Path, precision: str = "fp32") -> None:
         (Path(folder) / "network.onnx").write_bytes(onnx.read_bytes())
         program = Path(spec.submodule_search_locations[0]) / "pnnx"
         settings = [f"inputshape={','.join(shapes)}", f"fp16={int(precision == 'fp16')}"]
-        run([program, "network.onnx", *settings], output.name, Path(folder))
+        text = run([program, "network.onnx", *settings], output.name, Path(folder))
         made = Path(folder) / "network.ncnn.param"
         if not made.is_file():
-            raise Unavailable(f"pnnx writes no {output.name}; use another format")
+            raise failed(output.name, "pnnx writes no file", text)
         _check_operators(made.read_text(), output.name)
         write_bytes(output.with_suffix(".bin"), made.with_suffix(".bin").read_bytes())
         write_bytes(output, made.read_bytes())

@@ -270,9 +270,10 @@ class TestConverters:
         assert "lowering" in (cache / "logs" / "small.pte.log").read_text() and not (tmp_path / "small.pte").exists()
 
     def test_a_converter_that_writes_nothing(self, cache: Path, pruned: lt.Pruned, tmp_path: Path) -> None:
-        fake(cache, "litert", "")
-        with pytest.raises(InvalidModel, match=r"litert's converter writes no small\.tflite"):
+        fake(cache, "litert", "print('skipped'); print('done')")
+        with pytest.raises(InvalidModel, match=r"small\.tflite was not made: litert's converter writes no file: done; its log"):
             lt.shrink(pruned, tmp_path / "small.tflite")
+        assert "skipped" in (cache / "logs" / "small.tflite.log").read_text()
 
     def test_a_package_is_checked_for_its_structure(self, cache: Path, pruned: lt.Pruned, tmp_path: Path) -> None:
         """It is written next to its place, and moved there; a second one replaces it."""

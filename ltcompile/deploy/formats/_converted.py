@@ -24,7 +24,7 @@ from ltcompile.lower.inputs import Inputs
 from ltcompile.paths import writing
 from ltcompile.pruned import Pruned
 from ltcompile.runtimes import Session, Subject, _venvs, load_apart
-from ltcompile.runtimes._convert import Convert, run
+from ltcompile.runtimes._convert import Convert, failed, run
 
 Write = Callable[[nn.Module, Pruned, ShrinkJob], None]
 Reader = Callable[[nn.Module, Pruned, ShrinkJob], Run]
@@ -91,9 +91,9 @@ def in_venv(name: str, code: str, program: Path, output: Path, *settings: str) -
     """Run a converter in its environment; it writes to a place of its own, and what it wrote goes to `output`. Raises Unavailable."""
     with tempfile.TemporaryDirectory(prefix="ltcompile-", dir=output.parent) as folder:
         made = Path(folder) / output.name
-        run([_venvs.need(name), "-P", "-c", code, program, made, *settings], output.name)
+        text = run([_venvs.need(name), "-P", "-c", code, program, made, *settings], output.name)
         if not made.exists():
-            raise Unavailable(f"{name}'s converter writes no {output.name}; use another format")
+            raise failed(output.name, f"{name}'s converter writes no file", text)
         if output.is_dir():
             shutil.rmtree(output)
         with writing(output):
