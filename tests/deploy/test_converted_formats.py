@@ -155,7 +155,7 @@ class TestOwnInt8:
 
 
 @pytest.mark.parametrize("suffix", LIGHT)
-def test_an_operator_that_a_format_lacks_is_named(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_that_a_format_lacks_is_named(suffix: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its layer, by ncnn's name for it or the ONNX file's; nothing is left where the command runs."""
     need(CONVERTED[suffix])
     (tmp_path / "here").mkdir()
