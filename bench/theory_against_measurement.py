@@ -152,6 +152,8 @@ def rows_of(name: str, by_time: bool = False, cells: Any = None) -> Iterator[Row
         key = f"{method} {fraction}"
         networks[key] = small
         facts[key] = {**about, "macs": found.macs, "dense_macs": full.macs, "theoretical": full.macs / found.macs, **traits(small, example)}
+    if not facts:
+        return
     with tempfile.TemporaryDirectory() as folder:
         yield from measured(networks, facts, example, Path(folder), cells)
 
