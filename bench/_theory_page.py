@@ -35,6 +35,7 @@ ANOTHER = """Rows of other machines are welcome, of a few networks too:
 The same command with its name repeats a network."""
 DECIDERS = {**TRAITS, "macs": "MACs in all"}
 CELL = ("runtime", "precision", "batch")
+PLANNED = ("onnxruntime", "fp32", 1)  # what plans by time are for
 MOST = {"odd": 0.5, "memory": 0.5, "depthwise": 0.05}  # shares that split the cuts of the second table
 
 
@@ -204,34 +205,40 @@ def decides(rows: list[Row]) -> list[str]:
 
 
 def planned_by_time(rows: list[Row]) -> list[str]:
-    """Speedups of plans by time next to plans by MACs for the same fraction, where both are."""
-    lines = []
-    for (runtime, precision, batch, fraction), group in grouped(rows, *CELL, "fraction"):
-        planned = {row["network"]: row for row in group if row["method"] == BY_TIME}
-        both = [row for row in group if row["network"] in planned]
+    """Speedups of plans by time, by cell next to plans by MACs of networks that have both, and by network."""
+    lines, here = [], [row for row in rows if row["network"] in {r["network"] for r in rows if r["method"] == BY_TIME}]
+    for (runtime, precision, batch, fraction), group in grouped(here, *CELL, "fraction"):
+        planned = [row for row in group if row["method"] == BY_TIME]
         if not planned:
             continue
-        speedups = [
-            median(row["speedup"] for row in both if row["method"] == method) if any(row["method"] == method for row in both) else None
-            for method in (*METHODS, BY_TIME)
-        ]
-        macs = median(row["macs"] / row["dense_macs"] for row in planned.values())
-        lines.append(
-            [
-                runtime,
-                precision,
-                batch,
-                f"{1 / fraction:g}x",
-                *("" if s is None else f"{s:.2f}x" for s in speedups),
-                f"{macs:.0%}",
-                len(planned),
-            ]
-        )
-    head = [*CELL, "goal", *(f"MACs, {method}" for method in METHODS), BY_TIME, "MACs that remain", "networks"]
+        by_method = [[row["speedup"] for row in group if row["method"] == method] for method in (*METHODS, BY_TIME)]
+        cells = [f"{median(found):.2f}x ({len(found)})" if found else "" for found in by_method]
+        macs = median(row["macs"] / row["dense_macs"] for row in planned)
+        lines.append([runtime, precision, batch, f"{1 / fraction:g}x", *cells, f"{macs:.0%}"])
+    head = [*CELL, "goal", *(f"MACs, {method}" for method in METHODS), BY_TIME, "MACs that remain"]
     text = (
-        "Plans for a fraction of the time in ONNX Runtime (one image, fp32) against plans for that fraction of the MACs: median speedups."
+        "Plans for a fraction of the time in ONNX Runtime (one image, fp32) next to plans for that fraction of the MACs: median speedups, with the number "
+        "of networks. Columns with other numbers are of other networks."
     )
-    return ["### Planned by time", text, table(head, lines)] if lines else []
+    return ["### Planned by time", text, table(head, lines), GOALS_TEXT, goals(here)] if lines else []
+
+
+GOALS_TEXT = "By network, where it was planned for (ONNX Runtime, fp32, one image): measured speedup with its 95 % interval, and the MACs that remain."
+
+
+def goals(rows: list[Row]) -> str:
+    """Speedups of plans by time, a line for each network."""
+    planned = [row for row in rows if row["method"] == BY_TIME and (row["runtime"], row["precision"], row["batch"]) == PLANNED]
+    fractions = sorted({row["fraction"] for row in planned}, reverse=True)
+    lines = []
+    for (name,), group in grouped(planned, "network"):
+        found = {row["fraction"]: row for row in group}
+        lines.append([name, *(reached(found[fraction]) if fraction in found else "not within reach" for fraction in fractions)])
+    return table(["network", *(f"{1 / fraction:g}x" for fraction in fractions)], lines)
+
+
+def reached(row: Row) -> str:
+    return f"{row['speedup']:.2f}x ({row['low']:.2f} to {row['high']:.2f}), {row['macs'] / row['dense_macs']:.0%}"
 
 
 def by_network(rows: list[Row]) -> str:

@@ -121,8 +121,10 @@ def test_a_page_is_made_of_whatever_rows_there_are(
         "theoretical": timed["dense_macs"],
         "of_theory": timed["speedup"] / timed["dense_macs"],
     }
-    lines = page.planned_by_time([timed, by_time])[-1].splitlines()
-    assert lines[2].startswith("| onnxruntime | fp32 | 1 | 2x | ") and lines[2].endswith("| 1 |")
+    _, _, cells, _, networks = page.planned_by_time([timed, by_time, {**timed, "network": "elsewhere"}])
+    line, speedup = cells.splitlines()[2], f"{timed['speedup']:.2f}x"
+    assert line.startswith(f"| onnxruntime | fp32 | 1 | 2x | {speedup} (1) | ") and f"| {speedup} (1) | 0% |" in line
+    assert networks.splitlines()[2] == f"| {timed['network']} | {speedup} ({timed['low']:.2f} to {timed['high']:.2f}), 0% |"
     assert "by time" not in page.by_runtime(page.by_macs([timed, by_time]))
     (tmp_path / "there.json").write_text(json.dumps({**file, "rows": [{**timed, "network": "torchvision:resnet18"}]}))
     page.write_page()
