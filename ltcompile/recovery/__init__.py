@@ -1,4 +1,4 @@
-"""Recovery of a cut network without labels and without training."""
+"""Recovery of a cut network without labels."""
 
 from ltcompile.recovery._repair import repair
 from ltcompile.recovery._report import LayerRepair, RepairReport

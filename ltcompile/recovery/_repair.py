@@ -1,4 +1,4 @@
-"""Recovery without labels and without training: the weights behind a cut, solved by least squares against the dense network.
+"""Recovery without labels: the weights behind a cut, solved by least squares against the dense network; `_refine` can follow.
 
     site by site, in the order of the forward pass:
         minimise over W, b   |act(W * x_small + b) - act(dense)|^2 over sampled positions of unlabelled inputs
@@ -60,7 +60,7 @@ def repair(
 ) -> Module:
     """A copy of `small` whose weights are solved so that it computes what `dense` does, as far as its widths allow.
 
-    No labels and no training: each convolution and linear layer is solved once, in order. With `passes`, gradient descent then refines all
+    No labels and no loss of one's own: each convolution and linear layer is solved once, in order. With `passes`, gradient descent then refines all
     weights together, by what the dense network computes on the same inputs. Modules and modes of the arguments stay as they are.
 
     Args:
