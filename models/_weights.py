@@ -117,12 +117,7 @@ def _head(own: Mapping[str, Tensor], there: Mapping[str, Tensor], wrong: set[str
 
 
 def _message(
-    own: Mapping[str, Tensor],
-    there: Mapping[str, Tensor],
-    missing: list[str],
-    unexpected: list[str],
-    wrong: set[str],
-    in_channels: int,
+    own: Mapping[str, Tensor], there: Mapping[str, Tensor], missing: list[str], unexpected: list[str], wrong: set[str], in_channels: int
 ) -> str:
     kinds = [
         (name, found, expected)

@@ -11,18 +11,7 @@ from typing import Any
 import typer
 
 from ltcompile import ranks
-from ltcompile.cli._options import (
-    KEEP,
-    LAST_SEED,
-    MOST_IMAGES,
-    ON,
-    PROFILE,
-    PRUNING,
-    TARGET_LATENCY,
-    TARGET_SPEEDUP,
-    end_by_target,
-    timed,
-)
+from ltcompile.cli._options import KEEP, LAST_SEED, MOST_IMAGES, ON, PROFILE, PRUNING, TARGET_LATENCY, TARGET_SPEEDUP, end_by_target, timed
 from ltcompile.cli._search import profiled_model, run_search, virtual_ranks
 from ltcompile.cli._stop_signal import StopSignal
 from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, WORKERS, Workers

@@ -99,9 +99,7 @@ def shrink(
         "cpu:onnxruntime:b1:fp32", metavar="TARGET", help="Where --target-speedup and --snap auto measure: device:runtime:bBATCH:precision."
     ),
     max_drop: float = typer.Option(
-        0.5,
-        help="Points of validation accuracy that int8 may lose; layers stay in float until it loses no more.",
-        rich_help_panel=INT8,
+        0.5, help="Points of validation accuracy that int8 may lose; layers stay in float until it loses no more.", rich_help_panel=INT8
     ),
     finetune_epochs: int = typer.Option(
         0,

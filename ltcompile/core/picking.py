@@ -90,10 +90,7 @@ def choose(rule: Rule, options: Sequence[Option], metric: Metric = ACCURACY) -> 
     if rule.name == SMALLEST:
         fit = [o for o in tickets if o.sound]
         smallest = min(fit, key=lambda o: (o.macs, o.ms, o.level), default=None)
-        return (
-            smallest,
-            "it has the fewest MACs of the levels that the verdict includes" if smallest else "the verdict includes no level",
-        )
+        return (smallest, "it has the fewest MACs of the levels that the verdict includes" if smallest else "the verdict includes no level")
     if rule.name == WITHIN:
         return _fastest_within(rule.points or 0.0, options, tickets, metric)
     return _knee(pareto_front(options))

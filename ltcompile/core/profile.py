@@ -76,10 +76,7 @@ class Profile(Record):
         for run in self.runs:
             if run.widths.keys() != self.layers.keys() or not run.layers_ms.keys() <= self.layers.keys():
                 raise InvalidFile("a run of the profile is of other layers")
-            times, widths = (
-                (run.ms, run.reference_ms, *run.layers_ms.values()),
-                [width for pair in run.widths.values() for width in pair],
-            )
+            times, widths = ((run.ms, run.reference_ms, *run.layers_ms.values()), [width for pair in run.widths.values() for width in pair])
             if not all(LEAST_MS <= ms <= MOST_MS for ms in times) or not all(1 <= width <= WIDEST for width in widths):
                 raise InvalidFile("the profile has times or widths that no layer has")
 

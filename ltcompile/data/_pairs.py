@@ -78,12 +78,7 @@ class PairSplit:
 
 
 def from_pairs(
-    name: str,
-    class_names: list[str],
-    parts: Mapping[Part, tuple[Tensor, Tensor] | OnDisk],
-    options: DatasetOptions,
-    *,
-    flip: bool,
+    name: str, class_names: list[str], parts: Mapping[Part, tuple[Tensor, Tensor] | OnDisk], options: DatasetOptions, *, flip: bool
 ) -> Dataset:
     """A data set of the images (N, C, H, W) and targets of each part, normalised by the training images; of maps, or of images without classes."""
     train = parts["train"]

@@ -86,11 +86,7 @@ def _check_form(signature: Signature, device: str, precision: str) -> None:
 
 
 def load_engine(
-    path: str | Path,
-    *,
-    retune: bool = False,
-    tune_seconds: float = TUNE_SECONDS,
-    on_progress: Callable[[str], None] | None = None,
+    path: str | Path, *, retune: bool = False, tune_seconds: float = TUNE_SECONDS, on_progress: Callable[[str], None] | None = None
 ) -> Engine:
     """The engine in a file of `Engine.save`, ready to run; nothing in the file is executed.
 

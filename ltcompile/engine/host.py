@@ -139,11 +139,7 @@ def _loaded(variant: EngineVariant, source: Source) -> Run:
 
 
 def _choose_all(
-    source: Source,
-    inputs: Mapping[int, Tensors],
-    expected: Mapping[int, Tensors],
-    on_progress: Progress,
-    agreed: Agreement | None = None,
+    source: Source, inputs: Mapping[int, Tensors], expected: Mapping[int, Tensors], on_progress: Progress, agreed: Agreement | None = None
 ) -> CompiledArtifacts:
     variants, runs = [], {}
     for batch in inputs:

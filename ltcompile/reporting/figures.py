@@ -27,10 +27,7 @@ from ltcompile.reporting._drawing import (
     wrapped,
 )
 
-ARMS = {
-    "random": ("random re-init.", "x", ORANGE),
-    "dense_budget": ("dense, trained longer", "diamond", PURPLE),
-}
+ARMS = {"random": ("random re-init.", "x", ORANGE), "dense_budget": ("dense, trained longer", "diamond", PURPLE)}
 
 
 def figures(report: dict[str, Any]) -> dict[str, Any]:

@@ -78,12 +78,7 @@ def write_summary(runner: ArmRunner, ticket: Ticket, reached: Reached | None, se
             "execution": runner.execution.to_json(),
             "widths": widths,
             "verdict": ticket.verdict.to_json(),
-            "ticket": {
-                "seed": ticket.seed,
-                "level": ticket.level,
-                "won": ticket.verdict.won,
-                "checksum": ticket.checksum,
-            },
+            "ticket": {"seed": ticket.seed, "level": ticket.level, "won": ticket.verdict.won, "checksum": ticket.checksum},
             "target": reached.to_json() if reached else None,
             "seconds": seconds,
             "provenance": dict(ticket.provenance),

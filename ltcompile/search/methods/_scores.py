@@ -22,13 +22,7 @@ from ltcompile.core.recipe import Recipe
 from ltcompile.core.streams import generator
 from ltcompile.search.methods._layers import Choice, checked_layers
 
-_AFFINE = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-)
+_AFFINE = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 PAPER_BATCH = 128
 
 
