@@ -52,10 +52,9 @@ app = typer.Typer(
     epilog="Example:  ltcompile find --model vgg16 --rewind lr --name demo  ·  ltcompile shrink runs/demo/ticket.pt -o runs/demo/small.onnx  ·  "
     "ltcompile bench runs/demo/small.onnx  ·  ltcompile report runs/demo",
 )
-for name in COMMANDS.split():
-    importlib.import_module(f"ltcompile.cli.{name}").register(app)
-for command in app.registered_commands:
-    command.cls = _Command
+for name in COMMANDS.split():  # a command is the function of its module's name
+    module = importlib.import_module(f"ltcompile.cli.{name}")
+    app.command(cls=_Command, epilog=module.EPILOG, short_help=module.SUMMARY)(getattr(module, name))
 
 
 @app.callback(invoke_without_command=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ltcompile.core.ticket import Ticket
     from ltcompile.pruned import Pruned
 
+SUMMARY = "Time the small network next to the dense."
 EPILOG = (
     "Examples:  ltcompile bench small.onnx --against dense  ·  ltcompile bench ticket.pt --runtime onnxruntime --batch 1 --batch 64  ·  "
     "ltcompile bench ticket.pt --competitors --batch 64  ·  ltcompile bench small.onnx --write-dense dense.onnx  ·  "
@@ -27,10 +28,6 @@ BATCHES = (1, 8, 64)
 NAME = 6  # characters of a network's name
 FORMAT_LINE = "{:<12} {:<13} {:<9} {:>7} {:>8} {:>8} {:>7} {:<22} {:<20} {:>7} {:>7}"
 IMAGES = 256  # outputs are compared on as many at most, and int8 takes its ranges from them
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Time the small network next to the dense.")(bench)
 
 
 def bench(

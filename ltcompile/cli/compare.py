@@ -11,14 +11,11 @@ import typer
 if TYPE_CHECKING:
     from ltcompile.benchmark.similarity import Similarity
 
+SUMMARY = "Compare tickets of one network."
 EPILOG = (
     "Examples:  ltcompile compare runs/l1/ticket.pt runs/random/ticket.pt  ·  ltcompile compare runs/*/ticket.pt --data cifar10 "
     "--data-root DIR  ·  ltcompile compare a.pt b.pt c.pt --json"
 )
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Compare tickets of one network.")(compare)
 
 
 def compare(

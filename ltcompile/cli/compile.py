@@ -18,16 +18,13 @@ if TYPE_CHECKING:
     from ltcompile.graph import Example
     from ltcompile.pruned import Pruned
 
+SUMMARY = "Make an engine of a network, the fastest here."
 EPILOG = (
     "Examples:  ltcompile compile ticket.pt -o small.engine  ·  ltcompile compile ticket.pt --precision int8 --batch 1  ·  "
     "ltcompile compile small.engine --retune -o here.engine  ·  "
     "ltcompile compile --model my.net:build --weights trained.pth --plan plan.json --example 1x3x64x64"
 )
 IMAGES = 256  # as many training images as outputs are compared on, and int8's ranges taken from
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Make an engine of a network, the fastest here.")(compile)
 
 
 def compile(

@@ -7,11 +7,8 @@ from typing import Any
 
 import typer
 
+SUMMARY = "Show what this machine has."
 EPILOG = "Examples:  ltcompile doctor --json  ·  ltcompile doctor --install litert"
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Show what this machine has.")(doctor)
 
 
 def doctor(

@@ -17,6 +17,7 @@ from ltcompile.cli._stop_signal import StopSignal
 from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, WORKERS, Workers
 from ltcompile.errors import InvalidSetting
 
+SUMMARY = "Search for the smallest winning ticket."
 EPILOG = """Examples:  ltcompile find --model vgg16 --rewind lr  ·
 ltcompile find --model vgg16 --data cifar10 --data-root DIR --rewind weight --criterion l2 --rounds 8 --rate 0.2 --epochs 160 --seeds 3
 --set prune.scope=local  ·  ltcompile find --model resnet20 --target-macs 0.3 --max-drop 1 --keep blocks.0  ·
@@ -25,10 +26,6 @@ ltcompile find --recipe recipes/demo.toml --seed 4  ·  ltcompile find --seeds 4
 ltcompile find --train 'python train.py --seed {seed} --epochs {epochs}' --metric mAP
 --margin 0.01 --example 1x3x320x320 --epochs 30 --name boxes  ·  ltcompile find --model mypackage.nets:make --data imagefolder:photos --image-size 64"""
 TRAINING, JUDGING, DATA, RUN, OWN = "Training", "Judging", "Data", "Run", "Your own training script"
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Search for the smallest winning ticket.")(find)
 
 
 def find(

@@ -14,6 +14,7 @@ from ltcompile.cli._terminal import printable, show_table
 from ltcompile.core.fields import LARGEST
 from ltcompile.core.onnx_file import MOST_DIMENSIONS
 
+SUMMARY = "Print the layers of any ONNX file."
 EPILOG = "Examples:  ltcompile inspect small.onnx  ·  ltcompile inspect network.onnx --json"
 MULTIPLE = 8  # what tensor cores and vector units like widths to be
 CONVOLUTIONS, TRANSPOSED = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}, {"ConvTranspose": 1}
@@ -31,10 +32,6 @@ VALUES = {
 UNCOUNTED = {"LSTM", "GRU", "RNN", "Einsum", "Attention", "DeformConv", "If", "Loop", "Scan"}
 
 Shape = list["int | str"]  # an unknown dimension is its name
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Print the layers of any ONNX file.")(inspect)
 
 
 def inspect(

@@ -14,11 +14,8 @@ from ltcompile.cli._options import MOST_IMAGES
 if TYPE_CHECKING:
     from ltcompile.lower.lower import LaidOut, Lowered
 
+SUMMARY = "Fold and fuse a ticket's network; say why."
 EPILOG = "Examples:  ltcompile lower ticket.pt  ·  ltcompile lower ticket.pt --explain --precision fp16  ·  ltcompile lower ticket.pt --batch 64 --json"
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Fold and fuse a ticket's network; say why.")(lower)
 
 
 def lower(

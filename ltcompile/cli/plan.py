@@ -39,13 +39,10 @@ if TYPE_CHECKING:
     from ltcompile.prune import Limits
 
 SENSITIVITY = "Sensitivity"
+SUMMARY = "Show what a cut would take, without training."
 EPILOG = """Examples:  ltcompile plan --model vgg16 --ratio 0.5  ·  ltcompile plan --model torchvision:resnet50 --classes 1000 --target-macs 0.5
 --align 8 --weights resnet50.pth -o plan.json  ·  ltcompile plan --model resnet20 --target-params 0.3 --keep conv --layer-ratio '.*conv1=0.6'  ·
 ltcompile plan --model resnet20 --weights W --sensitivity curves.html --data cifar10 --data-root DIR"""
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Show what a cut would take, without training.")(plan)
 
 
 def plan(

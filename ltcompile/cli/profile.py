@@ -17,16 +17,13 @@ if TYPE_CHECKING:
     from ltcompile.benchmark.profiling.work import Model
     from ltcompile.core.profile import Profile
 
+SUMMARY = "Time a network's layers at many widths, on this machine."
 EPILOG = """Examples:  ltcompile profile --model vgg16 --runtime onnxruntime --batch 64  ·
 ltcompile profile --model torchvision:resnet50 --classes 1000 --runtime openvino --precision int8 -o resnet50-edge.json"""
 NOISY = 1.25
 DATA = {(10, 1): "digits", (10, 3): "cifar10", (100, 3): "cifar100"}  # by classes and colours
 EXAMPLE_TARGET = ("--target-speedup", "3")
 OWN_SIDE = 32  # of their images, in pixels
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Time a network's layers at many widths, on this machine.")(profile)
 
 
 def profile(

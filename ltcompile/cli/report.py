@@ -9,14 +9,11 @@ import typer
 
 from ltcompile.cli._network import EXAMPLE, MODEL, PLAN, WEIGHTS, own_network
 
+SUMMARY = "Write the page on a run, a study or a network."
 EPILOG = (
     "Examples:  ltcompile report runs/demo -o report.html  ·  "
     "ltcompile report --model my.net:build --weights small.pth --plan plan.json --example 1x3x64x64 -o report.html"
 )
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Write the page on a run, a study or a network.")(report)
 
 
 def report(

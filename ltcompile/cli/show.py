@@ -7,11 +7,8 @@ from pathlib import Path
 
 import typer
 
+SUMMARY = "Print what a ticket holds."
 EPILOG = "Examples:  ltcompile show ticket.pt  ·  ltcompile show ticket.pt --json"
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Print what a ticket holds.")(show)
 
 
 def show(

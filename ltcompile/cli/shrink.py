@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ltcompile.graph.inputs import Example
     from ltcompile.pruned import Pruned
 
+SUMMARY = "Cut a network for real; export it."
 EPILOG = (
     "Examples:  ltcompile shrink ticket.pt -o small.onnx  ·  ltcompile shrink ticket.pt -o small.pt2 --precision fp16  ·  "
     "ltcompile shrink ticket.pt -o small.onnx --precision int8 --calibrate digits  ·  ltcompile shrink ticket.pt --snap auto  ·  "
@@ -27,10 +28,6 @@ EPILOG = (
     "ltcompile shrink --model torchvision:resnet18 --weights resnet18.pth --target-speedup 1.5 --repair images/ -o small.onnx"
 )
 INT8 = "int8"
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Cut a network for real; export it.")(shrink)
 
 
 def shrink(

@@ -10,12 +10,9 @@ import typer
 from ltcompile.cli._network import EXAMPLE, NAMES, named_pruned
 from ltcompile.cli._terminal import show_table, sizes_line
 
+SUMMARY = "Remove what another tool's zeros left empty."
 EPILOG = """Examples:  ltcompile squeeze --model my.net:build --weights masked.pth --example 1x3x64x64 -o squeezed.safetensors  ·
 ltcompile squeeze --model torchvision:resnet18 --weights masked.pth"""
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Remove what another tool's zeros left empty.")(squeeze)
 
 
 def squeeze(

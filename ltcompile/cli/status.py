@@ -13,12 +13,9 @@ if TYPE_CHECKING:
     from ltcompile.search.status import RunStatus
     from ltcompile.study import StudyStatus
 
+SUMMARY = "Show which arms of a run are done, running or failed."
 EPILOG = "Examples:  ltcompile status runs/demo  ·  ltcompile status runs/demo --watch  ·  ltcompile status runs/sanity-small"
 EVERY_S = 2.0
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Show which arms of a run are done, running or failed.")(status)
 
 
 def status(

@@ -15,15 +15,12 @@ from ltcompile.cli._workers import EXECUTOR, EXECUTOR_OPTION, JOBS, RETRIES, Wor
 if TYPE_CHECKING:
     from ltcompile.core.study import Study, Table
 
+SUMMARY = "Repeat a paper's study of tickets, claim by claim."
 EPILOG = (
     "Examples:  ltcompile study structured-tickets  ·  ltcompile study sanity --scale small --data-root DIR  ·  "
     "ltcompile study structured-tickets --scale full --data-root DIR --device cuda --resume"
 )
 COLOURS = {"holds": "green", "does not hold": "red", "not decidable here": "yellow"}
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Repeat a paper's study of tickets, claim by claim.")(study)
 
 
 def study(

@@ -20,14 +20,11 @@ if TYPE_CHECKING:
     from ltcompile.core.curve import Picked
     from ltcompile.core.reached import Reached
 
+SUMMARY = "Time all levels of a run; pick one."
 EPILOG = """Examples:  ltcompile sweep runs/demo  ·  ltcompile sweep runs/demo --batch 1 --pick "fastest-within 0.5"  ·
 ltcompile sweep --model vgg16 --data digits --targets 2,4,8,16 --name curve"""
 NAME = 10  # characters of a network's name
 SEARCH = "Search first"
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Time all levels of a run; pick one.")(sweep)
 
 
 def sweep(

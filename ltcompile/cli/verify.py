@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from ltcompile.verification import Check, Value
 
+SUMMARY = "Repeat a report's claims on this machine."
 EPILOG = (
     "Examples:  ltcompile verify small.onnx --claims report.json  ·  "
     "ltcompile verify small.onnx --claims report.json --dense dense.onnx --on cpu:onnxruntime:b1:fp32 -o verified.json"
@@ -20,10 +21,6 @@ EXIT_CODES = {"confirmed": 0, "not confirmed": 1, "not comparable": 3}
 NOTHING = "no claim on accuracy or speed was decided."
 NOT_REQUIRED = "not all that is required was decided."
 COLOURS = {"confirmed": "green", "not confirmed": "red", "not comparable": "yellow"}
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Repeat a report's claims on this machine.")(verify)
 
 
 def verify(

@@ -10,11 +10,8 @@ import typer
 from ltcompile.cli._workers import RETRIES
 from ltcompile.errors import InvalidSetting
 
+SUMMARY = "Train arms of a run that another process began."
 EPILOG = "Examples:  ltcompile worker /shared/runs/demo  ·  ltcompile worker /shared/runs/own --model mypackage.nets:make --data-root /data"
-
-
-def register(app: typer.Typer) -> None:
-    app.command(epilog=EPILOG, short_help="Train arms of a run that another process began.")(worker)
 
 
 def worker(
