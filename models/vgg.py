@@ -1,7 +1,7 @@
 """VGG with batch norm for 32x32 images: 3x3 convolutions, five 2x2 pools, one linear layer.
 
-VGG-16 has 14.7 M parameters and 313 M MACs at 3x32x32; `vgg16-quarter`, with a quarter of each layer's filters, a sixteenth of them, for
-experiments on a CPU. Smaller images have fewer pools. Recipe: lr 0.1 at batch 128 and 160 epochs as in open_lth
+VGG-16 has 14.7 M parameters and 313 M MACs at 3x32x32; `vgg16-half` and `vgg16-quarter`, with a half and a quarter of each layer's filters, a
+fourth and a sixteenth of them, for experiments on a CPU. Smaller images have fewer pools. Recipe: lr 0.1 at batch 128 and 160 epochs as in open_lth
 (Frankle et al.), with weight decay 5e-4.
 """
 
@@ -19,8 +19,8 @@ WIDTHS: dict[str, list[int | str]] = {  # "M" is a 2x2 max pool
     "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"],
     "vgg19": [64, 64, "M", 128, 128, "M", 256, 256, 256, 256, "M", 512, 512, 512, 512, "M", 512, 512, 512, 512, "M"],
 }
-QUARTER = "vgg16-quarter"
-NAMES = (*WIDTHS, QUARTER)
+DIVISORS = {"vgg16-half": 2, "vgg16-quarter": 4}  # of the numbers of filters
+NAMES = (*WIDTHS, *DIVISORS)
 LEAST_SIZE = 16
 RECIPE = Recipe(epochs=160, lr=0.1, batch=128, weight_decay=5e-4)
 
@@ -51,11 +51,11 @@ class VGG(nn.Module):
 
 def build(name: str, classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
     """Images (N, C, height, width) to logits (N, classes)."""
-    share, pools = 4 if name == QUARTER else 1, int(math.log2(min(image_size)))  # so many halvings leave one pixel
+    divisor, pools = DIVISORS.get(name, 1), int(math.log2(min(image_size)))  # so many halvings leave one pixel
     widths: list[int | str] = []
     for width in WIDTHS[name.partition("-")[0]]:
         if not isinstance(width, str):
-            widths.append(width // share)
+            widths.append(width // divisor)
         elif widths.count("M") < pools:
             widths.append(width)
     return VGG(widths, classes, in_channels)

@@ -26,7 +26,9 @@ COLOURS = {"holds": "green", "does not hold": "red", "not decidable here": "yell
 def study(
     name: str | None = typer.Argument(None, help="Which study; without one they are listed."),
     scale: str = typer.Option(
-        "smoke", help="smoke (a minute on a CPU), small (an hour on two cores) or full (the published setting, for a GPU)."
+        "smoke",
+        help="smoke (a minute on a CPU), small (an hour on two cores), medium (hours; structured-tickets alone) or full (the published "
+        "setting, for a GPU).",
     ),
     seeds: int | None = typer.Option(
         None, min=1, max=1000, help="Independent repetitions of every search; fewer than three decide little.  [default: the scale's]"

@@ -3,7 +3,7 @@
 A study is a file `study/x.py` with
 
 - `TITLE`, `SOURCE`: what it repeats, and of whom;
-- `SCALES`: a `Scale` for each of smoke, small and full;
+- `SCALES`: a `Scale` for each of smoke, small, medium (in some studies) and full;
 - `arms(scale) -> list[StudyArm]`: the searches that it runs, each in a folder of its own;
 - `analyse(scale, done, device) -> Findings`: tables, figures and claims of what they found; it may look into their run folders.
 

@@ -16,7 +16,7 @@ from ltcompile.data import Dataset
 from ltcompile.errors import InvalidSetting
 from ltcompile.search import SearchConfig, margins_of
 
-SIZES = ("smoke", "small", "full")
+SIZES = ("smoke", "small", "medium", "full")  # medium where papers/NAME.toml has it
 MOST_SEEDS = 1000
 
 
@@ -69,9 +69,9 @@ S = TypeVar("S", bound=Scale)
 
 
 def scales(name: str, shape: type[S]) -> dict[str, S]:
-    """The settings of the study `name` at each scale, from papers/NAME.toml; `shape` is its kind of `Scale`."""
+    """The settings of the study `name` at each scale of papers/NAME.toml; `shape` is its kind of `Scale`."""
     found = texts(name)
-    return {size: table(found[size], shape, size) for size in SIZES}
+    return {size: table(found[size], shape, size) for size in SIZES if size in found}
 
 
 class Paper:

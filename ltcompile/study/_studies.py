@@ -7,7 +7,7 @@ from types import ModuleType
 
 from ltcompile import registry
 from ltcompile.errors import unknown
-from ltcompile.study._nouns import SIZES, Scale
+from ltcompile.study._nouns import Scale
 
 PACKAGE = "ltcompile.study"
 
@@ -26,7 +26,7 @@ def load(name: str) -> ModuleType:
 
 def scaled(study: ModuleType, scale: str, data: str | None = None, seeds: int | None = None) -> Scale:
     """One of a study's scales, on other data or with other seeds on request. Raises UnknownName, InvalidSetting."""
-    if scale not in SIZES:
-        raise unknown("scale", scale, list(SIZES))
+    if scale not in study.SCALES:
+        raise unknown("scale", scale, list(study.SCALES))
     usual: Scale = study.SCALES[scale]
     return dataclasses.replace(usual, data=data or usual.data, seeds=usual.seeds if seeds is None else seeds)
