@@ -3,13 +3,15 @@
     python bench/theory_against_measurement.py --minutes 40         # this machine; run it again to continue
     python bench/theory_against_measurement.py torchvision:resnet18 # these networks, again
     python bench/theory_against_measurement.py --by-time            # then: widths planned by time, a few minutes a network
+    python bench/theory_against_measurement.py --only mnn:int8      # in this runtime and precision, where networks have no such times
     python bench/theory_against_measurement.py --page               # the page and the picture alone, of whatever rows there are
 
 Each network is cut to a half and a quarter of its MACs by the magnitude of its filters: to widths as they come, to multiples of 8 and of 16.
 With --by-time, networks that take at most 20 ms for an image are profiled in ONNX Runtime, and planned for a half and a quarter of their time
 by that profile. All cuts of a network and the network itself run in turns, on one thread, in ONNX Runtime, OpenVINO and MNN, at batches of 1
 and, where one image takes at most 20 ms, 16, in fp32 and int8; answers are compared first: in fp32 with PyTorch, in int8 with fp32, within
-the bounds of `numerics`. Weights are fresh and int8 takes its ranges from noise, which changes no time.
+the bounds of `numerics`. Weights are fresh and int8 takes its ranges from noise, which changes no time; in MNN, whose converter reads no quantised
+ONNX file, its own quantiser takes them.
 
 Rows go to bench/results/theory/MACHINE.json as they come, networks of all families in turns, so that a part of a run is balanced. Rows of other
 machines are welcome: run it, and commit the file that it writes. README.md and picture.svg next to it are made of all files.
@@ -41,9 +43,13 @@ SECONDS = 0.4  # a network in a cell; at least ten blocks run
 SLOW_MS = 20.0  # at batch 1 in fp32: batches of 16 and profiles are left out
 LIMIT_S = 1200  # of a network
 FEW_BYTES = 10.0  # MACs for each byte read or written, below which a layer counts as bound by memory
-NO_INT8 = {"mnn": "MNN's converter takes no quantised ONNX files, and its own quantiser takes minutes for a network"}
+MNN_IMAGES, MNN_RANGES = 1, "KL"  # what MNN's quantiser takes ranges of, and how
 TOO_SLOW = f"a batch of 1 takes more than {SLOW_MS:g} ms"
 SETTINGS = {"threads": 1, "seconds": SECONDS, "criterion": "l1"}
+CELLS = [(runtime, precision, batch) for runtime in RUNTIMES for precision in PRECISIONS for batch in BATCHES]
+
+Cell = tuple[str, str, int]
+Files = dict[tuple[str, str], Path | str]  # of a network and kind: the file, or why there is none
 
 
 def main() -> None:
@@ -51,26 +57,35 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="networks to run, again where there are rows of them")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no network after so many")
     parser.add_argument("--by-time", action="store_true", help="plan by measured time, and run those cuts")
+    parser.add_argument("--only", metavar="RUNTIME:PRECISION", choices=sorted({f"{r}:{p}" for r, p, _ in CELLS}), help="other rows stay")
     parser.add_argument("--page", action="store_true", help="make the page alone")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        for row in rows_of(arguments.names[0], arguments.by_time):
+        cells = [cell for cell in CELLS if arguments.only in (None, f"{cell[0]}:{cell[1]}")]
+        for row in rows_of(arguments.names[0], arguments.by_time, cells):
             print(json.dumps(row), flush=True)
         return
     began, path = time.monotonic(), RESULTS / f"{machine()}.json"
     for name in [] if arguments.page else arguments.names or NETWORKS:
         done: list[Row] = read(path)["rows"]
-        others = [row for row in done if row["network"] != name or (row["method"] == BY_TIME) != arguments.by_time]
-        if not arguments.names and len(others) < len(done):
+        others = [row for row in done if not is_made(row, name, arguments.by_time, arguments.only)]
+        there = [row for row in done if row not in others]
+        if not arguments.names and (there if arguments.only is None else any("reason" not in row for row in there)):
             continue
         if time.monotonic() - began > 60 * arguments.minutes:
             break
         slow = arguments.by_time and any(row["network"] == name and is_slow(row) for row in done)
-        rows = [{"network": name, "method": BY_TIME, "reason": TOO_SLOW}] if slow else in_process(name, arguments.by_time)
+        rows = [{"network": name, "method": BY_TIME, "reason": TOO_SLOW}] if slow else in_process(name, arguments.by_time, arguments.only)
         write(path, SETTINGS, [*others, *rows])
         print(f"{name}: {sum('reason' not in row for row in rows)} rows, {time.monotonic() - began:.0f} s", flush=True)
     print(json.dumps(write_page()))
+
+
+def is_made(row: Row, name: str, by_time: bool, only: str | None) -> bool:
+    """Whether a run of a network, or of it in one runtime and precision, makes this row."""
+    planned = row["network"] == name and (row["method"] == BY_TIME) == by_time
+    return planned and only in (None, f"{row.get('runtime')}:{row.get('precision')}")
 
 
 def is_slow(row: Row) -> bool:
@@ -78,9 +93,9 @@ def is_slow(row: Row) -> bool:
     return (row.get("runtime"), row.get("precision"), row.get("batch")) == ("onnxruntime", "fp32", 1) and row.get("dense_ms", 0) > SLOW_MS
 
 
-def in_process(name: str, by_time: bool) -> list[Row]:
+def in_process(name: str, by_time: bool, only: str | None) -> list[Row]:
     """The rows of a network, from a process of its own; a row with the reason where that fails."""
-    command = [sys.executable, __file__, name, "--one", *(["--by-time"] if by_time else [])]
+    command = [sys.executable, __file__, name, "--one", *(["--by-time"] if by_time else []), *(["--only", only] if only else [])]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=LIMIT_S, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -90,8 +105,10 @@ def in_process(name: str, by_time: bool) -> list[Row]:
     except subprocess.TimeoutExpired as error:
         text, failed, reason = (error.stdout or b"").decode(), 1, f"it took more than {LIMIT_S} s"
     rows = [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
-    method = BY_TIME if by_time else "all"
-    return [*rows, {"network": name, "method": method, "reason": reason}] if failed or not rows else rows
+    about = {"network": name, "method": BY_TIME if by_time else "all"}
+    about |= dict(zip(("runtime", "precision"), only.split(":"), strict=True)) if only else {}
+    rows = [row for row in rows if is_made(row, name, by_time, only)]
+    return [*rows, {**about, "reason": reason}] if failed or not rows else rows
 
 
 def network_of(name: str) -> tuple[Any, Any]:
@@ -136,8 +153,8 @@ def cuts_of(model: Any, example: Any, by_time: bool) -> Iterator[tuple[str, floa
                 yield method, fraction, str(error)
 
 
-def rows_of(name: str, by_time: bool = False, cells: Any = None) -> Iterator[Row]:
-    """All rows of a network."""
+def rows_of(name: str, by_time: bool, cells: list[Cell]) -> Iterator[Row]:
+    """The rows of a network."""
     import ltcompile as lt
 
     warnings.simplefilter("ignore")
@@ -185,19 +202,20 @@ def traits(model: Any, example: Any) -> dict[str, float]:
     return {name: value / max(total, 1) for name, value in found.items()}
 
 
-def measured(networks: dict[str, Any], facts: dict[str, Row], example: Any, folder: Path, cells: Any = None) -> Iterator[Row]:
-    """Rows of every runtime, precision and batch, or of `cells` alone; the cuts of one cell run in turns with the dense network."""
+def measured(networks: dict[str, Any], facts: dict[str, Row], example: Any, folder: Path, cells: list[Cell]) -> Iterator[Row]:
+    """Rows of each runtime, precision and batch of `cells`; the cuts of one cell run in turns with the dense network."""
     from ltcompile.lower.answers import probe
 
     images = probe(networks["dense"], example, max(BATCHES)).tensors[0].numpy()
-    files, expected = written(networks, example, images, folder)
+    files, expected = written(networks, example, images, folder, cells)
     slow = set[str]()
-    for runtime, precision, batch in cells or [(r, p, b) for r in RUNTIMES for p in PRECISIONS for b in BATCHES]:
-        cell = {"runtime": runtime, "precision": precision, "batch": batch}
-        if reason := (NO_INT8.get(runtime, "") if precision == "int8" else "") or (TOO_SLOW if runtime in slow and batch > 1 else ""):
-            yield {**next(iter(facts.values()), {}), **cell, "reason": reason}
+    for runtime, precision, batch in cells:
+        cell: Row = {"runtime": runtime, "precision": precision, "batch": batch}
+        if runtime in slow and batch > 1:
+            yield {**next(iter(facts.values()), {}), **cell, "reason": TOO_SLOW}
             continue
-        times, errors, reasons = timed({key: files[key, precision] for key in networks}, expected, images[:batch], **cell)
+        held = {key: files[key, kind_of(runtime, precision)] for key in networks}
+        times, errors, reasons = timed(held, expected, images[:batch], **cell)
         if "dense" not in times:
             reasons |= dict.fromkeys(facts, f"dense: {reasons['dense']}")
         elif batch == 1 and median(times["dense"].flat) > SLOW_MS:
@@ -209,27 +227,43 @@ def measured(networks: dict[str, Any], facts: dict[str, Row], example: Any, fold
                 yield row_of(about, cell, times["dense"], times[key], errors[key])
 
 
-def written(networks: dict[str, Any], example: Any, images: Any, folder: Path) -> tuple[dict[tuple[str, str], Path | str], dict[str, Any]]:
-    """The ONNX file of each network in fp32 and int8, or why there is none; and what PyTorch answers to the images."""
-    import torch
+def kind_of(runtime: str, precision: str) -> str:
+    """Which file of a network runs there: an ONNX file in fp32 or int8, or MNN's own in int8."""
+    return precision if precision == "fp32" or runtime != "mnn" else runtime
 
+
+def written(networks: dict[str, Any], example: Any, images: Any, folder: Path, cells: list[Cell]) -> tuple[Files, dict[str, Any]]:
+    """The files of each network that `cells` run, or why there is none; and what PyTorch answers to the images."""
     from ltcompile.errors import LtcompileError
     from ltcompile.lower import export_onnx, fold_batch_norm
     from ltcompile.lower.answers import of_network, probe
-    from ltcompile.lower.quantize import Quantizer, Scheme
 
-    files, expected = dict[tuple[str, str], Path | str](), {}
+    files, expected = Files(), {}
     for at, (key, network) in enumerate(networks.items()):
         folded = fold_batch_norm(network, example)[0].eval()
         export_onnx(folded, example, plain := folder / f"{at}.onnx", input_names=("images",))
         expected[key] = [value.numpy() for value in of_network(folded)(probe(folded, example, max(BATCHES))).values()]
         files[key, "fp32"] = plain
-        try:
-            Quantizer(plain, torch.from_numpy(images)).write(Scheme(), path := folder / f"{at}.int8.onnx")
-            files[key, "int8"] = path
-        except LtcompileError as error:
-            files[key, "int8"] = str(error)
+        for kind in {kind_of(runtime, precision) for runtime, precision, _ in cells} - {"fp32"}:
+            try:
+                files[key, kind] = in_int8(plain, images, kind)
+            except LtcompileError as error:
+                files[key, kind] = str(error)
     return files, expected
+
+
+def in_int8(plain: Path, images: Any, kind: str) -> Path:
+    """Write an fp32 ONNX file in int8, as ONNX or by MNN's quantiser. Raises LtcompileError."""
+    import torch
+
+    from ltcompile.lower.quantize import Quantizer, Scheme
+    from ltcompile.runtimes.mnn import quantize
+
+    if kind == "mnn":
+        quantize(plain, path := plain.with_suffix(".mnn"), {"images": images[:MNN_IMAGES]}, MNN_RANGES)
+    else:
+        Quantizer(plain, torch.from_numpy(images)).write(Scheme(), path := plain.with_suffix(".int8.onnx"))
+    return path
 
 
 def row_of(about: Row, cell: Row, dense: Any, small: Any, error: float) -> Row:
@@ -254,7 +288,8 @@ def timed(
         try:
             if isinstance(file, str):
                 raise Unavailable(file)
-            bound = load_apart(Subject(key, onnx=file), Deployment("cpu", runtime, batch, precision, 1)).bind(images)
+            subject = Subject(key, onnx=file) if file.suffix == ".onnx" else Subject(key, file=file)
+            bound = load_apart(subject, Deployment("cpu", runtime, batch, precision, 1)).bind(images)
             bound.call()
             errors[key], calls[key] = error_of(list(bound.read().values()), [x[:batch] for x in expected[key]], precision), bound.call
         except LtcompileError as error:
