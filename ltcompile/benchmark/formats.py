@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -85,7 +86,7 @@ def bench_formats(
         output: the JSON file to write.
 
     Raises:
-        InvalidSetting: `max_drop` has no task. UnknownName: no such format or precision.
+        InvalidSetting: `max_drop` has no task, or is not finite. UnknownName: no such format or precision.
     """
     known = formats.by_suffix()
     for name in names or ():
@@ -94,6 +95,8 @@ def bench_formats(
     for precision in precisions:
         if precision not in PRECISIONS:
             raise unknown("precision", precision, list(PRECISIONS))
+    if max_drop is not None and not math.isfinite(max_drop):
+        raise InvalidSetting(f"max_drop={max_drop} allows any loss; name points of accuracy, or units of the metric")
     if max_drop is not None and task is None:
         raise InvalidSetting(f"max_drop={max_drop} compares the task's metric; pass a ticket whose data is here, or leave it out")
     busy, pruned = busy_share(), pruned_of(target)

@@ -15,6 +15,7 @@ and, where they are not the usual ones, the constants
     DEFAULT = False                    benchmarks run it only where it is named
     READS = ".x"                       its own format, `subject.file`, which it makes of an ONNX file where there is none
     APART = True                       on a CPU, `load_apart` runs it in a process of its own
+    IMPORTS = ("x",)                   what `load` imports and `unavailable` does not, which is not memory that a network takes
     TRACED = {"cpu": ("fp32", ...)}    by device, the precisions in which `options.trace` records the time of each operation
 
 A session takes one array, a sequence of arrays or arrays by name, of any rank and dtype, and gives arrays by name:
@@ -35,6 +36,7 @@ spin in one way. Tests walk this folder, and find no session that is opened else
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from ltcompile import registry
@@ -110,7 +112,11 @@ def load(subject: Subject, deployment: Deployment, options: Options | None = Non
     options = options or Options()
     if options.trace and deployment.precision not in declared(deployment.runtime, "TRACED", {}).get(deployment.device, ()):
         raise Unavailable(f"{deployment.runtime} records no times of operations in {deployment.precision} on {deployment.device}")
-    watched = watch(deployment.device) if options.watch else None
+    watched = None
+    if options.watch:
+        for name in declared(deployment.runtime, "IMPORTS", ()):
+            importlib.import_module(name)
+        watched = watch(deployment.device)
     session: Session = module.load(subject, deployment, options)
     session.watched = watched
     return session

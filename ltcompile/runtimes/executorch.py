@@ -18,6 +18,7 @@ APART = True
 DEFAULT = False
 READS = ".pte"
 VENV = "executorch"
+IMPORTS = ("torch", "executorch.runtime")
 
 
 def unavailable(device: str) -> str | None:

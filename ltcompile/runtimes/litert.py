@@ -19,6 +19,7 @@ APART = THREADS = True
 DEFAULT = False
 READS = ".tflite"
 VENV = "litert"
+IMPORTS = ("ai_edge_litert.interpreter",)
 
 
 def unavailable(device: str) -> str | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 APART = READS_ONNX = THREADS = True
 DEFAULT = False
 READS = ".mnn"
+IMPORTS = ("MNN", "onnx")
 DEFAULT_THREADS = 4  # MNN's
 NARROWED = {"int64": "int32", "bool": "int32", "float64": "float32"}  # what MNN computes these in
 # The package's own command also installs and calls a logger of its makers, so its module is called here

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 APART = READS_ONNX = THREADS = True
 DEFAULT = False
 READS = ".param"
+IMPORTS = ("ncnn", "onnx")
 TYPES = {"float32": "f32", "int64": "i64", "int32": "i32"}
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 ENGINE = {"fp32": "", "int8": "", "bf16": "its CPU provider computes bf16 as fp32"}
 APART = READS_ONNX = THREADS = SLEEPS = True
 TRACED = {"cpu": ("fp32", "int8")}
+IMPORTS = ("onnx",)
 PROVIDERS = {"cpu": _ort.CPU, "cuda": _ort.CUDA}
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 APART = READS_ONNX = True
 DEFAULT = False
+IMPORTS = ("tract", "onnx")
 
 
 def unavailable(device: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -85,6 +86,8 @@ def test_settings_that_make_no_sense(pruned: lt.Pruned) -> None:
         bench_formats(pruned, [".mnn"], precisions=["fp8"])
     with pytest.raises(InvalidSetting, match="max_drop=1 compares the task's metric"):
         bench_formats(pruned, [".mnn"], max_drop=1)
+    with pytest.raises(InvalidSetting, match="max_drop=nan allows any loss"):
+        bench_formats(pruned, [".mnn"], max_drop=math.nan)
 
 
 def test_every_format_says_who_runs_it() -> None:

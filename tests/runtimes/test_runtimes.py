@@ -98,6 +98,29 @@ def test_agrees_with_eager(name: str, device: str, subjects: list[Subject]) -> N
         np.testing.assert_allclose(sessions[0].answers(many), eager(subjects[0], many), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if runtimes.declared(name, "APART")])
+def test_memory_is_watched_after_all_imports(name: str, subjects: list[Subject]) -> None:
+    """A package that a runtime imports is not what a network takes."""
+    need(name, "cpu")
+    code = f"""if True:
+        import sys
+        from pathlib import Path
+        from ltcompile import runtimes
+        from ltcompile.core.deployment import Deployment
+        def watch(device):
+            global before
+            before = {{name.partition(".")[0] for name in sys.modules}}
+        runtimes.watch = watch
+        subject = runtimes.Subject("small", onnx=Path({str(subjects[0].onnx)!r}))
+        runtimes.load(subject, Deployment("cpu", {name!r}, 3), runtimes.Options(watch=True))
+        after = {{name.partition(".")[0] for name in sys.modules}}
+        print("new:", *sorted(after - before - sys.stdlib_module_names))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "new:" in done.stdout.splitlines(), done.stdout  # IMPORTS has to name what follows
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_depends_on_its_images_alone(name: str, device: str, subjects: list[Subject]) -> None:

@@ -46,7 +46,8 @@ def check(job: ShrinkJob) -> None:
     InvalidFile where it would write over a file of another output.
     """
     if job.output.suffix not in by_suffix():
-        raise InvalidSetting(f"{job.output} must end in {', '.join(by_suffix())}")
+        suffixes = ", ".join(suffix for suffix in by_suffix() if suffix != ".html")
+        raise InvalidSetting(f"{job.output} must end in {suffixes}, or in a slash: a folder for a page that runs in a browser")
     kind = of(job.output)
     if job.precision not in (held := getattr(kind, "PRECISIONS", ("fp32", "fp16", "int8"))):
         raise InvalidSetting(

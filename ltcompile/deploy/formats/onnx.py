@@ -48,7 +48,7 @@ def with_opset(path: Path, opset: int) -> bytes:
         converted = version_converter.convert_version(model, opset)
         onnx.checker.check_model(converted, full_check=True)
     except Exception as error:  # C++ errors of several types
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(str(error).split()).rpartition(" failed: ")[2][:300]  # without the place in its source
         raise InvalidModel(
             f"{path} cannot be written in opset {opset}: {reason}; leave opset out, or take one nearer to the file's"
         ) from error
