@@ -42,6 +42,11 @@ class Metric:
             raise InvalidSetting(f"scale={self.scale} of the metric {self.name!r} must be above 0; higher_is_better= gives its direction")
 
     @property
+    def is_share(self) -> bool:
+        """Whether values lie between 0 and 1 and are written in per cent, their differences in points."""
+        return (self.unit, self.scale) == ("points", 100.0)
+
+    @property
     def best(self) -> str:
         return "highest" if self.higher_is_better else "lowest"
 
@@ -59,13 +64,25 @@ class Metric:
 
     def format(self, value: float) -> str:
         """`value` as text: a share in per cent, any other in its unit."""
-        return f"{value:.2%}" if (self.unit, self.scale) == ("points", 100.0) else f"{self.scale * value:.2f} {self.unit}"
+        return f"{value:.2%}" if self.is_share else f"{self.scale * value:.2f} {self.unit}"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 ACCURACY = Metric()
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """The `value` of a metric (None: not measured) on `split`, as in MetricValue(Metric("mAP"), 0.412, "test")."""
+
+    metric: Metric
+    value: float | None
+    split: str
+
+    def __str__(self) -> str:
+        return f"{self.metric.name} {'unknown' if self.value is None else format(self.value, '.4g')} on {self.split} data"
 
 
 @dataclass(frozen=True)

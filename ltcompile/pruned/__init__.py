@@ -6,12 +6,13 @@ from pathlib import Path
 
 from torch import nn
 
+from ltcompile.core.task import MetricValue
 from ltcompile.core.ticket import Ticket
 from ltcompile.errors import InvalidSetting
 from ltcompile.graph.inputs import Example
 from ltcompile.graph.wrappers import unwrap
 from ltcompile.pruned.compaction import compact
-from ltcompile.pruned.pruned import MetricValue, Pruned, Result
+from ltcompile.pruned.pruned import Pruned, Result
 from ltcompile.pruned.ticket import check_ticket_fits, dense_network, named_network, of_ticket
 
 __all__ = [

@@ -14,7 +14,7 @@ from torch import nn
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.streams import seeded
-from ltcompile.core.task import Metric
+from ltcompile.core.task import Metric, MetricValue
 from ltcompile.core.ticket import CLASSIFICATION, Ticket
 from ltcompile.errors import InvalidModel, InvalidSetting
 from ltcompile.graph import cut
@@ -23,15 +23,6 @@ from ltcompile.graph.wrappers import in_eval_mode, unwrap
 
 if TYPE_CHECKING:
     from ltcompile.core.records import Trained
-
-
-@dataclass(frozen=True)
-class MetricValue:
-    """The `value` of a metric (None: not measured) on `split`, as in MetricValue(Metric("mAP"), 0.412, "test")."""
-
-    metric: Metric
-    value: float | None
-    split: str
 
 
 class Result(Protocol):

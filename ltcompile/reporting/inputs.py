@@ -15,9 +15,8 @@ from ltcompile.core.reached import TOLERANCE, Reached
 from ltcompile.core.records import Data, Measurement, TicketNote, Trained, Verdict
 from ltcompile.core.result_file import kind_of, read_result
 from ltcompile.core.run_folder import RunFolder
-from ltcompile.core.task import ACCURACY, Metric
+from ltcompile.core.task import ACCURACY, Metric, MetricValue
 from ltcompile.errors import InvalidFile
-from ltcompile.reporting.units import is_share
 
 
 @dataclass(frozen=True)
@@ -160,13 +159,6 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class MetricValue:
-    metric: Metric
-    value: float | None
-    split: str
-
-
-@dataclass(frozen=True)
 class Bench:
     subjects: dict[str, Subject]
     rows: list[Measurement]
@@ -245,7 +237,7 @@ def _check_search(search: Search) -> None:
     for i, row in enumerate(search.rows):
         _check_positive(f"rows[{i}]", filters=row.filters, params=row.params, macs=row.macs)
         _check_shares(f"rows[{i}]", train_accuracy=row.train_accuracy)
-        if is_share(search.metric):
+        if search.metric.is_share:
             _check_shares(f"rows[{i}]", val_score=row.val_score, test_score=row.test_score)
     for width in search.widths:
         _check_positive(f"widths of {width.layer}", before=width.before, after=width.after)
@@ -294,7 +286,7 @@ def _check_sweep(sweep: Sweep, metric: Metric) -> None:
     for point in sweep.points:
         where = f"points of {short(point.name)}"
         _check_positive(where, params=point.params, macs=point.macs, bytes=point.bytes)
-        if is_share(metric):
+        if metric.is_share:
             _check_shares(where, val_score=point.val_score, val_min=point.val_min, val_max=point.val_max)
         if not point.seeds or point.level < 0 or point.val_min > point.val_max or (point.val_sd or 0) < 0:
             raise SchemaError(f"{where}: its seeds, level or spread are impossible")

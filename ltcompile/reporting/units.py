@@ -21,14 +21,9 @@ def percent(share: float, digits: int = 1) -> str:
     return minus(f"{100 * share:.{digits}f}") + f"{NBSP}%"
 
 
-def is_share(metric: Metric) -> bool:
-    """Whether values lie between 0 and 1 and are written in per cent, their differences in points."""
-    return (metric.unit, metric.scale) == ("points", 100.0)
-
-
 def score(value: float, metric: Metric) -> str:
     """A value of the metric: '97.20 %', '31.23 dB'."""
-    return percent(value, 2) if is_share(metric) else minus(f"{metric.scale * value:.2f}") + f"{NBSP}{metric.unit}"
+    return percent(value, 2) if metric.is_share else minus(f"{metric.scale * value:.2f}") + f"{NBSP}{metric.unit}"
 
 
 def gap(difference: float, metric: Metric) -> str:
@@ -46,7 +41,7 @@ def apart(difference: float, metric: Metric) -> str:
 
 def axis(metric: Metric) -> str:
     """The title of an axis of validation values."""
-    return f"validation {metric.name} ({'%' if is_share(metric) else metric.unit})"
+    return f"validation {metric.name} ({'%' if metric.is_share else metric.unit})"
 
 
 def title(metric: Metric) -> str:

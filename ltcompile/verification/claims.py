@@ -10,6 +10,7 @@ from ltcompile.core.fields import SchemaError, short
 from ltcompile.core.network_file import NetworkFile
 from ltcompile.core.records import Data, TicketNote
 from ltcompile.core.result_file import kind_of, read_result
+from ltcompile.core.task import MetricValue
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,6 @@ class Claims:
 
 
 @dataclass(frozen=True)
-class _Metric:
-    name: str
-
-
-@dataclass(frozen=True)
-class _MetricValue:
-    metric: _Metric
-    value: float | None
-    split: str
-
-    def __str__(self) -> str:
-        return f"{self.metric.name} {'unknown' if self.value is None else format(self.value, '.4g')} on {self.split} data"
-
-
-@dataclass(frozen=True)
 class _Subject:
     params: int
 
@@ -89,7 +75,7 @@ class _Timed:
     file: NetworkFile | None = None
     ticket_checksum: str | None = None
     network_checksum: str | None = None
-    metric: _MetricValue | None = None
+    metric: MetricValue | None = None
 
     @property
     def small(self) -> list[Timing]:
