@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from ltcompile import ranks
 from ltcompile.core.arm import Arm
+from ltcompile.core.fields import SchemaError, T, from_json
 from ltcompile.core.lease import Files, Held, lease_file, lease_numbers
 from ltcompile.core.mask import WeightMask
 from ltcompile.core.plan import PruningPlan
@@ -140,6 +141,14 @@ class RunFolder:
         found = read_json(self.settings, "run to resume")
         if not isinstance(found, dict):
             raise InvalidFile(f"{self.settings} holds no settings of a run; remove {self.path}, or choose another folder=")
+        return found
+
+    def read_setting(self, name: str, shape: type[T]) -> T:
+        """One of the settings, as a `shape`. Raises InvalidFile."""
+        try:
+            found: T = from_json(self.read_settings()[name], shape, name)
+        except (KeyError, TypeError, SchemaError) as error:
+            raise InvalidFile(f"{self.settings} does not hold the settings of a run ({error})") from error
         return found
 
     def _tidy(self, seed: Path) -> None:

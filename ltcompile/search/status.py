@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ltcompile.core.arm import Arm
-from ltcompile.core.fields import SchemaError, from_json
 from ltcompile.core.lease import Held, this_process
 from ltcompile.core.records import Record
 from ltcompile.core.run_folder import RunFolder
@@ -66,12 +65,7 @@ class RunWatch:
         self.folder = RunFolder(folder)
         if not self.folder.begun:
             raise InvalidFile(f"there is no run at {self.folder.path}; name a run folder that `ltcompile find` made")
-        settings = self.folder.read_settings()
-        try:
-            config: SearchConfig = from_json(settings["config"], SearchConfig, "config")
-        except (KeyError, TypeError, SchemaError) as error:
-            raise InvalidFile(f"{self.folder.settings} does not hold the settings of a run ({error})") from error
-        self.graph = ArmGraph.of(config)
+        self.graph = ArmGraph.of(self.folder.read_setting("config", SearchConfig))
         self.pool = Pool(self.folder, self.graph, None, this_process(), retries=None)
 
     @property

@@ -8,8 +8,9 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -33,8 +34,6 @@ from ltcompile.search.run import SPACE_S, SearchRun, SharedRun
 from ltcompile.search.sharing import Runs, Sharing
 from ltcompile.search.source import Source
 from ltcompile.training import pick_device
-
-Setting = TypeVar("Setting")
 
 
 def describe(run: RunFolder, job: SearchJob, source: Source | None) -> None:
@@ -168,8 +167,8 @@ def _of_settings(
     settings, source, began_with = _read(run, model)
     on = pick_device(device)
     note = compared(began_with, environment(on), allow_other_versions)
-    task = (source if data_root is None else _elsewhere(source, data_root)).load()
-    config, recipe = _setting(run, settings, "config", SearchConfig), _setting(run, settings, "recipe", Recipe)
+    task = (source if data_root is None else replace(source, data_root=str(data_root))).load()
+    config, recipe = run.read_setting("config", SearchConfig), run.read_setting("recipe", Recipe)
     timed = config.target is not None and config.target.profiled
     if timed and not run.profile.exists():
         raise InvalidSetting(
@@ -229,16 +228,4 @@ def compared(there: Mapping[str, str], here: Mapping[str, str], allowed: bool) -
         raise TicketMismatch(
             f"the run began with other versions ({'; '.join(found)}), and may not give the same bits; install the same, or allow_other_versions=True"
         )
-    return found
-
-
-def _elsewhere(source: Source, data_root: str | Path) -> Source:
-    return Source(**{**source.to_json(), "data_root": str(data_root)})
-
-
-def _setting(run: RunFolder, settings: dict[str, Any], name: str, shape: type[Setting]) -> Setting:
-    try:
-        found: Setting = from_json(settings[name], shape, name)
-    except (KeyError, TypeError, SchemaError) as error:
-        raise InvalidFile(f"{run.settings} does not hold the settings of a run ({error})") from error
     return found
