@@ -25,8 +25,8 @@ from ltcompile.prune.criteria import Evidence
 from ltcompile.prune.depth import DepthSearch, cost_of, ratio_left, removable, without
 from ltcompile.prune.limits import Limits
 from ltcompile.prune.target import SizeCounter, plan_for_size
-from ltcompile.search import rewind
-from ltcompile.search.arm_runner import ArmRunner
+from ltcompile.search import methods, rewind
+from ltcompile.search.arm_runner import ArmRunner, Choice
 from ltcompile.search.evidence import gather
 from ltcompile.search.masks import layer_rates, prune_mask
 from ltcompile.search.selection import Selection
@@ -143,7 +143,7 @@ class IterativePruning:
         rewinding, identity = self.job.rewinding, self.prepared.everything.plan
         before, trained = self._before(arm)
         inner, selection = self._prune(arm, trained, before)
-        sources = rewind.Sources(trained, lambda: self.runner.early(arm.seed), lambda: self.job.fresh(arm.stream("fresh weights")))
+        sources = self._sources(arm, trained)
 
         def restarted(plan: PruningPlan, inner: PruningPlan) -> nn.Module:
             network: nn.Module = rewinding.restart(sources, plan, inner)
@@ -154,6 +154,10 @@ class IterativePruning:
             return self._zeroed(restarted(identity, identity), selection) if self._keeps_zeros else restarted(selection.plan, inner)
 
         self.runner.run(arm, start, selection, rewinding.recipe(recipe), rewinding.first_epoch(self.config.rewind_epoch))
+
+    def _sources(self, arm: Arm, trained: nn.Module) -> rewind.Sources:
+        """Where the weights of a ticket can come from, beside the network `trained` before it."""
+        return rewind.Sources(trained, lambda: self.runner.early(arm.seed), lambda: self.job.fresh(arm.stream("fresh weights")))
 
     def _zeroed(self, network: nn.Module, selection: Selection) -> nn.Module:
         """`network` with zeros where `selection` drops; norms that mix channels leave dropped filters out."""
@@ -174,6 +178,39 @@ class IterativePruning:
     def _shuffled(self, arm: Arm) -> None:
         selection, first = self.runner.selection(arm), self.job.rewinding.first_epoch(self.config.rewind_epoch)
         self.runner.run(arm, lambda: self._zeroed(self.runner.early(arm.seed), selection), selection, self.job.recipe, first)
+
+
+class ScoredMasks(IterativePruning):
+    """The levels of a method that chooses while it trains: each keeps a share of the unpruned network's weights, or coordinates in a basis."""
+
+    def _ticket(self, arm: Arm, recipe: Recipe) -> None:
+        rewinding, everything = self.job.rewinding, self.prepared.everything
+        _, trained = self._before(arm)
+        sources = self._sources(arm, trained)
+
+        def start() -> nn.Module:
+            if not methods.iterative(self.config.method):
+                return self.job.initial(arm.seed)
+            network: nn.Module = rewinding.restart(sources, everything.plan, everything.plan)
+            return network
+
+        recipe = methods.recipe(self.config.method, rewinding.recipe(recipe))
+        first = rewinding.first_epoch(self.config.rewind_epoch)
+        self.runner.run(arm, start, everything, recipe, first, self._choice(arm.level, trained))
+
+    def _choice(self, level: int, before: nn.Module) -> Choice:
+        """What is kept at a level; `before` is the network of the level before it, for methods that look at one."""
+        remaining = math.prod(1 - share for share in self.config.shares[:level])
+        return Choice(remaining, before if methods.iterative(self.config.method) else None)
+
+    def _fresh(self, arm: Arm, recipe: Recipe) -> None:
+        """With a mask, as in iterative pruning; in a basis, the same directions of other first weights."""
+        selection = self.runner.selection(arm)
+        if selection.mask is not None:
+            super()._fresh(arm, recipe)
+            return
+        before = self.runner.trained(Arm(arm.seed, "ticket", arm.level - 1) if arm.level > 1 else Arm(arm.seed, "dense", 0))
+        self.runner.run(arm, lambda: self.job.fresh(arm.stream("fresh weights")), selection, recipe, choice=self._choice(arm.level, before))
 
 
 def budget_epochs(arm: Arm, row: Callable[[Arm], Trained]) -> int:

@@ -1,8 +1,15 @@
-"""What a search leaves: the ticket, and the summary from which the report is made."""
+"""What a search leaves: the ticket, and what the report is made of: its summary, and a few test inputs with answers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from ltcompile.core.arm import Arm
+from ltcompile.core.pictures import Picture, to_png, write_pictures
 from ltcompile.core.plan import PruningPlan
 from ltcompile.core.reached import Reached
 from ltcompile.core.records import Trained, Verdict, provenance
@@ -12,6 +19,8 @@ from ltcompile.paths import write_json
 from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.conditions import arm
 from ltcompile.search.verdict import typical_seed
+
+SHOWN = 4  # inputs with their answers
 
 
 def build_ticket(runner: ArmRunner, rows: list[Trained], verdict: Verdict, level: int) -> Ticket:
@@ -84,3 +93,31 @@ def write_summary(runner: ArmRunner, ticket: Ticket, reached: Reached | None, se
             "provenance": dict(ticket.provenance),
         },
     )
+
+
+def compare_answers(runner: ArmRunner, ticket: Ticket) -> None:
+    """Write a few test inputs with the answers of the seed's dense network and of the ticket to the folder, where inputs are images.
+
+    Raises InvalidFile.
+    """
+    task, device = runner.job.task, runner.job.device
+    truth = task.answers(None, "test", SHOWN, device)
+    inputs = next(iter(task.batches("test", SHOWN, device)))[0] if truth else None
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4 or inputs.shape[1] not in (1, 3):
+        return
+    arms = Arm(ticket.seed, "dense", 0), Arm(ticket.seed, "ticket", ticket.level)
+    dense, small = (task.answers(runner.trained(arm).to(device), "test", SHOWN, device) for arm in arms)
+    images = _images(inputs, ticket.data)
+    write_pictures(
+        runner.folder.pictures,
+        [
+            Picture(to_png(image), image.shape[2], image.shape[1], *answers)
+            for image, *answers in zip(images, truth, dense, small, strict=True)
+        ],
+    )
+
+
+def _images(inputs: Tensor, data: Mapping[str, Any]) -> Tensor:
+    """Normalised images as uint8 (N, C, H, W)."""
+    mean, std = (torch.tensor(data[name], device=inputs.device)[:, None, None] for name in ("mean", "std"))
+    return (255 * (inputs * std + mean)).round().clamp(0, 255).to(torch.uint8)

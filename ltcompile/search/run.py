@@ -23,16 +23,14 @@ from ltcompile.core.ticket import Ticket
 from ltcompile.errors import TrainingFailed
 from ltcompile.models import is_own_code
 from ltcompile.paths import wait_for_space
-from ltcompile.search.answers import compare_answers
 from ltcompile.search.arm_runner import ArmRunner
 from ltcompile.search.arms import ArmGraph
 from ltcompile.search.config import PRUNE, SearchConfig
-from ltcompile.search.iterative_pruning import IterativePruning
+from ltcompile.search.iterative_pruning import IterativePruning, ScoredMasks
 from ltcompile.search.job import PreparedJob
 from ltcompile.search.listener import Listener
 from ltcompile.search.pool import Pool
-from ltcompile.search.result import build_ticket, measure_target, write_summary
-from ltcompile.search.scored_masks import ScoredMasks
+from ltcompile.search.result import build_ticket, compare_answers, measure_target, write_summary
 from ltcompile.search.verdict import choose_level, closest_level, judge
 
 POLL_S = 0.25

@@ -11,11 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ltcompile.core.recipe import Recipe
 from ltcompile.search.methods import _scores
 
 NAMES = ("edge-popup",)
-ITERATIVE = False
+ITERATIVE, recipe = False, _scores.recipe
 
 
 class EdgePopupMask(_scores.Scored):
@@ -27,7 +26,3 @@ class EdgePopupMask(_scores.Scored):
 
 def attach(name: str, model: nn.Module, share: float, seed: int, trained: nn.Module | None) -> None:
     _scores.attach(model, share, seed, EdgePopupMask)
-
-
-def recipe(usual: Recipe) -> Recipe:
-    return _scores.recipe(usual)
