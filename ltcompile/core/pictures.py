@@ -19,18 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PNG = b"\x89PNG\r\n\x1a\n"
-COLOURS = (
-    "#0b62a0",
-    "#a6361c",
-    "#00694c",
-    "#7a3fa0",
-    "#805300",
-    "#9c1f5f",
-    "#4a5f00",
-    "#44508c",
-    "#6b4a3a",
-    "#00646b",
-)  # white text shows on all
+# White text shows on all of them.
+COLOURS = ("#0b62a0", "#a6361c", "#00694c", "#7a3fa0", "#805300", "#9c1f5f", "#4a5f00", "#44508c", "#6b4a3a", "#00646b")
 
 
 @dataclass(frozen=True)

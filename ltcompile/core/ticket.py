@@ -93,21 +93,7 @@ class Ticket:
         return dict(self.mask.kept) if self.mask else {}
 
     def _header(self) -> str:
-        value = {
-            "model": dict(self.model),
-            "plan": self.plan.to_json(),
-            "initial_seed": self.initial_seed,
-            "recipe": self.recipe.to_json(),
-            "data": dict(self.data),
-            "metric": self.metric.to_json(),
-            "config": dict(self.config),
-            "history": [r.to_json() for r in self.history],
-            "verdict": self.verdict.to_json(),
-            "level": self.level,
-            "seed": self.seed,
-            "provenance": dict(self.provenance),
-        }
-        return json.dumps(value, sort_keys=True, allow_nan=False)
+        return json.dumps({name: _plain(getattr(self, name)) for name in _FIELDS}, sort_keys=True, allow_nan=False)
 
     def to_json(self) -> dict[str, Any]:
         """All but the weights, with the checksum."""
@@ -167,6 +153,13 @@ _FIELDS: dict[str, Any] = {
     "seed": int,
     "provenance": dict[str, Any],
 }
+
+
+def _plain(value: Any) -> Any:
+    """A field as JSON holds it."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return [_plain(row) for row in value] if isinstance(value, tuple) else value.to_json() if hasattr(value, "to_json") else value
 
 
 def _fields(header: dict[str, Any]) -> dict[str, Any]:

@@ -209,19 +209,6 @@ class SearchConfig(Limits):
             )
 
 
-_OF_PRUNING = {
-    name: SearchConfig.__dataclass_fields__[name].default
-    for name in (
-        "prune",
-        "scope",
-        "criterion",
-        "group_reduction",
-        "normalize",
-        "masked",
-        "align",
-        "keep",
-        "only",
-        "max_layer_ratio",
-        "min_channels",
-    )
-}
+_CUT = ("prune", "scope", "criterion", "group_reduction", "normalize", "masked", "align")
+_LIMITED = ("keep", "only", "max_layer_ratio", "min_channels")
+_OF_PRUNING = {name: SearchConfig.__dataclass_fields__[name].default for name in (*_CUT, *_LIMITED)}
