@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from ltcompile.core.streams import seeded, stream
+from ltcompile.core.task import MetricValue
 from ltcompile.core.ticket import CLASSIFICATION, Ticket
 from ltcompile.errors import LtcompileError, TicketMismatch
 from ltcompile.graph import cut
 from ltcompile.models import build_model, is_own_code
-from ltcompile.pruned.pruned import MetricValue, Pruned
+from ltcompile.pruned.pruned import Pruned
 
 PROBES = 16
 
