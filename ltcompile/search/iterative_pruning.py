@@ -156,7 +156,7 @@ class IterativePruning:
         self.runner.run(arm, start, selection, rewinding.recipe(recipe), rewinding.first_epoch(self.config.rewind_epoch))
 
     def _sources(self, arm: Arm, trained: nn.Module) -> rewind.Sources:
-        """Where the weights of a ticket can come from, beside the network `trained` before it."""
+        """Where the weights of a ticket can come from besides the network `trained` before it."""
         return rewind.Sources(trained, lambda: self.runner.early(arm.seed), lambda: self.job.fresh(arm.stream("fresh weights")))
 
     def _zeroed(self, network: nn.Module, selection: Selection) -> nn.Module:
