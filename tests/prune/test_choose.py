@@ -265,7 +265,9 @@ class TestTargets:
     """A target is met by the smallest cut, or refused with what forbids it."""
 
     @pytest.mark.parametrize(("measure", "scope"), [("macs", "global"), ("params", "local")])
-    @pytest.mark.parametrize("name", ["branches", "depthwise", "grouped", "heads", "resnet20", "vision"])
+    @pytest.mark.parametrize(
+        "name", ["branches", "depthwise", "grouped", "heads", pytest.param("resnet20", marks=pytest.mark.slow), "vision"]
+    )
     def test_met_by_the_smallest_cut(self, name: str, images: Tensor, measure: str, scope: str) -> None:
         torch.manual_seed(0)
         network = shaken(NETWORKS[name]())

@@ -132,6 +132,7 @@ def test_silence_is_a_reason(tmp_path: Path) -> None:
         opened(workers, network(tmp_path / "n.onnx"))
 
 
+@pytest.mark.slow
 def test_a_runtime_that_crashes_ends_no_benchmark(tmp_path: Path) -> None:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape]) for name, shape in (("x", [1, 4, 4]), ("y", [16]))]
     write_onnx(tmp_path / "net.onnx", [helper.make_node("Flatten", ["x"], ["y"])], ends[:1], ends[1:], [])

@@ -84,7 +84,7 @@ def test_there_are_runtimes() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "compile" else name for name in NAMES])
 def test_agrees_with_eager(name: str, device: str, subjects: list[Subject]) -> None:
     need(name, device)
     for count in (1, 3):

@@ -89,6 +89,7 @@ def _loads(node: ast.Call, known: dict[str, str]) -> Iterator[tuple[int, str]]:
         yield node.lineno, "a shell"
 
 
+@pytest.mark.slow
 def test_nothing_executes_what_a_file_holds() -> None:
     found = []
     for path in SOURCES:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
 from searches import QUICK
 
 import ltcompile as lt
 
 
+@pytest.mark.slow
 def test_only_what_is_cut_later_is_penalised(tmp_path: Path) -> None:
     data, config = lt.load_data("digits", image_size=8).with_train_images(120), lt.SearchConfig(rounds=1, rate=0.5)
     rows = {}
