@@ -177,6 +177,9 @@ class TestTuning:
 
 def interpret_all() -> None:
     """Every execution mode, and tuning with a timer of given times; prints what went wrong."""
+    from interpreter import interpret_quickly
+
+    interpret_quickly()
     failures: dict[str, str] = {}
     model, images = small(), pictures(2, 4)
     program = placed(model, images, "fp16")
