@@ -339,7 +339,8 @@ class TestExecutors:
         monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        unneeded = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}  # processes, which take seconds to start
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **unneeded})
         try:
             cluster.add_node(num_cpus=1)
             made = executors.open_executor("ray", tmp_path / "run/workers", 2, {"address": cluster.address})
