@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from networks import NETWORKS, shaken
-from quickly import exported_once, sample_no_load, share_tables, timed_at_once
+from quickly import KEPT_EXPORTS, exported_once, sample_no_load, share_tables, timed_at_once, unoptimised
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -22,6 +22,8 @@ import ltcompile as lt
 torch.set_num_threads(1)  # the command-line tests start processes of their own, whose threads would wait for these
 # The processes of tests have one thread each, and inductor compiles C++ without a pool of processes that each import PyTorch.
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+# The C library keeps what is freed, in workers and the processes that they start: else the system clears memory for every large tensor.
+os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}
 share_tables()
 sample_no_load()
 settings.register_profile("loaded machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # other work must not fail a test
@@ -54,7 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         _search(folder)
         return folder
-    shared = tmp_path_factory.getbasetemp().parent / "lenet"
+    shared = shared_folder(tmp_path_factory) / "lenet"
     with open(f"{shared}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "ticket.pt").exists():
@@ -68,13 +70,27 @@ def _search(folder: Path) -> None:
     lt.find("lenet5", "digits", config, recipe=recipe, image_size=16, folder=folder)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_exports(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The processes of this run keep exported files in one folder: workers, and the forks in which commands run."""
+    os.environ[KEPT_EXPORTS] = str(shared_folder(tmp_path_factory) / "exports")
+
+
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """The folder of this run, which its workers share."""
+    return factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def shortened(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Equal networks are exported once in a process, but for tests of exports; timings take no pauses, but for tests that compare times."""
+    """Networks are exported once in a run, of one structure or equal ones, but for tests of exports; C++ is compiled without optimisation;
+    timings take no pauses, but for tests that compare times.
+    """
     package, name = request.path.parent.name, request.path.stem
     with contextlib.ExitStack() as stack:
         if package not in ("lower", "golden"):
-            stack.enter_context(exported_once(widths=False))
+            stack.enter_context(exported_once(widths=package not in ("deploy", "graph")))
+            stack.enter_context(unoptimised())
         if package != "golden" and name not in ("test_timing", "test_measure"):
             stack.enter_context(timed_at_once())
         yield

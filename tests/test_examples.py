@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from commands import call
+from commands import call, call_here, run_script
 
 import ltcompile as lt
 
@@ -86,10 +86,11 @@ def test_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert written in script, f"{written!r} is no longer in the example"
         script = script.replace(written, replaced)
     _, find, shrink, compare = (shlex.split(line) for line in script.replace("\\\n", " ").splitlines())
-    for command in (find, shrink):
-        words = command[command.index("ltcompile") + 1 :]
-        done = call(*words, cwd=tmp_path / "detect_own", PYTHONPATH=f"{Path(lt.__file__).parents[1]}:.")
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    monkeypatch.setattr("ltcompile.search.command.call", run_script)
+    monkeypatch.syspath_prepend(".")
+    for line in (find, shrink):
+        done = call_here(*line[line.index("ltcompile") + 1 :], cwd=tmp_path / "detect_own")
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
     monkeypatch.chdir(tmp_path / "detect_own")
     example("detect_own", monkeypatch, *compare[2:])
     assert re.search(r"seed0/ticket-1 .*mAP: validation +[\d.]+%, test +[\d.]+%", capsys.readouterr().out)

@@ -46,7 +46,6 @@ from ltcompile.lower import run_onnx
 from ltcompile.lower.lower import to_layout
 from ltcompile.runtimes import shared
 
-pytestmark = pytest.mark.usefixtures("cached_exports")
 cases_module = importlib.import_module("ltcompile.benchmark.competitors.cases")
 judging = importlib.util.spec_from_file_location("judging", Path(__file__).parents[2] / "bench/judging.py")
 assert judging is not None and judging.loader is not None

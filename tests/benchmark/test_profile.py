@@ -57,7 +57,6 @@ from ltcompile.search.listener import NullListener
 from ltcompile.search.sharing import Sharing
 from ltcompile.timing import interleave
 
-pytestmark = pytest.mark.usefixtures("cached_exports")
 TARGET = Deployment("cpu", "onnxruntime", 8, "fp32")
 READ_BLOCK, MADE_BLOCK, ODD = 8, 16, 1.6
 MODEL = {"name": "lenet5", "arguments": {"classes": 10, "in_channels": 1, "image_size": 32}}

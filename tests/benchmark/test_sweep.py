@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,6 @@ from commands import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages import HOSTILE, Page, curve, example, made, write
-from quickly import exported_once
 from typer.testing import CliRunner
 
 import ltcompile as lt
@@ -41,12 +40,6 @@ def quick(folder: Path, **settings: Any) -> Sweep:
 
 def copied(run: Path, folder: Path) -> Path:
     return Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("*.json.lock", "lock")))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def at_once() -> Iterator[None]:
-    with exported_once():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,6 @@ def test_crops_are_padded_with_black_of_each_channel() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("cached_exports")
 def test_a_search_of_such_images_ends_in_a_file_that_is_verified(tmp_path: Path) -> None:
     recipe = lt.Recipe(epochs=1, batch=32, lr=0.02, flip=False, crop_pixels=2, precision="fp32")
     config = lt.SearchConfig(rounds=1, rate=0.5, controls=False)

@@ -15,7 +15,6 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto
-from quickly import exported_once
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -30,13 +29,8 @@ from ltcompile.lower import run_onnx
 from ltcompile.lower.quantize import METHODS, PRODUCTS, WEIGHT_TOP, Quantizer, Scheme
 from ltcompile.tasks import Classification
 
+pytestmark = pytest.mark.usefixtures("cached_exports")
 SAMPLE = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Iterator[None]:
-    with exported_once():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ import typer.main
 from ltcompile.cli import app, main
 from ltcompile.data import scenes
 
-pytestmark = pytest.mark.usefixtures("cached_exports")
 ROOT = Path(__file__).resolve().parents[2]
 FIRST = ROOT / "docs" / "first-steps.md"
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "reference")

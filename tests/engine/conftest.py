@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,6 @@ from quickly import timed_at_once
 
 import ltcompile as lt
 from ltcompile.engine import host
-from ltcompile.engine.cpu import native
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unoptimised() -> Iterator[None]:
-    """C++ is compiled without optimisation."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "FLAGS", ("-O0", "-march=native", "-std=c++17"))
-        yield
 
 
 @pytest.fixture

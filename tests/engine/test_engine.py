@@ -29,8 +29,6 @@ from ltcompile.errors import Disagreement, EngineMismatch, InvalidData, InvalidF
 from ltcompile.numerics import TOLERANCES
 from ltcompile.runtimes import Subject, _ort
 
-pytestmark = pytest.mark.usefixtures("cached_exports")
-
 
 @pytest.mark.slow
 class TestOnCpu:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
+import contextlib
+import io
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from commands import SERVER, fork
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+import freeze  # noqa: E402
 from freeze import comparable  # noqa: E402
 from golden_compare import Unlike, differences, masked, renamed  # noqa: E402
 
@@ -18,8 +23,18 @@ from golden_compare import Unlike, differences, masked, renamed  # noqa: E402
 @pytest.mark.slow
 def test_outputs_are_the_golden_ones() -> None:
     """In a process of its own, since commands change signal handlers and the current folder."""
-    checked = subprocess.run([sys.executable, HERE / "freeze.py", "--check", "--quick"], capture_output=True, text=True, check=False)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    here, there = SERVER.Pipe(duplex=False)
+    process = fork(check, there)
+    there.close()
+    code, printed = here.recv()
+    assert code == 0, printed
+    process.join()
+
+
+def check(connection: Connection) -> None:
+    """Send the exit code of `freeze.py --check --quick`, and what it prints."""
+    with mock.patch.object(sys, "argv", ["freeze.py", "--check", "--quick"]), contextlib.redirect_stdout(io.StringIO()) as printed:
+        connection.send((freeze.main(), printed.getvalue()))
 
 
 def test_differences_name_the_place_and_both_values() -> None:

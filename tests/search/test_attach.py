@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import fork
+from commands import fork, run_script
 from torch import Tensor, nn
 
 import ltcompile as lt
@@ -83,25 +83,12 @@ class Started(NullListener):
         self.arms.append(f"{arm}-{level}")
 
 
-def run_script(words: list[str], environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-    sys.argv = words
-    runpy.run_path(words[0], run_name="__main__")
-
-
-def call_in_fork(words: list[str], environment: dict[str, str], _: Any) -> int | None:
-    """As `command.call` of a script of Python, whose imports are done."""
-    process = fork(run_script, words[1:], environment)
-    process.join(60)
-    return process.exitcode
-
-
 @pytest.mark.slow
 def test_a_script_searches_and_resumes_and_ships(script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = Started()
     with pytest.raises(TrainingFailed, match=r"seed0/dense-0 ended with exit code 2.*--nonsense"):
         search(script, tmp_path / "run", "{python} -c 'raise SystemExit(2)' --nonsense")
-    monkeypatch.setattr(command, "call", call_in_fork)
+    monkeypatch.setattr(command, "call", run_script)
     with pytest.raises(InvalidFile, match="holds a search already"):
         search(script, tmp_path / "run")
     summary = search(script, tmp_path / "run", resume=True, listener=started)

@@ -28,7 +28,6 @@ from ltcompile.errors import InvalidFile
 from ltcompile.paths import write_bytes
 from ltcompile.search.listener import NullListener
 
-pytestmark = pytest.mark.usefixtures("cached_exports")
 ROOT = Path(__file__).parents[2]
 CONFIG = lt.SearchConfig(rounds=1, rate=0.3, controls=False, margin_points=50)
 RECIPE = Recipe(epochs=3, batch=32, lr=0.02, flip=False, crop_pixels=1, precision="fp32")

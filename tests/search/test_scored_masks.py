@@ -16,7 +16,6 @@ from ltcompile.lower import run_onnx
 from ltcompile.pruned import compact, dense_network, pruned_of
 from ltcompile.search import methods
 
-pytestmark = pytest.mark.usefixtures("cached_exports")
 RATE = 0.6
 
 

@@ -17,7 +17,6 @@ from commands import call, refused
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import HOSTILE, Page, example
-from quickly import exported_once
 from scipy import stats
 from studies import some_study
 
@@ -310,7 +309,7 @@ def shrunk() -> Iterator[None]:
     """Smoke in seconds."""
     small = {"recipe": QUICK, "seeds": 2, "rounds": 1, "train_images": 400}
     smoke = dataclasses.replace(structured_tickets.SCALES["smoke"], seconds_per_network=0.05, **small)
-    with pytest.MonkeyPatch.context() as patch, exported_once():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setitem(structured_tickets.SCALES, "smoke", smoke)
         patch.setitem(sanity.SCALES, "smoke", dataclasses.replace(sanity.SCALES["smoke"], **small))
         yield

@@ -29,7 +29,6 @@ from ltcompile.study import Done, StudyArm, lottery
 from ltcompile.study._lottery_claims import NUMBERS, Said
 from ltcompile.study.lottery import NEAR, SCALES, Spot, Subject, Subjects, analyse, curves_of, judge, nearest
 
-pytestmark = pytest.mark.usefixtures("cached_exports")
 WEIGHTS = 10_000
 CPU = torch.device("cpu")
 NOISE = (0.0, 0.02, -0.02, 0.01)

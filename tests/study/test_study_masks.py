@@ -22,7 +22,6 @@ from ltcompile.study import Done, StudyArm, masks, transfer
 from ltcompile.study._networks import mask, network, weights
 from ltcompile.study.masks import ARMS, Seen, Structure
 
-pytestmark = pytest.mark.usefixtures("cached_exports")
 SEEDS = range(3)
 LABELS = torch.arange(10) % 2
 

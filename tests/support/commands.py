@@ -12,12 +12,13 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import resource
+import runpy
 import signal
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from unittest import mock
@@ -39,6 +40,19 @@ def fork(target: Callable[..., None], *arguments: object) -> BaseProcess:
     process = SERVER.Process(target=_forked, args=(target, *arguments))
     process.start()
     return process
+
+
+def run_script(words: list[str], environment: Mapping[str, str], _: object) -> int | None:
+    """The exit code of a script of Python in a fork: for `ltcompile.search.command.call`, without the imports."""
+    process = fork(_script, words[1:], dict(environment))
+    process.join(PATIENCE_S)
+    return process.exitcode
+
+
+def _script(words: list[str], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    sys.argv = words
+    runpy.run_path(words[0], run_name="__main__")
 
 
 def _forked(target: Callable[..., None], *arguments: object) -> None:
@@ -130,7 +144,7 @@ def refused(*arguments: object, says: str, cwd: Path | None = None, **environmen
 
 
 def _run(arguments: list[str], cwd: Path, environment: dict[str, str], outputs: list[Path], memory_bytes: int | None) -> None:
-    """In the fork: become the command, whose timings take no pauses."""
+    """In the fork: become the command, whose timings take no pauses, and which reads exported files that this run of tests has kept."""
     if memory_bytes is not None:
         held = next(int(line.split()[1]) << 10 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
         resource.setrlimit(resource.RLIMIT_DATA, (held + memory_bytes,) * 2)
@@ -141,9 +155,9 @@ def _run(arguments: list[str], cwd: Path, environment: dict[str, str], outputs: 
     os.chdir(cwd)
     sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = arguments
-    from quickly import timed_at_once
+    from quickly import exported_once, timed_at_once
 
     from ltcompile.cli import main
 
-    with timed_at_once():
+    with timed_at_once(), exported_once():
         main()

@@ -6,9 +6,11 @@ import contextlib
 import functools
 import gc
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from types import SimpleNamespace
+from pathlib import Path
+from types import CodeType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +21,12 @@ from ltcompile.core import load
 from ltcompile.lower import exporter
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.onnx_weights import with_weights
+from ltcompile.paths import write_bytes
 
-LARGEST_BYTES = 8 << 20  # of the weights of a network whose file is kept
+LARGEST_BYTES = 8 << 20  # of the weights of a network whose file is kept, but for one of each structure
+KEPT_EXPORTS = "LTCOMPILE_KEPT_EXPORTS"  # the environment variable of the folder in which the processes of a run keep files
 _to_onnx = exporter.to_onnx
-_made: dict[tuple[object, ...], tuple[Any, dict[str, Tensor]]] = {}
+_made: dict[str, Any] = {}
 
 
 def _to_onnx_once(network: nn.Module, inputs: Inputs, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
@@ -30,18 +34,17 @@ def _to_onnx_once(network: nn.Module, inputs: Inputs, input_names: Sequence[str]
     weights = _weights(network)
     if sum(value.nbytes for value in weights.values()) > LARGEST_BYTES:
         return _to_onnx(network, inputs, input_names, output_names)
-    code = [getattr(type(module).forward, "__code__", None) for module in network.modules()]
     tensors = [(tuple(tensor.shape), tensor.dtype) for tensor in inputs.tensors]
     values = [
         (name, value.shape, value.dtype, hashlib.sha256(value.view(-1).view(torch.uint8).numpy()).digest())
         for name, value in weights.items()
     ]
-    key = str(network), *code, *tensors, *input_names, "->", *output_names, *values
-    if key not in _made:
-        _made[key] = _to_onnx(network, inputs, input_names, output_names), {}
-    copy = type(_made[key][0])()
-    copy.CopyFrom(_made[key][0])
-    return copy
+    name = _name(str(network), _code(network), tensors, *input_names, "->", *output_names, values)
+    if (kept := _read(name)) is not None:
+        return _copy(kept)
+    made = _to_onnx(network, inputs, input_names, output_names)
+    _keep(name, made)
+    return made
 
 
 def _to_onnx_once_a_structure(network: nn.Module, inputs: Inputs, input_names: Sequence[str], output_names: Sequence[str]) -> Any:
@@ -51,15 +54,78 @@ def _to_onnx_once_a_structure(network: nn.Module, inputs: Inputs, input_names: S
     ):  # the exporter folds its values into others
         return _to_onnx_once(network, inputs, input_names, output_names)
     weights = _weights(network)
-    shapes = [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in inputs.tensors]
+    try:
+        with torch.no_grad():
+            outputs = network(*inputs.tensors)
+    except Exception:  # the exporter says why
+        return _to_onnx(network, inputs, input_names, output_names)
+    shapes = [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in (*inputs.tensors, *outputs)]
     layers = re.sub(r"\d+", "", str(network)), *((name, value.shape[2:], value.dtype) for name, value in weights.items())
-    key = (*shapes, *input_names, *output_names, *layers)
-    if key not in _made:
-        made = _to_onnx(network, inputs, input_names, output_names)
-        if not _holds(made, weights):
-            return made
-        _made[key] = made, weights
-    return with_weights(*_made[key], weights)
+    name = _name(shapes, _code(network), *input_names, "->", *output_names, layers)
+    if (kept := _read(name)) is not None:
+        before = {tensor.name: torch.empty(tuple(tensor.dims), device="meta") for tensor in kept.graph.initializer}
+        filled = with_weights(kept, before, weights)
+        if _answers(filled, dict(zip(input_names, inputs.tensors, strict=True)), outputs):
+            return filled
+        return _to_onnx_once(network, inputs, input_names, output_names)
+    made = _to_onnx(network, inputs, input_names, output_names)
+    if _holds(made, weights):
+        _keep(name, made)
+    return made
+
+
+def _answers(model: Any, inputs: Mapping[str, Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether a filled model computes about these outputs; it does not where something in it counts channels."""
+    import onnxruntime
+
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), quiet, providers=["CPUExecutionProvider"])
+        found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
+    except Exception:  # of many types
+        return False
+    return all(torch.allclose(torch.from_numpy(a), b, rtol=1e-2, atol=1e-3) for a, b in zip(found, outputs, strict=True))
+
+
+def _name(*key: object) -> str:
+    return hashlib.sha256(repr(key).encode()).hexdigest()
+
+
+def _read(name: str) -> Any:
+    """The model that this process or another of the run kept, or None."""
+    import onnx
+
+    if name not in _made and KEPT_EXPORTS in os.environ and (file := Path(os.environ[KEPT_EXPORTS], name)).exists():
+        _made[name] = onnx.load(file)
+    return _made.get(name)
+
+
+def _keep(name: str, model: Any) -> None:
+    _made[name] = _copy(model)
+    if KEPT_EXPORTS in os.environ and model.ByteSize() <= LARGEST_BYTES:
+        write_bytes(Path(os.environ[KEPT_EXPORTS], name), model.SerializeToString())
+
+
+def _copy(model: Any) -> Any:
+    copy = type(model)()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _code(network: nn.Module) -> list[tuple[object, ...]]:
+    """In what networks of the same layers may differ: how each module computes, and its settings."""
+    found = []
+    for module in network.modules():
+        code = getattr(type(module).forward, "__code__", None)
+        how = code and (
+            code.co_firstlineno,
+            code.co_code,
+            code.co_names,
+            [each for each in code.co_consts if not isinstance(each, CodeType)],
+        )
+        found.append((how, *((name, value) for name, value in vars(module).items() if isinstance(value, str | bool))))
+    return found
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
@@ -102,7 +168,7 @@ def sample_no_load() -> None:
 
 @contextlib.contextmanager
 def exported_once(widths: bool = True) -> Iterator[None]:
-    """The exporter runs once in a process for equal networks, and with `widths` for those that differ in widths and weights alone."""
+    """The exporter runs once in a run of tests for equal networks, and with `widths` for those that differ in widths and weights alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporter, "to_onnx", _to_onnx_once_a_structure if widths else _to_onnx_once)
         yield
@@ -116,4 +182,12 @@ def timed_at_once() -> Iterator[None]:
         patch.setattr("ltcompile.timing.gc", uncollected)
         patch.setattr("ltcompile.timing.SETTLE_S", 0.0)
         patch.setattr("ltcompile.benchmark.profiling.timer.SETTLE_S", 0.0)
+        yield
+
+
+@contextlib.contextmanager
+def unoptimised() -> Iterator[None]:
+    """C++ is compiled without optimisation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ltcompile.engine.cpu.native.FLAGS", ("-O0", "-march=native", "-std=c++17"))
         yield

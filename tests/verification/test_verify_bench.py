@@ -10,7 +10,6 @@ from pathlib import Path
 import onnx
 import pytest
 from claims import file_of, kinds
-from quickly import exported_once
 from readers import some_ticket
 
 import ltcompile as lt
@@ -26,10 +25,9 @@ def benched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ticket = dataclasses.replace(some_ticket(), data={**some_ticket().data, "name": "nowhere"})
     ticket.save(folder / "ticket.pt")
     own, quick = {"model": "readers:network"}, {"runtimes": ["onnxruntime"], "batches": (1,), "seconds_per_row": 0.02}
-    with exported_once():
-        lt.shrink(ticket, folder / "small.onnx", **own)
-        lt.bench(folder / "small.onnx", **own, **quick, output=folder / "of_file.json", write_dense=folder / "dense.onnx")
-        lt.bench(folder / "ticket.pt", **own, **quick, output=folder / "of_ticket.json")
+    lt.shrink(ticket, folder / "small.onnx", **own)
+    lt.bench(folder / "small.onnx", **own, **quick, output=folder / "of_file.json", write_dense=folder / "dense.onnx")
+    lt.bench(folder / "ticket.pt", **own, **quick, output=folder / "of_ticket.json")
     return folder
 
 
