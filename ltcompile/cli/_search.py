@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ltcompile.core.recipe import Recipe
     from ltcompile.core.task import Task
     from ltcompile.data import Dataset
-    from ltcompile.search import SearchConfig, SearchResult, Source
+    from ltcompile.search import SearchConfig, SearchResult
 
 
 def virtual_ranks(folder: Path, resume: bool, recipe: Recipe) -> int:
@@ -42,16 +42,12 @@ def run_search(
     time: Timed | None,
     stopped: StopSignal,
     *,
-    weights: Path | None,
-    device: str | None = None,
-    resume: bool = False,
+    workers: Workers,
     tensorboard: bool = False,
     quiet: bool = False,
-    source: Source | None = None,
-    workers: Workers | None = None,
-    checkpoint_minutes: float | None = None,
+    **options: Any,
 ) -> SearchResult:
-    """Run a search under progress bars. Raises typer.Exit where a signal stops it."""
+    """Run a search under progress bars; `options` are more of `lt.find`. Raises typer.Exit where a signal stops it."""
     from ltcompile.cli.progress import Bars, Screen
     from ltcompile.core.run_folder import RunFolder
     from ltcompile.core.task import ACCURACY
@@ -60,22 +56,8 @@ def run_search(
     with Screen(quiet or ranks.follows()) as screen, Bars(config, recipe, screen, getattr(data, "metric", ACCURACY)) as bars:
         if tensorboard and not ranks.follows():
             bars.log_to_tensorboard(folder)
+        timing: dict[str, Any] = {"profile": time.profile, "measured": time.measured} if time else {}
         try:
-            return search(
-                model,
-                data,
-                config,
-                recipe=recipe,
-                weights=weights,
-                folder=folder,
-                device=device,
-                resume=resume,
-                listener=bars,
-                profile=time.profile if time else None,
-                measured=time.measured if time else None,
-                source=source,
-                checkpoint_minutes=checkpoint_minutes,
-                **(workers.settings if workers else {}),
-            )
+            return search(model, data, config, recipe=recipe, folder=folder, listener=bars, **timing, **workers.settings, **options)
         except KeyboardInterrupt:
             raise stopped.exit(RunFolder(folder).begun) from None
