@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from ltcompile.core.preprocessing import Interpolation
 from ltcompile.errors import InvalidData
-from ltcompile.processors import processors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,16 +71,3 @@ def shard_numbers(items: Sequence[Item]) -> Tensor | None:
     numbers: dict[str, int] = {}
     found = [numbers.setdefault("" if isinstance(item, Path) else item.shard, len(numbers)) for item in items]
     return torch.tensor(found) if numbers.keys() - {""} else None
-
-
-def decode_all(paths: Sequence[Item], size: tuple[int, int], interpolation: Interpolation) -> list[Tensor | InvalidData]:
-    """Every image, or why it is none."""
-
-    def attempt(path: Item) -> Tensor | InvalidData:
-        try:
-            return decode(path, size, interpolation)
-        except InvalidData as error:
-            return error
-
-    with ThreadPoolExecutor(processors()) as pool:
-        return list(pool.map(attempt, paths))
