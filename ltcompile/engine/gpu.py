@@ -19,9 +19,8 @@ from ltcompile.engine.engine import Run
 from ltcompile.engine.events import cold_us, fastest_replay, replays_ms
 from ltcompile.engine.executable import DEPENDENT, GRAPH, MODES, PERSISTENT, Choice, Executable, persistent_refusal
 from ltcompile.engine.file import EngineFile, EngineVariant
-from ltcompile.engine.rerank import rerank
 from ltcompile.engine.signature import Signature
-from ltcompile.engine.tune import Cache, default_cache, read_choice, tune, write_choice
+from ltcompile.engine.tune import Cache, default_cache, read_choice, rerank, tune, write_choice
 from ltcompile.errors import Disagreement, InvalidFile, InvalidSetting, LtcompileError, Unavailable
 from ltcompile.lower.inputs import Inputs
 from ltcompile.lower.lower import lower, to_layout

@@ -2,6 +2,8 @@
 """The fastest implementation of each layer on this GPU: our kernel in its configurations or cuDNN (cuBLAS), timed once a layer shape.
 
 Each is checked against the kernel's reference before it is timed, with cleared caches. A cache file keeps the finalists for the next engine.
+A layer timed alone reads cold memory; in a network its input was just written, and its launch overlaps the previous one. So the few close
+finalists of each layer shape are timed again in the network, one shape after the other.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ from ltcompile.processors import processors
 
 # (name -> work on the i-th copy of its memory, copies, seconds of the device for each) -> name -> microseconds
 Timer = Callable[[Mapping[str, Callable[[int], Any]], int, float], Mapping[str, float]]
+InNetwork = Callable[[Mapping[str, Mapping[str, Choice]]], Mapping[str, float]]  # name -> node -> choice; name -> milliseconds
 SCREEN_S, FINAL_S = 0.005, 0.05
 FINALISTS = 4
+GAIN = 0.005  # the fraction of the network's time that a finalist must save to replace the fastest alone
 CLOSE = 1.2  # finalists take at most so many times as long as the fastest, and are timed again inside the network
 
 
@@ -119,6 +123,26 @@ def tune(
         except InvalidFile as error:
             on_progress(f"the tuned configurations are not kept for the next engine: {error}")
     return {node.name: cache.get(machine, signature(node, shapes)) for node in ours}
+
+
+def rerank(program: Program, finalists: Mapping[str, Sequence[Choice]], in_network_ms: InNetwork) -> dict[str, Choice]:
+    """Node -> its choice, of finalists with the fastest alone first.
+
+    Nodes of one shape share a choice; a finalist that cannot be timed in the network is not chosen.
+    """
+    shapes, groups = specs(program), dict[str, list[str]]()
+    for node in program.nodes:
+        if node.name in finalists:
+            groups.setdefault(signature(node, shapes), []).append(node.name)
+    choices = {name: found[0] for name, found in finalists.items()}
+    for nodes in groups.values():
+        candidates = {str(at): choices | dict.fromkeys(nodes, choice) for at, choice in enumerate(finalists[nodes[0]])}
+        if len(candidates) > 1:
+            ms = in_network_ms(candidates)
+            best = min(ms, key=ms.__getitem__, default="0")
+            if ms.get(best, 0.0) < (1 - GAIN) * ms.get("0", float("inf")):
+                choices = dict(candidates[best])
+    return choices
 
 
 @contextlib.contextmanager

@@ -29,7 +29,6 @@ from ltcompile.engine import cudnn, tune
 from ltcompile.engine.events import copies
 from ltcompile.engine.executable import GRAPH, PERSISTENT, Choice, Executable, specs
 from ltcompile.engine.gpu import Graph, cudnn_autotuned, execution_modes
-from ltcompile.engine.rerank import rerank
 from ltcompile.errors import Disagreement
 from ltcompile.kernels import _gemm
 from ltcompile.numerics import largest_error
@@ -79,10 +78,10 @@ class TestTuning:
             return {k: sum(cost[c.config] for c in choices.values()) for k, choices in found.items() if failing not in choices.values()}
 
         finalists = {stem: (slow, fast), **dict.fromkeys(same, (slow, failing, fast))}
-        assert rerank(program, finalists, in_network_ms) == dict.fromkeys([stem, *same], fast)
+        assert tune.rerank(program, finalists, in_network_ms) == dict.fromkeys([stem, *same], fast)
         assert seen == [{"0", "1"}, {"0", "1", "2"}]
         cost[fast.config] = 1.999
-        assert rerank(program, finalists, in_network_ms) == dict.fromkeys([stem, *same], slow), "the gain is below the noise"
+        assert tune.rerank(program, finalists, in_network_ms) == dict.fromkeys([stem, *same], slow), "the gain is below the noise"
 
     def test_copies_of_a_layers_memory_are_bounded(self) -> None:
         assert [copies(n) for n in (1, 1 << 27, 1 << 33)] == [32, 8, 2]

@@ -19,6 +19,11 @@ def lanes_of(channels: int) -> int:
     return -(-channels // step) * step
 
 
+def literal(value: float) -> str:
+    """A finite float32 in C++, exactly."""
+    return f"{float(np.float32(value))!r}f"
+
+
 def aligned(floats: int) -> Array:
     """Memory that starts at a multiple of 64 bytes."""
     memory = np.zeros(floats + 16, np.float32)

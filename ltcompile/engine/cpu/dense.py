@@ -105,16 +105,19 @@ def emit_transposed(plan: Plan, node: Node, op: Convolution) -> None:
     plan.step(node.name, partial(convolution.emit_transposed, op, x.buffer, out.buffer), out.address, in0=x.address)
 
 
+def features(plan: Plan, x: Any, last: int, channels: int) -> tuple[Image, tuple[int, ...]]:
+    """What a linear layer reads, and (C, H, W) of it as images: of flattened ones the images themselves."""
+    source = plan.values.get(x.name) if isinstance(x, Value) else None
+    if isinstance(source, Lazy) and len(source.source.shape) == 4 and len(source.shape) == 2:
+        return plan.as_image(source.source, 0, 1, x.name), source.source.shape[1:]
+    return plan.image(x, channel=last, padded=plan.placed(x).half), (channels, 1, 1)
+
+
 def _linear(plan: Plan, node: Node) -> None:
     x, weight, bias = node.args[:3]
     w, activation, last = plan.constant(weight), node.kwargs.get("activation", "none"), len(node.shape) - 1
-    source = plan.values.get(x.name) if isinstance(x, Value) else None
-    if isinstance(source, Lazy) and len(source.source.shape) == 4 and len(source.shape) == 2:  # flattened images
-        image = plan.as_image(source.source, 0, 1, x.name)
-        kernel = w.reshape(len(w), *source.source.shape[1:])
-    else:
-        image, kernel = plan.image(x, channel=last, padded=plan.placed(x).half), w[:, :, None, None]
-    op = Convolution(np.ascontiguousarray(kernel), _bias(plan, bias, w), activation=activation, half=image.buffer.half)
+    image, shape = features(plan, x, last, w.shape[1])
+    op = Convolution(np.ascontiguousarray(w.reshape(len(w), *shape)), _bias(plan, bias, w), activation=activation, half=image.buffer.half)
     emit_layer(plan, node.name, op, [image], plan.result(node, last, half=_is_half(node)))
 
 

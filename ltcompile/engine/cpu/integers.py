@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ltcompile.engine.cpu import convolution
-from ltcompile.engine.cpu.code import Array, Code, Convolution, Integers
-from ltcompile.engine.cpu.dense import emit_layer, emit_transposed
+from ltcompile.engine.cpu.code import Array, Code, Convolution, Integers, literal
+from ltcompile.engine.cpu.dense import emit_layer, emit_transposed, features
 from ltcompile.engine.cpu.loops import shared
-from ltcompile.engine.cpu.plan import IMAGES, Lazy, Plan
+from ltcompile.engine.cpu.plan import IMAGES, Plan
 from ltcompile.engine.cpu.pooling import Reduction, average_pool, max_pool, upsample
-from ltcompile.engine.cpu.quads import check_factors, literal, quads_of
+from ltcompile.engine.cpu.quads import check_factors, quads_of
 from ltcompile.errors import Unavailable
 from ltcompile.lower.program import Node
 
@@ -60,12 +60,8 @@ def _conv_transpose2d(plan: Plan, node: Node) -> None:
 
 def _linear(plan: Plan, node: Node) -> None:
     x, weight, bias, factor = node.args
-    source, last = plan.values.get(x.name), len(node.shape) - 1
-    w = _numbers(plan, weight)
-    if isinstance(source, Lazy) and len(source.source.shape) == 4 and len(source.shape) == 2:  # flattened images
-        image, shape = plan.as_image(source.source, 0, 1, x.name), source.source.shape[1:]
-    else:
-        image, shape = plan.image(x, channel=last), (w.shape[1], 1, 1)
+    w, last = _numbers(plan, weight), len(node.shape) - 1
+    image, shape = features(plan, x, last, w.shape[1])
     if image.buffer.zero is None:
         raise Unavailable("its input does not consist of bytes")
     op = _layer(plan, node, weight, bias, factor, (), shape=(len(w), *shape))

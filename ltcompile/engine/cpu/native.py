@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ltcompile import paths
 from ltcompile.core.records import cpu_name
 from ltcompile.engine.cpu import matrix
 from ltcompile.engine.cpu.code import Array, aligned
@@ -74,7 +75,7 @@ LT_EXPORT void lt_run(const float *weights, const float *images, float *outputs,
 
 def cache_folder() -> Path:
     """Where compiled networks are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ltcompile" / "cpu"
+    return paths.cache_folder() / "cpu"
 
 
 @cache

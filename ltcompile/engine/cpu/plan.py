@@ -153,14 +153,9 @@ class Plan:
             whole = self.storages.setdefault(parent, replace(self.known.wholes[parent], border=self.known.borders.get(parent, 0)))
             buffer = replace(whole, channels=channels, lanes=channels)
             self.clear(parent)
-        strides = [0] * len(shape)
-        strides[channel] = 1
-        step = buffer.stride
-        for d in reversed(order):
-            strides[d], step = step, buffer.row if d == order[-1] else step * shape[d]
-        offset = buffer.origin + first
+        strides, offset = _strides(buffer, shape, channel), buffer.origin + first
         dtype = torch.uint8 if zero is not None else torch.bfloat16 if half else torch.float32
-        tensor = torch.empty(0, device="meta", dtype=dtype).as_strided(tuple(shape), tuple(strides), offset)
+        tensor = torch.empty(0, device="meta", dtype=dtype).as_strided(tuple(shape), [strides[d] for d in range(len(shape))], offset)
         return Placed(parent, tensor), Image(Address(parent, offset, buffer.type), buffer)
 
     def result(
@@ -187,10 +182,7 @@ class Plan:
             first = x.address.offset - whole.origin
             full = first == 0 and channels == whole.channels
             aligned = first % 8 == channels % 8 == 0 and not (padded and lanes_of(channels) > channels)
-            expected, step = {channel: 1}, whole.stride
-            for d in reversed(order):
-                expected[d], step = step, whole.row if d == order[-1] else step * shape[d]
-            fits = all(shape[d] == 1 or x.strides[d] == step for d, step in expected.items())
+            fits = all(shape[d] == 1 or x.strides[d] == step for d, step in _strides(whole, shape, channel).items())
             if fits and first >= 0 and first + channels <= whole.lanes and (full or aligned):
                 self.requested.borders[x.storage] = max(self.requested.borders.get(x.storage, 0), padding)
                 return Image(x.address, whole if full else replace(whole, channels=channels, lanes=channels))
@@ -288,6 +280,14 @@ class Lazy:
 
     source: Placed
     shape: tuple[int, ...]
+
+
+def _strides(buffer: Buffer, shape: Sequence[int], channel: int) -> dict[int, int]:
+    """Dimension -> its stride in images whose channels are dimension `channel`; the last of the others are columns."""
+    found, step, order = {channel: 1}, buffer.stride, [d for d in range(len(shape)) if d != channel]
+    for d in reversed(order):
+        found[d], step = step, buffer.row if d == order[-1] else step * shape[d]
+    return found
 
 
 def _expanded(constant: Array, shape: Sequence[int], channel: int) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ltcompile.engine.cpu.code import Array
+from ltcompile.engine.cpu.code import Array, literal
 from ltcompile.engine.cpu.plan import Placed, Plan
 from ltcompile.errors import Unavailable
 from ltcompile.lower.passes._fusion import argument
@@ -38,8 +38,7 @@ def number(value: float) -> str:
     """A C++ literal of a float. Raises Unavailable where it is infinite or NaN."""
     if not np.isfinite(np.float32(value)):
         raise Unavailable(f"it uses the number {value}")
-    text = repr(float(np.float32(value)))
-    return f"({text}f)"
+    return f"({literal(value)})"
 
 
 def same(number_text: str) -> str:

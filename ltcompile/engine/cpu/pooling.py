@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ltcompile.engine.cpu.code import Buffer, Code
+from ltcompile.engine.cpu.code import Buffer, Code, literal
 from ltcompile.engine.cpu.loops import shared
 from ltcompile.engine.cpu.plan import Image, Plan
 from ltcompile.errors import Unavailable
@@ -85,14 +85,9 @@ for (int c = 0; c < {lanes}; c++) out[c] = mean[c] * {factor};
 def mean_over_places(plan: Plan, name: str, x: Image, out: Image) -> None:
     """A step of the mean over all places, summed row by row, into an image of one pixel."""
     b = x.buffer
-    factor = _float(1 / (b.height * b.width))
+    factor = literal(1 / (b.height * b.width))
     text = _ALL_MEAN.format(lanes=out.buffer.lanes, rows=b.height, columns=b.width, row=b.row, stride=b.stride, factor=factor)
     plan.step(name, lambda: Code(text, headers=_HEADERS), out.address, in0=x.address)
-
-
-def _float(value: float) -> str:
-    """A C++ literal."""
-    return f"{np.float32(value)!s}f" if "." in str(np.float32(value)) or "e" in str(np.float32(value)) else f"{np.float32(value)!s}.0f"
 
 
 def _images(plan: Plan, node: Node, shape: tuple[int, ...] | None = None, zero: int | None = None) -> tuple[Image, Image, Buffer, Buffer]:
@@ -194,7 +189,7 @@ def upsample(plan: Plan, node: Node) -> None:
         else:
             position = _positions(node, xb, axis, new)
             low = np.minimum(position.astype(int), size - 1).tolist()
-            parts = list(map(_float, position - low))
+            parts = list(map(literal, position - low))
         tables.append(f"static const int {name}[] = {{{', '.join(map(str, low))}}};")
         if smooth:
             tables.append(f"static const {number} {name}_part[] = {{{', '.join(map(str, parts))}}};")

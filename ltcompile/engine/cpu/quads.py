@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ltcompile.engine.cpu.code import Array, Convolution, Integers
+from ltcompile.engine.cpu.code import Array, Convolution, Integers, literal
 from ltcompile.errors import Unavailable
 
 MOST_ROUNDED = float(1 << 30)  # what a processor rounds to int32
@@ -94,8 +94,3 @@ def check_factors(*factors: float) -> None:
     """Raises Unavailable where a number of eight bits times a factor cannot be rounded."""
     if not all(0 <= factor < MOST_ROUNDED / (1 << 18) for factor in factors):
         raise Unavailable("its scales are too far apart")
-
-
-def literal(value: float) -> str:
-    """A finite float32 in C++, exactly."""
-    return f"{float(np.float32(value))!r}f"

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ltcompile.engine.cpu.code import Code
+from ltcompile.engine.cpu.code import Array, Code
 from ltcompile.engine.cpu.loops import nest
 from ltcompile.engine.cpu.plan import Placed, Plan
 from ltcompile.engine.cpu.pointwise import number
 from ltcompile.errors import Unavailable
 from ltcompile.lower.passes._fusion import argument
-from ltcompile.lower.program import Node
+from ltcompile.lower.program import Node, Value
 
 _HEADERS = ("activations.h", "sweep.h")
 
@@ -69,16 +69,22 @@ def _softmax(plan: Plan, node: Node) -> None:
     plan.step(node.name, lambda: Code(text, headers=_HEADERS), out.address, in0=x.address)
 
 
+def _affine(plan: Plan, node: Node, channels: int) -> tuple[dict[str, Array], str]:
+    """The scale and shift of a norm (channels,), ones and zeros where it has none, and its epsilon in C++."""
+    weight, bias = argument(node, 2, None), argument(node, 3, None)
+    scale = np.ones(channels, np.float32) if weight is None else plan.constant(weight)
+    shift = np.zeros(channels, np.float32) if bias is None else plan.constant(bias)
+    return {"scale": scale, "shift": shift}, number(argument(node, 4, 1e-5))
+
+
 def _layer_norm(plan: Plan, node: Node) -> None:
     x, shape = plan.placed(node.args[0]), node.args[1]
-    weight, bias, eps = argument(node, 2, None), argument(node, 3, None), argument(node, 4, 1e-5)
     if len(shape) != 1:
         raise Unavailable(f"it normalises over {len(shape)} dimensions")
     image = plan.image(node.args[0], channel=len(x.shape) - 1)
     out = plan.result(node, len(x.shape) - 1)
     count, a, b = shape[0], image.buffer, out.buffer
-    arrays = {"scale": np.ones(count, np.float32) if weight is None else plan.constant(weight)}
-    arrays["shift"] = np.zeros(count, np.float32) if bias is None else plan.constant(bias)
+    arrays, eps = _affine(plan, node, count)
     text = f"""
 for (int p = 0; p < {b.height}; p++)
   for (int q = 0; q < {b.width}; q++) {{
@@ -89,7 +95,7 @@ for (int p = 0; p < {b.height}; p++)
       const auto v = load<decltype(width)::value>(from + c) - mean;
       return v * v;
     }});
-    const float factor = 1.0f / sqrtf(squares / {count}.0f + {number(eps)});
+    const float factor = 1.0f / sqrtf(squares / {count}.0f + {eps});
     sweep<{count}>([&](auto width, int c) {{
       constexpr int L = decltype(width)::value;
       store<L>(to + c, (load<L>(from + c) - mean) * factor * load<L>(scale + c) + load<L>(shift + c));
@@ -102,14 +108,12 @@ for (int p = 0; p < {b.height}; p++)
 
 def _group_norm(plan: Plan, node: Node) -> None:
     x, groups = plan.placed(node.args[0]), node.args[1]
-    weight, bias, eps = argument(node, 2, None), argument(node, 3, None), argument(node, 4, 1e-5)
     if len(x.shape) != 4:
         raise Unavailable("it does not normalise images")
     image, out = plan.image(node.args[0]), plan.result(node, 1)
     channels, a, b = x.shape[1], image.buffer, out.buffer
     each = channels // groups
-    arrays = {"scale": np.ones(channels, np.float32) if weight is None else plan.constant(weight)}
-    arrays["shift"] = np.zeros(channels, np.float32) if bias is None else plan.constant(bias)
+    arrays, eps = _affine(plan, node, channels)
     places = f"for (int p = 0; p < {b.height}; p++) for (int q = 0; q < {b.width}; q++)"
     start = f"const float *from = in0 + p * {a.row} + q * {a.stride} + g * {each};"
     text = f"""
@@ -127,7 +131,7 @@ for (int g = 0; g < {groups}; g++) {{
       return v * v;
     }});
   }}
-  const float factor = 1.0f / sqrtf(squares / {each * b.height * b.width}.0f + {number(eps)});
+  const float factor = 1.0f / sqrtf(squares / {each * b.height * b.width}.0f + {eps});
   {places} {{
     {start}
     float *to = out + p * {b.row} + q * {b.stride} + g * {each};
@@ -196,8 +200,6 @@ def _attention(plan: Plan, node: Node) -> None:
     scaled, _ = plan.new(f"{node.name}.scaled", shape, len(shape) - 1)
     plan.pointwise(scaled, [scored], f"x0 * {number(scale)}", f"{node.name}.scaled")
     plan.values[f"{node.name}.scaled"] = scaled
-    from ltcompile.lower.program import Value
-
     _softmax(plan, Node(f"{node.name}.softmax", "aten.softmax.int", (Value(f"{node.name}.scaled"), -1), {}, shape))
     plan.result(node, len(shape) - 1)
     multiply(plan, node.name, plan.values[node.name], plan.values[f"{node.name}.softmax"], v)
