@@ -74,6 +74,19 @@ def test_a_network_that_does_not_run_has_its_reason_and_no_other_row_ends(theory
     assert reasons["refused"] == "it cannot be quantized" and "off by" in reasons["small"]
 
 
+def test_signals_of_fresh_networks_do_not_fade(theory: ModuleType) -> None:
+    """They change by one factor, so that no error relative to them does."""
+    torch.manual_seed(0)
+    layers = [[nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU()] for _ in range(6)]
+    network, images = nn.Sequential(*(layer for block in layers for layer in block)).eval(), torch.randn(4, 8, 6, 6)
+    with torch.no_grad():
+        before = network(images)
+        theory.hold_signals(network, images)
+        after = network(images)
+        assert network[:-1](images).square().mean() == pytest.approx(1, rel=1e-4) and before.square().mean() < 0.01
+    torch.testing.assert_close(after * (before.norm() / after.norm()), before, rtol=1e-3, atol=1e-3 * float(before.max()))
+
+
 CHANGES = [
     {"speedup": 99.0}, {"ms": float("nan")}, {"ms": True}, {"runtime": "abacus"}, {"macs": None}, {"of_theory": 1e3}, {"method": "luck"},
     {"theoretical": 0}, {"dense_macs": 1}, {"network": "<script>"}, {"network": 7}, {"batch": 3}, {"reason": ""},
