@@ -29,7 +29,8 @@ def read_onnx(path: Path) -> Any:
         model = onnx.load(str(path), load_external_data=False)
     except Exception as error:  # protobuf raises its own types
         message = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidFile(f"{path} cannot be read as ONNX: {message}; export it again") from error
+        remedy = "export it again" if path.suffix == ".onnx" else "name an .onnx file"
+        raise InvalidFile(f"{path} cannot be read as ONNX: {message}; {remedy}") from error
     if not model.ir_version or not model.HasField("graph"):
         raise InvalidFile(f"{path} is not an ONNX file; `ltcompile shrink` makes one of a ticket, and `ltcompile show` prints a ticket")
     if any(field.type == field.TYPE_STRING and isinstance(value, bytes) for field, value in _values(model)):

@@ -44,7 +44,8 @@ def check_self_contained(data: bytes, path: Path) -> None:
     try:
         seen = _examine(data)
     except SchemaError as error:
-        raise InvalidFile(f"{path} {error}; export it again") from error
+        remedy = "export it again" if path.suffix == ".onnx" else "name an .onnx file"
+        raise InvalidFile(f"{path} {error}; {remedy}") from error
     if not {IR_VERSION, GRAPH} <= seen:
         raise InvalidFile(f"{path} is not an ONNX file; `ltcompile shrink` makes one of a ticket")
 

@@ -197,10 +197,12 @@ class TestInspect:
 
     def test_bad_input(self, run: Run, exported: Path, tmp_path: Path) -> None:
         (tmp_path / "text.onnx").write_bytes(b"no protobuf at all")
+        (tmp_path / "small.mnn").write_bytes(b"no protobuf at all")
         (tmp_path / "empty.onnx").write_bytes(b"")
         (tmp_path / "half.onnx").write_bytes(exported.read_bytes()[:200])
         refused(run, "inspect", tmp_path / "none.onnx", says="there is no ONNX file")
         refused(run, "inspect", tmp_path / "text.onnx", says="cannot be read as ONNX")
+        refused(run, "inspect", tmp_path / "small.mnn", says="name an .onnx file")
         refused(run, "inspect", tmp_path / "empty.onnx", says="which is empty")
         refused(run, "inspect", tmp_path / "half.onnx", says="cannot be read as ONNX")
         refused(run, "inspect", tmp_path, says="is a folder")

@@ -53,6 +53,12 @@ def reaches_outside(data: bytes) -> bool:
     return False
 
 
+@pytest.mark.parametrize(("name", "says"), [("small.mnn", "name an .onnx file"), ("small.onnx", "export it again")])
+def test_a_file_of_another_format_is_called_so(name: str, says: str) -> None:
+    with pytest.raises(InvalidFile, match=says):
+        check_self_contained(b"\xff" * 16, Path(name))
+
+
 def test_bytes_say_what_onnx_says() -> None:
     """Over spoiled files: what onnx itself reads as reaching outside is refused, and nothing else is."""
     reported, whole = [], network(2)
