@@ -144,8 +144,7 @@ class TestArms:
                 (1 - scale.rate) ** (scale.rounds * (1 + (config.prune == "weights")))
             )
 
-    @pytest.mark.parametrize("module", [masks, transfer])
-    @pytest.mark.parametrize("size", study.SIZES)
+    @pytest.mark.parametrize(("module", "size"), [(module, size) for module in (masks, transfer) for size in module.SCALES])
     def test_all_scales_name_folders_of_their_own(self, module: Any, size: str) -> None:
         names = [arm.name for arm in module.arms(module.SCALES[size])]
         assert len(set(names)) == len(names) and all(re.fullmatch(r"[a-z0-9-]+", name) for name in names)
