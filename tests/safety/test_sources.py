@@ -27,6 +27,7 @@ TRUSTED = {  # what a name from a file, or a file itself, cannot reach; each wit
     ("models/__init__.py", "importlib.import_module"): "timm; and package.module:factory, on the user's word",
     ("models/__init__.py", "importlib.util.spec_from_file_location"): "file.py:factory, on the user's word",
     ("models/_published.py", "importlib.import_module"): "timm",
+    ("ltcompile/runtimes/__init__.py", "importlib.import_module"): "the packages that a module of it lists as IMPORTS",
     ("ltcompile/runtimes/tensorrt.py", "importlib.import_module"): "tensorrt",
     ("ltcompile/runtimes/tensorrt.py", "ctypes.CDLL"): "a library of the installed tensorrt",
     ("ltcompile/engine/cpu/native.py", "ctypes.CDLL"): "libraries that it has just compiled, or keeps in the user's cache",
