@@ -101,12 +101,12 @@ def accuracy(network: nn.Module, data: Dataset) -> float:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    epochs = list(dict.fromkeys(row["epochs"] for row in rows))
+    epochs, seeds = list(dict.fromkeys(row["epochs"] for row in rows)), len({row["seed"] for row in rows})
     lines = [
         "# Global ranking after a short and after a long training",
         "",
-        f"{MODEL} on CIFAR-10 at {SIZE} pixels, {len(rows) // len(epochs)} seeds; {REMOVED:.0%} of the filters removed by `l1`, then trained for as many "
-        "epochs again. Means (lowest to highest) over seeds, test accuracy. Written by `python bench/global_ranking.py`.",
+        f"{MODEL} on CIFAR-10 at {SIZE} pixels; {REMOVED:.0%} of the filters removed by `l1`, then trained for as many epochs again. Test accuracy: mean "
+        f"(lowest to highest), number of seeds: {seeds}. Written by `python bench/global_ranking.py`.",
         "",
         "| epochs | dense | ranking | MACs left | accuracy | less than local |",
         "| --- " * 6 + "|",
