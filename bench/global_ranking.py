@@ -4,7 +4,7 @@
 
 VGG-16 with a quarter of its filters is trained on CIFAR-10 at 16 pixels, with its whole schedule in few and in many epochs, and after each epoch
 the L1 norms of the filters are taken layer by layer. Half of all filters then go by `l1`: layer by layer (local), by norms relative to their layer's mean
-(global, the default), and by plain norms (global, none). Each cut network trains for as many epochs again from the learning rate's begin, as in
+(global, the default), and by plain norms (global, none). Each cut network trains for as many epochs again with the whole schedule, as in
 learning-rate rewinding. Nothing is chosen, so accuracies are of test images. Each finished row stays in RUN: a stopped command continues.
 """
 
